@@ -1,0 +1,323 @@
+"""M3Embeddings: the three representations of a batch of texts, in columns and without padding."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal, Protocol, TypeVar, overload
+
+import numpy as np
+import numpy.typing as npt
+import scipy.sparse as sp
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from m3_connectors.errors import InvalidInput
+
+Float32 = npt.NDArray[np.float32]
+Int64 = npt.NDArray[np.int64]
+Bool = npt.NDArray[np.bool_]
+
+T = TypeVar("T")
+
+Component = Literal["dense", "sparse", "multivector"]
+COMPONENTS: tuple[Component, ...] = ("dense", "sparse", "multivector")
+
+
+class Vocabulary(Protocol):
+    """What turns a token id into readable text; ``tokenizers.Tokenizer`` and ``M3Encoder`` are such."""
+
+    def id_to_token(self, id: int) -> str | None:
+        """The token of an id, or None."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelInfo:
+    """Who wrote a vector; two vectors may be compared only if theirs agree.
+
+    Attributes:
+        name: Hub name or directory name of the model.
+        revision: Commit of the hub repository, where known.
+        dimension: Width of dense vectors and of multi-vector rows.
+        vocabulary_size: Number of token ids.
+        vocabulary_fingerprint: SHA-256 (hex) of the vocabulary; equal ids mean equal tokens.
+    """
+
+    name: str
+    revision: str | None
+    dimension: int
+    vocabulary_size: int
+    vocabulary_fingerprint: str
+
+    def __str__(self) -> str:
+        at = f"@{self.revision[:7]}" if self.revision else ""
+        return f"{self.name}{at} ({self.dimension} dims)"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class MultiVectors:
+    """One matrix of unit rows per text, all texts end to end.
+
+    Attributes:
+        rows: float32 ``[total, d]``.
+        offsets: int64 ``[n + 1]``, from 0 to ``total``; text i owns ``rows[offsets[i]:offsets[i + 1]]``.
+
+    Raises:
+        InvalidInput: Shapes or dtypes do not fit each other.
+    """
+
+    rows: Float32
+    offsets: Int64
+
+    def __post_init__(self) -> None:
+        if self.rows.ndim != 2 or self.rows.dtype != np.float32:
+            raise InvalidInput(f"multivectors.rows is {_shape(self.rows)}; it must be float32 [total, d].")
+        offsets = self.offsets
+        if (
+            offsets.ndim != 1
+            or offsets.dtype != np.int64
+            or len(offsets) < 1
+            or offsets[0] != 0
+            or offsets[-1] != len(self.rows)
+            or (np.diff(offsets) < 0).any()
+        ):
+            raise InvalidInput(
+                f"multivectors.offsets is {_shape(offsets)}; it must be int64 [n + 1], rising from 0 to "
+                f"{len(self.rows)} (the number of rows)."
+            )
+
+    @classmethod
+    def from_list(cls, matrices: Sequence[npt.ArrayLike], dimension: int) -> MultiVectors:
+        """Join per-text matrices ``[tokens_i, dimension]`` (any float dtype)."""
+        arrays = [np.asarray(matrix, dtype=np.float32).reshape(-1, dimension) for matrix in matrices]
+        offsets = np.cumsum([0, *(len(array) for array in arrays)], dtype=np.int64)
+        rows = np.concatenate(arrays) if arrays else np.empty((0, dimension), dtype=np.float32)
+        return cls(rows, offsets)
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[MultiVectors]) -> MultiVectors:
+        """Join batches end to end; at least one."""
+        counts = np.concatenate([part.counts for part in parts])
+        return cls(
+            np.concatenate([part.rows for part in parts]),
+            np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+        )
+
+    @property
+    def counts(self) -> Int64:
+        """Rows of each text, int64 ``[n]``."""
+        return np.diff(self.offsets)
+
+    @property
+    def dimension(self) -> int:
+        """Width of a row."""
+        return int(self.rows.shape[1])
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @overload
+    def __getitem__(self, at: int) -> Float32: ...
+    @overload
+    def __getitem__(self, at: slice) -> MultiVectors: ...
+    def __getitem__(self, at: int | slice) -> Float32 | MultiVectors:
+        if isinstance(at, slice):
+            if at.step not in (None, 1):
+                return MultiVectors.from_list([self[i] for i in range(len(self))[at]], self.dimension)
+            start, stop, _ = at.indices(len(self))
+            stop = max(start, stop)
+            bounds = self.offsets[start : stop + 1]
+            return MultiVectors(self.rows[bounds[0] : bounds[-1]], bounds - bounds[0])
+        i = range(len(self))[at]
+        return self.rows[self.offsets[i] : self.offsets[i + 1]]
+
+    def __iter__(self) -> Iterator[Float32]:
+        return (self[i] for i in range(len(self)))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class M3Embeddings:
+    """The representations of n texts (paper section 3.2); a component that was not asked for is None.
+
+    Attributes:
+        dense: float32 ``[n, d]``, unit rows.
+        sparse: scipy CSR float32 ``[n, vocabulary]``, weights > 0.
+        multivectors: Per text float32 ``[tokens - 1, d]``, unit rows (the first token, ``<s>``, has none).
+        truncated: bool ``[n]``: the text was longer than the maximum and was cut.
+        model: Who made them; None for vectors of unknown origin.
+
+    Raises:
+        InvalidInput: No component is given, or shapes and dtypes do not fit each other.
+    """
+
+    dense: Float32 | None = None
+    sparse: sp.csr_array | None = None
+    multivectors: MultiVectors | None = None
+    truncated: Bool | None = None
+    model: ModelInfo | None = None
+
+    def __post_init__(self) -> None:
+        if self.dense is not None and (self.dense.ndim != 2 or self.dense.dtype != np.float32):
+            raise InvalidInput(f"dense is {_shape(self.dense)}; it must be float32 [n, d].")
+        if self.sparse is not None:
+            matrix = sp.csr_array(self.sparse)
+            if matrix.dtype != np.float32:
+                raise InvalidInput(f"sparse is {matrix.dtype}; it must be float32.")
+            object.__setattr__(self, "sparse", matrix)
+        sizes = {name: _rows(getattr(self, _ATTRIBUTES[name])) for name in self.components}
+        if not sizes:
+            raise InvalidInput("M3Embeddings needs at least one of dense, sparse and multivectors.")
+        if len(set(sizes.values())) > 1:
+            raise InvalidInput(f"the components differ in their number of texts: {sizes}.")
+        if self.truncated is None:
+            object.__setattr__(self, "truncated", np.zeros(len(self), dtype=np.bool_))
+        elif self.truncated.shape != (len(self),):
+            raise InvalidInput(f"truncated is {_shape(self.truncated)}; it must be bool [{len(self)}].")
+
+    @property
+    def components(self) -> tuple[Component, ...]:
+        """The components that are there."""
+        return tuple(name for name in COMPONENTS if getattr(self, _ATTRIBUTES[name]) is not None)
+
+    @property
+    def truncated_count(self) -> int:
+        """How many texts were cut."""
+        assert self.truncated is not None
+        return int(self.truncated.sum())
+
+    def __len__(self) -> int:
+        return _rows(getattr(self, _ATTRIBUTES[self.components[0]]))
+
+    def __getitem__(self, at: int | slice) -> M3Embeddings:
+        """The texts of a slice; an int gives a batch of one."""
+        if isinstance(at, int):
+            i = range(len(self))[at]
+            at = slice(i, i + 1)
+        return M3Embeddings(
+            dense=None if self.dense is None else self.dense[at],
+            sparse=None if self.sparse is None else self.sparse[at],
+            multivectors=None if self.multivectors is None else self.multivectors[at],
+            truncated=None if self.truncated is None else self.truncated[at],
+            model=self.model,
+        )
+
+    def __iter__(self) -> Iterator[M3Embeddings]:
+        return (self[i] for i in range(len(self)))
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[M3Embeddings]) -> M3Embeddings:
+        """Join batches of one model end to end.
+
+        Raises:
+            InvalidInput: No part, or parts of different components or models.
+        """
+        if not parts:
+            raise InvalidInput("nothing to concatenate: give at least one M3Embeddings.")
+        first = parts[0]
+        for part in parts[1:]:
+            if part.components != first.components or part.model != first.model:
+                raise InvalidInput(
+                    f"cannot join {first.components} of {first.model} with {part.components} of {part.model}."
+                )
+        return cls(
+            dense=None if first.dense is None else np.concatenate([_some(part.dense) for part in parts]),
+            sparse=None
+            if first.sparse is None
+            else sp.csr_array(sp.vstack([_some(part.sparse) for part in parts], format="csr")),
+            multivectors=None
+            if first.multivectors is None
+            else MultiVectors.concatenate([_some(part.multivectors) for part in parts]),
+            truncated=np.concatenate([_some(part.truncated) for part in parts]),
+            model=first.model,
+        )
+
+    def lexical_weights(self, i: int, vocabulary: Vocabulary) -> dict[str, float]:
+        """The sparse weights of text i by readable token, heaviest first.
+
+        Raises:
+            InvalidInput: The sparse component is not there.
+        """
+        if self.sparse is None:
+            raise InvalidInput("these embeddings have no sparse component: encode with components=('sparse',).")
+        row = self.sparse[[range(len(self))[i]]]
+        return {
+            vocabulary.id_to_token(int(row.indices[j])) or f"<{row.indices[j]}>": float(row.data[j])
+            for j in np.argsort(-row.data, kind="stable")
+        }
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write one safetensors file; a file that was there is replaced as a whole or not at all."""
+        tensors: dict[str, npt.NDArray[np.generic]] = {"truncated": _some(self.truncated)}
+        if self.dense is not None:
+            tensors["dense"] = np.ascontiguousarray(self.dense)
+        if self.sparse is not None:
+            tensors["sparse.indptr"] = self.sparse.indptr.astype(np.int64)
+            tensors["sparse.indices"] = self.sparse.indices.astype(np.int64)
+            tensors["sparse.data"] = self.sparse.data
+        if self.multivectors is not None:
+            tensors["multivectors.rows"] = np.ascontiguousarray(self.multivectors.rows)
+            tensors["multivectors.offsets"] = self.multivectors.offsets
+        header = {
+            "format": _FORMAT,
+            "vocabulary_size": None if self.sparse is None else int(self.sparse.shape[1]),
+            "model": None if self.model is None else dataclasses.asdict(self.model),
+        }
+        target = Path(path)
+        partial = target.with_name(f"{target.name}.{os.getpid()}.tmp")
+        try:
+            save_file(tensors, partial, metadata={"m3_connectors": json.dumps(header)})
+            os.replace(partial, target)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> M3Embeddings:
+        """Read a file that ``save`` wrote.
+
+        Raises:
+            InvalidInput: The file is not such a file.
+            FileNotFoundError: There is no such file.
+        """
+        try:
+            with safe_open(os.fspath(path), framework="numpy") as file:
+                header = json.loads((file.metadata() or {}).get("m3_connectors", "{}"))
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+        except SafetensorError as error:
+            raise InvalidInput(f"{path} is not a file of M3Embeddings.save: {error}") from error
+        if header.get("format") != _FORMAT:
+            raise InvalidInput(f"{path} is not a file of M3Embeddings.save (format {header.get('format')!r}).")
+        sparse = None
+        if "sparse.data" in tensors:
+            shape = (len(tensors["sparse.indptr"]) - 1, header["vocabulary_size"])
+            parts = (tensors["sparse.data"], tensors["sparse.indices"], tensors["sparse.indptr"])
+            sparse = sp.csr_array(parts, shape=shape)
+        multivectors = None
+        if "multivectors.rows" in tensors:
+            multivectors = MultiVectors(tensors["multivectors.rows"], tensors["multivectors.offsets"])
+        return cls(
+            dense=tensors.get("dense"),
+            sparse=sparse,
+            multivectors=multivectors,
+            truncated=tensors["truncated"],
+            model=ModelInfo(**header["model"]) if header["model"] else None,
+        )
+
+
+_ATTRIBUTES = {"dense": "dense", "sparse": "sparse", "multivector": "multivectors"}
+_FORMAT = "M3Embeddings/1"
+
+
+def _rows(column: Float32 | sp.csr_array | MultiVectors) -> int:
+    return len(column) if isinstance(column, MultiVectors) else int(column.shape[0])
+
+
+def _shape(array: npt.NDArray[np.generic]) -> str:
+    return f"{array.dtype} {list(array.shape)}"
+
+
+def _some(value: T | None) -> T:
+    assert value is not None
+    return value

@@ -1,0 +1,1 @@
+"""Text to the three representations of M3-Embedding."""

@@ -1,0 +1,80 @@
+"""The shape of a checkpoint, as its ``config.json`` says it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from m3_connectors.errors import ModelFormat
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Sizes of an XLM-RoBERTa encoder; field names are those of its ``config.json``."""
+
+    vocab_size: int
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    intermediate_size: int
+    max_position_embeddings: int
+    pad_token_id: int = 1
+    type_vocab_size: int = 1
+    layer_norm_eps: float = 1e-5
+    initializer_range: float = 0.02
+
+    @property
+    def max_length(self) -> int:
+        """Most tokens of one text, ``<s>`` and ``</s>`` included (positions start after the padding id)."""
+        return self.max_position_embeddings - self.pad_token_id - 1
+
+    @property
+    def head_size(self) -> int:
+        """Width of one attention head."""
+        return self.hidden_size // self.num_attention_heads
+
+    @classmethod
+    def load(cls, path: Path) -> ModelConfig:
+        """Read ``config.json``.
+
+        Raises:
+            ModelFormat: The file is missing, not JSON, of another architecture, or lacks a size.
+        """
+        try:
+            raw: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ModelFormat(
+                f"{path} is missing: {path.parent} is not an M3 checkpoint directory.\n"
+                "  Give a directory with config.json, tokenizer.json, the weights, sparse_linear.pt and "
+                "colbert_linear.pt, or a hub name such as BAAI/bge-m3."
+            ) from None
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise ModelFormat(f"{path} is not JSON: {error}") from error
+        if raw.get("model_type") != "xlm-roberta":
+            raise ModelFormat(
+                f"{path} says model_type {raw.get('model_type')!r}; M3 checkpoints are 'xlm-roberta'."
+            )
+        if raw.get("hidden_act", "gelu") != "gelu":
+            raise ModelFormat(f"{path} says hidden_act {raw['hidden_act']!r}; M3 checkpoints use 'gelu'.")
+        known = {field.name for field in dataclasses.fields(cls)}
+        try:
+            return cls(**{name: value for name, value in raw.items() if name in known})
+        except TypeError as error:
+            raise ModelFormat(f"{path} lacks a size: {error}") from None
+
+    def save(self, path: Path) -> None:
+        """Write a ``config.json`` that transformers reads too."""
+        raw = {
+            "architectures": ["XLMRobertaModel"],
+            "model_type": "xlm-roberta",
+            "hidden_act": "gelu",
+            "hidden_dropout_prob": 0.0,
+            "attention_probs_dropout_prob": 0.0,
+            "bos_token_id": 0,
+            "eos_token_id": 2,
+            "position_embedding_type": "absolute",
+            **dataclasses.asdict(self),
+        }
+        path.write_text(json.dumps(raw, indent=2) + "\n", encoding="utf-8")

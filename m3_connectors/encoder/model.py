@@ -1,0 +1,176 @@
+"""The network: XLM-RoBERTa and the two heads of M3-Embedding (paper section 3.2), over texts laid end to end.
+
+No padding exists outside attention: the texts of a batch lie end to end as ``[tokens, d]``, and only the
+attention function knows their borders. Parameter names are those of Hugging Face's ``XLMRobertaModel``,
+so that a published checkpoint loads unchanged. The same module serves training and encoding; encoding
+swaps the linear layers and the attention function for faster ones of the same meaning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from m3_connectors.encoder.config import ModelConfig
+
+Attention = Callable[[Tensor, Tensor, Tensor, Sequence[int]], Tensor]
+"""``(q, k, v, lengths) -> out``: q, k, v and out are ``[tokens, heads, head_size]``; text i owns ``lengths[i]`` rows."""
+
+
+def padded_attention(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int]) -> Tensor:
+    """Exact attention inside each text, differentiable: one padded product for all texts.
+
+    Two plain products with a softmax between them: in training on CPU faster than PyTorch's fused
+    kernel at these sizes. Memory grows with ``texts * heads * longest ** 2``.
+    """
+    n, longest, device = len(lengths), max(lengths), q.device
+    sizes = torch.as_tensor(lengths, device=device)
+    inside = torch.arange(longest, device=device)[None, :] < sizes[:, None]
+
+    def spread(rows: Tensor) -> Tensor:
+        padded = rows.new_zeros(n, longest, *rows.shape[1:])
+        padded[inside] = rows
+        return padded.transpose(1, 2)
+
+    scores = spread(q * q.shape[-1] ** -0.5) @ spread(k).transpose(-1, -2)
+    if min(lengths) < longest:
+        scores = scores.masked_fill(~inside[:, None, None, :], float("-inf"))
+    return (scores.softmax(-1) @ spread(v)).transpose(1, 2)[inside]
+
+
+class Embeddings(nn.Module):
+    """Word, position and token-type embeddings with their layer norm."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.first_position = config.pad_token_id + 1
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
+        self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+
+    def forward(self, token_ids: Tensor, positions: Tensor) -> Tensor:
+        """``[tokens]`` ids and positions (from 0 inside each text) to ``[tokens, d]``."""
+        hidden = self.word_embeddings(token_ids) + self.token_type_embeddings.weight[0]
+        return self.LayerNorm(hidden + self.position_embeddings(positions + self.first_position))  # type: ignore[no-any-return]
+
+
+class SelfAttention(nn.Module):
+    """The three projections; named as in the checkpoint."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.query = nn.Linear(config.hidden_size, config.hidden_size)
+        self.key = nn.Linear(config.hidden_size, config.hidden_size)
+        self.value = nn.Linear(config.hidden_size, config.hidden_size)
+
+
+class Projection(nn.Module):
+    """A linear layer, the residual, and their layer norm (checkpoint name ``output``)."""
+
+    def __init__(self, inner: int, config: ModelConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(inner, config.hidden_size)
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+
+    def forward(self, inner: Tensor, residual: Tensor) -> Tensor:
+        """``LayerNorm(residual + W inner)``."""
+        return self.LayerNorm(self.dense(inner) + residual)  # type: ignore[no-any-return]
+
+
+class AttentionBlock(nn.Module):
+    """Self-attention with its output projection."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.heads = config.num_attention_heads
+        self.self = SelfAttention(config)
+        self.output = Projection(config.hidden_size, config)
+
+    def forward(self, hidden: Tensor, lengths: Sequence[int], attention: Attention) -> Tensor:
+        """``[tokens, d]`` to ``[tokens, d]``."""
+        split = (hidden.shape[0], self.heads, -1)
+        q, k, v = (
+            project(hidden).view(split) for project in (self.self.query, self.self.key, self.self.value)
+        )
+        return self.output(attention(q, k, v, lengths).reshape(hidden.shape), hidden)  # type: ignore[no-any-return]
+
+
+class Intermediate(nn.Module):
+    """The widening half of the feed-forward block."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.intermediate_size)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """``gelu(W hidden)``, the exact (erf) form."""
+        return F.gelu(self.dense(hidden))
+
+
+class Layer(nn.Module):
+    """One transformer layer, normalised after each residual."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.attention = AttentionBlock(config)
+        self.intermediate = Intermediate(config)
+        self.output = Projection(config.intermediate_size, config)
+
+    def forward(self, hidden: Tensor, lengths: Sequence[int], attention: Attention) -> Tensor:
+        """``[tokens, d]`` to ``[tokens, d]``."""
+        hidden = self.attention(hidden, lengths, attention)
+        return self.output(self.intermediate(hidden), hidden)  # type: ignore[no-any-return]
+
+
+class Stack(nn.Module):
+    """The layers (checkpoint name ``encoder``)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.layer = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
+
+
+class M3Model(nn.Module):
+    """XLM-RoBERTa with the sparse and the multi-vector head.
+
+    Args:
+        config: The sizes.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embeddings = Embeddings(config)
+        self.encoder = Stack(config)
+        self.sparse_linear = nn.Linear(config.hidden_size, 1)
+        self.colbert_linear = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(
+        self,
+        token_ids: Tensor,
+        lengths: Sequence[int],
+        *,
+        positions: Tensor | None = None,
+        attention: Attention = padded_attention,
+    ) -> Tensor:
+        """Last hidden states of texts laid end to end.
+
+        Args:
+            token_ids: ``[tokens]`` int64, every text with its ``<s>`` and ``</s>``.
+            lengths: Tokens of each text; they add up to ``tokens``.
+            positions: ``[tokens]`` position of each token in its text; 0, 1, 2 … by default.
+            attention: Exact attention inside each text.
+
+        Returns:
+            ``[tokens, d]`` in the model's dtype.
+        """
+        if positions is None:
+            positions = torch.cat([torch.arange(n, device=token_ids.device) for n in lengths])
+        hidden = self.embeddings(token_ids, positions)
+        for layer in self.encoder.layer:
+            hidden = layer(hidden, lengths, attention)
+        return hidden  # type: ignore[no-any-return]
