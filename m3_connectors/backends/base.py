@@ -1,0 +1,322 @@
+"""The contract between an index and a store, in numbered clauses; ``testing.BackendConformance`` tests each by number.
+
+Collection
+ B1  ``create`` makes an empty collection that records its schema; a second ``create`` raises AlreadyExists.
+ B2  ``open`` reads the schema back equal to the one given to ``create``; without a collection it raises NotFound.
+ B3  ``drop`` removes the collection and all it holds; afterwards ``open`` raises NotFound and ``create`` works.
+ B4  After ``close`` and a new ``open``, everything acknowledged before is there (stores that persist).
+ B5  Calls on one backend may run concurrently; each answers as if it ran alone.
+Writing
+ B6  ``upsert`` stores documents with all components of the schema; when it returns, every read sees them.
+ B7  ``upsert`` of an id that is there replaces text, metadata and all vectors; repeating a call changes nothing.
+ B8  Bad vectors (NaN, infinity, wrong width, no multi-vector row, sparse weights <= 0, another model's) raise
+     InvalidInput or ModelMismatch, and nothing of the call is stored.
+ B9  ``delete`` removes the ids that are there and returns how many; unknown ids are no error.
+ B10 ``delete_where`` removes exactly the documents that pass the filter and returns how many.
+Reading
+ B11 ``fetch`` answers in the order asked, None for unknown ids; text and metadata come back equal to what went in.
+ B12 ``vectors`` answers in the order asked: dense and sparse as stored in float32, multi-vectors in the storage dtype's precision.
+ B13 ``count`` counts the documents that pass a filter, all without one.
+ B14 Ids are any Unicode of 1 to 512 bytes and are never confused with each other or with query syntax.
+ B15 ``scan_ids`` yields every stored id once, in any order.
+Candidates
+ B16 ``candidates("dense", exact=True)`` are the true top list by s_dense, best first, with exact scores.
+ B17 ``candidates("dense")`` may be approximate in who is listed, never in the scores.
+ B18 ``candidates("sparse")`` are the true top list by s_lex among documents that share a token with the query.
+ B19 A filter holds before the cut: the list has ``limit`` entries whenever so many documents pass (and, for
+     sparse, share a token).
+Scores
+ B20 ``score`` is exact for each component, in the order of the ids; no shared token scores 0.
+ B21 float16 multi-vector storage rounds documents and query to float16 and is exact otherwise (within 1e-5).
+ B22 A document of 8,191 rows is scored exactly (or was refused or pooled as the storage choice says).
+ B23 ``score`` of an id that is not stored raises NotFound.
+Search
+ B24 ``search`` equals the oracle for every method and any weights: same ids in the same order, scores within 1e-5.
+ B25 Every hit has the scores of all stored components; equal fused scores are ordered by id.
+ B26 An empty collection, a filter that nothing passes and a query without tokens in common answer without error.
+ B27 ``k`` beyond the paper's depths deepens the lists, so that k hits come back where so many exist.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from collections.abc import AsyncIterator, Sequence
+from typing import Any, ClassVar, Literal
+
+import anyio
+import numpy as np
+
+from m3_connectors.backends.checks import check_query, check_stored
+from m3_connectors.documents import Document, Scores, check_documents
+from m3_connectors.embeddings import COMPONENTS, Component, Float32, M3Embeddings, ModelInfo
+from m3_connectors.errors import InvalidInput
+from m3_connectors.filters import Filter
+from m3_connectors.methods import Method, fuse, rank
+
+
+@dataclasses.dataclass(frozen=True)
+class Storage:
+    """How vectors are kept.
+
+    Attributes:
+        multivector_dtype: Precision of multi-vector rows; float16 halves the space.
+        long_documents: A document beyond the store's rows per multi-vector is split (exact), or refused.
+    """
+
+    multivector_dtype: Literal["float16", "float32"] = "float16"
+    long_documents: Literal["split", "error"] = "split"
+
+    def __post_init__(self) -> None:
+        if self.multivector_dtype not in ("float16", "float32"):
+            raise InvalidInput(f"multivector_dtype is {self.multivector_dtype!r}: use 'float16' or 'float32'.")
+        if self.long_documents not in ("split", "error"):
+            raise InvalidInput(f"long_documents is {self.long_documents!r}: use 'split' or 'error'.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Schema:
+    """What a collection records about itself at creation and is checked against when opened.
+
+    Attributes:
+        model: Who writes its vectors.
+        components: What is stored; dense always, as the paper's methods start from it.
+        storage: How it is stored.
+    """
+
+    model: ModelInfo
+    components: tuple[Component, ...] = COMPONENTS
+    storage: Storage = Storage()
+
+    def __post_init__(self) -> None:
+        if "dense" not in self.components or any(name not in COMPONENTS for name in self.components):
+            raise InvalidInput(f"components are {self.components}: dense, and any of sparse and multivector.")
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object that ``from_json`` reads."""
+        return {"format": 1, **dataclasses.asdict(self)}
+
+    @classmethod
+    def from_json(cls, raw: dict[str, Any]) -> Schema:
+        """The schema that ``to_json`` wrote.
+
+        Raises:
+            InvalidInput: It is none, or of a later version of this package.
+        """
+        if raw.get("format") != 1:
+            raise InvalidInput(f"schema format {raw.get('format')!r} is not 1: written by a later m3-connectors?")
+        return cls(ModelInfo(**raw["model"]), tuple(raw["components"]), Storage(**raw["storage"]))
+
+
+@dataclasses.dataclass(frozen=True)
+class Ranking:
+    """Candidates of one component, best first, with exact scores.
+
+    Attributes:
+        ids: Document ids, ``[n]``.
+        scores: float32 ``[n]``.
+    """
+
+    ids: Sequence[str]
+    scores: Float32
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoredId:
+    """One answer before its document is fetched."""
+
+    id: str
+    score: float
+    scores: Scores
+
+
+class Backend(abc.ABC):
+    """One collection in one store; all calls are coroutines on one event loop.
+
+    The public methods check their input and then call the method of the same name with an underscore, which
+    an adapter writes: an adapter sees valid input only, and nothing invalid ever reaches a store.
+    """
+
+    name: ClassVar[str]
+    """Short name, as in errors and URLs."""
+
+    collection: str
+    """Name of the collection."""
+
+    _schema: Schema | None = None
+
+    @property
+    def schema(self) -> Schema:
+        """What the open collection records about itself."""
+        if self._schema is None:
+            raise InvalidInput(f"{self.name} collection {self.collection!r} is not open: await open() or create().")
+        return self._schema
+
+    # -- the collection
+
+    async def create(self, schema: Schema) -> None:
+        """B1. Make an empty collection and open it."""
+        await self._create(schema)
+        self._schema = schema
+
+    async def open(self) -> Schema:
+        """B2. Open the collection and return its schema."""
+        self._schema = await self._open()
+        return self._schema
+
+    async def drop(self) -> None:
+        """B3. Remove the collection; no error if there is none."""
+        await self._drop()
+        self._schema = None
+
+    @abc.abstractmethod
+    async def close(self) -> None:
+        """B4. Give back what the adapter holds; safe to call twice."""
+
+    # -- writing
+
+    async def upsert(self, documents: Sequence[Document], embeddings: M3Embeddings) -> None:
+        """B6–B8. Store documents with their embeddings, row i for document i; ids differ from each other.
+
+        Raises:
+            InvalidInput: Documents or vectors are not fit to be stored; nothing was.
+            ModelMismatch: The vectors are another model's; nothing was stored.
+        """
+        documents = check_documents(documents)
+        if len({document.id for document in documents}) < len(documents):
+            raise InvalidInput("two documents of one upsert have the same id: keep the last of each.")
+        embeddings = check_stored(self.schema, self.collection, len(documents), embeddings)
+        if documents:
+            await self._upsert(documents, embeddings)
+
+    @abc.abstractmethod
+    async def delete(self, ids: Sequence[str]) -> int:
+        """B9. Remove documents by id; how many were there."""
+
+    @abc.abstractmethod
+    async def delete_where(self, filter: Filter) -> int:
+        """B10. Remove the documents that pass the filter; how many there were."""
+
+    # -- reading
+
+    @abc.abstractmethod
+    async def fetch(self, ids: Sequence[str]) -> list[Document | None]:
+        """B11. Documents by id."""
+
+    @abc.abstractmethod
+    async def vectors(self, ids: Sequence[str]) -> M3Embeddings:
+        """B12. What is stored for these ids.
+
+        Raises:
+            NotFound: An id is not stored.
+        """
+
+    @abc.abstractmethod
+    async def count(self, filter: Filter | None = None) -> int:
+        """B13. How many documents pass the filter."""
+
+    @abc.abstractmethod
+    def scan_ids(self) -> AsyncIterator[str]:
+        """B15. Every stored id once."""
+
+    # -- ranking
+
+    @abc.abstractmethod
+    async def candidates(
+        self, component: Component, query: M3Embeddings, limit: int, *, filter: Filter | None = None, exact: bool = False
+    ) -> Ranking:
+        """B16–B19. The best documents by one component, dense or sparse."""
+
+    @abc.abstractmethod
+    async def score(self, component: Component, query: M3Embeddings, ids: Sequence[str]) -> Float32:
+        """B20–B23. The exact score of each id, float32 ``[len(ids)]``."""
+
+    async def search(
+        self, query: M3Embeddings, method: Method, k: int, *, filter: Filter | None = None, exact: bool = False
+    ) -> list[ScoredId]:
+        """B24–B27. The k best documents by a method.
+
+        Args:
+            query: One text; at least the method's components.
+            method: Candidates and weights.
+            k: Most hits, >= 1.
+            filter: Only documents that pass.
+            exact: No approximate list; slower, for evaluation.
+
+        Raises:
+            InvalidInput: ``k`` < 1, or the query lacks a component, is not finite or of another width.
+            ModelMismatch: The query is another model's.
+        """
+        if isinstance(k, bool) or not isinstance(k, int) or k < 1:
+            raise InvalidInput(f"k is {k!r}: ask for at least 1 hit.")
+        check_query(self.schema, self.collection, method, query)
+        return await self._search(query, method.deep_enough(k), k, filter, exact)
+
+    async def _search(
+        self, query: M3Embeddings, method: Method, k: int, filter: Filter | None, exact: bool
+    ) -> list[ScoredId]:
+        """Candidates, then the missing scores, then fusion; override where the store does it in fewer requests."""
+        rankings: dict[Component, Ranking] = {}
+
+        async def propose(component: Component, depth: int) -> None:
+            rankings[component] = await self.candidates(component, query, depth, filter=filter, exact=exact)
+
+        async with anyio.create_task_group() as tasks:
+            for component, depth in method.candidates.items():
+                tasks.start_soon(propose, component, depth)
+
+        known = {name: dict(zip(found.ids, found.scores, strict=True)) for name, found in rankings.items()}
+        ids = list(dict.fromkeys(id for found in rankings.values() for id in found.ids))
+        scores = await self._complete(method.scored, query, ids, known)
+        fused = fuse(scores, method.weights) if ids else np.empty(0)
+        best = rank(ids, fused, k)
+        # The other components are informative only: scored for the k hits, not for the candidates.
+        winners = [ids[i] for i in best]
+        rest = [name for name in self.schema.components if name in query.components and name not in method.scored]
+        extra = await self._complete(rest, query, winners, known)
+
+        def of(position: int, i: int) -> Scores:
+            values = {name: float(scores[name][i]) for name in scores}
+            values |= {name: float(extra[name][position]) for name in extra}
+            return Scores(**values)
+
+        return [ScoredId(ids[i], float(fused[i]), of(position, i)) for position, i in enumerate(best)]
+
+    async def _complete(
+        self,
+        components: Sequence[Component],
+        query: M3Embeddings,
+        ids: Sequence[str],
+        known: dict[Component, dict[str, np.float32]],
+    ) -> dict[Component, Float32]:
+        """Every component's score of every id: the known ones, and the store's own exact score of the others."""
+        result: dict[Component, Float32] = {}
+
+        async def complete(component: Component) -> None:
+            seen = known.get(component, {})
+            missing = [id for id in ids if id not in seen]
+            found = dict(zip(missing, await self.score(component, query, missing), strict=True)) if missing else {}
+            result[component] = np.array([seen[id] if id in seen else found[id] for id in ids], dtype=np.float32)
+
+        async with anyio.create_task_group() as tasks:
+            for component in components:
+                tasks.start_soon(complete, component)
+        return result
+
+    # -- what an adapter writes
+
+    @abc.abstractmethod
+    async def _create(self, schema: Schema) -> None:
+        """Make the collection; AlreadyExists if it is there."""
+
+    @abc.abstractmethod
+    async def _open(self) -> Schema:
+        """Open the collection and read its schema; NotFound if it is not there."""
+
+    @abc.abstractmethod
+    async def _drop(self) -> None:
+        """Remove the collection if it is there."""
+
+    @abc.abstractmethod
+    async def _upsert(self, documents: Sequence[Document], embeddings: M3Embeddings) -> None:
+        """Store checked documents; at least one, ids distinct."""

@@ -1,0 +1,109 @@
+"""Checks of vectors against a collection's schema, before any store sees them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from m3_connectors.embeddings import M3Embeddings, ModelInfo
+from m3_connectors.errors import InvalidInput, ModelMismatch
+
+if TYPE_CHECKING:
+    from m3_connectors.backends.base import Schema
+    from m3_connectors.methods import Method
+
+
+def check_model(written_by: ModelInfo, collection: str, model: ModelInfo | None) -> None:
+    """Raise ModelMismatch unless vectors of ``model`` may be compared with those in the collection.
+
+    The name alone is no proof: a fine-tuned copy may keep it, and a directory may be renamed. Width and
+    vocabulary must agree, and so must the names and, where both are known, the revisions. None (vectors of
+    unknown origin) passes: their widths are checked with the vectors.
+    """
+    if model is None:
+        return
+    same = (
+        model.name == written_by.name
+        and model.dimension == written_by.dimension
+        and model.vocabulary_fingerprint == written_by.vocabulary_fingerprint
+        and (None in (model.revision, written_by.revision) or model.revision == written_by.revision)
+    )
+    if not same:
+        raise ModelMismatch(
+            f'collection "{collection}" was written by {written_by}; these vectors are from {model}.\n'
+            f'  Open it with M3Encoder("{written_by.name}"), or index into another collection.'
+        )
+
+
+def check_stored(schema: Schema, collection: str, documents: int, embeddings: M3Embeddings) -> M3Embeddings:
+    """The embeddings, reduced to the schema's components, if each of them is fit to be stored.
+
+    Raises:
+        InvalidInput: Another number of texts, a missing component, wrong width, NaN, infinity, a sparse weight
+            <= 0, or a text without a multi-vector row.
+        ModelMismatch: They are another model's.
+    """
+    if len(embeddings) != documents:
+        raise InvalidInput(f"{documents} documents came with {len(embeddings)} embeddings: give one for each.")
+    missing = [name for name in schema.components if name not in embeddings.components]
+    if missing:
+        raise InvalidInput(f'collection "{collection}" stores {schema.components}; the embeddings lack {missing}.')
+    check_model(schema.model, collection, embeddings.model)
+    _check_values(schema, embeddings, "embeddings")
+    return M3Embeddings(
+        embeddings.dense,
+        embeddings.sparse if "sparse" in schema.components else None,
+        embeddings.multivectors if "multivector" in schema.components else None,
+        embeddings.truncated,
+        embeddings.model,
+    )
+
+
+def check_query(schema: Schema, collection: str, method: Method, query: M3Embeddings) -> None:
+    """Raise unless ``query`` is one text that this collection can rank by this method."""
+    if len(query) != 1:
+        raise InvalidInput(f"a query is one text; these embeddings hold {len(query)}: use search_many.")
+    for name in method.components:
+        if name not in query.components:
+            raise InvalidInput(f'method "{method.name}" needs {name}, which the query does not have.')
+        if name not in schema.components:
+            raise InvalidInput(
+                f'method "{method.name}" needs {name}; collection "{collection}" stores {schema.components}.'
+            )
+    check_model(schema.model, collection, query.model)
+    _check_values(schema, query, "query")
+
+
+def _check_values(schema: Schema, embeddings: M3Embeddings, what: str) -> None:
+    dimension, vocabulary = schema.model.dimension, schema.model.vocabulary_size
+    if embeddings.dense is not None:
+        if embeddings.dense.shape[1] != dimension:
+            raise InvalidInput(f"{what}.dense is {embeddings.dense.shape[1]} wide; the model's width is {dimension}.")
+        _check_finite(embeddings.dense, f"{what}.dense")
+    if embeddings.sparse is not None:
+        sparse = embeddings.sparse
+        if sparse.shape[1] != vocabulary:
+            raise InvalidInput(f"{what}.sparse has {sparse.shape[1]} columns; the vocabulary has {vocabulary}.")
+        if not sparse.has_canonical_format:
+            raise InvalidInput(f"{what}.sparse has unsorted or repeated token ids: call .sum_duplicates().")
+        if not (np.isfinite(sparse.data) & (sparse.data > 0)).all():
+            raise InvalidInput(f"{what}.sparse has a weight that is not a finite number > 0: drop such weights.")
+    if embeddings.multivectors is not None:
+        multivectors = embeddings.multivectors
+        if multivectors.dimension != dimension:
+            raise InvalidInput(f"{what}.multivectors is {multivectors.dimension} wide; the model's is {dimension}.")
+        empty = np.flatnonzero(multivectors.counts == 0)
+        if len(empty):
+            raise InvalidInput(f"{what}.multivectors[{empty[0]}] has no row: every text has at least one.")
+        _check_finite(multivectors.rows, f"{what}.multivectors")
+
+
+def _check_finite(array: np.ndarray, what: str) -> None:  # type: ignore[type-arg]
+    # One sum is a single pass over memory and is finite exactly where no value is NaN or infinite,
+    # unit vectors being far from overflow; the slow look for the row follows only on failure.
+    if np.isfinite(array.sum(dtype=np.float64)):
+        return
+    bad = np.flatnonzero(~np.isfinite(array).all(axis=1))
+    if len(bad):
+        raise InvalidInput(f"{what} has NaN or infinity in row {bad[0]}.")

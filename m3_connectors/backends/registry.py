@@ -1,0 +1,55 @@
+"""URL to backend: the one place that knows which adapters exist; each is imported on use."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+from m3_connectors.backends.base import Backend
+from m3_connectors.errors import InvalidInput
+
+_ADAPTERS = {
+    "memory": "m3_connectors.backends.memory:MemoryBackend",
+    "qdrant": "m3_connectors.backends.qdrant.edge:EdgeBackend",
+}
+"""URL scheme to ``module:class``; the class has ``from_url(url, collection, options)``."""
+
+DEFAULT_COLLECTION = "documents"
+
+
+def backend_for(url: str, collection: str = DEFAULT_COLLECTION, options: Mapping[str, Any] | None = None) -> Backend:
+    """The backend that a URL names, not yet open.
+
+    Args:
+        url: ``memory:`` or ``qdrant:DIRECTORY``.
+        collection: 1 to 200 letters, digits, ``-``, ``_`` or ``.``, the first a letter or digit.
+        options: The adapter's own options.
+
+    Raises:
+        InvalidInput: Unknown scheme, unusable collection name, unknown option.
+        MissingDependency: The adapter's client is not installed.
+    """
+    scheme = urlsplit(url).scheme if isinstance(url, str) else ""
+    if scheme not in _ADAPTERS:
+        raise InvalidInput(
+            f"{url!r} names no store: use one of {', '.join(f'{name}:' for name in _ADAPTERS)}, "
+            "such as qdrant:./data."
+        )
+    _check_collection(collection)
+    module, _, name = _ADAPTERS[scheme].partition(":")
+    adapter = getattr(importlib.import_module(module), name)
+    backend: Backend = adapter.from_url(url, collection, dict(options or {}))
+    return backend
+
+
+def _check_collection(collection: str) -> None:
+    allowed = isinstance(collection, str) and 1 <= len(collection) <= 200 and collection.isascii()
+    if not allowed or not collection[0].isalnum() or collection.strip("-_.") != collection:
+        allowed = False
+    if not allowed or not all(letter.isalnum() or letter in "-_." for letter in collection):
+        raise InvalidInput(
+            f"collection name {collection!r}: use 1 to 200 ASCII letters, digits, '-', '_' or '.', "
+            "starting and ending with a letter or digit."
+        )

@@ -1,0 +1,273 @@
+"""Metadata filters: one small tree, parsed from a mapping, with one meaning in Python.
+
+A filter is a mapping of field to value or to operators::
+
+    {"lang": "en", "year": {"$gte": 2020, "$lt": 2024}, "$or": [{"tag": "a"}, {"tag": {"$exists": False}}]}
+
+Several entries must all hold. ``a.b`` reads field ``b`` of the object in field ``a``. A list holds if any of
+its elements does, for each operator by itself. Types are strict: ``True`` is not ``1``, ``"1"`` is not ``1``,
+but ``1`` equals ``1.0``. A date is an ISO 8601 string (UTC unless it says otherwise) and is compared as an
+instant by ``$gt``, ``$gte``, ``$lt`` and ``$lte``. ``matches`` is the definition that every backend is held to.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+from m3_connectors.documents import check_unicode
+from m3_connectors.errors import InvalidInput
+
+Scalar = str | int | float | bool
+Comparison = Literal["$gt", "$gte", "$lt", "$lte"]
+
+
+@dataclasses.dataclass(frozen=True)
+class And:
+    """Every part holds; true without parts."""
+
+    parts: tuple[Filter, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Or:
+    """Some part holds; false without parts."""
+
+    parts: tuple[Filter, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Not:
+    """The part does not hold."""
+
+    part: Filter
+
+
+@dataclasses.dataclass(frozen=True)
+class OneOf:
+    """The field equals one of the values."""
+
+    field: str
+    values: tuple[Scalar, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Compare:
+    """The field is a number (or a date) on one side of the bound."""
+
+    field: str
+    operator: Comparison
+    bound: int | float | datetime.datetime
+
+
+@dataclasses.dataclass(frozen=True)
+class Exists:
+    """The field is there, and is neither null nor an empty list."""
+
+    field: str
+
+
+Filter = And | Or | Not | OneOf | Compare | Exists
+
+
+def parse_filter(raw: Mapping[str, Any] | Filter | None) -> Filter | None:
+    """A mapping as a filter; None (and an empty mapping) filter nothing.
+
+    Raises:
+        InvalidInput: Unknown operator, a value of a wrong type, an unusable field name.
+    """
+    if raw is None or isinstance(raw, And | Or | Not | OneOf | Compare | Exists):
+        return raw
+    if not isinstance(raw, Mapping):
+        raise InvalidInput(f"filter is {type(raw).__name__}: give a mapping such as {{'lang': 'en'}}.")
+    return _parse_mapping(raw, "filter") if raw else None
+
+
+def matches(filter: Filter | None, metadata: Mapping[str, Any]) -> bool:
+    """Whether metadata pass a filter: the definition."""
+    match filter:
+        case None:
+            return True
+        case And(parts):
+            return all(matches(part, metadata) for part in parts)
+        case Or(parts):
+            return any(matches(part, metadata) for part in parts)
+        case Not(part):
+            return not matches(part, metadata)
+        case Exists(field):
+            return _read(metadata, field) not in (None, [])
+        case OneOf(field, values):
+            return any(_equal(item, value) for item in _items(metadata, field) for value in values)
+        case Compare(field, operator, bound):
+            holds = _COMPARE[operator]
+            if isinstance(bound, datetime.datetime):
+                dates = (parse_date(item) for item in _items(metadata, field))
+                return any(date is not None and holds(date, bound) for date in dates)
+            return any(_is_number(item) and holds(item, bound) for item in _items(metadata, field))
+
+
+def parse_date(value: object) -> datetime.datetime | None:
+    """An ISO 8601 date or date-time as an aware instant, or None if it is none."""
+    if not isinstance(value, str) or not _DATE.fullmatch(value):
+        return None
+    try:
+        parsed = datetime.datetime.fromisoformat(value)
+    except ValueError:
+        return None
+    return parsed if parsed.tzinfo else parsed.replace(tzinfo=datetime.UTC)
+
+
+def field_path(field: str) -> list[str]:
+    """The keys that lead to a field, outermost first."""
+    return field.split(".")
+
+
+def _parse_mapping(raw: Mapping[str, Any], where: str) -> Filter:
+    parts: list[Filter] = []
+    for key, value in raw.items():
+        if not isinstance(key, str):
+            raise InvalidInput(f"{where} has the key {key!r}: fields are strings.")
+        inside = f"{where}[{key!r}]"
+        if key in ("$and", "$or"):
+            branches = tuple(
+                _parse_mapping(_mapping(branch, f"{inside}[{i}]"), f"{inside}[{i}]")
+                for i, branch in enumerate(_sequence(value, inside))
+            )
+            parts.append(And(branches) if key == "$and" else Or(branches))
+        elif key == "$not":
+            parts.append(Not(_parse_mapping(_mapping(value, inside), inside)))
+        elif key.startswith("$"):
+            raise InvalidInput(
+                f"{where} has the unknown operator {key!r}.\n  Between filters: $and, $or, $not. "
+                f"On a field: {', '.join(_OPERATORS)}."
+            )
+        else:
+            _check_field(key, where)
+            parts.extend(_parse_field(key, value, inside))
+    return parts[0] if len(parts) == 1 else And(tuple(parts))
+
+
+def _parse_field(field: str, value: object, where: str) -> list[Filter]:
+    if not isinstance(value, Mapping):
+        return [_equals(field, value, where)]
+    if not value:
+        raise InvalidInput(f"{where} is empty: give a value or one of {', '.join(_OPERATORS)}.")
+    return [_parse_operator(field, operator, operand, where) for operator, operand in value.items()]
+
+
+def _parse_operator(field: str, operator: object, operand: object, where: str) -> Filter:
+    where = f"{where}[{operator!r}]"
+    match operator:
+        case "$eq":
+            return _equals(field, operand, where)
+        case "$ne":
+            return Not(_equals(field, operand, where))
+        case "$in" | "$nin":
+            values = tuple(_scalar(item, where) for item in _sequence(operand, where))
+            return OneOf(field, values) if operator == "$in" else Not(OneOf(field, values))
+        case "$exists":
+            if not isinstance(operand, bool):
+                raise InvalidInput(f"{where} is {operand!r}: give True or False.")
+            return Exists(field) if operand else Not(Exists(field))
+        case "$gt" | "$gte" | "$lt" | "$lte":
+            return Compare(field, operator, _bound(operand, where))
+    raise InvalidInput(f"{where}: unknown operator {operator!r}.\n  Use one of {', '.join(_OPERATORS)}.")
+
+
+def _equals(field: str, value: object, where: str) -> Filter:
+    return Not(Exists(field)) if value is None else OneOf(field, (_scalar(value, where),))
+
+
+def _scalar(value: object, where: str) -> Scalar:
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        check_unicode(value, where)
+        return value
+    if isinstance(value, int | float):
+        return _number(value, where)
+    raise InvalidInput(
+        f"{where} is {type(value).__name__}: compare a field with text, a number, True or False."
+    )
+
+
+def _bound(value: object, where: str) -> int | float | datetime.datetime:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return _number(value, where)
+    if isinstance(value, datetime.datetime):
+        return value if value.tzinfo else value.replace(tzinfo=datetime.UTC)
+    if isinstance(value, datetime.date):
+        return datetime.datetime(value.year, value.month, value.day, tzinfo=datetime.UTC)
+    date = parse_date(value)
+    if date is None:
+        raise InvalidInput(f"{where} is {value!r}: give a number or an ISO 8601 date such as '2024-05-31'.")
+    return date
+
+
+def _number(value: float, where: str) -> int | float:
+    if not math.isfinite(value) or abs(value) > _LARGEST:
+        raise InvalidInput(f"{where} is {value}: numbers in filters are finite and at most 2**53 in size.")
+    return value
+
+
+def _check_field(field: str, where: str) -> None:
+    check_unicode(field, where)
+    if not all(field_path(field)) or _FORBIDDEN.search(field):
+        raise InvalidInput(
+            f"{where} has the field {field!r}: a field is keys joined by '.', none empty, without "
+            "quotes, backslashes, square brackets and control characters."
+        )
+
+
+def _mapping(value: object, where: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping) or not value:
+        raise InvalidInput(f"{where} is {value!r}: give a filter such as {{'lang': 'en'}}.")
+    return value
+
+
+def _sequence(value: object, where: str) -> Sequence[Any]:
+    if not isinstance(value, list | tuple | set | frozenset) or not value:
+        raise InvalidInput(f"{where} is {value!r}: give a list with at least one element.")
+    return list(value)
+
+
+def _read(metadata: Mapping[str, Any], field: str) -> Any:
+    value: Any = metadata
+    for key in field_path(field):
+        if not isinstance(value, Mapping) or key not in value:
+            return None
+        value = value[key]
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _items(metadata: Mapping[str, Any], field: str) -> list[Any]:
+    value = _read(metadata, field)
+    return value if isinstance(value, list) else [value]
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _equal(item: object, value: Scalar) -> bool:
+    if isinstance(item, bool) or isinstance(value, bool):
+        return item is value
+    return item == value and (isinstance(item, str) or _is_number(item))
+
+
+_COMPARE: dict[str, Callable[[Any, Any], bool]] = {
+    "$gt": lambda a, b: bool(a > b),
+    "$gte": lambda a, b: bool(a >= b),
+    "$lt": lambda a, b: bool(a < b),
+    "$lte": lambda a, b: bool(a <= b),
+}
+_OPERATORS = ("$eq", "$ne", "$in", "$nin", "$exists", *_COMPARE)
+_LARGEST = 2**53
+_FORBIDDEN = re.compile(r"[\x00-\x1f\x7f\"'`\\\[\]]")
+_DATE = re.compile(
+    r"\d{4}-\d{2}-\d{2}([T ]\d{2}:\d{2}:\d{2}(\.\d{1,6})?(Z|[+-]\d{2}:\d{2})?)?", re.ASCII
+)

@@ -1,0 +1,90 @@
+"""The one definition of the paper's three scores (section 3.2), for one query and many documents.
+
+Ragged throughout: no padding exists, so a score cannot depend on a document's neighbours.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import scipy.sparse as sp
+
+from m3_connectors.embeddings import Component, Float32, M3Embeddings, MultiVectors
+from m3_connectors.errors import InvalidInput
+
+_BLOCK_FLOATS = 8 * 2**20
+"""Similarities held at once while scoring multi-vectors: 32 MiB."""
+
+
+def dense_scores(query: Float32, documents: Float32) -> Float32:
+    """``s_dense = <e_q, e_p>``: float32 ``[d]`` and ``[n, d]`` to ``[n]``."""
+    return documents @ query
+
+
+def sparse_scores(query: sp.csr_array, documents: sp.csr_array) -> Float32:
+    """``s_lex = sum of w_q,t * w_p,t over shared tokens t``: CSR ``[1, v]`` and ``[n, v]`` to float32 ``[n]``."""
+    return np.asarray((documents @ query.T).todense(), dtype=np.float32).reshape(-1)
+
+
+def multivector_scores(query: Float32, documents: MultiVectors) -> Float32:
+    """``s_mul = 1/N * sum over query rows i of max over document rows j of <E_q[i], E_p[j]>``.
+
+    Args:
+        query: float32 ``[N, d]``.
+        documents: Each at least one row.
+
+    Returns:
+        float32 ``[n]``.
+
+    Raises:
+        InvalidInput: The query or a document has no row; their score does not exist.
+    """
+    if len(query) == 0 or (documents.counts == 0).any():
+        raise InvalidInput("a multi-vector score needs at least one row in the query and in every document.")
+    result = np.empty(len(documents), dtype=np.float32)
+    rows_at_once = max(1, _BLOCK_FLOATS // len(query))
+    start = 0
+    while start < len(documents):
+        # As many whole documents as fit, and always one.
+        limit = documents.offsets[start] + rows_at_once
+        stop = max(start + 1, int(np.searchsorted(documents.offsets, limit, side="right")) - 1)
+        block = documents[start:stop]
+        best = np.maximum.reduceat(block.rows @ query.T, block.offsets[:-1], axis=0)
+        result[start:stop] = best.mean(axis=1)
+        start = stop
+    return result
+
+
+def score(component: Component, query: M3Embeddings, documents: M3Embeddings) -> Float32:
+    """One component's score of every document for one query, float32 ``[n]``.
+
+    Raises:
+        InvalidInput: The query is not a single text, or the component is missing on a side.
+    """
+    if len(query) != 1:
+        raise InvalidInput(f"a query is one text; these embeddings hold {len(query)}.")
+    if component not in query.components or component not in documents.components:
+        raise InvalidInput(
+            f"cannot score {component}: the query has {query.components}, the documents {documents.components}."
+        )
+    if component == "dense":
+        assert query.dense is not None and documents.dense is not None
+        return dense_scores(query.dense[0], documents.dense)
+    if component == "sparse":
+        assert query.sparse is not None and documents.sparse is not None
+        return sparse_scores(query.sparse, documents.sparse)
+    assert query.multivectors is not None and documents.multivectors is not None
+    return multivector_scores(query.multivectors[0], documents.multivectors)
+
+
+def as_float16(embeddings: M3Embeddings) -> M3Embeddings:
+    """The embeddings with multi-vector rows rounded to float16 (kept as float32), as float16 storage scores them.
+
+    Measured on Qdrant 1.18: the engine rounds the query too, so both sides of a score must be rounded.
+    """
+    if embeddings.multivectors is None:
+        return embeddings
+    multivectors = embeddings.multivectors
+    rounded = MultiVectors(multivectors.rows.astype(np.float16).astype(np.float32), multivectors.offsets)
+    return M3Embeddings(
+        embeddings.dense, embeddings.sparse, rounded, embeddings.truncated, embeddings.model
+    )

@@ -1,0 +1,159 @@
+"""A unigram tokenizer of our own, laid out as XLM-RoBERTa's.
+
+Normalisation is NFKC and lower case, Arabic letter variants folded (as search engines do). A word
+marker ``▁`` stands before every word of a script that writes spaces, after punctuation too, so that
+``(Berlin)`` and ``Berlin`` share a piece; scripts without spaces (Chinese, Japanese, Thai) get none,
+so that a word has one form wherever it stands. Both matter to the sparse scores, which match pieces.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+
+from m3_connectors.errors import InvalidInput
+
+START, PAD, END, UNKNOWN, MASK = "<s>", "<pad>", "</s>", "<unk>", "<mask>"
+FIRST_SPECIALS = (START, PAD, END, UNKNOWN)
+"""Ids 0 to 3, as in XLM-RoBERTa; ``<mask>`` has the last id."""
+
+_UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}ー\p{Thai}"
+_SPACED = rf"[\p{{L}}\p{{M}}\p{{N}}&&[^{_UNSPACED}]]"
+
+
+def _normalizer() -> normalizers.Normalizer:
+    return normalizers.Sequence(
+        [
+            normalizers.NFKC(),
+            normalizers.Lowercase(),
+            normalizers.Replace(Regex(r"[\u064B-\u0652\u0670\u0640]"), ""),
+            normalizers.Replace(Regex("[أإآٱ]"), "ا"),
+            normalizers.Replace("ى", "ي"),
+            normalizers.Replace(Regex(rf"(?<!{_SPACED})(?={_SPACED})"), "▁"),
+        ]
+    )
+
+
+def _pre_tokenizer() -> pre_tokenizers.PreTokenizer:
+    return pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(r"\s+"), "removed"),
+            pre_tokenizers.Split(Regex(rf"▁{_SPACED}+|[{_UNSPACED}]+"), "isolated"),
+        ]
+    )
+
+
+def sample_texts(
+    texts_by_language: Mapping[str, Sequence[str]],
+    *,
+    total_characters: int,
+    exponent: float = 0.3,
+    emphasis: Mapping[str, float] | None = None,
+    seed: int = 0,
+) -> list[str]:
+    """Draw texts so that language sizes are levelled.
+
+    Args:
+        texts_by_language: Distinct texts of each language.
+        total_characters: About how many characters to draw in all.
+        exponent: A language's share is its size to this power.
+        emphasis: Factors on the shares of some languages.
+        seed: Of the shuffle.
+
+    Returns:
+        Texts, language after language; a small language gives all that it has.
+    """
+    sizes = {language: sum(map(len, texts)) for language, texts in texts_by_language.items()}
+    shares = {
+        language: size**exponent * (emphasis or {}).get(language, 1.0) for language, size in sizes.items() if size
+    }
+    whole = sum(shares.values())
+    drawn: list[str] = []
+    for language in sorted(shares):
+        left = total_characters * shares[language] / whole
+        texts = list(texts_by_language[language])
+        random.Random(f"{seed}/{language}").shuffle(texts)
+        for text in texts:
+            if left <= 0:
+                break
+            drawn.append(text)
+            left -= len(text)
+    return drawn
+
+
+def train_tokenizer(texts: Iterable[str], vocabulary_size: int, *, min_character_count: int = 5) -> Tokenizer:
+    """Train a unigram tokenizer.
+
+    Args:
+        texts: Plain texts.
+        vocabulary_size: Pieces in all, the five special tokens included; fewer if the texts yield fewer.
+        min_character_count: Rarer characters become ``<unk>``, so that they take no piece.
+
+    Returns:
+        A tokenizer that wraps one text as ``<s> … </s>``.
+
+    Raises:
+        InvalidInput: ``vocabulary_size`` leaves no room for pieces.
+    """
+    if vocabulary_size <= len(FIRST_SPECIALS) + 1:
+        raise InvalidInput(
+            f"vocabulary_size is {vocabulary_size}.\n  Give at least {len(FIRST_SPECIALS) + 2}: five are special."
+        )
+    normalizer = _normalizer()
+    cleaned = [normalizer.normalize_str(text) for text in texts]
+    counts = Counter(character for text in cleaned for character in text)
+    rare = {ord(character): " " for character, count in counts.items() if count < min_character_count}
+
+    def frequent() -> Iterator[str]:
+        for text in cleaned:
+            yield text.translate(rare)
+
+    learner = Tokenizer(models.Unigram())
+    learner.pre_tokenizer = _pre_tokenizer()
+    trainer = trainers.UnigramTrainer(
+        vocab_size=vocabulary_size - 1,
+        special_tokens=list(FIRST_SPECIALS),
+        unk_token=UNKNOWN,
+        show_progress=False,
+    )
+    learner.train_from_iterator(frequent(), trainer)
+    pieces = json.loads(learner.to_str())["model"]["vocab"]
+    return build_tokenizer([(piece, score) for piece, score in pieces if piece not in FIRST_SPECIALS])
+
+
+def build_tokenizer(pieces: Sequence[tuple[str, float]]) -> Tokenizer:
+    """Make a tokenizer of unigram pieces with their log probabilities, best first; specials are added."""
+    vocabulary = [
+        *((special, 0.0) for special in FIRST_SPECIALS),
+        *((piece, round(score, 4)) for piece, score in pieces),
+        (MASK, 0.0),
+    ]
+    tokenizer = Tokenizer(models.Unigram(vocabulary, FIRST_SPECIALS.index(UNKNOWN), False))
+    tokenizer.normalizer = _normalizer()
+    tokenizer.pre_tokenizer = _pre_tokenizer()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{START} $A {END}",
+        pair=f"{START} $A {END} {END} $B {END}",
+        special_tokens=[(START, 0), (END, 2)],
+    )
+    tokenizer.add_special_tokens([*FIRST_SPECIALS, MASK])
+    return tokenizer
+
+
+def save_tokenizer(tokenizer: Tokenizer, path: Path) -> None:
+    """Write ``tokenizer.json`` without blanks: the file counts towards a model's size."""
+    raw = json.loads(tokenizer.to_str(pretty=False))
+    raw["model"]["vocab"] = [[piece, round(score, 4)] for piece, score in raw["model"]["vocab"]]
+    path.write_text(json.dumps(raw, ensure_ascii=False, separators=(",", ":")), encoding="utf-8")
+
+
+def words_per_piece(tokenizer: Tokenizer, texts: Sequence[str]) -> float:
+    """Mean characters of a piece over texts: a quick look at how finely a language is cut."""
+    pieces = sum(len(encoding.ids) - 2 for encoding in tokenizer.encode_batch(list(texts)))
+    return sum(map(len, texts)) / pieces if pieces else math.nan
