@@ -44,6 +44,8 @@ class ModelInfo:
         dimension: Width of dense vectors and of multi-vector rows.
         vocabulary_size: Number of token ids.
         vocabulary_fingerprint: SHA-256 (hex) of the vocabulary; equal ids mean equal tokens.
+        weights_fingerprint: SHA-256 (hex) of the network's heads and last layer, where known: a fine-tuned
+            copy differs in it, a renamed directory does not.
     """
 
     name: str
@@ -51,6 +53,7 @@ class ModelInfo:
     dimension: int
     vocabulary_size: int
     vocabulary_fingerprint: str
+    weights_fingerprint: str | None = None
 
     def __str__(self) -> str:
         at = f"@{self.revision[:7]}" if self.revision else ""

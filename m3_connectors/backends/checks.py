@@ -17,17 +17,22 @@ if TYPE_CHECKING:
 def check_model(written_by: ModelInfo, collection: str, model: ModelInfo | None) -> None:
     """Raise ModelMismatch unless vectors of ``model`` may be compared with those in the collection.
 
-    The name alone is no proof: a fine-tuned copy may keep it, and a directory may be renamed. Width and
-    vocabulary must agree, and so must the names and, where both are known, the revisions. None (vectors of
-    unknown origin) passes: their widths are checked with the vectors.
+    Widths and vocabularies must agree. Beyond them the weights' fingerprint decides: a directory may be renamed,
+    and a fine-tuned copy may keep its name. Where a side has none, name and known revisions decide. None (vectors
+    of unknown origin) passes: their widths are checked with the vectors.
     """
     if model is None:
         return
+    if None not in (written_by.weights_fingerprint, model.weights_fingerprint):
+        same = written_by.weights_fingerprint == model.weights_fingerprint
+    else:
+        same = written_by.name == model.name and (
+            None in (written_by.revision, model.revision) or written_by.revision == model.revision
+        )
     same = (
-        model.name == written_by.name
-        and model.dimension == written_by.dimension
-        and model.vocabulary_fingerprint == written_by.vocabulary_fingerprint
-        and (None in (model.revision, written_by.revision) or model.revision == written_by.revision)
+        same
+        and written_by.dimension == model.dimension
+        and written_by.vocabulary_fingerprint == model.vocabulary_fingerprint
     )
     if not same:
         raise ModelMismatch(

@@ -1,0 +1,241 @@
+"""Training pairs: JSONL files, tokenised once into memory-mapped arrays.
+
+A folder of ``SOURCE.jsonl`` or ``SOURCE.jsonl.gz`` files, one JSON object a line:
+``{"query", "positive", "lang_q", "lang_p"}``. Distinct texts are tokenised once and kept in a compact
+cache; every pair is two text numbers, so that equal passages and equal queries are known by number.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from m3_connectors.errors import InvalidInput
+
+_CACHE_FORMAT = 2
+_TOKENISE_AT_ONCE = 4096
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One line of a training file."""
+
+    source: str
+    query: str
+    positive: str
+    lang_q: str
+    lang_p: str
+
+
+def read_pairs(folder: Path) -> Iterator[Pair]:
+    """Read every ``*.jsonl`` and ``*.jsonl.gz`` file of a folder, in the order of their names.
+
+    Raises:
+        InvalidInput: The folder holds no such file, or a line is not a pair (file and line number are named).
+    """
+    files = sorted([*folder.glob("*.jsonl"), *folder.glob("*.jsonl.gz")])
+    if not files:
+        raise InvalidInput(
+            f"{folder} holds no *.jsonl or *.jsonl.gz file.\n"
+            '  Give a folder of training pairs, one {"query", "positive", "lang_q", "lang_p"} a line.'
+        )
+    for file in files:
+        source = file.name.removesuffix(".gz").removesuffix(".jsonl")
+        with _open(file) as lines:
+            for number, line in enumerate(lines, 1):
+                yield _pair(source, line, f"{file}:{number}")
+
+
+def _open(file: Path) -> TextIO:
+    return gzip.open(file, "rt", encoding="utf-8") if file.suffix == ".gz" else file.open(encoding="utf-8")
+
+
+def _pair(source: str, line: str, where: str) -> Pair:
+    try:
+        raw: dict[str, Any] = json.loads(line)
+        pair = Pair(source, raw["query"], raw["positive"], raw["lang_q"], raw["lang_p"])
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise InvalidInput(
+            f"{where} is no training pair: {type(error).__name__}: {error}\n"
+            '  Every line is {"query", "positive", "lang_q", "lang_p"}.'
+        ) from None
+    for name in ("query", "positive", "lang_q", "lang_p"):
+        if not isinstance(getattr(pair, name), str) or not getattr(pair, name):
+            raise InvalidInput(f"{where}: {name} is {getattr(pair, name)!r}.\n  Give a text that is not empty.")
+    return pair
+
+
+@dataclass(frozen=True)
+class PairStore:
+    """All pairs of a folder, tokenised without special tokens.
+
+    Attributes:
+        tokens: uint16 or int32 ``[total]``, the texts end to end (memory-mapped).
+        offsets: int64 ``[texts + 1]``; text i owns ``tokens[offsets[i] : offsets[i + 1]]``.
+        query: int32 ``[pairs]``, text number of each pair's query.
+        passage: int32 ``[pairs]``, text number of each pair's passage.
+        source: int16 ``[pairs]``, position in ``sources``.
+        query_language: int16 ``[pairs]``, position in ``languages``.
+        passage_language: int16 ``[pairs]``, position in ``languages``.
+        held_out: bool ``[pairs]``, kept from training, for validation.
+        sources: Names of the files, without suffix.
+        languages: Language codes.
+    """
+
+    tokens: NDArray[Any]
+    offsets: NDArray[np.int64]
+    query: NDArray[np.int32]
+    passage: NDArray[np.int32]
+    source: NDArray[np.int16]
+    query_language: NDArray[np.int16]
+    passage_language: NDArray[np.int16]
+    held_out: NDArray[np.bool_]
+    sources: tuple[str, ...]
+    languages: tuple[str, ...]
+
+    def __len__(self) -> int:
+        """Number of pairs."""
+        return len(self.query)
+
+    def text(self, number: int) -> NDArray[Any]:
+        """Token ids of one text, without special tokens."""
+        return self.tokens[self.offsets[number] : self.offsets[number + 1]]
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens of each text, without special tokens."""
+        return np.diff(self.offsets)
+
+    @property
+    def cross_lingual(self) -> NDArray[np.bool_]:
+        """Pairs whose query is in another language than their passage."""
+        return self.query_language != self.passage_language
+
+
+_ARRAYS = ("tokens", "offsets", "query", "passage", "source", "query_language", "passage_language", "held_out")
+
+
+def open_pairs(
+    folder: Path,
+    tokenizer: Tokenizer,
+    cache: Path,
+    *,
+    longest: int,
+    held_out_share: float,
+    linked_sources: tuple[str, ...] = (),
+) -> PairStore:
+    """Open a folder of pairs through its token cache, which is made on the first call.
+
+    Args:
+        folder: Of JSONL files.
+        tokenizer: Turns texts into token ids.
+        cache: Folder of the cache; it is made anew when the files, the tokenizer or a setting changed.
+        longest: Texts are cut to this many tokens.
+        held_out_share: Share of passages kept from training, chosen by a hash.
+        linked_sources: Prefixes of sources whose pairs are held out in clusters: two pairs that share any
+            text fall on the same side, so that no translation of a held-out question is trained on.
+
+    Returns:
+        The pairs; their arrays are memory-mapped.
+    """
+    settings = {
+        "format": _CACHE_FORMAT,
+        "files": sorted((file.name, file.stat().st_size) for file in folder.glob("*.jsonl*")),
+        "tokenizer": hashlib.sha256(tokenizer.to_str().encode()).hexdigest(),
+        "longest": longest,
+        "held_out_share": held_out_share,
+        "linked_sources": list(linked_sources),
+    }
+    fingerprint = hashlib.sha256(json.dumps(settings).encode()).hexdigest()
+    index = cache / "index.json"
+    if not index.exists() or json.loads(index.read_text())["fingerprint"] != fingerprint:
+        _build(folder, tokenizer, cache, fingerprint, longest, held_out_share, linked_sources)
+    names = json.loads(index.read_text())
+    arrays = {name: np.load(cache / f"{name}.npy", mmap_mode="r") for name in _ARRAYS}
+    return PairStore(**arrays, sources=tuple(names["sources"]), languages=tuple(names["languages"]))
+
+
+def _build(
+    folder: Path,
+    tokenizer: Tokenizer,
+    cache: Path,
+    fingerprint: str,
+    longest: int,
+    held_out_share: float,
+    linked_sources: tuple[str, ...],
+) -> None:
+    numbers: dict[str, int] = {}
+    sources: dict[str, int] = {}
+    languages: dict[str, int] = {}
+    rows = [
+        (
+            numbers.setdefault(pair.query, len(numbers)),
+            numbers.setdefault(pair.positive, len(numbers)),
+            sources.setdefault(pair.source, len(sources)),
+            languages.setdefault(pair.lang_q, len(languages)),
+            languages.setdefault(pair.lang_p, len(languages)),
+        )
+        for pair in read_pairs(folder)
+    ]
+    texts = list(numbers)
+    query, passage, source, query_language, passage_language = np.array(rows, np.int32).reshape(-1, 5).T
+    linked = np.array([name.startswith(linked_sources) if linked_sources else False for name in sources])
+    groups = _clusters(query, passage, linked[source], len(texts))
+    held_texts = np.array([_hash_share(texts[group]) < held_out_share for group in range(len(texts))])
+
+    pieces = np.uint16 if tokenizer.get_vocab_size() <= 1 << 16 else np.int32
+    chunks: list[NDArray[Any]] = []
+    lengths = np.zeros(len(texts), np.int64)
+    for start in range(0, len(texts), _TOKENISE_AT_ONCE):
+        batch = tokenizer.encode_batch(texts[start : start + _TOKENISE_AT_ONCE], add_special_tokens=False)
+        for number, encoding in enumerate(batch, start):
+            ids = np.array(encoding.ids[:longest], pieces)
+            chunks.append(ids)
+            lengths[number] = len(ids)
+
+    cache.mkdir(parents=True, exist_ok=True)
+    (cache / "index.json").unlink(missing_ok=True)
+    arrays = {
+        "tokens": np.concatenate(chunks) if chunks else np.zeros(0, pieces),
+        "offsets": np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        "query": query,
+        "passage": passage,
+        "source": source.astype(np.int16),
+        "query_language": query_language.astype(np.int16),
+        "passage_language": passage_language.astype(np.int16),
+        "held_out": held_texts[groups[passage]],
+    }
+    for name, array in arrays.items():
+        np.save(cache / f"{name}.npy", array)
+    # The index is written last: a cache without it is not one.
+    (cache / "index.json").write_text(
+        json.dumps({"fingerprint": fingerprint, "sources": list(sources), "languages": list(languages)})
+    )
+
+
+def _clusters(
+    query: NDArray[np.int32], passage: NDArray[np.int32], linked: NDArray[np.bool_], texts: int
+) -> NDArray[np.int64]:
+    """First text number of each text's cluster; only linked pairs join their two texts."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    links = coo_array((np.ones(linked.sum(), np.int8), (query[linked], passage[linked])), shape=(texts, texts))
+    _, label = connected_components(links, directed=False)
+    first = np.full(label.max() + 1 if texts else 0, texts, np.int64)
+    np.minimum.at(first, label, np.arange(texts))
+    return first[label]
+
+
+def _hash_share(text: str) -> float:
+    """A number in [0, 1) that depends on nothing but the text."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=6).digest(), "big") / 2**48
