@@ -48,7 +48,7 @@ import anyio
 import numpy as np
 
 from m3_connectors.backends.checks import check_query, check_stored
-from m3_connectors.documents import Document, Scores, check_documents
+from m3_connectors.documents import Document, Scores, check_documents, check_id
 from m3_connectors.embeddings import COMPONENTS, Component, Float32, M3Embeddings, ModelInfo
 from m3_connectors.errors import InvalidInput
 from m3_connectors.filters import Filter
@@ -189,31 +189,36 @@ class Backend(abc.ABC):
         if documents:
             await self._upsert(documents, embeddings)
 
-    @abc.abstractmethod
     async def delete(self, ids: Sequence[str]) -> int:
         """B9. Remove documents by id; how many were there."""
+        return await self._delete(self._checked(ids)) if ids else 0
 
-    @abc.abstractmethod
     async def delete_where(self, filter: Filter) -> int:
         """B10. Remove the documents that pass the filter; how many there were."""
+        self._check_open()
+        return await self._delete_where(filter)
 
     # -- reading
 
-    @abc.abstractmethod
     async def fetch(self, ids: Sequence[str]) -> list[Document | None]:
         """B11. Documents by id."""
+        return await self._fetch(self._checked(ids)) if ids else []
 
-    @abc.abstractmethod
     async def vectors(self, ids: Sequence[str]) -> M3Embeddings:
-        """B12. What is stored for these ids.
+        """B12. What is stored for these ids; at least one.
 
         Raises:
+            InvalidInput: No id is given.
             NotFound: An id is not stored.
         """
+        if not ids:
+            raise InvalidInput("vectors of no ids: give at least one id.")
+        return await self._vectors(self._checked(ids))
 
-    @abc.abstractmethod
     async def count(self, filter: Filter | None = None) -> int:
         """B13. How many documents pass the filter."""
+        self._check_open()
+        return await self._count(filter)
 
     @abc.abstractmethod
     def scan_ids(self) -> AsyncIterator[str]:
@@ -221,15 +226,32 @@ class Backend(abc.ABC):
 
     # -- ranking
 
-    @abc.abstractmethod
     async def candidates(
         self, component: Component, query: M3Embeddings, limit: int, *, filter: Filter | None = None, exact: bool = False
     ) -> Ranking:
-        """B16–B19. The best documents by one component, dense or sparse."""
+        """B16–B19. The best documents by one component, dense or sparse.
 
-    @abc.abstractmethod
+        Raises:
+            InvalidInput: The component proposes nothing, ``limit`` < 1, or the query is unfit.
+            ModelMismatch: The query is another model's.
+        """
+        if component not in ("dense", "sparse"):
+            raise InvalidInput(f"{component} cannot propose candidates; dense and sparse can.")
+        if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
+            raise InvalidInput(f"limit is {limit!r}: ask for at least 1 candidate.")
+        check_query(self.schema, self.collection, (component,), query)
+        return await self._candidates(component, query, limit, filter, exact)
+
     async def score(self, component: Component, query: M3Embeddings, ids: Sequence[str]) -> Float32:
-        """B20–B23. The exact score of each id, float32 ``[len(ids)]``."""
+        """B20–B23. The exact score of each id, float32 ``[len(ids)]``.
+
+        Raises:
+            InvalidInput: The query is unfit, or the component is not stored.
+            ModelMismatch: The query is another model's.
+            NotFound: An id is not stored.
+        """
+        check_query(self.schema, self.collection, (component,), query)
+        return await self._score(component, query, self._checked(ids)) if ids else np.empty(0, dtype=np.float32)
 
     async def search(
         self, query: M3Embeddings, method: Method, k: int, *, filter: Filter | None = None, exact: bool = False
@@ -249,7 +271,7 @@ class Backend(abc.ABC):
         """
         if isinstance(k, bool) or not isinstance(k, int) or k < 1:
             raise InvalidInput(f"k is {k!r}: ask for at least 1 hit.")
-        check_query(self.schema, self.collection, method, query)
+        check_query(self.schema, self.collection, method.components, query, f'method "{method.name}"')
         return await self._search(query, method.deep_enough(k), k, filter, exact)
 
     async def _search(
@@ -259,7 +281,7 @@ class Backend(abc.ABC):
         rankings: dict[Component, Ranking] = {}
 
         async def propose(component: Component, depth: int) -> None:
-            rankings[component] = await self.candidates(component, query, depth, filter=filter, exact=exact)
+            rankings[component] = await self._candidates(component, query, depth, filter, exact)
 
         async with anyio.create_task_group() as tasks:
             for component, depth in method.candidates.items():
@@ -295,7 +317,7 @@ class Backend(abc.ABC):
         async def complete(component: Component) -> None:
             seen = known.get(component, {})
             missing = [id for id in ids if id not in seen]
-            found = dict(zip(missing, await self.score(component, query, missing), strict=True)) if missing else {}
+            found = dict(zip(missing, await self._score(component, query, missing), strict=True)) if missing else {}
             result[component] = np.array([seen[id] if id in seen else found[id] for id in ids], dtype=np.float32)
 
         async with anyio.create_task_group() as tasks:
@@ -320,3 +342,42 @@ class Backend(abc.ABC):
     @abc.abstractmethod
     async def _upsert(self, documents: Sequence[Document], embeddings: M3Embeddings) -> None:
         """Store checked documents; at least one, ids distinct."""
+
+    @abc.abstractmethod
+    async def _delete(self, ids: Sequence[str]) -> int:
+        """B9, at least one id."""
+
+    @abc.abstractmethod
+    async def _delete_where(self, filter: Filter) -> int:
+        """B10."""
+
+    @abc.abstractmethod
+    async def _fetch(self, ids: Sequence[str]) -> list[Document | None]:
+        """B11, at least one id; ids may repeat."""
+
+    @abc.abstractmethod
+    async def _vectors(self, ids: Sequence[str]) -> M3Embeddings:
+        """B12, at least one id; ids may repeat."""
+
+    @abc.abstractmethod
+    async def _count(self, filter: Filter | None) -> int:
+        """B13."""
+
+    @abc.abstractmethod
+    async def _candidates(
+        self, component: Component, query: M3Embeddings, limit: int, filter: Filter | None, exact: bool
+    ) -> Ranking:
+        """B16–B19, a checked query."""
+
+    @abc.abstractmethod
+    async def _score(self, component: Component, query: M3Embeddings, ids: Sequence[str]) -> Float32:
+        """B20–B23, a checked query and at least one id; ids may repeat."""
+
+    def _check_open(self) -> None:
+        _ = self.schema
+
+    def _checked(self, ids: Sequence[str]) -> list[str]:
+        self._check_open()
+        for i, id in enumerate(ids):
+            check_id(id, f"ids[{i}]")
+        return list(ids)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from m3_connectors.embeddings import M3Embeddings, ModelInfo
+from m3_connectors.embeddings import Component, M3Embeddings, ModelInfo
 from m3_connectors.errors import InvalidInput, ModelMismatch
 
 if TYPE_CHECKING:
     from m3_connectors.backends.base import Schema
-    from m3_connectors.methods import Method
 
 
 def check_model(written_by: ModelInfo, collection: str, model: ModelInfo | None) -> None:
@@ -65,17 +65,24 @@ def check_stored(schema: Schema, collection: str, documents: int, embeddings: M3
     )
 
 
-def check_query(schema: Schema, collection: str, method: Method, query: M3Embeddings) -> None:
-    """Raise unless ``query`` is one text that this collection can rank by this method."""
+def check_query(
+    schema: Schema, collection: str, components: Sequence[Component], query: M3Embeddings, who: str = "this call"
+) -> None:
+    """Raise unless ``query`` is one text that this collection can rank by these components.
+
+    Raises:
+        InvalidInput: Not one text, a missing component, wrong width, NaN or infinity.
+        ModelMismatch: It is another model's.
+    """
+    if not isinstance(query, M3Embeddings):
+        raise InvalidInput(f"the query is {type(query).__name__}: a backend takes M3Embeddings of one text.")
     if len(query) != 1:
         raise InvalidInput(f"a query is one text; these embeddings hold {len(query)}: use search_many.")
-    for name in method.components:
+    for name in components:
         if name not in query.components:
-            raise InvalidInput(f'method "{method.name}" needs {name}, which the query does not have.')
+            raise InvalidInput(f"{who} needs {name}, which the query does not have.")
         if name not in schema.components:
-            raise InvalidInput(
-                f'method "{method.name}" needs {name}; collection "{collection}" stores {schema.components}.'
-            )
+            raise InvalidInput(f'{who} needs {name}; collection "{collection}" stores {schema.components}.')
     check_model(schema.model, collection, query.model)
     _check_values(schema, query, "query")
 

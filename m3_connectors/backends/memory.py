@@ -1,0 +1,135 @@
+"""The store in memory: plain numpy over everything, and the oracle that every other backend is held to.
+
+It lives as long as its object: another ``connect("memory:")`` is another, empty store, and ``close`` forgets all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+from m3_connectors.backends.base import Backend, Ranking, Schema
+from m3_connectors.documents import Document, canonical_metadata
+from m3_connectors.embeddings import Component, Float32, M3Embeddings
+from m3_connectors.errors import AlreadyExists, InvalidInput, NotFound
+from m3_connectors.filters import Filter, matches
+from m3_connectors.methods import rank
+from m3_connectors.scoring import as_float16, score
+
+
+class MemoryBackend(Backend):
+    """Documents and embeddings in dictionaries; every answer is computed from all of them."""
+
+    name: ClassVar[str] = "memory"
+
+    def __init__(self, collection: str = "documents") -> None:
+        self.collection = collection
+        self._created: Schema | None = None
+        self._documents: dict[str, Document] = {}
+        self._embeddings: dict[str, M3Embeddings] = {}
+        self._columns: M3Embeddings | None = None
+        """All embeddings in the order of ``_documents``; made on use, forgotten on every write."""
+
+    @classmethod
+    def from_url(cls, url: str, collection: str, options: Mapping[str, Any]) -> MemoryBackend:
+        """The backend of ``memory:``, which takes no options.
+
+        Raises:
+            InvalidInput: Something follows the colon, or there are options.
+        """
+        if url != "memory:" or options:
+            raise InvalidInput(f"{url!r} with options {sorted(options)}: memory: takes neither a path nor options.")
+        return cls(collection)
+
+    async def _create(self, schema: Schema) -> None:
+        if self._created is not None:
+            raise AlreadyExists(f'collection "{self.collection}" is there.', backend=self.name, operation="create")
+        self._created = schema
+
+    async def _open(self) -> Schema:
+        if self._created is None:
+            raise NotFound(f'no collection "{self.collection}".', backend=self.name, operation="open")
+        return self._created
+
+    async def _drop(self) -> None:
+        self._created = None
+        self._documents.clear()
+        self._embeddings.clear()
+        self._columns = None
+
+    async def close(self) -> None:
+        await self._drop()
+        self._schema = None
+
+    async def _upsert(self, documents: Sequence[Document], embeddings: M3Embeddings) -> None:
+        for document, row in zip(documents, self._rounded(embeddings), strict=True):
+            metadata = canonical_metadata(document.metadata)
+            self._documents[document.id] = Document(document.id, document.text, metadata)
+            self._embeddings[document.id] = row
+        self._columns = None
+
+    async def _delete(self, ids: Sequence[str]) -> int:
+        there = [id for id in dict.fromkeys(ids) if id in self._documents]
+        for id in there:
+            del self._documents[id], self._embeddings[id]
+        self._columns = None
+        return len(there)
+
+    async def _delete_where(self, filter: Filter) -> int:
+        passing = self._passing(filter)
+        return await self._delete(passing)
+
+    async def _fetch(self, ids: Sequence[str]) -> list[Document | None]:
+        found = (self._documents.get(id) for id in ids)
+        return [d and Document(d.id, d.text, canonical_metadata(d.metadata)) for d in found]
+
+    async def _vectors(self, ids: Sequence[str]) -> M3Embeddings:
+        missing = next((id for id in ids if id not in self._embeddings), None)
+        if missing is not None:
+            raise NotFound(f"no document {missing!r}.", backend=self.name, operation="vectors")
+        return M3Embeddings.concatenate([self._embeddings[id] for id in ids])
+
+    async def _count(self, filter: Filter | None) -> int:
+        return len(self._passing(filter))
+
+    async def scan_ids(self) -> AsyncIterator[str]:
+        self._check_open()
+        for id in list(self._documents):
+            yield id
+
+    async def _candidates(
+        self, component: Component, query: M3Embeddings, limit: int, filter: Filter | None, exact: bool
+    ) -> Ranking:
+        passing = self._passing(filter)
+        if component == "sparse":
+            passing = [id for id in passing if _share_a_token(query, self._embeddings[id])]
+        scores = await self._score(component, query, passing)
+        best = rank(passing, scores, limit)
+        return Ranking([passing[i] for i in best], scores[best])
+
+    async def _score(self, component: Component, query: M3Embeddings, ids: Sequence[str]) -> Float32:
+        missing = next((id for id in ids if id not in self._embeddings), None)
+        if missing is not None:
+            raise NotFound(f"no document {missing!r}.", backend=self.name, operation="score")
+        if not ids:
+            return np.empty(0, dtype=np.float32)
+        if self._columns is None:
+            self._columns = M3Embeddings.concatenate(list(self._embeddings.values()))
+        all_scores = score(component, self._rounded(query), self._columns)
+        position = {id: i for i, id in enumerate(self._embeddings)}
+        return all_scores[[position[id] for id in ids]]
+
+    def _passing(self, filter: Filter | None) -> list[str]:
+        self._check_open()
+        return [id for id, document in self._documents.items() if matches(filter, document.metadata)]
+
+    def _rounded(self, embeddings: M3Embeddings) -> M3Embeddings:
+        float16 = self.schema.storage.multivector_dtype == "float16"
+        return as_float16(embeddings) if float16 else embeddings
+
+
+def _share_a_token(query: M3Embeddings, document: M3Embeddings) -> bool:
+    assert query.sparse is not None and document.sparse is not None
+    return len(np.intersect1d(query.sparse.indices, document.sparse.indices)) > 0
