@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from m3_connectors.backends.base import Schema
 
 
-def check_model(written_by: ModelInfo, collection: str, model: ModelInfo | None) -> None:
+def check_model(
+    written_by: ModelInfo, collection: str, model: ModelInfo | None, what: str = "these vectors are from"
+) -> None:
     """Raise ModelMismatch unless vectors of ``model`` may be compared with those in the collection.
 
     Widths and vocabularies must agree. Beyond them the weights' fingerprint decides: a directory may be renamed,
@@ -36,7 +38,7 @@ def check_model(written_by: ModelInfo, collection: str, model: ModelInfo | None)
     )
     if not same:
         raise ModelMismatch(
-            f'collection "{collection}" was written by {written_by}; these vectors are from {model}.\n'
+            f'collection "{collection}" was written by {written_by}; {what} {model}.\n'
             f'  Open it with M3Encoder("{written_by.name}"), or index into another collection.'
         )
 

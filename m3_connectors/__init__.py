@@ -1,0 +1,92 @@
+"""BGE-M3 in production: one encoding, three representations, exact fusion, in the store of your choice.
+
+Names are imported on first use, so that ``import m3_connectors`` is quick and needs neither torch nor a
+database client.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from m3_connectors.backends.base import Storage
+    from m3_connectors.blocking import Index, connect
+    from m3_connectors.documents import Document, Hit, Scores
+    from m3_connectors.embeddings import M3Embeddings, ModelInfo, MultiVectors
+    from m3_connectors.encoder.encoder import M3Encoder
+    from m3_connectors.explanation import Explanation
+    from m3_connectors.index import AddReport, AsyncIndex, aconnect
+    from m3_connectors.methods import (
+        ALL,
+        DENSE,
+        DENSE_SPARSE,
+        LONG_DOCUMENTS,
+        MIRACL,
+        MULTI_VEC,
+        SPARSE,
+        Method,
+        Weights,
+    )
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "backends.base": ("Storage",),
+    "blocking": ("Index", "connect"),
+    "documents": ("Document", "Hit", "Scores"),
+    "embeddings": ("M3Embeddings", "ModelInfo", "MultiVectors"),
+    "encoder.encoder": ("M3Encoder",),
+    "explanation": ("Explanation",),
+    "index": ("AddReport", "AsyncIndex", "aconnect"),
+    "methods": (
+        "ALL",
+        "DENSE",
+        "DENSE_SPARSE",
+        "LONG_DOCUMENTS",
+        "MIRACL",
+        "MULTI_VEC",
+        "SPARSE",
+        "Method",
+        "Weights",
+    ),
+}
+_MODULE_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "ALL",
+    "DENSE",
+    "DENSE_SPARSE",
+    "LONG_DOCUMENTS",
+    "MIRACL",
+    "MULTI_VEC",
+    "SPARSE",
+    "AddReport",
+    "AsyncIndex",
+    "Document",
+    "Explanation",
+    "Hit",
+    "Index",
+    "M3Embeddings",
+    "M3Encoder",
+    "Method",
+    "ModelInfo",
+    "MultiVectors",
+    "Scores",
+    "Storage",
+    "Weights",
+    "aconnect",
+    "connect",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_MODULE_OF])

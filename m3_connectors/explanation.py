@@ -1,0 +1,131 @@
+"""Why a document scores as it does: component scores, matched tokens, best token pairs."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Protocol
+
+import numpy as np
+
+from m3_connectors.documents import Document, Scores
+from m3_connectors.embeddings import M3Embeddings
+from m3_connectors.methods import Method
+from m3_connectors.scoring import score
+
+
+class Tokens(Protocol):
+    """What names tokens; ``M3Encoder`` does."""
+
+    def token_strings(self, text: str) -> list[str]:
+        """The token of each multi-vector row of the text."""
+
+    def id_to_token(self, id: int) -> str | None:
+        """The token of an id."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenMatch:
+    """A token of both texts; ``query_weight * document_weight`` is its part of s_lex."""
+
+    token: str
+    query_weight: float
+    document_weight: float
+
+    @property
+    def score(self) -> float:
+        """Its part of s_lex."""
+        return self.query_weight * self.document_weight
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenPair:
+    """A query token and the document token nearest to it; the mean similarity of all pairs is s_mul."""
+
+    query_token: str
+    document_token: str
+    similarity: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Explanation:
+    """How one document's score comes about.
+
+    Attributes:
+        document: The document.
+        method: Whose weights were used.
+        scores: The three scores; None where a component is not stored.
+        weighted: Each score times its weight; they add up to ``score``.
+        score: The fused score.
+        tokens: Tokens of both texts, the largest part of s_lex first.
+        pairs: For each query token, in order, its best document token.
+    """
+
+    document: Document
+    method: Method
+    scores: Scores
+    weighted: Scores
+    score: float
+    tokens: tuple[TokenMatch, ...]
+    pairs: tuple[TokenPair, ...]
+
+
+def explain(
+    names: Tokens, method: Method, query: str, vectors: M3Embeddings, document: Document, stored: M3Embeddings
+) -> Explanation:
+    """Explain one document.
+
+    Args:
+        names: Names the tokens.
+        method: Gives the weights.
+        query: The query's text.
+        vectors: Its embeddings, one row.
+        document: The document.
+        stored: The document's embeddings as stored, one row.
+    """
+    both = [name for name in stored.components if name in vectors.components]
+    values = {name: float(score(name, vectors, stored)[0]) for name in both}
+    weighted = {name: values[name] * method.weights.of(name) for name in both}
+    return Explanation(
+        document=document,
+        method=method,
+        scores=Scores(**values),
+        weighted=Scores(**weighted),
+        score=sum(weighted.values()),
+        tokens=_matches(names, vectors, stored) if "sparse" in both else (),
+        pairs=_pairs(names, query, vectors, document, stored) if "multivector" in both else (),
+    )
+
+
+def _matches(names: Tokens, vectors: M3Embeddings, stored: M3Embeddings) -> tuple[TokenMatch, ...]:
+    assert vectors.sparse is not None and stored.sparse is not None
+    ours = dict(zip(vectors.sparse.indices.tolist(), vectors.sparse.data.tolist(), strict=True))
+    theirs = dict(zip(stored.sparse.indices.tolist(), stored.sparse.data.tolist(), strict=True))
+    shared = [
+        TokenMatch(_readable(names.id_to_token(token) or f"<{token}>"), ours[token], theirs[token])
+        for token in ours.keys() & theirs.keys()
+    ]
+    return tuple(sorted(shared, key=lambda match: (-match.score, match.token)))
+
+
+def _pairs(
+    names: Tokens, query: str, vectors: M3Embeddings, document: Document, stored: M3Embeddings
+) -> tuple[TokenPair, ...]:
+    assert vectors.multivectors is not None and stored.multivectors is not None
+    similarities = vectors.multivectors[0] @ stored.multivectors[0].T
+    best = similarities.argmax(axis=1)
+    asked = _names(names, query, len(similarities))
+    found = _names(names, document.text, similarities.shape[1])
+    return tuple(
+        TokenPair(asked[i], found[j], float(similarities[i, j])) for i, j in enumerate(np.asarray(best).tolist())
+    )
+
+
+def _names(names: Tokens, text: str, rows: int) -> list[str]:
+    # Rows may outnumber the names where the vectors were made elsewhere, with another maximum length.
+    tokens = [_readable(token) for token in names.token_strings(text)[:rows]]
+    return tokens + [f"row {i}" for i in range(len(tokens), rows)]
+
+
+def _readable(token: str) -> str:
+    """A piece without the unigram tokenizer's word mark; the mark alone stays, so that nothing is empty."""
+    return token.lstrip("▁") or token

@@ -1,0 +1,396 @@
+"""Index and AsyncIndex: texts in, ranked hits out. They join an encoder, a backend and a method."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Protocol
+
+import anyio
+import anyio.to_thread
+
+from m3_connectors.backends.base import Backend, Schema, ScoredId, Storage
+from m3_connectors.backends.checks import check_model
+from m3_connectors.backends.registry import DEFAULT_COLLECTION, backend_for
+from m3_connectors.documents import Document, Hit, check_documents
+from m3_connectors.embeddings import COMPONENTS, Component, M3Embeddings, ModelInfo
+from m3_connectors.errors import InvalidInput, NotFound
+from m3_connectors.explanation import Explanation, explain
+from m3_connectors.filters import parse_filter
+from m3_connectors.methods import METHODS, Method, Weights
+
+Query = str | M3Embeddings
+"""A text, or its embeddings (a batch of one)."""
+
+RawFilter = Mapping[str, Any]
+"""A filter as ``m3_connectors.filters`` reads it, such as ``{"lang": "en"}``."""
+
+Progress = Callable[[int], None]
+"""Called with the number of documents that are safely stored so far."""
+
+_BATCH_DOCUMENTS = 512
+_BATCH_CHARACTERS = 200_000
+"""About 50,000 tokens: 200 MB of float32 multi-vectors at 1,024 dimensions."""
+
+_CONCURRENT_SEARCHES = 16
+
+
+class Encoder(Protocol):
+    """What an index needs of an encoder; ``M3Encoder`` is one."""
+
+    @property
+    def info(self) -> ModelInfo:
+        """Who the model is."""
+
+    @property
+    def recommended_weights(self) -> Mapping[str, Weights]:
+        """Weights by method name that the model ships with; may be empty."""
+
+    def encode(self, texts: Sequence[str], *, components: Sequence[Component] = COMPONENTS) -> M3Embeddings:
+        """One row for each text."""
+
+    def token_strings(self, text: str) -> list[str]:
+        """The token of each multi-vector row of the text."""
+
+    def id_to_token(self, id: int) -> str | None:
+        """The token of an id."""
+
+
+@dataclasses.dataclass(frozen=True)
+class AddReport:
+    """What ``add`` did.
+
+    Attributes:
+        written: Documents stored, each id counted once.
+        duplicates: Ids that came more than once in the call; the last one was kept.
+        truncated: Documents whose text was longer than the encoder's maximum and was cut.
+    """
+
+    written: int
+    duplicates: tuple[str, ...] = ()
+    truncated: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Description:
+    """What a collection says about itself.
+
+    Attributes:
+        backend: Name of the store.
+        collection: Name of the collection.
+        schema: Model, components and storage, as recorded at creation.
+        count: Documents stored.
+    """
+
+    backend: str
+    collection: str
+    schema: Schema
+    count: int
+
+
+class AsyncIndex:
+    """Texts in, ranked hits out, on an event loop; made by ``aconnect``.
+
+    Use it as an async context manager, or call ``close``. Encoding runs in a worker thread and does not
+    block the loop.
+    """
+
+    def __init__(self, backend: Backend, encoder: Encoder | None) -> None:
+        self._backend = backend
+        self._encoder = encoder
+
+    @property
+    def schema(self) -> Schema:
+        """What the collection records about itself."""
+        return self._backend.schema
+
+    @property
+    def methods(self) -> Mapping[str, Method]:
+        """The five methods by name, under the weights that the model ships with, else the paper's for MIRACL."""
+        recommended = self._encoder.recommended_weights if self._encoder else {}
+        return {
+            name: method.weighted(*recommended[name]) if name in recommended else method
+            for name, method in METHODS.items()
+        }
+
+    async def add(
+        self,
+        documents: Iterable[Document],
+        *,
+        embeddings: M3Embeddings | None = None,
+        progress: Progress | None = None,
+    ) -> AddReport:
+        """Store documents, replacing those whose ids are there.
+
+        A list is checked as a whole before anything is written. Any other iterable is read, checked, encoded and
+        written in batches, so it may be longer than memory: an error leaves the batches before it stored. Repeat
+        the call to go on: it changes nothing that is already right.
+
+        Args:
+            documents: The documents.
+            embeddings: Their embeddings, row i for document i; encoded here by default.
+            progress: Called after each batch with the number of documents stored so far.
+
+        Raises:
+            InvalidInput: A document or a vector is not fit to be stored, or there is no encoder.
+            ModelMismatch: The embeddings are another model's than the collection's.
+            BackendError: The store failed.
+        """
+        if embeddings is not None:
+            documents = list(documents)
+            if len(documents) != len(embeddings):
+                raise InvalidInput(
+                    f"{len(documents)} documents came with {len(embeddings)} embeddings: give one for each."
+                )
+        elif self._encoder is None:
+            raise InvalidInput("this index has no encoder: connect(..., encoder=...) or add(..., embeddings=...).")
+        if isinstance(documents, Sequence):
+            documents = check_documents(documents)
+        seen: set[str] = set()
+        duplicates: dict[str, None] = {}
+        truncated = read = 0
+        for batch in _batches(documents):
+            rows = slice(read, read + len(batch))
+            read += len(batch)
+            last = {document.id: i for i, document in enumerate(check_documents(batch))}
+            duplicates |= dict.fromkeys(d.id for i, d in enumerate(batch) if d.id in seen or last[d.id] != i)
+            seen.update(last)
+            kept = sorted(last.values())
+            chosen = [batch[i] for i in kept]
+            if embeddings is None:
+                vectors = await self._encode([document.text for document in chosen], self.schema.components)
+            else:
+                vectors = embeddings[rows]
+                if len(kept) < len(batch):
+                    vectors = M3Embeddings.concatenate([vectors[i] for i in kept])
+            await self._backend.upsert(chosen, vectors)
+            truncated += vectors.truncated_count
+            if progress:
+                progress(len(seen))
+        return AddReport(len(seen), tuple(duplicates), truncated)
+
+    async def search(
+        self,
+        query: Query,
+        *,
+        method: Method | str = "all",
+        k: int = 10,
+        filter: RawFilter | None = None,
+        exact: bool = False,
+    ) -> list[Hit]:
+        """The k best documents.
+
+        Args:
+            query: A text, or embeddings of one text.
+            method: A name (the model's recommended weights, see ``methods``) or a Method such as
+                ``ALL.weighted(0.15, 0.5, 0.35)`` (exactly these weights).
+            k: Most hits, >= 1.
+            filter: Only documents whose metadata pass, such as ``{"year": {"$gte": 2020}}``.
+            exact: No approximate list in the store.
+
+        Returns:
+            Best first, equal scores by id; each with the scores of all components stored.
+
+        Raises:
+            InvalidInput: A bad query, method, k or filter.
+            ModelMismatch: The query's embeddings are another model's.
+            BackendError: The store failed.
+        """
+        return (await self.search_many([query], method=method, k=k, filter=filter, exact=exact))[0]
+
+    async def search_many(
+        self,
+        queries: Iterable[Query],
+        *,
+        method: Method | str = "all",
+        k: int = 10,
+        filter: RawFilter | None = None,
+        exact: bool = False,
+    ) -> list[list[Hit]]:
+        """``search`` for many queries: encoded together, searched at the same time; answers in their order."""
+        if isinstance(queries, str | M3Embeddings):
+            raise InvalidInput("queries is a single query: use search, or give a list.")
+        chosen = self._method(method)
+        parsed = parse_filter(filter)
+        vectors = await self._query_vectors(list(queries))
+        answers: list[list[ScoredId]] = [[] for _ in vectors]
+        slots = anyio.Semaphore(_CONCURRENT_SEARCHES)
+
+        async def answer(i: int) -> None:
+            async with slots:
+                answers[i] = await self._backend.search(vectors[i], chosen, k, filter=parsed, exact=exact)
+
+        if len(vectors) == 1:
+            await answer(0)
+        else:
+            async with anyio.create_task_group() as tasks:
+                for i in range(len(vectors)):
+                    tasks.start_soon(answer, i)
+        return await self._hits(answers)
+
+    async def explain(self, query: str, id: str, *, method: Method | str = "all") -> Explanation:
+        """Why a document scores as it does for a query, whether or not it would be found.
+
+        Raises:
+            NotFound: No such document.
+            InvalidInput: No encoder, or a bad query or method.
+        """
+        if self._encoder is None:
+            raise InvalidInput("explain needs the tokens of the texts: connect(..., encoder=...).")
+        chosen = self._method(method)
+        (document,) = await self._backend.fetch([id])
+        if document is None:
+            raise NotFound(f"no document {id!r}", backend=self._backend.name, operation="explain")
+        stored = await self._backend.vectors([id])
+        (vectors,) = await self._query_vectors([query])
+        return explain(self._encoder, chosen, query, vectors, document, stored)
+
+    async def delete(self, ids: Sequence[str] | None = None, *, filter: RawFilter | None = None) -> int:
+        """Remove documents by id or by filter (one of the two); how many were there.
+
+        Raises:
+            InvalidInput: Neither or both are given, or the filter is empty (``drop`` removes everything).
+        """
+        parsed = parse_filter(filter)
+        if (ids is None) == (parsed is None):
+            raise InvalidInput("delete takes ids or a filter that is not empty, one of the two.")
+        if parsed is not None:
+            return await self._backend.delete_where(parsed)
+        return await self._backend.delete(_ids(ids or ()))
+
+    async def get(self, ids: Sequence[str]) -> list[Document | None]:
+        """Documents by id, in this order; None where there is none."""
+        return await self._backend.fetch(_ids(ids))
+
+    async def count(self, filter: RawFilter | None = None) -> int:
+        """How many documents pass the filter; all without one."""
+        return await self._backend.count(parse_filter(filter))
+
+    async def describe(self) -> Description:
+        """What the collection says about itself."""
+        backend = self._backend
+        return Description(backend.name, backend.collection, backend.schema, await backend.count())
+
+    async def drop(self) -> None:
+        """Remove the collection and all it holds, and close the index."""
+        await self._backend.drop()
+        await self.close()
+
+    async def close(self) -> None:
+        """Give back connections and locks; safe to call twice."""
+        with anyio.CancelScope(shield=True):
+            await self._backend.close()
+
+    async def __aenter__(self) -> AsyncIndex:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def _method(self, method: Method | str) -> Method:
+        if isinstance(method, Method):
+            return method
+        try:
+            return self.methods[method]
+        except (KeyError, TypeError):
+            raise InvalidInput(f"unknown method {method!r}: use one of {', '.join(METHODS)}.") from None
+
+    async def _query_vectors(self, queries: Sequence[Query]) -> list[M3Embeddings]:
+        for i, query in enumerate(queries):
+            if not isinstance(query, str | M3Embeddings):
+                raise InvalidInput(f"queries[{i}] is {type(query).__name__}: give a text or its M3Embeddings.")
+        texts = [query for query in queries if isinstance(query, str)]
+        if texts and self._encoder is None:
+            raise InvalidInput("this index has no encoder: connect(..., encoder=...), or search with M3Embeddings.")
+        encoded = iter(await self._encode(texts, self.schema.components)) if texts else iter(())
+        return [next(encoded) if isinstance(query, str) else query for query in queries]
+
+    async def _encode(self, texts: list[str], components: Sequence[Component]) -> M3Embeddings:
+        assert self._encoder is not None
+        encode = self._encoder.encode
+        return await anyio.to_thread.run_sync(lambda: encode(texts, components=components))
+
+    async def _hits(self, answers: list[list[ScoredId]]) -> list[list[Hit]]:
+        ids = list(dict.fromkeys(found.id for answer in answers for found in answer))
+        fetched = dict(zip(ids, await self._backend.fetch(ids), strict=True)) if ids else {}
+        # A document that was deleted between ranking and fetching is no hit any more.
+        return [
+            [
+                Hit(document, found.score, found.scores)
+                for found in answer
+                if (document := fetched[found.id]) is not None
+            ]
+            for answer in answers
+        ]
+
+
+async def aconnect(
+    url: str,
+    collection: str = DEFAULT_COLLECTION,
+    *,
+    encoder: Encoder | None = None,
+    storage: Storage | None = None,
+    create: bool = True,
+    **options: Any,
+) -> AsyncIndex:
+    """Open a collection, or make it.
+
+    Args:
+        url: Where it is: ``memory:`` or ``qdrant:DIRECTORY``.
+        collection: Its name there.
+        encoder: Turns texts into vectors; without one, give embeddings to ``add`` and ``search``.
+        storage: How a new collection keeps its vectors; an existing one must have been made so.
+        create: Make the collection if it is not there (needs an encoder, whose model it records).
+        **options: The backend's own options, such as ``api_key``; unknown ones are refused.
+
+    Raises:
+        NotFound: No such collection, and ``create`` is false or there is no encoder.
+        ModelMismatch: The collection was written by another model than the encoder's.
+        InvalidInput: An unusable URL, collection name or option.
+        BackendError: The store failed.
+    """
+    backend = backend_for(url, collection, options)
+    try:
+        try:
+            schema = await backend.open()
+        except NotFound:
+            if not create or encoder is None:
+                raise
+            await backend.create(Schema(encoder.info, COMPONENTS, storage or Storage()))
+        else:
+            if encoder is not None:
+                check_model(schema.model, collection, encoder.info, what="this encoder is")
+            if storage is not None and storage != schema.storage:
+                raise InvalidInput(
+                    f'collection "{collection}" was made with {schema.storage}, not {storage}.\n'
+                    "  Leave storage out, or index into another collection."
+                )
+    except BaseException:
+        with anyio.CancelScope(shield=True):
+            await backend.close()
+        raise
+    return AsyncIndex(backend, encoder)
+
+
+def _ids(ids: Sequence[str]) -> list[str]:
+    if isinstance(ids, str) or not all(isinstance(id, str) for id in ids):
+        raise InvalidInput(f"ids is {ids!r}: give a list of strings.")
+    return list(ids)
+
+
+def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    """Documents in batches of bounded text, so that memory is bounded whatever their length."""
+    batch: list[Document] = []
+    characters = 0
+    for document in documents:
+        size = len(document.text) if isinstance(document, Document) and isinstance(document.text, str) else 0
+        if batch and (len(batch) == _BATCH_DOCUMENTS or characters + size > _BATCH_CHARACTERS):
+            yield batch
+            batch, characters = [], 0
+        batch.append(document)
+        characters += size
+    if batch:
+        yield batch
