@@ -57,10 +57,18 @@ def load(model: str, *, revision: str | None, dtype: torch.dtype) -> Checkpoint:
     directory, name, commit = _locate(model, revision)
     config = ModelConfig.load(directory / "config.json")
     tokenizer = _load_tokenizer(directory / "tokenizer.json", config)
+    network, weights_fingerprint = _load_model(directory, config, dtype)
     return Checkpoint(
-        model=_load_model(directory, config, dtype),
+        model=network,
         tokenizer=tokenizer,
-        info=ModelInfo(name, commit, config.hidden_size, config.vocab_size, vocabulary_fingerprint(tokenizer)),
+        info=ModelInfo(
+            name=name,
+            revision=commit,
+            dimension=config.hidden_size,
+            vocabulary_size=config.vocab_size,
+            vocabulary_fingerprint=vocabulary_fingerprint(tokenizer),
+            weights_fingerprint=weights_fingerprint,
+        ),
         recommended_weights=_load_weights(directory / "weights.json"),
     )
 
@@ -77,7 +85,11 @@ def _locate(model: str, revision: str | None) -> tuple[Path, str, str | None]:
     if directory.is_dir():
         resolved = directory.resolve()
         if resolved.parent.name == "snapshots":  # of a hub cache: models--BAAI--bge-m3/snapshots/<commit>
-            return directory, resolved.parents[1].name.removeprefix("models--").replace("--", "/"), resolved.name
+            return (
+                directory,
+                resolved.parents[1].name.removeprefix("models--").replace("--", "/"),
+                resolved.name,
+            )
         # The same model by any spelling of its path has one name: the last two parts, as in models/m3-tiny.
         return directory, "/".join(part for part in resolved.parts[-2:] if part != resolved.anchor), None
     if not _HUB_NAME.fullmatch(model) or model.startswith("."):
@@ -107,7 +119,9 @@ def _download(model: str, revision: str | None) -> tuple[Path, str, str | None]:
         if not (path / "model.safetensors").exists():
             path = Path(snapshot_download(model, revision=revision, allow_patterns=["pytorch_model.bin"]))
     except GatedRepoError as error:
-        raise Unauthorised(f"access is restricted: {error}\n  Log in with `hf auth login`.", **where) from error
+        raise Unauthorised(
+            f"access is restricted: {error}\n  Log in with `hf auth login`.", **where
+        ) from error
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
         raise NotFound(f"no directory and no hub model of that name: {error}{remedy}", **where) from error
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
@@ -117,7 +131,9 @@ def _download(model: str, revision: str | None) -> tuple[Path, str, str | None]:
 
 def _load_tokenizer(path: Path, config: ModelConfig) -> Tokenizer:
     if not path.exists():
-        raise ModelFormat(f"{path} is missing.\n  A fast tokenizer in one file is needed: save it with transformers.")
+        raise ModelFormat(
+            f"{path} is missing.\n  A fast tokenizer in one file is needed: save it with transformers."
+        )
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exception for every malformed file
@@ -126,24 +142,33 @@ def _load_tokenizer(path: Path, config: ModelConfig) -> Tokenizer:
     tokenizer.no_padding()
     for token in ("<s>", "</s>", "<pad>", "<unk>"):
         if tokenizer.token_to_id(token) is None:
-            raise ModelFormat(f"{path} has no token {token}: it is not the tokenizer of an XLM-RoBERTa model.")
+            raise ModelFormat(
+                f"{path} has no token {token}: it is not the tokenizer of an XLM-RoBERTa model."
+            )
     largest = max(tokenizer.get_vocab(with_added_tokens=True).values())
     if largest >= config.vocab_size:
-        raise ModelFormat(f"{path} has the token id {largest}, but config.json says vocab_size {config.vocab_size}.")
+        raise ModelFormat(
+            f"{path} has the token id {largest}, but config.json says vocab_size {config.vocab_size}."
+        )
     return tokenizer
 
 
-def _load_model(directory: Path, config: ModelConfig, dtype: torch.dtype) -> M3Model:
+def _load_model(directory: Path, config: ModelConfig, dtype: torch.dtype) -> tuple[M3Model, str]:
+    """The network, and the SHA-256 (hex) of its last layer and heads as they are on disk."""
     with torch.device("meta"):
         model = M3Model(config)
     expected = {name: parameter.shape for name, parameter in model.named_parameters()}
     state: dict[str, Tensor] = {}
+    prints: dict[str, bytes] = {}
+    marked = (*_HEADS, f"encoder.layer.{config.num_hidden_layers - 1}.")
 
     def take(name: str, tensor: Tensor, path: Path) -> None:
         if expected[name] != tensor.shape:
             raise ModelFormat(
                 f"{path}: {name} is {list(tensor.shape)}; config.json asks for {list(expected[name])}."
             )
+        if name.startswith(marked):
+            prints[name] = hashlib.sha256(tensor.float().numpy().tobytes()).digest()
         state[name] = tensor.to(dtype, copy=True)  # a copy, so that nothing keeps the file mapped
 
     path, backbone = _read_backbone(directory)
@@ -162,7 +187,10 @@ def _load_model(directory: Path, config: ModelConfig, dtype: torch.dtype) -> M3M
                 raise ModelFormat(f"{path} lacks {part}: it must hold the state of one linear layer.")
             take(f"{head}.{part}", tensors[part], path)
     model.load_state_dict(state, assign=True)
-    return model.eval().requires_grad_(False)
+    fingerprint = hashlib.sha256(
+        b"".join(name.encode() + prints[name] for name in sorted(prints))
+    ).hexdigest()
+    return model.eval().requires_grad_(False), fingerprint
 
 
 def _read_backbone(directory: Path) -> tuple[Path, Any]:

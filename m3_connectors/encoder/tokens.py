@@ -40,11 +40,10 @@ class TextTokeniser:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
-        self.cls_id, self.end_id, pad, unknown = (
-            tokenizer.token_to_id(token) for token in ("<s>", "</s>", "<pad>", "<unk>")
-        )
-        self.unweighted_ids = np.array([self.cls_id, self.end_id, pad, unknown])
+        special = [tokenizer.token_to_id(token) for token in ("<s>", "</s>", "<pad>", "<unk>")]
+        self.unweighted_ids = np.array(special, dtype=np.int64)
         """Token ids that never get a sparse weight."""
+        self.cls_id, self.end_id = self.unweighted_ids[:2]
 
     def __call__(
         self, texts: Sequence[str], max_length: int, *, mcls: bool, first_index: int = 0
@@ -78,7 +77,7 @@ class TextTokeniser:
     def token_strings(self, text: str, max_length: int) -> list[str]:
         """The tokens behind the multi-vector rows of a text, ``</s>`` last."""
         ids = self([text], max_length, mcls=False)[0].ids[1:]
-        return [self.tokenizer.id_to_token(int(i)) for i in ids]
+        return [str(self.tokenizer.id_to_token(int(i))) for i in ids]
 
     def _build(self, content: list[int], room: int, mcls: bool) -> TokenisedText:
         kept = np.asarray(content[:room], dtype=np.int64)

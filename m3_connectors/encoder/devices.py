@@ -1,0 +1,59 @@
+"""Which device and which arithmetic."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal, get_args
+
+import torch
+
+from m3_connectors.errors import InvalidInput
+
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+def choose_device(device: str | None) -> torch.device:
+    """The device of that name; None is CUDA, else MPS, else the CPU.
+
+    Raises:
+        InvalidInput: There is no such device.
+    """
+    if device is None:
+        device = (
+            "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        )
+    try:
+        chosen = torch.device(device)
+        torch.empty(1, device=chosen)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # "not compiled with" asserts
+        reason = str(error).splitlines()[0]
+        raise InvalidInput(
+            f"device {device!r} cannot be used: {reason}\n  device='cpu' always works."
+        ) from error
+    return chosen
+
+
+def choose_dtype(precision: Precision, device: torch.device) -> torch.dtype:
+    """The dtype of a precision on a device.
+
+    Raises:
+        InvalidInput: Unknown, or float16 on a CPU, where it is slow.
+    """
+    if precision not in get_args(Precision):
+        raise InvalidInput(f"precision is {precision!r}; it must be one of {', '.join(get_args(Precision))}.")
+    if precision == "float16" and device.type == "cpu":
+        raise InvalidInput("precision='float16' is slow on a CPU.\n  Use 'bfloat16', 'float32' or 'auto'.")
+    if precision != "auto":
+        dtype: torch.dtype = getattr(torch, precision)
+        return dtype
+    if device.type == "cpu":
+        return torch.bfloat16 if cpu_has_bfloat16() else torch.float32
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
+    return torch.float16 if device.type == "mps" else torch.float32
+
+
+def cpu_has_bfloat16() -> bool:
+    """Whether this CPU multiplies bfloat16 natively (AVX-512-BF16 or AMX)."""
+    has: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # PyTorch before 2.10 lacks it
+    return bool(has.get("avx512_bf16") or has.get("amx_bf16"))

@@ -1,0 +1,1 @@
+"""What others may test with: conformance of backends, seeded corpora, small random checkpoints."""
