@@ -244,7 +244,9 @@ class M3Embeddings:
             InvalidInput: The sparse component is not there.
         """
         if self.sparse is None:
-            raise InvalidInput("these embeddings have no sparse component: encode with components=('sparse',).")
+            raise InvalidInput(
+                "these embeddings have no sparse component: encode with components=('sparse',)."
+            )
         row = self.sparse[[range(len(self))[i]]]
         return {
             vocabulary.id_to_token(int(row.indices[j])) or f"<{row.indices[j]}>": float(row.data[j])
@@ -291,7 +293,9 @@ class M3Embeddings:
         except SafetensorError as error:
             raise InvalidInput(f"{path} is not a file of M3Embeddings.save: {error}") from error
         if header.get("format") != _FORMAT:
-            raise InvalidInput(f"{path} is not a file of M3Embeddings.save (format {header.get('format')!r}).")
+            raise InvalidInput(
+                f"{path} is not a file of M3Embeddings.save (format {header.get('format')!r})."
+            )
         sparse = None
         if "sparse.data" in tensors:
             shape = (len(tensors["sparse.indptr"]) - 1, header["vocabulary_size"])

@@ -1,23 +1,23 @@
 """Every error that m3_connectors raises on purpose.
 
     M3Error
-    ├── InvalidInput (ValueError)         wrong shape, dtype, NaN, empty id, k < 1, bad filter; nothing was sent
-    ├── MissingDependency (ImportError)   an optional package is not installed; says the command that installs it
-    ├── Unsupported (NotImplementedError) the backend cannot do this; names a call that works
-    ├── ModelMismatch                     the collection was written by another model; names both
-    ├── ModelFormat                       a checkpoint lacks a file or holds a wrong shape; names the file
-    └── BackendError                      the store failed: ``.backend``, ``.operation``, ``.retryable``
-        ├── NotFound                      no such collection or document
-        ├── AlreadyExists                 a collection of that name is there already
-        ├── Rejected                      the store refused the request
-        ├── Corrupt                       stored data cannot be read back
-        ├── Busy                          another process owns the data
-        ├── StorageFull                   no space left on the store's disk
-        ├── Unauthorised                  missing or wrong credentials
-        ├── Unavailable                   the store cannot be reached
-        ├── TimedOut                      no answer within the deadline
-        ├── Throttled                     the store asks to slow down: ``.retry_after_seconds``
-        └── PartialWrite                  some documents were not written: ``.failed``
+    ├── InvalidInput (ValueError)          wrong shape, dtype, NaN, empty id, k < 1, bad filter; nothing was sent
+    ├── MissingDependency (ImportError)    an optional package is not installed; says the command that installs it
+    ├── Unsupported (NotImplementedError)  the backend cannot do this; names a call that works
+    ├── ModelMismatch                      the collection was written by another model; names both
+    ├── ModelFormat                        a checkpoint lacks a file or holds a wrong shape; names the file
+    └── BackendError                       the store failed: ``.backend``, ``.operation``, ``.retryable``
+        ├── NotFound                       no such collection or document
+        ├── AlreadyExists                  a collection of that name is there already
+        ├── Rejected                       the store refused the request
+        ├── Corrupt                        stored data cannot be read back
+        ├── Busy                           another process owns the data
+        ├── StorageFull                    no space left on the store's disk
+        ├── Unauthorised                   missing or wrong credentials
+        ├── Unavailable                    the store cannot be reached
+        ├── TimedOut                       no answer within the deadline
+        ├── Throttled                      the store asks to slow down: ``.retry_after_seconds``
+        └── PartialWrite                   some documents were not written: ``.failed``
 
 The first line of a message says what, where and with which value; the next line says what to do.
 """

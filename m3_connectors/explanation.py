@@ -116,7 +116,8 @@ def _pairs(
     asked = _names(names, query, len(similarities))
     found = _names(names, document.text, similarities.shape[1])
     return tuple(
-        TokenPair(asked[i], found[j], float(similarities[i, j])) for i, j in enumerate(np.asarray(best).tolist())
+        TokenPair(asked[i], found[j], float(similarities[i, j]))
+        for i, j in enumerate(np.asarray(best).tolist())
     )
 
 

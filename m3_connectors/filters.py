@@ -268,6 +268,4 @@ _COMPARE: dict[str, Callable[[Any, Any], bool]] = {
 _OPERATORS = ("$eq", "$ne", "$in", "$nin", "$exists", *_COMPARE)
 _LARGEST = 2**53
 _FORBIDDEN = re.compile(r"[\x00-\x1f\x7f\"'`\\\[\]]")
-_DATE = re.compile(
-    r"\d{4}-\d{2}-\d{2}([T ]\d{2}:\d{2}:\d{2}(\.\d{1,6})?(Z|[+-]\d{2}:\d{2})?)?", re.ASCII
-)
+_DATE = re.compile(r"\d{4}-\d{2}-\d{2}([T ]\d{2}:\d{2}:\d{2}(\.\d{1,6})?(Z|[+-]\d{2}:\d{2})?)?", re.ASCII)

@@ -144,7 +144,9 @@ class AsyncIndex:
                     f"{len(documents)} documents came with {len(embeddings)} embeddings: give one for each."
                 )
         elif self._encoder is None:
-            raise InvalidInput("this index has no encoder: connect(..., encoder=...) or add(..., embeddings=...).")
+            raise InvalidInput(
+                "this index has no encoder: connect(..., encoder=...) or add(..., embeddings=...)."
+            )
         if isinstance(documents, Sequence):
             documents = check_documents(documents)
         seen: set[str] = set()
@@ -301,10 +303,14 @@ class AsyncIndex:
     async def _query_vectors(self, queries: Sequence[Query]) -> list[M3Embeddings]:
         for i, query in enumerate(queries):
             if not isinstance(query, str | M3Embeddings):
-                raise InvalidInput(f"queries[{i}] is {type(query).__name__}: give a text or its M3Embeddings.")
+                raise InvalidInput(
+                    f"queries[{i}] is {type(query).__name__}: give a text or its M3Embeddings."
+                )
         texts = [query for query in queries if isinstance(query, str)]
         if texts and self._encoder is None:
-            raise InvalidInput("this index has no encoder: connect(..., encoder=...), or search with M3Embeddings.")
+            raise InvalidInput(
+                "this index has no encoder: connect(..., encoder=...), or search with M3Embeddings."
+            )
         encoded = iter(await self._encode(texts, self.schema.components)) if texts else iter(())
         return [next(encoded) if isinstance(query, str) else query for query in queries]
 

@@ -170,7 +170,9 @@ def get_method(name: str) -> Method:
         raise InvalidInput(f"unknown method {name!r}: use one of {', '.join(METHODS)}.") from None
 
 
-def fuse(scores: Mapping[Component, Float32], weights: Weights) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+def fuse(
+    scores: Mapping[Component, Float32], weights: Weights
+) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
     """``w1 s_dense + w2 s_lex + w3 s_mul`` (paper section 3.2) in float64, ``[n]``; components of weight 0 may lack."""
     parts = [weights.of(name) * scores[name].astype(np.float64) for name in COMPONENTS if weights.of(name)]
     return np.sum(parts, axis=0)  # type: ignore[no-any-return]

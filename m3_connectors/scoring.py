@@ -85,6 +85,4 @@ def as_float16(embeddings: M3Embeddings) -> M3Embeddings:
         return embeddings
     multivectors = embeddings.multivectors
     rounded = MultiVectors(multivectors.rows.astype(np.float16).astype(np.float32), multivectors.offsets)
-    return M3Embeddings(
-        embeddings.dense, embeddings.sparse, rounded, embeddings.truncated, embeddings.model
-    )
+    return M3Embeddings(embeddings.dense, embeddings.sparse, rounded, embeddings.truncated, embeddings.model)

@@ -15,7 +15,7 @@ Writing
  B10 ``delete_where`` removes exactly the documents that pass the filter and returns how many.
 Reading
  B11 ``fetch`` answers in the order asked, None for unknown ids; text and metadata come back equal to what went in.
- B12 ``vectors`` answers in the order asked: dense and sparse as stored in float32, multi-vectors in the storage dtype's precision.
+ B12 ``vectors`` answers in the order asked: dense and sparse in float32, multi-vectors in the storage dtype's precision.
  B13 ``count`` counts the documents that pass a filter, all without one.
  B14 Ids are any Unicode of 1 to 512 bytes and are never confused with each other or with query syntax.
  B15 ``scan_ids`` yields every stored id once, in any order.
@@ -69,7 +69,9 @@ class Storage:
 
     def __post_init__(self) -> None:
         if self.multivector_dtype not in ("float16", "float32"):
-            raise InvalidInput(f"multivector_dtype is {self.multivector_dtype!r}: use 'float16' or 'float32'.")
+            raise InvalidInput(
+                f"multivector_dtype is {self.multivector_dtype!r}: use 'float16' or 'float32'."
+            )
         if self.long_documents not in ("split", "error"):
             raise InvalidInput(f"long_documents is {self.long_documents!r}: use 'split' or 'error'.")
 
@@ -104,7 +106,9 @@ class Schema:
             InvalidInput: It is none, or of a later version of this package.
         """
         if raw.get("format") != 1:
-            raise InvalidInput(f"schema format {raw.get('format')!r} is not 1: written by a later m3-connectors?")
+            raise InvalidInput(
+                f"schema format {raw.get('format')!r} is not 1: written by a later m3-connectors?"
+            )
         return cls(ModelInfo(**raw["model"]), tuple(raw["components"]), Storage(**raw["storage"]))
 
 
@@ -149,7 +153,9 @@ class Backend(abc.ABC):
     def schema(self) -> Schema:
         """What the open collection records about itself."""
         if self._schema is None:
-            raise InvalidInput(f"{self.name} collection {self.collection!r} is not open: await open() or create().")
+            raise InvalidInput(
+                f"{self.name} collection {self.collection!r} is not open: await open() or create()."
+            )
         return self._schema
 
     # -- the collection
@@ -227,7 +233,13 @@ class Backend(abc.ABC):
     # -- ranking
 
     async def candidates(
-        self, component: Component, query: M3Embeddings, limit: int, *, filter: Filter | None = None, exact: bool = False
+        self,
+        component: Component,
+        query: M3Embeddings,
+        limit: int,
+        *,
+        filter: Filter | None = None,
+        exact: bool = False,
     ) -> Ranking:
         """B16–B19. The best documents by one component, dense or sparse.
 
@@ -251,10 +263,18 @@ class Backend(abc.ABC):
             NotFound: An id is not stored.
         """
         check_query(self.schema, self.collection, (component,), query)
-        return await self._score(component, query, self._checked(ids)) if ids else np.empty(0, dtype=np.float32)
+        return (
+            await self._score(component, query, self._checked(ids)) if ids else np.empty(0, dtype=np.float32)
+        )
 
     async def search(
-        self, query: M3Embeddings, method: Method, k: int, *, filter: Filter | None = None, exact: bool = False
+        self,
+        query: M3Embeddings,
+        method: Method,
+        k: int,
+        *,
+        filter: Filter | None = None,
+        exact: bool = False,
     ) -> list[ScoredId]:
         """B24–B27. The k best documents by a method.
 
@@ -294,7 +314,9 @@ class Backend(abc.ABC):
         best = rank(ids, fused, k)
         # The other components are informative only: scored for the k hits, not for the candidates.
         winners = [ids[i] for i in best]
-        rest = [name for name in self.schema.components if name in query.components and name not in method.scored]
+        rest = [
+            name for name in self.schema.components if name in query.components and name not in method.scored
+        ]
         extra = await self._complete(rest, query, winners, known)
 
         def of(position: int, i: int) -> Scores:
@@ -317,8 +339,14 @@ class Backend(abc.ABC):
         async def complete(component: Component) -> None:
             seen = known.get(component, {})
             missing = [id for id in ids if id not in seen]
-            found = dict(zip(missing, await self._score(component, query, missing), strict=True)) if missing else {}
-            result[component] = np.array([seen[id] if id in seen else found[id] for id in ids], dtype=np.float32)
+            found = (
+                dict(zip(missing, await self._score(component, query, missing), strict=True))
+                if missing
+                else {}
+            )
+            result[component] = np.array(
+                [seen[id] if id in seen else found[id] for id in ids], dtype=np.float32
+            )
 
         async with anyio.create_task_group() as tasks:
             for component in components:

@@ -52,10 +52,14 @@ def check_stored(schema: Schema, collection: str, documents: int, embeddings: M3
         ModelMismatch: They are another model's.
     """
     if len(embeddings) != documents:
-        raise InvalidInput(f"{documents} documents came with {len(embeddings)} embeddings: give one for each.")
+        raise InvalidInput(
+            f"{documents} documents came with {len(embeddings)} embeddings: give one for each."
+        )
     missing = [name for name in schema.components if name not in embeddings.components]
     if missing:
-        raise InvalidInput(f'collection "{collection}" stores {schema.components}; the embeddings lack {missing}.')
+        raise InvalidInput(
+            f'collection "{collection}" stores {schema.components}; the embeddings lack {missing}.'
+        )
     check_model(schema.model, collection, embeddings.model)
     _check_values(schema, embeddings, "embeddings")
     return M3Embeddings(
@@ -68,7 +72,11 @@ def check_stored(schema: Schema, collection: str, documents: int, embeddings: M3
 
 
 def check_query(
-    schema: Schema, collection: str, components: Sequence[Component], query: M3Embeddings, who: str = "this call"
+    schema: Schema,
+    collection: str,
+    components: Sequence[Component],
+    query: M3Embeddings,
+    who: str = "this call",
 ) -> None:
     """Raise unless ``query`` is one text that this collection can rank by these components.
 
@@ -93,20 +101,28 @@ def _check_values(schema: Schema, embeddings: M3Embeddings, what: str) -> None:
     dimension, vocabulary = schema.model.dimension, schema.model.vocabulary_size
     if embeddings.dense is not None:
         if embeddings.dense.shape[1] != dimension:
-            raise InvalidInput(f"{what}.dense is {embeddings.dense.shape[1]} wide; the model's width is {dimension}.")
+            raise InvalidInput(
+                f"{what}.dense is {embeddings.dense.shape[1]} wide; the model's width is {dimension}."
+            )
         _check_finite(embeddings.dense, f"{what}.dense")
     if embeddings.sparse is not None:
         sparse = embeddings.sparse
         if sparse.shape[1] != vocabulary:
-            raise InvalidInput(f"{what}.sparse has {sparse.shape[1]} columns; the vocabulary has {vocabulary}.")
+            raise InvalidInput(
+                f"{what}.sparse has {sparse.shape[1]} columns; the vocabulary has {vocabulary}."
+            )
         if not sparse.has_canonical_format:
             raise InvalidInput(f"{what}.sparse has unsorted or repeated token ids: call .sum_duplicates().")
         if not (np.isfinite(sparse.data) & (sparse.data > 0)).all():
-            raise InvalidInput(f"{what}.sparse has a weight that is not a finite number > 0: drop such weights.")
+            raise InvalidInput(
+                f"{what}.sparse has a weight that is not a finite number > 0: drop such weights."
+            )
     if embeddings.multivectors is not None:
         multivectors = embeddings.multivectors
         if multivectors.dimension != dimension:
-            raise InvalidInput(f"{what}.multivectors is {multivectors.dimension} wide; the model's is {dimension}.")
+            raise InvalidInput(
+                f"{what}.multivectors is {multivectors.dimension} wide; the model's is {dimension}."
+            )
         empty = np.flatnonzero(multivectors.counts == 0)
         if len(empty):
             raise InvalidInput(f"{what}.multivectors[{empty[0]}] has no row: every text has at least one.")

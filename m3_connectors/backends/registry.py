@@ -19,7 +19,9 @@ _ADAPTERS = {
 DEFAULT_COLLECTION = "documents"
 
 
-def backend_for(url: str, collection: str = DEFAULT_COLLECTION, options: Mapping[str, Any] | None = None) -> Backend:
+def backend_for(
+    url: str, collection: str = DEFAULT_COLLECTION, options: Mapping[str, Any] | None = None
+) -> Backend:
     """The backend that a URL names, not yet open.
 
     Args:

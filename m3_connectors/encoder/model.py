@@ -9,6 +9,7 @@ swaps the linear layers and the attention function for faster ones of the same m
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from torch.nn import functional as F
 from m3_connectors.encoder.config import ModelConfig
 
 Attention = Callable[[Tensor, Tensor, Tensor, Sequence[int]], Tensor]
-"""``(q, k, v, lengths) -> out``: q, k, v and out are ``[tokens, heads, head_size]``; text i owns ``lengths[i]`` rows."""
+"""``(q, k, v, lengths) -> out``: all ``[tokens, heads, head_size]``; text i owns ``lengths[i]`` rows."""
 
 
 def padded_attention(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int]) -> Tensor:
@@ -149,6 +150,11 @@ class M3Model(nn.Module):
         self.sparse_linear = nn.Linear(config.hidden_size, 1)
         self.colbert_linear = nn.Linear(config.hidden_size, config.hidden_size)
 
+    @property
+    def layers(self) -> list[Layer]:
+        """The transformer layers, first to last."""
+        return [cast(Layer, layer) for layer in self.encoder.layer]
+
     def forward(
         self,
         token_ids: Tensor,
@@ -171,6 +177,6 @@ class M3Model(nn.Module):
         if positions is None:
             positions = torch.cat([torch.arange(n, device=token_ids.device) for n in lengths])
         hidden = self.embeddings(token_ids, positions)
-        for layer in self.encoder.layer:
+        for layer in self.layers:
             hidden = layer(hidden, lengths, attention)
         return hidden  # type: ignore[no-any-return]

@@ -1,0 +1,303 @@
+"""Index and AsyncIndex over a real small model and the memory store."""
+
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+
+import anyio
+import numpy as np
+import pytest
+
+from m3_connectors import (
+    ALL,
+    DENSE,
+    AsyncIndex,
+    Document,
+    Index,
+    M3Embeddings,
+    M3Encoder,
+    Weights,
+    aconnect,
+    connect,
+)
+from m3_connectors.errors import InvalidInput, ModelMismatch, NotFound
+from m3_connectors.methods import METHODS
+from m3_connectors.scoring import score
+from m3_connectors.testing.checkpoints import write_checkpoint
+
+TEXTS = [
+    "the quick brown fox jumps over the lazy dog",
+    "seven wizards mix brews near the lake",
+    "a fox and a dog sleep",
+    "Книга лежит на столе в городской библиотеке",
+    "书放在城市图书馆的桌子上",
+    "the dog",
+]
+DOCUMENTS = [Document(f"d{i}", text, {"n": i, "even": i % 2 == 0}) for i, text in enumerate(TEXTS)]
+
+
+@pytest.fixture
+def index(encoder: M3Encoder) -> Iterator[Index]:
+    with connect("memory:", encoder=encoder) as index:
+        index.add(DOCUMENTS)
+        yield index
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_search_ranks_by_the_weighted_sum_of_the_three_scores(
+    index: Index, encoder: M3Encoder, name: str
+) -> None:
+    query, documents = encoder.encode(["the lazy dog"]), encoder.encode(TEXTS)
+    hits = index.search("the lazy dog", method=name, k=4)
+    weights = METHODS[name].weights
+    s = [score(c, query, documents) for c in ("dense", "sparse", "multivector")]
+    fused = sum(w * column.astype(float) for w, column in zip(weights, s, strict=True))
+    found = s[1] > 0 if name == "sparse" else np.full(len(TEXTS), True)
+    expected = [i for i in np.argsort(-fused) if found[i]][:4]
+    assert [hit.document.id for hit in hits] == [f"d{i}" for i in expected]
+    for hit, i in zip(hits, expected, strict=True):
+        assert hit.score == pytest.approx(fused[i], abs=1e-4)
+        of = (hit.scores.dense, hit.scores.sparse, hit.scores.multivector)
+        assert of == pytest.approx([column[i] for column in s], abs=1e-4)
+        assert hit.document == DOCUMENTS[i]
+
+
+def test_a_method_of_ones_own_weights_counts_exactly_them(index: Index) -> None:
+    for hit in index.search("the dog", method=ALL.weighted(0.15, 0.5, 0.35)):
+        s = hit.scores
+        assert None not in (s.dense, s.sparse, s.multivector)
+        assert hit.score == pytest.approx(0.15 * s.dense + 0.5 * s.sparse + 0.35 * s.multivector, abs=1e-6)  # type: ignore[operator]
+
+
+def test_embeddings_that_one_has_give_the_same_answer_as_texts(index: Index, encoder: M3Encoder) -> None:
+    texts = ["the dog", "library"]
+    by_text = index.search_many(texts, k=3)
+    by_vectors = index.search_many(list(encoder.encode(texts)), k=3)
+    assert [[h.document.id for h in hits] for hits in by_text] == [
+        [h.document.id for h in hits] for hits in by_vectors
+    ]
+
+
+def test_filters_hold(index: Index) -> None:
+    hits = index.search("the dog", filter={"n": {"$gte": 2}, "even": True})
+    assert sorted(hit.document.id for hit in hits) == ["d2", "d4"]
+    assert index.count({"even": False}) == 3
+
+
+def test_add_twice_is_add_once_and_replaces(index: Index) -> None:
+    report = index.add([Document("d5", "seven wizards mix brews near the lake")])
+    assert report.written == 1
+    assert index.count() == len(DOCUMENTS)
+    (stored,) = index.get(["d5"])
+    assert stored is not None
+    assert stored.text == "seven wizards mix brews near the lake"
+    assert index.search("seven wizards", k=2)[1].document.id in ("d1", "d5")
+
+
+def test_of_duplicate_ids_in_one_call_the_last_wins_and_the_report_says_so(encoder: M3Encoder) -> None:
+    twice = [Document("a", "fox"), Document("b", "dog"), Document("a", "wizards")]
+    for embeddings in (None, encoder.encode([d.text for d in twice])):
+        with connect("memory:", encoder=encoder) as index:
+            report = index.add(twice, embeddings=embeddings)
+            assert (report.written, report.duplicates) == (2, ("a",))
+            (stored,) = index.get(["a"])
+            assert stored is not None
+            assert stored.text == "wizards"
+            assert index.explain("wizards", "a").scores.dense == pytest.approx(1, abs=1e-5)
+
+
+def test_a_bad_document_in_a_list_stops_the_call_before_anything_is_written(encoder: M3Encoder) -> None:
+    with connect("memory:", encoder=encoder) as index:
+        with pytest.raises(InvalidInput, match=r"documents\[1\]\.text is NoneType \(id 'b'\)"):
+            index.add([Document("a", "fox"), Document("b", None)])  # type: ignore[arg-type]
+        assert index.count() == 0
+
+
+def test_an_iterator_is_stored_in_batches_of_bounded_size(encoder: M3Encoder) -> None:
+    progress: list[int] = []
+    with connect("memory:", encoder=encoder) as index:
+        report = index.add((Document(str(i), "fox") for i in range(1100)), progress=progress.append)
+        assert report.written == index.count() == 1100
+    assert progress == [512, 1024, 1100]
+
+
+def test_truncated_documents_are_counted(checkpoint: object) -> None:
+    short = M3Encoder(str(checkpoint), precision="float32", max_length=8)
+    with connect("memory:", encoder=short) as index, pytest.warns(UserWarning, match="cut"):
+        assert index.add(DOCUMENTS).truncated > 0
+
+
+def test_explain_adds_up(index: Index) -> None:
+    e = index.explain("the lazy dog", "d0", method="all")
+    assert e.document == DOCUMENTS[0]
+    w, s = e.weighted, e.scores
+    assert (w.dense, w.sparse, w.multivector) == pytest.approx((s.dense, 0.3 * s.sparse, s.multivector))  # type: ignore[operator]
+    assert e.score == pytest.approx(w.dense + w.sparse + w.multivector)  # type: ignore[operator]
+    assert e.score == pytest.approx(index.search("the lazy dog", k=6, filter={"n": 0})[0].score, abs=1e-5)
+    assert sum(match.score for match in e.tokens) == pytest.approx(s.sparse, abs=1e-5)
+    assert [m.score for m in e.tokens] == sorted((m.score for m in e.tokens), reverse=True)
+    assert np.mean([pair.similarity for pair in e.pairs]) == pytest.approx(s.multivector, abs=1e-5)
+    # A random model tells equal tokens apart by position alone; the text against itself pairs each with itself.
+    assert all(p.query_token == p.document_token for p in index.explain(TEXTS[0], "d0").pairs)
+
+
+def test_explain_of_an_unknown_document(index: Index) -> None:
+    with pytest.raises(NotFound, match="no document 'x'"):
+        index.explain("dog", "x")
+
+
+def test_delete_by_ids_and_by_filter(index: Index) -> None:
+    assert index.delete(["d0", "unknown"]) == 1
+    assert index.delete(filter={"even": True}) == 2
+    assert index.count() == 3
+    assert index.get(["d0", "d1"])[0] is None
+    for wrong in ({}, {"ids": ["a"], "filter": {"n": 1}}, {"filter": {}}):
+        with pytest.raises(InvalidInput, match="one of the two"):
+            index.delete(**wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"k": 0}, "k is 0"),
+        ({"k": True}, "k is True"),
+        ({"method": "best"}, "unknown method 'best'"),
+        ({"method": None}, "unknown method None"),
+        ({"filter": {"n": {"$near": 1}}}, r"unknown operator '\$near'"),
+        ({"query": 7}, "queries\\[0\\] is int"),
+    ],
+)
+def test_bad_searches(index: Index, arguments: dict[str, object], says: str) -> None:
+    with pytest.raises(InvalidInput, match=says):
+        index.search(**{"query": "dog", **arguments})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("weights", [(-1, 0, 1), (float("nan"), 1, 1), (0, 0, 0), (float("inf"), 0, 0)])
+def test_bad_weights(weights: tuple[float, float, float]) -> None:
+    with pytest.raises(InvalidInput, match="weight"):
+        Weights(*weights)
+
+
+def test_bad_embeddings_are_refused_before_the_store(encoder: M3Encoder) -> None:
+    good = encoder.encode(["fox"])
+    assert good.dense is not None
+    wide = M3Embeddings(np.ones((1, 5), np.float32), good.sparse, good.multivectors)
+    nan = M3Embeddings(np.full_like(good.dense, np.nan), good.sparse, good.multivectors)
+    with connect("memory:", encoder=encoder) as index:
+        for bad, says in (
+            (wide, "5 wide"),
+            (nan, "NaN"),
+            (good[:0], "0 embeddings"),
+            (M3Embeddings(good.dense), "lack"),
+        ):
+            with pytest.raises(InvalidInput, match=says):
+                index.add([Document("a", "fox")], embeddings=bad)
+        assert index.count() == 0
+
+
+def test_another_model_is_refused_by_name(encoder: M3Encoder, tmp_path: object) -> None:
+    other = M3Encoder(str(write_checkpoint(f"{tmp_path}/other-m3", seed=9)), precision="float32")
+    with connect("memory:", encoder=encoder) as index:
+        index.add(DOCUMENTS)
+        with pytest.raises(ModelMismatch, match=r"small-m3.*other-m3"):
+            index.search(other.encode(["fox"]))
+        with pytest.raises(ModelMismatch, match=r"small-m3.*other-m3"):
+            index.add([Document("a", "fox")], embeddings=other.encode(["fox"]))
+
+
+def test_a_model_recommends_its_weights_by_method_name_and_methods_given_whole_are_kept(
+    tmp_path: object,
+) -> None:
+    directory = write_checkpoint(f"{tmp_path}/tuned")
+    (directory / "weights.json").write_text('{"all": [0.5, 2, 1]}')
+    with connect("memory:", encoder=M3Encoder(str(directory), precision="float32")) as index:
+        index.add(DOCUMENTS)
+        assert index.methods["all"].weights == Weights(0.5, 2, 1)
+        assert index.methods["dense_sparse"].weights == METHODS["dense_sparse"].weights
+        assert index.search("dog")[0].score == index.search("dog", method=ALL.weighted(0.5, 2, 1))[0].score
+        assert index.search("dog")[0].score != index.search("dog", method=ALL)[0].score
+
+
+def test_without_an_encoder_texts_are_refused_with_what_to_do(encoder: M3Encoder) -> None:
+    with pytest.raises(NotFound):
+        connect("memory:")
+    with pytest.raises(NotFound):
+        connect("memory:", encoder=encoder, create=False)
+
+
+@pytest.mark.parametrize("url", ["mysql://x", "", "qdrant", None, 7])
+def test_unusable_urls(url: str) -> None:
+    with pytest.raises(InvalidInput, match="names no store"):
+        connect(url)
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "../x", "é", ".x", "x" * 201, None])
+def test_unusable_collection_names(name: str) -> None:
+    with pytest.raises(InvalidInput, match="collection name"):
+        connect("memory:", name)
+
+
+def test_several_threads_share_an_index(index: Index) -> None:
+    expected = [hit.document.id for hit in index.search("the dog")]
+    answers: list[list[str]] = []
+
+    def ask() -> None:
+        answers.append([hit.document.id for hit in index.search("the dog")])
+
+    threads = [threading.Thread(target=ask) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert answers == [expected] * 8
+
+
+def test_a_closed_index_says_so(encoder: M3Encoder) -> None:
+    index = connect("memory:", encoder=encoder)
+    index.close()
+    index.close()
+    with pytest.raises(InvalidInput, match="closed"):
+        index.count()
+
+
+def test_an_index_never_closed_does_not_hold_up_the_end_of_python(checkpoint: object) -> None:
+    code = (
+        "from m3_connectors import *\n"
+        f"index = connect('memory:', encoder=M3Encoder({str(checkpoint)!r}, precision='float32'))\n"
+        "index.add([Document('a', 'fox')])\nprint(index.count())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "1\n", "")
+
+
+def test_async_searches_do_not_wait_for_each_other_and_give_the_same_answers(encoder: M3Encoder) -> None:
+    async def main() -> None:
+        async with await aconnect("memory:", encoder=encoder) as index:
+            await index.add(DOCUMENTS)
+            answers = await index.search_many(["the dog"] * 20 + ["fox"], k=3)
+            alone = await index.search("the dog", k=3, method=DENSE)
+            assert len(answers) == 21
+            assert answers[0] == answers[19] != answers[20]
+            assert len(alone) == 3
+            assert await index.search_many([]) == []
+
+    anyio.run(main)
+
+
+def test_the_two_faces_have_the_same_calls() -> None:
+    def calls(face: type) -> dict[str, inspect.Signature]:
+        return {
+            name: inspect.signature(member)
+            for name, member in vars(face).items()
+            if inspect.isfunction(member) and not name.startswith("_")
+        }
+
+    blocking, awaited = calls(Index), calls(AsyncIndex)
+    assert blocking.keys() == awaited.keys()
+    for name in blocking:
+        assert str(blocking[name]) == str(awaited[name]), name
+    assert list(inspect.signature(connect).parameters) == list(inspect.signature(aconnect).parameters)
