@@ -15,7 +15,7 @@ Writing
  B10 ``delete_where`` removes exactly the documents that pass the filter and returns how many.
 Reading
  B11 ``fetch`` answers in the order asked, None for unknown ids; text and metadata come back equal to what went in.
- B12 ``vectors`` answers in the order asked: dense and sparse in float32, multi-vectors in the storage dtype's precision.
+ B12 ``vectors`` answers in the order asked: dense and sparse in float32, multi-vectors in the storage precision.
  B13 ``count`` counts the documents that pass a filter, all without one.
  B14 Ids are any Unicode of 1 to 512 bytes and are never confused with each other or with query syntax.
  B15 ``scan_ids`` yields every stored id once, in any order.
