@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import MappingProxyType
-from typing import Literal
 
 import numpy as np
 import torch
@@ -287,11 +286,11 @@ class M3Encoder:
         lengths = [len(text.ids) for text in texts]
         starts = np.cumsum([0, *lengths[:-1]])
         cls_rows = np.concatenate([text.cls + start for text, start in zip(texts, starts, strict=True)])
-        hidden = self._model(
-            torch.from_numpy(np.concatenate([text.ids for text in texts])).to(self._device),
-            lengths,
-            attention=self._attention,
+        ids, positions = (
+            torch.from_numpy(np.concatenate(parts)).to(self._device)
+            for parts in ([text.ids for text in texts], [self._tokenise.positions(text) for text in texts])
         )
+        hidden = self._model(ids, lengths, positions=positions, attention=self._attention)
         dense = weights = rows = None
         if "dense" in wanted:
             cls_texts = np.repeat(np.arange(len(texts)), [len(text.cls) for text in texts])

@@ -43,7 +43,7 @@ class TextTokeniser:
         special = [tokenizer.token_to_id(token) for token in ("<s>", "</s>", "<pad>", "<unk>")]
         self.unweighted_ids = np.array(special, dtype=np.int64)
         """Token ids that never get a sparse weight."""
-        self.cls_id, self.end_id = self.unweighted_ids[:2]
+        self.cls_id, self.end_id, self.pad_id = self.unweighted_ids[:3]
 
     def __call__(
         self, texts: Sequence[str], max_length: int, *, mcls: bool, first_index: int = 0
@@ -73,6 +73,14 @@ class TextTokeniser:
             raise
         room = _room(max_length, mcls)
         return [self._build(encoding.ids, room, mcls) for encoding in encodings]
+
+    def positions(self, text: TokenisedText) -> npt.NDArray[np.int64]:
+        """Position of each token, int64 ``[tokens]``: 0, 1, 2 …
+
+        A literal ``<pad>`` in a text takes none, but the table's own padding entry (-1), as in the reference.
+        """
+        counted = text.ids != self.pad_id
+        return np.where(counted, np.cumsum(counted) - 1, -1)
 
     def token_strings(self, text: str, max_length: int) -> list[str]:
         """The tokens behind the multi-vector rows of a text, ``</s>`` last."""

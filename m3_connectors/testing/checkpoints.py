@@ -71,7 +71,9 @@ def small_tokenizer() -> Tokenizer:
         for start in range(len(word))
         for end in range(start + 1, min(start + 6, len(word)) + 1)
     )
-    pieces = {piece: count for piece, count in counts.items() if len(piece) == 1 or count > 2}
+    counts.update(words)
+    pieces = {piece: count for piece, count in counts.items() if len(piece) == 1 or count > 1}
+    pieces |= {word: counts[word] for word in words}
     total = sum(counts.values())
     special = [("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
     scores = [(piece, math.log(count * len(piece) / total)) for piece, count in sorted(pieces.items())]
@@ -80,6 +82,7 @@ def small_tokenizer() -> Tokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()
     tokenizer.add_special_tokens([AddedToken(name, special=True) for name, _ in special])
+    tokenizer.add_special_tokens([AddedToken("<mask>", special=True, lstrip=True)])
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
     )
