@@ -1,0 +1,12 @@
+"""Files and folders as documents: JSON Lines, CSV, text, Markdown and HTML, read in constant memory.
+
+What cannot be read becomes a dead letter with its file, line number and reason; the rest is read.
+"""
+
+from __future__ import annotations
+
+from m3_connectors.readers.dead_letters import DeadLetter, DeadLetterFiles
+from m3_connectors.readers.fields import Fields
+from m3_connectors.readers.sources import FORMATS, check_sources, read_documents
+
+__all__ = ["FORMATS", "DeadLetter", "DeadLetterFiles", "Fields", "check_sources", "read_documents"]

@@ -1,0 +1,75 @@
+"""Which fields of a record are its id, its text and its metadata."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from m3_connectors.documents import Document
+from m3_connectors.errors import InvalidInput
+
+_ID_FIELDS = ("id", "_id")
+_TITLE = "title"
+_METADATA = "metadata"
+
+
+@dataclasses.dataclass(frozen=True)
+class Fields:
+    """How a record becomes a document.
+
+    Attributes:
+        text: Field of the text; a field ``title`` is put before it, on a line of its own.
+        id: Field of the id; by default ``id`` or ``_id``, and a record without either is named by its place.
+    """
+
+    text: str = "text"
+    id: str | None = None
+
+    def is_text(self, field: str) -> bool:
+        """Whether a field is part of the text."""
+        return field in (self.text, _TITLE)
+
+    def is_id(self, field: str) -> bool:
+        """Whether a field may be the id."""
+        return field == self.id if self.id else field in _ID_FIELDS
+
+    def document(self, record: Mapping[str, Any], default_id: str) -> Document:
+        """A record as a document; an object in the field ``metadata`` is merged into the metadata.
+
+        Args:
+            record: Field to value.
+            default_id: The id of a record without one.
+
+        Raises:
+            InvalidInput: The id or the text is missing or of a wrong type.
+        """
+        id_field = self.id or next((field for field in _ID_FIELDS if field in record), None)
+        if self.text not in record:
+            raise InvalidInput(
+                f"no field {self.text!r}, only {sorted(record)}: name the one to read with --text"
+            )
+        text, title = record[self.text], record.get(_TITLE) if self.text != _TITLE else None
+        if not isinstance(text, str):
+            raise InvalidInput(f"{self.text} is {type(text).__name__}, not a string")
+        if isinstance(title, str) and title.strip():
+            text = f"{title}\n{text}"
+        nested = record.get(_METADATA)
+        metadata = dict(nested) if isinstance(nested, Mapping) else {}
+        metadata |= {
+            field: value
+            for field, value in record.items()
+            if field not in (id_field, self.text)
+            and not (field == _TITLE and isinstance(value, str))
+            and not (field == _METADATA and isinstance(value, Mapping))
+        }
+        return Document(default_id if id_field is None else self._id(record, id_field), text, metadata)
+
+    @staticmethod
+    def _id(record: Mapping[str, Any], field: str) -> str:
+        if field not in record:
+            raise InvalidInput(f"no field {field!r}, only {sorted(record)}: name the one to read with --id")
+        id = record[field]
+        if isinstance(id, bool) or not isinstance(id, str | int):
+            raise InvalidInput(f"{field} is {type(id).__name__}: an id is a string or a whole number")
+        return str(id)

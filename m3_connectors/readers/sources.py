@@ -1,0 +1,128 @@
+"""Sources, files and folders, as one stream of documents."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from m3_connectors.documents import Document
+from m3_connectors.errors import InvalidInput
+from m3_connectors.readers.dead_letters import SUFFIX, DeadLetter
+from m3_connectors.readers.fields import Fields
+from m3_connectors.readers.pages import read_page
+from m3_connectors.readers.records import Skip, read_csv, read_jsonl
+
+FORMATS = (".jsonl", ".ndjson", ".csv", ".tsv", ".txt", ".rst", ".md", ".markdown", ".html", ".htm")
+"""Endings of the files that are read; the first four also with ``.gz`` behind."""
+
+_JSONL = (".jsonl", ".ndjson")
+_CSV = (".csv", ".tsv")
+_DEFAULT_FIELDS = Fields()
+
+
+def read_documents(
+    sources: Iterable[Path],
+    *,
+    fields: Fields = _DEFAULT_FIELDS,
+    on_dead_letter: Callable[[Path, DeadLetter], None],
+    on_source: Callable[[Path], None] = lambda _: None,
+    without: Path | None = None,
+) -> Iterator[Document]:
+    """The documents of files and folders, one after another, each fit to be stored.
+
+    A record of JSON Lines or CSV is a document; so is a file of text, Markdown or HTML, with its path below
+    the source folder (or its name) as id. Folders are read in the order of their paths; links to folders are
+    not followed.
+
+    Args:
+        sources: Files and folders.
+        fields: How a record becomes a document.
+        on_dead_letter: Called with the source and each record or file that was skipped.
+        on_source: Called with each source before it is read.
+        without: A folder to leave out, such as the one that the store keeps its data in.
+
+    Raises:
+        InvalidInput: A source is no file of a format that is read.
+        FileNotFoundError: A source does not exist.
+    """
+    for source in sources:
+        on_source(source)
+        for path, name in _files(source, without, on_dead_letter):
+
+            def skip(line: int | None, reason: str, path: Path = path, source: Path = source) -> None:
+                on_dead_letter(source, DeadLetter(str(path), line, reason))
+
+            try:
+                yield from _read(path, name, fields, skip)
+            except OSError as error:
+                skip(None, f"cannot be read: {error.strerror or error}")
+
+
+def check_sources(sources: Iterable[Path]) -> None:
+    """Raise InvalidInput or FileNotFoundError if a source cannot be read at all, before any is."""
+    for source in sources:
+        if not source.exists():
+            raise FileNotFoundError(f"{source} does not exist.\n  Give files or folders to read.")
+        if not source.is_dir() and _format(source) not in FORMATS:
+            raise InvalidInput(
+                f"{source} is of no format that is read.\n  Give a folder, or {', '.join(FORMATS)}."
+            )
+
+
+def _read(path: Path, name: str, fields: Fields, skip: Skip) -> Iterator[Document]:
+    kind = _format(path)
+    if kind in _JSONL:
+        yield from read_jsonl(path, name, fields, skip)
+    elif kind in _CSV:
+        yield from read_csv(path, name, fields, skip)
+    else:
+        try:
+            document = read_page(path, name, html=kind in (".html", ".htm"))
+        except InvalidInput as error:
+            skip(None, str(error).splitlines()[0].removeprefix("documents[0]."))
+        else:
+            yield document
+
+
+def _format(path: Path) -> str:
+    suffix = path.suffix.lower()
+    if suffix == ".gz":
+        inner = Path(path.stem).suffix.lower()
+        return inner if inner in _JSONL + _CSV else suffix
+    return suffix
+
+
+def _files(
+    source: Path, without: Path | None, on_dead_letter: Callable[[Path, DeadLetter], None]
+) -> Iterator[tuple[Path, str]]:
+    """Files to read with their names below the source, in the order of their paths."""
+    check_sources([source])
+    if not source.is_dir():
+        yield source, source.name
+        return
+
+    def skip(path: str | Path, reason: str) -> None:
+        on_dead_letter(source, DeadLetter(str(path), None, reason))
+
+    left_out = without.resolve() if without else None
+    walk = os.walk(source, onerror=lambda error: skip(error.filename, f"cannot be read: {error.strerror}"))
+    for folder, folders, files in walk:
+        here = Path(folder)
+        for name in [name for name in folders if name.startswith(".")]:
+            skip(here / name, "a hidden folder")
+        folders[:] = sorted(
+            name for name in folders if not name.startswith(".") and (here / name).resolve() != left_out
+        )
+        for name in sorted(files):
+            path = here / name
+            if name.endswith(SUFFIX):
+                continue  # what an earlier run wrote about this very folder
+            if name.startswith("."):
+                skip(path, "a hidden file")
+            elif _format(path) not in FORMATS:
+                skip(path, f"of no format that is read ({path.suffix or 'no ending'})")
+            elif not path.is_file():
+                skip(path, "no regular file" if path.exists() else "a link to nothing")
+            else:
+                yield path, path.relative_to(source).as_posix()
