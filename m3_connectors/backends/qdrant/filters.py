@@ -1,0 +1,51 @@
+"""A filter tree as a Qdrant filter on the metadata in a point's payload."""
+
+from __future__ import annotations
+
+import datetime
+
+import qdrant_edge as engine
+
+from m3_connectors.backends.qdrant.points import METADATA
+from m3_connectors.filters import And, Compare, Exists, Filter, Not, OneOf, Or, Scalar, field_path
+
+
+def edge_filter(filter: Filter) -> engine.Filter:
+    """The same condition in the engine's terms; ``filters.matches`` is what it must mean."""
+    match filter:
+        case And(parts):
+            return engine.Filter(must=[edge_filter(part) for part in parts])
+        case Or(parts):
+            # An empty ``should`` is true in Qdrant; no id at all is false.
+            return engine.Filter(should=[edge_filter(part) for part in parts]) if parts else _nothing()
+        case Not(part):
+            return engine.Filter(must_not=[edge_filter(part)])
+        case Exists(field):
+            return engine.Filter(must_not=[engine.IsEmptyCondition(_key(field))])
+        case OneOf(field, values):
+            return engine.Filter(should=[_equals(field, value) for value in values]) if values else _nothing()
+        case Compare(field, operator, bound):
+            name = operator.removeprefix("$")
+            if isinstance(bound, datetime.datetime):
+                return _must(field, range=engine.RangeDateTime(**{name: bound.isoformat()}))
+            return _must(field, range=engine.RangeFloat(**{name: bound}))
+
+
+def _equals(field: str, value: Scalar) -> engine.FieldCondition:
+    if isinstance(value, bool | str):
+        return engine.FieldCondition(_key(field), match=engine.MatchValue(value))
+    # A match on 1 does not find 1.0, and no match takes a float: a range of one point finds both.
+    return engine.FieldCondition(_key(field), range=engine.RangeFloat(gte=value, lte=value))
+
+
+def _must(field: str, *, range: engine.RangeFloat | engine.RangeDateTime) -> engine.Filter:
+    return engine.Filter(must=[engine.FieldCondition(_key(field), range=range)])
+
+
+def _nothing() -> engine.Filter:
+    return engine.Filter(must=[engine.HasIdCondition(set())])
+
+
+def _key(field: str) -> str:
+    # Quoted, so that spaces, dashes and any script are taken as they are; ``filters`` forbids quotes in fields.
+    return ".".join([METADATA, *(f'"{key}"' for key in field_path(field))])
