@@ -1,0 +1,7 @@
+"""Stub."""
+
+from __future__ import annotations
+
+
+def doctor() -> None:
+    """Stub."""
