@@ -40,12 +40,16 @@ class MemoryBackend(Backend):
             InvalidInput: Something follows the colon, or there are options.
         """
         if url != "memory:" or options:
-            raise InvalidInput(f"{url!r} with options {sorted(options)}: memory: takes neither a path nor options.")
+            raise InvalidInput(
+                f"{url!r} with options {sorted(options)}: memory: takes neither a path nor options."
+            )
         return cls(collection)
 
     async def _create(self, schema: Schema) -> None:
         if self._created is not None:
-            raise AlreadyExists(f'collection "{self.collection}" is there.', backend=self.name, operation="create")
+            raise AlreadyExists(
+                f'collection "{self.collection}" is there.', backend=self.name, operation="create"
+            )
         self._created = schema
 
     async def _open(self) -> Schema:

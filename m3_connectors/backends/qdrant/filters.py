@@ -6,7 +6,7 @@ import datetime
 
 import qdrant_edge as engine
 
-from m3_connectors.backends.qdrant.points import METADATA
+from m3_connectors.backends.qdrant.points import DATES, FLAGS, METADATA, date_form, flag_form
 from m3_connectors.filters import And, Compare, Exists, Filter, Not, OneOf, Or, Scalar, field_path
 
 
@@ -21,31 +21,44 @@ def edge_filter(filter: Filter) -> engine.Filter:
         case Not(part):
             return engine.Filter(must_not=[edge_filter(part)])
         case Exists(field):
-            return engine.Filter(must_not=[engine.IsEmptyCondition(_key(field))])
+            return engine.Filter(must_not=[engine.IsEmptyCondition(_key(METADATA, field))])
         case OneOf(field, values):
             return engine.Filter(should=[_equals(field, value) for value in values]) if values else _nothing()
         case Compare(field, operator, bound):
             name = operator.removeprefix("$")
             if isinstance(bound, datetime.datetime):
-                return _must(field, range=engine.RangeDateTime(**{name: bound.isoformat()}))
-            return _must(field, range=engine.RangeFloat(**{name: bound}))
+                limits = engine.RangeDateTime(**{name: date_form(bound)})
+                return _holds(_condition(DATES, field, range=limits))
+            return _holds(_condition(METADATA, field, range=engine.RangeFloat(**{name: bound})))
 
 
 def _equals(field: str, value: Scalar) -> engine.FieldCondition:
-    if isinstance(value, bool | str):
-        return engine.FieldCondition(_key(field), match=engine.MatchValue(value))
+    if isinstance(value, bool):
+        return _condition(FLAGS, field, match=engine.MatchValue(flag_form(value)))
+    if isinstance(value, str):
+        return _condition(METADATA, field, match=engine.MatchValue(value))
     # A match on 1 does not find 1.0, and no match takes a float: a range of one point finds both.
-    return engine.FieldCondition(_key(field), range=engine.RangeFloat(gte=value, lte=value))
+    return _condition(METADATA, field, range=engine.RangeFloat(gte=value, lte=value))
 
 
-def _must(field: str, *, range: engine.RangeFloat | engine.RangeDateTime) -> engine.Filter:
-    return engine.Filter(must=[engine.FieldCondition(_key(field), range=range)])
+def _condition(
+    tree: str,
+    field: str,
+    *,
+    match: engine.MatchValue | None = None,
+    range: engine.RangeFloat | engine.RangeDateTime | None = None,
+) -> engine.FieldCondition:
+    return engine.FieldCondition(_key(tree, field), match=match, range=range)
+
+
+def _holds(condition: engine.FieldCondition) -> engine.Filter:
+    return engine.Filter(must=[condition])
 
 
 def _nothing() -> engine.Filter:
     return engine.Filter(must=[engine.HasIdCondition(set())])
 
 
-def _key(field: str) -> str:
+def _key(tree: str, field: str) -> str:
     # Quoted, so that spaces, dashes and any script are taken as they are; ``filters`` forbids quotes in fields.
-    return ".".join([METADATA, *(f'"{key}"' for key in field_path(field))])
+    return ".".join([tree, *(f'"{key}"' for key in field_path(field))])

@@ -11,6 +11,8 @@ The layout of ``DIRECTORY`` for a collection NAME::
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import errno
 import json
 import os
 import shutil
@@ -57,14 +59,13 @@ class Shard:
     keep other Python threads (an event loop among them) running.
     """
 
-    def __init__(self, directory: Path, collection: str, schema: Schema, lock: ProcessLock, shard: engine.EdgeShard) -> None:
-        self.schema = schema
-        self._directory = directory
-        self._collection = collection
+    def __init__(self, home: Path, schema: Schema, lock: ProcessLock, shard: engine.EdgeShard) -> None:
+        self.layout = Layout.of(schema)
+        self._home = home
         self._lock = lock
         self._shard: engine.EdgeShard | None = shard
         self._process = os.getpid()
-        self._panic: str | None = None
+        self._panic = ""
         self._limiter = anyio.CapacityLimiter(1)
         self._unflushed_bytes = 0
         _OPEN.add(self)
@@ -78,24 +79,20 @@ class Shard:
             Busy: Another process works on it.
             StorageFull: There is no room for an empty one.
         """
-        with _translated("create", directory / collection):
+        home = directory / collection
+        with _translated("create", home):
+            _check_absent(home)
             directory.mkdir(parents=True, exist_ok=True)
+            _check_space(directory, 0, "create")
             with _locked(directory, collection, "create") as lock:
-                home = directory / collection
-                if home.exists():
-                    raise AlreadyExists(
-                        f"{home} is there.\n  Open it, drop it, or use another collection name.",
-                        backend=BACKEND,
-                        operation="create",
-                    )
-                _check_space(directory, 0, "create")
+                _check_absent(home)  # nor made by another process just now
                 partial = _temporary(directory, collection)
                 (partial / "shard").mkdir(parents=True)
                 engine.EdgeShard.create(str(partial / "shard"), Layout.of(schema).edge_config()).close()
                 _write_record(partial, schema)
                 os.rename(partial, home)
                 _sync(directory)
-                return cls(directory, collection, schema, lock, _load(home))
+                return cls(home, schema, lock, _load(home))
 
     @classmethod
     def open(cls, directory: Path, collection: str) -> Shard:
@@ -111,7 +108,7 @@ class Shard:
             if not home.is_dir():
                 raise NotFound(f"there is no collection at {home}.", backend=BACKEND, operation="open")
             with _locked(directory, collection, "open") as lock:
-                return cls(directory, collection, _read_record(home), lock, _load(home))
+                return cls(home, _read_record(home), lock, _load(home))
 
     @staticmethod
     def drop(directory: Path, collection: str) -> None:
@@ -143,15 +140,19 @@ class Shard:
     def _run(self, operation: str, call: Callable[[engine.EdgeShard], T]) -> T:
         shard = self._check(operation)
         try:
-            with _translated(operation, self._directory / self._collection):
+            with _translated(operation, self._home):
                 return call(shard)
         except _Panic as panic:
             self._panic = str(panic)
             raise
-        
+
     def check_space(self, size_bytes: int, operation: str) -> None:
         """Raise StorageFull unless a write of about this size is sure to fit."""
-        _check_space(self._directory, size_bytes, operation)
+        _check_space(self._home, size_bytes, operation)
+
+    def size_bytes(self) -> int:
+        """What the collection takes on disk."""
+        return sum(_allocated_bytes(path) for path in self._home.rglob("*"))
 
     def wrote(self, shard: engine.EdgeShard, size_bytes: int) -> None:
         """Note a write; flush when enough has come together."""
@@ -168,31 +169,45 @@ class Shard:
     def _close(self) -> None:
         shard, self._shard = self._shard, None
         try:
-            if shard is not None and self._panic is None:
-                with _translated("close", self._directory / self._collection):
+            if shard is not None and not self._panic:
+                with _translated("close", self._home):
                     shard.flush()
                     shard.close()
         finally:
             self._lock.release()
 
+    def abandon(self) -> None:
+        """In a forked child: leave the shard to the parent, even when this process ends."""
+        if self._shard is not None:
+            # Destroying the engine's object flushes, in the middle of the parent's work: never let it happen.
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._shard))
+            self._lock.abandon()
+
     def _check(self, operation: str) -> engine.EdgeShard:
         if self._process != os.getpid():
             raise Busy(
-                f"{self._directory / self._collection} was opened by process {self._process}; this is a forked "
+                f"{self._home} was opened by process {self._process}; this is a forked "
                 "child of it, where the engine would hang.\n"
                 "  Open the index after the fork, or start processes with the 'spawn' method.",
                 backend=BACKEND,
                 operation=operation,
             )
         if self._shard is None:
-            raise BackendError("the index is closed.\n  Open it again with connect().", backend=BACKEND, operation=operation)
-        if self._panic is not None:
+            raise BackendError(
+                "the index is closed.\n  Open it again with connect().", backend=BACKEND, operation=operation
+            )
+        if self._panic:
             raise Corrupt(
                 f"the engine panicked before ({self._panic}).\n  Close the index and open it again.",
                 backend=BACKEND,
                 operation=operation,
             )
         return self._shard
+
+
+def _after_fork_in_child() -> None:
+    for shard in list(_OPEN):
+        shard.abandon()
 
 
 class _Panic(Corrupt):
@@ -227,12 +242,12 @@ def _translated(operation: str, home: Path) -> Iterator[None]:
         # pyo3's PanicException is no Exception and can be imported from nowhere.
         if type(error).__name__ != "PanicException":
             raise
-        raise _Panic(_broken(f"the engine panicked: {_first_line(error)}", home), backend=BACKEND, operation=operation) from error
+        raise _Panic(
+            _broken(f"the engine panicked: {_first_line(error)}", home), backend=BACKEND, operation=operation
+        ) from error
 
 
 def _system_error(error: OSError, operation: str, home: Path) -> BackendError:
-    import errno
-
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StorageFull(_full(home, 0), backend=BACKEND, operation=operation)
     if isinstance(error, PermissionError):
@@ -246,7 +261,9 @@ def _engine_error(text: str, operation: str, home: Path) -> BackendError:
     if "no space left" in lower or "os error 28" in lower:
         return StorageFull(_full(home, 0), backend=BACKEND, operation=operation)
     if "wouldblock" in lower:
-        return Busy(f"another program has {home} open.\n  Close it there.", backend=BACKEND, operation=operation)
+        return Busy(
+            f"another program has {home} open.\n  Close it there.", backend=BACKEND, operation=operation
+        )
     if operation == "open":
         return Corrupt(_broken(text, home), backend=BACKEND, operation=operation)
     return Rejected(text, backend=BACKEND, operation=operation)
@@ -292,7 +309,9 @@ def _read_record(home: Path) -> Schema:
     try:
         return Schema.from_json(json.loads((home / "m3.json").read_text(encoding="utf-8")))
     except FileNotFoundError:
-        message = f"{home} is no collection of m3-connectors: it has no m3.json.\n  Use another directory or name."
+        message = (
+            f"{home} is no collection of m3-connectors: it has no m3.json.\n  Use another directory or name."
+        )
         raise NotFound(message, backend=BACKEND, operation="open") from None
     except (ValueError, KeyError, TypeError) as error:
         raise Corrupt(_broken(f"m3.json: {error}", home), backend=BACKEND, operation="open") from error
@@ -312,4 +331,21 @@ def _sync(directory: Path) -> None:
             os.close(handle)
 
 
+def _check_absent(home: Path) -> None:
+    if home.exists():
+        message = f"{home} is there.\n  Open it, drop it, or use another collection name."
+        raise AlreadyExists(message, backend=BACKEND, operation="create")
+
+
+def _allocated_bytes(path: Path) -> int:
+    status = path.stat()
+    blocks = getattr(status, "st_blocks", None)
+    # The engine makes large files with holes: what they take is less than their length.
+    return status.st_size if blocks is None else 512 * blocks
+
+
 _OPEN: weakref.WeakSet[Shard] = weakref.WeakSet()
+"""The shards that this process has open, for its forked children."""
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
