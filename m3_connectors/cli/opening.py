@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from m3_connectors.cli.console import working
@@ -23,32 +24,39 @@ def load_encoder(model: str, *, revision: str | None = None, max_length: int | N
         return M3Encoder(model, revision=revision, max_length=max_length)
 
 
-def open_index(
+def choose_encoder(
     url: str, collection: str, model: str | None, *, create: bool, max_length: int | None = None
-) -> Index:
-    """A collection with an encoder.
+) -> M3Encoder:
+    """The encoder for a collection.
 
     Args:
         url: The store.
         collection: Name in the store.
         model: As ``--model`` gives it; None takes the model that wrote the collection, else ``DEFAULT_MODEL``.
-        create: Make the collection if it is not there.
+        create: It is no error if the collection is not there.
         max_length: Most tokens of a text; the model's own by default.
 
     Raises:
         NotFound: No such collection, and ``create`` is false; raised before a model is loaded.
         ModelFormat: The model that wrote the collection cannot be loaded again from its name alone.
+    """
+    written_by = _written_by(url, collection, create=create)
+    if model is not None:
+        return load_encoder(model, max_length=max_length)
+    if written_by is None:
+        return load_encoder(DEFAULT_MODEL, max_length=max_length)
+    return _load_again(written_by, collection, max_length)
+
+
+def open_index(url: str, collection: str, model: str | None, *, create: bool) -> Index:
+    """A collection with its encoder; arguments and errors as ``choose_encoder``'s.
+
+    Raises:
         ModelMismatch: The collection was written by another model.
     """
     from m3_connectors.blocking import connect
 
-    written_by = _written_by(url, collection, create=create)
-    if model is not None:
-        encoder = load_encoder(model, max_length=max_length)
-    elif written_by is None:
-        encoder = load_encoder(DEFAULT_MODEL, max_length=max_length)
-    else:
-        encoder = _load_again(written_by, collection, max_length)
+    encoder = choose_encoder(url, collection, model, create=create)
     return connect(url, collection, encoder=encoder, create=create)
 
 
@@ -58,24 +66,37 @@ def _written_by(url: str, collection: str, *, create: bool) -> ModelInfo | None:
     try:
         with connect(url, collection, create=False) as index:
             return index.schema.model
-    except NotFound:
-        if not create:
-            raise
-        return None
+    except NotFound as error:
+        if create:
+            return None
+        error.add_note(f"  Fill it first:  m3 index {url} SOURCE     or name another one with --collection.")
+        raise
 
 
 def _load_again(info: ModelInfo, collection: str, max_length: int | None) -> M3Encoder:
-    from pathlib import Path
-
     remedy = "\n  Say where it is: --model DIRECTORY, or M3_MODEL=DIRECTORY."
-    if info.revision is None and not Path(info.name).is_dir():  # it was a directory: no hub has it
+    name: str | None = info.name
+    if info.revision is None:  # it was a directory: no hub has it
+        name = _find_again(info.name)
+    if name is None:
         raise ModelFormat(
-            f'collection "{collection}" was written by {info}, and there is no such directory here.{remedy}'
+            f'collection "{collection}" was written by {info}, and no such directory is found from here.{remedy}'
         )
     try:
-        return load_encoder(info.name, revision=info.revision, max_length=max_length)
+        return load_encoder(name, revision=info.revision, max_length=max_length)
     except M3Error as error:
         reason = str(error).splitlines()[0]
         raise ModelFormat(
             f'collection "{collection}" was written by {info}, which cannot be loaded: {reason}{remedy}'
         ) from error
+
+
+def _find_again(name: str) -> str | None:
+    """A model directory by the last parts of its path, which are all that a collection records of it.
+
+    Looked for below the current directory and its parents; opening the collection then compares fingerprints,
+    so that a namesake is refused.
+    """
+    here = Path.cwd()
+    places = (base / name for base in (here, *here.parents))
+    return next((str(place) for place in places if (place / "config.json").is_file()), None)

@@ -11,6 +11,13 @@ import typer
 
 from m3_connectors.methods import METHODS, Method, Weights
 
+
+def _known_method(name: str) -> str:
+    if name not in METHODS:
+        raise typer.BadParameter(f"{name!r} is none of {', '.join(METHODS)}.")
+    return name
+
+
 Url = Annotated[
     str,
     typer.Argument(
@@ -31,7 +38,10 @@ Model = Annotated[
     ),
 ]
 MethodName = Annotated[
-    str, typer.Option("--method", metavar="METHOD", help=f"How to rank: {', '.join(METHODS)}.")
+    str,
+    typer.Option(
+        "--method", metavar="METHOD", callback=_known_method, help=f"How to rank: {', '.join(METHODS)}."
+    ),
 ]
 WeightsText = Annotated[
     str | None,
@@ -76,15 +86,13 @@ def choose_method(methods: Mapping[str, Method], name: str, weights: str | None)
 
     Args:
         methods: The methods by name under their default weights.
-        name: Value of ``--method``.
+        name: Value of ``--method``, one of them.
         weights: Value of ``--weights``.
 
     Raises:
-        typer.BadParameter: No such method, weights for a method that has none to choose, or no weights.
+        typer.BadParameter: Weights for a method that has none to choose, or no weights.
         InvalidInput: As ``parse_weights``.
     """
-    if name not in methods:
-        raise typer.BadParameter(f"{name!r} is none of {', '.join(methods)}.", param_hint="--method")
     if weights is None:
         return methods[name]
     if name not in WEIGHTED:
