@@ -75,9 +75,8 @@ def _written_by(url: str, collection: str, *, create: bool) -> ModelInfo | None:
 
 def _load_again(info: ModelInfo, collection: str, max_length: int | None) -> M3Encoder:
     remedy = "\n  Say where it is: --model DIRECTORY, or M3_MODEL=DIRECTORY."
-    name: str | None = info.name
-    if info.revision is None:  # it was a directory: no hub has it
-        name = _find_again(info.name)
+    # Without a revision it was a directory: no hub has it.
+    name = info.name if info.revision else find_model(info.name)
     if name is None:
         raise ModelFormat(
             f'collection "{collection}" was written by {info}, and no such directory is found from here.{remedy}'
@@ -91,12 +90,12 @@ def _load_again(info: ModelInfo, collection: str, max_length: int | None) -> M3E
         ) from error
 
 
-def _find_again(name: str) -> str | None:
-    """A model directory by the last parts of its path, which are all that a collection records of it.
+def find_model(name: str) -> str | None:
+    """A model directory by its path, or by the last parts of it, which are all that a collection records.
 
-    Looked for below the current directory and its parents; opening the collection then compares fingerprints,
-    so that a namesake is refused.
+    Looked for below the current directory and its parents; opening a collection then compares fingerprints, so
+    that a namesake is refused. None if there is none.
     """
     here = Path.cwd()
-    places = (base / name for base in (here, *here.parents))
+    places = (base / Path(name).expanduser() for base in (here, *here.parents))
     return next((str(place) for place in places if (place / "config.json").is_file()), None)
