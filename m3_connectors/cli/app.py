@@ -6,10 +6,12 @@ import sys
 import traceback
 import warnings
 from collections.abc import Sequence
+from typing import Annotated
 
 import typer
 
-from m3_connectors.cli.console import err
+from m3_connectors import __version__
+from m3_connectors.cli.console import err, out
 from m3_connectors.cli.doctor import doctor
 from m3_connectors.cli.encode import encode
 from m3_connectors.cli.evaluate import evaluate
@@ -21,6 +23,13 @@ from m3_connectors.errors import M3Error
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells give it."""
 
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        out.print(__version__)
+        raise typer.Exit
+
+
 app = typer.Typer(
     name="m3",
     help="BGE-M3 retrieval: dense, sparse and multi-vector, exactly fused, in the store of your choice.",
@@ -30,6 +39,18 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True),
+    ] = False,
+) -> None:
+    pass
+
+
 app.command()(index)
 app.command()(search)
 app.command()(explain)

@@ -7,7 +7,7 @@ import os
 import platform
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Literal
 
 import typer
 from rich.table import Table
@@ -16,7 +16,7 @@ from rich.text import Text
 from m3_connectors import __version__
 from m3_connectors.backends.registry import DEFAULT_COLLECTION
 from m3_connectors.cli.console import out, print_json
-from m3_connectors.cli.opening import DEFAULT_MODEL, find_model
+from m3_connectors.cli.opening import DEFAULT_MODEL, describe, find_model
 from m3_connectors.cli.options import Collection, Debug, Json, Model
 from m3_connectors.errors import M3Error
 
@@ -30,6 +30,9 @@ _PACKAGES = {
 """Distributions and the extra that installs each; None comes with m3-connectors itself."""
 
 
+_MARKS = {"ok": ("✓ ", "green"), "note": ("· ", "yellow"), "problem": ("✗ ", "red")}
+
+
 @dataclasses.dataclass(frozen=True)
 class Finding:
     """One thing looked at.
@@ -37,11 +40,13 @@ class Finding:
     Attributes:
         what: Its name.
         value: What was found.
-        remedy: What to do about it; None if all is well.
+        level: ``note`` if something could be had that is not there, ``problem`` if something does not work.
+        remedy: What to do about it.
     """
 
     what: str
     value: str
+    level: Literal["ok", "note", "problem"] = "ok"
     remedy: str | None = None
 
 
@@ -59,12 +64,12 @@ def doctor(
         found, recorded = _store(url, collection)
         findings += found
     findings.append(_model(model or recorded or DEFAULT_MODEL))
-    problems = [finding for finding in findings if finding.remedy]
+    well = all(finding.level != "problem" for finding in findings)
     if json:
-        print_json({"ok": not problems, "findings": [dataclasses.asdict(finding) for finding in findings]})
+        print_json({"ok": well, "findings": [dataclasses.asdict(finding) for finding in findings]})
     else:
         out.print(_table(findings))
-    if problems:
+    if not well:
         raise typer.Exit(1)
 
 
@@ -75,7 +80,7 @@ def _installation() -> list[Finding]:
             findings.append(Finding(package, metadata.version(package)))
         except metadata.PackageNotFoundError:
             wanted = f"m3-connectors[{extra}]" if extra else "m3-connectors"
-            findings.append(Finding(package, "not installed", f'pip install "{wanted}"'))
+            findings.append(Finding(package, "not installed", "note", f'pip install "{wanted}"'))
     return findings
 
 
@@ -114,7 +119,10 @@ def _model(name: str) -> Finding:
         missing = [file for file in needed if not (Path(directory) / file).exists()]
         if missing:
             return Finding(
-                "model", f"{directory} lacks {', '.join(missing)}", "Take a complete M3 checkpoint."
+                "model",
+                f"{directory} lacks {', '.join(missing)}",
+                "problem",
+                "Take a complete M3 checkpoint.",
             )
         size = f"{config.hidden_size} dims, {config.num_hidden_layers} layers, {config.max_length:,} tokens"
         return Finding("model", f"{directory} ({size})")
@@ -129,17 +137,15 @@ def _model(name: str) -> Finding:
     return Finding(
         "model",
         f"{name} is not on this machine",
+        "note",
         f"It is fetched on first use, if it is on the hub: m3 encode hello --json -m {name}, or give -m DIRECTORY.",
     )
 
 
 def _store(url: str, collection: str) -> tuple[list[Finding], str | None]:
     """What there is to say about a store, and the model that it was written by."""
-    from m3_connectors.blocking import connect
-
     try:
-        with connect(url, collection, create=False) as index:
-            description = index.describe()
+        description = describe(url, collection)
     except M3Error as error:
         return [_problem(url, error)], None
     schema = description.schema
@@ -155,18 +161,17 @@ def _store(url: str, collection: str) -> tuple[list[Finding], str | None]:
 
 
 def _problem(what: str, error: M3Error) -> Finding:
-    first, _, rest = str(error).partition("\n")
-    remedy = " ".join(rest.split()) or "See the reason on the left; --debug shows more."
-    return Finding(what, f"{type(error).__name__}: {first}", remedy)
+    first, *rest = [*str(error).splitlines(), *getattr(error, "__notes__", ())]
+    remedy = " ".join(" ".join(rest).split()) or None
+    return Finding(what, f"{type(error).__name__}: {first}", "problem", remedy)
 
 
 def _table(findings: list[Finding]) -> Table:
-    table: Any = Table(box=None, show_header=False, padding=(0, 1))
+    table = Table(box=None, show_header=False, padding=(0, 1))
     table.add_column("what", no_wrap=True, style="dim")
     table.add_column("found", overflow="fold")
     for finding in findings:
-        mark = ("✗ ", "red") if finding.remedy else ("✓ ", "green")
-        table.add_row(finding.what, Text.assemble(mark, finding.value))
+        table.add_row(finding.what, Text.assemble(_MARKS[finding.level], finding.value))
         if finding.remedy:
             table.add_row("", Text(f"  {finding.remedy}", style="yellow"))
     return table

@@ -12,6 +12,7 @@ from m3_connectors.errors import M3Error, ModelFormat, NotFound
 if TYPE_CHECKING:
     from m3_connectors.blocking import Index
     from m3_connectors.encoder.encoder import M3Encoder
+    from m3_connectors.index import Description
 
 DEFAULT_MODEL = "BAAI/bge-m3"
 
@@ -40,7 +41,12 @@ def choose_encoder(
         NotFound: No such collection, and ``create`` is false; raised before a model is loaded.
         ModelFormat: The model that wrote the collection cannot be loaded again from its name alone.
     """
-    written_by = _written_by(url, collection, create=create)
+    written_by: ModelInfo | None = None
+    try:
+        written_by = describe(url, collection).schema.model
+    except NotFound:
+        if not create:
+            raise
     if model is not None:
         return load_encoder(model, max_length=max_length)
     if written_by is None:
@@ -60,15 +66,18 @@ def open_index(url: str, collection: str, model: str | None, *, create: bool) ->
     return connect(url, collection, encoder=encoder, create=create)
 
 
-def _written_by(url: str, collection: str, *, create: bool) -> ModelInfo | None:
+def describe(url: str, collection: str) -> Description:
+    """What a collection says about itself.
+
+    Raises:
+        NotFound: There is none; says how to make it.
+    """
     from m3_connectors.blocking import connect
 
     try:
         with connect(url, collection, create=False) as index:
-            return index.schema.model
+            return index.describe()
     except NotFound as error:
-        if create:
-            return None
         error.add_note(f"  Fill it first:  m3 index {url} SOURCE     or name another one with --collection.")
         raise
 

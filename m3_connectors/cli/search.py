@@ -24,6 +24,7 @@ from m3_connectors.cli.options import (
 )
 from m3_connectors.documents import Hit
 from m3_connectors.embeddings import COMPONENTS
+from m3_connectors.filters import parse_filter
 
 
 def search(
@@ -45,6 +46,7 @@ def search(
 ) -> None:
     """Show the best documents for a question, with the scores that ranked them."""
     wanted = parse_json_object(filter, "--filter") if filter else None
+    parse_filter(wanted)  # a mistake is said before a model is loaded
     with open_index(url, collection, model, create=False) as index:
         chosen = choose_method(index.methods, method, weights)
         hits = index.search(query, method=chosen, k=k, filter=wanted)
