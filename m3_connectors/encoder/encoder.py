@@ -17,6 +17,7 @@ from m3_connectors.encoder import heads
 from m3_connectors.encoder.attention import fused_attention, tiled_attention
 from m3_connectors.encoder.batching import by_budget, is_out_of_memory
 from m3_connectors.encoder.devices import Precision, choose_device, choose_dtype
+from m3_connectors.encoder.linear import speed_up
 from m3_connectors.encoder.loading import load
 from m3_connectors.encoder.progress import reporter
 from m3_connectors.encoder.tokens import TextTokeniser, TokenisedText
@@ -78,6 +79,7 @@ class M3Encoder:
         self._dtype = choose_dtype(precision, self._device)
         checkpoint = load(str(model), revision=revision, dtype=self._dtype)
         self._model = checkpoint.model.to(self._device)
+        speed_up(self._model)
         self._attention = tiled_attention if self._device.type == "cpu" else fused_attention
         self._tokenise = TextTokeniser(checkpoint.tokenizer)
         self._model_max_length = checkpoint.model.config.max_length
