@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from m3_connectors import __version__
-from m3_connectors.cli.console import err, out
+from m3_connectors.cli.console import err, lines_of, out
 from m3_connectors.cli.doctor import doctor
 from m3_connectors.cli.encode import encode
 from m3_connectors.cli.evaluate import evaluate
@@ -92,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _reason(error: Exception) -> str:
     kind = type(error).__name__
     if isinstance(error, M3Error):
-        return "\n".join([f"{kind}: {error}", *getattr(error, "__notes__", ())])
+        return f"{kind}: " + "\n".join(lines_of(error))
     if isinstance(error, OSError):
         where = f": {error.filename}" if error.filename else ""
         return f"{kind}: {error.strerror}{where}" if error.strerror else f"{kind}: {error}"

@@ -50,6 +50,12 @@ def working(what: str) -> Iterator[None]:
         yield
 
 
+def lines_of(error: Exception) -> list[str]:
+    """An error's message with the notes added on its way: what happened, then what to do."""
+    notes: list[str] = getattr(error, "__notes__", [])
+    return [*str(error).splitlines(), *notes]
+
+
 def duration(seconds: float) -> str:
     """Seconds for people: ``0.4 s``, ``12 s``, ``2 min 10 s``, ``3 h 12 min``."""
     if seconds < 9.95:

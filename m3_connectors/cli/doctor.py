@@ -15,7 +15,7 @@ from rich.text import Text
 
 from m3_connectors import __version__
 from m3_connectors.backends.registry import DEFAULT_COLLECTION
-from m3_connectors.cli.console import out, print_json
+from m3_connectors.cli.console import lines_of, out, print_json
 from m3_connectors.cli.opening import DEFAULT_MODEL, describe, find_model
 from m3_connectors.cli.options import Collection, Debug, Json, Model
 from m3_connectors.errors import M3Error
@@ -161,7 +161,7 @@ def _store(url: str, collection: str) -> tuple[list[Finding], str | None]:
 
 
 def _problem(what: str, error: M3Error) -> Finding:
-    first, *rest = [*str(error).splitlines(), *getattr(error, "__notes__", ())]
+    first, *rest = lines_of(error)
     remedy = " ".join(" ".join(rest).split()) or None
     return Finding(what, f"{type(error).__name__}: {first}", "problem", remedy)
 

@@ -142,7 +142,7 @@ def evaluate(
         markup=False,
         soft_wrap=True,
     )
-    out.print(_table(results))
+    out.print(measures_table(results))
 
 
 def collection_name(directory: Path) -> str:
@@ -203,7 +203,8 @@ def _document(dataset: Dataset, model: str, results: list[tuple[str, str, Measur
     }
 
 
-def _table(results: list[tuple[str, str, Measures]]) -> Table:
+def measures_table(results: list[tuple[str, str, Measures]]) -> Table:
+    """Methods with their weights (as text) and measures, a row each."""
     table = Table(box=None, padding=(0, 2), header_style="dim")
     table.add_column("method", style="bold")
     table.add_column("weights", style="dim")
