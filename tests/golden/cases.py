@@ -9,7 +9,7 @@ CONFIG = ModelConfig(
     vocab_size=1200,
     hidden_size=32,
     num_hidden_layers=3,
-    num_attention_heads=4,
+    num_attention_heads=2,
     intermediate_size=64,
     max_position_embeddings=8194,
 )
