@@ -96,7 +96,7 @@ def make_world(
     rng = np.random.default_rng(seed)
     # The first token ids are kept free for the query that shares none.
     topics = rng.normal(size=(5, dimension))
-    model = ModelInfo("worlds/random", f"{seed:07d}", dimension, vocabulary, f"seed-{seed}")
+    model = ModelInfo("worlds/random", None, dimension, vocabulary, f"{vocabulary} tokens")
     made = [_text(rng, topics, vocabulary, int(rng.integers(1, most_rows + 1))) for _ in range(documents)]
     asked = [_text(rng, topics, vocabulary, int(rng.integers(2, 9))) for _ in range(queries)]
     asked[-2:-1] = [(*part[:1], {0: 0.5, 1: 0.25}, *part[2:]) for part in asked[-2:-1]]

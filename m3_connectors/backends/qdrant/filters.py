@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import math
 
 import qdrant_edge as engine
 
@@ -29,7 +30,8 @@ def edge_filter(filter: Filter) -> engine.Filter:
             if isinstance(bound, datetime.datetime):
                 limits = engine.RangeDateTime(**{name: date_form(bound)})
                 return _holds(_condition(DATES, field, range=limits))
-            return _holds(_condition(METADATA, field, range=engine.RangeFloat(**{name: bound})))
+            limit = _lower(bound) if operator in ("$gte", "$lt") else _upper(bound)
+            return _holds(_condition(METADATA, field, range=engine.RangeFloat(**{name: limit})))
 
 
 def _equals(field: str, value: Scalar) -> engine.FieldCondition:
@@ -38,7 +40,7 @@ def _equals(field: str, value: Scalar) -> engine.FieldCondition:
     if isinstance(value, str):
         return _condition(METADATA, field, match=engine.MatchValue(value))
     # A match on 1 does not find 1.0, and no match takes a float: a range of one point finds both.
-    return _condition(METADATA, field, range=engine.RangeFloat(gte=value, lte=value))
+    return _condition(METADATA, field, range=engine.RangeFloat(gte=_lower(value), lte=_upper(value)))
 
 
 def _condition(
@@ -49,6 +51,20 @@ def _condition(
     range: engine.RangeFloat | engine.RangeDateTime | None = None,
 ) -> engine.FieldCondition:
     return engine.FieldCondition(_key(tree, field), match=match, range=range)
+
+
+def _lower(value: float) -> float:
+    # The engine reads back decimals of 16 and 17 digits up to two units in the last place off (measured): an equal
+    # fraction is found within that much, so fractions that differ in their last two bits only are equal to it.
+    return value if _is_whole(value) else math.nextafter(math.nextafter(value, -math.inf), -math.inf)
+
+
+def _upper(value: float) -> float:
+    return value if _is_whole(value) else math.nextafter(math.nextafter(value, math.inf), math.inf)
+
+
+def _is_whole(value: float) -> bool:
+    return isinstance(value, int) or value.is_integer()
 
 
 def _holds(condition: engine.FieldCondition) -> engine.Filter:

@@ -4,15 +4,17 @@ Vectors ``dense``, ``sparse`` and ``multi_0`` … ``multi_k``: a Qdrant server r
 more (stored or asked), so a longer document continues in the next one. The engine in the process has no such limit
 but keeps the same layout.
 
-The payload has our own keys at the top and the caller's metadata under one of them, so that the two never meet.
-``flags`` and ``dates`` repeat, in the same nesting, what only we can tell apart when filtering: Edge 0.9 takes a match
-on True for one on 1, and Qdrant takes ``2024-1-1`` and the 61st second of a minute for dates.
+The payload has our own keys at the top, so that they and the caller's never meet. The metadata are there twice: as
+JSON text, which is what is given back (the engine changes the last bit of one float in eight), and as a tree to
+filter on. ``flags`` and ``dates`` repeat, in the same nesting, what the engine cannot tell apart in that tree: Edge
+0.9 takes a match on True for one on 1, and Qdrant takes ``2024-1-1`` and the 61st second of a minute for dates.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import datetime
+import json
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -22,13 +24,14 @@ import qdrant_edge as engine
 import scipy.sparse as sp
 
 from m3_connectors.backends.base import Schema
-from m3_connectors.documents import Document, canonical_metadata
+from m3_connectors.documents import Document
 from m3_connectors.embeddings import Component, Float32, M3Embeddings, MultiVectors
 from m3_connectors.errors import InvalidInput
 from m3_connectors.filters import parse_date
 
 ID = "id"
 TEXT = "text"
+JSON = "json"
 METADATA = "metadata"
 FLAGS = "flags"
 DATES = "dates"
@@ -189,8 +192,9 @@ def vectors(edge: engine.EdgeShard, points: Sequence[PointId]) -> dict[PointId, 
 
 def payload_of(document: Document) -> dict[str, Any]:
     """The payload of a document's point, which ``document_of`` reads."""
-    metadata = canonical_metadata(document.metadata)
-    payload = {ID: document.id, TEXT: document.text, METADATA: metadata}
+    text = json.dumps(document.metadata, ensure_ascii=False)
+    metadata = json.loads(text)
+    payload = {ID: document.id, TEXT: document.text, JSON: text, METADATA: metadata}
     payload |= {FLAGS: tree} if (tree := _select(metadata, _flag)) else {}
     payload |= {DATES: tree} if (tree := _select(metadata, _date)) else {}
     return payload
@@ -198,7 +202,7 @@ def payload_of(document: Document) -> dict[str, Any]:
 
 def document_of(payload: Mapping[str, Any]) -> Document:
     """The document that a point's payload holds."""
-    return Document(payload[ID], payload[TEXT], payload[METADATA])
+    return Document(payload[ID], payload[TEXT], json.loads(payload[JSON]))
 
 
 def _csr(rows: Sequence[engine.SparseVector | None], vocabulary_size: int) -> sp.csr_array:
