@@ -148,7 +148,7 @@ def evaluate(
 def collection_name(directory: Path) -> str:
     """The collection of a dataset folder: its last two names, so that ``mldr/en`` and ``mldr/de`` differ."""
     parts = directory.resolve().parts[-2:]
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(parts)).strip("-_.")
+    name = re.sub(r"[^A-Za-z0-9._]+", "-", "-".join(parts)).strip("-_.")
     return name[-200:].strip("-_.") or "dataset"
 
 
