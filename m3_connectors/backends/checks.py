@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from m3_connectors.embeddings import Component, M3Embeddings, ModelInfo
+from m3_connectors.embeddings import Component, Float32, M3Embeddings, ModelInfo
 from m3_connectors.errors import InvalidInput, ModelMismatch
 
 if TYPE_CHECKING:
@@ -127,9 +127,16 @@ def _check_values(schema: Schema, embeddings: M3Embeddings, what: str) -> None:
         if len(empty):
             raise InvalidInput(f"{what}.multivectors[{empty[0]}] has no row: every text has at least one.")
         _check_finite(multivectors.rows, f"{what}.multivectors")
+        if schema.storage.multivector_dtype == "float16" and len(multivectors.rows):
+            largest = max(multivectors.rows.max(), -multivectors.rows.min())
+            if largest > _LARGEST_FLOAT16:
+                raise InvalidInput(
+                    f"{what}.multivectors has {largest}, which float16 cannot hold: the model's rows have length 1.\n"
+                    '  Normalise them, or make the collection with Storage(multivector_dtype="float32").'
+                )
 
 
-def _check_finite(array: np.ndarray, what: str) -> None:  # type: ignore[type-arg]
+def _check_finite(array: Float32, what: str) -> None:
     # One sum is a single pass over memory and is finite exactly where no value is NaN or infinite,
     # unit vectors being far from overflow; the slow look for the row follows only on failure.
     if np.isfinite(array.sum(dtype=np.float64)):
@@ -137,3 +144,6 @@ def _check_finite(array: np.ndarray, what: str) -> None:  # type: ignore[type-ar
     bad = np.flatnonzero(~np.isfinite(array).all(axis=1))
     if len(bad):
         raise InvalidInput(f"{what} has NaN or infinity in row {bad[0]}.")
+
+
+_LARGEST_FLOAT16 = float(np.finfo(np.float16).max)

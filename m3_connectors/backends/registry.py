@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
 from m3_connectors.backends.base import Backend
-from m3_connectors.errors import InvalidInput
+from m3_connectors.errors import InvalidInput, MissingDependency
 
 _ADAPTERS = {
     "memory": "m3_connectors.backends.memory:MemoryBackend",
     "qdrant": "m3_connectors.backends.qdrant.edge:EdgeBackend",
 }
 """URL scheme to ``module:class``; the class has ``from_url(url, collection, options)``."""
+
+_COLLECTION = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,198}[A-Za-z0-9])?")
+
+_CLIENTS = {"qdrant_edge": ("qdrant-edge-py", "qdrant")}
+"""Module that an adapter imports to the distribution that brings it and our extra that installs that."""
 
 DEFAULT_COLLECTION = "documents"
 
@@ -41,16 +47,18 @@ def backend_for(
         )
     _check_collection(collection)
     module, _, name = _ADAPTERS[scheme].partition(":")
-    adapter = getattr(importlib.import_module(module), name)
+    try:
+        adapter = getattr(importlib.import_module(module), name)
+    except ModuleNotFoundError as error:
+        if error.name not in _CLIENTS:
+            raise
+        raise MissingDependency(*_CLIENTS[error.name]) from error
     backend: Backend = adapter.from_url(url, collection, dict(options or {}))
     return backend
 
 
 def _check_collection(collection: str) -> None:
-    allowed = isinstance(collection, str) and 1 <= len(collection) <= 200 and collection.isascii()
-    if not allowed or not collection[0].isalnum() or collection.strip("-_.") != collection:
-        allowed = False
-    if not allowed or not all(letter.isalnum() or letter in "-_." for letter in collection):
+    if not isinstance(collection, str) or not _COLLECTION.fullmatch(collection):
         raise InvalidInput(
             f"collection name {collection!r}: use 1 to 200 ASCII letters, digits, '-', '_' or '.', "
             "starting and ending with a letter or digit."

@@ -14,9 +14,10 @@ import qdrant_edge as engine
 
 from m3_connectors.backends.base import Backend, Ranking, Schema, ScoredId
 from m3_connectors.backends.qdrant import ranking
+from m3_connectors.backends.qdrant.failures import BACKEND
 from m3_connectors.backends.qdrant.filters import edge_filter
 from m3_connectors.backends.qdrant.points import ID, PointId, document_of, payloads, point_id, stored, vectors
-from m3_connectors.backends.qdrant.shard import BACKEND, Shard
+from m3_connectors.backends.qdrant.shard import Shard
 from m3_connectors.documents import Document
 from m3_connectors.embeddings import Component, Float32, M3Embeddings
 from m3_connectors.errors import InvalidInput, NotFound
@@ -27,6 +28,9 @@ T = TypeVar("T")
 
 _BATCH_BYTES = 8 * 2**20
 """Vectors and text in one write: bounds the memory of Python's lists of floats, and how long one call lasts."""
+
+_WRITE_FACTOR = 3
+"""Disk that a write may need for its own size: in the log, in the storage, and around them."""
 
 _PAGE = 1000
 
@@ -96,15 +100,16 @@ class EdgeBackend(Backend):
     async def _upsert(self, documents: Sequence[Document], embeddings: M3Embeddings) -> None:
         shard = self._opened()
         shard.layout.check_rows(documents, embeddings)
-        for start, stop, size_bytes in _batches(documents, embeddings):
+        batches = list(_batches(documents, embeddings))
+        shard.check_space(_WRITE_FACTOR * sum(size_bytes for _, _, size_bytes in batches), "upsert")
+        for start, stop, size_bytes in batches:
             await self._write(documents[start:stop], embeddings[start:stop], size_bytes)
 
     async def _write(self, documents: Sequence[Document], embeddings: M3Embeddings, size_bytes: int) -> None:
         shard = self._opened()
 
         def write(edge: engine.EdgeShard) -> None:
-            # Once into the log and once into the storage, and the payload beside them.
-            shard.check_space(3 * size_bytes, "upsert")
+            shard.check_space(_WRITE_FACTOR * size_bytes, "upsert")
             points = shard.layout.points(documents, embeddings)
             edge.update(engine.UpdateOperation.upsert_points(points))
             shard.wrote(edge, size_bytes)
