@@ -71,7 +71,9 @@ def sample_texts(
     """
     sizes = {language: sum(map(len, texts)) for language, texts in texts_by_language.items()}
     shares = {
-        language: size**exponent * (emphasis or {}).get(language, 1.0) for language, size in sizes.items() if size
+        language: size**exponent * (emphasis or {}).get(language, 1.0)
+        for language, size in sizes.items()
+        if size
     }
     whole = sum(shares.values())
     drawn: list[str] = []
