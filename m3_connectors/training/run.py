@@ -83,7 +83,7 @@ def train(
         config: TOML file; its relative paths are relative to it.
         data: Folder of pairs, instead of the configuration's.
         output: Directory of the model, instead of the configuration's.
-        work: Folder of the token cache and the run's state; ``runs/NAME`` by default.
+        work: Folder of the token cache and the run's state; ``work-NAME`` here by default.
         report: Called with every record of the log.
 
     Returns:
@@ -93,7 +93,7 @@ def train(
         InvalidInput: The configuration or the data are wrong, or ``work`` belongs to another run.
     """
     settings = TrainingConfig.load(config)
-    work = work or Path("runs") / config.stem
+    work = work or Path(f"work-{config.stem}")
     output = output or config.parent / settings.output
     with RunLog(work / "log.jsonl") as log:
 
