@@ -18,6 +18,7 @@ from m3_connectors.cli.evaluate import evaluate
 from m3_connectors.cli.explain import explain
 from m3_connectors.cli.index import index
 from m3_connectors.cli.search import search
+from m3_connectors.cli.train import train
 from m3_connectors.errors import M3Error
 
 INTERRUPTED = 130
@@ -56,6 +57,7 @@ app.command()(search)
 app.command()(explain)
 app.command("eval")(evaluate)
 app.command()(encode)
+app.command()(train)
 app.command()(doctor)
 
 

@@ -87,12 +87,12 @@ def demonstrate(
         known_item_queries: Most of its queries.
     """
     began = time.monotonic()
+    encoder = load_encoder(model)
     _heading("1  Read", "the documentation of this Python, from its source files, without importing them")
     with working("reading …"):
         documented = collect(entries)
     counts = ", ".join(f"{sum(entry.kind == kind for entry in documented):,} {kind}s" for kind in _KINDS)
     _say(f"{len(documented):,} documents ({counts.replace('classs', 'classes')}) · {_since(began)}")
-    encoder = load_encoder(model)
     _heading("2  Index", f"dense, sparse and multi-vectors by {encoder.info}, into {url}, exact and on disk")
     documents = [Document(entry.name, entry.text, {"kind": entry.kind}) for entry in documented]
     with _fresh(url, COLLECTION, encoder) as index:
