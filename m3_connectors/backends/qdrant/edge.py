@@ -173,8 +173,9 @@ class EdgeBackend(Backend):
         layout, condition = self._opened().layout, _condition(filter)
 
         def best(edge: engine.EdgeShard) -> tuple[list[str], Float32]:
-            found = ranking.candidates(edge, layout, query, {component: limit}, condition, exact)[component]
-            return ranking.user_ids(edge, list(found)), np.array(list(found.values()), dtype=np.float32)
+            ranked = ranking.candidates(edge, layout, query, {component: limit}, condition, exact)[component]
+            scores = np.array([point.score for point in ranked], dtype=np.float32)
+            return ranking.user_ids(edge, [point.id for point in ranked]), scores
 
         ids, scores = await self._run("search", best)
         order = rank(ids, scores, limit)
@@ -185,7 +186,8 @@ class EdgeBackend(Backend):
 
         def score(edge: engine.EdgeShard) -> Float32:
             _check_found(ids, points, stored(edge, points), "score")
-            return ranking.complete(edge, layout, query, (component,), points, {})[component]
+            found = ranking.Found(points)
+            return ranking.complete(edge, layout, query, (component,), found)[component][found.rows(points)]
 
         return await self._run("score", score)
 
