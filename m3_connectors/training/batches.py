@@ -19,8 +19,7 @@ from numpy.typing import NDArray
 
 from m3_connectors.errors import InvalidInput
 from m3_connectors.training.data import PairStore
-
-START_ID, END_ID = 0, 2
+from m3_connectors.training.tokenizer import END_ID, START_ID
 
 
 @dataclass(frozen=True)

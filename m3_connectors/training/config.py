@@ -50,7 +50,7 @@ class DataSettings:
     """Which pairs, and in which batches; see ``training.data`` and ``training.batches``.
 
     Attributes:
-        folder: Of JSONL files; relative to the configuration file.
+        folder: Of JSONL files.
         source_weights: Share of the steps by source name or prefix.
         groups: Length groups, shortest first.
         query_longest: Tokens of a query.
@@ -103,7 +103,7 @@ class TrainingConfig:
     """A whole run.
 
     Attributes:
-        output: Directory of the finished model; relative to the configuration file.
+        output: Directory of the finished model.
         data: Pairs and batches.
         start_from: Directory of a checkpoint to start from; empty for a start from scratch.
         tokenizer: Used from scratch.
@@ -128,7 +128,7 @@ class TrainingConfig:
 
     @classmethod
     def load(cls, path: Path) -> TrainingConfig:
-        """Read a TOML file.
+        """Read a TOML file; its relative paths become relative to its folder.
 
         Raises:
             InvalidInput: No such file, no TOML, an unknown or missing key, a value of a wrong type.
@@ -139,7 +139,13 @@ class TrainingConfig:
             raise InvalidInput(f"{path} does not exist.\n  Give a training configuration (TOML).") from None
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise InvalidInput(f"{path} is not TOML: {error}\n  Mend the file.") from None
-        return typing.cast(TrainingConfig, _parse(cls, raw, str(path)))
+        config = typing.cast(TrainingConfig, _parse(cls, raw, str(path)))
+        return dataclasses.replace(
+            config,
+            output=str(path.parent / config.output),
+            start_from=config.start_from and str(path.parent / config.start_from),
+            data=dataclasses.replace(config.data, folder=str(path.parent / config.data.folder)),
+        )
 
 
 def _parse(kind: Any, raw: Any, where: str) -> Any:

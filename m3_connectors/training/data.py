@@ -17,6 +17,8 @@ from typing import Any, TextIO
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from tokenizers import Tokenizer
 
 from m3_connectors.errors import InvalidInput
@@ -237,9 +239,6 @@ def _clusters(
     query: NDArray[np.int32], passage: NDArray[np.int32], linked: NDArray[np.bool_], texts: int
 ) -> NDArray[np.int64]:
     """First text number of each text's cluster; only linked pairs join their two texts."""
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
     links = coo_array(
         (np.ones(linked.sum(), np.int8), (query[linked], passage[linked])), shape=(texts, texts)
     )

@@ -19,9 +19,7 @@ from torch.nn import functional as F
 
 from m3_connectors.encoder.model import M3Model, padded_attention
 from m3_connectors.training.losses import Representations
-
-FIRST_PIECE = 4
-"""Ids below are special; so is the last id."""
+from m3_connectors.training.tokenizer import FIRST_PIECE
 
 WORDS, POSITIONS = "embeddings.word_embeddings.weight", "embeddings.position_embeddings.weight"
 TABLES = (WORDS, POSITIONS)

@@ -94,14 +94,14 @@ def train(
     """
     settings = TrainingConfig.load(config)
     work = work or Path(f"work-{config.stem}")
-    output = output or config.parent / settings.output
+    output = output or Path(settings.output)
     with RunLog(work / "log.jsonl") as log:
 
         def both(record: dict[str, Any]) -> None:
             log.write(record)
             report(record)
 
-        trainer = Trainer(settings, data or config.parent / settings.data.folder, work, both)
+        trainer = Trainer(settings, data or Path(settings.data.folder), work, both)
         log.rewind(trainer.progress.step)
         trainer.run()
         weights = trainer.finish(output)

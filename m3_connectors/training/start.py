@@ -20,13 +20,13 @@ import scipy.linalg
 import scipy.sparse as sp
 import torch
 from numpy.typing import NDArray
+from scipy.sparse.csgraph import connected_components
 
 from m3_connectors.encoder.config import ModelConfig
 from m3_connectors.encoder.model import Layer, M3Model
+from m3_connectors.training.batches import wrap
 from m3_connectors.training.data import PairStore
-
-FIRST_PIECE = 4
-"""Ids below are ``<s>``, ``<pad>``, ``</s>``, ``<unk>``."""
+from m3_connectors.training.tokenizer import FIRST_PIECE
 
 _IMPORTANCE, _MARKER = -2, -1
 
@@ -56,8 +56,6 @@ def count_matrix(store: PairStore, vocabulary_size: int, longest: int) -> sp.csr
     A document is a set of texts joined by pairs: in monolingual sources a passage with its queries, in
     ``par_`` sources a sentence with its translations.
     """
-    from scipy.sparse.csgraph import connected_components
-
     kept = ~np.asarray(store.held_out)
     parallel = np.char.startswith(np.array(store.sources), "par_")[store.source] & kept
     texts = len(store.offsets) - 1
@@ -93,27 +91,35 @@ def count_matrix(store: PairStore, vocabulary_size: int, longest: int) -> sp.csr
     return counts
 
 
-def idf_by_language(store: PairStore, vocabulary_size: int, longest: int) -> NDArray[np.float32]:
-    """``float32 [vocabulary]``: the least of a piece's idf values over the languages that use it.
+def passages_by_language(
+    store: PairStore, vocabulary_size: int, longest: int
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """How many training passages of each language hold a piece, and how many there are.
 
-    A stop word of a small language is rare over all texts, yet common in its own.
+    Returns:
+        float32 ``[vocabulary, languages]``, and int64 ``[languages]``.
     """
     kept = ~np.asarray(store.held_out)
     passages, first = np.unique(store.passage[kept], return_index=True)
     language = store.passage_language[kept][first]
-    idf = np.full(vocabulary_size, np.inf, np.float32)
-    largest = 0.0
-    for number in range(len(store.languages)):
+    holding = np.zeros((vocabulary_size, len(store.languages)), np.float32)
+    totals = np.bincount(language, minlength=len(store.languages))
+    for number in np.flatnonzero(totals):
         texts = passages[language == number]
-        if not len(texts):
-            continue
         seen = np.concatenate([np.unique(store.text(text)[:longest]) for text in texts])
-        frequency = np.bincount(seen, minlength=vocabulary_size)
-        # Few texts of a language must not make a foreign word look common: at least 5 uses count.
-        value = np.where(frequency >= 5, np.log((len(texts) + 1) / (frequency + 0.5)), np.inf)
-        idf = np.minimum(idf, value.astype(np.float32))
-        largest = max(largest, float(np.log(len(texts) + 1)))
-    return np.clip(np.where(np.isinf(idf), largest * 0.9, idf), 0.05, None).astype(np.float32)
+        holding[:, number] = np.bincount(seen, minlength=vocabulary_size)
+    return holding, totals
+
+
+def idf_by_language(holding: NDArray[np.float32], totals: NDArray[np.int64]) -> NDArray[np.float32]:
+    """``float32 [vocabulary]``: the least of a piece's idf values over the languages that use it.
+
+    A stop word of a small language is rare over all texts, yet common in its own.
+    """
+    # Few texts of a language must not make a foreign word look common: at least 5 uses count.
+    idf = np.where(holding >= 5, np.log((totals + 1) / (holding + 0.5)), np.inf).min(1)
+    unseen = 0.9 * np.log(totals.max() + 1)
+    return np.asarray(np.clip(np.where(np.isinf(idf), unseen, idf), 0.05, None), np.float32)
 
 
 def semantic_vectors(
@@ -164,20 +170,6 @@ def centred(vectors: NDArray[np.float32], counts_by_language: NDArray[np.float32
     return np.asarray(unit / np.maximum(np.linalg.norm(unit, axis=1, keepdims=True), 1e-9), np.float32)
 
 
-def text_counts_by_language(store: PairStore, vocabulary_size: int, longest: int) -> NDArray[np.float32]:
-    """``float32 [vocabulary, languages]``: passages of a language that hold a piece."""
-    kept = ~np.asarray(store.held_out)
-    passages, first = np.unique(store.passage[kept], return_index=True)
-    language = store.passage_language[kept][first]
-    table = np.zeros((vocabulary_size, len(store.languages)), np.float32)
-    for number in range(len(store.languages)):
-        texts = passages[language == number]
-        if len(texts):
-            seen = np.concatenate([np.unique(store.text(text)[:longest]) for text in texts])
-            table[:, number] = np.bincount(seen, minlength=vocabulary_size)
-    return table
-
-
 def build_start(store: PairStore, config: ModelConfig, settings: StartSettings, seed: int = 0) -> M3Model:
     """A model of the given sizes that begins as latent semantic indexing.
 
@@ -187,10 +179,11 @@ def build_start(store: PairStore, config: ModelConfig, settings: StartSettings, 
         settings: Constants.
         seed: Of the decomposition and of the small weights.
     """
-    idf = idf_by_language(store, config.vocab_size, settings.longest)
+    holding, totals = passages_by_language(store, config.vocab_size, settings.longest)
+    idf = idf_by_language(holding, totals)
     counts = count_matrix(store, config.vocab_size, settings.longest)
     vectors = semantic_vectors(counts, idf, config.hidden_size - 2, settings, seed)
-    unit = centred(vectors, text_counts_by_language(store, config.vocab_size, settings.longest))
+    unit = centred(vectors, holding)
     model = place_start(unit, idf, config, settings, seed)
     _fit_sparse_head(model, store, idf, settings)
     return model
@@ -259,8 +252,6 @@ def _fit_sparse_head(
     """Least squares of ``lexical_scale * sqrt(idf)`` on the hidden states of some passages."""
     kept = np.unique(store.passage[~np.asarray(store.held_out)])
     chosen = np.random.default_rng(0).choice(kept, min(400, len(kept)), replace=False)
-    from m3_connectors.training.batches import wrap
-
     texts = [wrap(store.text(number), 128) for number in chosen]
     ids = torch.from_numpy(np.concatenate(texts))
     with torch.no_grad():
