@@ -135,9 +135,15 @@ def _check_json(value: object, where: str, depth: int) -> None:
         )
 
 
+def metadata_json(metadata: Mapping[str, Any]) -> str:
+    """Checked metadata as JSON text."""
+    # The only objects in it that json does not know are mappings other than dict.
+    return json.dumps(metadata, ensure_ascii=False, default=dict)
+
+
 def canonical_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """Metadata as JSON gives it back (tuples become lists), independent of the caller's objects."""
-    result: dict[str, Any] = json.loads(json.dumps(metadata))
+    result: dict[str, Any] = json.loads(metadata_json(metadata))
     return result
 
 

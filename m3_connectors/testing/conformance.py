@@ -18,6 +18,7 @@ import dataclasses
 import functools
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import anyio
@@ -324,7 +325,7 @@ class BackendConformance(abc.ABC):
             "true": True, "null": None, "text": "\x00 \u2028 🇰🇪", "list": [1, "1", 1.5, None, [], {}], "": {"": ""},
             "a.b": {"c.d": [[{"e": []}]]}, "$in": "dollar", 'quo"te': 1, "_id": 1, "id": 2, "vector": [1], "dense": {},
         }  # fmt: skip
-        changed = [Document("one", "text", metadata)]
+        changed = [Document("one", "text", MappingProxyType(metadata))]
         async with self.stored(tmp_path, dataclasses.replace(world, documents=changed)) as backend:
             (found,) = await backend.fetch(["one"])
             assert found is not None

@@ -24,7 +24,7 @@ import qdrant_edge as engine
 import scipy.sparse as sp
 
 from m3_connectors.backends.base import Schema
-from m3_connectors.documents import Document
+from m3_connectors.documents import Document, metadata_json
 from m3_connectors.embeddings import Component, Float32, M3Embeddings, MultiVectors
 from m3_connectors.errors import InvalidInput
 from m3_connectors.filters import parse_date
@@ -192,7 +192,7 @@ def vectors(edge: engine.EdgeShard, points: Sequence[PointId]) -> dict[PointId, 
 
 def payload_of(document: Document) -> dict[str, Any]:
     """The payload of a document's point, which ``document_of`` reads."""
-    text = json.dumps(document.metadata, ensure_ascii=False)
+    text = metadata_json(document.metadata)
     metadata = json.loads(text)
     payload = {ID: document.id, TEXT: document.text, JSON: text, METADATA: metadata}
     payload |= {FLAGS: tree} if (tree := _select(metadata, _flag)) else {}
