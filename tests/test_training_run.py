@@ -270,3 +270,19 @@ def test_tasks_hold_only_held_out_queries(folder: Path, tmp_path: Path) -> None:
     for query, relevant in zip(task.queries, task.relevant, strict=True):
         own = set(trainer.store.passage[trainer.store.query == query].tolist())
         assert {int(task.corpus[position]) for position in relevant} <= own
+
+
+def test_the_command_prints_the_weights_as_one_json_document(folder: Path, tmp_path: Path) -> None:
+    import typer
+    from typer.testing import CliRunner
+
+    from m3_connectors.cli.train import train as command
+
+    app = typer.Typer()
+    app.command()(command)
+    options = ["--output", str(tmp_path / "model"), "--work", str(tmp_path / "work"), "--json"]
+    result = CliRunner().invoke(app, [str(folder / "tiny.toml"), *options])
+    assert result.exit_code == 0, result.output
+    document = json.loads(result.stdout)
+    assert document["weights"]["all"] == json.loads((tmp_path / "model" / "weights.json").read_text())["all"]
+    assert "step      0" in result.stderr
