@@ -202,11 +202,10 @@ def work(engine: str, models: Path, threads: int, scale: float) -> Iterator[Row]
             continue
         encode = ENGINES[engine](models / str(layers))
         loaded = peak_memory_gb()
+        encode(texts_of(16, 128))  # warm up
         for case, (tokens, repeats) in plan.items():
             texts = texts_of(case, max(int(tokens * scale), 1))
             lengths = [len(text.split()) + 2 for text in texts]
-            if engine != "FlagEmbedding":  # it warms itself up
-                encode(texts[: max(1, len(texts) // 4)])
             for repeat in range(repeats):
                 reset_peak_memory()
                 before = matrix_rate()
@@ -228,6 +227,45 @@ def work(engine: str, models: Path, threads: int, scale: float) -> Iterator[Row]
                     "peak_memory_gb": peak_memory_gb(),
                     "loaded_memory_gb": loaded,
                 }
+
+
+def agreement(directory: Path, threads: int, model: str) -> Iterator[Row]:
+    """How far bfloat16 is from float32: cosines of dense vectors and multi-vector rows, differences of scores."""
+    import numpy as np
+
+    from m3_connectors import scoring
+    from m3_connectors.encoder import M3Encoder
+
+    outputs = []
+    cases = {case: texts_of(case, max(512, case)) for case in (16, 128, 512, 2048)}
+    for precision in ("float32", "bfloat16"):
+        encoder = M3Encoder(directory, device="cpu", precision=precision, threads=threads)
+        outputs.append({case: encoder.encode(texts) for case, texts in cases.items()})
+        del encoder
+    for case in cases:
+        single, half = (output[case] for output in outputs)
+        query = [output[16][0] for output in outputs]
+        differences = {
+            f"s_{component}_difference": float(
+                np.abs(
+                    scoring.score(component, query[0], single) - scoring.score(component, query[1], half)
+                ).max()
+            )
+            for component in single.components
+        }
+        rows = (single.multivectors.rows * half.multivectors.rows).sum(1)
+        yield {
+            "kind": "agreement",
+            "model": model,
+            "case": case,
+            "texts": len(cases[case]),
+            "dense_cosine_lowest": float((single.dense * half.dense).sum(1).min()),
+            "multivector_cosine_lowest": float(rows.min()),
+            "multivector_cosine_mean": float(rows.mean()),
+            "sparse_weight_difference": float(np.abs((single.sparse - half.sparse).data).max(initial=0)),
+            "sparse_weight_largest": float(single.sparse.data.max(initial=0)),
+            **differences,
+        }
 
 
 def matrix_rate() -> float:
@@ -325,6 +363,7 @@ def run(options: argparse.Namespace) -> Path:
         print("no --flag-python: FlagEmbedding and transformers are not measured", file=sys.stderr)
     environ = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(options.threads)}
     environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    environ |= {"TRANSFORMERS_VERBOSITY": "error", "TQDM_DISABLE": "1"}
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as temporary, out.open("w", encoding="utf-8") as file:
         models = Path(options.models or temporary)
@@ -347,6 +386,10 @@ def run(options: argparse.Namespace) -> Path:
                         print("       ", line.strip()[:150], file=sys.stderr)
             if process.returncode:
                 print(f"{engine} failed with exit code {process.returncode}", file=sys.stderr)
+        if not options.engines:
+            print(f"{time.perf_counter() - started:4.0f} s  agreement", file=sys.stderr, flush=True)
+            for row in agreement(models / str(LAYERS), options.threads, "random, 24 layers"):
+                print(json.dumps(row), file=file, flush=True)
     print(f"{time.perf_counter() - started:4.0f} s  done", file=sys.stderr)
     return out
 
@@ -398,6 +441,23 @@ def report(path: Path) -> str:
         f"Median (lowest–highest of the repeats); * extrapolated to {LAYERS} layers from runs of 1 and 3, whose peak "
         "memory is then theirs; peak memory in the order of the engines.",
     ]
+    agreed = [row for row in rows if row["kind"] == "agreement"]
+    if agreed:
+        lines += [
+            "",
+            "bfloat16 against float32, same texts:",
+            "",
+            "| model | tokens a text | dense cosine, lowest | multi-vector cosine, lowest (mean) "
+            "| sparse weight, largest difference | score differences, largest: dense, sparse, multi-vector |",
+            "|---" * 6 + "|",
+        ]
+    lines += [
+        f"| {row['model']} | {row['case']} | {row['dense_cosine_lowest']:.5f} "
+        f"| {row['multivector_cosine_lowest']:.5f} ({row['multivector_cosine_mean']:.5f}) "
+        f"| {row['sparse_weight_difference']:.4f} of {row['sparse_weight_largest']:.2f} "
+        f"| {row['s_dense_difference']:.4f}, {row['s_sparse_difference']:.4f}, {row['s_multivector_difference']:.4f} |"
+        for row in agreed
+    ]
     return "\n".join(lines)
 
 
@@ -437,12 +497,18 @@ def main() -> None:
         "--models", type=Path, help="keep the checkpoints here (4 GB), or take them from here"
     )
     parser.add_argument("--scale", type=float, default=1, help="of the number of texts")
+    parser.add_argument(
+        "--agreement", type=Path, metavar="MODEL", help="only compare bfloat16 with float32 on a model"
+    )
     parser.add_argument("--report", type=Path, help="print the table of an earlier run, measure nothing")
     parser.add_argument("--work", choices=ENGINES, help=argparse.SUPPRESS)
     parser.add_argument("--write-model", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.write_model:
         write_model(options.write_model)
+    elif options.agreement:
+        for row in agreement(options.agreement, options.threads, options.agreement.name):
+            print(json.dumps(row, indent=1))
     elif options.work:
         for row in work(options.work, options.models, options.threads, options.scale):
             print(json.dumps(row), flush=True)
