@@ -33,6 +33,7 @@ def test_urls_name_their_backend(tmp_path: Path) -> None:
         ("", "names no store"),
         (None, "names no store"),
         ("qdrant:", "qdrant:DIRECTORY"),
+        ("qdrant://localhost:6333", "qdrant:DIRECTORY"),
         ("memory:./data", "neither a path nor options"),
     ],
 )

@@ -58,7 +58,7 @@ class EdgeBackend(Backend):
             InvalidInput: There is no directory in the URL, or an option.
         """
         directory = url.removeprefix("qdrant:")
-        if not directory or options:
+        if not directory or directory.startswith("//") or options:
             raise InvalidInput(
                 f"{url!r} with options {sorted(options)}: give qdrant:DIRECTORY, such as qdrant:./data, "
                 "without options."

@@ -33,7 +33,7 @@ from m3_connectors.errors import AlreadyExists, BackendError, Busy, Corrupt, Not
 
 T = TypeVar("T")
 
-_FLUSH_BYTES = 256 * 2**20
+_FLUSH_BYTES = 64 * 2**20
 """Vectors written between two flushes: bounds what the log must replay after a kill."""
 
 
