@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from m3_connectors import __version__
-from m3_connectors.cli.console import err, lines_of, out
+from m3_connectors.cli.console import err, escape_what_cannot_be_printed, lines_of, out
 from m3_connectors.cli.doctor import doctor
 from m3_connectors.cli.encode import encode
 from m3_connectors.cli.evaluate import evaluate
@@ -72,6 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     debug = "--debug" in arguments
+    escape_what_cannot_be_printed()
     try:
         with warnings.catch_warnings():
             if not debug:

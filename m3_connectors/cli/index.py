@@ -13,7 +13,7 @@ import typer
 from rich.progress import Progress, SpinnerColumn, TextColumn
 
 from m3_connectors.backends.registry import DEFAULT_COLLECTION
-from m3_connectors.cli.console import duration, err, out, plural, print_json
+from m3_connectors.cli.console import duration, err, out, plural, print_json, warn
 from m3_connectors.cli.opening import open_index
 from m3_connectors.cli.options import Collection, Debug, Json, Model, Url
 from m3_connectors.documents import Document
@@ -27,7 +27,7 @@ def index(
     sources: Annotated[
         list[Path],
         typer.Argument(
-            metavar="SOURCE…",
+            metavar="SOURCE",
             help="JSON Lines and CSV (also .gz), text, Markdown, HTML, and folders of them.",
         ),
     ],
@@ -47,6 +47,8 @@ def index(
     What cannot be read is skipped and written to SOURCE.dead.jsonl with its line number and the reason.
     """
     check_sources(sources)
+    if url == "memory:":
+        warn("memory: is empty again when this command ends; name a folder to keep it, such as qdrant:./data")
     counter = _Counter()
     try:
         with DeadLetterFiles(Path.cwd()) as dead:

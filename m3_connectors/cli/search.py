@@ -82,7 +82,9 @@ def hits_table(hits: list[Hit]) -> Table:
     table.add_column("document", no_wrap=True, overflow="ellipsis")
     for rank, hit in enumerate(hits, 1):
         scores = [getattr(hit.scores, name) for name in COMPONENTS]
-        document = Text.assemble((hit.document.id, "bold"), (" · ", "dim"), one_line(hit.document.text))
+        document = Text.assemble(
+            (one_line(hit.document.id), "bold"), (" · ", "dim"), one_line(hit.document.text)
+        )
         table.add_row(
             str(rank),
             f"{hit.score:.3f}",

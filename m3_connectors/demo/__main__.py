@@ -18,7 +18,15 @@ from rich.table import Table
 from rich.text import Text
 
 from m3_connectors.blocking import Index, connect
-from m3_connectors.cli.console import duration, err, lines_of, one_line, out, working
+from m3_connectors.cli.console import (
+    duration,
+    err,
+    escape_what_cannot_be_printed,
+    lines_of,
+    one_line,
+    out,
+    working,
+)
 from m3_connectors.cli.evaluate import measures_table
 from m3_connectors.cli.explain import explanation_lines
 from m3_connectors.cli.opening import load_encoder
@@ -57,6 +65,7 @@ def main() -> int:
         "--model", default=os.environ.get("M3_MODEL", "models/m3-tiny"), help="directory or hub name"
     )
     model = parser.parse_args().model
+    escape_what_cannot_be_printed()
     try:
         demonstrate(model)
     except (M3Error, OSError) as error:
