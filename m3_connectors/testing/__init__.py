@@ -1,1 +1,1 @@
-"""Shipped helpers for testing: random collections (``worlds``) and the contract as tests (``conformance``, for pytest)."""
+"""Shipped helpers for testing: random collections (``worlds``), and the contract as pytest tests (``conformance``)."""

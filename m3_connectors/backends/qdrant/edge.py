@@ -69,8 +69,8 @@ class EdgeBackend(Backend):
         """Build the dense graph (HNSW) and rewrite the data without what was deleted or replaced.
 
         Until then every dense list is an exact scan. Afterwards lists are approximate unless ``exact`` is asked,
-        and faster for large collections. The engine blocks the whole process meanwhile, for about 3 ms a
-        document, and needs as much free disk as the collection takes.
+        and faster for large collections. The engine blocks the whole process meanwhile, for a few milliseconds
+        a document, and needs as much free disk as the collection takes.
         """
         shard = self._opened()
         shard.check_space(shard.size_bytes(), "optimize")
