@@ -136,6 +136,15 @@ class TestSearch:
         assert f"lake · {TEXTS['lake']}" in first
         assert second.split()[0] == "2"
 
+    def test_a_long_text_is_cut_and_no_number_is(self, m3: M3, tmp_path: Path, checkpoint: Path) -> None:
+        (tmp_path / "long.txt").write_text("a very long line " * 100)
+        m3("index", "qdrant:./data", "long.txt", "-m", checkpoint)
+        heading, row = m3("search", "qdrant:./data", "line").out.splitlines()
+        assert heading.split() == ["#", "score", "dense", "sparse", "multi", "document"]
+        assert row.rstrip().endswith("…")
+        assert len(row) <= 140
+        assert all(len(number.partition(".")[2]) == 3 for number in row.split()[1:5])
+
     def test_json(self, m3: M3, filled: str) -> None:
         answer = m3("search", filled, TEXTS["lake"], "--json", "-k", "1", "--method", "multi_vec").json
         assert answer["method"] == "multi_vec"

@@ -8,7 +8,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -118,21 +118,23 @@ def demonstrate(
 
 
 def _ask(index: Index, question: str) -> None:
-    table = Table(
-        box=None, padding=(0, 1), header_style="dim", title=Text(question, "bold cyan"), title_justify="left"
-    )
-    table.add_column("method", no_wrap=True, min_width=len("dense_sparse"))
+    table = Table(box=None, padding=(0, 1), header_style="dim")
+    table.add_column("method")
     for name in ("score", "dense", "sparse", "multi"):
-        table.add_column(name, justify="right", no_wrap=True, min_width=len("0.000"))
-    table.add_column("first answer", no_wrap=True, overflow="ellipsis", ratio=3)
-    table.add_column("then", no_wrap=True, overflow="ellipsis", ratio=2, style="dim")
+        table.add_column(name, justify="right")
+    table.add_column("first answer")
+    table.add_column("then", style="dim")
+    # What the numbers leave of the line is cut here: a table that is too wide would take it from the numbers.
+    room = max(40, out.width - 52)
     for name in METHODS:
         first, *others = index.search(question, method=name, k=3)
+        answer = _name_and_summary(first)
+        answer.truncate(room * 2 // 3, overflow="ellipsis")
+        then = Text(", ".join(hit.document.id for hit in others))
+        then.truncate(room // 3, overflow="ellipsis")
         scores = (getattr(first.scores, component) for component in COMPONENTS)
-        then = ", ".join(hit.document.id for hit in others)
-        table.add_row(
-            name, f"{first.score:.3f}", *(_number(score) for score in scores), _name_and_summary(first), then
-        )
+        table.add_row(name, f"{first.score:.3f}", *(_number(score) for score in scores), answer, then)
+    out.print(Text(f"  {question}", "bold cyan"))
     out.print(table)
     out.print()
 
@@ -243,18 +245,15 @@ def _number(score: float | None) -> str:
 
 def _next_steps(url: str, model: str) -> None:
     m3 = "m3" if shutil.which("m3") else os.path.relpath(os.path.join(os.path.dirname(sys.executable), "m3"))
-    steps: Mapping[str, str] = {
-        f'{m3} search {url} -c {COLLECTION} "your own question"': "ask",
-        f'{m3} search {url} -c {COLLECTION} "sort a list" --filter \'{{"kind": "function"}}\'': "filter",
-        f"{m3} index qdrant:./notes FOLDER --model {model}": "your own texts",
-        f"{m3} --help": "everything else",
-    }
-    table = Table(box=None, show_header=False, padding=(0, 2))
-    table.add_column(no_wrap=True)
-    table.add_column(style="dim", no_wrap=True)
-    for command, what in steps.items():
-        table.add_row(Text(command, "bold"), what)
-    out.print(table)
+    ask = f"{m3} search {url} -c {COLLECTION}"
+    steps = (
+        ("ask", f'{ask} "your own question"'),
+        ("filter", f"""{ask} "sort a list" --filter '{{"kind": "function"}}'"""),
+        ("your own texts", f"{m3} index qdrant:./notes FOLDER --model {model}"),
+        ("everything else", f"{m3} --help"),
+    )
+    for what, command in steps:
+        out.print(Text.assemble((f"  {what:17}", "dim"), (command, "bold")), soft_wrap=True)
 
 
 _KINDS = ("module", "class", "function")
