@@ -178,6 +178,6 @@ def fuse(
     return np.sum(parts, axis=0)  # type: ignore[no-any-return]
 
 
-def rank(ids: Sequence[str], scores: Sequence[float] | np.ndarray, k: int) -> list[int]:  # type: ignore[type-arg]
+def rank(ids: Sequence[str], scores: Sequence[float] | np.ndarray, k: int) -> list[int]:
     """Positions of the k best, best first; equal scores in the order of their ids."""
     return sorted(range(len(ids)), key=lambda i: (-scores[i], ids[i]))[:k]
