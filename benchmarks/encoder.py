@@ -350,7 +350,7 @@ def run(options: argparse.Namespace) -> Path:
     pythons = {"m3_connectors": sys.executable}
     if options.flag_python:
         pythons |= dict.fromkeys(
-            ("transformers float32", "transformers bfloat16", "FlagEmbedding"), options.flag_python
+            ("FlagEmbedding", "transformers float32", "transformers bfloat16"), options.flag_python
         )
     else:
         print("no --flag-python: FlagEmbedding and transformers are not measured", file=sys.stderr)
