@@ -52,9 +52,9 @@ KNOWN_ITEM_QUERIES = 300
 QUESTIONS = (
     "how long does a small piece of code take to run",
     "remove whitespace from both ends of a string",
-    "run a function in another thread and wait for its result",
-    "Dateien in ein komprimiertes Archiv packen",
     "parse the options given on the command line",
+    "cómo abrir una página web en el navegador",
+    "ein Archiv mit komprimierten Dateien lesen",
 )
 
 
@@ -106,7 +106,10 @@ def demonstrate(
     documents = [Document(entry.name, entry.text, {"kind": entry.kind}) for entry in documented]
     with _fresh(url, COLLECTION, encoder) as index:
         _add(index, documents)
-        _heading("3  Ask", "five methods side by side; each row is that method's first answer")
+        _heading(
+            "3  Ask",
+            "five methods side by side, each with its first answer; the last two questions are not in English",
+        )
         for question in QUESTIONS:
             _ask(index, question)
         _heading("4  Explain", "where the score of the first answer to the first question comes from")
