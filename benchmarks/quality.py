@@ -3,9 +3,10 @@
     python benchmarks/quality.py DATA --model models/m3-tiny
     python benchmarks/quality.py --report benchmarks/results/quality-2025-01-31.jsonl
 
-What ``m3 eval`` does, folder by folder, each corpus encoded once for all its splits into a Qdrant Edge collection. One
-row a dataset, split and method goes to a JSON Lines file, after a record of the machine; the tables are made from
-that file alone.
+The same numbers as ``m3 eval``, folder by folder and split by split, but each corpus is encoded once, and each
+(query, candidate) pair is scored once for all methods, with the definitions of ``scoring`` and ``methods`` and no store
+between. One row a dataset, split and method goes to a JSON Lines file, after a record of the machine; the tables are
+made from that file alone.
 """
 
 from __future__ import annotations
@@ -13,20 +14,21 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from environment import ROOT, describe, environment
 
-from m3_connectors import M3Encoder, connect
+from m3_connectors import M3Embeddings, M3Encoder, MultiVectors, Weights
 from m3_connectors.evaluation.beir import load_beir
 from m3_connectors.evaluation.measures import Measures, measure
-from m3_connectors.evaluation.run import run_bm25, run_method, store_corpus
-from m3_connectors.methods import METHODS
+from m3_connectors.evaluation.run import DEPTH, run_bm25
+from m3_connectors.methods import METHODS, Method, fuse, rank
+from m3_connectors.scoring import as_float16, multivector_scores, score
 
 Row = dict[str, Any]
 
@@ -46,30 +48,64 @@ def splits(folder: Path) -> list[str]:
 def run(data: Path, model: str) -> Iterator[Row]:
     """One row a dataset, split and method."""
     encoder = M3Encoder(model)
-    recommended = {name: list(weights) for name, weights in encoder.recommended_weights.items()}
-    packages = ("torch", "numpy", "qdrant-edge-py", "bm25s", "ir_measures")
-    yield environment(*packages, model=str(encoder.info), precision=encoder.precision, weights=recommended)
+    recommended = {name: Weights(*weights) for name, weights in encoder.recommended_weights.items()}
+    methods = dict(METHODS)
+    for name, weights in recommended.items():
+        methods[name] = METHODS[name].weighted(*weights)
+        methods[f"{name} (paper)"] = METHODS[name]
+    packages = ("torch", "numpy", "scipy", "bm25s", "ir_measures")
+    shown = {name: list(weights) for name, weights in recommended.items()}
+    yield environment(*packages, model=str(encoder.info), precision=encoder.precision, weights=shown)
     for folder in folders(data):
-        with (
-            tempfile.TemporaryDirectory(prefix="m3-quality-") as store,
-            connect(f"qdrant:{store}", encoder=encoder) as index,
-        ):
-            started = time.perf_counter()
-            for split in splits(folder):
-                dataset = load_beir(folder, split)
-                store_corpus(index, dataset.documents, lambda _: None)
-                queries = encoder.encode(list(dataset.queries.values()))
-                named = {"dataset": str(folder.relative_to(data)), "split": split, "documents": index.count()}
-                for name, method in index.methods.items():
-                    measures = measure(dataset.qrels, run_method(index, dataset, queries, method))
-                    yield {**named, "method": name, "weights": list(method.weights), **_values(measures)}
-                for name in ("all", "dense_sparse"):
-                    if index.methods[name] != METHODS[name]:
-                        measures = measure(dataset.qrels, run_method(index, dataset, queries, METHODS[name]))
-                        weights = list(METHODS[name].weights)
-                        yield {**named, "method": f"{name} (paper)", "weights": weights, **_values(measures)}
-                yield {**named, "method": "bm25", **_values(measure(dataset.qrels, run_bm25(dataset)))}
-            yield {"kind": "time", "dataset": str(folder), "seconds": time.perf_counter() - started}
+        started = time.perf_counter()
+        corpus: M3Embeddings | None = None
+        for split in splits(folder):
+            dataset = load_beir(folder, split)
+            ids = [document.id for document in dataset.documents]
+            if corpus is None:
+                corpus = as_float16(encoder.encode([document.text for document in dataset.documents]))
+            queries = as_float16(encoder.encode(list(dataset.queries.values())))
+            runs: dict[str, dict[str, list[str]]] = {name: {} for name in methods}
+            for id, query in zip(dataset.queries, queries, strict=True):
+                for name, answer in answers(methods, query, corpus, ids).items():
+                    runs[name][id] = answer
+            named = {"dataset": str(folder.relative_to(data)), "split": split, "documents": len(ids)}
+            for name, method in methods.items():
+                measures = measure(dataset.qrels, runs[name])
+                yield {**named, "method": name, "weights": list(method.weights), **_values(measures)}
+            yield {**named, "method": "bm25", **_values(measure(dataset.qrels, run_bm25(dataset)))}
+        seconds = time.perf_counter() - started
+        yield {"kind": "time", "dataset": str(folder.relative_to(data)), "seconds": seconds}
+
+
+def answers(
+    methods: Mapping[str, Method], query: M3Embeddings, corpus: M3Embeddings, ids: list[str]
+) -> dict[str, list[str]]:
+    """The best 100 documents of each method for one query."""
+    dense, sparse = score("dense", query, corpus), score("sparse", query, corpus)
+    # Ties by id: sorted by id first, then stably by score.
+    by_id = np.array(sorted(range(len(ids)), key=ids.__getitem__))
+    by_dense = by_id[np.argsort(-dense[by_id], kind="stable")]
+    by_sparse = by_id[np.argsort(-sparse[by_id], kind="stable")]
+    by_sparse = by_sparse[sparse[by_sparse] > 0]
+    multivector = np.full(len(ids), np.nan, dtype=np.float32)
+    reranked = by_dense[:200].tolist()
+    assert corpus.multivectors is not None
+    rows = MultiVectors.from_list([corpus.multivectors[i] for i in reranked], corpus.multivectors.dimension)
+    assert query.multivectors is not None
+    multivector[reranked] = multivector_scores(query.multivectors[0], rows)
+    found = {}
+    for name, method in methods.items():
+        lists = {"dense": by_dense, "sparse": by_sparse}
+        candidates = np.unique(np.concatenate([lists[c][:depth] for c, depth in method.candidates.items()]))
+        scores = {
+            "dense": dense[candidates],
+            "sparse": sparse[candidates],
+            "multivector": multivector[candidates],
+        }
+        names = [ids[i] for i in candidates]
+        found[name] = [names[i] for i in rank(names, fuse(scores, method.weights), DEPTH)]
+    return found
 
 
 def _values(measures: Measures) -> Row:

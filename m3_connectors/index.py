@@ -19,6 +19,7 @@ from m3_connectors.errors import InvalidInput, NotFound
 from m3_connectors.explanation import Explanation, explain
 from m3_connectors.filters import parse_filter
 from m3_connectors.methods import METHODS, Method
+from m3_connectors.scoring import as_float16
 
 Query = str | M3Embeddings
 """A text, or its embeddings (a batch of one)."""
@@ -246,6 +247,8 @@ class AsyncIndex:
             raise NotFound(f"no document {id!r}", backend=self._backend.name, operation="explain")
         stored = await self._backend.vectors([id])
         (vectors,) = await self._query_vectors([query])
+        if self.schema.storage.multivector_dtype == "float16":
+            vectors = as_float16(vectors)  # as the store scores it (B21)
         return explain(self._encoder, chosen, query, vectors, document, stored)
 
     async def delete(self, ids: Sequence[str] | None = None, *, filter: RawFilter | None = None) -> int:

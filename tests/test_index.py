@@ -140,7 +140,7 @@ def test_explain_adds_up(index: Index) -> None:
     w, s = e.weighted, e.scores
     assert (w.dense, w.sparse, w.multivector) == pytest.approx((s.dense, 0.3 * s.sparse, s.multivector))  # type: ignore[operator]
     assert e.score == pytest.approx(w.dense + w.sparse + w.multivector)  # type: ignore[operator]
-    assert e.score == pytest.approx(index.search("the lazy dog", k=6, filter={"n": 0})[0].score, abs=1e-5)
+    assert e.score == pytest.approx(index.search("the lazy dog", k=6, filter={"n": 0})[0].score, abs=1e-6)
     assert sum(match.score for match in e.tokens) == pytest.approx(s.sparse, abs=1e-5)
     assert [m.score for m in e.tokens] == sorted((m.score for m in e.tokens), reverse=True)
     assert np.mean([pair.similarity for pair in e.pairs]) == pytest.approx(s.multivector, abs=1e-5)
