@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from m3_connectors.documents import Document
 from m3_connectors.embeddings import Component, Float32, M3Embeddings
 from m3_connectors.filters import Filter
 from m3_connectors.methods import Method
-from m3_connectors.testing.conformance import BackendConformance
+from m3_connectors.testing import BackendConformance
 from m3_connectors.testing.worlds import make_world
 
 
@@ -35,6 +36,23 @@ class DropKeepsDocuments(MemoryBackend):
 class CountsUpsertsOnce(MemoryBackend):
     async def _count(self, filter: Filter | None) -> int:
         return len(await super()._fetch(list(self._documents))) if filter is None else 0
+
+
+class WritesInTwoSteps(MemoryBackend):
+    wait_seconds = 0.02
+
+    async def _upsert(self, documents: Sequence[Document], embeddings: M3Embeddings) -> None:
+        await super()._upsert(documents, embeddings)
+        self.wait_seconds -= 0.002  # the first to write its vectors is the last to write its text
+        await asyncio.sleep(self.wait_seconds)
+        self._documents |= {document.id: document for document in documents}
+
+
+class RemovesThenWrites(MemoryBackend):
+    async def _upsert(self, documents: Sequence[Document], embeddings: M3Embeddings) -> None:
+        await self._delete([document.id for document in documents])
+        await asyncio.sleep(0.001)
+        await super()._upsert(documents, embeddings)
 
 
 class KeepsOldVectors(MemoryBackend):
@@ -189,6 +207,8 @@ class NeverDeeper(MemoryBackend):
     [
         (ForgetsTheSchema, "b02", {}),
         (DropKeepsDocuments, "b03", {}),
+        (WritesInTwoSteps, "b05_concurrent_writes", {}),
+        (RemovesThenWrites, "b05_cancelled", {}),
         (KeepsOldVectors, "b07_upsert", {}),
         (KeepsOldVectors, "b07_a_component", {}),
         (CountsWhatWasAsked, "b09", {}),
@@ -239,6 +259,9 @@ def test_worlds_are_the_same_for_the_same_seed() -> None:
 def test_worlds_need_no_test_framework() -> None:
     code = (
         "import sys; sys.modules['pytest'] = None; sys.modules['hypothesis'] = None\n"
-        "import m3_connectors.testing, m3_connectors.testing.worlds, m3_connectors.testing.agreement"
+        "import m3_connectors.testing, m3_connectors.testing.worlds, m3_connectors.testing.agreement\n"
+        "try: from m3_connectors.testing import BackendConformance\n"
+        "except ImportError as error: assert 'm3-connectors[testing]' in str(error)\n"
+        "else: sys.exit('imported without pytest')"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

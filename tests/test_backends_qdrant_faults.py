@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import os
 import random
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -22,6 +24,7 @@ from m3_connectors.backends.base import Storage
 from m3_connectors.backends.qdrant import failures
 from m3_connectors.backends.qdrant.edge import EdgeBackend
 from m3_connectors.backends.qdrant.points import point_id
+from m3_connectors.embeddings import COMPONENTS, M3Embeddings
 from m3_connectors.errors import (
     AlreadyExists,
     BackendError,
@@ -31,7 +34,7 @@ from m3_connectors.errors import (
     NotFound,
     StorageFull,
 )
-from m3_connectors.methods import ALL
+from m3_connectors.methods import ALL, METHODS, Method
 from m3_connectors.testing.agreement import compare_search, oracle_of
 from m3_connectors.testing.worlds import World, make_world
 
@@ -89,7 +92,7 @@ def test_another_process_is_named_and_its_end_frees_the_data(tmp_path: Path) -> 
             with pytest.raises(Busy, match=f"process {holder.pid} has {tmp_path} open") as caught:
                 await getattr(EdgeBackend(tmp_path, "c"), call)()
             assert caught.value.retryable
-            assert "Qdrant server" in str(caught.value)
+            assert "wait for it to end" in str(caught.value)
         with pytest.raises(AlreadyExists):
             await EdgeBackend(tmp_path, "c").create(make_world(0).schema)
         other = EdgeBackend(tmp_path, "another")
@@ -120,6 +123,95 @@ def test_a_second_open_in_one_process_is_refused_until_the_first_closes(tmp_path
         await second.open()
         assert await second.count() == 3
         await second.close()
+
+    run(main)
+
+
+def test_calls_of_cancelled_callers_keep_their_turn(tmp_path: Path) -> None:
+    inside: list[str] = []
+    most_inside: list[list[str]] = []
+    began, go_on = threading.Event(), threading.Event()
+
+    def slow(edge: engine.EdgeShard) -> None:
+        inside.append("slow")
+        began.set()
+        assert go_on.wait(20)
+        most_inside.append(list(inside))
+        inside.remove("slow")
+
+    def quick(edge: engine.EdgeShard) -> int:
+        inside.append("quick")
+        most_inside.append(list(inside))
+        inside.remove("quick")
+        return edge.count(engine.CountRequest())
+
+    async def main() -> None:
+        backend = await filled(tmp_path, make_world(1, documents=3))
+        for after in ("another call", "close"):
+            began.clear()
+            go_on.clear()
+            call = asyncio.create_task(backend._run("test", slow))
+            await anyio.to_thread.run_sync(began.wait)
+            call.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await call
+            waiting = asyncio.create_task(
+                backend._run("test", quick) if after == "another call" else backend.close()
+            )
+            await asyncio.wait([waiting], timeout=0.2)
+            assert not waiting.done()
+            if after == "close":
+                with pytest.raises(Busy, match="this process"):
+                    await EdgeBackend(tmp_path, "c").open()
+            go_on.set()
+            await waiting
+        assert most_inside == [["slow"], ["quick"], ["slow"]]
+        again = EdgeBackend(tmp_path, "c")
+        await again.open()
+        assert await again.count() == 3
+        await again.close()
+
+    run(main)
+
+
+@pytest.mark.parametrize("optimized", [False, True])
+def test_equal_documents_at_the_cut_go_by_id(tmp_path: Path, optimized: bool) -> None:
+    async def main() -> None:
+        world = make_world(13, documents=60, queries=3)
+        same = M3Embeddings.concatenate([world.embeddings[i % 2] for i in range(60)])
+        documents = [
+            dataclasses.replace(document, id=f"t{i:03}") for i, document in enumerate(world.documents)
+        ]
+        backend = await filled(tmp_path, dataclasses.replace(world, documents=documents, embeddings=same))
+        if optimized:
+            await backend.optimize()
+        everyone = await backend.candidates("dense", world.embeddings[0], 60, exact=True)
+        assert list(everyone.ids) == [f"t{i:03}" for i in (*range(0, 60, 2), *range(1, 60, 2))]
+        for limit in (1, 5, 29, 30, 31, 45, 59):
+            for component in COMPONENTS[:2]:
+                got = await backend.candidates(component, world.embeddings[0], limit, exact=optimized)
+                assert list(got.ids) == list(everyone.ids)[: len(got.ids)]
+                assert len(got.ids) == limit or component == "sparse"
+        shallow = Method("shallow", {"dense": 4}, ALL.weights)
+        hits = await backend.search(world.embeddings[0], shallow, 4)
+        assert [hit.id for hit in hits] == list(everyone.ids)[:4]
+        await backend.close()
+
+    run(main)
+
+
+@pytest.mark.parametrize("k", [2**31, 2**63, 2**70])
+def test_asking_for_more_than_the_engine_can_count_gives_all(tmp_path: Path, k: int) -> None:
+    async def main() -> None:
+        world = make_world(14, documents=5)
+        backend = await filled(tmp_path, world)
+        for method in METHODS.values():
+            hits = await backend.search(world.embeddings[0], method, k)
+            assert len(hits) == 5 or method.name == "sparse"
+        deep = Method("deep", {"dense": k, "sparse": k}, ALL.weights)
+        assert len(await backend.search(world.embeddings[0], deep, k, exact=True)) == 5
+        assert len((await backend.candidates("dense", world.embeddings[0], k)).ids) == 5
+        await backend.close()
 
     run(main)
 

@@ -2,6 +2,8 @@
 
 ::
 
+    from m3_connectors.testing import BackendConformance
+
     class TestMyStore(BackendConformance):
         def make_backend(self, directory, collection):
             return MyStore(url=..., collection=collection)
@@ -13,6 +15,7 @@ memory backend's, ids and scores, on seeded random collections (``worlds``).
 from __future__ import annotations
 
 import abc
+import asyncio
 import contextlib
 import dataclasses
 import functools
@@ -176,6 +179,76 @@ class BackendConformance(abc.ABC):
                     tasks.start_soon(backend.upsert, world.documents[i : i + 4], world.embeddings[i : i + 4])
                     tasks.start_soon(ask, i)
             assert await backend.count() == len(world.documents)
+
+    @runs
+    async def test_b05_concurrent_writes_of_one_document_leave_one_of_them_whole(
+        self, tmp_path: Path
+    ) -> None:
+        world = make_world(51, documents=24)
+        kept, gone = world.documents[:12], world.documents[12:]
+        versions = [Document("one", f"version {i}") for i in range(8)]
+        async with self.stored(tmp_path, world) as backend:
+            deleted: list[int] = []
+
+            async def delete(ids: list[str]) -> None:
+                deleted.append(await backend.delete(ids))
+
+            async with anyio.create_task_group() as tasks:
+                for i, version in enumerate(versions):
+                    tasks.start_soon(backend.upsert, [version], world.embeddings[i])
+                    tasks.start_soon(backend.search, world.queries[0], ALL, 5)
+                for i in range(0, len(gone), 3):
+                    tasks.start_soon(delete, [*(document.id for document in gone[i : i + 3]), "unknown"])
+            assert deleted == [3, 3, 3, 3]
+            (one,) = await backend.fetch(["one"])
+            assert one in versions
+            oracle = await oracle_of(
+                dataclasses.replace(
+                    world,
+                    documents=[*kept, one],
+                    embeddings=M3Embeddings.concatenate(
+                        [world.embeddings[:12], world.embeddings[versions.index(one)]]
+                    ),
+                )
+            )
+            for query in world.queries:
+                await compare_search(backend, oracle, query, METHODS["dense_sparse"], 50)
+                await compare_search(backend, oracle, query, ALL, 50)
+
+    @runs
+    async def test_b05_cancelled_calls_leave_a_working_store(self, tmp_path: Path) -> None:
+        # Every call leaves the collection as it is, so that it does not matter which came to their end. asyncio's
+        # own cancellation goes through anyio's shields.
+        world = make_world(52)
+        everything = M3Embeddings.concatenate([world.embeddings] * 4)
+        again = [
+            dataclasses.replace(document, id=f"{i} {document.id}")
+            for i in range(4)
+            for document in world.documents
+        ]
+        unknown = [f"unknown {i}" for i in range(50)]
+        async with self.stored(
+            tmp_path, dataclasses.replace(world, documents=again, embeddings=everything)
+        ) as backend:
+            before = await backend.search(world.queries[0], ALL, 20)
+            for delay_seconds in (0.0, 0.0005, 0.001, 0.002, 0.004, 0.008):
+                calls = [
+                    asyncio.ensure_future(call)
+                    for _ in range(2)
+                    for call in (
+                        backend.upsert(again, everything),
+                        backend.search(world.queries[1], ALL, 20),
+                        backend.delete(unknown),
+                    )
+                ]
+                for i, call in enumerate(calls):
+                    asyncio.get_running_loop().call_later(i * delay_seconds, call.cancel)
+                for outcome in await asyncio.gather(*calls, return_exceptions=True):
+                    assert not isinstance(outcome, Exception), outcome
+                with anyio.fail_after(30):
+                    assert await backend.search(world.queries[0], ALL, 20) == before
+                    assert await backend.count() == len(again)
+            assert await backend.fetch([document.id for document in again]) == again
 
     # -- writing
 

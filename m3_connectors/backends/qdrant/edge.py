@@ -71,6 +71,9 @@ class EdgeBackend(Backend):
         Until then every dense list is an exact scan. Afterwards lists are approximate unless ``exact`` is asked,
         and faster for large collections. The engine blocks the whole process meanwhile, for a few milliseconds
         a document, and needs as much free disk as the collection takes.
+
+        Raises:
+            StorageFull: There is less free disk than that; nothing was changed.
         """
         shard = self._opened()
         shard.check_space(shard.size_bytes(), "optimize")

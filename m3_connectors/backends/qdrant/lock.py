@@ -71,7 +71,7 @@ def _busy(path: Path, holder: str) -> str:
     who = f"process {holder}" if holder else "another process"
     return (
         f"{who} has {path.parent} open, and the engine allows one at a time.\n"
-        f"  Close it there, wait for it to end, or run a Qdrant server to share the data (qdrant+http://…)."
+        "  Close it there, or wait for it to end."
     )
 
 

@@ -111,21 +111,31 @@ def candidates(
     condition: engine.Filter | None,
     exact: bool,
 ) -> dict[Component, list[engine.ScoredPoint]]:
-    """The best points of each component, best first, with their exact scores: one engine call."""
+    """The best points of each component, best first, with their exact scores: one engine call.
 
-    def request(component: Component, limit: int, params: engine.SearchParams) -> engine.QueryRequest:
+    Where the cut goes through equal scores, those with the lowest ids are in; that takes more calls.
+    """
+    stored = edge.info().points_count  # deeper there is nothing, and the engine's integers end at 2**64
+    depths = {name: min(depth, stored) for name, depth in depths.items()}
+
+    def request(component: Component, limit: int, exactly: bool) -> engine.QueryRequest:
+        params = _EXACT if exactly or component == "sparse" else engine.SearchParams(hnsw_ef=2 * limit)
         nearest = layout.nearest(component, query)
         return engine.QueryRequest(limit=limit, query=nearest, filter=condition, params=params)
 
-    requests = [
-        request(name, depth, _EXACT if exact or name == "sparse" else engine.SearchParams(hnsw_ef=2 * depth))
-        for name, depth in depths.items()
-    ]
-    lists = dict(zip(depths, _ask(edge, requests), strict=True))
+    # One more than asked for tells whether the cut goes through equal scores.
+    lists = dict(
+        zip(depths, _ask(edge, [request(name, depths[name] + 1, exact) for name in depths]), strict=True)
+    )
     if not exact and len(lists.get("dense", ())) < depths.get("dense", 0):
         # Few points pass, or the graph's way to them is cut off by the filter: look at all that pass.
-        lists["dense"] = _ask(edge, [request("dense", depths["dense"], _EXACT)])[0]
-    return lists
+        lists["dense"] = _ask(edge, [request("dense", depths["dense"] + 1, True)])[0]
+    for name, depth in depths.items():
+        limit = depth + 1
+        while len(lists[name]) == limit and lists[name][-1].score == lists[name][depth - 1].score:
+            limit *= 4
+            lists[name] = _ask(edge, [request(name, limit, True)])[0]
+    return {name: _cut(edge, ranked, depths[name]) for name, ranked in lists.items()}
 
 
 def complete(
@@ -186,6 +196,19 @@ def _ask(edge: engine.EdgeShard, requests: Sequence[engine.QueryRequest]) -> lis
 def _among(points: Sequence[PointId], query: engine.Query) -> engine.QueryRequest:
     only = engine.Filter(must=[engine.HasIdCondition(set(points))])
     return engine.QueryRequest(limit=len(points), query=query, filter=only, params=_EXACT)
+
+
+def _cut(
+    edge: engine.EdgeShard, ranked: Sequence[engine.ScoredPoint], depth: int
+) -> list[engine.ScoredPoint]:
+    """The first ``depth`` of a ranked list that holds all that equal the last of them; of these the lowest ids."""
+    kept = _head(ranked, depth)
+    if len(kept) <= depth:
+        return kept
+    start = next(i for i, point in enumerate(kept) if point.score == kept[-1].score)
+    ids = user_ids(edge, [point.id for point in kept[start:]])
+    lowest = sorted(range(len(ids)), key=ids.__getitem__)[: depth - start]
+    return kept[:start] + [kept[start + i] for i in lowest]
 
 
 def _head(ranked: Sequence[engine.ScoredPoint], k: int) -> list[engine.ScoredPoint]:

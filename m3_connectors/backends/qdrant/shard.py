@@ -15,6 +15,7 @@ import ctypes
 import json
 import os
 import shutil
+import threading
 import uuid
 import weakref
 from collections.abc import Callable, Iterator
@@ -40,6 +41,8 @@ _FLUSH_BYTES = 64 * 2**20
 class Shard:
     """An open shard; calls run one after the other in a worker thread.
 
+    A call that has begun runs to its end, even where its caller was cancelled; the next one waits for it.
+
     The engine holds Python's interpreter lock during a call, so a worker thread keeps the order but does not
     keep other Python threads (an event loop among them) running.
     """
@@ -51,7 +54,10 @@ class Shard:
         self._lock = lock  # after the shard, so that a forgotten one is destroyed before it is unlocked
         self._process = os.getpid()
         self._fault = ""
-        self._limiter = anyio.CapacityLimiter(1)
+        self._limiter = anyio.CapacityLimiter(1)  # so that calls wait on the event loop, not in threads
+        # The limiter is free again as soon as asyncio cancels a caller (asyncio.timeout, Task.cancel), while its
+        # thread goes on in the engine: this is what keeps the next thread out.
+        self._turn = threading.Lock()
         self._unflushed_bytes = 0
         _OPEN.add(self)
 
@@ -128,13 +134,14 @@ class Shard:
         return await anyio.to_thread.run_sync(self._run, operation, call, limiter=self._limiter)
 
     def _run(self, operation: str, call: Callable[[engine.EdgeShard], T]) -> T:
-        shard = self._check(operation)
-        try:
-            with translated(operation, self._home):
-                return call(shard)
-        except Corrupt as error:
-            self._fault = first_line(error)
-            raise
+        with self._turn:
+            shard = self._check(operation)
+            try:
+                with translated(operation, self._home):
+                    return call(shard)
+            except Corrupt as error:
+                self._fault = first_line(error)
+                raise
 
     def check_space(self, size_bytes: int, operation: str) -> None:
         """Raise StorageFull unless a write of about this size is sure to fit."""
@@ -145,7 +152,7 @@ class Shard:
         return sum(_allocated_bytes(path) for path in self._home.rglob("*"))
 
     def wrote(self, shard: engine.EdgeShard, size_bytes: int) -> None:
-        """Note a write; flush when enough has come together."""
+        """Note a write; flush when enough has come together. For calls that ``run`` makes."""
         self._unflushed_bytes += size_bytes
         if self._unflushed_bytes >= _FLUSH_BYTES:
             shard.flush()
@@ -157,14 +164,15 @@ class Shard:
             await anyio.to_thread.run_sync(self._close, limiter=self._limiter)
 
     def _close(self) -> None:
-        shard, self._shard = self._shard, None
-        try:
-            if shard is not None and not self._fault:
-                with translated("close", self._home):
-                    shard.flush()
-                    shard.close()
-        finally:
-            self._lock.release()
+        with self._turn:
+            shard, self._shard = self._shard, None
+            try:
+                if shard is not None and not self._fault:
+                    with translated("close", self._home):
+                        shard.flush()
+                        shard.close()
+            finally:
+                self._lock.release()
 
     def abandon(self) -> None:
         """In a forked child: leave the shard to the parent, even when this process ends."""
