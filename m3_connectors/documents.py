@@ -83,7 +83,9 @@ def check_id(id: object, where: str) -> None:
         raise InvalidInput(f"{where}.id is {type(id).__name__}: ids are strings; use str(id).")
     check_unicode(id, f"{where}.id")
     size = len(id.encode())
-    if not 1 <= size <= MAX_ID_BYTES:
+    if size == 0:
+        raise InvalidInput(f"{where}.id is empty: ids have 1 to {MAX_ID_BYTES} bytes of UTF-8.")
+    if size > MAX_ID_BYTES:
         raise InvalidInput(
             f"{where}.id has {size} bytes ({id[:40]!r}…): ids have 1 to {MAX_ID_BYTES} bytes of UTF-8."
         )

@@ -30,7 +30,7 @@ def nested(depth: int) -> dict[str, Any]:
         ("text", r"documents\[1\] is str"),
         ({"id": "a", "text": "b"}, r"documents\[1\] is dict"),
         (Document(7, "text"), r"documents\[1\]\.id is int: ids are strings"),  # type: ignore[arg-type]
-        (Document("", "text"), "0 bytes"),
+        (Document("", "text"), "id is empty"),
         (Document("é" * 257, "text"), "514 bytes"),
         (Document("\udcff", "text"), "lone surrogate"),
         (

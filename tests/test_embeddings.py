@@ -11,6 +11,7 @@ import pytest
 import scipy.sparse as sp
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import load_file, save_file
 
 from m3_connectors.embeddings import COMPONENTS, M3Embeddings, ModelInfo, MultiVectors
 from m3_connectors.errors import InvalidInput
@@ -109,11 +110,30 @@ def test_another_file_is_refused(tmp_path: Path, content: bytes) -> None:
 
 
 def test_safetensors_of_someone_else_are_refused(tmp_path: Path) -> None:
-    from safetensors.numpy import save_file
-
     save_file({"dense": np.zeros((1, 3), dtype=np.float32)}, tmp_path / "other")
     with pytest.raises(InvalidInput, match="is not a file of M3Embeddings"):
         M3Embeddings.load(tmp_path / "other")
+
+
+def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
+    beyond = sp.csr_array((np.ones(1, np.float32), [7], [0, 1]), shape=(1, 8))
+    M3Embeddings(sparse=beyond).save(tmp_path / "good")
+    tensors, header = load_file(tmp_path / "good"), '"vocabulary_size": %d'
+    for change in (
+        {"sparse.indices": np.array([8])},
+        {"truncated": None},
+        {"sparse.indptr": np.array([0, 5])},
+    ):
+        kept = {name: tensor for name, tensor in {**tensors, **change}.items() if tensor is not None}
+        metadata = {"m3_connectors": '{"format": "M3Embeddings/1", "model": null, ' + header % 8 + "}"}
+        save_file(kept, tmp_path / "bad", metadata=metadata)
+        with pytest.raises(InvalidInput, match="is damaged"):
+            M3Embeddings.load(tmp_path / "bad")
+
+
+def test_a_text_beyond_the_last_is_named() -> None:
+    with pytest.raises(IndexError, match="text 5 of 2"):
+        M3Embeddings(DENSE)[5]
 
 
 def test_a_failed_save_leaves_the_file_that_was_there(
@@ -151,6 +171,12 @@ DENSE = np.ones((2, 3), dtype=np.float32)
         lambda: MultiVectors(DENSE, np.array([1, 2])),
         lambda: MultiVectors(DENSE, np.array([0, 2], dtype=np.int32)),
         lambda: MultiVectors(DENSE.astype(np.float16), np.array([0, 2])),
+        lambda: MultiVectors.from_list([np.ones((4, 6))], 8),
+        lambda: MultiVectors.from_list([np.ones(8)], 8),
+        lambda: M3Embeddings([[1.0]]),  # type: ignore[arg-type]
+        lambda: M3Embeddings(DENSE, truncated=[True, False]),  # type: ignore[arg-type]
+        lambda: M3Embeddings(DENSE).save("no/such/folder/file"),
+        lambda: M3Embeddings(DENSE).save("."),
         lambda: M3Embeddings.concatenate([]),
         lambda: M3Embeddings.concatenate([M3Embeddings(DENSE), M3Embeddings(DENSE, model=MODEL)]),
         lambda: M3Embeddings.concatenate(

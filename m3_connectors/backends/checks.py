@@ -58,7 +58,8 @@ def check_stored(schema: Schema, collection: str, documents: int, embeddings: M3
     missing = [name for name in schema.components if name not in embeddings.components]
     if missing:
         raise InvalidInput(
-            f'collection "{collection}" stores {schema.components}; the embeddings lack {missing}.'
+            f'collection "{collection}" stores {", ".join(schema.components)}; the embeddings lack '
+            f"{', '.join(missing)}.\n  Encode with components={schema.components}."
         )
     check_model(schema.model, collection, embeddings.model)
     _check_values(schema, embeddings, "embeddings")
@@ -111,6 +112,8 @@ def _check_values(schema: Schema, embeddings: M3Embeddings, what: str) -> None:
             raise InvalidInput(
                 f"{what}.sparse has {sparse.shape[1]} columns; the vocabulary has {vocabulary}."
             )
+        if sparse.nnz and not 0 <= sparse.indices.min() <= sparse.indices.max() < vocabulary:
+            raise InvalidInput(f"{what}.sparse has a token id beyond the vocabulary of {vocabulary}.")
         if not sparse.has_canonical_format:
             raise InvalidInput(f"{what}.sparse has unsorted or repeated token ids: call .sum_duplicates().")
         if not (np.isfinite(sparse.data) & (sparse.data > 0)).all():

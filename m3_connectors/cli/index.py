@@ -18,7 +18,7 @@ from m3_connectors.cli.opening import open_index
 from m3_connectors.cli.options import Collection, Debug, Json, Model, Url
 from m3_connectors.documents import Document
 from m3_connectors.errors import InvalidInput, M3Error
-from m3_connectors.index import AddReport
+from m3_connectors.adding import AddReport
 from m3_connectors.readers import DeadLetterFiles, Fields, check_sources, read_documents
 
 
