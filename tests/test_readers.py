@@ -65,7 +65,7 @@ class TestJsonLines:
             (b'{"id": "a"}', "no field 'text'"),
             (b'{"id": "a", "text": null}', "text is NoneType"),
             (b'{"id": "a", "text": 3}', "text is int"),
-            (b'{"id": "", "text": "t"}', "0 bytes"),
+            (b'{"id": "", "text": "t"}', "id is empty"),
             (b'{"id": "' + b"x" * 513 + b'", "text": "t"}', "513 bytes"),
             (b'{"id": true, "text": "t"}', "id is bool"),
             (b'{"id": "a", "text": "\\ud800"}', "lone surrogate"),
@@ -211,6 +211,39 @@ class TestFolders:
         documents, (letter,) = read(tmp_path)
         assert [document.text for document in documents] == ["café", "café"]
         assert "no-such" in letter.reason
+
+    def test_equal_names_below_several_folders_are_several_ids(self, tmp_path: Path) -> None:
+        one, two = tmp_path / "one", tmp_path / "two"
+        write(one / "a.md", "first")
+        write(two / "a.md", "second")
+        assert {d.id: d.text for d in read(one, two)[0]} == {"one/a.md": "first", "two/a.md": "second"}
+        write(tmp_path / "other" / "one" / "a.md", "third")
+        assert len({d.id for d in read(one, tmp_path / "other" / "one")[0]}) == 2
+        alone = write(tmp_path / "x.txt", "x")
+        assert [d.id for d in read(one, alone)[0]] == ["a.md", "x.txt"]
+
+    @pytest.mark.parametrize(
+        ("markdown", "text"),
+        [
+            ('---\ntitle: "A: note"\ntags: [x]\n---\n\n# Head\n', "A: note\n# Head\n"),
+            ("---\r\ntags:\r\n  - x\r\n---\r\nbody", "body"),
+            (
+                "---\nA rule above, none of fields.\n\n---\nend",
+                "---\nA rule above, none of fields.\n\n---\nend",
+            ),
+            ("---\ntitle: never closed\n", "---\ntitle: never closed\n"),
+            ("text\n---\ntitle: x\n---\n", "text\n---\ntitle: x\n---\n"),
+        ],
+    )
+    def test_front_matter_of_markdown(self, tmp_path: Path, markdown: str, text: str) -> None:
+        assert read(write(tmp_path / "a.md", markdown))[0] == [Document("a.md", text)]
+        assert read(write(tmp_path / "a.txt", markdown))[0] == [Document("a.txt", markdown)]
+
+    def test_compressed_pages_are_refused_with_the_reason(self, tmp_path: Path) -> None:
+        page = write(tmp_path / "a.txt.gz", gzip.compress(b"x"))
+        with pytest.raises(InvalidInput, match="only JSON Lines and CSV"):
+            check_sources([page])
+        assert "only JSON Lines and CSV" in read(tmp_path)[1][0].reason
 
     def test_sources_that_cannot_be_read_at_all(self, tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError, match="does not exist"):

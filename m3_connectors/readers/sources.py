@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Literal
 
 from m3_connectors.documents import Document
 from m3_connectors.errors import InvalidInput
@@ -18,6 +19,12 @@ FORMATS = (".jsonl", ".ndjson", ".csv", ".tsv", ".txt", ".rst", ".md", ".markdow
 
 _JSONL = (".jsonl", ".ndjson")
 _CSV = (".csv", ".tsv")
+_MARKUP: dict[str, Literal["html", "markdown"]] = {
+    ".html": "html",
+    ".htm": "html",
+    ".md": "markdown",
+    ".markdown": "markdown",
+}
 _DEFAULT_FIELDS = Fields()
 
 
@@ -32,7 +39,8 @@ def read_documents(
     """The documents of files and folders, one after another, each fit to be stored.
 
     A record of JSON Lines or CSV is a document; so is a file of text, Markdown or HTML, with its path below
-    the source folder (or its name) as id. Folders are read in the order of their paths; links to folders are
+    the source folder (or its name) as id; where several folders are given, the folder's name stands before it.
+    Folders are read in the order of their paths; links to folders are
     not followed.
 
     Args:
@@ -46,9 +54,12 @@ def read_documents(
         InvalidInput: A source is no file of a format that is read.
         FileNotFoundError: A source does not exist.
     """
+    sources = list(sources)
+    prefixes = _prefixes([source for source in sources if source.is_dir()])
     for source in sources:
         on_source(source)
-        for path, name in _files(source, without, on_dead_letter):
+        for path, below in _files(source, without, on_dead_letter):
+            name = prefixes.get(source, "") + below
 
             def skip(line: int | None, reason: str, path: Path = path, source: Path = source) -> None:
                 on_dead_letter(source, DeadLetter(str(path), line, reason))
@@ -65,9 +76,14 @@ def check_sources(sources: Iterable[Path]) -> None:
         if not source.exists():
             raise FileNotFoundError(f"{source} does not exist.\n  Give files or folders to read.")
         if not source.is_dir() and _format(source) not in FORMATS:
-            raise InvalidInput(
-                f"{source} is of no format that is read.\n  Give a folder, or {', '.join(FORMATS)}."
-            )
+            raise InvalidInput(f"{source} is {_not_read(source)}.\n  Give a folder, or {', '.join(FORMATS)}.")
+
+
+def _not_read(path: Path) -> str:
+    """Why a file is of no format that is read."""
+    if Path(path.stem).suffix.lower() in FORMATS and path.suffix.lower() == ".gz":
+        return "compressed, and only JSON Lines and CSV may be"
+    return f"of no format that is read ({path.suffix or 'no ending'})"
 
 
 def is_records(path: Path) -> bool:
@@ -83,7 +99,7 @@ def _read(path: Path, name: str, fields: Fields, skip: Skip) -> Iterator[Documen
         yield from read_csv(path, name, fields, skip)
     else:
         try:
-            document = read_page(path, name, html=kind in (".html", ".htm"))
+            document = read_page(path, name, _MARKUP.get(kind))
         except InvalidInput as error:
             skip(None, str(error).splitlines()[0].removeprefix("documents[0]."))
         else:
@@ -96,6 +112,16 @@ def _format(path: Path) -> str:
         inner = Path(path.stem).suffix.lower()
         return inner if inner in _JSONL + _CSV else suffix
     return suffix
+
+
+def _prefixes(folders: list[Path]) -> dict[Path, str]:
+    """What stands before the ids of each of several folders, so that equal names below them are not one id."""
+    if len(folders) < 2:
+        return {}
+    names = [folder.resolve().name for folder in folders]
+    if len(set(names)) < len(names):  # a/notes and b/notes
+        names = [folder.as_posix() for folder in folders]
+    return {folder: f"{name}/" for folder, name in zip(folders, names, strict=True)}
 
 
 def _files(
@@ -126,7 +152,7 @@ def _files(
             if name.startswith("."):
                 skip(path, "a hidden file")
             elif _format(path) not in FORMATS:
-                skip(path, f"of no format that is read ({path.suffix or 'no ending'})")
+                skip(path, _not_read(path))
             elif not path.is_file():
                 skip(path, "no regular file" if path.exists() else "a link to nothing")
             else:
