@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,11 @@ import numpy as np
 import pytest
 
 from m3_connectors.cli.app import main
-from m3_connectors.cli.console import duration
+from m3_connectors.cli.console import duration, out
 from m3_connectors.cli.evaluate import collection_name
 from m3_connectors.embeddings import M3Embeddings
 from m3_connectors.encoder.encoder import M3Encoder
+from m3_connectors.errors import Corrupt
 from m3_connectors.testing.checkpoints import write_checkpoint
 
 TEXTS = {
@@ -39,6 +41,11 @@ class Run:
 
 
 M3 = Callable[..., Run]
+
+
+def unboxed(message: str) -> str:
+    """A usage message without the frame that breaks its lines."""
+    return " ".join(message.replace("│", " ").split())
 
 
 @pytest.fixture
@@ -119,6 +126,25 @@ class TestIndex:
             "InvalidInput: nothing was indexed: 1 record skipped, the first c.csv: no column"
         )
 
+    def test_nothing_to_index_makes_no_collection(self, m3: M3, tmp_path: Path, checkpoint: Path) -> None:
+        (tmp_path / "emptydir").mkdir()
+        run = m3("index", "qdrant:./data", "emptydir", "-m", checkpoint)
+        assert run.code == 1
+        assert "InvalidInput: emptydir holds no file of a format that is read" in run.err
+        (tmp_path / "bad.jsonl").write_text("{broken\n")
+        assert m3("index", "qdrant:./data", "bad.jsonl", "-m", checkpoint).code == 1
+        assert "NotFound" in m3("search", "qdrant:./data", "x", "-m", checkpoint).err
+
+    @pytest.mark.parametrize("name", ["st#ore", "what?"])
+    def test_a_store_of_an_odd_name_in_the_folder(
+        self, m3: M3, tmp_path: Path, checkpoint: Path, name: str
+    ) -> None:
+        (tmp_path / "notes").mkdir()
+        (tmp_path / "notes" / "a.md").write_text("a note")
+        for _ in range(2):
+            report = m3("index", f"qdrant:notes/{name}", "notes", "-m", checkpoint, "--json").json
+            assert (report["documents"], report["skipped"]) == (1, 0)
+
     def test_a_cut_text_is_said(self, m3: M3, tmp_path: Path, checkpoint: Path) -> None:
         (tmp_path / "long.txt").write_text("fox " * 9000)
         run = m3("index", "qdrant:./data", "long.txt", "-m", checkpoint)
@@ -177,6 +203,30 @@ class TestSearch:
             0.35,
         ]
 
+    def test_weights_are_those_of_the_method(self, m3: M3, filled: str) -> None:
+        def weights(*arguments: str) -> Any:
+            return m3("search", filled, "fox", "--json", *arguments).json["weights"]
+
+        assert weights("--method", "dense_sparse", "--weights", "1,2") == [1, 2, 0]
+        assert weights("--method", "dense_sparse", "--weights", "1,2,3") == [1, 2, 0]
+        Path("weights.json").write_text('{"dense_sparse": [0.2, 0.8, 0.5]}')
+        assert weights("--method", "dense_sparse", "--weights", "weights.json") == [0.2, 0.8, 0]
+        run = m3("search", filled, "fox", "--method", "all", "--weights", "1,1")
+        assert run.code == 2
+        assert "takes 3" in unboxed(run.err)
+
+    def test_documents_without_a_word_of_the_question(self, m3: M3, filled: str) -> None:
+        run = m3("search", filled, "fox", "--method", "sparse")
+        assert len(run.out.splitlines()) == 2
+        assert run.err == "  2 others share no word with the question\n"
+        assert m3("search", filled, "fox", "--method", "dense").err == ""
+        none = m3("search", filled, "fox", "--method", "sparse", "--filter", '{"size": {"$lt": 40}}')
+        assert none.out == "  no document shares a word with the question\n"
+
+    def test_a_piped_table_has_no_trailing_blanks(self, m3: M3, filled: str) -> None:
+        lines = m3("search", filled, "fox").out.splitlines()
+        assert lines == [line.rstrip() for line in lines]
+
     def test_nothing_passes(self, m3: M3, filled: str) -> None:
         run = m3("search", filled, "fox", "--filter", '{"size": 0}')
         assert (run.code, run.out) == (0, "  no document passes the filter\n")
@@ -195,6 +245,23 @@ def test_explain(m3: M3, filled: str, encoder: M3Encoder) -> None:
     parts = sum(token["query_weight"] * token["document_weight"] for token in explained["tokens"])
     assert parts == pytest.approx(explained["scores"]["sparse"], abs=1e-5)
     assert len(explained["pairs"]) == len(encoder.token_strings("the lake"))
+
+
+def test_explain_breaks_between_items_only(
+    m3: M3, filled: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call = ("explain", filled, "where is the city library near the quick brown fox", "library")
+    piped = m3(*call).out.splitlines()
+    assert len(piped) == 3
+    assert "</s>" not in "".join(piped)
+    monkeypatch.setattr(type(out), "is_terminal", True)
+    monkeypatch.setattr(type(out), "width", 60)
+    _first, *lines = m3(*call).out.splitlines()
+    assert len(lines) > 2
+    assert max(map(len, lines)) <= 60
+    assert all(line.startswith((" " * 19, "  matched tokens   ", "  token pairs      ")) for line in lines)
+    items = [item.strip(" ·") for line in lines for item in line[19:].split(" · ")]
+    assert items == [item for line in piped[1:] for item in line[19:].split(" · ")]
 
 
 class TestEval:
@@ -249,11 +316,49 @@ class TestEval:
         assert m3("eval", dataset, "--methods", "all,none").code == 2
         assert m3("eval", dataset, "--baseline", "lucene").code == 2
         assert m3("eval").code == 2
+        assert m3("eval", dataset, "--methods", "dense, sparse", "--to", "foo:bar").code == 2
+
+    def test_what_is_wrong_is_said_before_the_corpus_is_encoded(
+        self, m3: M3, dataset: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        call = ("eval", dataset, "--to", "qdrant:./data", "-m", checkpoint)
+        for wrong in (
+            ("--weights", "1,2", "--methods", "all"),
+            ("--weights", "nan,1,1"),
+            ("--query-max-length", "100000"),
+            ("--passage-max-length", "2"),
+        ):
+            assert m3(*call, *wrong).code == 2, wrong
+        monkeypatch.setitem(sys.modules, "bm25s", None)
+        run = m3(*call, "--baseline", "bm25")
+        assert (run.code, run.err.split(":")[0]) == (1, "MissingDependency")
+        assert not Path("data").exists()
+
+    def test_the_length_of_passages_is_theirs_alone(self, m3: M3, dataset: Path, checkpoint: Path) -> None:
+        call = ("eval", dataset, "--to", "qdrant:./data", "-m", checkpoint, "--methods", "multi_vec, dense")
+        lengths: list[int] = []
+        real = M3Encoder.encode
+
+        def spy(self: M3Encoder, texts: Any, **options: Any) -> M3Embeddings:
+            result = real(self, texts, **options)
+            assert result.multivectors is not None
+            lengths.append(int(result.multivectors.counts.max()))
+            return result
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(M3Encoder, "encode", spy)
+            assert m3(*call, "--passage-max-length", "4").code == 0
+        corpus, queries = lengths
+        assert corpus == 3  # <s> has no row
+        assert queries > 3
+        assert "already" not in m3(*call).err  # other vectors, another collection
 
     def test_collection_names(self) -> None:
         assert collection_name(Path("/data/mldr/en")) == "mldr-en"
         assert collection_name(Path("/data/ö x/…y")) == "x-y"
         assert collection_name(Path("/")) == "dataset"
+        assert collection_name(Path("/data/mldr/en"), 512) == "mldr-en-512"
+        assert len(collection_name(Path("/data") / ("x" * 250), 512)) == 200
 
 
 class TestEncode:
@@ -291,6 +396,34 @@ class TestEncode:
         assert (run.code, run.out) == (1, "")
         assert "corpus.jsonl:4: not JSON" in run.err
 
+    def test_a_file_that_is_not_utf_8(self, m3: M3, checkpoint: Path) -> None:
+        Path("latin1.txt").write_bytes(b"caf\xe9\n")
+        run = m3("encode", "-f", "latin1.txt", "--json", "-m", checkpoint)
+        assert run.code == 1
+        assert run.err.startswith("InvalidInput: latin1.txt is not UTF-8 at byte 3.\n  Convert it")
+
+    def test_a_pipe_is_a_file(self, m3: M3, checkpoint: Path, tmp_path: Path) -> None:
+        os.mkfifo("pipe")
+        writer = threading.Thread(target=lambda: (tmp_path / "pipe").write_text("a fox\n"))
+        writer.start()
+        document = m3(
+            "encode", "-f", "pipe", "--json", "--components", " dense , sparse", "-m", checkpoint
+        ).json
+        writer.join()
+        assert [row["text"] for row in document["embeddings"]] == ["a fox"]
+
+    @pytest.mark.parametrize("to", ["nodir/x", "."])
+    def test_a_place_that_cannot_be_written_is_said_before_the_model_loads(self, m3: M3, to: str) -> None:
+        run = m3("encode", "x", "--to", to, "-m", "no-model-here")
+        assert run.code == 1
+        assert run.err.startswith("InvalidInput: --to")
+
+    def test_a_length_that_the_model_cannot_read(self, m3: M3, checkpoint: Path) -> None:
+        assert m3("encode", "x", "--json", "-m", checkpoint, "--max-length", "100000").code == 2
+        assert "'2': give a whole number >= 3" in unboxed(
+            m3("encode", "x", "--json", "--max-length", "2").err
+        )
+
     @pytest.mark.parametrize(
         "call", [[], ["a"], ["a", "-f", "b", "--json"], ["a", "--json", "--components", "x"]]
     )
@@ -318,9 +451,46 @@ class TestDoctor:
     def test_an_incomplete_model(self, m3: M3, tmp_path: Path) -> None:
         write_checkpoint(tmp_path / "model")
         (tmp_path / "model" / "colbert_linear.pt").unlink()
-        run = m3("doctor", "-m", "model")
+        assert "colbert_linear.pt is missing" in self.problem(m3("doctor", "-m", "model", "--json"))
+
+    def problem(self, run: Run) -> str:
         assert run.code == 1
-        assert "lacks colbert_linear.pt" in run.out
+        (problem,) = [finding for finding in run.json["findings"] if finding["level"] == "problem"]
+        return f"{problem['what']}: {problem['value']} {problem['remedy']}"
+
+    def test_weights_that_are_damaged_or_missing(self, m3: M3, tmp_path: Path) -> None:
+        weights = write_checkpoint(tmp_path / "model") / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:-100])
+        assert "model.safetensors cannot be read" in self.problem(m3("doctor", "-m", "model", "--json"))
+        weights.unlink()
+        assert "neither model.safetensors" in self.problem(m3("doctor", "-m", "model", "--json"))
+
+    def test_a_name_of_no_model(self, m3: M3, tmp_path: Path) -> None:
+        (tmp_path / "empty").mkdir()
+        assert "config.json is missing" in self.problem(m3("doctor", "-m", "empty", "--json"))
+        assert "neither a directory" in self.problem(m3("doctor", "-m", "./not/there", "--json"))
+
+    def test_a_model_that_did_not_write_the_collection(self, m3: M3, filled: str, tmp_path: Path) -> None:
+        write_checkpoint(tmp_path / "other-m3", seed=1)
+        problem = self.problem(m3("doctor", filled, "-m", "other-m3", "--json"))
+        assert problem.startswith("model: ModelMismatch")
+        assert "M3Encoder" not in problem
+
+    def test_the_collections_model_is_gone(self, m3: M3, corpus: Path, tmp_path: Path) -> None:
+        model = write_checkpoint(tmp_path / "away" / "model")
+        m3("index", "qdrant:./data", corpus, "-m", model)
+        model.rename(tmp_path / "moved")
+        assert "away/model" in self.problem(m3("doctor", "qdrant:./data", "--json"))
+
+    def test_documents_that_cannot_be_read(
+        self, m3: M3, filled: str, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async def fail(*_: object) -> None:
+            raise Corrupt("document 'lake' has no text", backend="qdrant", operation="fetch")
+
+        monkeypatch.setattr("m3_connectors.backends.base.Backend.fetch", fail)
+        problem = self.problem(m3("doctor", filled, "-m", checkpoint, "--json"))
+        assert problem.startswith("read back: Corrupt: qdrant fetch: document 'lake'")
 
 
 class TestFailures:
@@ -337,7 +507,7 @@ class TestFailures:
         assert not Path("nothing").exists()
 
     def test_an_unknown_store(self, m3: M3, corpus: Path) -> None:
-        self.assert_reason(m3("index", "no:where", corpus), 1, "InvalidInput: 'no:where' names no store")
+        self.assert_reason(m3("index", "no:where", corpus), 2, "'no:where' names no store")
 
     def test_a_directory_that_is_no_model(self, m3: M3, corpus: Path, tmp_path: Path) -> None:
         (tmp_path / "empty").mkdir()
@@ -372,8 +542,8 @@ class TestFailures:
         self.assert_reason(m3("index", "qdrant:./data", "nothing.jsonl"), 1, "nothing.jsonl does not exist")
 
     def test_negative_weights_and_unknown_operators(self, m3: M3, filled: str) -> None:
-        self.assert_reason(m3("search", filled, "x", "--weights=-1,0,1"), 1, "weight of dense is -1")
-        self.assert_reason(m3("search", filled, "x", "--filter", '{"a": {"$near": 1}}'), 1, "'$near'", "$gte")
+        self.assert_reason(m3("search", filled, "x", "--weights=-1,0,1"), 2, "weight of dense is -1")
+        self.assert_reason(m3("search", filled, "x", "--filter", '{"a": {"$near": 1}}'), 2, "'$near'", "$gte")
 
     @pytest.mark.parametrize(
         "call",
@@ -387,10 +557,40 @@ class TestFailures:
             ["search", "memory:", "x", "--filter", "{"],
             ["search", "memory:", "x", "--filter", "[1]"],
             ["search", "memory:", "x", "--no-such-option"],
+            ["search", "memory:", "x", "--filter", ""],
+            ["search", "memory:", "x", "-c", "_bad name"],
+            ["search", "memory:", "x", "--weights", "0,0,0"],
+            ["search", "memory:", "x", "--weights", "nan,1,1"],
+            ["explain", "memory:", "x", "id", "--weights", "1"],
+            ["explain", "foo:bar", "x", "id"],
+            ["doctor", "foo:bar"],
+            ["search", "qdrant:", "x"],
         ],
     )
     def test_wrong_usage(self, m3: M3, call: list[str]) -> None:
         assert m3(*call).code == 2
+
+    def test_wrong_values_are_named(self, m3: M3) -> None:
+        assert "'0': give a whole number >= 1" in unboxed(m3("search", "memory:", "x", "-k", "0").err)
+
+    def test_advice_is_for_the_command_line(
+        self, m3: M3, filled: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        assert "m3 index qdrant:./data SOURCE -c other" in m3("search", filled, "x", "-c", "other").err
+        assert "memory: is empty at every start" in m3("search", "memory:", "x").err
+        other = write_checkpoint(tmp_path / "other-m3", seed=1)
+        mismatch = m3("search", filled, "x", "--model", other).err
+        assert "Leave --model" in mismatch
+        assert "M3Encoder" not in mismatch
+
+        def offline(*_: object, **__: object) -> None:
+            raise OSError("no route to host")
+
+        monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
+        hub = m3("encode", "x", "--json", "-m", "some/model").err
+        assert hub.startswith("Unavailable:")
+        assert hub.endswith("  Give a directory instead: --model DIRECTORY.\n")
+        assert "M3Encoder" not in hub
 
     @pytest.mark.parametrize("value", ["a,b", "1", "1,2,3,4"])
     def test_weights_that_are_none(self, m3: M3, filled: str, value: str) -> None:

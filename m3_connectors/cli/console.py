@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
 _PLAIN_WIDTH = 140
@@ -35,6 +36,16 @@ def print_json(document: Any) -> None:
     """The one JSON document of a ``--json`` call, on stdout."""
     is_utf8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
     sys.stdout.write(json.dumps(document, ensure_ascii=not is_utf8, indent=2, allow_nan=False) + "\n")
+
+
+def print_table(table: Table) -> None:
+    """A table on stdout; where nobody watches, without the blanks that fill its lines."""
+    if out.is_terminal:
+        out.print(table)
+        return
+    with out.capture() as capture:
+        out.print(table)
+    sys.stdout.write("".join(f"{line.rstrip()}\n" for line in capture.get().splitlines()))
 
 
 def warn(message: str) -> None:

@@ -9,16 +9,19 @@ from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Literal
 
+import anyio
 import typer
 from rich.table import Table
 from rich.text import Text
 
 from m3_connectors import __version__
-from m3_connectors.backends.registry import DEFAULT_COLLECTION
-from m3_connectors.cli.console import lines_of, out, print_json
-from m3_connectors.cli.opening import DEFAULT_MODEL, describe, find_model
-from m3_connectors.cli.options import Collection, Debug, Json, Model
-from m3_connectors.errors import M3Error
+from m3_connectors.backends.checks import check_model
+from m3_connectors.backends.registry import DEFAULT_COLLECTION, backend_for
+from m3_connectors.cli.console import lines_of, print_json, print_table
+from m3_connectors.cli.opening import DEFAULT_MODEL, MISMATCH_ADVICE, describe, find_model, load_encoder
+from m3_connectors.cli.options import Collection, Debug, Json, Model, check_store
+from m3_connectors.embeddings import ModelInfo
+from m3_connectors.errors import M3Error, ModelMismatch
 
 _PACKAGES = {
     "torch": None,
@@ -58,17 +61,19 @@ def doctor(
     debug: Debug = False,
 ) -> None:
     """Check the installation, the machine, the model and a store, and say how to mend what is wrong."""
-    findings = [*_installation(), *_machine()]
-    recorded: str | None = None
     if url is not None:
-        found, recorded = _store(url, collection)
+        check_store(url, collection)
+    findings = [*_installation(), *_machine()]
+    written_by: ModelInfo | None = None
+    if url is not None:
+        found, written_by = _store(url, collection)
         findings += found
-    findings.append(_model(model or recorded or DEFAULT_MODEL))
+    findings.append(_model(model, written_by, collection))
     well = all(finding.level != "problem" for finding in findings)
     if json:
         print_json({"ok": well, "findings": [dataclasses.asdict(finding) for finding in findings]})
     else:
-        out.print(_table(findings))
+        print_table(_table(findings))
     if not well:
         raise typer.Exit(1)
 
@@ -106,32 +111,38 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _model(name: str) -> Finding:
+def _model(asked: str | None, written_by: ModelInfo | None, collection: str) -> Finding:
+    """The model that a command would take: a directory is loaded, and compared with the collection's model."""
+    name = asked or (written_by.name if written_by else DEFAULT_MODEL)
     directory = find_model(name)
-    if directory is not None:
-        from m3_connectors.encoder.config import ModelConfig
+    if directory is None and Path(name).expanduser().is_dir():
+        directory = name  # without config.json, which loading says
+    if directory is None:
+        if not asked and written_by and not written_by.revision:  # it was a directory: no hub has it
+            remedy = "Say where it is: --model DIRECTORY, or M3_MODEL=DIRECTORY."
+            return Finding("model", f"no directory {name} is found from here", "problem", remedy)
+        return _hub_model(name)
+    try:
+        encoder = load_encoder(directory)
+        if written_by:
+            check_model(written_by, collection, encoder.info, what="this model is")
+    except ModelMismatch as error:
+        return Finding("model", _problem("model", error).value, "problem", MISMATCH_ADVICE)
+    except M3Error as error:
+        return _problem("model", error)
+    size = f"{encoder.info.dimension} dims, {encoder.max_length:,} tokens"
+    return Finding("model", f"{directory} ({size})")
 
-        try:
-            config = ModelConfig.load(Path(directory) / "config.json")
-        except M3Error as error:
-            return _problem("model", error)
-        needed = ("tokenizer.json", "sparse_linear.pt", "colbert_linear.pt")
-        missing = [file for file in needed if not (Path(directory) / file).exists()]
-        if missing:
-            return Finding(
-                "model",
-                f"{directory} lacks {', '.join(missing)}",
-                "problem",
-                "Take a complete M3 checkpoint.",
-            )
-        size = f"{config.hidden_size} dims, {config.num_hidden_layers} layers, {config.max_length:,} tokens"
-        return Finding("model", f"{directory} ({size})")
+
+def _hub_model(name: str) -> Finding:
     from huggingface_hub import try_to_load_from_cache
 
     try:
         cached = isinstance(try_to_load_from_cache(name, "config.json"), str)
     except ValueError:
-        cached = False
+        return Finding(
+            "model", f"{name} is neither a directory nor a hub name", "problem", "Give -m DIRECTORY."
+        )
     if cached:
         return Finding("model", f"{name} (in the hub's cache)")
     return Finding(
@@ -142,7 +153,7 @@ def _model(name: str) -> Finding:
     )
 
 
-def _store(url: str, collection: str) -> tuple[list[Finding], str | None]:
+def _store(url: str, collection: str) -> tuple[list[Finding], ModelInfo | None]:
     """What there is to say about a store, and the model that it was written by."""
     try:
         description = describe(url, collection)
@@ -150,6 +161,11 @@ def _store(url: str, collection: str) -> tuple[list[Finding], str | None]:
         return [_problem(url, error)], None
     schema = description.schema
     model = schema.model
+    try:
+        anyio.run(_read_one, url, collection)
+        read = Finding("read back", "one document with its vectors" if description.count else "nothing yet")
+    except M3Error as error:
+        read = _problem("read back", error)
     return [
         Finding("store", description.backend),
         Finding("collection", f"{description.collection}, {description.count:,} documents"),
@@ -157,7 +173,21 @@ def _store(url: str, collection: str) -> tuple[list[Finding], str | None]:
         Finding(
             "components", f"{', '.join(schema.components)} ({schema.storage.multivector_dtype} multi-vectors)"
         ),
-    ], model.name
+        read,
+    ], model
+
+
+async def _read_one(url: str, collection: str) -> None:
+    """Read a document: what a store says about itself does not show that its data can be read."""
+    backend = backend_for(url, collection)
+    try:
+        await backend.open()
+        async for id in backend.scan_ids():
+            await backend.fetch([id])
+            await backend.vectors([id])
+            return
+    finally:
+        await backend.close()
 
 
 def _problem(what: str, error: M3Error) -> Finding:

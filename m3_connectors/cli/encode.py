@@ -9,18 +9,11 @@ from typing import Annotated, Any
 import typer
 
 from m3_connectors.cli.console import duration, err, out, plural, print_json
-from m3_connectors.cli.opening import DEFAULT_MODEL, load_encoder
-from m3_connectors.cli.options import Debug, Json, Model
+from m3_connectors.cli.opening import DEFAULT_MODEL, check_length, load_encoder
+from m3_connectors.cli.options import Debug, Json, Model, at_least, names_of
 from m3_connectors.embeddings import COMPONENTS, Component, M3Embeddings, Vocabulary
 from m3_connectors.errors import InvalidInput
 from m3_connectors.readers import DeadLetter, Fields, is_records, read_documents
-
-
-def _components(value: str) -> str:
-    for name in value.split(","):
-        if name not in COMPONENTS:
-            raise typer.BadParameter(f"{name!r} is none of {', '.join(COMPONENTS)}.")
-    return value
 
 
 def encode(
@@ -43,14 +36,21 @@ def encode(
     components: Annotated[
         str,
         typer.Option(
-            "--components", metavar="C1,C2,…", callback=_components, help=f"Of {', '.join(COMPONENTS)}."
+            "--components",
+            metavar="C1,C2,…",
+            callback=names_of(COMPONENTS),
+            help=f"Of {', '.join(COMPONENTS)}.",
         ),
     ] = ",".join(COMPONENTS),
     model: Model = None,
     max_length: Annotated[
         int | None,
         typer.Option(
-            "--max-length", metavar="TOKENS", min=3, help="Cut texts here.", show_default="the model's own"
+            "--max-length",
+            metavar="TOKENS",
+            callback=at_least(3),
+            help="Cut texts here.",
+            show_default="the model's own",
         ),
     ] = None,
     json: Json = False,
@@ -61,8 +61,11 @@ def encode(
         raise typer.BadParameter("give texts or --file, one of the two.")
     if not (to or json):
         raise typer.BadParameter("say where the vectors go: --to FILE or --json.")
+    if to:
+        _check_writable(to)
     wanted = _read(file, text) if file else texts or []
     encoder = load_encoder(model or DEFAULT_MODEL)
+    check_length(max_length, encoder, "--max-length")
     chosen: tuple[Component, ...] = tuple(name for name in COMPONENTS if name in components.split(","))
     started = time.monotonic()
     embeddings = encoder.encode(
@@ -81,12 +84,30 @@ def encode(
     out.print("  " + " · ".join(parts), markup=False, soft_wrap=True)
 
 
+def _check_writable(path: Path) -> None:
+    """Said before the texts are encoded, which may take an hour."""
+    if path.is_dir():
+        raise InvalidInput(
+            f"--to {path} is a folder.\n  Name a file, such as {path / 'vectors.safetensors'}."
+        )
+    if not path.parent.is_dir():
+        raise InvalidInput(
+            f"--to {path}: there is no folder {path.parent}.\n  Make it first, or name another."
+        )
+
+
 def _read(path: Path, field: str) -> list[str]:
     """The texts of a file, one a row of the result: so that rows and lines agree, nothing may be skipped."""
-    if not path.is_file():
+    if not path.exists() or path.is_dir():
         raise FileNotFoundError(f"{path} is no file.\n  Give a file of texts.")
     if not is_records(path):
-        return path.read_text(encoding="utf-8").splitlines()
+        try:
+            return path.read_text(encoding="utf-8").splitlines()
+        except UnicodeDecodeError as error:
+            raise InvalidInput(
+                f"{path} is not UTF-8 at byte {error.start}.\n"
+                f"  Convert it, such as with: iconv -f ISO-8859-1 -t UTF-8 {path} > utf8.txt"
+            ) from None
 
     def refuse(_: Path, letter: DeadLetter) -> None:
         raise InvalidInput(f"{letter}\n  Mend the line or take it out.")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -12,23 +13,25 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
-from m3_connectors.cli.console import err, out, plural, print_json, warn, working
-from m3_connectors.cli.opening import choose_encoder
-from m3_connectors.cli.options import WEIGHTED, Debug, Json, Model, parse_weights
+from m3_connectors.cli.console import err, out, plural, print_json, print_table, warn, working
+from m3_connectors.cli.opening import check_length, choose_encoder, connect_index
+from m3_connectors.cli.options import (
+    WEIGHTED,
+    Debug,
+    Json,
+    Model,
+    at_least,
+    check_store,
+    choose_method,
+    names_of,
+)
 from m3_connectors.errors import MissingDependency
 from m3_connectors.evaluation.beir import Dataset, load_beir
 from m3_connectors.evaluation.measures import Measures, measure
-from m3_connectors.evaluation.run import run_bm25, run_method, store_corpus
+from m3_connectors.evaluation.run import PassageEncoder, run_bm25, run_method, store_corpus
 from m3_connectors.methods import METHODS, Method
 
 _PAPER = "paper"
-
-
-def _known_methods(names: str) -> str:
-    for name in names.split(","):
-        if name not in METHODS:
-            raise typer.BadParameter(f"{name!r} is none of {', '.join(METHODS)}.")
-    return names
 
 
 def _known_baseline(name: str | None) -> str | None:
@@ -63,7 +66,7 @@ def evaluate(
     methods: Annotated[
         str,
         typer.Option(
-            "--methods", metavar="M1,M2,…", callback=_known_methods, help=f"Of {', '.join(METHODS)}."
+            "--methods", metavar="M1,M2,…", callback=names_of(METHODS), help=f"Of {', '.join(METHODS)}."
         ),
     ] = ",".join(METHODS),
     baseline: Annotated[
@@ -85,7 +88,7 @@ def evaluate(
         typer.Option(
             "--passage-max-length",
             metavar="TOKENS",
-            min=3,
+            callback=at_least(3),
             help="Cut documents here.",
             show_default="the model's own",
         ),
@@ -95,7 +98,7 @@ def evaluate(
         typer.Option(
             "--query-max-length",
             metavar="TOKENS",
-            min=3,
+            callback=at_least(3),
             help="Cut queries here.",
             show_default="the model's own",
         ),
@@ -104,16 +107,21 @@ def evaluate(
     debug: Debug = False,
 ) -> None:
     """Index a judged dataset, run the methods, and print nDCG@10, Recall@100 and MRR@10."""
-    from m3_connectors.blocking import connect
-
-    _require_ir_measures()
+    name = collection or collection_name(directory, passage_max_length)
+    check_store(to, name, "--to")
+    asked = _methods(methods.split(","), weights)
+    # Missing now is better than after an hour of encoding.
+    for package in ["ir_measures", "bm25s"] if baseline else ["ir_measures"]:
+        _require(package)
     dataset = load_beir(directory, split)
     for message in dataset.warnings:
         warn(message)
-    name = collection or collection_name(directory)
-    encoder = choose_encoder(to, name, model, create=True, max_length=passage_max_length)
+    encoder = choose_encoder(to, name, model, create=True)
     results: list[tuple[str, str, Measures]] = []
-    with connect(to, name, encoder=encoder) as index:
+    check_length(passage_max_length, encoder, "--passage-max-length")
+    check_length(query_max_length, encoder, "--query-max-length")
+    passages = PassageEncoder(encoder, passage_max_length)
+    with connect_index(to, name, passages, create=True) as index:
         with _progress(len(dataset.documents)) as progress:
             stored_before = store_corpus(index, dataset.documents, progress)
         if stored_before:
@@ -125,7 +133,7 @@ def evaluate(
             )
         with working("encoding the queries …"):
             queries = encoder.encode(list(dataset.queries.values()), max_length=query_max_length)
-        for method in _chosen(index.methods, methods.split(","), weights):
+        for method in (chosen or index.methods[name] for name, chosen in asked.items()):
             with working(f"searching with {method.name} …"):
                 measures = measure(dataset.qrels, run_method(index, dataset, queries, method))
             shown = " ".join(f"{weight:g}" for weight in method.weights) if method.name in WEIGHTED else ""
@@ -142,35 +150,32 @@ def evaluate(
         markup=False,
         soft_wrap=True,
     )
-    out.print(measures_table(results))
+    print_table(measures_table(results))
 
 
-def collection_name(directory: Path) -> str:
-    """The collection of a dataset folder: its last two names, so that ``mldr/en`` and ``mldr/de`` differ."""
+def collection_name(directory: Path, passage_max_length: int | None = None) -> str:
+    """The collection of a dataset folder: its last two names, so that ``mldr/en`` and ``mldr/de`` differ.
+
+    Where documents are cut (in tokens), that stands behind: they are other vectors.
+    """
     parts = directory.resolve().parts[-2:]
     name = re.sub(r"[^A-Za-z0-9._]+", "-", "-".join(parts)).strip("-_.")
-    return name[-200:].strip("-_.") or "dataset"
+    cut = f"-{passage_max_length}" if passage_max_length else ""
+    return (name or "dataset")[len(cut) - 200 :].strip("-_.") + cut
 
 
-def _require_ir_measures() -> None:
+def _require(package: str) -> None:
     try:
-        import ir_measures  # noqa: F401 (missing now is better than after an hour of encoding)
+        importlib.import_module(package)
     except ImportError:
-        raise MissingDependency("ir_measures", "eval") from None
+        raise MissingDependency(package, "eval") from None
 
 
-def _chosen(known: Mapping[str, Method], names: list[str], weights: str | None) -> Iterator[Method]:
-    """The methods asked for, under the weights asked for: a triple's third number is not for dense_sparse."""
-    for name in names:
-        if name not in WEIGHTED or weights is None:
-            yield known[name]
-        elif weights == _PAPER:
-            yield METHODS[name]
-        else:
-            chosen = parse_weights(weights, name)
-            yield known[name].weighted(
-                chosen.dense, chosen.sparse, chosen.multivector if name == "all" else 0
-            )
+def _methods(names: list[str], weights: str | None) -> dict[str, Method | None]:
+    """The methods asked for, under the weights asked for; None is the model's own."""
+    if weights == _PAPER:
+        return {name: METHODS[name] for name in names}
+    return {name: choose_method(name, weights if name in WEIGHTED else None) for name in names}
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ import dataclasses
 from typing import Annotated
 
 import typer
+from rich.cells import cell_len
 from rich.text import Text
 
 from m3_connectors.backends.registry import DEFAULT_COLLECTION
@@ -19,6 +20,7 @@ from m3_connectors.cli.options import (
     Model,
     Url,
     WeightsText,
+    check_store,
     choose_method,
 )
 from m3_connectors.embeddings import COMPONENTS
@@ -26,6 +28,9 @@ from m3_connectors.explanation import Explanation
 
 _SHOWN = 8
 """Tokens and pairs that a person gets to see; ``--json`` has them all."""
+
+_INDENT = 19
+"""Columns before the first item of a line."""
 
 _LABELS = {"dense": "dense", "sparse": "sparse", "multivector": "multi"}
 
@@ -42,8 +47,10 @@ def explain(
     debug: Debug = False,
 ) -> None:
     """Show how a document's score comes about: weighted parts, shared tokens, nearest token pairs."""
+    check_store(url, collection)
+    asked = choose_method(method, weights)
     with open_index(url, collection, model, create=False) as index:
-        explanation = index.explain(query, id, method=choose_method(index.methods, method, weights))
+        explanation = index.explain(query, id, method=asked or method)
     if json:
         print_json(
             {
@@ -59,11 +66,14 @@ def explain(
             }
         )
     else:
-        out.print(explanation_lines(explanation))
+        out.print(explanation_lines(explanation), soft_wrap=True)
 
 
 def explanation_lines(explanation: Explanation) -> Text:
-    """The three lines of an explanation: the sum, the matched tokens, the token pairs."""
+    """The sum, the matched tokens and the token pairs; broken between items where a terminal is narrower.
+
+    Print it with ``soft_wrap``: it is laid out already.
+    """
     parts = [
         f"{_LABELS[name]} {score:.3f} × {weight:g}"
         for name in COMPONENTS
@@ -72,7 +82,7 @@ def explanation_lines(explanation: Explanation) -> Text:
     ]
     tokens = [f"{m.token} {m.query_weight:.2f}×{m.document_weight:.2f}" for m in explanation.tokens]
     nearest = sorted(explanation.pairs, key=lambda pair: -pair.similarity)
-    pairs = [f"{p.query_token} → {p.document_token} {p.similarity:.2f}" for p in nearest]
+    pairs = [f"{_word(p.query_token)} → {_word(p.document_token)} {p.similarity:.2f}" for p in nearest]
     return Text.assemble(
         f"  {' + '.join(parts)} = ",
         (f"{explanation.score:.3f}", "bold"),
@@ -83,6 +93,20 @@ def explanation_lines(explanation: Explanation) -> Text:
     )
 
 
+def _word(token: str) -> str:
+    return "end of text" if token == "</s>" else token
+
+
 def _some(items: list[str]) -> str:
     more = [f"… {len(items) - _SHOWN} more"] if len(items) > _SHOWN else []
-    return " · ".join([*items[:_SHOWN], *more]) or "none"
+    shown = [*items[:_SHOWN], *more] or ["none"]
+    room = out.width - _INDENT - len(" ·") if out.is_terminal else None
+    lines = [shown[0]]
+    for item in shown[1:]:
+        longer = f"{lines[-1]} · {item}"
+        if room is None or cell_len(longer) <= room:
+            lines[-1] = longer
+        else:
+            lines[-1] += " ·"
+            lines.append(item)
+    return ("\n" + " " * _INDENT).join(lines)

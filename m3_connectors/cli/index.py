@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
-from urllib.parse import urlsplit
 
 import typer
 from rich.progress import Progress, SpinnerColumn, TextColumn
 
+from m3_connectors.adding import AddReport
 from m3_connectors.backends.registry import DEFAULT_COLLECTION
 from m3_connectors.cli.console import duration, err, out, plural, print_json, warn
 from m3_connectors.cli.opening import open_index
-from m3_connectors.cli.options import Collection, Debug, Json, Model, Url
+from m3_connectors.cli.options import Collection, Debug, Json, Model, Url, check_store
 from m3_connectors.documents import Document
 from m3_connectors.errors import InvalidInput, M3Error
-from m3_connectors.adding import AddReport
-from m3_connectors.readers import DeadLetterFiles, Fields, check_sources, read_documents
+from m3_connectors.readers import FORMATS, DeadLetterFiles, Fields, check_sources, read_documents
 
 
 def index(
@@ -46,6 +46,7 @@ def index(
 
     What cannot be read is skipped and written to SOURCE.dead.jsonl with its line number and the reason.
     """
+    check_store(url, collection)
     check_sources(sources)
     if url == "memory:":
         warn("memory: is empty again when this command ends; name a folder to keep it, such as qdrant:./data")
@@ -59,7 +60,10 @@ def index(
                 on_dead_letter=dead.add,
                 without=_store_folder(url),
             )
-            outcome = _store(url, collection, model, documents, counter)
+            first = next(documents, None)
+            if first is None:  # before a collection is made, which would be bound to this model
+                raise _nothing(sources, dead)
+            outcome = _store(url, collection, model, itertools.chain([first], documents), counter)
     except KeyboardInterrupt:
         err.print(f"{plural(counter.safe, 'document')} are safe. Go on with the same command.")
         raise typer.Exit(130) from None
@@ -67,11 +71,6 @@ def index(
         if counter.safe:
             error.add_note(f"  {plural(counter.safe, 'document')} are safe; go on with the same command.")
         raise
-    if not outcome.report.written and dead.first:
-        raise InvalidInput(
-            f"nothing was indexed: {plural(dead.count, 'record')} skipped, the first {dead.first}\n"
-            f"  All of them with their reasons: {_names(dead.paths)}"
-        )
     if json:
         print_json({"url": url, "collection": collection, **_document(outcome, dead)})
     else:
@@ -177,10 +176,23 @@ class _Counter:
         self._bar.stop()
 
 
+def _nothing(sources: list[Path], dead: DeadLetterFiles) -> InvalidInput:
+    if dead.first:
+        return InvalidInput(
+            f"nothing was indexed: {plural(dead.count, 'record')} skipped, the first {dead.first}\n"
+            f"  All of them with their reasons: {_names(dead.paths)}"
+        )
+    what = "file of a format that is read" if any(source.is_dir() for source in sources) else "record"
+    verb = "holds" if len(sources) == 1 else "hold"
+    return InvalidInput(
+        f"{', '.join(map(str, sources))} {verb} no {what}.\n  Formats that are read: {', '.join(FORMATS)}."
+    )
+
+
 def _store_folder(url: str) -> Path | None:
     """The folder of an embedded store, which may lie in a folder that is read."""
-    path = urlsplit(url).path
-    return Path(path) if path and not urlsplit(url).netloc else None
+    path = url.partition(":")[2]  # as it stands: a folder's name may hold "#" and "?"
+    return Path(path).expanduser() if path and not path.startswith("//") else None
 
 
 def _names(paths: list[Path]) -> str:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from m3_connectors.backends.registry import backend_for
+from m3_connectors.errors import InvalidInput, MissingDependency
+from m3_connectors.filters import parse_filter
 from m3_connectors.methods import METHODS, Method, Weights
 
 
@@ -61,58 +64,106 @@ WEIGHTED = ("dense_sparse", "all")
 """The methods that fuse several scores."""
 
 
-def parse_weights(value: str, method: str) -> Weights:
-    """The value of ``--weights`` for one method.
+def at_least(smallest: int) -> Callable[[int | None], int | None]:
+    """A check of an option's value that names the value which it refuses."""
+
+    def check(value: int | None) -> int | None:
+        if value is not None and value < smallest:
+            raise typer.BadParameter(f"'{value}': give a whole number >= {smallest}.")
+        return value
+
+    return check
+
+
+def names_of(known: Iterable[str]) -> Callable[[str], str]:
+    """A check of an option that takes names with commas between them; returns them without blanks."""
+    choices = tuple(known)
+
+    def check(value: str) -> str:
+        names = [name.strip() for name in value.split(",")]
+        for name in names:
+            if name not in choices:
+                raise typer.BadParameter(f"{name!r} is none of {', '.join(choices)}.")
+        return ",".join(names)
+
+    return check
+
+
+def check_store(url: str, collection: str, url_hint: str = "URL") -> None:
+    """Refuse a URL or a collection name that no store can have, before anything is opened.
 
     Raises:
-        typer.BadParameter: Neither a file nor two or three numbers.
-        InvalidInput: A file without weights for this method, a negative weight.
+        typer.BadParameter: It is one; an adapter that is not installed is said when the store is opened.
     """
-    if Path(value).is_file():
-        return Weights.load(value, method)
     try:
-        numbers = [float(part) for part in value.split(",")]
-    except ValueError:
-        raise typer.BadParameter(
-            f"{value!r} is neither a file nor numbers such as 1,0.3,1.", param_hint="--weights"
-        ) from None
-    if len(numbers) not in (2, 3):
-        raise typer.BadParameter(f"{value!r} has {len(numbers)} numbers: give 3.", param_hint="--weights")
-    return Weights(*numbers)
+        backend_for(url)
+    except InvalidInput as error:
+        raise typer.BadParameter(str(error), param_hint=url_hint) from None
+    except MissingDependency:
+        return
+    try:
+        backend_for(url, collection)
+    except InvalidInput as error:
+        raise typer.BadParameter(str(error), param_hint="--collection") from None
 
 
-def choose_method(methods: Mapping[str, Method], name: str, weights: str | None) -> Method:
-    """The values of ``--method`` and ``--weights`` as a method.
+def choose_method(name: str, weights: str | None) -> Method | None:
+    """The values of ``--method`` and ``--weights`` as a method; None without weights: the model's own then.
 
     Args:
-        methods: The methods by name under their default weights.
-        name: Value of ``--method``, one of them.
-        weights: Value of ``--weights``.
+        name: Value of ``--method``, a known one.
+        weights: Value of ``--weights``: a weights file, or numbers. dense_sparse takes two, and leaves out the
+            third of three; all takes three.
 
     Raises:
-        typer.BadParameter: Weights for a method that has none to choose, or no weights.
-        InvalidInput: As ``parse_weights``.
+        typer.BadParameter: Weights for a method that has none to choose, or none that it can take.
+        InvalidInput: A file without weights for this method.
     """
     if weights is None:
-        return methods[name]
+        return None
     if name not in WEIGHTED:
-        raise typer.BadParameter(
-            f"method {name} ranks by one score: weights are for {' and '.join(WEIGHTED)}.",
-            param_hint="--weights",
-        )
-    return methods[name].weighted(*parse_weights(weights, name))
+        raise _bad_weights(f"method {name} ranks by one score: weights are for {' and '.join(WEIGHTED)}.")
+    numbers = list(Weights.load(weights, name)) if Path(weights).is_file() else _numbers(weights)
+    if len(numbers) != 3 and not (name == "dense_sparse" and len(numbers) == 2):
+        wanted = "2, dense and sparse" if name == "dense_sparse" else "3, dense, sparse and multi-vector"
+        raise _bad_weights(f"{weights!r} has {len(numbers)} numbers: method {name} takes {wanted}.")
+    dense, sparse, *rest = numbers
+    try:
+        return METHODS[name].weighted(dense, sparse, rest[0] if name == "all" else 0)
+    except InvalidInput as error:
+        raise _bad_weights(f"{weights!r}: {error}") from None
 
 
-def parse_json_object(value: str, option: str) -> dict[str, Any]:
-    """The value of an option that takes a JSON object.
+def _numbers(value: str) -> list[float]:
+    try:
+        return [float(part) for part in value.split(",")]
+    except ValueError:
+        raise _bad_weights(f"{value!r} is neither a file nor numbers such as 1,0.3,1.") from None
+
+
+def _bad_weights(message: str) -> typer.BadParameter:
+    return typer.BadParameter(message, param_hint="--weights")
+
+
+def read_filter(value: str | None) -> dict[str, Any] | None:
+    """The value of ``--filter``.
 
     Raises:
-        typer.BadParameter: It is none.
+        typer.BadParameter: It is no JSON object, or no filter.
     """
+    if value is None:
+        return None
     try:
         parsed = json.loads(value)
+        if not isinstance(parsed, dict):
+            raise _bad_filter(f"{value!r} is not a JSON object.")
+        parse_filter(parsed)
     except json.JSONDecodeError as error:
-        raise typer.BadParameter(f"{value!r} is not JSON: {error}", param_hint=option) from None
-    if not isinstance(parsed, dict):
-        raise typer.BadParameter(f"{value!r} is not a JSON object.", param_hint=option)
+        raise _bad_filter(f"{value!r} is not JSON: {error}") from None
+    except InvalidInput as error:
+        raise _bad_filter(str(error)) from None
     return parsed
+
+
+def _bad_filter(message: str) -> typer.BadParameter:
+    return typer.BadParameter(message, param_hint="--filter")

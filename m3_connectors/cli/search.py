@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from m3_connectors.backends.registry import DEFAULT_COLLECTION
-from m3_connectors.cli.console import one_line, out, print_json
+from m3_connectors.cli.console import err, one_line, out, print_json, print_table
 from m3_connectors.cli.opening import open_index
 from m3_connectors.cli.options import (
     Collection,
@@ -19,12 +19,13 @@ from m3_connectors.cli.options import (
     Model,
     Url,
     WeightsText,
+    at_least,
+    check_store,
     choose_method,
-    parse_json_object,
+    read_filter,
 )
 from m3_connectors.documents import Hit
 from m3_connectors.embeddings import COMPONENTS
-from m3_connectors.filters import parse_filter
 
 
 def search(
@@ -33,7 +34,7 @@ def search(
     collection: Collection = DEFAULT_COLLECTION,
     model: Model = None,
     method: MethodName = "all",
-    k: Annotated[int, typer.Option("-k", metavar="K", help="Most hits.", min=1)] = 10,
+    k: Annotated[int, typer.Option("-k", metavar="K", help="Most hits.", callback=at_least(1))] = 10,
     filter: Annotated[
         str | None,
         typer.Option(
@@ -45,11 +46,14 @@ def search(
     debug: Debug = False,
 ) -> None:
     """Show the best documents for a question, with the scores that ranked them."""
-    wanted = parse_json_object(filter, "--filter") if filter else None
-    parse_filter(wanted)  # a mistake is said before a model is loaded
+    check_store(url, collection)
+    wanted = read_filter(filter)
+    asked = choose_method(method, weights)
     with open_index(url, collection, model, create=False) as index:
-        chosen = choose_method(index.methods, method, weights)
+        chosen = asked or index.methods[method]
         hits = index.search(query, method=chosen, k=k, filter=wanted)
+        # A list by the sparse score alone holds only what shares a token with the question.
+        unmatched = index.count(wanted) - len(hits) if method == "sparse" and len(hits) < k else 0
     if json:
         print_json(
             {
@@ -68,8 +72,14 @@ def search(
                 ],
             }
         )
-    elif hits:
-        out.print(hits_table(hits))
+        return
+    if hits:
+        print_table(hits_table(hits))
+        if unmatched:
+            others = "other shares" if unmatched == 1 else "others share"
+            err.print(f"  {unmatched:,} {others} no word with the question", style="dim")
+    elif unmatched:
+        out.print("  no document shares a word with the question")
     else:
         out.print("  no document " + ("passes the filter" if wanted else "is in the collection"))
 

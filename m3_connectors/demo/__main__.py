@@ -150,7 +150,7 @@ def _name_and_summary(hit: Hit) -> Text:
 def _explain(index: Index, question: str) -> None:
     best = index.search(question, k=1)[0].document
     _say(f"“{question}” and {best.id}:")
-    out.print(explanation_lines(index.explain(question, best.id)))
+    out.print(explanation_lines(index.explain(question, best.id)), soft_wrap=True)
 
 
 def _measure(url: str, encoder: M3Encoder, entries: Iterable[Entry], documents: int, queries: int) -> None:

@@ -2,20 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from m3_connectors.blocking import Index
 from m3_connectors.documents import Document
-from m3_connectors.embeddings import M3Embeddings
+from m3_connectors.embeddings import COMPONENTS, Component, M3Embeddings, ModelInfo
 from m3_connectors.errors import InvalidInput
 from m3_connectors.evaluation.beir import Dataset
 from m3_connectors.evaluation.bm25 import BM25
 from m3_connectors.methods import Method
 
+if TYPE_CHECKING:
+    from m3_connectors.encoder.encoder import M3Encoder
+
 DEPTH = 100
 """Answers of a run: what Recall@100 needs."""
 
 _BATCH = 256
+
+
+class PassageEncoder:
+    """An encoder that cuts the corpus at a length of its own; queries go to the encoder itself.
+
+    Args:
+        encoder: What encodes.
+        max_length: Most tokens of a document; the encoder's own maximum by default.
+    """
+
+    def __init__(self, encoder: M3Encoder, max_length: int | None) -> None:
+        self._encoder = encoder
+        self._max_length = max_length
+
+    @property
+    def info(self) -> ModelInfo:
+        """Who the model is."""
+        return self._encoder.info
+
+    @property
+    def recommended_weights(self) -> Mapping[str, tuple[float, float, float]]:
+        """Weights by method name that the model ships with."""
+        return self._encoder.recommended_weights
+
+    def encode(self, texts: Sequence[str], *, components: Sequence[Component] = COMPONENTS) -> M3Embeddings:
+        """One row for each text, cut."""
+        return self._encoder.encode(texts, components=components, max_length=self._max_length)
+
+    def token_strings(self, text: str) -> list[str]:
+        """The token of each multi-vector row of the text, uncut."""
+        return self._encoder.token_strings(text)
+
+    def id_to_token(self, id: int) -> str | None:
+        """The token of an id."""
+        return self._encoder.id_to_token(id)
 
 
 def store_corpus(index: Index, documents: Sequence[Document], progress: Callable[[int], None]) -> int:
