@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -81,6 +82,14 @@ def test_the_cache_is_made_anew_only_when_something_changed(folder: Path, tokeni
     with (folder / "par_y.jsonl").open("a", encoding="utf-8") as file:
         file.write(line("w1 w2", "w3 w4"))
     assert len(opened(folder, tokenizer, longest=3)) == 60 * 4 + 81
+    path = folder / "par_y.jsonl"
+    stamp, size = path.stat().st_mtime_ns, path.stat().st_size
+    path.write_text(path.read_text(encoding="utf-8").replace('"w1 w2"', '"w5 w6"'), encoding="utf-8")
+    os.utime(path, ns=(stamp, stamp))
+    assert path.stat().st_size == size
+    edited = opened(folder, tokenizer, longest=3)
+    expected = tokenizer.encode("w5 w6", add_special_tokens=False).ids[:3]
+    assert edited.text(edited.query[80]).tolist() == expected
 
 
 def test_held_out_texts_never_meet_training(folder: Path, tokenizer: Tokenizer) -> None:

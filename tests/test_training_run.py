@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,9 @@ import torch
 from m3_connectors.encoder.config import ModelConfig
 from m3_connectors.encoder.model import M3Model
 from m3_connectors.errors import InvalidInput, ModelFormat
-from m3_connectors.training.checkpoint import export_model, import_model
+from m3_connectors.methods import load_weights
+from m3_connectors.testing.checkpoints import write_checkpoint
+from m3_connectors.training.checkpoint import Progress, export_model, import_model, load_state, save_state
 from m3_connectors.training.config import TrainingConfig
 from m3_connectors.training.forward import POSITIONS, WORDS, TrainingEncoder
 from m3_connectors.training.optimizer import OptimizerSettings, RowAdamW
@@ -107,6 +111,85 @@ def test_a_state_of_other_settings_is_refused(folder: Path, tmp_path: Path) -> N
     assert Trainer(with_run(config, save_every=7), folder / "pairs", tmp_path).progress.step == 1
 
 
+def test_a_state_of_other_pairs_is_refused_and_one_of_moved_pairs_is_not(
+    folder: Path, tmp_path: Path
+) -> None:
+    config = TrainingConfig.load(folder / "tiny.toml")
+    Trainer(config, folder / "pairs", tmp_path / "work").run(steps=1)
+    moved = Path(shutil.copytree(folder / "pairs", tmp_path / "moved"))
+    assert Trainer(config, moved, tmp_path / "work").progress.step == 1
+    edited = (moved / "qa.jsonl").read_text(encoding="utf-8").replace('."', '!"', 1)
+    (moved / "qa.jsonl").write_text(edited, encoding="utf-8")
+    with pytest.raises(InvalidInput, match="other pairs"):
+        Trainer(config, moved, tmp_path / "work")
+
+
+def test_a_run_that_took_no_step_begins_anew_with_other_settings(folder: Path, tmp_path: Path) -> None:
+    config = TrainingConfig.load(folder / "tiny.toml")
+    Trainer(config, folder / "pairs", tmp_path / "work")
+    wider = dataclasses.replace(config, model=dataclasses.replace(config.model, hidden_size=48))
+    mended = Trainer(wider, folder / "pairs", tmp_path / "work")
+    fresh = Trainer(wider, folder / "pairs", tmp_path / "fresh")
+    for name, value in parameters(mended).items():
+        assert torch.equal(value, parameters(fresh)[name])
+
+
+FILES = ("model.safetensors", "optimizer.safetensors", "progress.json")
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(FILES)))
+@pytest.mark.parametrize("removed", range(4))
+def test_a_kill_while_saving_leaves_a_whole_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, order: tuple[str, ...], removed: int
+) -> None:
+    model = M3Model(ModelConfig(40, 32, 1, 2, 48, 66))
+    optimizer = RowAdamW(dict(model.named_parameters()), OptimizerSettings())
+    save_state(tmp_path, model, optimizer, Progress(1))
+    first = {name: value.clone() for name, value in model.state_dict().items()}
+    real = shutil.rmtree
+
+    def killed(path: Path, ignore_errors: bool = False) -> None:
+        if path.name != "state":
+            return real(path, ignore_errors=ignore_errors)
+        for name in order[:removed]:
+            (path / name).unlink()
+        raise KeyboardInterrupt
+
+    with torch.no_grad():
+        model.sparse_linear.weight.add_(1)
+    second = {name: value.clone() for name, value in model.state_dict().items()}
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            save_state(tmp_path, model, optimizer, Progress(2))
+    model = M3Model(ModelConfig(40, 32, 1, 2, 48, 66))
+    progress = load_state(tmp_path, model, RowAdamW(dict(model.named_parameters()), OptimizerSettings()))
+    assert progress.step == (1 if removed == 0 else 2)
+    expected = first if progress.step == 1 else second
+    assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
+    save_state(tmp_path, model, optimizer, Progress(3))
+    assert load_state(tmp_path, model, optimizer).step == 3
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "start.pt"])
+def test_a_kill_while_writing_the_start_is_made_good(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    def killed(*arguments: object, **_: object) -> None:
+        path = next(one for one in arguments if isinstance(one, Path))
+        path.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    config = TrainingConfig.load(folder / "tiny.toml")
+    where = {"tokenizer.json": "m3_connectors.training.trainer.save_tokenizer", "start.pt": "torch.save"}
+    with monkeypatch.context() as patch:
+        patch.setattr(where[name], killed)
+        with pytest.raises(KeyboardInterrupt):
+            Trainer(config, folder / "pairs", tmp_path)
+    assert not (tmp_path / name).exists()
+    Trainer(config, folder / "pairs", tmp_path).run(steps=1)
+
+
 def test_the_loss_falls_and_held_out_ranking_improves(folder: Path, tmp_path: Path) -> None:
     config = with_run(TrainingConfig.load(folder / "tiny.toml"), steps=60)
     records: list[dict[str, object]] = []
@@ -136,9 +219,10 @@ def test_one_call_trains_writes_and_loads(folder: Path, tmp_path: Path) -> None:
     encoded = encoder.encode(["baba dedo?", "gogi"])
     assert encoded.dense is not None
     assert encoded.dense.shape == (2, 32)
-    model, tokenizer = import_model(tmp_path / "model")
-    ids = np.array(tokenizer.encode("baba dedo?").ids)
-    shown, _ = TrainingEncoder(model, torch.float32)([ids])
+    assert load_weights(tmp_path / "model" / "weights.json").keys() == weights.keys()
+    checkpoint = import_model(tmp_path / "model")
+    ids = np.array(checkpoint.tokenizer.encode("baba dedo?").ids)
+    shown, _ = TrainingEncoder(checkpoint.model, torch.float32)([ids])
     np.testing.assert_allclose(shown.dense[0].detach().numpy(), encoded.dense[0], atol=1e-5)
     assert encoded.multivectors is not None
     np.testing.assert_allclose(shown.rows.detach().numpy(), encoded.multivectors[0], atol=1e-5)
@@ -162,6 +246,19 @@ def test_a_run_starts_from_a_checkpoint(folder: Path, tmp_path: Path) -> None:
     for name, value in parameters(second).items():
         torch.testing.assert_close(value, parameters(first)[name].half().float())
     second.run(steps=1)
+    (tmp_path / "model").rename(tmp_path / "moved")
+    config = dataclasses.replace(config, start_from=str(tmp_path / "moved"))
+    assert Trainer(config, folder / "pairs", tmp_path / "second").progress.step == 1
+
+
+def test_a_run_starts_from_pickled_weights(folder: Path, tmp_path: Path) -> None:
+    path = write_checkpoint(tmp_path / "model", weights="pytorch_model.bin")
+    config = dataclasses.replace(TrainingConfig.load(folder / "tiny.toml"), start_from=str(path))
+    trainer = Trainer(config, folder / "pairs", tmp_path / "work")
+    before = parameters(trainer)
+    trainer.run(steps=3)
+    after = parameters(trainer)
+    assert not any(torch.equal(before[name], after[name]) for name in before)
 
 
 def test_a_folder_that_is_no_model_is_named(tmp_path: Path) -> None:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
-from torch import Tensor
 
-from m3_connectors.encoder.config import ModelConfig
+from m3_connectors.encoder.loading import Checkpoint, load
 from m3_connectors.encoder.model import M3Model
-from m3_connectors.errors import InvalidInput, ModelFormat
+from m3_connectors.errors import InvalidInput
 from m3_connectors.training.optimizer import RowAdamW
 from m3_connectors.training.tokenizer import save_tokenizer
 
@@ -41,29 +42,23 @@ def export_model(model: M3Model, tokenizer: Tokenizer, folder: Path) -> None:
     save_tokenizer(tokenizer, folder / "tokenizer.json")
 
 
-def import_model(folder: Path) -> tuple[M3Model, Tokenizer]:
+def import_model(folder: Path) -> Checkpoint:
     """Read a model directory in the published layout, float32, ready to be trained.
 
     Raises:
         ModelFormat: A file is missing or a weight has another shape than ``config.json`` says.
     """
-    model = M3Model(ModelConfig.load(folder / "config.json"))
-    state: dict[str, Tensor] = {}
-    try:
-        for name, value in load_file(folder / "model.safetensors").items():
-            state[name.removeprefix("roberta.")] = value.float()
-        for head in HEADS:
-            part = torch.load(folder / f"{head}.pt", weights_only=True, map_location="cpu")
-            state |= {f"{head}.{name}": value.float() for name, value in part.items()}
-        wanted = model.state_dict().keys()
-        model.load_state_dict({name: value for name, value in state.items() if name in wanted})
-        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    except (OSError, RuntimeError) as error:
-        raise ModelFormat(
-            f"{folder} cannot be trained from: {error}\n"
-            "  It needs config.json, model.safetensors, sparse_linear.pt, colbert_linear.pt and tokenizer.json."
-        ) from error
-    return model, tokenizer
+    checkpoint = load(str(folder.resolve()), revision=None, dtype=torch.float32)  # absolute: no hub name
+    checkpoint.model.train().requires_grad_(True)
+    return checkpoint
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A path to write to, which takes the place of ``path`` once all is written: a kill leaves no half file."""
+    fresh = path.with_name(f"{path.name}.new")
+    yield fresh
+    fresh.replace(path)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,41 +74,64 @@ class Progress:
     seconds: float = 0.0
 
 
-def save_state(
-    folder: Path, model: M3Model, optimizer: RowAdamW, progress: Progress, fingerprint: str
-) -> None:
-    """Write a run's state; a run killed while saving leaves the state before it intact."""
+_STATE_FILES = ("model.safetensors", "optimizer.safetensors", "progress.json")
+
+
+def claim_folder(folder: Path, identity: Mapping[str, str], made: Sequence[str]) -> None:
+    """Note what a run is made of in its working folder, so that no other run takes up what lies there.
+
+    A folder without a saved state is taken over: a run that never took a step may be mended and begun again.
+
+    Args:
+        folder: Working folder of the run.
+        identity: Fingerprints, such as of the settings, by name.
+        made: Names of the files that were made from what the identity names; removed in a take-over.
+
+    Raises:
+        InvalidInput: The folder holds the state of a run with another fingerprint.
+    """
+    path = folder / "identity.json"
+    known = json.loads(path.read_text()) if path.exists() else {}
+    other = [what for what, value in identity.items() if known.get(what, value) != value]
+    if other and (_is_whole(folder / "state") or _is_whole(folder / "state.new")):
+        raise InvalidInput(
+            f"{folder} belongs to a run with other {' and '.join(other)}.\n"
+            "  Go on with those that began it, or give another working folder (--work DIR) to begin anew."
+        )
+    for name in made if other else ():
+        (folder / name).unlink(missing_ok=True)
+    with replacing(path) as fresh:
+        fresh.write_text(json.dumps(dict(identity)))
+
+
+def save_state(folder: Path, model: M3Model, optimizer: RowAdamW, progress: Progress) -> None:
+    """Write a run's state; a run killed while saving leaves this state or the one before it whole."""
     fresh, kept = folder / "state.new", folder / "state"
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
     save_file(dict(model.state_dict()), fresh / "model.safetensors")
     save_file(optimizer.state(), fresh / "optimizer.safetensors")
-    (fresh / "progress.json").write_text(
-        json.dumps({**dataclasses.asdict(progress), "fingerprint": fingerprint})
-    )
+    with replacing(fresh / "progress.json") as path:
+        path.write_text(json.dumps(dataclasses.asdict(progress)))
     shutil.rmtree(kept, ignore_errors=True)
     fresh.rename(kept)
 
 
-def load_state(folder: Path, model: M3Model, optimizer: RowAdamW, fingerprint: str) -> Progress:
-    """Take up a saved state, or begin at step 0 where there is none.
-
-    Raises:
-        InvalidInput: The state belongs to a run with other settings.
-    """
+def load_state(folder: Path, model: M3Model, optimizer: RowAdamW) -> Progress:
+    """Take up a saved state, or begin at step 0 where there is none."""
     kept, fresh = folder / "state", folder / "state.new"
-    if not (kept / "progress.json").exists():
-        # Killed between removing the old state and renaming the new one: the new one is whole.
-        if not (fresh / "progress.json").exists():
+    if not _is_whole(kept):
+        # Killed in its first save, or between removing the old state and renaming the new one.
+        if not _is_whole(fresh):
             return Progress()
         shutil.rmtree(kept, ignore_errors=True)
         fresh.rename(kept)
     saved = json.loads((kept / "progress.json").read_text())
-    if saved.pop("fingerprint") != fingerprint:
-        raise InvalidInput(
-            f"{kept} belongs to a run with other settings.\n"
-            "  Go on with the configuration that began it, or remove the folder to begin anew."
-        )
     model.load_state_dict(load_file(kept / "model.safetensors"))
     optimizer.load_state(load_file(kept / "optimizer.safetensors"))
-    return Progress(**saved)
+    return Progress(saved["step"], saved["seconds"])
+
+
+def _is_whole(state: Path) -> bool:
+    """Whether no file is missing; the last one is written when the others are complete."""
+    return all((state / name).exists() for name in _STATE_FILES)

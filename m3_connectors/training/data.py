@@ -44,7 +44,7 @@ def read_pairs(folder: Path) -> Iterator[Pair]:
     Raises:
         InvalidInput: The folder holds no such file, or a line is not a pair (file and line number are named).
     """
-    files = sorted([*folder.glob("*.jsonl"), *folder.glob("*.jsonl.gz")])
+    files = _files(folder)
     if not files:
         raise InvalidInput(
             f"{folder} holds no *.jsonl or *.jsonl.gz file.\n"
@@ -55,6 +55,19 @@ def read_pairs(folder: Path) -> Iterator[Pair]:
         with _open(file) as lines:
             for number, line in enumerate(lines, 1):
                 yield _pair(source, line, f"{file}:{number}")
+
+
+def fingerprint_files(folder: Path) -> dict[str, str]:
+    """SHA-256 (hex) of every file that ``read_pairs`` reads, by its name: the same wherever the folder lies."""
+    prints = {}
+    for file in _files(folder):
+        with file.open("rb") as content:
+            prints[file.name] = hashlib.file_digest(content, "sha256").hexdigest()
+    return prints
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted([*folder.glob("*.jsonl"), *folder.glob("*.jsonl.gz")])
 
 
 def _open(file: Path) -> TextIO:
@@ -162,7 +175,7 @@ def open_pairs(
     """
     settings = {
         "format": _CACHE_FORMAT,
-        "files": sorted((file.name, file.stat().st_size) for file in folder.glob("*.jsonl*")),
+        "files": fingerprint_files(folder),
         "tokenizer": hashlib.sha256(tokenizer.to_str().encode()).hexdigest(),
         "longest": longest,
         "held_out_share": held_out_share,
@@ -229,10 +242,12 @@ def _build(
     }
     for name, array in arrays.items():
         np.save(cache / f"{name}.npy", array)
-    # The index is written last: a cache without it is not one.
-    (cache / "index.json").write_text(
+    # The index comes last, and at once: a cache without it is not one.
+    fresh = cache / "index.json.new"
+    fresh.write_text(
         json.dumps({"fingerprint": fingerprint, "sources": list(sources), "languages": list(languages)})
     )
+    fresh.replace(cache / "index.json")
 
 
 def _clusters(

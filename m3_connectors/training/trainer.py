@@ -21,10 +21,19 @@ from tokenizers import Tokenizer
 from m3_connectors.encoder.config import ModelConfig
 from m3_connectors.encoder.model import M3Model
 from m3_connectors.errors import InvalidInput
+from m3_connectors.methods import Weights, save_weights
 from m3_connectors.training.batches import Batch, Sampler
-from m3_connectors.training.checkpoint import Progress, export_model, import_model, load_state, save_state
+from m3_connectors.training.checkpoint import (
+    Progress,
+    claim_folder,
+    export_model,
+    import_model,
+    load_state,
+    replacing,
+    save_state,
+)
 from m3_connectors.training.config import TokenizerSettings, TrainingConfig
-from m3_connectors.training.data import open_pairs, read_pairs
+from m3_connectors.training.data import fingerprint_files, open_pairs, read_pairs
 from m3_connectors.training.forward import TrainingEncoder, split
 from m3_connectors.training.losses import objective, score_all
 from m3_connectors.training.optimizer import RowAdamW
@@ -32,6 +41,7 @@ from m3_connectors.training.start import build_start
 from m3_connectors.training.tokenizer import sample_texts, save_tokenizer, train_tokenizer
 from m3_connectors.training.validate import Validation, make_tasks
 
+_TOKENIZER, _START = "tokenizer.json", "start.pt"
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 Report = Callable[[dict[str, Any]], None]
@@ -60,13 +70,20 @@ class Trainer:
         if config.run.threads:
             torch.set_num_threads(config.run.threads)
         work.mkdir(parents=True, exist_ok=True)
-        # Where and how long do not change a step.
-        identity = dataclasses.asdict(config) | {"output": ""}
-        identity["data"] |= {"folder": ""}
-        identity["run"] |= {"save_every": 0, "threads": 0}
-        self._fingerprint = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
-        start, self.tokenizer = self._tokenizer()
+        start = import_model(Path(config.start_from)) if config.start_from else None
+        # What a step is a function of; where things lie and how often they are saved is not part of it.
+        settings = dataclasses.asdict(config) | {"output": ""}
+        settings["start_from"] = start.info.weights_fingerprint if start else ""
+        settings["data"] |= {"folder": ""}
+        settings["run"] |= {"save_every": 0, "threads": 0}
+        parts = {"settings": settings, "pairs": fingerprint_files(data)}
+        identity = {
+            what: hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+            for what, value in parts.items()
+        }
+        claim_folder(work, identity, made=(_TOKENIZER, _START))
+        self.tokenizer = start.tokenizer if start else self._tokenizer()
         self.store = open_pairs(
             data,
             self.tokenizer,
@@ -75,7 +92,7 @@ class Trainer:
             held_out_share=config.data.held_out_share,
             linked_sources=config.data.linked_sources,
         )
-        self.model = start or self._scratch()
+        self.model = start.model if start else self._scratch()
         self.sampler = Sampler(
             self.store,
             source_weights=config.data.source_weights,
@@ -88,18 +105,17 @@ class Trainer:
         )
         self.optimizer = RowAdamW(dict(self.model.named_parameters()), config.optimizer)
         self._encoder = TrainingEncoder(self.model, DTYPES[config.run.dtype])
-        self.progress = load_state(work, self.model, self.optimizer, self._fingerprint)
+        self.progress = load_state(work, self.model, self.optimizer)
 
-    def _tokenizer(self) -> tuple[M3Model | None, Tokenizer]:
-        """The tokenizer, with the model where the run starts from a checkpoint."""
-        if self._config.start_from:
-            return import_model(Path(self._config.start_from))
-        path = self._work / "tokenizer.json"
+    def _tokenizer(self) -> Tokenizer:
+        """The tokenizer of a run from scratch, kept in the working folder."""
+        path = self._work / _TOKENIZER
         if not path.exists():
             began = time.perf_counter()
-            save_tokenizer(learn_tokenizer(self._data, self._config.tokenizer), path)
+            with replacing(path) as fresh:
+                save_tokenizer(learn_tokenizer(self._data, self._config.tokenizer), fresh)
             self._report({"event": "tokenizer", "seconds": round(time.perf_counter() - began, 1)})
-        return None, Tokenizer.from_file(str(path))
+        return Tokenizer.from_file(str(path))
 
     def _scratch(self) -> M3Model:
         """The start of a run from scratch, kept in the working folder."""
@@ -113,14 +129,15 @@ class Trainer:
             # Positions begin after the padding id.
             max_position_embeddings=sizes.max_length + 2,
         )
-        kept = self._work / "start.pt"
+        kept = self._work / _START
         if kept.exists():
             model = M3Model(config)
             model.load_state_dict(torch.load(kept, weights_only=True))
             return model
         began = time.perf_counter()
         model = build_start(self.store, config, self._config.start, self._config.run.seed)
-        torch.save(model.state_dict(), kept)
+        with replacing(kept) as fresh:
+            torch.save(model.state_dict(), fresh)
         self._report({"event": "start", "seconds": round(time.perf_counter() - began, 1)})
         return model
 
@@ -141,7 +158,7 @@ class Trainer:
 
     def save(self) -> None:
         """Write the state to go on from."""
-        save_state(self._work, self.model, self.optimizer, self.progress, self._fingerprint)
+        save_state(self._work, self.model, self.optimizer, self.progress)
 
     def step(self) -> dict[str, Any]:
         """One step; its record for the log."""
@@ -209,7 +226,9 @@ class Trainer:
             weights = validation.tune(self._config.tune_importance)
             table = validation.methods(weights["dense_sparse"], weights["all"])
             self._report({"event": "validation", "ndcg_at_10": table})
-        (output / "weights.json").write_text(json.dumps(weights, indent=2) + "\n", encoding="utf-8")
+        save_weights(
+            output / "weights.json", {method: Weights(*values) for method, values in weights.items()}
+        )
         return weights
 
 
