@@ -7,27 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import SplitResult, unquote, urlsplit
 
+from pydantic import SecretStr
+
 from m3_connectors.backends.retry import Patience
 from m3_connectors.errors import InvalidInput
-
-
-class Secret:
-    """A text that shows itself to ``reveal`` only: not in repr, logs, errors or pickles."""
-
-    __slots__ = ("_value",)
-
-    def __init__(self, value: str) -> None:
-        self._value = value
-
-    def reveal(self) -> str:
-        """The text itself, for the client that needs it."""
-        return self._value
-
-    def __repr__(self) -> str:
-        return "Secret(…)"
-
-    def __reduce__(self) -> str:
-        raise TypeError("a secret is not pickled")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,9 +35,9 @@ class Endpoint:
     host: str
     port: int
     path: str = ""
-    api_key: Secret | None = None
+    api_key: SecretStr | None = None
     username: str | None = None
-    password: Secret | None = None
+    password: SecretStr | None = None
     ca_certs: str | None = None
     fingerprint: str | None = None
     verify: bool = True
@@ -100,13 +83,11 @@ class Endpoint:
                 value = from_url or environment.get(f"{prefix}_{name.upper()}")
             return value
 
-        def secret(name: str, from_url: str | None = None) -> Secret | None:
+        def secret(name: str, from_url: str | None = None) -> SecretStr | None:
             value = setting(name, from_url)
-            # pydantic's SecretStr, and anything like it, is taken as well as a plain text.
-            value = value.get_secret_value() if hasattr(value, "get_secret_value") else value
-            if value is not None and not isinstance(value, str | Secret):
+            if value is not None and not isinstance(value, str | SecretStr):
                 raise InvalidInput(f"{name} is {type(value).__name__}: give a text.")
-            return Secret(value) if isinstance(value, str) else value
+            return SecretStr(value) if isinstance(value, str) else value
 
         default = Patience()
         endpoint = cls(
