@@ -13,6 +13,9 @@ from m3_connectors.errors import InvalidInput
 _ADAPTERS = {
     "memory": "m3_connectors.backends.memory:MemoryBackend",
     "qdrant": "m3_connectors.backends.qdrant.edge:EdgeBackend",
+    "milvus": "m3_connectors.backends.milvus.backend:MilvusBackend",
+    "milvus+http": "m3_connectors.backends.milvus.backend:MilvusBackend",
+    "milvus+https": "m3_connectors.backends.milvus.backend:MilvusBackend",
 }
 """URL scheme to ``module:class``; the class has ``from_url(url, collection, options)``."""
 
