@@ -16,6 +16,8 @@ _ADAPTERS = {
     "milvus": "m3_connectors.backends.milvus.backend:MilvusBackend",
     "milvus+http": "m3_connectors.backends.milvus.backend:MilvusBackend",
     "milvus+https": "m3_connectors.backends.milvus.backend:MilvusBackend",
+    "elasticsearch+http": "m3_connectors.backends.elasticsearch.backend:ElasticsearchBackend",
+    "elasticsearch+https": "m3_connectors.backends.elasticsearch.backend:ElasticsearchBackend",
 }
 """URL scheme to ``module:class``; the class has ``from_url(url, collection, options)``."""
 

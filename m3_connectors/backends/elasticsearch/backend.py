@@ -1,0 +1,314 @@
+"""Elasticsearch as a store: it proposes candidates, and keeps exact vectors that are scored here."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+import anyio.to_thread
+import numpy as np
+
+from m3_connectors.backends.base import Backend, Known, Ranking, Schema
+from m3_connectors.backends.capabilities import Capability
+from m3_connectors.backends.chunks import by_bytes, by_count
+from m3_connectors.backends.elasticsearch import ranking
+from m3_connectors.backends.elasticsearch.bodies import delete_operation, index_operation
+from m3_connectors.backends.elasticsearch.bulk import Outcome, joined, write
+from m3_connectors.backends.elasticsearch.connection import Connection, segment
+from m3_connectors.backends.elasticsearch.filters import query_of
+from m3_connectors.backends.elasticsearch.mapping import (
+    BACKEND,
+    METADATA,
+    ROWS,
+    SPARSE_BLOB,
+    TEXT,
+    alias_of,
+    first_index_of,
+    index_body,
+    our_index,
+    read_schema,
+)
+from m3_connectors.backends.elasticsearch.paging import count, pages
+from m3_connectors.backends.elasticsearch.reading import Reader
+from m3_connectors.backends.endpoint import Endpoint, refuse_unknown
+from m3_connectors.backends.together import together
+from m3_connectors.documents import Document
+from m3_connectors.embeddings import Component, Float32, M3Embeddings
+from m3_connectors.errors import AlreadyExists, InvalidInput, NotFound
+from m3_connectors.filters import Filter
+from m3_connectors.methods import Method
+
+Refresh = Literal[True, False, "wait_for"]
+
+_PORT = 9200
+_BATCH_BYTES = 8 * 2**20
+_BATCHES_AT_ONCE = 2
+_DELETES = 1000
+
+
+class ElasticsearchBackend(Backend):
+    """One collection: an alias and the index behind it."""
+
+    name: ClassVar[str] = BACKEND
+    capabilities: ClassVar[frozenset[Capability]] = frozenset(
+        {
+            Capability.PERSISTENT,
+            Capability.NATIVE_DENSE_ANN,
+            Capability.NATIVE_SPARSE,
+            Capability.CONCURRENT_PROCESSES,
+            Capability.SPLIT_LONG_DOCUMENTS,
+            Capability.FLOAT32_MULTIVECTORS,
+            Capability.DATE_RANGES,
+        }
+    )
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        collection: str = "documents",
+        *,
+        refresh: Refresh = True,
+        shards: int | None = None,
+        replicas: int | None = None,
+    ) -> None:
+        """A collection on a server; nothing is sent yet.
+
+        Args:
+            endpoint: The server.
+            collection: Its name there.
+            refresh: When writes can be searched: ``True``, before a write returns, by making a small segment each
+                time, best with few large writes; ``"wait_for"``, the same without that segment, but each write then
+                takes up to the index's refresh interval (1 s); ``False``, within that interval after the write.
+            shards: Of a new index; None for the server's default, 1.
+            replicas: Of a new index; None for the server's default, 1.
+
+        Raises:
+            InvalidInput: An option or the collection's name cannot be used.
+        """
+        if refresh not in (True, False, "wait_for"):
+            raise InvalidInput(f"refresh is {refresh!r}: give True, False or 'wait_for'.")
+        for option, value, least in (("shards", shards, 1), ("replicas", replicas, 0)):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+                raise InvalidInput(f"{option} is {value!r}: give a whole number >= {least}.")
+        self.collection = collection
+        self.refresh = refresh
+        self._shards, self._replicas = shards, replicas
+        self._alias = alias_of(collection)
+        self._connection = Connection(endpoint)
+        self._reader: Reader | None = None
+
+    @classmethod
+    def from_url(cls, url: str, collection: str, options: Mapping[str, Any]) -> ElasticsearchBackend:
+        """The backend of ``elasticsearch+http(s)://[USER:PASSWORD@]HOST[:9200]``.
+
+        Raises:
+            InvalidInput: An unusable URL or option.
+        """
+        endpoint, left = Endpoint.parse(
+            url, options, default_port=_PORT, environment=os.environ, prefix="M3_ELASTICSEARCH"
+        )
+        refuse_unknown(left, ("refresh", "shards", "replicas"))
+        return cls(endpoint, collection, **left)
+
+    # -- the collection
+
+    async def _create(self, schema: Schema) -> None:
+        if await self._behind_alias("create"):
+            raise AlreadyExists(
+                f'there is an index or alias "{self._alias}".\n  Open it, drop it, or use another collection name.',
+                backend=BACKEND,
+                operation="create",
+            )
+        path = f"/{segment(first_index_of(self._alias))}"
+        await self._connection.once(
+            "create", "PUT", path, index_body(schema, self._alias, self._shards, self._replicas)
+        )
+        self._reader = Reader(self._connection, self._alias, schema)
+
+    async def _open(self) -> Schema:
+        schema = read_schema(await self._behind_alias("open"), self.collection)
+        self._reader = Reader(self._connection, self._alias, schema)
+        return schema
+
+    async def _drop(self) -> None:
+        there = await self._behind_alias("drop")
+        if there:
+            await self._connection.request(
+                "drop", "DELETE", f"/{segment(our_index(there, self.collection, 'drop'))}"
+            )
+
+    async def close(self) -> None:
+        await self._connection.close()
+        self._reader = self._schema = None
+
+    async def _behind_alias(self, operation: str) -> dict[str, Any]:
+        """What the server answers about the alias; empty if there is none."""
+        try:
+            answer: dict[str, Any] = await self._connection.request(
+                operation, "GET", f"/{segment(self._alias)}"
+            )
+        except NotFound:
+            return {}
+        return answer
+
+    # -- writing
+
+    async def _upsert(self, documents: Sequence[Document], embeddings: M3Embeddings) -> None:
+        schema = self.schema
+
+        def lines(positions: Sequence[int]) -> dict[str, bytes]:
+            return {documents[i].id: index_operation(schema, documents[i], embeddings[i]) for i in positions}
+
+        async def send(positions: Sequence[int]) -> Outcome:
+            operations = await anyio.to_thread.run_sync(lines, positions)
+            return await self._write(operations, "upsert")
+
+        sizes = _sizes(schema, documents, embeddings)
+        batches = by_bytes(range(len(documents)), sizes.__getitem__, _BATCH_BYTES)
+        outcomes = await together([functools.partial(send, batch) for batch in batches], _BATCHES_AT_ONCE)
+        await self._written(outcomes, "upsert")
+
+    async def _delete(self, ids: Sequence[str]) -> int:
+        parts = by_count(list(dict.fromkeys(ids)), _DELETES)
+        outcomes = [await self._write({id: delete_operation(id) for id in part}, "delete") for part in parts]
+        results = await self._written(outcomes, "delete")
+        return sum(result == "deleted" for result in results.values())
+
+    async def _delete_where(self, filter: Filter) -> int:
+        ids = [
+            hit["_id"]
+            async for hits in pages(self._connection, self._alias, "delete", query_of(filter))
+            for hit in hits
+        ]
+        return await self._delete(ids) if ids else 0
+
+    async def _write(self, operations: Mapping[str, bytes], operation: str) -> Outcome:
+        params = {"refresh": "wait_for"} if self.refresh == "wait_for" else {}
+        return await write(self._connection, self._alias, operations, operation, params)
+
+    async def _written(self, outcomes: list[Outcome], operation: str) -> dict[str, str]:
+        """The results of a whole call, once they can be searched."""
+        if self.refresh is True and any(outcome.results for outcome in outcomes):
+            await self._connection.request(operation, "POST", f"/{segment(self._alias)}/_refresh")
+        return joined(outcomes, operation)
+
+    # -- reading
+
+    async def _fetch(self, ids: Sequence[str]) -> list[Document | None]:
+        found = await self._read.sources(list(dict.fromkeys(ids)))
+        return [_document(id, found[id]) if id in found else None for id in ids]
+
+    async def _vectors(self, ids: Sequence[str]) -> M3Embeddings:
+        return await self._read.vectors(ids)
+
+    async def _count(self, filter: Filter | None) -> int:
+        return await count(self._connection, self._alias, _query(filter))
+
+    async def scan_ids(self) -> AsyncIterator[str]:
+        self._check_open()
+        async for hits in pages(self._connection, self._alias, "scan", {"match_all": {}}):
+            for hit in hits:
+                yield hit["_id"]
+
+    # -- ranking
+
+    async def _candidates(
+        self, component: Component, query: M3Embeddings, limit: int, filter: Filter | None, exact: bool
+    ) -> Ranking:
+        hits, scores = await self._list(component, query, limit, filter, exact, ())
+        return Ranking([hit["_id"] for hit in hits], scores)
+
+    async def _list(
+        self,
+        component: Component,
+        query: M3Embeddings,
+        limit: int,
+        filter: Filter | None,
+        exact: bool,
+        fields: Sequence[str],
+    ) -> tuple[ranking.Hits, Float32]:
+        if component == "sparse":
+            return await ranking.sparse_list(
+                self._connection, self._alias, query, limit, _query(filter), fields
+            )
+        assert query.dense is not None
+        return await ranking.dense_list(
+            self._connection, self._alias, query.dense[0], limit, _query(filter), exact, fields
+        )
+
+    async def _propose(
+        self, query: M3Embeddings, method: Method, filter: Filter | None, exact: bool
+    ) -> tuple[list[str], Known]:
+        """Both lists at once; their hits bring what s_lex needs, and how much their multi-vectors weigh."""
+        fields = [ROWS] if "multivector" in self.schema.components else []
+        if "sparse" in method.scored:
+            fields.append(SPARSE_BLOB)
+        components = list(method.candidates)
+        lists = await together(
+            [
+                functools.partial(self._list, name, query, method.candidates[name], filter, exact, fields)
+                for name in components
+            ]
+        )
+        known: Known = {}
+        for component, (hits, scores) in zip(components, lists, strict=True):
+            ids = [hit["_id"] for hit in hits]
+            known.setdefault(component, {}).update(zip(ids, scores, strict=True))
+            self._read.note_rows(hits)
+            if component == "dense" and "sparse" in method.scored:
+                exact_scores = await ranking.sparse_scores_of(query, hits)
+                known.setdefault("sparse", {}).update(zip(ids, exact_scores, strict=True))
+        return list(dict.fromkeys(hit["_id"] for hits, _ in lists for hit in hits)), known
+
+    async def _complete(
+        self, components: Sequence[Component], query: M3Embeddings, ids: Sequence[str], known: Known
+    ) -> dict[Component, Float32]:
+        """s_lex and s_mul in one reading of the blobs, where both are missing."""
+        from_blobs = [
+            name
+            for name in components
+            if name != "dense" and any(id not in known.get(name, {}) for id in ids)
+        ]
+        missing = [id for id in ids if any(id not in known.get(name, {}) for name in from_blobs)]
+        if missing:
+            found = await self._read.blob_scores(from_blobs, query, missing)
+            known = known | {name: known.get(name, {}) | found[name] for name in from_blobs}
+        return await super()._complete(components, query, ids, known)
+
+    async def _score(self, component: Component, query: M3Embeddings, ids: Sequence[str]) -> Float32:
+        distinct = list(dict.fromkeys(ids))
+        if component == "dense":
+            assert query.dense is not None
+            found = await self._read.dense_scores(query.dense[0], distinct)
+        else:
+            found = (await self._read.blob_scores([component], query, distinct))[component]
+        return np.array([found[id] for id in ids], dtype=np.float32)
+
+    @property
+    def _read(self) -> Reader:
+        self._check_open()
+        assert self._reader is not None
+        return self._reader
+
+
+def _query(filter: Filter | None) -> dict[str, Any] | None:
+    return None if filter is None else query_of(filter)
+
+
+def _document(id: str, source: Mapping[str, Any]) -> Document:
+    return Document(id, source[TEXT], json.loads(source[METADATA]))
+
+
+def _sizes(schema: Schema, documents: Sequence[Document], embeddings: M3Embeddings) -> list[int]:
+    """About how many bytes each document takes in a bulk request."""
+    # JSON takes 12 bytes for a float and 40 for a token in both its forms; base64 adds a third.
+    sizes = np.array([len(document.text.encode()) for document in documents]) + 12 * schema.model.dimension
+    if embeddings.sparse is not None:
+        sizes += 40 * np.diff(embeddings.sparse.indptr)
+    if embeddings.multivectors is not None:
+        itemsize = np.dtype(schema.storage.multivector_dtype).itemsize
+        sizes += embeddings.multivectors.counts * embeddings.multivectors.dimension * itemsize * 4 // 3
+    return [int(size) for size in sizes]
