@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
@@ -96,7 +97,8 @@ class MilvusBackend(Backend):
             path = url.removeprefix("milvus:")
             if not path or path.startswith("//"):
                 raise InvalidInput(
-                    f"{url!r} names no data directory: use milvus:./data.db, or milvus+http://HOST:{_PORT} for a server."
+                    f"{url!r} names no data directory: use milvus:./data.db.\n"
+                    f"  A server is milvus+http://HOST:{_PORT}."
                 )
             left = dict(options)
             default = Patience()
@@ -127,8 +129,7 @@ class MilvusBackend(Backend):
             raise AlreadyExists(
                 f'collection "{self.collection}" is there.', backend=self.name, operation="create"
             )
-        index = self._index or ("FLAT" if connection.is_lite else "HNSW")
-        layout = Layout(schema, name, not connection.is_lite, index)
+        layout = Layout(schema, name, not connection.is_lite, self._new_index(connection))
         if layout.has_parts:
             # Left over from a drop that did not come to its end.
             await connection.call("create", "drop_collection", layout.parts_name)
@@ -137,7 +138,6 @@ class MilvusBackend(Backend):
                 "create_collection",
                 layout.parts_name,
                 schema=layouts.part_fields(),
-                index_params=layouts.part_indexes(),
                 consistency_level="Strong",
             )
         await connection.call(
@@ -145,7 +145,6 @@ class MilvusBackend(Backend):
             "create_collection",
             name,
             schema=layouts.document_fields(layout, self.collection),
-            index_params=layouts.document_indexes(layout),
             properties=layouts.properties(schema, self.collection) if connection.is_lite else None,
             consistency_level="Strong",
         )
@@ -158,16 +157,29 @@ class MilvusBackend(Backend):
         if not await connection.call("open", "has_collection", name):
             raise NotFound(f'no collection "{self.collection}".', backend=self.name, operation="open")
         described = await connection.call("open", "describe_collection", name)
-        indexes = await connection.call("open", "list_indexes", name)
-        index = ""
-        if "dense" in indexes:
-            index = (await connection.call("open", "describe_index", name, index_name="dense"))["index_type"]
-        layout = layouts.read_layout(self.collection, described, index)
-        for collection in (name, layout.parts_name)[: 1 + layout.has_parts]:
-            await connection.call("open", "load_collection", collection)
+        layout = layouts.read_layout(self.collection, described, self._new_index(connection))
+        if await self._indexed(layout.name, layouts.document_indexes(layout)):
+            found = await connection.call("open", "describe_index", name, index_name="dense")
+            layout = dataclasses.replace(layout, dense_index=found["index_type"])
+        await connection.call("open", "load_collection", name)
+        if layout.has_parts:
+            await self._indexed(layout.parts_name, layouts.part_indexes())
+            await connection.call("open", "load_collection", layout.parts_name)
         self._reader = Reader(connection, layout)
         self._writer = Writer(connection, layout, self._reader, self._batch_bytes)
         return layout.schema
+
+    async def _indexed(self, name: str, indexes: Any) -> bool:
+        """Make the indexes of a collection unless it has them; whether it had them."""
+        connection = await self._connection()
+        if await connection.call("open", "list_indexes", name):
+            return True
+        # Not waiting: the collection is empty, and pymilvus sleeps half a second for each.
+        await connection.call("create", "create_index", name, index_params=indexes, sync=False)
+        return False
+
+    def _new_index(self, connection: Connection) -> str:
+        return self._index or ("FLAT" if connection.is_lite else "HNSW")
 
     async def _drop(self) -> None:
         connection = await self._connection()
@@ -211,9 +223,7 @@ class MilvusBackend(Backend):
     # -- writing
 
     async def _upsert(self, documents: Sequence[Document], embeddings: M3Embeddings) -> None:
-        await self._writes.upsert(
-            entities(self._reads.layout, documents, embeddings, self._max_row_bytes)
-        )
+        await self._writes.upsert(entities(self._reads.layout, documents, embeddings, self._max_row_bytes))
 
     async def _delete(self, ids: Sequence[str]) -> int:
         return await self._writes.delete(list(dict.fromkeys(map(key_of, ids))))
@@ -246,7 +256,9 @@ class MilvusBackend(Backend):
         self, component: Component, query: M3Embeddings, limit: int, filter: Filter | None, exact: bool
     ) -> Ranking:
         reads = self._reads
-        whole = limit > reads.most_results or (component == "dense" and exact and not reads.layout.exact_dense)
+        whole = limit > reads.most_results or (
+            component == "dense" and exact and not reads.layout.exact_dense
+        )
         find = reads.scan_for if whole else reads.search
         found = await find(component, query, limit, self._expression(filter))
         ids = [id_of(key) for key in found]
@@ -301,4 +313,3 @@ class MilvusBackend(Backend):
 
     def _expression(self, filter: Filter | None) -> str:
         return expression(filter, terms_as_array=self._reads.layout.terms_as_array)
-

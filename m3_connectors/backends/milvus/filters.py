@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, assert_never
 
 from m3_connectors.backends.milvus.naming import digest
-from m3_connectors.filters import And, Comparison, Compare, Exists, Filter, Not, OneOf, Or, Scalar, parse_date
+from m3_connectors.filters import And, Compare, Comparison, Exists, Filter, Not, OneOf, Or, Scalar, parse_date
 
 EVERYTHING = 'key != ""'
 NOTHING = 'key == ""'

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 from pymilvus import CollectionSchema, DataType, MilvusClient
 from pymilvus.milvus_client.index import IndexParams
@@ -21,8 +21,7 @@ from m3_connectors.backends.milvus.errors import BACKEND
 from m3_connectors.backends.milvus.naming import MAX_KEY_BYTES, stored_name
 from m3_connectors.errors import InvalidInput, Rejected
 
-DenseIndex = Literal["HNSW", "FLAT", "AUTOINDEX"]
-DENSE_INDEXES: tuple[DenseIndex, ...] = ("HNSW", "FLAT", "AUTOINDEX")
+DENSE_INDEXES = ("HNSW", "FLAT", "AUTOINDEX")
 
 MAX_TEXT_BYTES = 65_535
 """A VARCHAR's, everywhere."""
@@ -149,7 +148,7 @@ def read_layout(collection: str, described: Mapping[str, Any], dense_index: str)
     Args:
         collection: The user's name of it.
         described: The answer of ``describe_collection``.
-        dense_index: The index type of its field ``dense``; empty if there is none.
+        dense_index: The type of the dense index.
 
     Raises:
         Rejected: It is not this package's, or a field of it is gone.
@@ -170,12 +169,14 @@ def read_layout(collection: str, described: Mapping[str, Any], dense_index: str)
     types = {field["name"]: field["type"] for field in described["fields"]}
     layout = Layout(schema, stored_name(collection), types.get("terms") == DataType.ARRAY, dense_index)
     missing = sorted(
-        field.name for field in document_fields(layout, collection).fields if types.get(field.name) != field.dtype
+        field.name
+        for field in document_fields(layout, collection).fields
+        if types.get(field.name) != field.dtype
     )
-    if missing or not dense_index:
+    if missing:
         raise _refused(
-            f'collection "{collection}" lacks {", ".join(missing) or "the index of dense"}, or has it in another '
-            "type: the server cannot hold it, or it was changed.\n  Index into another collection."
+            f'collection "{collection}" lacks {", ".join(missing)}, or has it in another type: the server cannot '
+            "hold it, or it was changed.\n  Index into another collection."
         )
     return layout
 

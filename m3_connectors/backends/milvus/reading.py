@@ -67,12 +67,17 @@ class Reader:
 
     async def pages(self, operation: str, expression: str, fields: Sequence[str]) -> AsyncIterator[list[Row]]:
         """All rows that an expression finds, a thousand at a time, in the order of their keys."""
-        # Without a retry: an iterator that failed does not know where it was.
-        options = {"filter": expression, "output_fields": list(fields), "batch_size": _PAGE}
         iterator = await self._connection.call(
-            operation, "query_iterator", self.layout.name, consistency_level="Strong", **options
+            operation,
+            "query_iterator",
+            self.layout.name,
+            filter=expression,
+            output_fields=list(fields),
+            batch_size=_PAGE,
+            consistency_level="Strong",
         )
         try:
+            # Not tried again: an iterator that failed does not know where it was.
             while page := await self._connection.in_thread(operation, iterator.next):
                 yield list(page)
         finally:
@@ -116,9 +121,7 @@ class Reader:
             multivectors = MultiVectors.from_list([unpacked[key] for key in keys], dimension)
         return embeddings_of(self.layout, [rows[key] for key in keys], columns, multivectors)
 
-    async def _multivectors(
-        self, operation: str, keys: Sequence[str]
-    ) -> AsyncIterator[tuple[str, Float32]]:
+    async def _multivectors(self, operation: str, keys: Sequence[str]) -> AsyncIterator[tuple[str, Float32]]:
         """The multi-vector of each key, in bounded answers.
 
         Raises:
@@ -144,7 +147,9 @@ class Reader:
             rows = await self.rows(operation, keys, ["multivector", "version", "parts"])
             _check_found(keys, rows, operation)
             wanted = [part for row in rows.values() for part in part_keys(row)]
-            parts = await self.rows(operation, wanted, ["multivector"], self.layout.parts_name) if wanted else {}
+            parts = (
+                await self.rows(operation, wanted, ["multivector"], self.layout.parts_name) if wanted else {}
+            )
             if len(parts) == len(wanted):
                 return {
                     key: [
@@ -204,7 +209,9 @@ class Reader:
             found = {keys[i]: found[keys[i]] for i in best}
         return found
 
-    async def searched_scores(self, component: Component, query: M3Embeddings, keys: Sequence[str]) -> Float32:
+    async def searched_scores(
+        self, component: Component, query: M3Embeddings, keys: Sequence[str]
+    ) -> Float32:
         """One component's score of each key, from the store's own search among these keys.
 
         Raises:

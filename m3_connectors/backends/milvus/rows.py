@@ -50,9 +50,7 @@ def entities(
     Raises:
         InvalidInput: A document does not fit into one row, or has more filterable values than one can hold.
     """
-    return [
-        _entity(layout, document, embeddings[i], max_row_bytes) for i, document in enumerate(documents)
-    ]
+    return [_entity(layout, document, embeddings[i], max_row_bytes) for i, document in enumerate(documents)]
 
 
 def document_of(row: Mapping[str, Any]) -> Document:
@@ -175,13 +173,19 @@ def _text_pieces(text: bytes) -> list[str]:
 
 
 def _sparse_matrix(rows: Sequence[Mapping[int, float]], width: int) -> sp.csr_array:
-    counts, token_ids, weights = [0], [], []
+    counts = [0]
+    token_ids: list[int] = []
+    weights: list[float] = []
     for row in rows:
         tokens = sorted((token, weight) for token, weight in row.items() if token != NO_TOKEN)
         token_ids.extend(token for token, _ in tokens)
         weights.extend(weight for _, weight in tokens)
         counts.append(len(token_ids))
     return sp.csr_array(
-        (np.array(weights, dtype=np.float32), np.array(token_ids, dtype=np.int64), np.array(counts, dtype=np.int64)),
+        (
+            np.array(weights, dtype=np.float32),
+            np.array(token_ids, dtype=np.int64),
+            np.array(counts, dtype=np.int64),
+        ),
         shape=(len(rows), width),
     )

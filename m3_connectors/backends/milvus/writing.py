@@ -71,7 +71,9 @@ class Writer:
 
     async def delete_where(self, expression: str) -> int:
         """Remove the documents that an expression finds; how many there were."""
-        found = [row["key"] async for page in self._reader.pages("delete", expression, ["key"]) for row in page]
+        found = [
+            row["key"] async for page in self._reader.pages("delete", expression, ["key"]) for row in page
+        ]
         return await self.delete(found)
 
     async def settle(self) -> None:
