@@ -210,7 +210,7 @@ def _bound(value: object, where: str) -> int | float | datetime.datetime:
 
 def _number(value: float, where: str) -> int | float:
     if not math.isfinite(value) or abs(value) > _LARGEST:
-        raise InvalidInput(f"{where} is {value}: numbers in filters are finite and at most 2**53 in size.")
+        raise InvalidInput(f"{where} is {value}: numbers in filters are finite and less than 2**53 in size.")
     return value
 
 
@@ -266,6 +266,6 @@ _COMPARE: dict[str, Callable[[Any, Any], bool]] = {
     "$lte": lambda a, b: bool(a <= b),
 }
 _OPERATORS = ("$eq", "$ne", "$in", "$nin", "$exists", *_COMPARE)
-_LARGEST = 2**53
+_LARGEST = 2**53 - 1
 _FORBIDDEN = re.compile(r"[\x00-\x1f\x7f\"'`\\\[\]]")
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}([T ]\d{2}:\d{2}:\d{2}(\.\d{1,6})?(Z|[+-]\d{2}:\d{2})?)?", re.ASCII)

@@ -18,7 +18,7 @@ from m3_connectors.embeddings import COMPONENTS, Component, M3Embeddings, ModelI
 from m3_connectors.errors import InvalidInput, NotFound
 from m3_connectors.explanation import Explanation, explain
 from m3_connectors.filters import parse_filter
-from m3_connectors.methods import METHODS, Method, Weights
+from m3_connectors.methods import METHODS, Method
 
 Query = str | M3Embeddings
 """A text, or its embeddings (a batch of one)."""
@@ -44,7 +44,7 @@ class Encoder(Protocol):
         """Who the model is."""
 
     @property
-    def recommended_weights(self) -> Mapping[str, Weights]:
+    def recommended_weights(self) -> Mapping[str, tuple[float, float, float]]:
         """Weights by method name that the model ships with; may be empty."""
 
     def encode(self, texts: Sequence[str], *, components: Sequence[Component] = COMPONENTS) -> M3Embeddings:

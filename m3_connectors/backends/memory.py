@@ -30,7 +30,7 @@ class MemoryBackend(Backend):
         self._documents: dict[str, Document] = {}
         self._embeddings: dict[str, M3Embeddings] = {}
         self._columns: M3Embeddings | None = None
-        """All embeddings in the order of ``_documents``; made on use, forgotten on every write."""
+        """All of ``_embeddings`` in their order; made on use, forgotten on every write."""
 
     @classmethod
     def from_url(cls, url: str, collection: str, options: Mapping[str, Any]) -> MemoryBackend:
@@ -40,12 +40,16 @@ class MemoryBackend(Backend):
             InvalidInput: Something follows the colon, or there are options.
         """
         if url != "memory:" or options:
-            raise InvalidInput(f"{url!r} with options {sorted(options)}: memory: takes neither a path nor options.")
+            raise InvalidInput(
+                f"{url!r} with options {sorted(options)}: memory: takes neither a path nor options."
+            )
         return cls(collection)
 
     async def _create(self, schema: Schema) -> None:
         if self._created is not None:
-            raise AlreadyExists(f'collection "{self.collection}" is there.', backend=self.name, operation="create")
+            raise AlreadyExists(
+                f'collection "{self.collection}" is there.', backend=self.name, operation="create"
+            )
         self._created = schema
 
     async def _open(self) -> Schema:
@@ -104,7 +108,8 @@ class MemoryBackend(Backend):
     ) -> Ranking:
         passing = self._passing(filter)
         if component == "sparse":
-            passing = [id for id in passing if _share_a_token(query, self._embeddings[id])]
+            sharing = self._sharing_a_token(query)
+            passing = [id for id in passing if id in sharing]
         scores = await self._score(component, query, passing)
         best = rank(passing, scores, limit)
         return Ranking([passing[i] for i in best], scores[best])
@@ -115,11 +120,22 @@ class MemoryBackend(Backend):
             raise NotFound(f"no document {missing!r}.", backend=self.name, operation="score")
         if not ids:
             return np.empty(0, dtype=np.float32)
-        if self._columns is None:
-            self._columns = M3Embeddings.concatenate(list(self._embeddings.values()))
-        all_scores = score(component, self._rounded(query), self._columns)
+        all_scores = score(component, self._rounded(query), self._all())
         position = {id: i for i, id in enumerate(self._embeddings)}
         return all_scores[[position[id] for id in ids]]
+
+    def _all(self) -> M3Embeddings:
+        if self._columns is None:
+            self._columns = M3Embeddings.concatenate(list(self._embeddings.values()))
+        return self._columns
+
+    def _sharing_a_token(self, query: M3Embeddings) -> set[str]:
+        if not self._embeddings:
+            return set()
+        documents = self._all().sparse
+        assert query.sparse is not None and documents is not None
+        shared = (documents != 0).astype(np.int64) @ (query.sparse != 0).astype(np.int64).T
+        return {id for id, count in zip(self._embeddings, shared.toarray().reshape(-1), strict=True) if count}
 
     def _passing(self, filter: Filter | None) -> list[str]:
         self._check_open()
@@ -128,8 +144,3 @@ class MemoryBackend(Backend):
     def _rounded(self, embeddings: M3Embeddings) -> M3Embeddings:
         float16 = self.schema.storage.multivector_dtype == "float16"
         return as_float16(embeddings) if float16 else embeddings
-
-
-def _share_a_token(query: M3Embeddings, document: M3Embeddings) -> bool:
-    assert query.sparse is not None and document.sparse is not None
-    return len(np.intersect1d(query.sparse.indices, document.sparse.indices)) > 0

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import itertools
-import threading
+import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from types import MappingProxyType
 
-import numpy as np
 import torch
 
-from m3_connectors.embeddings import COMPONENTS, Component, M3Embeddings, ModelInfo, MultiVectors
-from m3_connectors.encoder import heads
-from m3_connectors.encoder.attention import fused_attention, tiled_attention
-from m3_connectors.encoder.batching import by_budget, is_out_of_memory
+from m3_connectors.embeddings import COMPONENTS, Component, M3Embeddings, ModelInfo
 from m3_connectors.encoder.devices import Precision, choose_device, choose_dtype
 from m3_connectors.encoder.loading import load
 from m3_connectors.encoder.progress import reporter
+from m3_connectors.encoder.runner import Runner
 from m3_connectors.encoder.tokens import TextTokeniser, TokenisedText
 from m3_connectors.errors import InvalidInput
 
@@ -27,8 +24,6 @@ Progress = Callable[[int, int], object]
 
 _WINDOW_TEXTS = 1024
 """Texts that ``encode`` tokenises, sorts and encodes together."""
-_TOKEN_BUDGET = {"cpu": 4096}
-_TOKEN_BUDGET_GPU = 65_536
 
 
 class TruncationWarning(UserWarning):
@@ -60,7 +55,7 @@ class M3Encoder:
 
     def __init__(
         self,
-        model: str = "BAAI/bge-m3",
+        model: str | os.PathLike[str] = "BAAI/bge-m3",
         *,
         revision: str | None = None,
         device: str | None = None,
@@ -77,13 +72,12 @@ class M3Encoder:
         self._device = choose_device(device)
         self._dtype = choose_dtype(precision, self._device)
         checkpoint = load(str(model), revision=revision, dtype=self._dtype)
-        self._model = checkpoint.model.to(self._device)
-        self._attention = tiled_attention if self._device.type == "cpu" else fused_attention
         self._tokenise = TextTokeniser(checkpoint.tokenizer)
         self._model_max_length = checkpoint.model.config.max_length
         self._max_length = self._check_length(max_length, self._model_max_length)
-        self._token_budget = token_budget or _TOKEN_BUDGET.get(self._device.type, _TOKEN_BUDGET_GPU)
-        self._turn = threading.Lock()
+        self._runner = Runner(
+            checkpoint.model.to(self._device), self._tokenise, checkpoint.info, token_budget=token_budget
+        )
         self.info: ModelInfo = checkpoint.info
         """Who this model is; written into every result."""
         self.recommended_weights: Mapping[str, tuple[float, float, float]] = MappingProxyType(
@@ -109,7 +103,7 @@ class M3Encoder:
     @property
     def token_budget(self) -> int:
         """Most tokens in one forward pass; smaller than asked for once memory ran out."""
-        return self._token_budget
+        return self._runner.token_budget
 
     def encode(
         self,
@@ -136,14 +130,13 @@ class M3Encoder:
         Raises:
             InvalidInput: A text is no string (says which), or an argument is out of its range.
         """
-        if isinstance(texts, (str, bytes)):
-            raise InvalidInput(
-                "texts is a single string; encode takes a list of texts.\n  Call encode([text])."
-            )
-        texts = list(texts)
+        texts = list(_check_texts(texts))
+        wanted, limit = _check_components(components), self._check_length(max_length, self._max_length)
         with reporter(progress, len(texts)) as report:
-            parts = list(self._windows(texts, _WINDOW_TEXTS, components, max_length, mcls, report))
-        return parts[0] if len(parts) == 1 else M3Embeddings.concatenate(parts)
+            parts = list(self._windows(texts, _WINDOW_TEXTS, wanted, limit, mcls, report))
+        result = parts[0] if len(parts) == 1 else M3Embeddings.concatenate(parts)
+        self._warn_if_cut(result, limit)
+        return result
 
     def encode_stream(
         self,
@@ -167,12 +160,11 @@ class M3Encoder:
         Raises:
             InvalidInput: As ``encode`` does, at the batch that holds the text.
         """
-        if isinstance(texts, (str, bytes)):
-            raise InvalidInput("texts is a single string; encode_stream takes an iterable of texts.")
+        _check_texts(texts)
         if batch_texts < 1:
             raise InvalidInput(f"batch_texts is {batch_texts}; it must be at least 1.")
-        windows = self._windows(texts, batch_texts, components, max_length, mcls, lambda _: None)
-        return (part for part in windows if len(part))
+        wanted, limit = _check_components(components), self._check_length(max_length, self._max_length)
+        return self._stream(texts, batch_texts, wanted, limit, mcls)
 
     def token_strings(self, text: str) -> list[str]:
         """The tokens behind the multi-vector rows of a text, ``</s>`` last."""
@@ -183,127 +175,59 @@ class M3Encoder:
         token: str | None = self._tokenise.tokenizer.id_to_token(id)
         return token
 
+    def _stream(
+        self,
+        texts: Iterable[str],
+        batch_texts: int,
+        wanted: frozenset[Component],
+        limit: int,
+        mcls: bool,
+    ) -> Iterator[M3Embeddings]:
+        warned = False
+        for part in self._windows(texts, batch_texts, wanted, limit, mcls, lambda _: None):
+            warned = warned or self._warn_if_cut(part, limit)
+            if len(part):
+                yield part
+
     def _windows(
         self,
         texts: Iterable[str],
-        window_texts: int,
-        components: Sequence[Component],
-        max_length: int | None,
-        mcls: bool,
-        report: Callable[[int], object],
-    ) -> Iterator[M3Embeddings]:
-        """Encode window by window, the next one being tokenised meanwhile; at least one, maybe empty."""
-        wanted = _check_components(components)
-        limit = self._check_length(max_length, self._max_length)
-        return self._run_windows(iter(texts), window_texts, wanted, limit, mcls, report)
-
-    def _run_windows(
-        self,
-        source: Iterator[str],
         window_texts: int,
         wanted: frozenset[Component],
         limit: int,
         mcls: bool,
         report: Callable[[int], object],
     ) -> Iterator[M3Embeddings]:
-        warned = False
-        read = 0
+        """Encode window by window, the next one being tokenised meanwhile; at least one, maybe empty."""
+        source, read = iter(texts), 0
         with ThreadPoolExecutor(1, "m3-tokenise") as pool:
 
-            def tokenise_next() -> tuple[int, Callable[[], list[TokenisedText]]]:
+            def start_next() -> Future[list[TokenisedText]] | None:
                 nonlocal read
                 window = list(itertools.islice(source, window_texts))
-                job = pool.submit(self._tokenise, window, limit, mcls=mcls, first_index=read)
-                read += len(window)
-                return len(window), job.result
+                if read and not window:
+                    return None
+                first, read = read, read + len(window)
+                return pool.submit(self._tokenise, window, limit, mcls=mcls, first_index=first)
 
-            ahead = tokenise_next()
-            while True:
-                size, tokenised = ahead
-                window = tokenised()
-                more = size == window_texts
-                if more:
-                    ahead = tokenise_next()
-                    more = ahead[0] > 0
-                cut = sum(text.truncated for text in window)
-                if cut and not warned:
-                    warned = True
-                    warnings.warn(_cut_message(cut, limit), TruncationWarning, stacklevel=4)
-                yield self._encode_window(window, wanted, report)
-                if not more:
-                    return
+            job = start_next()
+            while job is not None:
+                window = job.result()
+                job = start_next() if window else None
+                yield self._runner.run(window, wanted, report)
 
-    def _encode_window(
-        self, texts: list[TokenisedText], wanted: frozenset[Component], report: Callable[[int], object]
-    ) -> M3Embeddings:
-        n, d = len(texts), self.info.dimension
-        offsets = np.cumsum([0, *(text.multivector_count for text in texts)], dtype=np.int64)
-        dense = np.empty((n, d), np.float32) if "dense" in wanted else None
-        rows = np.empty((offsets[-1], d), np.float32) if "multivector" in wanted else None
-        token_offsets = np.cumsum([0, *(len(text.ids) for text in texts)], dtype=np.int64)
-        weights = np.empty(token_offsets[-1], np.float32) if "sparse" in wanted else None
-        pending = by_budget([len(text.ids) for text in texts], self._token_budget)[::-1]
-        while pending:
-            batch = pending.pop()
-            try:
-                with self._turn:
-                    outputs = self._encode_batch([texts[i] for i in batch], wanted)
-            except Exception as error:
-                if len(batch) == 1 or not is_out_of_memory(error):
-                    raise
-                self._token_budget = max(1, self._token_budget // 2)
-                lengths = [len(texts[i].ids) for i in batch]
-                smaller = by_budget(lengths, min(self._token_budget, sum(lengths) // 2))
-                pending.extend([batch[j] for j in part] for part in reversed(smaller))
-                continue
-            batch_dense, batch_weights, batch_rows = outputs
-            if dense is not None:
-                dense[batch] = batch_dense
-            _scatter(batch_weights, weights, token_offsets, batch)
-            _scatter(batch_rows, rows, offsets, batch)
-            report(len(batch))
-        sparse = None
-        if weights is not None:
-            ids = np.concatenate([text.ids for text in texts]) if texts else np.empty(0, np.int64)
-            sparse = heads.sparse_matrix(
-                weights,
-                ids,
-                np.repeat(np.arange(n), np.diff(token_offsets)),
-                shape=(n, self.info.vocabulary_size),
-                without=self._tokenise.unweighted_ids,
+    def _warn_if_cut(self, result: M3Embeddings, limit: int) -> bool:
+        """One warning, seen from who called encode or iterates over encode_stream."""
+        cut = result.truncated_count
+        if cut:
+            more = ", or raise max_length" if limit < self._model_max_length else ""
+            warnings.warn(
+                f"{cut} text{'s are' if cut > 1 else ' is'} longer than {limit} tokens and cut there; "
+                f"M3Embeddings.truncated says which.\n  Split long texts into passages{more}.",
+                TruncationWarning,
+                stacklevel=3,
             )
-        return M3Embeddings(
-            dense=dense,
-            sparse=sparse,
-            multivectors=None if rows is None else MultiVectors(rows, offsets),
-            truncated=np.array([text.truncated for text in texts], dtype=np.bool_),
-            model=self.info,
-        )
-
-    @torch.inference_mode()
-    def _encode_batch(self, texts: list[TokenisedText], wanted: frozenset[Component]) -> _Outputs:
-        """One forward pass; each output end to end, or None if it is not wanted."""
-        lengths = [len(text.ids) for text in texts]
-        starts = np.cumsum([0, *lengths[:-1]])
-        cls_rows = np.concatenate([text.cls + start for text, start in zip(texts, starts, strict=True)])
-        ids, positions = (
-            torch.from_numpy(np.concatenate(parts)).to(self._device)
-            for parts in ([text.ids for text in texts], [self._tokenise.positions(text) for text in texts])
-        )
-        hidden = self._model(ids, lengths, positions=positions, attention=self._attention)
-        dense = weights = rows = None
-        if "dense" in wanted:
-            cls_texts = np.repeat(np.arange(len(texts)), [len(text.cls) for text in texts])
-            cls_rows_, cls_texts_ = (torch.from_numpy(x).to(self._device) for x in (cls_rows, cls_texts))
-            dense = heads.dense_vectors(hidden, cls_rows_, cls_texts_, len(texts)).cpu().numpy()
-        if "sparse" in wanted:
-            weights = heads.token_weights(hidden, self._model.sparse_linear).cpu().numpy()
-        if "multivector" in wanted:
-            kept = torch.ones(len(hidden), dtype=torch.bool)
-            kept[torch.from_numpy(cls_rows)] = False
-            head = self._model.colbert_linear
-            rows = heads.multivector_rows(hidden[kept.to(self._device)], head).cpu().numpy()
-        return dense, weights, rows
+        return cut > 0
 
     def _check_length(self, asked: int | None, limit: int) -> int:
         if asked is None:
@@ -316,7 +240,13 @@ class M3Encoder:
         return asked
 
 
-_Outputs = tuple["heads.Float32 | None", "heads.Float32 | None", "heads.Float32 | None"]
+def _check_texts(texts: Iterable[str]) -> Iterable[str]:
+    if isinstance(texts, (str, bytes)) or not isinstance(texts, Iterable):
+        raise InvalidInput(
+            f"texts is {type(texts).__name__} {texts!r:.60}; it must be a list of strings.\n"
+            "  Put a single text into a list: encode([text])."
+        )
+    return texts
 
 
 def _check_components(components: Sequence[Component]) -> frozenset[Component]:
@@ -325,23 +255,3 @@ def _check_components(components: Sequence[Component]) -> frozenset[Component]:
             f"components is {components!r}; it must be a tuple of one or more of {', '.join(COMPONENTS)}."
         )
     return frozenset(components)
-
-
-def _scatter(
-    source: heads.Float32 | None, target: heads.Float32 | None, offsets: heads.Int64, batch: list[int]
-) -> None:
-    """Put the parts of a batch, end to end in ``source``, where their texts belong in ``target``."""
-    if source is None or target is None:
-        return
-    at = 0
-    for i in batch:
-        size = offsets[i + 1] - offsets[i]
-        target[offsets[i] : offsets[i + 1]] = source[at : at + size]
-        at += size
-
-
-def _cut_message(cut: int, limit: int) -> str:
-    return (
-        f"{cut} text{'s are' if cut > 1 else ' is'} longer than {limit} tokens and cut there (the first so far; "
-        "M3Embeddings.truncated says which).\n  Split long texts into passages, or raise max_length."
-    )

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 import scipy.sparse as sp
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-Float32 = npt.NDArray[np.float32]
-Int64 = npt.NDArray[np.int64]
+from m3_connectors.embeddings import Float32, Int64
 
 
 def dense_vectors(hidden: Tensor, cls_rows: Tensor, cls_texts: Tensor, texts: int) -> Tensor:

@@ -7,6 +7,14 @@ from __future__ import annotations
 
 from m3_connectors.readers.dead_letters import DeadLetter, DeadLetterFiles
 from m3_connectors.readers.fields import Fields
-from m3_connectors.readers.sources import FORMATS, check_sources, read_documents
+from m3_connectors.readers.sources import FORMATS, check_sources, is_records, read_documents
 
-__all__ = ["FORMATS", "DeadLetter", "DeadLetterFiles", "Fields", "check_sources", "read_documents"]
+__all__ = [
+    "FORMATS",
+    "DeadLetter",
+    "DeadLetterFiles",
+    "Fields",
+    "check_sources",
+    "is_records",
+    "read_documents",
+]

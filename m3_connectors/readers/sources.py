@@ -70,6 +70,11 @@ def check_sources(sources: Iterable[Path]) -> None:
             )
 
 
+def is_records(path: Path) -> bool:
+    """Whether a file holds one document a record (JSON Lines, CSV), not one in all."""
+    return _format(path) in _JSONL + _CSV
+
+
 def _read(path: Path, name: str, fields: Fields, skip: Skip) -> Iterator[Document]:
     kind = _format(path)
     if kind in _JSONL:

@@ -1,1 +1,1 @@
-"""What others may test with: conformance of backends, seeded corpora, small random checkpoints."""
+"""Shipped helpers for testing: random collections (``worlds``) and the contract as tests (``conformance``, for pytest)."""

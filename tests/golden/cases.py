@@ -9,7 +9,7 @@ CONFIG = ModelConfig(
     vocab_size=1200,
     hidden_size=32,
     num_hidden_layers=3,
-    num_attention_heads=4,
+    num_attention_heads=2,
     intermediate_size=64,
     max_position_embeddings=8194,
 )
@@ -35,7 +35,7 @@ SHORT: list[str] = [
     "ﬁne ½ ℌ Ａ cafe\u0301 café",
     "𝔘𝔫𝔦𝔠𝔬𝔡𝔢 \U0010fffd 中文mixedहिन्दी",
 ]
-LONG: list[str] = [_long(40), _long(150), _long(600), "fox" + " fox" * 8189, _long(5000)]
+LONG: list[str] = [_long(40), _long(150), _long(2500), "fox" + " fox" * 8189, _long(9000)]
 TEXTS_OF_GOLDEN = [*SHORT, *LONG]
 ROWS_KEPT = 40
 """Of a long text's multi-vector, only this many rows, evenly spread, are kept in the golden file."""

@@ -1,0 +1,1 @@
+"""The command line ``m3``: one module for each command."""

@@ -1,0 +1,102 @@
+"""The program ``m3``: its commands, and how each failure looks to a person."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+import warnings
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from m3_connectors import __version__
+from m3_connectors.cli.console import err, lines_of, out
+from m3_connectors.cli.doctor import doctor
+from m3_connectors.cli.encode import encode
+from m3_connectors.cli.evaluate import evaluate
+from m3_connectors.cli.explain import explain
+from m3_connectors.cli.index import index
+from m3_connectors.cli.search import search
+from m3_connectors.errors import M3Error
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells give it."""
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        out.print(__version__)
+        raise typer.Exit
+
+
+app = typer.Typer(
+    name="m3",
+    help="BGE-M3 retrieval: dense, sparse and multi-vector, exactly fused, in the store of your choice.",
+    epilog="Start here:  m3 index qdrant:./notes ~/notes   then   m3 search qdrant:./notes 'a question'",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True),
+    ] = False,
+) -> None:
+    pass
+
+
+app.command()(index)
+app.command()(search)
+app.command()(explain)
+app.command("eval")(evaluate)
+app.command()(encode)
+app.command()(doctor)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        arguments: What follows ``m3``; the process's own by default.
+
+    Returns:
+        Exit code: 0 done, 1 failed with a reason on stderr, 2 wrong usage, 130 interrupted.
+    """
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    debug = "--debug" in arguments
+    try:
+        with warnings.catch_warnings():
+            if not debug:
+                warnings.simplefilter("ignore")  # what matters to a person is said by the command itself
+            app(args=arguments, prog_name="m3")
+    except SystemExit as exit:
+        return exit.code if isinstance(exit.code, int) else 1
+    except BrokenPipeError:
+        sys.stderr.close()  # `m3 … | head`: the reader has what it wanted
+        return 0
+    except Exception as error:  # noqa: BLE001 (the last stop: a reason for a person, never a traceback)
+        if debug:
+            traceback.print_exc()
+        else:
+            err.print(_reason(error), markup=False, highlight=False, soft_wrap=True)
+        return 1
+    return 0
+
+
+def _reason(error: Exception) -> str:
+    kind = type(error).__name__
+    if isinstance(error, M3Error):
+        return f"{kind}: " + "\n".join(lines_of(error))
+    if isinstance(error, OSError):
+        where = f": {error.filename}" if error.filename else ""
+        return f"{kind}: {error.strerror}{where}" if error.strerror else f"{kind}: {error}"
+    first = str(error).splitlines()[0] if str(error) else "no message"
+    return (
+        f"{kind}: {first}\n  This is a fault of m3 itself: run again with --debug and report what it prints."
+    )

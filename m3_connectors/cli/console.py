@@ -1,0 +1,78 @@
+"""How things look: results on stdout, everything else on stderr, plain where nobody watches."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+_PLAIN_WIDTH = 140
+"""Columns where stdout is no terminal: wide enough to read, and independent of who runs it."""
+
+
+class _Console(Console):
+    """A console that writes to the stream of the moment, so that redirected streams are respected."""
+
+    def __init__(self, *, stderr: bool) -> None:
+        stream = sys.stderr if stderr else sys.stdout
+        super().__init__(stderr=stderr, width=None if stream.isatty() else _PLAIN_WIDTH, highlight=False)
+
+
+out = _Console(stderr=False)
+"""Results."""
+
+err = _Console(stderr=True)
+"""Progress, warnings, reasons."""
+
+
+def print_json(document: Any) -> None:
+    """The one JSON document of a ``--json`` call, on stdout."""
+    sys.stdout.write(json.dumps(document, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
+
+
+def warn(message: str) -> None:
+    """A warning for people, on stderr."""
+    err.print(Text.assemble(("warning  ", "yellow"), message), soft_wrap=True)
+
+
+@contextlib.contextmanager
+def working(what: str) -> Iterator[None]:
+    """Says what is going on while it goes on, where a person watches."""
+    if err.is_terminal:
+        with err.status(what):
+            yield
+    else:
+        yield
+
+
+def lines_of(error: Exception) -> list[str]:
+    """An error's message with the notes added on its way: what happened, then what to do."""
+    notes: list[str] = getattr(error, "__notes__", [])
+    return [*str(error).splitlines(), *notes]
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people: ``0.4 s``, ``12 s``, ``2 min 10 s``, ``3 h 12 min``."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def plural(count: int, noun: str) -> str:
+    """``1 document``, ``1,204 documents``."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def one_line(text: str) -> str:
+    """Text with every run of blanks and control characters as one blank."""
+    return " ".join("".join(letter if letter.isprintable() else " " for letter in text[:1000]).split())

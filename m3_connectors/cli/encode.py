@@ -1,0 +1,110 @@
+"""``m3 encode``: texts to vectors, without a store."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from m3_connectors.cli.console import duration, err, out, plural, print_json
+from m3_connectors.cli.opening import DEFAULT_MODEL, load_encoder
+from m3_connectors.cli.options import Debug, Json, Model
+from m3_connectors.embeddings import COMPONENTS, Component, M3Embeddings, Vocabulary
+from m3_connectors.errors import InvalidInput
+from m3_connectors.readers import DeadLetter, Fields, is_records, read_documents
+
+
+def _components(value: str) -> str:
+    for name in value.split(","):
+        if name not in COMPONENTS:
+            raise typer.BadParameter(f"{name!r} is none of {', '.join(COMPONENTS)}.")
+    return value
+
+
+def encode(
+    texts: Annotated[
+        list[str] | None, typer.Argument(metavar="TEXT", help="Texts, each an argument.")
+    ] = None,
+    file: Annotated[
+        Path | None,
+        typer.Option(
+            "--file", "-f", metavar="FILE", help="JSON Lines or CSV of texts; any other: one text a line."
+        ),
+    ] = None,
+    text: Annotated[
+        str, typer.Option("--text", metavar="FIELD", help="Field or column of the text.")
+    ] = "text",
+    to: Annotated[
+        Path | None,
+        typer.Option("--to", "-o", metavar="FILE", help="Write a safetensors file for M3Embeddings.load."),
+    ] = None,
+    components: Annotated[
+        str,
+        typer.Option(
+            "--components", metavar="C1,C2,…", callback=_components, help=f"Of {', '.join(COMPONENTS)}."
+        ),
+    ] = ",".join(COMPONENTS),
+    model: Model = None,
+    max_length: Annotated[
+        int | None,
+        typer.Option(
+            "--max-length", metavar="TOKENS", min=3, help="Cut texts here.", show_default="the model's own"
+        ),
+    ] = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Encode texts into one safetensors file (--to) or JSON (--json)."""
+    if bool(texts) == bool(file):
+        raise typer.BadParameter("give texts or --file, one of the two.")
+    if not (to or json):
+        raise typer.BadParameter("say where the vectors go: --to FILE or --json.")
+    wanted = _read(file, text) if file else texts or []
+    encoder = load_encoder(model or DEFAULT_MODEL)
+    chosen: tuple[Component, ...] = tuple(name for name in COMPONENTS if name in components.split(","))
+    started = time.monotonic()
+    embeddings = encoder.encode(
+        wanted, components=chosen, max_length=max_length, progress=bool(err.is_terminal)
+    )
+    seconds = time.monotonic() - started
+    if to:
+        embeddings.save(to)
+    if json:
+        print_json(_document(embeddings, wanted, encoder))
+        return
+    parts = [plural(len(wanted), "text"), ", ".join(chosen)]
+    if embeddings.truncated_count:
+        parts.append(f"{embeddings.truncated_count:,} longer than the maximum, cut")
+    parts += [duration(seconds), f"written to {to}"]
+    out.print("  " + " · ".join(parts), markup=False, soft_wrap=True)
+
+
+def _read(path: Path, field: str) -> list[str]:
+    """The texts of a file, one a row of the result: so that rows and lines agree, nothing may be skipped."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is no file.\n  Give a file of texts.")
+    if not is_records(path):
+        return path.read_text(encoding="utf-8").splitlines()
+
+    def refuse(_: Path, letter: DeadLetter) -> None:
+        raise InvalidInput(f"{letter}\n  Mend the line or take it out.")
+
+    documents = read_documents([path], fields=Fields(field), on_dead_letter=refuse)
+    return [document.text for document in documents]
+
+
+def _document(embeddings: M3Embeddings, texts: list[str], vocabulary: Vocabulary) -> dict[str, Any]:
+    rows = []
+    for i, (text, row) in enumerate(zip(texts, embeddings, strict=True)):
+        entry: dict[str, Any] = {"text": text, "truncated": bool(row.truncated_count)}
+        if row.dense is not None:
+            entry["dense"] = row.dense[0].tolist()
+        if row.sparse is not None:
+            entry["sparse"] = embeddings.lexical_weights(i, vocabulary)
+        if row.multivectors is not None:
+            entry["multivectors"] = row.multivectors[0].tolist()
+        rows.append(entry)
+    model = None if embeddings.model is None else embeddings.model.name
+    return {"model": model, "embeddings": rows}

@@ -1,0 +1,150 @@
+"""``m3 index``: files and folders into a collection."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+from urllib.parse import urlsplit
+
+import typer
+from rich.progress import Progress, SpinnerColumn, TextColumn
+
+from m3_connectors.backends.registry import DEFAULT_COLLECTION
+from m3_connectors.cli.console import duration, err, out, plural, print_json
+from m3_connectors.cli.opening import open_index
+from m3_connectors.cli.options import Collection, Debug, Json, Model, Url
+from m3_connectors.documents import Document
+from m3_connectors.errors import InvalidInput, M3Error
+from m3_connectors.readers import DeadLetterFiles, Fields, check_sources, read_documents
+
+
+def index(
+    url: Url,
+    sources: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="SOURCE…",
+            help="JSON Lines and CSV (also .gz), text, Markdown, HTML, and folders of them.",
+        ),
+    ],
+    collection: Collection = DEFAULT_COLLECTION,
+    model: Model = None,
+    text: Annotated[
+        str, typer.Option("--text", metavar="FIELD", help="Field or column of the text.")
+    ] = "text",
+    id: Annotated[
+        str | None, typer.Option("--id", metavar="FIELD", help="Field of the id.", show_default="id or _id")
+    ] = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Read documents, encode them and store them; the same command again goes on or brings up to date.
+
+    What cannot be read is skipped and written to SOURCE.dead.jsonl with its line number and the reason.
+    """
+    check_sources(sources)
+    counter = _Counter()
+    with DeadLetterFiles(Path.cwd()) as dead:
+        documents = read_documents(
+            sources,
+            fields=Fields(text, id),
+            on_source=dead.begin,
+            on_dead_letter=dead.add,
+            without=_store_folder(url),
+        )
+        with open_index(url, collection, model, create=True) as opened, counter:
+            before = opened.count()
+            started = time.monotonic()
+            try:
+                report = opened.add(counter.reading(documents), progress=counter.stored)
+            except KeyboardInterrupt:
+                err.print(f"{plural(counter.safe, 'document')} are safe. Go on with the same command.")
+                raise typer.Exit(130) from None
+            except M3Error as error:
+                error.add_note(f"  {plural(counter.safe, 'document')} are safe; go on with the same command.")
+                raise
+            seconds = time.monotonic() - started
+            count = opened.count()
+            name = opened.schema.model.name
+    if not report.written and dead.first:
+        raise InvalidInput(
+            f"nothing was indexed: {plural(dead.count, 'record')} skipped, the first {dead.first}\n"
+            f"  All of them with their reasons: {_names(dead.paths)}"
+        )
+    replaced = before + report.written - count
+    rate = report.written / max(seconds, 1e-9)
+    if json:
+        print_json(
+            {
+                "url": url,
+                "collection": collection,
+                "model": name,
+                "documents": report.written,
+                "replaced": replaced,
+                "duplicates": list(report.duplicates),
+                "truncated": report.truncated,
+                "skipped": dead.count,
+                "dead_letters": [str(path) for path in dead.paths],
+                "count": count,
+                "seconds": round(seconds, 3),
+                "documents_per_second": round(rate, 3),
+            }
+        )
+        return
+    parts = [plural(report.written, "document")]
+    if replaced:
+        parts.append(f"{replaced:,} of them in place of earlier ones")
+    if report.duplicates:
+        parts.append(f"{plural(len(report.duplicates), 'id')} came twice, the last was kept")
+    if report.truncated:
+        parts.append(f"{report.truncated:,} longer than the model reads, cut")
+    if dead.count:
+        parts.append(f"{dead.count:,} skipped (see {_names(dead.paths)})")
+    parts += [duration(seconds), f"{rate:,.0f} documents/s" if rate >= 10 else f"{rate:.1f} documents/s"]
+    out.print("  " + " · ".join(parts), markup=False, soft_wrap=True)
+
+
+class _Counter:
+    """How far reading and storing are, shown while a person watches."""
+
+    def __init__(self) -> None:
+        self.safe = 0
+        """Documents stored so far."""
+        self._read = 0
+        columns = (SpinnerColumn(), TextColumn("{task.description}"))
+        self._bar = Progress(*columns, console=err, transient=True, disable=not err.is_terminal)
+        self._task = self._bar.add_task("")
+
+    def reading(self, documents: Iterator[Document]) -> Iterator[Document]:
+        """The documents, counted as they pass."""
+        for document in documents:
+            self._read += 1
+            self._show()
+            yield document
+
+    def stored(self, count: int) -> None:
+        """So many documents are stored."""
+        self.safe = count
+        self._show()
+
+    def _show(self) -> None:
+        self._bar.update(self._task, description=f"read {self._read:,} ▸ stored {self.safe:,}")
+
+    def __enter__(self) -> _Counter:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+
+def _store_folder(url: str) -> Path | None:
+    """The folder of an embedded store, which may lie in a folder that is read."""
+    path = urlsplit(url).path
+    return Path(path) if path and not urlsplit(url).netloc else None
+
+
+def _names(paths: list[Path]) -> str:
+    return ", ".join(path.name for path in paths)

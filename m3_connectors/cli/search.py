@@ -1,0 +1,92 @@
+"""``m3 search``: ask a question."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from m3_connectors.backends.registry import DEFAULT_COLLECTION
+from m3_connectors.cli.console import one_line, out, print_json
+from m3_connectors.cli.opening import open_index
+from m3_connectors.cli.options import (
+    Collection,
+    Debug,
+    Json,
+    MethodName,
+    Model,
+    Url,
+    WeightsText,
+    choose_method,
+    parse_json_object,
+)
+from m3_connectors.documents import Hit
+from m3_connectors.embeddings import COMPONENTS
+from m3_connectors.filters import parse_filter
+
+
+def search(
+    url: Url,
+    query: Annotated[str, typer.Argument(metavar="QUESTION", help="What to look for.")],
+    collection: Collection = DEFAULT_COLLECTION,
+    model: Model = None,
+    method: MethodName = "all",
+    k: Annotated[int, typer.Option("-k", metavar="K", help="Most hits.", min=1)] = 10,
+    filter: Annotated[
+        str | None,
+        typer.Option(
+            "--filter", metavar="JSON", help="""Only documents that pass, as '{"year": {"$gte": 2020}}'."""
+        ),
+    ] = None,
+    weights: WeightsText = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Show the best documents for a question, with the scores that ranked them."""
+    wanted = parse_json_object(filter, "--filter") if filter else None
+    parse_filter(wanted)  # a mistake is said before a model is loaded
+    with open_index(url, collection, model, create=False) as index:
+        chosen = choose_method(index.methods, method, weights)
+        hits = index.search(query, method=chosen, k=k, filter=wanted)
+    if json:
+        print_json(
+            {
+                "query": query,
+                "method": method,
+                "weights": list(chosen.weights),
+                "hits": [
+                    {
+                        "id": hit.document.id,
+                        "score": hit.score,
+                        "scores": {name: getattr(hit.scores, name) for name in COMPONENTS},
+                        "text": hit.document.text,
+                        "metadata": dict(hit.document.metadata),
+                    }
+                    for hit in hits
+                ],
+            }
+        )
+    elif hits:
+        out.print(hits_table(hits))
+    else:
+        out.print("  no document " + ("passes the filter" if wanted else "is in the collection"))
+
+
+def hits_table(hits: list[Hit]) -> Table:
+    """Hits in a table: rank, fused score, component scores, id and the beginning of the text."""
+    table = Table(box=None, pad_edge=True, padding=(0, 1), header_style="dim")
+    for name in ("#", "score", "dense", "sparse", "multi"):
+        table.add_column(name, justify="right", style="bold" if name == "score" else None, no_wrap=True)
+    table.add_column("document", no_wrap=True, overflow="ellipsis")
+    for rank, hit in enumerate(hits, 1):
+        scores = [getattr(hit.scores, name) for name in COMPONENTS]
+        document = Text.assemble((hit.document.id, "bold"), (" · ", "dim"), one_line(hit.document.text))
+        table.add_row(
+            str(rank),
+            f"{hit.score:.3f}",
+            *("–" if score is None else f"{score:.3f}" for score in scores),
+            document,
+        )
+    return table

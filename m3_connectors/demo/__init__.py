@@ -1,0 +1,1 @@
+"""The demo of ``make demo``: search the documentation of the Python that runs it."""

@@ -1,0 +1,254 @@
+"""``python -m m3_connectors.demo``: real text that every machine has, searched with all that M3 gives."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.rule import Rule
+from rich.table import Table
+from rich.text import Text
+
+from m3_connectors.blocking import Index, connect
+from m3_connectors.cli.console import duration, err, lines_of, one_line, out, working
+from m3_connectors.cli.evaluate import measures_table
+from m3_connectors.cli.explain import explanation_lines
+from m3_connectors.cli.opening import load_encoder
+from m3_connectors.demo.pydocs import Entry, collect
+from m3_connectors.documents import Document, Hit
+from m3_connectors.embeddings import COMPONENTS
+from m3_connectors.errors import M3Error, MissingDependency, NotFound
+from m3_connectors.evaluation.beir import Dataset
+from m3_connectors.evaluation.measures import measure
+from m3_connectors.evaluation.run import run_bm25, run_method
+from m3_connectors.methods import METHODS
+
+if TYPE_CHECKING:
+    from m3_connectors.encoder.encoder import M3Encoder
+
+URL = "qdrant:./demo-data"
+COLLECTION = "pydocs"
+KNOWN_ITEMS = "known-items"
+ENTRIES = 6000
+"""Documents of the demo: all of the standard library and as many of installed packages."""
+KNOWN_ITEM_DOCUMENTS = 1500
+KNOWN_ITEM_QUERIES = 300
+QUESTIONS = (
+    "how long does a small piece of code take to run",
+    "remove whitespace from both ends of a string",
+    "run a function in another thread and wait for its result",
+    "Dateien in ein komprimiertes Archiv packen",
+    "parse the options given on the command line",
+)
+
+
+def main() -> int:
+    """Run the demo; exit code 0, or 1 with a reason."""
+    parser = argparse.ArgumentParser(prog="python -m m3_connectors.demo", description=__doc__)
+    parser.add_argument(
+        "--model", default=os.environ.get("M3_MODEL", "models/m3-tiny"), help="directory or hub name"
+    )
+    model = parser.parse_args().model
+    try:
+        demonstrate(model)
+    except (M3Error, OSError) as error:
+        lines = "\n".join(lines_of(error))
+        err.print(f"{type(error).__name__}: {lines}", markup=False, soft_wrap=True)
+        return 1
+    except KeyboardInterrupt:
+        err.print("stopped; the next run begins anew")
+        return 130
+    return 0
+
+
+def demonstrate(
+    model: str,
+    *,
+    url: str = URL,
+    entries: int = ENTRIES,
+    known_items: int = KNOWN_ITEM_DOCUMENTS,
+    known_item_queries: int = KNOWN_ITEM_QUERIES,
+) -> None:
+    """Index the documentation of this Python, ask, explain, measure.
+
+    Args:
+        model: Hub name or directory.
+        url: A store; the demo's collections in it are made anew.
+        entries: Most documents.
+        known_items: Most documents of the known-item evaluation.
+        known_item_queries: Most of its queries.
+    """
+    began = time.monotonic()
+    _heading("1  Read", "the documentation of this Python, from its source files, without importing them")
+    with working("reading …"):
+        documented = collect(entries)
+    counts = ", ".join(f"{sum(entry.kind == kind for entry in documented):,} {kind}s" for kind in _KINDS)
+    _say(f"{len(documented):,} documents ({counts.replace('classs', 'classes')}) · {_since(began)}")
+    encoder = load_encoder(model)
+    _heading("2  Index", f"dense, sparse and multi-vectors by {encoder.info}, into {url}, exact and on disk")
+    documents = [Document(entry.name, entry.text, {"kind": entry.kind}) for entry in documented]
+    with _fresh(url, COLLECTION, encoder) as index:
+        _add(index, documents)
+        _heading("3  Ask", "five methods side by side; each row is that method's first answer")
+        for question in QUESTIONS:
+            _ask(index, question)
+        _heading("4  Explain", "where the score of the first answer to the first question comes from")
+        _explain(index, QUESTIONS[0])
+    _heading("5  Measure", "known items: the summary line as query, the rest of the docstring as document")
+    _measure(url, encoder, documented, known_items, known_item_queries)
+    _heading("6  Go on", f"all of it took {_since(began)}; now it is your turn")
+    _next_steps(url, model)
+
+
+def _ask(index: Index, question: str) -> None:
+    table = Table(
+        box=None, padding=(0, 1), header_style="dim", title=Text(question, "bold cyan"), title_justify="left"
+    )
+    table.add_column("method", no_wrap=True, min_width=len("dense_sparse"))
+    for name in ("score", "dense", "sparse", "multi"):
+        table.add_column(name, justify="right", no_wrap=True, min_width=len("0.000"))
+    table.add_column("first answer", no_wrap=True, overflow="ellipsis", ratio=3)
+    table.add_column("then", no_wrap=True, overflow="ellipsis", ratio=2, style="dim")
+    for name in METHODS:
+        first, *others = index.search(question, method=name, k=3)
+        scores = (getattr(first.scores, component) for component in COMPONENTS)
+        then = ", ".join(hit.document.id for hit in others)
+        table.add_row(
+            name, f"{first.score:.3f}", *(_number(score) for score in scores), _name_and_summary(first), then
+        )
+    out.print(table)
+    out.print()
+
+
+def _name_and_summary(hit: Hit) -> Text:
+    summary = one_line(hit.document.text.partition("\n")[2].partition("\n\n")[0])
+    return Text.assemble((hit.document.id, "bold"), (" · ", "dim"), summary)
+
+
+def _explain(index: Index, question: str) -> None:
+    best = index.search(question, k=1)[0].document
+    _say(f"“{question}” and {best.id}:")
+    out.print(explanation_lines(index.explain(question, best.id)))
+
+
+def _measure(url: str, encoder: M3Encoder, entries: Iterable[Entry], documents: int, queries: int) -> None:
+    dataset = known_item_dataset(entries, documents, queries)
+    with _fresh(url, KNOWN_ITEMS, encoder) as index:
+        _add(index, dataset.documents)
+        vectors = encoder.encode(list(dataset.queries.values()))
+        results = []
+        for name, method in index.methods.items():
+            shown = " ".join(f"{weight:g}" for weight in method.weights)
+            with working(f"searching with {name} …"):
+                results.append(
+                    (name, shown, measure(dataset.qrels, run_method(index, dataset, vectors, method)))
+                )
+    with contextlib.suppress(MissingDependency):
+        results.append(("bm25", "", measure(dataset.qrels, run_bm25(dataset))))
+    _say(f"{len(dataset.queries):,} queries, {len(dataset.documents):,} documents, one of them right")
+    out.print(measures_table(results))
+
+
+def known_item_dataset(entries: Iterable[Entry], documents: int, queries: int) -> Dataset:
+    """Documents without their first paragraph, to be found by it.
+
+    Entries qualify whose summary is a sentence of 4 to 30 words that no other entry has, and whose rest has at
+    least 100 characters.
+
+    Args:
+        entries: Where to choose from; the first that qualify are taken.
+        documents: Most documents.
+        queries: Most queries; spread evenly over the documents.
+    """
+    seen: set[str] = set()
+
+    def qualify() -> Iterator[Entry]:
+        for entry in entries:
+            is_new = entry.summary.lower() not in seen and entry.details not in seen
+            seen.update((entry.summary.lower(), entry.details))
+            if is_new and 4 <= len(entry.summary.split()) <= 30 and len(entry.details) >= 100:
+                yield entry
+
+    chosen = list(islice(qualify(), documents))
+    asked = chosen[:: max(1, -(-len(chosen) // queries))]
+    return Dataset(
+        name="pydocs",
+        split="known-items",
+        documents=[Document(entry.name, entry.details) for entry in chosen],
+        queries={entry.name: entry.summary for entry in asked},
+        qrels={entry.name: {entry.name: 1} for entry in asked},
+    )
+
+
+def _fresh(url: str, collection: str, encoder: M3Encoder) -> Index:
+    """An empty collection; what an earlier run left, maybe by another model, is removed."""
+    with contextlib.suppress(NotFound):
+        connect(url, collection, create=False).drop()
+    return connect(url, collection, encoder=encoder)
+
+
+def _add(index: Index, documents: Sequence[Document]) -> None:
+    started = time.monotonic()
+    with _bar(len(documents)) as progress:
+        report = index.add(documents, progress=progress)
+    seconds = time.monotonic() - started
+    _say(f"{report.written:,} documents · {duration(seconds)} · {report.written / seconds:,.0f} documents/s")
+
+
+@contextlib.contextmanager
+def _bar(total: int) -> Iterator[Callable[[int], None]]:
+    if not err.is_terminal:
+        yield lambda _: None
+        return
+    columns = (TextColumn(" encode and store"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=err, transient=True) as bar:
+        task = bar.add_task("", total=total)
+        yield lambda stored: bar.update(task, completed=stored)
+
+
+def _heading(title: str, what: str) -> None:
+    out.print()
+    out.print(Text.assemble((title, "bold green"), "   ", (what, "dim")), soft_wrap=True)
+    out.print(Rule(style="dim"))
+
+
+def _say(message: str) -> None:
+    out.print(f"  {message}", markup=False, soft_wrap=True)
+
+
+def _since(began: float) -> str:
+    return duration(time.monotonic() - began)
+
+
+def _number(score: float | None) -> str:
+    return "–" if score is None else f"{score:.3f}"
+
+
+def _next_steps(url: str, model: str) -> None:
+    m3 = "m3" if shutil.which("m3") else os.path.relpath(os.path.join(os.path.dirname(sys.executable), "m3"))
+    steps: Mapping[str, str] = {
+        f'{m3} search {url} -c {COLLECTION} "your own question"': "ask",
+        f'{m3} search {url} -c {COLLECTION} "sort a list" --filter \'{{"kind": "function"}}\'': "filter",
+        f"{m3} index qdrant:./notes FOLDER --model {model}": "your own texts",
+        f"{m3} --help": "everything else",
+    }
+    table = Table(box=None, show_header=False, padding=(0, 2))
+    table.add_column(no_wrap=True)
+    table.add_column(style="dim", no_wrap=True)
+    for command, what in steps.items():
+        table.add_row(Text(command, "bold"), what)
+    out.print(table)
+
+
+_KINDS = ("module", "class", "function")
+
+if __name__ == "__main__":
+    sys.exit(main())

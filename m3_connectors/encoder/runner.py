@@ -1,0 +1,147 @@
+"""Tokenised texts through the network in batches of bounded cost, and back into the caller's order."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+
+from m3_connectors.embeddings import Component, Float32, Int64, M3Embeddings, ModelInfo, MultiVectors
+from m3_connectors.encoder import heads
+from m3_connectors.encoder.attention import fused_attention, tiled_attention
+from m3_connectors.encoder.batching import by_budget, is_out_of_memory
+from m3_connectors.encoder.linear import speed_up
+from m3_connectors.encoder.model import M3Model
+from m3_connectors.encoder.tokens import TextTokeniser, TokenisedText
+
+_TOKEN_BUDGET = {"cpu": 4096}
+_TOKEN_BUDGET_GPU = 65_536
+
+
+class _Outputs(NamedTuple):
+    """Of one batch, its texts end to end; None where not asked for."""
+
+    dense: Float32 | None
+    token_weights: Float32 | None
+    multivector_rows: Float32 | None
+
+
+class Runner:
+    """A model ready to run; calls from several threads take turns, batch by batch.
+
+    Args:
+        model: On its device; its layers are replaced by faster ones (``speed_up``).
+        tokeniser: What made the texts' token ids.
+        info: Written into every result.
+        token_budget: Most tokens in one forward pass; by default what suits the device.
+    """
+
+    def __init__(
+        self, model: M3Model, tokeniser: TextTokeniser, info: ModelInfo, *, token_budget: int | None
+    ) -> None:
+        self._device = model.embeddings.word_embeddings.weight.device
+        self._model = model
+        speed_up(model)
+        self._attention = tiled_attention if self._device.type == "cpu" else fused_attention
+        self._tokeniser = tokeniser
+        self._info = info
+        self._turn = threading.Lock()
+        self.token_budget = token_budget or _TOKEN_BUDGET.get(self._device.type, _TOKEN_BUDGET_GPU)
+
+    def run(
+        self, texts: Sequence[TokenisedText], wanted: frozenset[Component], report: Callable[[int], object]
+    ) -> M3Embeddings:
+        """Encode texts; the result has their order.
+
+        If memory runs out, the batch is halved and so is the budget of all later ones; a single text that does not
+        fit, and every other error, is raised as it is.
+
+        Args:
+            texts: May be empty.
+            wanted: The components to compute; nothing else is.
+            report: Called with the number of texts just done.
+        """
+        lengths = [len(text.ids) for text in texts]
+        token_offsets = np.cumsum([0, *lengths], dtype=np.int64)
+        row_offsets = np.cumsum([0, *(text.multivector_count for text in texts)], dtype=np.int64)
+        d = self._info.dimension
+        dense = np.empty((len(texts), d), np.float32) if "dense" in wanted else None
+        weights = np.empty(token_offsets[-1], np.float32) if "sparse" in wanted else None
+        rows = np.empty((row_offsets[-1], d), np.float32) if "multivector" in wanted else None
+        pending = by_budget(lengths, self.token_budget)[::-1]
+        while pending:
+            batch = pending.pop()
+            try:
+                with self._turn:
+                    outputs = self._forward([texts[i] for i in batch], wanted)
+            except Exception as error:
+                if len(batch) == 1 or not is_out_of_memory(error):
+                    raise
+                self.token_budget = max(1, min(self.token_budget, sum(lengths[i] for i in batch)) // 2)
+                smaller = by_budget([lengths[i] for i in batch], self.token_budget)
+                pending.extend([batch[j] for j in part] for part in reversed(smaller))
+                continue
+            if dense is not None:
+                dense[batch] = outputs.dense
+            _scatter(outputs.token_weights, weights, token_offsets, batch)
+            _scatter(outputs.multivector_rows, rows, row_offsets, batch)
+            report(len(batch))
+        return M3Embeddings(
+            dense=dense,
+            sparse=None if weights is None else self._sparse(weights, texts),
+            multivectors=None if rows is None else MultiVectors(rows, row_offsets),
+            truncated=np.array([text.truncated for text in texts], dtype=np.bool_),
+            model=self._info,
+        )
+
+    @torch.inference_mode()
+    def _forward(self, texts: Sequence[TokenisedText], wanted: frozenset[Component]) -> _Outputs:
+        """One forward pass."""
+        lengths = [len(text.ids) for text in texts]
+        starts = np.cumsum([0, *lengths[:-1]])
+        cls_rows = self._tensor([text.cls + start for text, start in zip(texts, starts, strict=True)])
+        hidden = self._model(
+            self._tensor([text.ids for text in texts]),
+            lengths,
+            positions=self._tensor([self._tokeniser.positions(text) for text in texts]),
+            attention=self._attention,
+        )
+        dense = weights = rows = None
+        if "dense" in wanted:
+            cls_texts = self._tensor([np.full(len(text.cls), i) for i, text in enumerate(texts)])
+            dense = heads.dense_vectors(hidden, cls_rows, cls_texts, len(texts)).cpu().numpy()
+        if "sparse" in wanted:
+            weights = heads.token_weights(hidden, self._model.sparse_linear).cpu().numpy()
+        if "multivector" in wanted:
+            kept = torch.ones(len(hidden), dtype=torch.bool, device=self._device).index_fill_(
+                0, cls_rows, False
+            )
+            rows = heads.multivector_rows(hidden[kept], self._model.colbert_linear).cpu().numpy()
+        return _Outputs(dense, weights, rows)
+
+    def _sparse(self, weights: Float32, texts: Sequence[TokenisedText]) -> sp.csr_array:
+        return heads.sparse_matrix(
+            weights,
+            np.concatenate([np.empty(0, np.int64), *(text.ids for text in texts)]),
+            np.repeat(np.arange(len(texts)), np.array([len(text.ids) for text in texts], dtype=np.int64)),
+            shape=(len(texts), self._info.vocabulary_size),
+            without=self._tokeniser.unweighted_ids,
+        )
+
+    def _tensor(self, parts: Sequence[Int64]) -> torch.Tensor:
+        return torch.from_numpy(np.concatenate(parts)).to(self._device)
+
+
+def _scatter(source: Float32 | None, target: Float32 | None, offsets: Int64, batch: Sequence[int]) -> None:
+    """Put the parts of a batch, end to end in ``source``, where their texts belong in ``target``."""
+    if source is None or target is None:
+        return
+    at = 0
+    for i in batch:
+        size = offsets[i + 1] - offsets[i]
+        target[offsets[i] : offsets[i + 1]] = source[at : at + size]
+        at += size

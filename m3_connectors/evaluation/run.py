@@ -1,0 +1,77 @@
+"""A dataset over an index: the corpus stored once, the methods run, the runs measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from m3_connectors.blocking import Index
+from m3_connectors.documents import Document
+from m3_connectors.embeddings import M3Embeddings
+from m3_connectors.errors import InvalidInput
+from m3_connectors.evaluation.beir import Dataset
+from m3_connectors.evaluation.bm25 import BM25
+from m3_connectors.methods import Method
+
+DEPTH = 100
+"""Answers of a run: what Recall@100 needs."""
+
+_BATCH = 256
+
+
+def store_corpus(index: Index, documents: Sequence[Document], progress: Callable[[int], None]) -> int:
+    """Bring a collection to hold exactly this corpus; documents that are there with the same text stay.
+
+    Args:
+        index: The collection.
+        documents: The corpus.
+        progress: Called with the number of documents stored so far in this call.
+
+    Returns:
+        How many were already there.
+
+    Raises:
+        InvalidInput: The collection holds other documents, which would be found among the corpus's.
+    """
+    missing: list[Document] = []
+    known = 0
+    for start in range(0, len(documents), _BATCH):
+        batch = documents[start : start + _BATCH]
+        for document, stored in zip(batch, index.get([document.id for document in batch]), strict=True):
+            known += stored is not None
+            if stored is None or stored.text != document.text:
+                missing.append(document)
+    others = index.count() - known
+    if others:
+        raise InvalidInput(
+            f"the collection holds {others:,} documents that are not of this corpus: the measures would be wrong.\n"
+            "  Name another one with --collection."
+        )
+    index.add(missing, progress=progress)
+    return len(documents) - len(missing)
+
+
+def run_method(
+    index: Index, dataset: Dataset, queries: M3Embeddings, method: Method, *, exact: bool = True
+) -> dict[str, list[str]]:
+    """The answers of one method.
+
+    Args:
+        index: A collection that holds the corpus.
+        dataset: The queries and judgements. A document whose id equals the query's stays (paper, version 4).
+        queries: Their embeddings, row i for query i.
+        method: How to rank.
+        exact: No approximate list in the store.
+
+    Returns:
+        Query id to the ids of the best 100 documents, best first.
+    """
+    answers = index.search_many(list(queries), method=method, k=DEPTH, exact=exact)
+    return {
+        query: [hit.document.id for hit in hits] for query, hits in zip(dataset.queries, answers, strict=True)
+    }
+
+
+def run_bm25(dataset: Dataset) -> dict[str, list[str]]:
+    """BM25's answers, as ``run_method``'s."""
+    bm25 = BM25(dataset.documents)
+    return {id: bm25.search(text, DEPTH) for id, text in dataset.queries.items()}

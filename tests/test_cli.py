@@ -1,0 +1,446 @@
+"""The command line: what it prints, where, and how it ends."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from m3_connectors.cli.app import main
+from m3_connectors.cli.console import duration
+from m3_connectors.cli.evaluate import collection_name
+from m3_connectors.embeddings import M3Embeddings
+from m3_connectors.encoder.encoder import M3Encoder
+from m3_connectors.testing.checkpoints import write_checkpoint
+
+TEXTS = {
+    "wizards": "The quick brown fox jumps over the lazy dog.",
+    "lake": "Where is the forest near the lake?",
+    "library": "The book lies on a table in the city library.",
+}
+
+
+class Run:
+    """One call of ``m3``: its exit code and what it printed."""
+
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+M3 = Callable[..., Run]
+
+
+@pytest.fixture
+def m3(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> M3:
+    """Runs ``m3`` in an empty current directory."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("M3_MODEL", raising=False)
+
+    def run(*arguments: object) -> Run:
+        capsys.readouterr()
+        code = main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return Run(code, captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    rows = [{"id": id, "text": text, "size": len(text)} for id, text in TEXTS.items()]
+    path = tmp_path / "corpus.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)) + "\n")
+    return path
+
+
+@pytest.fixture
+def filled(m3: M3, corpus: Path, checkpoint: Path) -> str:
+    """URL of a store that holds the corpus."""
+    assert m3("index", "qdrant:./data", corpus, "--model", checkpoint).code == 0
+    return "qdrant:./data"
+
+
+class TestIndex:
+    def test_summary_and_dead_letters(self, m3: M3, corpus: Path, checkpoint: Path) -> None:
+        with corpus.open("a") as file:
+            file.write('{broken\n{"id": "x"}\n')
+        run = m3("index", "qdrant:./data", corpus, "--model", checkpoint)
+        assert run.code == 0
+        assert run.out.startswith("  3 documents · 2 skipped (see corpus.dead.jsonl) · ")
+        assert run.out.endswith("documents/s\n")
+        letters = [json.loads(line) for line in Path("corpus.dead.jsonl").read_text().splitlines()]
+        assert [letter["line"] for letter in letters] == [4, 5]
+        assert letters[0]["file"] == str(corpus)
+
+    def test_json_is_all_there_is_on_stdout(self, m3: M3, corpus: Path, checkpoint: Path) -> None:
+        report = m3("index", "qdrant:./data", corpus, "--model", checkpoint, "--json").json
+        assert report["documents"] == report["count"] == 3
+        assert report["skipped"] == report["replaced"] == 0
+        assert report["dead_letters"] == report["duplicates"] == []
+
+    def test_again_changes_nothing(self, m3: M3, filled: str, corpus: Path) -> None:
+        report = m3("index", filled, corpus, "--json").json  # the collection's own model is found again
+        assert (report["documents"], report["replaced"], report["count"]) == (3, 3, 3)
+
+    def test_the_last_of_two_with_one_id_wins_and_is_reported(
+        self, m3: M3, tmp_path: Path, checkpoint: Path
+    ) -> None:
+        (tmp_path / "c.jsonl").write_text('{"id": "a", "text": "first"}\n{"id": "a", "text": "last"}\n')
+        report = m3("index", "qdrant:./data", "c.jsonl", "-m", checkpoint, "--json").json
+        assert (report["documents"], report["duplicates"]) == (1, ["a"])
+        (hit,) = m3("search", "qdrant:./data", "x", "--json").json["hits"]
+        assert hit["text"] == "last"
+
+    def test_a_folder_that_holds_the_store(self, m3: M3, tmp_path: Path, checkpoint: Path) -> None:
+        (tmp_path / "notes").mkdir()
+        (tmp_path / "notes" / "a.md").write_text("a note")
+        for _ in range(2):
+            report = m3("index", "qdrant:./notes/store", "notes", "-m", checkpoint, "--json").json
+            assert (report["documents"], report["skipped"]) == (1, 0)
+
+    def test_nothing_to_index_is_a_failure_with_a_reason(
+        self, m3: M3, tmp_path: Path, checkpoint: Path
+    ) -> None:
+        (tmp_path / "c.csv").write_text("id,body\n1,x\n")
+        run = m3("index", "qdrant:./data", "c.csv", "-m", checkpoint)
+        assert (run.code, run.out) == (1, "")
+        assert run.err.startswith(
+            "InvalidInput: nothing was indexed: 1 record skipped, the first c.csv: no column"
+        )
+
+    def test_a_cut_text_is_said(self, m3: M3, tmp_path: Path, checkpoint: Path) -> None:
+        (tmp_path / "long.txt").write_text("fox " * 9000)
+        run = m3("index", "qdrant:./data", "long.txt", "-m", checkpoint)
+        assert "1 longer than the model reads, cut" in run.out
+        assert run.err == ""
+
+
+class TestSearch:
+    def test_table(self, m3: M3, filled: str) -> None:
+        run = m3("search", filled, TEXTS["lake"], "--method", "dense", "-k", "2")
+        assert run.code == 0
+        heading, first, second = run.out.splitlines()
+        assert heading.split() == ["#", "score", "dense", "sparse", "multi", "document"]
+        assert first.split()[:3] == ["1", "1.000", "1.000"]
+        assert f"lake · {TEXTS['lake']}" in first
+        assert second.split()[0] == "2"
+
+    def test_json(self, m3: M3, filled: str) -> None:
+        answer = m3("search", filled, TEXTS["lake"], "--json", "-k", "1", "--method", "multi_vec").json
+        assert answer["method"] == "multi_vec"
+        assert answer["weights"] == [0, 0, 1]
+        (hit,) = answer["hits"]
+        assert (hit["id"], hit["text"], hit["metadata"]) == (
+            "lake",
+            TEXTS["lake"],
+            {"size": len(TEXTS["lake"])},
+        )
+        assert hit["score"] == hit["scores"]["multivector"] == pytest.approx(1, abs=1e-3)
+        assert hit["scores"]["dense"] == pytest.approx(1, abs=1e-2)
+
+    def test_filter_and_weights(self, m3: M3, filled: str) -> None:
+        answer = m3(
+            "search", filled, "fox", "--json", "--filter", '{"size": {"$lt": 40}}', "--weights", "2,0,3"
+        ).json
+        assert answer["weights"] == [2, 0, 3]
+        (hit,) = answer["hits"]
+        assert hit["id"] == "lake"
+        assert hit["score"] == pytest.approx(
+            2 * hit["scores"]["dense"] + 3 * hit["scores"]["multivector"], abs=1e-4
+        )
+
+    def test_weights_from_a_file(self, m3: M3, filled: str) -> None:
+        Path("weights.json").write_text('{"all": [0.15, 0.5, 0.35]}')
+        assert m3("search", filled, "fox", "--json", "--weights", "weights.json").json["weights"] == [
+            0.15,
+            0.5,
+            0.35,
+        ]
+
+    def test_nothing_passes(self, m3: M3, filled: str) -> None:
+        run = m3("search", filled, "fox", "--filter", '{"size": 0}')
+        assert (run.code, run.out) == (0, "  no document passes the filter\n")
+
+
+def test_explain(m3: M3, filled: str, encoder: M3Encoder) -> None:
+    run = m3("explain", filled, "the lake", "lake", "--weights", "1,0.5,2")
+    first, tokens, pairs = run.out.splitlines()
+    assert first.startswith("  dense ")
+    assert " × 0.5 + multi " in first
+    assert tokens.startswith("  matched tokens ")
+    assert pairs.startswith("  token pairs ")
+    explained = m3("explain", filled, "the lake", "lake", "--weights", "1,0.5,2", "--json").json
+    assert explained["score"] == pytest.approx(sum(explained["weighted"].values()))
+    assert explained["weighted"]["sparse"] == pytest.approx(0.5 * explained["scores"]["sparse"])
+    parts = sum(token["query_weight"] * token["document_weight"] for token in explained["tokens"])
+    assert parts == pytest.approx(explained["scores"]["sparse"], abs=1e-5)
+    assert len(explained["pairs"]) == len(encoder.token_strings("the lake"))
+
+
+class TestEval:
+    @pytest.fixture
+    def dataset(self, tmp_path: Path) -> Path:
+        root = tmp_path / "sets" / "tiny"
+        (root / "qrels").mkdir(parents=True)
+        (root / "corpus.jsonl").write_text(
+            "\n".join(json.dumps({"_id": id, "text": text}) for id, text in TEXTS.items())
+        )
+        (root / "queries.jsonl").write_text(
+            "\n".join(json.dumps({"_id": f"q-{id}", "text": text}) for id, text in TEXTS.items())
+        )
+        rows = "".join(f"q-{id}\t{id}\t1\n" for id in TEXTS)
+        (root / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n" + rows)
+        return root
+
+    def test_json_has_the_documented_shape(self, m3: M3, dataset: Path, checkpoint: Path) -> None:
+        names = ["dense", "sparse", "multi_vec", "dense_sparse", "all"]
+        run = m3(
+            *("eval", dataset, "--split", "test", "--to", "qdrant:./data", "--model", checkpoint),
+            *("--methods", ",".join(names), "--baseline", "bm25", "--json"),
+        )
+        document = run.json
+        assert list(document) == ["dataset", "split", "model", "results"]
+        assert (document["dataset"], document["split"]) == ("tiny", "test")
+        assert [result["method"] for result in document["results"]] == [*names, "bm25"]
+        for result in document["results"]:
+            assert list(result) == ["method", "nDCG@10", "Recall@100", "MRR@10", "queries"]
+            assert result["queries"] == 3
+        by_method = {result["method"]: result for result in document["results"]}
+        assert by_method["dense"]["nDCG@10"] == by_method["multi_vec"]["MRR@10"] == 1
+        assert by_method["bm25"]["Recall@100"] == 1
+
+    def test_table_with_weights_and_no_second_encoding(self, m3: M3, dataset: Path, checkpoint: Path) -> None:
+        call = ("eval", dataset, "--to", "qdrant:./data", "-m", checkpoint, "--methods", "all,dense_sparse")
+        first = m3(*call, "--weights", "1,2,3")
+        assert "already" not in first.err
+        assert ["all", "1", "2", "3"] in [line.split()[:4] for line in first.out.splitlines()]
+        assert ["dense_sparse", "1", "2", "0"] in [line.split()[:4] for line in first.out.splitlines()]
+        second = m3(*call, "--weights", "paper")
+        assert "3 of 3 documents are in qdrant:./data sets-tiny already" in second.err
+        assert ["all", "1", "0.3", "1"] in [line.split()[:4] for line in second.out.splitlines()]
+
+    def test_a_collection_of_other_documents_is_refused(self, m3: M3, dataset: Path, filled: str) -> None:
+        (dataset / "corpus.jsonl").write_text('{"_id": "lake", "text": "only one of three"}\n')
+        run = m3("eval", dataset, "--to", filled, "--collection", "documents")
+        assert run.code == 1
+        assert "2 documents that are not of this corpus" in run.err
+
+    def test_wrong_usage(self, m3: M3, dataset: Path) -> None:
+        assert m3("eval", dataset, "--methods", "all,none").code == 2
+        assert m3("eval", dataset, "--baseline", "lucene").code == 2
+        assert m3("eval").code == 2
+
+    def test_collection_names(self) -> None:
+        assert collection_name(Path("/data/mldr/en")) == "mldr-en"
+        assert collection_name(Path("/data/ö x/…y")) == "x-y"
+        assert collection_name(Path("/")) == "dataset"
+
+
+class TestEncode:
+    def test_json(self, m3: M3, checkpoint: Path, encoder: M3Encoder) -> None:
+        document = m3("encode", "the lake", "a fox", "--json", "-m", checkpoint).json
+        first, second = document["embeddings"]
+        assert (first["text"], second["text"]) == ("the lake", "a fox")
+        expected = encoder.encode(["the lake", "a fox"])
+        assert expected.dense is not None
+        # The command computes in bfloat16 where the machine does; the fixture in float32.
+        assert float(np.dot(first["dense"], expected.dense[0])) == pytest.approx(1, abs=1e-2)
+        assert set(first["sparse"]) == set(expected.lexical_weights(0, encoder))
+        assert len(second["multivectors"]) == len(encoder.token_strings("a fox"))
+
+    def test_a_file_of_vectors(self, m3: M3, checkpoint: Path, corpus: Path) -> None:
+        run = m3(
+            "encode", "--file", corpus, "--to", "v.safetensors", "--components", "dense", "-m", checkpoint
+        )
+        assert (run.code, run.err) == (0, "")
+        assert "3 texts · dense · " in run.out
+        loaded = M3Embeddings.load("v.safetensors")
+        assert (len(loaded), loaded.components) == (3, ("dense",))
+
+    def test_lines_of_text_keep_their_places(self, m3: M3, checkpoint: Path) -> None:
+        Path("lines.txt").write_text("one\n\nthree\n")
+        document = m3("encode", "-f", "lines.txt", "--json", "--components", "sparse", "-m", checkpoint).json
+        assert [row["text"] for row in document["embeddings"]] == ["one", "", "three"]
+
+    def test_a_bad_record_is_an_error_so_that_rows_stay_aligned(
+        self, m3: M3, corpus: Path, checkpoint: Path
+    ) -> None:
+        with corpus.open("a") as file:
+            file.write("{broken\n")
+        run = m3("encode", "-f", corpus, "--json", "-m", checkpoint)
+        assert (run.code, run.out) == (1, "")
+        assert "corpus.jsonl:4: not JSON" in run.err
+
+    @pytest.mark.parametrize(
+        "call", [[], ["a"], ["a", "-f", "b", "--json"], ["a", "--json", "--components", "x"]]
+    )
+    def test_wrong_usage(self, m3: M3, call: list[str]) -> None:
+        assert m3("encode", *call).code == 2
+
+
+class TestDoctor:
+    def test_a_healthy_store(self, m3: M3, filled: str, checkpoint: Path) -> None:
+        report = m3("doctor", filled, "-m", checkpoint, "--json").json
+        assert report["ok"]
+        values = {finding["what"]: finding["value"] for finding in report["findings"]}
+        assert values["collection"] == "documents, 3 documents"
+        assert "32 dims" in values["written by"]
+        assert "python" not in values["precision"]
+        assert {"torch", "qdrant-edge-py", "bm25s", "device"} <= set(values)
+
+    def test_a_problem_has_a_remedy_and_fails(self, m3: M3, checkpoint: Path) -> None:
+        run = m3("doctor", "qdrant:./nothing", "-m", checkpoint, "--json")
+        assert run.code == 1
+        (problem,) = [finding for finding in run.json["findings"] if finding["level"] == "problem"]
+        assert "NotFound" in problem["value"]
+        assert "m3 index qdrant:./nothing" in problem["remedy"]
+
+    def test_an_incomplete_model(self, m3: M3, tmp_path: Path) -> None:
+        write_checkpoint(tmp_path / "model")
+        (tmp_path / "model" / "colbert_linear.pt").unlink()
+        run = m3("doctor", "-m", "model")
+        assert run.code == 1
+        assert "lacks colbert_linear.pt" in run.out
+
+
+class TestFailures:
+    def assert_reason(self, run: Run, code: int, *parts: str) -> None:
+        assert run.code == code
+        assert run.out == ""
+        assert "Traceback" not in run.err
+        for part in parts:
+            assert part in run.err
+
+    def test_no_collection(self, m3: M3) -> None:
+        run = m3("search", "qdrant:./nothing", "x")
+        self.assert_reason(run, 1, "NotFound:", "\n  Fill it first:  m3 index qdrant:./nothing SOURCE")
+        assert not Path("nothing").exists()
+
+    def test_an_unknown_store(self, m3: M3, corpus: Path) -> None:
+        self.assert_reason(m3("index", "no:where", corpus), 1, "InvalidInput: 'no:where' names no store")
+
+    def test_a_directory_that_is_no_model(self, m3: M3, corpus: Path, tmp_path: Path) -> None:
+        (tmp_path / "empty").mkdir()
+        run = m3("index", "qdrant:./data", corpus, "--model", "empty")
+        self.assert_reason(run, 1, "ModelFormat:", "config.json")
+
+    def test_another_model_is_refused_by_name(
+        self, m3: M3, filled: str, tmp_path: Path, checkpoint: Path
+    ) -> None:
+        other = write_checkpoint(tmp_path / "other-m3", seed=1)
+        run = m3("search", filled, "x", "--model", other)
+        self.assert_reason(run, 1, "ModelMismatch:", "small-m3", "other-m3")
+
+    def test_a_model_that_is_gone(self, m3: M3, corpus: Path, tmp_path: Path) -> None:
+        model = write_checkpoint(tmp_path / "away" / "model")
+        m3("index", "qdrant:./data", corpus, "-m", model)
+        model.rename(tmp_path / "moved")
+        run = m3("search", "qdrant:./data", "x")
+        self.assert_reason(run, 1, "ModelFormat:", "away/model", "--model DIRECTORY")
+        assert m3("search", "qdrant:./data", "x", "-m", "moved").code == 0
+
+    def test_the_environment_names_the_model(
+        self, m3: M3, corpus: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("M3_MODEL", str(checkpoint))
+        assert m3("index", "qdrant:./data", corpus).code == 0
+
+    def test_no_document_to_explain(self, m3: M3, filled: str) -> None:
+        self.assert_reason(m3("explain", filled, "x", "nobody"), 1, "NotFound:", "'nobody'")
+
+    def test_a_missing_source(self, m3: M3) -> None:
+        self.assert_reason(m3("index", "qdrant:./data", "nothing.jsonl"), 1, "nothing.jsonl does not exist")
+
+    def test_negative_weights_and_unknown_operators(self, m3: M3, filled: str) -> None:
+        self.assert_reason(m3("search", filled, "x", "--weights=-1,0,1"), 1, "weight of dense is -1")
+        self.assert_reason(m3("search", filled, "x", "--filter", '{"a": {"$near": 1}}'), 1, "'$near'", "$gte")
+
+    @pytest.mark.parametrize(
+        "call",
+        [
+            [],
+            ["no-such-command"],
+            ["index"],
+            ["index", "memory:"],
+            ["search", "memory:", "x", "-k", "0"],
+            ["search", "memory:", "x", "--method", "best"],
+            ["search", "memory:", "x", "--filter", "{"],
+            ["search", "memory:", "x", "--filter", "[1]"],
+            ["search", "memory:", "x", "--no-such-option"],
+        ],
+    )
+    def test_wrong_usage(self, m3: M3, call: list[str]) -> None:
+        assert m3(*call).code == 2
+
+    @pytest.mark.parametrize("value", ["a,b", "1", "1,2,3,4"])
+    def test_weights_that_are_none(self, m3: M3, filled: str, value: str) -> None:
+        assert m3("search", filled, "x", "--weights", value).code == 2
+
+    def test_weights_for_a_single_score(self, m3: M3, filled: str) -> None:
+        run = m3("search", filled, "x", "--method", "dense", "--weights", "1,2,3")
+        assert run.code == 2
+        assert "ranks by one score" in " ".join(run.err.replace("│", " ").split())
+
+    def test_debug_shows_the_traceback(self, m3: M3) -> None:
+        assert "Traceback" in m3("search", "qdrant:./nothing", "x", "--debug").err
+
+    def test_a_fault_of_our_own_says_so(self, m3: M3, filled: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        def fail(*_: object, **__: object) -> None:
+            raise KeyError("inner")
+
+        monkeypatch.setattr("m3_connectors.blocking.Index.search", fail)
+        self.assert_reason(m3("search", filled, "x"), 1, "KeyError: 'inner'", "run again with --debug")
+
+
+class TestProcess:
+    """What only a process of its own shows."""
+
+    def run(self, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[bytes]:
+        program = "import sys; from m3_connectors.cli.app import main; sys.exit(main())"
+        return subprocess.run(
+            [sys.executable, "-c", program, *arguments], cwd=cwd, capture_output=True, timeout=120
+        )
+
+    def test_stdout_is_one_json_document(self, tmp_path: Path, checkpoint: Path, corpus: Path) -> None:
+        done = self.run(
+            "index", "qdrant:./data", "corpus.jsonl", "-m", str(checkpoint), "--json", cwd=tmp_path
+        )
+        assert done.returncode == 0
+        assert json.loads(done.stdout)["documents"] == 3
+        assert done.stderr == b""
+
+    def test_help_loads_neither_torch_nor_a_client(self, tmp_path: Path) -> None:
+        program = (
+            "import sys; from m3_connectors.cli.app import main; main(['--help']); "
+            "heavy = {'torch', 'qdrant_edge', 'huggingface_hub', 'ir_measures', 'bm25s'} & set(sys.modules); "
+            "sys.exit(str(heavy) if heavy else 0)"
+        )
+        done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        for command in (b"index", b"search", b"explain", b"eval", b"encode", b"doctor"):
+            assert command in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.04, "0.0 s"),
+        (9.94, "9.9 s"),
+        (12.3, "12 s"),
+        (59.6, "1 min 0 s"),
+        (130, "2 min 10 s"),
+        (11520, "3 h 12 min"),
+    ],
+)
+def test_duration(seconds: float, text: str) -> None:
+    assert duration(seconds) == text

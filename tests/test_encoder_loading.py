@@ -1,0 +1,175 @@
+"""Loading: every wrong file is named, nothing in a file is run, a directory never touches the network."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
+from safetensors.torch import load_file, save_file
+
+from m3_connectors.encoder import M3Encoder
+from m3_connectors.errors import ModelFormat, Unavailable
+from m3_connectors.testing.checkpoints import SMALL, TEXTS, write_checkpoint
+
+
+@pytest.fixture
+def copy(checkpoint: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(checkpoint, tmp_path / "models" / "copy"))
+
+
+def test_both_weight_formats_and_the_roberta_prefix(encoder: M3Encoder, tmp_path: Path) -> None:
+    pickled = write_checkpoint(tmp_path / "pickled", weights="pytorch_model.bin")
+    assert "roberta.embeddings.word_embeddings.weight" in torch.load(
+        pickled / "pytorch_model.bin", weights_only=True
+    )
+    other = M3Encoder(pickled, device="cpu", precision="float32")
+    texts = list(TEXTS.values())
+    np.testing.assert_array_equal(other.encode(texts).dense, encoder.encode(texts).dense)
+    assert other.info.weights_fingerprint == encoder.info.weights_fingerprint
+
+
+def test_the_pooler_and_stored_position_ids_are_ignored(copy: Path) -> None:
+    state = load_file(copy / "model.safetensors")
+    state["pooler.dense.weight"] = torch.zeros(32, 32)
+    state["embeddings.position_ids"] = torch.arange(8194)[None]
+    save_file(state, copy / "model.safetensors")
+    assert len(M3Encoder(copy, device="cpu").encode(["a"])) == 1
+
+
+def test_info(copy: Path, encoder: M3Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    info = M3Encoder(copy, device="cpu").info
+    assert info.name == "models/copy"
+    assert info.revision is None
+    assert (info.dimension, info.vocabulary_size) == (SMALL.hidden_size, SMALL.vocab_size)
+    assert info.vocabulary_fingerprint == encoder.info.vocabulary_fingerprint
+    monkeypatch.chdir(copy.parent)
+    assert (
+        M3Encoder("copy", device="cpu", precision="float32").info == info
+    )  # by another spelling, in another dtype
+
+
+def test_other_weights_have_another_fingerprint(tmp_path: Path, encoder: M3Encoder) -> None:
+    other = M3Encoder(write_checkpoint(tmp_path, seed=1), device="cpu").info
+    assert other.weights_fingerprint != encoder.info.weights_fingerprint
+    assert other.vocabulary_fingerprint == encoder.info.vocabulary_fingerprint
+
+
+def test_a_hub_cache_directory_keeps_its_name_and_commit(checkpoint: Path, tmp_path: Path) -> None:
+    snapshot = tmp_path / "models--BAAI--bge-m3" / "snapshots" / ("5617a9f" * 6)[:40]
+    shutil.copytree(checkpoint, snapshot)
+    info = M3Encoder(snapshot, device="cpu").info
+    assert (info.name, info.revision) == ("BAAI/bge-m3", snapshot.name)
+
+
+def test_recommended_weights(copy: Path, encoder: M3Encoder) -> None:
+    assert encoder.recommended_weights == {}
+    (copy / "weights.json").write_text('{"dense_sparse": [1, 0.3, 0], "all": [0.2, 0.3, 1]}')
+    assert M3Encoder(copy, device="cpu").recommended_weights == {
+        "dense_sparse": (1, 0.3, 0),
+        "all": (0.2, 0.3, 1),
+    }
+
+
+def remove(name: str) -> Callable[[Path], None]:
+    return lambda directory: (directory / name).unlink()
+
+
+def write(name: str, content: str) -> Callable[[Path], object]:
+    return lambda directory: (directory / name).write_text(content)
+
+
+def save(name: str, content: object) -> Callable[[Path], None]:
+    return lambda directory: torch.save(content, directory / name)
+
+
+def configure(**values: object) -> Callable[[Path], None]:
+    def change(directory: Path) -> None:
+        path = directory / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+    return change
+
+
+def drop_tensor(directory: Path) -> None:
+    state = load_file(directory / "model.safetensors")
+    del state["encoder.layer.1.output.dense.bias"]
+    save_file(state, directory / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (remove("config.json"), "config.json is missing"),
+        (write("config.json", "{"), "config.json is not JSON"),
+        (configure(model_type="bert"), "model_type 'bert'"),
+        (remove("tokenizer.json"), "tokenizer.json is missing"),
+        (write("tokenizer.json", "{}"), "tokenizer.json is not a tokenizer"),
+        (configure(vocab_size=100), "tokenizer.json has the token id"),
+        (remove("model.safetensors"), "neither model.safetensors nor pytorch_model.bin"),
+        (write("model.safetensors", "not tensors"), "model.safetensors cannot be read"),
+        (drop_tensor, "model.safetensors lacks 1 tensors, the first encoder.layer.1.output.dense.bias"),
+        (configure(intermediate_size=65), r"model.safetensors: encoder.layer.0.intermediate.dense.* is \[64"),
+        (remove("sparse_linear.pt"), "sparse_linear.pt is missing"),
+        (remove("colbert_linear.pt"), "colbert_linear.pt is missing"),
+        (save("sparse_linear.pt", {"weight": torch.zeros(1, 32)}), "sparse_linear.pt lacks bias"),
+        (
+            save("colbert_linear.pt", {"weight": torch.zeros(8, 32), "bias": torch.zeros(8)}),
+            r"colbert_linear.pt: colbert_linear.weight is \[8, 32\]",
+        ),
+        (save("sparse_linear.pt", [1, 2]), "sparse_linear.pt holds list"),
+        (write("sparse_linear.pt", "no zip"), "sparse_linear.pt cannot be read as plain tensors"),
+        (write("weights.json", '{"all": [1, 2]}'), "all has 2 weights"),
+        (write("weights.json", "[1]"), "weights.json is not a table of weights"),
+    ],
+)
+def test_a_wrong_file_is_named(copy: Path, damage: Callable[[Path], object], message: str) -> None:
+    damage(copy)
+    with pytest.raises(ModelFormat, match=message):
+        M3Encoder(copy, device="cpu")
+
+
+class Malicious:
+    def __reduce__(self) -> tuple[object, tuple[str, ...]]:
+        return os.mkdir, ("run-by-the-pickle",)
+
+
+@pytest.mark.parametrize("name", ["sparse_linear.pt", "pytorch_model.bin"])
+def test_code_in_a_pickle_is_not_run(copy: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(copy)
+    (copy / "model.safetensors").unlink() if name.endswith(".bin") else None
+    torch.save(Malicious(), copy / name)
+    with pytest.raises(ModelFormat, match=name):
+        M3Encoder(copy, device="cpu")
+    assert not (copy / "run-by-the-pickle").exists()
+
+
+def test_a_directory_never_touches_the_network(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("the network was touched")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    M3Encoder(copy, device="cpu").encode(["a"])
+
+
+@pytest.mark.parametrize("name", ["./no-such", "no/such/place", "/no-such", "just-a-name"])
+def test_what_is_neither_directory_nor_hub_name(name: str) -> None:
+    with pytest.raises(ModelFormat, match="neither a directory nor a hub name"):
+        M3Encoder(name)
+
+
+def test_an_unreachable_hub_is_said_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*_: object, **__: object) -> None:
+        raise LocalEntryNotFoundError("cannot find the requested files in the cache; offline")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", unreachable)
+    with pytest.raises(Unavailable, match=r"(?s)BAAI/bge-m3@v1.*A directory works without a network"):
+        M3Encoder("BAAI/bge-m3", revision="v1")

@@ -1,0 +1,254 @@
+"""Readers: every record becomes a document or a dead letter with its place and reason."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import tracemalloc
+from pathlib import Path
+
+import pytest
+
+from m3_connectors.documents import Document
+from m3_connectors.errors import InvalidInput
+from m3_connectors.readers import DeadLetter, DeadLetterFiles, Fields, check_sources, read_documents
+from m3_connectors.readers.html import html_to_text
+
+
+def read(*sources: Path, fields: Fields | None = None) -> tuple[list[Document], list[DeadLetter]]:
+    letters: list[DeadLetter] = []
+    documents = read_documents(
+        sources, fields=fields or Fields(), on_dead_letter=lambda _, letter: letters.append(letter)
+    )
+    return list(documents), letters
+
+
+def write(path: Path, content: str | bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+class TestJsonLines:
+    def test_id_title_text_and_metadata(self, tmp_path: Path) -> None:
+        lines = [
+            {"id": "a", "title": "Rain", "text": "falls", "year": 2020, "tags": ["x"]},
+            {"_id": 7, "text": "number as id", "metadata": {"lang": "en", "year": 1}, "year": 2},
+            {"text": "no id"},
+        ]
+        path = write(tmp_path / "c.jsonl", "\n".join(map(json.dumps, lines)))
+        documents, letters = read(path)
+        assert documents == [
+            Document("a", "Rain\nfalls", {"year": 2020, "tags": ["x"]}),
+            Document("7", "number as id", {"lang": "en", "year": 2}),
+            Document("c.jsonl:3", "no id", {}),
+        ]
+        assert letters == []
+
+    def test_named_fields(self, tmp_path: Path) -> None:
+        path = write(
+            tmp_path / "c.jsonl", '{"key": "k", "body": "b", "id": 1}\n{"body": "b"}\n{"key": "z"}\n'
+        )
+        documents, letters = read(path, fields=Fields("body", "key"))
+        assert documents == [Document("k", "b", {"id": 1})]
+        assert [letter.line for letter in letters] == [2, 3]
+        assert "--id" in letters[0].reason
+        assert "--text" in letters[1].reason
+
+    @pytest.mark.parametrize(
+        ("line", "reason"),
+        [
+            (b"{not json", "not JSON"),
+            (b'["a"]', "array"),
+            (b"null", "null"),
+            (b'{"id": "a"}', "no field 'text'"),
+            (b'{"id": "a", "text": null}', "text is NoneType"),
+            (b'{"id": "a", "text": 3}', "text is int"),
+            (b'{"id": "", "text": "t"}', "0 bytes"),
+            (b'{"id": "' + b"x" * 513 + b'", "text": "t"}', "513 bytes"),
+            (b'{"id": true, "text": "t"}', "id is bool"),
+            (b'{"id": "a", "text": "\\ud800"}', "lone surrogate"),
+            (b'{"id": "a", "text": "t", "v": NaN}', "nan"),
+            (b'{"id": "a", "text": "t", "v": 99999999999999999999}', "64 bits"),
+            (b'{"id": "a", "text": "\xff"}', "not UTF-8"),
+            (b"[" * 100_000, "nested too deeply"),
+        ],
+    )
+    def test_a_bad_line_is_named_and_the_rest_is_read(self, tmp_path: Path, line: bytes, reason: str) -> None:
+        good = b'{"id": "good", "text": "read"}'
+        path = write(tmp_path / "c.jsonl", b"\n".join([good, b"", line, good.replace(b"good", b"last")]))
+        documents, letters = read(path)
+        assert [document.id for document in documents] == ["good", "last"]
+        (letter,) = letters
+        assert (letter.file, letter.line) == (str(path), 3)
+        assert reason in letter.reason
+        assert "\n" not in letter.reason
+
+    def test_gzip_and_byte_order_mark(self, tmp_path: Path) -> None:
+        path = write(tmp_path / "c.jsonl.gz", gzip.compress(b'\xef\xbb\xbf{"id": "a", "text": "t"}\n'))
+        assert read(path) == ([Document("a", "t")], [])
+
+    def test_a_cut_gzip_file_gives_what_it_has(self, tmp_path: Path) -> None:
+        lines = b"".join(
+            b'{"id": "%d", "text": "%s"}\n' % (i, os.urandom(40).hex().encode()) for i in range(500)
+        )
+        path = write(tmp_path / "c.jsonl.gz", gzip.compress(lines)[:-4000])
+        documents, letters = read(path)
+        assert 0 < len(documents) < 500
+        assert "damaged" in letters[-1].reason
+
+    def test_memory_does_not_grow_with_the_file(self, tmp_path: Path) -> None:
+        path = tmp_path / "c.jsonl"
+        with path.open("w") as file:
+            for i in range(40_000):
+                file.write(f'{{"id": "{i}", "text": "{"x" * 200}"}}\n')
+        tracemalloc.start()
+        count = sum(1 for _ in read_documents([path], on_dead_letter=lambda *_: None))
+        peak_bytes = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert count == 40_000
+        assert peak_bytes < path.stat().st_size / 10
+
+
+class TestCsv:
+    def test_cells(self, tmp_path: Path) -> None:
+        content = 'id,title,text,year,code,empty\n1,T,"two\nlines, one cell",2020,007,\n2,,x,1.5,1.10,\n'
+        documents, letters = read(write(tmp_path / "c.csv", content))
+        assert documents == [
+            Document("1", "T\ntwo\nlines, one cell", {"year": 2020, "code": "007"}),
+            Document("2", "x", {"year": 1.5, "code": "1.10"}),
+        ]
+        assert letters == []
+
+    def test_tabs_and_long_cells(self, tmp_path: Path) -> None:
+        long = "x" * 200_000
+        documents, _ = read(write(tmp_path / "c.tsv", f"id\ttext\na\t{long}\n"))
+        assert documents == [Document("a", long)]
+
+    def test_bad_rows_are_named(self, tmp_path: Path) -> None:
+        content = b'id,text\n1,"a\nb"\n2\n3,\xff\n4,fine\n'
+        documents, letters = read(write(tmp_path / "c.csv", content))
+        assert [document.id for document in documents] == ["1", "4"]
+        assert [(letter.line, letter.reason[:7]) for letter in letters] == [(4, "1 cells"), (5, "not UTF")]
+
+    @pytest.mark.parametrize(
+        ("content", "reason"),
+        [("", "header"), ("id,body\n1,x\n", "--text"), ("id,text,text\n1,a,b\n", "one name")],
+    )
+    def test_a_useless_header_skips_the_file(self, tmp_path: Path, content: str, reason: str) -> None:
+        documents, (letter,) = read(write(tmp_path / "c.csv", content))
+        assert documents == []
+        assert letter.line is None
+        assert reason in letter.reason
+
+
+class TestFolders:
+    def test_what_is_read_and_what_is_skipped(self, tmp_path: Path) -> None:
+        root = tmp_path / "notes"
+        write(root / "b.txt", "plain")
+        write(root / "sub" / "a.md", "# Mark")
+        write(root / "sub" / "page.HTML", "<title>T</title><p>P")
+        write(root / "data.jsonl", '{"id": "record", "text": "r"}')
+        write(root / ".hidden" / "x.txt", "no")
+        write(root / ".x.txt", "no")
+        write(root / "binary.txt", b"\0\1\2")
+        write(root / "latin.txt", b"caf\xe9")
+        write(root / "empty.md", " \n")
+        write(root / "photo.png", b"png")
+        (root / "gone.txt").symlink_to(root / "nowhere")
+        documents, letters = read(root)
+        assert {document.id: document.text for document in documents} == {
+            "b.txt": "plain",
+            "record": "r",
+            "sub/a.md": "# Mark",
+            "sub/page.HTML": "T\nP",
+        }
+        reasons = {Path(letter.file).name: letter.reason for letter in letters}
+        assert reasons == {
+            ".hidden": "a hidden folder",
+            ".x.txt": "a hidden file",
+            "binary.txt": "binary",
+            "latin.txt": "not utf-8 at byte 3",
+            "empty.md": "empty",
+            "photo.png": "of no format that is read (.png)",
+            "gone.txt": "a link to nothing",
+        }
+
+    def test_order_is_the_same_each_time(self, tmp_path: Path) -> None:
+        for name in ("c.txt", "a.txt", "z/a.txt", "b/a.txt"):
+            write(tmp_path / name, name)
+        assert [d.id for d in read(tmp_path)[0]] == ["a.txt", "c.txt", "b/a.txt", "z/a.txt"]
+
+    def test_the_stores_own_folder_and_dead_letters_are_left_out(self, tmp_path: Path) -> None:
+        write(tmp_path / "a.txt", "a")
+        write(tmp_path / "store" / "segment.txt", "engine's")
+        write(tmp_path / "notes.dead.jsonl", '{"file": "x"}')
+        documents = read_documents(
+            [tmp_path], on_dead_letter=lambda *_: pytest.fail("nothing to skip"), without=tmp_path / "store"
+        )
+        assert [document.id for document in documents] == ["a.txt"]
+
+    def test_an_unreadable_file_is_named(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        write(tmp_path / "a.txt", "a")
+        write(tmp_path / "b.txt", "b")
+        real = Path.read_bytes
+
+        def refuse(path: Path) -> bytes:
+            if path.name == "a.txt":
+                raise PermissionError(13, "Permission denied", str(path))
+            return real(path)
+
+        monkeypatch.setattr(Path, "read_bytes", refuse)
+        documents, (letter,) = read(tmp_path)
+        assert [document.id for document in documents] == ["b.txt"]
+        assert "Permission denied" in letter.reason
+
+    def test_encodings_that_a_file_declares(self, tmp_path: Path) -> None:
+        write(tmp_path / "a.html", '<meta charset="latin-1"><p>café'.encode("latin-1"))
+        write(tmp_path / "b.txt", "café".encode("utf-16"))
+        write(tmp_path / "c.html", b'<meta charset="no-such">x')
+        documents, (letter,) = read(tmp_path)
+        assert [document.text for document in documents] == ["café", "café"]
+        assert "no-such" in letter.reason
+
+    def test_sources_that_cannot_be_read_at_all(self, tmp_path: Path) -> None:
+        with pytest.raises(FileNotFoundError, match="does not exist"):
+            check_sources([tmp_path / "nothing"])
+        with pytest.raises(InvalidInput, match="no format that is read"):
+            check_sources([write(tmp_path / "x.parquet", "PAR1")])
+
+
+@pytest.mark.parametrize(
+    ("html", "text"),
+    [
+        ("<head><title>A &amp; B</title><style>p{}</style></head><p>One<p>Two", "A & B\nOne\nTwo"),
+        ("<p>a<script>if (a < b) { '</p>' }</script>b", "ab"),
+        ("<b>wo</b>rd<br>next&nbsp;line &eacute;&#x4e2d;", "word\nnext line é中"),
+        ("<ul><li>one</li><li>two</li></ul>", "one\ntwo"),
+        ("<div>split\n  over   lines</div>", "split over lines"),
+        ("<svg><title>icon</title><text>no</text></svg>seen", "seen"),
+        ("<head><meta charset=x><body>no closing head", "no closing head"),
+        ("no markup, 1 < 2", "no markup, 1 < 2"),
+    ],
+)
+def test_html_to_text(html: str, text: str) -> None:
+    assert html_to_text(html) == text
+
+
+class TestDeadLetterFiles:
+    def test_written_per_source_and_replaced_by_the_next_run(self, tmp_path: Path) -> None:
+        source = tmp_path / "corpus.jsonl.gz"
+        letter = DeadLetter(str(source), 3, "not JSON")
+        with DeadLetterFiles(tmp_path) as dead:
+            dead.begin(source)
+            dead.add(source, letter)
+            dead.add(source, letter)
+        assert (dead.count, dead.first) == (2, letter)
+        (path,) = dead.paths
+        assert path.name == "corpus.dead.jsonl"
+        written = [json.loads(line) for line in path.read_text().splitlines()]
+        assert written == [{"file": str(source), "line": 3, "reason": "not JSON"}] * 2
+        with DeadLetterFiles(tmp_path) as dead:
+            dead.begin(source)
+        assert not path.exists()
