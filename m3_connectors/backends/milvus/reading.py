@@ -111,36 +111,50 @@ class Reader:
         Raises:
             NotFound: A key is not stored.
         """
-        columns = [name for name in components if name != "multivector"]
-        rows = await self.rows(operation, keys, columns)
-        _check_found(keys, rows, operation)
+        columns, rows = await self._columns(operation, keys, components)
         multivectors = None
         if "multivector" in components:
-            unpacked = {key: matrix async for key, matrix in self._multivectors(operation, list(rows))}
+            unpacked: dict[str, Float32] = {}
+            async for some, matrices in self._multivectors(operation, rows):
+                unpacked |= dict(zip(some, matrices, strict=True))
             dimension = self.layout.schema.model.dimension
             multivectors = MultiVectors.from_list([unpacked[key] for key in keys], dimension)
         return embeddings_of(self.layout, [rows[key] for key in keys], columns, multivectors)
 
-    async def _multivectors(self, operation: str, keys: Sequence[str]) -> AsyncIterator[tuple[str, Float32]]:
-        """The multi-vector of each key, in bounded answers.
+    async def _columns(
+        self, operation: str, keys: Sequence[str], components: Sequence[Component]
+    ) -> tuple[list[Component], dict[str, Row]]:
+        """The components that are fields of a row, and the rows with them; with the length of the others."""
+        columns: list[Component] = [name for name in components if name != "multivector"]
+        lengths = ["rows"] if "multivector" in components else []
+        rows = await self.rows(operation, keys, [*columns, *lengths])
+        _check_found(keys, rows, operation)
+        return columns, rows
+
+    async def _multivectors(
+        self, operation: str, rows: Mapping[str, Row]
+    ) -> AsyncIterator[tuple[list[str], MultiVectors]]:
+        """The multi-vectors of rows whose field ``rows`` is known, in answers of bounded size.
 
         Raises:
-            NotFound: A key is not stored.
+            NotFound: A key is not stored any more.
+            Corrupt: What is stored is no multi-vector.
         """
-        sizes = await self.rows(operation, keys, ["rows"])
-        _check_found(keys, sizes, operation)
         schema = self.layout.schema
         width = schema.model.dimension * (2 if schema.storage.multivector_dtype == "float16" else 4)
 
         def answer_bytes(key: str) -> int:
-            return int(sizes[key]["rows"]) * width * 4 // 3
+            return int(rows[key]["rows"]) * width * 4 // 3
 
-        for some in by_bytes(keys, answer_bytes, _ANSWER_BYTES):
-            for key, pieces in (await self._packed(operation, some)).items():
+        for some in by_bytes(list(rows), answer_bytes, _ANSWER_BYTES):
+            packed = await self._packed(operation, some)
+            matrices = []
+            for key in some:
                 try:
-                    yield key, unpack(pieces)
+                    matrices.append(unpack(packed[key]))
                 except ValueError as error:
                     raise _corrupt(key, str(error), operation) from error
+            yield some, MultiVectors.from_list(matrices, schema.model.dimension)
 
     async def _packed(self, operation: str, keys: Sequence[str]) -> dict[str, list[str]]:
         for _ in range(3):
@@ -238,22 +252,20 @@ class Reader:
         Raises:
             NotFound: A key is not stored.
         """
-        distinct = list(dict.fromkeys(keys))
-        position = {key: i for i, key in enumerate(distinct)}
+        columns, rows = await self._columns("score", keys, components)
+        position = {key: i for i, key in enumerate(rows)}
         order = [position[key] for key in keys]
-        columns = [name for name in components if name != "multivector"]
         result: dict[Component, Float32] = {}
         if columns:
-            stored = await self.embeddings("score", distinct, columns)
+            stored = embeddings_of(self.layout, list(rows.values()), columns)
             result = {name: score(name, query, stored)[order] for name in columns}
         if "multivector" in components:
             if self.layout.schema.storage.multivector_dtype == "float16":
                 query = as_float16(query)
-            scores = np.empty(len(distinct), dtype=np.float32)
-            dimension = self.layout.schema.model.dimension
-            async for key, matrix in self._multivectors("score", distinct):
-                document = M3Embeddings(multivectors=MultiVectors.from_list([matrix], dimension))
-                scores[position[key]] = score("multivector", query, document)[0]
+            scores = np.empty(len(rows), dtype=np.float32)
+            async for some, multivectors in self._multivectors("score", rows):
+                documents = M3Embeddings(multivectors=multivectors)
+                scores[[position[key] for key in some]] = score("multivector", query, documents)
             result["multivector"] = scores[order]
         return result
 

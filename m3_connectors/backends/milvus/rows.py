@@ -50,7 +50,7 @@ def entities(
     Raises:
         InvalidInput: A document does not fit into one row, or has more filterable values than one can hold.
     """
-    return [_entity(layout, document, embeddings[i], max_row_bytes) for i, document in enumerate(documents)]
+    return [_entity(layout, document, embeddings, i, max_row_bytes) for i, document in enumerate(documents)]
 
 
 def document_of(row: Mapping[str, Any]) -> Document:
@@ -98,7 +98,9 @@ def sparse_of(matrix: sp.csr_array, i: int) -> dict[int, float]:
     return dict(zip(matrix.indices[start:stop].tolist(), matrix.data[start:stop].tolist(), strict=True))
 
 
-def _entity(layout: Layout, document: Document, embeddings: M3Embeddings, max_row_bytes: int) -> Entity:
+def _entity(
+    layout: Layout, document: Document, embeddings: M3Embeddings, i: int, max_row_bytes: int
+) -> Entity:
     where = f"document {document.id!r}"
     found = answers(document.metadata)
     capacity = MAX_ELEMENTS if layout.terms_as_array else MAX_TEXT_BYTES // (TERM_BYTES + 1)
@@ -112,20 +114,20 @@ def _entity(layout: Layout, document: Document, embeddings: M3Embeddings, max_ro
     assert embeddings.dense is not None
     row: dict[str, Any] = {
         "key": key_of(document.id),
-        "dense": embeddings.dense[0],
+        "dense": embeddings.dense[i],
         "text": _text_pieces(text),
         "metadata": _text_pieces(metadata),
         "terms": list(found.terms) if layout.terms_as_array else " ".join(found.terms),
         **found.bounds,
     }
-    size = 256 + embeddings.dense.nbytes + len(text) + len(metadata)
+    size = 256 + embeddings.dense[i].nbytes + len(text) + len(metadata)
     size += (TERM_BYTES + 4) * len(found.terms) + 64 * len(found.bounds)
     if embeddings.sparse is not None:
-        row["sparse"] = sparse_of(embeddings.sparse, 0) or {NO_TOKEN: 1.0}
+        row["sparse"] = sparse_of(embeddings.sparse, i) or {NO_TOKEN: 1.0}
         size += 8 * len(row["sparse"])
     parts: tuple[dict[str, Any], ...] = ()
     if embeddings.multivectors is not None:
-        rows = embeddings.multivectors[0]
+        rows = embeddings.multivectors[i]
         pieces = list(_base64_pieces(pack_multivector(rows, layout.schema.storage.multivector_dtype)))
         packed = sum(map(len, pieces))
         row |= {"rows": len(rows), "version": uuid.uuid4().hex, "parts": 0, "multivector": pieces}
