@@ -8,11 +8,12 @@ survive in stores that round their own (Elasticsearch keeps 9 bits).
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from m3_connectors.embeddings import Float32
+from m3_connectors.embeddings import Float32, MultiVectors
 
 _HEADER = struct.Struct("<2sBBBxxxII")
 """magic, version, kind, dtype, padding, rows, width: 16 bytes, so that the values stay aligned."""
@@ -41,6 +42,23 @@ def unpack_multivector(blob: bytes) -> Float32:
     size, rows, width = _read_header(blob, _MULTIVECTOR)
     values = np.frombuffer(blob, dtype=_DTYPES[size], offset=_HEADER.size)
     return values.reshape(rows, width).astype(np.float32)
+
+
+def unpack_multivectors(packed: Sequence[bytes], dimension: int) -> MultiVectors:
+    """The rows of many documents end to end, converted in one pass.
+
+    Raises:
+        ValueError: A blob is none, or its rows are not ``dimension`` wide.
+    """
+    headers = [_read_header(blob, _MULTIVECTOR) for blob in packed]
+    if any(width != dimension for _, _, width in headers):
+        raise ValueError(f"a vector blob has rows of another width than {dimension}")
+    offsets = np.cumsum([0, *(rows for _, rows, _ in headers)], dtype=np.int64)
+    joined = np.empty((int(offsets[-1]), dimension), dtype=np.float32)
+    for blob, (size, rows, _), start in zip(packed, headers, offsets, strict=False):
+        values = np.frombuffer(blob, dtype=_DTYPES[size], offset=_HEADER.size)
+        joined[start : start + rows] = values.reshape(rows, dimension)
+    return MultiVectors(joined, offsets)
 
 
 def pack_sparse(token_ids: npt.NDArray[np.integer], weights: Float32) -> bytes:

@@ -33,6 +33,7 @@ from m3_connectors.backends.elasticsearch.mapping import (
 )
 from m3_connectors.backends.elasticsearch.paging import count, pages
 from m3_connectors.backends.elasticsearch.reading import Reader
+from m3_connectors.backends.elasticsearch.vectors import sparse_scores_of
 from m3_connectors.backends.endpoint import Endpoint, refuse_unknown
 from m3_connectors.backends.together import together
 from m3_connectors.documents import Document
@@ -259,7 +260,7 @@ class ElasticsearchBackend(Backend):
             known.setdefault(component, {}).update(zip(ids, scores, strict=True))
             self._read.note_rows(hits)
             if component == "dense" and "sparse" in method.scored:
-                exact_scores = await ranking.sparse_scores_of(query, hits)
+                exact_scores = await sparse_scores_of(query, hits)
                 known.setdefault("sparse", {}).update(zip(ids, exact_scores, strict=True))
         return list(dict.fromkeys(hit["_id"] for hits, _ in lists for hit in hits)), known
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import zlib
 from collections.abc import Mapping, Sequence
@@ -10,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import orjson
+import pybase64
 
 from m3_connectors.backends import blobs
 from m3_connectors.backends.base import Schema
@@ -161,11 +161,6 @@ def sparse_search(query: Query, limit: int, blobs: Sequence[str]) -> Query:
     }
 
 
-def blob_of(hit: Mapping[str, Any], field: str) -> bytes:
-    """The bytes that a hit brings in a doc value."""
-    return base64.b64decode(hit["fields"][field][0])
-
-
 def in_buckets(start: int, stop: int, filter: Query | None) -> Query:
     """The documents of a range of buckets that pass a filter."""
     part: Query = {"range": {BUCKET: {"gte": start, "lt": stop}}}
@@ -177,4 +172,4 @@ def _weights(token_ids: Any, weights: Any) -> dict[str, Any]:
 
 
 def _text(blob: bytes) -> str:
-    return base64.b64encode(blob).decode("ascii")
+    return pybase64.b64encode_as_string(blob)

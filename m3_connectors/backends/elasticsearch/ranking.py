@@ -7,15 +7,11 @@ import itertools
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
-import anyio.to_thread
 import numpy as np
-import scipy.sparse as sp
 
-from m3_connectors.backends import blobs
 from m3_connectors.backends.elasticsearch.bodies import (
     MOST_HITS,
     Query,
-    blob_of,
     dense_scores,
     dense_search,
     in_buckets,
@@ -25,10 +21,10 @@ from m3_connectors.backends.elasticsearch.bodies import (
 from m3_connectors.backends.elasticsearch.connection import Connection
 from m3_connectors.backends.elasticsearch.mapping import BUCKETS, SPARSE_BLOB
 from m3_connectors.backends.elasticsearch.paging import count, pages
+from m3_connectors.backends.elasticsearch.vectors import sparse_scores_of
 from m3_connectors.backends.together import together
 from m3_connectors.embeddings import Float32, M3Embeddings
 from m3_connectors.methods import rank
-from m3_connectors.scoring import sparse_scores
 
 Hits = list[dict[str, Any]]
 
@@ -133,25 +129,6 @@ def _proven(hits: Hits, scores: Float32, limit: int) -> bool:
         return False
     at_the_cut = np.partition(scores, len(scores) - limit)[len(scores) - limit]
     return bool(hits[-1]["_score"] * _ROUNDED < at_the_cut)
-
-
-async def sparse_scores_of(query: M3Embeddings, hits: Hits) -> Float32:
-    """The exact s_lex of hits that bring their blobs, float32 ``[hits]``; computed in a thread."""
-    return await anyio.to_thread.run_sync(_sparse_scores, query, hits)
-
-
-def _sparse_scores(query: M3Embeddings, hits: Hits) -> Float32:
-    assert query.sparse is not None
-    return sparse_scores(query.sparse, sparse_rows(hits, query.sparse.shape[1]))
-
-
-def sparse_rows(hits: Hits, vocabulary_size: int) -> sp.csr_array:
-    """The exact sparse vectors of hits that bring their blobs, CSR ``[hits, vocabulary]``."""
-    found = [blobs.unpack_sparse(blob_of(hit, SPARSE_BLOB)) for hit in hits]
-    indptr = np.cumsum([0, *(len(token_ids) for token_ids, _ in found)])
-    indices = np.concatenate([np.empty(0, dtype=np.int64), *(token_ids for token_ids, _ in found)])
-    data = np.concatenate([np.empty(0, dtype=np.float32), *(weights for _, weights in found)])
-    return sp.csr_array((data, indices, indptr), shape=(len(hits), vocabulary_size))
 
 
 def _best(hits: Hits, scores: Float32, limit: int) -> tuple[Hits, Float32]:

@@ -9,10 +9,9 @@ from typing import Any
 import anyio.to_thread
 import numpy as np
 
-from m3_connectors.backends import blobs
 from m3_connectors.backends.base import Schema
 from m3_connectors.backends.chunks import by_bytes, by_count
-from m3_connectors.backends.elasticsearch.bodies import MOST_HITS, blob_of, dense_scores, dense_search, of_ids
+from m3_connectors.backends.elasticsearch.bodies import MOST_HITS, dense_scores, dense_search, of_ids
 from m3_connectors.backends.elasticsearch.connection import Connection, segment
 from m3_connectors.backends.elasticsearch.mapping import (
     BACKEND,
@@ -23,9 +22,9 @@ from m3_connectors.backends.elasticsearch.mapping import (
     SPARSE_BLOB,
     TEXT,
 )
-from m3_connectors.backends.elasticsearch.ranking import sparse_rows, sparse_scores_of
+from m3_connectors.backends.elasticsearch.vectors import multivectors, sparse_rows, sparse_scores_of
 from m3_connectors.backends.together import together
-from m3_connectors.embeddings import Component, Float32, M3Embeddings, MultiVectors
+from m3_connectors.embeddings import Component, Float32, M3Embeddings
 from m3_connectors.errors import NotFound
 from m3_connectors.scoring import as_float16, multivector_scores
 
@@ -119,13 +118,13 @@ class Reader:
         await together([functools.partial(part, run) for run in runs], _PAGES_AT_ONCE)
         self._check_found(ids, found, "vectors")
         hits = [found[id] for id in ids]
-        sparse = multivectors = None
+        sparse = rows = None
         if "sparse" in schema.components:
             sparse = sparse_rows(hits, schema.model.vocabulary_size)
         if "multivector" in schema.components:
-            multivectors = self._multivectors(hits)
+            rows = multivectors(hits, schema.model.dimension)
         dense: Float32 = np.array([hit["fields"][DENSE] for hit in hits], dtype=np.float32)
-        return M3Embeddings(dense.reshape(len(hits), -1), sparse, multivectors, model=schema.model)
+        return M3Embeddings(dense.reshape(len(hits), -1), sparse, rows, model=schema.model)
 
     def note_rows(self, hits: Hits) -> None:
         """Remember how long the multi-vectors of these hits are, if they say so."""
@@ -152,11 +151,7 @@ class Reader:
 
     def _multivector_scores(self, query: M3Embeddings, hits: Hits) -> Float32:
         assert query.multivectors is not None
-        return multivector_scores(query.multivectors[0], self._multivectors(hits))
-
-    def _multivectors(self, hits: Hits) -> MultiVectors:
-        matrices = [blobs.unpack_multivector(blob_of(hit, MULTIVECTOR_BLOB)) for hit in hits]
-        return MultiVectors.from_list(matrices, self._schema.model.dimension)
+        return multivector_scores(query.multivectors[0], multivectors(hits, self._schema.model.dimension))
 
     def _check_found(self, ids: Sequence[str], found: Any, operation: str) -> None:
         missing = next((id for id in ids if id not in found), None)
