@@ -69,6 +69,7 @@ async def retrying(patience: Patience, call: Callable[[], Awaitable[T]]) -> T:
     except BackendError as error:
         if tries > 1:
             seconds = time.monotonic() - started
-            error.args = (f"{error.args[0]} after {tries} tries in {seconds:.0f} s.",)
+            what, newline, advice = str(error.args[0]).partition("\n")
+            error.args = (f"{what.rstrip('.')} after {tries} tries in {seconds:.0f} s.{newline}{advice}",)
         raise
     raise AssertionError("unreachable: the last try returns or raises")

@@ -13,6 +13,7 @@ import functools
 import logging
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, TypeVar
 
 import anyio
@@ -25,14 +26,19 @@ from m3_connectors.backends.endpoint import Endpoint
 from m3_connectors.backends.milvus import lite
 from m3_connectors.backends.milvus.errors import BACKEND, NotLoaded, translated
 from m3_connectors.backends.retry import Patience, retrying
-from m3_connectors.errors import Unavailable
+from m3_connectors.errors import InvalidInput, Unavailable
 
 T = TypeVar("T")
 
 _THREADS = 16
 """Calls of one connection at the same time."""
 
-_PARTS_OF_CONNECT = ("uri", "token", "user", "password")
+_GRPC_OPTIONS = {
+    # A server that came back is found within a second; gRPC's own pause grows to minutes, for all channels together.
+    "grpc.initial_reconnect_backoff_ms": 200,
+    "grpc.max_reconnect_backoff_ms": 1_000,
+    "grpc.use_local_subchannel_pool": 1,
+}
 
 
 class Connection:
@@ -96,6 +102,8 @@ class Connection:
         if endpoint.path:
             options["db_name"] = endpoint.path.strip("/")
         if endpoint.ca_certs:
+            if not Path(endpoint.ca_certs).is_file():
+                raise InvalidInput(f"ca_certs is {endpoint.ca_certs!r}: there is no such file.")
             options["server_pem_path"] = endpoint.ca_certs
         return await cls._connected(endpoint.url, endpoint.patience, options, None)
 
@@ -104,7 +112,13 @@ class Connection:
         cls, where: str, patience: Patience, options: dict[str, Any], engine: lite.Embedded | None
     ) -> Connection:
         # Not shared: pymilvus shares by address and token alone, whatever the other options say.
-        connect = functools.partial(MilvusClient, **options, timeout=patience.timeout_seconds, dedicated=True)
+        connect = functools.partial(
+            MilvusClient,
+            **options,
+            timeout=patience.timeout_seconds,
+            dedicated=True,
+            grpc_options=_GRPC_OPTIONS,
+        )
 
         async def once() -> MilvusClient:
             return await _in_thread(connect, "connect", where)
@@ -205,4 +219,5 @@ def _quiet() -> Iterator[None]:
         _calling.reset(token)
 
 
-logging.getLogger("pymilvus.decorators").addFilter(lambda record: not _calling.get())
+for _name in ("pymilvus.decorators", "pymilvus.client.connection_manager", "pymilvus.client.grpc_handler"):
+    logging.getLogger(_name).addFilter(lambda record: not _calling.get())

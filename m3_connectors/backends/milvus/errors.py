@@ -35,7 +35,7 @@ class TooLarge(Rejected):
     """The request was larger than the server takes; halves of it may pass."""
 
 
-class NotLoaded(Unavailable):
+class NotLoaded(BackendError):
     """The collection is not in the server's memory; loading it mends that."""
 
 
@@ -92,6 +92,8 @@ def translated(error: Exception, operation: str, where: str) -> BackendError:
     if kind is None and isinstance(code, int):
         kind = _BY_CODE.get(code)
     advice = _ADVICE.get(kind, "") if kind else ""
+    if code == _CONNECT_FAILED:
+        words = "no connection"
     message = f"{words.strip().rstrip('.')} at {where}.{advice}"
     return (kind or Rejected)(message, backend=BACKEND, operation=operation)
 
