@@ -4,7 +4,7 @@ VENV ?= .venv
 MODEL ?= models/m3-tiny
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types layers unit clean
+.PHONY: demo test lint types layers unit servers clean
 
 demo: $(VENV)/.ready          ## search this Python's own documentation with all three representations
 	$(BIN)/python -m m3_connectors.demo --model "$(MODEL)"
@@ -23,6 +23,9 @@ layers: $(VENV)/.ready
 
 unit: $(VENV)/.ready
 	$(BIN)/pytest
+
+servers: $(VENV)/.ready       ## start what this machine can start, print the URLs, until Ctrl-C
+	$(BIN)/python -m m3_connectors.testing.servers --compose docker/compose.yaml
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

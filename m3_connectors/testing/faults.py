@@ -19,6 +19,7 @@ import contextlib
 import dataclasses
 import random
 import socket
+import ssl
 import struct
 import threading
 from collections.abc import Callable, Coroutine
@@ -99,6 +100,7 @@ class FaultProxy:
         host: Of the server.
         listen: Port to listen on; any free one by default.
         seed: Of what chance decides.
+        tls: Take connections with this server's TLS and go on without; for a client's side of encryption.
 
     Attributes:
         port: Where it listens, on 127.0.0.1.
@@ -106,11 +108,20 @@ class FaultProxy:
         connections: How many connections came so far.
     """
 
-    def __init__(self, port: int, host: str = "127.0.0.1", *, listen: int = 0, seed: int = 0) -> None:
+    def __init__(
+        self,
+        port: int,
+        host: str = "127.0.0.1",
+        *,
+        listen: int = 0,
+        seed: int = 0,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         self.port = listen
         self.faults = 0
         self.connections = 0
         self._target = (host, port)
+        self._tls = tls
         self._random = random.Random(seed)
         self._fault: Fault | None = None
         self._changed = asyncio.Event()
@@ -160,7 +171,7 @@ class FaultProxy:
             await self._listen()
 
     async def _listen(self) -> None:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port, ssl=self._tls)
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def _close_server(self) -> None:
