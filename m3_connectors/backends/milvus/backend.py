@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
+import anyio.to_thread
 import numpy as np
 
-from m3_connectors.backends.base import Backend, Ranking, Schema, ScoredId
+from m3_connectors.backends.base import Backend, Known, Ranking, Schema, ScoredId
 from m3_connectors.backends.capabilities import Capability
 from m3_connectors.backends.endpoint import Endpoint, refuse_unknown
 from m3_connectors.backends.milvus import layout as layouts
@@ -223,7 +224,9 @@ class MilvusBackend(Backend):
     # -- writing
 
     async def _upsert(self, documents: Sequence[Document], embeddings: M3Embeddings) -> None:
-        await self._writes.upsert(entities(self._reads.layout, documents, embeddings, self._max_row_bytes))
+        layout = self._reads.layout
+        packed = await anyio.to_thread.run_sync(entities, layout, documents, embeddings, self._max_row_bytes)
+        await self._writes.upsert(packed)
 
     async def _delete(self, ids: Sequence[str]) -> int:
         return await self._writes.delete(list(dict.fromkeys(map(key_of, ids))))
@@ -282,11 +285,7 @@ class MilvusBackend(Backend):
         return await super()._search(query, method, k, filter, exact)
 
     async def _complete(
-        self,
-        components: Sequence[Component],
-        query: M3Embeddings,
-        ids: Sequence[str],
-        known: dict[Component, dict[str, np.float32]],
+        self, components: Sequence[Component], query: M3Embeddings, ids: Sequence[str], known: Known
     ) -> dict[Component, Float32]:
         # All missing components of a document in one request, and not each by itself as the contract's default.
         missing = [name for name in components if any(id not in known.get(name, {}) for id in ids)]

@@ -136,7 +136,15 @@ class Connection:
             raise
         return self
 
-    async def call(self, operation: str, method: str, *args: Any, write: bool = False, **kwargs: Any) -> Any:
+    async def call(
+        self,
+        operation: str,
+        method: str,
+        *args: Any,
+        write: bool = False,
+        then: Callable[[Any], Any] | None = None,
+        **kwargs: Any,
+    ) -> Any:
         """``MilvusClient.method(*args, **kwargs)`` within the deadline, tried again where that can help.
 
         Args:
@@ -144,6 +152,7 @@ class Connection:
             method: Name of a method that takes ``timeout``.
             *args: Its arguments.
             write: It changes the collection; it must be safe to repeat.
+            then: What is to be done with the answer in the same thread: pymilvus decodes rows when they are read.
             **kwargs: Its arguments.
 
         Raises:
@@ -152,9 +161,10 @@ class Connection:
 
         def invoke() -> Any:
             with self._write_lock if write else contextlib.nullcontext():
-                return getattr(self._open_client(operation), method)(
+                answer = getattr(self._open_client(operation), method)(
                     *args, timeout=self._patience.timeout_seconds, **kwargs
                 )
+            return answer if then is None else then(answer)
 
         async def once() -> Any:
             return await self.in_thread(operation, invoke)

@@ -29,6 +29,9 @@ MAX_TEXT_BYTES = 65_535
 MAX_ELEMENTS = 4_096
 """An ARRAY's, everywhere."""
 
+MAX_DYNAMIC_BYTES = 65_536
+"""Of all dynamic fields of one entity together, as JSON."""
+
 TERM_BYTES = 32
 
 _RECORD = "m3_connectors.schema"
@@ -100,7 +103,8 @@ def document_fields(layout: Layout, collection: str) -> CollectionSchema:
             max_length=TERM_BYTES,
         )
     else:
-        fields.add_field("terms", DataType.VARCHAR, max_length=MAX_TEXT_BYTES)
+        # milvus-lite knows no limit of a text; this one is the array's.
+        fields.add_field("terms", DataType.VARCHAR, max_length=MAX_ELEMENTS * (TERM_BYTES + 1))
     return fields
 
 

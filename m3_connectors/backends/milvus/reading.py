@@ -6,6 +6,7 @@ import math
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import Any
 
+import anyio.to_thread
 import numpy as np
 
 from m3_connectors.backends.chunks import by_bytes, by_count
@@ -53,7 +54,7 @@ class Reader:
         """The stored ones of these keys, with ``key`` and the fields."""
         found: dict[str, Row] = {}
         for some in by_count(list(dict.fromkeys(keys)), _KEYS_AT_ONCE):
-            answer = await self._connection.call(
+            found |= await self._connection.call(
                 operation,
                 "query",
                 collection or self.layout.name,
@@ -61,11 +62,13 @@ class Reader:
                 output_fields=["key", *fields],
                 limit=len(some),
                 consistency_level="Strong",
+                then=lambda answer: {row["key"]: row for row in map(dict, answer)},
             )
-            found |= {row["key"]: row for row in answer}
         return found
 
-    async def pages(self, operation: str, expression: str, fields: Sequence[str]) -> AsyncIterator[list[Row]]:
+    async def pages(
+        self, operation: str, expression: str, fields: Sequence[str]
+    ) -> AsyncIterator[Sequence[Row]]:
         """All rows that an expression finds, a thousand at a time, in the order of their keys."""
         iterator = await self._connection.call(
             operation,
@@ -78,8 +81,10 @@ class Reader:
         )
         try:
             # Not tried again: an iterator that failed does not know where it was.
-            while page := await self._connection.in_thread(operation, iterator.next):
-                yield list(page)
+            while page := await self._connection.in_thread(
+                operation, lambda: list(map(dict, iterator.next()))
+            ):
+                yield page
         finally:
             iterator.close()
 
@@ -148,13 +153,12 @@ class Reader:
 
         for some in by_bytes(list(rows), answer_bytes, _ANSWER_BYTES):
             packed = await self._packed(operation, some)
-            matrices = []
-            for key in some:
-                try:
-                    matrices.append(unpack(packed[key]))
-                except ValueError as error:
-                    raise _corrupt(key, str(error), operation) from error
-            yield some, MultiVectors.from_list(matrices, schema.model.dimension)
+            pieces = [packed[key] for key in some]
+            try:
+                multivectors = await anyio.to_thread.run_sync(unpack, pieces, schema.model.dimension)
+            except ValueError as error:
+                raise _corrupt(some[0], f"or one beside it: {error}", operation) from error
+            yield some, multivectors
 
     async def _packed(self, operation: str, keys: Sequence[str]) -> dict[str, list[str]]:
         for _ in range(3):
@@ -192,7 +196,7 @@ class Reader:
         params: dict[str, Any] = {"metric_type": "IP"}
         if component == "dense" and self.layout.dense_index == "HNSW":
             params["params"] = {"ef": min(max(2 * limit, 128), _MOST_EF)}
-        answer = await self._connection.call(
+        found: dict[str, float] = await self._connection.call(
             "search",
             "search",
             self.layout.name,
@@ -203,8 +207,9 @@ class Reader:
             search_params=params,
             output_fields=["key"],
             consistency_level="Strong",
+            then=lambda answer: {hit["key"]: hit["distance"] for hit in answer[0]},
         )
-        return {hit["key"]: hit["distance"] for hit in answer[0]}
+        return found
 
     async def scan_for(
         self, component: Component, query: M3Embeddings, limit: int, expression: str
@@ -257,15 +262,20 @@ class Reader:
         order = [position[key] for key in keys]
         result: dict[Component, Float32] = {}
         if columns:
-            stored = embeddings_of(self.layout, list(rows.values()), columns)
-            result = {name: score(name, query, stored)[order] for name in columns}
+
+            def score_columns() -> dict[Component, Float32]:
+                stored = embeddings_of(self.layout, list(rows.values()), columns)
+                return {name: score(name, query, stored)[order] for name in columns}
+
+            result = await anyio.to_thread.run_sync(score_columns)
         if "multivector" in components:
             if self.layout.schema.storage.multivector_dtype == "float16":
                 query = as_float16(query)
             scores = np.empty(len(rows), dtype=np.float32)
             async for some, multivectors in self._multivectors("score", rows):
                 documents = M3Embeddings(multivectors=multivectors)
-                scores[[position[key] for key in some]] = score("multivector", query, documents)
+                part = await anyio.to_thread.run_sync(score, "multivector", query, documents)
+                scores[[position[key] for key in some]] = part
             result["multivector"] = scores[order]
         return result
 

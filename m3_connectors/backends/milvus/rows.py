@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import dataclasses
 import json
 import uuid
@@ -10,11 +9,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pybase64
 import scipy.sparse as sp
 
-from m3_connectors.backends.blobs import pack_multivector, unpack_multivector
+from m3_connectors.backends.blobs import pack_multivector, unpack_multivectors
 from m3_connectors.backends.milvus.filters import answers
-from m3_connectors.backends.milvus.layout import MAX_ELEMENTS, MAX_TEXT_BYTES, TERM_BYTES, Layout
+from m3_connectors.backends.milvus.layout import (
+    MAX_DYNAMIC_BYTES,
+    MAX_ELEMENTS,
+    MAX_TEXT_BYTES,
+    TERM_BYTES,
+    Layout,
+)
 from m3_connectors.backends.milvus.naming import id_of, key_of
 from m3_connectors.documents import Document
 from m3_connectors.embeddings import Component, M3Embeddings, MultiVectors
@@ -24,7 +30,7 @@ NO_TOKEN = 2**32 - 2
 """Token id of a sparse vector without tokens: milvus-lite refuses an empty one, and no vocabulary reaches this id."""
 
 _PIECE_BYTES = MAX_TEXT_BYTES // 4 * 3
-"""Bytes whose base64 fills one element."""
+"""Bytes whose base64 fills one element; a multiple of 3, so that there is no padding inside a document."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,13 +69,15 @@ def part_keys(row: Mapping[str, Any]) -> list[str]:
     return [f"{row['version']}.{i}" for i in range(row["parts"])]
 
 
-def unpack(pieces: Sequence[str]) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
-    """float32 ``[tokens, d]`` of the elements of one multi-vector, in order.
+def unpack(packed: Sequence[Sequence[str]], dimension: int) -> MultiVectors:
+    """The multi-vectors of documents, each given by its elements in order.
 
     Raises:
-        ValueError: They are no packed multi-vector.
+        ValueError: The elements of one are no packed multi-vector.
     """
-    return unpack_multivector(b"".join(base64.b64decode(piece) for piece in pieces))
+    # Only the last element of a document is padded, so that all of them are one base64 text.
+    blobs = [pybase64.b64decode("".join(pieces), validate=True) for pieces in packed]
+    return unpack_multivectors(blobs, dimension)
 
 
 def embeddings_of(
@@ -103,11 +111,16 @@ def _entity(
 ) -> Entity:
     where = f"document {document.id!r}"
     found = answers(document.metadata)
-    capacity = MAX_ELEMENTS if layout.terms_as_array else MAX_TEXT_BYTES // (TERM_BYTES + 1)
-    if len(found.terms) > capacity:
+    if len(found.terms) > MAX_ELEMENTS:
         raise InvalidInput(
-            f"{where} has metadata with {len(found.terms)} filterable values; Milvus holds {capacity} a document.\n"
-            "  Keep long lists out of the metadata, or in its text."
+            f"{where} has metadata with {len(found.terms)} filterable values; Milvus holds {MAX_ELEMENTS} a "
+            "document.\n  Keep long lists out of the metadata, or in its text."
+        )
+    bounds_bytes = len(json.dumps(found.bounds))
+    if bounds_bytes > MAX_DYNAMIC_BYTES:
+        raise InvalidInput(
+            f"{where} has numbers or dates in {len(found.bounds) // 2} fields of its metadata; Milvus holds about "
+            f"{len(found.bounds) // 2 * MAX_DYNAMIC_BYTES // bounds_bytes}.\n  Keep wide tables out of the metadata."
         )
     text = document.text.encode()
     metadata = json.dumps(document.metadata, ensure_ascii=False).encode()
@@ -121,7 +134,7 @@ def _entity(
         **found.bounds,
     }
     size = 256 + embeddings.dense[i].nbytes + len(text) + len(metadata)
-    size += (TERM_BYTES + 4) * len(found.terms) + 64 * len(found.bounds)
+    size += (TERM_BYTES + 4) * len(found.terms) + bounds_bytes
     if embeddings.sparse is not None:
         row["sparse"] = sparse_of(embeddings.sparse, i) or {NO_TOKEN: 1.0}
         size += 8 * len(row["sparse"])
@@ -158,7 +171,7 @@ def _parts(version: str, pieces: Sequence[str], max_row_bytes: int) -> Iterator[
 
 def _base64_pieces(blob: bytes) -> Iterator[str]:
     for start in range(0, len(blob), _PIECE_BYTES):
-        yield base64.b64encode(blob[start : start + _PIECE_BYTES]).decode("ascii")
+        yield pybase64.b64encode_as_string(blob[start : start + _PIECE_BYTES])
 
 
 def _text_pieces(text: bytes) -> list[str]:
