@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
-import anyio.to_thread
 import numpy as np
 
-from m3_connectors.backends.base import Backend, Known, Ranking, Schema
+from m3_connectors.backends.base import Backend, Known, Ranking, Schema, ScoredId
 from m3_connectors.backends.capabilities import Capability
-from m3_connectors.backends.chunks import by_bytes, by_count
 from m3_connectors.backends.elasticsearch import ranking
-from m3_connectors.backends.elasticsearch.bodies import delete_operation, index_operation
-from m3_connectors.backends.elasticsearch.bulk import Outcome, joined, write
+from m3_connectors.backends.elasticsearch.bodies import documents_only
 from m3_connectors.backends.elasticsearch.connection import Connection, segment
 from m3_connectors.backends.elasticsearch.filters import query_of
 from m3_connectors.backends.elasticsearch.mapping import (
@@ -34,6 +32,7 @@ from m3_connectors.backends.elasticsearch.mapping import (
 from m3_connectors.backends.elasticsearch.paging import count, pages
 from m3_connectors.backends.elasticsearch.reading import Reader
 from m3_connectors.backends.elasticsearch.vectors import sparse_scores_of
+from m3_connectors.backends.elasticsearch.writing import Refresh, Writer
 from m3_connectors.backends.endpoint import Endpoint, refuse_unknown
 from m3_connectors.backends.together import together
 from m3_connectors.documents import Document
@@ -42,12 +41,8 @@ from m3_connectors.errors import AlreadyExists, InvalidInput, NotFound
 from m3_connectors.filters import Filter
 from m3_connectors.methods import Method
 
-Refresh = Literal[True, False, "wait_for"]
-
 _PORT = 9200
-_BATCH_BYTES = 8 * 2**20
-_BATCHES_AT_ONCE = 2
-_DELETES = 1000
+_SEARCHES = 3
 
 
 class ElasticsearchBackend(Backend):
@@ -100,6 +95,7 @@ class ElasticsearchBackend(Backend):
         self._alias = alias_of(collection)
         self._connection = Connection(endpoint)
         self._reader: Reader | None = None
+        self._writer: Writer | None = None
 
     @classmethod
     def from_url(cls, url: str, collection: str, options: Mapping[str, Any]) -> ElasticsearchBackend:
@@ -127,11 +123,11 @@ class ElasticsearchBackend(Backend):
         await self._connection.once(
             "create", "PUT", path, index_body(schema, self._alias, self._shards, self._replicas)
         )
-        self._reader = Reader(self._connection, self._alias, schema)
+        self._use(schema)
 
     async def _open(self) -> Schema:
         schema = read_schema(await self._behind_alias("open"), self.collection)
-        self._reader = Reader(self._connection, self._alias, schema)
+        self._use(schema)
         return schema
 
     async def _drop(self) -> None:
@@ -143,7 +139,11 @@ class ElasticsearchBackend(Backend):
 
     async def close(self) -> None:
         await self._connection.close()
-        self._reader = self._schema = None
+        self._reader = self._writer = self._schema = None
+
+    def _use(self, schema: Schema) -> None:
+        self._reader = Reader(self._connection, self._alias, schema)
+        self._writer = Writer(self._connection, self._alias, schema, self.refresh)
 
     async def _behind_alias(self, operation: str) -> dict[str, Any]:
         """What the server answers about the alias; empty if there is none."""
@@ -158,43 +158,19 @@ class ElasticsearchBackend(Backend):
     # -- writing
 
     async def _upsert(self, documents: Sequence[Document], embeddings: M3Embeddings) -> None:
-        schema = self.schema
-
-        def lines(positions: Sequence[int]) -> dict[str, bytes]:
-            return {documents[i].id: index_operation(schema, documents[i], embeddings[i]) for i in positions}
-
-        async def send(positions: Sequence[int]) -> Outcome:
-            operations = await anyio.to_thread.run_sync(lines, positions)
-            return await self._write(operations, "upsert")
-
-        sizes = _sizes(schema, documents, embeddings)
-        batches = by_bytes(range(len(documents)), sizes.__getitem__, _BATCH_BYTES)
-        outcomes = await together([functools.partial(send, batch) for batch in batches], _BATCHES_AT_ONCE)
-        await self._written(outcomes, "upsert")
+        await self._write.upsert(documents, embeddings)
 
     async def _delete(self, ids: Sequence[str]) -> int:
-        parts = by_count(list(dict.fromkeys(ids)), _DELETES)
-        outcomes = [await self._write({id: delete_operation(id) for id in part}, "delete") for part in parts]
-        results = await self._written(outcomes, "delete")
-        return sum(result == "deleted" for result in results.values())
+        return await self._write.delete(list(dict.fromkeys(ids)))
 
     async def _delete_where(self, filter: Filter) -> int:
+        passing = documents_only(query_of(filter))
         ids = [
             hit["_id"]
-            async for hits in pages(self._connection, self._alias, "delete", query_of(filter))
+            async for hits in pages(self._connection, self._alias, "delete", passing)
             for hit in hits
         ]
-        return await self._delete(ids) if ids else 0
-
-    async def _write(self, operations: Mapping[str, bytes], operation: str) -> Outcome:
-        params = {"refresh": "wait_for"} if self.refresh == "wait_for" else {}
-        return await write(self._connection, self._alias, operations, operation, params)
-
-    async def _written(self, outcomes: list[Outcome], operation: str) -> dict[str, str]:
-        """The results of a whole call, once they can be searched."""
-        if self.refresh is True and any(outcome.results for outcome in outcomes):
-            await self._connection.request(operation, "POST", f"/{segment(self._alias)}/_refresh")
-        return joined(outcomes, operation)
+        return await self._write.delete(ids) if ids else 0
 
     # -- reading
 
@@ -210,11 +186,20 @@ class ElasticsearchBackend(Backend):
 
     async def scan_ids(self) -> AsyncIterator[str]:
         self._check_open()
-        async for hits in pages(self._connection, self._alias, "scan", {"match_all": {}}):
+        async for hits in pages(self._connection, self._alias, "scan", documents_only()):
             for hit in hits:
                 yield hit["_id"]
 
     # -- ranking
+
+    async def _search(
+        self, query: M3Embeddings, method: Method, k: int, filter: Filter | None, exact: bool
+    ) -> list[ScoredId]:
+        for _ in range(_SEARCHES - 1):
+            # A candidate that is deleted before its vectors are read is no answer, and no error either.
+            with contextlib.suppress(NotFound):
+                return await super()._search(query, method, k, filter, exact)
+        return await super()._search(query, method, k, filter, exact)
 
     async def _candidates(
         self, component: Component, query: M3Embeddings, limit: int, filter: Filter | None, exact: bool
@@ -294,6 +279,12 @@ class ElasticsearchBackend(Backend):
         assert self._reader is not None
         return self._reader
 
+    @property
+    def _write(self) -> Writer:
+        self._check_open()
+        assert self._writer is not None
+        return self._writer
+
 
 def _query(filter: Filter | None) -> dict[str, Any] | None:
     return None if filter is None else query_of(filter)
@@ -301,15 +292,3 @@ def _query(filter: Filter | None) -> dict[str, Any] | None:
 
 def _document(id: str, source: Mapping[str, Any]) -> Document:
     return Document(id, source[TEXT], json.loads(source[METADATA]))
-
-
-def _sizes(schema: Schema, documents: Sequence[Document], embeddings: M3Embeddings) -> list[int]:
-    """About how many bytes each document takes in a bulk request."""
-    # JSON takes 12 bytes for a float and 40 for a token in both its forms; base64 adds a third.
-    sizes = np.array([len(document.text.encode()) for document in documents]) + 12 * schema.model.dimension
-    if embeddings.sparse is not None:
-        sizes += 40 * np.diff(embeddings.sparse.indptr)
-    if embeddings.multivectors is not None:
-        itemsize = np.dtype(schema.storage.multivector_dtype).itemsize
-        sizes += embeddings.multivectors.counts * embeddings.multivectors.dimension * itemsize * 4 // 3
-    return [int(size) for size in sizes]

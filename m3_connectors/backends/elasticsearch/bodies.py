@@ -20,6 +20,8 @@ from m3_connectors.backends.elasticsearch.mapping import (
     DENSE,
     METADATA,
     MULTIVECTOR_BLOB,
+    PART_OF,
+    PARTS,
     ROWS,
     SPARSE,
     SPARSE_BLOB,
@@ -33,6 +35,9 @@ Query = dict[str, Any]
 MOST_HITS = 10_000
 """``index.max_result_window`` and the most candidates of a vector search, as every server has them by default."""
 
+PART_BYTES = 4 * 2**20
+"""Most bytes of rows in one document."""
+
 _SMALLEST = np.finfo(np.float32).tiny
 """Elasticsearch refuses smaller weights; the exact ones are in the blob."""
 
@@ -45,8 +50,17 @@ def encoded(body: Mapping[str, Any]) -> bytes:
 # -- writing
 
 
-def index_operation(schema: Schema, document: Document, embeddings: M3Embeddings) -> bytes:
-    """Two lines of a bulk request that store one document with its embeddings, a batch of one."""
+def index_operation(
+    schema: Schema, document: Document, embeddings: M3Embeddings, parts: Sequence[str] = ()
+) -> bytes:
+    """Two lines of a bulk request that store one document.
+
+    Args:
+        schema: Of the collection.
+        document: The document.
+        embeddings: Its own, a batch of one.
+        parts: Ids of the documents that hold its multi-vectors, where it does not hold them itself.
+    """
     source: dict[str, Any] = {
         TEXT: document.text,
         METADATA: json.dumps(document.metadata, ensure_ascii=False, separators=(",", ":")),
@@ -61,9 +75,17 @@ def index_operation(schema: Schema, document: Document, embeddings: M3Embeddings
         source[SPARSE_BLOB] = _text(blobs.pack_sparse(token_ids, weights))
     if embeddings.multivectors is not None:
         rows = embeddings.multivectors[0]
-        source[MULTIVECTOR_BLOB] = _text(blobs.pack_multivector(rows, schema.storage.multivector_dtype))
         source[ROWS] = len(rows)
-    return encoded({"index": {"_id": document.id}}) + b"\n" + encoded(source) + b"\n"
+        if parts:
+            source[PARTS] = parts
+        else:
+            source[MULTIVECTOR_BLOB] = _text(blobs.pack_multivector(rows, schema.storage.multivector_dtype))
+    return _index(document.id, source)
+
+
+def part_operation(id: str, document_id: str, rows: Float32, dtype: str) -> bytes:
+    """Two lines of a bulk request that store some rows of a long document."""
+    return _index(id, {PART_OF: document_id, MULTIVECTOR_BLOB: _text(blobs.pack_multivector(rows, dtype))})
 
 
 def delete_operation(id: str) -> bytes:
@@ -72,6 +94,24 @@ def delete_operation(id: str) -> bytes:
 
 
 # -- reading
+
+
+def documents_only(filter: Query | None = None) -> Query:
+    """The documents that pass a filter, without the parts of long ones."""
+    documents: Query = {"exists": {"field": BUCKET}}
+    return {"bool": {"filter": [documents] if filter is None else [documents, filter]}}
+
+
+def parts_of(document_ids: Sequence[str], but: Sequence[str]) -> Query:
+    """The parts of some documents, but some."""
+    return {
+        "size": MOST_HITS,
+        "query": {
+            "bool": {"filter": [{"terms": {PART_OF: document_ids}}], "must_not": [{"ids": {"values": but}}]}
+        },
+        "_source": False,
+        "track_total_hits": False,
+    }
 
 
 def of_ids(ids: Sequence[str], *, blobs: Sequence[str] = (), fields: Sequence[str] = ()) -> Query:
@@ -169,6 +209,10 @@ def in_buckets(start: int, stop: int, filter: Query | None) -> Query:
 
 def _weights(token_ids: Any, weights: Any) -> dict[str, Any]:
     return dict(zip(map(str, token_ids.tolist()), np.maximum(weights, _SMALLEST), strict=True))
+
+
+def _index(id: str, source: Mapping[str, Any]) -> bytes:
+    return encoded({"index": {"_id": id}}) + b"\n" + encoded(source) + b"\n"
 
 
 def _text(blob: bytes) -> str:

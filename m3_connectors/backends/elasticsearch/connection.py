@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
 
+import anyio
 import elastic_transport
+import elastic_transport.client_utils
 import elasticsearch
 
 from m3_connectors.backends.elasticsearch.bodies import encoded
@@ -15,13 +18,40 @@ from m3_connectors.backends.endpoint import Endpoint
 from m3_connectors.backends.retry import retrying
 from m3_connectors.errors import InvalidInput
 
-_CONNECTIONS = 32
+_CONNECTIONS = 16
 _JSON = "application/vnd.elasticsearch+json; compatible-with=8"
 """Servers of both 8.19 and 9.x take it; a client of version 9 would by itself send what only 9.x takes."""
 
 _LINES = "application/vnd.elasticsearch+x-ndjson; compatible-with=8"
 
 _FAILURES = (elastic_transport.TransportError, elasticsearch.ApiError, elasticsearch.UnsupportedProductError)
+
+
+class _Body(io.BytesIO):
+    """A request's body, sent in pieces and logged by its size."""
+
+    def __init__(self, content: bytes) -> None:
+        super().__init__(content)
+        self._size = len(content)
+
+    def decode(self, *_: str) -> str:
+        """What the client logs of it."""
+        return f"({self._size} bytes)"
+
+
+class _Node(elastic_transport.AiohttpHttpNode):
+    """The client's own way to a server, for bodies of many megabytes: as bytes they would block the event loop."""
+
+    async def perform_request(  # type: ignore[override]
+        self,
+        method: str,
+        target: str,
+        body: bytes | None = None,
+        headers: elastic_transport.HttpHeaders | None = None,
+        request_timeout: Any = elastic_transport.client_utils.DEFAULT,
+    ) -> Any:
+        stream: Any = _Body(body) if body else None
+        return await super().perform_request(method, target, stream, headers, request_timeout)
 
 
 class Connection:
@@ -31,6 +61,8 @@ class Connection:
         self.endpoint = endpoint
         self.url = endpoint.url
         self._client = _client(endpoint)
+        # Waiting for a free connection would count as the server's time.
+        self._connections = anyio.CapacityLimiter(_CONNECTIONS)
 
     async def request(
         self,
@@ -78,9 +110,10 @@ class Connection:
     ) -> Any:
         headers = {"accept": _JSON, "content-type": content_type}
         try:
-            answer = await self._client.perform_request(
-                method, path, params=params, headers=headers, body=body
-            )
+            async with self._connections:
+                answer = await self._client.perform_request(
+                    method, path, params=params, headers=headers, body=body
+                )
         except _FAILURES as error:
             raise translated(error, operation, self.url) from error
         return answer.body
@@ -119,6 +152,7 @@ def _client(endpoint: Endpoint) -> elasticsearch.AsyncElasticsearch:
     try:
         return elasticsearch.AsyncElasticsearch(
             endpoint.url,
+            node_class=_Node,
             serializer=elasticsearch.OrjsonSerializer(),
             request_timeout=endpoint.patience.timeout_seconds,
             connections_per_node=_CONNECTIONS,

@@ -22,6 +22,9 @@ SPARSE = "sparse"
 SPARSE_BLOB, MULTIVECTOR_BLOB = "sparse_blob", "multivector_blob"
 """The exact values (``backends.blobs``) in doc values, outside the stored JSON."""
 
+PARTS, PART_OF = "parts", "part_of"
+"""Ids of the documents that hold a long document's multi-vectors, and in them its id."""
+
 BUCKETS = 2**30
 """Documents are spread over so many buckets by a hash of their id, so that parts of a collection can be named."""
 
@@ -91,6 +94,8 @@ def _properties(schema: Schema) -> dict[str, Any]:
     if "multivector" in schema.components:
         properties[MULTIVECTOR_BLOB] = {"type": "binary", "doc_values": True}
         properties[ROWS] = {"type": "integer", "index": False}
+        properties[PARTS] = {"type": "keyword", "index": False}
+        properties[PART_OF] = {"type": "keyword", "doc_values": False}
     return properties
 
 

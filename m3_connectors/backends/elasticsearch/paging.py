@@ -8,7 +8,7 @@ from typing import Any
 
 import anyio
 
-from m3_connectors.backends.elasticsearch.bodies import Query, page
+from m3_connectors.backends.elasticsearch.bodies import Query, documents_only, page
 from m3_connectors.backends.elasticsearch.connection import Connection, segment
 from m3_connectors.errors import BackendError
 
@@ -17,7 +17,7 @@ _KEEP_ALIVE = "5m"
 
 async def count(connection: Connection, alias: str, filter: Query | None) -> int:
     """How many documents pass."""
-    body = {"size": 0, "track_total_hits": True, "query": filter or {"match_all": {}}}
+    body = {"size": 0, "track_total_hits": True, "query": documents_only(filter)}
     answer = await connection.request(
         "count", "POST", f"/{segment(alias)}/_search", body, allow_partial_search_results="false"
     )

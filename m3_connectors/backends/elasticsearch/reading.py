@@ -6,18 +6,26 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
+import anyio
 import anyio.to_thread
 import numpy as np
 
 from m3_connectors.backends.base import Schema
 from m3_connectors.backends.chunks import by_bytes, by_count
-from m3_connectors.backends.elasticsearch.bodies import MOST_HITS, dense_scores, dense_search, of_ids
+from m3_connectors.backends.elasticsearch.bodies import (
+    MOST_HITS,
+    PART_BYTES,
+    dense_scores,
+    dense_search,
+    of_ids,
+)
 from m3_connectors.backends.elasticsearch.connection import Connection, segment
 from m3_connectors.backends.elasticsearch.mapping import (
     BACKEND,
     DENSE,
     METADATA,
     MULTIVECTOR_BLOB,
+    PARTS,
     ROWS,
     SPARSE_BLOB,
     TEXT,
@@ -51,6 +59,7 @@ class Reader:
         self._connection = connection
         self._alias = alias
         self._schema = schema
+        self._large_answers = anyio.CapacityLimiter(_PAGES_AT_ONCE)
         self._rows: dict[str, int] = {}
         """Rows by id, where seen; only to plan the size of answers, so one out of date does no harm."""
 
@@ -62,7 +71,8 @@ class Reader:
             answer = await self._connection.request(
                 "fetch", "POST", path, {"ids": ids}, _source_includes=wanted
             )
-            return [document for document in answer["docs"] if document.get("found")]
+            # A part of a long document has no text; nobody but the adapter knows its id.
+            return [found for found in answer["docs"] if found.get("found") and TEXT in found["_source"]]
 
         parts = await together(
             [functools.partial(part, run) for run in by_count(ids, _DOCUMENTS)], _PAGES_AT_ONCE
@@ -88,7 +98,7 @@ class Reader:
         rounded = as_float16(query) if self._schema.storage.multivector_dtype == "float16" else query
 
         async def part(ids: Sequence[str]) -> None:
-            hits = await self._connection.search("score", self._alias, of_ids(ids, blobs=fields))
+            hits = await self._hits("score", ids, fields)
             self._check_found(ids, {hit["_id"] for hit in hits}, "score")
             found = [hit["_id"] for hit in hits]
             if "sparse" in known:
@@ -98,7 +108,7 @@ class Reader:
                 known["multivector"].update(zip(found, scores, strict=True))
 
         runs = await self._planned(ids, "multivector" in components, "score")
-        await together([functools.partial(part, run) for run in runs], _PAGES_AT_ONCE)
+        await together([functools.partial(part, run) for run in runs])
         return known
 
     async def vectors(self, ids: Sequence[str]) -> M3Embeddings:
@@ -109,13 +119,11 @@ class Reader:
         found: dict[str, dict[str, Any]] = {}
 
         async def part(ids: Sequence[str]) -> None:
-            hits = await self._connection.search(
-                "vectors", self._alias, of_ids(ids, blobs=fields, fields=[DENSE])
-            )
+            hits = await self._hits("vectors", ids, fields, [DENSE])
             found.update((hit["_id"], hit) for hit in hits)
 
         runs = await self._planned(distinct, "multivector" in schema.components, "vectors")
-        await together([functools.partial(part, run) for run in runs], _PAGES_AT_ONCE)
+        await together([functools.partial(part, run) for run in runs])
         self._check_found(ids, found, "vectors")
         hits = [found[id] for id in ids]
         sparse = rows = None
@@ -125,6 +133,27 @@ class Reader:
             rows = multivectors(hits, schema.model.dimension)
         dense: Float32 = np.array([hit["fields"][DENSE] for hit in hits], dtype=np.float32)
         return M3Embeddings(dense.reshape(len(hits), -1), sparse, rows, model=schema.model)
+
+    async def _hits(
+        self, operation: str, ids: Sequence[str], blob_fields: list[str], fields: Sequence[str] = ()
+    ) -> Hits:
+        """Hits that bring these fields, wherever their blobs are."""
+        multivectors = MULTIVECTOR_BLOB in blob_fields
+        body = of_ids(ids, blobs=[*blob_fields, PARTS] if multivectors else blob_fields, fields=fields)
+        async with self._large_answers:
+            hits = await self._connection.search(operation, self._alias, body)
+            split = [hit for hit in hits if PARTS in hit.get("fields", {})]
+            names = [name for hit in split for name in hit["fields"][PARTS]]
+            found: dict[str, list[str]] = {}
+            for some in by_count(names, _PAGE_BYTES // PART_BYTES):
+                page = await self._connection.search(
+                    operation, self._alias, of_ids(some, blobs=[MULTIVECTOR_BLOB])
+                )
+                found |= {hit["_id"]: hit["fields"][MULTIVECTOR_BLOB] for hit in page}
+        self._check_found(names, found, operation)
+        for hit in split:
+            hit["fields"][MULTIVECTOR_BLOB] = [text for name in hit["fields"][PARTS] for text in found[name]]
+        return hits
 
     def note_rows(self, hits: Hits) -> None:
         """Remember how long the multi-vectors of these hits are, if they say so."""

@@ -21,12 +21,18 @@ T = TypeVar("T")
 
 
 def multivectors(hits: Hits, dimension: int) -> MultiVectors:
-    """The multi-vectors of hits, in their order.
+    """The multi-vectors of hits, in their order; a hit may bring several blobs, which follow each other.
 
     Raises:
         Corrupt: A hit brings none that can be read.
     """
-    return _read(lambda: blobs.unpack_multivectors(_blobs(hits, MULTIVECTOR_BLOB), dimension))
+
+    def read() -> MultiVectors:
+        joined = blobs.unpack_multivectors(_blobs(hits, MULTIVECTOR_BLOB), dimension)
+        first_blobs = np.cumsum([0, *(len(hit["fields"][MULTIVECTOR_BLOB]) for hit in hits)])
+        return MultiVectors(joined.rows, joined.offsets[first_blobs])
+
+    return _read(read)
 
 
 def sparse_rows(hits: Hits, vocabulary_size: int) -> sp.csr_array:
@@ -59,7 +65,7 @@ async def sparse_scores_of(query: M3Embeddings, hits: Hits) -> Float32:
 
 def _blobs(hits: Hits, field: str) -> list[bytes]:
     # Validated, which is also the fast way: 2 ms instead of 60 for 26 MB.
-    return [pybase64.b64decode(hit["fields"][field][0], validate=True) for hit in hits]
+    return [pybase64.b64decode(text, validate=True) for hit in hits for text in hit["fields"][field]]
 
 
 def _read(read: Callable[[], T]) -> T:

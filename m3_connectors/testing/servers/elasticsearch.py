@@ -31,14 +31,15 @@ from typing import Any
 
 import platformdirs
 
+from m3_connectors.errors import InvalidInput
 from m3_connectors.testing.servers import CannotStart
 
 VERSION = "9.2.4"
 """The version that is started unless another is named."""
 
 _GROUP = "org.elasticsearch.distribution.integ-test-zip"
-_JDK_RELEASES = range(21, 26)
-"""Java releases that Elasticsearch 9.2 runs on."""
+_JDK_RELEASES = {"8": range(17, 26), "9": range(21, 26)}
+"""Java releases that each major version of Elasticsearch runs on."""
 
 _START_SECONDS = 120.0
 _STOP_SECONDS = 20.0
@@ -82,13 +83,16 @@ class ElasticsearchServer:
         Args:
             version: Of Elasticsearch.
             heap_megabytes: Memory of its Java heap; a document of 8,191 rows needs 1,024.
-            tls: Listen with TLS; without it connections are plain.
+            tls: Listen with TLS, which needs users; without it connections are plain.
             users: Password by name of each superuser; with any, requests without credentials are refused.
 
         Raises:
+            InvalidInput: TLS without users.
             CannotStart: A JDK, or the server and Maven to fetch it, are not here.
         """
-        self._java = find_jdk()
+        if tls and not users:
+            raise InvalidInput("tls without users: Elasticsearch encrypts only where it asks who is there.")
+        self._java = find_jdk(version)
         self._home = install(version)
         self._tls = tls
         self._users = dict(users or {})
@@ -159,7 +163,7 @@ class ElasticsearchServer:
             shutil.copy(self._tls.key, config / "server.key")
         self._own()
         for name, password in self._users.items():
-            command = [
+            command: list[str | Path] = [
                 self._home / "bin" / "elasticsearch-users",
                 "useradd",
                 name,
@@ -172,7 +176,6 @@ class ElasticsearchServer:
 
     def _write_settings(self) -> None:
         directory = self._directory
-        secure = bool(self._users or self._tls)
         settings = {
             "cluster.name": directory.name,
             "discovery.type": "single-node",
@@ -183,10 +186,8 @@ class ElasticsearchServer:
             "path.data": directory / "data",
             "path.logs": directory / "logs",
             "cluster.routing.allocation.disk.threshold_enabled": "false",
-            "xpack.security.enabled": str(secure).lower(),
+            "xpack.security.enabled": str(bool(self._users)).lower(),
         }
-        if secure and not self._users:
-            settings |= {"xpack.security.authc.anonymous.roles": "superuser"}
         if self._tls:
             settings |= {
                 "xpack.security.http.ssl.enabled": "true",
@@ -257,12 +258,13 @@ def elasticsearch_server(
         server.remove()
 
 
-def find_jdk() -> Path:
+def find_jdk(version: str = VERSION) -> Path:
     """The home of the newest fitting JDK: ``ES_JAVA_HOME``, ``JAVA_HOME``, then where systems install them.
 
     Raises:
         CannotStart: There is none.
     """
+    fitting = _JDK_RELEASES.get(version.partition(".")[0], _JDK_RELEASES["9"])
     named = [Path(os.environ[name]) for name in ("ES_JAVA_HOME", "JAVA_HOME") if os.environ.get(name)]
     places = [
         *Path("/usr/lib/jvm").glob("*"),
@@ -270,10 +272,11 @@ def find_jdk() -> Path:
     ]
     installed = sorted(places, key=_java_release, reverse=True)
     for home in (*named, *installed):
-        if _java_release(home) in _JDK_RELEASES:
+        if _java_release(home) in fitting:
             return home
     raise CannotStart(
-        f"no JDK of {_JDK_RELEASES.start} to {_JDK_RELEASES.stop - 1} is installed, or ES_JAVA_HOME names none."
+        f"Elasticsearch {version} needs a JDK of {fitting.start} to {fitting.stop - 1}, and none is here.\n"
+        "  Install one, or name its home in ES_JAVA_HOME."
     )
 
 
