@@ -8,9 +8,12 @@ multi-vector are refused, stored or asked; a REST body over 32 MiB is refused; a
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -100,7 +103,7 @@ class FakeQdrant:
         threading.Thread(target=self._http.serve_forever, args=(0.02,), daemon=True).start()
         if self.grpc_open:
             options = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
-            self._rpc = grpc.server(ThreadPoolExecutor(4), options=[*options, ("grpc.so_reuseport", 0)])
+            self._rpc = grpc.server(ThreadPoolExecutor(32), options=[*options, ("grpc.so_reuseport", 0)])
             from qdrant_client.grpc.points_service_pb2_grpc import add_PointsServicer_to_server
             from qdrant_client.grpc.qdrant_pb2_grpc import add_QdrantServicer_to_server
 
@@ -234,10 +237,8 @@ class _Http(ThreadingHTTPServer):
     def close_all(self) -> None:
         """End the connections that clients keep open, as a server does that ends."""
         for open_socket in self._sockets:
-            try:
+            with contextlib.suppress(OSError):
                 open_socket.shutdown(2)
-            except OSError:
-                pass
             open_socket.close()
         self._sockets.clear()
 
@@ -280,7 +281,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    do_GET = do_PUT = do_POST = do_DELETE = do_PATCH = _answer  # noqa: N815
+    do_GET = do_PUT = do_POST = do_DELETE = do_PATCH = _answer
 
     def _route(self, fake: FakeQdrant, path: list[str], body: Any) -> tuple[str, Callable[[], Any]]:
         engine = fake.engine
@@ -338,7 +339,7 @@ class _Health:
     def __init__(self, fake: FakeQdrant) -> None:
         self._fake = fake
 
-    def HealthCheck(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
+    def HealthCheck(self, request: Any, context: grpc.ServicerContext) -> Any:
         return pb.HealthCheckReply(title="qdrant - vector search engine", version=self._fake.version)
 
 
@@ -362,7 +363,7 @@ class _Points:
             context.set_trailing_metadata(tuple((k.lower(), v) for k, v in refusal.headers.items()))
             context.abort(refusal.code, refusal.message)
 
-    def Upsert(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
+    def Upsert(self, request: Any, context: grpc.ServicerContext) -> Any:
         points = [GrpcToRest.convert_point_struct(point) for point in request.points]
         self._carry_out(
             "upsert", request, context, lambda: self._fake.upsert(request.collection_name, points)
@@ -370,7 +371,7 @@ class _Points:
         status = pb.UpdateStatus.Completed if request.wait else pb.UpdateStatus.Acknowledged
         return pb.PointsOperationResponse(result=pb.UpdateResult(operation_id=0, status=status))
 
-    def QueryBatch(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
+    def QueryBatch(self, request: Any, context: grpc.ServicerContext) -> Any:
         asked = [GrpcToRest.convert_query_points(query) for query in request.query_points]
         answers = self._carry_out(
             "search", request, context, lambda: self._fake.search(request.collection_name, asked)
@@ -384,7 +385,7 @@ class _Points:
             ]
         )
 
-    def Get(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
+    def Get(self, request: Any, context: grpc.ServicerContext) -> Any:
         ids = [GrpcToRest.convert_point_id(id) for id in request.ids]
         payload, vectors = request.with_payload.enable, request.with_vectors.enable
         records = self._carry_out(
@@ -398,3 +399,11 @@ class _Points:
         for record in records:
             record.payload = record.payload or {}
         return pb.GetResponse(result=[RestToGrpc.convert_record(record) for record in records])
+
+
+if __name__ == "__main__":  # in a process of its own, so that it does not share the tests' interpreter lock
+    with FakeQdrant() as alone:
+        seconds = float(sys.argv[1]) if sys.argv[1:] else 0.0
+        alone.before = lambda name: time.sleep(seconds if name == "search" else 0)
+        print(alone.port, alone.grpc_port, flush=True)
+        threading.Event().wait()

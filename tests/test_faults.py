@@ -296,8 +296,10 @@ async def test_certificates_are_checked(bare: Target, tmp_path: Path) -> None:
         assert await trusting.count() == 4
         for options in ({"ca_certs": files["stranger"]}, {}):
             doubting = bare.backend(**options)
-            with in_time(), pytest.raises((Unauthorised, Unavailable), match=r"(?i)certificate"):
+            with in_time(), pytest.raises((Unauthorised, Unavailable)) as caught:
                 await doubting.open()
+            # pymilvus keeps gRPC's reason to itself.
+            assert bare.scheme == "milvus" or "certificate" in str(caught.value).lower()
             await doubting.close()
         await trusting.drop()
         await trusting.close()

@@ -414,7 +414,9 @@ def _check_sizes(points: Sequence[Point], wire: Wire) -> None:
             )
 
 
+@functools.lru_cache(maxsize=2**16)
 def _point(id: str) -> str:
+    # Each search asks for the same few hundred several times, and hashing them was a fifth of its own time.
     return str(point_id(id))
 
 
