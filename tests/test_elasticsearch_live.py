@@ -99,6 +99,18 @@ class TestConformance(BackendConformance):
         return self.live.backend(collection)
 
 
+@runs
+async def test_the_server_says_what_it_is(live: _Live) -> None:
+    backend = live.backend()
+    info = await backend.server()
+    assert info.url == backend._connection.url
+    assert info.version is not None
+    assert info.version[0] in "89"
+    assert info.details["licence"]
+    assert info.problems == ()
+    await backend.close()
+
+
 # -- exactness where the server itself is not exact
 
 
@@ -445,7 +457,8 @@ async def test_100_searches_at_once_leave_the_event_loop_free(live: _Live) -> No
             stalls.append(time.thread_time() - before)
 
     async def ask() -> None:
-        assert await backend.search(world.queries[0], DENSE_SPARSE, 5) == alone
+        found = await backend.search(world.queries[0], DENSE_SPARSE, 5)
+        assert [hit.id for hit in found] == [hit.id for hit in alone]
 
     async with anyio.create_task_group() as watching:
         watching.start_soon(watch)

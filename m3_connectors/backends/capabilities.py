@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import enum
+from collections.abc import Mapping
 
 
 class Capability(enum.Enum):
@@ -16,3 +18,20 @@ class Capability(enum.Enum):
     SPLIT_LONG_DOCUMENTS = "8,191 rows of one document, scored exactly"
     FLOAT32_MULTIVECTORS = "multi-vectors kept in float32"
     DATE_RANGES = "ranges over dates"
+
+
+@dataclasses.dataclass(frozen=True)
+class ServerInfo:
+    """What a server says about itself; what it does not tell these credentials is left out.
+
+    Attributes:
+        url: Where it is, without secrets.
+        version: Its own version.
+        details: More, by name, such as ``licence``.
+        problems: What is wrong, each with its remedy.
+    """
+
+    url: str
+    version: str | None = None
+    details: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    problems: tuple[str, ...] = ()

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from m3_connectors.backends.base import Backend, Known, Ranking, Schema, ScoredId
-from m3_connectors.backends.capabilities import Capability
+from m3_connectors.backends.capabilities import Capability, ServerInfo
 from m3_connectors.backends.elasticsearch import ranking
 from m3_connectors.backends.elasticsearch.bodies import documents_only
 from m3_connectors.backends.elasticsearch.connection import Connection, segment
@@ -31,6 +31,7 @@ from m3_connectors.backends.elasticsearch.mapping import (
 )
 from m3_connectors.backends.elasticsearch.paging import count, pages
 from m3_connectors.backends.elasticsearch.reading import Reader
+from m3_connectors.backends.elasticsearch.server import server_info
 from m3_connectors.backends.elasticsearch.vectors import sparse_scores_of
 from m3_connectors.backends.elasticsearch.writing import Refresh, Writer
 from m3_connectors.backends.endpoint import Endpoint, refuse_unknown
@@ -109,6 +110,10 @@ class ElasticsearchBackend(Backend):
         )
         refuse_unknown(left, ("refresh", "shards", "replicas"))
         return cls(endpoint, collection, **left)
+
+    async def server(self) -> ServerInfo:
+        """What the server is; needs no collection."""
+        return await server_info(self._connection)
 
     # -- the collection
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 from collections.abc import Mapping
 from typing import Any
@@ -148,7 +149,9 @@ def _client(endpoint: Endpoint) -> elasticsearch.AsyncElasticsearch:
     if endpoint.api_key is not None:
         options["api_key"] = endpoint.api_key.get_secret_value()
     if endpoint.username is not None and endpoint.password is not None:
-        options["basic_auth"] = (endpoint.username, endpoint.password.get_secret_value())
+        # Encoded here, as the client would take ASCII only.
+        credentials = f"{endpoint.username}:{endpoint.password.get_secret_value()}"
+        options["basic_auth"] = base64.b64encode(credentials.encode()).decode("ascii")
     try:
         return elasticsearch.AsyncElasticsearch(
             endpoint.url,

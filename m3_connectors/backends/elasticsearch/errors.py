@@ -36,11 +36,11 @@ def translated(error: Exception, operation: str, url: str) -> BackendError:
     """The error to raise for a failure of the client; its own stays the cause."""
     where = {"backend": BACKEND, "operation": operation}
     match error:
+        case elasticsearch.UnsupportedProductError():
+            return Rejected(f"{url} answers, but is not Elasticsearch.", **where)
         case elasticsearch.ApiError():
             headers = error.meta.headers
             return from_status(error.meta.status, error.body, operation, url, headers.get("retry-after"))
-        case elasticsearch.UnsupportedProductError():
-            return Rejected(f"{url} answers, but is not Elasticsearch.", **where)
         case elastic_transport.ConnectionTimeout():
             return TimedOut(f"no answer from {url} in time.", **where)
         case elastic_transport.TlsError():

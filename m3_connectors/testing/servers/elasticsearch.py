@@ -203,6 +203,8 @@ class ElasticsearchServer:
             "PATH": os.environ.get("PATH", os.defpath),
             "HOME": str(self._directory),
             "TMPDIR": str(self._directory),
+            # Passwords on a command line are read in the locale's encoding.
+            "LC_ALL": "C.UTF-8",
             "ES_JAVA_HOME": str(self._java),
             "ES_PATH_CONF": str(self._directory / "config"),
             "ES_JAVA_OPTS": f"-Xms{self._heap_megabytes}m -Xmx{self._heap_megabytes}m",
