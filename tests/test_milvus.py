@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import anyio
@@ -27,22 +25,8 @@ from m3_connectors.methods import ALL, METHODS
 from m3_connectors.scoring import as_float16, score
 from m3_connectors.testing.agreement import compare_search, oracle_of
 from m3_connectors.testing.conformance import BackendConformance, runs
-from m3_connectors.testing.servers import CannotStart
-from m3_connectors.testing.servers.start import Running, start
+from m3_connectors.testing.servers.start import Running
 from m3_connectors.testing.worlds import World, join, make_world, unit_rows
-
-
-@pytest.fixture(scope="module")
-def running() -> Iterator[Running]:
-    """A server, however this machine can have one."""
-    try:
-        found = start("milvus")
-    except CannotStart as reason:
-        if os.environ.get("CI"):
-            raise
-        pytest.skip(str(reason))
-    yield found
-    found.stop()
 
 
 def embedded(directory: Path, collection: str = "notes", **options: object) -> MilvusBackend:
@@ -66,8 +50,8 @@ class TestServer(BackendConformance):
     worlds = 3
 
     @pytest.fixture(autouse=True)
-    def _server(self, running: Running) -> None:
-        self.url = running.url
+    def _server(self, milvus_store: Running) -> None:
+        self.url = milvus_store.url
 
     def make_backend(self, directory: Path, collection: str) -> Backend:
         return backend_for(self.url, f"{collection}-{directory.name}"[:200])
@@ -253,10 +237,10 @@ async def test_an_older_lite_is_refused_at_connect(tmp_path: Path, monkeypatch: 
 
 @runs
 async def test_an_older_lite_behind_a_server_is_refused(
-    running: Running, monkeypatch: pytest.MonkeyPatch
+    milvus_store: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(MilvusClient, "get_server_version", lambda self, **_: "milvus_lite-3.1.1")
-    backend = backend_for(running.url, "notes")
+    backend = backend_for(milvus_store.url, "notes")
     with pytest.raises(Unsupported):
         await backend.open()
     await backend.close()
