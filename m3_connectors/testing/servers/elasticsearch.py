@@ -41,7 +41,7 @@ _GROUP = "org.elasticsearch.distribution.integ-test-zip"
 _JDK_RELEASES = {"8": range(17, 26), "9": range(21, 26)}
 """Java releases that each major version of Elasticsearch runs on."""
 
-_START_SECONDS = 120.0
+_START_SECONDS = 240.0
 _STOP_SECONDS = 20.0
 _UNPRIVILEGED_UID = 61_317
 """Elasticsearch refuses to run as root; for root it runs under this number, which belongs to no account."""
@@ -98,6 +98,7 @@ class ElasticsearchServer:
         self._users = dict(users or {})
         self._heap_megabytes = heap_megabytes
         self._process: subprocess.Popen[bytes] | None = None
+        self._watch: subprocess.Popen[bytes] | None = None
         self._directory = Path(tempfile.mkdtemp(prefix="m3-elasticsearch-"))
         self._uid = _UNPRIVILEGED_UID if _is_root() else None
         self.port = 0
@@ -113,7 +114,7 @@ class ElasticsearchServer:
         """Start the process and wait until the cluster is healthy; the port stays what it was.
 
         Raises:
-            CannotStart: It ended, or was not healthy within two minutes.
+            CannotStart: It ended, or was not healthy within four minutes.
         """
         (self._directory / "logs" / "http.ports").unlink(missing_ok=True)
         self._write_settings()
@@ -126,6 +127,12 @@ class ElasticsearchServer:
                 start_new_session=True,
                 **self._as_user(),
             )
+        # Should this process die in any way, its end of the pipe closes, and the server's session is ended.
+        self._watch = subprocess.Popen(
+            ["/bin/sh", "-c", 'read -r _ || kill -TERM "-$0"', str(self._process.pid)],
+            stdin=subprocess.PIPE,
+            start_new_session=True,
+        )
         deadline = time.monotonic() + _START_SECONDS
         while not self._healthy():
             if self._process.poll() is not None or time.monotonic() > deadline:
@@ -147,6 +154,9 @@ class ElasticsearchServer:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+        if self._watch is not None:
+            self._watch.communicate(b"\n")
+            self._watch = None
 
     def remove(self) -> None:
         """End the process and delete its directory."""
