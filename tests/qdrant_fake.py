@@ -298,6 +298,8 @@ class _Handler(BaseHTTPRequestHandler):
                 return "create", lambda: fake.create(collection, body)
             case "GET", "collections", []:
                 return "info", lambda: fake.info(collection)
+            case "PATCH", "collections", []:
+                return "update", lambda: engine.update_collection(collection, metadata=body["metadata"])
             case "DELETE", "collections", []:
                 return "drop", lambda: engine.delete_collection(collection)
             case "PUT", "collections", ["index"]:

@@ -395,6 +395,32 @@ async def test_a_collection_that_forbids_exact_search_is_scored_in_stages(fake: 
     await backend.close()
 
 
+@runs
+async def test_a_server_says_what_it_is_before_there_is_a_collection(fake: FakeQdrant) -> None:
+    backend = backend_on(fake)
+    info = await backend.server()
+    assert (info.version, info.details, info.problems) == ("1.18.3", {"protocol": "gRPC"}, ())
+    await backend.create(make_world(52).schema)
+    assert (await backend.server()).details["collection"] == "green"
+    await backend.close()
+    by_rest = backend_on(fake, transport="rest")
+    assert "6334" in (await by_rest.server()).problems[0]
+    await by_rest.close()
+
+
+@runs
+async def test_a_server_that_forgets_metadata_at_creation_is_told_again(
+    fake: FakeQdrant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    schema = make_world(52).schema
+    create = fake.create
+    monkeypatch.setattr(fake, "create", lambda name, raw: create(name, {**raw, "metadata": None}))
+    backend = backend_on(fake)
+    await backend.create(schema)
+    assert await backend.open() == schema
+    await backend.close()
+
+
 # -- the collection
 
 
@@ -404,11 +430,11 @@ async def test_another_programs_collection_is_neither_opened_nor_dropped(fake: F
         "notes", vectors_config=models.VectorParams(size=4, distance=models.Distance.DOT)
     )
     backend = backend_on(fake)
-    with pytest.raises(AlreadyExists, match="did not make it"):
+    with pytest.raises(Rejected, match="did not make it"):
         await backend.open()
     with pytest.raises(AlreadyExists):
         await backend.create(make_world(52).schema)
-    with pytest.raises(AlreadyExists):
+    with pytest.raises(Rejected):
         await backend.drop()
     assert fake.engine.collection_exists("notes")
     await backend.close()

@@ -16,7 +16,7 @@ import numpy as np
 from qdrant_client import models
 
 from m3_connectors.backends.base import Backend, Known, Ranking, Schema
-from m3_connectors.backends.capabilities import Capability
+from m3_connectors.backends.capabilities import Capability, ServerInfo
 from m3_connectors.backends.chunks import by_bytes, by_count
 from m3_connectors.backends.endpoint import Endpoint, refuse_unknown
 from m3_connectors.backends.qdrant.layout import Layout, Point
@@ -119,6 +119,30 @@ class QdrantBackend(Backend):
         connection = Connection(endpoint, collection, transport, int(grpc_port))
         return cls(connection, collection, indexes=indexes, shards=left.get("shards"))
 
+    async def server(self) -> ServerInfo:
+        """What the server is; needs no collection.
+
+        Raises:
+            BackendError: It cannot be reached, or refuses the key.
+        """
+        await self._connection.connect()
+        # The greeting is given to anyone; this is not.
+        info = await self._info("describe")
+        wire = self._connection.wire.name
+        problems = []
+        if wire == "REST":
+            problems.append(
+                "gRPC does not answer: open port 6334, or give grpc_port=…, for speed and long documents."
+            )
+        if info is not None and info.status is models.CollectionStatus.RED:
+            problems.append(
+                f'collection "{self.collection}" is red, it failed to optimise: see the server\'s log.'
+            )
+        details = {"protocol": wire}
+        if info is not None:
+            details |= {"collection": info.status.value, "segments": str(info.segments_count)}
+        return ServerInfo(self._connection.url, self._connection.version, details, tuple(problems))
+
     # -- the collection
 
     async def _create(self, schema: Schema) -> None:
@@ -136,6 +160,13 @@ class QdrantBackend(Backend):
                 backend=BACKEND,
                 operation="create",
             ) from None
+        info = await self._info("create")
+        if info is not None and not info.config.metadata:
+            # Measured is that an update sets the metadata; that creation does is documented since 1.16.
+            metadata = arguments["metadata"]
+            await self._connection.call(
+                "create", lambda: client.update_collection(self.collection, metadata=metadata)
+            )
         await self._open()
 
     async def _open(self) -> Schema:

@@ -13,7 +13,7 @@ from m3_connectors.backends.qdrant.conditions import key
 from m3_connectors.backends.qdrant.layout import Layout
 from m3_connectors.backends.qdrant.payload import DATES, FLAGS, METADATA
 from m3_connectors.backends.qdrant.server_errors import BACKEND
-from m3_connectors.errors import AlreadyExists, Corrupt, InvalidInput
+from m3_connectors.errors import Corrupt, InvalidInput, Rejected
 
 METADATA_KEY = "m3_connectors"
 """Under it the collection's own metadata hold our schema, as JSON text."""
@@ -88,12 +88,12 @@ def check_ours(info: models.CollectionInfo, collection: str, operation: str) -> 
     """The schema that the collection records.
 
     Raises:
-        AlreadyExists: Another program made it.
+        Rejected: Another program made it.
         Corrupt: Its record cannot be read.
     """
     record = (info.config.metadata or {}).get(METADATA_KEY)
     if record is None:
-        raise AlreadyExists(
+        raise Rejected(
             f'a collection "{collection}" is there, but m3-connectors did not make it.\n'
             "  Use another collection name; nothing was changed.",
             backend=BACKEND,
