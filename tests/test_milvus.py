@@ -20,7 +20,7 @@ from m3_connectors.backends.milvus.backend import MilvusBackend
 from m3_connectors.backends.milvus.naming import stored_name
 from m3_connectors.backends.registry import backend_for
 from m3_connectors.documents import Document
-from m3_connectors.errors import Busy, InvalidInput, NotFound, Rejected, Unsupported
+from m3_connectors.errors import Busy, Corrupt, InvalidInput, NotFound, Rejected, Unsupported
 from m3_connectors.methods import ALL, METHODS
 from m3_connectors.scoring import as_float16, score
 from m3_connectors.testing.agreement import compare_search, oracle_of
@@ -273,11 +273,22 @@ async def test_a_collection_that_is_not_ours_is_refused(tmp_path: Path) -> None:
     properties = {"m3_connectors.schema": json.dumps({**record, "collection": "less"})}
     client.create_collection("less", schema=fields, properties=properties)
 
-    for name, reason in (("notes", "not made by"), ("ours_less", '"ours"'), ("less", "lacks metadata")):
+    cases = (
+        ("notes", Rejected, "not made by"),
+        ("ours_less", Rejected, '"ours"'),
+        ("less", Corrupt, "lacks metadata"),
+    )
+    for name, kind, reason in cases:
         backend = embedded(tmp_path, name)
-        with pytest.raises(Rejected, match=reason):
+        with pytest.raises(kind, match=reason):
             await backend.open()
+        if kind is Rejected:
+            with pytest.raises(Rejected, match=reason):
+                await backend.drop()
+        else:
+            await backend.drop()
         await backend.close()
+    assert set(client.list_collections()) == {"notes", "ours", "ours__m3_parts", "ours_less"}
     client.close()
     lite.release(engine)
 
@@ -323,6 +334,21 @@ async def test_a_candidate_deleted_in_between_is_no_error(tmp_path: Path) -> Non
     with pytest.raises(NotFound):
         await backend.score("dense", query, gone)
     await backend.close()
+
+
+@runs
+async def test_the_server_says_what_it_is(tmp_path: Path, milvus_store: Running) -> None:
+    backend = embedded(tmp_path)
+    here = await backend.server()
+    assert here.url == str(tmp_path / "data.db")
+    assert here.version is not None
+    assert here.version.startswith("milvus_lite-3.")
+    assert here.details["engine"] == "milvus-lite in this process"
+    await backend.close()
+    there = backend_for(milvus_store.url, "notes")
+    assert isinstance(there, MilvusBackend)
+    assert (await there.server()).url in milvus_store.url
+    await there.close()
 
 
 @runs

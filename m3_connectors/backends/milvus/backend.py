@@ -13,7 +13,7 @@ import anyio.to_thread
 import numpy as np
 
 from m3_connectors.backends.base import Backend, Known, Ranking, Schema, ScoredId
-from m3_connectors.backends.capabilities import Capability
+from m3_connectors.backends.capabilities import Capability, ServerInfo
 from m3_connectors.backends.endpoint import Endpoint, refuse_unknown
 from m3_connectors.backends.milvus import layout as layouts
 from m3_connectors.backends.milvus.client import Connection
@@ -121,6 +121,14 @@ class MilvusBackend(Backend):
             )
         return cls(endpoint, collection, **left, patience=endpoint.patience)
 
+    async def server(self) -> ServerInfo:
+        """What answers: version, and how far milvus-lite goes where it is that."""
+        connection = await self._connection()
+        kind = "a server"
+        if connection.is_lite:
+            kind = "milvus-lite" + ("" if isinstance(self._where, Endpoint) else " in this process")
+        return ServerInfo(connection.where, connection.version, {"engine": kind})
+
     # -- the collection
 
     async def _create(self, schema: Schema) -> None:
@@ -185,6 +193,9 @@ class MilvusBackend(Backend):
     async def _drop(self) -> None:
         connection = await self._connection()
         name = stored_name(self.collection)
+        if await connection.call("drop", "has_collection", name):
+            # Another program's collection of this name is left alone.
+            layouts.read_schema(self.collection, await connection.call("drop", "describe_collection", name))
         for collection in (name, layouts.parts_name(name)):
             await connection.call("drop", "drop_collection", collection)
         self._reader = self._writer = None

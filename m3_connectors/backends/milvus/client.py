@@ -38,6 +38,11 @@ _GRPC_OPTIONS = {
     "grpc.initial_reconnect_backoff_ms": 200,
     "grpc.max_reconnect_backoff_ms": 1_000,
     "grpc.use_local_subchannel_pool": 1,
+    # A connection that died without a word is noticed after 40 s. milvus-lite takes pymilvus' ping every 10 s, also
+    # between calls, for an attack, and ends the connection (GOAWAY, too_many_pings).
+    "grpc.keepalive_time_ms": 30_000,
+    "grpc.keepalive_timeout_ms": 10_000,
+    "grpc.keepalive_permit_without_calls": 0,
 }
 
 

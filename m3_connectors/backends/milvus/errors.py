@@ -92,15 +92,19 @@ def translated(error: Exception, operation: str, where: str) -> BackendError:
     if kind is None and isinstance(code, int):
         kind = _BY_CODE.get(code)
     advice = _ADVICE.get(kind, "") if kind else ""
-    advice = _ADVICE.get(kind, "") if kind else ""
+    trusted = True
     if code == _CONNECT_FAILED and isinstance(error.__cause__, grpc.RpcError):
         # pymilvus says "illegal connection params or server unavailable"; gRPC knew why.
         reason = _code_and_words(error.__cause__)[1].rpartition("last error: ")[2]
         words = f"no connection ({reason.removeprefix('UNKNOWN: ')})"
-        if "CERTIFICATE_VERIFY_FAILED" in reason:
-            kind, advice = Unauthorised, "\n  Give the authority of its certificate: ca_certs=FILE."
-    message = f"{words.strip().rstrip('.')} at {where}.{advice}"
-    return (kind or Rejected)(message, backend=BACKEND, operation=operation)
+        trusted = "CERTIFICATE_VERIFY_FAILED" not in reason
+        if not trusted:
+            advice = "\n  Give the authority of the server's certificate: ca_certs=FILE."
+    made = (kind or Rejected)(
+        f"{words.strip().rstrip('.')} at {where}.{advice}", backend=BACKEND, operation=operation
+    )
+    made.retryable = made.retryable and trusted
+    return made
 
 
 def _code_and_words(error: Exception) -> tuple[int | grpc.StatusCode | None, str]:

@@ -19,7 +19,7 @@ from pymilvus.milvus_client.index import IndexParams
 from m3_connectors.backends.base import Schema
 from m3_connectors.backends.milvus.errors import BACKEND
 from m3_connectors.backends.milvus.naming import MAX_KEY_BYTES, stored_name
-from m3_connectors.errors import InvalidInput, Rejected
+from m3_connectors.errors import Corrupt, Rejected
 
 DENSE_INDEXES = ("HNSW", "FLAT", "AUTOINDEX")
 
@@ -146,6 +146,35 @@ def properties(schema: Schema, collection: str) -> dict[str, str]:
     return {_RECORD: _record(schema, collection)}
 
 
+def read_schema(collection: str, described: Mapping[str, Any]) -> Schema:
+    """What a collection records about itself.
+
+    Args:
+        collection: The user's name of it.
+        described: The answer of ``describe_collection``.
+
+    Raises:
+        Rejected: It is not this package's, or another collection's.
+    """
+    record = described.get("properties", {}).get(_RECORD) or described.get("description") or "null"
+    try:
+        raw = json.loads(record)
+        owner, schema = raw["collection"], raw["schema"]
+    except (ValueError, TypeError, KeyError):
+        raise Rejected(
+            f'collection "{collection}" was not made by m3-connectors.\n  Use another collection name.',
+            backend=BACKEND,
+            operation="open",
+        ) from None
+    if owner != collection:
+        raise Rejected(
+            f'where "{collection}" would lie, there is "{owner}".\n  Use another collection name.',
+            backend=BACKEND,
+            operation="open",
+        )
+    return Schema.from_json(schema)
+
+
 def read_layout(collection: str, described: Mapping[str, Any], dense_index: str) -> Layout:
     """The layout of a collection from what the server says of it.
 
@@ -155,21 +184,10 @@ def read_layout(collection: str, described: Mapping[str, Any], dense_index: str)
         dense_index: The type of the dense index.
 
     Raises:
-        Rejected: It is not this package's, or a field of it is gone.
+        Rejected: It is not this package's.
+        Corrupt: A field of it is gone, or of another type.
     """
-    record = described.get("properties", {}).get(_RECORD) or described.get("description") or "null"
-    try:
-        raw = json.loads(record)
-        schema = Schema.from_json(raw["schema"])
-        owner = raw["collection"]
-    except (ValueError, TypeError, KeyError) as error:
-        if isinstance(error, InvalidInput):
-            raise
-        raise _refused(
-            f'collection "{collection}" was not made by m3-connectors.\n  Use another collection name.'
-        ) from None
-    if owner != collection:
-        raise _refused(f'collection "{collection}" lies where "{owner}" is: use another collection name.')
+    schema = read_schema(collection, described)
     types = {field["name"]: field["type"] for field in described["fields"]}
     layout = Layout(schema, stored_name(collection), types.get("terms") == DataType.ARRAY, dense_index)
     missing = sorted(
@@ -178,15 +196,13 @@ def read_layout(collection: str, described: Mapping[str, Any], dense_index: str)
         if types.get(field.name) != field.dtype
     )
     if missing:
-        raise _refused(
+        raise Corrupt(
             f'collection "{collection}" lacks {", ".join(missing)}, or has it in another type: the server cannot '
-            "hold it, or it was changed.\n  Index into another collection."
+            "hold it, or it was changed.\n  Index into another collection.",
+            backend=BACKEND,
+            operation="open",
         )
     return layout
-
-
-def _refused(message: str) -> Rejected:
-    return Rejected(message, backend=BACKEND, operation="open")
 
 
 def _record(schema: Schema, collection: str) -> str:
