@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import aiohttp
 import elastic_transport
 import elasticsearch
 
@@ -43,9 +44,9 @@ def translated(error: Exception, operation: str, url: str) -> BackendError:
             return from_status(error.meta.status, error.body, operation, url, headers.get("retry-after"))
         case elastic_transport.ConnectionTimeout():
             return TimedOut(f"no answer from {url} in time.", **where)
-        case elastic_transport.TlsError():
+        case elastic_transport.ConnectionError() if (why := _untrusted(error)) is not None:
             refused = Unavailable(
-                f"no encrypted connection to {url}: {error.message}\n"
+                f"no encrypted connection to {url}: {why}\n"
                 "  Name the authority that signed its certificate (ca_certs=) or its fingerprint (fingerprint=).",
                 **where,
             )
@@ -55,6 +56,14 @@ def translated(error: Exception, operation: str, url: str) -> BackendError:
             return Unavailable(f"no connection to {url}: {error.message}", **where)
     # A broken or foreign answer: half of a message, a proxy's page.
     return Unavailable(f"{url} gave an answer that cannot be read: {error}", **where)
+
+
+def _untrusted(error: elastic_transport.ConnectionError) -> str | None:
+    """Why the server's certificate is not trusted, where that is the reason."""
+    if any(isinstance(cause, aiohttp.ServerFingerprintMismatch) for cause in error.errors):
+        # The client calls this a connection that broke.
+        return "its certificate has another fingerprint."
+    return str(error.message) if isinstance(error, elastic_transport.TlsError) else None
 
 
 def from_status(
