@@ -11,7 +11,6 @@ import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, ClassVar, get_args
 
-import anyio
 import numpy as np
 from qdrant_client import models
 
@@ -19,7 +18,7 @@ from m3_connectors.backends.base import Backend, Known, Ranking, Schema
 from m3_connectors.backends.capabilities import Capability, ServerInfo
 from m3_connectors.backends.chunks import by_bytes, by_count
 from m3_connectors.backends.endpoint import Endpoint, refuse_unknown
-from m3_connectors.backends.qdrant.layout import Layout, Point
+from m3_connectors.backends.qdrant.layout import Layout
 from m3_connectors.backends.qdrant.payload import ID, document_of, point_id
 from m3_connectors.backends.qdrant.server_collection import (
     INDEX_TYPES,
@@ -32,25 +31,23 @@ from m3_connectors.backends.qdrant.server_collection import (
     limits_of,
 )
 from m3_connectors.backends.qdrant.server_connection import Connection, Transport
-from m3_connectors.backends.qdrant.server_errors import BACKEND, TooLarge
+from m3_connectors.backends.qdrant.server_errors import BACKEND
 from m3_connectors.backends.qdrant.server_filters import server_filter
 from m3_connectors.backends.qdrant.server_scoring import ExactScores
-from m3_connectors.backends.qdrant.server_wire import Ask, Found, Record, Wire
+from m3_connectors.backends.qdrant.server_wire import Ask, Found, Record
+from m3_connectors.backends.qdrant.server_writing import write
 from m3_connectors.documents import Document
 from m3_connectors.embeddings import Component, Float32, M3Embeddings
 from m3_connectors.errors import (
     AlreadyExists,
-    BackendError,
     Corrupt,
     InvalidInput,
     NotFound,
-    PartialWrite,
     Unsupported,
 )
 from m3_connectors.filters import Filter
 
 _OPTIONS = ("transport", "grpc_port", "indexes", "shards", "allow_unencrypted_key")
-_WRITES_AT_ONCE = 2
 _IDS_AT_ONCE = 1000
 _DOCUMENTS_AT_ONCE = 256
 _VECTORS_AT_ONCE = 16
@@ -220,46 +217,7 @@ class QdrantBackend(Backend):
     async def _upsert(self, documents: Sequence[Document], embeddings: M3Embeddings) -> None:
         layout = self._opened()
         layout.check_rows(documents, embeddings)
-        points = list(layout.points(documents, embeddings))
-        wire = self._connection.wire
-        _check_sizes(points, wire)
-        failed: dict[str, BackendError] = {}
-        slots = anyio.Semaphore(_WRITES_AT_ONCE)
-
-        async def write(batch: Sequence[Point]) -> None:
-            async with slots:
-                # Once the server is gone for good, the other batches need not find it out one by one.
-                error = next((error for error in failed.values() if error.retryable), None)
-                if error is None:
-                    try:
-                        await self._write(batch)
-                    except BackendError as caught:
-                        error = caught
-                if error is not None:
-                    failed.update(dict.fromkeys((point.document_id for point in batch), error))
-
-        async with anyio.create_task_group() as tasks:
-            for run in by_bytes(points, wire.size, wire.message_bytes):
-                for batch in by_count(run, self._limits.upserts or len(run)):
-                    tasks.start_soon(write, batch)
-        if failed:
-            first = next(iter(failed.values()))
-            if len(failed) == len(points):
-                raise first
-            reasons = {id: str(error) for id, error in failed.items()}
-            partial = PartialWrite(reasons, backend=BACKEND, operation="upsert")
-            partial.retryable = first.retryable
-            raise partial from first
-
-    async def _write(self, batch: Sequence[Point]) -> None:
-        try:
-            await self._connection.call("upsert", lambda: self._connection.wire.upsert(batch))
-        except TooLarge:
-            if len(batch) == 1:
-                raise
-            middle = len(batch) // 2
-            await self._write(batch[:middle])
-            await self._write(batch[middle:])
+        await write(self._connection, list(layout.points(documents, embeddings)), self._limits.upserts)
 
     async def _delete(self, ids: Sequence[str]) -> int:
         self._opened()
@@ -432,17 +390,6 @@ class QdrantBackend(Backend):
             backend=BACKEND,
             operation="read",
         )
-
-
-def _check_sizes(points: Sequence[Point], wire: Wire) -> None:
-    """Raise Unsupported if a document is larger than a request may be; nothing was sent yet."""
-    for point in points:
-        if wire.largest_bytes is not None and wire.size(point) > wire.largest_bytes:
-            raise Unsupported(
-                f"document {point.document_id!r} may take {wire.size(point) / 2**20:.0f} MiB over {wire.name}; "
-                f"the server's limit is {wire.largest_bytes / 2**20:.0f} MiB.\n"
-                "  Open its gRPC port (6334), which has no limit, or split the text."
-            )
 
 
 @functools.lru_cache(maxsize=2**16)
