@@ -28,8 +28,8 @@ from m3_connectors.testing.conformance import runs
 from m3_connectors.testing.faults import Cut, Delay, DropRequest, Fault, FaultProxy, Hang, Refuse, Reset
 from m3_connectors.testing.worlds import World, make_world
 
-PATIENCE = {"timeout_seconds": 2.0, "attempts": 3, "total_seconds": 4.0}
-DEADLINE_SECONDS = 12.0
+PATIENCE = {"timeout_seconds": 4.0, "attempts": 3, "total_seconds": 6.0}
+DEADLINE_SECONDS = 20.0
 """No call may take longer: the time of all tries, one try more, and what a busy machine adds."""
 
 
@@ -114,19 +114,19 @@ def target(bare: Target) -> Iterator[Target]:
 
 @contextlib.asynccontextmanager
 async def stored(target: Target, world: World, **options: Any) -> AsyncIterator[Backend]:
-    """The collection with the first half of a world in it; dropped without a proxy, whatever happened."""
-    backend = target.backend(**options)
+    """The collection with the first half of a world in it; made and dropped patiently and without a proxy."""
+    patient, backend = target.direct(), target.backend(**options)
     half = len(world.documents) // 2
     try:
-        await backend.create(world.schema)
-        await backend.upsert(world.documents[:half], world.embeddings[:half])
+        await patient.create(world.schema)
+        await patient.upsert(world.documents[:half], world.embeddings[:half])
+        await backend.open()
         yield backend
     finally:
         with anyio.CancelScope(shield=True):
             await backend.close()
-            cleaner = target.direct()
-            await cleaner.drop()
-            await cleaner.close()
+            await patient.drop()
+            await patient.close()
 
 
 async def everything_is_there_once(backend: Backend, world: World) -> None:
