@@ -60,7 +60,7 @@ def translated(error: Exception, operation: str, url: str) -> BackendError:
 
 def _untrusted(error: elastic_transport.ConnectionError) -> str | None:
     """Why the server's certificate is not trusted, where that is the reason."""
-    if any(isinstance(cause, aiohttp.ServerFingerprintMismatch) for cause in error.errors):
+    if isinstance(error.__context__, aiohttp.ServerFingerprintMismatch):
         # The client calls this a connection that broke.
         return "its certificate has another fingerprint."
     return str(error.message) if isinstance(error, elastic_transport.TlsError) else None
