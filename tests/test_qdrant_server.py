@@ -211,6 +211,7 @@ async def test_a_collection_is_made_for_inner_products_and_nothing_else(fake: Fa
     }
     assert body["sparse_vectors"] == {"sparse": {}}
     assert body["shard_number"] == 2
+    assert set(body["metadata"]) == {"m3_connectors", "m3_connectors_creation"}
     assert json.loads(body["metadata"]["m3_connectors"]) == json.loads(json.dumps(world.schema.to_json()))
     await backend.close()
 
@@ -422,6 +423,27 @@ async def test_a_server_that_forgets_metadata_at_creation_is_told_again(
 
 
 # -- the collection
+
+
+@runs
+async def test_a_creation_whose_answer_was_lost_is_done(fake: FakeQdrant) -> None:
+    world = make_world(55)
+    lost = [Refusal(502, grpc.StatusCode.UNAVAILABLE, "the answer was lost")]
+
+    def lose(name: str) -> None:
+        if name == "create" and lost:
+            raise lost.pop()
+
+    fake.after = lose
+    backend = backend_on(fake)
+    await backend.create(world.schema)
+    assert len(fake.named("create")) == 2
+    assert await backend.open() == world.schema
+    other = backend_on(fake)
+    with pytest.raises(AlreadyExists):
+        await other.create(world.schema)
+    await other.close()
+    await backend.close()
 
 
 @runs

@@ -21,7 +21,9 @@ from m3_connectors.backends.endpoint import Endpoint, refuse_unknown
 from m3_connectors.backends.qdrant.layout import Layout
 from m3_connectors.backends.qdrant.payload import ID, document_of, point_id
 from m3_connectors.backends.qdrant.server_collection import (
+    CREATION_KEY,
     INDEX_TYPES,
+    METADATA_KEY,
     IndexType,
     Limits,
     check_ours,
@@ -46,6 +48,7 @@ from m3_connectors.errors import (
     Unsupported,
 )
 from m3_connectors.filters import Filter
+from m3_connectors.methods import rank
 
 _OPTIONS = ("transport", "grpc_port", "indexes", "shards", "allow_unencrypted_key")
 _IDS_AT_ONCE = 1000
@@ -146,21 +149,25 @@ class QdrantBackend(Backend):
         await self._connection.connect()
         client = self._connection.client
         arguments = creation(schema, shards=self._shards)
-        # Not tried again: the second of two tries would find the collection of the first.
+        metadata = arguments["metadata"]
+        exists = False
         try:
             await self._connection.call(
-                "create", lambda: client.create_collection(self.collection, **arguments), again=False
+                "create", lambda: client.create_collection(self.collection, **arguments)
             )
         except AlreadyExists:
+            exists = True
+        info = await self._info("create")
+        found = (info and info.config.metadata) or {}
+        # It is ours even so if only the answer to our first try was lost.
+        if exists and found.get(CREATION_KEY) != metadata[CREATION_KEY]:
             raise AlreadyExists(
                 f'collection "{self.collection}" is there.\n  Open it, drop it, or use another name.',
                 backend=BACKEND,
                 operation="create",
-            ) from None
-        info = await self._info("create")
-        if info is not None and not info.config.metadata:
+            )
+        if METADATA_KEY not in found:
             # Measured is that an update sets the metadata; that creation does is documented since 1.16.
-            metadata = arguments["metadata"]
             await self._connection.call(
                 "create", lambda: client.update_collection(self.collection, metadata=metadata)
             )
@@ -315,7 +322,9 @@ class QdrantBackend(Backend):
         )
         (hits,) = await self._search_all([ask])
         ids = [self._document_id(hit) for hit in hits]
-        return Ranking(ids, np.array([hit.score for hit in hits], dtype=np.float32))
+        found = np.array([hit.score for hit in hits], dtype=np.float32)
+        order = rank(ids, found, limit)  # the server's order of equal scores is by chance
+        return Ranking([ids[i] for i in order], found[order])
 
     async def _score(self, component: Component, query: M3Embeddings, ids: Sequence[str]) -> Float32:
         found = (await self._exact_scores(query).of({component: _points(ids)}))[component]

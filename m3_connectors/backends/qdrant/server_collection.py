@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import uuid
 from typing import Any, Literal
 
 from qdrant_client import models
@@ -17,6 +18,9 @@ from m3_connectors.errors import Corrupt, InvalidInput, Rejected
 
 METADATA_KEY = "m3_connectors"
 """Under it the collection's own metadata hold our schema, as JSON text."""
+
+CREATION_KEY = "m3_connectors_creation"
+"""Under it they hold a mark of the one call that made it, so that a second try of it knows its own first."""
 
 IndexType = Literal["keyword", "number", "date", "bool"]
 
@@ -75,7 +79,8 @@ def creation(schema: Schema, *, shards: int | None) -> dict[str, Any]:
         )
     # No modifier: plain inner products; IDF would be applied on top of the model's own weights.
     sparse = {"sparse": models.SparseVectorParams()} if "sparse" in schema.components else None
-    metadata = {METADATA_KEY: json.dumps(schema.to_json(), ensure_ascii=False)}
+    record = json.dumps(schema.to_json(), ensure_ascii=False)
+    metadata = {METADATA_KEY: record, CREATION_KEY: uuid.uuid4().hex}
     return {
         "vectors_config": vectors,
         "sparse_vectors_config": sparse,
