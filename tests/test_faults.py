@@ -259,7 +259,7 @@ async def test_a_restart_in_mid_batch_loses_nothing_acknowledged(target: Target)
         pytest.skip("the server was there before; it is not ours to restart")
     world = make_world(6, documents=400)
     acknowledged = []
-    async with stored(target, world, timeout_seconds=20.0, attempts=8, total_seconds=90.0) as backend:
+    async with stored(target, world, timeout_seconds=60.0, attempts=40, total_seconds=300.0) as backend:
 
         async def write() -> None:
             for start in range(200, 400, 20):
