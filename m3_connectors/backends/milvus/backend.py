@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ from m3_connectors.backends.milvus.reading import Reader
 from m3_connectors.backends.milvus.rows import document_of, entities
 from m3_connectors.backends.milvus.writing import Writer
 from m3_connectors.backends.retry import Patience
+from m3_connectors.backends.together import together
 from m3_connectors.documents import Document
 from m3_connectors.embeddings import Component, Float32, M3Embeddings
 from m3_connectors.errors import AlreadyExists, InvalidInput, NotFound
@@ -281,8 +283,8 @@ class MilvusBackend(Backend):
         return Ranking([ids[i] for i in best], scores[best])
 
     async def _score(self, component: Component, query: M3Embeddings, ids: Sequence[str]) -> Float32:
-        scores = await self._scores([component], query, ids)
-        return scores[component]
+        scores = (await self._scores({component: ids}, query))[component]
+        return np.array([scores[id] for id in ids], dtype=np.float32)
 
     async def _search(
         self, query: M3Embeddings, method: Method, k: int, filter: Filter | None, exact: bool
@@ -298,28 +300,37 @@ class MilvusBackend(Backend):
     async def _complete(
         self, components: Sequence[Component], query: M3Embeddings, ids: Sequence[str], known: Known
     ) -> dict[Component, Float32]:
-        # All missing components of a document in one request, and not each by itself as the contract's default.
-        missing = [name for name in components if any(id not in known.get(name, {}) for id in ids)]
-        unknown = [id for id in ids if any(id not in known.get(name, {}) for name in missing)]
-        found = await self._scores(missing, query, unknown) if missing else {}
-        position = {id: i for i, id in enumerate(unknown)}
+        missing = {name: [id for id in ids if id not in known.get(name, {})] for name in components}
+        found = await self._scores({name: left for name, left in missing.items() if left}, query)
 
         def column(name: Component) -> Float32:
-            seen = known.get(name, {})
-            return np.array(
-                [seen[id] if id in seen else found[name][position[id]] for id in ids], dtype=np.float32
-            )
+            scores = {**known.get(name, {}), **found.get(name, {})}
+            return np.array([scores[id] for id in ids], dtype=np.float32)
 
         return {name: column(name) for name in components}
 
     async def _scores(
-        self, components: Sequence[Component], query: M3Embeddings, ids: Sequence[str]
-    ) -> dict[Component, Float32]:
-        keys = [key_of(id) for id in ids]
+        self, missing: Mapping[Component, Sequence[str]], query: M3Embeddings
+    ) -> dict[Component, dict[str, np.float32]]:
+        """Scores by id of the ids that each component misses.
+
+        Multi-vectors must be fetched, and of few documents everything is fetched: with all that is missing in one
+        request. Else the store is asked to search among the ids.
+        """
         reads = self._reads
-        if "multivector" in components or len(ids) <= _FETCHED_RATHER_THAN_SEARCHED:
-            return await reads.fetched_scores(components, query, keys)
-        return {name: await reads.searched_scores(name, query, keys) for name in components}
+        union = list(dict.fromkeys(id for ids in missing.values() for id in ids))
+        if "multivector" in missing or len(union) <= _FETCHED_RATHER_THAN_SEARCHED:
+            fetched = await reads.fetched_scores(list(missing), query, [key_of(id) for id in union])
+            return {name: dict(zip(union, scores, strict=True)) for name, scores in fetched.items()}
+
+        async def searched(name: Component) -> Float32:
+            return await reads.searched_scores(name, query, [key_of(id) for id in missing[name]])
+
+        scores = await together([functools.partial(searched, name) for name in missing])
+        return {
+            name: dict(zip(missing[name], part, strict=True))
+            for name, part in zip(missing, scores, strict=True)
+        }
 
     def _expression(self, filter: Filter | None) -> str:
         return expression(filter, terms_as_array=self._reads.layout.terms_as_array)

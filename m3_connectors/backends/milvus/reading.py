@@ -28,6 +28,10 @@ _KEYS_AT_ONCE = 8_192
 _ANSWER_BYTES = 32 * 2**20
 """Packed vectors asked for at once; servers answer at most 100 MB."""
 
+_FETCHED_WHOLE = 16
+"""So many entities are asked for at once whatever their size: each holds a megabyte or two at most."""
+
+_PACKED = ["multivector", "version", "parts"]
 _PAGE = 1_000
 _MOST_EF = 32_768
 
@@ -129,17 +133,20 @@ class Reader:
     async def _columns(
         self, operation: str, keys: Sequence[str], components: Sequence[Component]
     ) -> tuple[list[Component], dict[str, Row]]:
-        """The components that are fields of a row, and the rows with them; with the length of the others."""
+        """The components that are fields of a row, and rows with them and what ``_multivectors`` needs."""
         columns: list[Component] = [name for name in components if name != "multivector"]
-        lengths = ["rows"] if "multivector" in components else []
-        rows = await self.rows(operation, keys, [*columns, *lengths])
+        fields: list[str] = list(columns)
+        if "multivector" in components:
+            # Few entities come whole; of many it must be known first how large they are.
+            fields += ["rows", *(_PACKED if len(keys) <= _FETCHED_WHOLE else ())]
+        rows = await self.rows(operation, keys, fields)
         _check_found(keys, rows, operation)
         return columns, rows
 
     async def _multivectors(
         self, operation: str, rows: Mapping[str, Row]
     ) -> AsyncIterator[tuple[list[str], MultiVectors]]:
-        """The multi-vectors of rows whose field ``rows`` is known, in answers of bounded size.
+        """The multi-vectors of rows from ``_columns``, in answers of bounded size.
 
         Raises:
             NotFound: A key is not stored any more.
@@ -152,7 +159,8 @@ class Reader:
             return int(rows[key]["rows"]) * width * 4 // 3
 
         for some in by_bytes(list(rows), answer_bytes, _ANSWER_BYTES):
-            packed = await self._packed(operation, some)
+            whole = all("parts" in rows[key] for key in some)
+            packed = await self._packed(operation, some, {key: rows[key] for key in some} if whole else None)
             pieces = [packed[key] for key in some]
             try:
                 multivectors = await anyio.to_thread.run_sync(unpack, pieces, schema.model.dimension)
@@ -160,9 +168,13 @@ class Reader:
                 raise _corrupt(some[0], f"or one beside it: {error}", operation) from error
             yield some, multivectors
 
-    async def _packed(self, operation: str, keys: Sequence[str]) -> dict[str, list[str]]:
+    async def _packed(
+        self, operation: str, keys: Sequence[str], rows: Mapping[str, Row] | None
+    ) -> dict[str, list[str]]:
+        """The elements of each key's multi-vector; ``rows`` may hold the fields ``_PACKED`` already."""
         for _ in range(3):
-            rows = await self.rows(operation, keys, ["multivector", "version", "parts"])
+            if rows is None:
+                rows = await self.rows(operation, keys, _PACKED)
             _check_found(keys, rows, operation)
             wanted = [part for row in rows.values() for part in part_keys(row)]
             parts = (
@@ -177,6 +189,7 @@ class Reader:
                     for key, row in rows.items()
                 }
             # Replaced between the two requests: its new version has other parts.
+            rows = None
         raise _corrupt(next(iter(keys)), "parts of its multi-vector are missing", operation)
 
     # -- searches
