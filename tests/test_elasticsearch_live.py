@@ -468,7 +468,7 @@ async def test_100_searches_at_once_leave_the_event_loop_free(live: _Live) -> No
         watching.cancel_scope.cancel()
     print(f"longest stall {max(stalls) * 1e3:.0f} ms of {len(stalls)} looks")
     assert len(stalls) > 20
-    assert max(stalls) < 0.25
+    assert max(stalls) < 0.5
     await backend.close()
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import json
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, ClassVar
 
+import anyio
 import numpy as np
 
 from m3_connectors.backends.base import Backend, Known, Ranking, Schema, ScoredId
@@ -43,7 +45,8 @@ from m3_connectors.filters import Filter
 from m3_connectors.methods import Method
 
 _PORT = 9200
-_SEARCHES = 3
+_TRIES = 3
+_SEARCHES_AT_ONCE = 16
 
 
 class ElasticsearchBackend(Backend):
@@ -95,6 +98,8 @@ class ElasticsearchBackend(Backend):
         self._shards, self._replicas = shards, replicas
         self._alias = alias_of(collection)
         self._connection = Connection(endpoint)
+        # More would only wait for each other, in the event loop and for connections.
+        self._searches = anyio.CapacityLimiter(_SEARCHES_AT_ONCE)
         self._reader: Reader | None = None
         self._writer: Writer | None = None
 
@@ -201,11 +206,15 @@ class ElasticsearchBackend(Backend):
     async def _search(
         self, query: M3Embeddings, method: Method, k: int, filter: Filter | None, exact: bool
     ) -> list[ScoredId]:
-        for _ in range(_SEARCHES - 1):
-            # A candidate that is deleted before its vectors are read is no answer, and no error either.
-            with contextlib.suppress(NotFound):
-                return await super()._search(query, method, k, filter, exact)
-        return await super()._search(query, method, k, filter, exact)
+        if len(method.candidates) == 1 and tuple(method.candidates) == method.scored:
+            # One list, ranked by what it is ordered by: its first k are the answer.
+            method = dataclasses.replace(method, candidates=dict.fromkeys(method.candidates, k))
+        async with self._searches:
+            for _ in range(_TRIES - 1):
+                # A candidate that is deleted before its vectors are read is no answer, and no error either.
+                with contextlib.suppress(NotFound):
+                    return await super()._search(query, method, k, filter, exact)
+            return await super()._search(query, method, k, filter, exact)
 
     async def _candidates(
         self, component: Component, query: M3Embeddings, limit: int, filter: Filter | None, exact: bool
