@@ -28,6 +28,7 @@ from m3_connectors.backends.qdrant.layout import Layout
 from m3_connectors.backends.qdrant.payload import point_id
 from m3_connectors.backends.qdrant.server import QdrantBackend
 from m3_connectors.backends.qdrant.server_grpc import point_message, query_message
+from m3_connectors.backends.qdrant.server_points import points_of
 from m3_connectors.backends.qdrant.server_wire import Ask
 from m3_connectors.backends.registry import backend_for
 from m3_connectors.documents import Document
@@ -140,7 +141,7 @@ def test_a_hand_made_point_is_the_one_that_the_public_classes_make() -> None:
     document = Document(
         "a/ü", "text", {"n": 1, "f": 0.1, "t": True, "when": "2024-05-31", "nested": {"x": [None]}}
     )
-    point = next(layout.points([document], embeddings))
+    point = next(points_of(layout, [document], embeddings))
     dense, _, rows = texts[0]
     wanted = pb.PointStruct(
         id=pb.PointId(uuid=str(point_id("a/ü"))),

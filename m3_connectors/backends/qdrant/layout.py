@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import scipy.sparse as sp
 
 from m3_connectors.backends.base import Schema
-from m3_connectors.backends.qdrant.payload import ID, JSON, TEXT, payload_of, point_id
 from m3_connectors.documents import Document
 from m3_connectors.embeddings import Float32, Int64, M3Embeddings, MultiVectors
 from m3_connectors.errors import InvalidInput
@@ -33,33 +32,6 @@ Vector = Float32 | SparseRow
 
 
 @dataclasses.dataclass(frozen=True)
-class Point:
-    """One document as it is sent.
-
-    Attributes:
-        id: Its ``point_id``.
-        payload: Our keys.
-        vectors: By name; a component without entries has none.
-        float16: Whether its multi-vectors are kept in float16, so that no more of them need be sent.
-    """
-
-    id: str
-    payload: dict[str, Any]
-    vectors: dict[str, Vector]
-    float16: bool
-
-    @property
-    def document_id(self) -> str:
-        """The caller's id."""
-        return str(self.payload[ID])
-
-    @property
-    def text_bytes(self) -> int:
-        """At most the size of its payload, where metadata come three times and as JSON may double in escapes."""
-        return 2 * len(self.payload[TEXT].encode()) + 6 * len(self.payload[JSON].encode()) + 512
-
-
-@dataclasses.dataclass(frozen=True)
 class Layout:
     """The named vectors of a collection.
 
@@ -74,7 +46,7 @@ class Layout:
     multivectors: tuple[str, ...]
 
     @classmethod
-    def of(cls, schema: Schema) -> Layout:
+    def of(cls, schema: Schema) -> Self:
         """The layout for a schema."""
         rows = max(1, MAX_FLOATS // schema.model.dimension)
         vectors = 0
@@ -95,14 +67,8 @@ class Layout:
                 f"{MAX_ROWS} rows)."
             )
 
-    def points(self, documents: Sequence[Document], embeddings: M3Embeddings) -> Iterator[Point]:
-        """The points of checked documents, made one at a time."""
-        float16 = self.schema.storage.multivector_dtype == "float16"
-        for i, document in enumerate(documents):
-            vectors = dict(self._vectors(embeddings, i))
-            yield Point(str(point_id(document.id)), payload_of(document), vectors, float16)
-
-    def _vectors(self, embeddings: M3Embeddings, i: int) -> Iterator[tuple[str, Vector]]:
+    def vectors(self, embeddings: M3Embeddings, i: int) -> Iterator[tuple[str, Vector]]:
+        """The named vectors of document i; a component without entries has none."""
         assert embeddings.dense is not None
         yield "dense", embeddings.dense[i]
         if embeddings.sparse is not None:

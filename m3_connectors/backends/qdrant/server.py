@@ -35,6 +35,7 @@ from m3_connectors.backends.qdrant.server_collection import (
 from m3_connectors.backends.qdrant.server_connection import Connection, Transport
 from m3_connectors.backends.qdrant.server_errors import BACKEND
 from m3_connectors.backends.qdrant.server_filters import server_filter
+from m3_connectors.backends.qdrant.server_points import points_of
 from m3_connectors.backends.qdrant.server_scoring import ExactScores
 from m3_connectors.backends.qdrant.server_wire import Ask, Found, Record
 from m3_connectors.backends.qdrant.server_writing import write
@@ -224,7 +225,7 @@ class QdrantBackend(Backend):
     async def _upsert(self, documents: Sequence[Document], embeddings: M3Embeddings) -> None:
         layout = self._opened()
         layout.check_rows(documents, embeddings)
-        await write(self._connection, list(layout.points(documents, embeddings)), self._limits.upserts)
+        await write(self._connection, list(points_of(layout, documents, embeddings)), self._limits.upserts)
 
     async def _delete(self, ids: Sequence[str]) -> int:
         self._opened()

@@ -18,8 +18,9 @@ import numpy as np
 from qdrant_client import grpc as pb
 from qdrant_client.conversions.conversion import RestToGrpc, grpc_to_payload, payload_to_grpc
 
-from m3_connectors.backends.qdrant.layout import Point, Vector, floats
+from m3_connectors.backends.qdrant.layout import Vector, floats
 from m3_connectors.backends.qdrant.payload import ID
+from m3_connectors.backends.qdrant.server_points import Point
 from m3_connectors.backends.qdrant.server_wire import Ask, Found, Record, check_completed
 from m3_connectors.embeddings import Float32
 

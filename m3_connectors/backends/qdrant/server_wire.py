@@ -13,9 +13,10 @@ from typing import Any, Protocol
 import numpy as np
 from qdrant_client import AsyncQdrantClient, models
 
-from m3_connectors.backends.qdrant.layout import Point, Vector, floats
+from m3_connectors.backends.qdrant.layout import Vector, floats
 from m3_connectors.backends.qdrant.payload import ID
 from m3_connectors.backends.qdrant.server_errors import BACKEND
+from m3_connectors.backends.qdrant.server_points import Point
 from m3_connectors.embeddings import Float32
 from m3_connectors.errors import TimedOut
 

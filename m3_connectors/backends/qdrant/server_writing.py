@@ -6,9 +6,9 @@ import functools
 from collections.abc import Sequence
 
 from m3_connectors.backends.chunks import by_bytes, by_count
-from m3_connectors.backends.qdrant.layout import Point
 from m3_connectors.backends.qdrant.server_connection import Connection
 from m3_connectors.backends.qdrant.server_errors import BACKEND, TooLarge
+from m3_connectors.backends.qdrant.server_points import Point
 from m3_connectors.backends.qdrant.server_wire import Wire
 from m3_connectors.backends.together import together
 from m3_connectors.errors import BackendError, PartialWrite, Unsupported
