@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import os
 import time
 import uuid
@@ -460,15 +461,19 @@ async def test_100_searches_at_once_leave_the_event_loop_free(live: _Live) -> No
         found = await backend.search(world.queries[0], DENSE_SPARSE, 5)
         assert [hit.id for hit in found] == [hit.id for hit in alone]
 
+    # A full collection of all that this test process has loaded would be the longest stall.
+    gc.collect()
+    gc.freeze()
     async with anyio.create_task_group() as watching:
         watching.start_soon(watch)
         async with anyio.create_task_group() as tasks:
             for _ in range(100):
                 tasks.start_soon(ask)
         watching.cancel_scope.cancel()
+    gc.unfreeze()
     print(f"longest stall {max(stalls) * 1e3:.0f} ms of {len(stalls)} looks")
     assert len(stalls) > 20
-    assert max(stalls) < 0.5
+    assert max(stalls) < 0.25
     await backend.close()
 
 
