@@ -166,6 +166,10 @@ class ElasticsearchServer:
     def _configure(self) -> None:
         config = self._directory / "config"
         shutil.copytree(self._home / "config", config)
+        # Version 8 would write its collector's log into its own directory, which is not ours to write to.
+        options = config / "jvm.options"
+        lines = options.read_text().splitlines(keepends=True)
+        options.write_text("".join(line for line in lines if "Xlog:gc" not in line))
         for name in ("data", "logs"):
             (self._directory / name).mkdir()
         if self._tls:
