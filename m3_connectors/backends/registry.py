@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from m3_connectors.backends.base import Backend
-from m3_connectors.errors import InvalidInput
+from m3_connectors.errors import InvalidInput, MissingDependency
 
 _ADAPTERS = {
     "memory": "m3_connectors.backends.memory:MemoryBackend",
@@ -48,7 +48,13 @@ def backend_for(
         )
     _check_collection(collection)
     module, _, name = _ADAPTERS[scheme].partition(":")
-    adapter = getattr(importlib.import_module(module), name)
+    try:
+        adapter = getattr(importlib.import_module(module), name)
+    except ModuleNotFoundError as error:
+        missing = error.name or ""
+        if missing.startswith("m3_connectors"):
+            raise
+        raise MissingDependency(missing, scheme.partition("+")[0]) from error
     backend: Backend = adapter.from_url(url, collection, dict(options or {}))
     return backend
 
