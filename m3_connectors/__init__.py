@@ -10,13 +10,15 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from m3_connectors.adding import AddReport
     from m3_connectors.backends.base import Storage
     from m3_connectors.blocking import Index, connect
     from m3_connectors.documents import Document, Hit, Scores
     from m3_connectors.embeddings import M3Embeddings, ModelInfo, MultiVectors
     from m3_connectors.encoder.encoder import M3Encoder
+    from m3_connectors.errors import BackendError, InvalidInput, M3Error, ModelMismatch
     from m3_connectors.explanation import Explanation
-    from m3_connectors.index import AddReport, AsyncIndex, aconnect
+    from m3_connectors.index import AsyncIndex, aconnect
     from m3_connectors.methods import (
         ALL,
         DENSE,
@@ -32,13 +34,15 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "adding": ("AddReport",),
     "backends.base": ("Storage",),
     "blocking": ("Index", "connect"),
     "documents": ("Document", "Hit", "Scores"),
     "embeddings": ("M3Embeddings", "ModelInfo", "MultiVectors"),
     "encoder.encoder": ("M3Encoder",),
+    "errors": ("BackendError", "InvalidInput", "M3Error", "ModelMismatch"),
     "explanation": ("Explanation",),
-    "index": ("AddReport", "AsyncIndex", "aconnect"),
+    "index": ("AsyncIndex", "aconnect"),
     "methods": (
         "ALL",
         "DENSE",
@@ -63,14 +67,18 @@ __all__ = [
     "SPARSE",
     "AddReport",
     "AsyncIndex",
+    "BackendError",
     "Document",
     "Explanation",
     "Hit",
     "Index",
+    "InvalidInput",
     "M3Embeddings",
     "M3Encoder",
+    "M3Error",
     "Method",
     "ModelInfo",
+    "ModelMismatch",
     "MultiVectors",
     "Scores",
     "Storage",

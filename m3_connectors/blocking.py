@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import anyio
 from anyio.from_thread import BlockingPortal
 
+from m3_connectors.adding import AddReport
 from m3_connectors.backends.base import Schema, Storage
 from m3_connectors.backends.registry import DEFAULT_COLLECTION
 from m3_connectors.documents import Document, Hit
@@ -22,7 +23,6 @@ from m3_connectors.embeddings import M3Embeddings
 from m3_connectors.errors import InvalidInput
 from m3_connectors.explanation import Explanation
 from m3_connectors.index import (
-    AddReport,
     AsyncIndex,
     Description,
     Encoder,
@@ -56,20 +56,30 @@ class _Loop:
     def run(self, call: Callable[[], Awaitable[T]]) -> T:
         if not self._thread.is_alive():
             raise InvalidInput("this index is closed: connect again.")
-        future = self._portal.start_task_soon(call)
+        over = threading.Event()
+
+        async def watched() -> T:
+            try:
+                return await call()
+            finally:
+                over.set()
+
+        future = self._portal.start_task_soon(watched)
         try:
             return future.result()
         except KeyboardInterrupt:
-            # The coroutine must not go on behind the caller's back: cancel it and wait until it has let go.
+            # The call must not go on behind the caller's back: cancel it and wait until it has let go. What runs
+            # in a thread (encoding a batch) runs to its end first; a second Ctrl-C does not wait for it.
             future.cancel()
-            with contextlib.suppress(BaseException):
-                self._portal.call(anyio.sleep, 0)
+            over.wait()
             raise
 
     def stop(self) -> None:
+        """End the loop; from its own thread (a collected index) without waiting for the end."""
         if self._thread.is_alive():
             self._portal.start_task_soon(self._portal.stop)
-            self._thread.join()
+            if threading.current_thread() is not self._thread:
+                self._thread.join()
 
 
 class Index:
@@ -83,6 +93,9 @@ class Index:
         self._index = index
         self._loop = loop
         _open.add(self)
+        # An index that is forgotten without close() takes its thread with it.
+        self._forgotten = weakref.finalize(self, loop.stop)
+        self._forgotten.atexit = False
 
     @property
     def schema(self) -> Schema:
@@ -102,7 +115,13 @@ class Index:
         progress: Progress | None = None,
     ) -> AddReport:
         """See AsyncIndex.add."""
-        return self._loop.run(partial(self._index.add, documents, embeddings=embeddings, progress=progress))
+        adding = self._index._adding()
+        # The caller's iterable is read in the caller's thread: it may hold a database cursor, or ask this index.
+        for batch, vectors in adding.batches(documents, embeddings):
+            self._loop.run(partial(adding.store, batch, vectors))
+            if progress:
+                progress(adding.report.written)
+        return adding.report
 
     def search(
         self,
@@ -150,6 +169,10 @@ class Index:
         """See AsyncIndex.describe."""
         return self._loop.run(self._index.describe)
 
+    def optimize(self) -> None:
+        """See AsyncIndex.optimize."""
+        self._loop.run(self._index.optimize)
+
     def drop(self) -> None:
         """See AsyncIndex.drop."""
         self._loop.run(self._index.drop)
@@ -162,7 +185,7 @@ class Index:
             try:
                 self._loop.run(self._index.close)
             finally:
-                self._loop.stop()
+                self._forgotten()
 
     def __enter__(self) -> Index:
         return self
@@ -185,8 +208,8 @@ def connect(
     """Open a collection, or make it: ``aconnect``, blocking; same arguments and errors."""
     loop = _Loop()
     try:
-        call = partial(aconnect, url, collection, encoder=encoder, storage=storage, create=create, **options)
-        return Index(loop.run(call), loop)
+        opening = aconnect(url, collection, encoder=encoder, storage=storage, create=create, **options)
+        return Index(loop.run(lambda: opening), loop)
     except BaseException:
         loop.stop()
         raise

@@ -83,7 +83,9 @@ def check_id(id: object, where: str) -> None:
         raise InvalidInput(f"{where}.id is {type(id).__name__}: ids are strings; use str(id).")
     check_unicode(id, f"{where}.id")
     size = len(id.encode())
-    if not 1 <= size <= MAX_ID_BYTES:
+    if size == 0:
+        raise InvalidInput(f"{where}.id is empty: ids have 1 to {MAX_ID_BYTES} bytes of UTF-8.")
+    if size > MAX_ID_BYTES:
         raise InvalidInput(
             f"{where}.id has {size} bytes ({id[:40]!r}…): ids have 1 to {MAX_ID_BYTES} bytes of UTF-8."
         )
@@ -135,9 +137,15 @@ def _check_json(value: object, where: str, depth: int) -> None:
         )
 
 
+def metadata_json(metadata: Mapping[str, Any]) -> str:
+    """Checked metadata as JSON text."""
+    # The only objects in it that json does not know are mappings other than dict.
+    return json.dumps(metadata, ensure_ascii=False, default=dict)
+
+
 def canonical_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """Metadata as JSON gives it back (tuples become lists), independent of the caller's objects."""
-    result: dict[str, Any] = json.loads(json.dumps(metadata))
+    result: dict[str, Any] = json.loads(metadata_json(metadata))
     return result
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, Protocol, TypeVar, overload
+from typing import Any, Literal, Protocol, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -94,8 +94,16 @@ class MultiVectors:
 
     @classmethod
     def from_list(cls, matrices: Sequence[npt.ArrayLike], dimension: int) -> MultiVectors:
-        """Join per-text matrices ``[tokens_i, dimension]`` (any float dtype)."""
-        arrays = [np.asarray(matrix, dtype=np.float32).reshape(-1, dimension) for matrix in matrices]
+        """Join per-text matrices ``[tokens_i, dimension]`` (any float dtype); an empty list is a text without rows.
+
+        Raises:
+            InvalidInput: A matrix has another shape.
+        """
+        arrays = [np.asarray(matrix, dtype=np.float32) for matrix in matrices]
+        arrays = [array.reshape(0, dimension) if array.size == 0 else array for array in arrays]
+        for i, array in enumerate(arrays):
+            if array.ndim != 2 or array.shape[1] != dimension:
+                raise InvalidInput(f"matrices[{i}] is {_shape(array)}; it must be [tokens, {dimension}].")
         offsets = np.cumsum([0, *(len(array) for array in arrays)], dtype=np.int64)
         rows = np.concatenate(arrays) if arrays else np.empty((0, dimension), dtype=np.float32)
         return cls(rows, offsets)
@@ -134,7 +142,7 @@ class MultiVectors:
             stop = max(start, stop)
             bounds = self.offsets[start : stop + 1]
             return MultiVectors(self.rows[bounds[0] : bounds[-1]], bounds - bounds[0])
-        i = range(len(self))[at]
+        i = _position(at, len(self))
         return self.rows[self.offsets[i] : self.offsets[i + 1]]
 
     def __iter__(self) -> Iterator[Float32]:
@@ -163,8 +171,10 @@ class M3Embeddings:
     model: ModelInfo | None = None
 
     def __post_init__(self) -> None:
-        if self.dense is not None and (self.dense.ndim != 2 or self.dense.dtype != np.float32):
-            raise InvalidInput(f"dense is {_shape(self.dense)}; it must be float32 [n, d].")
+        if self.dense is not None and (
+            not isinstance(self.dense, np.ndarray) or self.dense.ndim != 2 or self.dense.dtype != np.float32
+        ):
+            raise InvalidInput(f"dense is {_shape(self.dense)}; it must be a float32 array [n, d].")
         if self.sparse is not None:
             matrix = sp.csr_array(self.sparse)
             if matrix.dtype != np.float32:
@@ -177,8 +187,10 @@ class M3Embeddings:
             raise InvalidInput(f"the components differ in their number of texts: {sizes}.")
         if self.truncated is None:
             object.__setattr__(self, "truncated", np.zeros(len(self), dtype=np.bool_))
-        elif self.truncated.shape != (len(self),):
-            raise InvalidInput(f"truncated is {_shape(self.truncated)}; it must be bool [{len(self)}].")
+        elif not isinstance(self.truncated, np.ndarray) or self.truncated.shape != (len(self),):
+            raise InvalidInput(
+                f"truncated is {_shape(self.truncated)}; it must be a bool array [{len(self)}]."
+            )
 
     @property
     def components(self) -> tuple[Component, ...]:
@@ -197,7 +209,7 @@ class M3Embeddings:
     def __getitem__(self, at: int | slice) -> M3Embeddings:
         """The texts of a slice; an int gives a batch of one."""
         if isinstance(at, int):
-            i = range(len(self))[at]
+            i = _position(at, len(self))
             at = slice(i, i + 1)
         return M3Embeddings(
             dense=None if self.dense is None else self.dense[at],
@@ -247,14 +259,25 @@ class M3Embeddings:
             raise InvalidInput(
                 "these embeddings have no sparse component: encode with components=('sparse',)."
             )
-        row = self.sparse[[range(len(self))[i]]]
+        row = self.sparse[[_position(i, len(self))]]
         return {
             vocabulary.id_to_token(int(row.indices[j])) or f"<{row.indices[j]}>": float(row.data[j])
             for j in np.argsort(-row.data, kind="stable")
         }
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write one safetensors file; a file that was there is replaced as a whole or not at all."""
+        """Write one safetensors file; a file that was there is replaced as a whole or not at all.
+
+        Raises:
+            InvalidInput: The path is a directory, or in none.
+            OSError: It cannot be written.
+        """
+        target = Path(path)
+        if target.is_dir() or not target.parent.is_dir():
+            raise InvalidInput(
+                f"{target} cannot be a file: {'it' if target.is_dir() else target.parent} is "
+                f"{'a directory' if target.is_dir() else 'no directory'}."
+            )
         tensors: dict[str, npt.NDArray[np.generic]] = {"truncated": _some(self.truncated)}
         if self.dense is not None:
             tensors["dense"] = np.ascontiguousarray(self.dense)
@@ -270,11 +293,12 @@ class M3Embeddings:
             "vocabulary_size": None if self.sparse is None else int(self.sparse.shape[1]),
             "model": None if self.model is None else dataclasses.asdict(self.model),
         }
-        target = Path(path)
         partial = target.with_name(f"{target.name}.{os.getpid()}.tmp")
         try:
             save_file(tensors, partial, metadata={"m3_connectors": json.dumps(header)})
             os.replace(partial, target)
+        except SafetensorError as error:
+            raise OSError(f"{target} cannot be written: {error}") from error
         finally:
             partial.unlink(missing_ok=True)
 
@@ -296,11 +320,21 @@ class M3Embeddings:
             raise InvalidInput(
                 f"{path} is not a file of M3Embeddings.save (format {header.get('format')!r})."
             )
+        try:
+            return cls._from_tensors(tensors, header)
+        except (KeyError, TypeError, ValueError) as error:
+            raise InvalidInput(f"{path} is damaged: {error}") from error
+
+    @classmethod
+    def _from_tensors(cls, tensors: Mapping[str, Any], header: Mapping[str, Any]) -> M3Embeddings:
         sparse = None
         if "sparse.data" in tensors:
             shape = (len(tensors["sparse.indptr"]) - 1, header["vocabulary_size"])
             parts = (tensors["sparse.data"], tensors["sparse.indices"], tensors["sparse.indptr"])
             sparse = sp.csr_array(parts, shape=shape)
+            sparse.check_format(
+                full_check=True
+            )  # token ids beyond the vocabulary would be read out of bounds
         multivectors = None
         if "multivectors.rows" in tensors:
             multivectors = MultiVectors(tensors["multivectors.rows"], tensors["multivectors.offsets"])
@@ -317,11 +351,20 @@ _ATTRIBUTES = {"dense": "dense", "sparse": "sparse", "multivector": "multivector
 _FORMAT = "M3Embeddings/1"
 
 
+def _position(at: int, length: int) -> int:
+    """An index, counted from the end if negative; iteration relies on IndexError beyond it."""
+    if not -length <= at < length:
+        raise IndexError(f"text {at} of {length}")
+    return at % length
+
+
 def _rows(column: Float32 | sp.csr_array | MultiVectors) -> int:
     return len(column) if isinstance(column, MultiVectors) else int(column.shape[0])
 
 
-def _shape(array: npt.NDArray[np.generic]) -> str:
+def _shape(array: object) -> str:
+    if not isinstance(array, np.ndarray):
+        return type(array).__name__
     return f"{array.dtype} {list(array.shape)}"
 
 

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Any, Protocol
 
 import anyio
 import anyio.to_thread
 
+from m3_connectors.adding import Adding, AddReport
 from m3_connectors.backends.base import Backend, Schema, ScoredId, Storage
 from m3_connectors.backends.checks import check_model
 from m3_connectors.backends.registry import DEFAULT_COLLECTION, backend_for
-from m3_connectors.documents import Document, Hit, check_documents
+from m3_connectors.backends.together import together
+from m3_connectors.documents import Document, Hit
 from m3_connectors.embeddings import COMPONENTS, Component, M3Embeddings, ModelInfo
 from m3_connectors.errors import InvalidInput, NotFound
 from m3_connectors.explanation import Explanation, explain
 from m3_connectors.filters import parse_filter
 from m3_connectors.methods import METHODS, Method
+from m3_connectors.scoring import as_float16
 
 Query = str | M3Embeddings
 """A text, or its embeddings (a batch of one)."""
@@ -28,10 +32,6 @@ RawFilter = Mapping[str, Any]
 
 Progress = Callable[[int], None]
 """Called with the number of documents that are safely stored so far."""
-
-_BATCH_DOCUMENTS = 512
-_BATCH_CHARACTERS = 200_000
-"""About 50,000 tokens: 200 MB of float32 multi-vectors at 1,024 dimensions."""
 
 _CONCURRENT_SEARCHES = 16
 
@@ -55,21 +55,6 @@ class Encoder(Protocol):
 
     def id_to_token(self, id: int) -> str | None:
         """The token of an id."""
-
-
-@dataclasses.dataclass(frozen=True)
-class AddReport:
-    """What ``add`` did.
-
-    Attributes:
-        written: Documents stored, each id counted once.
-        duplicates: Ids that came more than once in the call; the last one was kept.
-        truncated: Documents whose text was longer than the encoder's maximum and was cut.
-    """
-
-    written: int
-    duplicates: tuple[str, ...] = ()
-    truncated: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +110,8 @@ class AsyncIndex:
 
         A list is checked as a whole before anything is written. Any other iterable is read, checked, encoded and
         written in batches, so it may be longer than memory: an error leaves the batches before it stored. Repeat
-        the call to go on: it changes nothing that is already right.
+        the call to go on: it changes nothing that is already right. The iterable is read on the event loop (by
+        ``Index``, in the calling thread); one that waits long for its documents is better read in parts.
 
         Args:
             documents: The documents.
@@ -137,40 +123,12 @@ class AsyncIndex:
             ModelMismatch: The embeddings are another model's than the collection's.
             BackendError: The store failed.
         """
-        if embeddings is not None:
-            documents = list(documents)
-            if len(documents) != len(embeddings):
-                raise InvalidInput(
-                    f"{len(documents)} documents came with {len(embeddings)} embeddings: give one for each."
-                )
-        elif self._encoder is None:
-            raise InvalidInput(
-                "this index has no encoder: connect(..., encoder=...) or add(..., embeddings=...)."
-            )
-        if isinstance(documents, Sequence):
-            documents = check_documents(documents)
-        seen: set[str] = set()
-        duplicates: dict[str, None] = {}
-        truncated = read = 0
-        for batch in _batches(documents):
-            rows = slice(read, read + len(batch))
-            read += len(batch)
-            last = {document.id: i for i, document in enumerate(check_documents(batch))}
-            duplicates |= dict.fromkeys(d.id for i, d in enumerate(batch) if d.id in seen or last[d.id] != i)
-            seen.update(last)
-            kept = sorted(last.values())
-            chosen = [batch[i] for i in kept]
-            if embeddings is None:
-                vectors = await self._encode([document.text for document in chosen], self.schema.components)
-            else:
-                vectors = embeddings[rows]
-                if len(kept) < len(batch):
-                    vectors = M3Embeddings.concatenate([vectors[i] for i in kept])
-            await self._backend.upsert(chosen, vectors)
-            truncated += vectors.truncated_count
+        adding = self._adding()
+        for batch, vectors in adding.batches(documents, embeddings):
+            await adding.store(batch, vectors)
             if progress:
-                progress(len(seen))
-        return AddReport(len(seen), tuple(duplicates), truncated)
+                progress(adding.report.written)
+        return adding.report
 
     async def search(
         self,
@@ -211,24 +169,17 @@ class AsyncIndex:
         exact: bool = False,
     ) -> list[list[Hit]]:
         """``search`` for many queries: encoded together, searched at the same time; answers in their order."""
-        if isinstance(queries, str | M3Embeddings):
-            raise InvalidInput("queries is a single query: use search, or give a list.")
+        if isinstance(queries, str | M3Embeddings) or not isinstance(queries, Iterable):
+            raise InvalidInput(
+                f"queries is {type(queries).__name__}: give a list, or use search for one query."
+            )
         chosen = self._method(method)
         parsed = parse_filter(filter)
         vectors = await self._query_vectors(list(queries))
-        answers: list[list[ScoredId]] = [[] for _ in vectors]
-        slots = anyio.Semaphore(_CONCURRENT_SEARCHES)
-
-        async def answer(i: int) -> None:
-            async with slots:
-                answers[i] = await self._backend.search(vectors[i], chosen, k, filter=parsed, exact=exact)
-
-        if len(vectors) == 1:
-            await answer(0)
-        else:
-            async with anyio.create_task_group() as tasks:
-                for i in range(len(vectors)):
-                    tasks.start_soon(answer, i)
+        searches = [
+            partial(self._backend.search, query, chosen, k, filter=parsed, exact=exact) for query in vectors
+        ]
+        answers = await together(searches, at_once=_CONCURRENT_SEARCHES)
         return await self._hits(answers)
 
     async def explain(self, query: str, id: str, *, method: Method | str = "all") -> Explanation:
@@ -243,9 +194,12 @@ class AsyncIndex:
         chosen = self._method(method)
         (document,) = await self._backend.fetch([id])
         if document is None:
-            raise NotFound(f"no document {id!r}", backend=self._backend.name, operation="explain")
+            where = f'no document {id!r} in collection "{self._backend.collection}".'
+            raise NotFound(where, backend=self._backend.name, operation="explain")
         stored = await self._backend.vectors([id])
         (vectors,) = await self._query_vectors([query])
+        if self.schema.storage.multivector_dtype == "float16":
+            vectors = as_float16(vectors)  # as the store scores it (B21)
         return explain(self._encoder, chosen, query, vectors, document, stored)
 
     async def delete(self, ids: Sequence[str] | None = None, *, filter: RawFilter | None = None) -> int:
@@ -273,6 +227,14 @@ class AsyncIndex:
         """What the collection says about itself."""
         backend = self._backend
         return Description(backend.name, backend.collection, backend.schema, await backend.count())
+
+    async def optimize(self) -> None:
+        """Let the store rebuild what makes searches faster, such as a graph; nothing where it does so itself.
+
+        Raises:
+            BackendError: The store failed.
+        """
+        await self._backend.optimize()
 
     async def drop(self) -> None:
         """Remove the collection and all it holds, and close the index."""
@@ -307,15 +269,15 @@ class AsyncIndex:
                     f"queries[{i}] is {type(query).__name__}: give a text or its M3Embeddings."
                 )
         texts = [query for query in queries if isinstance(query, str)]
-        if texts and self._encoder is None:
-            raise InvalidInput(
-                "this index has no encoder: connect(..., encoder=...), or search with M3Embeddings."
-            )
         encoded = iter(await self._encode(texts, self.schema.components)) if texts else iter(())
         return [next(encoded) if isinstance(query, str) else query for query in queries]
 
+    def _adding(self) -> Adding:
+        return Adding(self._backend, lambda texts: self._encode(texts, self.schema.components))
+
     async def _encode(self, texts: list[str], components: Sequence[Component]) -> M3Embeddings:
-        assert self._encoder is not None
+        if self._encoder is None:
+            raise InvalidInput("this index has no encoder: connect(..., encoder=...), or give M3Embeddings.")
         encode = self._encoder.encode
         return await anyio.to_thread.run_sync(lambda: encode(texts, components=components))
 
@@ -333,7 +295,26 @@ class AsyncIndex:
         ]
 
 
-async def aconnect(
+class Connecting:
+    """What ``aconnect`` returns: await it for the index, or enter it with ``async with`` to have it closed too."""
+
+    def __init__(self, opening: Callable[[], Coroutine[Any, Any, AsyncIndex]]) -> None:
+        self._opening = opening
+
+    def __await__(self) -> Generator[Any, None, AsyncIndex]:
+        return self._opening().__await__()
+
+    async def __aenter__(self) -> AsyncIndex:
+        self._index = await self._opening()
+        return self._index
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._index.close()
+
+
+def aconnect(
     url: str,
     collection: str = DEFAULT_COLLECTION,
     *,
@@ -341,8 +322,8 @@ async def aconnect(
     storage: Storage | None = None,
     create: bool = True,
     **options: Any,
-) -> AsyncIndex:
-    """Open a collection, or make it.
+) -> Connecting:
+    """Open a collection, or make it: ``index = await aconnect(…)`` or ``async with aconnect(…) as index``.
 
     Args:
         url: Where it is: ``memory:`` or ``qdrant:DIRECTORY``.
@@ -350,7 +331,7 @@ async def aconnect(
         encoder: Turns texts into vectors; without one, give embeddings to ``add`` and ``search``.
         storage: How a new collection keeps its vectors; an existing one must have been made so.
         create: Make the collection if it is not there (needs an encoder, whose model it records).
-        **options: The backend's own options, such as ``api_key``; unknown ones are refused.
+        **options: The backend's own options (``memory:`` and ``qdrant:`` have none); unknown ones are refused.
 
     Raises:
         NotFound: No such collection, and ``create`` is false or there is no encoder.
@@ -358,11 +339,26 @@ async def aconnect(
         InvalidInput: An unusable URL, collection name or option.
         BackendError: The store failed.
     """
+    return Connecting(lambda: _open(url, collection, encoder, storage, create, options))
+
+
+async def _open(
+    url: str,
+    collection: str,
+    encoder: Encoder | None,
+    storage: Storage | None,
+    create: bool,
+    options: Mapping[str, Any],
+) -> AsyncIndex:
+    if isinstance(encoder, str):
+        raise InvalidInput(f"encoder is the text {encoder!r}: give M3Encoder({encoder!r}).")
     backend = backend_for(url, collection, options)
     try:
         try:
             schema = await backend.open()
-        except NotFound:
+        except NotFound as error:
+            if create and encoder is None:
+                error.args = (f"{error.args[0]}\n  Give connect an encoder, and it is made.",)
             if not create or encoder is None:
                 raise
             await backend.create(Schema(encoder.info, COMPONENTS, storage or Storage()))
@@ -382,21 +378,6 @@ async def aconnect(
 
 
 def _ids(ids: Sequence[str]) -> list[str]:
-    if isinstance(ids, str) or not all(isinstance(id, str) for id in ids):
+    if not isinstance(ids, Iterable) or isinstance(ids, str) or not all(isinstance(id, str) for id in ids):
         raise InvalidInput(f"ids is {ids!r}: give a list of strings.")
     return list(ids)
-
-
-def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
-    """Documents in batches of bounded text, so that memory is bounded whatever their length."""
-    batch: list[Document] = []
-    characters = 0
-    for document in documents:
-        size = len(document.text) if isinstance(document, Document) and isinstance(document.text, str) else 0
-        if batch and (len(batch) == _BATCH_DOCUMENTS or characters + size > _BATCH_CHARACTERS):
-            yield batch
-            batch, characters = [], 0
-        batch.append(document)
-        characters += size
-    if batch:
-        yield batch

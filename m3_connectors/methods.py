@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import numbers
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -34,10 +35,11 @@ class Weights:
     def __post_init__(self) -> None:
         for name in COMPONENTS:
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
                 raise InvalidInput(f"weight of {name} is {value!r}: weights are finite numbers >= 0.")
             if value < 0:
                 raise InvalidInput(f"weight of {name} is {value}: weights are finite numbers >= 0.")
+            object.__setattr__(self, name, float(value))
         if not any(self):
             raise InvalidInput("all three weights are 0: at least one component must count.")
 
@@ -109,7 +111,7 @@ class Method:
                 raise InvalidInput(
                     f"method {self.name!r}: {component} cannot propose candidates; dense and sparse can."
                 )
-            if not isinstance(depth, int) or depth < 1:
+            if isinstance(depth, bool) or not isinstance(depth, int) or depth < 1:
                 raise InvalidInput(f"method {self.name!r}: {component} depth is {depth!r}; it must be >= 1.")
 
     @property
@@ -178,6 +180,6 @@ def fuse(
     return np.sum(parts, axis=0)  # type: ignore[no-any-return]
 
 
-def rank(ids: Sequence[str], scores: Sequence[float] | np.ndarray, k: int) -> list[int]:  # type: ignore[type-arg]
+def rank(ids: Sequence[str], scores: Sequence[float] | np.ndarray, k: int) -> list[int]:
     """Positions of the k best, best first; equal scores in the order of their ids."""
     return sorted(range(len(ids)), key=lambda i: (-scores[i], ids[i]))[:k]

@@ -1,6 +1,7 @@
 """The one definition of the paper's three scores (section 3.2), for one query and many documents.
 
-Ragged throughout: no padding exists, so a score cannot depend on a document's neighbours.
+Ragged throughout: no padding exists, so a score does not depend on a document's neighbours, but for the last bit of a
+float32 product.
 """
 
 from __future__ import annotations
@@ -16,8 +17,11 @@ _BLOCK_FLOATS = 8 * 2**20
 
 
 def dense_scores(query: Float32, documents: Float32) -> Float32:
-    """``s_dense = <e_q, e_p>``: float32 ``[d]`` and ``[n, d]`` to ``[n]``."""
-    return documents @ query
+    """``s_dense = <e_q, e_p>``: float32 ``[d]`` and ``[n, d]`` to ``[n]``.
+
+    Summed in float64, so that equal documents have equal scores wherever they stand in the matrix.
+    """
+    return (documents.astype(np.float64) @ query.astype(np.float64)).astype(np.float32)
 
 
 def sparse_scores(query: sp.csr_array, documents: sp.csr_array) -> Float32:

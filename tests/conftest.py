@@ -64,6 +64,17 @@ def _store(store: StoreName) -> Iterator[Running]:
     running.stop()
 
 
+_LIVE_FILES = ("test_milvus", "test_elasticsearch_", "test_faults.py")
+_LIVE_FIXTURES = {"qdrant_store", "milvus_store", "elasticsearch_store"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what starts or asks a store's server; ``make test-stores`` runs it, ``make test`` the rest."""
+    for item in items:
+        if item.path.name.startswith(_LIVE_FILES) or _LIVE_FIXTURES & set(getattr(item, "fixturenames", ())):
+            item.add_marker("live")
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     skipped = terminalreporter.stats.get("skipped", [])
     if skipped:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -134,6 +135,15 @@ class TestSearch:
         assert first.split()[:3] == ["1", "1.000", "1.000"]
         assert f"lake · {TEXTS['lake']}" in first
         assert second.split()[0] == "2"
+
+    def test_a_long_text_is_cut_and_no_number_is(self, m3: M3, tmp_path: Path, checkpoint: Path) -> None:
+        (tmp_path / "long.txt").write_text("a very long line " * 100)
+        m3("index", "qdrant:./data", "long.txt", "-m", checkpoint)
+        heading, row = m3("search", "qdrant:./data", "line").out.splitlines()
+        assert heading.split() == ["#", "score", "dense", "sparse", "multi", "document"]
+        assert row.rstrip().endswith("…")
+        assert len(row) <= 140
+        assert all(len(number.partition(".")[2]) == 3 for number in row.split()[1:5])
 
     def test_json(self, m3: M3, filled: str) -> None:
         answer = m3("search", filled, TEXTS["lake"], "--json", "-k", "1", "--method", "multi_vec").json
@@ -418,6 +428,24 @@ class TestProcess:
         assert done.returncode == 0
         assert json.loads(done.stdout)["documents"] == 3
         assert done.stderr == b""
+
+    def test_a_terminal_without_unicode(self, tmp_path: Path, checkpoint: Path) -> None:
+        program = "import sys; from m3_connectors.cli.app import main; sys.exit(main())"
+        environment = {**os.environ, "PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
+        (tmp_path / "notes").mkdir()
+        (tmp_path / "notes" / "müsli.txt").write_text("中文 and more")
+        (tmp_path / os.fsdecode(b"notes/\xff.txt")).write_text("a name that is no Unicode")
+        for call in (
+            ["index", "qdrant:./data", "notes", "-m", str(checkpoint)],
+            ["search", "qdrant:./data", "中文"],
+            ["search", "qdrant:./data", "中文", "--json"],
+        ):
+            command = [sys.executable, "-c", program, *call]
+            done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, timeout=120)
+            assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["hits"][0]["text"] == "中文 and more"
+        letter = json.loads((tmp_path / "notes.dead.jsonl").read_text())
+        assert "lone surrogate" in letter["reason"]
 
     def test_help_loads_neither_torch_nor_a_client(self, tmp_path: Path) -> None:
         program = (

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
+import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 
 import anyio
 import numpy as np
@@ -120,6 +123,56 @@ def test_a_bad_document_in_a_list_stops_the_call_before_anything_is_written(enco
         assert index.count() == 0
 
 
+def test_bad_embeddings_stop_the_call_before_anything_is_written_however_many(encoder: M3Encoder) -> None:
+    one = encoder.encode(["fox"])
+    many = M3Embeddings.concatenate([one] * 600)
+    assert many.dense is not None
+    many.dense[550] = np.nan
+    with connect("memory:", encoder=encoder) as index:
+        with pytest.raises(InvalidInput, match=r"dense has NaN or infinity in row 550"):
+            index.add([Document(str(i), "fox") for i in range(600)], embeddings=many)
+        assert index.count() == 0
+
+
+def test_the_callers_iterator_is_read_in_the_callers_thread_and_may_use_the_index(encoder: M3Encoder) -> None:
+    with connect("memory:", encoder=encoder) as index:
+
+        def documents() -> Iterator[Document]:
+            for i in range(3):
+                assert threading.current_thread() is threading.main_thread()
+                yield Document(f"{i}", f"fox {index.count()}")
+
+        assert index.add(documents()).written == 3
+
+
+def test_ctrl_c_in_add_returns_when_nothing_is_written_any_more(encoder: M3Encoder) -> None:
+    class Slow:
+        info, recommended_weights = encoder.info, encoder.recommended_weights
+
+        def encode(self, texts: list[str], **options: object) -> M3Embeddings:
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+            time.sleep(0.5)
+            return encoder.encode(texts)
+
+    with connect("memory:", encoder=Slow()) as index:  # type: ignore[arg-type]
+        with pytest.raises(KeyboardInterrupt):
+            index.add(DOCUMENTS)
+        assert index.count() == 0
+        time.sleep(0.7)
+        assert index.count() == 0
+
+
+def test_a_forgotten_index_takes_its_thread_with_it(encoder: M3Encoder) -> None:
+    before = threading.active_count()
+    for _ in range(5):
+        connect("memory:", encoder=encoder)
+    gc.collect()
+    deadline = time.monotonic() + 10
+    while threading.active_count() > before and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert threading.active_count() <= before
+
+
 def test_an_iterator_is_stored_in_batches_of_bounded_size(encoder: M3Encoder) -> None:
     progress: list[int] = []
     with connect("memory:", encoder=encoder) as index:
@@ -140,7 +193,7 @@ def test_explain_adds_up(index: Index) -> None:
     w, s = e.weighted, e.scores
     assert (w.dense, w.sparse, w.multivector) == pytest.approx((s.dense, 0.3 * s.sparse, s.multivector))  # type: ignore[operator]
     assert e.score == pytest.approx(w.dense + w.sparse + w.multivector)  # type: ignore[operator]
-    assert e.score == pytest.approx(index.search("the lazy dog", k=6, filter={"n": 0})[0].score, abs=1e-5)
+    assert e.score == pytest.approx(index.search("the lazy dog", k=6, filter={"n": 0})[0].score, abs=1e-6)
     assert sum(match.score for match in e.tokens) == pytest.approx(s.sparse, abs=1e-5)
     assert [m.score for m in e.tokens] == sorted((m.score for m in e.tokens), reverse=True)
     assert np.mean([pair.similarity for pair in e.pairs]) == pytest.approx(s.multivector, abs=1e-5)
@@ -179,6 +232,34 @@ def test_bad_searches(index: Index, arguments: dict[str, object], says: str) -> 
         index.search(**{"query": "dog", **arguments})  # type: ignore[arg-type]
 
 
+def test_numpy_numbers_are_numbers(index: Index) -> None:
+    assert len(index.search("dog", k=np.int64(3))) == 3  # type: ignore[arg-type]
+    assert Weights(np.float32(1), np.float64(2), np.int64(1)) == Weights(1, 2, 1)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda index: index.add(None),
+        lambda index: index.add(DOCUMENTS[0]),
+        lambda index: index.add(DOCUMENTS, embeddings=np.ones((6, 32))),
+        lambda index: index.get(None),
+        lambda index: index.get("d0"),
+        lambda index: index.search_many(None),
+        lambda index: index.search_many("dog"),
+        lambda index: index.delete([1]),
+    ],
+)
+def test_calls_of_a_wrong_shape_are_refused(index: Index, call: Callable[[Index], object]) -> None:
+    with pytest.raises(InvalidInput, match=r"give (a|M3Embeddings)"):
+        call(index)
+
+
+def test_a_name_is_no_encoder() -> None:
+    with pytest.raises(InvalidInput, match=r"give M3Encoder\('BAAI/bge-m3'\)"):
+        connect("memory:", encoder="BAAI/bge-m3")  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("weights", [(-1, 0, 1), (float("nan"), 1, 1), (0, 0, 0), (float("inf"), 0, 0)])
 def test_bad_weights(weights: tuple[float, float, float]) -> None:
     with pytest.raises(InvalidInput, match="weight"):
@@ -189,11 +270,15 @@ def test_bad_embeddings_are_refused_before_the_store(encoder: M3Encoder) -> None
     good = encoder.encode(["fox"])
     assert good.dense is not None
     wide = M3Embeddings(np.ones((1, 5), np.float32), good.sparse, good.multivectors)
+    beyond = good.sparse.copy()  # type: ignore[union-attr]
+    beyond.indices[-1] = 10**6
+    outside = M3Embeddings(good.dense, beyond, good.multivectors)
     nan = M3Embeddings(np.full_like(good.dense, np.nan), good.sparse, good.multivectors)
     with connect("memory:", encoder=encoder) as index:
         for bad, says in (
             (wide, "5 wide"),
             (nan, "NaN"),
+            (outside, "beyond the vocabulary"),
             (good[:0], "0 embeddings"),
             (M3Embeddings(good.dense), "lack"),
         ):
@@ -279,7 +364,8 @@ def test_an_index_never_closed_does_not_hold_up_the_end_of_python(checkpoint: ob
 
 def test_async_searches_do_not_wait_for_each_other_and_give_the_same_answers(encoder: M3Encoder) -> None:
     async def main() -> None:
-        async with await aconnect("memory:", encoder=encoder) as index:
+        assert await (await aconnect("memory:", encoder=encoder)).count() == 0
+        async with aconnect("memory:", encoder=encoder) as index:
             await index.add(DOCUMENTS)
             answers = await index.search_many(["the dog"] * 20 + ["fox"], k=3)
             alone = await index.search("the dog", k=3, method=DENSE)

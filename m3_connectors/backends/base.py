@@ -20,7 +20,8 @@ Reading
  B14 Ids are any Unicode of 1 to 512 bytes and are never confused with each other or with query syntax.
  B15 ``scan_ids`` yields every stored id once, in any order.
 Candidates
- B16 ``candidates("dense", exact=True)`` are the true top list by s_dense, best first, with exact scores.
+ B16 ``candidates("dense", exact=True)`` are the true top list by s_dense, best first, with exact scores;
+     of equal scores at the cut, any.
  B17 ``candidates("dense")`` may be approximate in who is listed, never in the scores.
  B18 ``candidates("sparse")`` are the true top list by s_lex among documents that share a token with the query.
  B19 A filter holds before the cut: the list has ``limit`` entries whenever so many documents pass (and, for
@@ -184,6 +185,9 @@ class Backend(abc.ABC):
     async def close(self) -> None:
         """B4. Give back what the adapter holds; safe to call twice."""
 
+    async def optimize(self) -> None:  # noqa: B027 (most stores do it by themselves)
+        """Rebuild what makes searches faster, such as a graph; nothing where the store does so by itself."""
+
     # -- writing
 
     async def upsert(self, documents: Sequence[Document], embeddings: M3Embeddings) -> None:
@@ -294,8 +298,9 @@ class Backend(abc.ABC):
             InvalidInput: ``k`` < 1, or the query lacks a component, is not finite or of another width.
             ModelMismatch: The query is another model's.
         """
-        if isinstance(k, bool) or not isinstance(k, int) or k < 1:
-            raise InvalidInput(f"k is {k!r}: ask for at least 1 hit.")
+        if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
+            raise InvalidInput(f"k is {k!r}: ask for at least 1 hit, as a whole number.")
+        k = int(k)
         check_query(self.schema, self.collection, method.components, query, f'method "{method.name}"')
         return await self._search(query, method.deep_enough(k), k, filter, exact)
 

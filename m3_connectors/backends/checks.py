@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from m3_connectors.embeddings import Component, M3Embeddings, ModelInfo
+from m3_connectors.embeddings import Component, Float32, M3Embeddings, ModelInfo
 from m3_connectors.errors import InvalidInput, ModelMismatch
 
 if TYPE_CHECKING:
@@ -58,7 +58,8 @@ def check_stored(schema: Schema, collection: str, documents: int, embeddings: M3
     missing = [name for name in schema.components if name not in embeddings.components]
     if missing:
         raise InvalidInput(
-            f'collection "{collection}" stores {schema.components}; the embeddings lack {missing}.'
+            f'collection "{collection}" stores {", ".join(schema.components)}; the embeddings lack '
+            f"{', '.join(missing)}.\n  Encode with components={schema.components}."
         )
     check_model(schema.model, collection, embeddings.model)
     _check_values(schema, embeddings, "embeddings")
@@ -111,6 +112,8 @@ def _check_values(schema: Schema, embeddings: M3Embeddings, what: str) -> None:
             raise InvalidInput(
                 f"{what}.sparse has {sparse.shape[1]} columns; the vocabulary has {vocabulary}."
             )
+        if sparse.nnz and not 0 <= sparse.indices.min() <= sparse.indices.max() < vocabulary:
+            raise InvalidInput(f"{what}.sparse has a token id beyond the vocabulary of {vocabulary}.")
         if not sparse.has_canonical_format:
             raise InvalidInput(f"{what}.sparse has unsorted or repeated token ids: call .sum_duplicates().")
         if not (np.isfinite(sparse.data) & (sparse.data > 0)).all():
@@ -127,9 +130,16 @@ def _check_values(schema: Schema, embeddings: M3Embeddings, what: str) -> None:
         if len(empty):
             raise InvalidInput(f"{what}.multivectors[{empty[0]}] has no row: every text has at least one.")
         _check_finite(multivectors.rows, f"{what}.multivectors")
+        if schema.storage.multivector_dtype == "float16" and len(multivectors.rows):
+            largest = max(multivectors.rows.max(), -multivectors.rows.min())
+            if largest > _LARGEST_FLOAT16:
+                raise InvalidInput(
+                    f"{what}.multivectors has {largest}, which float16 cannot hold: the model's rows have length 1.\n"
+                    '  Normalise them, or make the collection with Storage(multivector_dtype="float32").'
+                )
 
 
-def _check_finite(array: np.ndarray, what: str) -> None:  # type: ignore[type-arg]
+def _check_finite(array: Float32, what: str) -> None:
     # One sum is a single pass over memory and is finite exactly where no value is NaN or infinite,
     # unit vectors being far from overflow; the slow look for the row follows only on failure.
     if np.isfinite(array.sum(dtype=np.float64)):
@@ -137,3 +147,6 @@ def _check_finite(array: np.ndarray, what: str) -> None:  # type: ignore[type-ar
     bad = np.flatnonzero(~np.isfinite(array).all(axis=1))
     if len(bad):
         raise InvalidInput(f"{what} has NaN or infinity in row {bad[0]}.")
+
+
+_LARGEST_FLOAT16 = float(np.finfo(np.float16).max)

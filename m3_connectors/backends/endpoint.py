@@ -41,7 +41,7 @@ class Endpoint:
     ca_certs: str | None = None
     fingerprint: str | None = None
     verify: bool = True
-    patience: Patience = Patience()
+    patience: Patience = dataclasses.field(default_factory=Patience)
 
     @property
     def url(self) -> str:
@@ -56,7 +56,13 @@ class Endpoint:
 
     @classmethod
     def parse(
-        cls, url: str, options: Mapping[str, Any], *, default_port: int, environment: Mapping[str, str], prefix: str
+        cls,
+        url: str,
+        options: Mapping[str, Any],
+        *,
+        default_port: int,
+        environment: Mapping[str, str],
+        prefix: str,
     ) -> tuple[Endpoint, dict[str, Any]]:
         """The endpoint of ``store+http(s)://[user:password@]host[:port][/path]``, and the options left over.
 
@@ -74,7 +80,9 @@ class Endpoint:
             raise InvalidInput(f"the port of {_shown(parts)} is not a number from 1 to 65535.") from None
         if scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
             name = parts.scheme.partition("+")[0]
-            raise InvalidInput(f"{_shown(parts)} is no server: use {name}+http://HOST:PORT or {name}+https://….")
+            raise InvalidInput(
+                f"{_shown(parts)} is no server: use {name}+http://HOST:PORT or {name}+https://…."
+            )
         left = dict(options)
 
         def setting(name: str, from_url: str | None = None) -> Any:
@@ -112,7 +120,9 @@ class Endpoint:
         if (endpoint.username is None) != (endpoint.password is None):
             raise InvalidInput("username and password go together; one of them is missing.")
         if not endpoint.tls and (endpoint.ca_certs or endpoint.fingerprint):
-            raise InvalidInput(f"{endpoint.url} is not encrypted: ca_certs and fingerprint need an https URL.")
+            raise InvalidInput(
+                f"{endpoint.url} is not encrypted: ca_certs and fingerprint need an https URL."
+            )
         return endpoint, left
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
@@ -23,6 +24,11 @@ _ADAPTERS = {
 }
 """URL scheme to ``module:class``; the class has ``from_url(url, collection, options)``."""
 
+_COLLECTION = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,198}[A-Za-z0-9])?")
+
+_DISTRIBUTIONS = {"qdrant_edge": "qdrant-edge-py", "qdrant_client": "qdrant-client"}
+"""Distributions whose module has another name."""
+
 DEFAULT_COLLECTION = "documents"
 
 
@@ -32,7 +38,8 @@ def backend_for(
     """The backend that a URL names, not yet open.
 
     Args:
-        url: ``memory:`` or ``qdrant:DIRECTORY``.
+        url: ``memory:``, ``qdrant:DIRECTORY``, ``milvus:FILE.db``, or ``STORE+http(s)://HOST:PORT`` with qdrant, milvus
+            or elasticsearch as STORE.
         collection: 1 to 200 letters, digits, ``-``, ``_`` or ``.``, the first a letter or digit.
         options: The adapter's own options.
 
@@ -54,16 +61,13 @@ def backend_for(
         missing = error.name or ""
         if missing.startswith("m3_connectors"):
             raise
-        raise MissingDependency(missing, scheme.partition("+")[0]) from error
+        raise MissingDependency(_DISTRIBUTIONS.get(missing, missing), scheme.partition("+")[0]) from error
     backend: Backend = adapter.from_url(url, collection, dict(options or {}))
     return backend
 
 
 def _check_collection(collection: str) -> None:
-    allowed = isinstance(collection, str) and 1 <= len(collection) <= 200 and collection.isascii()
-    if not allowed or not collection[0].isalnum() or collection.strip("-_.") != collection:
-        allowed = False
-    if not allowed or not all(letter.isalnum() or letter in "-_." for letter in collection):
+    if not isinstance(collection, str) or not _COLLECTION.fullmatch(collection):
         raise InvalidInput(
             f"collection name {collection!r}: use 1 to 200 ASCII letters, digits, '-', '_' or '.', "
             "starting and ending with a letter or digit."

@@ -11,13 +11,14 @@ from typing import Annotated
 import typer
 
 from m3_connectors import __version__
-from m3_connectors.cli.console import err, lines_of, out
+from m3_connectors.cli.console import err, escape_what_cannot_be_printed, lines_of, out
 from m3_connectors.cli.doctor import doctor
 from m3_connectors.cli.encode import encode
 from m3_connectors.cli.evaluate import evaluate
 from m3_connectors.cli.explain import explain
 from m3_connectors.cli.index import index
 from m3_connectors.cli.search import search
+from m3_connectors.cli.train import train
 from m3_connectors.errors import M3Error
 
 INTERRUPTED = 130
@@ -56,6 +57,7 @@ app.command()(search)
 app.command()(explain)
 app.command("eval")(evaluate)
 app.command()(encode)
+app.command()(train)
 app.command()(doctor)
 
 
@@ -70,6 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     debug = "--debug" in arguments
+    escape_what_cannot_be_printed()
     try:
         with warnings.catch_warnings():
             if not debug:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import sys
 from collections.abc import Iterator
@@ -32,12 +33,20 @@ err = _Console(stderr=True)
 
 def print_json(document: Any) -> None:
     """The one JSON document of a ``--json`` call, on stdout."""
-    sys.stdout.write(json.dumps(document, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
+    is_utf8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+    sys.stdout.write(json.dumps(document, ensure_ascii=not is_utf8, indent=2, allow_nan=False) + "\n")
 
 
 def warn(message: str) -> None:
     """A warning for people, on stderr."""
     err.print(Text.assemble(("warning  ", "yellow"), message), soft_wrap=True)
+
+
+def escape_what_cannot_be_printed() -> None:
+    """A letter that the terminal's encoding lacks, or a file name that is no Unicode, is shown as an escape."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 @contextlib.contextmanager

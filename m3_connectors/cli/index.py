@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,8 +12,9 @@ from urllib.parse import urlsplit
 import typer
 from rich.progress import Progress, SpinnerColumn, TextColumn
 
+from m3_connectors.adding import AddReport
 from m3_connectors.backends.registry import DEFAULT_COLLECTION
-from m3_connectors.cli.console import duration, err, out, plural, print_json
+from m3_connectors.cli.console import duration, err, out, plural, print_json, warn
 from m3_connectors.cli.opening import open_index
 from m3_connectors.cli.options import Collection, Debug, Json, Model, Url
 from m3_connectors.documents import Document
@@ -25,7 +27,7 @@ def index(
     sources: Annotated[
         list[Path],
         typer.Argument(
-            metavar="SOURCE…",
+            metavar="SOURCE",
             help="JSON Lines and CSV (also .gz), text, Markdown, HTML, and folders of them.",
         ),
     ],
@@ -45,65 +47,100 @@ def index(
     What cannot be read is skipped and written to SOURCE.dead.jsonl with its line number and the reason.
     """
     check_sources(sources)
+    if url == "memory:":
+        warn("memory: is empty again when this command ends; name a folder to keep it, such as qdrant:./data")
     counter = _Counter()
-    with DeadLetterFiles(Path.cwd()) as dead:
-        documents = read_documents(
-            sources,
-            fields=Fields(text, id),
-            on_source=dead.begin,
-            on_dead_letter=dead.add,
-            without=_store_folder(url),
-        )
-        with open_index(url, collection, model, create=True) as opened, counter:
-            before = opened.count()
-            started = time.monotonic()
-            try:
-                report = opened.add(counter.reading(documents), progress=counter.stored)
-            except KeyboardInterrupt:
-                err.print(f"{plural(counter.safe, 'document')} are safe. Go on with the same command.")
-                raise typer.Exit(130) from None
-            except M3Error as error:
-                error.add_note(f"  {plural(counter.safe, 'document')} are safe; go on with the same command.")
-                raise
-            seconds = time.monotonic() - started
-            count = opened.count()
-            name = opened.schema.model.name
-    if not report.written and dead.first:
+    try:
+        with DeadLetterFiles(Path.cwd()) as dead:
+            documents = read_documents(
+                sources,
+                fields=Fields(text, id),
+                on_source=dead.begin,
+                on_dead_letter=dead.add,
+                without=_store_folder(url),
+            )
+            outcome = _store(url, collection, model, documents, counter)
+    except KeyboardInterrupt:
+        err.print(f"{plural(counter.safe, 'document')} are safe. Go on with the same command.")
+        raise typer.Exit(130) from None
+    except M3Error as error:
+        if counter.safe:
+            error.add_note(f"  {plural(counter.safe, 'document')} are safe; go on with the same command.")
+        raise
+    if not outcome.report.written and dead.first:
         raise InvalidInput(
             f"nothing was indexed: {plural(dead.count, 'record')} skipped, the first {dead.first}\n"
             f"  All of them with their reasons: {_names(dead.paths)}"
         )
-    replaced = before + report.written - count
-    rate = report.written / max(seconds, 1e-9)
     if json:
-        print_json(
-            {
-                "url": url,
-                "collection": collection,
-                "model": name,
-                "documents": report.written,
-                "replaced": replaced,
-                "duplicates": list(report.duplicates),
-                "truncated": report.truncated,
-                "skipped": dead.count,
-                "dead_letters": [str(path) for path in dead.paths],
-                "count": count,
-                "seconds": round(seconds, 3),
-                "documents_per_second": round(rate, 3),
-            }
-        )
-        return
+        print_json({"url": url, "collection": collection, **_document(outcome, dead)})
+    else:
+        out.print(f"  {_summary(outcome, dead)}", markup=False, soft_wrap=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Outcome:
+    """What a run did: the report, documents before and after, how long it took, the model's name."""
+
+    report: AddReport
+    before: int
+    after: int
+    seconds: float
+    model: str
+
+    @property
+    def replaced(self) -> int:
+        """Documents that were there before."""
+        return self.before + self.report.written - self.after
+
+    @property
+    def documents_per_second(self) -> float:
+        return self.report.written / max(self.seconds, 1e-9)
+
+
+def _store(
+    url: str, collection: str, model: str | None, documents: Iterator[Document], counter: _Counter
+) -> _Outcome:
+    with open_index(url, collection, model, create=True) as index, counter:
+        before = index.count()
+        started = time.monotonic()
+        report = index.add(counter.reading(documents), progress=counter.stored)
+        seconds = time.monotonic() - started
+        return _Outcome(report, before, index.count(), seconds, index.schema.model.name)
+
+
+def _document(outcome: _Outcome, dead: DeadLetterFiles) -> dict[str, object]:
+    return {
+        "model": outcome.model,
+        "documents": outcome.report.written,
+        "replaced": outcome.replaced,
+        "duplicates": list(outcome.report.duplicates),
+        "truncated": outcome.report.truncated,
+        "skipped": dead.count,
+        "dead_letters": [str(path) for path in dead.paths],
+        "count": outcome.after,
+        "seconds": round(outcome.seconds, 3),
+        "documents_per_second": round(outcome.documents_per_second, 3),
+    }
+
+
+def _summary(outcome: _Outcome, dead: DeadLetterFiles) -> str:
+    report = outcome.report
     parts = [plural(report.written, "document")]
-    if replaced:
-        parts.append(f"{replaced:,} of them in place of earlier ones")
+    if outcome.replaced:
+        parts.append(f"{outcome.replaced:,} of them in place of earlier ones")
     if report.duplicates:
         parts.append(f"{plural(len(report.duplicates), 'id')} came twice, the last was kept")
     if report.truncated:
         parts.append(f"{report.truncated:,} longer than the model reads, cut")
     if dead.count:
         parts.append(f"{dead.count:,} skipped (see {_names(dead.paths)})")
-    parts += [duration(seconds), f"{rate:,.0f} documents/s" if rate >= 10 else f"{rate:.1f} documents/s"]
-    out.print("  " + " · ".join(parts), markup=False, soft_wrap=True)
+    rate = outcome.documents_per_second
+    parts += [
+        duration(outcome.seconds),
+        f"{rate:,.0f} documents/s" if rate >= 10 else f"{rate:.1f} documents/s",
+    ]
+    return " · ".join(parts)
 
 
 class _Counter:

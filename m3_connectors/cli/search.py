@@ -78,11 +78,15 @@ def hits_table(hits: list[Hit]) -> Table:
     """Hits in a table: rank, fused score, component scores, id and the beginning of the text."""
     table = Table(box=None, pad_edge=True, padding=(0, 1), header_style="dim")
     for name in ("#", "score", "dense", "sparse", "multi"):
-        table.add_column(name, justify="right", style="bold" if name == "score" else None, no_wrap=True)
-    table.add_column("document", no_wrap=True, overflow="ellipsis")
+        table.add_column(name, justify="right", style="bold" if name == "score" else None)
+    table.add_column("document")
     for rank, hit in enumerate(hits, 1):
         scores = [getattr(hit.scores, name) for name in COMPONENTS]
-        document = Text.assemble((hit.document.id, "bold"), (" · ", "dim"), one_line(hit.document.text))
+        document = Text.assemble(
+            (one_line(hit.document.id), "bold"), (" · ", "dim"), one_line(hit.document.text)
+        )
+        # What the numbers leave of the line: a table that is too wide would take it from the numbers.
+        document.truncate(max(20, out.width - 42), overflow="ellipsis")
         table.add_row(
             str(rank),
             f"{hit.score:.3f}",

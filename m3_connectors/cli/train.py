@@ -31,7 +31,7 @@ def train(
             "--work",
             metavar="DIR",
             help="Token cache and state of the run; the same command goes on from there.",
-            show_default="runs/CONFIG",
+            show_default="work-CONFIG",
         ),
     ] = None,
     as_json: Json = False,

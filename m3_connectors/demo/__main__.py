@@ -8,7 +8,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,15 @@ from rich.table import Table
 from rich.text import Text
 
 from m3_connectors.blocking import Index, connect
-from m3_connectors.cli.console import duration, err, lines_of, one_line, out, working
+from m3_connectors.cli.console import (
+    duration,
+    err,
+    escape_what_cannot_be_printed,
+    lines_of,
+    one_line,
+    out,
+    working,
+)
 from m3_connectors.cli.evaluate import measures_table
 from m3_connectors.cli.explain import explanation_lines
 from m3_connectors.cli.opening import load_encoder
@@ -44,9 +52,9 @@ KNOWN_ITEM_QUERIES = 300
 QUESTIONS = (
     "how long does a small piece of code take to run",
     "remove whitespace from both ends of a string",
-    "run a function in another thread and wait for its result",
-    "Dateien in ein komprimiertes Archiv packen",
     "parse the options given on the command line",
+    "cómo abrir una página web en el navegador",
+    "ein Archiv mit komprimierten Dateien lesen",
 )
 
 
@@ -57,6 +65,7 @@ def main() -> int:
         "--model", default=os.environ.get("M3_MODEL", "models/m3-tiny"), help="directory or hub name"
     )
     model = parser.parse_args().model
+    escape_what_cannot_be_printed()
     try:
         demonstrate(model)
     except (M3Error, OSError) as error:
@@ -87,17 +96,20 @@ def demonstrate(
         known_item_queries: Most of its queries.
     """
     began = time.monotonic()
+    encoder = load_encoder(model)
     _heading("1  Read", "the documentation of this Python, from its source files, without importing them")
     with working("reading …"):
         documented = collect(entries)
     counts = ", ".join(f"{sum(entry.kind == kind for entry in documented):,} {kind}s" for kind in _KINDS)
     _say(f"{len(documented):,} documents ({counts.replace('classs', 'classes')}) · {_since(began)}")
-    encoder = load_encoder(model)
     _heading("2  Index", f"dense, sparse and multi-vectors by {encoder.info}, into {url}, exact and on disk")
     documents = [Document(entry.name, entry.text, {"kind": entry.kind}) for entry in documented]
     with _fresh(url, COLLECTION, encoder) as index:
         _add(index, documents)
-        _heading("3  Ask", "five methods side by side; each row is that method's first answer")
+        _heading(
+            "3  Ask",
+            "five methods side by side, each with its first answer; the last two questions are not in English",
+        )
         for question in QUESTIONS:
             _ask(index, question)
         _heading("4  Explain", "where the score of the first answer to the first question comes from")
@@ -109,21 +121,23 @@ def demonstrate(
 
 
 def _ask(index: Index, question: str) -> None:
-    table = Table(
-        box=None, padding=(0, 1), header_style="dim", title=Text(question, "bold cyan"), title_justify="left"
-    )
-    table.add_column("method", no_wrap=True, min_width=len("dense_sparse"))
+    table = Table(box=None, padding=(0, 1), header_style="dim")
+    table.add_column("method")
     for name in ("score", "dense", "sparse", "multi"):
-        table.add_column(name, justify="right", no_wrap=True, min_width=len("0.000"))
-    table.add_column("first answer", no_wrap=True, overflow="ellipsis", ratio=3)
-    table.add_column("then", no_wrap=True, overflow="ellipsis", ratio=2, style="dim")
+        table.add_column(name, justify="right")
+    table.add_column("first answer")
+    table.add_column("then", style="dim")
+    # What the numbers leave of the line is cut here: a table that is too wide would take it from the numbers.
+    room = max(40, out.width - 52)
     for name in METHODS:
         first, *others = index.search(question, method=name, k=3)
+        answer = _name_and_summary(first)
+        answer.truncate(room * 2 // 3, overflow="ellipsis")
+        then = Text(", ".join(hit.document.id for hit in others))
+        then.truncate(room // 3, overflow="ellipsis")
         scores = (getattr(first.scores, component) for component in COMPONENTS)
-        then = ", ".join(hit.document.id for hit in others)
-        table.add_row(
-            name, f"{first.score:.3f}", *(_number(score) for score in scores), _name_and_summary(first), then
-        )
+        table.add_row(name, f"{first.score:.3f}", *(_number(score) for score in scores), answer, then)
+    out.print(Text(f"  {question}", "bold cyan"))
     out.print(table)
     out.print()
 
@@ -234,18 +248,15 @@ def _number(score: float | None) -> str:
 
 def _next_steps(url: str, model: str) -> None:
     m3 = "m3" if shutil.which("m3") else os.path.relpath(os.path.join(os.path.dirname(sys.executable), "m3"))
-    steps: Mapping[str, str] = {
-        f'{m3} search {url} -c {COLLECTION} "your own question"': "ask",
-        f'{m3} search {url} -c {COLLECTION} "sort a list" --filter \'{{"kind": "function"}}\'': "filter",
-        f"{m3} index qdrant:./notes FOLDER --model {model}": "your own texts",
-        f"{m3} --help": "everything else",
-    }
-    table = Table(box=None, show_header=False, padding=(0, 2))
-    table.add_column(no_wrap=True)
-    table.add_column(style="dim", no_wrap=True)
-    for command, what in steps.items():
-        table.add_row(Text(command, "bold"), what)
-    out.print(table)
+    ask = f"{m3} search {url} -c {COLLECTION}"
+    steps = (
+        ("ask", f'{ask} "your own question"'),
+        ("filter", f"""{ask} "sort a list" --filter '{{"kind": "function"}}'"""),
+        ("your own texts", f"{m3} index qdrant:./notes FOLDER --model {model}"),
+        ("everything else", f"{m3} --help"),
+    )
+    for what, command in steps:
+        out.print(Text.assemble((f"  {what:17}", "dim"), (command, "bold")), soft_wrap=True)
 
 
 _KINDS = ("module", "class", "function")

@@ -6,7 +6,7 @@ import itertools
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from types import MappingProxyType
 
 import torch
@@ -16,7 +16,7 @@ from m3_connectors.encoder.devices import Precision, choose_device, choose_dtype
 from m3_connectors.encoder.loading import load
 from m3_connectors.encoder.progress import reporter
 from m3_connectors.encoder.runner import Runner
-from m3_connectors.encoder.tokens import TextTokeniser, TokenisedText
+from m3_connectors.encoder.tokens import TextTokeniser
 from m3_connectors.errors import InvalidInput
 
 Progress = Callable[[int, int], object]
@@ -200,21 +200,26 @@ class M3Encoder:
     ) -> Iterator[M3Embeddings]:
         """Encode window by window, the next one being tokenised meanwhile; at least one, maybe empty."""
         source, read = iter(texts), 0
-        with ThreadPoolExecutor(1, "m3-tokenise") as pool:
 
-            def start_next() -> Future[list[TokenisedText]] | None:
-                nonlocal read
-                window = list(itertools.islice(source, window_texts))
-                if read and not window:
-                    return None
-                first, read = read, read + len(window)
-                return pool.submit(self._tokenise, window, limit, mcls=mcls, first_index=first)
+        def take() -> tuple[list[str], int]:
+            nonlocal read
+            window, first = list(itertools.islice(source, window_texts)), read
+            read += len(window)
+            return window, first
 
-            job = start_next()
-            while job is not None:
-                window = job.result()
-                job = start_next() if window else None
-                yield self._runner.run(window, wanted, report)
+        with ThreadPoolExecutor(1, "m3-tokenise") as pool:  # without a second window, no thread is started
+            window, first = take()
+            tokenised = self._tokenise(window, limit, mcls=mcls, first_index=first)
+            while True:
+                job = None
+                if len(window) == window_texts:
+                    window, first = take()
+                    if window:
+                        job = pool.submit(self._tokenise, window, limit, mcls=mcls, first_index=first)
+                yield self._runner.run(tokenised, wanted, report)
+                if job is None:
+                    return
+                tokenised = job.result()
 
     def _warn_if_cut(self, result: M3Embeddings, limit: int) -> bool:
         """One warning, seen from who called encode or iterates over encode_stream."""

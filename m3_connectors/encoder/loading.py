@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import re
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -216,7 +217,7 @@ def _read_safetensors(path: Path) -> Any:
 def _read_pickle(path: Path) -> dict[str, Tensor]:
     """Tensors of a ``.pt`` or ``.bin`` file; ``weights_only`` refuses to run code that it may hold."""
     try:
-        tensors = torch.load(path, map_location="cpu", weights_only=True)
+        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except FileNotFoundError:
         raise ModelFormat(
             f"{path} is missing: this is an XLM-RoBERTa checkpoint without M3's heads.\n"

@@ -1,1 +1,28 @@
-"""Shipped helpers for testing: random collections (``worlds``) and the contract as tests (``conformance``, for pytest)."""
+"""Shipped helpers for testing: the backend contract as pytest tests, random collections and checkpoints.
+
+``BackendConformance`` is here for ``from m3_connectors.testing import BackendConformance``; pytest is imported then and
+not before, so that ``worlds``, ``agreement`` and ``checkpoints`` need no test framework.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from m3_connectors.errors import MissingDependency
+
+if TYPE_CHECKING:
+    from m3_connectors.testing.conformance import BackendConformance
+
+__all__ = ["BackendConformance"]
+
+
+def __getattr__(name: str) -> Any:
+    if name != "BackendConformance":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        from m3_connectors.testing.conformance import BackendConformance
+    except ModuleNotFoundError as error:
+        if error.name != "pytest":
+            raise
+        raise MissingDependency("pytest", "testing") from error
+    return BackendConformance

@@ -142,5 +142,7 @@ def _random_state(config: ModelConfig, seed: int) -> dict[str, torch.Tensor]:
             values *= 0.1
         else:
             values *= shape[-1] ** -0.5
+        if name == "sparse_linear.bias":
+            values = np.ones(shape, np.float32)  # or, by chance, a model may give no token any weight
         state[name] = torch.from_numpy(values)
     return state

@@ -2,6 +2,8 @@
 
 ::
 
+    from m3_connectors.testing import BackendConformance
+
     class TestMyStore(BackendConformance):
         def make_backend(self, directory, collection):
             return MyStore(url=..., collection=collection)
@@ -13,11 +15,13 @@ memory backend's, ids and scores, on seeded random collections (``worlds``).
 from __future__ import annotations
 
 import abc
+import asyncio
 import contextlib
 import dataclasses
 import functools
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import anyio
@@ -176,6 +180,76 @@ class BackendConformance(abc.ABC):
                     tasks.start_soon(ask, i)
             assert await backend.count() == len(world.documents)
 
+    @runs
+    async def test_b05_concurrent_writes_of_one_document_leave_one_of_them_whole(
+        self, tmp_path: Path
+    ) -> None:
+        world = make_world(51, documents=24)
+        kept, gone = world.documents[:12], world.documents[12:]
+        versions = [Document("one", f"version {i}") for i in range(8)]
+        async with self.stored(tmp_path, world) as backend:
+            deleted: list[int] = []
+
+            async def delete(ids: list[str]) -> None:
+                deleted.append(await backend.delete(ids))
+
+            async with anyio.create_task_group() as tasks:
+                for i, version in enumerate(versions):
+                    tasks.start_soon(backend.upsert, [version], world.embeddings[i])
+                    tasks.start_soon(backend.search, world.queries[0], ALL, 5)
+                for i in range(0, len(gone), 3):
+                    tasks.start_soon(delete, [*(document.id for document in gone[i : i + 3]), "unknown"])
+            assert deleted == [3, 3, 3, 3]
+            (one,) = await backend.fetch(["one"])
+            assert one in versions
+            oracle = await oracle_of(
+                dataclasses.replace(
+                    world,
+                    documents=[*kept, one],
+                    embeddings=M3Embeddings.concatenate(
+                        [world.embeddings[:12], world.embeddings[versions.index(one)]]
+                    ),
+                )
+            )
+            for query in world.queries:
+                await compare_search(backend, oracle, query, METHODS["dense_sparse"], 50)
+                await compare_search(backend, oracle, query, ALL, 50)
+
+    @runs
+    async def test_b05_cancelled_calls_leave_a_working_store(self, tmp_path: Path) -> None:
+        # Every call leaves the collection as it is, so that it does not matter which came to their end. asyncio's
+        # own cancellation goes through anyio's shields.
+        world = make_world(52)
+        everything = M3Embeddings.concatenate([world.embeddings] * 4)
+        again = [
+            dataclasses.replace(document, id=f"{i} {document.id}")
+            for i in range(4)
+            for document in world.documents
+        ]
+        unknown = [f"unknown {i}" for i in range(50)]
+        async with self.stored(
+            tmp_path, dataclasses.replace(world, documents=again, embeddings=everything)
+        ) as backend:
+            before = await backend.search(world.queries[0], ALL, 20)
+            for delay_seconds in (0.0, 0.0005, 0.001, 0.002, 0.004, 0.008):
+                calls = [
+                    asyncio.ensure_future(call)
+                    for _ in range(2)
+                    for call in (
+                        backend.upsert(again, everything),
+                        backend.search(world.queries[1], ALL, 20),
+                        backend.delete(unknown),
+                    )
+                ]
+                for i, call in enumerate(calls):
+                    asyncio.get_running_loop().call_later(i * delay_seconds, call.cancel)
+                for outcome in await asyncio.gather(*calls, return_exceptions=True):
+                    assert not isinstance(outcome, Exception), outcome
+                with anyio.fail_after(30):
+                    assert await backend.search(world.queries[0], ALL, 20) == before
+                    assert await backend.count() == len(again)
+            assert await backend.fetch([document.id for document in again]) == again
+
     # -- writing
 
     @runs
@@ -251,6 +325,7 @@ class BackendConformance(abc.ABC):
             "NaN sparse weight": with_weights(_changed(good.sparse.data, np.nan)),
             "repeated token": with_weights(good.sparse.data, np.full_like(good.sparse.indices, 7)),
             "NaN in rows": with_rows(_changed(rows, np.nan)),
+            "rows beyond float16": with_rows(_changed(rows, 1e5)),
             "rows too wide": with_rows(np.concatenate([rows, rows], axis=1)),
             "a text without rows": with_rows(rows, no_rows),
             "fewer than documents": good[:-1],
@@ -318,12 +393,12 @@ class BackendConformance(abc.ABC):
     @runs
     async def test_b11_metadata_keep_their_json_types(self, tmp_path: Path) -> None:
         world = make_world(111, documents=1)
-        metadata = {
+        metadata: dict[str, Any] = {
             "int": 2**63 - 1, "least": -(2**63), "float": 0.1 + 0.2, "whole": 2.0, "tiny": 5e-324, "huge": 1.7e308,
             "true": True, "null": None, "text": "\x00 \u2028 🇰🇪", "list": [1, "1", 1.5, None, [], {}], "": {"": ""},
             "a.b": {"c.d": [[{"e": []}]]}, "$in": "dollar", 'quo"te': 1, "_id": 1, "id": 2, "vector": [1], "dense": {},
         }  # fmt: skip
-        changed = [Document("one", "text", metadata)]
+        changed = [Document("one", "text", MappingProxyType(metadata))]
         async with self.stored(tmp_path, dataclasses.replace(world, documents=changed)) as backend:
             (found,) = await backend.fetch(["one"])
             assert found is not None
@@ -510,7 +585,7 @@ class BackendConformance(abc.ABC):
     @runs
     async def test_b24_collections_without_all_components(self, tmp_path: Path) -> None:
         for components in (("dense",), ("dense", "sparse"), ("dense", "multivector")):
-            world = make_world(240, components=components)  # type: ignore[arg-type]
+            world = make_world(240, components=components)
             async with self.stored(tmp_path, world) as backend:
                 oracle = await oracle_of(world)
                 for method in METHODS.values():

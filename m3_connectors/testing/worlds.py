@@ -155,7 +155,8 @@ def join(
 def unit_rows(matrix: Any) -> Float32:
     """float32 rows of length 1."""
     rows = np.asarray(matrix, dtype=np.float64)
-    return (rows / np.linalg.norm(rows, axis=-1, keepdims=True)).astype(np.float32)
+    unit: Float32 = (rows / np.linalg.norm(rows, axis=-1, keepdims=True)).astype(np.float32)
+    return unit
 
 
 def _text(

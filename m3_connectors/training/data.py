@@ -17,6 +17,8 @@ from typing import Any, TextIO
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from tokenizers import Tokenizer
 
 from m3_connectors.errors import InvalidInput
@@ -70,7 +72,9 @@ def _pair(source: str, line: str, where: str) -> Pair:
         ) from None
     for name in ("query", "positive", "lang_q", "lang_p"):
         if not isinstance(getattr(pair, name), str) or not getattr(pair, name):
-            raise InvalidInput(f"{where}: {name} is {getattr(pair, name)!r}.\n  Give a text that is not empty.")
+            raise InvalidInput(
+                f"{where}: {name} is {getattr(pair, name)!r}.\n  Give a text that is not empty."
+            )
     return pair
 
 
@@ -118,10 +122,19 @@ class PairStore:
     @property
     def cross_lingual(self) -> NDArray[np.bool_]:
         """Pairs whose query is in another language than their passage."""
-        return self.query_language != self.passage_language
+        return np.not_equal(self.query_language, self.passage_language)
 
 
-_ARRAYS = ("tokens", "offsets", "query", "passage", "source", "query_language", "passage_language", "held_out")
+_ARRAYS = (
+    "tokens",
+    "offsets",
+    "query",
+    "passage",
+    "source",
+    "query_language",
+    "passage_language",
+    "held_out",
+)
 
 
 def open_pairs(
@@ -226,14 +239,14 @@ def _clusters(
     query: NDArray[np.int32], passage: NDArray[np.int32], linked: NDArray[np.bool_], texts: int
 ) -> NDArray[np.int64]:
     """First text number of each text's cluster; only linked pairs join their two texts."""
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
-    links = coo_array((np.ones(linked.sum(), np.int8), (query[linked], passage[linked])), shape=(texts, texts))
+    links = coo_array(
+        (np.ones(linked.sum(), np.int8), (query[linked], passage[linked])), shape=(texts, texts)
+    )
     _, label = connected_components(links, directed=False)
-    first = np.full(label.max() + 1 if texts else 0, texts, np.int64)
+    first: NDArray[np.int64] = np.full(label.max() + 1 if texts else 0, texts, np.int64)
     np.minimum.at(first, label, np.arange(texts))
-    return first[label]
+    by_text: NDArray[np.int64] = first[label]
+    return by_text
 
 
 def _hash_share(text: str) -> float:

@@ -9,7 +9,6 @@ so that a word has one form wherever it stands. Both matter to the sparse scores
 from __future__ import annotations
 
 import json
-import math
 import random
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,6 +21,10 @@ from m3_connectors.errors import InvalidInput
 START, PAD, END, UNKNOWN, MASK = "<s>", "<pad>", "</s>", "<unk>", "<mask>"
 FIRST_SPECIALS = (START, PAD, END, UNKNOWN)
 """Ids 0 to 3, as in XLM-RoBERTa; ``<mask>`` has the last id."""
+
+START_ID, END_ID = FIRST_SPECIALS.index(START), FIRST_SPECIALS.index(END)
+FIRST_PIECE = len(FIRST_SPECIALS)
+"""Pieces of text have the ids from here to the last but one."""
 
 _UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}ー\p{Thai}"
 _SPACED = rf"[\p{{L}}\p{{M}}\p{{N}}&&[^{_UNSPACED}]]"
@@ -71,7 +74,9 @@ def sample_texts(
     """
     sizes = {language: sum(map(len, texts)) for language, texts in texts_by_language.items()}
     shares = {
-        language: size**exponent * (emphasis or {}).get(language, 1.0) for language, size in sizes.items() if size
+        language: size**exponent * (emphasis or {}).get(language, 1.0)
+        for language, size in sizes.items()
+        if size
     }
     whole = sum(shares.values())
     drawn: list[str] = []
@@ -151,9 +156,3 @@ def save_tokenizer(tokenizer: Tokenizer, path: Path) -> None:
     raw = json.loads(tokenizer.to_str(pretty=False))
     raw["model"]["vocab"] = [[piece, round(score, 4)] for piece, score in raw["model"]["vocab"]]
     path.write_text(json.dumps(raw, ensure_ascii=False, separators=(",", ":")), encoding="utf-8")
-
-
-def words_per_piece(tokenizer: Tokenizer, texts: Sequence[str]) -> float:
-    """Mean characters of a piece over texts: a quick look at how finely a language is cut."""
-    pieces = sum(len(encoding.ids) - 2 for encoding in tokenizer.encode_batch(list(texts)))
-    return sum(map(len, texts)) / pieces if pieces else math.nan

@@ -14,9 +14,10 @@ import qdrant_edge as engine
 
 from m3_connectors.backends.base import Backend, Ranking, Schema, ScoredId
 from m3_connectors.backends.qdrant import ranking
+from m3_connectors.backends.qdrant.failures import BACKEND
 from m3_connectors.backends.qdrant.filters import edge_filter
 from m3_connectors.backends.qdrant.points import ID, PointId, document_of, payloads, point_id, stored, vectors
-from m3_connectors.backends.qdrant.shard import BACKEND, Shard
+from m3_connectors.backends.qdrant.shard import Shard
 from m3_connectors.documents import Document
 from m3_connectors.embeddings import Component, Float32, M3Embeddings
 from m3_connectors.errors import InvalidInput, NotFound
@@ -27,6 +28,9 @@ T = TypeVar("T")
 
 _BATCH_BYTES = 8 * 2**20
 """Vectors and text in one write: bounds the memory of Python's lists of floats, and how long one call lasts."""
+
+_WRITE_FACTOR = 3
+"""Disk that a write may need for its own size: in the log, in the storage, and around them."""
 
 _PAGE = 1000
 
@@ -54,7 +58,7 @@ class EdgeBackend(Backend):
             InvalidInput: There is no directory in the URL, or an option.
         """
         directory = url.removeprefix("qdrant:")
-        if not directory or options:
+        if not directory or directory.startswith("//") or options:
             raise InvalidInput(
                 f"{url!r} with options {sorted(options)}: give qdrant:DIRECTORY, such as qdrant:./data, "
                 "without options."
@@ -65,8 +69,11 @@ class EdgeBackend(Backend):
         """Build the dense graph (HNSW) and rewrite the data without what was deleted or replaced.
 
         Until then every dense list is an exact scan. Afterwards lists are approximate unless ``exact`` is asked,
-        and faster for large collections. The engine blocks the whole process meanwhile, for about 3 ms a
-        document, and needs as much free disk as the collection takes.
+        and faster for large collections. The engine blocks the whole process meanwhile, for a few milliseconds
+        a document, and needs as much free disk as the collection takes.
+
+        Raises:
+            StorageFull: There is less free disk than that; nothing was changed.
         """
         shard = self._opened()
         shard.check_space(shard.size_bytes(), "optimize")
@@ -96,15 +103,16 @@ class EdgeBackend(Backend):
     async def _upsert(self, documents: Sequence[Document], embeddings: M3Embeddings) -> None:
         shard = self._opened()
         shard.layout.check_rows(documents, embeddings)
-        for start, stop, size_bytes in _batches(documents, embeddings):
+        batches = list(_batches(documents, embeddings))
+        shard.check_space(_WRITE_FACTOR * sum(size_bytes for _, _, size_bytes in batches), "upsert")
+        for start, stop, size_bytes in batches:
             await self._write(documents[start:stop], embeddings[start:stop], size_bytes)
 
     async def _write(self, documents: Sequence[Document], embeddings: M3Embeddings, size_bytes: int) -> None:
         shard = self._opened()
 
         def write(edge: engine.EdgeShard) -> None:
-            # Once into the log and once into the storage, and the payload beside them.
-            shard.check_space(3 * size_bytes, "upsert")
+            shard.check_space(_WRITE_FACTOR * size_bytes, "upsert")
             points = shard.layout.points(documents, embeddings)
             edge.update(engine.UpdateOperation.upsert_points(points))
             shard.wrote(edge, size_bytes)
@@ -168,8 +176,9 @@ class EdgeBackend(Backend):
         layout, condition = self._opened().layout, _condition(filter)
 
         def best(edge: engine.EdgeShard) -> tuple[list[str], Float32]:
-            found = ranking.candidates(edge, layout, query, {component: limit}, condition, exact)[component]
-            return ranking.user_ids(edge, list(found)), np.array(list(found.values()), dtype=np.float32)
+            ranked = ranking.candidates(edge, layout, query, {component: limit}, condition, exact)[component]
+            scores = np.array([point.score for point in ranked], dtype=np.float32)
+            return ranking.user_ids(edge, [point.id for point in ranked]), scores
 
         ids, scores = await self._run("search", best)
         order = rank(ids, scores, limit)
@@ -180,7 +189,8 @@ class EdgeBackend(Backend):
 
         def score(edge: engine.EdgeShard) -> Float32:
             _check_found(ids, points, stored(edge, points), "score")
-            return ranking.complete(edge, layout, query, (component,), points, {})[component]
+            found = ranking.Found(points)
+            return ranking.complete(edge, layout, query, (component,), found)[component][found.rows(points)]
 
         return await self._run("score", score)
 

@@ -22,6 +22,7 @@ class ProcessLock:
 
     def __init__(self, path: Path, *, operation: str) -> None:
         self.path = path
+        self._handle: int | None = None
         while True:
             handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
             try:
@@ -29,6 +30,8 @@ class ProcessLock:
             except OSError as error:
                 holder = os.read(handle, 32).decode("ascii", "replace").strip()
                 os.close(handle)
+                if not isinstance(error, BlockingIOError | PermissionError):
+                    raise
                 raise Busy(_busy(path, holder), backend="qdrant", operation=operation) from error
             # Its last holder may have removed the file between our opening and locking it.
             if _is_at(handle, path):
@@ -36,7 +39,7 @@ class ProcessLock:
             os.close(handle)
         os.truncate(handle, 0)
         os.write(handle, f"{os.getpid()}\n".encode())
-        self._handle: int | None = handle
+        self._handle = handle
 
     def release(self, *, remove: bool = False) -> None:
         """Give the lock back; a second call does nothing.
@@ -52,6 +55,9 @@ class ProcessLock:
         _unlock(handle)
         os.close(handle)
 
+    def __del__(self) -> None:
+        self.release()
+
     def abandon(self) -> None:
         """Forget the lock in a forked child: the parent keeps it, and the child must not keep it alive."""
         if self._handle is not None:
@@ -65,7 +71,7 @@ def _busy(path: Path, holder: str) -> str:
     who = f"process {holder}" if holder else "another process"
     return (
         f"{who} has {path.parent} open, and the engine allows one at a time.\n"
-        f"  Close it there, wait for it to end, or run a Qdrant server to share the data (qdrant+http://…)."
+        "  Close it there, or wait for it to end."
     )
 
 

@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from m3_connectors.documents import Document
+from m3_connectors.documents import Document, metadata_json
 from m3_connectors.filters import parse_date
 
 ID = "id"
@@ -34,7 +34,7 @@ def point_id(id: str) -> uuid.UUID:
 
 def payload_of(document: Document) -> dict[str, Any]:
     """The payload of a document's point, which ``document_of`` reads."""
-    text = json.dumps(document.metadata, ensure_ascii=False)
+    text = metadata_json(document.metadata)
     metadata = json.loads(text)
     payload = {ID: document.id, TEXT: document.text, JSON: text, METADATA: metadata}
     payload |= {FLAGS: tree} if (tree := _select(metadata, _flag)) else {}

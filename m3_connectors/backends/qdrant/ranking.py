@@ -6,7 +6,8 @@ All functions here run in the shard's worker, one search without another in betw
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -18,13 +19,48 @@ from m3_connectors.documents import Scores
 from m3_connectors.embeddings import Component, Float32, M3Embeddings
 from m3_connectors.methods import Method, fuse, rank
 
-Found = dict[PointId, float]
-"""Score by point."""
-
 _EXACT = engine.SearchParams(exact=True)
 
 _QUERIES_AT_ONCE = 1024
 """Most queries in one batch while scoring long documents: bounds the memory of their answers."""
+
+
+class Found:
+    """Points that were found, and their scores as far as they are known.
+
+    Attributes:
+        points: Each once.
+        scores: float32 ``[len(points)]`` by component, NaN where not known; a component may lack.
+    """
+
+    def __init__(self, points: Iterable[PointId], scores: Mapping[Component, Float32] | None = None) -> None:
+        self._row: dict[object, int] = {}
+        self.points: list[PointId] = []
+        for point in points:
+            if self._row.setdefault(_number(point), len(self.points)) == len(self.points):
+                self.points.append(point)
+        self.scores: dict[Component, Float32] = dict(scores or {})
+
+    @classmethod
+    def of(cls, lists: Mapping[Component, Sequence[engine.ScoredPoint]]) -> Found:
+        """The union of ranked lists."""
+        ids = {name: [point.id for point in ranked] for name, ranked in lists.items()}
+        found = cls(itertools.chain.from_iterable(ids.values()))
+        for name, ranked in lists.items():
+            found.scores[name] = np.full(len(found.points), np.nan, dtype=np.float32)
+            found.scores[name][found.rows(ids[name])] = [point.score for point in ranked]
+        return found
+
+    def rows(self, points: Iterable[PointId]) -> list[int]:
+        """Positions of points that are here."""
+        return [self._row[_number(point)] for point in points]
+
+    def part(self, rows: Sequence[int]) -> Found:
+        """Those at some positions, in that order."""
+        chosen = list(rows)
+        return Found(
+            (self.points[i] for i in chosen), {name: all_[chosen] for name, all_ in self.scores.items()}
+        )
 
 
 def search(
@@ -37,30 +73,34 @@ def search(
     exact: bool,
 ) -> list[ScoredId]:
     """The k best documents by a method (clauses B24 to B27): three engine calls, four with informative scores."""
-    found = candidates(edge, layout, query, method.candidates, condition, exact)
-    points = list(dict.fromkeys(itertools.chain.from_iterable(found.values())))
-    if not points:
+    lists = candidates(edge, layout, query, method.candidates, condition, exact)
+    if len(lists) == 1 and method.scored == tuple(lists):
+        # One list, ranked by its own score: only its head can be among the k best.
+        lists = {name: _head(ranked, k) for name, ranked in lists.items()}
+    found = Found.of(lists)
+    if not found.points:
         return []
-    scores = complete(edge, layout, query, method.scored, points, found)
+    scores = complete(edge, layout, query, method.scored, found)
     fused = fuse(scores, method.weights)
     best = _best(fused, k)
-    ids = user_ids(edge, [points[i] for i in best])
-    # Only now are ids known that equal scores are ordered by.
-    winners = [best[i] for i in rank(ids, fused[best], k)]
-    id_of = dict(zip(best, ids, strict=True))
-
+    # Equal scores are ordered by the documents' own ids, which only these need.
+    ids = user_ids(edge, [found.points[i] for i in best])
+    order = rank(ids, fused[best], k)
+    winners = [best[i] for i in order]
     # The other components are informative only: scored for the k hits, not for the candidates.
     rest = [
         name for name in layout.schema.components if name in query.components and name not in method.scored
     ]
-    extra = complete(edge, layout, query, rest, [points[i] for i in winners], found)
-
-    def scores_of(position: int, i: int) -> Scores:
-        values = {name: float(scores[name][i]) for name in scores}
-        values |= {name: float(extra[name][position]) for name in extra}
-        return Scores(**values)
-
-    return [ScoredId(id_of[i], float(fused[i]), scores_of(position, i)) for position, i in enumerate(winners)]
+    shown = {name: values[winners] for name, values in scores.items()}
+    shown |= complete(edge, layout, query, rest, found.part(winners))
+    return [
+        ScoredId(
+            ids[i],
+            float(fused[best[i]]),
+            Scores(**{name: float(values[position]) for name, values in shown.items()}),
+        )
+        for position, i in enumerate(order)
+    ]
 
 
 def candidates(
@@ -70,55 +110,59 @@ def candidates(
     depths: Mapping[Component, int],
     condition: engine.Filter | None,
     exact: bool,
-) -> dict[Component, Found]:
-    """The best points of each component, best first, with their exact scores: one engine call."""
+) -> dict[Component, list[engine.ScoredPoint]]:
+    """The best points of each component, best first, with their exact scores: one engine call.
 
-    def request(component: Component, limit: int, params: engine.SearchParams) -> engine.QueryRequest:
+    Where the cut goes through equal scores, those with the lowest ids are in; that takes more calls.
+    """
+    stored = edge.info().points_count  # deeper there is nothing, and the engine's integers end at 2**64
+    depths = {name: min(depth, stored) for name, depth in depths.items()}
+
+    def request(component: Component, limit: int, exactly: bool) -> engine.QueryRequest:
+        params = _EXACT if exactly or component == "sparse" else engine.SearchParams(hnsw_ef=2 * limit)
         nearest = layout.nearest(component, query)
         return engine.QueryRequest(limit=limit, query=nearest, filter=condition, params=params)
 
-    wanted = [
-        request(name, depth, _EXACT if exact or name == "sparse" else engine.SearchParams(hnsw_ef=2 * depth))
-        for name, depth in depths.items()
-    ]
-    found = dict(zip(depths, _ask(edge, wanted), strict=True))
-    if not exact and len(found.get("dense", ())) < depths.get("dense", 0):
+    # One more than asked for tells whether the cut goes through equal scores.
+    lists = dict(
+        zip(depths, _ask(edge, [request(name, depths[name] + 1, exact) for name in depths]), strict=True)
+    )
+    if not exact and len(lists.get("dense", ())) < depths.get("dense", 0):
         # Few points pass, or the graph's way to them is cut off by the filter: look at all that pass.
-        found["dense"] = _ask(edge, [request("dense", depths["dense"], _EXACT)])[0]
-    return found
+        lists["dense"] = _ask(edge, [request("dense", depths["dense"] + 1, True)])[0]
+    for name, depth in depths.items():
+        limit = depth + 1
+        while len(lists[name]) == limit and lists[name][-1].score == lists[name][depth - 1].score:
+            limit *= 4
+            lists[name] = _ask(edge, [request(name, limit, True)])[0]
+    return {name: _cut(edge, ranked, depths[name]) for name, ranked in lists.items()}
 
 
 def complete(
-    edge: engine.EdgeShard,
-    layout: Layout,
-    query: M3Embeddings,
-    components: Sequence[Component],
-    points: Sequence[PointId],
-    found: Mapping[Component, Found],
+    edge: engine.EdgeShard, layout: Layout, query: M3Embeddings, components: Sequence[Component], found: Found
 ) -> dict[Component, Float32]:
-    """Each component's exact score of every point, float32 ``[len(points)]``; one engine call for all not found yet."""
-    missing = {name: [p for p in points if p not in found.get(name, ())] for name in components}
-    asked = [name for name in components if missing[name]]
-    requests = [_among(missing[name], layout.nearest(name, query)) for name in asked]
-    probe = "multivector" in asked and len(layout.multivectors) > 1
-    if probe:
+    """Each component's exact score of every point, float32 ``[len(points)]``; one engine call for all not known yet."""
+    points = found.points
+    unknown = np.full(len(points), np.nan, dtype=np.float32)
+    scores = {name: found.scores.get(name, unknown).copy() for name in components}
+    missing = {name: np.flatnonzero(np.isnan(values)) for name, values in scores.items()}
+    asked = [name for name in components if len(missing[name])]
+    requests = [_among([points[i] for i in missing[name]], layout.nearest(name, query)) for name in asked]
+    several = "multivector" in asked and len(layout.multivectors) > 1
+    if several:
         # Which of them go on in a second multi-vector: any query row tells.
-        requests.append(_among(missing["multivector"], layout.nearest_row(query, 0, 1)))
+        requests.append(_among(points, layout.nearest_row(query, 0, 1)))
     answers = _ask(edge, requests)
-    new = dict(zip(asked, answers, strict=False))
-    if "multivector" in new:
-        rows = layout.query_rows(query)
-        new["multivector"] = {point: total / rows for point, total in new["multivector"].items()}
-        if probe and answers[-1]:
-            new["multivector"] |= _score_long(edge, layout, query, list(answers[-1]))
-    return {
-        name: np.array(
-            # Sparse search leaves out points that share no token with the query: their score is 0.
-            [_lookup(point, found.get(name), new.get(name)) for point in points],
-            dtype=np.float32,
-        )
-        for name in components
-    }
+    for name, answer in zip(asked, answers, strict=False):
+        # Sparse search leaves out points that share no token with the query: their score is 0.
+        scores[name][missing[name]] = 0.0
+        scores[name][found.rows(point.id for point in answer)] = [point.score for point in answer]
+    if "multivector" in asked:
+        scores["multivector"] /= layout.query_rows(query)
+        if several and answers[-1]:
+            long = found.rows(point.id for point in answers[-1])
+            scores["multivector"][long] = _score_long(edge, layout, query, found.part(long))
+    return scores
 
 
 def user_ids(edge: engine.EdgeShard, points: Sequence[PointId]) -> list[str]:
@@ -127,31 +171,26 @@ def user_ids(edge: engine.EdgeShard, points: Sequence[PointId]) -> list[str]:
     return [found[point][ID] for point in points]
 
 
-def _score_long(
-    edge: engine.EdgeShard, layout: Layout, query: M3Embeddings, points: Sequence[PointId]
-) -> Found:
+def _score_long(edge: engine.EdgeShard, layout: Layout, query: M3Embeddings, found: Found) -> Float32:
     """s_mul of documents in several multi-vectors: for each query row the best of all of them, then the mean.
 
     The engine can only add up the best rows of one multi-vector, so each query row asks each of them by itself.
     """
-    position = {point: i for i, point in enumerate(points)}
     rows, parts = layout.query_rows(query), len(layout.multivectors)
-    best = np.full((rows, len(points)), -np.inf)
+    best = np.full((rows, len(found.points)), -np.inf, dtype=np.float32)
     cells = [(row, part) for row in range(rows) for part in range(parts)]
     for start in range(0, len(cells), _QUERIES_AT_ONCE):
         batch = cells[start : start + _QUERIES_AT_ONCE]
-        requests = [_among(points, layout.nearest_row(query, row, part)) for row, part in batch]
-        for (row, _), found in zip(batch, _ask(edge, requests), strict=True):
-            for point, score in found.items():
-                best[row, position[point]] = max(best[row, position[point]], score)
-    return dict(zip(points, best.mean(axis=0).tolist(), strict=True))
+        requests = [_among(found.points, layout.nearest_row(query, row, part)) for row, part in batch]
+        for (row, _), answer in zip(batch, _ask(edge, requests), strict=True):
+            at = found.rows(point.id for point in answer)
+            best[row, at] = np.maximum(best[row, at], [point.score for point in answer])
+    mean: Float32 = best.mean(axis=0)
+    return mean
 
 
-def _ask(edge: engine.EdgeShard, requests: Sequence[engine.QueryRequest]) -> list[Found]:
-    if not requests:
-        return []
-    answers = edge.query_batch(engine.QueryBatchRequest(list(requests)))
-    return [{point.id: point.score for point in answer} for answer in answers]
+def _ask(edge: engine.EdgeShard, requests: Sequence[engine.QueryRequest]) -> list[list[engine.ScoredPoint]]:
+    return edge.query_batch(engine.QueryBatchRequest(list(requests))) if requests else []
 
 
 def _among(points: Sequence[PointId], query: engine.Query) -> engine.QueryRequest:
@@ -159,8 +198,25 @@ def _among(points: Sequence[PointId], query: engine.Query) -> engine.QueryReques
     return engine.QueryRequest(limit=len(points), query=query, filter=only, params=_EXACT)
 
 
-def _lookup(point: PointId, *found: Found | None) -> float:
-    return next((scores[point] for scores in found if scores and point in scores), 0.0)
+def _cut(
+    edge: engine.EdgeShard, ranked: Sequence[engine.ScoredPoint], depth: int
+) -> list[engine.ScoredPoint]:
+    """The first ``depth`` of a ranked list that holds all that equal the last of them; of these the lowest ids."""
+    kept = _head(ranked, depth)
+    if len(kept) <= depth:
+        return kept
+    start = next(i for i, point in enumerate(kept) if point.score == kept[-1].score)
+    ids = user_ids(edge, [point.id for point in kept[start:]])
+    lowest = sorted(range(len(ids)), key=ids.__getitem__)[: depth - start]
+    return kept[:start] + [kept[start + i] for i in lowest]
+
+
+def _head(ranked: Sequence[engine.ScoredPoint], k: int) -> list[engine.ScoredPoint]:
+    """The first k of a ranked list, and those that equal the last of them."""
+    end = min(k, len(ranked))
+    while end < len(ranked) and ranked[end].score == ranked[k - 1].score:
+        end += 1
+    return list(ranked[:end])
 
 
 def _best(fused: npt.NDArray[np.float64], k: int) -> list[int]:
@@ -168,4 +224,10 @@ def _best(fused: npt.NDArray[np.float64], k: int) -> list[int]:
     order = np.argsort(-fused, kind="stable")
     if len(order) > k:
         order = order[: int(np.searchsorted(-fused[order], -fused[order[k - 1]], side="right"))]
-    return order.tolist()  # type: ignore[no-any-return]
+    best: list[int] = order.tolist()
+    return best
+
+
+def _number(point: PointId) -> object:
+    # A UUID is hashed and compared in Python, its number in C.
+    return point.int if isinstance(point, uuid.UUID) else point

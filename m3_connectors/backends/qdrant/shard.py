@@ -5,17 +5,17 @@ The layout of ``DIRECTORY`` for a collection NAME::
     NAME/m3.json     the schema; written last, so a directory that has it holds a whole collection
     NAME/shard/      the engine's files
     .NAME.lock       who has it open
-    .NAME.*.tmp      something being made or removed; left by a killed process, cleared by the next
+    .NAME~*.tmp      something being made or removed; left by a killed process, cleared by the next
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
-import errno
 import json
 import os
 import shutil
+import threading
 import uuid
 import weakref
 from collections.abc import Callable, Iterator
@@ -27,33 +27,21 @@ import anyio.to_thread
 import qdrant_edge as engine
 
 from m3_connectors.backends.base import Schema
+from m3_connectors.backends.qdrant.failures import BACKEND, broken, check_space, first_line, translated
 from m3_connectors.backends.qdrant.lock import ProcessLock
 from m3_connectors.backends.qdrant.points import Layout
-from m3_connectors.errors import (
-    AlreadyExists,
-    BackendError,
-    Busy,
-    Corrupt,
-    M3Error,
-    NotFound,
-    Rejected,
-    StorageFull,
-    Unauthorised,
-)
+from m3_connectors.errors import AlreadyExists, BackendError, Busy, Corrupt, NotFound
 
 T = TypeVar("T")
 
-BACKEND = "qdrant"
-
-_RESERVE_BYTES = 96 * 2**20
-"""Space that must stay free: the engine writes through memory maps, and a full disk would kill the process."""
-
-_FLUSH_BYTES = 256 * 2**20
+_FLUSH_BYTES = 64 * 2**20
 """Vectors written between two flushes: bounds what the log must replay after a kill."""
 
 
 class Shard:
     """An open shard; calls run one after the other in a worker thread.
+
+    A call that has begun runs to its end, even where its caller was cancelled; the next one waits for it.
 
     The engine holds Python's interpreter lock during a call, so a worker thread keeps the order but does not
     keep other Python threads (an event loop among them) running.
@@ -62,11 +50,14 @@ class Shard:
     def __init__(self, home: Path, schema: Schema, lock: ProcessLock, shard: engine.EdgeShard) -> None:
         self.layout = Layout.of(schema)
         self._home = home
-        self._lock = lock
         self._shard: engine.EdgeShard | None = shard
+        self._lock = lock  # after the shard, so that a forgotten one is destroyed before it is unlocked
         self._process = os.getpid()
-        self._panic = ""
-        self._limiter = anyio.CapacityLimiter(1)
+        self._fault = ""
+        self._limiter = anyio.CapacityLimiter(1)  # so that calls wait on the event loop, not in threads
+        # The limiter is free again as soon as asyncio cancels a caller (asyncio.timeout, Task.cancel), while its
+        # thread goes on in the engine: this is what keeps the next thread out.
+        self._turn = threading.Lock()
         self._unflushed_bytes = 0
         _OPEN.add(self)
 
@@ -80,17 +71,20 @@ class Shard:
             StorageFull: There is no room for an empty one.
         """
         home = directory / collection
-        with _translated("create", home):
+        with translated("create", home):
             _check_absent(home)
             directory.mkdir(parents=True, exist_ok=True)
-            _check_space(directory, 0, "create")
+            check_space(directory, 0, "create")
             with _locked(directory, collection, "create") as lock:
                 _check_absent(home)  # nor made by another process just now
                 partial = _temporary(directory, collection)
-                (partial / "shard").mkdir(parents=True)
-                engine.EdgeShard.create(str(partial / "shard"), Layout.of(schema).edge_config()).close()
-                _write_record(partial, schema)
-                os.rename(partial, home)
+                try:
+                    (partial / "shard").mkdir(parents=True)
+                    engine.EdgeShard.create(str(partial / "shard"), Layout.of(schema).edge_config()).close()
+                    _write_record(partial, schema)
+                    os.rename(partial, home)
+                finally:
+                    shutil.rmtree(partial, ignore_errors=True)
                 _sync(directory)
                 return cls(home, schema, lock, _load(home))
 
@@ -104,7 +98,7 @@ class Shard:
             Corrupt: Its files cannot be read.
         """
         home = directory / collection
-        with _translated("open", home):
+        with translated("open", home):
             if not home.is_dir():
                 raise NotFound(f"there is no collection at {home}.", backend=BACKEND, operation="open")
             with _locked(directory, collection, "open") as lock:
@@ -116,7 +110,9 @@ class Shard:
         home = directory / collection
         if not home.is_dir():
             return
-        with _translated("drop", home):
+        with translated("drop", home):
+            if not (home / "m3.json").exists():
+                raise _no_collection(home, "drop")
             lock = ProcessLock(directory / f".{collection}.lock", operation="drop")
             try:
                 # Renamed first: a process killed in the middle leaves no half of a collection.
@@ -138,24 +134,25 @@ class Shard:
         return await anyio.to_thread.run_sync(self._run, operation, call, limiter=self._limiter)
 
     def _run(self, operation: str, call: Callable[[engine.EdgeShard], T]) -> T:
-        shard = self._check(operation)
-        try:
-            with _translated(operation, self._home):
-                return call(shard)
-        except _Panic as panic:
-            self._panic = str(panic)
-            raise
+        with self._turn:
+            shard = self._check(operation)
+            try:
+                with translated(operation, self._home):
+                    return call(shard)
+            except Corrupt as error:
+                self._fault = first_line(error)
+                raise
 
     def check_space(self, size_bytes: int, operation: str) -> None:
         """Raise StorageFull unless a write of about this size is sure to fit."""
-        _check_space(self._home, size_bytes, operation)
+        check_space(self._home, size_bytes, operation)
 
     def size_bytes(self) -> int:
         """What the collection takes on disk."""
         return sum(_allocated_bytes(path) for path in self._home.rglob("*"))
 
     def wrote(self, shard: engine.EdgeShard, size_bytes: int) -> None:
-        """Note a write; flush when enough has come together."""
+        """Note a write; flush when enough has come together. For calls that ``run`` makes."""
         self._unflushed_bytes += size_bytes
         if self._unflushed_bytes >= _FLUSH_BYTES:
             shard.flush()
@@ -167,14 +164,15 @@ class Shard:
             await anyio.to_thread.run_sync(self._close, limiter=self._limiter)
 
     def _close(self) -> None:
-        shard, self._shard = self._shard, None
-        try:
-            if shard is not None and not self._panic:
-                with _translated("close", self._home):
-                    shard.flush()
-                    shard.close()
-        finally:
-            self._lock.release()
+        with self._turn:
+            shard, self._shard = self._shard, None
+            try:
+                if shard is not None and not self._fault:
+                    with translated("close", self._home):
+                        shard.flush()
+                        shard.close()
+            finally:
+                self._lock.release()
 
     def abandon(self) -> None:
         """In a forked child: leave the shard to the parent, even when this process ends."""
@@ -196,9 +194,9 @@ class Shard:
             raise BackendError(
                 "the index is closed.\n  Open it again with connect().", backend=BACKEND, operation=operation
             )
-        if self._panic:
+        if self._fault:
             raise Corrupt(
-                f"the engine panicked before ({self._panic}).\n  Close the index and open it again.",
+                f"an earlier call failed ({self._fault}).\n  Close the index and open it again.",
                 backend=BACKEND,
                 operation=operation,
             )
@@ -210,16 +208,12 @@ def _after_fork_in_child() -> None:
         shard.abandon()
 
 
-class _Panic(Corrupt):
-    """The engine panicked: its state in memory is unknown."""
-
-
 @contextlib.contextmanager
 def _locked(directory: Path, collection: str, operation: str) -> Iterator[ProcessLock]:
     """The collection's lock, kept if the body succeeds; what killed processes left behind is cleared first."""
     lock = ProcessLock(directory / f".{collection}.lock", operation=operation)
     try:
-        for left in directory.glob(f".{collection}.*.tmp"):
+        for left in directory.glob(f".{collection}~*.tmp"):
             shutil.rmtree(left, ignore_errors=True)
         yield lock
     except BaseException:
@@ -227,75 +221,8 @@ def _locked(directory: Path, collection: str, operation: str) -> Iterator[Proces
         raise
 
 
-@contextlib.contextmanager
-def _translated(operation: str, home: Path) -> Iterator[None]:
-    """Raise the engine's bare ``Exception`` and panics, and the system's errors, as ours."""
-    try:
-        yield
-    except M3Error:
-        raise
-    except OSError as error:
-        raise _system_error(error, operation, home) from error
-    except Exception as error:
-        raise _engine_error(str(error), operation, home) from error
-    except BaseException as error:
-        # pyo3's PanicException is no Exception and can be imported from nowhere.
-        if type(error).__name__ != "PanicException":
-            raise
-        raise _Panic(
-            _broken(f"the engine panicked: {_first_line(error)}", home), backend=BACKEND, operation=operation
-        ) from error
-
-
-def _system_error(error: OSError, operation: str, home: Path) -> BackendError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return StorageFull(_full(home, 0), backend=BACKEND, operation=operation)
-    if isinstance(error, PermissionError):
-        message = f"no permission: {error}.\n  Choose a directory that this user may write to."
-        return Unauthorised(message, backend=BACKEND, operation=operation)
-    return BackendError(f"{error}", backend=BACKEND, operation=operation)
-
-
-def _engine_error(text: str, operation: str, home: Path) -> BackendError:
-    lower = text.lower()
-    if "no space left" in lower or "os error 28" in lower:
-        return StorageFull(_full(home, 0), backend=BACKEND, operation=operation)
-    if "wouldblock" in lower:
-        return Busy(
-            f"another program has {home} open.\n  Close it there.", backend=BACKEND, operation=operation
-        )
-    if operation == "open":
-        return Corrupt(_broken(text, home), backend=BACKEND, operation=operation)
-    return Rejected(text, backend=BACKEND, operation=operation)
-
-
-def _broken(reason: str, home: Path) -> str:
-    return (
-        f"{home} cannot be read: {reason}\n"
-        f"  Restore it from a copy; or move {home} away and index the documents again."
-    )
-
-
-def _full(home: Path, size_bytes: int) -> str:
-    free = shutil.disk_usage(home if home.exists() else home.parent).free
-    return (
-        f"the disk of {home} has {free / 2**20:.0f} MiB free; this write needs "
-        f"{(size_bytes + _RESERVE_BYTES) / 2**20:.0f} MiB.\n"
-        "  Free some space and repeat the call; what was acknowledged is safe."
-    )
-
-
-def _check_space(directory: Path, size_bytes: int, operation: str) -> None:
-    if shutil.disk_usage(directory).free < size_bytes + _RESERVE_BYTES:
-        raise StorageFull(_full(directory, size_bytes), backend=BACKEND, operation=operation)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
-
-
 def _temporary(directory: Path, collection: str) -> Path:
-    return directory / f".{collection}.{uuid.uuid4().hex}.tmp"
+    return directory / f".{collection}~{uuid.uuid4().hex}.tmp"
 
 
 def _write_record(home: Path, schema: Schema) -> None:
@@ -309,12 +236,16 @@ def _read_record(home: Path) -> Schema:
     try:
         return Schema.from_json(json.loads((home / "m3.json").read_text(encoding="utf-8")))
     except FileNotFoundError:
-        message = (
-            f"{home} is no collection of m3-connectors: it has no m3.json.\n  Use another directory or name."
-        )
-        raise NotFound(message, backend=BACKEND, operation="open") from None
+        raise _no_collection(home, "open") from None
     except (ValueError, KeyError, TypeError) as error:
-        raise Corrupt(_broken(f"m3.json: {error}", home), backend=BACKEND, operation="open") from error
+        raise Corrupt(broken(f"m3.json: {error}", home), backend=BACKEND, operation="open") from error
+
+
+def _no_collection(home: Path, operation: str) -> NotFound:
+    message = (
+        f"{home} is no collection of m3-connectors: it has no m3.json.\n  Use another directory or name."
+    )
+    return NotFound(message, backend=BACKEND, operation=operation)
 
 
 def _load(home: Path) -> engine.EdgeShard:

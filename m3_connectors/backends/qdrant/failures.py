@@ -1,0 +1,89 @@
+"""What the engine's and the system's failures mean, and how the one that cannot be caught is avoided."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from m3_connectors.errors import BackendError, Busy, Corrupt, M3Error, Rejected, StorageFull, Unauthorised
+
+BACKEND = "qdrant"
+
+RESERVE_BYTES = 96 * 2**20
+"""Space that must stay free. The engine writes through memory maps: where the disk is full, the system kills the
+process (SIGBUS, measured), and there is no error to catch."""
+
+
+@contextlib.contextmanager
+def translated(operation: str, home: Path) -> Iterator[None]:
+    """Raise the engine's bare ``Exception`` and panics, and the system's errors, as ours."""
+    try:
+        yield
+    except M3Error:
+        raise
+    except OSError as error:
+        raise _system_error(error, operation, home) from error
+    except Exception as error:
+        if type(error) is not Exception:  # not the engine's, which knows no other type
+            raise
+        raise _engine_error(str(error), operation, home) from error
+    except BaseException as error:
+        # pyo3's PanicException is no Exception and can be imported from nowhere.
+        if type(error).__name__ != "PanicException":
+            raise
+        raise Corrupt(
+            broken(f"the engine panicked: {first_line(error)}", home), backend=BACKEND, operation=operation
+        ) from error
+
+
+def _system_error(error: OSError, operation: str, home: Path) -> BackendError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StorageFull(_full(home, 0), backend=BACKEND, operation=operation)
+    if isinstance(error, PermissionError):
+        message = f"no permission: {error}.\n  Choose a directory that this user may write to."
+        return Unauthorised(message, backend=BACKEND, operation=operation)
+    return BackendError(f"{error}", backend=BACKEND, operation=operation)
+
+
+def _engine_error(text: str, operation: str, home: Path) -> BackendError:
+    lower = text.lower()
+    if "no space left" in lower or "os error 28" in lower:
+        return StorageFull(_full(home, 0), backend=BACKEND, operation=operation)
+    if "wouldblock" in lower:
+        return Busy(
+            f"another program has {home} open.\n  Close it there.", backend=BACKEND, operation=operation
+        )
+    if operation == "open" or "out of bounds" in lower or "deserialize" in lower:
+        return Corrupt(broken(text, home), backend=BACKEND, operation=operation)
+    return Rejected(text, backend=BACKEND, operation=operation)
+
+
+def broken(reason: str, home: Path) -> str:
+    """The message of Corrupt."""
+    return (
+        f"{home} cannot be read: {reason}\n"
+        f"  Restore it from a copy; or move {home} away and index the documents again."
+    )
+
+
+def _full(home: Path, size_bytes: int) -> str:
+    free = shutil.disk_usage(home if home.exists() else home.parent).free
+    return (
+        f"the disk of {home} has {free / 2**20:.0f} MiB free; this write needs "
+        f"{(size_bytes + RESERVE_BYTES) / 2**20:.0f} MiB.\n"
+        "  Free some space and repeat the call; what was acknowledged is safe."
+    )
+
+
+def check_space(directory: Path, size_bytes: int, operation: str) -> None:
+    """Raise StorageFull unless a write of about this size is sure to fit."""
+    if shutil.disk_usage(directory).free < size_bytes + RESERVE_BYTES:
+        raise StorageFull(_full(directory, size_bytes), backend=BACKEND, operation=operation)
+
+
+def first_line(error: BaseException) -> str:
+    """What and where, without what to do next."""
+    return (str(error).splitlines() or [type(error).__name__])[0]

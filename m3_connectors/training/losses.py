@@ -1,0 +1,225 @@
+"""The objectives of paper section 3.3 over all query-passage pairs of a batch.
+
+Every score matrix is ``[queries, passages]``. ``targets`` names each query's own passage; all others are its
+negatives. Several queries may share a passage, which is then encoded once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class LossSettings:
+    """Constants of section 3.3.
+
+    Attributes:
+        temperature: tau, under every score.
+        inter_weights: w of dense, lexical and multi-vector scores in ``s_inter``.
+        lambdas: Weights of L_dense, L_lex and L_mul, and of their distilled counterparts.
+        mask_lexical_across_languages: Leave pairs of two languages out of L_lex and L'_lex: they share few
+            tokens, so that their loss cannot fall and only disturbs the weights.
+    """
+
+    temperature: float = 0.02
+    inter_weights: tuple[float, float, float] = (1.0, 0.3, 1.0)
+    lambdas: tuple[float, float, float] = (1.0, 0.1, 1.0)
+    mask_lexical_across_languages: bool = True
+
+
+@dataclass(frozen=True)
+class Representations:
+    """What the model says of texts laid end to end, differentiable.
+
+    Attributes:
+        dense: ``[texts, d]``, unit rows.
+        token_ids: int64 ``[lexical tokens]``, special tokens left out.
+        token_weights: ``[lexical tokens]``, at least 0.
+        token_text: int64 ``[lexical tokens]``, the text that owns each token.
+        rows: ``[rows, d]``, unit rows, texts one after another.
+        row_counts: Rows of each text.
+    """
+
+    dense: Tensor
+    token_ids: Tensor
+    token_weights: Tensor
+    token_text: Tensor
+    rows: Tensor
+    row_counts: Sequence[int]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The three score matrices of a batch, ``[queries, passages]`` float32."""
+
+    dense: Tensor
+    lexical: Tensor
+    multivector: Tensor
+
+    def inter(self, weights: tuple[float, float, float]) -> Tensor:
+        """``s_inter``, the weighted sum."""
+        return weights[0] * self.dense + weights[1] * self.lexical + weights[2] * self.multivector
+
+
+def score_all(queries: Representations, passages: Representations) -> Scores:
+    """Scores of every query against every passage (section 3.2)."""
+    return Scores(
+        dense=queries.dense.float() @ passages.dense.float().T,
+        lexical=lexical_scores(queries, passages),
+        multivector=late_interaction(queries.rows, queries.row_counts, passages.rows, passages.row_counts),
+    )
+
+
+def lexical_scores(queries: Representations, passages: Representations) -> Tensor:
+    """``s_lex`` of every pair: a token's weight is its maximum over the text; only shared tokens count."""
+    vocabulary = torch.unique(queries.token_ids)
+    if not len(vocabulary):
+        return queries.dense.new_zeros(len(queries.row_counts), len(passages.row_counts), dtype=torch.float32)
+
+    def spread(texts: Representations) -> Tensor:
+        column = torch.searchsorted(vocabulary, texts.token_ids).clamp_(max=len(vocabulary) - 1)
+        known = vocabulary[column] == texts.token_ids
+        cells = texts.token_text[known] * len(vocabulary) + column[known]
+        flat = torch.zeros(len(texts.row_counts) * len(vocabulary), dtype=torch.float32, device=cells.device)
+        weights = texts.token_weights[known].float()
+        return flat.scatter_reduce(0, cells, weights, "amax").view(-1, len(vocabulary))
+
+    return spread(queries) @ spread(passages).T
+
+
+def _column_maxima(products: Tensor) -> tuple[Tensor, Tensor]:
+    """Largest value of each column, float32, and its row."""
+    if products.dtype != torch.bfloat16 or len(products) >= 1 << 16 or products.is_cuda:
+        values, rows = products.max(0)
+        return values.float(), rows
+    # A bfloat16 is the upper half of a float32. With the row number in the lower half one vectorised
+    # maximum finds both; PyTorch's maximum with indices takes more than twice as long on CPU.
+    numbers = torch.arange(len(products), dtype=torch.int32)[:, None]
+    packed = (products.float().view(torch.int32) | numbers).view(torch.float32).amax(0).view(torch.int32)
+    return (packed & -65536).view(torch.float32), (packed & 65535).long()
+
+
+class _LateInteraction(torch.autograd.Function):
+    """MaxSim of every pair: one product, the arg-max kept; the backward pass touches only the best rows."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, query_rows: Tensor, query_counts: Tensor, passage_rows: Tensor, passage_counts: list[int]
+    ) -> Tensor:
+        best = torch.empty(len(passage_counts), len(query_rows), device=query_rows.device)
+        where = torch.empty(best.shape, dtype=torch.int64, device=best.device)
+        start = 0
+        for passage, products in enumerate(torch.split(passage_rows @ query_rows.T, passage_counts)):
+            best[passage], where[passage] = _column_maxima(products)
+            where[passage] += start
+            start += len(products)
+        owner = torch.repeat_interleave(torch.arange(len(query_counts), device=best.device), query_counts)
+        sums = torch.zeros(len(query_counts), len(passage_counts), device=best.device)
+        sums.index_add_(0, owner, best.T)
+        ctx.save_for_backward(query_rows, passage_rows, where, owner, query_counts)
+        return sums / query_counts[:, None]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, None, Tensor, None]:
+        (gradient,) = gradients
+        query_rows, passage_rows, where, owner, query_counts = ctx.saved_tensors
+        per_row = (gradient / query_counts[:, None])[owner]
+        # Row r of this sparse matrix holds, for every passage, the gradient at the passage row that was best.
+        chosen = torch.sparse_coo_tensor(
+            torch.stack(
+                [torch.arange(len(owner), device=owner.device).repeat(len(where)), where.reshape(-1)]
+            ),
+            per_row.T.reshape(-1),
+            (len(query_rows), len(passage_rows)),
+            check_invariants=False,
+        )
+        to_queries = torch.sparse.mm(chosen, passage_rows.float()).to(query_rows.dtype)
+        to_passages = torch.sparse.mm(chosen.T, query_rows.float()).to(passage_rows.dtype)
+        return to_queries, None, to_passages, None
+
+
+def late_interaction(
+    query_rows: Tensor, query_counts: Sequence[int], passage_rows: Tensor, passage_counts: Sequence[int]
+) -> Tensor:
+    """``s_mul`` of every pair, differentiable.
+
+    Args:
+        query_rows: ``[rows, d]`` of all queries, one after another.
+        query_counts: Rows of each query, at least 1.
+        passage_rows: ``[rows, d]`` of all passages.
+        passage_counts: Rows of each passage, at least 1.
+
+    Returns:
+        float32 ``[queries, passages]``: mean over query rows of the best product with a passage row.
+    """
+    counts = torch.as_tensor(query_counts, device=query_rows.device)
+    return _LateInteraction.apply(query_rows, counts, passage_rows, list(passage_counts))  # type: ignore[no-any-return]
+
+
+def contrastive(
+    scores: Tensor, targets: Tensor, temperature: float, included: Tensor | None = None
+) -> Tensor:
+    """``L_s``: mean over queries of ``-log softmax(s / tau)`` at the query's own passage.
+
+    Args:
+        scores: ``[queries, passages]``.
+        targets: int64 ``[queries]``, column of each query's passage.
+        temperature: tau.
+        included: bool ``[queries]``; the others are left out. 0 where none is included.
+    """
+    losses = F.cross_entropy(scores / temperature, targets, reduction="none")
+    return _mean(losses, included)
+
+
+def distilled(scores: Tensor, teacher: Tensor, temperature: float, included: Tensor | None = None) -> Tensor:
+    """``L'_s``: mean over queries of the cross-entropy against the teacher's distribution."""
+    losses = -(teacher * (scores / temperature).log_softmax(1)).sum(1)
+    return _mean(losses, included)
+
+
+def _mean(losses: Tensor, included: Tensor | None) -> Tensor:
+    if included is None:
+        return losses.mean()
+    return (losses * included).sum() / included.sum().clamp(min=1)
+
+
+def objective(
+    scores: Scores, targets: Tensor, settings: LossSettings, *, cross_lingual: Tensor, self_distillation: bool
+) -> tuple[Tensor, dict[str, float]]:
+    """L, or with self-distillation ``L_final = (L + L') / 2``.
+
+    Args:
+        scores: Of the batch.
+        targets: int64 ``[queries]``, column of each query's passage.
+        settings: Constants.
+        cross_lingual: bool ``[queries]``, see ``mask_lexical_across_languages``.
+        self_distillation: Whether to add L'.
+
+    Returns:
+        The loss, and its parts by name for the log.
+    """
+    tau, inter = settings.temperature, scores.inter(settings.inter_weights)
+    lexical_rows = ~cross_lingual if settings.mask_lexical_across_languages else None
+    views = ((scores.dense, None), (scores.lexical, lexical_rows), (scores.multivector, None))
+    parts = [contrastive(score, targets, tau, rows) for score, rows in views]
+    loss_inter = contrastive(inter, targets, tau)
+    loss = (_weighted(settings.lambdas, parts) + loss_inter) / 4
+    log = dict(zip(("dense", "lex", "mul"), (part.item() for part in parts), strict=True))
+    log["inter"] = loss_inter.item()
+    if self_distillation:
+        teacher = F.softmax(inter.detach() / tau, 1)
+        students = [distilled(score, teacher, tau, rows) for score, rows in views]
+        loss_distilled = _weighted(settings.lambdas, students) / 3
+        loss = (loss + loss_distilled) / 2
+        log["distilled"] = loss_distilled.item()
+    return loss, log
+
+
+def _weighted(weights: Sequence[float], parts: Sequence[Tensor]) -> Tensor:
+    return torch.stack([weight * part for weight, part in zip(weights, parts, strict=True)]).sum()

@@ -1,0 +1,127 @@
+"""AdamW that touches only the table rows of a batch, and the learning-rate schedule."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from m3_connectors.training.forward import TABLES, TouchedRows
+
+
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """AdamW and its schedule.
+
+    Attributes:
+        learning_rate: Peak rate of the layers.
+        table_learning_rate: Peak rate of the word and position embeddings.
+        betas: Decay of the first and second moment.
+        epsilon: Added to the root of the second moment.
+        weight_decay: Of matrices; not of biases, layer norms and tables.
+        warm_up: Share of the run in which the rate rises.
+        final_share: Share of the peak rate that is left at the end of the cosine.
+        clip: Largest norm of the whole gradient.
+    """
+
+    learning_rate: float = 1e-3
+    table_learning_rate: float = 2e-3
+    betas: tuple[float, float] = (0.9, 0.98)
+    epsilon: float = 1e-8
+    weight_decay: float = 0.01
+    warm_up: float = 0.03
+    final_share: float = 0.01
+    clip: float = 1.0
+
+    def rate_factor(self, progress: float) -> float:
+        """Share of the peak rate at a share of the run: a rising line, then a cosine."""
+        if progress < self.warm_up:
+            return progress / self.warm_up
+        done = (min(progress, 1.0) - self.warm_up) / (1 - self.warm_up)
+        return self.final_share + (1 - self.final_share) * 0.5 * (1 + math.cos(math.pi * done))
+
+
+class RowAdamW:
+    """AdamW for all parameters; tables are updated in the rows that a step touched, and in no others.
+
+    The embeddings are nearly all of a small model's parameters, and a batch uses few of their rows: a
+    whole update would cost more than the layers. An untouched row keeps its moments as they are.
+
+    Args:
+        parameters: By name; updated in place.
+        settings: Constants.
+    """
+
+    def __init__(self, parameters: Mapping[str, Tensor], settings: OptimizerSettings) -> None:
+        self._parameters = dict(parameters)
+        self._settings = settings
+        self._first = {name: torch.zeros_like(value) for name, value in self._parameters.items()}
+        self._second = {name: torch.zeros_like(value) for name, value in self._parameters.items()}
+        self.steps = 0
+
+    @torch.no_grad()
+    def step(self, tables: Mapping[str, TouchedRows], rate_factor: float) -> float:
+        """Clip, update, and clear the gradients.
+
+        Args:
+            tables: Touched rows with their gradients, by parameter name.
+            rate_factor: Of the peak rates.
+
+        Returns:
+            The norm of the whole gradient before clipping.
+        """
+        settings = self._settings
+        gradients = {
+            name: value.grad
+            for name, value in self._parameters.items()
+            if name not in TABLES and value.grad is not None
+        }
+        touched = {name: rows for name, rows in tables.items() if rows.values.grad is not None}
+        norm = _norm([*gradients.values(), *(rows.values.grad for rows in touched.values())])
+        scale = min(1.0, settings.clip / (norm + 1e-6))
+        self.steps += 1
+        for name, gradient in gradients.items():
+            value = self._parameters[name]
+            if value.dim() > 1:
+                value.mul_(1 - settings.learning_rate * rate_factor * settings.weight_decay)
+            change = self._change(self._first[name], self._second[name], gradient * scale)
+            value.sub_(change, alpha=settings.learning_rate * rate_factor)
+            value.grad = None
+        for name, rows in touched.items():
+            first, second = self._first[name][rows.numbers], self._second[name][rows.numbers]
+            assert rows.values.grad is not None
+            change = self._change(first, second, rows.values.grad * scale)
+            rate = settings.table_learning_rate * rate_factor
+            self._parameters[name].index_copy_(0, rows.numbers, rows.values.detach() - rate * change)
+            self._first[name].index_copy_(0, rows.numbers, first)
+            self._second[name].index_copy_(0, rows.numbers, second)
+        return norm
+
+    def _change(self, first: Tensor, second: Tensor, gradient: Tensor) -> Tensor:
+        """Update both moments in place; the step direction, bias corrected."""
+        beta1, beta2 = self._settings.betas
+        first.lerp_(gradient, 1 - beta1)
+        second.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+        root = (second / (1 - beta2**self.steps)).sqrt_().add_(self._settings.epsilon)
+        return first / (1 - beta1**self.steps) / root
+
+    def state(self) -> dict[str, Tensor]:
+        """Moments and step count, flat, for a checkpoint."""
+        state = {f"first.{name}": value for name, value in self._first.items()}
+        state |= {f"second.{name}": value for name, value in self._second.items()}
+        return state | {"steps": torch.tensor(self.steps)}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take up a state that ``state`` gave."""
+        for name in self._parameters:
+            self._first[name].copy_(state[f"first.{name}"])
+            self._second[name].copy_(state[f"second.{name}"])
+        self.steps = int(state["steps"])
+
+
+def _norm(gradients: Iterable[Tensor | None]) -> float:
+    squares = [float(gradient.norm()) ** 2 for gradient in gradients if gradient is not None]
+    return math.sqrt(sum(squares))

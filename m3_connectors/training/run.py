@@ -1,0 +1,110 @@
+"""A whole run as one call: what ``m3 train`` does."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from m3_connectors.training.config import TrainingConfig
+from m3_connectors.training.trainer import Trainer
+
+THINNED = 10
+"""One step in so many stays in the log that is kept with the model."""
+
+
+class RunLog:
+    """One JSON object a line, appended; a run that goes on forgets the steps that it will take again.
+
+    Args:
+        path: The file; made if need be.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("a", encoding="utf-8")
+
+    def __enter__(self) -> Self:
+        """The log."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Append one record."""
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+
+    def records(self) -> list[dict[str, Any]]:
+        """All whole records so far; a line that a kill cut short is left out."""
+        found = []
+        for line in self._path.read_text(encoding="utf-8").splitlines():
+            try:
+                found.append(json.loads(line))
+            except json.JSONDecodeError:
+                continue
+        return found
+
+    def rewind(self, step: int) -> None:
+        """Drop the records of step ``step`` and later: they belong to steps that were not saved."""
+        kept = [record for record in self.records() if record.get("step", -1) < step]
+        self._file.close()
+        self._path.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+        self._file = self._path.open("a", encoding="utf-8")
+
+    def save_thinned(self, path: Path) -> None:
+        """Write every tenth step and every other event."""
+        kept = [record for record in self.records() if record.get("step", 0) % THINNED == 0]
+        path.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+
+
+def train(
+    config: Path,
+    *,
+    data: Path | None = None,
+    output: Path | None = None,
+    work: Path | None = None,
+    report: Callable[[dict[str, Any]], None] = lambda record: None,
+) -> dict[str, tuple[float, float, float]]:
+    """Train as a configuration says, going on where an earlier call with it stopped, and write the model.
+
+    Args:
+        config: TOML file; its relative paths are relative to it.
+        data: Folder of pairs, instead of the configuration's.
+        output: Directory of the model, instead of the configuration's.
+        work: Folder of the token cache and the run's state; ``work-NAME`` here by default.
+        report: Called with every record of the log.
+
+    Returns:
+        The tuned weights, by method.
+
+    Raises:
+        InvalidInput: The configuration or the data are wrong, or ``work`` belongs to another run.
+    """
+    settings = TrainingConfig.load(config)
+    work = work or Path(f"work-{config.stem}")
+    output = output or Path(settings.output)
+    with RunLog(work / "log.jsonl") as log:
+
+        def both(record: dict[str, Any]) -> None:
+            log.write(record)
+            report(record)
+
+        trainer = Trainer(settings, data or Path(settings.data.folder), work, both)
+        log.rewind(trainer.progress.step)
+        trainer.run()
+        weights = trainer.finish(output)
+        log.save_thinned(output / "training_log.jsonl")
+    shutil.copyfile(config, output / "training.toml")
+    return weights

@@ -1,0 +1,262 @@
+"""nDCG@10 on held-out training pairs, in memory: for watching a run and for tuning a model's weights.
+
+Nothing here reads an evaluation set. Candidates follow section 4 of the paper: All and Multi-vec re-rank
+the top 200 of Dense; here every corpus is small, so that Dense and Sparse rank all of it.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from numpy.typing import NDArray
+
+from m3_connectors.encoder.model import M3Model
+from m3_connectors.training.batches import wrap
+from m3_connectors.training.data import PairStore
+from m3_connectors.training.forward import TrainingEncoder
+
+RERANKED = 200
+"""Dense candidates that Multi-vec and All re-rank."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One small retrieval task of held-out pairs.
+
+    Attributes:
+        name: ``source/query language>passage language``.
+        queries: Text numbers.
+        corpus: Text numbers.
+        relevant: For each query, positions in ``corpus``.
+    """
+
+    name: str
+    queries: NDArray[np.int64]
+    corpus: NDArray[np.int64]
+    relevant: list[set[int]]
+
+
+def make_tasks(
+    store: PairStore,
+    sources: Sequence[str],
+    *,
+    corpus_size: int = 400,
+    most_queries: int = 150,
+    fewest_queries: int = 8,
+    seed: int = 0,
+) -> list[Task]:
+    """Tasks of the held-out pairs: one for each source, passage language, and mono- or cross-lingual queries.
+
+    Args:
+        store: The pairs.
+        sources: Names or prefixes of sources.
+        corpus_size: Passages of a task: the held-out ones, filled up with passages of training.
+        most_queries: Of a task.
+        fewest_queries: Smaller tasks are left out.
+        seed: Of the choices.
+    """
+    tasks: list[Task] = []
+    for (number, name), language in itertools.product(enumerate(store.sources), range(len(store.languages))):
+        here = (store.source == number) & (store.passage_language == language)
+        if not name.startswith(tuple(sources)) or not here.any():
+            continue
+        rng = np.random.default_rng([seed, number, language])
+        held = np.flatnonzero(here & store.held_out)
+        positives = np.unique(store.passage[held])[:corpus_size]
+        others = np.setdiff1d(store.passage[here], positives)
+        fill = rng.permutation(others)[: max(0, corpus_size - len(positives))]
+        corpus = np.concatenate([positives, fill]).astype(np.int64)
+        place = {int(text): position for position, text in enumerate(corpus)}
+        for cross in (False, True):
+            rows = held[np.asarray(store.cross_lingual[held]) == cross]
+            wanted: dict[int, set[int]] = {}
+            for row in rows:
+                if int(store.passage[row]) in place:
+                    wanted.setdefault(int(store.query[row]), set()).add(place[int(store.passage[row])])
+            chosen = rng.permutation(np.array(sorted(wanted), np.int64))[:most_queries]
+            if len(chosen) >= fewest_queries:
+                label = f"{name}/{'x>' if cross else ''}{store.languages[language]}"
+                tasks.append(Task(label, chosen, corpus, [wanted[int(q)] for q in chosen]))
+    return tasks
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Texts in the three representations; rows of text i are ``rows[offsets[i] : offsets[i + 1]]``."""
+
+    dense: NDArray[np.float32]
+    sparse: sp.csr_array
+    rows: NDArray[np.float32]
+    offsets: NDArray[np.int64]
+
+
+@torch.no_grad()
+def encode(
+    model: M3Model, texts: Sequence[NDArray[np.int64]], *, dtype: torch.dtype, token_budget: int = 8192
+) -> Encoded:
+    """Encode texts with ``<s>`` and ``</s>``, batches of about ``token_budget`` tokens."""
+    encoder = TrainingEncoder(model, dtype)
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+    dense = np.zeros((len(texts), model.config.hidden_size), np.float32)
+    rows: list[NDArray[np.float32]] = [np.zeros((0, 0), np.float32)] * len(texts)
+    parts: list[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]] = []
+    while order:
+        taken, tokens = 0, 0
+        while taken < len(order) and (not taken or tokens + len(texts[order[taken]]) <= token_budget):
+            tokens += len(texts[order[taken]])
+            taken += 1
+        batch, order = order[:taken], order[taken:]
+        shown, _ = encoder([texts[i] for i in batch])
+        dense[batch] = shown.dense.numpy()
+        for i, part in zip(batch, torch.split(shown.rows.float(), list(shown.row_counts)), strict=True):
+            rows[i] = part.numpy()
+        owner = np.array(batch)[shown.token_text.numpy()]
+        parts.append((owner, shown.token_ids.numpy(), shown.token_weights.numpy()))
+    owner, ids, weights = (np.concatenate([part[i] for part in parts]) for i in range(3))
+    return Encoded(
+        dense,
+        _maximum_matrix(owner, ids, weights, (len(texts), model.config.vocab_size)),
+        np.concatenate(rows),
+        np.concatenate([[0], np.cumsum([len(part) for part in rows])]),
+    )
+
+
+def _maximum_matrix(
+    owner: NDArray[np.int64], ids: NDArray[np.int64], weights: NDArray[np.float32], shape: tuple[int, int]
+) -> sp.csr_array:
+    """Weights over 0 as a sparse matrix; a repeated token keeps its maximum."""
+    order = np.lexsort((-weights, ids, owner))
+    owner, ids, weights = owner[order], ids[order], weights[order]
+    first = np.ones(len(owner), bool)
+    first[1:] = (owner[1:] != owner[:-1]) | (ids[1:] != ids[:-1])
+    keep = first & (weights > 0)
+    return sp.csr_array((weights[keep], (owner[keep], ids[keep])), shape=shape)
+
+
+def task_scores(queries: Encoded, corpus: Encoded) -> tuple[NDArray[np.float32], ...]:
+    """Dense, sparse and multi-vector scores, each float32 ``[queries, corpus]``."""
+    dense = queries.dense @ corpus.dense.T
+    sparse = (queries.sparse @ corpus.sparse.T).toarray()
+    counts = np.diff(queries.offsets)
+    multivector = np.empty_like(dense)
+    for document in range(len(corpus.offsets) - 1):
+        rows = corpus.rows[corpus.offsets[document] : corpus.offsets[document + 1]]
+        best = (rows @ queries.rows.T).max(0)
+        multivector[:, document] = np.add.reduceat(best, queries.offsets[:-1]) / counts
+    return dense, sparse, multivector
+
+
+def ndcg(scores: NDArray[np.float32], relevant: Sequence[set[int]], cutoff: int = 10) -> float:
+    """Mean nDCG@cutoff; equal scores rank by position; a score of -inf is not retrieved."""
+    total = 0.0
+    for row, wanted in zip(scores, relevant, strict=True):
+        top = np.argsort(-row, kind="stable")[:cutoff]
+        gains = [
+            1 / np.log2(rank + 2) for rank, i in enumerate(top) if int(i) in wanted and np.isfinite(row[i])
+        ]
+        ideal = sum(1 / np.log2(rank + 2) for rank in range(min(cutoff, len(wanted))))
+        total += sum(gains) / ideal
+    return total / len(relevant)
+
+
+def reranked(dense: NDArray[np.float32], scores: NDArray[np.float32]) -> NDArray[np.float32]:
+    """``scores`` where Dense has its top 200, -inf elsewhere."""
+    if dense.shape[1] <= RERANKED:
+        return scores
+    border = -np.partition(-dense, RERANKED - 1, axis=1)[:, RERANKED - 1 : RERANKED]
+    return np.where(dense >= border, scores, -np.inf)
+
+
+class Validation:
+    """Encoded tasks of one model, ready for any weights.
+
+    Args:
+        model: The model.
+        store: The pairs.
+        tasks: From :func:`make_tasks`.
+        dtype: Of the products.
+        passage_longest: Passages are cut to this many tokens.
+        query_longest: Queries are cut to this many tokens.
+    """
+
+    def __init__(
+        self,
+        model: M3Model,
+        store: PairStore,
+        tasks: Sequence[Task],
+        *,
+        dtype: torch.dtype = torch.bfloat16,
+        passage_longest: int = 8192,
+        query_longest: int = 64,
+    ) -> None:
+        self.tasks = list(tasks)
+        self._scores = []
+        for _, same_corpus in itertools.groupby(self.tasks, key=lambda task: task.corpus.tobytes()):
+            group = list(same_corpus)
+            corpus = encode(
+                model, [wrap(store.text(n), passage_longest) for n in group[0].corpus], dtype=dtype
+            )
+            for task in group:
+                queries = encode(
+                    model, [wrap(store.text(n), query_longest) for n in task.queries], dtype=dtype
+                )
+                self._scores.append(task_scores(queries, corpus))
+
+    def methods(
+        self, dense_sparse: tuple[float, float, float], everything: tuple[float, float, float]
+    ) -> dict[str, dict[str, float]]:
+        """nDCG@10 by task and method."""
+        table: dict[str, dict[str, float]] = {}
+        for task, (dense, sparse, multivector) in zip(self.tasks, self._scores, strict=True):
+            found = np.where(sparse > 0, sparse, -np.inf)
+            table[task.name] = {
+                "dense": ndcg(dense, task.relevant),
+                "sparse": ndcg(found, task.relevant),
+                "multi_vec": ndcg(reranked(dense, multivector), task.relevant),
+                "dense_sparse": ndcg(dense_sparse[0] * dense + dense_sparse[1] * sparse, task.relevant),
+                "all": self._weighted(task, (dense, sparse, multivector), everything),
+            }
+        return table
+
+    def _weighted(
+        self, task: Task, scores: tuple[NDArray[np.float32], ...], weights: tuple[float, float, float]
+    ) -> float:
+        fused = weights[0] * scores[0] + weights[1] * scores[1] + weights[2] * scores[2]
+        return ndcg(reranked(scores[0], fused.astype(np.float32)), task.relevant)
+
+    def tune(self, importance: Mapping[str, float]) -> dict[str, tuple[float, float, float]]:
+        """Best weights on a grid.
+
+        Args:
+            importance: Weight of a task's nDCG by a prefix of its name; others do not count.
+
+        Returns:
+            ``dense_sparse`` and ``all``: weights of the dense, sparse and multi-vector scores.
+        """
+        grid = [0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.4, 2.0, 3.0, 4.0]
+        both = max(((1.0, w, 0.0) for w in [*grid, 6.0, 8.0]), key=lambda w: self._mean(w, importance, False))
+        every = max(
+            ((d, s, 1.0) for d, s in itertools.product([0.0, *grid], grid)),
+            key=lambda w: self._mean(w, importance, True),
+        )
+        return {"dense_sparse": both, "all": every}
+
+    def _mean(
+        self, weights: tuple[float, float, float], importance: Mapping[str, float], rerank: bool
+    ) -> float:
+        total = whole = 0.0
+        for task, scores in zip(self.tasks, self._scores, strict=True):
+            share = sum(value for prefix, value in importance.items() if task.name.startswith(prefix))
+            if not share:
+                continue
+            whole += share
+            if rerank:
+                total += share * self._weighted(task, scores, weights)
+            else:
+                total += share * ndcg(weights[0] * scores[0] + weights[1] * scores[1], task.relevant)
+        return total / whole if whole else 0.0

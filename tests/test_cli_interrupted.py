@@ -1,0 +1,79 @@
+"""``m3 index`` interrupted, by Ctrl-C and by kill -9: the same command again makes it whole."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from m3_connectors.blocking import connect
+from m3_connectors.cli.app import main
+
+PROGRAM = "import sys; from m3_connectors.cli.app import main; sys.exit(main())"
+URL = "qdrant:./data"
+
+
+@pytest.fixture
+def texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """A corpus of 4,000 documents, in ``corpus.jsonl`` of the current directory; text by id."""
+    monkeypatch.chdir(tmp_path)
+    rng = random.Random(0)
+    words = ["fox", "lake", "wizard", "forest", "library", "table", "city", "book"]
+    texts = {f"doc-{i}": " ".join(rng.choices(words, k=rng.randint(3, 12))) for i in range(4000)}
+    rows = (json.dumps({"id": id, "text": text}) for id, text in texts.items())
+    Path("corpus.jsonl").write_text("\n".join(rows) + "\n")
+    return texts
+
+
+def start(checkpoint: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", PROGRAM, "index", URL, "corpus.jsonl", "-m", str(checkpoint)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_until_storing(process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    while not Path("data").exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def assert_whole(texts: dict[str, str], checkpoint: Path) -> None:
+    assert main(["index", URL, "corpus.jsonl", "-m", str(checkpoint)]) == 0
+    with connect(URL, create=False) as index:
+        assert index.count() == len(texts)
+        assert {document.id: document.text for document in index.get(list(texts)) if document} == texts
+
+
+def test_kill_9_at_three_moments(texts: dict[str, str], checkpoint: Path) -> None:
+    kills = 0
+    for seconds in (0.02, 0.3, 0.8):
+        process = start(checkpoint)
+        wait_until_storing(process)
+        time.sleep(seconds)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        kills += process.returncode == -signal.SIGKILL
+    assert kills >= 1
+    assert_whole(texts, checkpoint)
+
+
+def test_ctrl_c_leaves_a_usable_collection(texts: dict[str, str], checkpoint: Path) -> None:
+    process = start(checkpoint)
+    wait_until_storing(process)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert out == ""
+    assert err.endswith("documents are safe. Go on with the same command.\n")
+    safe = int(err.split()[0].replace(",", ""))
+    with connect(URL, create=False) as index:
+        assert safe <= index.count() < len(texts)
+    assert_whole(texts, checkpoint)
