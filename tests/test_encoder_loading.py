@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import socket
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 
 from m3_connectors.encoder import M3Encoder
-from m3_connectors.errors import ModelFormat, Unavailable
+from m3_connectors.errors import InvalidInput, ModelFormat, Unavailable
 from m3_connectors.testing.checkpoints import SMALL, TEXTS, write_checkpoint
 
 
@@ -98,6 +99,14 @@ def configure(**values: object) -> Callable[[Path], None]:
     return change
 
 
+def truncate(name: str, share: float) -> Callable[[Path], None]:
+    def change(directory: Path) -> None:
+        content = (directory / name).read_bytes()
+        (directory / name).write_bytes(content[: int(share * len(content))])
+
+    return change
+
+
 def drop_tensor(directory: Path) -> None:
     state = load_file(directory / "model.safetensors")
     del state["encoder.layer.1.output.dense.bias"]
@@ -109,12 +118,19 @@ def drop_tensor(directory: Path) -> None:
     [
         (remove("config.json"), "config.json is missing"),
         (write("config.json", "{"), "config.json is not JSON"),
+        (write("config.json", "[]"), "config.json holds a JSON list"),
         (configure(model_type="bert"), "model_type 'bert'"),
+        (configure(hidden_act="relu"), "hidden_act 'relu'"),
+        (configure(hidden_size="wide"), "config.json says hidden_size 'wide'"),
+        (write("config.json", '{"model_type": "xlm-roberta"}'), "config.json lacks a size"),
         (remove("tokenizer.json"), "tokenizer.json is missing"),
         (write("tokenizer.json", "{}"), "tokenizer.json is not a tokenizer"),
         (configure(vocab_size=100), "tokenizer.json has the token id"),
         (remove("model.safetensors"), "neither model.safetensors nor pytorch_model.bin"),
         (write("model.safetensors", "not tensors"), "model.safetensors cannot be read"),
+        (truncate("model.safetensors", 0), "model.safetensors cannot be read"),
+        (truncate("model.safetensors", 0.001), "model.safetensors cannot be read"),
+        (truncate("model.safetensors", 0.7), "model.safetensors cannot be read"),
         (drop_tensor, "model.safetensors lacks 1 tensors, the first encoder.layer.1.output.dense.bias"),
         (configure(intermediate_size=65), r"model.safetensors: encoder.layer.0.intermediate.dense.* is \[64"),
         (remove("sparse_linear.pt"), "sparse_linear.pt is missing"),
@@ -124,16 +140,24 @@ def drop_tensor(directory: Path) -> None:
             save("colbert_linear.pt", {"weight": torch.zeros(8, 32), "bias": torch.zeros(8)}),
             r"colbert_linear.pt: colbert_linear.weight is \[8, 32\]",
         ),
-        (save("sparse_linear.pt", [1, 2]), "sparse_linear.pt holds list"),
+        (save("sparse_linear.pt", [1, 2]), "sparse_linear.pt holds no state dict"),
+        (save("sparse_linear.pt", {"weight": 1, "bias": 2}), "sparse_linear.pt holds no state dict"),
         (write("sparse_linear.pt", "no zip"), "sparse_linear.pt cannot be read as plain tensors"),
+        (truncate("colbert_linear.pt", 0.7), "colbert_linear.pt cannot be read as plain tensors"),
         (write("weights.json", '{"all": [1, 2]}'), "all has 2 weights"),
         (write("weights.json", "[1]"), "weights.json is not a table of weights"),
     ],
 )
-def test_a_wrong_file_is_named(copy: Path, damage: Callable[[Path], object], message: str) -> None:
+def test_a_wrong_file_is_named_with_what_to_do(
+    copy: Path, damage: Callable[[Path], object], message: str
+) -> None:
     damage(copy)
-    with pytest.raises(ModelFormat, match=message):
+    with pytest.raises(ModelFormat, match=message) as caught:
         M3Encoder(copy, device="cpu")
+    said = str(caught.value)
+    assert len(said.splitlines()) == 2
+    assert said.splitlines()[1].startswith("  ")
+    assert "weights_only" not in said
 
 
 class Malicious:
@@ -151,6 +175,14 @@ def test_code_in_a_pickle_is_not_run(copy: Path, name: str, monkeypatch: pytest.
     assert not (copy / "run-by-the-pickle").exists()
 
 
+def test_pytorch_s_advice_to_run_the_code_is_never_shown(copy: Path) -> None:
+    torch.save(Malicious(), copy / "sparse_linear.pt")
+    with pytest.raises(ModelFormat, match="Fetch the file again") as caught:
+        M3Encoder(copy, device="cpu")
+    shown = "".join(traceback.format_exception(caught.value))
+    assert "arbitrary code" not in shown
+
+
 def test_a_directory_never_touches_the_network(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise AssertionError("the network was touched")
@@ -166,10 +198,34 @@ def test_what_is_neither_directory_nor_hub_name(name: str) -> None:
         M3Encoder(name)
 
 
-def test_an_unreachable_hub_is_said_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_hub_is_said_in_a_line_with_the_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
     def unreachable(*_: object, **__: object) -> None:
-        raise LocalEntryNotFoundError("cannot find the requested files in the cache; offline")
+        raise LocalEntryNotFoundError("Got: ConnectError: name not known\nPlease check your connection.")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", unreachable)
-    with pytest.raises(Unavailable, match=r"(?s)BAAI/bge-m3@v1.*A directory works without a network"):
-        M3Encoder("BAAI/bge-m3", revision="v1")
+    with pytest.raises(Unavailable, match="models/m3-tiny@v1") as caught:
+        M3Encoder("models/m3-tiny", revision="v1", device="cpu")
+    first, remedy = str(caught.value).splitlines()
+    assert "there is no directory 'models/m3-tiny' here, and the hub cannot be reached" in first
+    assert first.endswith("Got: ConnectError: name not known")
+    assert 'M3Encoder("DIRECTORY")' in remedy
+    assert "--model DIRECTORY" in remedy
+
+
+@pytest.mark.parametrize("device", ["foo", "cuda:x"])
+def test_an_unknown_device_is_said_with_the_known_ones(device: str) -> None:
+    with pytest.raises(InvalidInput, match=device) as caught:
+        M3Encoder("no-such-model", device=device)
+    assert "Use cpu, cuda or mps" in str(caught.value)
+    assert "privateuseone" not in str(caught.value)
+
+
+def test_a_single_text_is_refused_with_the_call_s_own_name(encoder: M3Encoder) -> None:
+    with pytest.raises(InvalidInput, match=r"encode_stream\(\[text\]\)"):
+        encoder.encode_stream("abc")
+    with pytest.raises(InvalidInput, match=r" encode\(\[text\]\)"):
+        encoder.encode("abc")

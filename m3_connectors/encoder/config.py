@@ -9,6 +9,9 @@ from typing import Any
 
 from m3_connectors.errors import ModelFormat
 
+_FETCH_AGAIN = "\n  Fetch the file again."
+_TAKE_M3 = "\n  Give the directory of an M3 checkpoint, or a hub name such as BAAI/bge-m3."
+
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
@@ -51,18 +54,27 @@ class ModelConfig:
                 "colbert_linear.pt, or a hub name such as BAAI/bge-m3."
             ) from None
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ModelFormat(f"{path} is not JSON: {error}") from error
+            raise ModelFormat(f"{path} is not JSON: {error}{_FETCH_AGAIN}") from error
+        if not isinstance(raw, dict):
+            raise ModelFormat(f"{path} holds a JSON {type(raw).__name__}, not an object.{_FETCH_AGAIN}")
         if raw.get("model_type") != "xlm-roberta":
             raise ModelFormat(
-                f"{path} says model_type {raw.get('model_type')!r}; M3 checkpoints are 'xlm-roberta'."
+                f"{path} says model_type {raw.get('model_type')!r}; M3 checkpoints are 'xlm-roberta'.{_TAKE_M3}"
             )
         if raw.get("hidden_act", "gelu") != "gelu":
-            raise ModelFormat(f"{path} says hidden_act {raw['hidden_act']!r}; M3 checkpoints use 'gelu'.")
-        known = {field.name for field in dataclasses.fields(cls)}
+            raise ModelFormat(
+                f"{path} says hidden_act {raw['hidden_act']!r}; M3 checkpoints use 'gelu'.{_TAKE_M3}"
+            )
+        sizes = {field.name: raw[field.name] for field in dataclasses.fields(cls) if field.name in raw}
+        for name, value in sizes.items():
+            kinds = (int, float) if name in ("layer_norm_eps", "initializer_range") else (int,)
+            if isinstance(value, bool) or not isinstance(value, kinds) or value < 0:
+                raise ModelFormat(f"{path} says {name} {value!r}; it must be a number >= 0.{_FETCH_AGAIN}")
         try:
-            return cls(**{name: value for name, value in raw.items() if name in known})
+            return cls(**sizes)
         except TypeError as error:
-            raise ModelFormat(f"{path} lacks a size: {error}") from None
+            reason = str(error).partition("missing ")[2] or str(error)
+            raise ModelFormat(f"{path} lacks a size: {reason}{_FETCH_AGAIN}") from None
 
     def save(self, path: Path) -> None:
         """Write a ``config.json`` that transformers reads too."""

@@ -24,6 +24,11 @@ def choose_device(device: str | None) -> torch.device:
         )
     try:
         chosen = torch.device(device)
+    except RuntimeError:  # PyTorch's words list two dozen kinds of device that nobody has
+        raise InvalidInput(
+            f"device {device!r} is not known.\n  Use cpu, cuda or mps; cuda:1 is the second GPU."
+        ) from None
+    try:
         torch.empty(1, device=chosen)
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # "not compiled with" asserts
         reason = str(error).splitlines()[0]

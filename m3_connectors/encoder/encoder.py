@@ -130,7 +130,7 @@ class M3Encoder:
         Raises:
             InvalidInput: A text is no string (says which), or an argument is out of its range.
         """
-        texts = list(_check_texts(texts))
+        texts = list(_check_texts(texts, "encode"))
         wanted, limit = _check_components(components), self._check_length(max_length, self._max_length)
         with reporter(progress, len(texts)) as report:
             parts = list(self._windows(texts, _WINDOW_TEXTS, wanted, limit, mcls, report))
@@ -160,7 +160,7 @@ class M3Encoder:
         Raises:
             InvalidInput: As ``encode`` does, at the batch that holds the text.
         """
-        _check_texts(texts)
+        _check_texts(texts, "encode_stream")
         if batch_texts < 1:
             raise InvalidInput(f"batch_texts is {batch_texts}; it must be at least 1.")
         wanted, limit = _check_components(components), self._check_length(max_length, self._max_length)
@@ -245,11 +245,11 @@ class M3Encoder:
         return asked
 
 
-def _check_texts(texts: Iterable[str]) -> Iterable[str]:
+def _check_texts(texts: Iterable[str], call: str) -> Iterable[str]:
     if isinstance(texts, (str, bytes)) or not isinstance(texts, Iterable):
         raise InvalidInput(
             f"texts is {type(texts).__name__} {texts!r:.60}; it must be a list of strings.\n"
-            "  Put a single text into a list: encode([text])."
+            f"  Put a single text into a list: {call}([text])."
         )
     return texts
 

@@ -24,6 +24,8 @@ from m3_connectors.errors import ModelFormat, NotFound, Unauthorised, Unavailabl
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _HUB_FILES = ("config.json", "tokenizer.json", "weights.json", "sparse_linear.pt", "colbert_linear.pt")
 _HEADS = ("sparse_linear", "colbert_linear")
+_FETCH_AGAIN = "\n  Fetch the file again."
+_FETCH_TOGETHER = "\n  Take this file and config.json from the same checkpoint."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +115,11 @@ def _download(model: str, revision: str | None) -> tuple[Path, str, str | None]:
 
     at = f"{model}@{revision}" if revision else model
     where: dict[str, Any] = {"backend": "model hub", "operation": f"download {at}"}
-    remedy = '\n  A directory works without a network: M3Encoder("path/of/the/model").'
+    # Every name gets here that is no directory: a path of two parts looks just like a hub name.
+    what = f"there is no directory {model!r} here, and"
+    remedy = (
+        '\n  Give a directory that exists: M3Encoder("DIRECTORY"), on the command line --model DIRECTORY.'
+    )
     try:
         patterns = [*_HUB_FILES, "model.safetensors"]
         path = Path(snapshot_download(model, revision=revision, allow_patterns=patterns))
@@ -121,12 +127,16 @@ def _download(model: str, revision: str | None) -> tuple[Path, str, str | None]:
             path = Path(snapshot_download(model, revision=revision, allow_patterns=["pytorch_model.bin"]))
     except GatedRepoError as error:
         raise Unauthorised(
-            f"access is restricted: {error}\n  Log in with `hf auth login`.", **where
+            f"access to {model} is restricted.\n  Ask for it on the model's page, then `hf auth login`.",
+            **where,
         ) from error
-    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
-        raise NotFound(f"no directory and no hub model of that name: {error}{remedy}", **where) from error
+    except RevisionNotFoundError as error:
+        raise NotFound(f"{what} the hub's {model} has no revision {revision!r}.{remedy}", **where) from error
+    except RepositoryNotFoundError as error:
+        raise NotFound(f"{what} the hub has no public model of that name.{remedy}", **where) from error
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        raise Unavailable(f"the hub cannot be reached: {error}{remedy}", **where) from error
+        reason = next(iter(str(error).splitlines()), type(error).__name__)  # the rest is general advice
+        raise Unavailable(f"{what} the hub cannot be reached: {reason}{remedy}", **where) from error
     return path, model, path.name
 
 
@@ -138,18 +148,20 @@ def _load_tokenizer(path: Path, config: ModelConfig) -> Tokenizer:
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exception for every malformed file
-        raise ModelFormat(f"{path} is not a tokenizer: {error}") from error
+        raise ModelFormat(f"{path} is not a tokenizer: {error}{_FETCH_AGAIN}") from error
     tokenizer.no_truncation()
     tokenizer.no_padding()
     for token in ("<s>", "</s>", "<pad>", "<unk>"):
         if tokenizer.token_to_id(token) is None:
             raise ModelFormat(
                 f"{path} has no token {token}: it is not the tokenizer of an XLM-RoBERTa model."
+                f"{_FETCH_TOGETHER}"
             )
     largest = max(tokenizer.get_vocab(with_added_tokens=True).values())
     if largest >= config.vocab_size:
         raise ModelFormat(
             f"{path} has the token id {largest}, but config.json says vocab_size {config.vocab_size}."
+            f"{_FETCH_TOGETHER}"
         )
     return tokenizer
 
@@ -167,6 +179,7 @@ def _load_model(directory: Path, config: ModelConfig, dtype: torch.dtype) -> tup
         if expected[name] != tensor.shape:
             raise ModelFormat(
                 f"{path}: {name} is {list(tensor.shape)}; config.json asks for {list(expected[name])}."
+                f"{_FETCH_TOGETHER}"
             )
         if name.startswith(marked):
             prints[name] = hashlib.sha256(tensor.float().numpy().tobytes()).digest()
@@ -179,13 +192,15 @@ def _load_model(directory: Path, config: ModelConfig, dtype: torch.dtype) -> tup
             take(name, tensor, path)
     missing = [name for name in expected if name not in state and not name.startswith(_HEADS)]
     if missing:
-        raise ModelFormat(f"{path} lacks {len(missing)} tensors, the first {missing[0]}.")
+        raise ModelFormat(f"{path} lacks {len(missing)} tensors, the first {missing[0]}.{_FETCH_TOGETHER}")
     for head in _HEADS:
         path = directory / f"{head}.pt"
         tensors = _read_pickle(path)
         for part in ("weight", "bias"):
             if part not in tensors:
-                raise ModelFormat(f"{path} lacks {part}: it must hold the state of one linear layer.")
+                raise ModelFormat(
+                    f"{path} lacks {part}: it must hold the state of one linear layer.{_FETCH_AGAIN}"
+                )
             take(f"{head}.{part}", tensors[part], path)
     model.load_state_dict(state, assign=True)
     fingerprint = hashlib.sha256(
@@ -201,7 +216,10 @@ def _read_backbone(directory: Path) -> tuple[Path, Any]:
         return path, _read_safetensors(path)
     fallback = directory / "pytorch_model.bin"
     if not fallback.exists():
-        raise ModelFormat(f"{directory} has neither model.safetensors nor pytorch_model.bin.")
+        raise ModelFormat(
+            f"{directory} has neither model.safetensors nor pytorch_model.bin.\n"
+            "  Fetch one of them: it holds the weights of the encoder."
+        )
     return fallback, _read_pickle(fallback).items()
 
 
@@ -211,7 +229,7 @@ def _read_safetensors(path: Path) -> Any:
             for key in file.keys():  # noqa: SIM118 (no mapping)
                 yield key, file.get_tensor(key)
     except (SafetensorError, OSError) as error:
-        raise ModelFormat(f"{path} cannot be read: {error}") from error
+        raise ModelFormat(f"{path} cannot be read: {error}{_FETCH_AGAIN}") from error
 
 
 def _read_pickle(path: Path) -> dict[str, Tensor]:
@@ -223,24 +241,32 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
             f"{path} is missing: this is an XLM-RoBERTa checkpoint without M3's heads.\n"
             "  Train the heads (m3 train), or take a complete M3 checkpoint such as BAAI/bge-m3."
         ) from None
-    except Exception as error:  # pickle, zip and weights_only each raise their own
-        raise ModelFormat(f"{path} cannot be read as plain tensors: {error}") from error
-    if not isinstance(tensors, dict):
-        raise ModelFormat(f"{path} holds {type(tensors).__name__}, not a state dict.")
+    except PermissionError as error:
+        raise ModelFormat(f"{path} cannot be read: {error}\n  Give yourself the right to read it.") from error
+    except Exception:  # noqa: BLE001 (pickle, zip and weights_only each raise their own)
+        # Not their words, and not as the cause either: PyTorch's advice is to load it with code and all.
+        raise ModelFormat(
+            f"{path} cannot be read as plain tensors: it is damaged, or holds code, which was not run.{_FETCH_AGAIN}"
+        ) from None
+    if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
+        raise ModelFormat(f"{path} holds no state dict (tensors by name).{_FETCH_AGAIN}")
     return tensors
 
 
 def _load_weights(path: Path) -> dict[str, tuple[float, float, float]]:
     if not path.exists():
         return {}
+    remedy = (
+        '\n  It looks like {"dense_sparse": [1, 0.3, 0], "all": [1, 0.3, 1]}; the encoder works without it.'
+    )
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
         weights = {str(method): tuple(map(float, triple)) for method, triple in raw.items()}
     except (ValueError, TypeError, AttributeError) as error:
-        raise ModelFormat(f"{path} is not a table of weights: {error}") from error
+        raise ModelFormat(f"{path} is not a table of weights: {error}{remedy}") from error
     for method, triple in weights.items():
         if len(triple) != 3:
             raise ModelFormat(
-                f"{path}: {method} has {len(triple)} weights; it needs 3 (dense, sparse, multivector)."
+                f"{path}: {method} has {len(triple)} weights; it needs 3 (dense, sparse, multivector).{remedy}"
             )
     return weights  # type: ignore[return-value]
