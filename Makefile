@@ -4,7 +4,7 @@ VENV ?= .venv
 MODEL ?= models/m3-tiny
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types layers unit clean
+.PHONY: demo test test-stores lint types layers unit servers clean
 
 demo: $(VENV)/.ready          ## search this Python's own documentation with all three representations
 	$(BIN)/python -m m3_connectors.demo --model "$(MODEL)"
@@ -22,7 +22,13 @@ layers: $(VENV)/.ready
 	$(BIN)/lint-imports
 
 unit: $(VENV)/.ready
-	$(BIN)/pytest
+	$(BIN)/pytest -m "not live"
+
+test-stores: $(VENV)/.ready   ## the tests that start or ask servers: Milvus, Elasticsearch, faults
+	$(BIN)/pytest -m live
+
+servers: $(VENV)/.ready       ## start what this machine can start, print the URLs, until Ctrl-C
+	$(BIN)/python -m m3_connectors.testing.servers --compose docker/compose.yaml
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

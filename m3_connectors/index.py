@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -14,6 +15,7 @@ from m3_connectors.adding import Adding, AddReport
 from m3_connectors.backends.base import Backend, Schema, ScoredId, Storage
 from m3_connectors.backends.checks import check_model
 from m3_connectors.backends.registry import DEFAULT_COLLECTION, backend_for
+from m3_connectors.backends.together import together
 from m3_connectors.documents import Document, Hit
 from m3_connectors.embeddings import COMPONENTS, Component, M3Embeddings, ModelInfo
 from m3_connectors.errors import InvalidInput, NotFound
@@ -174,19 +176,10 @@ class AsyncIndex:
         chosen = self._method(method)
         parsed = parse_filter(filter)
         vectors = await self._query_vectors(list(queries))
-        answers: list[list[ScoredId]] = [[] for _ in vectors]
-        slots = anyio.Semaphore(_CONCURRENT_SEARCHES)
-
-        async def answer(i: int) -> None:
-            async with slots:
-                answers[i] = await self._backend.search(vectors[i], chosen, k, filter=parsed, exact=exact)
-
-        if len(vectors) == 1:
-            await answer(0)
-        else:
-            async with anyio.create_task_group() as tasks:
-                for i in range(len(vectors)):
-                    tasks.start_soon(answer, i)
+        searches = [
+            partial(self._backend.search, query, chosen, k, filter=parsed, exact=exact) for query in vectors
+        ]
+        answers = await together(searches, at_once=_CONCURRENT_SEARCHES)
         return await self._hits(answers)
 
     async def explain(self, query: str, id: str, *, method: Method | str = "all") -> Explanation:

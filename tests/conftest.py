@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from m3_connectors.encoder.encoder import M3Encoder
 from m3_connectors.testing.checkpoints import write_checkpoint
+from m3_connectors.testing.servers import CannotStart
+from m3_connectors.testing.servers.start import Running, StoreName, start
+
+COMPOSE = Path(__file__).parents[1] / "docker" / "compose.yaml"
+_MUST_RUN_IN_CI: tuple[StoreName, ...] = ("milvus", "elasticsearch")
+_not_run: dict[StoreName, str] = {}
 
 
 @pytest.fixture(scope="session")
@@ -22,6 +30,51 @@ def encoder(checkpoint: Path) -> M3Encoder:
     return M3Encoder(str(checkpoint), precision="float32")
 
 
+@pytest.fixture(scope="session")
+def qdrant_store() -> Iterator[Running]:
+    """A Qdrant server; see ``_store``."""
+    yield from _store("qdrant")
+
+
+@pytest.fixture(scope="session")
+def milvus_store() -> Iterator[Running]:
+    """A Milvus server; see ``_store``."""
+    yield from _store("milvus")
+
+
+@pytest.fixture(scope="session")
+def elasticsearch_store() -> Iterator[Running]:
+    """An Elasticsearch server; see ``_store``."""
+    yield from _store("elasticsearch")
+
+
+def _store(store: StoreName) -> Iterator[Running]:
+    """A server for the whole run: named in the environment, a container, or a process; else a loud skip.
+
+    With ``CI=true`` a missing Milvus or Elasticsearch is an error: both run on any machine.
+    """
+    try:
+        running = start(store, compose=COMPOSE)
+    except CannotStart as reason:
+        if os.environ.get("CI") == "true" and store in _MUST_RUN_IN_CI:
+            raise
+        _not_run[store] = str(reason)
+        pytest.skip(str(reason))
+    yield running
+    running.stop()
+
+
+_LIVE_FILES = ("test_milvus", "test_elasticsearch_", "test_faults.py")
+_LIVE_FIXTURES = {"qdrant_store", "milvus_store", "elasticsearch_store"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what starts or asks a store's server; ``make test-stores`` runs it, ``make test`` the rest."""
+    for item in items:
+        if item.path.name.startswith(_LIVE_FILES) or _LIVE_FIXTURES & set(getattr(item, "fixturenames", ())):
+            item.add_marker("live")
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     skipped = terminalreporter.stats.get("skipped", [])
     if skipped:
@@ -30,3 +83,5 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         )
         for report in skipped:
             terminalreporter.write_line(f"  {report.nodeid}: {report.longrepr[2]}")
+    for store, reason in _not_run.items():
+        terminalreporter.write_line(f"NOT RUN on a real {store} server: {reason}", red=True, bold=True)

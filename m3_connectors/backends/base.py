@@ -42,13 +42,14 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import functools
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, ClassVar, Literal
 
-import anyio
 import numpy as np
 
 from m3_connectors.backends.checks import check_query, check_stored
+from m3_connectors.backends.together import together
 from m3_connectors.documents import Document, Scores, check_documents, check_id
 from m3_connectors.embeddings import COMPONENTS, Component, Float32, M3Embeddings, ModelInfo
 from m3_connectors.errors import InvalidInput
@@ -133,6 +134,10 @@ class ScoredId:
     id: str
     score: float
     scores: Scores
+
+
+Known = dict[Component, dict[str, np.float32]]
+"""Scores that are known before any is asked for: by component and id."""
 
 
 class Backend(abc.ABC):
@@ -302,18 +307,8 @@ class Backend(abc.ABC):
     async def _search(
         self, query: M3Embeddings, method: Method, k: int, filter: Filter | None, exact: bool
     ) -> list[ScoredId]:
-        """Candidates, then the missing scores, then fusion; override where the store does it in fewer requests."""
-        rankings: dict[Component, Ranking] = {}
-
-        async def propose(component: Component, depth: int) -> None:
-            rankings[component] = await self._candidates(component, query, depth, filter, exact)
-
-        async with anyio.create_task_group() as tasks:
-            for component, depth in method.candidates.items():
-                tasks.start_soon(propose, component, depth)
-
-        known = {name: dict(zip(found.ids, found.scores, strict=True)) for name, found in rankings.items()}
-        ids = list(dict.fromkeys(id for found in rankings.values() for id in found.ids))
+        """Candidates, then the missing scores, then fusion."""
+        ids, known = await self._propose(query, method, filter, exact)
         scores = await self._complete(method.scored, query, ids, known)
         fused = fuse(scores, method.weights) if ids else np.empty(0)
         best = rank(ids, fused, k)
@@ -331,32 +326,37 @@ class Backend(abc.ABC):
 
         return [ScoredId(ids[i], float(fused[i]), of(position, i)) for position, i in enumerate(best)]
 
+    async def _propose(
+        self, query: M3Embeddings, method: Method, filter: Filter | None, exact: bool
+    ) -> tuple[list[str], Known]:
+        """The candidates of a method and their known scores; override where the store's lists bring more of them."""
+        components = list(method.candidates)
+        rankings = await together(
+            [
+                functools.partial(self._candidates, name, query, method.candidates[name], filter, exact)
+                for name in components
+            ]
+        )
+        known: Known = {
+            name: dict(zip(found.ids, found.scores, strict=True))
+            for name, found in zip(components, rankings, strict=True)
+        }
+        return list(dict.fromkeys(id for found in rankings for id in found.ids)), known
+
     async def _complete(
-        self,
-        components: Sequence[Component],
-        query: M3Embeddings,
-        ids: Sequence[str],
-        known: dict[Component, dict[str, np.float32]],
+        self, components: Sequence[Component], query: M3Embeddings, ids: Sequence[str], known: Known
     ) -> dict[Component, Float32]:
         """Every component's score of every id: the known ones, and the store's own exact score of the others."""
-        result: dict[Component, Float32] = {}
 
-        async def complete(component: Component) -> None:
+        async def complete(component: Component) -> Float32:
             seen = known.get(component, {})
             missing = [id for id in ids if id not in seen]
-            found = (
-                dict(zip(missing, await self._score(component, query, missing), strict=True))
-                if missing
-                else {}
-            )
-            result[component] = np.array(
-                [seen[id] if id in seen else found[id] for id in ids], dtype=np.float32
-            )
+            scores = await self._score(component, query, missing) if missing else ()
+            found = dict(zip(missing, scores, strict=True))
+            return np.array([seen[id] if id in seen else found[id] for id in ids], dtype=np.float32)
 
-        async with anyio.create_task_group() as tasks:
-            for component in components:
-                tasks.start_soon(complete, component)
-        return result
+        scores = await together([functools.partial(complete, name) for name in components])
+        return dict(zip(components, scores, strict=True))
 
     # -- what an adapter writes
 

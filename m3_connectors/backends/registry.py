@@ -14,13 +14,20 @@ from m3_connectors.errors import InvalidInput, MissingDependency
 _ADAPTERS = {
     "memory": "m3_connectors.backends.memory:MemoryBackend",
     "qdrant": "m3_connectors.backends.qdrant.edge:EdgeBackend",
+    "qdrant+http": "m3_connectors.backends.qdrant.server:QdrantBackend",
+    "qdrant+https": "m3_connectors.backends.qdrant.server:QdrantBackend",
+    "milvus": "m3_connectors.backends.milvus.backend:MilvusBackend",
+    "milvus+http": "m3_connectors.backends.milvus.backend:MilvusBackend",
+    "milvus+https": "m3_connectors.backends.milvus.backend:MilvusBackend",
+    "elasticsearch+http": "m3_connectors.backends.elasticsearch.backend:ElasticsearchBackend",
+    "elasticsearch+https": "m3_connectors.backends.elasticsearch.backend:ElasticsearchBackend",
 }
 """URL scheme to ``module:class``; the class has ``from_url(url, collection, options)``."""
 
 _COLLECTION = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,198}[A-Za-z0-9])?")
 
-_CLIENTS = {"qdrant_edge": ("qdrant-edge-py", "qdrant")}
-"""Module that an adapter imports to the distribution that brings it and our extra that installs that."""
+_DISTRIBUTIONS = {"qdrant_edge": "qdrant-edge-py", "qdrant_client": "qdrant-client"}
+"""Distributions whose module has another name."""
 
 DEFAULT_COLLECTION = "documents"
 
@@ -31,7 +38,8 @@ def backend_for(
     """The backend that a URL names, not yet open.
 
     Args:
-        url: ``memory:`` or ``qdrant:DIRECTORY``.
+        url: ``memory:``, ``qdrant:DIRECTORY``, ``milvus:FILE.db``, or ``STORE+http(s)://HOST:PORT`` with qdrant, milvus
+            or elasticsearch as STORE.
         collection: 1 to 200 letters, digits, ``-``, ``_`` or ``.``, the first a letter or digit.
         options: The adapter's own options.
 
@@ -50,9 +58,10 @@ def backend_for(
     try:
         adapter = getattr(importlib.import_module(module), name)
     except ModuleNotFoundError as error:
-        if error.name not in _CLIENTS:
+        missing = error.name or ""
+        if missing.startswith("m3_connectors"):
             raise
-        raise MissingDependency(*_CLIENTS[error.name]) from error
+        raise MissingDependency(_DISTRIBUTIONS.get(missing, missing), scheme.partition("+")[0]) from error
     backend: Backend = adapter.from_url(url, collection, dict(options or {}))
     return backend
 

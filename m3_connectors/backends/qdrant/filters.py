@@ -1,80 +1,41 @@
-"""A filter tree as a Qdrant filter on the metadata in a point's payload."""
+"""A filter tree as a filter of the engine in this process."""
 
 from __future__ import annotations
 
 import datetime
-import math
+from collections.abc import Sequence
 
 import qdrant_edge as engine
 
-from m3_connectors.backends.qdrant.points import DATES, FLAGS, METADATA, date_form, flag_form
-from m3_connectors.filters import And, Compare, Exists, Filter, Not, OneOf, Or, Scalar, field_path
+from m3_connectors.backends.qdrant.conditions import translate
+from m3_connectors.backends.qdrant.payload import date_form
+from m3_connectors.filters import Filter
 
 
 def edge_filter(filter: Filter) -> engine.Filter:
-    """The same condition in the engine's terms; ``filters.matches`` is what it must mean."""
-    match filter:
-        case And(parts):
-            return engine.Filter(must=[edge_filter(part) for part in parts])
-        case Or(parts):
-            # An empty ``should`` is true in Qdrant; no id at all is false.
-            return engine.Filter(should=[edge_filter(part) for part in parts]) if parts else _nothing()
-        case Not(part):
-            return engine.Filter(must_not=[edge_filter(part)])
-        case Exists(field):
-            return engine.Filter(must_not=[engine.IsEmptyCondition(_key(METADATA, field))])
-        case OneOf(field, values):
-            return engine.Filter(should=[_equals(field, value) for value in values]) if values else _nothing()
-        case Compare(field, operator, bound):
-            name = operator.removeprefix("$")
-            if isinstance(bound, datetime.datetime):
-                limits = engine.RangeDateTime(**{name: date_form(bound)})
-                return _holds(_condition(DATES, field, range=limits))
-            limit = _lower(bound) if operator in ("$gte", "$lt") else _upper(bound)
-            return _holds(_condition(METADATA, field, range=engine.RangeFloat(**{name: limit})))
+    """The same condition in the engine's terms."""
+    return translate(filter, _EdgeDialect())
 
 
-def _equals(field: str, value: Scalar) -> engine.FieldCondition:
-    if isinstance(value, bool):
-        return _condition(FLAGS, field, match=engine.MatchValue(flag_form(value)))
-    if isinstance(value, str):
-        return _condition(METADATA, field, match=engine.MatchValue(value))
-    # A match on 1 does not find 1.0, and no match takes a float: a range of one point finds both.
-    return _condition(METADATA, field, range=engine.RangeFloat(gte=_lower(value), lte=_upper(value)))
+class _EdgeDialect:
+    def all_of(self, parts: Sequence[engine.Filter]) -> engine.Filter:
+        return engine.Filter(must=list(parts))
 
+    def any_of(self, parts: Sequence[engine.Filter]) -> engine.Filter:
+        return engine.Filter(should=list(parts))
 
-def _condition(
-    tree: str,
-    field: str,
-    *,
-    match: engine.MatchValue | None = None,
-    range: engine.RangeFloat | engine.RangeDateTime | None = None,
-) -> engine.FieldCondition:
-    return engine.FieldCondition(_key(tree, field), match=match, range=range)
+    def none_of(self, part: engine.Filter) -> engine.Filter:
+        return engine.Filter(must_not=[part])
 
+    def is_empty(self, key: str) -> engine.Filter:
+        return engine.Filter(must=[engine.IsEmptyCondition(key)])
 
-def _lower(value: float) -> float:
-    # The engine reads back decimals of 16 and 17 digits up to two units in the last place off (measured): an equal
-    # fraction is found within that much, so fractions that differ in their last two bits only are equal to it.
-    return value if _is_whole(value) else math.nextafter(math.nextafter(value, -math.inf), -math.inf)
+    def equals(self, key: str, text: str) -> engine.Filter:
+        return engine.Filter(must=[engine.FieldCondition(key, match=engine.MatchValue(text))])
 
+    def in_range(self, key: str, bounds: dict[str, float]) -> engine.Filter:
+        return engine.Filter(must=[engine.FieldCondition(key, range=engine.RangeFloat(**bounds))])
 
-def _upper(value: float) -> float:
-    return value if _is_whole(value) else math.nextafter(math.nextafter(value, math.inf), math.inf)
-
-
-def _is_whole(value: float) -> bool:
-    return isinstance(value, int) or value.is_integer()
-
-
-def _holds(condition: engine.FieldCondition) -> engine.Filter:
-    return engine.Filter(must=[condition])
-
-
-def _nothing() -> engine.Filter:
-    return engine.Filter(must=[engine.HasIdCondition(set())])
-
-
-def _key(tree: str, field: str) -> str:
-    # Quoted, so that spaces, dashes and any script are taken as they are; ``filters`` forbids quotes in fields.
-    return ".".join([tree, *(f'"{key}"' for key in field_path(field))])
+    def in_time(self, key: str, bounds: dict[str, datetime.datetime]) -> engine.Filter:
+        spelled = {name: date_form(bound) for name, bound in bounds.items()}
+        return engine.Filter(must=[engine.FieldCondition(key, range=engine.RangeDateTime(**spelled))])

@@ -1,80 +1,41 @@
-"""How a document is laid out as a Qdrant point, and read back.
+"""Points of the engine in this process: the shared layout and payload in its classes.
 
-Vectors ``dense``, ``sparse`` and ``multi_0`` … ``multi_k``: a Qdrant server refuses a multi-vector of 2**20 floats or
-more (stored or asked), so a longer document continues in the next one. The engine in the process has no such limit
-but keeps the same layout.
-
-The payload has our own keys at the top, so that they and the caller's never meet. The metadata are there twice: as
-JSON text, which is what is given back (the engine changes the last bit of one float in eight), and as a tree to
-filter on. ``flags`` and ``dates`` repeat, in the same nesting, what the engine cannot tell apart in that tree: Edge
-0.9 takes a match on True for one on 1, and Qdrant takes ``2024-1-1`` and the 61st second of a minute for dates.
+The engine has no limit of rows in a multi-vector, but keeps the server's layout.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import datetime
-import json
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import qdrant_edge as engine
-import scipy.sparse as sp
 
-from m3_connectors.backends.base import Schema
-from m3_connectors.documents import Document, metadata_json
-from m3_connectors.embeddings import Component, Float32, M3Embeddings, MultiVectors
-from m3_connectors.errors import InvalidInput
-from m3_connectors.filters import parse_date
+from m3_connectors.backends.qdrant import layout as shared
+from m3_connectors.backends.qdrant.layout import Vector
+from m3_connectors.backends.qdrant.payload import ID, document_of, payload_of, point_id
+from m3_connectors.documents import Document
+from m3_connectors.embeddings import Component, M3Embeddings
 
-ID = "id"
-TEXT = "text"
-JSON = "json"
-METADATA = "metadata"
-FLAGS = "flags"
-DATES = "dates"
-
-MAX_FLOATS = 2**20 - 1
-"""Most floats in one multi-vector (server 1.18: ``MAX_MULTIVECTOR_FLATTENED_LEN``)."""
-
-MAX_ROWS = 8192
-"""Rows that the layout has room for: the model's longest text."""
+__all__ = [
+    "ID",
+    "Layout",
+    "PointId",
+    "document_of",
+    "payload_of",
+    "payloads",
+    "point_id",
+    "stored",
+    "vectors",
+]
 
 PointId = int | uuid.UUID | str
 """An id as the engine's binding types it; ours are UUIDs."""
 
-_NAMESPACE = uuid.UUID("6ffd1b52-7d3c-5c58-9a46-0d1f2a8f6c3e")
 
-
-def point_id(id: str) -> PointId:
-    """The id that Qdrant knows a document by (it takes 64-bit integers and UUIDs only)."""
-    return uuid.uuid5(_NAMESPACE, id)
-
-
-@dataclasses.dataclass(frozen=True)
-class Layout:
-    """The named vectors of a collection.
-
-    Attributes:
-        schema: What the collection holds.
-        rows_per_vector: Most rows in one of the multi-vectors.
-        multivectors: Their names, in the order of the document's rows.
-    """
-
-    schema: Schema
-    rows_per_vector: int
-    multivectors: tuple[str, ...]
-
-    @classmethod
-    def of(cls, schema: Schema) -> Layout:
-        """The layout for a schema."""
-        rows = max(1, MAX_FLOATS // schema.model.dimension)
-        vectors = 0
-        if "multivector" in schema.components:
-            vectors = 1 if schema.storage.long_documents == "error" else -(-MAX_ROWS // rows)
-        return cls(schema, rows, tuple(f"multi_{i}" for i in range(vectors)))
+class Layout(shared.Layout):
+    """The named vectors of a collection in the engine."""
 
     def edge_config(self) -> engine.EdgeConfig:
         """The engine's configuration: inner products, one graph (dense), everything else scanned exactly."""
@@ -99,41 +60,16 @@ class Layout:
             wal_enabled=True,
         )
 
-    def check_rows(self, documents: Sequence[Document], embeddings: M3Embeddings) -> None:
-        """Raise InvalidInput if a document has more multi-vector rows than there is room for."""
-        if embeddings.multivectors is None:
-            return
-        room = self.rows_per_vector * len(self.multivectors)
-        for position in np.flatnonzero(embeddings.multivectors.counts > room)[:1]:
-            raise InvalidInput(
-                f"documents[{position}] (id {documents[position].id!r}) has "
-                f"{embeddings.multivectors.counts[position]} multi-vector rows; this collection has room for {room}.\n"
-                '  Split the text, or make the collection with Storage(long_documents="split") (up to '
-                f"{MAX_ROWS} rows)."
-            )
-
     def points(self, documents: Sequence[Document], embeddings: M3Embeddings) -> list[engine.Point]:
         """The points of checked documents."""
         return [
-            engine.Point(point_id(document.id), dict(self._vectors(embeddings, i)), payload_of(document))
+            engine.Point(
+                point_id(document.id),
+                {name: _as_sent(vector) for name, vector in self.vectors(embeddings, i)},
+                payload_of(document),
+            )
             for i, document in enumerate(documents)
         ]
-
-    def _vectors(self, embeddings: M3Embeddings, i: int) -> Iterator[tuple[str, Any]]:
-        # Lists, because the engine's binding reads them faster than arrays (28 ms against 42 ms for 512 x 1,024).
-        assert embeddings.dense is not None
-        yield "dense", embeddings.dense[i].tolist()
-        if embeddings.sparse is not None:
-            sparse = embeddings.sparse
-            row = slice(sparse.indptr[i], sparse.indptr[i + 1])
-            if row.start < row.stop:
-                yield "sparse", engine.SparseVector(sparse.indices[row].tolist(), sparse.data[row].tolist())
-        if embeddings.multivectors is not None:
-            rows = embeddings.multivectors[i]
-            for name, start in zip(
-                self.multivectors, range(0, len(rows), self.rows_per_vector), strict=False
-            ):
-                yield name, rows[start : start + self.rows_per_vector].tolist()
 
     def nearest(self, component: Component, query: M3Embeddings) -> engine.Query:
         """The query of one component of one text; ``multivector`` asks the first of the multi-vectors."""
@@ -160,15 +96,9 @@ class Layout:
 
     def embeddings(self, vectors: Sequence[Mapping[str, Any]]) -> M3Embeddings:
         """Embeddings of points that were read with their vectors."""
-        schema = self.schema
-        sparse = multivectors = None
-        if "sparse" in schema.components:
-            sparse = _csr([vector.get("sparse") for vector in vectors], schema.model.vocabulary_size)
-        if "multivector" in schema.components:
-            rows = [[row for name in self.multivectors for row in vector.get(name, ())] for vector in vectors]
-            multivectors = MultiVectors.from_list(rows, schema.model.dimension)
-        dense: Float32 = np.array([vector["dense"] for vector in vectors], dtype=np.float32)
-        return M3Embeddings(dense, sparse, multivectors, model=schema.model)
+        return super().embeddings(
+            [{name: _as_read(vector) for name, vector in named.items()} for named in vectors]
+        )
 
 
 def stored(edge: engine.EdgeShard, points: Sequence[PointId]) -> set[PointId]:
@@ -190,59 +120,14 @@ def vectors(edge: engine.EdgeShard, points: Sequence[PointId]) -> dict[PointId, 
     return {record.id: record.vector for record in records if isinstance(record.vector, Mapping)}
 
 
-def payload_of(document: Document) -> dict[str, Any]:
-    """The payload of a document's point, which ``document_of`` reads."""
-    text = metadata_json(document.metadata)
-    metadata = json.loads(text)
-    payload = {ID: document.id, TEXT: document.text, JSON: text, METADATA: metadata}
-    payload |= {FLAGS: tree} if (tree := _select(metadata, _flag)) else {}
-    payload |= {DATES: tree} if (tree := _select(metadata, _date)) else {}
-    return payload
+def _as_sent(vector: Vector) -> Any:
+    # Lists, because the engine's binding reads them faster than arrays (28 ms against 42 ms for 512 x 1,024).
+    if isinstance(vector, np.ndarray):
+        return vector.tolist()
+    return engine.SparseVector(vector[0].tolist(), vector[1].tolist())
 
 
-def document_of(payload: Mapping[str, Any]) -> Document:
-    """The document that a point's payload holds."""
-    return Document(payload[ID], payload[TEXT], json.loads(payload[JSON]))
-
-
-def _csr(rows: Sequence[engine.SparseVector | None], vocabulary_size: int) -> sp.csr_array:
-    indices = [row.indices if row is not None else [] for row in rows]
-    values = [value for row in rows if row is not None for value in row.values]
-    offsets = np.cumsum([0, *map(len, indices)])
-    columns = np.array([index for row in indices for index in row], dtype=np.int64)
-    parts = (np.array(values, dtype=np.float32), columns, offsets)
-    return sp.csr_array(parts, shape=(len(rows), vocabulary_size))
-
-
-def _select(tree: Mapping[str, Any], select: Callable[[Any], str | None]) -> dict[str, Any]:
-    """The same nesting, only of the leaves (and elements of lists) that ``select`` gives a form for."""
-    result: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            chosen: Any = _select(value, select)
-        elif isinstance(value, list):
-            chosen = [form for item in value if (form := select(item)) is not None]
-        else:
-            chosen = select(value)
-        if chosen not in (None, {}, []):
-            result[key] = chosen
-    return result
-
-
-def _flag(value: object) -> str | None:
-    return flag_form(value) if isinstance(value, bool) else None
-
-
-def flag_form(value: bool) -> str:
-    """How ``flags`` spell a truth value."""
-    return "true" if value else "false"
-
-
-def _date(value: object) -> str | None:
-    date = parse_date(value)
-    return None if date is None else date_form(date)
-
-
-def date_form(date: datetime.datetime) -> str:
-    """How ``dates`` and conditions on them spell an instant: RFC 3339 with its offset."""
-    return date.isoformat(timespec="microseconds")
+def _as_read(vector: Any) -> Vector:
+    if isinstance(vector, engine.SparseVector):
+        return np.array(vector.indices, dtype=np.int64), np.array(vector.values, dtype=np.float32)
+    return np.array(vector, dtype=np.float32)

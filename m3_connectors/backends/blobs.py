@@ -1,0 +1,91 @@
+"""Vectors as bytes, for stores that keep them only to give them back: self-describing, little-endian, no pickle.
+
+A blob is a header (magic, version, kind, dtype, rows, width) and the raw values. Multi-vectors are row-major in the
+storage dtype; sparse weights are ``uint32`` token ids followed by ``float32`` weights, so that the exact weights
+survive in stores that round their own (Elasticsearch keeps 9 bits).
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from m3_connectors.embeddings import Float32, MultiVectors
+
+_HEADER = struct.Struct("<2sBBBxxxII")
+"""magic, version, kind, dtype, padding, rows, width: 16 bytes, so that the values stay aligned."""
+
+_MAGIC = b"m3"
+_VERSION = 1
+_MULTIVECTOR, _SPARSE = 1, 2
+_DTYPES: dict[int, np.dtype[np.float16] | np.dtype[np.float32]] = {2: np.dtype("<f2"), 4: np.dtype("<f4")}
+
+HEADER_BYTES = _HEADER.size
+
+
+def pack_multivector(rows: Float32, dtype: str) -> bytes:
+    """float32 ``[tokens, d]`` as bytes in ``"float16"`` or ``"float32"``."""
+    values = np.ascontiguousarray(rows, dtype=np.dtype(dtype).newbyteorder("<"))
+    header = _HEADER.pack(_MAGIC, _VERSION, _MULTIVECTOR, values.itemsize, *values.shape)
+    return header + values.tobytes()
+
+
+def unpack_multivector(blob: bytes) -> Float32:
+    """The rows as float32 ``[tokens, d]``.
+
+    Raises:
+        ValueError: The bytes are no such blob.
+    """
+    size, rows, width = _read_header(blob, _MULTIVECTOR)
+    values = np.frombuffer(blob, dtype=_DTYPES[size], offset=_HEADER.size)
+    return values.reshape(rows, width).astype(np.float32)
+
+
+def unpack_multivectors(packed: Sequence[bytes], dimension: int) -> MultiVectors:
+    """The rows of many documents end to end, converted in one pass.
+
+    Raises:
+        ValueError: A blob is none, or its rows are not ``dimension`` wide.
+    """
+    headers = [_read_header(blob, _MULTIVECTOR) for blob in packed]
+    if any(width != dimension for _, _, width in headers):
+        raise ValueError(f"a vector blob has rows of another width than {dimension}")
+    offsets = np.cumsum([0, *(rows for _, rows, _ in headers)], dtype=np.int64)
+    joined = np.empty((int(offsets[-1]), dimension), dtype=np.float32)
+    for blob, (size, rows, _), start in zip(packed, headers, offsets, strict=False):
+        values = np.frombuffer(blob, dtype=_DTYPES[size], offset=_HEADER.size)
+        joined[start : start + rows] = values.reshape(rows, dimension)
+    return MultiVectors(joined, offsets)
+
+
+def pack_sparse(token_ids: npt.NDArray[np.integer], weights: Float32) -> bytes:
+    """Token ids and weights, both ``[tokens]``, as bytes."""
+    header = _HEADER.pack(_MAGIC, _VERSION, _SPARSE, 4, len(token_ids), 1)
+    return header + token_ids.astype("<u4").tobytes() + weights.astype("<f4").tobytes()
+
+
+def unpack_sparse(blob: bytes) -> tuple[npt.NDArray[np.int64], Float32]:
+    """Token ids (int64) and weights (float32).
+
+    Raises:
+        ValueError: The bytes are no such blob.
+    """
+    _, count, _ = _read_header(blob, _SPARSE)
+    token_ids = np.frombuffer(blob, dtype="<u4", count=count, offset=_HEADER.size).astype(np.int64)
+    weights = np.frombuffer(blob, dtype="<f4", count=count, offset=_HEADER.size + 4 * count)
+    return token_ids, weights.astype(np.float32)
+
+
+def _read_header(blob: bytes, kind: int) -> tuple[int, int, int]:
+    if len(blob) < _HEADER.size:
+        raise ValueError(f"a vector blob of {len(blob)} bytes is shorter than its header")
+    magic, version, found, size, rows, width = _HEADER.unpack_from(blob)
+    if magic != _MAGIC or version != _VERSION or found != kind or size not in _DTYPES:
+        raise ValueError(f"not a vector blob of kind {kind}: {blob[: _HEADER.size]!r}")
+    per_row = 8 if kind == _SPARSE else size * width
+    if len(blob) != _HEADER.size + rows * per_row:
+        raise ValueError(f"a vector blob of {rows} rows has {len(blob)} bytes")
+    return size, rows, width

@@ -1,0 +1,309 @@
+"""Elasticsearch as a store: it proposes candidates, and keeps exact vectors that are scored here."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import json
+import os
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any, ClassVar
+
+import anyio
+import numpy as np
+
+from m3_connectors.backends.base import Backend, Known, Ranking, Schema, ScoredId
+from m3_connectors.backends.capabilities import Capability, ServerInfo
+from m3_connectors.backends.elasticsearch import ranking
+from m3_connectors.backends.elasticsearch.bodies import documents_only
+from m3_connectors.backends.elasticsearch.connection import Connection, segment
+from m3_connectors.backends.elasticsearch.filters import query_of
+from m3_connectors.backends.elasticsearch.mapping import (
+    BACKEND,
+    METADATA,
+    ROWS,
+    SPARSE_BLOB,
+    TEXT,
+    alias_of,
+    first_index_of,
+    index_body,
+    our_index,
+    read_schema,
+)
+from m3_connectors.backends.elasticsearch.paging import count, pages
+from m3_connectors.backends.elasticsearch.reading import Reader
+from m3_connectors.backends.elasticsearch.server import server_info
+from m3_connectors.backends.elasticsearch.vectors import sparse_scores_of
+from m3_connectors.backends.elasticsearch.writing import Refresh, Writer
+from m3_connectors.backends.endpoint import Endpoint, refuse_unknown
+from m3_connectors.backends.together import together
+from m3_connectors.documents import Document
+from m3_connectors.embeddings import Component, Float32, M3Embeddings
+from m3_connectors.errors import AlreadyExists, InvalidInput, NotFound
+from m3_connectors.filters import Filter
+from m3_connectors.methods import Method
+
+_PORT = 9200
+_TRIES = 3
+_SEARCHES_AT_ONCE = 16
+
+
+class ElasticsearchBackend(Backend):
+    """One collection: an alias and the index behind it."""
+
+    name: ClassVar[str] = BACKEND
+    capabilities: ClassVar[frozenset[Capability]] = frozenset(
+        {
+            Capability.PERSISTENT,
+            Capability.NATIVE_DENSE_ANN,
+            Capability.NATIVE_SPARSE,
+            Capability.CONCURRENT_PROCESSES,
+            Capability.SPLIT_LONG_DOCUMENTS,
+            Capability.FLOAT32_MULTIVECTORS,
+            Capability.DATE_RANGES,
+        }
+    )
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        collection: str = "documents",
+        *,
+        refresh: Refresh = True,
+        shards: int | None = None,
+        replicas: int | None = None,
+    ) -> None:
+        """A collection on a server; nothing is sent yet.
+
+        Args:
+            endpoint: The server.
+            collection: Its name there.
+            refresh: When writes can be searched: ``True``, before a write returns, by making a small segment each
+                time, best with few large writes; ``"wait_for"``, the same without that segment, but each write then
+                takes up to the index's refresh interval (1 s); ``False``, within that interval after the write.
+            shards: Of a new index; None for the server's default, 1.
+            replicas: Of a new index; None for the server's default, 1.
+
+        Raises:
+            InvalidInput: An option or the collection's name cannot be used.
+        """
+        if refresh not in (True, False, "wait_for"):
+            raise InvalidInput(f"refresh is {refresh!r}: give True, False or 'wait_for'.")
+        for option, value, least in (("shards", shards, 1), ("replicas", replicas, 0)):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+                raise InvalidInput(f"{option} is {value!r}: give a whole number >= {least}.")
+        self.collection = collection
+        self.refresh = refresh
+        self._shards, self._replicas = shards, replicas
+        self._alias = alias_of(collection)
+        self._connection = Connection(endpoint)
+        # More would only wait for each other, in the event loop and for connections.
+        self._searches = anyio.CapacityLimiter(_SEARCHES_AT_ONCE)
+        self._reader: Reader | None = None
+        self._writer: Writer | None = None
+
+    @classmethod
+    def from_url(cls, url: str, collection: str, options: Mapping[str, Any]) -> ElasticsearchBackend:
+        """The backend of ``elasticsearch+http(s)://[USER:PASSWORD@]HOST[:9200]``.
+
+        Raises:
+            InvalidInput: An unusable URL or option.
+        """
+        endpoint, left = Endpoint.parse(
+            url, options, default_port=_PORT, environment=os.environ, prefix="M3_ELASTICSEARCH"
+        )
+        refuse_unknown(left, ("refresh", "shards", "replicas"))
+        return cls(endpoint, collection, **left)
+
+    async def server(self) -> ServerInfo:
+        """What the server is; needs no collection."""
+        return await server_info(self._connection)
+
+    # -- the collection
+
+    async def _create(self, schema: Schema) -> None:
+        if await self._behind_alias("create"):
+            raise AlreadyExists(
+                f'there is an index or alias "{self._alias}".\n  Open it, drop it, or use another collection name.',
+                backend=BACKEND,
+                operation="create",
+            )
+        path = f"/{segment(first_index_of(self._alias))}"
+        await self._connection.once(
+            "create", "PUT", path, index_body(schema, self._alias, self._shards, self._replicas)
+        )
+        self._use(schema)
+
+    async def _open(self) -> Schema:
+        schema = read_schema(await self._behind_alias("open"), self.collection)
+        self._use(schema)
+        return schema
+
+    async def _drop(self) -> None:
+        there = await self._behind_alias("drop")
+        if there:
+            path = f"/{segment(our_index(there, self.collection, 'drop'))}"
+            # A second try finds nothing left where the first one's answer was lost.
+            with contextlib.suppress(NotFound):
+                await self._connection.request("drop", "DELETE", path)
+
+    async def close(self) -> None:
+        await self._connection.close()
+        self._reader = self._writer = self._schema = None
+
+    def _use(self, schema: Schema) -> None:
+        self._reader = Reader(self._connection, self._alias, schema)
+        self._writer = Writer(self._connection, self._alias, schema, self.refresh)
+
+    async def _behind_alias(self, operation: str) -> dict[str, Any]:
+        """What the server answers about the alias; empty if there is none."""
+        try:
+            answer: dict[str, Any] = await self._connection.request(
+                operation, "GET", f"/{segment(self._alias)}"
+            )
+        except NotFound:
+            return {}
+        return answer
+
+    # -- writing
+
+    async def _upsert(self, documents: Sequence[Document], embeddings: M3Embeddings) -> None:
+        await self._write.upsert(documents, embeddings)
+
+    async def _delete(self, ids: Sequence[str]) -> int:
+        return await self._write.delete(list(dict.fromkeys(ids)))
+
+    async def _delete_where(self, filter: Filter) -> int:
+        passing = documents_only(query_of(filter))
+        ids = [
+            hit["_id"]
+            async for hits in pages(self._connection, self._alias, "delete", passing)
+            for hit in hits
+        ]
+        return await self._write.delete(ids) if ids else 0
+
+    # -- reading
+
+    async def _fetch(self, ids: Sequence[str]) -> list[Document | None]:
+        found = await self._read.sources(list(dict.fromkeys(ids)))
+        return [_document(id, found[id]) if id in found else None for id in ids]
+
+    async def _vectors(self, ids: Sequence[str]) -> M3Embeddings:
+        return await self._read.vectors(ids)
+
+    async def _count(self, filter: Filter | None) -> int:
+        return await count(self._connection, self._alias, _query(filter))
+
+    async def scan_ids(self) -> AsyncIterator[str]:
+        self._check_open()
+        async for hits in pages(self._connection, self._alias, "scan", documents_only()):
+            for hit in hits:
+                yield hit["_id"]
+
+    # -- ranking
+
+    async def _search(
+        self, query: M3Embeddings, method: Method, k: int, filter: Filter | None, exact: bool
+    ) -> list[ScoredId]:
+        if len(method.candidates) == 1 and tuple(method.candidates) == method.scored:
+            # One list, ranked by what it is ordered by: its first k are the answer.
+            method = dataclasses.replace(method, candidates=dict.fromkeys(method.candidates, k))
+        async with self._searches:
+            for _ in range(_TRIES - 1):
+                # A candidate that is deleted before its vectors are read is no answer, and no error either.
+                with contextlib.suppress(NotFound):
+                    return await super()._search(query, method, k, filter, exact)
+            return await super()._search(query, method, k, filter, exact)
+
+    async def _candidates(
+        self, component: Component, query: M3Embeddings, limit: int, filter: Filter | None, exact: bool
+    ) -> Ranking:
+        hits, scores = await self._list(component, query, limit, filter, exact, ())
+        return Ranking([hit["_id"] for hit in hits], scores)
+
+    async def _list(
+        self,
+        component: Component,
+        query: M3Embeddings,
+        limit: int,
+        filter: Filter | None,
+        exact: bool,
+        fields: Sequence[str],
+    ) -> tuple[ranking.Hits, Float32]:
+        if component == "sparse":
+            return await ranking.sparse_list(
+                self._connection, self._alias, query, limit, _query(filter), fields
+            )
+        assert query.dense is not None
+        return await ranking.dense_list(
+            self._connection, self._alias, query.dense[0], limit, _query(filter), exact, fields
+        )
+
+    async def _propose(
+        self, query: M3Embeddings, method: Method, filter: Filter | None, exact: bool
+    ) -> tuple[list[str], Known]:
+        """Both lists at once; their hits bring what s_lex needs, and how much their multi-vectors weigh."""
+        fields = [ROWS] if "multivector" in self.schema.components else []
+        if "sparse" in method.scored:
+            fields.append(SPARSE_BLOB)
+        components = list(method.candidates)
+        lists = await together(
+            [
+                functools.partial(self._list, name, query, method.candidates[name], filter, exact, fields)
+                for name in components
+            ]
+        )
+        known: Known = {}
+        for component, (hits, scores) in zip(components, lists, strict=True):
+            ids = [hit["_id"] for hit in hits]
+            known.setdefault(component, {}).update(zip(ids, scores, strict=True))
+            self._read.note_rows(hits)
+            if component == "dense" and "sparse" in method.scored:
+                exact_scores = await sparse_scores_of(query, hits)
+                known.setdefault("sparse", {}).update(zip(ids, exact_scores, strict=True))
+        return list(dict.fromkeys(hit["_id"] for hits, _ in lists for hit in hits)), known
+
+    async def _complete(
+        self, components: Sequence[Component], query: M3Embeddings, ids: Sequence[str], known: Known
+    ) -> dict[Component, Float32]:
+        """s_lex and s_mul in one reading of the blobs, where both are missing."""
+        from_blobs = [
+            name
+            for name in components
+            if name != "dense" and any(id not in known.get(name, {}) for id in ids)
+        ]
+        missing = [id for id in ids if any(id not in known.get(name, {}) for name in from_blobs)]
+        if missing:
+            found = await self._read.blob_scores(from_blobs, query, missing)
+            known = known | {name: known.get(name, {}) | found[name] for name in from_blobs}
+        return await super()._complete(components, query, ids, known)
+
+    async def _score(self, component: Component, query: M3Embeddings, ids: Sequence[str]) -> Float32:
+        distinct = list(dict.fromkeys(ids))
+        if component == "dense":
+            assert query.dense is not None
+            found = await self._read.dense_scores(query.dense[0], distinct)
+        else:
+            found = (await self._read.blob_scores([component], query, distinct))[component]
+        return np.array([found[id] for id in ids], dtype=np.float32)
+
+    @property
+    def _read(self) -> Reader:
+        self._check_open()
+        assert self._reader is not None
+        return self._reader
+
+    @property
+    def _write(self) -> Writer:
+        self._check_open()
+        assert self._writer is not None
+        return self._writer
+
+
+def _query(filter: Filter | None) -> dict[str, Any] | None:
+    return None if filter is None else query_of(filter)
+
+
+def _document(id: str, source: Mapping[str, Any]) -> Document:
+    return Document(id, source[TEXT], json.loads(source[METADATA]))

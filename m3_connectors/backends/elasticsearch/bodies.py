@@ -1,0 +1,219 @@
+"""Requests as plain values, and what their answers say: nothing here talks to a server."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import orjson
+import pybase64
+
+from m3_connectors.backends import blobs
+from m3_connectors.backends.base import Schema
+from m3_connectors.backends.elasticsearch.filters import indexed
+from m3_connectors.backends.elasticsearch.mapping import (
+    BUCKET,
+    BUCKETS,
+    DENSE,
+    METADATA,
+    MULTIVECTOR_BLOB,
+    PART_OF,
+    PARTS,
+    ROWS,
+    SPARSE,
+    SPARSE_BLOB,
+    TEXT,
+)
+from m3_connectors.documents import Document
+from m3_connectors.embeddings import Float32, M3Embeddings
+
+Query = dict[str, Any]
+
+MOST_HITS = 10_000
+"""``index.max_result_window`` and the most candidates of a vector search, as every server has them by default."""
+
+PART_BYTES = 4 * 2**20
+"""Most bytes of rows in one document."""
+
+_SMALLEST = np.finfo(np.float32).tiny
+"""Elasticsearch refuses smaller weights; the exact ones are in the blob."""
+
+
+def encoded(body: Mapping[str, Any]) -> bytes:
+    """A body as JSON; numpy values are numbers."""
+    return orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+# -- writing
+
+
+def index_operation(
+    schema: Schema, document: Document, embeddings: M3Embeddings, parts: Sequence[str] = ()
+) -> bytes:
+    """Two lines of a bulk request that store one document.
+
+    Args:
+        schema: Of the collection.
+        document: The document.
+        embeddings: Its own, a batch of one.
+        parts: Ids of the documents that hold its multi-vectors, where it does not hold them itself.
+    """
+    source: dict[str, Any] = {
+        TEXT: document.text,
+        METADATA: json.dumps(document.metadata, ensure_ascii=False, separators=(",", ":")),
+        **indexed(document.metadata),
+        BUCKET: zlib.crc32(document.id.encode()) % BUCKETS,
+    }
+    assert embeddings.dense is not None
+    source[DENSE] = np.ascontiguousarray(embeddings.dense[0])
+    if embeddings.sparse is not None:
+        token_ids, weights = embeddings.sparse.indices, embeddings.sparse.data
+        source[SPARSE] = _weights(token_ids, weights)
+        source[SPARSE_BLOB] = _text(blobs.pack_sparse(token_ids, weights))
+    if embeddings.multivectors is not None:
+        rows = embeddings.multivectors[0]
+        source[ROWS] = len(rows)
+        if parts:
+            source[PARTS] = parts
+        else:
+            source[MULTIVECTOR_BLOB] = _text(blobs.pack_multivector(rows, schema.storage.multivector_dtype))
+    return _index(document.id, source)
+
+
+def part_operation(id: str, document_id: str, rows: Float32, dtype: str) -> bytes:
+    """Two lines of a bulk request that store some rows of a long document."""
+    return _index(id, {PART_OF: document_id, MULTIVECTOR_BLOB: _text(blobs.pack_multivector(rows, dtype))})
+
+
+def delete_operation(id: str) -> bytes:
+    """One line of a bulk request that removes one document."""
+    return encoded({"delete": {"_id": id}}) + b"\n"
+
+
+# -- reading
+
+
+def documents_only(filter: Query | None = None) -> Query:
+    """The documents that pass a filter, without the parts of long ones."""
+    documents: Query = {"exists": {"field": BUCKET}}
+    return {"bool": {"filter": [documents] if filter is None else [documents, filter]}}
+
+
+def parts_of(document_ids: Sequence[str], but: Sequence[str]) -> Query:
+    """The parts of some documents, but some."""
+    return {
+        "size": MOST_HITS,
+        "query": {
+            "bool": {"filter": [{"terms": {PART_OF: document_ids}}], "must_not": [{"ids": {"values": but}}]}
+        },
+        "_source": False,
+        "track_total_hits": False,
+    }
+
+
+def of_ids(ids: Sequence[str], *, blobs: Sequence[str] = (), fields: Sequence[str] = ()) -> Query:
+    """Some fields of some documents, at most ``MOST_HITS``."""
+    return {
+        "size": len(ids),
+        "query": {"ids": {"values": ids}},
+        "sort": ["_doc"],
+        "_source": False,
+        "track_total_hits": False,
+        "docvalue_fields": list(blobs),
+        "fields": list(fields),
+    }
+
+
+def page(
+    pit: str,
+    keep_alive: str,
+    size: int,
+    after: Sequence[Any] | None,
+    query: Query,
+    sort: Sequence[str],
+    fields: Sequence[str],
+) -> Query:
+    """The next page of a search over a point in time, after the sort values of the last hit."""
+    body = {
+        "size": size,
+        "pit": {"id": pit, "keep_alive": keep_alive},
+        "query": query,
+        # Unique and last, so that no page repeats or misses a hit.
+        "sort": [*sort, "_shard_doc"],
+        "track_scores": "_score" in sort,
+        "_source": False,
+        "track_total_hits": False,
+        "docvalue_fields": list(fields),
+    }
+    return body if after is None else {**body, "search_after": after}
+
+
+# -- ranking
+
+
+def dense_search(
+    query: Float32, limit: int, width: int, filter: Query | None, blobs: Sequence[str] = ()
+) -> Query:
+    """The nearest documents by inner product.
+
+    Args:
+        query: float32 ``[d]``.
+        limit: Most hits.
+        width: Candidates considered in each shard; a filter that at most so many documents pass is searched exactly.
+        filter: Only documents that pass.
+        blobs: Doc values to answer with.
+    """
+    knn = {"field": DENSE, "query_vector": query, "k": limit, "num_candidates": max(limit, width)}
+    return {
+        "size": limit,
+        "knn": knn if filter is None else {**knn, "filter": filter},
+        "_source": False,
+        "track_total_hits": False,
+        "docvalue_fields": list(blobs),
+    }
+
+
+def dense_scores(hits: Sequence[Mapping[str, Any]]) -> Float32:
+    """Inner products from the scores of ``dense_search`` (``1 + x`` from 0 up, ``1 / (1 - x)`` below)."""
+    scores = np.array([hit["_score"] for hit in hits], dtype=np.float64)
+    return np.where(scores >= 1, scores - 1, 1 - 1 / np.maximum(scores, _SMALLEST)).astype(np.float32)
+
+
+def sparse_query(query: M3Embeddings, filter: Query | None) -> Query:
+    """Documents that share a token, by the server's rounded s_lex; nothing is pruned."""
+    assert query.sparse is not None
+    vector = _weights(query.sparse.indices, query.sparse.data)
+    scoring: Query = {"sparse_vector": {"field": SPARSE, "query_vector": vector, "prune": False}}
+    return scoring if filter is None else {"bool": {"must": [scoring], "filter": [filter]}}
+
+
+def sparse_search(query: Query, limit: int, blobs: Sequence[str]) -> Query:
+    """The best documents of ``sparse_query``."""
+    return {
+        "size": limit,
+        "query": query,
+        "_source": False,
+        "track_total_hits": False,
+        "docvalue_fields": list(blobs),
+    }
+
+
+def in_buckets(start: int, stop: int, filter: Query | None) -> Query:
+    """The documents of a range of buckets that pass a filter."""
+    part: Query = {"range": {BUCKET: {"gte": start, "lt": stop}}}
+    return part if filter is None else {"bool": {"filter": [part, filter]}}
+
+
+def _weights(token_ids: Any, weights: Any) -> dict[str, Any]:
+    return dict(zip(map(str, token_ids.tolist()), np.maximum(weights, _SMALLEST), strict=True))
+
+
+def _index(id: str, source: Mapping[str, Any]) -> bytes:
+    return encoded({"index": {"_id": id}}) + b"\n" + encoded(source) + b"\n"
+
+
+def _text(blob: bytes) -> str:
+    return pybase64.b64encode_as_string(blob)

@@ -1,0 +1,129 @@
+"""Writes: bulk requests that are repeated where that helps, cut where they are too large, and that name what failed."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from m3_connectors.backends.elasticsearch.connection import Connection, segment
+from m3_connectors.backends.elasticsearch.errors import Blocked, TooLarge, from_status
+from m3_connectors.backends.elasticsearch.mapping import BACKEND
+from m3_connectors.backends.retry import retrying
+from m3_connectors.errors import (
+    BackendError,
+    NotFound,
+    PartialWrite,
+    StorageFull,
+    Throttled,
+    TimedOut,
+    Unauthorised,
+    Unavailable,
+)
+
+_OF_THE_INDEX = (NotFound, Unauthorised, StorageFull, Blocked, Throttled, TimedOut, Unavailable)
+"""Errors that say nothing about one document."""
+
+_ANSWER = "items.*.result,items.*.status,items.*.error"
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What became of the operations of one request.
+
+    Attributes:
+        results: ``created``, ``updated``, ``deleted`` or ``not_found``, by document id.
+        failed: The error of each that was not done, by document id.
+    """
+
+    results: dict[str, str]
+    failed: dict[str, BackendError]
+
+
+async def write(
+    connection: Connection,
+    alias: str,
+    operations: Mapping[str, bytes],
+    operation: str,
+    params: Mapping[str, str],
+) -> Outcome:
+    """Do the operations, each given by the id of its document.
+
+    Raises:
+        BackendError: The request as a whole failed.
+    """
+    left = dict(operations)
+    results: dict[str, str] = {}
+    failed: dict[str, BackendError] = {}
+    path = f"/{segment(alias)}/_bulk"
+
+    async def attempt() -> None:
+        body = b"".join(left.values())
+        answer = await connection.once(
+            operation, "POST", path, body, require_alias="true", filter_path=_ANSWER, **params
+        )
+        again: list[BackendError] = []
+        for id, item in zip(list(left), answer["items"], strict=True):
+            (said,) = item.values()
+            if "error" in said:
+                error = from_status(said["status"], said["error"], operation, connection.url)
+                failed[id] = error
+                if error.retryable:
+                    again.append(error)
+                    continue
+            else:
+                results[id] = said["result"]
+                failed.pop(id, None)
+            del left[id]
+        if again:
+            raise again[0]
+
+    try:
+        await retrying(connection.endpoint.patience, attempt)
+    except TooLarge as error:
+        return await _halved(connection, alias, left, operation, error, params)
+    except BackendError:
+        # Items that were refused to the last are named; a request that got no answer at all is the caller's to see.
+        if not all(id in failed for id in left):
+            raise
+    return Outcome(results, failed)
+
+
+async def _halved(
+    connection: Connection,
+    alias: str,
+    operations: Mapping[str, bytes],
+    operation: str,
+    error: TooLarge,
+    params: Mapping[str, str],
+) -> Outcome:
+    ids = list(operations)
+    if len(ids) == 1:
+        return Outcome({}, {ids[0]: error})
+    middle = len(ids) // 2
+    first, second = [
+        await write(connection, alias, {id: operations[id] for id in part}, operation, params)
+        for part in (ids[:middle], ids[middle:])
+    ]
+    return Outcome(first.results | second.results, first.failed | second.failed)
+
+
+def joined(outcomes: list[Outcome], operation: str) -> dict[str, str]:
+    """The results of all requests of one call.
+
+    Raises:
+        PartialWrite: Something was not done; names it.
+        BackendError: Nothing was done, for a reason that lies in the index and not in the documents.
+    """
+    results: dict[str, str] = {}
+    failed: dict[str, BackendError] = {}
+    for outcome in outcomes:
+        results |= outcome.results
+        failed |= outcome.failed
+    if not failed:
+        return results
+    first = next(iter(failed.values()))
+    if not results and isinstance(first, _OF_THE_INDEX):
+        raise first
+    reasons: dict[str, Any] = {id: str(error) for id, error in failed.items()}
+    raise PartialWrite(reasons, backend=BACKEND, operation=operation)

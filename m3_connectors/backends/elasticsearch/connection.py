@@ -1,0 +1,166 @@
+"""One client of one server: each request with its deadline, its retries and its errors in our terms."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import quote
+
+import anyio
+import elastic_transport
+import elastic_transport.client_utils
+import elasticsearch
+
+from m3_connectors.backends.elasticsearch.bodies import encoded
+from m3_connectors.backends.elasticsearch.errors import translated
+from m3_connectors.backends.endpoint import Endpoint
+from m3_connectors.backends.retry import retrying
+from m3_connectors.errors import InvalidInput
+
+_CONNECTIONS = 16
+_JSON = "application/vnd.elasticsearch+json; compatible-with=8"
+"""Servers of both 8.19 and 9.x take it; a client of version 9 would by itself send what only 9.x takes."""
+
+_LINES = "application/vnd.elasticsearch+x-ndjson; compatible-with=8"
+
+_FAILURES = (elastic_transport.TransportError, elasticsearch.ApiError, elasticsearch.UnsupportedProductError)
+
+
+class _Body(io.BytesIO):
+    """A request's body, sent in pieces and logged by its size."""
+
+    def __init__(self, content: bytes) -> None:
+        super().__init__(content)
+        self._size = len(content)
+
+    def decode(self, *_: str) -> str:
+        """What the client logs of it."""
+        return f"({self._size} bytes)"
+
+
+class _Node(elastic_transport.AiohttpHttpNode):
+    """The client's own way to a server, for bodies of many megabytes: as bytes they would block the event loop."""
+
+    async def perform_request(  # type: ignore[override]
+        self,
+        method: str,
+        target: str,
+        body: bytes | None = None,
+        headers: elastic_transport.HttpHeaders | None = None,
+        request_timeout: Any = elastic_transport.client_utils.DEFAULT,
+    ) -> Any:
+        stream: Any = _Body(body) if body else None
+        return await super().perform_request(method, target, stream, headers, request_timeout)
+
+
+class Connection:
+    """Requests to one server; made without touching the network."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self.endpoint = endpoint
+        self.url = endpoint.url
+        self._client = _client(endpoint)
+        # Waiting for a free connection would count as the server's time.
+        self._connections = anyio.CapacityLimiter(_CONNECTIONS)
+
+    async def request(
+        self,
+        operation: str,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | bytes | None = None,
+        **params: str,
+    ) -> Any:
+        """The answer to one request, tried again while that can help; bytes are sent as lines, and as they are.
+
+        Raises:
+            BackendError: It failed, for good or after all retries.
+        """
+        content = encoded(body) if isinstance(body, Mapping) else body
+        json = not isinstance(body, bytes)
+
+        async def attempt() -> Any:
+            return await self._once(operation, method, path, content, params, _JSON if json else _LINES)
+
+        return await retrying(self.endpoint.patience, attempt)
+
+    async def once(
+        self,
+        operation: str,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | bytes | None = None,
+        **params: str,
+    ) -> Any:
+        """The same, not tried again."""
+        content = encoded(body) if isinstance(body, Mapping) else body
+        return await self._once(
+            operation, method, path, content, params, _LINES if isinstance(body, bytes) else _JSON
+        )
+
+    async def _once(
+        self,
+        operation: str,
+        method: str,
+        path: str,
+        body: bytes | None,
+        params: Mapping[str, str],
+        content_type: str,
+    ) -> Any:
+        headers = {"accept": _JSON, "content-type": content_type}
+        try:
+            async with self._connections:
+                answer = await self._client.perform_request(
+                    method, path, params=params, headers=headers, body=body
+                )
+        except _FAILURES as error:
+            raise translated(error, operation, self.url) from error
+        return answer.body
+
+    async def search(self, operation: str, alias: str, body: Mapping[str, Any]) -> list[Any]:
+        """The hits of a search; of all shards, or it fails."""
+        answer = await self.request(
+            operation, "POST", f"/{segment(alias)}/_search", body, allow_partial_search_results="false"
+        )
+        hits: list[Any] = answer["hits"]["hits"]
+        return hits
+
+    async def close(self) -> None:
+        """Close all connections; safe to call twice."""
+        await self._client.close()
+
+
+def segment(name: str) -> str:
+    """A name as one segment of a path."""
+    return quote(name, safe="")
+
+
+def _client(endpoint: Endpoint) -> elasticsearch.AsyncElasticsearch:
+    options: dict[str, Any] = {}
+    if endpoint.tls:
+        options = {"verify_certs": endpoint.verify, "ssl_show_warn": False}
+        if endpoint.ca_certs:
+            options["ca_certs"] = endpoint.ca_certs
+        if endpoint.fingerprint:
+            # The client takes it only in place of an authority.
+            options |= {"ssl_assert_fingerprint": endpoint.fingerprint}
+    if endpoint.api_key is not None:
+        options["api_key"] = endpoint.api_key.get_secret_value()
+    if endpoint.username is not None and endpoint.password is not None:
+        # Encoded here, as the client would take ASCII only.
+        credentials = f"{endpoint.username}:{endpoint.password.get_secret_value()}"
+        options["basic_auth"] = base64.b64encode(credentials.encode()).decode("ascii")
+    try:
+        return elasticsearch.AsyncElasticsearch(
+            endpoint.url,
+            node_class=_Node,
+            serializer=elasticsearch.OrjsonSerializer(),
+            request_timeout=endpoint.patience.timeout_seconds,
+            connections_per_node=_CONNECTIONS,
+            max_retries=0,
+            **options,
+        )
+    except (ValueError, OSError) as error:
+        raise InvalidInput(f"{endpoint.url} cannot be used so: {error}") from error

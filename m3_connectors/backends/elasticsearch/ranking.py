@@ -1,0 +1,136 @@
+"""Candidate lists: the server proposes, and what it rounds or cuts is proven or asked for again."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from m3_connectors.backends.elasticsearch.bodies import (
+    MOST_HITS,
+    Query,
+    dense_scores,
+    dense_search,
+    in_buckets,
+    sparse_query,
+    sparse_search,
+)
+from m3_connectors.backends.elasticsearch.connection import Connection
+from m3_connectors.backends.elasticsearch.mapping import BUCKETS, SPARSE_BLOB
+from m3_connectors.backends.elasticsearch.paging import count, pages
+from m3_connectors.backends.elasticsearch.vectors import sparse_scores_of
+from m3_connectors.backends.together import together
+from m3_connectors.embeddings import Float32, M3Embeddings
+from m3_connectors.methods import rank
+
+Hits = list[dict[str, Any]]
+
+_SCANNED = 8_000
+"""Documents of a part that is searched exactly; a filter that up to ``MOST_HITS`` pass makes no use of the graph."""
+
+_MORE = 16
+"""Documents asked for beyond the limit, so that equal scores at the cut can be seen."""
+
+_ROUNDED = (1 + 1e-4) / (1 - 2**-8)
+"""No s_lex is larger than the server's by more than this factor: it cuts a document's weights to 9 significant
+bits, downwards; the rest is for sums in float32."""
+
+_PAGE = 1000
+_PARTS_AT_ONCE = 4
+
+
+async def dense_list(
+    connection: Connection,
+    alias: str,
+    query: Float32,
+    limit: int,
+    filter: Query | None,
+    exact: bool,
+    fields: Sequence[str],
+) -> tuple[Hits, Float32]:
+    """The best hits by s_dense and their scores, best first; hits bring the fields that are asked for."""
+    if not exact and limit <= MOST_HITS:
+        asked = min(limit + _MORE, MOST_HITS)
+        width = min(max(2 * limit, 1000), MOST_HITS)
+        hits = await connection.search("search", alias, dense_search(query, asked, width, filter, fields))
+        # A graph may lose its way behind a filter; then fewer come than there are.
+        if len(hits) >= limit or len(hits) >= await count(connection, alias, filter):
+            return _best(hits, dense_scores(hits), limit)
+    return await _scan(connection, alias, query, limit, filter, fields)
+
+
+async def _scan(
+    connection: Connection,
+    alias: str,
+    query: Float32,
+    limit: int,
+    filter: Query | None,
+    fields: Sequence[str],
+) -> tuple[Hits, Float32]:
+    """The true list: parts of the collection so small that the server compares each document of them."""
+    parts = max(1, -(-await count(connection, alias, filter) // _SCANNED))
+    bounds = [BUCKETS * i // parts for i in range(parts + 1)]
+
+    async def part(start: int, stop: int) -> Hits:
+        within = in_buckets(start, stop, filter)
+        asked = min(limit + _MORE, MOST_HITS)
+        hits = await connection.search("search", alias, dense_search(query, asked, MOST_HITS, within, fields))
+        if len(hits) == asked < MOST_HITS and hits[-1]["_score"] == hits[limit - 1]["_score"]:
+            # Many equal scores at the cut: which ids come first can only be told when all are here.
+            hits = await connection.search(
+                "search", alias, dense_search(query, MOST_HITS, MOST_HITS, within, fields)
+            )
+        return hits
+
+    calls = [functools.partial(part, start, stop) for start, stop in itertools.pairwise(bounds)]
+    hits = [hit for found in await together(calls, _PARTS_AT_ONCE) for hit in found]
+    return _best(hits, dense_scores(hits), limit)
+
+
+async def sparse_list(
+    connection: Connection,
+    alias: str,
+    query: M3Embeddings,
+    limit: int,
+    filter: Query | None,
+    fields: Sequence[str],
+) -> tuple[Hits, Float32]:
+    """The true list by s_lex, best first; hits bring the fields that are asked for."""
+    assert query.sparse is not None
+    if query.sparse.nnz == 0:
+        return [], np.empty(0, dtype=np.float32)
+    wanted = list(dict.fromkeys((SPARSE_BLOB, *fields)))
+    asking = sparse_query(query, filter)
+    asked = min(limit + max(limit // 10, _MORE), MOST_HITS)
+    hits = await connection.search("search", alias, sparse_search(asking, asked, wanted))
+    scores = await sparse_scores_of(query, hits)
+    if len(hits) == asked and not _proven(hits, scores, limit):
+        hits, scores = [], np.empty(0, dtype=np.float32)
+        async for page in _sparse_pages(connection, alias, asking, wanted):
+            hits += page
+            scores = np.concatenate([scores, await sparse_scores_of(query, page)])
+            if _proven(hits, scores, limit):
+                break
+    return _best(hits, scores, limit)
+
+
+def _sparse_pages(
+    connection: Connection, alias: str, query: Query, fields: Sequence[str]
+) -> AsyncIterator[Hits]:
+    return pages(connection, alias, "search", query, sort=["_score"], size=_PAGE, fields=fields)
+
+
+def _proven(hits: Hits, scores: Float32, limit: int) -> bool:
+    """Whether no document after these can be among the best, though the server ranked them by rounded scores."""
+    if len(hits) < limit:
+        return False
+    at_the_cut = np.partition(scores, len(scores) - limit)[len(scores) - limit]
+    return bool(hits[-1]["_score"] * _ROUNDED < at_the_cut)
+
+
+def _best(hits: Hits, scores: Float32, limit: int) -> tuple[Hits, Float32]:
+    best = rank([hit["_id"] for hit in hits], scores, limit)
+    return [hits[i] for i in best], scores[best]

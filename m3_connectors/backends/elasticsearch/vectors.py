@@ -1,0 +1,79 @@
+"""Exact vectors out of the blobs that hits bring."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import anyio.to_thread
+import numpy as np
+import pybase64
+import scipy.sparse as sp
+
+from m3_connectors.backends import blobs
+from m3_connectors.backends.elasticsearch.mapping import BACKEND, MULTIVECTOR_BLOB, SPARSE_BLOB
+from m3_connectors.embeddings import Float32, M3Embeddings, MultiVectors
+from m3_connectors.errors import Corrupt
+from m3_connectors.scoring import sparse_scores
+
+Hits = Sequence[Mapping[str, Any]]
+T = TypeVar("T")
+
+
+def multivectors(hits: Hits, dimension: int) -> MultiVectors:
+    """The multi-vectors of hits, in their order; a hit may bring several blobs, which follow each other.
+
+    Raises:
+        Corrupt: A hit brings none that can be read.
+    """
+
+    def read() -> MultiVectors:
+        joined = blobs.unpack_multivectors(_blobs(hits, MULTIVECTOR_BLOB), dimension)
+        first_blobs = np.cumsum([0, *(len(hit["fields"][MULTIVECTOR_BLOB]) for hit in hits)])
+        return MultiVectors(joined.rows, joined.offsets[first_blobs])
+
+    return _read(read)
+
+
+def sparse_rows(hits: Hits, vocabulary_size: int) -> sp.csr_array:
+    """The sparse vectors of hits, CSR ``[hits, vocabulary]``.
+
+    Raises:
+        Corrupt: A hit brings none that can be read.
+    """
+
+    def read() -> sp.csr_array:
+        found = [blobs.unpack_sparse(blob) for blob in _blobs(hits, SPARSE_BLOB)]
+        indptr = np.cumsum([0, *(len(token_ids) for token_ids, _ in found)])
+        indices = np.concatenate([np.empty(0, dtype=np.int64), *(token_ids for token_ids, _ in found)])
+        data = np.concatenate([np.empty(0, dtype=np.float32), *(weights for _, weights in found)])
+        return sp.csr_array((data, indices, indptr), shape=(len(found), vocabulary_size))
+
+    return _read(read)
+
+
+async def sparse_scores_of(query: M3Embeddings, hits: Hits) -> Float32:
+    """The exact s_lex of hits, float32 ``[hits]``; computed in a thread.
+
+    Raises:
+        Corrupt: A hit brings no sparse vector that can be read.
+    """
+    sparse = query.sparse
+    assert sparse is not None
+    return await anyio.to_thread.run_sync(lambda: sparse_scores(sparse, sparse_rows(hits, sparse.shape[1])))
+
+
+def _blobs(hits: Hits, field: str) -> list[bytes]:
+    # Validated, which is also the fast way: 2 ms instead of 60 for 26 MB.
+    return [pybase64.b64decode(text, validate=True) for hit in hits for text in hit["fields"][field]]
+
+
+def _read(read: Callable[[], T]) -> T:
+    try:
+        return read()
+    except (KeyError, ValueError) as error:
+        raise Corrupt(
+            f"a document's vectors cannot be read: {error}.\n  Was it written by another program? Index it again.",
+            backend=BACKEND,
+            operation="read",
+        ) from error

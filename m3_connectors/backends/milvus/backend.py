@@ -1,0 +1,336 @@
+"""The Milvus backend: one collection of documents, exact scores, in milvus-lite or on a server."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+from collections.abc import AsyncIterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+from urllib.parse import urlsplit
+
+import anyio.to_thread
+import numpy as np
+
+from m3_connectors.backends.base import Backend, Known, Ranking, Schema, ScoredId
+from m3_connectors.backends.capabilities import Capability, ServerInfo
+from m3_connectors.backends.endpoint import Endpoint, refuse_unknown
+from m3_connectors.backends.milvus import layout as layouts
+from m3_connectors.backends.milvus.client import Connection
+from m3_connectors.backends.milvus.errors import BACKEND
+from m3_connectors.backends.milvus.filters import EVERYTHING, expression
+from m3_connectors.backends.milvus.layout import Layout
+from m3_connectors.backends.milvus.naming import id_of, key_of, stored_name
+from m3_connectors.backends.milvus.reading import Reader
+from m3_connectors.backends.milvus.rows import document_of, entities
+from m3_connectors.backends.milvus.writing import Writer
+from m3_connectors.backends.retry import Patience
+from m3_connectors.backends.together import together
+from m3_connectors.documents import Document
+from m3_connectors.embeddings import Component, Float32, M3Embeddings
+from m3_connectors.errors import AlreadyExists, InvalidInput, NotFound
+from m3_connectors.filters import Filter
+from m3_connectors.methods import Method, rank
+
+_PORT = 19_530
+_FETCHED_RATHER_THAN_SEARCHED = 64
+"""Up to so many missing scores it is faster to fetch the vectors than to search among the ids."""
+
+
+class MilvusBackend(Backend):
+    """One collection in Milvus.
+
+    Args:
+        where: A server's endpoint, or the data directory of the embedded milvus-lite.
+        collection: Its name.
+        index: Dense index of a new collection. ``FLAT`` looks at every vector (exact, and what milvus-lite is given
+            by default), ``HNSW`` is approximate in who is found (servers' default).
+        max_row_bytes: Largest entity that the server takes; one row must fit a message of its log, 2 MiB with
+            Pulsar. A longer document's multi-vector is stored in parts.
+        batch_bytes: Largest request of a write.
+    """
+
+    name: ClassVar[str] = BACKEND
+    capabilities: ClassVar[frozenset[Capability]] = frozenset(
+        {
+            Capability.PERSISTENT,
+            Capability.NATIVE_DENSE_ANN,
+            Capability.NATIVE_SPARSE,
+            Capability.SPLIT_LONG_DOCUMENTS,
+            Capability.FLOAT32_MULTIVECTORS,
+            Capability.DATE_RANGES,
+        }
+    )
+
+    def __init__(
+        self,
+        where: Endpoint | Path,
+        collection: str = "documents",
+        *,
+        index: str | None = None,
+        max_row_bytes: int = 1_500_000,
+        batch_bytes: int = 16 * 2**20,
+        patience: Patience | None = None,
+    ) -> None:
+        if index not in (None, *layouts.DENSE_INDEXES):
+            raise InvalidInput(f"index is {index!r}: use one of {', '.join(layouts.DENSE_INDEXES)}.")
+        for name, value in (("max_row_bytes", max_row_bytes), ("batch_bytes", batch_bytes)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 2**17:
+                raise InvalidInput(f"{name} is {value!r}: give at least {2**17}.")
+        self.collection = collection
+        self._where = where
+        self._index = index
+        self._max_row_bytes = max_row_bytes
+        self._batch_bytes = batch_bytes
+        self._patience = patience or Patience()
+        self._connected: Connection | None = None
+        self._reader: Reader | None = None
+        self._writer: Writer | None = None
+
+    @classmethod
+    def from_url(cls, url: str, collection: str, options: Mapping[str, Any]) -> MilvusBackend:
+        """The backend of ``milvus:PATH`` (embedded) or ``milvus+http(s)://HOST[:PORT][/DATABASE]``.
+
+        Raises:
+            InvalidInput: An unusable URL, or an unknown option.
+        """
+        own = ("index", "max_row_bytes", "batch_bytes")
+        if urlsplit(url).scheme == "milvus":
+            path = url.removeprefix("milvus:")
+            if not path or path.startswith("//"):
+                raise InvalidInput(
+                    f"{url!r} names no data directory: use milvus:./data.db.\n"
+                    f"  A server is milvus+http://HOST:{_PORT}."
+                )
+            left = dict(options)
+            default = Patience()
+            patience = Patience(
+                left.pop("timeout_seconds", default.timeout_seconds),
+                left.pop("attempts", default.attempts),
+                left.pop("total_seconds", default.total_seconds),
+            )
+            refuse_unknown(left, (*own, "timeout_seconds", "attempts", "total_seconds"))
+            return cls(Path(path).expanduser(), collection, **left, patience=patience)
+        endpoint, left = Endpoint.parse(
+            url, options, default_port=_PORT, environment=os.environ, prefix="M3_MILVUS"
+        )
+        refuse_unknown(left, own)
+        if endpoint.fingerprint or not endpoint.verify:
+            raise InvalidInput(
+                "Milvus is reached over gRPC, which checks certificates by their authority only.\n"
+                "  Give ca_certs=FILE instead of fingerprint= or verify=False (a self-signed one is its own authority)."
+            )
+        return cls(endpoint, collection, **left, patience=endpoint.patience)
+
+    async def server(self) -> ServerInfo:
+        """What answers: version, and how far milvus-lite goes where it is that."""
+        connection = await self._connection()
+        kind = "a server"
+        if connection.is_lite:
+            kind = "milvus-lite" + ("" if isinstance(self._where, Endpoint) else " in this process")
+        return ServerInfo(connection.where, connection.version, {"engine": kind})
+
+    # -- the collection
+
+    async def _create(self, schema: Schema) -> None:
+        connection = await self._connection()
+        name = stored_name(self.collection)
+        if await connection.call("create", "has_collection", name):
+            raise AlreadyExists(
+                f'collection "{self.collection}" is there.', backend=self.name, operation="create"
+            )
+        layout = Layout(schema, name, not connection.is_lite, self._new_index(connection))
+        if layout.has_parts:
+            # Left over from a drop that did not come to its end.
+            await connection.call("create", "drop_collection", layout.parts_name)
+            await connection.call(
+                "create",
+                "create_collection",
+                layout.parts_name,
+                schema=layouts.part_fields(),
+                consistency_level="Strong",
+            )
+        await connection.call(
+            "create",
+            "create_collection",
+            name,
+            schema=layouts.document_fields(layout, self.collection),
+            properties=layouts.properties(schema, self.collection) if connection.is_lite else None,
+            consistency_level="Strong",
+        )
+        # Read back: milvus-lite drops what it does not know without a word.
+        await self._open()
+
+    async def _open(self) -> Schema:
+        connection = await self._connection()
+        name = stored_name(self.collection)
+        if not await connection.call("open", "has_collection", name):
+            raise NotFound(f'no collection "{self.collection}".', backend=self.name, operation="open")
+        described = await connection.call("open", "describe_collection", name)
+        layout = layouts.read_layout(self.collection, described, self._new_index(connection))
+        if await self._indexed(layout.name, layouts.document_indexes(layout)):
+            found = await connection.call("open", "describe_index", name, index_name="dense")
+            layout = dataclasses.replace(layout, dense_index=found["index_type"])
+        await connection.call("open", "load_collection", name)
+        if layout.has_parts:
+            await self._indexed(layout.parts_name, layouts.part_indexes())
+            await connection.call("open", "load_collection", layout.parts_name)
+        self._reader = Reader(connection, layout)
+        self._writer = Writer(connection, layout, self._reader, self._batch_bytes)
+        return layout.schema
+
+    async def _indexed(self, name: str, indexes: Any) -> bool:
+        """Make the indexes of a collection unless it has them; whether it had them."""
+        connection = await self._connection()
+        if await connection.call("open", "list_indexes", name):
+            return True
+        # Not waiting: the collection is empty, and pymilvus sleeps half a second for each.
+        await connection.call("create", "create_index", name, index_params=indexes, sync=False)
+        return False
+
+    def _new_index(self, connection: Connection) -> str:
+        return self._index or ("FLAT" if connection.is_lite else "HNSW")
+
+    async def _drop(self) -> None:
+        connection = await self._connection()
+        name = stored_name(self.collection)
+        if await connection.call("drop", "has_collection", name):
+            # Another program's collection of this name is left alone.
+            layouts.read_schema(self.collection, await connection.call("drop", "describe_collection", name))
+        for collection in (name, layouts.parts_name(name)):
+            await connection.call("drop", "drop_collection", collection)
+        self._reader = self._writer = None
+
+    async def close(self) -> None:
+        connection, self._connected = self._connected, None
+        writer, self._writer = self._writer, None
+        self._reader = self._schema = None
+        if connection is not None:
+            try:
+                if writer is not None:
+                    await writer.settle()
+            finally:
+                await connection.close()
+
+    async def _connection(self) -> Connection:
+        if self._connected is None:
+            self._connected = await (
+                Connection.to(self._where)
+                if isinstance(self._where, Endpoint)
+                else Connection.embedded(self._where, self._patience)
+            )
+        return self._connected
+
+    @property
+    def _reads(self) -> Reader:
+        self._check_open()
+        assert self._reader is not None
+        return self._reader
+
+    @property
+    def _writes(self) -> Writer:
+        self._check_open()
+        assert self._writer is not None
+        return self._writer
+
+    # -- writing
+
+    async def _upsert(self, documents: Sequence[Document], embeddings: M3Embeddings) -> None:
+        layout = self._reads.layout
+        packed = await anyio.to_thread.run_sync(entities, layout, documents, embeddings, self._max_row_bytes)
+        await self._writes.upsert(packed)
+
+    async def _delete(self, ids: Sequence[str]) -> int:
+        return await self._writes.delete(list(dict.fromkeys(map(key_of, ids))))
+
+    async def _delete_where(self, filter: Filter) -> int:
+        return await self._writes.delete_where(self._expression(filter))
+
+    # -- reading
+
+    async def _fetch(self, ids: Sequence[str]) -> list[Document | None]:
+        keys = [key_of(id) for id in ids]
+        rows = await self._reads.rows("fetch", keys, ["text", "metadata"])
+        found = {key: document_of(row) for key, row in rows.items()}
+        return [found.get(key) for key in keys]
+
+    async def _vectors(self, ids: Sequence[str]) -> M3Embeddings:
+        return await self._reads.embeddings("vectors", [key_of(id) for id in ids], self.schema.components)
+
+    async def _count(self, filter: Filter | None) -> int:
+        return await self._reads.count(self._expression(filter))
+
+    async def scan_ids(self) -> AsyncIterator[str]:
+        async for page in self._reads.pages("scan", EVERYTHING, ["key"]):
+            for row in page:
+                yield id_of(row["key"])
+
+    # -- ranking
+
+    async def _candidates(
+        self, component: Component, query: M3Embeddings, limit: int, filter: Filter | None, exact: bool
+    ) -> Ranking:
+        reads = self._reads
+        whole = limit > reads.most_results or (
+            component == "dense" and exact and not reads.layout.exact_dense
+        )
+        find = reads.scan_for if whole else reads.search
+        found = await find(component, query, limit, self._expression(filter))
+        ids = [id_of(key) for key in found]
+        scores = np.fromiter(found.values(), dtype=np.float32, count=len(found))
+        best = rank(ids, scores, limit)
+        return Ranking([ids[i] for i in best], scores[best])
+
+    async def _score(self, component: Component, query: M3Embeddings, ids: Sequence[str]) -> Float32:
+        scores = (await self._scores({component: ids}, query))[component]
+        return np.array([scores[id] for id in ids], dtype=np.float32)
+
+    async def _search(
+        self, query: M3Embeddings, method: Method, k: int, filter: Filter | None, exact: bool
+    ) -> list[ScoredId]:
+        for _ in range(2):
+            try:
+                return await super()._search(query, method, k, filter, exact)
+            except NotFound:
+                # A candidate was deleted before it was scored: ask again, without it.
+                continue
+        return await super()._search(query, method, k, filter, exact)
+
+    async def _complete(
+        self, components: Sequence[Component], query: M3Embeddings, ids: Sequence[str], known: Known
+    ) -> dict[Component, Float32]:
+        missing = {name: [id for id in ids if id not in known.get(name, {})] for name in components}
+        found = await self._scores({name: left for name, left in missing.items() if left}, query)
+
+        def column(name: Component) -> Float32:
+            scores = {**known.get(name, {}), **found.get(name, {})}
+            return np.array([scores[id] for id in ids], dtype=np.float32)
+
+        return {name: column(name) for name in components}
+
+    async def _scores(
+        self, missing: Mapping[Component, Sequence[str]], query: M3Embeddings
+    ) -> dict[Component, dict[str, np.float32]]:
+        """Scores by id of the ids that each component misses.
+
+        Multi-vectors must be fetched, and of few documents everything is fetched: with all that is missing in one
+        request. Else the store is asked to search among the ids.
+        """
+        reads = self._reads
+        union = list(dict.fromkeys(id for ids in missing.values() for id in ids))
+        if "multivector" in missing or len(union) <= _FETCHED_RATHER_THAN_SEARCHED:
+            fetched = await reads.fetched_scores(list(missing), query, [key_of(id) for id in union])
+            return {name: dict(zip(union, scores, strict=True)) for name, scores in fetched.items()}
+
+        async def searched(name: Component) -> Float32:
+            return await reads.searched_scores(name, query, [key_of(id) for id in missing[name]])
+
+        scores = await together([functools.partial(searched, name) for name in missing])
+        return {
+            name: dict(zip(missing[name], part, strict=True))
+            for name, part in zip(missing, scores, strict=True)
+        }
+
+    def _expression(self, filter: Filter | None) -> str:
+        return expression(filter, terms_as_array=self._reads.layout.terms_as_array)

@@ -1,0 +1,238 @@
+"""One connection: pymilvus' blocking client in worker threads, with deadlines, typed errors and retries.
+
+pymilvus has an asyncio client, marked experimental. It decodes answers on the event loop (35 MB of packed vectors would
+stop it for a tenth of a second), and a cancelled call may leave its shared channel closed. The blocking client, one
+thread for each call, does neither: an abandoned call ends by its own deadline and disturbs nobody.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import functools
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import anyio
+import anyio.to_thread
+import grpc
+from pymilvus import MilvusClient
+from pymilvus.exceptions import MilvusException
+
+from m3_connectors.backends.endpoint import Endpoint
+from m3_connectors.backends.milvus import lite
+from m3_connectors.backends.milvus.errors import BACKEND, NotLoaded, translated
+from m3_connectors.backends.retry import Patience, retrying
+from m3_connectors.errors import InvalidInput, Unavailable
+
+T = TypeVar("T")
+
+_THREADS = 16
+"""Calls of one connection at the same time."""
+
+_GRPC_OPTIONS = {
+    # A server that came back is found within a second; gRPC's own pause grows to minutes, for all channels together.
+    "grpc.initial_reconnect_backoff_ms": 200,
+    "grpc.max_reconnect_backoff_ms": 1_000,
+    "grpc.use_local_subchannel_pool": 1,
+    # A connection that died without a word is noticed after 40 s. milvus-lite takes pymilvus' ping every 10 s, also
+    # between calls, for an attack, and ends the connection (GOAWAY, too_many_pings).
+    "grpc.keepalive_time_ms": 30_000,
+    "grpc.keepalive_timeout_ms": 10_000,
+    "grpc.keepalive_permit_without_calls": 0,
+}
+
+
+class Connection:
+    """A server, or the engine embedded here, and how to call it.
+
+    Attributes:
+        where: Address or path for errors; no secret in it.
+        version: What the server says, such as ``"2.6.4"`` or ``"milvus_lite-3.2.2"``.
+    """
+
+    def __init__(
+        self,
+        client: MilvusClient,
+        where: str,
+        patience: Patience,
+        engine: lite.Embedded | None,
+    ) -> None:
+        self.where = where
+        self.version = ""
+        self._client: MilvusClient | None = client
+        self._patience = patience
+        self._engine = engine
+        self._write_lock: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
+        self._limiter = anyio.CapacityLimiter(_THREADS)
+
+    @property
+    def is_lite(self) -> bool:
+        """Whether milvus-lite answers, embedded or as a server."""
+        return "lite" in self.version
+
+    @classmethod
+    async def embedded(cls, path: Any, patience: Patience) -> Connection:
+        """The engine on a data directory, in this process.
+
+        Raises:
+            Busy: Another process has it open.
+            Unsupported: milvus-lite is older than 3.2.2.
+        """
+        engine = await anyio.to_thread.run_sync(lite.acquire, path)
+        try:
+            return await cls._connected(str(engine.path), patience, {"uri": engine.uri}, engine)
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                await anyio.to_thread.run_sync(lite.release, engine)
+            raise
+
+    @classmethod
+    async def to(cls, endpoint: Endpoint) -> Connection:
+        """A server.
+
+        Raises:
+            Unavailable: It cannot be reached.
+            Unauthorised: It does not accept the credentials.
+            Unsupported: It is a milvus-lite older than 3.2.2.
+        """
+        options: dict[str, Any] = {"uri": f"{endpoint.scheme}://{endpoint.host}:{endpoint.port}"}
+        if endpoint.api_key is not None:
+            options["token"] = endpoint.api_key.get_secret_value()
+        if endpoint.username is not None and endpoint.password is not None:
+            options |= {"user": endpoint.username, "password": endpoint.password.get_secret_value()}
+        if endpoint.path:
+            options["db_name"] = endpoint.path.strip("/")
+        if endpoint.ca_certs:
+            if not Path(endpoint.ca_certs).is_file():
+                raise InvalidInput(f"ca_certs is {endpoint.ca_certs!r}: there is no such file.")
+            options["server_pem_path"] = endpoint.ca_certs
+        return await cls._connected(endpoint.url, endpoint.patience, options, None)
+
+    @classmethod
+    async def _connected(
+        cls, where: str, patience: Patience, options: dict[str, Any], engine: lite.Embedded | None
+    ) -> Connection:
+        # Not shared: pymilvus shares by address and token alone, whatever the other options say.
+        connect = functools.partial(
+            MilvusClient,
+            **options,
+            timeout=patience.timeout_seconds,
+            dedicated=True,
+            grpc_options=_GRPC_OPTIONS,
+        )
+
+        async def once() -> MilvusClient:
+            return await _in_thread(connect, "connect", where)
+
+        self = cls(await retrying(patience, once), where, patience, engine)
+        try:
+            self.version = await self.call("connect", "get_server_version")
+            if self.is_lite:
+                lite.check_version(self.version)
+                # milvus-lite takes one writer at a time.
+                self._write_lock = engine.write_lock if engine else threading.Lock()
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                await anyio.to_thread.run_sync(self._client_close)
+            raise
+        return self
+
+    async def call(
+        self,
+        operation: str,
+        method: str,
+        *args: Any,
+        write: bool = False,
+        then: Callable[[Any], Any] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """``MilvusClient.method(*args, **kwargs)`` within the deadline, tried again where that can help.
+
+        Args:
+            operation: For errors, such as ``"upsert"``.
+            method: Name of a method that takes ``timeout``.
+            *args: Its arguments.
+            write: It changes the collection; it must be safe to repeat.
+            then: What is to be done with the answer in the same thread: pymilvus decodes rows when they are read.
+            **kwargs: Its arguments.
+
+        Raises:
+            BackendError: What went wrong, the most specific kind.
+        """
+
+        def invoke() -> Any:
+            with self._write_lock if write else contextlib.nullcontext():
+                answer = getattr(self._open_client(operation), method)(
+                    *args, timeout=self._patience.timeout_seconds, **kwargs
+                )
+            return answer if then is None else then(answer)
+
+        async def once() -> Any:
+            return await self.in_thread(operation, invoke)
+
+        try:
+            return await retrying(self._patience, once)
+        except NotLoaded:
+            # A milvus-lite that was started again has its collections on disk only.
+            collection = kwargs.get("collection_name") or args[0]
+            await self.call(operation, "load_collection", collection)
+            return await retrying(self._patience, once)
+
+    async def in_thread(self, operation: str, function: Callable[[], T]) -> T:
+        """``function()`` in a worker thread, its errors translated; cancelling abandons it."""
+        return await _in_thread(function, operation, self.where, self._limiter)
+
+    async def close(self) -> None:
+        """Close the connection; the embedded engine stops with its last user."""
+        await anyio.to_thread.run_sync(self._client_close)
+        if self._engine is not None:
+            engine, self._engine = self._engine, None
+            await anyio.to_thread.run_sync(lite.release, engine)
+
+    def _open_client(self, operation: str) -> MilvusClient:
+        if self._client is None:
+            raise Unavailable("this connection is closed.", backend=BACKEND, operation=operation)
+        return self._client
+
+    def _client_close(self) -> None:
+        if self._client is not None:
+            client, self._client = self._client, None
+            client.close()
+
+
+async def _in_thread(
+    function: Callable[[], T], operation: str, where: str, limiter: anyio.CapacityLimiter | None = None
+) -> T:
+    def run() -> T:
+        with _quiet():
+            return function()
+
+    try:
+        return await anyio.to_thread.run_sync(run, abandon_on_cancel=True, limiter=limiter)
+    except (MilvusException, grpc.RpcError, grpc.FutureTimeoutError) as error:
+        raise translated(error, operation, where) from error
+    except ValueError as error:
+        if "closed channel" not in str(error):
+            raise
+        raise translated(error, operation, where) from error
+
+
+_calling = contextvars.ContextVar("m3_milvus_calling", default=False)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep pymilvus from logging a traceback for every failed call of ours: each becomes an error of its own."""
+    token = _calling.set(True)
+    try:
+        yield
+    finally:
+        _calling.reset(token)
+
+
+for _name in ("pymilvus.decorators", "pymilvus.client.connection_manager", "pymilvus.client.grpc_handler"):
+    logging.getLogger(_name).addFilter(lambda record: not _calling.get())

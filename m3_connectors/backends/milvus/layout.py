@@ -1,0 +1,219 @@
+"""How a collection lies in Milvus: its fields and indexes, and what it records about itself.
+
+The documents' collection has one entity a document. Multi-vectors stand beside it in packed form: base64 of the rows
+in an array of texts, the only kind of field that every server takes at this size (JSON ends at 64 KB, a text too, an
+array of numbers at 4,096 elements). A document whose entity would pass ``max_row_bytes`` keeps its packed rows in a
+second collection, in parts, whose keys the entity derives from its ``version``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from pymilvus import CollectionSchema, DataType, MilvusClient
+from pymilvus.milvus_client.index import IndexParams
+
+from m3_connectors.backends.base import Schema
+from m3_connectors.backends.milvus.errors import BACKEND
+from m3_connectors.backends.milvus.naming import MAX_KEY_BYTES, stored_name
+from m3_connectors.errors import Corrupt, Rejected
+
+DENSE_INDEXES = ("HNSW", "FLAT", "AUTOINDEX")
+
+MAX_TEXT_BYTES = 65_535
+"""A VARCHAR's, everywhere."""
+
+MAX_ELEMENTS = 4_096
+"""An ARRAY's, everywhere."""
+
+MAX_DYNAMIC_BYTES = 65_536
+"""Of all dynamic fields of one entity together, as JSON."""
+
+TERM_BYTES = 32
+
+_RECORD = "m3_connectors.schema"
+_HNSW = {"M": 32, "efConstruction": 200}
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Names and field types of one open collection.
+
+    Attributes:
+        schema: What the collection records about itself.
+        name: The documents' collection in Milvus.
+        terms_as_array: Filter terms are an ARRAY with an inverted index (servers), else one text (milvus-lite,
+            which goes through arrays row by row in Python).
+        dense_index: The type of the dense index as the server names it.
+    """
+
+    schema: Schema
+    name: str
+    terms_as_array: bool
+    dense_index: str
+
+    @property
+    def parts_name(self) -> str:
+        """The collection of the packed rows of long documents."""
+        return parts_name(self.name)
+
+    @property
+    def has_parts(self) -> bool:
+        """Whether that collection exists."""
+        return "multivector" in self.schema.components and self.schema.storage.long_documents != "error"
+
+    @property
+    def exact_dense(self) -> bool:
+        """Whether every dense search looks at every vector."""
+        return self.dense_index == "FLAT"
+
+
+def parts_name(name: str) -> str:
+    """The collection that holds the parts of collection ``name``."""
+    return f"{name}__m3_parts"
+
+
+def document_fields(layout: Layout, collection: str) -> CollectionSchema:
+    """The fields of the documents' collection."""
+    schema = layout.schema
+    # milvus-lite drops descriptions; servers show them in their tools.
+    fields = MilvusClient.create_schema(
+        auto_id=False, enable_dynamic_field=True, description=_record(layout.schema, collection)
+    )
+    fields.add_field("key", DataType.VARCHAR, max_length=MAX_KEY_BYTES, is_primary=True)
+    fields.add_field("dense", DataType.FLOAT_VECTOR, dim=schema.model.dimension)
+    if "sparse" in schema.components:
+        fields.add_field("sparse", DataType.SPARSE_FLOAT_VECTOR)
+    if "multivector" in schema.components:
+        _add_texts(fields, "multivector")
+        fields.add_field("rows", DataType.INT64)
+        fields.add_field("parts", DataType.INT64)
+        fields.add_field("version", DataType.VARCHAR, max_length=TERM_BYTES)
+    _add_texts(fields, "text")
+    _add_texts(fields, "metadata")
+    if layout.terms_as_array:
+        fields.add_field(
+            "terms",
+            DataType.ARRAY,
+            element_type=DataType.VARCHAR,
+            max_capacity=MAX_ELEMENTS,
+            max_length=TERM_BYTES,
+        )
+    else:
+        # milvus-lite knows no limit of a text; this one is the array's.
+        fields.add_field("terms", DataType.VARCHAR, max_length=MAX_ELEMENTS * (TERM_BYTES + 1))
+    return fields
+
+
+def document_indexes(layout: Layout) -> IndexParams:
+    """Dense by inner product, sparse in the inverted index, filter terms in theirs."""
+    indexes = MilvusClient.prepare_index_params()
+    indexes.add_index(
+        "dense",
+        index_type=layout.dense_index,
+        metric_type="IP",
+        params=_HNSW if layout.dense_index == "HNSW" else {},
+    )
+    if "sparse" in layout.schema.components:
+        # No algorithm named: milvus-lite refuses it, servers choose their fastest exact one.
+        indexes.add_index("sparse", index_type="SPARSE_INVERTED_INDEX", metric_type="IP")
+    if layout.terms_as_array:
+        indexes.add_index("terms", index_type="INVERTED")
+    return indexes
+
+
+def part_fields() -> CollectionSchema:
+    """The fields of the parts' collection; Milvus wants a vector in each, so there is an idle one."""
+    fields = MilvusClient.create_schema(auto_id=False, enable_dynamic_field=False)
+    fields.add_field("key", DataType.VARCHAR, max_length=2 * TERM_BYTES, is_primary=True)
+    _add_texts(fields, "multivector")
+    fields.add_field("idle", DataType.FLOAT_VECTOR, dim=2)
+    return fields
+
+
+def part_indexes() -> IndexParams:
+    """The index that Milvus wants on the idle vector."""
+    indexes = MilvusClient.prepare_index_params()
+    indexes.add_index("idle", index_type="FLAT", metric_type="IP")
+    return indexes
+
+
+def properties(schema: Schema, collection: str) -> dict[str, str]:
+    """The collection's own record as a property, which milvus-lite keeps."""
+    return {_RECORD: _record(schema, collection)}
+
+
+def read_schema(collection: str, described: Mapping[str, Any]) -> Schema:
+    """What a collection records about itself.
+
+    Args:
+        collection: The user's name of it.
+        described: The answer of ``describe_collection``.
+
+    Raises:
+        Rejected: It is not this package's, or another collection's.
+    """
+    record = described.get("properties", {}).get(_RECORD) or described.get("description") or "null"
+    try:
+        raw = json.loads(record)
+        owner, schema = raw["collection"], raw["schema"]
+    except (ValueError, TypeError, KeyError):
+        raise Rejected(
+            f'collection "{collection}" was not made by m3-connectors.\n  Use another collection name.',
+            backend=BACKEND,
+            operation="open",
+        ) from None
+    if owner != collection:
+        raise Rejected(
+            f'where "{collection}" would lie, there is "{owner}".\n  Use another collection name.',
+            backend=BACKEND,
+            operation="open",
+        )
+    return Schema.from_json(schema)
+
+
+def read_layout(collection: str, described: Mapping[str, Any], dense_index: str) -> Layout:
+    """The layout of a collection from what the server says of it.
+
+    Args:
+        collection: The user's name of it.
+        described: The answer of ``describe_collection``.
+        dense_index: The type of the dense index.
+
+    Raises:
+        Rejected: It is not this package's.
+        Corrupt: A field of it is gone, or of another type.
+    """
+    schema = read_schema(collection, described)
+    types = {field["name"]: field["type"] for field in described["fields"]}
+    layout = Layout(schema, stored_name(collection), types.get("terms") == DataType.ARRAY, dense_index)
+    missing = sorted(
+        field.name
+        for field in document_fields(layout, collection).fields
+        if types.get(field.name) != field.dtype
+    )
+    if missing:
+        raise Corrupt(
+            f'collection "{collection}" lacks {", ".join(missing)}, or has it in another type: the server cannot '
+            "hold it, or it was changed.\n  Index into another collection.",
+            backend=BACKEND,
+            operation="open",
+        )
+    return layout
+
+
+def _record(schema: Schema, collection: str) -> str:
+    return json.dumps({"collection": collection, "schema": schema.to_json()})
+
+
+def _add_texts(fields: CollectionSchema, name: str) -> None:
+    fields.add_field(
+        name,
+        DataType.ARRAY,
+        element_type=DataType.VARCHAR,
+        max_capacity=MAX_ELEMENTS,
+        max_length=MAX_TEXT_BYTES,
+    )

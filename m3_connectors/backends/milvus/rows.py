@@ -1,0 +1,206 @@
+"""Documents and their embeddings as Milvus entities, and back."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pybase64
+import scipy.sparse as sp
+
+from m3_connectors.backends.blobs import pack_multivector, unpack_multivectors
+from m3_connectors.backends.milvus.filters import answers
+from m3_connectors.backends.milvus.layout import (
+    MAX_DYNAMIC_BYTES,
+    MAX_ELEMENTS,
+    MAX_TEXT_BYTES,
+    TERM_BYTES,
+    Layout,
+)
+from m3_connectors.backends.milvus.naming import id_of, key_of
+from m3_connectors.documents import Document
+from m3_connectors.embeddings import Component, M3Embeddings, MultiVectors
+from m3_connectors.errors import InvalidInput
+
+NO_TOKEN = 2**32 - 2
+"""Token id of a sparse vector without tokens: milvus-lite refuses an empty one, and no vocabulary reaches this id."""
+
+_PIECE_BYTES = MAX_TEXT_BYTES // 4 * 3
+"""Bytes whose base64 fills one element; a multiple of 3, so that there is no padding inside a document."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Entity:
+    """One document as it is sent.
+
+    Attributes:
+        row: The entity of the documents' collection.
+        parts: Entities of the parts' collection, to be written before it; mostly none.
+        size_bytes: About what ``row`` takes on the wire.
+    """
+
+    row: dict[str, Any]
+    parts: tuple[dict[str, Any], ...]
+    size_bytes: int
+
+
+def entities(
+    layout: Layout, documents: Sequence[Document], embeddings: M3Embeddings, max_row_bytes: int
+) -> list[Entity]:
+    """Every document with its embeddings, row i for document i.
+
+    Raises:
+        InvalidInput: A document does not fit into one row, or has more filterable values than one can hold.
+    """
+    return [_entity(layout, document, embeddings, i, max_row_bytes) for i, document in enumerate(documents)]
+
+
+def document_of(row: Mapping[str, Any]) -> Document:
+    """The document of an entity with ``key``, ``text`` and ``metadata``."""
+    return Document(id_of(row["key"]), "".join(row["text"]), json.loads("".join(row["metadata"])))
+
+
+def part_keys(row: Mapping[str, Any]) -> list[str]:
+    """Keys of the parts that an entity with ``version`` and ``parts`` refers to."""
+    return [f"{row['version']}.{i}" for i in range(row["parts"])]
+
+
+def unpack(packed: Sequence[Sequence[str]], dimension: int) -> MultiVectors:
+    """The multi-vectors of documents, each given by its elements in order.
+
+    Raises:
+        ValueError: The elements of one are no packed multi-vector.
+    """
+    # Only the last element of a document is padded, so that all of them are one base64 text.
+    blobs = [pybase64.b64decode("".join(pieces), validate=True) for pieces in packed]
+    return unpack_multivectors(blobs, dimension)
+
+
+def embeddings_of(
+    layout: Layout,
+    rows: Sequence[Mapping[str, Any]],
+    components: Sequence[Component],
+    multivectors: MultiVectors | None = None,
+) -> M3Embeddings:
+    """Columns of the dense and sparse vectors of entities, and the multi-vectors where given."""
+    model = layout.schema.model
+    return M3Embeddings(
+        dense=np.array([row["dense"] for row in rows], dtype=np.float32).reshape(-1, model.dimension)
+        if "dense" in components
+        else None,
+        sparse=_sparse_matrix([row["sparse"] for row in rows], model.vocabulary_size)
+        if "sparse" in components
+        else None,
+        multivectors=multivectors,
+        model=model,
+    )
+
+
+def sparse_of(matrix: sp.csr_array, i: int) -> dict[int, float]:
+    """Row i of a CSR matrix as pymilvus takes it."""
+    start, stop = matrix.indptr[i], matrix.indptr[i + 1]
+    return dict(zip(matrix.indices[start:stop].tolist(), matrix.data[start:stop].tolist(), strict=True))
+
+
+def _entity(
+    layout: Layout, document: Document, embeddings: M3Embeddings, i: int, max_row_bytes: int
+) -> Entity:
+    where = f"document {document.id!r}"
+    found = answers(document.metadata)
+    if len(found.terms) > MAX_ELEMENTS:
+        raise InvalidInput(
+            f"{where} has metadata with {len(found.terms)} filterable values; Milvus holds {MAX_ELEMENTS} a "
+            "document.\n  Keep long lists out of the metadata, or in its text."
+        )
+    bounds_bytes = len(json.dumps(found.bounds))
+    if bounds_bytes > MAX_DYNAMIC_BYTES:
+        raise InvalidInput(
+            f"{where} has numbers or dates in {len(found.bounds) // 2} fields of its metadata; Milvus holds about "
+            f"{len(found.bounds) // 2 * MAX_DYNAMIC_BYTES // bounds_bytes}.\n  Keep wide tables out of the metadata."
+        )
+    text = document.text.encode()
+    metadata = json.dumps(document.metadata, ensure_ascii=False).encode()
+    assert embeddings.dense is not None
+    row: dict[str, Any] = {
+        "key": key_of(document.id),
+        "dense": embeddings.dense[i],
+        "text": _text_pieces(text),
+        "metadata": _text_pieces(metadata),
+        "terms": list(found.terms) if layout.terms_as_array else " ".join(found.terms),
+        **found.bounds,
+    }
+    size = 256 + embeddings.dense[i].nbytes + len(text) + len(metadata)
+    size += (TERM_BYTES + 4) * len(found.terms) + bounds_bytes
+    if embeddings.sparse is not None:
+        row["sparse"] = sparse_of(embeddings.sparse, i) or {NO_TOKEN: 1.0}
+        size += 8 * len(row["sparse"])
+    parts: tuple[dict[str, Any], ...] = ()
+    if embeddings.multivectors is not None:
+        rows = embeddings.multivectors[i]
+        pieces = list(_base64_pieces(pack_multivector(rows, layout.schema.storage.multivector_dtype)))
+        packed = sum(map(len, pieces))
+        row |= {"rows": len(rows), "version": uuid.uuid4().hex, "parts": 0, "multivector": pieces}
+        if size + packed > max_row_bytes:
+            if not layout.has_parts:
+                raise InvalidInput(
+                    f"{where} takes {size + packed} bytes with its {len(rows)} rows; a row of Milvus holds "
+                    f"{max_row_bytes} (max_row_bytes).\n  Make the collection with "
+                    "Storage(long_documents='split'), which stores it exactly."
+                )
+            parts = tuple(_parts(row["version"], pieces, max_row_bytes))
+            row |= {"multivector": [], "parts": len(parts)}
+        else:
+            size += packed
+    if size > max_row_bytes:
+        raise InvalidInput(
+            f"{where} takes {size} bytes without its multi-vector; a row of Milvus holds {max_row_bytes} "
+            "(max_row_bytes).\n  Cut its text into several documents, or raise max_row_bytes if the server takes more."
+        )
+    return Entity(row, parts, size)
+
+
+def _parts(version: str, pieces: Sequence[str], max_row_bytes: int) -> Iterator[dict[str, Any]]:
+    per_part = max(1, (max_row_bytes - 1024) // MAX_TEXT_BYTES)
+    for i, start in enumerate(range(0, len(pieces), per_part)):
+        yield {"key": f"{version}.{i}", "multivector": pieces[start : start + per_part], "idle": [0.0, 1.0]}
+
+
+def _base64_pieces(blob: bytes) -> Iterator[str]:
+    for start in range(0, len(blob), _PIECE_BYTES):
+        yield pybase64.b64encode_as_string(blob[start : start + _PIECE_BYTES])
+
+
+def _text_pieces(text: bytes) -> list[str]:
+    """UTF-8 in pieces of at most ``MAX_TEXT_BYTES``, cut between characters."""
+    pieces = []
+    start = 0
+    while start < len(text):
+        stop = start + MAX_TEXT_BYTES
+        while stop < len(text) and text[stop] & 0xC0 == 0x80:
+            stop -= 1
+        pieces.append(text[start:stop].decode())
+        start = stop
+    return pieces
+
+
+def _sparse_matrix(rows: Sequence[Mapping[int, float]], width: int) -> sp.csr_array:
+    counts = [0]
+    token_ids: list[int] = []
+    weights: list[float] = []
+    for row in rows:
+        tokens = sorted((token, weight) for token, weight in row.items() if token != NO_TOKEN)
+        token_ids.extend(token for token, _ in tokens)
+        weights.extend(weight for _, weight in tokens)
+        counts.append(len(token_ids))
+    return sp.csr_array(
+        (
+            np.array(weights, dtype=np.float32),
+            np.array(token_ids, dtype=np.int64),
+            np.array(counts, dtype=np.int64),
+        ),
+        shape=(len(rows), width),
+    )

@@ -1,0 +1,419 @@
+"""A Qdrant server as a store: one collection, three named vectors, exact scores.
+
+A search takes two round trips: candidates, then every missing score of every candidate, asked by id. Scores are the
+server's own; a document whose multi-vector had to be split is scored row by row over its parts and put together here.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any, ClassVar, get_args
+
+import numpy as np
+from qdrant_client import models
+
+from m3_connectors.backends.base import Backend, Known, Ranking, Schema
+from m3_connectors.backends.capabilities import Capability, ServerInfo
+from m3_connectors.backends.chunks import by_bytes, by_count
+from m3_connectors.backends.endpoint import Endpoint, refuse_unknown
+from m3_connectors.backends.qdrant.layout import Layout
+from m3_connectors.backends.qdrant.payload import ID, document_of, point_id
+from m3_connectors.backends.qdrant.server_collection import (
+    CREATION_KEY,
+    INDEX_TYPES,
+    METADATA_KEY,
+    IndexType,
+    Limits,
+    check_ours,
+    check_vectors,
+    creation,
+    index_of,
+    limits_of,
+)
+from m3_connectors.backends.qdrant.server_connection import Connection, Transport
+from m3_connectors.backends.qdrant.server_errors import BACKEND
+from m3_connectors.backends.qdrant.server_filters import server_filter
+from m3_connectors.backends.qdrant.server_points import points_of
+from m3_connectors.backends.qdrant.server_scoring import ExactScores
+from m3_connectors.backends.qdrant.server_wire import Ask, Found, Record
+from m3_connectors.backends.qdrant.server_writing import write
+from m3_connectors.documents import Document
+from m3_connectors.embeddings import Component, Float32, M3Embeddings
+from m3_connectors.errors import (
+    AlreadyExists,
+    Corrupt,
+    InvalidInput,
+    NotFound,
+    Unsupported,
+)
+from m3_connectors.filters import Filter
+from m3_connectors.methods import rank
+
+_OPTIONS = ("transport", "grpc_port", "indexes", "shards", "allow_unencrypted_key")
+_IDS_AT_ONCE = 1000
+_DOCUMENTS_AT_ONCE = 256
+_VECTORS_AT_ONCE = 16
+
+
+class QdrantBackend(Backend):
+    """One collection on one server; any number of processes may use it at the same time.
+
+    Args:
+        connection: The way there.
+        collection: Its name.
+        indexes: Metadata fields that get a payload index, with their type.
+        shards: Of a new collection; the server's own choice if None.
+    """
+
+    name: ClassVar[str] = BACKEND
+    capabilities: ClassVar[frozenset[Capability]] = frozenset(Capability)
+
+    def __init__(
+        self,
+        connection: Connection,
+        collection: str = "documents",
+        *,
+        indexes: Mapping[str, IndexType] | None = None,
+        shards: int | None = None,
+    ) -> None:
+        self.collection = collection
+        self._connection = connection
+        self._indexes = dict(indexes or {})
+        self._shards = shards
+        self._layout: Layout | None = None
+        self._limits = Limits()
+
+    @classmethod
+    def from_url(cls, url: str, collection: str, options: Mapping[str, Any]) -> QdrantBackend:
+        """The backend of ``qdrant+http(s)://HOST[:6333]``.
+
+        Options beside the common ones of ``Endpoint``: ``transport`` ("auto", "grpc", "rest"), ``grpc_port`` (the
+        REST port + 1), ``indexes`` (metadata field to "keyword", "number", "date" or "bool"), ``shards``,
+        ``allow_unencrypted_key`` (send a key over http).
+
+        Raises:
+            InvalidInput: An unusable URL or option.
+        """
+        endpoint, left = Endpoint.parse(
+            url, options, default_port=6333, environment=os.environ, prefix="M3_QDRANT"
+        )
+        refuse_unknown(left, _OPTIONS)
+        if endpoint.username is not None or endpoint.fingerprint is not None:
+            raise InvalidInput("Qdrant takes api_key=… and ca_certs=…, not a user or a fingerprint.")
+        if endpoint.api_key is not None and not endpoint.tls and not left.get("allow_unencrypted_key", False):
+            raise InvalidInput(
+                f"{endpoint.url} is not encrypted: the key would be readable on the way.\n"
+                "  Use qdrant+https://…, or allow_unencrypted_key=True on a network that you trust."
+            )
+        transport = left.get("transport", "auto")
+        if transport not in get_args(Transport):
+            raise InvalidInput(f"transport is {transport!r}: use {', '.join(get_args(Transport))}.")
+        indexes = left.get("indexes") or {}
+        for field, kind in indexes.items():
+            if kind not in INDEX_TYPES:
+                raise InvalidInput(f"indexes[{field!r}] is {kind!r}: use {', '.join(INDEX_TYPES)}.")
+        grpc_port = left.get("grpc_port") or os.environ.get("M3_QDRANT_GRPC_PORT") or endpoint.port + 1
+        if not str(grpc_port).isdecimal() or not 0 < int(grpc_port) < 65536:
+            raise InvalidInput(f"grpc_port is {grpc_port!r}: give a port from 1 to 65535.")
+        connection = Connection(endpoint, collection, transport, int(grpc_port))
+        return cls(connection, collection, indexes=indexes, shards=left.get("shards"))
+
+    async def server(self) -> ServerInfo:
+        """What the server is; needs no collection.
+
+        Raises:
+            BackendError: It cannot be reached, or refuses the key.
+        """
+        await self._connection.connect()
+        # The greeting is given to anyone; this is not.
+        info = await self._info("describe")
+        wire = self._connection.wire.name
+        problems = []
+        if wire == "REST":
+            problems.append(
+                "gRPC does not answer: open port 6334, or give grpc_port=…, for speed and long documents."
+            )
+        if info is not None and info.status is models.CollectionStatus.RED:
+            problems.append(
+                f'collection "{self.collection}" is red, it failed to optimise: see the server\'s log.'
+            )
+        details = {"protocol": wire}
+        if info is not None:
+            details |= {"collection": info.status.value, "segments": str(info.segments_count)}
+        return ServerInfo(self._connection.url, self._connection.version, details, tuple(problems))
+
+    # -- the collection
+
+    async def _create(self, schema: Schema) -> None:
+        await self._connection.connect()
+        client = self._connection.client
+        arguments = creation(schema, shards=self._shards)
+        metadata = arguments["metadata"]
+        exists = False
+        try:
+            await self._connection.call(
+                "create", lambda: client.create_collection(self.collection, **arguments)
+            )
+        except AlreadyExists:
+            exists = True
+        info = await self._info("create")
+        found = (info and info.config.metadata) or {}
+        # It is ours even so if only the answer to our first try was lost.
+        if exists and found.get(CREATION_KEY) != metadata[CREATION_KEY]:
+            raise AlreadyExists(
+                f'collection "{self.collection}" is there.\n  Open it, drop it, or use another name.',
+                backend=BACKEND,
+                operation="create",
+            )
+        if METADATA_KEY not in found:
+            # Measured is that an update sets the metadata; that creation does is documented since 1.16.
+            await self._connection.call(
+                "create", lambda: client.update_collection(self.collection, metadata=metadata)
+            )
+        await self._open()
+
+    async def _open(self) -> Schema:
+        await self._connection.connect()
+        info = await self._info("open")
+        if info is None:
+            raise NotFound(
+                f'no collection "{self.collection}" at {self._connection.url}.',
+                backend=BACKEND,
+                operation="open",
+            )
+        schema = check_ours(info, self.collection, "open")
+        check_vectors(info, self.collection, schema)
+        self._layout, self._limits = Layout.of(schema), limits_of(info)
+        await self._make_indexes(info)
+        return schema
+
+    async def _drop(self) -> None:
+        await self._connection.connect()
+        info = await self._info("drop")
+        if info is not None:
+            check_ours(info, self.collection, "drop")
+            client = self._connection.client
+            await self._connection.call("drop", lambda: client.delete_collection(self.collection))
+
+    async def close(self) -> None:
+        self._schema = None
+        await self._connection.close()
+
+    async def _info(self, operation: str) -> models.CollectionInfo | None:
+        client = self._connection.client
+        try:
+            return await self._connection.call(operation, lambda: client.get_collection(self.collection))
+        except NotFound:
+            return None
+
+    async def _make_indexes(self, info: models.CollectionInfo) -> None:
+        for field, kind in self._indexes.items():
+            key, type_ = index_of(field, kind)
+            there = info.payload_schema.get(key)
+            if there is not None and there.data_type == type_:
+                continue
+            client = self._connection.client
+            await self._connection.call(
+                "index",
+                functools.partial(client.create_payload_index, self.collection, key, type_, wait=True),
+            )
+
+    # -- writing
+
+    async def _upsert(self, documents: Sequence[Document], embeddings: M3Embeddings) -> None:
+        layout = self._opened()
+        layout.check_rows(documents, embeddings)
+        await write(self._connection, list(points_of(layout, documents, embeddings)), self._limits.upserts)
+
+    async def _delete(self, ids: Sequence[str]) -> int:
+        self._opened()
+        client = self._connection.client
+        deleted = 0
+        for points in by_count(_points(ids), _IDS_AT_ONCE):
+            there = [record.point for record in await self._records(points, "delete")]
+            if there:
+                selector = models.PointIdsList(points=list(there))
+                await self._connection.call(
+                    "delete", functools.partial(client.delete, self.collection, selector, wait=True)
+                )
+            deleted += len(there)
+        return deleted
+
+    async def _delete_where(self, filter: Filter) -> int:
+        there = await self._count(filter)
+        if there:
+            selector = models.FilterSelector(filter=server_filter(filter))
+            client = self._connection.client
+            await self._connection.call(
+                "delete", functools.partial(client.delete, self.collection, selector, wait=True)
+            )
+        return there
+
+    # -- reading
+
+    async def _fetch(self, ids: Sequence[str]) -> list[Document | None]:
+        self._opened()
+        found: dict[str, Document] = {}
+        for points in by_count(_points(ids), _DOCUMENTS_AT_ONCE):
+            for record in await self._records(points, "fetch", payload=True):
+                found[record.point] = self._document(record)
+        return [found.get(_point(id)) for id in ids]
+
+    async def _vectors(self, ids: Sequence[str]) -> M3Embeddings:
+        layout = self._opened()
+        found: dict[str, Mapping[str, Any]] = {}
+        for points in by_count(_points(ids), _VECTORS_AT_ONCE):
+            for record in await self._records(points, "vectors", vectors=True):
+                found[record.point] = record.vectors
+        _check_found(ids, found, "vectors")
+        return layout.embeddings([found[_point(id)] for id in ids])
+
+    async def _count(self, filter: Filter | None) -> int:
+        self._opened()
+        client = self._connection.client
+        condition = None if filter is None else server_filter(filter)
+        call = functools.partial(client.count, self.collection, count_filter=condition, exact=True)
+        return int((await self._connection.call("count", call)).count)
+
+    async def scan_ids(self) -> AsyncIterator[str]:
+        self._check_open()
+        client = self._connection.client
+        offset: Any = None
+        while True:
+            call = functools.partial(
+                client.scroll,
+                self.collection,
+                limit=min(_IDS_AT_ONCE, self._limits.query or _IDS_AT_ONCE),
+                offset=offset,
+                with_payload=[ID],
+                with_vectors=False,
+            )
+            records, offset = await self._connection.call("scan", call)
+            for record in records:
+                yield str((record.payload or {})[ID])
+            if offset is None:
+                return
+
+    # -- ranking
+
+    async def _candidates(
+        self, component: Component, query: M3Embeddings, limit: int, filter: Filter | None, exact: bool
+    ) -> Ranking:
+        scores = self._exact_scores(query)
+        # A sparse search is exact anyway; saying so makes every shard of several give its full list.
+        exact = exact or component == "sparse"
+        if not self._limits.exact and exact and component == "dense":
+            raise Unsupported(
+                f'collection "{self.collection}" forbids exact search (strict mode: search_allow_exact).\n'
+                "  Search with exact=False, or allow it for this collection."
+            )
+        vector = scores.vector(component)
+        if vector is None:
+            return Ranking([], np.empty(0, dtype=np.float32))
+        ask = Ask(
+            component,
+            vector,
+            limit,
+            filter=None if filter is None else server_filter(filter),
+            exact=exact and self._limits.exact,
+            hnsw_ef=None if exact else min(max(128, 2 * limit), self._limits.hnsw_ef or 2**31),
+            with_id=True,
+        )
+        (hits,) = await self._search_all([ask])
+        ids = [self._document_id(hit) for hit in hits]
+        found = np.array([hit.score for hit in hits], dtype=np.float32)
+        order = rank(ids, found, limit)  # the server's order of equal scores is by chance
+        return Ranking([ids[i] for i in order], found[order])
+
+    async def _score(self, component: Component, query: M3Embeddings, ids: Sequence[str]) -> Float32:
+        found = (await self._exact_scores(query).of({component: _points(ids)}))[component]
+        if component == "sparse":
+            # No score means no shared token, or no such document.
+            silent = [point for point in _points(ids) if point not in found]
+            for points in by_count(silent, _IDS_AT_ONCE):
+                found |= dict.fromkeys((r.point for r in await self._records(points, "score")), 0.0)
+        _check_found(ids, found, "score")
+        return np.array([found[_point(id)] for id in ids], dtype=np.float32)
+
+    async def _complete(
+        self,
+        components: Sequence[Component],
+        query: M3Embeddings,
+        ids: Sequence[str],
+        known: Known,
+    ) -> dict[Component, Float32]:
+        missing = {name: [id for id in ids if id not in known.get(name, {})] for name in components}
+        wanted = {name: _points(some) for name, some in missing.items() if some}
+        found = await self._exact_scores(query).of(wanted)
+
+        def score(name: Component, id: str) -> np.float32 | float:
+            seen = known.get(name, {})
+            # The ids are candidates, so they were there: without a sparse score there is no shared token, and
+            # without another one the document was deleted in between and ranks last.
+            return (
+                seen[id] if id in seen else found[name].get(_point(id), 0.0 if name == "sparse" else -np.inf)
+            )
+
+        return {name: np.array([score(name, id) for id in ids], dtype=np.float32) for name in components}
+
+    # -- requests
+
+    def _exact_scores(self, query: M3Embeddings) -> ExactScores:
+        return ExactScores(self._opened(), query, self._limits, self._search_all)
+
+    async def _search_all(self, asks: Sequence[Ask]) -> list[list[Found]]:
+        wire = self._connection.wire
+        answers: list[list[Found]] = []
+        for run in by_bytes(asks, lambda ask: ask.bytes * wire.bytes_per_float // 4, wire.message_bytes):
+            for batch in by_count(run, self._limits.searches or len(run)):
+                answers += await self._connection.call("search", functools.partial(wire.search, batch))
+        return answers
+
+    async def _records(
+        self, points: Sequence[str], operation: str, *, payload: bool = False, vectors: bool = False
+    ) -> list[Record]:
+        call = functools.partial(self._connection.wire.retrieve, points, payload=payload, vectors=vectors)
+        return await self._connection.call(operation, call)
+
+    def _opened(self) -> Layout:
+        self._check_open()
+        assert self._layout is not None
+        return self._layout
+
+    def _document(self, record: Record) -> Document:
+        try:
+            return document_of(record.payload)
+        except (KeyError, ValueError) as error:
+            raise self._not_ours(record.point) from error
+
+    def _document_id(self, hit: Found) -> str:
+        if hit.id is None:
+            raise self._not_ours(hit.point)
+        return hit.id
+
+    def _not_ours(self, point: str) -> Corrupt:
+        return Corrupt(
+            f'point {point} of collection "{self.collection}" lacks our payload: another program changed it.\n'
+            "  Remove that point, or index its document again.",
+            backend=BACKEND,
+            operation="read",
+        )
+
+
+@functools.lru_cache(maxsize=2**16)
+def _point(id: str) -> str:
+    # Each search asks for the same few hundred several times, and hashing them was a fifth of its own time.
+    return str(point_id(id))
+
+
+def _points(ids: Sequence[str]) -> list[str]:
+    """The points of these ids, each once."""
+    return [_point(id) for id in dict.fromkeys(ids)]
+
+
+def _check_found(ids: Sequence[str], found: Mapping[str, object], operation: str) -> None:
+    missing = next((id for id in ids if _point(id) not in found), None)
+    if missing is not None:
+        raise NotFound(f"no document {missing!r}.", backend=BACKEND, operation=operation)

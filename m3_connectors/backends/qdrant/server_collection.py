@@ -1,0 +1,164 @@
+"""A collection on a Qdrant server: how it is made, what it must look like when it is opened, what it limits."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import uuid
+from typing import Any, Literal
+
+from qdrant_client import models
+
+from m3_connectors.backends.base import Schema
+from m3_connectors.backends.qdrant.conditions import key
+from m3_connectors.backends.qdrant.layout import Layout
+from m3_connectors.backends.qdrant.payload import DATES, FLAGS, METADATA
+from m3_connectors.backends.qdrant.server_errors import BACKEND
+from m3_connectors.errors import Corrupt, InvalidInput, Rejected
+
+METADATA_KEY = "m3_connectors"
+"""Under it the collection's own metadata hold our schema, as JSON text."""
+
+CREATION_KEY = "m3_connectors_creation"
+"""Under it they hold a mark of the one call that made it, so that a second try of it knows its own first."""
+
+IndexType = Literal["keyword", "number", "date", "bool"]
+
+INDEX_TYPES: dict[str, tuple[str, models.PayloadSchemaType]] = {
+    "keyword": (METADATA, models.PayloadSchemaType.KEYWORD),
+    # Never INTEGER: such an index does not see 2.5 or 2.0, and a filter on it would miss documents.
+    "number": (METADATA, models.PayloadSchemaType.FLOAT),
+    "date": (DATES, models.PayloadSchemaType.DATETIME),
+    "bool": (FLAGS, models.PayloadSchemaType.KEYWORD),
+}
+"""Where in the payload the values of a type are, and the index that fits them."""
+
+
+def index_of(field: str, kind: IndexType) -> tuple[str, models.PayloadSchemaType]:
+    """The payload path and index type of a metadata field."""
+    tree, type_ = INDEX_TYPES[kind]
+    return key(tree, field), type_
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """What the collection's strict mode refuses; None where it does not care.
+
+    Attributes:
+        exact: Whether a search may compare with every point.
+        query: Most answers of one search.
+        hnsw_ef: Widest approximate search.
+        searches: Most searches in one request.
+        upserts: Most points in one write.
+    """
+
+    exact: bool = True
+    query: int | None = None
+    hnsw_ef: int | None = None
+    searches: int | None = None
+    upserts: int | None = None
+
+
+def creation(schema: Schema, *, shards: int | None) -> dict[str, Any]:
+    """The arguments of ``create_collection``."""
+    layout = Layout.of(schema)
+    width = schema.model.dimension
+    float16 = schema.storage.multivector_dtype == "float16"
+    # Inner products: COSINE would store other vectors than those given.
+    vectors = {"dense": models.VectorParams(size=width, distance=models.Distance.DOT)}
+    for name in layout.multivectors:
+        vectors[name] = models.VectorParams(
+            size=width,
+            distance=models.Distance.DOT,
+            datatype=models.Datatype.FLOAT16 if float16 else models.Datatype.FLOAT32,
+            multivector_config=models.MultiVectorConfig(comparator=models.MultiVectorComparator.MAX_SIM),
+            # Only ever scored by id: no graph, and no memory beyond the page cache. ``memory=cold`` says the same
+            # since 1.19, but not to the servers before.
+            hnsw_config=models.HnswConfigDiff(m=0),
+            on_disk=True,
+        )
+    # No modifier: plain inner products; IDF would be applied on top of the model's own weights.
+    sparse = {"sparse": models.SparseVectorParams()} if "sparse" in schema.components else None
+    record = json.dumps(schema.to_json(), ensure_ascii=False)
+    metadata = {METADATA_KEY: record, CREATION_KEY: uuid.uuid4().hex}
+    return {
+        "vectors_config": vectors,
+        "sparse_vectors_config": sparse,
+        "metadata": metadata,
+        "shard_number": shards,
+    }
+
+
+def check_ours(info: models.CollectionInfo, collection: str, operation: str) -> Schema:
+    """The schema that the collection records.
+
+    Raises:
+        Rejected: Another program made it.
+        Corrupt: Its record cannot be read.
+    """
+    record = (info.config.metadata or {}).get(METADATA_KEY)
+    if record is None:
+        raise Rejected(
+            f'a collection "{collection}" is there, but m3-connectors did not make it.\n'
+            "  Use another collection name; nothing was changed.",
+            backend=BACKEND,
+            operation=operation,
+        )
+    try:
+        return Schema.from_json(json.loads(record))
+    except InvalidInput:
+        raise
+    except (ValueError, KeyError, TypeError) as error:
+        message = f'the record of collection "{collection}" cannot be read: {error}\n  Index into another collection.'
+        raise Corrupt(message, backend=BACKEND, operation=operation) from error
+
+
+def check_vectors(info: models.CollectionInfo, collection: str, schema: Schema) -> None:
+    """Raise Corrupt unless the collection has the vectors that its schema promises.
+
+    Since 1.18 a vector can be dropped from a live collection, and any client may recreate it otherwise.
+    """
+    found = info.config.params.vectors
+    vectors = found if isinstance(found, dict) else {}
+    multivectors = Layout.of(schema).multivectors
+    width = schema.model.dimension
+    problem = None
+    for name in ("dense", *multivectors):
+        params = vectors.get(name)
+        if params is None:
+            problem = f'the vector "{name}" is not there any more'
+        elif params.size != width:
+            problem = f'the vector "{name}" has {params.size} dimensions, the model {width}'
+        elif params.distance != models.Distance.DOT:
+            problem = f'the vector "{name}" is compared by {params.distance.value}, not by inner product'
+        elif name in multivectors and params.multivector_config is None:
+            problem = f'the vector "{name}" holds one row, not many'
+        if problem:
+            break
+    sparse = info.config.params.sparse_vectors or {}
+    if problem is None and "sparse" in schema.components:
+        if "sparse" not in sparse:
+            problem = 'the vector "sparse" is not there any more'
+        elif sparse["sparse"].modifier not in (None, models.Modifier.NONE):
+            problem = 'the vector "sparse" is modified by the server (IDF), which changes its scores'
+    if problem:
+        raise Corrupt(
+            f'collection "{collection}" was changed: {problem}.\n'
+            "  Index the documents into a new collection; what is in this one can still be read with other tools.",
+            backend=BACKEND,
+            operation="open",
+        )
+
+
+def limits_of(info: models.CollectionInfo) -> Limits:
+    """What the collection's strict mode refuses."""
+    strict = info.config.strict_mode_config
+    if strict is None or not strict.enabled:
+        return Limits()
+    return Limits(
+        exact=strict.search_allow_exact is not False,
+        query=strict.max_query_limit,
+        hnsw_ef=strict.search_max_hnsw_ef,
+        searches=strict.search_max_batchsize,
+        upserts=strict.upsert_max_batchsize,
+    )

@@ -1,0 +1,174 @@
+"""What a Qdrant server's failures mean: REST, gRPC and transport errors as this package's own.
+
+Which of them are tried again is decided by their class (``BackendError.retryable``): 408, 429, 5xx, broken
+connections and their gRPC counterparts are; other 4xx and a full disk (507) are not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+
+import grpc
+import httpx
+from qdrant_client.common.client_exceptions import QdrantException, ResourceExhaustedResponse
+from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
+
+from m3_connectors.errors import (
+    AlreadyExists,
+    BackendError,
+    NotFound,
+    Rejected,
+    StorageFull,
+    Throttled,
+    TimedOut,
+    Unauthorised,
+    Unavailable,
+)
+
+BACKEND = "qdrant"
+
+_STATUS: dict[int, type[BackendError]] = {
+    401: Unauthorised,
+    403: Unauthorised,
+    404: NotFound,
+    408: TimedOut,
+    409: AlreadyExists,
+    504: TimedOut,
+    507: StorageFull,
+}
+_CODES: dict[grpc.StatusCode, type[BackendError]] = {
+    grpc.StatusCode.UNAUTHENTICATED: Unauthorised,
+    grpc.StatusCode.PERMISSION_DENIED: Unauthorised,
+    grpc.StatusCode.NOT_FOUND: NotFound,
+    grpc.StatusCode.ALREADY_EXISTS: AlreadyExists,
+    grpc.StatusCode.DEADLINE_EXCEEDED: TimedOut,
+    grpc.StatusCode.INVALID_ARGUMENT: Rejected,
+    grpc.StatusCode.FAILED_PRECONDITION: Rejected,
+    grpc.StatusCode.OUT_OF_RANGE: Rejected,
+    grpc.StatusCode.UNIMPLEMENTED: Rejected,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: StorageFull,
+}
+"""Everything else (UNAVAILABLE, INTERNAL, ABORTED, UNKNOWN, CANCELLED by the other side) is worth another try."""
+
+_FULL = ("no space left", "os error 28", "out of disk", "disk is full", "not enough disk")
+_TOO_LARGE = ("larger than allowed", "larger than max", "message length too large", "payload too large")
+
+
+class TooLarge(Rejected):
+    """One message held more than the server (or a proxy before it) takes; half of it may pass."""
+
+
+@contextlib.contextmanager
+def translated(operation: str, url: str) -> Iterator[None]:
+    """Raise what the clients raise as this package's errors, their cause kept.
+
+    Args:
+        operation: What is being done, such as ``"upsert"``.
+        url: Where, without secrets.
+    """
+    try:
+        yield
+    except TimeoutError as error:
+        raise TimedOut(f"no answer in time from {url}.", backend=BACKEND, operation=operation) from error
+    except UnexpectedResponse as error:
+        raise _of_status(error, operation, url) from error
+    except ResourceExhaustedResponse as error:
+        message = f"{url} asks to slow down: {error}"
+        seconds = float(error.retry_after_s)
+        raise Throttled(message, backend=BACKEND, operation=operation, retry_after_seconds=seconds) from error
+    except QdrantException as error:
+        raise Throttled(f"{url}: {error}", backend=BACKEND, operation=operation) from error
+    except ResponseHandlingException as error:
+        raise _of_transport(error.source, operation, url) from error
+    except grpc.RpcError as error:
+        raise _of_rpc(error, operation, url) from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise _no_qdrant(operation, url, str(error)) from error
+
+
+def _of_status(error: UnexpectedResponse, operation: str, url: str) -> BackendError:
+    status = error.status_code or 0
+    said = _said(error.content) or error.reason_phrase
+    if status == 429:
+        return Throttled(f"{url} asks to slow down: {said}", backend=BACKEND, operation=operation)
+    return _error(
+        _STATUS.get(status, Unavailable if status >= 500 else Rejected), said, f"{status}", operation, url
+    )
+
+
+def _of_rpc(error: grpc.RpcError, operation: str, url: str) -> BackendError:
+    code, said = error.code(), error.details() or ""
+    pause = _retry_after(error)
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED and (pause is not None or "rate limit" in said.lower()):
+        message = f"{url} asks to slow down: {said}"
+        return Throttled(message, backend=BACKEND, operation=operation, retry_after_seconds=pause)
+    if "CERTIFICATE_VERIFY_FAILED" in said:
+        return _untrusted(operation, url, said)
+    return _error(_CODES.get(code, Unavailable), said, code.name, operation, url)
+
+
+def _error(kind: type[BackendError], said: str, code: str, operation: str, url: str) -> BackendError:
+    """The error of a class, unless the server's words say that it is a more special one."""
+    lower = said.lower()
+    if any(words in lower for words in _FULL):
+        kind = StorageFull
+    elif code in ("413", "400", "RESOURCE_EXHAUSTED") and (
+        code == "413" or any(w in lower for w in _TOO_LARGE)
+    ):
+        kind = TooLarge
+    remedy = _REMEDIES.get(kind, "")
+    return kind(f"{url} answered {code}: {said.strip()[:500]}{remedy}", backend=BACKEND, operation=operation)
+
+
+_REMEDIES: dict[type[BackendError], str] = {
+    Unauthorised: "\n  Give a valid key (api_key=… or M3_QDRANT_API_KEY) that may do this.",
+    StorageFull: "\n  Free some space there and repeat the call; what was acknowledged is safe.",
+}
+
+
+def _of_transport(source: Exception, operation: str, url: str) -> BackendError:
+    text = f"{source}" or type(source).__name__
+    if "CERTIFICATE_VERIFY_FAILED" in text:
+        return _untrusted(operation, url, text)
+    if isinstance(source, httpx.TimeoutException):
+        return TimedOut(f"no answer in time from {url}.", backend=BACKEND, operation=operation)
+    if isinstance(source, httpx.TransportError):
+        message = f"{text} at {url}.\n  Is the server up?  m3 doctor qdrant+{url}"
+        return Unavailable(message, backend=BACKEND, operation=operation)
+    return _no_qdrant(operation, url, text)
+
+
+def _untrusted(operation: str, url: str, said: str) -> Unauthorised:
+    return Unauthorised(
+        f"the certificate of {url} is not trusted: {said}\n"
+        "  Give the authority that signed it: ca_certs='FILE.pem' or M3_QDRANT_CA_CERTS.",
+        backend=BACKEND,
+        operation=operation,
+    )
+
+
+def _no_qdrant(operation: str, url: str, said: str) -> Rejected:
+    return Rejected(
+        f"{url} does not answer as Qdrant does: {' '.join(said.split())[:300]}\n"
+        "  Give the address of Qdrant's REST interface (port 6333 by default).",
+        backend=BACKEND,
+        operation=operation,
+    )
+
+
+def _said(content: bytes) -> str:
+    """The server's own words: ``{"status": {"error": …}}``, or the answer's first characters."""
+    try:
+        return str(json.loads(content)["status"]["error"])
+    except (ValueError, KeyError, TypeError):
+        return content[:300].decode("utf-8", "replace").strip()
+
+
+def _retry_after(error: grpc.RpcError) -> float | None:
+    for key, value in error.trailing_metadata() or ():
+        if key == "retry-after":
+            with contextlib.suppress(ValueError):
+                return float(value)
+    return None

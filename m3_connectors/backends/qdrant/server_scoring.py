@@ -1,0 +1,124 @@
+"""Exact scores of given points, asked of the server in as few requests as its limits allow."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+
+import numpy as np
+
+from m3_connectors.backends.chunks import by_count
+from m3_connectors.backends.qdrant.layout import Layout, Vector, sparse_row
+from m3_connectors.backends.qdrant.server_collection import Limits
+from m3_connectors.backends.qdrant.server_wire import Ask, Found
+from m3_connectors.embeddings import Component, Float32, M3Embeddings
+
+_IDS_AT_ONCE = 1000
+
+Search = Callable[[Sequence[Ask]], Awaitable[list[list[Found]]]]
+
+
+class ExactScores:
+    """The scores of one query.
+
+    Args:
+        layout: Of the collection.
+        query: One text.
+        limits: Of the collection.
+        search: Answers searches.
+    """
+
+    def __init__(self, layout: Layout, query: M3Embeddings, limits: Limits, search: Search) -> None:
+        self._layout = layout
+        self._query = query
+        self._limits = limits
+        self._search = search
+
+    def vector(self, component: Component) -> Vector | None:
+        """The query's vector of one component; None if it is sparse and empty, for then nothing scores."""
+        if component == "dense":
+            assert self._query.dense is not None
+            dense: Float32 = self._query.dense[0]
+            return dense
+        if component == "sparse":
+            assert self._query.sparse is not None
+            row = sparse_row(self._query.sparse, 0)
+            return row if len(row[0]) else None
+        assert self._query.multivectors is not None
+        return self._query.multivectors[0]
+
+    async def of(self, wanted: Mapping[Component, Sequence[str]]) -> dict[Component, dict[str, float]]:
+        """Scores by component and point; a point that is gone, or shares no token, has none.
+
+        One request, and for each multi-vector that a split document among the points has, one more.
+        """
+        asks: list[Ask] = []
+        owners: list[Component | None] = []  # None: who is split?
+        for component, points in wanted.items():
+            for owner, ask in self._asks(component, points):
+                owners.append(owner)
+                asks.append(ask)
+        scores: dict[Component, dict[str, float]] = {component: {} for component in wanted}
+        split: list[str] = []
+        for owner, hits in zip(owners, await self._search(asks) if asks else [], strict=True):
+            if owner is None:
+                split += [hit.point for hit in hits]
+            else:
+                of_one = scores[owner]
+                for hit in hits:
+                    of_one[hit.point] = of_one.get(hit.point, 0.0) + hit.score
+        if "multivector" in wanted:
+            rows = len(self._rows())
+            scores["multivector"] = {point: total / rows for point, total in scores["multivector"].items()}
+            if split:
+                scores["multivector"] |= await self._of_split(split)
+        return scores
+
+    def _asks(self, component: Component, points: Sequence[str]) -> Iterator[tuple[Component | None, Ask]]:
+        vector = self.vector(component)
+        if vector is None:
+            return
+        for some in by_count(points, min(_IDS_AT_ONCE, self._limits.query or _IDS_AT_ONCE)):
+            if component != "multivector":
+                yield component, self._ask(component, vector, some)
+                continue
+            # The server sums over the query's rows, so a query beyond its limit can be asked in parts.
+            rows = self._rows()
+            first, *others = self._layout.multivectors
+            for start in range(0, len(rows), self._layout.rows_per_vector):
+                yield component, self._ask(first, rows[start : start + self._layout.rows_per_vector], some)
+            if others:
+                # Only points that have a second vector answer; most have none.
+                yield None, self._ask(others[0], rows[:1], some)
+
+    async def _of_split(self, points: Sequence[str]) -> dict[str, float]:
+        """Scores of documents in several vectors: for each query row the best over all of them, then the mean.
+
+        (The best per vector of whole scores would be too low: each row has its own best vector.)
+        """
+        rows = self._rows()
+        best = {point: np.full(len(rows), -np.inf) for point in points}
+        left: Sequence[str] = points
+        for name in self._layout.multivectors:
+            having: list[str] = []
+            for some in by_count(left, self._limits.query or len(left)):
+                answers = await self._search(
+                    [self._ask(name, rows[i : i + 1], some) for i in range(len(rows))]
+                )
+                for i, hits in enumerate(answers):
+                    for hit in hits:
+                        best[hit.point][i] = max(best[hit.point][i], hit.score)
+                having += [hit.point for hit in answers[0]]
+            left = having
+            if not left:
+                break
+        means = {point: float(row.mean()) for point, row in best.items()}
+        return {point: mean for point, mean in means.items() if np.isfinite(mean)}
+
+    def _ask(self, using: str, vector: Vector, points: Sequence[str]) -> Ask:
+        exact = self._limits.exact
+        return Ask(using, vector, len(points), ids=points, exact=exact, staged=not exact)
+
+    def _rows(self) -> Float32:
+        rows = self.vector("multivector")
+        assert isinstance(rows, np.ndarray)
+        return rows

@@ -1,0 +1,82 @@
+"""Writing points: cut by bytes, a few requests at a time, and an account of what was not written."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+from m3_connectors.backends.chunks import by_bytes, by_count
+from m3_connectors.backends.qdrant.server_connection import Connection
+from m3_connectors.backends.qdrant.server_errors import BACKEND, TooLarge
+from m3_connectors.backends.qdrant.server_points import Point
+from m3_connectors.backends.qdrant.server_wire import Wire
+from m3_connectors.backends.together import together
+from m3_connectors.errors import BackendError, PartialWrite, Unsupported
+
+_WRITES_AT_ONCE = 2
+
+
+async def write(connection: Connection, points: Sequence[Point], most_points: int | None) -> None:
+    """Write points; all of them are seen by every reader when it returns.
+
+    Args:
+        connection: The way there.
+        points: What to write.
+        most_points: In one request; None for no limit.
+
+    Raises:
+        Unsupported: A point is larger than a request may be; nothing was sent.
+        PartialWrite: Some were not written; the cause is the first failure.
+        BackendError: None was written.
+    """
+    wire = connection.wire
+    _check_sizes(points, wire)
+    failed: dict[str, BackendError] = {}
+
+    async def attempt(batch: Sequence[Point]) -> None:
+        # Once the server is gone for good, the other batches need not find it out one by one.
+        error = next((error for error in failed.values() if error.retryable), None)
+        if error is None:
+            try:
+                await _halving(connection, batch)
+            except BackendError as caught:
+                error = caught
+        if error is not None:
+            failed.update(dict.fromkeys((point.document_id for point in batch), error))
+
+    batches = [
+        batch
+        for run in by_bytes(points, wire.size, wire.message_bytes)
+        for batch in by_count(run, most_points or len(run))
+    ]
+    await together([functools.partial(attempt, batch) for batch in batches], _WRITES_AT_ONCE)
+    if failed:
+        first = next(iter(failed.values()))
+        if len(failed) == len(points):
+            raise first
+        reasons = {id: str(error) for id, error in failed.items()}
+        partial = PartialWrite(reasons, backend=BACKEND, operation="upsert")
+        partial.retryable = first.retryable
+        raise partial from first
+
+
+async def _halving(connection: Connection, batch: Sequence[Point]) -> None:
+    try:
+        await connection.call("upsert", lambda: connection.wire.upsert(batch))
+    except TooLarge:
+        if len(batch) == 1:
+            raise
+        middle = len(batch) // 2
+        await _halving(connection, batch[:middle])
+        await _halving(connection, batch[middle:])
+
+
+def _check_sizes(points: Sequence[Point], wire: Wire) -> None:
+    """Raise Unsupported if a point is larger than a request may be."""
+    for point in points:
+        if wire.largest_bytes is not None and wire.size(point) > wire.largest_bytes:
+            raise Unsupported(
+                f"document {point.document_id!r} may take {wire.size(point) / 2**20:.0f} MiB over {wire.name}; "
+                f"the server's limit is {wire.largest_bytes / 2**20:.0f} MiB.\n"
+                "  Open its gRPC port (6334), which has no limit, or split the text."
+            )

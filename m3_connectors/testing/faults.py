@@ -1,0 +1,285 @@
+"""A TCP proxy that does to a connection what networks and dying servers do; for tests of anything with a client.
+
+::
+
+    with FaultProxy(9200) as proxy:
+        index = connect(f"elasticsearch+http://127.0.0.1:{proxy.port}", "notes", encoder=encoder)
+        proxy.fault = Cut(after_bytes=100, times=1)   # the next answer ends in its middle
+        index.add(documents)                          # must be tried again, and succeed
+        assert proxy.faults == 1
+
+It runs on an event loop of its own in a thread of its own, so that blocking and asynchronous clients are tested the
+same way and no client's stall can stop it. It listens on 127.0.0.1 only. What chance decides follows from ``seed``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import random
+import socket
+import ssl
+import struct
+import threading
+from collections.abc import Callable, Coroutine
+from types import TracebackType
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class Fault:
+    """Something that goes wrong.
+
+    Attributes:
+        times: How often it happens before it is over by itself; None until it is taken away.
+        probability: That it happens at a chunk of an answer, else the chunk passes.
+    """
+
+    times: int | None = dataclasses.field(default=None, kw_only=True)
+    probability: float = dataclasses.field(default=1.0, kw_only=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Refuse(Fault):
+    """Nobody listens: new connections are refused, open ones are reset. A server that is down."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Hang(Fault):
+    """Connections open and requests are taken, but no byte of an answer comes while it lasts."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Delay(Fault):
+    """Every chunk of an answer comes late.
+
+    Attributes:
+        seconds: How late, at least.
+        jitter_seconds: And up to so much more, by chance.
+    """
+
+    seconds: float
+    jitter_seconds: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Cut(Fault):
+    """An answer ends in its middle, and the connection with it.
+
+    Attributes:
+        after_bytes: Of answers that still pass, counted from when the fault was set.
+    """
+
+    after_bytes: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Reset(Cut):
+    """The same, but the connection is reset and not closed."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DropRequest(Fault):
+    """A request is cut in its middle: the server sees a part of it, the client a closed connection.
+
+    Attributes:
+        after_bytes: Of requests that still pass, counted from when the fault was set.
+    """
+
+    after_bytes: int = 0
+
+
+class FaultProxy:
+    """Stands between clients and one server.
+
+    Args:
+        port: Of the server.
+        host: Of the server.
+        listen: Port to listen on; any free one by default.
+        seed: Of what chance decides.
+        tls: Take connections with this server's TLS and go on without; for a client's side of encryption.
+
+    Attributes:
+        port: Where it listens, on 127.0.0.1.
+        faults: How often a fault happened so far.
+        connections: How many connections came so far.
+    """
+
+    def __init__(
+        self,
+        port: int,
+        host: str = "127.0.0.1",
+        *,
+        listen: int = 0,
+        seed: int = 0,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        self.port = listen
+        self.faults = 0
+        self.connections = 0
+        self._target = (host, port)
+        self._tls = tls
+        self._random = random.Random(seed)
+        self._fault: Fault | None = None
+        self._changed = asyncio.Event()
+        self._passed_bytes = 0
+        self._left = 0
+        self._server: asyncio.Server | None = None
+        self._open: set[_Connection] = set()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="fault-proxy", daemon=True)
+
+    @property
+    def fault(self) -> Fault | None:
+        """What goes wrong now; None for nothing. Setting it takes effect before the statement is over."""
+        return self._fault
+
+    @fault.setter
+    def fault(self, fault: Fault | None) -> None:
+        self._run(self._set(fault))
+
+    def __enter__(self) -> FaultProxy:
+        self._thread.start()
+        self._run(self._listen())
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._run(self._stop())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def _run(self, call: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(call, self._loop).result()
+
+    async def _set(self, fault: Fault | None) -> None:
+        self._fault = fault
+        self._passed_bytes = 0
+        self._left = -1 if fault is None or fault.times is None else fault.times
+        self._changed.set()
+        self._changed = asyncio.Event()
+        if isinstance(fault, Refuse):
+            self.faults += 1
+            await self._close_server()
+            self._reset_all()
+        elif self._server is None:
+            await self._listen()
+
+    async def _listen(self) -> None:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port, ssl=self._tls)
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    async def _close_server(self) -> None:
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+
+    async def _stop(self) -> None:
+        await self._close_server()
+        self._reset_all()
+        tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _reset_all(self) -> None:
+        for connection in list(self._open):
+            connection.end(reset=True)
+
+    async def _serve(self, client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        try:
+            server, to_server = await asyncio.open_connection(*self._target)
+        except OSError:
+            _close(to_client, reset=True)
+            return
+        connection = _Connection(to_client, to_server)
+        self._open.add(connection)
+        try:
+            await asyncio.gather(
+                self._pump(client, to_server, connection, self._on_request),
+                self._pump(server, to_client, connection, self._on_answer),
+            )
+        finally:
+            connection.end(reset=False)
+            self._open.discard(connection)
+
+    async def _pump(
+        self,
+        source: asyncio.StreamReader,
+        target: asyncio.StreamWriter,
+        connection: _Connection,
+        treat: Callable[[bytes, _Connection], Coroutine[Any, Any, bytes]],
+    ) -> None:
+        with contextlib.suppress(OSError):
+            while chunk := await source.read(65_536):
+                chunk = await treat(chunk, connection)
+                if connection.ended:
+                    return
+                target.write(chunk)
+                await target.drain()
+            if target.can_write_eof():
+                target.write_eof()
+
+    async def _on_request(self, chunk: bytes, connection: _Connection) -> bytes:
+        fault = self._fault
+        if isinstance(fault, DropRequest):
+            passed, self._passed_bytes = self._passed_bytes, self._passed_bytes + len(chunk)
+            if self._passed_bytes > fault.after_bytes and self._happens(fault):
+                connection.to_server.write(chunk[: max(0, fault.after_bytes - passed)])
+                connection.end(reset=False)
+        return chunk
+
+    async def _on_answer(self, chunk: bytes, connection: _Connection) -> bytes:
+        fault = self._fault
+        if isinstance(fault, Hang) and self._happens(fault):
+            changed = self._changed
+            await changed.wait()
+        elif isinstance(fault, Delay) and self._happens(fault):
+            await asyncio.sleep(fault.seconds + self._random.random() * fault.jitter_seconds)
+        elif isinstance(fault, Cut):
+            passed, self._passed_bytes = self._passed_bytes, self._passed_bytes + len(chunk)
+            if self._passed_bytes > fault.after_bytes and self._happens(fault):
+                connection.to_client.write(chunk[: max(0, fault.after_bytes - passed)])
+                with contextlib.suppress(OSError):
+                    await connection.to_client.drain()
+                connection.end(reset=isinstance(fault, Reset))
+        return chunk
+
+    def _happens(self, fault: Fault) -> bool:
+        if self._left == 0 or self._random.random() >= fault.probability:
+            return False
+        self._left -= 1
+        self.faults += 1
+        self._passed_bytes = 0
+        return True
+
+
+@dataclasses.dataclass(eq=False)
+class _Connection:
+    """A client's connection and ours to the server, which end together."""
+
+    to_client: asyncio.StreamWriter
+    to_server: asyncio.StreamWriter
+    ended: bool = False
+
+    def end(self, *, reset: bool) -> None:
+        self.ended = True
+        _close(self.to_client, reset=reset)
+        _close(self.to_server, reset=reset)
+
+
+def _close(writer: asyncio.StreamWriter, *, reset: bool) -> None:
+    endpoint = writer.get_extra_info("socket")
+    with contextlib.suppress(OSError):
+        if reset and endpoint is not None and endpoint.fileno() >= 0:
+            # To linger for no time is to send a reset.
+            endpoint.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            writer.transport.abort()
+        else:
+            writer.close()

@@ -1,0 +1,49 @@
+"""``python -m m3_connectors.testing.servers``: start what this machine can start, print the URLs, end on Ctrl-C."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import signal
+import threading
+from pathlib import Path
+
+from m3_connectors.testing.servers import CannotStart
+from m3_connectors.testing.servers.start import STORES, start
+
+
+def main() -> None:
+    """Start the stores that are named, all three by default."""
+    parser = argparse.ArgumentParser(prog="m3_connectors.testing.servers", description=__doc__)
+    parser.add_argument("stores", nargs="*", help=f"of {', '.join(STORES)}; all by default")
+    parser.add_argument("--compose", type=Path, help="compose file, where a container engine runs")
+    arguments = parser.parse_args()
+    for name in arguments.stores:
+        if name not in STORES:
+            parser.error(f"unknown store {name!r}: choose of {', '.join(STORES)}")
+    # To be ended by the system is to be interrupted: nothing that was started may stay behind.
+    for ending in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(ending, signal.default_int_handler)
+    with contextlib.suppress(KeyboardInterrupt), contextlib.ExitStack() as running:
+        started = 0
+        for store in STORES:
+            if arguments.stores and store not in arguments.stores:
+                continue
+            try:
+                found = start(store, compose=arguments.compose)
+            except CannotStart as reason:
+                print(f"{store:14} {reason}", flush=True)  # noqa: T201
+                continue
+            running.callback(found.stop)
+            started += 1
+            port = found.options.get("grpc_port")
+            also = f"  M3_QDRANT_GRPC_PORT={port}" if port else ""
+            print(f"{store:14} M3_{store.upper()}_URL={found.url}{also}  ({found.how})", flush=True)  # noqa: T201
+        if not started:
+            parser.exit(1)
+        print("Ctrl-C ends them.", flush=True)  # noqa: T201
+        threading.Event().wait()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,367 @@
+"""A real Elasticsearch on this machine, without containers: the server that its makers publish on Maven Central.
+
+``integ-test-zip`` is the distribution of Elastic's own integration tests: the true server with the search engine,
+vectors and security, without scripting and the other optional modules. It needs a JDK of 21 to 25 and about 2 GB of
+memory, listens on 127.0.0.1 only, and is up in about ten seconds::
+
+    with elasticsearch_server() as server:
+        index = connect(f"elasticsearch+{server.url}", "notes", encoder=encoder)
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import dataclasses
+import http.client
+import os
+import re
+import shutil
+import signal
+import ssl
+import subprocess
+import tempfile
+import time
+import urllib.error
+import urllib.request
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+
+from m3_connectors.errors import InvalidInput
+from m3_connectors.testing.servers import CannotStart
+
+VERSION = "9.2.4"
+"""The version that is started unless another is named."""
+
+_GROUP = "org.elasticsearch.distribution.integ-test-zip"
+_JDK_RELEASES = {"8": range(17, 26), "9": range(21, 26)}
+"""Java releases that each major version of Elasticsearch runs on."""
+
+_START_SECONDS = 240.0
+_STOP_SECONDS = 20.0
+_UNPRIVILEGED_UID = 61_317
+"""Elasticsearch refuses to run as root; for root it runs under this number, which belongs to no account."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Tls:
+    """PEM files for encrypted connections.
+
+    Attributes:
+        certificate: The server's certificate chain, for 127.0.0.1.
+        key: Its private key.
+        authority: The certificate of the authority that signed it.
+    """
+
+    certificate: Path
+    key: Path
+    authority: Path
+
+
+class ElasticsearchServer:
+    """A server of one node in a directory of its own; ends with ``stop``, and what it holds goes with ``remove``.
+
+    Attributes:
+        port: Where it listens on 127.0.0.1; kept over a restart.
+        log: Its own log, for looking at what went wrong.
+    """
+
+    def __init__(
+        self,
+        *,
+        version: str = VERSION,
+        heap_megabytes: int = 1024,
+        tls: Tls | None = None,
+        users: Mapping[str, str] | None = None,
+    ) -> None:
+        """A server that is installed but not yet started.
+
+        Args:
+            version: Of Elasticsearch.
+            heap_megabytes: Memory of its Java heap; a document of 8,191 rows needs 1,024.
+            tls: Listen with TLS, which needs users; without it connections are plain.
+            users: Password by name of each superuser; with any, requests without credentials are refused.
+
+        Raises:
+            InvalidInput: TLS without users.
+            CannotStart: A JDK, or the server and Maven to fetch it, are not here.
+        """
+        if tls and not users:
+            raise InvalidInput("tls without users: Elasticsearch encrypts only where it asks who is there.")
+        self._java = find_jdk(version)
+        self._home = install(version)
+        self._tls = tls
+        self._users = dict(users or {})
+        self._heap_megabytes = heap_megabytes
+        self._process: subprocess.Popen[bytes] | None = None
+        self._watch: subprocess.Popen[bytes] | None = None
+        self._directory = Path(tempfile.mkdtemp(prefix="m3-elasticsearch-"))
+        self._uid = _UNPRIVILEGED_UID if _is_root() else None
+        self.port = 0
+        self.log = self._directory / "logs" / "console.log"
+        self._configure()
+
+    @property
+    def url(self) -> str:
+        """``http(s)://127.0.0.1:PORT``."""
+        return f"{'https' if self._tls else 'http'}://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        """Start the process and wait until the cluster is healthy; the port stays what it was.
+
+        Raises:
+            CannotStart: It ended, or was not healthy within four minutes.
+        """
+        (self._directory / "logs" / "http.ports").unlink(missing_ok=True)
+        self._write_settings()
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [self._home / "bin" / "elasticsearch"],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                **self._as_user(),
+            )
+        # Should this process die in any way, its end of the pipe closes, and the server's session is ended.
+        self._watch = subprocess.Popen(
+            ["/bin/sh", "-c", 'read -r _ || kill -TERM "-$0"', str(self._process.pid)],
+            stdin=subprocess.PIPE,
+            start_new_session=True,
+        )
+        deadline = time.monotonic() + _START_SECONDS
+        while not self._healthy():
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                self.stop()
+                tail = self.log.read_text(errors="replace")[-2000:]
+                raise CannotStart(f"Elasticsearch did not come up:\n{tail}")
+            time.sleep(0.2)
+
+    def stop(self, *, kill: bool = False) -> None:
+        """End the process, at once with ``kill``; nothing if it is not running."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        if not kill:
+            process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_STOP_SECONDS)
+        # Its session holds the launcher and the server that the launcher started, and nothing else.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        if self._watch is not None:
+            self._watch.communicate(b"\n")
+            self._watch = None
+
+    def remove(self) -> None:
+        """End the process and delete its directory."""
+        self.stop()
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+    def _configure(self) -> None:
+        config = self._directory / "config"
+        shutil.copytree(self._home / "config", config)
+        # Version 8 would write its collector's log into its own directory, which is not ours to write to.
+        options = config / "jvm.options"
+        lines = options.read_text().splitlines(keepends=True)
+        options.write_text("".join(line for line in lines if "Xlog:gc" not in line))
+        for name in ("data", "logs"):
+            (self._directory / name).mkdir()
+        if self._tls:
+            shutil.copy(self._tls.certificate, config / "server.pem")
+            shutil.copy(self._tls.key, config / "server.key")
+        self._own()
+        for name, password in self._users.items():
+            command: list[str | Path] = [
+                self._home / "bin" / "elasticsearch-users",
+                "useradd",
+                name,
+                "-p",
+                password,
+                "-r",
+                "superuser",
+            ]
+            subprocess.run(command, check=True, capture_output=True, **self._as_user())
+
+    def _write_settings(self) -> None:
+        directory = self._directory
+        settings = {
+            "cluster.name": directory.name,
+            "discovery.type": "single-node",
+            "network.host": "127.0.0.1",
+            "http.port": self.port,
+            "transport.port": 0,
+            "node.portsfile": "true",
+            "path.data": directory / "data",
+            "path.logs": directory / "logs",
+            "cluster.routing.allocation.disk.threshold_enabled": "false",
+            "xpack.security.enabled": str(bool(self._users)).lower(),
+        }
+        if self._tls:
+            settings |= {
+                "xpack.security.http.ssl.enabled": "true",
+                "xpack.security.http.ssl.certificate": "server.pem",
+                "xpack.security.http.ssl.key": "server.key",
+            }
+        text = "".join(f"{name}: {value}\n" for name, value in settings.items())
+        (directory / "config" / "elasticsearch.yml").write_text(text)
+
+    def _as_user(self) -> dict[str, Any]:
+        """Arguments for a process under the unprivileged user, with only the environment it needs."""
+        environment = {
+            "PATH": os.environ.get("PATH", os.defpath),
+            "HOME": str(self._directory),
+            "TMPDIR": str(self._directory),
+            # Passwords on a command line are read in the locale's encoding.
+            "LC_ALL": "C.UTF-8",
+            "ES_JAVA_HOME": str(self._java),
+            "ES_PATH_CONF": str(self._directory / "config"),
+            "ES_JAVA_OPTS": f"-Xms{self._heap_megabytes}m -Xmx{self._heap_megabytes}m",
+            "CLI_JAVA_OPTS": "-Xmx64m",
+        }
+        user = {} if self._uid is None else {"user": self._uid, "group": self._uid, "extra_groups": []}
+        return {"env": environment, "cwd": self._directory, **user}
+
+    def _own(self) -> None:
+        if self._uid is not None:
+            for path in (self._directory, *self._directory.rglob("*")):
+                os.chown(path, self._uid, self._uid)
+
+    def _healthy(self) -> bool:
+        try:
+            ports = (self._directory / "logs" / "http.ports").read_text()
+        except FileNotFoundError:
+            return False
+        found = re.search(r"127\.0\.0\.1:(\d+)", ports)
+        if not found:
+            return False
+        self.port = int(found[1])
+        request = urllib.request.Request(f"{self.url}/_cluster/health?wait_for_status=yellow&timeout=1s")
+        for name, password in list(self._users.items())[:1]:
+            credentials = base64.b64encode(f"{name}:{password}".encode()).decode()
+            request.add_header("Authorization", f"Basic {credentials}")
+        context = ssl.create_default_context(cafile=self._tls.authority) if self._tls else None
+        try:
+            with urllib.request.urlopen(request, timeout=5, context=context) as answer:
+                return bool(answer.status == 200)
+        except (urllib.error.URLError, http.client.HTTPException, OSError):
+            return False
+
+
+@contextlib.contextmanager
+def elasticsearch_server(
+    *,
+    version: str = VERSION,
+    heap_megabytes: int = 1024,
+    tls: Tls | None = None,
+    users: Mapping[str, str] | None = None,
+) -> Iterator[ElasticsearchServer]:
+    """A running server; it and its data are gone afterwards. Arguments as for ``ElasticsearchServer``.
+
+    Raises:
+        CannotStart: What it needs is not here, or it did not come up.
+    """
+    server = ElasticsearchServer(version=version, heap_megabytes=heap_megabytes, tls=tls, users=users)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.remove()
+
+
+def find_jdk(version: str = VERSION) -> Path:
+    """The home of the newest fitting JDK: ``ES_JAVA_HOME``, ``JAVA_HOME``, then where systems install them.
+
+    Raises:
+        CannotStart: There is none.
+    """
+    fitting = _JDK_RELEASES.get(version.partition(".")[0], _JDK_RELEASES["9"])
+    named = [Path(os.environ[name]) for name in ("ES_JAVA_HOME", "JAVA_HOME") if os.environ.get(name)]
+    places = [
+        *Path("/usr/lib/jvm").glob("*"),
+        *Path("/Library/Java/JavaVirtualMachines").glob("*/Contents/Home"),
+    ]
+    installed = sorted(places, key=_java_release, reverse=True)
+    for home in (*named, *installed):
+        if _java_release(home) in fitting:
+            return home
+    raise CannotStart(
+        f"Elasticsearch {version} needs a JDK of {fitting.start} to {fitting.stop - 1}, and none is here.\n"
+        "  Install one, or name its home in ES_JAVA_HOME."
+    )
+
+
+def install(version: str = VERSION) -> Path:
+    """The server's directory in the user's cache, fetched with Maven and unpacked on first use.
+
+    Raises:
+        CannotStart: It is not in the local Maven repository, and Maven is not here or failed.
+    """
+    # What root installs must be readable for the unprivileged user that runs it.
+    cache = (
+        platformdirs.site_cache_path("m3-connectors")
+        if _is_root()
+        else platformdirs.user_cache_path("m3-connectors")
+    )
+    home = cache / f"elasticsearch-{version}"
+    if not home.is_dir():
+        archive = _fetch(version)
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache) as partial:
+            with zipfile.ZipFile(archive) as unpacking:
+                unpacking.extractall(partial)
+            unpacked = Path(partial) / f"elasticsearch-{version}"
+            for program in (unpacked / "bin").iterdir():
+                program.chmod(0o755)
+            # Another process may have been faster; its directory is as good.
+            with contextlib.suppress(OSError):
+                unpacked.rename(home)
+    return home
+
+
+def _fetch(version: str) -> Path:
+    repository = Path.home() / ".m2" / "repository"
+    archive = (
+        repository / _GROUP.replace(".", "/") / "elasticsearch" / version / f"elasticsearch-{version}.zip"
+    )
+    if archive.is_file():
+        return archive
+    maven = shutil.which("mvn")
+    if maven is None:
+        raise CannotStart(
+            f"Elasticsearch {version} has not been fetched yet, and Maven (mvn) is not installed."
+        )
+    command = [
+        maven,
+        "--quiet",
+        "--batch-mode",
+        f"-Dmaven.repo.local={repository}",
+        "dependency:get",
+        f"-Dartifact={_GROUP}:elasticsearch:{version}:zip",
+        "-Dtransitive=false",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    if done.returncode != 0 or not archive.is_file():
+        raise CannotStart(
+            f"Maven could not fetch Elasticsearch {version}:\n{(done.stdout + done.stderr)[-1000:]}"
+        )
+    return archive
+
+
+def _java_release(home: Path) -> int:
+    """The release of a JDK, such as 21; 0 if there is none."""
+    try:
+        text = (home / "release").read_text(encoding="utf-8")
+    except OSError:
+        return 0
+    found = re.search(r'JAVA_VERSION="(\d+)', text)
+    return int(found[1]) if found and (home / "bin" / "java").exists() else 0
+
+
+def _is_root() -> bool:
+    return hasattr(os, "getuid") and os.getuid() == 0

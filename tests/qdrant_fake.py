@@ -1,0 +1,411 @@
+"""A stand-in for a Qdrant server 1.18, for machines without one: both protocols on loopback, qdrant-client's local
+mode behind them, and what was measured on the real server where local mode differs.
+
+Measured on 1.18.3 and imitated: multi-vectors in float16 are rounded, and so is the query; 2**20 floats in one
+multi-vector are refused, stored or asked; a REST body over 32 MiB is refused; a collection that is there already is a
+409, one that is not a 404. Every request is kept, so that tests can look at what was really sent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import grpc
+import numpy as np
+from qdrant_client import QdrantClient, models
+from qdrant_client import grpc as pb
+from qdrant_client.conversions.conversion import GrpcToRest, RestToGrpc
+
+MAX_FLOATS = 2**20
+MAX_BODY_BYTES = 32 * 2**20
+
+
+class Refusal(Exception):
+    """An answer with an error in it."""
+
+    def __init__(
+        self, status: int, code: grpc.StatusCode, message: str, headers: dict[str, str] | None = None
+    ):
+        super().__init__(message)
+        self.status, self.code, self.message, self.headers = status, code, message, headers or {}
+
+
+def invalid(message: str) -> Refusal:
+    return Refusal(422, grpc.StatusCode.INVALID_ARGUMENT, message)
+
+
+@dataclasses.dataclass
+class Request:
+    """One request as it came."""
+
+    protocol: str
+    name: str
+    body: Any
+    bytes: int
+
+
+class FakeQdrant:
+    """Start with ``start``, or as a context manager; ``stop`` and ``start`` again is a restart that keeps the data.
+
+    Args:
+        version: As it greets.
+        api_key: Demanded of every request.
+        grpc_open: Whether the second port answers.
+        certificate: Key and certificate chain in PEM, for TLS on both ports.
+    """
+
+    def __init__(
+        self,
+        *,
+        version: str = "1.18.3",
+        api_key: str | None = None,
+        grpc_open: bool = True,
+        certificate: tuple[bytes, bytes] | None = None,
+        ssl_context: Any = None,
+    ) -> None:
+        self.version, self.api_key, self.grpc_open = version, api_key, grpc_open
+        self.certificate, self.ssl_context = certificate, ssl_context
+        self.requests: list[Request] = []
+        self.failures: list[tuple[str, Refusal]] = []
+        """(name of a request, what it gets instead of an answer), each used once."""
+        self.before: Callable[[str], None] = lambda name: None
+        """Called with the name of each request before it is carried out."""
+        self.after: Callable[[str], None] = lambda name: None
+        """Called after it is carried out, before it is answered."""
+        self.strict: dict[str, Any] = {}
+        self.port = self.grpc_port = 0
+        self.engine = QdrantClient(":memory:")
+        self._lock = threading.Lock()
+        self._http: ThreadingHTTPServer | None = None
+        self._rpc: grpc.Server | None = None
+
+    @property
+    def url(self) -> str:
+        scheme = "https" if self.ssl_context else "http"
+        return f"qdrant+{scheme}://localhost:{self.port}"
+
+    def start(self) -> FakeQdrant:
+        self._http = _Http(("127.0.0.1", self.port), _Handler)
+        self._http.fake = self
+        if self.ssl_context:
+            self._http.socket = self.ssl_context.wrap_socket(self._http.socket, server_side=True)
+        self.port = self._http.server_port
+        threading.Thread(target=self._http.serve_forever, args=(0.02,), daemon=True).start()
+        if self.grpc_open:
+            options = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
+            self._rpc = grpc.server(ThreadPoolExecutor(32), options=[*options, ("grpc.so_reuseport", 0)])
+            from qdrant_client.grpc.points_service_pb2_grpc import add_PointsServicer_to_server
+            from qdrant_client.grpc.qdrant_pb2_grpc import add_QdrantServicer_to_server
+
+            add_PointsServicer_to_server(_Points(self), self._rpc)
+            add_QdrantServicer_to_server(_Health(self), self._rpc)
+            address = f"127.0.0.1:{self.grpc_port}"
+            if self.certificate:
+                credentials = grpc.ssl_server_credentials([self.certificate])
+                self.grpc_port = self._rpc.add_secure_port(address, credentials)
+            else:
+                self.grpc_port = self._rpc.add_insecure_port(address)
+            self._rpc.start()
+        return self
+
+    def stop(self) -> None:
+        if self._rpc is not None:
+            self._rpc.stop(None).wait()
+            self._rpc = None
+        if self._http is not None:
+            self._http.shutdown()
+            self._http.server_close()
+            self._http.close_all()
+            self._http = None
+
+    def __enter__(self) -> FakeQdrant:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def named(self, name: str) -> list[Request]:
+        """The requests of one name so far."""
+        return [request for request in self.requests if request.name == name]
+
+    def carry_out(
+        self, protocol: str, name: str, body: Any, size: int, key: str | None, call: Callable[[], Any]
+    ) -> Any:
+        """Note a request, refuse it if it must be, else answer it."""
+        self.requests.append(Request(protocol, name, body, size))
+        if self.api_key is not None and key != self.api_key and name != "greet":
+            raise Refusal(401, grpc.StatusCode.UNAUTHENTICATED, "Invalid API key or JWT")
+        for i, (whose, refusal) in enumerate(self.failures):
+            if whose == name:
+                del self.failures[i]
+                raise refusal
+        self.before(name)
+        with self._lock, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                answer = call()
+            except ValueError as error:
+                if "not found" in str(error) and "ollection" in str(error):
+                    raise Refusal(404, grpc.StatusCode.NOT_FOUND, f"Not found: {error}") from error
+                raise invalid(f"Wrong input: {error}") from error
+        self.after(name)
+        return answer
+
+    # -- what both protocols do
+
+    def create(self, name: str, raw: dict[str, Any]) -> bool:
+        if self.engine.collection_exists(name):
+            raise Refusal(
+                409, grpc.StatusCode.ALREADY_EXISTS, f"Wrong input: Collection `{name}` already exists!"
+            )
+        asked = models.CreateCollection(**raw)
+        return self.engine.create_collection(
+            name,
+            vectors_config=asked.vectors,
+            sparse_vectors_config=asked.sparse_vectors,
+            metadata=asked.metadata,
+        )
+
+    def info(self, name: str) -> Any:
+        info = json.loads(self.engine.get_collection(name).model_dump_json())
+        if self.strict:
+            info["config"]["strict_mode_config"] = {"enabled": True, **self.strict}
+        return info
+
+    def upsert(self, name: str, points: list[models.PointStruct]) -> Any:
+        for point in points:
+            for using, vector in point.vector.items():
+                point.vector[using] = self._as_stored(name, using, vector)
+        return self.engine.upsert(name, points, wait=True)
+
+    def search(self, name: str, requests: list[models.QueryRequest]) -> list[models.QueryResponse]:
+        for request in requests:
+            if (
+                request.params is not None
+                and request.params.exact
+                and self.strict.get("search_allow_exact") is False
+            ):
+                raise invalid("Exact search is not allowed in strict mode")
+            if request.limit > self.strict.get("max_query_limit", request.limit):
+                raise Refusal(400, grpc.StatusCode.INVALID_ARGUMENT, "Limit exceeded in strict mode")
+            assert isinstance(request.query, models.NearestQuery)
+            request.query.nearest = self._as_stored(name, request.using, request.query.nearest)
+        return self.engine.query_batch_points(name, requests)
+
+    def _as_stored(self, name: str, using: str, vector: Any) -> Any:
+        if isinstance(vector, models.SparseVector):
+            if len(set(vector.indices)) < len(vector.indices):
+                raise invalid("Validation error: must be unique")
+            return vector
+        params = self.engine.get_collection(name).config.params.vectors
+        assert isinstance(params, dict)
+        if using not in params:
+            raise invalid(f"Wrong input: Not existing vector name error: {using}")
+        if params[using].multivector_config is not None:
+            array = np.array(vector, dtype=np.float32)
+            if array.ndim != 2 or array.size >= MAX_FLOATS:
+                raise invalid(f"Validation error: {array.size} floats, must be less than {MAX_FLOATS}")
+            if params[using].datatype == models.Datatype.FLOAT16:
+                array = array.astype(np.float16).astype(np.float32)
+            return array.tolist()
+        return np.array(vector, dtype=np.float32).tolist()
+
+
+class _Http(ThreadingHTTPServer):
+    fake: FakeQdrant
+    daemon_threads = True
+    allow_reuse_address = True
+
+    def __init__(self, *args: Any) -> None:
+        self._sockets: set[Any] = set()
+        super().__init__(*args)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        self._sockets.add(request)
+        super().process_request(request, client_address)
+
+    def close_all(self) -> None:
+        """End the connections that clients keep open, as a server does that ends."""
+        for open_socket in self._sockets:
+            with contextlib.suppress(OSError):
+                open_socket.shutdown(2)
+            open_socket.close()
+        self._sockets.clear()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that went away, or a handshake that failed, is no failure of the server."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: _Http
+
+    def log_message(self, *_: object) -> None:
+        """Quiet."""
+
+    def _answer(self) -> None:
+        fake = self.server.fake
+        length = int(self.headers.get("Content-Length") or 0)
+        raw = self.rfile.read(length)
+        path = self.path.partition("?")[0].strip("/").split("/")
+        name, call = self._route(fake, path, json.loads(raw) if raw and length <= MAX_BODY_BYTES else {})
+        try:
+            if length > MAX_BODY_BYTES:
+                raise Refusal(
+                    400,
+                    grpc.StatusCode.INVALID_ARGUMENT,
+                    f"JSON payload ({length} bytes) is larger than allowed (limit: {MAX_BODY_BYTES} bytes).",
+                )
+            result = fake.carry_out("REST", name, raw, length, self.headers.get("api-key"), call)
+            status, headers = 200, {}
+            answer = result if name == "greet" else {"result": result, "status": "ok", "time": 0.0}
+        except Refusal as refusal:
+            status, headers = refusal.status, refusal.headers
+            answer = {"status": {"error": refusal.message}, "time": 0.0}
+        body = json.dumps(answer, default=lambda model: json.loads(model.model_dump_json())).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        for key, value in headers.items():
+            self.send_header(key, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    do_GET = do_PUT = do_POST = do_DELETE = do_PATCH = _answer
+
+    def _route(self, fake: FakeQdrant, path: list[str], body: Any) -> tuple[str, Callable[[], Any]]:
+        engine = fake.engine
+        collection = path[1] if len(path) > 1 else ""
+        match self.command, path[0], path[2:]:
+            case "GET", "", []:
+                greeting = {
+                    "title": "qdrant - vector search engine",
+                    "version": fake.version,
+                    "commit": "0" * 40,
+                }
+                return "greet", lambda: greeting
+            case "PUT", "collections", []:
+                return "create", lambda: fake.create(collection, body)
+            case "GET", "collections", []:
+                return "info", lambda: fake.info(collection)
+            case "PATCH", "collections", []:
+                return "update", lambda: engine.update_collection(collection, metadata=body["metadata"])
+            case "DELETE", "collections", []:
+                return "drop", lambda: engine.delete_collection(collection)
+            case "PUT", "collections", ["index"]:
+                return "index", lambda: engine.create_payload_index(
+                    collection, body["field_name"], body["field_schema"]
+                )
+            case "PUT", "collections", ["points"]:
+                points = [models.PointStruct(**point) for point in body.get("points", ())]
+                return "upsert", lambda: fake.upsert(collection, points)
+            case "POST", "collections", ["points"]:
+                return "retrieve", lambda: engine.retrieve(
+                    collection,
+                    body["ids"],
+                    with_payload=body["with_payload"],
+                    with_vectors=body["with_vector"],
+                )
+            case "POST", "collections", ["points", "query", "batch"]:
+                asked = [models.QueryRequest(**request) for request in body.get("searches", ())]
+                return "search", lambda: fake.search(collection, asked)
+            case "POST", "collections", ["points", "count"]:
+                asked_filter = models.Filter(**body["filter"]) if body.get("filter") else None
+                return "count", lambda: engine.count(collection, asked_filter, exact=body["exact"])
+            case "POST", "collections", ["points", "scroll"]:
+                return "scroll", lambda: self._scroll(engine, collection, body)
+            case "POST", "collections", ["points", "delete"]:
+                selector = models.PointIdsList(**body) if "points" in body else models.FilterSelector(**body)
+                return "delete", lambda: engine.delete(collection, selector)
+        raise AssertionError(f"the fake knows no {self.command} {self.path}")
+
+    @staticmethod
+    def _scroll(engine: QdrantClient, collection: str, body: Any) -> dict[str, Any]:
+        points, offset = engine.scroll(
+            collection, limit=body["limit"], offset=body.get("offset"), with_payload=body["with_payload"]
+        )
+        return {"points": points, "next_page_offset": offset}
+
+
+class _Health:
+    def __init__(self, fake: FakeQdrant) -> None:
+        self._fake = fake
+
+    def HealthCheck(self, request: Any, context: grpc.ServicerContext) -> Any:
+        return pb.HealthCheckReply(title="qdrant - vector search engine", version=self._fake.version)
+
+
+class _Points:
+    def __init__(self, fake: FakeQdrant) -> None:
+        self._fake = fake
+
+    def __getattr__(self, name: str) -> Any:
+        def unknown(request: Any, context: grpc.ServicerContext) -> Any:
+            context.abort(grpc.StatusCode.UNIMPLEMENTED, name)
+
+        return unknown
+
+    def _carry_out(
+        self, name: str, request: Any, context: grpc.ServicerContext, call: Callable[[], Any]
+    ) -> Any:
+        key = dict(context.invocation_metadata()).get("api-key")
+        try:
+            return self._fake.carry_out("gRPC", name, request, request.ByteSize(), key, call)
+        except Refusal as refusal:
+            context.set_trailing_metadata(tuple((k.lower(), v) for k, v in refusal.headers.items()))
+            context.abort(refusal.code, refusal.message)
+
+    def Upsert(self, request: Any, context: grpc.ServicerContext) -> Any:
+        points = [GrpcToRest.convert_point_struct(point) for point in request.points]
+        self._carry_out(
+            "upsert", request, context, lambda: self._fake.upsert(request.collection_name, points)
+        )
+        status = pb.UpdateStatus.Completed if request.wait else pb.UpdateStatus.Acknowledged
+        return pb.PointsOperationResponse(result=pb.UpdateResult(operation_id=0, status=status))
+
+    def QueryBatch(self, request: Any, context: grpc.ServicerContext) -> Any:
+        asked = [GrpcToRest.convert_query_points(query) for query in request.query_points]
+        answers = self._carry_out(
+            "search", request, context, lambda: self._fake.search(request.collection_name, asked)
+        )
+        for hit in (hit for answer in answers for hit in answer.points):
+            hit.payload = hit.payload or {}
+        return pb.QueryBatchResponse(
+            result=[
+                pb.BatchResult(result=[RestToGrpc.convert_scored_point(hit) for hit in answer.points])
+                for answer in answers
+            ]
+        )
+
+    def Get(self, request: Any, context: grpc.ServicerContext) -> Any:
+        ids = [GrpcToRest.convert_point_id(id) for id in request.ids]
+        payload, vectors = request.with_payload.enable, request.with_vectors.enable
+        records = self._carry_out(
+            "retrieve",
+            request,
+            context,
+            lambda: self._fake.engine.retrieve(
+                request.collection_name, ids, with_payload=payload, with_vectors=vectors
+            ),
+        )
+        for record in records:
+            record.payload = record.payload or {}
+        return pb.GetResponse(result=[RestToGrpc.convert_record(record) for record in records])
+
+
+if __name__ == "__main__":  # in a process of its own, so that it does not share the tests' interpreter lock
+    with FakeQdrant() as alone:
+        seconds = float(sys.argv[1]) if sys.argv[1:] else 0.0
+        alone.before = lambda name: time.sleep(seconds if name == "search" else 0)
+        print(alone.port, alone.grpc_port, flush=True)
+        threading.Event().wait()

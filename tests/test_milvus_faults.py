@@ -1,0 +1,213 @@
+"""The Milvus adapter when a server refuses, when a call is cancelled, and when many ask at once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+from urllib.parse import urlsplit
+
+import anyio
+import grpc
+import pytest
+from pymilvus import MilvusClient
+from pymilvus.exceptions import MilvusException
+
+from m3_connectors.backends.milvus.backend import MilvusBackend
+from m3_connectors.backends.milvus.errors import TooLarge, translated
+from m3_connectors.errors import (
+    AlreadyExists,
+    BackendError,
+    NotFound,
+    PartialWrite,
+    Rejected,
+    StorageFull,
+    Throttled,
+    TimedOut,
+    Unauthorised,
+    Unavailable,
+)
+from m3_connectors.methods import ALL
+from m3_connectors.testing.conformance import runs
+from m3_connectors.testing.faults import FaultProxy, Hang
+from m3_connectors.testing.servers.start import Running
+from m3_connectors.testing.worlds import make_world
+
+WORLD = make_world(61, documents=40)
+PATIENCE = {"timeout_seconds": 30.0, "attempts": 4, "total_seconds": 60.0}
+
+
+@pytest.fixture
+def url(milvus_store: Running) -> Iterator[str]:
+    """A server, and afterwards the same without this test's collection."""
+    yield milvus_store.url
+
+    async def clean() -> None:
+        backend = backend_at(milvus_store.url)
+        await backend.drop()
+        await backend.close()
+
+    anyio.run(clean)
+
+
+def backend_at(url: str, **options: Any) -> MilvusBackend:
+    return MilvusBackend.from_url(url, "milvus-faults", {**PATIENCE, **options})
+
+
+async def stored(url: str, documents: int = 40, **options: Any) -> MilvusBackend:
+    backend = backend_at(url, **options)
+    await backend.drop()
+    await backend.create(WORLD.schema)
+    await backend.upsert(WORLD.documents[:documents], WORLD.embeddings[:documents])
+    return backend
+
+
+# What networks and dying servers do to any store is in test_faults.py.
+
+
+@runs
+async def test_a_cancelled_search_leaves_the_connection_usable(url: str) -> None:
+    port = urlsplit(url).port
+    assert port is not None
+    with FaultProxy(port) as proxy:
+        backend = await stored(f"milvus+http://127.0.0.1:{proxy.port}")
+        proxy.fault = Hang()
+        started = time.monotonic()
+        with anyio.move_on_after(0.3) as scope:
+            await backend.search(WORLD.queries[0], ALL, 5)
+        assert scope.cancelled_caught
+        assert time.monotonic() - started < 3
+        proxy.fault = None
+        with anyio.fail_after(20):
+            assert len(await backend.search(WORLD.queries[0], ALL, 5)) == 5
+        await backend.close()
+
+
+@runs
+async def test_a_hundred_searches_at_once_do_not_stall_the_loop(url: str) -> None:
+    backend = await stored(url)
+    alone = await backend.search(WORLD.queries[0], ALL, 5)
+    longest = 0.0
+    answers: list[object] = []
+
+    async def search() -> None:
+        answers.append(await backend.search(WORLD.queries[0], ALL, 5))
+
+    async def watch() -> None:
+        nonlocal longest
+        while True:
+            started = time.monotonic()
+            await anyio.sleep(0.005)
+            longest = max(longest, time.monotonic() - started)
+
+    began = time.monotonic()
+    async with anyio.create_task_group() as watcher:
+        watcher.start_soon(watch)
+        async with anyio.create_task_group() as tasks:
+            for _ in range(100):
+                tasks.start_soon(search)
+        elapsed = time.monotonic() - began
+        watcher.cancel_scope.cancel()
+    assert answers == [alone] * 100
+    # On the loop itself they would hold it all that time; the share leaves room for a busy machine.
+    assert longest < elapsed / 4, f"the event loop stood still for {longest:.2f} of {elapsed:.2f} s"
+    await backend.close()
+
+
+@runs
+async def test_a_restarted_lite_is_loaded_again_at_the_first_call(url: str) -> None:
+    """milvus-lite answers 101 for every collection after a start: one load and one more try, no pause."""
+    backend = await stored(url)
+    client = backend._reads._connection._client
+    assert client is not None
+    client.release_collection(backend._reads.layout.name)
+    client.release_collection(backend._reads.layout.parts_name)
+    assert len(await backend.search(WORLD.queries[0], ALL, 5)) == 5
+    await backend.close()
+
+
+# -- what servers say that milvus-lite never does
+
+
+class _Call(grpc.RpcError):
+    def __init__(self, code: grpc.StatusCode, details: str) -> None:
+        self._code, self._details = code, details
+
+    def code(self) -> grpc.StatusCode:
+        return self._code
+
+    def details(self) -> str:
+        return self._details
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (MilvusException(100, "can't find collection[notes]"), NotFound),
+        (MilvusException(8, "request is rejected by grpc RateLimiter"), Throttled),
+        (MilvusException(65535, "auth check failure, please check api key is correct"), Unauthorised),
+        (MilvusException(1100, "invalid parameter"), Rejected),
+        (MilvusException(1, "collection 'x' already exists"), AlreadyExists),
+        (MilvusException(1, "[Errno 28] No space left on device"), StorageFull),
+        (MilvusException(2, "Fail connecting to server"), Unavailable),
+        (MilvusException(grpc.StatusCode.UNAVAILABLE, "Retry run out of 75"), Unavailable),
+        (MilvusException(1, "Unexpected error, message=<Cannot invoke RPC on closed channel!>"), Unavailable),
+        (_Call(grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded"), TimedOut),
+        (_Call(grpc.StatusCode.RESOURCE_EXHAUSTED, "received message larger than max"), TooLarge),
+        (_Call(grpc.StatusCode.UNAUTHENTICATED, "no"), Unauthorised),
+        (_Call(grpc.StatusCode.PERMISSION_DENIED, "PrivilegeInsert"), Unauthorised),
+        (_Call(grpc.StatusCode.UNIMPLEMENTED, "unknown method"), Rejected),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_each_failure_is_its_own_kind(error: Exception, kind: type[BackendError]) -> None:
+    made = translated(error, "search", "http://h:19530")
+    assert type(made) is kind
+    assert made.backend == "milvus"
+    assert made.operation == "search"
+    assert "http://h:19530" in str(made)
+
+
+def _failing(times: int, error: Exception) -> Callable[..., Any]:
+    """``MilvusClient.upsert`` that raises at first."""
+    real = MilvusClient.upsert
+    left = [times]
+
+    def upsert(self: MilvusClient, *arguments: Any, **options: Any) -> Any:
+        if left[0]:
+            left[0] -= 1
+            raise error
+        return real(self, *arguments, **options)
+
+    return upsert
+
+
+@runs
+async def test_a_server_that_asks_to_slow_down_is_obeyed(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = await stored(url, 1)
+    monkeypatch.setattr(MilvusClient, "upsert", _failing(2, MilvusException(8, "rate limit exceeded")))
+    await backend.upsert(WORLD.documents, WORLD.embeddings)
+    assert await backend.count() == 40
+    await backend.close()
+
+
+@runs
+async def test_a_message_that_is_too_large_is_halved_and_a_row_that_is_too_large_is_named(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = await stored(url, 1)
+    real = MilvusClient.upsert
+
+    def narrow(self: MilvusClient, collection: str, data: list[dict[str, Any]], **options: Any) -> Any:
+        if len(data) > 3 or any(row["text"] == ["too much"] for row in data):
+            raise _Call(grpc.StatusCode.RESOURCE_EXHAUSTED, "received message larger than max")
+        return real(self, collection, data=data, **options)
+
+    monkeypatch.setattr(MilvusClient, "upsert", narrow)
+    documents = list(WORLD.documents)
+    documents[17] = type(documents[17])(documents[17].id, "too much", {})
+    with pytest.raises(PartialWrite) as caught:
+        await backend.upsert(documents, WORLD.embeddings)
+    assert set(caught.value.failed) == {documents[17].id}
+    assert await backend.count() == 39
+    await backend.close()
