@@ -570,8 +570,11 @@ class TestFailures:
     def test_wrong_usage(self, m3: M3, call: list[str]) -> None:
         assert m3(*call).code == 2
 
-    def test_wrong_values_are_named(self, m3: M3) -> None:
-        assert "'0': give a whole number >= 1" in unboxed(m3("search", "memory:", "x", "-k", "0").err)
+    @pytest.mark.parametrize("value", ["0", "-3", "many", "1.5"])
+    def test_wrong_values_are_named(self, m3: M3, value: str) -> None:
+        run = m3("search", "memory:", "x", "-k", value)
+        assert run.code == 2
+        assert f"'{value}': give a whole number >= 1" in unboxed(run.err)
 
     def test_advice_is_for_the_command_line(
         self, m3: M3, filled: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -48,7 +48,7 @@ def encode(
         typer.Option(
             "--max-length",
             metavar="TOKENS",
-            callback=at_least(3),
+            parser=at_least(3),
             help="Cut texts here.",
             show_default="the model's own",
         ),

@@ -88,7 +88,7 @@ def evaluate(
         typer.Option(
             "--passage-max-length",
             metavar="TOKENS",
-            callback=at_least(3),
+            parser=at_least(3),
             help="Cut documents here.",
             show_default="the model's own",
         ),
@@ -98,7 +98,7 @@ def evaluate(
         typer.Option(
             "--query-max-length",
             metavar="TOKENS",
-            callback=at_least(3),
+            parser=at_least(3),
             help="Cut queries here.",
             show_default="the model's own",
         ),

@@ -64,15 +64,19 @@ WEIGHTED = ("dense_sparse", "all")
 """The methods that fuse several scores."""
 
 
-def at_least(smallest: int) -> Callable[[int | None], int | None]:
-    """A check of an option's value that names the value which it refuses."""
+def at_least(smallest: int) -> Callable[[str], int]:
+    """Parses an option's whole number; names the value that it refuses."""
 
-    def check(value: int | None) -> int | None:
-        if value is not None and value < smallest:
+    def parse(value: str) -> int:
+        try:
+            number = int(value)
+        except ValueError:
+            number = smallest - 1
+        if number < smallest:
             raise typer.BadParameter(f"'{value}': give a whole number >= {smallest}.")
-        return value
+        return number
 
-    return check
+    return parse
 
 
 def names_of(known: Iterable[str]) -> Callable[[str], str]:

@@ -34,7 +34,7 @@ def search(
     collection: Collection = DEFAULT_COLLECTION,
     model: Model = None,
     method: MethodName = "all",
-    k: Annotated[int, typer.Option("-k", metavar="K", help="Most hits.", callback=at_least(1))] = 10,
+    k: Annotated[int, typer.Option("-k", metavar="K", help="Most hits.", parser=at_least(1))] = 10,
     filter: Annotated[
         str | None,
         typer.Option(
