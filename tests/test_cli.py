@@ -135,14 +135,15 @@ class TestIndex:
         assert m3("index", "qdrant:./data", "bad.jsonl", "-m", checkpoint).code == 1
         assert "NotFound" in m3("search", "qdrant:./data", "x", "-m", checkpoint).err
 
-    @pytest.mark.parametrize("name", ["st#ore", "what?"])
+    @pytest.mark.parametrize("store", ["notes/st#ore", "notes/what?", "~/notes/store"])
     def test_a_store_of_an_odd_name_in_the_folder(
-        self, m3: M3, tmp_path: Path, checkpoint: Path, name: str
+        self, m3: M3, tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, store: str
     ) -> None:
+        monkeypatch.setenv("HOME", str(tmp_path))
         (tmp_path / "notes").mkdir()
         (tmp_path / "notes" / "a.md").write_text("a note")
         for _ in range(2):
-            report = m3("index", f"qdrant:notes/{name}", "notes", "-m", checkpoint, "--json").json
+            report = m3("index", f"qdrant:{store}", "notes", "-m", checkpoint, "--json").json
             assert (report["documents"], report["skipped"]) == (1, 0)
 
     def test_a_cut_text_is_said(self, m3: M3, tmp_path: Path, checkpoint: Path) -> None:
