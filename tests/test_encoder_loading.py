@@ -222,10 +222,3 @@ def test_an_unknown_device_is_said_with_the_known_ones(device: str) -> None:
         M3Encoder("no-such-model", device=device)
     assert "Use cpu, cuda or mps" in str(caught.value)
     assert "privateuseone" not in str(caught.value)
-
-
-def test_a_single_text_is_refused_with_the_call_s_own_name(encoder: M3Encoder) -> None:
-    with pytest.raises(InvalidInput, match=r"encode_stream\(\[text\]\)"):
-        encoder.encode_stream("abc")
-    with pytest.raises(InvalidInput, match=r" encode\(\[text\]\)"):
-        encoder.encode("abc")
