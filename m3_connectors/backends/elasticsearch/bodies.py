@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -27,7 +26,7 @@ from m3_connectors.backends.elasticsearch.mapping import (
     SPARSE_BLOB,
     TEXT,
 )
-from m3_connectors.documents import Document
+from m3_connectors.documents import Document, metadata_json
 from m3_connectors.embeddings import Float32, M3Embeddings
 
 Query = dict[str, Any]
@@ -63,7 +62,7 @@ def index_operation(
     """
     source: dict[str, Any] = {
         TEXT: document.text,
-        METADATA: json.dumps(document.metadata, ensure_ascii=False, separators=(",", ":")),
+        METADATA: metadata_json(document.metadata),
         **indexed(document.metadata),
         BUCKET: zlib.crc32(document.id.encode()) % BUCKETS,
     }

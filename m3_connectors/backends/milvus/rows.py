@@ -22,7 +22,7 @@ from m3_connectors.backends.milvus.layout import (
     Layout,
 )
 from m3_connectors.backends.milvus.naming import id_of, key_of
-from m3_connectors.documents import Document
+from m3_connectors.documents import Document, metadata_json
 from m3_connectors.embeddings import Component, M3Embeddings, MultiVectors
 from m3_connectors.errors import InvalidInput
 
@@ -123,7 +123,7 @@ def _entity(
             f"{len(found.bounds) // 2 * MAX_DYNAMIC_BYTES // bounds_bytes}.\n  Keep wide tables out of the metadata."
         )
     text = document.text.encode()
-    metadata = json.dumps(document.metadata, ensure_ascii=False).encode()
+    metadata = metadata_json(document.metadata).encode()
     assert embeddings.dense is not None
     row: dict[str, Any] = {
         "key": key_of(document.id),
