@@ -88,7 +88,7 @@ class Trainer:
             data,
             self.tokenizer,
             work / "tokens",
-            longest=config.data.groups[-1].longest * 2,
+            longest=start.model.config.max_length if start else config.model.max_length,
             held_out_share=config.data.held_out_share,
             linked_sources=config.data.linked_sources,
         )
