@@ -4,7 +4,7 @@ VENV ?= .venv
 MODEL ?= models/m3-tiny
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-stores lint types layers unit servers clean
+.PHONY: demo test test-quick lint types layers unit servers clean
 
 demo: $(VENV)/.ready          ## search this Python's own documentation with all three representations
 	$(BIN)/python -m m3_connectors.demo --model "$(MODEL)"
@@ -22,10 +22,10 @@ layers: $(VENV)/.ready
 	$(BIN)/lint-imports
 
 unit: $(VENV)/.ready
-	$(BIN)/pytest -m "not live"
+	$(BIN)/pytest
 
-test-stores: $(VENV)/.ready   ## the tests that start or ask servers: Milvus, Elasticsearch, faults
-	$(BIN)/pytest -m live
+test-quick: $(VENV)/.ready    ## what needs no server: the tests of Milvus, Elasticsearch and faults are left out
+	$(BIN)/pytest -m "not live"
 
 servers: $(VENV)/.ready       ## start what this machine can start, print the URLs, until Ctrl-C
 	$(BIN)/python -m m3_connectors.testing.servers --compose docker/compose.yaml

@@ -69,7 +69,7 @@ _LIVE_FIXTURES = {"qdrant_store", "milvus_store", "elasticsearch_store"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what starts or asks a store's server; ``make test-stores`` runs it, ``make test`` the rest."""
+    """Mark what starts or asks a store's server; ``make test-quick`` leaves it out."""
     for item in items:
         if item.path.name.startswith(_LIVE_FILES) or _LIVE_FIXTURES & set(getattr(item, "fixturenames", ())):
             item.add_marker("live")
