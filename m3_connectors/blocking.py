@@ -29,6 +29,7 @@ from m3_connectors.index import (
     Progress,
     Query,
     RawFilter,
+    WeightsByMethod,
     aconnect,
 )
 from m3_connectors.methods import Method
@@ -104,7 +105,7 @@ class Index:
 
     @property
     def methods(self) -> Mapping[str, Method]:
-        """The five methods by name, under the weights that the model ships with, else the paper's for MIRACL."""
+        """See AsyncIndex.methods."""
         return self._index.methods
 
     def add(
@@ -202,13 +203,16 @@ def connect(
     *,
     encoder: Encoder | None = None,
     storage: Storage | None = None,
+    weights: WeightsByMethod | None = None,
     create: bool = True,
     **options: Any,
 ) -> Index:
     """Open a collection, or make it: ``aconnect``, blocking; same arguments and errors."""
     loop = _Loop()
     try:
-        opening = aconnect(url, collection, encoder=encoder, storage=storage, create=create, **options)
+        opening = aconnect(
+            url, collection, encoder=encoder, storage=storage, weights=weights, create=create, **options
+        )
         return Index(loop.run(lambda: opening), loop)
     except BaseException:
         loop.stop()

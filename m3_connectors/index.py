@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping, Sequence
 from functools import partial
 from types import TracebackType
@@ -21,7 +22,7 @@ from m3_connectors.embeddings import COMPONENTS, Component, M3Embeddings, ModelI
 from m3_connectors.errors import InvalidInput, NotFound
 from m3_connectors.explanation import Explanation, explain
 from m3_connectors.filters import parse_filter
-from m3_connectors.methods import METHODS, Method
+from m3_connectors.methods import METHODS, Method, Weights, get_method, load_weights
 from m3_connectors.scoring import as_float16
 
 Query = str | M3Embeddings
@@ -29,6 +30,9 @@ Query = str | M3Embeddings
 
 RawFilter = Mapping[str, Any]
 """A filter as ``m3_connectors.filters`` reads it, such as ``{"lang": "en"}``."""
+
+WeightsByMethod = str | os.PathLike[str] | Mapping[str, Weights]
+"""A weights file, as ``m3 tune`` writes it, or weights by method name."""
 
 Progress = Callable[[int], None]
 """Called with the number of documents that are safely stored so far."""
@@ -81,9 +85,12 @@ class AsyncIndex:
     block the loop.
     """
 
-    def __init__(self, backend: Backend, encoder: Encoder | None) -> None:
+    def __init__(
+        self, backend: Backend, encoder: Encoder | None, weights: Mapping[str, Weights] | None = None
+    ) -> None:
         self._backend = backend
         self._encoder = encoder
+        self._weights = weights or {}
 
     @property
     def schema(self) -> Schema:
@@ -92,10 +99,11 @@ class AsyncIndex:
 
     @property
     def methods(self) -> Mapping[str, Method]:
-        """The five methods by name, under the weights that the model ships with, else the paper's for MIRACL."""
+        """The five methods by name; weights given to connect, else the model's own, else the paper's for MIRACL."""
         recommended = self._encoder.recommended_weights if self._encoder else {}
+        chosen = {**recommended, **self._weights}
         return {
-            name: method.weighted(*recommended[name]) if name in recommended else method
+            name: method.weighted(*chosen[name]) if name in chosen else method
             for name, method in METHODS.items()
         }
 
@@ -143,7 +151,7 @@ class AsyncIndex:
 
         Args:
             query: A text, or embeddings of one text.
-            method: A name (the model's recommended weights, see ``methods``) or a Method such as
+            method: A name (under the weights that ``methods`` shows) or a Method such as
                 ``ALL.weighted(0.15, 0.5, 0.35)`` (exactly these weights).
             k: Most hits, >= 1.
             filter: Only documents whose metadata pass, such as ``{"year": {"$gte": 2020}}``.
@@ -320,6 +328,7 @@ def aconnect(
     *,
     encoder: Encoder | None = None,
     storage: Storage | None = None,
+    weights: WeightsByMethod | None = None,
     create: bool = True,
     **options: Any,
 ) -> Connecting:
@@ -330,16 +339,19 @@ def aconnect(
         collection: Its name there.
         encoder: Turns texts into vectors; without one, give embeddings to ``add`` and ``search``.
         storage: How a new collection keeps its vectors; an existing one must have been made so.
+        weights: A weights file such as ``m3 tune`` writes, or weights by method name: what a method by name uses
+            then, instead of the model's own.
         create: Make the collection if it is not there (needs an encoder, whose model it records).
         **options: The backend's own options (``memory:`` and ``qdrant:`` have none); unknown ones are refused.
 
     Raises:
         NotFound: No such collection, and ``create`` is false or there is no encoder.
         ModelMismatch: The collection was written by another model than the encoder's.
-        InvalidInput: An unusable URL, collection name or option.
+        InvalidInput: An unusable URL, collection name, weights file or option.
+        FileNotFoundError: There is no such weights file.
         BackendError: The store failed.
     """
-    return Connecting(lambda: _open(url, collection, encoder, storage, create, options))
+    return Connecting(lambda: _open(url, collection, encoder, storage, weights, create, options))
 
 
 async def _open(
@@ -347,11 +359,13 @@ async def _open(
     collection: str,
     encoder: Encoder | None,
     storage: Storage | None,
+    weights: WeightsByMethod | None,
     create: bool,
     options: Mapping[str, Any],
 ) -> AsyncIndex:
     if isinstance(encoder, str):
         raise InvalidInput(f"encoder is the text {encoder!r}: give M3Encoder({encoder!r}).")
+    chosen = _weights(weights)
     backend = backend_for(url, collection, options)
     try:
         try:
@@ -374,7 +388,19 @@ async def _open(
         with anyio.CancelScope(shield=True):
             await backend.close()
         raise
-    return AsyncIndex(backend, encoder)
+    return AsyncIndex(backend, encoder, chosen)
+
+
+def _weights(weights: WeightsByMethod | None) -> Mapping[str, Weights]:
+    if weights is None:
+        return {}
+    if isinstance(weights, str | os.PathLike):
+        return load_weights(weights)
+    if not isinstance(weights, Mapping) or not all(isinstance(value, Weights) for value in weights.values()):
+        raise InvalidInput(f'weights is {weights!r}: give a weights file, or {{"all": Weights(1, 0.3, 1)}}.')
+    for name in weights:
+        get_method(name)
+    return dict(weights)
 
 
 def _ids(ids: Sequence[str]) -> list[str]:

@@ -10,6 +10,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import anyio
 import numpy as np
@@ -28,7 +30,7 @@ from m3_connectors import (
     connect,
 )
 from m3_connectors.errors import InvalidInput, ModelMismatch, NotFound
-from m3_connectors.methods import METHODS
+from m3_connectors.methods import METHODS, save_weights
 from m3_connectors.scoring import score
 from m3_connectors.testing.checkpoints import write_checkpoint
 
@@ -308,6 +310,33 @@ def test_a_model_recommends_its_weights_by_method_name_and_methods_given_whole_a
         assert index.methods["dense_sparse"].weights == METHODS["dense_sparse"].weights
         assert index.search("dog")[0].score == index.search("dog", method=ALL.weighted(0.5, 2, 1))[0].score
         assert index.search("dog")[0].score != index.search("dog", method=ALL)[0].score
+
+
+def test_weights_of_ones_own_stand_before_the_models(tmp_path: Path) -> None:
+    directory = write_checkpoint(f"{tmp_path}/tuned")
+    (directory / "weights.json").write_text('{"all": [0.5, 2, 1], "dense_sparse": [3, 1, 0]}')
+    encoder = M3Encoder(str(directory), precision="float32")
+    save_weights(tmp_path / "mine.json", {"all": Weights(0.1, 5, 0.2)})
+    for weights in (tmp_path / "mine.json", str(tmp_path / "mine.json"), {"all": Weights(0.1, 5, 0.2)}):
+        with connect("memory:", encoder=encoder, weights=weights) as index:
+            index.add(DOCUMENTS)
+            assert index.methods["all"].weights == Weights(0.1, 5, 0.2)
+            assert index.methods["dense_sparse"].weights == Weights(3, 1, 0)
+            assert index.search("dog") == index.search("dog", method=ALL.weighted(0.1, 5, 0.2))
+
+
+@pytest.mark.parametrize(
+    ("weights", "says"),
+    [
+        ({"some": Weights(1, 1, 1)}, "unknown method 'some'"),
+        ({"all": (1, 0.3, 1)}, r"weights is \{'all'"),
+        (7, "weights is 7"),
+        (__file__, "is not JSON"),
+    ],
+)
+def test_what_is_no_weights_is_refused(encoder: M3Encoder, weights: Any, says: str) -> None:
+    with pytest.raises(InvalidInput, match=says):
+        connect("memory:", encoder=encoder, weights=weights)
 
 
 def test_without_an_encoder_texts_are_refused_with_what_to_do(encoder: M3Encoder) -> None:
