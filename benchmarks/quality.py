@@ -24,7 +24,7 @@ import numpy as np
 from environment import ROOT, describe, environment
 
 from m3_connectors import M3Embeddings, M3Encoder, MultiVectors, Weights
-from m3_connectors.evaluation.beir import load_beir
+from m3_connectors.evaluation.datasets.beir import load_beir
 from m3_connectors.evaluation.measures import Measures, measure
 from m3_connectors.evaluation.run import DEPTH, run_bm25
 from m3_connectors.methods import METHODS, Method, fuse, rank

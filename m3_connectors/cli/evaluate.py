@@ -26,7 +26,8 @@ from m3_connectors.cli.options import (
     names_of,
 )
 from m3_connectors.errors import MissingDependency
-from m3_connectors.evaluation.beir import Dataset, load_beir
+from m3_connectors.evaluation.datasets.beir import load_beir
+from m3_connectors.evaluation.datasets.dataset import Dataset
 from m3_connectors.evaluation.measures import Measures, measure
 from m3_connectors.evaluation.run import PassageEncoder, run_bm25, run_method, store_corpus
 from m3_connectors.methods import METHODS, Method

@@ -34,7 +34,7 @@ from m3_connectors.demo.pydocs import Entry, collect
 from m3_connectors.documents import Document, Hit
 from m3_connectors.embeddings import COMPONENTS
 from m3_connectors.errors import M3Error, MissingDependency, NotFound
-from m3_connectors.evaluation.beir import Dataset
+from m3_connectors.evaluation.datasets.dataset import Corpus, Dataset
 from m3_connectors.evaluation.measures import measure
 from m3_connectors.evaluation.run import run_bm25, run_method
 from m3_connectors.methods import METHODS
@@ -196,7 +196,7 @@ def known_item_dataset(entries: Iterable[Entry], documents: int, queries: int) -
     return Dataset(
         name="pydocs",
         split="known-items",
-        documents=[Document(entry.name, entry.details) for entry in chosen],
+        documents=Corpus.of([Document(entry.name, entry.details) for entry in chosen]),
         queries={entry.name: entry.summary for entry in asked},
         qrels={entry.name: {entry.name: 1} for entry in asked},
     )
@@ -209,7 +209,7 @@ def _fresh(url: str, collection: str, encoder: M3Encoder) -> Index:
     return connect(url, collection, encoder=encoder)
 
 
-def _add(index: Index, documents: Sequence[Document]) -> None:
+def _add(index: Index, documents: Sequence[Document] | Corpus) -> None:
     started = time.monotonic()
     with _bar(len(documents)) as progress:
         report = index.add(documents, progress=progress)

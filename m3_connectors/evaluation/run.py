@@ -9,7 +9,7 @@ from m3_connectors.blocking import Index
 from m3_connectors.documents import Document
 from m3_connectors.embeddings import COMPONENTS, Component, M3Embeddings, ModelInfo
 from m3_connectors.errors import InvalidInput
-from m3_connectors.evaluation.beir import Dataset
+from m3_connectors.evaluation.datasets.dataset import Corpus, Dataset
 from m3_connectors.evaluation.bm25 import BM25
 from m3_connectors.methods import Method
 
@@ -57,7 +57,7 @@ class PassageEncoder:
         return self._encoder.id_to_token(id)
 
 
-def store_corpus(index: Index, documents: Sequence[Document], progress: Callable[[int], None]) -> int:
+def store_corpus(index: Index, documents: Corpus, progress: Callable[[int], None]) -> int:
     """Bring a collection to hold exactly this corpus; documents that are there with the same text stay.
 
     Args:
@@ -73,8 +73,7 @@ def store_corpus(index: Index, documents: Sequence[Document], progress: Callable
     """
     missing: list[Document] = []
     known = 0
-    for start in range(0, len(documents), _BATCH):
-        batch = documents[start : start + _BATCH]
+    for batch in documents.batches(_BATCH):
         for document, stored in zip(batch, index.get([document.id for document in batch]), strict=True):
             known += stored is not None
             if stored is None or stored.text != document.text:
@@ -123,5 +122,5 @@ def _only(queries: M3Embeddings, method: Method) -> M3Embeddings:
 
 def run_bm25(dataset: Dataset) -> dict[str, list[str]]:
     """BM25's answers, as ``run_method``'s."""
-    bm25 = BM25(dataset.documents)
+    bm25 = BM25(list(dataset.documents))
     return {id: bm25.search(text, DEPTH) for id, text in dataset.queries.items()}

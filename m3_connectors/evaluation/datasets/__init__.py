@@ -1,0 +1,1 @@
+"""Datasets: what is asked, of which documents, and what counts as found."""

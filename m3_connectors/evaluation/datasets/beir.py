@@ -1,0 +1,107 @@
+"""BEIR folders: ``corpus.jsonl``, ``queries.jsonl`` and ``qrels/SPLIT.tsv``, each plain or ``.gz``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from m3_connectors.documents import Document
+from m3_connectors.errors import InvalidInput
+from m3_connectors.evaluation.datasets.dataset import Dataset, Qrels
+from m3_connectors.evaluation.datasets.judged import join
+from m3_connectors.evaluation.datasets.lines import (
+    Record,
+    cells,
+    find,
+    identifier,
+    read_corpus,
+    records,
+    string,
+    titled,
+    whole_number,
+)
+
+_IDS = ("_id", "id")
+
+
+def load_beir(directory: Path, split: str = "test") -> Dataset:
+    """Read one split.
+
+    A folder that is named after a language (``mlqa-dev/de``) has passages of that language; its queries have it too,
+    but for splits ``q-LANGUAGE``, which are asked in another one. Other folders say nothing of languages.
+
+    Args:
+        directory: The folder.
+        split: File name in ``qrels`` without its ending.
+
+    Raises:
+        InvalidInput: The folder lacks a file or the split, a line is malformed (says which), or no query is judged.
+    """
+    if not directory.is_dir():
+        raise InvalidInput(f"{directory} is no folder: give a BEIR folder with corpus, queries and qrels.")
+    qrels = _qrels(directory, split)
+    queries = read_queries(find(directory, "queries.jsonl"))
+    files = [find(directory, "corpus.jsonl")]
+    corpus, asked, judged, warnings = join(
+        str(directory), split, queries, qrels, lambda notice: read_corpus(files, _document, notice)
+    )
+    folder = directory.resolve()
+    language = folder.name if is_language(folder.name) and folder.parent.name else None
+    asked_in = split.removeprefix("q-")
+    return Dataset(
+        name=f"{folder.parent.name}/{folder.name}" if language else folder.name,
+        split=split,
+        documents=corpus,
+        queries=asked,
+        qrels=judged,
+        family=folder.parent.name if language else folder.name,
+        source=folder.name,
+        query_language=asked_in if language and split != asked_in and is_language(asked_in) else language,
+        passage_language=language,
+        warnings=warnings,
+    )
+
+
+def is_language(name: str) -> bool:
+    """Whether a name looks like a language code: two lower-case letters."""
+    return len(name) == 2 and name.isascii() and name.isalpha() and name.islower()
+
+
+def read_queries(path: Path) -> dict[str, str]:
+    """Queries as JSON lines with ``_id`` (or ``id``) and ``text``.
+
+    Raises:
+        InvalidInput: A line is malformed, or an id comes twice.
+    """
+    queries: dict[str, str] = {}
+    for where, record in records(path):
+        id = identifier(record, _IDS, where)
+        if id in queries:
+            raise InvalidInput(f"{where}: the query id {id!r} came before: ids of queries differ.")
+        queries[id] = string(record, "text", where)
+    return queries
+
+
+def _document(record: Record, where: str) -> Document:
+    title = record.get("title") or ""
+    if not isinstance(title, str):
+        raise InvalidInput(f"{where}: title is {type(title).__name__}: it must be a string.")
+    text = titled(title, string(record, "text", where))
+    return Document(identifier(record, _IDS, where), text, record.get("metadata") or {})
+
+
+def _qrels(directory: Path, split: str) -> Qrels:
+    try:
+        path = find(directory / "qrels", f"{split}.tsv")
+    except InvalidInput as error:
+        splits = {file.name.partition(".tsv")[0] for file in (directory / "qrels").glob("*.tsv*")}
+        raise InvalidInput(
+            f"{error}\n  Splits that are there: {', '.join(sorted(splits)) or 'none'}."
+        ) from None
+    qrels: Qrels = {}
+    for position, (where, (query, document, grade)) in enumerate(
+        cells(path, "query-id", "corpus-id", "whole number")
+    ):
+        if position == 0 and grade == "score":
+            continue
+        qrels.setdefault(query, {})[document] = whole_number(grade, where, "the score")
+    return qrels

@@ -1,0 +1,55 @@
+"""Joins what was read into a dataset: leaves out what cannot be measured, and counts it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+
+from m3_connectors.documents import Document
+from m3_connectors.errors import InvalidInput
+from m3_connectors.evaluation.datasets.dataset import Corpus, Qrels
+
+
+def join(
+    where: str,
+    split: str,
+    queries: Mapping[str, str],
+    qrels: Qrels,
+    read: Callable[[Callable[[Document], None]], Corpus],
+) -> tuple[Corpus, dict[str, str], Qrels, tuple[str, ...]]:
+    """Corpus, queries and judgements that belong together, and what does not, counted.
+
+    Args:
+        where: What an error calls the dataset.
+        split: Name of the split, for the warnings.
+        queries: All queries, id to text.
+        qrels: All judgements of the split.
+        read: Reads the corpus; it calls what it is given with each document of its first pass.
+
+    Raises:
+        InvalidInput: No query is judged, or the corpus is not fit.
+    """
+    judged = {id: qrels[id] for id in queries if id in qrels}
+    if not judged:
+        raise InvalidInput(
+            f"{where}: none of the {len(queries):,} queries is judged in split {split!r}.\n"
+            "  Do the ids of the judgements and of the queries belong together?"
+        )
+    missing = {document for grades in judged.values() for document in grades}
+    corpus = read(lambda document: missing.discard(document.id))
+    counts = (
+        (len(queries) - len(judged), f"queries without a judgement in split {split}: not asked"),
+        (len(qrels) - len(judged), "judged queries whose text is not there: left out"),
+        (
+            sum(id in missing for grades in judged.values() for id in grades),
+            "judgements of documents that the corpus does not have: they count as not found",
+        ),
+        (
+            sum(not any(grade > 0 for grade in grades.values()) for grades in judged.values()),
+            "queries without a relevant document: every measure of theirs is 0",
+        ),
+    )
+    return corpus, {id: queries[id] for id in judged}, judged, _said(counts)
+
+
+def _said(counts: Collection[tuple[int, str]]) -> tuple[str, ...]:
+    return tuple(f"{count:,} {what}" for count, what in counts if count)

@@ -1,0 +1,156 @@
+"""Lines of text files, plain or ``.gz``, as JSON objects or cells; every error names the file and the line.
+
+A measure over a file that was read in part would be wrong without a sign of it, so a malformed line is an error.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from m3_connectors.documents import Document, check_documents
+from m3_connectors.errors import InvalidInput
+from m3_connectors.evaluation.datasets.dataset import Corpus
+
+Record = dict[str, Any]
+
+
+def find(directory: Path, name: str) -> Path:
+    """The file of that name, plain or compressed.
+
+    Raises:
+        InvalidInput: There is neither.
+    """
+    for path in (directory / name, directory / f"{name}.gz"):
+        if path.is_file():
+            return path
+    raise InvalidInput(f"{directory} has neither {name} nor {name}.gz.")
+
+
+def lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Lines that are not blank, with their numbers from 1.
+
+    Raises:
+        InvalidInput: A line is not UTF-8, or the file ends in the middle of its compressed data.
+    """
+    line = 0
+    try:
+        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
+            for line, raw in enumerate(file, 1):
+                if raw.strip():
+                    yield line, raw.decode("utf-8-sig" if line == 1 else "utf-8")
+    except UnicodeDecodeError as error:
+        raise InvalidInput(f"{path}:{line}: not UTF-8: {error.reason}.") from None
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise InvalidInput(f"{path}: damaged after line {line}: {error}\n  Fetch or write it anew.") from None
+
+
+def records(path: Path) -> Iterator[tuple[str, Record]]:
+    """The JSON objects of a file, a line each, with ``FILE:LINE`` for errors.
+
+    Raises:
+        InvalidInput: A line holds something else.
+    """
+    for line, raw in lines(path):
+        where = f"{path}:{line}"
+        try:
+            record = json.loads(raw)
+        except ValueError as error:
+            raise InvalidInput(f"{where}: not JSON: {error}") from None
+        if not isinstance(record, dict):
+            raise InvalidInput(f"{where}: not a JSON object.")
+        yield where, record
+
+
+def cells(path: Path, *columns: str) -> Iterator[tuple[str, list[str]]]:
+    """The cells of a file of tab-separated values, a row each, with ``FILE:LINE`` for errors.
+
+    Args:
+        path: The file.
+        columns: What its cells are, for the error.
+
+    Raises:
+        InvalidInput: A row has another number of cells.
+    """
+    for line, raw in lines(path):
+        row = raw.rstrip("\r\n").split("\t")
+        if len(row) != len(columns):
+            raise InvalidInput(f"{path}:{line}: {raw.strip()!r} is not '{' TAB '.join(columns)}'.")
+        yield f"{path}:{line}", row
+
+
+def whole_number(text: str, where: str, what: str) -> int:
+    """A grade.
+
+    Raises:
+        InvalidInput: The text is no whole number.
+    """
+    try:
+        return int(text)
+    except ValueError:
+        raise InvalidInput(f"{where}: {what} is {text!r}: it must be a whole number.") from None
+
+
+def string(record: Record, field: str, where: str) -> str:
+    """A field that must be text.
+
+    Raises:
+        InvalidInput: It is missing or something else.
+    """
+    value = record.get(field)
+    if not isinstance(value, str):
+        raise InvalidInput(f"{where}: {field} is {type(value).__name__}: it must be a string.")
+    return value
+
+
+def identifier(record: Record, fields: Sequence[str], where: str) -> str:
+    """The id of a record: a string or a whole number, in the first of these fields that it has.
+
+    Raises:
+        InvalidInput: It has none, or something else there.
+    """
+    value = next((record[field] for field in fields if field in record), None)
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise InvalidInput(
+            f"{where}: {fields[0]} is {type(value).__name__}: an id is a string or a whole number."
+        )
+    return str(value)
+
+
+def titled(title: str, text: str) -> str:
+    """A passage as the paper's scripts give it to the model: the title on a line of its own, if there is one."""
+    return f"{title}\n{text}" if title else text
+
+
+def read_corpus(
+    paths: Iterable[Path],
+    document: Callable[[Record, str], Document],
+    notice: Callable[[Document], None] = lambda document: None,
+) -> Corpus:
+    """Documents of JSON lines, checked, read anew at each iteration.
+
+    Args:
+        paths: The files in their order.
+        document: Makes a document of a record; its second argument is ``FILE:LINE``.
+        notice: Called with each document of the first pass.
+
+    Raises:
+        InvalidInput: A line is no fit document, two have one id, or there is none.
+    """
+    files = tuple(paths)
+
+    def read() -> Iterator[Document]:
+        for path in files:
+            for where, record in records(path):
+                made = document(record, where)
+                try:
+                    check_documents([made])
+                except InvalidInput as error:
+                    raise InvalidInput(f"{where}: {error}") from None
+                yield made
+
+    return Corpus(read, ", ".join(map(str, files[:3])) + (", …" if len(files) > 3 else ""), notice)
