@@ -1,14 +1,78 @@
-"""The paper's measures, computed by ir_measures."""
+"""The paper's measures, computed by ir_measures (trec_eval's own code) for each query."""
 
 from __future__ import annotations
 
 import dataclasses
+import statistics
 from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 from m3_connectors.errors import InvalidInput, MissingDependency
 
+Qrels = Mapping[str, Mapping[str, int]]
+"""Query id to document id to grade; a grade of 1 or more is relevant."""
+
 Run = Mapping[str, Sequence[str]]
 """Query id to document ids, best first."""
+
+
+def per_query(
+    qrels: Qrels,
+    run: Run,
+    measures: Sequence[str],
+    relevance: Literal["documents", "answers"] = "documents",
+) -> dict[str, dict[str, float]]:
+    """The measures of every judged query; one without an answer counts 0.
+
+    Args:
+        qrels: The judgements.
+        run: The answers.
+        measures: ``nDCG@K`` (grades as gains, trec_eval's ``ndcg_cut``), ``Recall@K``, ``MRR@K`` (reciprocal rank
+            of the first relevant document among the first K).
+        relevance: ``answers``: each relevant document holds the one answer, so that ``Recall@K`` is 1 for a query
+            with one of them among the first K (paper, section 4.2), which trec_eval calls success.
+
+    Returns:
+        By measure, by query in the order of ``qrels``.
+
+    Raises:
+        InvalidInput: An unknown measure, no query is judged, a judged query is not in the run (an empty answer is),
+            or an answered one is not judged.
+        MissingDependency: ir_measures is not installed.
+    """
+    if not qrels:
+        raise InvalidInput("no query is judged: there is nothing to measure.")
+    missing = [query for query in qrels if query not in run]
+    unjudged = [query for query in run if query not in qrels]
+    for queries, what in (
+        (missing, "judged queries are not in the run"),
+        (unjudged, "queries are not judged"),
+    ):
+        if queries:
+            raise InvalidInput(
+                f"{len(queries)} {what}, the first {queries[0]!r}: is it a run of this dataset?"
+            )
+    try:
+        import ir_measures
+    except ImportError:
+        raise MissingDependency("ir_measures", "eval") from None
+    known = {_parse(name, relevance): name for name in measures}
+    # trec_eval sorts by score and breaks ties its own way: ranks as scores measure the order that was answered.
+    answers = {
+        query: {document: -float(rank) for rank, document in enumerate(documents)}
+        for query, documents in run.items()
+        if documents
+    }
+    values: dict[str, dict[str, float]] = {name: dict.fromkeys(qrels, 0.0) for name in measures}
+    judgements = {query: dict(grades) for query, grades in qrels.items() if grades}
+    for metric in ir_measures.iter_calc(list(known), judgements, answers) if judgements else ():
+        values[known[metric.measure]][metric.query_id] = float(metric.value)
+    return values
+
+
+def means(values: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """The mean of each measure over its queries."""
+    return {measure: statistics.fmean(by_query.values()) for measure, by_query in values.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,39 +92,21 @@ class Measures:
     queries: int
 
 
-def measure(qrels: Mapping[str, Mapping[str, int]], run: Run) -> Measures:
+def measure(qrels: Qrels, run: Run) -> Measures:
     """Measure a run.
 
-    Args:
-        qrels: Query id to document id to grade.
-        run: Answers; at least 100 a query, where so many exist.
-
     Raises:
-        InvalidInput: No query is judged.
-        MissingDependency: ir_measures is not installed.
+        InvalidInput: As ``per_query``.
     """
-    if not qrels:
-        raise InvalidInput("no query is judged: there is nothing to measure.")
-    try:
-        import ir_measures
-        from ir_measures import RR, R, nDCG
-    except ImportError:
-        raise MissingDependency("ir_measures", "eval") from None
-    # trec_eval sorts by score and breaks ties its own way: ranks as scores measure the order that was answered.
-    answers = [
-        ir_measures.ScoredDoc(query, document, -float(rank))
-        for query, documents in run.items()
-        for rank, document in enumerate(documents)
-    ]
-    judgements = [
-        ir_measures.Qrel(query, document, grade)
-        for query, grades in qrels.items()
-        for document, grade in grades.items()
-    ]
-    values = ir_measures.calc_aggregate([nDCG @ 10, R @ 100, RR @ 10], judgements, answers)
-    return Measures(
-        ndcg_at_10=float(values[nDCG @ 10]),
-        recall_at_100=float(values[R @ 100]),
-        mrr_at_10=float(values[RR @ 10]),
-        queries=len(qrels),
-    )
+    mean = means(per_query(qrels, run, ("nDCG@10", "Recall@100", "MRR@10")))
+    return Measures(mean["nDCG@10"], mean["Recall@100"], mean["MRR@10"], len(qrels))
+
+
+def _parse(name: str, relevance: str) -> Any:
+    from ir_measures import RR, R, Success, nDCG
+
+    known = {"nDCG": nDCG, "Recall": Success if relevance == "answers" else R, "MRR": RR}
+    measure, _, cutoff = name.partition("@")
+    if measure not in known or not cutoff.isdecimal() or int(cutoff) < 1:
+        raise InvalidInput(f"{name!r} is no measure: use nDCG@K, Recall@K or MRR@K.")
+    return known[measure] @ int(cutoff)

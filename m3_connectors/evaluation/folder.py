@@ -1,0 +1,305 @@
+"""The folder that one evaluation leaves: component scores and runs first, numbers derived from them later.
+
+    evaluation.json       what it is: ``record.EvaluationRecord``
+    environment.json      machine and versions, one entry a session
+    queries.parquet       query_id, text, language; in the order they are asked
+    documents.parquet     document_id, characters, tokens, language; those judged or answered
+    qrels.trec            query 0 document grade
+    scores/NNNNN.parquet  component scores of all candidates, 32 queries a part; columns: ``SCORES_COLUMNS``
+    runs/METHOD.trec      query Q0 document rank score method
+    metrics.parquet       query_id, method, measure, value; derived
+    report/               derived
+
+Ids of TREC files have blanks and ``%`` percent-encoded. Every file appears whole or not at all, and each but
+environment.json has the same bytes however often the evaluation was interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, unquote
+
+import numpy as np
+
+from m3_connectors.errors import InvalidInput, MissingDependency
+from m3_connectors.evaluation.measures import per_query
+from m3_connectors.evaluation.record import EvaluationRecord
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Run = dict[str, list[tuple[str, float]]]
+"""Query id to documents with their scores, best first."""
+
+RECORD = "evaluation.json"
+
+SCORES_COLUMNS = (
+    "query_id",
+    "document_id",
+    "dense",  # float32
+    "sparse",  # float32; under paper fusion 0 where the sparse list lacks the document
+    "multivector",  # float32, null beyond the depth of the multi-vector candidates
+    "dense_rank",  # int32 from 1, null for a document that is not in the dense list
+    "sparse_rank",  # int32 from 1, null for a document that is not in the sparse list
+)
+
+
+class EvaluationFolder:
+    """One evaluation, read from its folder.
+
+    Args:
+        path: The folder.
+
+    Attributes:
+        path: The folder.
+        record: What was evaluated.
+
+    Raises:
+        InvalidInput: It holds no evaluation, or one of another version's format.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            raw = json.loads((path / RECORD).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise InvalidInput(
+                f"{path} holds no evaluation: there is no {RECORD}.\n  m3 eval DATASET --out {path} makes one."
+            ) from None
+        except ValueError as error:
+            raise InvalidInput(f"{path / RECORD} is not JSON: {error}") from None
+        if not isinstance(raw, dict):
+            raise InvalidInput(f"{path / RECORD} is no JSON object.")
+        try:
+            self.record = EvaluationRecord.from_json(raw)
+        except InvalidInput as error:
+            raise InvalidInput(f"{path / RECORD}: {error}") from None
+
+    def require_complete(self) -> EvaluationFolder:
+        """This folder, if its evaluation went to the end.
+
+        Raises:
+            InvalidInput: It did not.
+        """
+        if not self.record.complete:
+            raise InvalidInput(
+                f"{self.path} is incomplete: its evaluation was interrupted.\n"
+                "  Go on with the same m3 eval command, then come again."
+            )
+        return self
+
+    def environment(self) -> list[dict[str, Any]]:
+        """Machine and versions of every session that worked on it."""
+        path = self.path / "environment.json"
+        sessions: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+        return sessions
+
+    def qrels(self) -> dict[str, dict[str, int]]:
+        """Query id to document id to grade, 1 or more is relevant; every query that was asked is there.
+
+        Raises:
+            InvalidInput: The file is missing, malformed or of another dataset.
+        """
+        path = self.path / "qrels.trec"
+        qrels: dict[str, dict[str, int]] = {query: {} for query in self._asked()}
+        for line, (query, _, document, grade) in self._trec(path, 4):
+            if query not in qrels:
+                raise InvalidInput(f"{path}:{line}: query {query!r} is none of {self.record.dataset.name}.")
+            try:
+                qrels[query][document] = int(grade)
+            except ValueError:
+                raise InvalidInput(f"{path}:{line}: {grade!r} is no grade.") from None
+        return qrels
+
+    def queries(self) -> pa.Table:
+        """query_id, text, language; in evaluation order."""
+        return self._table("queries.parquet")
+
+    def documents(self) -> pa.Table:
+        """document_id, characters, tokens (null where unknown), language; those judged or answered, by id."""
+        return self._table("documents.parquet")
+
+    def scores(self) -> pa.Table:
+        """The component scores of all candidates: queries in evaluation order, documents by id.
+
+        Raises:
+            InvalidInput: A part is missing.
+        """
+        import pyarrow as pa
+
+        parts = [self._table(part_name(number)) for number in range(self.parts)]
+        return pa.concat_tables(parts)
+
+    def run(self, method: str) -> Run:
+        """The answers of a method, best first; a query without any has an empty list.
+
+        Raises:
+            InvalidInput: No such method, or its run is missing, malformed or of another dataset.
+        """
+        self.record.method(method)
+        path = self.path / "runs" / f"{method}.trec"
+        run: Run = {query: [] for query in self._asked()}
+        for line, (query, _, document, _, score, _) in self._trec(path, 6):
+            if query not in run:
+                raise InvalidInput(f"{path}:{line}: query {query!r} is none of {self.record.dataset.name}.")
+            try:
+                value = float(score)
+            except ValueError:
+                raise InvalidInput(f"{path}:{line}: {score!r} is no score.") from None
+            if run[query] and value > run[query][-1][1]:
+                raise InvalidInput(f"{path}:{line}: the scores of query {query!r} rise: best first.")
+            run[query].append((document, value))
+        for query, answer in run.items():
+            if len({document for document, _ in answer}) < len(answer):
+                raise InvalidInput(f"{path}: query {query!r} has a document twice.")
+        return run
+
+    def metrics(self) -> pa.Table:
+        """query_id, method, measure, value of every judged query; computed and kept if it is not there yet.
+
+        A query that a method has no answer for counts 0.
+
+        Raises:
+            InvalidInput: The evaluation is incomplete, or a file is missing or malformed.
+            MissingDependency: ir_measures is not installed.
+        """
+        path = self.path / "metrics.parquet"
+        if not path.exists():
+            self.require_complete()
+            rows: dict[str, list[Any]] = {"query_id": [], "method": [], "measure": [], "value": []}
+            qrels, protocol = self.qrels(), self.record.protocol
+            for method in self.record.methods:
+                values = per_query(
+                    qrels, _documents(self.run(method.name)), protocol.measures, protocol.relevance
+                )
+                for measure, by_query in values.items():
+                    rows["query_id"] += by_query
+                    rows["value"] += by_query.values()
+                    rows["method"] += [method.name] * len(by_query)
+                    rows["measure"] += [measure] * len(by_query)
+            write_table(path, arrow().table(rows))
+        return self._table("metrics.parquet")
+
+    @property
+    def parts(self) -> int:
+        """Number of parts that the scores come in."""
+        return -(-self.record.dataset.queries // PART_QUERIES)
+
+    def _asked(self) -> list[str]:
+        ids: list[str] = self.queries()["query_id"].to_pylist()
+        return ids
+
+    def _table(self, name: str) -> pa.Table:
+        arrow()
+        import pyarrow.parquet as pq
+
+        path = self.path / name
+        if not path.exists():
+            raise InvalidInput(f"{path} is missing.\n  Go on with the same m3 eval command to complete it.")
+        try:
+            return pq.read_table(path)
+        except (OSError, ValueError) as error:  # pyarrow.ArrowInvalid is a ValueError
+            raise InvalidInput(f"{path} is damaged: {error}\n  Delete it and run m3 eval again.") from error
+
+    def _trec(self, path: Path, columns: int) -> Iterator[tuple[int, list[str]]]:
+        """Lines of a TREC file as decoded cells, with their numbers."""
+        if not path.exists():
+            raise InvalidInput(f"{path} is missing.\n  Go on with the same m3 eval command to complete it.")
+        for line, raw in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+            if raw:
+                cells = raw.split()
+                if len(cells) != columns:
+                    raise InvalidInput(f"{path}:{line}: {len(cells)} columns, not {columns}.")
+                yield line, [unquote(cell) for cell in cells]
+
+
+PART_QUERIES = 32
+"""Queries of one part of the scores: what an interruption loses at most."""
+
+
+def find_folders(root: Path) -> list[EvaluationFolder]:
+    """Every evaluation at or below a folder, by path.
+
+    Raises:
+        InvalidInput: There is none, or one cannot be read.
+    """
+    folders = [EvaluationFolder(path.parent) for path in sorted(root.rglob(RECORD))]
+    if not folders:
+        raise InvalidInput(
+            f"{root} holds no evaluation: no {RECORD} at or below it.\n  m3 eval DATASET --out {root}"
+        )
+    return folders
+
+
+def part_name(number: int) -> str:
+    """Where part ``number`` (from 0) of the scores lies in the folder."""
+    return f"scores/{number:05}.parquet"
+
+
+def trec_id(id: str) -> str:
+    """An id as one word of a TREC file; ``urllib.parse.unquote`` gives it back."""
+    return re.sub(r"[\s%]", lambda match: quote(match[0]), id)
+
+
+def trec_run(method: str, run: Mapping[str, Sequence[tuple[str, float]]]) -> str:
+    """A run as a TREC file, whose order trec_eval keeps.
+
+    trec_eval reads scores as float32, sorts by them, and puts equal ones in descending order of their ids; our
+    ties are in ascending order. So scores must fall from line to line in float32 already: one that does not is
+    written as the next smaller float32 after the one before it. All others are written as they are.
+    """
+    lines = []
+    tag = trec_id(method)
+    for query, answer in run.items():
+        last = np.float32(np.inf)
+        for position, (document, score) in enumerate(answer, 1):
+            written = score
+            if not np.float32(score) < last:
+                written = float(np.nextafter(last, np.float32(-np.inf)))
+            last = np.float32(written)
+            lines.append(f"{trec_id(query)} Q0 {trec_id(document)} {position} {written!r} {tag}\n")
+    return "".join(lines)
+
+
+def write_table(path: Path, table: pa.Table) -> None:
+    """Write Parquet, whole or not at all."""
+    import pyarrow.parquet as pq
+
+    partial = path.with_name(f"{path.name}.tmp")
+    pq.write_table(table, partial, compression="zstd")
+    _replace(partial, path)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8, whole or not at all."""
+    partial = path.with_name(f"{path.name}.tmp")
+    partial.write_bytes(text.encode("utf-8"))
+    _replace(partial, path)
+
+
+def arrow() -> Any:
+    """The module pyarrow.
+
+    Raises:
+        MissingDependency: It is not installed.
+    """
+    try:
+        import pyarrow
+    except ImportError:
+        raise MissingDependency("pyarrow", "eval") from None
+    return pyarrow
+
+
+def _replace(partial: Path, path: Path) -> None:
+    with partial.open("rb+") as file:
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def _documents(run: Run) -> dict[str, list[str]]:
+    return {query: [document for document, _ in answer] for query, answer in run.items()}

@@ -1,0 +1,220 @@
+"""What an evaluation is: its dataset, model, store, protocol and methods, as ``evaluation.json`` keeps them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from m3_connectors.embeddings import Component, ModelInfo
+from m3_connectors.errors import InvalidInput
+
+FORMAT = 1
+"""Of evaluation.json and the files beside it."""
+
+Fusion = Literal["exact", "paper"]
+"""``exact``: every candidate has all its true scores. ``paper``: as the reference scripts, see ``Protocol``."""
+
+Relevance = Literal["documents", "answers"]
+"""What a judgement is about: single documents, or any document that holds an answer (MKQA)."""
+
+DEPTHS: dict[Component, int] = {"dense": 1000, "sparse": 1000, "multivector": 200}
+"""The paper's candidate depths (sections 4.1 to 4.3)."""
+
+MEASURES = ("nDCG@10", "Recall@100", "MRR@10")
+"""The measures of an evaluation that states no others."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetRecord:
+    """Where the queries, documents and judgements come from.
+
+    Attributes:
+        name: For people and as a key, such as ``miracl/de`` or the path of a folder below its root.
+        family: What several datasets are means of, such as ``miracl``.
+        split: Which judgements.
+        source: Hub name, URL or folder name.
+        revision: Commit of the source, where known.
+        licence: Of the texts, where known.
+        documents: How many.
+        queries: How many are asked.
+        query_language: Language tag of all queries, None where unknown or mixed.
+        passage_language: Language tag of all documents, None where unknown or mixed.
+        fingerprint: SHA-256 (hex) over ids and texts of documents and queries and over the judgements.
+    """
+
+    name: str
+    family: str
+    split: str
+    source: str
+    revision: str | None
+    licence: str | None
+    documents: int
+    queries: int
+    query_language: str | None
+    passage_language: str | None
+    fingerprint: str
+
+
+@dataclasses.dataclass(frozen=True)
+class StoreRecord:
+    """Where the vectors were.
+
+    Attributes:
+        url: Without credentials.
+        collection: Name there.
+        backend: Short name of the adapter.
+    """
+
+    url: str
+    collection: str
+    backend: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Protocol:
+    """How queries were asked and measured.
+
+    Attributes:
+        fusion: ``exact``, or ``paper``: sparse weights rounded up to whole hundredths, as the reference's scripts
+            hand them to Lucene, and a candidate that is missing from one list counts 0 there.
+        depths: Candidates of the dense and of the sparse list; the multi-vector depth is that of the dense
+            candidates which have a multi-vector score.
+        query_max_length: Most tokens of a query; None is the model's own maximum.
+        passage_max_length: Most tokens of a document; None is the model's own maximum.
+        run_depth: Most answers of a run, a query.
+        exact_lists: No approximate list in the store.
+        measures: Names as ``measures.per_query`` takes them, the main one first.
+        relevance: What a judgement is about.
+    """
+
+    fusion: Fusion = "exact"
+    depths: Mapping[Component, int] = dataclasses.field(default_factory=lambda: dict(DEPTHS))
+    query_max_length: int | None = None
+    passage_max_length: int | None = None
+    run_depth: int = 100
+    exact_lists: bool = True
+    measures: tuple[str, ...] = MEASURES
+    relevance: Relevance = "documents"
+
+
+@dataclasses.dataclass(frozen=True)
+class MethodRecord:
+    """One ranking of the evaluation; its run is ``runs/NAME.trec``.
+
+    Attributes:
+        name: Key of the run, a file name.
+        kind: One of the paper's methods, or something to compare with.
+        weights: Of dense, sparse and multi-vector scores; None for a baseline.
+        candidates: Depth of each proposing list; None for a baseline.
+        description: For people.
+    """
+
+    name: str
+    kind: Literal["m3", "baseline"]
+    weights: tuple[float, float, float] | None = None
+    candidates: Mapping[Component, int] | None = None
+    description: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationRecord:
+    """Everything that decides the numbers, but for the machine.
+
+    Attributes:
+        dataset: The texts and judgements.
+        model: Who encoded them.
+        store: Where they were searched.
+        protocol: How.
+        methods: What was compared, in the order asked.
+        warnings: What did not fit together, counted, for people.
+        complete: Every run is there; until then the folder is work in progress.
+    """
+
+    dataset: DatasetRecord
+    model: ModelInfo
+    store: StoreRecord
+    protocol: Protocol
+    methods: tuple[MethodRecord, ...]
+    warnings: tuple[str, ...] = ()
+    complete: bool = False
+
+    def method(self, name: str) -> MethodRecord:
+        """The method of a name.
+
+        Raises:
+            InvalidInput: There is none.
+        """
+        for method in self.methods:
+            if method.name == name:
+                return method
+        raise InvalidInput(
+            f"no method {name!r} was evaluated on {self.dataset.name}: it has "
+            f"{', '.join(method.name for method in self.methods)}."
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object that ``from_json`` reads."""
+        return {"format": FORMAT, **dataclasses.asdict(self)}
+
+    @classmethod
+    def from_json(cls, raw: Mapping[str, Any]) -> EvaluationRecord:
+        """The record that ``to_json`` wrote.
+
+        Raises:
+            InvalidInput: It is none, or of another version of this package.
+        """
+        if raw.get("format") != FORMAT:
+            raise InvalidInput(
+                f"evaluation format {raw.get('format')!r} is not {FORMAT}: written by another m3-connectors?"
+            )
+        try:
+            protocol = dict(raw["protocol"])
+            protocol["measures"] = tuple(protocol["measures"])
+            return cls(
+                dataset=DatasetRecord(**raw["dataset"]),
+                model=ModelInfo(**raw["model"]),
+                store=StoreRecord(**raw["store"]),
+                protocol=Protocol(**protocol),
+                methods=tuple(
+                    MethodRecord(**{**method, "weights": method["weights"] and tuple(method["weights"])})
+                    for method in raw["methods"]
+                ),
+                warnings=tuple(raw["warnings"]),
+                complete=raw["complete"],
+            )
+        except (KeyError, TypeError) as error:
+            raise InvalidInput(f"the record of the evaluation is damaged: {error}.") from error
+
+    def differences(self, other: EvaluationRecord) -> list[str]:
+        """What makes another evaluation another one, as lines for people; warnings and progress do not.
+
+        A dataset is known by its fingerprint and split, a model by its fingerprints: names may change.
+        """
+        same_model = _model_key(self.model) == _model_key(other.model)
+        mine, others = _identity(self), _identity(other)
+        differing = [
+            f"{name}: {mine[name]!r}, not {others[name]!r}" for name in mine if mine[name] != others[name]
+        ]
+        if not same_model:
+            differing.insert(0, f"model: {self.model}, not {other.model}")
+        return differing
+
+
+def _model_key(model: ModelInfo) -> tuple[object, ...]:
+    return (model.dimension, model.vocabulary_fingerprint, model.weights_fingerprint)
+
+
+def _identity(record: EvaluationRecord) -> dict[str, object]:
+    protocol = dataclasses.asdict(record.protocol)
+    return {
+        "dataset": record.dataset.name,
+        "split": record.dataset.split,
+        "dataset's fingerprint": record.dataset.fingerprint,
+        "store": f"{record.store.url} {record.store.collection}",
+        **{name.replace("_", " "): value for name, value in protocol.items()},
+        "methods": [
+            (m.name, list(m.weights) if m.weights else None, dict(m.candidates) if m.candidates else None)
+            for m in record.methods
+        ],
+    }
