@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
+import ssl
+import struct
 import threading
 import time
 from collections.abc import Iterator
 
 import pytest
+import trustme
 
-from m3_connectors.testing.faults import Cut, Delay, DropRequest, FaultProxy, Hang, Refuse, Reset
+from m3_connectors.testing.faults import Cut, Delay, DropRequest, FaultProxy, Hang, Refuse, Reply, Reset
 
 ANSWER = b"x" * 1000
 
@@ -43,6 +47,13 @@ def server() -> Iterator[tuple[int, list[bytes]]]:
     listener.shutdown(socket.SHUT_RDWR)
     listener.close()
     thread.join()
+
+
+@pytest.fixture(autouse=True)
+def _quiet(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """Whatever happens to connections, asyncio has nothing to complain about."""
+    yield
+    assert [record.getMessage() for record in caplog.records if record.name == "asyncio"] == []
 
 
 def ask(port: int, message: bytes = b"hello", timeout: float = 0.3) -> bytes:
@@ -130,6 +141,57 @@ def test_a_delay_is_at_least_what_was_asked(server: tuple[int, list[bytes]]) -> 
         started = time.monotonic()
         assert ask(proxy.port, timeout=2.0) == ANSWER
         assert time.monotonic() - started >= 0.1
+
+
+def test_a_reply_stands_for_the_servers_and_only_where_it_was_asked_for(
+    server: tuple[int, list[bytes]],
+) -> None:
+    with FaultProxy(server[0]) as proxy:
+        proxy.fault = Reply(401, b"{}", {"X-Why": "expired"}, to="/_bulk", times=1)
+        assert ask(proxy.port, b"GET /notes HTTP/1.1\r\n\r\n/_bulk") == ANSWER
+        long = b"POST /notes/_bulk HTTP/1.1\r\n\r\n" + b"y" * 1_000_000
+        assert ask(proxy.port, long, timeout=2.0) == (
+            b"HTTP/1.1 401 -\r\nX-Why: expired\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}"
+        )
+        assert proxy.faults == 1
+        assert ask(proxy.port, b"POST /notes/_bulk HTTP/1.1\r\n\r\n") == ANSWER
+    assert len(server[1]) == 2
+
+
+@pytest.mark.parametrize("end", ["client", "server", "proxy", "nobody"])
+def test_an_encrypted_connection_may_end_on_any_side(server: tuple[int, list[bytes]], end: str) -> None:
+    authority = trustme.CA()
+    ours, theirs = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
+    authority.issue_cert("127.0.0.1").configure_cert(ours)
+    authority.configure_trust(theirs)
+    with FaultProxy(server[0], tls=ours) as proxy:
+        raw = socket.create_connection(("127.0.0.1", proxy.port), timeout=2.0)
+        with theirs.wrap_socket(raw, server_hostname="127.0.0.1") as client:
+            client.sendall(b"hello")
+            assert client.recv(1) == b"x"
+            if end == "client":
+                client.close()
+                time.sleep(0.05)
+            elif end != "nobody":
+                proxy.fault = Cut(0) if end == "server" else Refuse()
+                with contextlib.suppress(OSError):
+                    client.sendall(b"and on" * 100_000)
+                    read_all(client)
+
+
+def test_a_server_that_dies_is_noticed_at_once() -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        FaultProxy(listener.getsockname()[1]) as proxy,
+        socket.create_connection(("127.0.0.1", proxy.port), timeout=2.0) as client,
+    ):
+        died, _ = listener.accept()
+        client.sendall(b"hello")
+        time.sleep(0.05)
+        died.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        died.close()
+        with pytest.raises(ConnectionResetError):
+            client.recv(1)
 
 
 def test_chance_follows_the_seed(server: tuple[int, list[bytes]]) -> None:

@@ -22,7 +22,7 @@ import socket
 import ssl
 import struct
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -90,6 +90,29 @@ class DropRequest(Fault):
     """
 
     after_bytes: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Reply(Fault):
+    """A request of HTTP/1.1 gets this answer and does not reach the server.
+
+    Attributes:
+        status: Of the answer.
+        body: Of the answer.
+        headers: Of the answer, beside those of its length and its end.
+        to: Only requests get it whose first line, such as ``POST /notes/_bulk HTTP/1.1``, holds this.
+    """
+
+    status: int
+    body: bytes = b""
+    headers: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    to: str = ""
+
+    def message(self) -> bytes:
+        """The answer as it is sent."""
+        headers = {**self.headers, "Content-Length": len(self.body), "Connection": "close"}
+        lines = [f"HTTP/1.1 {self.status} -", *(f"{name}: {value}" for name, value in headers.items())]
+        return "\r\n".join([*lines, "", ""]).encode() + self.body
 
 
 class FaultProxy:
@@ -193,21 +216,26 @@ class FaultProxy:
 
     async def _serve(self, client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
         self.connections += 1
-        try:
-            server, to_server = await asyncio.open_connection(*self._target)
-        except OSError:
-            _close(to_client, reset=True)
-            return
-        connection = _Connection(to_client, to_server)
-        self._open.add(connection)
-        try:
-            await asyncio.gather(
-                self._pump(client, to_server, connection, self._on_request),
-                self._pump(server, to_client, connection, self._on_answer),
-            )
-        finally:
-            connection.end(reset=False)
-            self._open.discard(connection)
+        # When the proxy ends: asyncio would log a cancelled task of a server as an error.
+        with contextlib.suppress(asyncio.CancelledError):
+            try:
+                server, to_server = await asyncio.open_connection(*self._target)
+            except OSError:
+                to_client.transport.abort()
+                return
+            connection = _Connection(to_client, to_server)
+            self._open.add(connection)
+            try:
+                await asyncio.gather(
+                    self._pump(client, to_server, connection, self._on_request),
+                    self._pump(server, to_client, connection, self._on_answer),
+                )
+            except OSError:
+                # One side broke the connection: the other must hear of it now.
+                connection.end(reset=True)
+            finally:
+                connection.end(reset=False)
+                self._open.discard(connection)
 
     async def _pump(
         self,
@@ -216,19 +244,26 @@ class FaultProxy:
         connection: _Connection,
         treat: Callable[[bytes, _Connection], Coroutine[Any, Any, bytes]],
     ) -> None:
-        with contextlib.suppress(OSError):
-            while chunk := await source.read(65_536):
-                chunk = await treat(chunk, connection)
-                if connection.ended:
-                    return
-                target.write(chunk)
-                await target.drain()
-            if target.can_write_eof():
-                target.write_eof()
+        while chunk := await source.read(65_536):
+            chunk = await treat(chunk, connection)
+            if connection.ended:
+                return
+            target.write(chunk)
+            await target.drain()
+        if not _end_of(target):
+            connection.end(reset=False)
 
     async def _on_request(self, chunk: bytes, connection: _Connection) -> bytes:
         fault = self._fault
-        if isinstance(fault, DropRequest):
+        if connection.answered:
+            return b""
+        if isinstance(fault, Reply):
+            if fault.to.encode() in chunk.partition(b"\r\n")[0] and self._happens(fault):
+                connection.answered = True
+                connection.to_client.write(fault.message())
+                _end_of(connection.to_client)
+                return b""
+        elif isinstance(fault, DropRequest):
             passed, self._passed_bytes = self._passed_bytes, self._passed_bytes + len(chunk)
             if self._passed_bytes > fault.after_bytes and self._happens(fault):
                 connection.to_server.write(chunk[: max(0, fault.after_bytes - passed)])
@@ -260,26 +295,32 @@ class FaultProxy:
         return True
 
 
-@dataclasses.dataclass(eq=False)
-class _Connection:
-    """A client's connection and ours to the server, which end together."""
+def _end_of(writer: asyncio.StreamWriter) -> bool:
+    """End one direction of a connection; false where that is not possible, in TLS."""
+    if possible := writer.can_write_eof():
+        writer.write_eof()
+    return possible
 
-    to_client: asyncio.StreamWriter
-    to_server: asyncio.StreamWriter
-    ended: bool = False
+
+class _Connection:
+    """A client's connection and ours to the server, which end together and once."""
+
+    def __init__(self, to_client: asyncio.StreamWriter, to_server: asyncio.StreamWriter) -> None:
+        self.to_client, self.to_server = to_client, to_server
+        self.answered = self.ended = False
+        # Asked for now: an encrypted connection that is closed forgets it.
+        self._sockets = [writer.get_extra_info("socket") for writer in (to_client, to_server)]
 
     def end(self, *, reset: bool) -> None:
+        if self.ended:
+            return
         self.ended = True
-        _close(self.to_client, reset=reset)
-        _close(self.to_server, reset=reset)
-
-
-def _close(writer: asyncio.StreamWriter, *, reset: bool) -> None:
-    endpoint = writer.get_extra_info("socket")
-    with contextlib.suppress(OSError):
-        if reset and endpoint is not None and endpoint.fileno() >= 0:
-            # To linger for no time is to send a reset.
-            endpoint.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            writer.transport.abort()
-        else:
-            writer.close()
+        for writer, endpoint in zip((self.to_client, self.to_server), self._sockets, strict=True):
+            with contextlib.suppress(OSError):
+                if not reset:
+                    writer.close()
+                    continue
+                if endpoint.fileno() >= 0:
+                    # To linger for no time is to send a reset.
+                    endpoint.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                writer.transport.abort()
