@@ -9,6 +9,7 @@ import anyio.lowlevel
 
 from m3_connectors.backends.base import Backend
 from m3_connectors.backends.checks import check_stored
+from m3_connectors.backends.pooling import long_documents
 from m3_connectors.documents import Document, check_documents
 from m3_connectors.embeddings import M3Embeddings
 from m3_connectors.errors import InvalidInput
@@ -28,11 +29,13 @@ class AddReport:
         written: Documents stored, each id counted once.
         duplicates: Ids that came more than once in the call; the last one was kept.
         truncated: Documents whose text was longer than the encoder's maximum and was cut.
+        pooled: Long documents whose multi-vector rows were pooled, as the collection's storage says.
     """
 
     written: int
     duplicates: tuple[str, ...] = ()
     truncated: int = 0
+    pooled: int = 0
 
 
 class Adding:
@@ -49,6 +52,7 @@ class Adding:
         self._written: set[str] = set()
         self._duplicates: dict[str, None] = {}
         self._truncated = 0
+        self._pooled = 0
 
     def batches(
         self, documents: Iterable[Document], embeddings: M3Embeddings | None
@@ -96,11 +100,12 @@ class Adding:
         await self._backend.upsert(chosen, embeddings)
         self._written.update(last)
         self._truncated += embeddings.truncated_count
+        self._pooled += int(long_documents(self._backend.schema.storage, embeddings).sum())
 
     @property
     def report(self) -> AddReport:
         """What was stored so far."""
-        return AddReport(len(self._written), tuple(self._duplicates), self._truncated)
+        return AddReport(len(self._written), tuple(self._duplicates), self._truncated, self._pooled)
 
 
 def _bounded(documents: Iterable[Document]) -> Iterator[list[Document]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -70,7 +71,13 @@ class Explanation:
 
 
 def explain(
-    names: Tokens, method: Method, query: str, vectors: M3Embeddings, document: Document, stored: M3Embeddings
+    names: Tokens,
+    method: Method,
+    query: str,
+    vectors: M3Embeddings,
+    document: Document,
+    stored: M3Embeddings,
+    pools: Callable[[int], bool] = lambda _rows: False,
 ) -> Explanation:
     """Explain one document.
 
@@ -81,6 +88,8 @@ def explain(
         vectors: Its embeddings, one row.
         document: The document.
         stored: The document's embeddings as stored, one row.
+        pools: Whether the collection pools a document of so many rows. Its rows stand for several tokens each, so
+            they are numbered and not named.
     """
     both = [name for name in stored.components if name in vectors.components]
     values = {name: float(score(name, vectors, stored)[0]) for name in both}
@@ -92,7 +101,7 @@ def explain(
         weighted=Scores(**weighted),
         score=sum(weighted.values()),
         tokens=_matches(names, vectors, stored) if "sparse" in both else (),
-        pairs=_pairs(names, query, vectors, document, stored) if "multivector" in both else (),
+        pairs=_pairs(names, query, vectors, document, stored, pools) if "multivector" in both else (),
     )
 
 
@@ -108,23 +117,29 @@ def _matches(names: Tokens, vectors: M3Embeddings, stored: M3Embeddings) -> tupl
 
 
 def _pairs(
-    names: Tokens, query: str, vectors: M3Embeddings, document: Document, stored: M3Embeddings
+    names: Tokens,
+    query: str,
+    vectors: M3Embeddings,
+    document: Document,
+    stored: M3Embeddings,
+    pools: Callable[[int], bool],
 ) -> tuple[TokenPair, ...]:
     assert vectors.multivectors is not None and stored.multivectors is not None
     similarities = vectors.multivectors[0] @ stored.multivectors[0].T
     best = similarities.argmax(axis=1)
-    asked = _names(names, query, len(similarities))
-    found = _names(names, document.text, similarities.shape[1])
+    asked = _named(names.token_strings(query), len(similarities))
+    tokens = names.token_strings(document.text)
+    found = _named([] if pools(len(tokens)) else tokens, similarities.shape[1])
     return tuple(
         TokenPair(asked[i], found[j], float(similarities[i, j]))
         for i, j in enumerate(np.asarray(best).tolist())
     )
 
 
-def _names(names: Tokens, text: str, rows: int) -> list[str]:
+def _named(tokens: Sequence[str], rows: int) -> list[str]:
     # Rows may outnumber the names where the vectors were made elsewhere, with another maximum length.
-    tokens = [_readable(token) for token in names.token_strings(text)[:rows]]
-    return tokens + [f"row {i}" for i in range(len(tokens), rows)]
+    named = [_readable(token) for token in tokens[:rows]]
+    return named + [f"row {i}" for i in range(len(named), rows)]
 
 
 def _readable(token: str) -> str:

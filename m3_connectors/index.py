@@ -208,7 +208,8 @@ class AsyncIndex:
         (vectors,) = await self._query_vectors([query])
         if self.schema.storage.multivector_dtype == "float16":
             vectors = as_float16(vectors)  # as the store scores it (B21)
-        return explain(self._encoder, chosen, query, vectors, document, stored)
+        pools = self.schema.storage.pools
+        return explain(self._encoder, chosen, query, vectors, document, stored, pools)
 
     async def delete(self, ids: Sequence[str] | None = None, *, filter: RawFilter | None = None) -> int:
         """Remove documents by id or by filter (one of the two); how many were there.
@@ -382,7 +383,7 @@ async def _open(
             if storage is not None and storage != schema.storage:
                 raise InvalidInput(
                     f'collection "{collection}" was made with {schema.storage}, not {storage}.\n'
-                    "  Leave storage out, or index into another collection."
+                    "  Leave storage (--long-documents) out, or index into another collection."
                 )
     except BaseException:
         with anyio.CancelScope(shield=True):

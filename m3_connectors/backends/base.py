@@ -29,7 +29,8 @@ Candidates
 Scores
  B20 ``score`` is exact for each component, in the order of the ids; no shared token scores 0.
  B21 float16 multi-vector storage rounds documents and query to float16 and is exact otherwise (within 1e-5).
- B22 A document of 8,191 rows is scored exactly (or was refused or pooled as the storage choice says).
+ B22 A document of 8,191 rows is scored exactly, or was refused or pooled as the storage choice says; of a pooled
+     one, the pooled rows are what ``vectors`` gives and what is scored exactly.
  B23 ``score`` of an id that is not stored raises NotFound.
 Search
  B24 ``search`` equals the oracle for every method and any weights: same ids in the same order, scores within 1e-5.
@@ -44,74 +45,22 @@ import abc
 import dataclasses
 import functools
 from collections.abc import AsyncIterator, Sequence
-from typing import Any, ClassVar, Literal
+from typing import ClassVar
 
+import anyio.to_thread
 import numpy as np
 
 from m3_connectors.backends.checks import check_query, check_stored
+from m3_connectors.backends.pooling import long_documents, pool_long
+from m3_connectors.backends.schema import Schema, Storage
 from m3_connectors.backends.together import together
 from m3_connectors.documents import Document, Scores, check_documents, check_id
-from m3_connectors.embeddings import COMPONENTS, Component, Float32, M3Embeddings, ModelInfo
+from m3_connectors.embeddings import Component, Float32, M3Embeddings
 from m3_connectors.errors import InvalidInput
 from m3_connectors.filters import Filter
 from m3_connectors.methods import Method, fuse, rank
 
-
-@dataclasses.dataclass(frozen=True)
-class Storage:
-    """How vectors are kept.
-
-    Attributes:
-        multivector_dtype: Precision of multi-vector rows; float16 halves the space.
-        long_documents: A document beyond the store's rows per multi-vector is split (exact), or refused.
-    """
-
-    multivector_dtype: Literal["float16", "float32"] = "float16"
-    long_documents: Literal["split", "error"] = "split"
-
-    def __post_init__(self) -> None:
-        if self.multivector_dtype not in ("float16", "float32"):
-            raise InvalidInput(
-                f"multivector_dtype is {self.multivector_dtype!r}: use 'float16' or 'float32'."
-            )
-        if self.long_documents not in ("split", "error"):
-            raise InvalidInput(f"long_documents is {self.long_documents!r}: use 'split' or 'error'.")
-
-
-@dataclasses.dataclass(frozen=True)
-class Schema:
-    """What a collection records about itself at creation and is checked against when opened.
-
-    Attributes:
-        model: Who writes its vectors.
-        components: What is stored; dense always, as the paper's methods start from it.
-        storage: How it is stored.
-    """
-
-    model: ModelInfo
-    components: tuple[Component, ...] = COMPONENTS
-    storage: Storage = Storage()
-
-    def __post_init__(self) -> None:
-        if "dense" not in self.components or any(name not in COMPONENTS for name in self.components):
-            raise InvalidInput(f"components are {self.components}: dense, and any of sparse and multivector.")
-
-    def to_json(self) -> dict[str, Any]:
-        """A JSON object that ``from_json`` reads."""
-        return {"format": 1, **dataclasses.asdict(self)}
-
-    @classmethod
-    def from_json(cls, raw: dict[str, Any]) -> Schema:
-        """The schema that ``to_json`` wrote.
-
-        Raises:
-            InvalidInput: It is none, or of a later version of this package.
-        """
-        if raw.get("format") != 1:
-            raise InvalidInput(
-                f"schema format {raw.get('format')!r} is not 1: written by a later m3-connectors?"
-            )
-        return cls(ModelInfo(**raw["model"]), tuple(raw["components"]), Storage(**raw["storage"]))
+__all__ = ["Backend", "Known", "Ranking", "Schema", "ScoredId", "Storage"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,6 +142,8 @@ class Backend(abc.ABC):
     async def upsert(self, documents: Sequence[Document], embeddings: M3Embeddings) -> None:
         """B6–B8. Store documents with their embeddings, row i for document i; ids differ from each other.
 
+        Long documents are pooled here where the schema says so, so that all stores get the same rows.
+
         Raises:
             InvalidInput: Documents or vectors are not fit to be stored; nothing was.
             ModelMismatch: The vectors are another model's; nothing was stored.
@@ -201,6 +152,9 @@ class Backend(abc.ABC):
         if len({document.id for document in documents}) < len(documents):
             raise InvalidInput("two documents of one upsert have the same id: keep the last of each.")
         embeddings = check_stored(self.schema, self.collection, len(documents), embeddings)
+        storage = self.schema.storage
+        if long_documents(storage, embeddings).any():  # a thread: pooling takes up to a second a document
+            embeddings = await anyio.to_thread.run_sync(pool_long, storage, embeddings)
         if documents:
             await self._upsert(documents, embeddings)
 

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from m3_connectors.backends.schema import Schema
 from m3_connectors.embeddings import Component, Float32, M3Embeddings, ModelInfo
 from m3_connectors.errors import InvalidInput, ModelMismatch
-
-if TYPE_CHECKING:
-    from m3_connectors.backends.base import Schema
 
 
 def check_model(

@@ -7,19 +7,26 @@ import itertools
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 from rich.progress import Progress, SpinnerColumn, TextColumn
 
 from m3_connectors.adding import AddReport
 from m3_connectors.backends.registry import DEFAULT_COLLECTION
+from m3_connectors.backends.schema import LONG_DOCUMENTS, LongDocuments, Storage
 from m3_connectors.cli.console import duration, err, out, plural, print_json, warn
 from m3_connectors.cli.opening import open_index
 from m3_connectors.cli.options import Collection, Debug, Json, Model, Url, check_store
 from m3_connectors.documents import Document
 from m3_connectors.errors import InvalidInput, M3Error
 from m3_connectors.readers import FORMATS, DeadLetterFiles, Fields, check_sources, read_documents
+
+
+def _known_choice(name: str | None) -> str | None:
+    if name is not None and name not in LONG_DOCUMENTS:
+        raise typer.BadParameter(f"{name!r} is none of {', '.join(LONG_DOCUMENTS)}.")
+    return name
 
 
 def index(
@@ -39,6 +46,16 @@ def index(
     id: Annotated[
         str | None, typer.Option("--id", metavar="FIELD", help="Field of the id.", show_default="id or _id")
     ] = None,
+    long_documents: Annotated[
+        str | None,
+        typer.Option(
+            "--long-documents",
+            metavar="HOW",
+            callback=_known_choice,
+            help=f"How a new collection keeps long documents: {', '.join(LONG_DOCUMENTS)}. "
+            "[dim]default: split, which is exact[/dim]",
+        ),
+    ] = None,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -50,6 +67,8 @@ def index(
     check_sources(sources)
     if url == "memory:":
         warn("memory: is empty again when this command ends; name a folder to keep it, such as qdrant:./data")
+    # None leaves an existing collection's storage as it is; a name must be what it was made with.
+    storage = None if long_documents is None else Storage(long_documents=cast(LongDocuments, long_documents))
     counter = _Counter()
     try:
         with DeadLetterFiles(Path.cwd()) as dead:
@@ -63,7 +82,7 @@ def index(
             first = next(documents, None)
             if first is None:  # before a collection is made, which would be bound to this model
                 raise _nothing(sources, dead)
-            outcome = _store(url, collection, model, itertools.chain([first], documents), counter)
+            outcome = _store(url, collection, model, storage, itertools.chain([first], documents), counter)
     except KeyboardInterrupt:
         err.print(f"{plural(counter.safe, 'document')} are safe. Go on with the same command.")
         raise typer.Exit(130) from None
@@ -79,13 +98,14 @@ def index(
 
 @dataclasses.dataclass(frozen=True)
 class _Outcome:
-    """What a run did: the report, documents before and after, how long it took, the model's name."""
+    """What a run did: the report, documents before and after, how long it took, who wrote the vectors and how."""
 
     report: AddReport
     before: int
     after: int
     seconds: float
     model: str
+    storage: Storage
 
     @property
     def replaced(self) -> int:
@@ -98,14 +118,19 @@ class _Outcome:
 
 
 def _store(
-    url: str, collection: str, model: str | None, documents: Iterator[Document], counter: _Counter
+    url: str,
+    collection: str,
+    model: str | None,
+    storage: Storage | None,
+    documents: Iterator[Document],
+    counter: _Counter,
 ) -> _Outcome:
-    with open_index(url, collection, model, create=True) as index, counter:
+    with open_index(url, collection, model, create=True, storage=storage) as index, counter:
         before = index.count()
         started = time.monotonic()
         report = index.add(counter.reading(documents), progress=counter.stored)
         seconds = time.monotonic() - started
-        return _Outcome(report, before, index.count(), seconds, index.schema.model.name)
+        return _Outcome(report, before, index.count(), seconds, index.schema.model.name, index.schema.storage)
 
 
 def _document(outcome: _Outcome, dead: DeadLetterFiles) -> dict[str, object]:
@@ -115,6 +140,7 @@ def _document(outcome: _Outcome, dead: DeadLetterFiles) -> dict[str, object]:
         "replaced": outcome.replaced,
         "duplicates": list(outcome.report.duplicates),
         "truncated": outcome.report.truncated,
+        "pooled": outcome.report.pooled,
         "skipped": dead.count,
         "dead_letters": [str(path) for path in dead.paths],
         "count": outcome.after,
@@ -132,6 +158,8 @@ def _summary(outcome: _Outcome, dead: DeadLetterFiles) -> str:
         parts.append(f"{plural(len(report.duplicates), 'id')} came twice, the last was kept")
     if report.truncated:
         parts.append(f"{report.truncated:,} longer than the model reads, cut")
+    if report.pooled:
+        parts.append(f"{report.pooled:,} long, their rows pooled by {outcome.storage.pool_factor}")
     if dead.count:
         parts.append(f"{dead.count:,} skipped (see {_names(dead.paths)})")
     rate = outcome.documents_per_second

@@ -15,6 +15,7 @@ from m3_connectors.embeddings import ModelInfo
 from m3_connectors.errors import M3Error, ModelFormat, ModelMismatch, NotFound, Unavailable
 
 if TYPE_CHECKING:
+    from m3_connectors.backends.schema import Storage
     from m3_connectors.blocking import Index
     from m3_connectors.encoder.encoder import M3Encoder
     from m3_connectors.index import Description, Encoder
@@ -77,14 +78,18 @@ def choose_encoder(url: str, collection: str, model: str | None, *, create: bool
     return _load_again(written_by, collection)
 
 
-def open_index(url: str, collection: str, model: str | None, *, create: bool) -> Index:
+def open_index(
+    url: str, collection: str, model: str | None, *, create: bool, storage: Storage | None = None
+) -> Index:
     """A collection with its encoder; arguments and errors as ``choose_encoder``'s and ``connect_index``'s."""
     encoder = choose_encoder(url, collection, model, create=create)
-    return connect_index(url, collection, encoder, create=create)
+    return connect_index(url, collection, encoder, create=create, storage=storage)
 
 
-def connect_index(url: str, collection: str, encoder: Encoder, *, create: bool) -> Index:
-    """A collection with this encoder.
+def connect_index(
+    url: str, collection: str, encoder: Encoder, *, create: bool, storage: Storage | None = None
+) -> Index:
+    """A collection with this encoder; ``storage`` as ``connect`` takes it.
 
     Raises:
         ModelMismatch: The collection was written by another model; says what to do about it here.
@@ -92,7 +97,7 @@ def connect_index(url: str, collection: str, encoder: Encoder, *, create: bool) 
     from m3_connectors.blocking import connect
 
     with _advice(MISMATCH_ADVICE, ModelMismatch):
-        return connect(url, collection, encoder=encoder, create=create)
+        return connect(url, collection, encoder=encoder, create=create, storage=storage)
 
 
 @contextlib.contextmanager
