@@ -1,0 +1,149 @@
+"""The queries that changed most between two rankings, each with its reasons, made from the files alone."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from m3_connectors.documents import Scores
+from m3_connectors.embeddings import COMPONENTS
+from m3_connectors.evaluation.compare import Ranking, check_comparable
+from m3_connectors.evaluation.folder import Run
+
+
+@dataclasses.dataclass(frozen=True)
+class Standing:
+    """Where a document stands in a ranking, and why.
+
+    Attributes:
+        rank: From 1; None where the run does not have it.
+        scores: Its component scores, where it was a candidate; None where it was none, or where the ranking is no
+            method of M3.
+    """
+
+    rank: int | None
+    scores: Scores | None
+
+
+@dataclasses.dataclass(frozen=True)
+class DocumentChange:
+    """A relevant document in both rankings.
+
+    Attributes:
+        id: Its id.
+        grade: As it was judged.
+        before, after: Where it stands.
+    """
+
+    id: str
+    grade: int
+    before: Standing
+    after: Standing
+
+
+@dataclasses.dataclass(frozen=True)
+class QueryChange:
+    """A query whose value changed.
+
+    Attributes:
+        id: Its id.
+        text: What was asked.
+        before, after: Its values.
+        documents: The relevant documents, those first that moved most.
+    """
+
+    id: str
+    text: str
+    before: float
+    after: float
+    documents: tuple[DocumentChange, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Changes:
+    """The queries that changed most, largest change first, equal ones in the order they were asked.
+
+    Attributes:
+        better: Those that ``after`` answers better.
+        worse: Those that it answers worse.
+    """
+
+    better: tuple[QueryChange, ...]
+    worse: tuple[QueryChange, ...]
+
+
+def most_changed(before: Ranking, after: Ranking, measure: str, count: int = 3) -> Changes:
+    """The queries that changed most, in both directions.
+
+    Args:
+        before, after: Rankings of the same queries.
+        measure: By which.
+        count: Most queries of each direction.
+
+    Raises:
+        InvalidInput: The rankings are not comparable, or lack the measure.
+    """
+    check_comparable(before, after)
+    first, second = before.values(measure), after.values(measure)
+    table = before.folder.queries()
+    texts = dict(zip(table["query_id"].to_pylist(), table["text"].to_pylist(), strict=True))
+    order = sorted(texts, key=lambda query: -abs(second[query] - first[query]))
+    better = [query for query in order if second[query] > first[query]][:count]
+    worse = [query for query in order if second[query] < first[query]][:count]
+    chosen = {*better, *worse}
+    relevant = {
+        query: {document: grade for document, grade in grades.items() if grade > 0}
+        for query, grades in before.folder.qrels().items()
+        if query in chosen
+    }
+    standings = [_standings(ranking, relevant) for ranking in (before, after)]
+
+    def changes(queries: list[str]) -> tuple[QueryChange, ...]:
+        return tuple(
+            QueryChange(
+                query,
+                texts[query],
+                first[query],
+                second[query],
+                tuple(
+                    sorted(
+                        (
+                            DocumentChange(document, grade, *(side[query][document] for side in standings))
+                            for document, grade in relevant[query].items()
+                        ),
+                        key=_stillness,
+                    )
+                ),
+            )
+            for query in queries
+        )
+
+    return Changes(changes(better), changes(worse))
+
+
+def _standings(ranking: Ranking, relevant: dict[str, dict[str, int]]) -> dict[str, dict[str, Standing]]:
+    run: Run = ranking.folder.run(ranking.method)
+    scores = _scores(ranking, list(relevant)) if ranking.record.weights else {}
+    standings = {}
+    for query, documents in relevant.items():
+        ranks = {document: rank for rank, (document, _) in enumerate(run[query], 1)}
+        standings[query] = {
+            document: Standing(ranks.get(document), scores.get((query, document))) for document in documents
+        }
+    return standings
+
+
+def _scores(ranking: Ranking, queries: list[str]) -> dict[tuple[str, str], Scores]:
+    """The component scores of all candidates of a few queries."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    table = ranking.folder.scores()
+    table = table.filter(pc.is_in(table["query_id"], value_set=pa.array(queries, pa.string())))
+    columns = [table[name].to_pylist() for name in ("query_id", "document_id", *COMPONENTS)]
+    return {(query, document): Scores(*scores) for query, document, *scores in zip(*columns, strict=True)}
+
+
+def _stillness(change: DocumentChange) -> tuple[float, str]:
+    """Sorts by distance moved near the top, where ranks count most."""
+    before, after = (1 / side.rank if side.rank else 0.0 for side in (change.before, change.after))
+    return (-abs(after - before), change.id)

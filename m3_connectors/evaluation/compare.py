@@ -1,0 +1,236 @@
+"""Two rankings of the same queries: how far apart, and whether the difference is real."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+
+from m3_connectors.errors import InvalidInput
+from m3_connectors.evaluation.folder import EvaluationFolder, find_folders
+from m3_connectors.evaluation.record import DatasetRecord, MethodRecord
+from m3_connectors.evaluation.significance import PairedTest, holm, paired_test, resamples_for
+
+
+@dataclasses.dataclass(frozen=True)
+class Ranking:
+    """One method of one evaluation.
+
+    Attributes:
+        folder: The evaluation, a complete one.
+        method: Name of one of its methods or baselines.
+
+    Raises:
+        InvalidInput: It has no such method, or is incomplete.
+    """
+
+    folder: EvaluationFolder
+    method: str
+
+    def __post_init__(self) -> None:
+        self.folder.require_complete()
+        self.folder.record.method(self.method)
+
+    @property
+    def dataset(self) -> DatasetRecord:
+        """What was asked."""
+        return self.folder.record.dataset
+
+    @property
+    def record(self) -> MethodRecord:
+        """Weights and candidates of the method."""
+        return self.folder.record.method(self.method)
+
+    @property
+    def main_measure(self) -> str:
+        """What the dataset is reported in, such as ``nDCG@10``."""
+        return self.folder.record.protocol.measures[0]
+
+    def values(self, measure: str) -> dict[str, float]:
+        """The value of every query.
+
+        Raises:
+            InvalidInput: The evaluation did not compute this measure.
+        """
+        known = self.folder.record.protocol.measures
+        if measure not in known:
+            raise InvalidInput(f"{self.folder.path} has no {measure}: it has {', '.join(known)}.")
+        return self._values[measure]
+
+    @cached_property
+    def _values(self) -> dict[str, dict[str, float]]:
+        import pyarrow.compute as pc
+
+        table = self.folder.metrics()
+        table = table.filter(pc.equal(table["method"], self.method))
+        values: dict[str, dict[str, float]] = {name: {} for name in self.folder.record.protocol.measures}
+        rows = zip(*(table[name].to_pylist() for name in ("measure", "query_id", "value")), strict=True)
+        for measure, query, value in rows:
+            values[measure][query] = value
+        return values
+
+
+Pair = tuple[Ranking, Ranking]
+"""Before and after, of the same dataset and split."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """One pair of rankings, tested.
+
+    Attributes:
+        before, after: The rankings.
+        measure: What was compared.
+        test: Means, difference, interval and p-value.
+        adjusted_p_value: The p-value after Holm's correction over all comparisons that were made together.
+    """
+
+    before: Ranking
+    after: Ranking
+    measure: str
+    test: PairedTest
+    adjusted_p_value: float
+
+    @property
+    def real(self) -> bool:
+        """Whether the difference holds at 5 % for the whole family of comparisons."""
+        return self.adjusted_p_value < 0.05
+
+
+def compare(
+    pairs: Sequence[Pair], measure: str | None = None, *, resamples: int | None = None, seed: int = 0
+) -> list[Comparison]:
+    """Test pairs of rankings; all p-values are corrected for all pairs.
+
+    Copies of a query (the same text) count as one when signs are flipped and queries drawn: they rise and fall together.
+
+    Args:
+        pairs: The family of comparisons: every pair that is looked at.
+        measure: What to compare; each dataset's main measure by default.
+        resamples: Of each test; by default enough for the size of the family.
+        seed: Of all tests.
+
+    Raises:
+        InvalidInput: A pair is not of the same dataset and split, or lacks the measure.
+    """
+    drawn = resamples or resamples_for(len(pairs))
+    measures = []
+    tests = []
+    for before, after in pairs:
+        check_comparable(before, after)
+        name = measure or before.main_measure
+        units = query_texts(before.folder)
+        measures.append(name)
+        tests.append(
+            paired_test(before.values(name), after.values(name), units=units, resamples=drawn, seed=seed)
+        )
+    adjusted = holm([test.p_value for test in tests])
+    return [
+        Comparison(before, after, name, test, p_value)
+        for (before, after), name, test, p_value in zip(pairs, measures, tests, adjusted, strict=True)
+    ]
+
+
+def check_comparable(before: Ranking, after: Ranking) -> None:
+    """Refuse rankings of different questions.
+
+    Raises:
+        InvalidInput: Datasets, splits, judgements or what counts as relevant differ.
+    """
+    one, other = before.folder.record, after.folder.record
+    for what, first, second in (
+        ("datasets", one.dataset.name, other.dataset.name),
+        ("splits", one.dataset.split, other.dataset.split),
+        ("texts or judgements", one.dataset.fingerprint[:12], other.dataset.fingerprint[:12]),
+        ("kinds of judgements", one.protocol.relevance, other.protocol.relevance),
+    ):
+        if first != second:
+            raise InvalidInput(
+                f"{before.folder.path} and {after.folder.path} are of different {what}: {first} and {second}.\n"
+                "  Only evaluations of the same dataset, split and judgements can be compared."
+            )
+
+
+def query_texts(folder: EvaluationFolder) -> dict[str, str]:
+    """By query its text in a form that copies share: one case, single blanks."""
+    table = folder.queries()
+    rows = zip(table["query_id"].to_pylist(), table["text"].to_pylist(), strict=True)
+    return {query: " ".join(text.split()).casefold() for query, text in rows}
+
+
+def pairs_of_trees(before: Path, after: Path, method: str) -> list[Pair]:
+    """The same method in two evaluations, or in two trees of them, which are matched by their paths.
+
+    Raises:
+        InvalidInput: An evaluation of one tree has no counterpart in the other, or there is none.
+    """
+    first = {folder.path.relative_to(before): folder for folder in find_folders(before)}
+    second = {folder.path.relative_to(after): folder for folder in find_folders(after)}
+    if lone := sorted(first.keys() ^ second.keys()):
+        there, where = (before, after) if lone[0] in first else (after, before)
+        raise InvalidInput(
+            f"{len(lone)} evaluations have no counterpart: {there / lone[0]} is there, {where / lone[0]} is not.\n"
+            "  Name two evaluations, or two trees with the same datasets."
+        )
+    return [(Ranking(first[path], method), Ranking(second[path], method)) for path in sorted(first)]
+
+
+def pairs_of_methods(root: Path, methods: Sequence[str]) -> list[Pair]:
+    """The first method with each of the others, in every evaluation at or below a folder.
+
+    Raises:
+        InvalidInput: Fewer than two methods, or an evaluation lacks one.
+    """
+    if len(set(methods)) < 2 or len(set(methods)) < len(methods):
+        raise InvalidInput(f"methods are {', '.join(methods)}: name two or more that differ.")
+    first, *others = methods
+    return [
+        (Ranking(folder, first), Ranking(folder, other)) for folder in find_folders(root) for other in others
+    ]
+
+
+@dataclasses.dataclass(frozen=True)
+class BesidePublished:
+    """A mean beside the one that was published.
+
+    Attributes:
+        ranking: What was measured here.
+        measure: In what.
+        measured: Mean here, from 0 to 1.
+        published: Mean there, from 0 to 1.
+    """
+
+    ranking: Ranking
+    measure: str
+    measured: float
+    published: float
+
+    @property
+    def difference(self) -> float:
+        """Measured minus published."""
+        return self.measured - self.published
+
+
+def beside_published(
+    folders: Sequence[EvaluationFolder], published: Mapping[tuple[str, str, str], float]
+) -> list[BesidePublished]:
+    """What was measured beside the published numbers, where there are any.
+
+    Only for evaluations of all queries of a split: the mean of a part of them is another number.
+
+    Args:
+        folders: Complete evaluations.
+        published: By dataset (``miracl/de``), method and measure, from 0 to 1.
+    """
+    rows = []
+    for folder in folders:
+        for method in folder.record.methods:
+            ranking = Ranking(folder, method.name)
+            for measure in folder.record.protocol.measures:
+                key = (folder.record.dataset.name, method.name, measure)
+                if key in published:
+                    values = ranking.values(measure)
+                    mean = sum(values.values()) / len(values)
+                    rows.append(BesidePublished(ranking, measure, mean, published[key]))
+    return rows
