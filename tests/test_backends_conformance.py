@@ -15,6 +15,7 @@ import pytest
 
 from m3_connectors.backends.base import Backend, Ranking, Schema, ScoredId, Storage
 from m3_connectors.backends.memory import MemoryBackend
+from m3_connectors.backends.pooling import pool_long
 from m3_connectors.documents import Document
 from m3_connectors.embeddings import Component, Float32, M3Embeddings
 from m3_connectors.filters import Filter
@@ -146,6 +147,11 @@ class CutsLongDocuments(MemoryBackend):
         await super()._upsert(documents, dataclasses.replace(embeddings, multivectors=rows))
 
 
+class PoolsAgain(MemoryBackend):
+    async def _upsert(self, documents: Sequence[Document], embeddings: M3Embeddings) -> None:
+        await super()._upsert(documents, pool_long(self.schema.storage, embeddings))
+
+
 class ScoresTheUnknown(MemoryBackend):
     async def _score(self, component: Component, query: M3Embeddings, ids: Sequence[str]) -> Float32:
         known = [id for id in ids if id in self._documents]
@@ -224,7 +230,8 @@ class NeverDeeper(MemoryBackend):
         (ListsWhatSharesNothing, "b16", {"component": "sparse"}),
         (RoundsScores, "b17", {}),
         (RoundsTheDocumentsOnly, "b20", {"storage": Storage("float16")}),
-        (CutsLongDocuments, "b22", {}),
+        (CutsLongDocuments, "b22_a_document", {}),
+        (PoolsAgain, "b22_pooled", {}),
         (ScoresTheUnknown, "b23", {}),
         (ZeroForNotInTheList, "b24_search", {"storage": Storage("float32")}),
         (IgnoresWeights, "b24_search", {"storage": Storage("float32")}),

@@ -9,9 +9,18 @@ import numpy as np
 from m3_connectors.backends.base import Backend, ScoredId
 from m3_connectors.backends.memory import MemoryBackend
 from m3_connectors.embeddings import M3Embeddings
-from m3_connectors.filters import Filter
-from m3_connectors.methods import Method
+from m3_connectors.filters import Filter, parse_filter
+from m3_connectors.methods import ALL, METHODS, Method, Weights
 from m3_connectors.testing.worlds import World
+
+METHODS_TO_COMPARE = (
+    *METHODS.values(),
+    ALL.weighted(0.15, 0.5, 0.35),
+    Method("shallow", {"dense": 5, "sparse": 4}, Weights(0.3, 2.0, 0.7)),
+    Method("by the other list", {"sparse": 6}, Weights(1.0, 0.0, 0.5)),
+    Method("scored by one", {"dense": 8}, Weights(0.0, 1.0, 0.0)),
+)
+"""The five methods, and some whose lists are shallow or whose candidates come from one list alone."""
 
 
 async def oracle_of(world: World) -> MemoryBackend:
@@ -66,6 +75,44 @@ async def compare_search(
             assert difference <= tolerance, f"{where}: {name} of {ours.id!r} differs by {difference}"
             largest[name] = max(largest[name], difference)
     return largest
+
+
+async def compare_world(backend: Backend, world: World, *, shift: int = 0) -> list[dict[str, float]]:
+    """Compare searches of a backend that holds a world: every query by every method, half of them filtered.
+
+    Args:
+        backend: Holds exactly the world's documents.
+        world: With the schema that the backend was made with.
+        shift: Another number pairs methods with other filters.
+
+    Returns:
+        The largest differences of each search, as ``compare_search`` gives them.
+
+    Raises:
+        AssertionError: A search disagrees; says which.
+    """
+    oracle = await oracle_of(world)
+    parts = []
+    for i, query in enumerate(world.queries):
+        for j, method in enumerate(METHODS_TO_COMPARE):
+            raw = world.filters[(7 * i + j + shift) % len(world.filters)] if (i + j) % 2 else None
+            k = (1, 5, 100)[(i + j) % 3]
+            parts.append(await compare_search(backend, oracle, query, method, k, filter=parse_filter(raw)))
+    return parts
+
+
+def same_answer(got: Sequence[ScoredId], want: Sequence[ScoredId], *, tolerance: float = 1e-5) -> None:
+    """Hold two answers of one store to each other: same ids in the same order, every score within the tolerance.
+
+    Stores may score the same vectors by another kernel after a flush or a merge, which changes the last bit.
+
+    Raises:
+        AssertionError: They disagree; says where.
+    """
+    assert [hit.id for hit in got] == [hit.id for hit in want]
+    for ours, theirs in zip(got, want, strict=True):
+        for name, difference in _differences(ours, theirs).items():
+            assert difference <= tolerance, f"{name} of {ours.id!r} differs by {difference}"
 
 
 def largest_of(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -1,0 +1,98 @@
+"""B11 to B15: what comes back."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import pytest
+
+from m3_connectors.backends.base import Storage
+from m3_connectors.documents import Document
+from m3_connectors.embeddings import M3Embeddings
+from m3_connectors.errors import NotFound
+from m3_connectors.filters import parse_filter
+from m3_connectors.scoring import as_float16
+from m3_connectors.testing.conformance.suite import FLOAT16, FLOAT32, Suite, runs
+from m3_connectors.testing.worlds import NASTY_IDS, make_world
+
+
+class ReadingClauses(Suite):
+    """B11 to B15: what comes back."""
+
+    @runs
+    async def test_b11_fetch_gives_back_what_went_in(self, tmp_path: Path) -> None:
+        world = make_world(11, documents=60)
+        async with self.stored(tmp_path, world) as backend:
+            documents = {document.id: document for document in world.documents}
+            asked = [*list(documents)[::-1], "unknown", world.documents[0].id]
+            assert await backend.fetch(asked) == [documents.get(id) for id in asked]
+            assert await backend.fetch([]) == []
+
+    @runs
+    async def test_b11_metadata_keep_their_json_types(self, tmp_path: Path) -> None:
+        world = make_world(111, documents=1)
+        metadata: dict[str, Any] = {
+            "int": 2**63 - 1, "least": -(2**63), "float": 0.1 + 0.2, "whole": 2.0, "tiny": 5e-324, "huge": 1.7e308,
+            "true": True, "null": None, "text": "\x00 \u2028 🇰🇪", "list": [1, "1", 1.5, None, [], {}], "": {"": ""},
+            "a.b": {"c.d": [[{"e": []}]]}, "$in": "dollar", 'quo"te': 1, "_id": 1, "id": 2, "vector": [1], "dense": {},
+        }  # fmt: skip
+        changed = [Document("one", "text", MappingProxyType(metadata))]
+        async with self.stored(tmp_path, dataclasses.replace(world, documents=changed)) as backend:
+            (found,) = await backend.fetch(["one"])
+            assert found is not None
+            assert found.metadata == metadata
+            assert repr(sorted(found.metadata.items())) == repr(sorted(metadata.items()))
+
+    @pytest.mark.parametrize("storage", [FLOAT32, FLOAT16], ids=["float32", "float16"])
+    @runs
+    async def test_b12_vectors_are_as_stored(self, tmp_path: Path, storage: Storage) -> None:
+        world = make_world(12, storage=storage)
+        async with self.stored(tmp_path, world) as backend:
+            order = [3, 0, 7, 3, 11]
+            got = await backend.vectors([world.documents[i].id for i in order])
+            kept = as_float16(world.embeddings) if storage == FLOAT16 else world.embeddings
+            want = M3Embeddings.concatenate([kept[i] for i in order])
+            assert got.dense is not None and got.sparse is not None and got.multivectors is not None
+            assert want.dense is not None and want.sparse is not None and want.multivectors is not None
+            np.testing.assert_array_equal(got.dense, want.dense)
+            np.testing.assert_array_equal(got.sparse.toarray(), want.sparse.toarray())
+            np.testing.assert_array_equal(got.multivectors.offsets, want.multivectors.offsets)
+            np.testing.assert_array_equal(got.multivectors.rows, want.multivectors.rows)
+            with pytest.raises(NotFound, match="unknown"):
+                await backend.vectors([world.documents[0].id, "unknown"])
+
+    @runs
+    async def test_b13_count_follows_the_meaning_of_filters(self, tmp_path: Path) -> None:
+        world = make_world(13, documents=60)
+        assert len(world.filters) > 20
+        async with self.stored(tmp_path, world) as backend:
+            assert await backend.count() == 60
+            for raw in world.filters:
+                passing = world.passing(raw)
+                assert 0 < len(passing) < 60
+                assert await backend.count(parse_filter(raw)) == len(passing), raw
+
+    @runs
+    async def test_b14_ids_are_never_confused(self, tmp_path: Path) -> None:
+        world = make_world(14, documents=len(NASTY_IDS))
+        async with self.stored(tmp_path, world) as backend:
+            by_id = {document.id: document for document in world.documents}
+            assert set(by_id) == set(NASTY_IDS)
+            for id in NASTY_IDS:
+                assert await backend.fetch([id]) == [by_id[id]]
+            for left, id in enumerate(NASTY_IDS):
+                assert await backend.delete([id]) == 1
+                assert await backend.count() == len(NASTY_IDS) - left - 1
+
+    @runs
+    async def test_b15_scan_yields_every_id_once(self, tmp_path: Path) -> None:
+        world = make_world(15, documents=2300, most_rows=2)
+        async with self.stored(tmp_path, dataclasses.replace(world, documents=[])) as backend:
+            assert [id async for id in backend.scan_ids()] == []
+            await backend.upsert(world.documents, world.embeddings)
+            found = [id async for id in backend.scan_ids()]
+            assert sorted(found) == sorted(document.id for document in world.documents)

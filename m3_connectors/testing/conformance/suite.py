@@ -1,0 +1,70 @@
+"""What all groups of clauses share: the store under test, and coroutines as tests."""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+import functools
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import anyio
+
+from m3_connectors.backends.base import Backend, Storage
+from m3_connectors.testing.worlds import World
+
+FLOAT32, FLOAT16 = Storage("float32"), Storage("float16")
+POOLED = Storage(long_documents="pool", pool_factor=4, pool_from_rows=1000)
+
+
+def runs(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
+    """Run a coroutine test to its end on an event loop of its own."""
+
+    @functools.wraps(test)
+    def blocking(*args: Any, **kwargs: Any) -> None:
+        anyio.run(functools.partial(test, *args, **kwargs))
+
+    return blocking
+
+
+class Suite(abc.ABC):
+    """The store under test."""
+
+    persistent: ClassVar[bool] = True
+    """Whether a collection outlives the backend object that wrote it."""
+
+    worlds: ClassVar[int] = 5
+    """Random collections on which search is compared with the oracle, for each storage dtype."""
+
+    long_dimension: ClassVar[int] = 256
+    """Width of the document of 8,191 rows."""
+
+    @abc.abstractmethod
+    def make_backend(self, directory: Path, collection: str) -> Backend:
+        """An adapter for the collection of this name, not yet open.
+
+        Args:
+            directory: An empty directory of this test's own, the same for all calls of one test.
+            collection: Name of the collection.
+        """
+
+    @contextlib.asynccontextmanager
+    async def stored(self, directory: Path, world: World) -> AsyncIterator[Backend]:
+        """A new collection that holds a world."""
+        backend = self.make_backend(directory, "conformance")
+        await backend.create(world.schema)
+        try:
+            if world.documents:
+                await backend.upsert(world.documents, world.embeddings)
+            yield backend
+        finally:
+            await backend.drop()
+            await backend.close()
+
+
+def changed(array: Any, value: float) -> Any:
+    """A copy with ``value`` in its middle."""
+    copy = array.copy()
+    copy.reshape(-1)[copy.size // 2] = value
+    return copy
