@@ -1,0 +1,183 @@
+"""Milvus by hand: pymilvus' own calls, everything that an answer needs asked for at once."""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pybase64
+from handwritten import WEIGHTS, Found
+from pymilvus import DataType, MilvusClient
+
+from m3_connectors.documents import Document
+from m3_connectors.embeddings import M3Embeddings
+
+_PIECE = 49_149
+_HEADER = 16
+"""Bytes before the rows of a packed multi-vector."""
+
+
+class Milvus:
+    """Searches ``collection`` as the adapter stored it; writes into one of its own."""
+
+    def __init__(self, uri: str, collection: str, dimension: int) -> None:
+        self._client = MilvusClient(uri)
+        self._threads = ThreadPoolExecutor(2)
+        self._collection = collection
+        self._dimension = dimension
+        fields = MilvusClient.create_schema(auto_id=False)
+        fields.add_field("key", DataType.VARCHAR, max_length=1536, is_primary=True)
+        fields.add_field("dense", DataType.FLOAT_VECTOR, dim=dimension)
+        fields.add_field("sparse", DataType.SPARSE_FLOAT_VECTOR)
+        fields.add_field(
+            "multivector", DataType.ARRAY, element_type=DataType.VARCHAR, max_capacity=4096, max_length=65535
+        )
+        fields.add_field("text", DataType.VARCHAR, max_length=65535)
+        fields.add_field("metadata", DataType.JSON)
+        indexes = MilvusClient.prepare_index_params()
+        indexes.add_index("dense", index_type="FLAT", metric_type="IP")
+        indexes.add_index("sparse", index_type="SPARSE_INVERTED_INDEX", metric_type="IP")
+        self._client.create_collection("handwritten", schema=fields, index_params=indexes)
+
+    def write(self, documents: list[Document], embeddings: M3Embeddings) -> None:
+        sparse = embeddings.sparse
+        rows = []
+        for i, document in enumerate(documents):
+            start, stop = sparse.indptr[i], sparse.indptr[i + 1]
+            blob = embeddings.multivectors[i].astype(np.float16).tobytes()
+            rows.append(
+                {
+                    "key": document.id,
+                    "dense": embeddings.dense[i],
+                    "sparse": dict(
+                        zip(sparse.indices[start:stop].tolist(), sparse.data[start:stop].tolist(), strict=True)
+                    ),
+                    "multivector": [
+                        pybase64.b64encode_as_string(blob[at : at + _PIECE])
+                        for at in range(0, len(blob), _PIECE)
+                    ],
+                    "text": document.text,
+                    "metadata": document.metadata,
+                }
+            )
+        for at in range(0, len(rows), 100):
+            self._client.upsert("handwritten", rows[at : at + 100])
+
+    def finish(self) -> None:
+        self._client.flush("handwritten")
+
+    def drop(self) -> None:
+        self._client.drop_collection("handwritten")
+
+    def search(self, query: M3Embeddings, method: str, k: int) -> list[Found]:
+        if method == "dense_sparse":
+            return self._dense_sparse(query, k)
+        name = "sparse" if method == "sparse" else "dense"
+        limit = k if method in ("dense", "sparse") else 200
+        fields = ["key", "text", "metadata", *(part for part in query.components if part != name)]
+        hits = self._list(query, name, limit, fields)
+        scores = self._scores(query, hits, fields) | {name: np.array([hit["distance"] for hit in hits])}
+        if method == "multi_vec":
+            fused = scores["multivector"]
+        elif method == "all":
+            fused = _fused(method, scores)
+        else:
+            fused = scores[name]
+        best = np.argsort(-fused, kind="stable")[:k]
+        return [self._found(hits[i], fused[i], {n: values[i] for n, values in scores.items()}) for i in best]
+
+    def _dense_sparse(self, query: M3Embeddings, k: int) -> list[Found]:
+        # What a list's hits lack is in the same answer: s_dense of the sparse list's, s_lex of the dense list's.
+        lists = list(
+            self._threads.map(
+                lambda name: self._list(query, name, 1000, ["key"]),
+                ("dense", "sparse"),
+            )
+        )
+        known = [{hit["key"]: hit["distance"] for hit in hits} for hits in lists]
+        keys = list(known[0] | known[1])
+
+        def missing(i: int) -> None:
+            left = [key for key in keys if key not in known[i]]
+            if not left:
+                return
+            within = "key in [" + ",".join(f'"{key}"' for key in left) + "]"
+            hits = self._list(query, ("dense", "sparse")[i], len(left), ["key"], within)
+            known[i] |= {hit["key"]: hit["distance"] for hit in hits}
+
+        list(self._threads.map(missing, (0, 1)))
+        scores = {
+            "dense": np.array([known[0][key] for key in keys]),
+            "sparse": np.array([known[1].get(key, 0.0) for key in keys]),
+        }
+        fused = _fused("dense_sparse", scores)
+        best = np.argsort(-fused, kind="stable")[:k]
+        within = "key in [" + ",".join(f'"{keys[i]}"' for i in best) + "]"
+        fields = ["key", "text", "metadata", *(["multivector"] if query.multivectors is not None else [])]
+        rows = {row["key"]: row for row in self._client.query(self._collection, within, fields)}
+        winners = [rows[keys[i]] for i in best]
+        own = {name: values[best] for name, values in scores.items()} | self._scores(query, winners, fields)
+        return [
+            self._found(winners[at], fused[i], {name: values[at] for name, values in own.items()})
+            for at, i in enumerate(best)
+        ]
+
+    def close(self) -> None:
+        self._client.close()
+
+    def _list(
+        self, query: M3Embeddings, name: str, limit: int, fields: list[str], within: str = ""
+    ) -> list[Any]:
+        data = (
+            query.dense[0]
+            if name == "dense"
+            else dict(zip(query.sparse.indices.tolist(), query.sparse.data.tolist(), strict=True))
+        )
+        return self._client.search(
+            self._collection,
+            [data],
+            filter=within,
+            limit=limit,
+            output_fields=fields,
+            search_params={"metric_type": "IP"},
+            anns_field=name,
+        )[0]
+
+    def _scores(self, query: M3Embeddings, rows: list[Any], fields: list[str]) -> dict[str, Any]:
+        """Scores of the components that the rows bring."""
+        scores = {}
+        if "dense" in fields:
+            scores["dense"] = np.array([row["dense"] for row in rows], dtype=np.float32) @ query.dense[0]
+        if "sparse" in fields:
+            weights = dict(zip(query.sparse.indices.tolist(), query.sparse.data.tolist(), strict=True))
+            scores["sparse"] = np.array(
+                [
+                    sum(weight * weights[token] for token, weight in row["sparse"].items() if token in weights)
+                    for row in rows
+                ]
+            )
+        if "multivector" in fields:
+            blobs = [pybase64.b64decode("".join(row["multivector"]), validate=True) for row in rows]
+            parts = [np.frombuffer(blob, np.float16, offset=_HEADER) for blob in blobs]
+            counts = [len(part) // self._dimension for part in parts]
+            joined = np.concatenate(parts).astype(np.float32).reshape(-1, self._dimension)
+            asked = query.multivectors.rows.astype(np.float16).astype(np.float32)
+            best = np.maximum.reduceat(joined @ asked.T, np.cumsum([0, *counts[:-1]]), axis=0)
+            scores["multivector"] = best.mean(axis=1)
+        return scores
+
+    def _found(self, row: Any, score: float, scores: dict[str, float]) -> Found:
+        return Found(
+            row["key"],
+            "".join(row["text"]),
+            json.loads("".join(row["metadata"])),
+            float(score),
+            {name: float(value) for name, value in scores.items()},
+        )
+
+
+def _fused(method: str, scores: dict[str, Any]) -> Any:
+    names = ("dense", "sparse", "multivector")
+    return sum(w * scores[name] for name, w in zip(names, WEIGHTS[method], strict=True) if w)

@@ -1,0 +1,377 @@
+"""Write rate and search latency of each store, against client code written by hand for it, in one run.
+
+    python benchmarks/stores.py                                          # 10,000 documents, about a quarter of an hour
+    python benchmarks/stores.py --documents 1000 --stores milvus         # less, of one store
+    python benchmarks/stores.py --report benchmarks/results/stores-2025-01-31.jsonl.gz
+
+Ours is ``connect``, ``Index.add`` and ``Index.search`` with given embeddings: everything but the model. By hand are
+the vendor's own calls (``benchmarks/handwritten``). Both take turns, block by block in writing and query by query in
+searching, and change who begins. A query is asked twice over: with all three of its representations, so that every
+hit has all three scores, and with only those that its method needs. Hits and scores are compared each time.
+
+Random unit vectors around a common direction and topics, token ids after Zipf's law, so that they are crowded as M3's
+are. One row a call goes to a compressed JSON Lines file, after a record of the machine; the tables are made from it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import datetime
+import gzip
+import json
+import resource
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+from environment import ROOT, describe, environment
+from handwritten import Found, Handwritten
+
+from m3_connectors import connect
+from m3_connectors.blocking import Index
+from m3_connectors.documents import Document, Hit
+from m3_connectors.embeddings import COMPONENTS, Float32, M3Embeddings, ModelInfo, MultiVectors
+from m3_connectors.methods import METHODS
+
+Row = dict[str, Any]
+
+VOCABULARY = 250_002
+TOKENS = 48
+"""Drawn for a document of 64 rows; some come twice."""
+
+_BLOCK = 250
+"""Documents of one call of ``add``."""
+
+_WARM_UP = 3
+_TEXT = "Combining dense, sparse and multi-vector scores of one model, a passage of about the length that 64 tokens take. "
+_PACKAGES = ("qdrant-edge-py", "pymilvus", "milvus-lite", "elasticsearch", "numpy", "scipy", "anyio")
+
+
+class Corpus:
+    """Seeded documents and queries; the documents in blocks, so that memory is bounded."""
+
+    def __init__(self, documents: int, rows: int, dimension: int) -> None:
+        self.model = ModelInfo("benchmark/random", None, dimension, VOCABULARY, "random")
+        self.count = documents
+        self._rows = rows
+        rng = np.random.default_rng(0)
+        # Any two texts of M3 have a cosine of 0.3 or more.
+        self._topics = rng.standard_normal((100, dimension), dtype=np.float32)
+        self._topics += rng.standard_normal(dimension, dtype=np.float32)
+
+    def blocks(self) -> Iterator[tuple[list[Document], M3Embeddings]]:
+        """All documents."""
+        rng = np.random.default_rng(1)
+        for start in range(0, self.count, _BLOCK):
+            numbers = range(start, min(start + _BLOCK, self.count))
+            documents = [
+                Document(f"document-{n:06d}", f"{n}. {_TEXT * 2}", {"n": n, "lang": "en", "even": n % 2 == 0})
+                for n in numbers
+            ]
+            yield documents, self._embeddings(rng, len(numbers), self._rows)
+
+    def queries(self, count: int, rows: int) -> M3Embeddings:
+        """Texts of fewer rows about the same topics."""
+        return self._embeddings(np.random.default_rng(2), count, rows)
+
+    def _embeddings(self, rng: np.random.Generator, count: int, rows: int) -> M3Embeddings:
+        dimension = self.model.dimension
+        about = self._topics[rng.integers(len(self._topics), size=count)]
+        about = about + 0.7 * rng.standard_normal((count, dimension), dtype=np.float32)
+        spread = about.repeat(rows, axis=0)
+        spread += rng.standard_normal(spread.shape, dtype=np.float32)
+        tokens = max(4, TOKENS * rows // 64)
+        columns = rng.zipf(1.3, size=(count, tokens)) % VOCABULARY
+        weights = rng.gamma(2.0, 0.1, size=(count, tokens)).astype(np.float32) + np.float32(1e-3)
+        sparse = sp.csr_array(
+            (weights.ravel(), columns.ravel(), np.arange(0, count * tokens + 1, tokens)),
+            shape=(count, VOCABULARY),
+        )
+        sparse.sum_duplicates()
+        return M3Embeddings(
+            _unit(about),
+            sparse,
+            MultiVectors(_unit(spread), np.arange(0, count * rows + 1, rows)),
+            model=self.model,
+        )
+
+
+class Fixed:
+    """Stands where an encoder would, so that ``connect`` can make a collection; encodes nothing."""
+
+    recommended_weights: dict[str, tuple[float, float, float]] = {}
+
+    def __init__(self, info: ModelInfo) -> None:
+        self.info = info
+
+    def encode(self, *_: object, **__: object) -> M3Embeddings:
+        raise AssertionError("this benchmark gives embeddings")
+
+    token_strings = id_to_token = encode
+
+
+# -- stores: each gives an index and the client by hand for it, on the same server
+
+Opened = tuple[Index, Handwritten]
+
+
+@contextlib.contextmanager
+def _qdrant_edge(corpus: Corpus, directory: Path) -> Iterator[Opened]:
+    from handwritten.qdrant_edge import QdrantEdge
+
+    with connect(f"qdrant:{directory / 'ours'}", encoder=Fixed(corpus.model)) as index:
+        # The engine opens a shard once a process, so both search with the same object.
+        shard = index._index._backend._shard._shard
+        yield index, QdrantEdge(shard, directory / "handwritten", corpus.model.dimension)
+
+
+@contextlib.contextmanager
+def _milvus(corpus: Corpus, directory: Path) -> Iterator[Opened]:
+    from handwritten.milvus import Milvus
+
+    from m3_connectors.testing.servers.milvus import milvus_server
+
+    with milvus_server() as server, connect(f"milvus+{server.url}", encoder=Fixed(corpus.model)) as index:
+        yield index, Milvus(server.url, "documents", corpus.model.dimension)
+
+
+@contextlib.contextmanager
+def _milvus_embedded(corpus: Corpus, directory: Path) -> Iterator[Opened]:
+    from handwritten.milvus import Milvus
+
+    with connect(f"milvus:{directory / 'data.db'}", encoder=Fixed(corpus.model)) as index:
+        # pymilvus would start an engine of its own, for which the directory is locked.
+        uri = index._index._backend._connected._engine.uri
+        yield index, Milvus(uri, "documents", corpus.model.dimension)
+
+
+@contextlib.contextmanager
+def _elasticsearch(corpus: Corpus, directory: Path) -> Iterator[Opened]:
+    from handwritten.elasticsearch import Elasticsearch
+
+    from m3_connectors.testing.servers.elasticsearch import elasticsearch_server
+
+    with elasticsearch_server() as server:
+        with connect(f"elasticsearch+{server.url}", encoder=Fixed(corpus.model)) as index:
+            yield index, Elasticsearch(server.url, "documents", corpus.model.dimension)
+
+
+STORES: dict[str, Callable[[Corpus, Path], contextlib.AbstractContextManager[Opened]]] = {
+    "qdrant-edge": _qdrant_edge,
+    "milvus": _milvus,
+    "milvus-embedded": _milvus_embedded,
+    "elasticsearch": _elasticsearch,
+}
+
+
+# -- measuring
+
+
+def run(options: argparse.Namespace) -> Iterator[Row]:
+    """All rows of a run."""
+    settings = {name: getattr(options, name) for name in ("documents", "dimension", "rows", "query_rows")}
+    yield environment(*_PACKAGES, **settings, queries=options.queries, k=options.k)
+    corpus = Corpus(options.documents, options.rows, options.dimension)
+    queries = corpus.queries(options.queries + _WARM_UP, options.query_rows)
+    for store in options.stores:
+        with tempfile.TemporaryDirectory(dir=options.directory) as directory:
+            with STORES[store](corpus, Path(directory)) as (index, handwritten):
+                for row in writes(index, handwritten, corpus):
+                    yield {"store": store, **row}
+                for row in searches(index, handwritten, queries, options.k):
+                    yield {"store": store, **row}
+                handwritten.close()
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        yield {"kind": "memory", "store": store, "client_peak_mib": peak // 1024}
+
+
+def writes(index: Index, handwritten: Handwritten, corpus: Corpus) -> Iterator[Row]:
+    """One row a block and side, and one for what is left at the end."""
+    for block, (documents, embeddings) in enumerate(corpus.blocks()):
+        calls: dict[str, Callable[[], object]] = {
+            "ours": lambda d=documents, e=embeddings: index.add(d, embeddings=e),
+            "by hand": lambda d=documents, e=embeddings: handwritten.write(d, e),
+        }
+        for row in _taking_turns(calls, block):
+            yield {"kind": "write", "block": block, "documents": len(documents), **row[0]}
+    ((row, _),) = _taking_turns({"by hand": handwritten.finish}, 0)
+    yield {"kind": "write", "block": -1, "documents": 0, **row}
+    assert index.count() == corpus.count
+    handwritten.drop()
+
+
+def searches(index: Index, handwritten: Handwritten, queries: M3Embeddings, k: int) -> Iterator[Row]:
+    """One row for each query, method, set of scores and side."""
+    for number, query in enumerate(queries):
+        for name, method in METHODS.items():
+            own = M3Embeddings(
+                query.dense if "dense" in method.components else None,
+                query.sparse if "sparse" in method.components else None,
+                query.multivectors if "multivector" in method.components else None,
+                model=query.model,
+            )
+            for scores, asked in (("all three", query), ("its own", own)):
+                if scores == "its own" and method.components == COMPONENTS:
+                    continue
+                calls: dict[str, Callable[[], Any]] = {
+                    "ours": lambda q=asked, m=name: index.search(q, method=m, k=k),
+                    "by hand": lambda q=asked, m=name: handwritten.search(q, m, k),
+                }
+                rows, answers = zip(*_taking_turns(calls, number), strict=True)
+                if number < _WARM_UP:
+                    continue
+                answer = {row["who"]: hits for row, hits in zip(rows, answers, strict=True)}
+                same, difference = compared(answer["ours"], answer["by hand"])
+                for row in rows:
+                    yield {
+                        "kind": "search",
+                        "method": name,
+                        "scores": scores,
+                        "query": number - _WARM_UP,
+                        **row,
+                        "same_hits": same,
+                        "largest_difference": difference,
+                    }
+
+
+def _taking_turns(calls: dict[str, Callable[[], Any]], turn: int) -> Iterator[tuple[Row, Any]]:
+    order = list(calls.items())
+    for first, (who, call) in enumerate(reversed(order) if turn % 2 else order):
+        cpu, began = time.process_time(), time.perf_counter()
+        answer = call()
+        seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - cpu
+        row = {"who": who, "first": not first, "seconds": round(seconds, 6), "cpu_seconds": round(cpu_seconds, 6)}
+        yield row, answer
+
+
+def compared(ours: list[Hit], theirs: list[Found]) -> tuple[bool, float]:
+    """Whether the same documents came in the same order, and the largest difference of any of their scores."""
+    same = [(hit.document.id, hit.document.text, dict(hit.document.metadata)) for hit in ours] == [
+        (found.id, found.text, found.metadata) for found in theirs
+    ]
+    if not same:
+        return False, float("nan")
+    differences = [0.0]
+    for hit, found in zip(ours, theirs, strict=True):
+        shown = {name: value for name in COMPONENTS if (value := getattr(hit.scores, name)) is not None}
+        if set(shown) != set(found.scores):
+            return False, float("nan")
+        differences += [abs(hit.score - found.score)]
+        differences += [abs(value - found.scores[name]) for name, value in shown.items()]
+    return True, float(f"{max(differences):.1e}")
+
+
+def _unit(rows: Float32) -> Float32:
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    return rows
+
+
+# -- the report
+
+
+def report(path: Path) -> str:
+    """The tables of one file of rows."""
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        rows = [json.loads(line) for line in file]
+    machine = next(row for row in rows if row["kind"] == "environment")
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items() if version)
+    lines = [
+        f"{machine['documents']:,} documents of {machine['rows']} rows of {machine['dimension']:,} in float16, queries "
+        f"of {machine['query_rows']} rows, top {machine['k']}, {machine['queries']} queries; {describe(machine)}; "
+        f"load {machine['load_average'][0]:.1f}; {versions}.",
+        "",
+        "| store | documents/s, ours | by hand | ratio (95 % of resampled blocks) | client CPU ms a document, ours | by hand |",
+        "|---|---|---|---|---|---|",
+    ]
+    for store in dict.fromkeys(row["store"] for row in rows if row["kind"] == "write"):
+        lines.append(_write_line(store, [row for row in rows if row["kind"] == "write" and row["store"] == store]))
+    lines += [
+        "",
+        "| store | method | scores of a hit | p50 ms, ours | by hand | ratio (95 %) | p95 ms, ours | by hand | ratio (95 %) "
+        "| client CPU ms, ours | by hand | same hits |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    searched = [row for row in rows if row["kind"] == "search"]
+    for case in dict.fromkeys((row["store"], row["method"], row["scores"]) for row in searched):
+        chosen = [row for row in searched if (row["store"], row["method"], row["scores"]) == case]
+        lines.append(_search_line(case, chosen))
+    return "\n".join(lines)
+
+
+def _write_line(store: str, rows: list[Row]) -> str:
+    def column(who: str, key: str) -> np.ndarray[Any, Any]:
+        return np.array([row[key] for row in rows if row["who"] == who and row["block"] >= 0])
+
+    counts = column("ours", "documents")
+    ending = sum(row["seconds"] for row in rows if row["block"] < 0)
+    ours, theirs = column("ours", "seconds"), column("by hand", "seconds") + ending * counts / counts.sum()
+    rng = np.random.default_rng(0)
+    drawn = rng.integers(len(ours), size=(2000, len(ours)))
+    low, high = np.percentile(theirs[drawn].sum(axis=1) / ours[drawn].sum(axis=1), [2.5, 97.5])
+    cpu = [column(who, "cpu_seconds").sum() / counts.sum() * 1e3 for who in ("ours", "by hand")]
+    cells = [
+        store,
+        f"{counts.sum() / ours.sum():,.0f}",
+        f"{counts.sum() / theirs.sum():,.0f}",
+        f"**{theirs.sum() / ours.sum():.2f}** ({low:.2f}–{high:.2f})",
+        *(f"{value:.2f}" for value in cpu),
+    ]
+    return "| " + " | ".join(cells) + " |"
+
+
+def _search_line(case: tuple[str, ...], rows: list[Row]) -> str:
+    def column(who: str, key: str) -> np.ndarray[Any, Any]:
+        return np.array([row[key] for row in rows if row["who"] == who]) * 1e3
+
+    ours, theirs = column("ours", "seconds"), column("by hand", "seconds")
+    rng = np.random.default_rng(0)
+    drawn = rng.integers(len(ours), size=(2000, len(ours)))
+    cells = [*case]
+    for percent in (50, 95):
+        a, b = np.percentile(ours, percent), np.percentile(theirs, percent)
+        # Pairs are drawn, so that what both suffered at one time counts once.
+        ratios = np.percentile(ours[drawn], percent, axis=1) / np.percentile(theirs[drawn], percent, axis=1)
+        low, high = np.percentile(ratios, [2.5, 97.5])
+        bold = "**" if percent == 50 else ""
+        cells += [f"{a:.1f}", f"{b:.1f}", f"{bold}{a / b:.2f}{bold} ({low:.2f}–{high:.2f})"]
+    cells += [f"{np.median(column(who, 'cpu_seconds')):.1f}" for who in ("ours", "by hand")]
+    same = [row["same_hits"] for row in rows if row["who"] == "ours"]
+    differences = [row["largest_difference"] for row in rows if row["same_hits"]]
+    cells.append(f"{sum(same)} of {len(same)}, ≤ {max(differences, default=0):.0e}")
+    return "| " + " | ".join(cells) + " |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    today = datetime.datetime.now(datetime.UTC).date()
+    results = ROOT / "benchmarks" / "results"
+    parser.add_argument("--documents", type=int, default=10_000)
+    parser.add_argument("--rows", type=int, default=64, help="multi-vector rows of a document")
+    parser.add_argument("--dimension", type=int, default=1024)
+    parser.add_argument("--query-rows", type=int, default=32)
+    parser.add_argument("--queries", type=int, default=50)
+    parser.add_argument("--k", type=int, default=10)
+    parser.add_argument(
+        "--stores", nargs="+", choices=STORES, default=["qdrant-edge", "milvus", "elasticsearch"]
+    )
+    parser.add_argument("--directory", help="where the data are written for the time of the run")
+    parser.add_argument("--out", type=Path, default=results / f"stores-{today}.jsonl.gz")
+    parser.add_argument("--report", type=Path, help="print the tables of an earlier run, measure nothing")
+    options = parser.parse_args()
+    if options.report is None:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        with gzip.open(options.out, "wt", encoding="utf-8") as file:
+            for row in run(options):
+                print(json.dumps(row), file=file)
+    print(report(options.report or options.out))
+
+
+if __name__ == "__main__":
+    main()
