@@ -16,6 +16,7 @@ environment.json has the same bytes however often the evaluation was interrupted
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -42,10 +43,11 @@ SCORES_COLUMNS = (
     "query_id",
     "document_id",
     "dense",  # float32
-    "sparse",  # float32; under paper fusion 0 where the sparse list lacks the document
+    "sparse",  # float32
     "multivector",  # float32, null beyond the depth of the multi-vector candidates
     "dense_rank",  # int32 from 1, null for a document that is not in the dense list
     "sparse_rank",  # int32 from 1, null for a document that is not in the sparse list
+    "sparse_list",  # float32, under paper fusion only: the quantised score, null for a document not in the list
 )
 
 
@@ -106,7 +108,7 @@ class EvaluationFolder:
             InvalidInput: The file is missing, malformed or of another dataset.
         """
         path = self.path / "qrels.trec"
-        qrels: dict[str, dict[str, int]] = {query: {} for query in self._asked()}
+        qrels: dict[str, dict[str, int]] = {query: {} for query in self.asked}
         for line, (query, _, document, grade) in self._trec(path, 4):
             if query not in qrels:
                 raise InvalidInput(f"{path}:{line}: query {query!r} is none of {self.record.dataset.name}.")
@@ -115,6 +117,11 @@ class EvaluationFolder:
             except ValueError:
                 raise InvalidInput(f"{path}:{line}: {grade!r} is no grade.") from None
         return qrels
+
+    @functools.cached_property
+    def asked(self) -> tuple[str, ...]:
+        """Ids of the queries, in evaluation order."""
+        return tuple(self.queries()["query_id"].to_pylist())
 
     def queries(self) -> pa.Table:
         """query_id, text, language; in evaluation order."""
@@ -130,10 +137,24 @@ class EvaluationFolder:
         Raises:
             InvalidInput: A part is missing.
         """
-        import pyarrow as pa
+        return arrow().concat_tables(list(self.score_parts()))
 
-        parts = [self._table(part_name(number)) for number in range(self.parts)]
-        return pa.concat_tables(parts)
+    def score_parts(self) -> Iterator[pa.Table]:
+        """``scores``, a part of 32 queries at a time.
+
+        Raises:
+            InvalidInput: A part is missing, or is of another evaluation.
+        """
+        for number in range(self.parts):
+            name = part_name(number)
+            table = self._table(name)
+            of = (table.schema.metadata or {}).get(PART_OF, b"?").decode()
+            if of != self.record.scores_key:
+                raise InvalidInput(
+                    f"{self.path / name} holds the scores of another evaluation, {of}, not {self.record.scores_key}.\n"
+                    "  Delete it, and go on with the same m3 eval command."
+                )
+            yield table
 
     def run(self, method: str) -> Run:
         """The answers of a method, best first; a query without any has an empty list.
@@ -143,7 +164,7 @@ class EvaluationFolder:
         """
         self.record.method(method)
         path = self.path / "runs" / f"{method}.trec"
-        run: Run = {query: [] for query in self._asked()}
+        run: Run = {query: [] for query in self.asked}
         for line, (query, _, document, _, score, _) in self._trec(path, 6):
             if query not in run:
                 raise InvalidInput(f"{path}:{line}: query {query!r} is none of {self.record.dataset.name}.")
@@ -190,10 +211,6 @@ class EvaluationFolder:
         """Number of parts that the scores come in."""
         return -(-self.record.dataset.queries // PART_QUERIES)
 
-    def _asked(self) -> list[str]:
-        ids: list[str] = self.queries()["query_id"].to_pylist()
-        return ids
-
     def _table(self, name: str) -> pa.Table:
         arrow()
         import pyarrow.parquet as pq
@@ -217,6 +234,9 @@ class EvaluationFolder:
                     raise InvalidInput(f"{path}:{line}: {len(cells)} columns, not {columns}.")
                 yield line, [unquote(cell) for cell in cells]
 
+
+PART_OF = b"m3_connectors.evaluation"
+"""Key of a part's metadata that says what its scores are of, ``EvaluationRecord.scores_key``."""
 
 PART_QUERIES = 32
 """Queries of one part of the scores: what an interruption loses at most."""

@@ -76,8 +76,8 @@ class Protocol:
     """How queries were asked and measured.
 
     Attributes:
-        fusion: ``exact``, or ``paper``: sparse weights rounded up to whole hundredths, as the reference's scripts
-            hand them to Lucene, and a candidate that is missing from one list counts 0 there.
+        fusion: ``exact``, or ``paper``: the sparse list and Dense+Sparse use sparse weights rounded up to hundredths,
+            as the reference's scripts hand them to Lucene, and a candidate missing from one list counts 0 there.
         depths: Candidates of the dense and of the sparse list; the multi-vector depth is that of the dense
             candidates which have a multi-vector score.
         query_max_length: Most tokens of a query; None is the model's own maximum.
@@ -185,6 +185,16 @@ class EvaluationRecord:
             )
         except (KeyError, TypeError) as error:
             raise InvalidInput(f"the record of the evaluation is damaged: {error}.") from error
+
+    @property
+    def scores_key(self) -> str:
+        """What component scores depend on, in short: scores with another key are another evaluation's."""
+        model, protocol = self.model, self.protocol
+        return (
+            f"dataset {self.dataset.fingerprint[:16]}, model {(model.weights_fingerprint or model.name)[:16]}, "
+            f"{protocol.fusion} fusion, depths {'/'.join(map(str, protocol.depths.values()))}, "
+            f"lengths {protocol.query_max_length}/{protocol.passage_max_length}"
+        )
 
     def differences(self, other: EvaluationRecord) -> list[str]:
         """What makes another evaluation another one, as lines for people; warnings and progress do not.

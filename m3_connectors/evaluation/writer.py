@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from m3_connectors.embeddings import Float32
 from m3_connectors.errors import InvalidInput
+from m3_connectors.evaluation.candidates import CandidateScores
 from m3_connectors.evaluation.folder import (
+    PART_OF,
     PART_QUERIES,
     RECORD,
     EvaluationFolder,
@@ -26,29 +27,6 @@ from m3_connectors.evaluation.folder import (
     write_text,
 )
 from m3_connectors.evaluation.record import EvaluationRecord
-
-Int32 = npt.NDArray[np.int32]
-
-
-@dataclasses.dataclass(frozen=True)
-class CandidateScores:
-    """The component scores of one query's candidates, ordered by document id.
-
-    Attributes:
-        ids: Document ids, ``[n]``, ascending.
-        dense: float32 ``[n]``.
-        sparse: float32 ``[n]``; under paper fusion 0 where the sparse list lacks the document.
-        multivector: float32 ``[n]``, NaN beyond the multi-vector depth.
-        dense_rank: int32 ``[n]``, from 1; 0 for a document that is not in the dense list.
-        sparse_rank: int32 ``[n]``, from 1; 0 for a document that is not in the sparse list.
-    """
-
-    ids: Sequence[str]
-    dense: Float32
-    sparse: Float32
-    multivector: Float32
-    dense_rank: Int32
-    sparse_rank: Int32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,7 +135,10 @@ class FolderWriter:
             "dense_rank": nullable("dense_rank", joined("dense_rank") == 0),
             "sparse_rank": nullable("sparse_rank", joined("sparse_rank") == 0),
         }
-        write_table(self.path / part_name(number), pa.table(columns))
+        if scores[0].sparse_list is not None:
+            columns["sparse_list"] = nullable("sparse_list", np.isnan(joined("sparse_list")))
+        table = pa.table(columns).replace_schema_metadata({PART_OF: self._record.scores_key.encode()})
+        write_table(self.path / part_name(number), table)
 
     def has_run(self, method: str) -> bool:
         """Whether a method's run is there."""
