@@ -1,0 +1,1 @@
+"""Tables, figures and one page of the evaluations and benchmarks below a folder, made from their files alone."""
