@@ -48,8 +48,9 @@ def join(
             "queries without a relevant document: every measure of theirs is 0",
         ),
     )
-    return corpus, {id: queries[id] for id in judged}, judged, _said(counts)
+    return corpus, {id: queries[id] for id in judged}, judged, said(counts)
 
 
-def _said(counts: Collection[tuple[int, str]]) -> tuple[str, ...]:
+def said(counts: Collection[tuple[int, str]]) -> tuple[str, ...]:
+    """Counts that are not 0, as warnings for people."""
     return tuple(f"{count:,} {what}" for count, what in counts if count)

@@ -5,11 +5,13 @@ A measure over a file that was read in part would be wrong without a sign of it,
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
+import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from m3_connectors.documents import Document, check_documents
@@ -31,32 +33,50 @@ def find(directory: Path, name: str) -> Path:
     raise InvalidInput(f"{directory} has neither {name} nor {name}.gz.")
 
 
-def lines(path: Path) -> Iterator[tuple[int, str]]:
+def lines(path: Path, member: str | None = None) -> Iterator[tuple[int, str]]:
     """Lines that are not blank, with their numbers from 1.
+
+    Args:
+        path: The file, plain, ``.gz`` or ``.zip``.
+        member: Name of the file within a ``.zip``, in whichever folder of it.
 
     Raises:
         InvalidInput: A line is not UTF-8, or the file ends in the middle of its compressed data.
     """
     line = 0
     try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
+        with _open(path, member) as file:
             for line, raw in enumerate(file, 1):
                 if raw.strip():
                     yield line, raw.decode("utf-8-sig" if line == 1 else "utf-8")
     except UnicodeDecodeError as error:
         raise InvalidInput(f"{path}:{line}: not UTF-8: {error.reason}.") from None
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+    except (EOFError, zlib.error, gzip.BadGzipFile, zipfile.BadZipFile) as error:
         raise InvalidInput(f"{path}: damaged after line {line}: {error}\n  Fetch or write it anew.") from None
 
 
-def records(path: Path) -> Iterator[tuple[str, Record]]:
-    """The JSON objects of a file, a line each, with ``FILE:LINE`` for errors.
+@contextlib.contextmanager
+def _open(path: Path, member: str | None) -> Iterator[Iterable[bytes]]:
+    if member is not None:
+        with zipfile.ZipFile(path) as archive:
+            names = [name for name in archive.namelist() if PurePosixPath(name).name == member]
+            if len(names) != 1:
+                raise InvalidInput(f"{path} has {len(names)} files {member}: it must have one.")
+            with archive.open(names[0]) as file:
+                yield file
+    else:
+        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
+            yield file
+
+
+def records(path: Path, member: str | None = None) -> Iterator[tuple[str, Record]]:
+    """The JSON objects of a file (see ``lines``), a line each, with ``FILE:LINE`` for errors.
 
     Raises:
         InvalidInput: A line holds something else.
     """
-    for line, raw in lines(path):
-        where = f"{path}:{line}"
+    for line, raw in lines(path, member):
+        where = f"{path}:{line}" if member is None else f"{path}:{member}:{line}"
         try:
             record = json.loads(raw)
         except ValueError as error:

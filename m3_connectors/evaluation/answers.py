@@ -1,0 +1,136 @@
+"""Relevance by answer strings, as in MKQA: a passage counts that has an answer's tokens one after the other.
+
+The rule is DPR's, in the version that the paper's scripts use (FlagEmbedding, ``C_MTEB/MKQA``): text and answer are
+decomposed (NFD) and cut into runs of letters, digits and marks, and single other signs; case does not count, nor does
+what stands between tokens. One deviation: an answer without a token is found nowhere, where the scripts find it in
+every passage.
+"""
+
+from __future__ import annotations
+
+import functools
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from m3_connectors.errors import InvalidInput, MissingDependency
+
+if TYPE_CHECKING:
+    import regex
+
+    from m3_connectors.evaluation.datasets.dataset import Dataset, Qrels
+
+
+def tokens(text: str) -> list[str]:
+    """What two texts are compared by: lower-cased runs of letters, digits and marks, and other signs one by one.
+
+    Raises:
+        MissingDependency: regex is not installed.
+    """
+    return [token.lower() for token in _pattern().findall(unicodedata.normalize("NFD", text))]
+
+
+def has_answer(answers: Iterable[str], text: str) -> bool:
+    """Whether a text has the tokens of one of the answers, in their order and without another between them."""
+    joined = _joined(text)
+    return any(_in(_joined(answer), joined) for answer in answers)
+
+
+def judge(dataset: Dataset, found: Mapping[str, Iterable[str]]) -> Qrels:
+    """Judge what was found by the dataset's answers, reading the corpus once.
+
+    Args:
+        dataset: A dataset with answers.
+        found: Query id to ids of documents, from all rankings that are to be measured by these judgements.
+
+    Returns:
+        For every query of the dataset, each document found for it: 1 with an answer, else 0.
+
+    Raises:
+        InvalidInput: The dataset has no answers, or a document or a query is not the dataset's.
+        MissingDependency: regex is not installed.
+    """
+    if not dataset.answers:
+        raise InvalidInput(f"{dataset.name} has judgements of documents, not answers.")
+    strangers = [query for query in found if query not in dataset.queries]
+    if strangers:
+        raise InvalidInput(f"{strangers[0]!r} is no query of {dataset.name}: is it a run of another dataset?")
+    queries_of: dict[str, list[str]] = {}
+    for query, ids in found.items():
+        for id in ids:
+            queries_of.setdefault(id, []).append(query)
+    answers = {
+        query: [_joined(answer) for answer in dataset.answers[query]] for query in found if query in found
+    }
+    qrels: Qrels = {query: {} for query in dataset.queries}
+    for document in dataset.documents:
+        queries = queries_of.pop(document.id, ())
+        text = _joined(document.text) if queries else ""
+        for query in queries:
+            qrels[query][document.id] = int(any(_in(answer, text) for answer in answers[query]))
+    if queries_of:
+        raise InvalidInput(
+            f"{len(queries_of):,} found documents are not in {dataset.name}, the first "
+            f"{next(iter(queries_of))!r}: is it a run of another dataset?"
+        )
+    return {query: dict(sorted(grades.items())) for query, grades in qrels.items()}
+
+
+def answer_recall(
+    qrels: Mapping[str, Mapping[str, int]], run: Mapping[str, Sequence[str]], depth: int
+) -> dict[str, float]:
+    """Recall@depth of each judged query (paper, section 4.2): 1 if one of the first ``depth`` has an answer, else 0.
+
+    Args:
+        qrels: Query id to document id to grade, from ``judge``.
+        run: Query id to document ids, best first; a query that is not in it found nothing.
+        depth: How many of them count.
+    """
+    return {
+        query: float(any(grades.get(id, 0) > 0 for id in run.get(query, ())[:depth]))
+        for query, grades in qrels.items()
+    }
+
+
+def unify_punctuation(text: str) -> str:
+    """The paper's preparation of MKQA's passages: one sign for each kind of hyphen, quote, slash; no controls.
+
+    Case is left alone.
+    """
+    return text.translate(_punctuation()).replace(" . . . ", " ... ")
+
+
+def _joined(text: str) -> str:
+    """Tokens between line breaks, which no token holds: a sequence within a sequence is then a string in a string."""
+    return "\n".join(["", *tokens(text), ""])
+
+
+def _in(answer: str, text: str) -> bool:
+    return answer != "\n" and answer in text
+
+
+@functools.cache
+def _pattern() -> regex.Pattern[str]:
+    try:
+        import regex
+    except ImportError:
+        raise MissingDependency("regex", "eval") from None
+    return regex.compile(r"[\p{L}\p{N}\p{M}]+|[^\p{Z}\p{C}]")
+
+
+@functools.cache
+def _punctuation() -> dict[int, str]:
+    controls = [*range(0x01, 0x09), 0x0E, 0x0F, *range(0x11, 0x1C), 0xAD]
+    kinds = {
+        "": map(chr, controls),
+        " ": "\x0b\x0c\x85",
+        "-": "‐‑⁃‒–—―−－⁻",
+        '"': "“”„‟",
+        "'": "‘’‚‛՚Ꞌꞌ＇`´′‵",
+        "''": "″‶",
+        "'''": "‴‷",
+        "''''": "⁗",
+        "...": "…",
+        "/": "⁄∕",
+    }
+    return {ord(sign): unified for unified, signs in kinds.items() for sign in signs}

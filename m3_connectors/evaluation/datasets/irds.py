@@ -1,0 +1,81 @@
+"""Any dataset of ir_datasets, by its id: ``irds:beir/scifact/test``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from m3_connectors.documents import Document, check_documents
+from m3_connectors.errors import InvalidInput, MissingDependency
+from m3_connectors.evaluation.datasets.dataset import Corpus, Dataset, Qrels
+from m3_connectors.evaluation.datasets.hub import Agree, Download, refuse
+from m3_connectors.evaluation.datasets.judged import join
+
+PREFIX = "irds:"
+"""What stands before an id."""
+
+
+def load_irds(id: str, agree: Agree | None = None) -> Dataset:
+    """Read a dataset, which ir_datasets fetches on first use and keeps in its own folder (``IR_DATASETS_HOME``).
+
+    Args:
+        id: Its id there; a split is part of it.
+        agree: Asked where nothing of the collection is on this machine. ir_datasets says how much it fetches only
+            while it does.
+
+    Raises:
+        InvalidInput: There is no such dataset, it lacks documents, queries or judgements, or nobody agreed.
+        MissingDependency: ir_datasets is not installed.
+    """
+    try:
+        import ir_datasets
+    except ImportError:
+        raise MissingDependency("ir_datasets", "eval") from None
+    try:
+        source = ir_datasets.load(id)
+    except KeyError:
+        raise InvalidInput(
+            f"ir_datasets has no dataset {id!r}.\n  Its ids stand in its catalogue, such as beir/scifact/test."
+        ) from None
+    for part, has in (
+        ("documents", source.has_docs()),
+        ("queries", source.has_queries()),
+        ("judgements", source.has_qrels()),
+    ):
+        if not has:
+            raise InvalidInput(
+                f"{PREFIX}{id} has no {part}.\n  Is a split missing at the end, such as {id}/test?"
+            )
+    if not (ir_datasets.util.home_path() / id.partition("/")[0]).is_dir():
+        planned = [Download(f"ir_datasets {id}", "", (), None, None)]
+        if not (agree and agree(planned)):
+            raise refuse(PREFIX + id, planned)
+    qrels: Qrels = {}
+    for line in source.qrels_iter():
+        qrels.setdefault(line.query_id, {})[line.doc_id] = line.relevance
+    queries = {query.query_id: query.default_text() for query in source.queries_iter()}
+
+    def documents() -> Iterator[Document]:
+        for document in source.docs_iter():
+            yield check_documents([Document(document.doc_id, document.default_text())])[0]
+
+    corpus, asked, judged, warnings = join(
+        PREFIX + id, "", queries, qrels, lambda notice: Corpus(documents, PREFIX + id, notice)
+    )
+    family, _, split = id.rpartition("/")
+    return Dataset(
+        name=PREFIX + id,
+        split=split,
+        documents=corpus,
+        queries=asked,
+        qrels=judged,
+        family=PREFIX + (family or id),
+        source=f"ir_datasets {id}",
+        query_language=_language(source.queries_lang()),
+        passage_language=_language(source.docs_lang()),
+        warnings=warnings,
+    )
+
+
+def _language(code: Any) -> str | None:
+    return str(code) if code else None

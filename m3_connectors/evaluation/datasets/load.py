@@ -1,0 +1,91 @@
+"""A dataset by name: a folder, one of the paper's, or any of ir_datasets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from m3_connectors.errors import InvalidInput
+from m3_connectors.evaluation.datasets.beir import load_beir
+from m3_connectors.evaluation.datasets.catalogue import Entry, find_entry
+from m3_connectors.evaluation.datasets.dataset import Dataset
+from m3_connectors.evaluation.datasets.hub import Agree, Download, fetch, plan, refuse
+from m3_connectors.evaluation.datasets.hub_sets import read_hub_set
+from m3_connectors.evaluation.datasets.irds import PREFIX, load_irds
+from m3_connectors.evaluation.datasets.own import DEFAULT_SPLIT, load_own
+
+
+def load_dataset(
+    name: str | Path, *, split: str | None = None, data_dir: Path | None = None, agree: Agree | None = None
+) -> Dataset:
+    """Read one split of a dataset.
+
+    Args:
+        name: A folder (BEIR's files, or ``documents.jsonl`` and ``queries.jsonl``), one of the catalogue
+            (``miracl/de``, ``mkqa/fr``, ``mldr/en``, ``narrativeqa``), or ``irds:ID``. A folder of that name comes
+            first.
+        split: Which judgements; the paper's split, or ``test``, by default.
+        data_dir: For the catalogue: a folder with the files of the hub under the paths that they have there. The hub
+            is not asked then.
+        agree: Asked before anything is fetched, with what it weighs. Nobody agrees by default.
+
+    Raises:
+        InvalidInput: No such dataset or split, malformed data, or a download that nobody agreed to.
+        NotFound, Unauthorised, Unavailable: The hub does not have it, asks for a login, or does not answer.
+        MissingDependency: An optional package that this dataset needs is not installed.
+    """
+    if isinstance(name, str) and name.startswith(PREFIX):
+        return _irds(name, split, data_dir, agree)
+    folder = Path(name)
+    if folder.is_dir():
+        if data_dir is not None:
+            raise InvalidInput(f"{name} is a folder: a data directory is for datasets of the hub.")
+        return _folder(folder, split)
+    entry, language = find_entry(str(name))
+    chosen = split or entry.splits[0]
+    if chosen not in entry.splits:
+        raise InvalidInput(f"{name} has no split {chosen!r}: it has {', '.join(entry.splits)}.")
+    roots = [data_dir] if data_dir is not None else _fetched(str(name), entry, language, chosen, agree)
+    return read_hub_set(entry, language, chosen, roots)
+
+
+def downloads(name: str, split: str | None = None) -> list[Download]:
+    """What a dataset of the catalogue needs from the hub, and how much of it is not on this machine.
+
+    Raises:
+        InvalidInput: No such dataset.
+        NotFound, Unauthorised, Unavailable: The hub does not have it, asks for a login, or does not answer.
+    """
+    entry, language = find_entry(name)
+    return _plans(entry, language, split or entry.splits[0])
+
+
+def _folder(folder: Path, split: str | None) -> Dataset:
+    for file, load, default in (
+        ("corpus.jsonl", load_beir, "test"),
+        ("documents.jsonl", load_own, DEFAULT_SPLIT),
+    ):
+        if (folder / file).is_file() or (folder / f"{file}.gz").is_file():
+            return load(folder, split or default)
+    raise InvalidInput(
+        f"{folder} is no dataset: it has neither corpus.jsonl (BEIR) nor documents.jsonl (data of one's own), "
+        "plain or .gz.\n  docs/datasets.md shows both."
+    )
+
+
+def _irds(name: str, split: str | None, data_dir: Path | None, agree: Agree | None) -> Dataset:
+    if split is not None or data_dir is not None:
+        raise InvalidInput(
+            f"{name}: a split is part of the id, and ir_datasets keeps its files in IR_DATASETS_HOME."
+        )
+    return load_irds(name.removeprefix(PREFIX), agree)
+
+
+def _fetched(name: str, entry: Entry, language: str | None, split: str, agree: Agree | None) -> list[Path]:
+    planned = _plans(entry, language, split)
+    if any(download.missing_bytes for download in planned) and not (agree and agree(planned)):
+        raise refuse(name, planned)
+    return [fetch(download) for download in planned]
+
+
+def _plans(entry: Entry, language: str | None, split: str) -> list[Download]:
+    return [plan(repository.filled(language, split)) for repository in entry.repositories]

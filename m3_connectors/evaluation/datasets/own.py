@@ -1,0 +1,116 @@
+"""Data of one's own as JSON lines: ``documents.jsonl`` and ``queries.jsonl`` with the judgements inside.
+
+    {"id": "d1", "text": "Clouds bring rain.", "title": "Rain", "metadata": {"lang": "en"}}
+    {"id": "q1", "text": "where does rain come from", "relevant": ["d1"]}
+
+Title and metadata are optional. ``relevant`` may give grades, ``{"d1": 2, "d7": 1}``; where no document is judged,
+``"answers": ["Goethe"]`` gives strings of which a relevant document holds one. Further splits of the queries are ``queries-SPLIT.jsonl``; each file may be ``.gz``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from m3_connectors.documents import Document
+from m3_connectors.errors import InvalidInput
+from m3_connectors.evaluation.answers import tokens
+from m3_connectors.evaluation.datasets.dataset import Dataset, PaperProtocol, Qrels
+from m3_connectors.evaluation.datasets.judged import join, said
+from m3_connectors.evaluation.datasets.lines import (
+    Record,
+    find,
+    identifier,
+    read_corpus,
+    records,
+    string,
+    titled,
+)
+
+DEFAULT_SPLIT = "test"
+"""The split of ``queries.jsonl``."""
+
+_IDS = ("id", "_id")
+
+
+def load_own(directory: Path, split: str = DEFAULT_SPLIT) -> Dataset:
+    """Read one split of a folder.
+
+    Raises:
+        InvalidInput: A file is missing or malformed (says which line), no query is judged, or some queries have
+            judgements and others answers.
+    """
+    path = find(directory, "queries.jsonl" if split == DEFAULT_SPLIT else f"queries-{split}.jsonl")
+    queries: dict[str, str] = {}
+    qrels: Qrels = {}
+    answers: dict[str, tuple[str, ...]] = {}
+    for where, record in records(path):
+        id = identifier(record, _IDS, where)
+        if id in queries:
+            raise InvalidInput(f"{where}: the query id {id!r} came before: ids of queries differ.")
+        queries[id] = string(record, "text", where)
+        if "answers" in record:
+            answers[id] = _answers(record["answers"], where)
+        elif "relevant" in record:
+            qrels[id] = _judgements(record["relevant"], where)
+    if qrels and answers:
+        raise InvalidInput(
+            f"{path}: some queries have relevant documents and others answers: one measure cannot have both.\n"
+            "  Split them into two files."
+        )
+    name, files = directory.resolve().name, [find(directory, "documents.jsonl")]
+    if answers:
+        return Dataset(
+            name=name,
+            split=split,
+            documents=read_corpus(files, _document),
+            queries={id: queries[id] for id in answers},
+            qrels={},
+            answers=answers,
+            family=name,
+            source=name,
+            paper=PaperProtocol(measures=("Recall@100", "Recall@20")),
+            warnings=said([(len(queries) - len(answers), "queries without an answer: not asked")]),
+        )
+    corpus, asked, judged, warnings = join(
+        str(directory), split, queries, qrels, lambda notice: read_corpus(files, _document, notice)
+    )
+    return Dataset(
+        name=name,
+        split=split,
+        documents=corpus,
+        queries=asked,
+        qrels=judged,
+        family=name,
+        source=name,
+        warnings=warnings,
+    )
+
+
+def _document(record: Record, where: str) -> Document:
+    title = record.get("title") or ""
+    if not isinstance(title, str):
+        raise InvalidInput(f"{where}: title is {type(title).__name__}: it must be a string.")
+    text = titled(title, string(record, "text", where))
+    return Document(identifier(record, _IDS, where), text, record.get("metadata") or {})
+
+
+def _judgements(value: object, where: str) -> dict[str, int]:
+    grades = dict.fromkeys(value, 1) if isinstance(value, list) else value
+    if not isinstance(grades, dict) or not all(
+        isinstance(id, str) and isinstance(grade, int) and not isinstance(grade, bool)
+        for id, grade in grades.items()
+    ):
+        raise InvalidInput(
+            f'{where}: relevant must be a list of ids, ["d1"], or ids with whole numbers as grades, {{"d1": 2}}.'
+        )
+    return grades
+
+
+def _answers(value: object, where: str) -> tuple[str, ...]:
+    if (
+        not isinstance(value, list)
+        or not value
+        or not all(isinstance(one, str) and tokens(one) for one in value)
+    ):
+        raise InvalidInput(f'{where}: answers must be strings with a letter or sign, such as ["Goethe"].')
+    return tuple(value)
