@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -169,6 +170,10 @@ class M3Encoder:
     def token_strings(self, text: str) -> list[str]:
         """The tokens behind the multi-vector rows of a text, ``</s>`` last."""
         return self._tokenise.token_strings(text, self._max_length)
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text, ``<s>`` and ``</s>`` included, however many the model reads of them."""
+        return [len(text.ids) for text in self._tokenise(texts, sys.maxsize, mcls=False)]
 
     def id_to_token(self, id: int) -> str | None:
         """The token of an id, or None; for ``M3Embeddings.lexical_weights``."""

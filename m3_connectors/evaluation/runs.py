@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from m3_connectors.embeddings import COMPONENTS, Component, Float32
+from m3_connectors.embeddings import COMPONENTS, Component, Float32, Int64
 from m3_connectors.errors import InvalidInput
 from m3_connectors.evaluation.folder import EvaluationFolder, Run
 from m3_connectors.evaluation.record import Fusion
@@ -16,8 +16,6 @@ from m3_connectors.methods import Method, Weights, fuse
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-Bool = npt.NDArray[np.bool_]
 
 
 def method_run(folder: EvaluationFolder, method: Method) -> Run:
@@ -38,11 +36,13 @@ def method_run(folder: EvaluationFolder, method: Method) -> Run:
             )
     run: Run = {query: [] for query in folder.asked}
     for query, table in queries_of(folder):
-        ids, scores = candidates_of(table, method, folder.record.protocol.fusion)
-        fused = fuse(scores, method.weights) if len(ids) else np.empty(0)
-        # Ids ascend in the table, so a stable sort breaks ties by id, as methods.rank does.
-        best = np.argsort(-fused, kind="stable")[:k]
-        run[query] = [(ids[i], float(fused[i])) for i in best]
+        positions, scores = candidates_of(table, method, folder.record.protocol.fusion)
+        if len(positions):
+            fused = fuse(scores, method.weights)
+            # Ids ascend in the table, so a stable sort breaks ties by id, as methods.rank does.
+            best = np.argsort(-fused, kind="stable")[:k]
+            ids = table["document_id"].take(positions[best]).to_pylist()
+            run[query] = list(zip(ids, fused[best].tolist(), strict=True))
     return run
 
 
@@ -56,10 +56,8 @@ def queries_of(folder: EvaluationFolder) -> Iterator[tuple[str, pa.Table]]:
             yield str(queries[start]), part.slice(start, stop - start)
 
 
-def candidates_of(
-    table: pa.Table, method: Method, fusion: Fusion
-) -> tuple[list[str], dict[Component, Float32]]:
-    """The candidates of a method for one query, by id, and the scores that it fuses.
+def candidates_of(table: pa.Table, method: Method, fusion: Fusion) -> tuple[Int64, dict[Component, Float32]]:
+    """The candidates of a method for one query, as rows of the table, and the scores that it fuses.
 
     Args:
         table: The scores of the query, as ``queries_of`` gives them.
@@ -77,7 +75,6 @@ def candidates_of(
     chosen = np.zeros(len(table), dtype=np.bool_)
     for component, depth in method.candidates.items():
         chosen |= (ranks[component] > 0) & (ranks[component] <= depth)
-    ids: list[str] = table["document_id"].filter(chosen).to_pylist()
     scores: dict[Component, Float32] = {}
     for component in COMPONENTS:
         if method.weights.of(component):
@@ -92,7 +89,7 @@ def candidates_of(
                     f"method {method.name!r} needs a {component} score of candidates that have none.\n"
                     "  Multi-vectors are scored for the best dense candidates only: propose fewer."
                 )
-    return ids, scores
+    return np.flatnonzero(chosen), scores
 
 
 def recorded_method(folder: EvaluationFolder, name: str) -> Method:

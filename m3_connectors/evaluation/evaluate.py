@@ -1,0 +1,288 @@
+"""One evaluation, from a dataset to its folder: corpus stored, candidates scored, runs computed, runs measured.
+
+Each step looks at what the folder has and adds what is missing, so the same call goes on wherever one was cut off.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit, urlunsplit
+
+import anyio
+import anyio.to_thread
+
+from m3_connectors.backends.base import Backend
+from m3_connectors.backends.registry import backend_for
+from m3_connectors.backends.schema import Schema
+from m3_connectors.backends.together import together
+from m3_connectors.embeddings import Component, M3Embeddings
+from m3_connectors.environment import environment
+from m3_connectors.errors import InvalidInput
+from m3_connectors.evaluation.baselines.baseline import Baseline
+from m3_connectors.evaluation.candidates import CandidateScores, component_scores
+from m3_connectors.evaluation.corpus import open_or_create, store_corpus
+from m3_connectors.evaluation.datasets.dataset import Dataset
+from m3_connectors.evaluation.folder import EvaluationFolder
+from m3_connectors.evaluation.quantised import quantised, quantised_model
+from m3_connectors.evaluation.record import (
+    DEPTHS,
+    DatasetRecord,
+    EvaluationRecord,
+    Fusion,
+    MethodRecord,
+    Protocol,
+    StoreRecord,
+)
+from m3_connectors.evaluation.runs import method_run
+from m3_connectors.evaluation.writer import DocumentRow, FolderWriter
+from m3_connectors.methods import METHODS, Method
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from m3_connectors.encoder.encoder import M3Encoder
+
+Watch = Callable[[str, int, int], object]
+"""``watch(step, done, total)``: how far a step is, such as ``("encoding documents", 256, 1400)``."""
+
+_QUERIES_AT_ONCE = 8
+
+_PACKAGES = (
+    *(
+        "m3-connectors",
+        "torch",
+        "tokenizers",
+        "numpy",
+        "scipy",
+        "pyarrow",
+        "ir_measures",
+        "pytrec_eval-terrier",
+    ),
+    *("bm25s", "qdrant-edge-py", "qdrant-client", "pymilvus", "milvus-lite", "elasticsearch"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What to do with a dataset.
+
+    Attributes:
+        url: The store.
+        collection: Its collection; under paper fusion a second one, ``COLLECTION-hundredths``, beside it.
+        methods: By the name of their run.
+        baselines: Run in this order after the methods.
+        fusion: See ``record.Protocol``.
+        query_max_length: Most tokens of a query; the model's own maximum by default.
+        passage_max_length: Most tokens of a document; the model's own maximum by default.
+        exact_lists: No approximate list in the store.
+    """
+
+    url: str = "memory:"
+    collection: str = "documents"
+    methods: Mapping[str, Method] = dataclasses.field(default_factory=lambda: dict(METHODS))
+    baselines: Sequence[Baseline] = ()
+    fusion: Fusion = "exact"
+    query_max_length: int | None = None
+    passage_max_length: int | None = None
+    exact_lists: bool = True
+
+
+def evaluate(
+    dataset: Dataset,
+    encoder: M3Encoder,
+    plan: Plan,
+    out: Path,
+    *,
+    watch: Watch = lambda step, done, total: None,
+    settings: Mapping[str, Any] | None = None,
+) -> EvaluationFolder:
+    """Evaluate, or go on with an evaluation that was interrupted.
+
+    Args:
+        dataset: What is asked, and of which documents.
+        encoder: Encodes both.
+        plan: Store, methods and protocol.
+        out: The folder to write; it may hold the beginning of the same evaluation.
+        watch: Called as the work goes on.
+        settings: What else to note in environment.json, such as the command.
+
+    Returns:
+        The complete folder.
+
+    Raises:
+        InvalidInput: The folder holds another evaluation, or the collection other documents.
+        ModelMismatch: The collection was written by another model.
+        BackendError: The store failed; everything done so far is kept.
+    """
+    names = [*plan.methods, *(baseline.name for baseline in plan.baselines)]
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise InvalidInput(f"two methods are named {repeated[0]!r}: each run needs a name of its own.")
+    languages = dict.fromkeys(dataset.queries, dataset.query_language) if dataset.query_language else {}
+    writer = FolderWriter(out, _record(dataset, encoder, plan), dataset.queries, languages)
+    if writer.complete:
+        return EvaluationFolder(out)
+    about = {"model": str(encoder.info), "precision": encoder.precision, "device": encoder.device}
+    writer.add_environment(environment(*_PACKAGES, **about, **(settings or {})))
+    if writer.missing_parts():
+        anyio.run(_score, dataset, encoder, plan, writer, watch)
+    folder = EvaluationFolder(out)
+    for name, method in plan.methods.items():
+        if not writer.has_run(name):
+            writer.add_run(name, method_run(folder, method))
+    for baseline in plan.baselines:
+        watch(f"running {baseline.name}", 0, 0)
+        if not writer.has_run(baseline.name):
+            writer.add_run(baseline.name, baseline.run(dataset, folder))
+    watch("measuring", 0, 0)
+    return writer.finish(_conclude(dataset, encoder, plan, folder, writer))
+
+
+async def _score(
+    dataset: Dataset, encoder: M3Encoder, plan: Plan, writer: FolderWriter, watch: Watch
+) -> None:
+    """Store the corpus, then score the candidates of the queries that the folder lacks, part by part."""
+    info = encoder.info
+    store = backend_for(plan.url, plan.collection)
+    lists = backend_for(plan.url, f"{plan.collection}-hundredths") if plan.fusion == "paper" else None
+    collections: dict[Backend, Callable[[M3Embeddings], M3Embeddings]] = {
+        store: lambda embeddings: embeddings
+    }
+    if lists is not None:
+        collections[lists] = quantised
+    try:
+        await open_or_create(store, Schema(info))
+        if lists is not None:
+            await open_or_create(lists, Schema(quantised_model(info), ("dense", "sparse")))
+        total = len(dataset.documents)
+        step = "encoding documents"
+        kept = await store_corpus(
+            collections,
+            encoder,
+            dataset.documents,
+            plan.passage_max_length,
+            lambda stored: watch(step, stored, total),
+        )
+        if kept:
+            watch("kept documents", kept, total)
+        missing = writer.missing_parts()
+        done = len(dataset.queries) - sum(len(writer.part_queries(number)) for number in missing)
+        for number in missing:
+            watch("scoring queries", done, len(dataset.queries))
+            asked = writer.part_queries(number)
+            texts = [dataset.queries[query] for query in asked]
+            # Encoded as the part they are: the same batch gives the same bits, wherever an interruption fell.
+            encode = partial(encoder.encode, texts, max_length=plan.query_max_length)
+            queries = await anyio.to_thread.run_sync(encode)
+            calls = [partial(_one, store, lists, query, plan.exact_lists) for query in queries]
+            writer.add_scores(number, await together(calls, at_once=_QUERIES_AT_ONCE))
+            done += len(asked)
+        watch("scoring queries", done, len(dataset.queries))
+    finally:
+        with anyio.CancelScope(shield=True):
+            for backend in collections:
+                await backend.close()
+
+
+async def _one(store: Backend, lists: Backend | None, query: M3Embeddings, exact: bool) -> CandidateScores:
+    other = None if lists is None else (lists, quantised(query))
+    return await component_scores(store, query, DEPTHS, exact=exact, quantised=other)
+
+
+def _conclude(
+    dataset: Dataset, encoder: M3Encoder, plan: Plan, folder: EvaluationFolder, writer: FolderWriter
+) -> list[str]:
+    """Write judgements and documents; what does not fit together, counted."""
+    warnings = list(dataset.warnings)
+    answered: dict[str, set[str]] = {query: set() for query in dataset.queries}
+    for method in folder.record.methods:
+        run = folder.run(method.name)
+        for query, answer in run.items():
+            answered[query].update(document for document, _ in answer)
+        if empty := sum(not answer for answer in run.values()):
+            warnings.append(f"{empty:,} queries without an answer of {method.name}: they count 0")
+    wanted = set().union(*answered.values(), *dataset.qrels.values())
+    documents = dataset.documents.select(wanted)
+    qrels: Mapping[str, Mapping[str, int]] = dataset.qrels
+    if dataset.relevance == "answers":
+        from m3_connectors.evaluation.answers import judge
+
+        qrels = judge(dataset, answered)
+    writer.add_qrels(qrels)
+    tokens = _lengths(encoder, [document.text for document in documents.values()])
+    writer.add_documents(
+        [
+            DocumentRow(document.id, len(document.text), count, dataset.passage_language)
+            for document, count in zip(documents.values(), tokens, strict=True)
+        ]
+    )
+    queries = _lengths(encoder, list(dataset.queries.values()))
+    for counts, limit, what in (
+        (queries, plan.query_max_length, "queries"),
+        (tokens, plan.passage_max_length, "judged or answered documents"),
+    ):
+        most = limit or encoder.max_length
+        if cut := sum(count > most for count in counts):
+            warnings.append(f"{cut:,} of {len(counts):,} {what} are longer than {most:,} tokens and were cut")
+    return warnings
+
+
+def _lengths(encoder: M3Encoder, texts: Sequence[str]) -> list[int]:
+    return [
+        count
+        for start in range(0, len(texts), 1024)
+        for count in encoder.count_tokens(texts[start : start + 1024])
+    ]
+
+
+def _record(dataset: Dataset, encoder: M3Encoder, plan: Plan) -> EvaluationRecord:
+    return EvaluationRecord(
+        dataset=DatasetRecord(
+            name=dataset.name,
+            family=dataset.family or dataset.name,
+            split=dataset.split,
+            source=dataset.source,
+            revision=dataset.revision,
+            licence=dataset.licence,
+            documents=len(dataset.documents),
+            queries=len(dataset.queries),
+            query_language=dataset.query_language,
+            passage_language=dataset.passage_language,
+            fingerprint=dataset.fingerprint,
+        ),
+        model=encoder.info,
+        store=StoreRecord(
+            without_secrets(plan.url), plan.collection, urlsplit(plan.url).scheme.partition("+")[0]
+        ),
+        protocol=Protocol(
+            fusion=plan.fusion,
+            depths=dict(DEPTHS),
+            query_max_length=plan.query_max_length,
+            passage_max_length=plan.passage_max_length,
+            exact_lists=plan.exact_lists,
+            measures=dataset.paper.measures,
+            relevance=dataset.relevance,
+        ),
+        methods=(
+            *(_method_record(name, method) for name, method in plan.methods.items()),
+            *(
+                MethodRecord(baseline.name, "baseline", description=baseline.description)
+                for baseline in plan.baselines
+            ),
+        ),
+        warnings=dataset.warnings,
+    )
+
+
+def _method_record(name: str, method: Method) -> MethodRecord:
+    dense, sparse, multivector = method.weights
+    candidates: dict[Component, int] = dict(method.candidates)
+    return MethodRecord(name, "m3", (dense, sparse, multivector), candidates)
+
+
+def without_secrets(url: str) -> str:
+    """A store's URL without user and password."""
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])) if "@" in parts.netloc else url
