@@ -6,7 +6,7 @@ import dataclasses
 import io
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from m3_connectors.errors import MissingDependency
 
@@ -20,7 +20,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "p")
 
 _WIDTH_INCHES, _HEIGHT_INCHES, _PNG_DOTS_PER_INCH = 7.2, 3.9, 200
 
-_STYLE = {
+_STYLE: Any = {
     "axes.edgecolor": "#555555",
     "axes.grid": True,
     "axes.spines.right": False,

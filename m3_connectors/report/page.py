@@ -1,0 +1,56 @@
+"""One self-contained HTML page: tables and figures, no script, nothing fetched."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from importlib import resources
+from typing import Any
+
+from m3_connectors.errors import MissingDependency
+from m3_connectors.report.style import Plot
+from m3_connectors.report.table import Table
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+    """A part of the page under a heading.
+
+    Attributes:
+        title: The heading.
+        items: What stands there, in order.
+        notes: Before the items, a paragraph each; plain text.
+        warnings: Before all, where nobody misses them; plain text.
+    """
+
+    title: str
+    items: tuple[Table | Plot, ...] = ()
+    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+def page(title: str, sections: Sequence[Section]) -> str:
+    """The page as HTML.
+
+    Args:
+        title: Heading of the whole.
+        sections: From top to bottom; all text is escaped.
+
+    Raises:
+        MissingDependency: jinja2 is not installed.
+    """
+    rendered: str = _template().render(title=title, sections=sections)
+    return rendered
+
+
+@functools.cache
+def _template() -> Any:
+    try:
+        import jinja2
+    except ImportError:
+        raise MissingDependency("jinja2", "eval") from None
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    environment.tests["plot"] = lambda item: isinstance(item, Plot)
+    source = resources.files("m3_connectors.report").joinpath("page.html.j2").read_text(encoding="utf-8")
+    return environment.from_string(source)
