@@ -1,0 +1,134 @@
+"""A scenario's corpus in a collection: written and timed, or found there already."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Awaitable, Callable, Sequence
+
+import anyio.to_thread
+import numpy as np
+
+from m3_connectors.backends.base import Backend, Schema
+from m3_connectors.bench.meter import Meter
+from m3_connectors.bench.rows import Sink, WriteRow
+from m3_connectors.bench.scenario import Store
+from m3_connectors.bench.synthetic import MODEL, Corpus
+from m3_connectors.bench.trips import counting
+from m3_connectors.documents import Document
+from m3_connectors.embeddings import M3Embeddings
+from m3_connectors.errors import InvalidInput, NotFound
+
+
+async def find(backend: Backend, schema: Schema) -> bool:
+    """Open the collection if it was made for this corpus; one for another corpus of ours is removed.
+
+    Raises:
+        InvalidInput: It holds somebody's documents.
+    """
+    try:
+        there = await backend.open()
+    except NotFound:
+        return False
+    if there.model.name != MODEL:
+        raise InvalidInput(
+            f'collection "{backend.collection}" holds documents of {there.model}, and a benchmark would replace them.\n'
+            "  Give the scenario's store another collection."
+        )
+    if there == schema:
+        return True
+    await backend.drop()
+    return False
+
+
+async def fill(
+    backend: Backend,
+    corpus: Corpus,
+    store: Store,
+    rows: Sink[WriteRow],
+    meter: Meter,
+    progress: Callable[[int], None],
+) -> bool:
+    """Have the corpus in the store, one write after the other, and its indexes built where the scenario says so.
+
+    Args:
+        backend: Not yet open; open afterwards.
+        corpus: What to write.
+        store: How.
+        rows: Where each write is recorded.
+        meter: Clock and CPU time.
+        progress: Called with the number of documents that are there.
+
+    Returns:
+        Whether it was there already: then nothing is written or measured.
+
+    Raises:
+        InvalidInput: The collection holds somebody's documents.
+        BackendError: The store failed.
+    """
+    schema = corpus.schema
+    if await find(backend, schema):
+        if await backend.count() == len(corpus):
+            progress(len(corpus))
+            return True
+        await backend.drop()  # an interrupted run left a part of it
+    await backend.create(schema)
+    done = 0
+    batches = corpus.batches(store.batch_bytes)
+    # Made in a thread while nothing is timed: only the store's own time counts.
+    while (batch := await anyio.to_thread.run_sync(next, batches, None)) is not None:
+        size_bytes = _size_bytes(*batch, schema.storage.multivector_dtype)
+        call = functools.partial(backend.upsert, *batch)
+        rows.add(
+            await _timed(call, "upsert", len(batch[0]), size_bytes, store.name, len(corpus), done, meter)
+        )
+        done += len(batch[0])
+        progress(done)
+    if store.optimize:
+        rows.add(await _timed(backend.optimize, "optimize", 0, 0, store.name, len(corpus), done, meter))
+    rows.flush()
+    return False
+
+
+async def _timed(
+    call: Callable[[], Awaitable[None]],
+    kind: str,
+    written: int,
+    size_bytes: int,
+    store: str,
+    documents: int,
+    first: int,
+    meter: Meter,
+) -> WriteRow:
+    server_cpu = meter.server_cpu_seconds()
+    start, start_cpu = meter.now(), meter.client_cpu_seconds()
+    with counting() as trips:
+        await call()
+    end, end_cpu = meter.now(), meter.client_cpu_seconds()
+    server_cpu_after = meter.server_cpu_seconds()
+    return WriteRow(
+        store=store,
+        documents=documents,
+        kind=kind,
+        first=first,
+        written=written,
+        size_bytes=size_bytes,
+        start_seconds=start,
+        end_seconds=end,
+        round_trips=trips.count,
+        store_seconds=trips.seconds,
+        start_cpu_seconds=start_cpu,
+        end_cpu_seconds=end_cpu,
+        server_cpu_seconds=None
+        if server_cpu is None or server_cpu_after is None
+        else server_cpu_after - server_cpu,
+    )
+
+
+def _size_bytes(documents: Sequence[Document], embeddings: M3Embeddings, dtype: str) -> int:
+    """Text, dense and sparse vectors in float32 (with the token ids), and rows in their storage precision."""
+    assert (
+        embeddings.dense is not None and embeddings.sparse is not None and embeddings.multivectors is not None
+    )
+    text = sum(len(document.text.encode()) for document in documents)
+    rows = embeddings.multivectors.rows.size * np.dtype(dtype).itemsize
+    return int(text + embeddings.dense.nbytes + 8 * embeddings.sparse.nnz + rows)

@@ -1,0 +1,206 @@
+"""Every number of a benchmark, computed from its raw rows (and from what was noted of each collection)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from m3_connectors.bench.void import Columns, errors_of, void_of_fill, void_of_load
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99, "p99.9": 0.999}
+
+Floats = npt.NDArray[np.float64]
+
+
+def summarise(
+    record: Mapping[str, Any], requests: pa.Table, writes: pa.Table, recall: pa.Table
+) -> dict[str, Any]:
+    """The numbers of a run.
+
+    Args:
+        record: ``bench.json``.
+        requests: ``RequestRow``.
+        writes: ``WriteRow``.
+        recall: ``RecallRow``.
+
+    Returns:
+        A JSON object: ``fills`` (one for each collection), ``loads`` (one for each level, ``method`` null, and one for each
+        of its methods), ``recall``, and ``void``: whether any of them must not be used.
+    """
+    allow_errors = bool(record["scenario"]["allow_errors"])
+    fills = [_fill(noted, _columns(writes)) for noted in record["collections"]]
+    broken = {(fill["store"], fill["documents"]): fill["void"] for fill in fills}
+    loads = []
+    for (store, documents, load), rows in _groups(
+        _with_cpu(_columns(requests)), "store", "documents", "load"
+    ):
+        measured = _where(rows, rows["phase"] == "measured")
+        void = broken.get((store, documents), []) + void_of_load(measured, allow_errors=allow_errors)
+        key = {"store": store, "documents": documents, "load": load}
+        loads.append(key | {"method": None} | _load(measured, together=True, alone=True) | {"void": void})
+        alone = not (measured["worker"] > 0).any()
+        for (method,), of_method in _groups(measured, "method"):
+            loads.append(
+                key | {"method": method} | _load(of_method, together=False, alone=alone) | {"void": void}
+            )
+    return {
+        "format": 1,
+        "name": record["scenario"]["name"],
+        "void": any(item["void"] for item in (*fills, *loads)),
+        "harness_seconds_per_request": record["harness_seconds_per_request"],
+        "fills": fills,
+        "loads": loads,
+        "recall": [_recall(*group) for group in _groups(_columns(recall), *_RECALL_KEYS)],
+    }
+
+
+def quantile(latencies: Floats, q: float) -> float | None:
+    """The smallest latency that a share ``q`` of the requests did not exceed; None where the requests cannot tell.
+
+    Of fewer than ``1 / (1 - q)`` requests none lies beyond it: their slowest would only look like it.
+    """
+    # The rounding keeps 0.999 from asking for 1,001 requests.
+    if len(latencies) < round(1 / (1 - q)):
+        return None
+    return float(np.quantile(latencies, q, method="inverted_cdf"))
+
+
+def _fill(noted: Mapping[str, Any], writes: Columns) -> dict[str, Any]:
+    """One collection: how fast it was written, how long its index took, what it takes."""
+    own = _where(writes, (writes["store"] == noted["store"]) & (writes["documents"] == noted["documents"]))
+    upserts, optimizes = (_where(own, own["kind"] == kind) for kind in ("upsert", "optimize"))
+    seconds = float((upserts["end_seconds"] - upserts["start_seconds"]).sum())
+    cpu = float((upserts["end_cpu_seconds"] - upserts["start_cpu_seconds"]).sum())
+    server = upserts["server_cpu_seconds"]
+    written = int(upserts["written"].sum())
+    disk = noted["disk_bytes"]
+    return {
+        "store": noted["store"],
+        "documents": noted["documents"],
+        "count": noted["count"],
+        "reused": noted["reused"],
+        "documents_per_second": written / seconds if seconds else None,
+        "megabytes_per_second": float(upserts["size_bytes"].sum()) / 1e6 / seconds if seconds else None,
+        "optimize_seconds": float((optimizes["end_seconds"] - optimizes["start_seconds"]).sum())
+        if len(optimizes["kind"])
+        else None,
+        "client_cpu_share": cpu / seconds if seconds else None,
+        "server_cpu_share": float(server.sum()) / seconds if seconds and not np.isnan(server).any() else None,
+        "round_trips_per_batch": float(upserts["round_trips"].mean()) if written else None,
+        "disk_bytes_per_document": disk and sum(disk.values()) / noted["documents"],
+        "component_bytes_per_document": disk
+        and {name: size / noted["documents"] for name, size in disk.items()},
+        "server_memory_bytes": noted["server_memory_bytes"],
+        "void": void_of_fill(noted["documents"], noted["count"]),
+    }
+
+
+def _load(rows: Columns, *, together: bool, alone: bool) -> dict[str, Any]:
+    """Latency, throughput, and where the time goes; of requests that were answered.
+
+    Args:
+        rows: Measured requests.
+        together: They are all of their load, so that the server's CPU time was spent on them.
+        alone: One after the other, or all of their load: this process' CPU time between two answers belongs to the later.
+    """
+    answered = _where(rows, np.array([error is None for error in rows["error"].tolist()], dtype=bool))
+    latency = answered["end_seconds"] - answered["intended_seconds"]
+    own = answered["end_seconds"] - answered["start_seconds"]
+    count = len(latency)
+    wall = float(answered["end_seconds"].max() - answered["intended_seconds"].min()) if count else 0.0
+    result: dict[str, Any] = {
+        "requests": len(rows["number"]),
+        "answered": count,
+        "errors": errors_of(rows),
+        "latency_seconds": {name: quantile(latency, q) for name, q in QUANTILES.items()}
+        | {"mean": _mean(latency), "max": float(latency.max()) if count else None},
+        "waited_to_be_sent_seconds": _mean(answered["start_seconds"] - answered["intended_seconds"]),
+        "requests_per_second": count / wall if wall else None,
+        "round_trips": _mean(answered["round_trips"]),
+        "store_share": float(answered["store_seconds"].sum() / own.sum()) if count and own.sum() else None,
+        "client_cpu_seconds": None,
+        "client_cpu_share": None,
+        "server_cpu_seconds": None,
+        "server_cpu_share": None,
+    }
+    if alone and count:
+        cpu = float(np.nansum(answered["client_cpu_of_row"]))
+        result["client_cpu_seconds"] = cpu / count
+        result["client_cpu_share"] = cpu / wall if wall else None
+    if together:
+        result |= _server_cpu(answered)
+    return result
+
+
+def _server_cpu(rows: Columns) -> dict[str, Any]:
+    """CPU time of the server for a request, from its readings, which only some rows have."""
+    order = np.argsort(rows["end_seconds"])
+    read = rows["server_cpu_seconds"][order]
+    at = np.flatnonzero(~np.isnan(read))
+    if len(at) < 2:
+        return {}
+    seconds = float(read[at[-1]] - read[at[0]])
+    between = rows["end_seconds"][order][[at[0], at[-1]]]
+    return {
+        "server_cpu_seconds": seconds / int(at[-1] - at[0]),
+        "server_cpu_share": seconds / float(between[1] - between[0]),
+    }
+
+
+_RECALL_KEYS = ("store", "documents", "kind", "method", "depth")
+
+
+def _recall(key: Sequence[Any], rows: Columns) -> dict[str, Any]:
+    some = rows["expected"] > 0
+    return dict(zip(_RECALL_KEYS, key, strict=True)) | {
+        "queries": int(some.sum()),
+        "recall": _mean(rows["found"][some] / rows["expected"][some]),
+        "worst": float((rows["found"][some] / rows["expected"][some]).min()) if some.any() else None,
+        "approximate_p50_seconds": quantile(rows["approximate_seconds"], 0.5),
+        "exact_p50_seconds": quantile(rows["exact_seconds"], 0.5),
+    }
+
+
+def _with_cpu(rows: Columns) -> Columns:
+    """The rows, each with the CPU time of this process since the answer before it in its load."""
+    spent: Floats = np.full(len(rows["number"]), np.nan)
+    order = np.lexsort(
+        (rows["end_seconds"], rows["load"].astype(str), rows["documents"], rows["store"].astype(str))
+    )
+    if len(order):
+        cpu = rows["client_cpu_seconds"][order]
+        same = np.ones(len(order) - 1, dtype=bool)
+        for name in ("store", "documents", "load"):
+            column = rows[name][order]
+            same &= column[1:] == column[:-1]
+        spent[order[1:][same]] = np.diff(cpu)[same]
+    return {**rows, "client_cpu_of_row": spent}
+
+
+def _mean(values: Floats) -> float | None:
+    return float(values.mean()) if len(values) else None
+
+
+def _columns(table: pa.Table) -> dict[str, npt.NDArray[Any]]:
+    """NumPy columns; nulls are NaN in numbers and None in texts."""
+    return {name: table.column(name).to_numpy() for name in table.column_names}
+
+
+def _where(rows: Columns, mask: npt.NDArray[np.bool_]) -> dict[str, npt.NDArray[Any]]:
+    return {name: column[mask] for name, column in rows.items()}
+
+
+def _groups(rows: Columns, *names: str) -> Iterator[tuple[tuple[Any, ...], dict[str, npt.NDArray[Any]]]]:
+    """Rows that agree in these columns, in the order of their first."""
+    keys = list(zip(*(rows[name].tolist() for name in names), strict=True))
+    places: dict[tuple[Any, ...], list[int]] = {}
+    for i, key in enumerate(keys):
+        places.setdefault(key, []).append(i)
+    for key, where in places.items():
+        yield key, {name: column[where] for name, column in rows.items()}
