@@ -291,14 +291,17 @@ class AsyncIndex:
         return await anyio.to_thread.run_sync(lambda: encode(texts, components=components))
 
     async def _hits(self, answers: list[list[ScoredId]]) -> list[list[Hit]]:
-        ids = list(dict.fromkeys(found.id for answer in answers for found in answer))
-        fetched = dict(zip(ids, await self._backend.fetch(ids), strict=True)) if ids else {}
+        # What came with the ranking is not asked for again.
+        documents = {found.id: found.document for answer in answers for found in answer}
+        ids = [id for id, document in documents.items() if document is None]
+        if ids:
+            documents |= zip(ids, await self._backend.fetch(ids), strict=True)
         # A document that was deleted between ranking and fetching is no hit any more.
         return [
             [
                 Hit(document, found.score, found.scores)
                 for found in answer
-                if (document := fetched[found.id]) is not None
+                if (document := documents[found.id]) is not None
             ]
             for answer in answers
         ]

@@ -182,4 +182,10 @@ def fuse(
 
 def rank(ids: Sequence[str], scores: Sequence[float] | np.ndarray, k: int) -> list[int]:
     """Positions of the k best, best first; equal scores in the order of their ids."""
-    return sorted(range(len(ids)), key=lambda i: (-scores[i], ids[i]))[:k]
+    values = np.asarray(scores)
+    within: Sequence[int] = range(len(ids))
+    if k < len(ids):
+        # Those that may be among them; the ids of the others need no look.
+        within = np.flatnonzero(values >= np.partition(values, -k)[-k]).tolist()
+    ordered = values.tolist()
+    return sorted(within, key=lambda i: (-ordered[i], ids[i]))[:k]

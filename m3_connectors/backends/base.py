@@ -44,7 +44,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import functools
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import ClassVar
 
 import anyio.to_thread
@@ -78,11 +78,12 @@ class Ranking:
 
 @dataclasses.dataclass(frozen=True)
 class ScoredId:
-    """One answer before its document is fetched."""
+    """One answer, with its document where the same request brought it; else it is fetched by its id."""
 
     id: str
     score: float
     scores: Scores
+    document: Document | None = None
 
 
 Known = dict[Component, dict[str, np.float32]]
@@ -271,14 +272,17 @@ class Backend(abc.ABC):
         rest = [
             name for name in self.schema.components if name in query.components and name not in method.scored
         ]
-        extra = await self._complete(rest, query, winners, known)
+        extra, documents = await self._inform(rest, query, winners, known)
 
         def of(position: int, i: int) -> Scores:
             values = {name: float(scores[name][i]) for name in scores}
             values |= {name: float(extra[name][position]) for name in extra}
             return Scores(**values)
 
-        return [ScoredId(ids[i], float(fused[i]), of(position, i)) for position, i in enumerate(best)]
+        return [
+            ScoredId(ids[i], float(fused[i]), of(position, i), documents.get(ids[i]))
+            for position, i in enumerate(best)
+        ]
 
     async def _propose(
         self, query: M3Embeddings, method: Method, filter: Filter | None, exact: bool
@@ -311,6 +315,12 @@ class Backend(abc.ABC):
 
         scores = await together([functools.partial(complete, name) for name in components])
         return dict(zip(components, scores, strict=True))
+
+    async def _inform(
+        self, components: Sequence[Component], query: M3Embeddings, ids: Sequence[str], known: Known
+    ) -> tuple[dict[Component, Float32], Mapping[str, Document]]:
+        """Scores of the hits that do not count; and their documents, in adapters where one request brings both."""
+        return await self._complete(components, query, ids, known), {}
 
     # -- what an adapter writes
 
