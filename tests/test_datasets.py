@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
+import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,9 @@ import pytest
 from m3_connectors.documents import Document
 from m3_connectors.errors import InvalidInput
 from m3_connectors.evaluation.datasets.beir import load_beir
+from m3_connectors.evaluation.datasets.dataset import Corpus, Dataset
+from m3_connectors.evaluation.datasets.hub import Download
+from m3_connectors.evaluation.datasets.load import load_dataset
 
 CORPUS = [
     {"_id": "d1", "title": "Rain", "text": "Clouds bring rain to the hills.", "metadata": {"lang": "en"}},
@@ -104,3 +110,264 @@ class TestBeir:
         (tmp_path / "x" / "corpus.jsonl").unlink()
         with pytest.raises(InvalidInput, match="has neither corpus"):
             load_beir(tmp_path / "x")
+
+
+class TestLanguages:
+    @pytest.mark.parametrize(
+        ("folder", "split", "name", "family", "query", "passage"),
+        [
+            ("mlqa-dev/de", "test", "mlqa-dev/de", "mlqa-dev", "de", "de"),
+            ("mlqa-dev/de", "q-ar", "mlqa-dev/de", "mlqa-dev", "ar", "de"),
+            ("cranfield", "test", "cranfield", "cranfield", None, None),
+            ("cranfield", "q-ar", "cranfield", "cranfield", None, None),
+            ("mlqa-dev/Ab", "test", "Ab", "Ab", None, None),
+        ],
+    )
+    def test_of_a_folder(
+        self,
+        tmp_path: Path,
+        folder: str,
+        split: str,
+        name: str,
+        family: str,
+        query: str | None,
+        passage: str | None,
+    ) -> None:
+        root = write_beir(tmp_path / folder)
+        (root / "qrels" / "q-ar.tsv").write_text(QRELS)
+        dataset = load_dataset(root, split=split)
+        assert (dataset.name, dataset.family) == (name, family)
+        assert (dataset.query_language, dataset.passage_language) == (query, passage)
+
+
+def write_own(
+    root: Path, *queries: dict[str, object], documents: list[dict[str, object]] | None = None
+) -> Path:
+    root.mkdir(exist_ok=True)
+    lines = documents or [{"id": "d1", "text": "rain"}, {"id": 2, "title": "Sea", "text": "ships"}]
+    (root / "documents.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    (root / "queries.jsonl").write_text("\n".join(map(json.dumps, queries)))
+    return root
+
+
+class TestOwn:
+    def test_judgements_inside_the_queries(self, tmp_path: Path) -> None:
+        dataset = load_dataset(
+            write_own(
+                tmp_path / "mine",
+                {"id": "q1", "text": "what falls", "relevant": ["d1", "2"]},
+                {"id": "q2", "text": "what sails", "relevant": {"2": 2, "gone": 1}},
+                {"id": "q3", "text": "open"},
+            )
+        )
+        assert (dataset.name, dataset.family, dataset.split) == ("mine", "mine", "test")
+        assert dataset.qrels == {"q1": {"d1": 1, "2": 1}, "q2": {"2": 2, "gone": 1}}
+        assert list(dataset.documents) == [Document("d1", "rain"), Document("2", "Sea\nships")]
+        assert dataset.warnings == (
+            "1 queries without a judgement in split test: not asked",
+            "1 judgements of documents that the corpus does not have: they count as not found",
+        )
+
+    def test_another_split_and_compressed_files(self, tmp_path: Path) -> None:
+        root = write_own(tmp_path, {"id": "q1", "text": "x", "relevant": ["d1"]})
+        line = json.dumps({"id": "q9", "text": "held out", "relevant": ["d1"]}).encode()
+        (root / "queries-dev.jsonl.gz").write_bytes(gzip.compress(line))
+        assert load_dataset(root, split="dev").queries == {"q9": "held out"}
+        with pytest.raises(InvalidInput, match=r"neither queries-exam\.jsonl nor queries-exam\.jsonl\.gz"):
+            load_dataset(root, split="exam")
+
+    def test_answers_instead_of_judgements(self, tmp_path: Path) -> None:
+        dataset = load_dataset(
+            write_own(
+                tmp_path, {"id": "q1", "text": "what falls", "answers": ["rain"]}, {"id": "q2", "text": "?"}
+            )
+        )
+        assert dataset.relevance == "answers"
+        assert dataset.answers == {"q1": ("rain",)}
+        assert dataset.paper.measures == ("Recall@100", "Recall@20")
+        assert dataset.warnings == ("1 queries without an answer: not asked",)
+
+    @pytest.mark.parametrize(
+        ("query", "message"),
+        [
+            (
+                {"id": "q2", "text": "x", "relevant": "d1"},
+                r"queries\.jsonl:2: relevant must be a list of ids",
+            ),
+            ({"id": "q2", "text": "x", "relevant": {"d1": 0.5}}, r"queries\.jsonl:2: relevant must be"),
+            ({"id": "q2", "text": "x", "relevant": {"d1": True}}, r"queries\.jsonl:2: relevant must be"),
+            ({"id": "q2", "text": "x", "answers": []}, r"queries\.jsonl:2: answers must be strings"),
+            ({"id": "q2", "text": "x", "answers": [" "]}, r"queries\.jsonl:2: answers must be strings"),
+            ({"id": "q2", "text": "x", "answers": ["a"]}, "some queries have relevant documents and others"),
+            (
+                {"id": "q1", "text": "x", "relevant": ["d1"]},
+                r"queries\.jsonl:2: the query id 'q1' came before",
+            ),
+            ({"id": "q2", "text": None}, r"queries\.jsonl:2: text is NoneType"),
+            ({"text": "x"}, r"queries\.jsonl:2: id is NoneType"),
+        ],
+    )
+    def test_a_malformed_query_is_named(self, tmp_path: Path, query: dict[str, object], message: str) -> None:
+        with pytest.raises(InvalidInput, match=message):
+            load_dataset(write_own(tmp_path, {"id": "q1", "text": "x", "relevant": ["d1"]}, query))
+
+    def test_nothing_judged_and_no_documents(self, tmp_path: Path) -> None:
+        with pytest.raises(InvalidInput, match="none of the 1 queries is judged"):
+            load_dataset(write_own(tmp_path / "a", {"id": "q1", "text": "x"}))
+        root = write_own(tmp_path / "b", {"id": "q1", "text": "x", "relevant": ["d1"]})
+        (root / "documents.jsonl").write_text("\n")
+        with pytest.raises(InvalidInput, match="has no document"):
+            load_dataset(root)
+
+
+class TestNames:
+    def test_a_folder_of_neither_form(self, tmp_path: Path) -> None:
+        with pytest.raises(InvalidInput, match=r"neither corpus\.jsonl \(BEIR\) nor documents\.jsonl"):
+            load_dataset(tmp_path)
+        with pytest.raises(InvalidInput, match="a data directory is for datasets of the hub"):
+            load_dataset(tmp_path, data_dir=tmp_path)
+
+
+class TestIrds:
+    @pytest.fixture
+    def registered(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+        import ir_datasets
+
+        (tmp_path / "docs.tsv").write_text("d1\train falls\nd2\tships sail\n")
+        (tmp_path / "queries.tsv").write_text("q1\twhat falls\nq2\tunjudged\n")
+        (tmp_path / "qrels").write_text("q1 0 d1 2\nq1 0 d2 0\n")
+        monkeypatch.setattr("ir_datasets.util.home_path", lambda: tmp_path / "home")
+        dataset = ir_datasets.create_dataset(
+            docs_tsv=str(tmp_path / "docs.tsv"),
+            queries_tsv=str(tmp_path / "queries.tsv"),
+            qrels_trec=str(tmp_path / "qrels"),
+        )
+        monkeypatch.setitem(ir_datasets.registry._registered, "m3-small/test", dataset)
+        return "irds:m3-small/test"
+
+    def test_is_read(self, registered: str) -> None:
+        asked: list[str] = []
+
+        def agree(downloads: object) -> bool:
+            asked.append(str(downloads))
+            return True
+
+        dataset = load_dataset(registered, agree=agree)
+        assert len(asked) == 1
+        assert dataset.queries == {"q1": "what falls"}
+        assert dataset.qrels == {"q1": {"d1": 2, "d2": 0}}
+        assert [document.text for document in dataset.documents] == ["rain falls", "ships sail"]
+        assert (dataset.family, dataset.split) == ("irds:m3-small", "test")
+        assert dataset.warnings == ("1 queries without a judgement in split test: not asked",)
+
+    def test_nobody_agreed(self, registered: str, tmp_path: Path) -> None:
+        with pytest.raises(
+            InvalidInput, match=r"ir_datasets m3-small/test: files of unknown size\. Nothing was"
+        ):
+            load_dataset(registered)
+        (tmp_path / "home" / "m3-small").mkdir(parents=True)
+        assert load_dataset(registered).name == registered  # it is on this machine
+
+    def test_what_is_not_there(self, registered: str) -> None:
+        with pytest.raises(InvalidInput, match="ir_datasets has no dataset 'no/such'"):
+            load_dataset("irds:no/such")
+        with pytest.raises(InvalidInput, match="a split is part of the id"):
+            load_dataset(registered, split="test")
+
+
+class TestCorpus:
+    def test_is_read_anew_and_never_held(self) -> None:
+        begun = 0
+
+        def read() -> Iterator[Document]:
+            nonlocal begun
+            begun += 1
+            for i in range(20_000):
+                yield Document(str(i), f"{i} " * 50)
+
+        tracemalloc.start()
+        corpus = Corpus(read)
+        _, peak_bytes = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak_bytes < 2_000_000  # the texts are 5.9 MB
+        assert len(corpus) == 20_000
+        assert [len(batch) for batch in corpus.batches(8_000)] == [8_000, 8_000, 4_000]
+        assert corpus.select(["3", "19999", "x"]).keys() == {"3", "19999"}
+        assert begun == 3
+
+    def test_an_id_that_comes_twice(self) -> None:
+        with pytest.raises(InvalidInput, match="the corpus: document 3 has the id 'a' of document 1"):
+            Corpus.of([Document("a", "x"), Document("b", "x"), Document("a", "y")])
+
+    def test_ids_that_only_share_a_digest_are_two(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("m3_connectors.evaluation.datasets.dataset._digest", lambda id: 7)
+        assert len(Corpus.of([Document("a", "x"), Document("b", "x")])) == 2
+        with pytest.raises(InvalidInput, match="has the id 'a'"):
+            Corpus.of([Document("a", "x"), Document("b", "x"), Document("a", "x")])
+
+    def test_empty(self) -> None:
+        with pytest.raises(InvalidInput, match="no document"):
+            Corpus.of([])
+
+    def test_fingerprint_is_of_ids_and_texts_in_order(self) -> None:
+        def fingerprint(*pairs: tuple[str, str]) -> str:
+            return Corpus.of([Document(id, text) for id, text in pairs]).fingerprint
+
+        encoded = b"".join(
+            len(part).to_bytes(8, "little") + part for part in (b"a", b"x", b"b", "é".encode())
+        )
+        assert fingerprint(("a", "x"), ("b", "é")) == hashlib.sha256(encoded).hexdigest()
+        different = [
+            fingerprint(("a", "x"), ("b", "é")),
+            fingerprint(("b", "é"), ("a", "x")),
+            fingerprint(("a", "xb"), ("b", "é")),
+            fingerprint(("ax", ""), ("b", "é")),
+            fingerprint(("a", "x")),
+        ]
+        assert len(set(different)) == len(different)
+
+
+class TestDataset:
+    def dataset(self, **changes: object) -> Dataset:
+        documents = Corpus.of([Document("d1", "rain"), Document("d2", "sea")])
+        given = {
+            "name": "x",
+            "split": "test",
+            "documents": documents,
+            "queries": {"q1": "a", "q2": "b"},
+            "qrels": {"q1": {"d1": 1, "d2": 0}, "q2": {"d2": 1}},
+        }
+        return Dataset(**{**given, **changes})  # type: ignore[arg-type]
+
+    def test_fingerprint_is_of_the_task(self) -> None:
+        dataset = self.dataset()
+        assert dataset.fingerprint == self.dataset(name="another name").fingerprint
+        swapped = {"q2": {"d2": 1}, "q1": {"d2": 0, "d1": 1}}
+        assert dataset.fingerprint == self.dataset(qrels=swapped).fingerprint
+        others = [
+            self.dataset(queries={"q1": "a", "q2": "c"}),
+            self.dataset(queries={"q2": "b", "q1": "a"}),
+            self.dataset(qrels={"q1": {"d1": 2, "d2": 0}, "q2": {"d2": 1}}),
+            self.dataset(documents=Corpus.of([Document("d1", "rain"), Document("d2", "see")])),
+            self.dataset(qrels={}, answers={"q1": ("d1",), "q2": ("d2",)}),
+            dataset.select(["q1"]),
+        ]
+        assert len({dataset.fingerprint, *(other.fingerprint for other in others)}) == 7
+
+    def test_select(self) -> None:
+        chosen = self.dataset().select(["q2"])
+        assert chosen.queries == {"q2": "b"}
+        assert chosen.qrels == {"q2": {"d2": 1}}
+
+    def test_queries_that_nothing_judges_are_refused(self) -> None:
+        with pytest.raises(InvalidInput, match="1 queries have neither judgement nor answer, the first 'q2'"):
+            self.dataset(qrels={"q1": {"d1": 1}})
+        with pytest.raises(InvalidInput, match="no query counts"):
+            self.dataset().select([])
+
+
+def test_a_download_says_what_it_weighs() -> None:
+    files = ("a", "b")
+    assert str(Download("o/n", "0123456789", files, 1500, 1500)) == "o/n@0123456: 2 files, 1.5 kB"
+    partly = Download("o/n", "0123456789", files, 2_000_000, 500_000)
+    assert str(partly) == "o/n@0123456: 2 files, 2 MB, 500 kB still to fetch"

@@ -59,7 +59,7 @@ def plan(repository: Repository) -> Download:
         Unavailable: The hub cannot be reached.
     """
     import huggingface_hub
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
     where = f"dataset {repository.name}@{repository.revision}"
     try:
@@ -79,8 +79,8 @@ def plan(repository: Repository) -> Download:
             backend="hub",
             operation="list files",
         ) from error
-    except (HfHubHTTPError, OSError) as error:
-        raise unreachable(where, "list files", error) from error
+    except Exception as error:  # the errors of its HTTP library: requests, httpx or httpx2, by version
+        raise _unreachable(where, "list files", error) from error
     found = {
         file.rfilename: file.size or 0
         for file in info.siblings or ()
@@ -120,7 +120,7 @@ def fetch(download: Download) -> Path:
             )
         )
     except (HfHubHTTPError, OSError) as error:
-        raise unreachable(f"dataset {download.repository}@{download.revision}", "fetch", error) from error
+        raise _unreachable(f"dataset {download.repository}@{download.revision}", "fetch", error) from error
 
 
 def refuse(name: str, downloads: Sequence[Download]) -> InvalidInput:
@@ -132,8 +132,7 @@ def refuse(name: str, downloads: Sequence[Download]) -> InvalidInput:
     )
 
 
-def unreachable(where: str, operation: str, error: Exception) -> Unavailable:
-    """The error of a hub that does not answer."""
+def _unreachable(where: str, operation: str, error: Exception) -> Unavailable:
     return Unavailable(
         f"{where}: {_first_line(error)}\n  Is the hub reachable? On a machine without one, copy the files and give "
         "their folder with --data-dir.",

@@ -59,10 +59,10 @@ def load_irds(id: str, agree: Agree | None = None) -> Dataset:
         for document in source.docs_iter():
             yield check_documents([Document(document.doc_id, document.default_text())])[0]
 
-    corpus, asked, judged, warnings = join(
-        PREFIX + id, "", queries, qrels, lambda notice: Corpus(documents, PREFIX + id, notice)
-    )
     family, _, split = id.rpartition("/")
+    corpus, asked, judged, warnings = join(
+        PREFIX + id, split, queries, qrels, lambda notice: Corpus(documents, PREFIX + id, notice)
+    )
     return Dataset(
         name=PREFIX + id,
         split=split,

@@ -4,7 +4,8 @@
     {"id": "q1", "text": "where does rain come from", "relevant": ["d1"]}
 
 Title and metadata are optional. ``relevant`` may give grades, ``{"d1": 2, "d7": 1}``; where no document is judged,
-``"answers": ["Goethe"]`` gives strings of which a relevant document holds one. Further splits of the queries are ``queries-SPLIT.jsonl``; each file may be ``.gz``.
+``"answers": ["Goethe"]`` gives strings of which a relevant document holds one. Further splits of the queries are
+``queries-SPLIT.jsonl``; each file may be ``.gz``.
 """
 
 from __future__ import annotations
