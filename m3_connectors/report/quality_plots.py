@@ -200,7 +200,8 @@ def _triangle(
     x, y = _corner(weights).T
     cells = axes.scatter(x, y, c=values, marker="h", s=62, cmap="viridis", linewidths=0)
     bar = axes.figure.colorbar(cells, ax=axes, shrink=0.75)
-    bar.ax.set_title("nDCG", fontsize=8)
+    assert bar.solids is not None
+    bar.solids.set(rasterized=False, edgecolor="face")
     best = weights[int(values.argmax())]
     marks = {
         "best here": ([Weights(*best)], "*", "#d55e00"),
