@@ -1,1 +1,1 @@
-"""What retrieval costs on a live store: synthetic corpora at scale, load, raw rows, and numbers computed from rows alone."""
+"""What retrieval costs on a live store: synthetic corpora, load, raw rows, and numbers computed from rows alone."""

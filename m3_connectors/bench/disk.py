@@ -48,7 +48,7 @@ async def disk_bytes(backend: Backend, directory: Path | None) -> dict[str, int]
     if backend.name == "milvus":
         where = getattr(backend, "_where", None)
         root = where if isinstance(where, Path) else directory and directory / "data"
-        return root and _of_milvus(backend, root)
+        return None if root is None else _of_milvus(backend, root)
     if backend.name == "elasticsearch":
         return await _of_elasticsearch(backend)
     return None

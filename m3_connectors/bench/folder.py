@@ -31,8 +31,8 @@ class BenchFolder:
 
     Attributes:
         path: The folder.
-        record: ``bench.json``: ``format``, ``scenario`` (every key of it), ``environment``, ``collections`` (a list, one
-            entry for each store and size: ``store``, ``documents``, ``count``, ``reused``, ``disk_bytes`` by component or
+        record: ``bench.json``: ``format``, ``scenario`` (every key of it), ``environment``, ``collections`` (one entry
+            for each store and size: ``store``, ``documents``, ``count``, ``reused``, ``disk_bytes`` by component or
             null, ``server_memory_bytes``, ``corpus``, ``server``), ``harness_seconds_per_request``, ``complete``.
 
     Raises:

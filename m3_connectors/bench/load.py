@@ -300,8 +300,8 @@ class Loader:
                 distinct_hits=None if ids is None else len(set(ids)),
                 ids_hash=None if ids is None else zlib.crc32("\n".join(ids).encode()),
                 error=error,
-                round_trips=trips and trips.count,
-                store_seconds=trips and trips.seconds,
+                round_trips=None if trips is None else trips.count,
+                store_seconds=None if trips is None else trips.seconds,
                 client_cpu_seconds=self._meter.client_cpu_seconds(),
                 server_cpu_seconds=self._meter.server_cpu_seconds_sometimes(),
             )

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -150,9 +151,7 @@ class _Run:
         backend = backend_for(server.url, f"{store.collection}-{documents}", server.options)
         with observed(type(backend)):
             try:
-                note: Callable[[int], None] = lambda done: self.progress(
-                    store.name, documents, "writing", done
-                )  # noqa: E731
+                note = functools.partial(self.progress, store.name, documents, "writing")
                 reused = await fill(backend, corpus, store, self.writes, meter, note)
                 noted = {
                     "store": store.name,
@@ -194,7 +193,7 @@ class _Run:
 
 
 async def harness_seconds(scenario: Scenario) -> float:
-    """What the harness itself adds to each request: the same loop, rows and clocks around a search that does nothing."""
+    """What the harness adds to each request: the same loop, rows and clocks around a search that does nothing."""
     corpus = Corpus(CorpusSettings(dimension=8, vocabulary=100, topics=1), 100, scenario.seed)
     hits = [Hit(Document(f"d{i}", ""), 1.0, Scores(1.0, 1.0, 1.0)) for i in range(scenario.queries.k)]
 
@@ -205,22 +204,24 @@ async def harness_seconds(scenario: Scenario) -> float:
     mix = Mix(Queries(count=10, k=scenario.queries.k), corpus, scenario.seed)
     level = Level(seconds=60, requests=_HARNESS_REQUESTS)
     meter = Meter()
-    with tempfile.TemporaryDirectory() as directory:
-        with Sink(Path(directory) / "requests.parquet", RequestRow) as rows:
-            loader = Loader(
-                nothing,
-                mix,
-                level,
-                rows,
-                meter,
-                store="",
-                documents=100,
-                timeout_seconds=60,
-                seed=scenario.seed,
-            )
-            start = meter.now()
-            await loader.run()
-            return (meter.now() - start) / _HARNESS_REQUESTS
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        Sink(Path(directory) / "requests.parquet", RequestRow) as rows,
+    ):
+        loader = Loader(
+            nothing,
+            mix,
+            level,
+            rows,
+            meter,
+            store="",
+            documents=100,
+            timeout_seconds=60,
+            seed=scenario.seed,
+        )
+        start = meter.now()
+        await loader.run()
+        return (meter.now() - start) / _HARNESS_REQUESTS
 
 
 def _shape(corpus: Corpus) -> dict[str, float]:

@@ -43,9 +43,9 @@ class Rows(_Table):
         most: Longer documents are cut here.
     """
 
-    mean: float = Field(64.0, ge=1, le=8191)
-    spread: float = Field(0.5, ge=0, le=3)
-    most: int = Field(8191, ge=1, le=8191)
+    mean: float = Field(default=64.0, ge=1, le=8191)
+    spread: float = Field(default=0.5, ge=0, le=3)
+    most: int = Field(default=8191, ge=1, le=8191)
 
 
 class CorpusSettings(_Table):
@@ -66,11 +66,11 @@ class CorpusSettings(_Table):
         BeforeValidator(_as_tuple),
         Field(min_length=1),
     ] = (10_000,)
-    dimension: int = Field(1024, ge=8, le=4096)
+    dimension: int = Field(default=1024, ge=8, le=4096)
     rows: Rows = Rows()
-    query_rows: int = Field(16, ge=1, le=512)
-    vocabulary: int = Field(250_002, ge=100, le=2**31)
-    topics: int = Field(200, ge=1, le=100_000)
+    query_rows: int = Field(default=16, ge=1, le=512)
+    vocabulary: int = Field(default=250_002, ge=100, le=2**31)
+    topics: int = Field(default=200, ge=1, le=100_000)
     multivector_dtype: Literal["float16", "float32"] = "float16"
 
 
@@ -93,7 +93,7 @@ class Store(_Table):
     collection: str = "bench"
     options: Mapping[str, Any] = {}
     optimize: bool = True
-    batch_bytes: int = Field(8 * 2**20, ge=1024, le=2**30)
+    batch_bytes: int = Field(default=8 * 2**20, ge=1024, le=2**30)
 
     @model_validator(mode="after")
     def _one_place(self) -> Store:
@@ -125,10 +125,10 @@ class Queries(_Table):
         filters: The rest of the requests has none.
     """
 
-    count: int = Field(200, ge=1, le=100_000)
-    k: int = Field(10, ge=1, le=10_000)
+    count: int = Field(default=200, ge=1, le=100_000)
+    k: int = Field(default=10, ge=1, le=10_000)
     exact: bool = False
-    methods: Mapping[str, Annotated[float, Field(gt=0)]] = Field({"all": 1.0}, min_length=1)
+    methods: Mapping[str, Annotated[float, Field(gt=0)]] = Field(default={"all": 1.0}, min_length=1)
     filters: tuple[Filtered, ...] = ()
 
     @model_validator(mode="after")
@@ -165,10 +165,10 @@ class Load(_Table):
         tuple[Annotated[float, Field(gt=0, le=100_000)], ...], BeforeValidator(_as_tuple)
     ] = ()
     arrivals: Literal["poisson", "constant"] = "poisson"
-    warm_up_seconds: float = Field(2.0, ge=0, le=3600)
-    seconds: float = Field(15.0, gt=0, le=86_400)
-    requests: int = Field(100_000, ge=1, le=10_000_000)
-    most_waiting: int = Field(1000, ge=1, le=1_000_000)
+    warm_up_seconds: float = Field(default=2.0, ge=0, le=3600)
+    seconds: float = Field(default=15.0, gt=0, le=86_400)
+    requests: int = Field(default=100_000, ge=1, le=10_000_000)
+    most_waiting: int = Field(default=1000, ge=1, le=1_000_000)
 
     @model_validator(mode="after")
     def _rate(self) -> Load:
@@ -218,8 +218,8 @@ class Recall(_Table):
         depth: Of the dense list; the paper re-ranks 200.
     """
 
-    queries: int = Field(50, ge=0, le=10_000)
-    depth: int = Field(200, ge=1, le=10_000)
+    queries: int = Field(default=50, ge=0, le=10_000)
+    depth: int = Field(default=200, ge=1, le=10_000)
 
 
 class Scenario(_Table):
@@ -244,8 +244,8 @@ class Scenario(_Table):
     corpus: CorpusSettings = CorpusSettings()
     queries: Queries = Queries()
     recall: Recall = Recall()
-    seed: int = Field(0, ge=0, lt=2**32)
-    timeout_seconds: float = Field(60.0, gt=0, le=3600)
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    timeout_seconds: float = Field(default=60.0, gt=0, le=3600)
     allow_errors: bool = False
 
     @model_validator(mode="after")

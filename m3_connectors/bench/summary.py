@@ -30,8 +30,8 @@ def summarise(
         recall: ``RecallRow``.
 
     Returns:
-        A JSON object: ``fills`` (one for each collection), ``loads`` (one for each level, ``method`` null, and one for each
-        of its methods), ``recall``, and ``void``: whether any of them must not be used.
+        A JSON object: ``fills`` (one for each collection), ``loads`` (one for each level, ``method`` null, and one for
+        each of its methods), ``recall``, and ``void``: whether any of them must not be used.
     """
     allow_errors = bool(record["scenario"]["allow_errors"])
     fills = [_fill(noted, _columns(writes)) for noted in record["collections"]]
@@ -107,7 +107,8 @@ def _load(rows: Columns, *, together: bool, alone: bool) -> dict[str, Any]:
     Args:
         rows: Measured requests.
         together: They are all of their load, so that the server's CPU time was spent on them.
-        alone: One after the other, or all of their load: this process' CPU time between two answers belongs to the later.
+        alone: They are that, or were asked one after the other: this process' CPU time between two answers is the
+            later one's.
     """
     answered = _where(rows, np.array([error is None for error in rows["error"].tolist()], dtype=bool))
     latency = answered["end_seconds"] - answered["intended_seconds"]

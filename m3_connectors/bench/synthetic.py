@@ -1,4 +1,4 @@
-"""Corpora of any size, shaped like M3's output, and never held in memory: document ``n`` follows from the seed and ``n``.
+"""Corpora of any size, shaped like M3's output and never held in memory: document n follows from the seed and n.
 
 What is imitated, because costs depend on it:
 

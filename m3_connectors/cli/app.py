@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from m3_connectors import __version__
+from m3_connectors.cli.bench import bench
 from m3_connectors.cli.console import err, escape_what_cannot_be_printed, lines_of, out
 from m3_connectors.cli.doctor import doctor
 from m3_connectors.cli.encode import encode
@@ -59,6 +60,7 @@ app.command("eval")(evaluate)
 app.command()(encode)
 app.command()(train)
 app.command()(doctor)
+app.add_typer(bench, name="bench")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

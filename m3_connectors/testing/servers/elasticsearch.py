@@ -110,6 +110,17 @@ class ElasticsearchServer:
         """``http(s)://127.0.0.1:PORT``."""
         return f"{'https' if self._tls else 'http'}://127.0.0.1:{self.port}"
 
+    @property
+    def pid(self) -> int:
+        """Of the running launcher, and of the session that the server itself is in."""
+        assert self._process is not None
+        return self._process.pid
+
+    @property
+    def directory(self) -> Path:
+        """Where its configuration, its data (``data``) and its logs lie."""
+        return self._directory
+
     def start(self) -> None:
         """Start the process and wait until the cluster is healthy; the port stays what it was.
 

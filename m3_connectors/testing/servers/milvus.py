@@ -53,9 +53,14 @@ class MilvusServer:
 
     @property
     def pid(self) -> int:
-        """Of the running process."""
+        """Of the running process, and of its session."""
         assert self._process is not None
         return self._process.pid
+
+    @property
+    def directory(self) -> Path:
+        """Where its data (``data``) and its log lie."""
+        return self._directory
 
     def start(self) -> None:
         """Start the process and wait until it answers.

@@ -36,6 +36,14 @@ class LocalServer(Protocol):
     def url(self) -> str:
         """``http://127.0.0.1:PORT``; the port stays over a restart."""
 
+    @property
+    def pid(self) -> int:
+        """Of the process while it runs, and of the session of all that it started."""
+
+    @property
+    def directory(self) -> Path:
+        """Where its data lie, in ``data``."""
+
     def start(self) -> None:
         """Start it and wait until it answers."""
 

@@ -1,0 +1,222 @@
+"""``m3 bench``: what retrieval costs on live stores, and what it would cost at another scale."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import importlib
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import anyio
+import typer
+from rich.table import Table
+from typer.core import TyperGroup
+
+from m3_connectors.cli.bench_plan import plan
+from m3_connectors.cli.console import duration, err, out, print_json, print_table, warn
+from m3_connectors.cli.options import Debug, Json
+from m3_connectors.errors import MissingDependency
+
+if TYPE_CHECKING:
+    from m3_connectors.bench.run import Server
+    from m3_connectors.bench.scenario import Store
+
+VOID = 3
+"""Exit code where a result must not be used."""
+
+
+class _RunByDefault(TyperGroup):
+    """``m3 bench SCENARIO.toml`` is ``m3 bench run SCENARIO.toml``."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[0] not in (*self.commands, "--help"):
+            args = ["run", *args]
+        return super().parse_args(ctx, args)
+
+
+bench = typer.Typer(
+    cls=_RunByDefault,
+    no_args_is_help=True,
+    help="Measure live stores: m3 bench SCENARIO.toml. Or calculate: m3 bench plan --docs 100e6 --tokens 300.",
+)
+bench.command()(plan)
+
+
+@bench.command()
+def run(
+    scenario: Annotated[Path, typer.Argument(metavar="SCENARIO.toml", help="What to do: docs/benchmarks.md.")],
+    folder: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="Folder for rows and numbers.", show_default="NAME-DATE-TIME"),
+    ] = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Fill the stores of a scenario, ask them, and print what it cost. [dim]Exit code 3: a result is void.[/dim]"""
+    for package in ("pyarrow", "pydantic"):
+        try:
+            importlib.import_module(package)
+        except ImportError:
+            raise MissingDependency(package, "eval") from None
+    from m3_connectors.bench.run import run as measure
+    from m3_connectors.bench.scenario import load_scenario
+
+    loaded = load_scenario(scenario)
+    where = folder or Path(f"{loaded.name}-{datetime.datetime.now():%Y%m%d-%H%M%S}")
+    began = time.perf_counter()
+    with _progress() as progress:
+        measured = anyio.run(lambda: measure(loaded, where, servers=_server, progress=progress))
+    summary = measured.summary()
+    if json:
+        print_json(summary)
+    else:
+        _print(summary, measured.record)
+        out.print(f"  {where} · {duration(time.perf_counter() - began)}", markup=False, soft_wrap=True)
+    if summary["void"]:
+        raise typer.Exit(VOID)
+
+
+@contextlib.contextmanager
+def _server(store: Store) -> Iterator[Server]:
+    """A store's server: the one that its URL names, or one that is started for the time of its measurement."""
+    from m3_connectors.bench.run import Server, named_servers
+
+    if store.start is None:
+        with named_servers(store) as server:
+            yield server
+        return
+    try:
+        from m3_connectors.testing.servers.start import start
+    except ImportError:
+        raise MissingDependency("platformdirs", "testing") from None
+    running = start(store.start)
+    try:
+        local = running.server
+        yield Server(
+            running.url,
+            {**running.options, **store.options},
+            session=local.pid if local else None,
+            directory=local.directory if local else None,
+        )
+    finally:
+        running.stop()
+
+
+class _Progress:
+    """A line where a person watches, a line for each step where nobody does."""
+
+    def __init__(self, status: Any) -> None:
+        self._status = status
+        self._step = ""
+
+    def __call__(self, store: str, documents: int, what: str, done: int | None = None) -> None:
+        step = f"{store} · {documents:,} documents · {what}"
+        if self._status is not None:
+            self._status.update(step if done is None else f"{step} {done:,}")
+        elif step != self._step:
+            err.print(step, markup=False, soft_wrap=True)
+        self._step = step
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[_Progress]:
+    if err.is_terminal:
+        with err.status("measuring the harness itself …") as status:
+            yield _Progress(status)
+    else:
+        yield _Progress(None)
+
+
+def _print(summary: dict[str, Any], record: dict[str, Any]) -> None:
+    corpus, machine = record["scenario"]["corpus"], record["environment"]
+    out.print(
+        f"  {summary['name']} · synthetic documents of {corpus['dimension']:,} dimensions and "
+        f"{corpus['rows']['mean']:g} rows ({corpus['multivector_dtype']}), queries of {corpus['query_rows']} rows, "
+        f"top {record['scenario']['queries']['k']}; nothing is encoded\n"
+        f"  {machine['processor']}, {machine['cores']} cores · the harness itself takes "
+        f"{summary['harness_seconds_per_request'] * 1e3:.3f} ms a request",
+        markup=False,
+        soft_wrap=True,
+    )
+    print_table(_fills(summary["fills"]))
+    print_table(_loads(summary))
+    told = dict.fromkeys(
+        (item["store"], item["documents"], item.get("load", "all"), reason)
+        for item in (*summary["fills"], *summary["loads"])
+        for reason in item["void"]
+    )
+    for store, documents, load, reason in told:
+        warn(f"void: {store} · {documents:,} documents · {load}: {reason}")
+    for item in summary["loads"]:
+        if item["method"] is None and item["errors"]:
+            for error, count in item["errors"].items():
+                warn(f"{item['store']} · {item['documents']:,} · {item['load']}: {count:,} × {error}")
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, padding=(0, 1), header_style="dim")
+    for name in columns:
+        table.add_column(name, justify="left" if name in ("store", "load", "bytes a document") else "right")
+    return table
+
+
+def _fills(fills: list[dict[str, Any]]) -> Table:
+    table = _table(
+        "store", "documents", "docs/s", "MB/s", "CPU here", "CPU there", "index s", "memory there", "bytes a document"
+    )
+    for fill in fills:
+        parts = fill["component_bytes_per_document"] or {}
+        largest = sorted(parts.items(), key=lambda part: -part[1])
+        each = " · ".join(f"{name} {size:,.0f}" for name, size in largest if size >= 0.5)
+        table.add_row(
+            fill["store"],
+            f"{fill['documents']:,}",
+            "there already" if fill["reused"] else _number(fill["documents_per_second"], ",.0f"),
+            _number(fill["megabytes_per_second"], ".1f"),
+            _number(fill["client_cpu_share"], ".0%"),
+            _number(fill["server_cpu_share"], ".0%"),
+            _number(fill["optimize_seconds"], ".1f"),
+            _number(fill["server_memory_bytes"], ",.0f", 1e-6, " MB"),
+            f"{sum(parts.values()):,.0f}: {each}" if parts else "–",
+        )
+    return table
+
+
+def _loads(summary: dict[str, Any]) -> Table:
+    recall = {
+        (item["store"], item["documents"], item["method"]): item["recall"]
+        for item in summary["recall"]
+        if item["kind"] == "search"
+    }
+    table = _table(
+        "store", "documents", "load", "method", "n", "p50 ms", "p95", "p99", "p99.9", "req/s", "recall",
+        "in store", "trips", "CPU ms here", "there",
+    )  # fmt: skip
+    methods = {item["method"] for item in summary["loads"]} - {None}
+    for item in summary["loads"]:
+        if item["method"] is not None and len(methods) == 1:
+            continue
+        method = item["method"] or (next(iter(methods)) if len(methods) == 1 else "")
+        latency = item["latency_seconds"]
+        table.add_row(
+            item["store"],
+            f"{item['documents']:,}",
+            f"{item['load']}{' VOID' if item['void'] else ''}",
+            method,
+            f"{item['answered']:,}",
+            *(_number(latency[name], ",.1f", 1e3) for name in ("p50", "p95", "p99", "p99.9")),
+            _number(item["requests_per_second"], ",.1f"),
+            _number(recall.get((item["store"], item["documents"], method)), ".3f"),
+            _number(item["store_share"], ".0%"),
+            _number(item["round_trips"], ".1f"),
+            _number(item["client_cpu_seconds"], ",.1f", 1e3),
+            _number(item["server_cpu_seconds"], ",.1f", 1e3),
+        )
+    return table
+
+
+def _number(value: float | None, form: str, factor: float = 1.0, unit: str = "") -> str:
+    return "–" if value is None else f"{value * factor:{form}}{unit}"
