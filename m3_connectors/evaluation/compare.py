@@ -10,7 +10,7 @@ from pathlib import Path
 from m3_connectors.errors import InvalidInput
 from m3_connectors.evaluation.folder import EvaluationFolder, find_folders
 from m3_connectors.evaluation.record import DatasetRecord, MethodRecord
-from m3_connectors.evaluation.significance import PairedTest, holm, paired_test, resamples_for
+from m3_connectors.evaluation.significance import SIGNIFICANT, PairedTest, holm, paired_test, resamples_for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +95,7 @@ class Comparison:
     @property
     def real(self) -> bool:
         """Whether the difference holds at 5 % for the whole family of comparisons."""
-        return self.adjusted_p_value < 0.05
+        return self.adjusted_p_value < SIGNIFICANT
 
 
 def compare(
@@ -103,7 +103,7 @@ def compare(
 ) -> list[Comparison]:
     """Test pairs of rankings; all p-values are corrected for all pairs.
 
-    Copies of a query (the same text) count as one when signs are flipped and queries drawn: they rise and fall together.
+    Copies of a query (the same text) are flipped and drawn as one: they rise and fall together.
 
     Args:
         pairs: The family of comparisons: every pair that is looked at.

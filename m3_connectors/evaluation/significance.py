@@ -15,6 +15,9 @@ RESAMPLES = 10_000
 
 CONFIDENCE = 0.95
 
+SIGNIFICANT = 0.05
+"""A difference with a smaller p-value is called real."""
+
 _CELLS = 2_000_000
 """Numbers that scipy holds at a time, of each of a few arrays, however many queries there are."""
 

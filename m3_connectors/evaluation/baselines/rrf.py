@@ -1,0 +1,51 @@
+"""Reciprocal rank fusion: what is usually done with a dense and a sparse list instead of adding scores."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from m3_connectors.errors import InvalidInput
+from m3_connectors.evaluation.folder import EvaluationFolder, Run
+from m3_connectors.evaluation.runs import queries_of
+
+if TYPE_CHECKING:
+    from m3_connectors.evaluation.datasets.dataset import Dataset
+
+K = 60
+"""The constant of Cormack, Clarke and Büttcher (SIGIR 2009)."""
+
+
+class ReciprocalRankFusion:
+    """The dense and the sparse list of the evaluation, fused by rank: the sum of ``1 / (k + rank)``.
+
+    A document that is missing from a list gets nothing from it. Equal sums are in the order of their ids.
+
+    Args:
+        k: How little the first ranks stand out; >= 0.
+
+    Raises:
+        InvalidInput: k is below 0.
+    """
+
+    name = "rrf"
+
+    def __init__(self, k: int = K) -> None:
+        if k < 0:
+            raise InvalidInput(f"k of reciprocal rank fusion is {k}: it must be >= 0.")
+        self._k = k
+        self.description = f"reciprocal rank fusion of the dense and the sparse list, k = {k}"
+
+    def run(self, dataset: Dataset, folder: EvaluationFolder) -> Run:
+        """The fused lists of every query, see ``Baseline.run``; the dataset's texts are not needed."""
+        run: Run = {query: [] for query in folder.asked}
+        for query, table in queries_of(folder):
+            sums = np.zeros(len(table))
+            for column in ("dense_rank", "sparse_rank"):
+                ranks = table[column].cast("float64").to_numpy()  # NaN where there is none
+                sums += np.nan_to_num(1 / (self._k + ranks), nan=0.0)
+            best = np.argsort(-sums, kind="stable")  # ids ascend in the table
+            ids = table["document_id"].take(best).to_pylist()
+            run[query] = list(zip(ids, sums[best].tolist(), strict=True))
+        return run
