@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 from urllib.parse import urlsplit
@@ -27,9 +26,10 @@ from m3_connectors.errors import (
     Unauthorised,
     Unavailable,
 )
+from m3_connectors.filters import parse_filter
 from m3_connectors.methods import ALL
 from m3_connectors.testing.conformance import runs
-from m3_connectors.testing.faults import FaultProxy, Hang
+from m3_connectors.testing.faults import Cut, FaultProxy, Hang
 from m3_connectors.testing.servers.start import Running
 from m3_connectors.testing.worlds import make_world
 
@@ -62,55 +62,42 @@ async def stored(url: str, documents: int = 40, **options: Any) -> MilvusBackend
     return backend
 
 
-# What networks and dying servers do to any store is in test_faults.py.
+# What networks and dying servers do, and many searches at once, are in the files test_faults_*.py.
 
 
 @runs
-async def test_a_cancelled_search_leaves_the_connection_usable(url: str) -> None:
+async def test_a_scan_ends_in_time_on_a_server_that_hangs_and_goes_on_over_a_cut(url: str) -> None:
     port = urlsplit(url).port
     assert port is not None
     with FaultProxy(port) as proxy:
-        backend = await stored(f"milvus+http://127.0.0.1:{proxy.port}")
+        hasty = {"timeout_seconds": 1.0, "attempts": 2, "total_seconds": 1.5}
+        backend = await stored(f"milvus+http://127.0.0.1:{proxy.port}", **hasty)
         proxy.fault = Hang()
-        started = time.monotonic()
-        with anyio.move_on_after(0.3) as scope:
-            await backend.search(WORLD.queries[0], ALL, 5)
-        assert scope.cancelled_caught
-        assert time.monotonic() - started < 3
-        proxy.fault = None
-        with anyio.fail_after(20):
-            assert len(await backend.search(WORLD.queries[0], ALL, 5)) == 5
+        with anyio.fail_after(10), pytest.raises(TimedOut):
+            await anext(backend.scan_ids())
+        proxy.fault = Cut(0, times=1)
+        before = proxy.faults
+        assert sorted([id async for id in backend.scan_ids()]) == sorted(d.id for d in WORLD.documents)
+        assert proxy.faults == before + 1
         await backend.close()
 
 
 @runs
-async def test_a_hundred_searches_at_once_do_not_stall_the_loop(url: str) -> None:
-    backend = await stored(url)
-    alone = await backend.search(WORLD.queries[0], ALL, 5)
-    longest = 0.0
-    answers: list[object] = []
-
-    async def search() -> None:
-        answers.append(await backend.search(WORLD.queries[0], ALL, 5))
-
-    async def watch() -> None:
-        nonlocal longest
-        while True:
-            started = time.monotonic()
-            await anyio.sleep(0.005)
-            longest = max(longest, time.monotonic() - started)
-
-    began = time.monotonic()
-    async with anyio.create_task_group() as watcher:
-        watcher.start_soon(watch)
-        async with anyio.create_task_group() as tasks:
-            for _ in range(100):
-                tasks.start_soon(search)
-        elapsed = time.monotonic() - began
-        watcher.cancel_scope.cancel()
-    assert answers == [alone] * 100
-    # On the loop itself they would hold it all that time; the share leaves room for a busy machine.
-    assert longest < elapsed / 4, f"the event loop stood still for {longest:.2f} of {elapsed:.2f} s"
+async def test_pages_hold_every_document_once_and_no_other(url: str) -> None:
+    world = make_world(62, documents=2_300, most_rows=1, dimension=8)
+    backend = backend_at(url)
+    await backend.drop()
+    await backend.create(world.schema)
+    for start in range(0, 2_300, 460):
+        batch = slice(start, start + 460)
+        await backend.upsert(world.documents[batch], world.embeddings[batch])
+    assert sorted([id async for id in backend.scan_ids()]) == sorted(d.id for d in world.documents)
+    found = parse_filter({"lang": {"$exists": True}})
+    passing = world.passing({"lang": {"$exists": True}})
+    assert 1_000 < len(passing) < 2_300
+    assert await backend.delete_where(found) == len(passing)
+    left = {document.id for document in world.documents} - set(passing)
+    assert {id async for id in backend.scan_ids()} == left
     await backend.close()
 
 

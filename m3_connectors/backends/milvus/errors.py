@@ -84,6 +84,13 @@ def translated(error: Exception, operation: str, where: str) -> BackendError:
         where: The server's address or the data's path.
     """
     code, words = _code_and_words(error)
+    trusted = True
+    if code == _CONNECT_FAILED and isinstance(error.__cause__, grpc.RpcError):
+        # pymilvus says "illegal connection params or server unavailable"; gRPC knew why.
+        code, reason = _code_and_words(error.__cause__)
+        reason = reason.rpartition("last error: ")[2]
+        words = f"no connection ({reason.removeprefix('UNKNOWN: ')})"
+        trusted = "CERTIFICATE_VERIFY_FAILED" not in reason
     kind: type[BackendError] | None = None
     if isinstance(code, grpc.StatusCode):
         kind = _BY_STATUS.get(code)
@@ -92,14 +99,8 @@ def translated(error: Exception, operation: str, where: str) -> BackendError:
     if kind is None and isinstance(code, int):
         kind = _BY_CODE.get(code)
     advice = _ADVICE.get(kind, "") if kind else ""
-    trusted = True
-    if code == _CONNECT_FAILED and isinstance(error.__cause__, grpc.RpcError):
-        # pymilvus says "illegal connection params or server unavailable"; gRPC knew why.
-        reason = _code_and_words(error.__cause__)[1].rpartition("last error: ")[2]
-        words = f"no connection ({reason.removeprefix('UNKNOWN: ')})"
-        trusted = "CERTIFICATE_VERIFY_FAILED" not in reason
-        if not trusted:
-            advice = "\n  Give the authority of the server's certificate: ca_certs=FILE."
+    if not trusted:
+        advice = "\n  Give the authority of the server's certificate: ca_certs=FILE."
     made = (kind or Rejected)(
         f"{words.strip().rstrip('.')} at {where}.{advice}", backend=BACKEND, operation=operation
     )

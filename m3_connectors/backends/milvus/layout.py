@@ -189,12 +189,15 @@ def read_layout(collection: str, described: Mapping[str, Any], dense_index: str)
     """
     schema = read_schema(collection, described)
     types = {field["name"]: field["type"] for field in described["fields"]}
+    widths = {field["name"]: field.get("params", {}).get("dim") for field in described["fields"]}
     layout = Layout(schema, stored_name(collection), types.get("terms") == DataType.ARRAY, dense_index)
     missing = sorted(
         field.name
         for field in document_fields(layout, collection).fields
         if types.get(field.name) != field.dtype
     )
+    if int(widths.get("dense") or 0) != schema.model.dimension:
+        missing.append(f"dense of {schema.model.dimension} dimensions")
     if missing:
         raise Corrupt(
             f'collection "{collection}" lacks {", ".join(missing)}, or has it in another type: the server cannot '
