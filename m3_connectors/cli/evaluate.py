@@ -5,16 +5,19 @@ from __future__ import annotations
 import contextlib
 import importlib
 import re
-from collections.abc import Callable, Iterator
+import shlex
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 from m3_connectors.cli.console import err, out, plural, print_json, print_table, warn, working
-from m3_connectors.cli.opening import check_length, choose_encoder, connect_index
+from m3_connectors.cli.opening import MISMATCH_ADVICE, advice, check_length, choose_encoder
 from m3_connectors.cli.options import (
     WEIGHTED,
     Debug,
@@ -25,30 +28,45 @@ from m3_connectors.cli.options import (
     choose_method,
     names_of,
 )
-from m3_connectors.errors import MissingDependency
-from m3_connectors.evaluation.datasets.beir import load_beir
-from m3_connectors.evaluation.datasets.dataset import Dataset
-from m3_connectors.evaluation.measures import Measures, measure
-from m3_connectors.evaluation.run import PassageEncoder, run_bm25, run_method, store_corpus
+from m3_connectors.errors import InvalidInput, M3Error, MissingDependency, ModelMismatch
+from m3_connectors.evaluation.baselines.baseline import Baseline
+from m3_connectors.evaluation.baselines.registry import BASELINES, baseline_for
 from m3_connectors.methods import METHODS, Method
+
+if TYPE_CHECKING:
+    from m3_connectors.encoder.encoder import M3Encoder
+    from m3_connectors.evaluation.datasets.dataset import Dataset
+    from m3_connectors.evaluation.datasets.hub import Download
+    from m3_connectors.evaluation.evaluate import Plan
+    from m3_connectors.evaluation.folder import EvaluationFolder
 
 _PAPER = "paper"
 
+_METHODS = (*METHODS, *(f"{name}-{_PAPER}" for name in WEIGHTED))
+"""``all-paper`` is All under the paper's weights, beside the model's own."""
 
-def _known_baseline(name: str | None) -> str | None:
-    if name not in (None, "bm25"):
-        raise typer.BadParameter(f"{name!r} is not bm25, the only baseline there is.")
-    return name
+
+def _fusion(value: str) -> str:
+    if value not in ("exact", _PAPER):
+        raise typer.BadParameter(f"{value!r} is neither exact nor paper.")
+    return value
 
 
 def evaluate(
-    directory: Annotated[
-        Path,
+    dataset: Annotated[
+        str,
         typer.Argument(
-            metavar="DIR", help="BEIR folder: corpus.jsonl, queries.jsonl, qrels/SPLIT.tsv (also .gz)."
+            metavar="DATASET",
+            help="A BEIR folder, a folder of one's own JSON lines, miracl/LANGUAGE, mkqa/LANGUAGE, mldr/LANGUAGE, "
+            "narrativeqa, or irds:ID.",
         ),
     ],
-    split: Annotated[str, typer.Option("--split", metavar="SPLIT", help="Which judgements.")] = "test",
+    split: Annotated[
+        str | None,
+        typer.Option(
+            "--split", metavar="SPLIT", help="Which judgements.", show_default="the paper's, or test"
+        ),
+    ] = None,
     to: Annotated[
         str,
         typer.Option("--to", metavar="URL", help="The store; what it holds already is not encoded again."),
@@ -60,20 +78,20 @@ def evaluate(
             "-c",
             metavar="NAME",
             help="Collection in the store.",
-            show_default="named after DIR",
+            show_default="named after DATASET",
         ),
     ] = None,
     model: Model = None,
     methods: Annotated[
         str,
         typer.Option(
-            "--methods", metavar="M1,M2,…", callback=names_of(METHODS), help=f"Of {', '.join(METHODS)}."
+            "--methods", metavar="M1,M2,…", callback=names_of(_METHODS), help=f"Of {', '.join(_METHODS)}."
         ),
     ] = ",".join(METHODS),
     baseline: Annotated[
         str | None,
         typer.Option(
-            "--baseline", metavar="bm25", callback=_known_baseline, help="A method to compare with."
+            "--baseline", metavar="B1,B2,…", help=f"What to compare with, of {', '.join(BASELINES)}."
         ),
     ] = None,
     weights: Annotated[
@@ -84,6 +102,15 @@ def evaluate(
             help="Weights of the fused methods. [dim]default: those that the model ships with, else the paper's[/dim]",
         ),
     ] = None,
+    fusion: Annotated[
+        str,
+        typer.Option(
+            "--fusion",
+            metavar="exact|paper",
+            callback=_fusion,
+            help="paper: lists, sparse weights and lengths as the reference's scripts have them.",
+        ),
+    ] = "exact",
     passage_max_length: Annotated[
         int | None,
         typer.Option(
@@ -104,65 +131,133 @@ def evaluate(
             show_default="the model's own",
         ),
     ] = None,
+    limit_queries: Annotated[
+        int | None,
+        typer.Option(
+            "--limit-queries",
+            metavar="N",
+            parser=at_least(1),
+            help="Ask only the first N.",
+            show_default="all",
+        ),
+    ] = None,
+    folder: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", metavar="DIR", help="Keep runs, scores and environment here; an interrupted one goes on."
+        ),
+    ] = None,
+    data_dir: Annotated[
+        Path | None,
+        typer.Option("--data-dir", metavar="DIR", help="Files of the hub's datasets, instead of the hub."),
+    ] = None,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Download what the dataset needs without asking.")
+    ] = False,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Index a judged dataset, run the methods, and print nDCG@10, Recall@100 and MRR@10."""
-    name = collection or collection_name(directory, passage_max_length)
-    check_store(to, name, "--to")
-    asked = _methods(methods.split(","), weights)
-    # Missing now is better than after an hour of encoding.
-    for package in ["ir_measures", "bm25s"] if baseline else ["ir_measures"]:
+    """Index a judged dataset, run the methods, and print how good each is."""
+    from m3_connectors.evaluation.datasets.load import load_dataset
+    from m3_connectors.evaluation.evaluate import Plan
+
+    # What is wrong is said now and not after an hour of encoding.
+    check_store(to, collection or "documents", "--to")
+    names = methods.split(",")
+    given = _given(names, weights)
+    for package in ("ir_measures", "pyarrow"):
         _require(package)
-    dataset = load_beir(directory, split)
-    for message in dataset.warnings:
+    baselines = _baselines(baseline)
+    with working("reading the dataset …"):
+        loaded = load_dataset(dataset, split=split, data_dir=data_dir, agree=_agree(yes))
+    for message in loaded.warnings:
         warn(message)
-    encoder = choose_encoder(to, name, model, create=True)
-    results: list[tuple[str, str, Measures]] = []
+    if fusion == _PAPER:
+        passage_max_length = passage_max_length or loaded.paper.passage_max_length
+        query_max_length = query_max_length or loaded.paper.query_max_length
+    at = collection or collection_name(dataset, passage_max_length)
+    encoder = choose_encoder(to, at, model, create=True)
     check_length(passage_max_length, encoder, "--passage-max-length")
     check_length(query_max_length, encoder, "--query-max-length")
-    passages = PassageEncoder(encoder, passage_max_length)
-    with connect_index(to, name, passages, create=True) as index:
-        with _progress(len(dataset.documents)) as progress:
-            stored_before = store_corpus(index, dataset.documents, progress)
-        if stored_before:
-            err.print(
-                f"{stored_before:,} of {plural(len(dataset.documents), 'document')} are in {to} {name} already: "
-                "not encoded again",
-                markup=False,
-                soft_wrap=True,
-            )
-        with working("encoding the queries …"):
-            queries = encoder.encode(list(dataset.queries.values()), max_length=query_max_length)
-        for method in (chosen or index.methods[name] for name, chosen in asked.items()):
-            with working(f"searching with {method.name} …"):
-                measures = measure(dataset.qrels, run_method(index, dataset, queries, method))
-            shown = " ".join(f"{weight:g}" for weight in method.weights) if method.name in WEIGHTED else ""
-            results.append((method.name, shown, measures))
-    if baseline:
-        with working("searching with bm25 …"):
-            results.append(("bm25", "", measure(dataset.qrels, run_bm25(dataset))))
-    if json:
-        print_json(_document(dataset, encoder.info.name, results))
-        return
-    out.print(
-        f"  {directory} · split {split} · {encoder.info.name} · {plural(len(dataset.documents), 'document')} · "
-        f"{len(dataset.queries):,} queries · {to} {name}",
-        markup=False,
-        soft_wrap=True,
+    plan = Plan(
+        url=to,
+        collection=at,
+        methods={
+            name: given.get(name) or _preset(name, encoder, loaded, paper=weights == _PAPER) for name in names
+        },
+        baselines=baselines,
+        fusion="paper" if fusion == _PAPER else "exact",
+        query_max_length=query_max_length,
+        passage_max_length=passage_max_length,
+        limit_queries=limit_queries,
     )
-    print_table(measures_table(results))
+    with contextlib.ExitStack() as stack:
+        place = folder or Path(stack.enter_context(tempfile.TemporaryDirectory())) / "evaluation"
+        found = _evaluate(loaded, encoder, plan, place, kept=folder is not None)
+        for message in found.record.warnings[len(loaded.warnings) :]:
+            warn(message)
+        if json:
+            print_json(_document(found, folder))
+            return
+        record = found.record
+        out.print(
+            f"  {dataset} · split {record.dataset.split} · {encoder.info.name} · "
+            f"{plural(record.dataset.documents, 'document')} · {record.dataset.queries:,} queries · {to} {at} · "
+            f"{_lengths(record.protocol.query_max_length, record.protocol.passage_max_length)}{fusion} fusion",
+            markup=False,
+            soft_wrap=True,
+        )
+        print_table(measures_table(found))
 
 
-def collection_name(directory: Path, passage_max_length: int | None = None) -> str:
-    """The collection of a dataset folder: its last two names, so that ``mldr/en`` and ``mldr/de`` differ.
+def _evaluate(
+    dataset: Dataset, encoder: M3Encoder, plan: Plan, place: Path, *, kept: bool
+) -> EvaluationFolder:
+    from m3_connectors.evaluation.evaluate import evaluate as run
+    from m3_connectors.evaluation.evaluate import without_secrets
+
+    command = shlex.join(["m3", *map(without_secrets, sys.argv[1:])])
+    progress = _Shown(f"{plan.url} {plan.collection}")
+    on = f"  {place} keeps what was done. Go on with the same command." if kept else ""
+    try:
+        with progress, advice(MISMATCH_ADVICE, ModelMismatch):
+            return run(dataset, encoder, plan, place, watch=progress, settings={"command": command})
+    except KeyboardInterrupt:
+        if on:
+            err.print(on.strip(), markup=False, soft_wrap=True)
+        raise typer.Exit(130) from None
+    except M3Error as error:
+        if on and not isinstance(error, InvalidInput | ModelMismatch):
+            error.add_note(on)
+        raise
+
+
+def collection_name(dataset: str | Path, passage_max_length: int | None = None) -> str:
+    """The collection of a dataset: the last two parts of its name, so that ``mldr/en`` and ``mldr/de`` differ.
 
     Where documents are cut (in tokens), that stands behind: they are other vectors.
     """
-    parts = directory.resolve().parts[-2:]
+    path = Path(dataset)
+    parts = (path.resolve() if path.is_dir() else path).parts[-2:]
     name = re.sub(r"[^A-Za-z0-9._]+", "-", "-".join(parts)).strip("-_.")
     cut = f"-{passage_max_length}" if passage_max_length else ""
-    return (name or "dataset")[len(cut) - 200 :].strip("-_.") + cut
+    return (name or "dataset")[len(cut) - 180 :].strip("-_.") + cut
+
+
+def measures_table(folder: EvaluationFolder) -> Table:
+    """Methods with their weights and the means of their measures, a row each."""
+    table = Table(box=None, padding=(0, 2), header_style="dim")
+    table.add_column("method", style="bold")
+    table.add_column("weights", style="dim")
+    measures = folder.record.protocol.measures
+    for name in measures:
+        table.add_column(name, justify="right")
+    means = folder.means()
+    for method in folder.record.methods:
+        fused = method.weights and sum(weight > 0 for weight in method.weights) > 1
+        shown = " ".join(f"{weight:g}" for weight in method.weights or ()) if fused else ""
+        table.add_row(method.name, shown, *(f"{means[method.name][name]:.3f}" for name in measures))
+    return table
 
 
 def _require(package: str) -> None:
@@ -172,51 +267,91 @@ def _require(package: str) -> None:
         raise MissingDependency(package, "eval") from None
 
 
-def _methods(names: list[str], weights: str | None) -> dict[str, Method | None]:
-    """The methods asked for, under the weights asked for; None is the model's own."""
-    if weights == _PAPER:
-        return {name: METHODS[name] for name in names}
-    return {name: choose_method(name, weights if name in WEIGHTED else None) for name in names}
+def _baselines(specs: str | None) -> list[Baseline]:
+    try:
+        return [baseline_for(spec.strip()) for spec in specs.split(",")] if specs else []
+    except InvalidInput as error:
+        raise typer.BadParameter(str(error), param_hint="--baseline") from None
 
 
-@contextlib.contextmanager
-def _progress(total: int) -> Iterator[Callable[[int], None]]:
-    if not err.is_terminal:
-        yield lambda _: None
-        return
-    with Progress(
-        TextColumn("indexing"), BarColumn(), MofNCompleteColumn(), console=err, transient=True
-    ) as bar:
-        task = bar.add_task("", total=total)
-        yield lambda stored: bar.update(task, completed=stored)
+def _given(names: Sequence[str], weights: str | None) -> dict[str, Method]:
+    """The methods whose weights the command line gives as numbers."""
+    numbers = None if weights == _PAPER else weights
+    chosen = {name: choose_method(name, numbers) for name in names if name in WEIGHTED}
+    return {name: method for name, method in chosen.items() if method}
 
 
-def _document(dataset: Dataset, model: str, results: list[tuple[str, str, Measures]]) -> dict[str, object]:
+def _preset(name: str, encoder: M3Encoder, dataset: Dataset, *, paper: bool) -> Method:
+    """A method under the model's own weights, or under those that the paper has for this dataset."""
+    base = name.removesuffix(f"-{_PAPER}")
+    method = METHODS[base]
+    if base not in WEIGHTED:
+        return method
+    if paper or base != name:
+        published = dataset.paper.all if base == "all" else dataset.paper.dense_sparse
+        return method.weighted(*(published or method.weights))
+    return method.weighted(*encoder.recommended_weights.get(base, method.weights))
+
+
+def _agree(yes: bool) -> Callable[[Sequence[Download]], bool]:
+    def agree(downloads: Sequence[Download]) -> bool:
+        for download in downloads:
+            err.print(f"  {download}", markup=False, soft_wrap=True)
+        return yes or (err.is_terminal and typer.confirm("Download this?", err=True))
+
+    return agree
+
+
+class _Shown:
+    """How far an evaluation is, shown while a person watches."""
+
+    def __init__(self, where: str) -> None:
+        self._where = where
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+        self._bar = Progress(*columns, console=err, transient=True, disable=not err.is_terminal)
+        self._task = self._bar.add_task("")
+
+    def __call__(self, step: str, done: int, total: int) -> None:
+        if step == "kept documents":
+            err.print(
+                f"{done:,} of {plural(total, 'document')} are in {self._where} already: not encoded again",
+                markup=False,
+                soft_wrap=True,
+            )
+        else:
+            self._bar.update(self._task, description=step, completed=done, total=total or None)
+
+    def __enter__(self) -> _Shown:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+
+def _lengths(query: int | None, passage: int | None) -> str:
+    cuts = ((query, "queries"), (passage, "documents"))
+    return "".join(f"{what} cut at {tokens:,} tokens · " for tokens, what in cuts if tokens)
+
+
+def _document(folder: EvaluationFolder, out: Path | None) -> dict[str, object]:
+    record, means = folder.record, folder.means()
     return {
-        "dataset": dataset.name,
-        "split": dataset.split,
-        "model": model,
+        "dataset": record.dataset.name,
+        "split": record.dataset.split,
+        "model": record.model.name,
+        "fusion": record.protocol.fusion,
+        "query_max_length": record.protocol.query_max_length,
+        "passage_max_length": record.protocol.passage_max_length,
+        "warnings": list(record.warnings),
+        "out": out and str(out),
         "results": [
             {
-                "method": method,
-                "nDCG@10": measures.ndcg_at_10,
-                "Recall@100": measures.recall_at_100,
-                "MRR@10": measures.mrr_at_10,
-                "queries": measures.queries,
+                "method": method.name,
+                "weights": method.weights and list(method.weights),
+                **means[method.name],
+                "queries": record.dataset.queries,
             }
-            for method, _, measures in results
+            for method in record.methods
         ],
     }
-
-
-def measures_table(results: list[tuple[str, str, Measures]]) -> Table:
-    """Methods with their weights (as text) and measures, a row each."""
-    table = Table(box=None, padding=(0, 2), header_style="dim")
-    table.add_column("method", style="bold")
-    table.add_column("weights", style="dim")
-    for name in ("nDCG@10", "Recall@100", "MRR@10"):
-        table.add_column(name, justify="right")
-    for method, weights, measures in results:
-        values = (measures.ndcg_at_10, measures.recall_at_100, measures.mrr_at_10)
-        table.add_row(method, weights, *(f"{value:.3f}" for value in values))
-    return table

@@ -33,7 +33,7 @@ def load_encoder(model: str, *, revision: str | None = None) -> M3Encoder:
     """
     with (
         working(f"loading {model} …"),
-        _advice("Give a directory instead: --model DIRECTORY.", NotFound, Unavailable),
+        advice("Give a directory instead: --model DIRECTORY.", NotFound, Unavailable),
     ):
         from m3_connectors.encoder.encoder import M3Encoder
 
@@ -96,12 +96,12 @@ def connect_index(
     """
     from m3_connectors.blocking import connect
 
-    with _advice(MISMATCH_ADVICE, ModelMismatch):
+    with advice(MISMATCH_ADVICE, ModelMismatch):
         return connect(url, collection, encoder=encoder, create=create, storage=storage)
 
 
 @contextlib.contextmanager
-def _advice(advice: str, *kinds: type[M3Error]) -> Iterator[None]:
+def advice(advice: str, *kinds: type[M3Error]) -> Iterator[None]:
     """What to do on the command line, instead of what to write in Python."""
     try:
         yield

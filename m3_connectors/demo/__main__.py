@@ -7,9 +7,11 @@ import contextlib
 import os
 import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -34,9 +36,10 @@ from m3_connectors.demo.pydocs import Entry, collect
 from m3_connectors.documents import Document, Hit
 from m3_connectors.embeddings import COMPONENTS
 from m3_connectors.errors import M3Error, MissingDependency, NotFound
+from m3_connectors.evaluation.baselines.baseline import Baseline
+from m3_connectors.evaluation.bm25 import WordBM25
 from m3_connectors.evaluation.datasets.dataset import Corpus, Dataset
-from m3_connectors.evaluation.measures import measure
-from m3_connectors.evaluation.run import run_bm25, run_method
+from m3_connectors.evaluation.evaluate import Plan, evaluate
 from m3_connectors.methods import METHODS
 
 if TYPE_CHECKING:
@@ -157,18 +160,16 @@ def _measure(url: str, encoder: M3Encoder, entries: Iterable[Entry], documents: 
     dataset = known_item_dataset(entries, documents, queries)
     with _fresh(url, KNOWN_ITEMS, encoder) as index:
         _add(index, dataset.documents)
-        vectors = encoder.encode(list(dataset.queries.values()))
-        results = []
-        for name, method in index.methods.items():
-            shown = " ".join(f"{weight:g}" for weight in method.weights)
-            with working(f"searching with {name} …"):
-                results.append(
-                    (name, shown, measure(dataset.qrels, run_method(index, dataset, vectors, method)))
-                )
+        methods = index.methods
+    baselines: list[Baseline] = []
     with contextlib.suppress(MissingDependency):
-        results.append(("bm25", "", measure(dataset.qrels, run_bm25(dataset))))
+        baselines.append(WordBM25())
+    plan = Plan(url, KNOWN_ITEMS, methods, baselines)
+    with tempfile.TemporaryDirectory() as place, working("searching with each method …"):
+        folder = evaluate(dataset, encoder, plan, Path(place))
+        table = measures_table(folder)
     _say(f"{len(dataset.queries):,} queries, {len(dataset.documents):,} documents, one of them right")
-    out.print(measures_table(results))
+    out.print(table)
 
 
 def known_item_dataset(entries: Iterable[Entry], documents: int, queries: int) -> Dataset:

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 
 from m3_connectors.documents import Document
 from m3_connectors.errors import MissingDependency
+from m3_connectors.evaluation.datasets.dataset import Dataset
+from m3_connectors.evaluation.folder import EvaluationFolder, Run
 
 K1 = 0.9
 B = 0.4
@@ -61,14 +63,39 @@ class BM25:
             self._bm25 = bm25s.BM25(k1=K1, b=B)
             self._bm25.index((corpus, self._vocabulary), show_progress=False)
 
-    def search(self, query: str, k: int) -> list[str]:
-        """Ids of the k best documents that share a token with the query, best first, equal scores by id."""
+    def search(self, query: str, k: int) -> list[tuple[str, float]]:
+        """The k best documents that share a token with the query, with scores, best first, equal ones by id."""
         tokens = [self._vocabulary[token] for token in tokenise(query) if token in self._vocabulary]
         if self._bm25 is None or not tokens:
             return []
         scores = self._bm25.get_scores(tokens)
         best = sorted(scores.nonzero()[0].tolist(), key=lambda i: (-scores[i], self._ids[i]))
-        return [self._ids[i] for i in best[:k]]
+        return [(self._ids[i], float(scores[i])) for i in best[:k]]
+
+
+class WordBM25:
+    """The baseline ``bm25``.
+
+    Raises:
+        MissingDependency: bm25s is not installed.
+    """
+
+    name = "bm25"
+    description = (
+        f"BM25 (bm25s, k1 {K1}, b {B}) over lower-cased words without stemming, character bigrams for Chinese, "
+        "Japanese, Korean and Thai"
+    )
+
+    def __init__(self) -> None:
+        try:
+            import bm25s  # noqa: F401 (missing now is better than after an hour of encoding)
+        except ImportError:
+            raise MissingDependency("bm25s", "eval") from None
+
+    def run(self, dataset: Dataset, folder: EvaluationFolder) -> Run:
+        """Rank the corpus for every query."""
+        bm25, depth = BM25(list(dataset.documents)), folder.record.protocol.run_depth
+        return {query: bm25.search(text, depth) for query, text in dataset.queries.items()}
 
 
 @functools.cache

@@ -77,6 +77,7 @@ class Plan:
         fusion: See ``record.Protocol``.
         query_max_length: Most tokens of a query; the model's own maximum by default.
         passage_max_length: Most tokens of a document; the model's own maximum by default.
+        limit_queries: Ask only the first so many queries; all by default.
         exact_lists: No approximate list in the store.
     """
 
@@ -87,6 +88,7 @@ class Plan:
     fusion: Fusion = "exact"
     query_max_length: int | None = None
     passage_max_length: int | None = None
+    limit_queries: int | None = None
     exact_lists: bool = True
 
 
@@ -117,6 +119,8 @@ def evaluate(
         ModelMismatch: The collection was written by another model.
         BackendError: The store failed; everything done so far is kept.
     """
+    if plan.limit_queries is not None:
+        dataset = dataset.select(list(dataset.queries)[: plan.limit_queries])
     names = [*plan.methods, *(baseline.name for baseline in plan.baselines)]
     if repeated := sorted({name for name in names if names.count(name) > 1}):
         raise InvalidInput(f"two methods are named {repeated[0]!r}: each run needs a name of its own.")
@@ -196,6 +200,8 @@ def _conclude(
 ) -> list[str]:
     """Write judgements and documents; what does not fit together, counted."""
     warnings = list(dataset.warnings)
+    if plan.limit_queries is not None:
+        warnings.append(f"only the first {len(dataset.queries):,} queries are asked")
     answered: dict[str, set[str]] = {query: set() for query in dataset.queries}
     for method in folder.record.methods:
         run = folder.run(method.name)
@@ -261,6 +267,7 @@ def _record(dataset: Dataset, encoder: M3Encoder, plan: Plan) -> EvaluationRecor
             depths=dict(DEPTHS),
             query_max_length=plan.query_max_length,
             passage_max_length=plan.passage_max_length,
+            limit_queries=plan.limit_queries,
             exact_lists=plan.exact_lists,
             measures=dataset.paper.measures,
             relevance=dataset.relevance,

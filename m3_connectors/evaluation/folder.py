@@ -20,6 +20,7 @@ import functools
 import json
 import os
 import re
+import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -206,6 +207,32 @@ class EvaluationFolder:
             write_table(path, arrow().table(rows))
         return self._table("metrics.parquet")
 
+    def means(self) -> dict[str, dict[str, float]]:
+        """The mean of each measure over all queries, by method.
+
+        Raises:
+            InvalidInput: As ``metrics``, or metrics.parquet lacks a query.
+        """
+        values: dict[tuple[str, str], list[float]] = {
+            (method.name, measure): []
+            for method in self.record.methods
+            for measure in self.record.protocol.measures
+        }
+        columns = self.metrics().to_pydict()
+        for method, measure, value in zip(
+            columns["method"], columns["measure"], columns["value"], strict=True
+        ):
+            values[method, measure].append(value)
+        means: dict[str, dict[str, float]] = {method.name: {} for method in self.record.methods}
+        for (method, measure), of_queries in values.items():
+            if len(of_queries) != self.record.dataset.queries:
+                raise InvalidInput(
+                    f"{self.path / 'metrics.parquet'} has {measure} of {method} for {len(of_queries):,} of "
+                    f"{self.record.dataset.queries:,} queries.\n  Delete it: it is computed anew from the runs."
+                )
+            means[method][measure] = statistics.fmean(of_queries)
+        return means
+
     @property
     def parts(self) -> int:
         """Number of parts that the scores come in."""
@@ -232,7 +259,10 @@ class EvaluationFolder:
                 cells = raw.split()
                 if len(cells) != columns:
                     raise InvalidInput(f"{path}:{line}: {len(cells)} columns, not {columns}.")
-                yield line, [unquote(cell) for cell in cells]
+                yield (
+                    line,
+                    [unquote(cell) if "%" in cell else cell for cell in cells] if "%" in raw else cells,
+                )
 
 
 PART_OF = b"m3_connectors.evaluation"
@@ -276,14 +306,25 @@ def trec_run(method: str, run: Mapping[str, Sequence[tuple[str, float]]]) -> str
     lines = []
     tag = trec_id(method)
     for query, answer in run.items():
-        last = np.float32(np.inf)
-        for position, (document, score) in enumerate(answer, 1):
-            written = score
-            if not np.float32(score) < last:
-                written = float(np.nextafter(last, np.float32(-np.inf)))
-            last = np.float32(written)
-            lines.append(f"{trec_id(query)} Q0 {trec_id(document)} {position} {written!r} {tag}\n")
+        name = trec_id(query)
+        scores = _falling([score for _, score in answer])
+        for position, ((document, _), score) in enumerate(zip(answer, scores, strict=True), 1):
+            lines.append(f"{name} Q0 {trec_id(document)} {position} {score!r} {tag}\n")
     return "".join(lines)
+
+
+def _falling(scores: Sequence[float]) -> list[float]:
+    """The scores, those that do not fall in float32 replaced by the next smaller one."""
+    singles = np.array(scores, dtype=np.float32)
+    falling = list(map(float, scores))
+    for i in np.flatnonzero(singles[1:] >= singles[:-1]) + 1 if len(scores) > 1 else ():
+        # One that was lowered may come to lie below those after it.
+        at = int(i)
+        while at < len(singles) and singles[at] >= singles[at - 1]:
+            singles[at] = np.nextafter(singles[at - 1], np.float32(-np.inf))
+            falling[at] = float(singles[at])
+            at += 1
+    return falling
 
 
 def write_table(path: Path, table: pa.Table) -> None:

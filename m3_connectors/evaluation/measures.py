@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -73,33 +72,6 @@ def per_query(
 def means(values: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     """The mean of each measure over its queries."""
     return {measure: statistics.fmean(by_query.values()) for measure, by_query in values.items()}
-
-
-@dataclasses.dataclass(frozen=True)
-class Measures:
-    """Means over the judged queries; a query without an answer counts 0.
-
-    Attributes:
-        ndcg_at_10: nDCG@10, grades as gains (trec_eval's ``ndcg_cut``).
-        recall_at_100: Share of the relevant documents among the first 100.
-        mrr_at_10: Mean reciprocal rank of the first relevant document among the first 10.
-        queries: Judged queries.
-    """
-
-    ndcg_at_10: float
-    recall_at_100: float
-    mrr_at_10: float
-    queries: int
-
-
-def measure(qrels: Qrels, run: Run) -> Measures:
-    """Measure a run.
-
-    Raises:
-        InvalidInput: As ``per_query``.
-    """
-    mean = means(per_query(qrels, run, ("nDCG@10", "Recall@100", "MRR@10")))
-    return Measures(mean["nDCG@10"], mean["Recall@100"], mean["MRR@10"], len(qrels))
 
 
 def _parse(name: str, relevance: str) -> Any:

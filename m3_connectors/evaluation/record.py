@@ -82,6 +82,8 @@ class Protocol:
             candidates which have a multi-vector score.
         query_max_length: Most tokens of a query; None is the model's own maximum.
         passage_max_length: Most tokens of a document; None is the model's own maximum.
+        limit_queries: Only so many of the split's queries were asked, the first; None is all. Means over a part are
+            other numbers than means over all.
         run_depth: Most answers of a run, a query.
         exact_lists: No approximate list in the store.
         measures: Names as ``measures.per_query`` takes them, the main one first.
@@ -92,6 +94,7 @@ class Protocol:
     depths: Mapping[Component, int] = dataclasses.field(default_factory=lambda: dict(DEPTHS))
     query_max_length: int | None = None
     passage_max_length: int | None = None
+    limit_queries: int | None = None
     run_depth: int = 100
     exact_lists: bool = True
     measures: tuple[str, ...] = MEASURES

@@ -1,0 +1,32 @@
+"""Baselines by the name that ``--baseline`` takes, each imported on use."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+
+from m3_connectors.errors import InvalidInput
+from m3_connectors.evaluation.baselines.baseline import Baseline
+
+BASELINES: dict[str, str] = {
+    "bm25": "m3_connectors.evaluation.bm25:WordBM25",
+}
+"""Name to ``module:what``, which is called with what follows the name's colon (``rerank:MODEL``), if anything does."""
+
+
+def baseline_for(spec: str) -> Baseline:
+    """A baseline, ready to run.
+
+    Args:
+        spec: ``NAME`` or ``NAME:ARGUMENT``.
+
+    Raises:
+        InvalidInput: There is none of that name, or it takes another argument.
+        MissingDependency: What it needs is not installed.
+    """
+    name, colon, argument = spec.partition(":")
+    if name not in BASELINES:
+        raise InvalidInput(f"{spec!r} is no baseline: use {', '.join(BASELINES)}.")
+    module, _, attribute = BASELINES[name].partition(":")
+    make: Callable[..., Baseline] = getattr(importlib.import_module(module), attribute)
+    return make(argument) if colon else make()
