@@ -77,12 +77,15 @@ async def compare_search(
     return largest
 
 
-async def compare_world(backend: Backend, world: World, *, shift: int = 0) -> list[dict[str, float]]:
+async def compare_world(
+    backend: Backend, world: World, *, methods: Sequence[Method] = METHODS_TO_COMPARE, shift: int = 0
+) -> list[dict[str, float]]:
     """Compare searches of a backend that holds a world: every query by every method, half of them filtered.
 
     Args:
         backend: Holds exactly the world's documents.
         world: With the schema that the backend was made with.
+        methods: Those to search by.
         shift: Another number pairs methods with other filters.
 
     Returns:
@@ -94,7 +97,7 @@ async def compare_world(backend: Backend, world: World, *, shift: int = 0) -> li
     oracle = await oracle_of(world)
     parts = []
     for i, query in enumerate(world.queries):
-        for j, method in enumerate(METHODS_TO_COMPARE):
+        for j, method in enumerate(methods):
             raw = world.filters[(7 * i + j + shift) % len(world.filters)] if (i + j) % 2 else None
             k = (1, 5, 100)[(i + j) % 3]
             parts.append(await compare_search(backend, oracle, query, method, k, filter=parse_filter(raw)))
