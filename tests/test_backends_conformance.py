@@ -245,8 +245,6 @@ def test_a_broken_store_fails_its_clause(
     tmp_path: Path, broken: type[MemoryBackend], clause: str, arguments: dict[str, Any]
 ) -> None:
     class Suite(BackendConformance):
-        persistent = False
-
         def make_backend(self, directory: Path, collection: str) -> Backend:
             return broken(collection)
 

@@ -8,7 +8,5 @@ from m3_connectors.testing.conformance import BackendConformance
 
 
 class TestMemory(BackendConformance):
-    persistent = False
-
     def make_backend(self, directory: Path, collection: str) -> Backend:
         return MemoryBackend(collection)

@@ -34,7 +34,6 @@ def test_urls_name_their_backend(tmp_path: Path) -> None:
         (None, "names no store"),
         ("qdrant:", "qdrant:DIRECTORY"),
         ("qdrant://localhost:6333", "qdrant:DIRECTORY"),
-        ("memory:./data", "neither a path nor options"),
     ],
 )
 def test_other_urls_are_refused(url: Any, message: str) -> None:

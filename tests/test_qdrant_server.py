@@ -401,13 +401,20 @@ async def test_a_collection_that_forbids_exact_search_is_scored_in_stages(fake: 
 async def test_a_server_says_what_it_is_before_there_is_a_collection(fake: FakeQdrant) -> None:
     backend = backend_on(fake)
     info = await backend.server()
-    assert (info.version, info.details, info.problems) == ("1.18.3", {"protocol": "gRPC"}, ())
+    assert (info.version, info.details, info.remarks) == (
+        "1.18.3",
+        {"transport": "gRPC, not encrypted"},
+        (),
+    )
     await backend.create(make_world(52).schema)
-    assert (await backend.server()).details["collection"] == "green"
+    assert (await backend.server()).details["state"].startswith("green")
     await backend.close()
-    by_rest = backend_on(fake, transport="rest")
-    assert "6334" in (await by_rest.server()).problems[0]
-    await by_rest.close()
+    fallen_back = backend_on(fake, grpc_port=fake.port)
+    (remark,) = (await fallen_back.server()).remarks
+    assert "no gRPC at port" in remark.what
+    assert "6334" in remark.remedy
+    assert not remark.is_problem
+    await fallen_back.close()
 
 
 @runs
@@ -656,7 +663,6 @@ async def test_certificates_are_checked_on_both_ports(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        {"username": "u", "password": "p"},
         {"transport": "carrier pigeon"},
         {"grpc_port": 0.5},
         {"colour": "blue"},

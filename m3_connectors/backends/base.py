@@ -50,6 +50,7 @@ from typing import ClassVar
 import anyio.to_thread
 import numpy as np
 
+from m3_connectors.backends.capabilities import Capability, ServerInfo, require
 from m3_connectors.backends.checks import check_query, check_stored
 from m3_connectors.backends.pooling import long_documents, pool_long
 from m3_connectors.backends.schema import Schema, Storage
@@ -103,6 +104,9 @@ class Backend(abc.ABC):
     collection: str
     """Name of the collection."""
 
+    capabilities: frozenset[Capability]
+    """What this store does of what can be asked; the rest is refused. An open collection may do less than its class."""
+
     _schema: Schema | None = None
 
     @property
@@ -137,6 +141,14 @@ class Backend(abc.ABC):
 
     async def optimize(self) -> None:  # noqa: B027 (most stores do it by themselves)
         """Rebuild what makes searches faster, such as a graph; nothing where the store does so by itself."""
+
+    async def server(self) -> ServerInfo:
+        """What the store is, and what is wrong with it; needs no collection.
+
+        Raises:
+            BackendError: It cannot be reached, or refuses the credentials.
+        """
+        return ServerInfo(self.name)
 
     # -- writing
 
@@ -215,6 +227,7 @@ class Backend(abc.ABC):
             raise InvalidInput(f"{component} cannot propose candidates; dense and sparse can.")
         if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
             raise InvalidInput(f"limit is {limit!r}: ask for at least 1 candidate.")
+        self._require(Capability.EXACT, asked=exact)
         check_query(self.schema, self.collection, (component,), query)
         return await self._candidates(component, query, limit, filter, exact)
 
@@ -256,6 +269,7 @@ class Backend(abc.ABC):
         if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
             raise InvalidInput(f"k is {k!r}: ask for at least 1 hit, as a whole number.")
         k = int(k)
+        self._require(Capability.EXACT, asked=exact)
         check_query(self.schema, self.collection, method.components, query, f'method "{method.name}"')
         return await self._search(query, method.deep_enough(k), k, filter, exact)
 
@@ -369,6 +383,11 @@ class Backend(abc.ABC):
     @abc.abstractmethod
     async def _score(self, component: Component, query: M3Embeddings, ids: Sequence[str]) -> Float32:
         """B20–B23, a checked query and at least one id; ids may repeat."""
+
+    def _require(self, capability: Capability, *, asked: bool) -> None:
+        """Raise Unsupported if the capability is asked for and not there."""
+        if asked:
+            require(f'{self.name} collection "{self.collection}"', self.capabilities, [capability])
 
     def _check_open(self) -> None:
         _ = self.schema

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
-from urllib.parse import SplitResult, unquote, urlsplit
+from collections.abc import Collection, Mapping
+from typing import Any, NoReturn
+from urllib.parse import unquote, urlsplit
 
 from pydantic import SecretStr
 
+from m3_connectors.backends.capabilities import Capability, refuse_unknown, require
 from m3_connectors.backends.retry import Patience
+from m3_connectors.backends.urls import shown
 from m3_connectors.errors import InvalidInput
 
 
@@ -54,6 +56,21 @@ class Endpoint:
         """Whether the connection is encrypted."""
         return self.scheme == "https"
 
+    @property
+    def asks(self) -> list[Capability]:
+        """What a store must take to be reached so."""
+        asked = {
+            Capability.KEY: self.api_key is not None,
+            Capability.PASSWORD: self.password is not None,
+            Capability.AUTHORITY: self.ca_certs is not None,
+            Capability.FINGERPRINT: self.fingerprint is not None,
+            Capability.UNVERIFIED: not self.verify,
+        }
+        return [capability for capability, is_asked in asked.items() if is_asked]
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("an Endpoint holds secrets: connect again where it is needed instead of pickling it.")
+
     @classmethod
     def parse(
         cls,
@@ -62,26 +79,37 @@ class Endpoint:
         *,
         default_port: int,
         environment: Mapping[str, str],
-        prefix: str,
+        declared: Collection[Capability],
+        own: tuple[str, ...] = (),
     ) -> tuple[Endpoint, dict[str, Any]]:
         """The endpoint of ``store+http(s)://[user:password@]host[:port][/path]``, and the options left over.
 
-        Options win over the URL, the URL over the environment (``{prefix}_API_KEY``, ``{prefix}_USERNAME``,
-        ``{prefix}_PASSWORD``, ``{prefix}_CA_CERTS``, ``{prefix}_FINGERPRINT``).
+        Options win over the URL, the URL over the environment (``M3_STORE_API_KEY``, ``…_USERNAME``, ``…_PASSWORD``,
+        ``…_CA_CERTS``, ``…_FINGERPRINT``).
+
+        Args:
+            url: Of the server.
+            options: As given to ``connect``.
+            default_port: Where the URL names none.
+            environment: The process's.
+            declared: What the store does.
+            own: Options of the adapter's own, which are left over.
 
         Raises:
             InvalidInput: An unusable URL or option; the message holds no secret.
+            Unsupported: The store cannot be reached so, or takes no such option.
         """
         parts = urlsplit(url)
-        scheme = parts.scheme.partition("+")[2]
+        store, _, scheme = parts.scheme.partition("+")
+        prefix = f"M3_{store.upper()}"
         try:
             port = parts.port or default_port
         except ValueError:
-            raise InvalidInput(f"the port of {_shown(parts)} is not a number from 1 to 65535.") from None
+            raise InvalidInput(f"the port of {shown(url)} is not a number from 1 to 65535.") from None
         if scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-            name = parts.scheme.partition("+")[0]
             raise InvalidInput(
-                f"{_shown(parts)} is no server: use {name}+http://HOST:PORT or {name}+https://…."
+                f"{shown(url)} is no server: use {store}+http://HOST:PORT or {store}+https://….\n"
+                "  Keys and passwords are options: api_key=…, password=…. In a URL / ? # @ become %2F %3F %23 %40."
             )
         left = dict(options)
 
@@ -123,16 +151,6 @@ class Endpoint:
             raise InvalidInput(
                 f"{endpoint.url} is not encrypted: ca_certs and fingerprint need an https URL."
             )
+        require(f"{store}+{scheme}", declared, endpoint.asks)
+        refuse_unknown(f"{store}+{scheme}", declared, left, own)
         return endpoint, left
-
-
-def refuse_unknown(options: Mapping[str, Any], known: tuple[str, ...]) -> None:
-    """Raise InvalidInput if an option is left that the adapter does not know."""
-    unknown = sorted(set(options) - set(known))
-    if unknown:
-        raise InvalidInput(f"unknown option {unknown[0]!r}; this store takes {', '.join(known) or 'none'}.")
-
-
-def _shown(parts: SplitResult) -> str:
-    """The URL without user and password."""
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"

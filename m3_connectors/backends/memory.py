@@ -11,9 +11,10 @@ from typing import Any, ClassVar
 import numpy as np
 
 from m3_connectors.backends.base import Backend, Ranking, Schema
+from m3_connectors.backends.capabilities import Capability, refuse_unknown, require
 from m3_connectors.documents import Document, canonical_metadata
 from m3_connectors.embeddings import Component, Float32, M3Embeddings
-from m3_connectors.errors import AlreadyExists, InvalidInput, NotFound
+from m3_connectors.errors import AlreadyExists, NotFound
 from m3_connectors.filters import Filter, matches
 from m3_connectors.methods import rank
 from m3_connectors.scoring import as_float16, score
@@ -23,6 +24,7 @@ class MemoryBackend(Backend):
     """Documents and embeddings in dictionaries; every answer is computed from all of them."""
 
     name: ClassVar[str] = "memory"
+    capabilities = frozenset({Capability.EXACT})
 
     def __init__(self, collection: str = "documents") -> None:
         self.collection = collection
@@ -37,12 +39,12 @@ class MemoryBackend(Backend):
         """The backend of ``memory:``, which takes no options.
 
         Raises:
-            InvalidInput: Something follows the colon, or there are options.
+            Unsupported: A path, or an option of other stores.
+            InvalidInput: Another option.
         """
-        if url != "memory:" or options:
-            raise InvalidInput(
-                f"{url!r} with options {sorted(options)}: memory: takes neither a path nor options."
-            )
+        if url != "memory:":
+            require("memory:", cls.capabilities, [Capability.PERSISTENT])
+        refuse_unknown("memory:", cls.capabilities, options)
         return cls(collection)
 
     async def _create(self, schema: Schema) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from m3_connectors.backends.base import Backend
+from m3_connectors.backends.urls import shown
 from m3_connectors.errors import InvalidInput, MissingDependency
 
 _ADAPTERS = {
@@ -45,13 +46,14 @@ def backend_for(
 
     Raises:
         InvalidInput: Unknown scheme, unusable collection name, unknown option.
+        Unsupported: The store does not take what is asked of it.
         MissingDependency: The adapter's client is not installed.
     """
     scheme = urlsplit(url).scheme if isinstance(url, str) else ""
     if scheme not in _ADAPTERS:
         raise InvalidInput(
-            f"{url!r} names no store: use one of {', '.join(f'{name}:' for name in _ADAPTERS)}, "
-            "such as qdrant:./data."
+            f"{(shown(url) if isinstance(url, str) else url)!r} names no store: use one of "
+            f"{', '.join(f'{name}:' for name in _ADAPTERS)}, such as qdrant:./data."
         )
     _check_collection(collection)
     module, _, name = _ADAPTERS[scheme].partition(":")

@@ -36,7 +36,7 @@ from m3_connectors.backends.elasticsearch.reading import Reader
 from m3_connectors.backends.elasticsearch.server import server_info
 from m3_connectors.backends.elasticsearch.vectors import sparse_scores_of
 from m3_connectors.backends.elasticsearch.writing import Refresh, Writer
-from m3_connectors.backends.endpoint import Endpoint, refuse_unknown
+from m3_connectors.backends.endpoint import Endpoint
 from m3_connectors.backends.together import together
 from m3_connectors.documents import Document
 from m3_connectors.embeddings import Component, Float32, M3Embeddings
@@ -53,17 +53,7 @@ class ElasticsearchBackend(Backend):
     """One collection: an alias and the index behind it."""
 
     name: ClassVar[str] = BACKEND
-    capabilities: ClassVar[frozenset[Capability]] = frozenset(
-        {
-            Capability.PERSISTENT,
-            Capability.NATIVE_DENSE_ANN,
-            Capability.NATIVE_SPARSE,
-            Capability.CONCURRENT_PROCESSES,
-            Capability.SPLIT_LONG_DOCUMENTS,
-            Capability.FLOAT32_MULTIVECTORS,
-            Capability.DATE_RANGES,
-        }
-    )
+    capabilities = frozenset(Capability) - {Capability.FIELD_INDEXES, Capability.DENSE_INDEX}
 
     def __init__(
         self,
@@ -111,14 +101,17 @@ class ElasticsearchBackend(Backend):
             InvalidInput: An unusable URL or option.
         """
         endpoint, left = Endpoint.parse(
-            url, options, default_port=_PORT, environment=os.environ, prefix="M3_ELASTICSEARCH"
+            url,
+            options,
+            default_port=_PORT,
+            environment=os.environ,
+            declared=cls.capabilities,
+            own=("refresh", "shards", "replicas"),
         )
-        refuse_unknown(left, ("refresh", "shards", "replicas"))
         return cls(endpoint, collection, **left)
 
     async def server(self) -> ServerInfo:
-        """What the server is; needs no collection."""
-        return await server_info(self._connection)
+        return await server_info(self._connection, self._alias)
 
     # -- the collection
 

@@ -1,62 +1,174 @@
-"""What an Elasticsearch server is and can do, found by asking it and never by its edition's name."""
+"""What an Elasticsearch server is, found by asking it and never by its edition's name, and what is wrong with it."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from m3_connectors.backends.capabilities import ServerInfo
-from m3_connectors.backends.elasticsearch.connection import Connection
-from m3_connectors.errors import Rejected, Unauthorised
+import elasticsearch
+
+from m3_connectors.backends.capabilities import Remark, ServerInfo
+from m3_connectors.backends.elasticsearch.connection import Connection, segment
+from m3_connectors.backends.elasticsearch.disk import disk_remarks
+from m3_connectors.errors import NotFound, Rejected, Unauthorised
 
 OLDEST = (8, 19)
 
-_SCORING = {"lang-painless": "scripts", "rank-vectors": "multi-vectors", "rank-rrf": "fusion retrievers"}
+_SCORING = {
+    "lang-painless": "painless scripts",
+    "rank-vectors": "rank_vectors",
+    "rank-rrf": "fusion retrievers",
+}
 """Optional modules that score in the server. None is needed, and none is used: sparse weights are rounded there."""
 
 _PAID = ("enterprise", "trial")
 
 
-async def server_info(connection: Connection) -> ServerInfo:
-    """Version, licence, optional modules and health.
+async def server_info(connection: Connection, alias: str) -> ServerInfo:
+    """Version, licence, modules and health of the server, and the state of the index behind an alias, if there is one.
 
     Raises:
         BackendError: The server cannot be reached, or refuses the credentials altogether.
     """
+    remarks: list[Remark] = []
     # Not GET /, which an Elasticsearch of a few modules lacks; and first, so that wrong credentials are an error.
-    health = await connection.request("describe", "GET", "/_cluster/health")
+    try:
+        health = await connection.request("describe", "GET", "/_cluster/health")
+    except Unauthorised as error:
+        if not isinstance(error.__cause__, elasticsearch.AuthorizationException):
+            raise
+        health = {}
+        remarks.append(
+            Remark(
+                "these credentials may not look at the cluster",
+                "Nothing needs it but this report: the privilege is called monitor.",
+                is_problem=False,
+            )
+        )
     nodes = await _told(connection, "/_nodes", filter_path="nodes.*.version,nodes.*.modules.name")
-    licence = (await _told(connection, "/_license")).get("license", {}).get("type")
+    licence = (await _told(connection, "/_license")).get("license", {})
+    settings = await _told(
+        connection,
+        "/_cluster/settings",
+        include_defaults="true",
+        filter_path="*.cluster.routing.allocation.disk",
+    )
+    disks = await _told(connection, "/_nodes/stats/fs", filter_path="nodes.*.name,nodes.*.fs.total")
     found = list(nodes.get("nodes", {}).values())
     versions = sorted({node["version"] for node in found})
-    modules = {module["name"] for node in found for module in node.get("modules", ())}
-    scoring = [what for name, what in _SCORING.items() if name in modules and _licensed(name, licence)]
-    details = {"nodes": str(len(found)), "health": str(health.get("status")), "licence": licence}
-    details["scoring in the server"] = ", ".join(scoring) or "none (none is needed)"
-    problems = [
-        f"Elasticsearch {version} is older than {OLDEST[0]}.{OLDEST[1]}: upgrade it."
-        for version in versions
-        if _numbers(version) < OLDEST
-    ]
-    if health.get("status") == "red":
-        problems.append(
-            "a part of the data is unavailable (health is red): see GET /_cluster/allocation/explain."
-        )
+    details = {
+        "transport": _transport(connection),
+        "cluster": _cluster(health, len(found)),
+        "licence": _licence(licence),
+        "scoring in the server": _scoring(found, licence.get("type")),
+    }
+    remarks += _of_versions(versions)
+    remarks += _of_cluster(health, licence)
+    remarks += disk_remarks(settings, disks)
+    index, of_index = await _index(connection, alias)
+    if index:
+        details["index"] = index
     known = {name: value for name, value in details.items() if value}
-    return ServerInfo(connection.url, ", ".join(versions) or None, known, tuple(problems))
+    return ServerInfo(connection.url, ", ".join(versions) or None, known, (*remarks, *of_index))
 
 
 async def _told(connection: Connection, path: str, **params: str) -> Any:
     """An answer, empty where these credentials may not have it or the server has no such thing."""
     try:
         return await connection.request("describe", "GET", path, None, **params)
-    except (Unauthorised, Rejected):
+    except (Unauthorised, Rejected, NotFound):
         return {}
 
 
-def _licensed(module: str, licence: str | None) -> bool:
-    return module == "lang-painless" or licence in _PAID
+def _transport(connection: Connection) -> str:
+    endpoint = connection.endpoint
+    if not endpoint.tls:
+        return "HTTP, not encrypted"
+    return "HTTPS" if endpoint.verify else "HTTPS, certificate not checked"
 
 
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(number) for number in re.findall(r"\d+", version)[:2])
+def _cluster(health: Mapping[str, Any], nodes: int) -> str:
+    if not health:
+        return ""
+    return f"{health['cluster_name']}, {health['status']}, {nodes or health['number_of_nodes']} nodes"
+
+
+def _licence(licence: Mapping[str, Any]) -> str:
+    return f"{licence['type']}, {licence['status']}" if licence else ""
+
+
+def _scoring(nodes: list[Any], licence: str | None) -> str:
+    if not nodes:
+        return ""
+    modules = {module["name"] for node in nodes for module in node.get("modules", ())}
+    here = [
+        what
+        for name, what in _SCORING.items()
+        if name in modules and (name == "lang-painless" or licence in _PAID)
+    ]
+    return f"{', '.join(here)} (not used)" if here else "none (none is needed)"
+
+
+def _of_versions(versions: list[str]) -> Iterator[Remark]:
+    for version in versions:
+        if tuple(int(number) for number in re.findall(r"\d+", version)[:2]) < OLDEST:
+            oldest = ".".join(map(str, OLDEST))
+            yield Remark(f"Elasticsearch {version} is older than {oldest}", f"Update it to {oldest} or 9.x.")
+    if len(versions) > 1:
+        yield Remark(
+            f"the nodes have different versions: {', '.join(versions)}",
+            "Finish the update.",
+            is_problem=False,
+        )
+
+
+def _of_cluster(health: Mapping[str, Any], licence: Mapping[str, Any]) -> Iterator[Remark]:
+    if health.get("status") == "red":
+        yield Remark(
+            "a part of the cluster's data is unavailable (red)", "See GET /_cluster/allocation/explain."
+        )
+    if licence.get("status", "active") != "active":
+        yield Remark(
+            f"the licence ({licence['type']}) is {licence['status']}",
+            "Renew it, or POST /_license/start_basic, which is enough.",
+        )
+
+
+async def _index(connection: Connection, alias: str) -> tuple[str, list[Remark]]:
+    """The state of the index behind an alias, and what is wrong with it; nothing if there is none."""
+    path = segment(alias)
+    settings = await _told(connection, f"/{path}/_settings", flat_settings="true")
+    if len(settings) != 1:
+        return "", []  # several are not ours; opening the collection says so
+    name, of_index = next(iter(settings.items()))
+    health = await _told(connection, f"/_cluster/health/{path}", timeout="1s")
+    remarks = list(_of_index(f"/{path}", of_index["settings"], health))
+    copies, shards = (of_index["settings"].get(f"index.number_of_{what}") for what in ("replicas", "shards"))
+    state = f"{health['status']}, " if health else ""
+    return f"{name}: {state}{shards} shards, {copies} replicas", remarks
+
+
+def _of_index(path: str, settings: Mapping[str, str], health: Mapping[str, Any]) -> Iterator[Remark]:
+    if settings.get("index.verified_before_close") == "true":
+        yield Remark("the index is closed", f"POST {path}/_open")
+    for block, why in {
+        "read_only_allow_delete": "the server's disk was full",
+        "read_only": "somebody set it so",
+        "write": "somebody set it so",
+        "read": "somebody set it so",
+    }.items():
+        if settings.get(f"index.blocks.{block}") == "true":
+            yield Remark(
+                f"the index is blocked (index.blocks.{block}): {why}",
+                f"{'Free space on the disk, then ' if block.endswith('delete') else ''}PUT {path}/_settings "
+                f'{{"index.blocks.{block}": null}}',
+            )
+    if health.get("status") == "red":
+        yield Remark("a part of the collection is unavailable (red)", "See GET /_cluster/allocation/explain.")
+    elif health.get("status") == "yellow":
+        yield Remark(
+            f"{health['unassigned_shards']} replicas have no node (yellow): one lost node may lose data",
+            f'Add a node; where one is all there is, PUT {path}/_settings {{"index.number_of_replicas": 0}}',
+            is_problem=False,
+        )

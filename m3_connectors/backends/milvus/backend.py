@@ -14,26 +14,39 @@ import anyio.to_thread
 import numpy as np
 
 from m3_connectors.backends.base import Backend, Known, Ranking, Schema, ScoredId
-from m3_connectors.backends.capabilities import Capability, ServerInfo
-from m3_connectors.backends.endpoint import Endpoint, refuse_unknown
+from m3_connectors.backends.capabilities import Capability, ServerInfo, refuse_unknown
+from m3_connectors.backends.endpoint import Endpoint
 from m3_connectors.backends.milvus import layout as layouts
 from m3_connectors.backends.milvus.client import Connection
 from m3_connectors.backends.milvus.errors import BACKEND
 from m3_connectors.backends.milvus.filters import EVERYTHING, expression
 from m3_connectors.backends.milvus.layout import Layout
 from m3_connectors.backends.milvus.naming import id_of, key_of, stored_name
-from m3_connectors.backends.milvus.reading import Reader
+from m3_connectors.backends.milvus.reading import WHOLE, Reader, fields_of
 from m3_connectors.backends.milvus.rows import document_of, entities
+from m3_connectors.backends.milvus.server import nothing_there, server_info
 from m3_connectors.backends.milvus.writing import Writer
 from m3_connectors.backends.retry import Patience
 from m3_connectors.backends.together import together
-from m3_connectors.documents import Document
+from m3_connectors.documents import Document, Scores
 from m3_connectors.embeddings import Component, Float32, M3Embeddings
 from m3_connectors.errors import AlreadyExists, InvalidInput, NotFound
 from m3_connectors.filters import Filter
-from m3_connectors.methods import Method, rank
+from m3_connectors.methods import Method, fuse, rank
 
 _PORT = 19_530
+_OPTIONS = ("index", "max_row_bytes", "batch_bytes")
+_EMBEDDED = frozenset(
+    {
+        Capability.PERSISTENT,
+        Capability.EXACT,
+        Capability.DEADLINES,
+        Capability.DENSE_INDEX,
+    }
+)
+"""What it does in this process."""
+
+_TEXTS = ["text", "metadata"]
 _FETCHED_RATHER_THAN_SEARCHED = 64
 """Up to so many missing scores it is faster to fetch the vectors than to search among the ids."""
 
@@ -52,16 +65,7 @@ class MilvusBackend(Backend):
     """
 
     name: ClassVar[str] = BACKEND
-    capabilities: ClassVar[frozenset[Capability]] = frozenset(
-        {
-            Capability.PERSISTENT,
-            Capability.NATIVE_DENSE_ANN,
-            Capability.NATIVE_SPARSE,
-            Capability.SPLIT_LONG_DOCUMENTS,
-            Capability.FLOAT32_MULTIVECTORS,
-            Capability.DATE_RANGES,
-        }
-    )
+    capabilities = _EMBEDDED | {Capability.KEY, Capability.PASSWORD, Capability.AUTHORITY}
 
     def __init__(
         self,
@@ -79,6 +83,8 @@ class MilvusBackend(Backend):
             if isinstance(value, bool) or not isinstance(value, int) or value < 2**17:
                 raise InvalidInput(f"{name} is {value!r}: give at least {2**17}.")
         self.collection = collection
+        if isinstance(where, Path):
+            self.capabilities = _EMBEDDED
         self._where = where
         self._index = index
         self._max_row_bytes = max_row_bytes
@@ -94,8 +100,8 @@ class MilvusBackend(Backend):
 
         Raises:
             InvalidInput: An unusable URL, or an unknown option.
+            Unsupported: An option that only other stores take.
         """
-        own = ("index", "max_row_bytes", "batch_bytes")
         if urlsplit(url).scheme == "milvus":
             path = url.removeprefix("milvus:")
             if not path or path.startswith("//"):
@@ -110,26 +116,22 @@ class MilvusBackend(Backend):
                 left.pop("attempts", default.attempts),
                 left.pop("total_seconds", default.total_seconds),
             )
-            refuse_unknown(left, (*own, "timeout_seconds", "attempts", "total_seconds"))
+            refuse_unknown("milvus:FILE", _EMBEDDED, left, _OPTIONS)
             return cls(Path(path).expanduser(), collection, **left, patience=patience)
         endpoint, left = Endpoint.parse(
-            url, options, default_port=_PORT, environment=os.environ, prefix="M3_MILVUS"
+            url,
+            options,
+            default_port=_PORT,
+            environment=os.environ,
+            declared=cls.capabilities,
+            own=_OPTIONS,
         )
-        refuse_unknown(left, own)
-        if endpoint.fingerprint or not endpoint.verify:
-            raise InvalidInput(
-                "Milvus is reached over gRPC, which checks certificates by their authority only.\n"
-                "  Give ca_certs=FILE instead of fingerprint= or verify=False (a self-signed one is its own authority)."
-            )
         return cls(endpoint, collection, **left, patience=endpoint.patience)
 
     async def server(self) -> ServerInfo:
-        """What answers: version, and how far milvus-lite goes where it is that."""
-        connection = await self._connection()
-        kind = "a server"
-        if connection.is_lite:
-            kind = "milvus-lite" + ("" if isinstance(self._where, Endpoint) else " in this process")
-        return ServerInfo(connection.where, connection.version, {"engine": kind})
+        if self._is_nowhere():
+            return nothing_there(self._where)
+        return await server_info(await self._connection(), self._where, stored_name(self.collection))
 
     # -- the collection
 
@@ -163,9 +165,10 @@ class MilvusBackend(Backend):
         await self._open()
 
     async def _open(self) -> Schema:
-        connection = await self._connection()
         name = stored_name(self.collection)
-        if not await connection.call("open", "has_collection", name):
+        # Only a creation makes a data directory: a mistyped path is left as it is.
+        connection = None if self._is_nowhere() else await self._connection()
+        if connection is None or not await connection.call("open", "has_collection", name):
             raise NotFound(f'no collection "{self.collection}".', backend=self.name, operation="open")
         described = await connection.call("open", "describe_collection", name)
         layout = layouts.read_layout(self.collection, described, self._new_index(connection))
@@ -222,6 +225,10 @@ class MilvusBackend(Backend):
             )
         return self._connected
 
+    def _is_nowhere(self) -> bool:
+        """Whether the data directory of the embedded engine is not there."""
+        return self._connected is None and isinstance(self._where, Path) and not self._where.exists()
+
     @property
     def _reads(self) -> Reader:
         self._check_open()
@@ -251,7 +258,7 @@ class MilvusBackend(Backend):
 
     async def _fetch(self, ids: Sequence[str]) -> list[Document | None]:
         keys = [key_of(id) for id in ids]
-        rows = await self._reads.rows("fetch", keys, ["text", "metadata"])
+        rows = await self._reads.rows("fetch", keys, _TEXTS)
         found = {key: document_of(row) for key, row in rows.items()}
         return [found.get(key) for key in keys]
 
@@ -291,11 +298,102 @@ class MilvusBackend(Backend):
     ) -> list[ScoredId]:
         for _ in range(2):
             try:
-                return await super()._search(query, method, k, filter, exact)
+                return await self._ranked(query, method, k, filter, exact)
             except NotFound:
                 # A candidate was deleted before it was scored: ask again, without it.
                 continue
+        return await self._ranked(query, method, k, filter, exact)
+
+    async def _ranked(
+        self, query: M3Embeddings, method: Method, k: int, filter: Filter | None, exact: bool
+    ) -> list[ScoredId]:
+        if k <= WHOLE and len(method.scored) == 1 and tuple(method.candidates) == method.scored:
+            scans = exact and "dense" in method.candidates and not self._reads.layout.exact_dense
+            found = None if scans else await self._head(query, method, k, filter)
+            if found is not None:
+                return found
         return await super()._search(query, method, k, filter, exact)
+
+    async def _head(
+        self, query: M3Embeddings, method: Method, k: int, filter: Filter | None
+    ) -> list[ScoredId] | None:
+        """The answer of one list that is ranked by its own score: its first k, with all that a hit shows.
+
+        One request; None where the cut goes through equal scores, so that ids decide among more than these.
+        """
+        reads = self._reads
+        ((component, depth),) = method.candidates.items()
+        rest = self._uncounted(query, method)
+        hits = await reads.hits(
+            component, query, k + 1, self._expression(filter), [*_TEXTS, *fields_of(rest)], depth
+        )
+        if len(hits) > k and hits[k - 1]["distance"] == hits[k]["distance"]:
+            return None
+        rows = {hit["key"]: hit for hit in hits[:k]}
+        scores = await reads.scores_of("search", rest, query, rows)
+        scores[component] = np.array([row["distance"] for row in rows.values()], dtype=np.float32)
+        documents = [document_of(row) for row in rows.values()]
+        fused = fuse(scores, method.weights)
+        return [
+            ScoredId(
+                documents[i].id,
+                float(fused[i]),
+                Scores(**{name: float(values[i]) for name, values in scores.items()}),
+                documents[i],
+            )
+            for i in rank([document.id for document in documents], fused, k)
+        ]
+
+    async def _propose(
+        self, query: M3Embeddings, method: Method, filter: Filter | None, exact: bool
+    ) -> tuple[list[str], Known]:
+        """The dense list's hits bring their sparse vectors, and how large their multi-vectors are."""
+        scans = exact and not self._reads.layout.exact_dense
+        if scans or max(method.candidates.values()) > self._reads.most_results:
+            return await super()._propose(query, method, filter, exact)
+        fields = {"dense": ["sparse"] if "sparse" in method.scored else [], "sparse": []}
+        if "multivector" in method.scored:
+            fields = {name: [*own, "rows"] for name, own in fields.items()}
+
+        async def listed(component: Component) -> list[dict[str, Any]]:
+            depth, expression = method.candidates[component], self._expression(filter)
+            return await self._reads.hits(component, query, depth, expression, fields[component])
+
+        components = list(method.candidates)
+        lists = await together([functools.partial(listed, name) for name in components])
+        known: Known = {}
+        for component, hits in zip(components, lists, strict=True):
+            ids = [id_of(hit["key"]) for hit in hits]
+            distances = np.array([hit["distance"] for hit in hits], dtype=np.float32)
+            known.setdefault(component, {}).update(zip(ids, distances, strict=True))
+            if "rows" in fields[component]:
+                self._reads.note_rows(hits)
+            if "sparse" in fields[component]:
+                rows = {hit["key"]: hit for hit in hits}
+                exact_scores = (await self._reads.scores_of("search", ["sparse"], query, rows))["sparse"]
+                known.setdefault("sparse", {}).update(zip(ids, exact_scores, strict=True))
+        return list(dict.fromkeys(id for scores in known.values() for id in scores)), known
+
+    async def _inform(
+        self, components: Sequence[Component], query: M3Embeddings, ids: Sequence[str], known: Known
+    ) -> tuple[dict[Component, Float32], Mapping[str, Document]]:
+        """Of few hits, what is missing and their documents in one request."""
+        missing = [name for name in components if any(id not in known.get(name, {}) for id in ids)]
+        if not 0 < len(ids) <= WHOLE:
+            return await super()._inform(components, query, ids, known)
+        rows = await self._reads.existing(
+            "search", [key_of(id) for id in ids], [*_TEXTS, *fields_of(missing)]
+        )
+        found = await self._reads.scores_of("search", missing, query, rows)
+        known = known | {name: dict(zip(ids, scores, strict=True)) for name, scores in found.items()}
+        documents = {id: document_of(row) for id, row in zip(ids, rows.values(), strict=True)}
+        return await self._complete(components, query, ids, known), documents
+
+    def _uncounted(self, query: M3Embeddings, method: Method) -> list[Component]:
+        """The components whose scores are informative only."""
+        return [
+            name for name in self.schema.components if name in query.components and name not in method.scored
+        ]
 
     async def _complete(
         self, components: Sequence[Component], query: M3Embeddings, ids: Sequence[str], known: Known

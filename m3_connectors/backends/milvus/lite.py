@@ -56,7 +56,7 @@ def acquire(directory: Path) -> Embedded:
         StorageFull: The disk is full.
         Unavailable: It cannot be opened.
     """
-    check_version(_installed())
+    check_version(installed())
     path = directory.expanduser().resolve()
     with _lock:
         if path in _running:
@@ -90,7 +90,8 @@ def check_version(version: str) -> None:
         )
 
 
-def _installed() -> str:
+def installed() -> str:
+    """The version of milvus-lite here; MissingDependency without it."""
     try:
         return importlib.metadata.version("milvus-lite")
     except importlib.metadata.PackageNotFoundError:

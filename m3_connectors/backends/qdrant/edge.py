@@ -13,11 +13,13 @@ import numpy as np
 import qdrant_edge as engine
 
 from m3_connectors.backends.base import Backend, Ranking, Schema, ScoredId
+from m3_connectors.backends.capabilities import Capability, refuse_unknown
 from m3_connectors.backends.qdrant import ranking
 from m3_connectors.backends.qdrant.failures import BACKEND
 from m3_connectors.backends.qdrant.filters import edge_filter
 from m3_connectors.backends.qdrant.points import ID, PointId, document_of, payloads, point_id, stored, vectors
 from m3_connectors.backends.qdrant.shard import Shard
+from m3_connectors.backends.urls import shown
 from m3_connectors.documents import Document
 from m3_connectors.embeddings import Component, Float32, M3Embeddings
 from m3_connectors.errors import InvalidInput, NotFound
@@ -44,6 +46,7 @@ class EdgeBackend(Backend):
     """
 
     name: ClassVar[str] = BACKEND
+    capabilities = frozenset({Capability.PERSISTENT, Capability.EXACT})
 
     def __init__(self, directory: str | os.PathLike[str], collection: str = "documents") -> None:
         self.directory = Path(directory)
@@ -55,14 +58,16 @@ class EdgeBackend(Backend):
         """The backend of ``qdrant:DIRECTORY``, which takes no options.
 
         Raises:
-            InvalidInput: There is no directory in the URL, or an option.
+            InvalidInput: There is no directory in the URL, or an unknown option.
+            Unsupported: An option of other stores.
         """
         directory = url.removeprefix("qdrant:")
-        if not directory or directory.startswith("//") or options:
+        if not directory or directory.startswith("//"):
             raise InvalidInput(
-                f"{url!r} with options {sorted(options)}: give qdrant:DIRECTORY, such as qdrant:./data, "
-                "without options."
+                f"{shown(url)!r} names no directory: give qdrant:DIRECTORY, such as qdrant:./data.\n"
+                "  A server is qdrant+http://HOST:6333."
             )
+        refuse_unknown("qdrant:DIRECTORY", cls.capabilities, options)
         return cls(Path(directory).expanduser(), collection)
 
     async def optimize(self) -> None:

@@ -17,9 +17,9 @@ from qdrant_client import models
 from m3_connectors.backends.base import Backend, Known, Ranking, Schema
 from m3_connectors.backends.capabilities import Capability, ServerInfo
 from m3_connectors.backends.chunks import by_bytes, by_count
-from m3_connectors.backends.endpoint import Endpoint, refuse_unknown
+from m3_connectors.backends.endpoint import Endpoint
 from m3_connectors.backends.qdrant.layout import Layout
-from m3_connectors.backends.qdrant.payload import ID, document_of, point_id
+from m3_connectors.backends.qdrant.payload import ID, document_of
 from m3_connectors.backends.qdrant.server_collection import (
     CREATION_KEY,
     INDEX_TYPES,
@@ -35,7 +35,8 @@ from m3_connectors.backends.qdrant.server_collection import (
 from m3_connectors.backends.qdrant.server_connection import Connection, Transport
 from m3_connectors.backends.qdrant.server_errors import BACKEND
 from m3_connectors.backends.qdrant.server_filters import server_filter
-from m3_connectors.backends.qdrant.server_points import points_of
+from m3_connectors.backends.qdrant.server_info import server_info
+from m3_connectors.backends.qdrant.server_points import check_found, distinct_points, point_of, points_of
 from m3_connectors.backends.qdrant.server_scoring import ExactScores
 from m3_connectors.backends.qdrant.server_wire import Ask, Found, Record
 from m3_connectors.backends.qdrant.server_writing import write
@@ -46,7 +47,6 @@ from m3_connectors.errors import (
     Corrupt,
     InvalidInput,
     NotFound,
-    Unsupported,
 )
 from m3_connectors.filters import Filter
 from m3_connectors.methods import rank
@@ -68,7 +68,18 @@ class QdrantBackend(Backend):
     """
 
     name: ClassVar[str] = BACKEND
-    capabilities: ClassVar[frozenset[Capability]] = frozenset(Capability)
+    capabilities = frozenset(
+        {
+            Capability.PERSISTENT,
+            Capability.EXACT,
+            Capability.KEY,
+            Capability.AUTHORITY,
+            Capability.UNVERIFIED,
+            Capability.DEADLINES,
+            Capability.SHARDS,
+            Capability.FIELD_INDEXES,
+        }
+    )
 
     def __init__(
         self,
@@ -97,11 +108,13 @@ class QdrantBackend(Backend):
             InvalidInput: An unusable URL or option.
         """
         endpoint, left = Endpoint.parse(
-            url, options, default_port=6333, environment=os.environ, prefix="M3_QDRANT"
+            url,
+            options,
+            default_port=6333,
+            environment=os.environ,
+            declared=cls.capabilities,
+            own=_OPTIONS,
         )
-        refuse_unknown(left, _OPTIONS)
-        if endpoint.username is not None or endpoint.fingerprint is not None:
-            raise InvalidInput("Qdrant takes api_key=… and ca_certs=…, not a user or a fingerprint.")
         if endpoint.api_key is not None and not endpoint.tls and not left.get("allow_unencrypted_key", False):
             raise InvalidInput(
                 f"{endpoint.url} is not encrypted: the key would be readable on the way.\n"
@@ -121,28 +134,9 @@ class QdrantBackend(Backend):
         return cls(connection, collection, indexes=indexes, shards=left.get("shards"))
 
     async def server(self) -> ServerInfo:
-        """What the server is; needs no collection.
-
-        Raises:
-            BackendError: It cannot be reached, or refuses the key.
-        """
         await self._connection.connect()
         # The greeting is given to anyone; this is not.
-        info = await self._info("describe")
-        wire = self._connection.wire.name
-        problems = []
-        if wire == "REST":
-            problems.append(
-                "gRPC does not answer: open port 6334, or give grpc_port=…, for speed and long documents."
-            )
-        if info is not None and info.status is models.CollectionStatus.RED:
-            problems.append(
-                f'collection "{self.collection}" is red, it failed to optimise: see the server\'s log.'
-            )
-        details = {"protocol": wire}
-        if info is not None:
-            details |= {"collection": info.status.value, "segments": str(info.segments_count)}
-        return ServerInfo(self._connection.url, self._connection.version, details, tuple(problems))
+        return server_info(self._connection, await self._info("describe"))
 
     # -- the collection
 
@@ -186,6 +180,9 @@ class QdrantBackend(Backend):
         schema = check_ours(info, self.collection, "open")
         check_vectors(info, self.collection, schema)
         self._layout, self._limits = Layout.of(schema), limits_of(info)
+        self.capabilities = type(self).capabilities - (
+            {Capability.EXACT} if not self._limits.exact else set()
+        )
         await self._make_indexes(info)
         return schema
 
@@ -231,7 +228,7 @@ class QdrantBackend(Backend):
         self._opened()
         client = self._connection.client
         deleted = 0
-        for points in by_count(_points(ids), _IDS_AT_ONCE):
+        for points in by_count(distinct_points(ids), _IDS_AT_ONCE):
             there = [record.point for record in await self._records(points, "delete")]
             if there:
                 selector = models.PointIdsList(points=list(there))
@@ -256,19 +253,19 @@ class QdrantBackend(Backend):
     async def _fetch(self, ids: Sequence[str]) -> list[Document | None]:
         self._opened()
         found: dict[str, Document] = {}
-        for points in by_count(_points(ids), _DOCUMENTS_AT_ONCE):
+        for points in by_count(distinct_points(ids), _DOCUMENTS_AT_ONCE):
             for record in await self._records(points, "fetch", payload=True):
                 found[record.point] = self._document(record)
-        return [found.get(_point(id)) for id in ids]
+        return [found.get(point_of(id)) for id in ids]
 
     async def _vectors(self, ids: Sequence[str]) -> M3Embeddings:
         layout = self._opened()
         found: dict[str, Mapping[str, Any]] = {}
-        for points in by_count(_points(ids), _VECTORS_AT_ONCE):
+        for points in by_count(distinct_points(ids), _VECTORS_AT_ONCE):
             for record in await self._records(points, "vectors", vectors=True):
                 found[record.point] = record.vectors
-        _check_found(ids, found, "vectors")
-        return layout.embeddings([found[_point(id)] for id in ids])
+        check_found(ids, found, "vectors")
+        return layout.embeddings([found[point_of(id)] for id in ids])
 
     async def _count(self, filter: Filter | None) -> int:
         self._opened()
@@ -304,11 +301,6 @@ class QdrantBackend(Backend):
         scores = self._exact_scores(query)
         # A sparse search is exact anyway; saying so makes every shard of several give its full list.
         exact = exact or component == "sparse"
-        if not self._limits.exact and exact and component == "dense":
-            raise Unsupported(
-                f'collection "{self.collection}" forbids exact search (strict mode: search_allow_exact).\n'
-                "  Search with exact=False, or allow it for this collection."
-            )
         vector = scores.vector(component)
         if vector is None:
             return Ranking([], np.empty(0, dtype=np.float32))
@@ -328,14 +320,14 @@ class QdrantBackend(Backend):
         return Ranking([ids[i] for i in order], found[order])
 
     async def _score(self, component: Component, query: M3Embeddings, ids: Sequence[str]) -> Float32:
-        found = (await self._exact_scores(query).of({component: _points(ids)}))[component]
+        found = (await self._exact_scores(query).of({component: distinct_points(ids)}))[component]
         if component == "sparse":
             # No score means no shared token, or no such document.
-            silent = [point for point in _points(ids) if point not in found]
+            silent = [point for point in distinct_points(ids) if point not in found]
             for points in by_count(silent, _IDS_AT_ONCE):
                 found |= dict.fromkeys((r.point for r in await self._records(points, "score")), 0.0)
-        _check_found(ids, found, "score")
-        return np.array([found[_point(id)] for id in ids], dtype=np.float32)
+        check_found(ids, found, "score")
+        return np.array([found[point_of(id)] for id in ids], dtype=np.float32)
 
     async def _complete(
         self,
@@ -345,7 +337,7 @@ class QdrantBackend(Backend):
         known: Known,
     ) -> dict[Component, Float32]:
         missing = {name: [id for id in ids if id not in known.get(name, {})] for name in components}
-        wanted = {name: _points(some) for name, some in missing.items() if some}
+        wanted = {name: distinct_points(some) for name, some in missing.items() if some}
         found = await self._exact_scores(query).of(wanted)
 
         def score(name: Component, id: str) -> np.float32 | float:
@@ -353,7 +345,9 @@ class QdrantBackend(Backend):
             # The ids are candidates, so they were there: without a sparse score there is no shared token, and
             # without another one the document was deleted in between and ranks last.
             return (
-                seen[id] if id in seen else found[name].get(_point(id), 0.0 if name == "sparse" else -np.inf)
+                seen[id]
+                if id in seen
+                else found[name].get(point_of(id), 0.0 if name == "sparse" else -np.inf)
             )
 
         return {name: np.array([score(name, id) for id in ids], dtype=np.float32) for name in components}
@@ -400,20 +394,3 @@ class QdrantBackend(Backend):
             backend=BACKEND,
             operation="read",
         )
-
-
-@functools.lru_cache(maxsize=2**16)
-def _point(id: str) -> str:
-    # Each search asks for the same few hundred several times, and hashing them was a fifth of its own time.
-    return str(point_id(id))
-
-
-def _points(ids: Sequence[str]) -> list[str]:
-    """The points of these ids, each once."""
-    return [_point(id) for id in dict.fromkeys(ids)]
-
-
-def _check_found(ids: Sequence[str], found: Mapping[str, object], operation: str) -> None:
-    missing = next((id for id in ids if _point(id) not in found), None)
-    if missing is not None:
-        raise NotFound(f"no document {missing!r}.", backend=BACKEND, operation=operation)

@@ -41,11 +41,13 @@ class Connection:
     Attributes:
         url: The server, without secrets.
         version: Of the server, such as ``"1.18.3"``; empty before ``connect``.
+        no_grpc: Why gRPC is not used although it may be; empty if it is.
     """
 
     def __init__(self, endpoint: Endpoint, collection: str, transport: Transport, grpc_port: int) -> None:
         self.url = endpoint.url
         self.version = ""
+        self.no_grpc = ""
         self._endpoint = endpoint
         self._collection = collection
         self._transport = transport
@@ -65,6 +67,14 @@ class Connection:
         """What vectors go over."""
         assert self._wire is not None
         return self._wire
+
+    @property
+    def transport(self) -> str:
+        """How we talk: protocol and encryption."""
+        endpoint = self._endpoint
+        if not endpoint.tls:
+            return f"{self.wire.name}, not encrypted"
+        return f"{self.wire.name}, TLS" + ("" if endpoint.verify else ", certificate not checked")
 
     async def connect(self) -> None:
         """Greet the server once and settle the protocol; a second call does nothing.
@@ -170,6 +180,7 @@ class Connection:
                 backend=BACKEND,
                 operation="connect",
             )
+        self.no_grpc = message
         _log.warning("qdrant: %s; using REST, which is slower and takes at most 32 MB a document.", message)
         return None
 

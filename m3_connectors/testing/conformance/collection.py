@@ -11,6 +11,7 @@ import anyio
 import pytest
 
 from m3_connectors.backends.base import Storage
+from m3_connectors.backends.capabilities import Capability
 from m3_connectors.documents import Document
 from m3_connectors.embeddings import M3Embeddings
 from m3_connectors.errors import AlreadyExists, NotFound
@@ -47,7 +48,7 @@ class CollectionClauses(Suite):
         for i, schema in enumerate(schemas):
             backend = self.make_backend(tmp_path, f"schema-{i}")
             await backend.create(schema)
-            if self.persistent:
+            if Capability.PERSISTENT in backend.capabilities:
                 await backend.close()
                 backend = self.make_backend(tmp_path, f"schema-{i}")
             assert await backend.open() == schema == backend.schema
@@ -74,7 +75,7 @@ class CollectionClauses(Suite):
             await backend.close()
             await backend.close()
             again = self.make_backend(tmp_path, "conformance")
-            if not self.persistent:
+            if Capability.PERSISTENT not in backend.capabilities:
                 with pytest.raises(NotFound):
                     await again.open()
                 return

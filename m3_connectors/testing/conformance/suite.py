@@ -31,9 +31,6 @@ def runs(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
 class Suite(abc.ABC):
     """The store under test."""
 
-    persistent: ClassVar[bool] = True
-    """Whether a collection outlives the backend object that wrote it."""
-
     worlds: ClassVar[int] = 5
     """Random collections on which search is compared with the oracle, for each storage dtype."""
 

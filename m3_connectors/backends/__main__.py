@@ -1,0 +1,46 @@
+"""``python -m m3_connectors.backends [FILE]``: the table of what each store can be asked, printed or put in a page."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+from m3_connectors.backends.capabilities import Capability
+from m3_connectors.backends.registry import backend_for
+
+STORES = {
+    "memory:": "memory:",
+    "qdrant:DIR": "qdrant:./data",
+    "qdrant+http:": "qdrant+http://localhost",
+    "milvus:FILE": "milvus:./data.db",
+    "milvus+http:": "milvus+http://localhost",
+    "elasticsearch+http:": "elasticsearch+http://localhost",
+}
+"""Columns of the table, each with a URL of its kind; a URL with https is the same."""
+
+_BETWEEN = re.compile(r"(?<=<!-- capabilities -->\n).*?(?=<!-- /capabilities -->)", re.DOTALL)
+
+
+def table() -> str:
+    """What each store declares, as Markdown; needs every store's client, and no server."""
+    declared = [backend_for(url).capabilities for url in STORES.values()]
+    lines = [["what", "asked by", "capability", *(f"`{name}`" for name in STORES)]]
+    lines.append(["---"] * 3 + [":-:"] * len(STORES))
+    for one in Capability:
+        marks = ["✓" if one in some else "–" for some in declared]
+        lines.append([one.value.what, f"`{one.asked}`", f"`{one.name}`", *marks])
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def with_table(page: str) -> str:
+    """A page with the table of now between its two marks."""
+    return _BETWEEN.sub(table(), page)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        path = Path(sys.argv[1])
+        path.write_text(with_table(path.read_text(encoding="utf-8")), encoding="utf-8")
+    else:
+        sys.stdout.write(table())

@@ -1,0 +1,68 @@
+"""What a Milvus server, or the embedded milvus-lite, says about itself and a collection, and what is wrong with it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from m3_connectors.backends.capabilities import Remark, ServerInfo
+from m3_connectors.backends.endpoint import Endpoint
+from m3_connectors.backends.milvus.client import Connection
+from m3_connectors.backends.milvus.lite import installed
+from m3_connectors.errors import BackendError
+
+OLDEST = (2, 5)
+
+_LITE_DOCUMENTS = 10_000
+
+
+def nothing_there(where: Endpoint | Path) -> ServerInfo:
+    """The report of an embedded engine that was never started: it is not started for this."""
+    return ServerInfo(str(where), f"milvus_lite-{installed()}", {"engine": "milvus-lite, no data yet"})
+
+
+async def server_info(connection: Connection, where: Endpoint | Path, collection: str) -> ServerInfo:
+    """The report.
+
+    Args:
+        connection: To it.
+        where: A server, or a data directory.
+        collection: Name as stored.
+    """
+    details = {"engine": "Milvus"}
+    remarks = []
+    if connection.is_lite:
+        details["engine"] = "milvus-lite" + ("" if isinstance(where, Endpoint) else " in this process")
+    elif _numbers(connection.version) < OLDEST:
+        remarks.append(
+            Remark(f"Milvus {connection.version} is older than {OLDEST[0]}.{OLDEST[1]}", "Update it.")
+        )
+    if isinstance(where, Endpoint):
+        details["transport"] = "gRPC, TLS" if where.tls else "gRPC, not encrypted"
+        details["database"] = where.path.strip("/") or "default"
+    if await connection.call("describe", "has_collection", collection):
+        state = await connection.call("describe", "get_load_state", collection)
+        details["state"] = str(getattr(state.get("state"), "name", state.get("state")))
+        rows = await _rows(connection, collection)
+        if connection.is_lite and rows > _LITE_DOCUMENTS:
+            remarks.append(
+                Remark(
+                    f"milvus-lite holds {rows:,} documents in memory, and searches them in Python",
+                    f"Use a server beyond some {_LITE_DOCUMENTS:,}.",
+                    is_problem=False,
+                )
+            )
+    return ServerInfo(connection.where, connection.version, details, tuple(remarks))
+
+
+async def _rows(connection: Connection, collection: str) -> int:
+    try:
+        stats: Any = await connection.call("describe", "get_collection_stats", collection)
+    except BackendError:
+        return 0  # a user may lack this privilege
+    return int(stats.get("row_count", 0))
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in re.findall(r"\d+", version)[:2])
