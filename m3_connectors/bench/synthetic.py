@@ -41,7 +41,7 @@ FIELD = "uniform"
 _MEAN, _TOPIC, _OWN = 0.35, 0.20, 0.45
 """Parts of a dense vector's square: common to all, to its topic, its own."""
 
-_QUERY_RECALLS = 0.15
+_QUERY_RECALLS = 0.3
 """Cosine between a query's own part and its document's."""
 
 _ROW_MEAN, _ROW_TEXT, _ROW_TOKEN, _ROW_NOISE = 0.20, 0.25, 0.35, 0.20
