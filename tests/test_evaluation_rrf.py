@@ -11,6 +11,7 @@ from evaluations import write_evaluation
 
 from m3_connectors.errors import InvalidInput
 from m3_connectors.evaluation.baselines.baseline import Baseline
+from m3_connectors.evaluation.baselines.registry import baseline_for
 from m3_connectors.evaluation.baselines.rrf import ReciprocalRankFusion
 
 NO_TEXTS = cast(Any, None)
@@ -72,6 +73,12 @@ def test_is_that_of_a_plain_loop(tmp_path: Path) -> None:
         ]
 
 
-def test_a_negative_constant_is_refused() -> None:
-    with pytest.raises(InvalidInput, match="k of reciprocal rank fusion is -1"):
-        ReciprocalRankFusion(-1)
+@pytest.mark.parametrize("k", [-1, "-1", "many", "", 0.5])
+def test_a_constant_that_is_none(k: Any) -> None:
+    with pytest.raises(InvalidInput, match=f"k of reciprocal rank fusion is {k!r}"):
+        ReciprocalRankFusion(k)
+
+
+def test_by_name() -> None:
+    assert baseline_for("rrf").name == "rrf"
+    assert (baseline_for("rrf:20").name, baseline_for("rrf:20").description[-6:]) == ("rrf-20", "k = 20")

@@ -169,7 +169,7 @@ def evaluate(
         _require(package)
     baselines = _baselines(baseline)
     with working("reading the dataset …"):
-        loaded = load_dataset(dataset, split=split, data_dir=data_dir, agree=_agree(yes))
+        loaded = load_dataset(dataset, split=split, data_dir=data_dir, agree=agree(yes))
     for message in loaded.warnings:
         warn(message)
     if fusion == _PAPER:
@@ -183,7 +183,7 @@ def evaluate(
         url=to,
         collection=at,
         methods={
-            name: given.get(name) or _preset(name, encoder, loaded, paper=weights == _PAPER) for name in names
+            name: given.get(name) or preset(name, encoder, loaded, paper=weights == _PAPER) for name in names
         },
         baselines=baselines,
         fusion="paper" if fusion == _PAPER else "exact",
@@ -193,7 +193,7 @@ def evaluate(
     )
     with contextlib.ExitStack() as stack:
         place = folder or Path(stack.enter_context(tempfile.TemporaryDirectory())) / "evaluation"
-        found = _evaluate(loaded, encoder, plan, place, kept=folder is not None)
+        found = evaluate_into(loaded, encoder, plan, place, kept=folder is not None)
         for message in found.record.warnings[len(loaded.warnings) :]:
             warn(message)
         if json:
@@ -210,9 +210,10 @@ def evaluate(
         print_table(measures_table(found))
 
 
-def _evaluate(
+def evaluate_into(
     dataset: Dataset, encoder: M3Encoder, plan: Plan, place: Path, *, kept: bool
 ) -> EvaluationFolder:
+    """Evaluate and show how far it is; where the folder is kept, say so when it is interrupted."""
     from m3_connectors.evaluation.evaluate import evaluate as run
     from m3_connectors.evaluation.evaluate import without_secrets
 
@@ -281,7 +282,7 @@ def _given(names: Sequence[str], weights: str | None) -> dict[str, Method]:
     return {name: method for name, method in chosen.items() if method}
 
 
-def _preset(name: str, encoder: M3Encoder, dataset: Dataset, *, paper: bool) -> Method:
+def preset(name: str, encoder: M3Encoder, dataset: Dataset, *, paper: bool) -> Method:
     """A method under the model's own weights, or under those that the paper has for this dataset."""
     base = name.removesuffix(f"-{_PAPER}")
     method = METHODS[base]
@@ -293,13 +294,15 @@ def _preset(name: str, encoder: M3Encoder, dataset: Dataset, *, paper: bool) -> 
     return method.weighted(*encoder.recommended_weights.get(base, method.weights))
 
 
-def _agree(yes: bool) -> Callable[[Sequence[Download]], bool]:
-    def agree(downloads: Sequence[Download]) -> bool:
+def agree(yes: bool) -> Callable[[Sequence[Download]], bool]:
+    """Shows what a dataset would download, and asks a person who watches; ``--yes`` is the answer already."""
+
+    def ask(downloads: Sequence[Download]) -> bool:
         for download in downloads:
             err.print(f"  {download}", markup=False, soft_wrap=True)
         return yes or (err.is_terminal and typer.confirm("Download this?", err=True))
 
-    return agree
+    return ask
 
 
 class _Shown:

@@ -10,6 +10,7 @@ from m3_connectors.evaluation.baselines.baseline import Baseline
 
 BASELINES: dict[str, str] = {
     "bm25": "m3_connectors.evaluation.bm25:WordBM25",
+    "rrf": "m3_connectors.evaluation.baselines.rrf:ReciprocalRankFusion",
 }
 """Name to ``module:what``, which is called with what follows the name's colon (``rerank:MODEL``), if anything does."""
 

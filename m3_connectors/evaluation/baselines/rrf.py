@@ -23,18 +23,17 @@ class ReciprocalRankFusion:
     A document that is missing from a list gets nothing from it. Equal sums are in the order of their ids.
 
     Args:
-        k: How little the first ranks stand out; >= 0.
+        k: How little the first ranks stand out: a whole number >= 0, or one as text (``rrf:20``).
 
     Raises:
-        InvalidInput: k is below 0.
+        InvalidInput: k is none.
     """
 
-    name = "rrf"
-
-    def __init__(self, k: int = K) -> None:
-        if k < 0:
-            raise InvalidInput(f"k of reciprocal rank fusion is {k}: it must be >= 0.")
-        self._k = k
+    def __init__(self, k: int | str = K) -> None:
+        if not str(k).isdecimal():
+            raise InvalidInput(f"k of reciprocal rank fusion is {k!r}: it must be a whole number >= 0.")
+        self._k = int(k)
+        self.name = "rrf" if self._k == K else f"rrf-{self._k}"
         self.description = f"reciprocal rank fusion of the dense and the sparse list, k = {k}"
 
     def run(self, dataset: Dataset, folder: EvaluationFolder) -> Run:

@@ -1,0 +1,266 @@
+"""``m3 compare``: is one evaluation, or one method, really better than another?"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from m3_connectors.cli.console import one_line, out, plural, print_json, print_table
+from m3_connectors.cli.options import Debug, Json, at_least
+from m3_connectors.embeddings import COMPONENTS
+
+if TYPE_CHECKING:
+    from m3_connectors.evaluation.changes import Changes, DocumentChange, QueryChange, Standing
+    from m3_connectors.evaluation.compare import Comparison, Ranking
+    from m3_connectors.evaluation.significance import PairedTest
+
+_SHOWN_QUERIES = 3
+"""Of each direction, where one pair is compared."""
+
+_SHOWN_DOCUMENTS = 3
+"""Relevant documents of a query that a person gets to see; ``--json`` has them all."""
+
+_LABELS = {"dense": "dense", "sparse": "sparse", "multivector": "multi"}
+
+
+def compare(
+    before: Annotated[
+        Path, typer.Argument(metavar="DIR", help="An evaluation that m3 eval --out left, or a tree of them.")
+    ],
+    after: Annotated[
+        Path | None,
+        typer.Argument(metavar="[DIR]", help="Another one of the same datasets.", show_default=False),
+    ] = None,
+    methods: Annotated[
+        str | None,
+        typer.Option(
+            "--methods",
+            "--method",
+            metavar="M1,M2,…",
+            help="Two folders: each method in both. One folder: the first method against each of the others.",
+            show_default="all",
+        ),
+    ] = None,
+    measure: Annotated[
+        str | None,
+        typer.Option(
+            "--measure", metavar="MEASURE", help="What to compare.", show_default="the dataset's own"
+        ),
+    ] = None,
+    queries: Annotated[
+        int | None,
+        typer.Option(
+            "--queries",
+            metavar="N",
+            parser=at_least(0),
+            help="Show the N queries that gained and that lost most.",
+            show_default=f"{_SHOWN_QUERIES}, or 0 for several comparisons",
+        ),
+    ] = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Test whether a difference is real, query by query, and show the queries that changed most."""
+    from m3_connectors.evaluation import compare as evaluations
+    from m3_connectors.evaluation.changes import most_changed
+
+    names = [name.strip() for name in (methods or "all").split(",")]
+    if after is None:
+        if len(names) < 2:
+            raise typer.BadParameter(
+                "name a second folder, or --methods with two methods of this one.", param_hint="[DIR]"
+            )
+        pairs = evaluations.pairs_of_methods(before, names)
+    else:
+        pairs = [pair for name in names for pair in evaluations.pairs_of_trees(before, after, name)]
+    found = evaluations.compare(pairs, measure)
+    count = queries if queries is not None else _SHOWN_QUERIES * (len(found) == 1)
+    changes = [most_changed(one.before, one.after, one.measure, count) if count else None for one in found]
+    if json:
+        print_json(
+            {
+                "comparisons": [
+                    _document(comparison, changed) for comparison, changed in zip(found, changes, strict=True)
+                ]
+            }
+        )
+        return
+    print_table(comparison_table(found))
+    for comparison, changed in zip(found, changes, strict=True):
+        if changed:
+            if len(found) > 1:
+                out.print(f"\n  {_title(comparison)}", style="bold", markup=False)
+            out.print(change_lines(comparison, changed), markup=False, soft_wrap=True)
+
+
+def comparison_table(comparisons: list[Comparison]) -> Table:
+    """Comparisons, a row each: means, difference with its interval, p-values, wins."""
+    table = Table(box=None, padding=(0, 2), header_style="dim")
+    for name in ("dataset", "before", "after"):
+        table.add_column(name, style="bold" if name == "dataset" else None)
+    table.add_column("measure", style="dim")
+    for name in ("before", "after", "difference", "95 %", "p", "p, Holm", "win/tie/loss"):
+        table.add_column(name, justify="right")
+    table.add_column("")
+    for one in comparisons:
+        test = one.test
+        table.add_row(
+            _dataset(one.before),
+            *_names(one),
+            one.measure,
+            f"{test.before:.3f}",
+            f"{test.after:.3f}",
+            f"{test.difference:+.3f}",
+            f"[{test.low:.3f}, {test.high:.3f}]",
+            _p(test.p_value),
+            _p(one.adjusted_p_value),
+            f"{test.wins}/{test.ties}/{test.losses}",
+            "real" if one.real else "may be chance",
+        )
+    return table
+
+
+def change_lines(comparison: Comparison, changes: Changes) -> str:
+    """The queries that changed most, each with where its relevant documents stand and why."""
+    lines = []
+    for word, queries in (("better", changes.better), ("worse", changes.worse)):
+        for query in queries:
+            lines += [
+                "",
+                f"  {word} {query.before:.3f} → {query.after:.3f}   {query.id} · {one_line(query.text)}",
+            ]
+            lines += _document_lines(comparison, query)
+    return "\n".join(lines or ["", "  no query changed"])
+
+
+def _document_lines(comparison: Comparison, query: QueryChange) -> list[str]:
+    lines = []
+    for document in query.documents[:_SHOWN_DOCUMENTS]:
+        lines.append(f"    {one_line(document.id)} · grade {document.grade}")
+        for when, ranking, standing in _sides(comparison, document):
+            rank = f"rank {standing.rank}" if standing.rank else f"not in the first {_depth(ranking)}"
+            lines.append(f"      {when:6}  {rank:9}  {_sum(ranking, standing)}".rstrip())
+    if more := len(query.documents) - _SHOWN_DOCUMENTS:
+        lines += [f"    … {plural(more, 'relevant document')} more"] if more > 0 else []
+    return lines
+
+
+def _sides(comparison: Comparison, document: DocumentChange) -> list[tuple[str, Ranking, Standing]]:
+    return [
+        ("before", comparison.before, document.before),
+        ("after", comparison.after, document.after),
+    ]
+
+
+def _sum(ranking: Ranking, standing: Standing) -> str:
+    """How the score of a document comes about, where it is one of M3's."""
+    weights = ranking.record.weights
+    if weights is None:
+        return ""
+    if standing.scores is None:
+        return "no candidate"
+    parts = [
+        (f"{_LABELS[name]} {score:.3f} × {weight:g}", score * weight)
+        for name, weight in zip(COMPONENTS, weights, strict=True)
+        if weight and (score := getattr(standing.scores, name)) is not None
+    ]
+    return f"{' + '.join(text for text, _ in parts)} = {sum(value for _, value in parts):.3f}"
+
+
+def _depth(ranking: Ranking) -> int:
+    return ranking.folder.record.protocol.run_depth
+
+
+def _dataset(ranking: Ranking) -> str:
+    dataset = ranking.dataset
+    return dataset.name if dataset.split in ("test", "dev") else f"{dataset.name} {dataset.split}"
+
+
+def _names(comparison: Comparison) -> tuple[str, str]:
+    """What tells the two rankings apart: their methods, or else their folders."""
+    before, after = comparison.before, comparison.after
+    if before.method != after.method:
+        return before.method, after.method
+    return f"{before.method} {before.folder.path}", f"{after.method} {after.folder.path}"
+
+
+def _title(comparison: Comparison) -> str:
+    return " · ".join([_dataset(comparison.before), " → ".join(_names(comparison))])
+
+
+def _p(value: float) -> str:
+    return f"{value:.4f}" if value >= 0.0001 else "< 0.0001"
+
+
+def _document(comparison: Comparison, changes: Changes | None) -> dict[str, Any]:
+    test = comparison.test
+    dataset = comparison.before.dataset
+    return {
+        "dataset": dataset.name,
+        "split": dataset.split,
+        "query_language": dataset.query_language,
+        "passage_language": dataset.passage_language,
+        "measure": comparison.measure,
+        "before": {**_ranking(comparison.before), "mean": test.before},
+        "after": {**_ranking(comparison.after), "mean": test.after},
+        **paired_document(test),
+        "adjusted_p_value": comparison.adjusted_p_value,
+        "real": comparison.real,
+        **(
+            {
+                "better": [_query(comparison, query) for query in changes.better],
+                "worse": [_query(comparison, query) for query in changes.worse],
+            }
+            if changes
+            else {}
+        ),
+    }
+
+
+def paired_document(test: PairedTest) -> dict[str, Any]:
+    """A paired test as JSON; a bound that is not known is null."""
+    return {
+        "queries": test.queries,
+        "difference": test.difference,
+        "interval": [bound if math.isfinite(bound) else None for bound in (test.low, test.high)],
+        "p_value": test.p_value,
+        "wins": test.wins,
+        "ties": test.ties,
+        "losses": test.losses,
+    }
+
+
+def _ranking(ranking: Ranking) -> dict[str, Any]:
+    return {
+        "path": str(ranking.folder.path),
+        "method": ranking.method,
+        "weights": ranking.record.weights and list(ranking.record.weights),
+    }
+
+
+def _query(comparison: Comparison, query: QueryChange) -> dict[str, Any]:
+    return {
+        "id": query.id,
+        "text": query.text,
+        "before": query.before,
+        "after": query.after,
+        "documents": [
+            {
+                "id": document.id,
+                "grade": document.grade,
+                **{
+                    when: {
+                        "rank": standing.rank,
+                        "scores": standing.scores
+                        and {name: getattr(standing.scores, name) for name in COMPONENTS},
+                    }
+                    for when, _, standing in _sides(comparison, document)
+                },
+            }
+            for document in query.documents
+        ],
+    }
