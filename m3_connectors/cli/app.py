@@ -12,12 +12,13 @@ import typer
 
 from m3_connectors import __version__
 from m3_connectors.cli.bench import bench
-from m3_connectors.cli.console import err, escape_what_cannot_be_printed, lines_of, out
+from m3_connectors.cli.console import err, escape_what_cannot_be_printed, lines_of, logged, out
 from m3_connectors.cli.doctor import doctor
 from m3_connectors.cli.encode import encode
 from m3_connectors.cli.evaluate import evaluate
 from m3_connectors.cli.explain import explain
 from m3_connectors.cli.index import index
+from m3_connectors.cli.report import report
 from m3_connectors.cli.search import search
 from m3_connectors.cli.train import train
 from m3_connectors.errors import M3Error
@@ -57,6 +58,7 @@ app.command()(index)
 app.command()(search)
 app.command()(explain)
 app.command("eval")(evaluate)
+app.command()(report)
 app.command()(encode)
 app.command()(train)
 app.command()(doctor)
@@ -76,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = "--debug" in arguments
     escape_what_cannot_be_printed()
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), logged(debug=debug):
             if not debug:
                 warnings.simplefilter("ignore")  # what matters to a person is said by the command itself
             app(args=arguments, prog_name="m3")

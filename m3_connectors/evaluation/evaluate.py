@@ -128,7 +128,7 @@ def evaluate(
     writer = FolderWriter(out, _record(dataset, encoder, plan), dataset.queries, languages)
     if writer.complete:
         return EvaluationFolder(out)
-    about = {"model": str(encoder.info), "precision": encoder.precision, "device": encoder.device}
+    about = {"model": str(encoder.info), "device": encoder.device}
     writer.add_environment(environment(*_PACKAGES, **about, **(settings or {})))
     if writer.missing_parts():
         anyio.run(_score, dataset, encoder, plan, writer, watch)
@@ -139,7 +139,7 @@ def evaluate(
     for baseline in plan.baselines:
         watch(f"running {baseline.name}", 0, 0)
         if not writer.has_run(baseline.name):
-            writer.add_run(baseline.name, baseline.run(dataset, folder))
+            writer.add_run(baseline.name, baseline.run(dataset, folder, encoder))
     watch("measuring", 0, 0)
     return writer.finish(_conclude(dataset, encoder, plan, folder, writer))
 
@@ -267,6 +267,7 @@ def _record(dataset: Dataset, encoder: M3Encoder, plan: Plan) -> EvaluationRecor
             depths=dict(DEPTHS),
             query_max_length=plan.query_max_length,
             passage_max_length=plan.passage_max_length,
+            precision=encoder.precision,
             limit_queries=plan.limit_queries,
             exact_lists=plan.exact_lists,
             measures=dataset.paper.measures,

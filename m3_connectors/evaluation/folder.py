@@ -190,22 +190,24 @@ class EvaluationFolder:
             InvalidInput: The evaluation is incomplete, or a file is missing or malformed.
             MissingDependency: ir_measures is not installed.
         """
-        path = self.path / "metrics.parquet"
-        if not path.exists():
-            self.require_complete()
-            rows: dict[str, list[Any]] = {"query_id": [], "method": [], "measure": [], "value": []}
-            qrels, protocol = self.qrels(), self.record.protocol
-            for method in self.record.methods:
-                values = per_query(
-                    qrels, _documents(self.run(method.name)), protocol.measures, protocol.relevance
-                )
-                for measure, by_query in values.items():
-                    rows["query_id"] += by_query
-                    rows["value"] += by_query.values()
-                    rows["method"] += [method.name] * len(by_query)
-                    rows["measure"] += [measure] * len(by_query)
-            write_table(path, arrow().table(rows))
+        if not (self.path / "metrics.parquet").exists():
+            self.measure()
         return self._table("metrics.parquet")
+
+    def measure(self) -> None:
+        """Compute metrics.parquet anew from the runs and the judgements; errors as ``metrics``."""
+        self.require_complete()
+        rows: dict[str, list[Any]] = {"query_id": [], "method": [], "measure": [], "value": []}
+        qrels, protocol = self.qrels(), self.record.protocol
+        for method in self.record.methods:
+            run = _documents(self.run(method.name))
+            values = per_query(qrels, run, protocol.measures, protocol.relevance)
+            for measure, by_query in values.items():
+                rows["query_id"] += by_query
+                rows["value"] += by_query.values()
+                rows["method"] += [method.name] * len(by_query)
+                rows["measure"] += [measure] * len(by_query)
+        write_table(self.path / "metrics.parquet", arrow().table(rows))
 
     def means(self) -> dict[str, dict[str, float]]:
         """The mean of each measure over all queries, by method.

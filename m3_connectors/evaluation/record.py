@@ -82,6 +82,7 @@ class Protocol:
             candidates which have a multi-vector score.
         query_max_length: Most tokens of a query; None is the model's own maximum.
         passage_max_length: Most tokens of a document; None is the model's own maximum.
+        precision: Of the model's arithmetic, which the last digits of every score depend on.
         limit_queries: Only so many of the split's queries were asked, the first; None is all. Means over a part are
             other numbers than means over all.
         run_depth: Most answers of a run, a query.
@@ -94,6 +95,7 @@ class Protocol:
     depths: Mapping[Component, int] = dataclasses.field(default_factory=lambda: dict(DEPTHS))
     query_max_length: int | None = None
     passage_max_length: int | None = None
+    precision: str = "float32"
     limit_queries: int | None = None
     run_depth: int = 100
     exact_lists: bool = True
@@ -196,7 +198,7 @@ class EvaluationRecord:
         return (
             f"dataset {self.dataset.fingerprint[:16]}, model {(model.weights_fingerprint or model.name)[:16]}, "
             f"{protocol.fusion} fusion, depths {'/'.join(map(str, protocol.depths.values()))}, "
-            f"lengths {protocol.query_max_length}/{protocol.passage_max_length}"
+            f"lengths {protocol.query_max_length}/{protocol.passage_max_length}, {protocol.precision}"
         )
 
     def differences(self, other: EvaluationRecord) -> list[str]:

@@ -1,0 +1,179 @@
+"""Tables of evaluations, computed from their folders alone."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+
+from m3_connectors.evaluation.folder import EvaluationFolder
+from m3_connectors.evaluation.record import DatasetRecord, EvaluationRecord
+from m3_connectors.report.table import Cell, Column, Table
+
+Means = dict[str, dict[str, float]]
+"""Method to measure to the mean over an evaluation's queries."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Evaluated:
+    record: EvaluationRecord
+    variant: str
+    means: Means
+
+
+def quality_tables(folders: Sequence[EvaluationFolder]) -> list[Table]:
+    """Method by dataset, a table a measure; then what the numbers come from, and what to know about them.
+
+    Means over several datasets (languages) weigh each alike, as the paper's do. A method that one of the datasets
+    lacks has no mean over them: it would be one over fewer.
+
+    Args:
+        folders: Complete evaluations.
+
+    Raises:
+        InvalidInput: One is incomplete, or its files do not belong together.
+    """
+    name = _variants([folder.require_complete().record for folder in folders])
+    evaluated = [_Evaluated(folder.record, name(folder.record), folder.means()) for folder in folders]
+    measures = dict.fromkeys(m for one in evaluated for m in one.record.protocol.measures)
+    tables = [_quality_table(measure, evaluated) for measure in measures]
+    return [*tables, _methods_table(evaluated), _evaluations_table(evaluated), *_warnings_table(evaluated)]
+
+
+def incomplete_table(folders: Sequence[EvaluationFolder]) -> Table:
+    """The evaluations that were interrupted and stand in no other table."""
+    rows = tuple(
+        (folder.path.name, folder.record.dataset.name, folder.record.dataset.split) for folder in folders
+    )
+    return Table(
+        "incomplete",
+        "Incomplete evaluations, in no other table",
+        (Column("folder"), Column("dataset"), Column("split")),
+        rows,
+        "Go on with the same m3 eval commands.",
+    )
+
+
+def _quality_table(measure: str, evaluated: Sequence[_Evaluated]) -> Table:
+    measured = [one for one in evaluated if measure in one.record.protocol.measures]
+    methods = list(dict.fromkeys(method for one in measured for method in one.means))
+    rows: list[tuple[Cell, ...]] = []
+    for label, members in _groups(measured).items():
+        queries = sum(one.record.dataset.queries for one in members)
+        rows.append((label, queries, *(_mean(members, method, measure) for method in methods)))
+    return Table(
+        name=f"quality-{measure.replace('@', '-').lower()}",
+        title=measure,
+        columns=(Column("dataset"), Column("queries"), *(Column(method, best=max) for method in methods)),
+        rows=tuple(rows),
+        by_row=True,
+    )
+
+
+def _mean(members: Sequence[_Evaluated], method: str, measure: str) -> float | None:
+    values = [one.means[method][measure] for one in members if method in one.means]
+    return sum(values) / len(values) if len(values) == len(members) else None
+
+
+def _groups(evaluated: Sequence[_Evaluated]) -> dict[str, list[_Evaluated]]:
+    """Evaluations by line of the table: one alone, then means over the languages of a family and across languages."""
+    groups: dict[str, list[_Evaluated]] = {}
+    for one in evaluated:
+        dataset = one.record.dataset
+        if _crosses(dataset):
+            of = f"{dataset.family}, cross-lingual"
+            labels: tuple[str, ...] = (
+                f"{of}, {dataset.query_language} → {dataset.passage_language}",
+                f"{of}, documents in {dataset.passage_language}",
+                f"{of}, questions in {dataset.query_language}",
+                f"{of}, mean",
+            )
+        else:
+            single = dataset.name if dataset.split in ("test", "dev") else f"{dataset.name} {dataset.split}"
+            labels = (single, f"{dataset.family}, mean")
+        for label in labels:
+            groups.setdefault(f"{label}{one.variant}", []).append(one)
+    # A mean of one is that one again.
+    shown = {
+        label: members
+        for label, members in groups.items()
+        if len(members) > 1 or not (", mean" in label or " in " in label)
+    }
+    return dict(sorted(shown.items(), key=lambda item: (item[1][0].record.dataset.family, item[0])))
+
+
+def _crosses(dataset: DatasetRecord) -> bool:
+    languages = (dataset.query_language, dataset.passage_language)
+    return None not in languages and languages[0] != languages[1]
+
+
+def _variants(records: Sequence[EvaluationRecord]) -> Callable[[EvaluationRecord], str]:
+    """What tells evaluations of one dataset apart: the model, the store and the protocol, where they differ at all."""
+
+    def aspects(record: EvaluationRecord) -> tuple[str, ...]:
+        protocol = record.protocol
+        cuts = (protocol.query_max_length, protocol.passage_max_length)
+        return (
+            record.model.name,
+            record.store.backend,
+            f"{protocol.fusion} fusion",
+            f"cut at {'/'.join(str(cut) if cut else 'none' for cut in cuts)} tokens",
+            "" if protocol.exact_lists else "approximate lists",
+            f"first {protocol.limit_queries} queries" if protocol.limit_queries else "all queries",
+        )
+
+    all_aspects = [aspects(record) for record in records]
+    differing = [i for i in range(6) if len({found[i] for found in all_aspects}) > 1]
+
+    def name(record: EvaluationRecord) -> str:
+        parts = [aspects(record)[i] for i in differing]
+        return f" ({', '.join(part for part in parts if part)})" if parts else ""
+
+    return name
+
+
+def _methods_table(evaluated: Sequence[_Evaluated]) -> Table:
+    rows = dict.fromkeys(
+        (
+            method.name,
+            ", ".join(f"{name} {depth:,}" for name, depth in (method.candidates or {}).items()),
+            " ".join(f"{weight:g}" for weight in method.weights or ()),
+            method.description,
+        )
+        for one in evaluated
+        for method in one.record.methods
+    )
+    columns = (Column("method"), Column("candidates"), Column("weights"), Column("what it is"))
+    note = "Weights are those of the dense, sparse and multi-vector score."
+    return Table("methods", "Methods", columns, tuple(rows), note)
+
+
+def _evaluations_table(evaluated: Sequence[_Evaluated]) -> Table:
+    columns: Mapping[str, Callable[[EvaluationRecord], Cell]] = {
+        "dataset": lambda record: record.dataset.name,
+        "split": lambda record: record.dataset.split,
+        "source": lambda record: (
+            record.dataset.source + (f"@{record.dataset.revision[:7]}" if record.dataset.revision else "")
+        ),
+        "licence": lambda record: record.dataset.licence,
+        "documents": lambda record: record.dataset.documents,
+        "queries": lambda record: record.dataset.queries,
+        "model": lambda record: str(record.model),
+        "store": lambda record: record.store.backend,
+        "fusion": lambda record: record.protocol.fusion,
+        "lists": lambda record: "exact" if record.protocol.exact_lists else "approximate",
+        "queries cut at": lambda record: record.protocol.query_max_length or "model's maximum",
+        "documents cut at": lambda record: record.protocol.passage_max_length or "model's maximum",
+        "warnings": lambda record: len(record.warnings),
+    }
+    rows = tuple(tuple(cell(one.record) for cell in columns.values()) for one in evaluated)
+    return Table("evaluations", "Evaluations", tuple(map(Column, columns)), rows)
+
+
+def _warnings_table(evaluated: Sequence[_Evaluated]) -> list[Table]:
+    rows = tuple(
+        (one.record.dataset.name, one.record.dataset.split, warning)
+        for one in evaluated
+        for warning in one.record.warnings
+    )
+    columns = (Column("dataset"), Column("split"), Column("what does not fit together"))
+    return [Table("warnings", "Warnings", columns, rows)] if rows else []
