@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from typing import Any
-from urllib.parse import urlsplit
 
 import anyio
 import grpc
@@ -29,7 +28,6 @@ from m3_connectors.errors import (
 from m3_connectors.filters import parse_filter
 from m3_connectors.methods import ALL
 from m3_connectors.testing.conformance import runs
-from m3_connectors.testing.faults import Cut, FaultProxy, Hang
 from m3_connectors.testing.servers.start import Running
 from m3_connectors.testing.worlds import make_world
 
@@ -63,23 +61,6 @@ async def stored(url: str, documents: int = 40, **options: Any) -> MilvusBackend
 
 
 # What networks and dying servers do, and many searches at once, are in the files test_faults_*.py.
-
-
-@runs
-async def test_a_scan_ends_in_time_on_a_server_that_hangs_and_goes_on_over_a_cut(url: str) -> None:
-    port = urlsplit(url).port
-    assert port is not None
-    with FaultProxy(port) as proxy:
-        hasty = {"timeout_seconds": 1.0, "attempts": 2, "total_seconds": 1.5}
-        backend = await stored(f"milvus+http://127.0.0.1:{proxy.port}", **hasty)
-        proxy.fault = Hang()
-        with anyio.fail_after(10), pytest.raises(TimedOut):
-            await anext(backend.scan_ids())
-        proxy.fault = Cut(0, times=1)
-        before = proxy.faults
-        assert sorted([id async for id in backend.scan_ids()]) == sorted(d.id for d in WORLD.documents)
-        assert proxy.faults == before + 1
-        await backend.close()
 
 
 @runs

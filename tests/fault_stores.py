@@ -1,0 +1,200 @@
+"""Stores that a test may break, and the record of what a caller saw of it; for the files test_faults_*.py.
+
+Elasticsearch and Milvus are real servers behind proxies (tests/conftest.py starts them); Qdrant is the fake of
+qdrant_fake.py. With ``M3_FAULT_ROWS=FILE`` each case adds its rows to that file; benchmarks/faults.py runs the cases so
+and makes a table of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import re
+import ssl
+import tempfile
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import anyio
+import pytest
+from qdrant_fake import FakeQdrant
+
+from m3_connectors.backends.base import Backend
+from m3_connectors.backends.registry import backend_for
+from m3_connectors.documents import Document
+from m3_connectors.errors import M3Error
+from m3_connectors.methods import ALL
+from m3_connectors.testing.faults import Fault, FaultProxy
+from m3_connectors.testing.worlds import World
+
+STORES = ("qdrant-grpc", "qdrant-rest", "milvus", "elasticsearch")
+
+PATIENCE = {"timeout_seconds": 4.0, "attempts": 3, "total_seconds": 6.0}
+HASTE = {"timeout_seconds": 1.5, "attempts": 2, "total_seconds": 2.5}
+FOR_A_RESTART = {"timeout_seconds": 60.0, "attempts": 100, "total_seconds": 300.0}
+
+BUSY_SECONDS = 8.0
+"""What a busy machine may add to the time that a call was given."""
+
+
+@dataclasses.dataclass
+class Target:
+    """One collection of a store, behind proxies, one for each of the store's ports."""
+
+    name: str
+    host: str
+    ports: list[int]
+    options: dict[str, Any]
+    restart: Callable[[], None] | None = None
+    fake: FakeQdrant | None = None
+    proxies: list[FaultProxy] = dataclasses.field(default_factory=list)
+    scheme_end: str = ""
+    collection: str = dataclasses.field(default_factory=lambda: f"faults-{uuid.uuid4().hex[:12]}")
+
+    @property
+    def store(self) -> str:
+        return self.name.partition("-")[0]
+
+    @property
+    def url(self) -> str:
+        """Where it is, past the proxies."""
+        return f"{self.store}+http://{self.host}:{self.ports[0]}"
+
+    def backend(self, **options: Any) -> Backend:
+        first, *others = self.proxies
+        more = {"grpc_port": others[0].port} if others else {}
+        url = f"{self.store}+http{self.scheme_end}://127.0.0.1:{first.port}"
+        return backend_for(url, self.collection, {**PATIENCE, **self.options, **more, **options})
+
+    def direct(self, **options: Any) -> Backend:
+        """The same collection without a proxy in between."""
+        more = {"grpc_port": self.ports[1]} if self.ports[1:] else {}
+        return backend_for(self.url, self.collection, {**self.options, **more, **options})
+
+    @contextlib.contextmanager
+    def proxied(self, tls: Callable[[bool], ssl.SSLContext] | None = None) -> Iterator[Target]:
+        """With a proxy before each port; with TLS, whose context is asked for by whether the port speaks gRPC."""
+        with contextlib.ExitStack() as proxies:
+            for i, port in enumerate(self.ports):
+                context = tls(i == 1 or self.store == "milvus") if tls else None
+                self.proxies.append(proxies.enter_context(FaultProxy(port, self.host, seed=7, tls=context)))
+            self.scheme_end = "s" if tls else ""
+            yield self
+
+    def set(self, fault: Fault | None) -> None:
+        for proxy in self.proxies:
+            proxy.fault = fault
+
+    @property
+    def faults(self) -> int:
+        return sum(proxy.faults for proxy in self.proxies)
+
+    @contextlib.asynccontextmanager
+    async def stored(self, world: World, **options: Any) -> AsyncIterator[Backend]:
+        """The collection with the first half of a world in it; made and dropped patiently and past the proxies."""
+        patient, backend = self.direct(), self.backend(**options)
+        half = len(world.documents) // 2
+        try:
+            await patient.create(world.schema)
+            await patient.upsert(world.documents[:half], world.embeddings[:half])
+            await backend.open()
+            yield backend
+        finally:
+            with anyio.CancelScope(shield=True):
+                await backend.close()
+                await patient.drop()
+                await patient.close()
+
+
+def target_of(request: pytest.FixtureRequest) -> Iterator[Target]:
+    """The store that a fixture's parameter names, without its proxies."""
+    name: str = request.param
+    if name.startswith("qdrant"):
+        transport = name.partition("-")[2]
+        with FakeQdrant(grpc_open=transport == "grpc") as fake:
+
+            def again() -> None:
+                fake.stop()
+                fake.start()
+
+            ports = [fake.port, fake.grpc_port] if transport == "grpc" else [fake.port]
+            yield Target(name, "127.0.0.1", ports, {"transport": transport}, again, fake)
+        return
+    running = request.getfixturevalue(f"{name}_store")
+    parts = urlsplit(running.url)
+    assert parts.hostname is not None
+    assert parts.port is not None
+    restart = None
+    if running.server is not None:
+
+        def restart() -> None:
+            running.server.stop(kill=True)
+            running.server.start()
+
+    options = {"replicas": 0} if name == "elasticsearch" else {}
+    yield Target(name, parts.hostname, [parts.port], options, restart)
+
+
+class Case:
+    """One case on one store: its calls, each in time and with the error that it must have; then what is left."""
+
+    def __init__(self, store: str, name: str) -> None:
+        self.rows: list[dict[str, Any]] = []
+        self.error: M3Error | None = None
+        self._about = {"store": store, "case": name}
+
+    @contextlib.contextmanager
+    def call(
+        self, name: str, *errors: type[M3Error], match: str = "", patience: dict[str, float] = PATIENCE
+    ) -> Iterator[None]:
+        """A call that ends within its patience, in one of the errors, or in none if none is given."""
+        self.error = None
+        started = time.monotonic()
+        try:
+            yield
+        except errors as error:
+            self.error = error
+        seconds = time.monotonic() - started
+        first_line = str(self.error or "").partition("\n")[0]
+        said = {"error": type(self.error).__name__ if self.error else None, "message": _public(first_line)}
+        self.rows.append({**self._about, "call": name, **said, "seconds": round(seconds, 2)})
+        assert bool(errors) == (self.error is not None), f"{name} raised nothing; {errors} must be raised"
+        assert re.search(match, str(self.error)), f"{match!r} is not in {str(self.error)!r}"
+        # The last try may begin when the total is nearly over.
+        limit = patience["total_seconds"] + patience["timeout_seconds"] + BUSY_SECONDS
+        assert seconds < limit, f"{name} took {seconds:.1f} s; {limit} were allowed"
+
+    async def account(self, backend: Backend, world: World, acknowledged: Sequence[Document]) -> None:
+        """Count what was lost and doubled, then write the whole world, as a user does who repeats the call."""
+        found = await backend.fetch([document.id for document in acknowledged])
+        lost = sum(there != document for there, document in zip(found, acknowledged, strict=True))
+        await backend.upsert(world.documents, world.embeddings)
+        ids = [id async for id in backend.scan_ids()]
+        doubled = len(ids) - len(set(ids))
+        self.record(lost=lost, doubled=doubled)
+        assert (lost, doubled) == (0, 0), "documents lost and doubled"
+        assert sorted(ids) == sorted(document.id for document in world.documents)
+        assert await backend.count() == len(ids)
+        assert await backend.fetch([document.id for document in world.documents]) == world.documents
+        assert len(await backend.search(world.queries[0], ALL, 10)) == min(10, len(ids))
+
+    def record(self, **more: Any) -> None:
+        """Write the rows where they are asked for, each with ``more``."""
+        if path := os.environ.get("M3_FAULT_ROWS"):
+            with Path(path).open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps({**row, **more}, ensure_ascii=False) + "\n" for row in self.rows)
+        self.rows.clear()
+
+
+def _public(message: str) -> str:
+    """The message without the names of this run: temporary directories, collections, ports."""
+    message = re.sub(rf"{re.escape(tempfile.gettempdir())}/[^\s:'\"]*", "DIRECTORY", message)
+    return re.sub(
+        r"(127\.0\.0\.1|localhost):\d+", r"\1:PORT", re.sub(r"faults-[0-9a-f]{12}", "notes", message)
+    )
