@@ -12,6 +12,7 @@ import typer
 
 from m3_connectors import __version__
 from m3_connectors.cli.bench import bench
+from m3_connectors.cli.compare import compare
 from m3_connectors.cli.console import err, escape_what_cannot_be_printed, lines_of, logged, out
 from m3_connectors.cli.doctor import doctor
 from m3_connectors.cli.encode import encode
@@ -21,6 +22,7 @@ from m3_connectors.cli.index import index
 from m3_connectors.cli.report import report
 from m3_connectors.cli.search import search
 from m3_connectors.cli.train import train
+from m3_connectors.cli.tune import tune
 from m3_connectors.errors import M3Error
 
 INTERRUPTED = 130
@@ -58,6 +60,8 @@ app.command()(index)
 app.command()(search)
 app.command()(explain)
 app.command("eval")(evaluate)
+app.command()(compare)
+app.command()(tune)
 app.command()(report)
 app.command()(encode)
 app.command()(train)

@@ -116,8 +116,8 @@ def comparison_table(comparisons: list[Comparison]) -> Table:
             f"{test.after:.3f}",
             f"{test.difference:+.3f}",
             f"[{test.low:.3f}, {test.high:.3f}]",
-            _p(test.p_value),
-            _p(one.adjusted_p_value),
+            p_text(test.p_value),
+            p_text(one.adjusted_p_value),
             f"{test.wins}/{test.ties}/{test.losses}",
             "real" if one.real else "may be chance",
         )
@@ -192,7 +192,8 @@ def _title(comparison: Comparison) -> str:
     return " · ".join([_dataset(comparison.before), " → ".join(_names(comparison))])
 
 
-def _p(value: float) -> str:
+def p_text(value: float) -> str:
+    """A p-value for people."""
     return f"{value:.4f}" if value >= 0.0001 else "< 0.0001"
 
 

@@ -1,0 +1,306 @@
+"""``m3 tune``: find the weights of the fused methods on one's own queries, and whether they hold."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from m3_connectors.cli.compare import p_text, paired_document
+from m3_connectors.cli.console import out, print_json, print_table, warn, working
+from m3_connectors.cli.evaluate import agree, collection_name, evaluate_into, preset
+from m3_connectors.cli.opening import check_length, choose_encoder
+from m3_connectors.cli.options import WEIGHTED, Debug, Json, Model, at_least, check_store, names_of
+from m3_connectors.embeddings import COMPONENTS
+from m3_connectors.errors import InvalidInput, MissingDependency
+from m3_connectors.methods import METHODS, Weights, save_weights
+
+if TYPE_CHECKING:
+    from m3_connectors.evaluation.folder import EvaluationFolder
+    from m3_connectors.evaluation.significance import PairedTest
+    from m3_connectors.evaluation.tune import Tuning
+
+_LABELS = {"dense": "dense", "sparse": "sparse", "multivector": "multi"}
+
+
+def tune(
+    dataset: Annotated[
+        str,
+        typer.Argument(
+            metavar="DATASET|DIR",
+            help="A dataset as m3 eval takes it, or an evaluation that m3 eval --out left: nothing is encoded then.",
+        ),
+    ],
+    split: Annotated[
+        str | None,
+        typer.Option(
+            "--split", metavar="SPLIT", help="Which judgements.", show_default="the paper's, or test"
+        ),
+    ] = None,
+    to: Annotated[
+        str,
+        typer.Option("--to", metavar="URL", help="The store; what it holds already is not encoded again."),
+    ] = "memory:",
+    collection: Annotated[
+        str | None,
+        typer.Option(
+            "--collection",
+            "-c",
+            metavar="NAME",
+            help="Collection in the store.",
+            show_default="named after DATASET",
+        ),
+    ] = None,
+    model: Model = None,
+    methods: Annotated[
+        str,
+        typer.Option(
+            "--methods",
+            "--method",
+            metavar="M1,M2",
+            callback=names_of(WEIGHTED),
+            help="Which weights, of all and dense_sparse.",
+        ),
+    ] = "all,dense_sparse",
+    folds: Annotated[
+        int,
+        typer.Option(
+            "--folds",
+            metavar="N",
+            parser=at_least(2),
+            help="Parts of the queries; each is measured under weights chosen by the others.",
+        ),
+    ] = 5,
+    seed: Annotated[
+        int, typer.Option("--seed", metavar="N", parser=at_least(0), help="Of folds and tests.")
+    ] = 0,
+    weights_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            metavar="FILE",
+            help="Write the weights to use here, for --weights and connect(weights=…).",
+        ),
+    ] = None,
+    passage_max_length: Annotated[
+        int | None,
+        typer.Option(
+            "--passage-max-length",
+            metavar="TOKENS",
+            parser=at_least(3),
+            help="Cut documents here.",
+            show_default="the model's own",
+        ),
+    ] = None,
+    query_max_length: Annotated[
+        int | None,
+        typer.Option(
+            "--query-max-length",
+            metavar="TOKENS",
+            parser=at_least(3),
+            help="Cut queries here.",
+            show_default="the model's own",
+        ),
+    ] = None,
+    data_dir: Annotated[
+        Path | None,
+        typer.Option("--data-dir", metavar="DIR", help="Files of the hub's datasets, instead of the hub."),
+    ] = None,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Download what the dataset needs without asking.")
+    ] = False,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Find weights on judged queries, measure them on queries they were not chosen by, and say whether they help."""
+    from m3_connectors.evaluation.folder import RECORD, EvaluationFolder
+    from m3_connectors.evaluation.tune import tune as find_weights
+
+    if (Path(dataset) / RECORD).exists():
+        folder = EvaluationFolder(Path(dataset)).require_complete()
+    else:
+        folder = _evaluated(
+            dataset,
+            split=split,
+            to=to,
+            collection=collection,
+            model=model,
+            passage_max_length=passage_max_length,
+            query_max_length=query_max_length,
+            data_dir=data_dir,
+            yes=yes,
+        )
+    found = []
+    for method in methods.split(","):
+        with working(f"tuning {method} …"):
+            found.append(find_weights(folder, method, folds=folds, seed=seed))
+    if weights_file:
+        save_weights(weights_file, {tuning.method: tuning.advised for tuning in found})
+    if json:
+        print_json(_document(folder, found, weights_file))
+        return
+    record = folder.record
+    out.print(
+        f"  {record.dataset.name} · split {record.dataset.split} · {record.model.name} · "
+        f"{record.dataset.queries:,} queries · {len(found[0].folds)} folds",
+        markup=False,
+        soft_wrap=True,
+    )
+    for tuning in found:
+        out.print(tuning_lines(tuning), markup=False, soft_wrap=True)
+        print_table(gains_table(tuning))
+    if weights_file:
+        kept = [tuning.method for tuning in found if not tuning.recommended]
+        note = f" (of {' and '.join(kept)} those that are kept)" if kept else ""
+        out.print(f"\n  {weights_file} holds the weights to use{note}", markup=False, soft_wrap=True)
+
+
+def tuning_lines(tuning: Tuning) -> str:
+    """The weights found, what they gain over what is in use, the advice, and how sharp the optimum is."""
+    from m3_connectors.evaluation.tune import FLAT
+
+    gain = tuning.gains[0].test
+    spans = [
+        f"{_LABELS[name]} {low:g}–{high:g}" if low < high else f"{_LABELS[name]} {low:g}"
+        for name, (low, high) in zip(COMPONENTS, tuning.spread, strict=True)
+        if name in METHODS[tuning.method].scored
+    ]
+    return "\n".join(
+        [
+            "",
+            f"  {tuning.method}  w = {_shown(tuning, tuning.weights)} · {_points(gain.difference)} nDCG on held-out "
+            f"folds {_interval(gain)}",
+            f"  {tuning.advice}",
+            f"  over the folds: {' · '.join(spans)} · {tuning.surface.flat:.0%} of all weights are within "
+            f"{100 * FLAT:g} of the best",
+        ]
+    )
+
+
+def gains_table(tuning: Tuning) -> Table:
+    """The held-out nDCG@10 against each baseline."""
+    table = Table(box=None, padding=(0, 2), header_style="dim")
+    table.add_column("baseline", style="bold")
+    table.add_column("weights", style="dim")
+    for name in ("nDCG@10", "tuned, held out", "gain", "95 %", "p"):
+        table.add_column(name, justify="right")
+    for gain in tuning.gains:
+        test = gain.test
+        table.add_row(
+            gain.name,
+            _shown(tuning, gain.weights),
+            f"{100 * test.before:.1f}",
+            f"{100 * test.after:.1f}",
+            _points(test.difference),
+            _interval(test),
+            p_text(test.p_value),
+        )
+    return table
+
+
+def _evaluated(
+    name: str,
+    *,
+    split: str | None,
+    to: str,
+    collection: str | None,
+    model: str | None,
+    passage_max_length: int | None,
+    query_max_length: int | None,
+    data_dir: Path | None,
+    yes: bool,
+) -> EvaluationFolder:
+    """The evaluation of a dataset in the user's cache, made or completed if need be."""
+    from m3_connectors.evaluation.datasets.load import load_dataset
+    from m3_connectors.evaluation.evaluate import Plan
+
+    check_store(to, collection or "documents", "--to")
+    with working("reading the dataset …"):
+        loaded = load_dataset(name, split=split, data_dir=data_dir, agree=agree(yes))
+    for message in loaded.warnings:
+        warn(message)
+    if loaded.relevance != "documents":
+        raise InvalidInput(
+            f"{name} is judged by answers: weights are tuned by nDCG@10, which needs documents."
+        )
+    at = collection or collection_name(name, passage_max_length)
+    encoder = choose_encoder(to, at, model, create=True)
+    check_length(passage_max_length, encoder, "--passage-max-length")
+    check_length(query_max_length, encoder, "--query-max-length")
+    plan = Plan(
+        url=to,
+        collection=at,
+        methods={method: preset(method, encoder, loaded, paper=False) for method in WEIGHTED},
+        query_max_length=query_max_length,
+        passage_max_length=passage_max_length,
+    )
+    place = _cache() / f"{at}-{loaded.split}-{_key(loaded.fingerprint, encoder.info, plan)}"
+    return evaluate_into(loaded, encoder, plan, place, kept=True)
+
+
+def _cache() -> Path:
+    try:
+        import platformdirs
+    except ImportError:
+        raise MissingDependency("platformdirs", "eval") from None
+    return platformdirs.user_cache_path("m3-connectors") / "evaluations"
+
+
+def _key(*parts: object) -> str:
+    """Tells evaluations apart that would not be the same one."""
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
+
+
+def _shown(tuning: Tuning, weights: Weights) -> str:
+    return " ".join(f"{weights.of(name):g}" for name in METHODS[tuning.method].scored)
+
+
+def _points(difference: float) -> str:
+    return f"{100 * difference:+.1f}"
+
+
+def _interval(test: PairedTest) -> str:
+    return f"[{100 * test.low:.1f}, {100 * test.high:.1f}]"
+
+
+def _document(folder: EvaluationFolder, found: Sequence[Tuning], weights_file: Path | None) -> dict[str, Any]:
+    dataset = folder.record.dataset
+    return {
+        "dataset": dataset.name,
+        "split": dataset.split,
+        "model": folder.record.model.name,
+        "queries": dataset.queries,
+        "evaluation": str(folder.path),
+        "weights_file": weights_file and str(weights_file),
+        "methods": [
+            {
+                "method": tuning.method,
+                "measure": "nDCG@10",
+                "weights": list(tuning.weights),
+                "fitted": tuning.fitted,
+                "held_out": tuning.held_out,
+                "recommended": tuning.recommended,
+                "advised": list(tuning.advised),
+                "advice": tuning.advice,
+                "gains": [
+                    {
+                        "baseline": gain.name,
+                        "weights": list(gain.weights),
+                        "mean": gain.test.before,
+                        **paired_document(gain.test),
+                    }
+                    for gain in tuning.gains
+                ],
+                "folds": [
+                    {"weights": list(fold.weights), "queries": fold.queries, "held_out": fold.held_out}
+                    for fold in tuning.folds
+                ],
+                "flat": tuning.surface.flat,
+            }
+            for tuning in found
+        ],
+    }
