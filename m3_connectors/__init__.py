@@ -7,6 +7,7 @@ database client.
 from __future__ import annotations
 
 import importlib
+import logging
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -86,6 +87,10 @@ __all__ = [
     "aconnect",
     "connect",
 ]
+
+
+# A library does not print: whoever wants its log sets up logging.
+logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 
 def __getattr__(name: str) -> object:

@@ -13,7 +13,7 @@
         ├── Corrupt                        stored data cannot be read back
         ├── Busy                           another process owns the data
         ├── StorageFull                    no space left on the store's disk
-        ├── Unauthorised                   missing or wrong credentials
+        ├── Unauthorised                   missing or wrong credentials, ours or the server's
         ├── Unavailable                    the store cannot be reached
         ├── TimedOut                       no answer within the deadline
         ├── Throttled                      the store asks to slow down: ``.retry_after_seconds``
@@ -25,10 +25,25 @@ The first line of a message says what, where and with which value; the next line
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any, TypeVar
+
+_E = TypeVar("_E", bound=Exception)
+
+
+def _again(kind: type[_E], args: tuple[Any, ...], attributes: dict[str, Any]) -> _E:
+    """An error as it was before it was pickled."""
+    error = kind.__new__(kind)
+    error.args = args
+    error.__dict__.update(attributes)
+    return error
 
 
 class M3Error(Exception):
     """Base of every error raised on purpose by this package."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Exceptions are pickled by calling their class with ``args``, which is the message alone.
+        return _again, (type(self), self.args, self.__dict__)
 
 
 class InvalidInput(M3Error, ValueError):
@@ -105,7 +120,7 @@ class StorageFull(BackendError):
 
 
 class Unauthorised(BackendError):
-    """Credentials are missing, wrong or expired."""
+    """Credentials are missing, wrong or expired, or the server's own (its certificate) are not trusted."""
 
 
 class Unavailable(BackendError):

@@ -92,7 +92,7 @@ async def test_a_certificate_that_is_not_trusted_ends_the_call_at_once(secured: 
         "another fingerprint": {"fingerprint": "00" * 32},
     }[wrong]
     backend = secured.backend(**options, attempts=5)
-    with anyio.fail_after(10), pytest.raises(Unavailable, match="ca_certs=") as caught:
+    with anyio.fail_after(10), pytest.raises(Unauthorised, match="ca_certs=") as caught:
         await backend.open()
     assert not caught.value.retryable
     await backend.close()

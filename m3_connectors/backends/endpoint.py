@@ -12,7 +12,7 @@ from pydantic import SecretStr
 from m3_connectors.backends.capabilities import Capability, refuse_unknown, require
 from m3_connectors.backends.retry import Patience
 from m3_connectors.backends.urls import shown
-from m3_connectors.errors import InvalidInput
+from m3_connectors.errors import InvalidInput, Unavailable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,3 +154,11 @@ class Endpoint:
         require(f"{store}+{scheme}", declared, endpoint.asks)
         refuse_unknown(f"{store}+{scheme}", declared, left, own)
         return endpoint, left
+
+
+def not_encrypted(url: str, backend: str, operation: str) -> Unavailable:
+    """The error of an https URL for a port that does not encrypt; the same call fails again."""
+    message = f"{url} does not speak TLS.\n  Use {backend}+{url.replace('https', 'http', 1)}, if the way there is safe."
+    error = Unavailable(message, backend=backend, operation=operation)
+    error.retryable = False
+    return error

@@ -2,12 +2,15 @@
 
 Every write of this package may be repeated (an upsert by id, a delete by id), so what is retryable is decided by the
 error alone: ``BackendError.retryable``. The pause doubles with jitter; a server's own ``Retry-After`` is obeyed.
+Each new try is logged, by this module's logger, at level INFO.
 """
 
 from __future__ import annotations
 
+import contextvars
 import dataclasses
 import datetime
+import logging
 import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
@@ -17,6 +20,12 @@ import stamina
 from m3_connectors.errors import BackendError, InvalidInput, Throttled
 
 T = TypeVar("T")
+
+_log = logging.getLogger(__name__)
+_ours = contextvars.ContextVar("m3_retrying", default=False)
+
+# stamina warns of each new try, without saying of what; where no logging is set up Python prints that on stderr.
+logging.getLogger("stamina").addFilter(lambda record: not _ours.get())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +55,8 @@ async def retrying(patience: Patience, call: Callable[[], Awaitable[T]]) -> T:
     """
     started = time.monotonic()
     tries = 0
+    why = ""
+    token = _ours.set(True)
 
     def again(error: Exception) -> bool | datetime.timedelta:
         if not isinstance(error, BackendError) or not error.retryable:
@@ -65,11 +76,19 @@ async def retrying(patience: Patience, call: Callable[[], Awaitable[T]]) -> T:
         ):
             with attempt:
                 tries += 1
-                return await call()
+                if tries > 1:
+                    _log.info("try %d of %d, since: %s", tries, patience.attempts, why)
+                try:
+                    return await call()
+                except BackendError as error:
+                    why = str(error).splitlines()[0]
+                    raise
     except BackendError as error:
         if tries > 1:
             seconds = time.monotonic() - started
             what, newline, advice = str(error.args[0]).partition("\n")
             error.args = (f"{what.rstrip('.')} after {tries} tries in {seconds:.0f} s.{newline}{advice}",)
         raise
+    finally:
+        _ours.reset(token)
     raise AssertionError("unreachable: the last try returns or raises")

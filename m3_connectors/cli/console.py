@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import logging
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -51,6 +52,31 @@ def print_table(table: Table) -> None:
 def warn(message: str) -> None:
     """A warning for people, on stderr."""
     err.print(Text.assemble(("warning  ", "yellow"), message), soft_wrap=True)
+
+
+class _Warnings(logging.Handler):
+    """The package's own log, for people."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """One line on stderr."""
+        if record.levelno >= logging.WARNING:
+            warn(record.getMessage())
+        else:
+            err.print(Text.assemble(("· ", "dim"), (record.getMessage(), "dim")), soft_wrap=True)
+
+
+@contextlib.contextmanager
+def logged(*, debug: bool) -> Iterator[None]:
+    """Shows what the package logs: warnings, and with ``debug`` also what goes well, such as a second try."""
+    log, handler = logging.getLogger("m3_connectors"), _Warnings()
+    level = log.level
+    log.setLevel(logging.INFO if debug else logging.WARNING)
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
 
 
 def escape_what_cannot_be_printed() -> None:

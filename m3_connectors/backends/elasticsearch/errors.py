@@ -10,6 +10,7 @@ import elastic_transport
 import elasticsearch
 
 from m3_connectors.backends.elasticsearch.mapping import BACKEND
+from m3_connectors.backends.endpoint import not_encrypted
 from m3_connectors.errors import (
     AlreadyExists,
     BackendError,
@@ -45,15 +46,19 @@ def translated(error: Exception, operation: str, url: str) -> BackendError:
         case elastic_transport.ConnectionTimeout():
             return TimedOut(f"no answer from {url} in time.", **where)
         case elastic_transport.ConnectionError() if (why := _untrusted(error)) is not None:
-            refused = Unavailable(
-                f"no encrypted connection to {url}: {why}\n"
-                "  Name the authority that signed its certificate (ca_certs=) or its fingerprint (fingerprint=).",
+            if "WRONG_VERSION_NUMBER" in why:
+                return not_encrypted(url, BACKEND, operation)
+            return Unauthorised(
+                f"the certificate of {url} is not trusted: {why}\n"
+                "  Name the authority that signed it (ca_certs='FILE.pem' or M3_ELASTICSEARCH_CA_CERTS), or its "
+                "SHA-256 (fingerprint=).",
                 **where,
             )
-            refused.retryable = False
-            return refused
         case elastic_transport.ConnectionError():
-            return Unavailable(f"no connection to {url}: {error.message}", **where)
+            return Unavailable(
+                f"no connection to {url}: {error.message}\n  Is the server up?  m3 doctor {BACKEND}+{url}",
+                **where,
+            )
     # A broken or foreign answer: half of a message, a proxy's page.
     return Unavailable(f"{url} gave an answer that cannot be read: {error}", **where)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import grpc
 from pymilvus.exceptions import MilvusException
 
+from m3_connectors.backends.endpoint import not_encrypted
 from m3_connectors.errors import (
     AlreadyExists,
     BackendError,
@@ -84,13 +85,21 @@ def translated(error: Exception, operation: str, where: str) -> BackendError:
         where: The server's address or the data's path.
     """
     code, words = _code_and_words(error)
-    trusted = True
     if code == _CONNECT_FAILED and isinstance(error.__cause__, grpc.RpcError):
         # pymilvus says "illegal connection params or server unavailable"; gRPC knew why.
         code, reason = _code_and_words(error.__cause__)
         reason = reason.rpartition("last error: ")[2]
         words = f"no connection ({reason.removeprefix('UNKNOWN: ')})"
-        trusted = "CERTIFICATE_VERIFY_FAILED" not in reason
+        if "CERTIFICATE_VERIFY_FAILED" in reason:
+            why = reason.rpartition("CERTIFICATE_VERIFY_FAILED: ")[2].removesuffix(": OK")
+            return Unauthorised(
+                f"the certificate of {where} is not trusted: {why}\n"
+                "  Give the authority that signed it: ca_certs='FILE.pem' or M3_MILVUS_CA_CERTS.",
+                backend=BACKEND,
+                operation=operation,
+            )
+        if "WRONG_VERSION_NUMBER" in reason:
+            return not_encrypted(where, BACKEND, operation)
     kind: type[BackendError] | None = None
     if isinstance(code, grpc.StatusCode):
         kind = _BY_STATUS.get(code)
@@ -99,13 +108,9 @@ def translated(error: Exception, operation: str, where: str) -> BackendError:
     if kind is None and isinstance(code, int):
         kind = _BY_CODE.get(code)
     advice = _ADVICE.get(kind, "") if kind else ""
-    if not trusted:
-        advice = "\n  Give the authority of the server's certificate: ca_certs=FILE."
-    made = (kind or Rejected)(
+    return (kind or Rejected)(
         f"{words.strip().rstrip('.')} at {where}.{advice}", backend=BACKEND, operation=operation
     )
-    made.retryable = made.retryable and trusted
-    return made
 
 
 def _code_and_words(error: Exception) -> tuple[int | grpc.StatusCode | None, str]:

@@ -15,6 +15,7 @@ import httpx
 from qdrant_client.common.client_exceptions import QdrantException, ResourceExhaustedResponse
 from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
+from m3_connectors.backends.endpoint import not_encrypted
 from m3_connectors.errors import (
     AlreadyExists,
     BackendError,
@@ -132,6 +133,8 @@ def _of_transport(source: Exception, operation: str, url: str) -> BackendError:
     text = f"{source}" or type(source).__name__
     if "CERTIFICATE_VERIFY_FAILED" in text:
         return _untrusted(operation, url, text)
+    if "WRONG_VERSION_NUMBER" in text:
+        return not_encrypted(url, BACKEND, operation)
     if isinstance(source, httpx.TimeoutException):
         return TimedOut(f"no answer in time from {url}.", backend=BACKEND, operation=operation)
     if isinstance(source, httpx.TransportError):
