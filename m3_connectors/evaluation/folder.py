@@ -176,10 +176,21 @@ class EvaluationFolder:
             if run[query] and value > run[query][-1][1]:
                 raise InvalidInput(f"{path}:{line}: the scores of query {query!r} rise: best first.")
             run[query].append((document, value))
+        known = self._documents_known
         for query, answer in run.items():
-            if len({document for document, _ in answer}) < len(answer):
+            documents = {document for document, _ in answer}
+            if len(documents) < len(answer):
                 raise InvalidInput(f"{path}: query {query!r} has a document twice.")
+            if known is not None and not documents <= known:
+                raise InvalidInput(
+                    f"{path}: {min(documents - known)!r} is none of the documents of {self.record.dataset.name}."
+                )
         return run
+
+    @functools.cached_property
+    def _documents_known(self) -> set[str] | None:
+        """Every document that was answered; None while they are not yet known."""
+        return set(self.documents()["document_id"].to_pylist()) if self.record.complete else None
 
     def metrics(self) -> pa.Table:
         """query_id, method, measure, value of every judged query; computed and kept if it is not there yet.
