@@ -12,7 +12,7 @@ from m3_connectors.backends.milvus.layout import Layout
 from m3_connectors.backends.milvus.naming import id_of, keys_in
 from m3_connectors.backends.milvus.reading import Reader
 from m3_connectors.backends.milvus.rows import Entity, part_keys
-from m3_connectors.errors import PartialWrite
+from m3_connectors.errors import PartialWrite, StorageFull
 
 _FLUSH_ROWS = 1_000
 """milvus-lite searches unflushed rows one by one (measured: 10,000 of them cost 2 s a search, flushed 40 ms)."""
@@ -33,6 +33,7 @@ class Writer:
         self._reader = reader
         self._batch_bytes = batch_bytes
         self._unflushed_rows = 0
+        self._torn = False
 
     async def upsert(self, entities: Sequence[Entity]) -> None:
         """Write documents; when it returns, they are on the server's disk or log, and every read sees them.
@@ -52,6 +53,7 @@ class Writer:
             self._unflushed_rows += len(batch)
             if self._unflushed_rows >= _FLUSH_ROWS:
                 await self.settle()
+        await self._mend()
         if refused:
             raise PartialWrite(refused, backend=BACKEND, operation="upsert")
 
@@ -67,6 +69,7 @@ class Writer:
                     self._layout.parts_name, [key for row in rows.values() for key in part_keys(row)]
                 )
             count += len(rows)
+        await self._mend()
         return count
 
     async def delete_where(self, expression: str) -> int:
@@ -78,7 +81,8 @@ class Writer:
 
     async def settle(self) -> None:
         """Move what was written into milvus-lite's segments; a server does so by itself."""
-        if self._unflushed_rows and self._connection.is_lite:
+        # Nothing is flushed to a full disk: milvus-lite would show none of it until its next start.
+        if self._unflushed_rows and self._connection.is_lite and not self._torn:
             await self._connection.call("flush", "flush", self._layout.name, write=True)
         self._unflushed_rows = 0
 
@@ -91,7 +95,7 @@ class Writer:
     async def _send(self, collection: str, rows: list[dict[str, Any]], refused: dict[str, str]) -> None:
         """Write rows, in halves where the server says they are too large for one message."""
         try:
-            await self._connection.call("upsert", "upsert", collection, data=rows, write=True)
+            await self._write("upsert", collection, data=rows)
         except TooLarge as error:
             if len(rows) == 1:
                 refused[id_of(rows[0]["key"])] = str(error)
@@ -102,7 +106,28 @@ class Writer:
 
     async def _delete_keys(self, collection: str, keys: Sequence[str]) -> None:
         for some in by_count(keys, _KEYS_AT_ONCE):
-            await self._connection.call("delete", "delete", collection, filter=keys_in(some), write=True)
+            await self._write("delete", collection, filter=keys_in(some))
+
+    async def _write(self, method: str, collection: str, **arguments: Any) -> None:
+        try:
+            await self._connection.call(method, method, collection, write=True, **arguments)
+        except StorageFull:
+            self._torn = self._connection.is_lite
+            raise
+
+    async def _mend(self) -> None:
+        """Have milvus-lite begin a new log where a full disk tore the old one, now that a write passed.
+
+        It goes on behind the half of a record that fitted, but after its next start reads up to that half only: what it
+        acknowledged since would be lost.
+        """
+        if self._torn:
+            for collection in (
+                self._layout.name,
+                *([self._layout.parts_name] if self._layout.has_parts else ()),
+            ):
+                await self._connection.call("flush", "flush", collection, write=True)
+            self._torn = False
 
 
 def _part_bytes(part: dict[str, Any]) -> int:
