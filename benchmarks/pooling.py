@@ -68,8 +68,10 @@ def run(folders: list[Path], model: str, block_rows: list[int]) -> Iterator[Row]
                 ]
                 seconds = time.perf_counter() - started
                 kept = MultiVectors.from_list(pooled, corpus.multivectors.dimension)
+                del pooled  # at most two copies of the corpus at once
                 stored = as_float16(dataclasses.replace(corpus, multivectors=kept))
                 runs = rankings(methods, asked, stored, ids)
+                del stored
                 yield {
                     "folder": f"{folder.resolve().parent.name}/{folder.name}",
                     "documents": len(ids),
@@ -117,7 +119,7 @@ def report(path: Path) -> str:
     lines.append("|---" * (len(methods) + 4) + "|")
     for row in rows:
         whole = row["block_rows"] > BLOCK_ROWS and row["factor"] > 1
-        factor = "not" if row["factor"] == 1 else f"{row['factor']}{', whole' if whole else ''}"
+        factor = "not" if row["factor"] == 1 else f"{row['factor']}{', clustered whole' if whole else ''}"
         cells = [f"{row[MEASURE][name]:.3f}" for name in methods]
         cells.append(f"{row['multivector_bytes'] / 1e6:,.0f} MB")
         pace = 1000 * row["pooling_seconds"] / max(1, row["pooled_rows_before"])

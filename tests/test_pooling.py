@@ -35,6 +35,7 @@ def texts(draw: st.DrawFn) -> Float32:
 
 
 @given(texts(), st.integers(1, 70), st.integers(1, 80))
+@settings(deadline=None)
 def test_the_promised_number_of_unit_rows_and_always_the_same(
     rows: Float32, factor: int, block_rows: int
 ) -> None:
@@ -46,12 +47,13 @@ def test_the_promised_number_of_unit_rows_and_always_the_same(
 
 
 @given(texts())
+@settings(deadline=None)
 def test_a_factor_of_1_changes_nothing(rows: Float32) -> None:
     np.testing.assert_array_equal(pool_rows(rows, 1), rows)
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(2, 5))
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 def test_near_rows_meet_in_their_mean_in_the_order_of_the_first(seed: int, copies: int) -> None:
     rng = np.random.default_rng(seed)
     centres = np.eye(8)[rng.permutation(8)]
