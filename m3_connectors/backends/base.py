@@ -300,6 +300,7 @@ class Backend(abc.ABC):
         scores = await self._complete(method.scored, query, ids, known)
         fused = fuse(scores, method.weights) if ids else np.empty(0)
         best = rank(ids, fused, k)
+        winners = [ids[i] for i in best]
         extra, documents = await self._inform(self._uncounted(query, method), query, winners, known)
         shown = {name: values[best] for name, values in scores.items()} | extra
         return answers(winners, fused[best], shown, documents)
