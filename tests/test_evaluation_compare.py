@@ -157,13 +157,24 @@ def test_the_queries_that_changed_most_are_explained_from_the_files(tmp_path: Pa
         ("worse", 1, 2, 3),
         ("nowhere", 1, None, None),
     ]
-    assert several.documents[2].before.scores is None
+    assert (several.documents[2].before.scores, several.documents[2].before.candidate) == (None, False)
+    assert several.documents[0].before.candidate
     baseline = most_changed(Ranking(folder, "dense"), Ranking(folder, "bm25"), "nDCG@10").better[0]
     assert baseline.documents[0].after.rank == 1
-    assert baseline.documents[0].after.scores is None
+    assert (baseline.documents[0].after.scores, baseline.documents[0].after.candidate) == (None, None)
     assert baseline.documents[0].before.scores is not None
     same = most_changed(Ranking(folder, "dense"), Ranking(folder, "dense"), "nDCG@10")
     assert (same.better, same.worse) == ((), ())
+
+
+def test_a_document_beyond_the_list_is_said_to_be_no_candidate(tmp_path: Path) -> None:
+    documents = {f"d{i:03}": (1 - i / 1000, 0.001 * i, 0.5) for i in range(250)}
+    folder = write_evaluation(tmp_path / "e", {"q": documents}, {"q": {"d249": 1}}, methods=METHODS)
+    (change,) = most_changed(Ranking(folder, "all"), Ranking(folder, "sparse"), "nDCG@10").better
+    (document,) = change.documents
+    assert (document.before.rank, document.before.candidate) == (None, False)
+    assert document.before.scores is not None
+    assert (document.after.rank, document.after.candidate) == (1, True)
 
 
 def test_beside_the_published_numbers(tmp_path: Path) -> None:

@@ -122,7 +122,8 @@ class TestTune:
         assert found.held_out > 0.95
         assert found.recommended
         assert found.advised == found.weights
-        assert "use the tuned weights" in found.advice
+        assert found.advice.startswith(f"w = {found.weights.dense:g} {found.weights.sparse:g}")
+        assert "nDCG on held-out folds [" in found.advice
         for (low, high), true in zip(found.spread, truth, strict=True):
             assert low - 0.03 <= true <= high + 0.03
             assert high - low < 0.1
@@ -135,8 +136,8 @@ class TestTune:
             found = tune(write_evaluation(tmp_path / f"e{seed}", cells, qrels, methods=[ALL]))
             assert found.recommended == (found.advised == found.weights)
             if found.advised == found.gains[0].weights == MIRACL["all"]:
-                assert found.advice.startswith("keep 1 0.3 1 (as evaluated = paper, MIRACL): ")
-                assert "noise" in found.advice or "loses" in found.advice
+                assert found.advice.startswith("keep 1 0.3 1 (as evaluated = paper, MIRACL) · tuned to ")
+                assert found.advice.endswith((": noise, the interval contains 0", ": a loss"))
             else:
                 others += 1
         assert others <= 3  # 4 % tuned and 1 % another preset in 300 such worlds

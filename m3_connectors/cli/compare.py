@@ -89,31 +89,37 @@ def compare(
             }
         )
         return
+    out.print(f"  {before}" if after is None else f"  {before} → {after}", markup=False, soft_wrap=True)
     print_table(comparison_table(found))
     for comparison, changed in zip(found, changes, strict=True):
         if changed:
             if len(found) > 1:
-                out.print(f"\n  {_title(comparison)}", style="bold", markup=False)
+                out.print(
+                    f"\n  {_dataset(comparison)} · {_methods(comparison)}",
+                    style="bold",
+                    markup=False,
+                    soft_wrap=True,
+                )
             out.print(change_lines(comparison, changed), markup=False, soft_wrap=True)
 
 
 def comparison_table(comparisons: list[Comparison]) -> Table:
     """Comparisons, a row each: means, difference with its interval, p-values, wins."""
-    table = Table(box=None, padding=(0, 2), header_style="dim")
-    for name in ("dataset", "before", "after"):
-        table.add_column(name, style="bold" if name == "dataset" else None)
-    table.add_column("measure", style="dim")
-    for name in ("before", "after", "difference", "95 %", "p", "p, Holm", "win/tie/loss"):
-        table.add_column(name, justify="right")
-    table.add_column("")
+    measures = {one.measure for one in comparisons}
+    measure = measures.pop() if len(measures) == 1 else None
+    table = Table(box=None, padding=(0, 1), header_style="dim")
+    table.add_column("dataset", style="bold")
+    table.add_column("methods")
+    for name in (measure or "measure", "difference", "95 %", "p", "p, Holm", "win/tie/loss"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
     for one in comparisons:
         test = one.test
+        means = f"{test.before:.3f} → {test.after:.3f}"
         table.add_row(
-            _dataset(one.before),
-            *_names(one),
-            one.measure,
-            f"{test.before:.3f}",
-            f"{test.after:.3f}",
+            _dataset(one),
+            _methods(one),
+            means if measure else f"{one.measure} {means}",
             f"{test.difference:+.3f}",
             f"[{test.low:.3f}, {test.high:.3f}]",
             p_text(test.p_value),
@@ -158,11 +164,11 @@ def _sides(comparison: Comparison, document: DocumentChange) -> list[tuple[str, 
 
 def _sum(ranking: Ranking, standing: Standing) -> str:
     """How the score of a document comes about, where it is one of M3's."""
-    weights = ranking.record.weights
-    if weights is None:
+    weights, depths = ranking.record.weights, ranking.record.candidates
+    if weights is None or depths is None:
         return ""
-    if standing.scores is None:
-        return "no candidate"
+    if not standing.candidate:
+        return f"in no list: {' and '.join(f'{name} {depth:,}' for name, depth in depths.items())} deep"
     parts = [
         (f"{_LABELS[name]} {score:.3f} × {weight:g}", score * weight)
         for name, weight in zip(COMPONENTS, weights, strict=True)
@@ -175,21 +181,14 @@ def _depth(ranking: Ranking) -> int:
     return ranking.folder.record.protocol.run_depth
 
 
-def _dataset(ranking: Ranking) -> str:
-    dataset = ranking.dataset
+def _dataset(comparison: Comparison) -> str:
+    dataset = comparison.before.dataset
     return dataset.name if dataset.split in ("test", "dev") else f"{dataset.name} {dataset.split}"
 
 
-def _names(comparison: Comparison) -> tuple[str, str]:
-    """What tells the two rankings apart: their methods, or else their folders."""
-    before, after = comparison.before, comparison.after
-    if before.method != after.method:
-        return before.method, after.method
-    return f"{before.method} {before.folder.path}", f"{after.method} {after.folder.path}"
-
-
-def _title(comparison: Comparison) -> str:
-    return " · ".join([_dataset(comparison.before), " → ".join(_names(comparison))])
+def _methods(comparison: Comparison) -> str:
+    before, after = comparison.before.method, comparison.after.method
+    return before if before == after else f"{before} → {after}"
 
 
 def p_text(value: float) -> str:

@@ -17,11 +17,10 @@ from m3_connectors.cli.opening import check_length, choose_encoder
 from m3_connectors.cli.options import WEIGHTED, Debug, Json, Model, at_least, check_store, names_of
 from m3_connectors.embeddings import COMPONENTS
 from m3_connectors.errors import InvalidInput, MissingDependency
-from m3_connectors.methods import METHODS, Weights, save_weights
+from m3_connectors.methods import METHODS, save_weights
 
 if TYPE_CHECKING:
     from m3_connectors.evaluation.folder import EvaluationFolder
-    from m3_connectors.evaluation.significance import PairedTest
     from m3_connectors.evaluation.tune import Tuning
 
 _LABELS = {"dense": "dense", "sparse": "sparse", "multivector": "multi"}
@@ -160,24 +159,18 @@ def tune(
 
 
 def tuning_lines(tuning: Tuning) -> str:
-    """The weights found, what they gain over what is in use, the advice, and how sharp the optimum is."""
+    """The weights to use and why, and how sharp the optimum is."""
     from m3_connectors.evaluation.tune import FLAT
 
-    gain = tuning.gains[0].test
     spans = [
         f"{_LABELS[name]} {low:g}–{high:g}" if low < high else f"{_LABELS[name]} {low:g}"
         for name, (low, high) in zip(COMPONENTS, tuning.spread, strict=True)
         if name in METHODS[tuning.method].scored
     ]
-    return "\n".join(
-        [
-            "",
-            f"  {tuning.method}  w = {_shown(tuning, tuning.weights)} · {_points(gain.difference)} nDCG on held-out "
-            f"folds {_interval(gain)}",
-            f"  {tuning.advice}",
-            f"  over the folds: {' · '.join(spans)} · {tuning.surface.flat:.0%} of all weights are within "
-            f"{100 * FLAT:g} of the best",
-        ]
+    return (
+        f"\n  {tuning.method}  {tuning.advice}\n"
+        f"  best over the folds: {' · '.join(spans)} · {tuning.surface.flat:.0%} of all weights are within "
+        f"{100 * FLAT:g} nDCG of the best"
     )
 
 
@@ -192,11 +185,11 @@ def gains_table(tuning: Tuning) -> Table:
         test = gain.test
         table.add_row(
             gain.name,
-            _shown(tuning, gain.weights),
+            tuning.shown(gain.weights),
             f"{100 * test.before:.1f}",
             f"{100 * test.after:.1f}",
-            _points(test.difference),
-            _interval(test),
+            f"{100 * test.difference:+.1f}",
+            f"[{100 * test.low:.1f}, {100 * test.high:.1f}]",
             p_text(test.p_value),
         )
     return table
@@ -253,18 +246,6 @@ def _cache() -> Path:
 def _key(*parts: object) -> str:
     """Tells evaluations apart that would not be the same one."""
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
-
-
-def _shown(tuning: Tuning, weights: Weights) -> str:
-    return " ".join(f"{weights.of(name):g}" for name in METHODS[tuning.method].scored)
-
-
-def _points(difference: float) -> str:
-    return f"{100 * difference:+.1f}"
-
-
-def _interval(test: PairedTest) -> str:
-    return f"[{100 * test.low:.1f}, {100 * test.high:.1f}]"
 
 
 def _document(folder: EvaluationFolder, found: Sequence[Tuning], weights_file: Path | None) -> dict[str, Any]:

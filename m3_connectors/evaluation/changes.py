@@ -16,12 +16,13 @@ class Standing:
 
     Attributes:
         rank: From 1; None where the run does not have it.
-        scores: Its component scores, where it was a candidate; None where it was none, or where the ranking is no
-            method of M3.
+        scores: Its component scores, where there are any: in no list, or in a baseline's ranking, there are none.
+        candidate: Whether the method's lists have it; None for a baseline.
     """
 
     rank: int | None
-    scores: Scores | None
+    scores: Scores | None = None
+    candidate: bool | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,25 +123,34 @@ def most_changed(before: Ranking, after: Ranking, measure: str, count: int = 3) 
 
 def _standings(ranking: Ranking, relevant: dict[str, dict[str, int]]) -> dict[str, dict[str, Standing]]:
     run: Run = ranking.folder.run(ranking.method)
-    scores = _scores(ranking, list(relevant)) if ranking.record.weights else {}
+    proposed = _proposed(ranking, list(relevant)) if ranking.record.candidates else None
     standings = {}
     for query, documents in relevant.items():
         ranks = {document: rank for rank, (document, _) in enumerate(run[query], 1)}
         standings[query] = {
-            document: Standing(ranks.get(document), scores.get((query, document))) for document in documents
+            document: Standing(ranks.get(document))
+            if proposed is None
+            else Standing(ranks.get(document), *proposed.get((query, document), (None, False)))
+            for document in documents
         }
     return standings
 
 
-def _scores(ranking: Ranking, queries: list[str]) -> dict[tuple[str, str], Scores]:
-    """The component scores of all candidates of a few queries."""
+def _proposed(ranking: Ranking, queries: list[str]) -> dict[tuple[str, str], tuple[Scores, bool]]:
+    """The component scores of everything in a list of a few queries, and whether it is in the method's lists."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
     table = ranking.folder.scores()
     table = table.filter(pc.is_in(table["query_id"], value_set=pa.array(queries, pa.string())))
-    columns = [table[name].to_pylist() for name in ("query_id", "document_id", *COMPONENTS)]
-    return {(query, document): Scores(*scores) for query, document, *scores in zip(*columns, strict=True)}
+    depths = ranking.record.candidates or {}
+    found = {}
+    for row in table.to_pylist():
+        ranks = {component: row[f"{component}_rank"] for component in depths}
+        candidate = any(rank is not None and rank <= depths[component] for component, rank in ranks.items())
+        scores = Scores(*(row[component] for component in COMPONENTS))
+        found[row["query_id"], row["document_id"]] = (scores, candidate)
+    return found
 
 
 def _stillness(change: DocumentChange) -> tuple[float, str]:

@@ -96,8 +96,8 @@ class Tuning:
         held_out: Mean nDCG@10 of the folds, each under weights chosen by the others.
         folds: The folds.
         gains: Against each baseline; the first is what is in use.
-        advised: The weights to use: the tuned ones only if their gain is real.
-        advice: Why, in a sentence.
+        decisive: The one of the gains that has to be real: against what is in use, or against a baseline that is
+            itself really better than that.
         surface: The whole grid.
     """
 
@@ -107,14 +107,38 @@ class Tuning:
     held_out: float
     folds: tuple[Fold, ...]
     gains: tuple[Gain, ...]
-    advised: Weights
-    advice: str
+    decisive: Gain
     surface: Surface
 
     @property
     def recommended(self) -> bool:
         """Whether the tuned weights are advised."""
-        return self.advised == self.weights
+        return self.decisive.real
+
+    @property
+    def advised(self) -> Weights:
+        """The weights to use: the tuned ones only if their gain is real."""
+        return self.weights if self.recommended else self.decisive.weights
+
+    @property
+    def advice(self) -> str:
+        """The weights to use and why, in a sentence."""
+        test, untuned = self.decisive.test, f"{self.shown(self.decisive.weights)} ({self.decisive.name})"
+        low, high = 100 * test.low, 100 * test.high
+        gain = f"{100 * test.difference:+.1f} nDCG on held-out folds [{low:.1f}, {high:.1f}]"
+        if self.recommended:
+            return f"w = {self.shown(self.weights)} · {gain} against {untuned}"
+        if high < 0:
+            reason = "a loss"
+        elif low > 0:
+            reason = f"noise, p = {test.p_value:.2f}"
+        else:
+            reason = "noise, the interval contains 0"
+        return f"keep {untuned} · tuned to {self.shown(self.weights)} {gain}: {reason}"
+
+    def shown(self, weights: Weights) -> str:
+        """Weights of the components that the method scores."""
+        return " ".join(f"{weights.of(component):g}" for component in METHODS[self.method].scored)
 
     @property
     def spread(self) -> tuple[tuple[float, float], ...]:
@@ -172,12 +196,10 @@ def tune(
         Gain(name, one, test(row, held_out))
         for (name, one), row in zip(compared.items(), untuned, strict=True)
     )
-    tuned = Weights(*weights[0])
     standing = _standing([test(untuned[0], row) for row in untuned])
-    advised, advice = _advice(tuned, gains[standing])
     return Tuning(
         method=method,
-        weights=tuned,
+        weights=Weights(*weights[0]),
         fitted=float(values[0].mean()),
         held_out=float(held_out.mean()),
         folds=tuple(
@@ -185,8 +207,7 @@ def tune(
             for number, row in zip(numbers, weights[1:], strict=True)
         ),
         gains=gains,
-        advised=advised,
-        advice=advice,
+        decisive=gains[standing],
         surface=whole,
     )
 
@@ -293,20 +314,3 @@ def _standing(tests: Sequence[PairedTest]) -> int:
     adjusted = [1.0, *holm([test.p_value for test in tests[1:]])]
     better = [i for i, test in enumerate(tests) if adjusted[i] < SIGNIFICANT and test.low > 0]
     return max(better, key=lambda i: tests[i].difference, default=0)
-
-
-def _advice(tuned: Weights, gain: Gain) -> tuple[Weights, str]:
-    """The weights to use, and why."""
-    low, high = 100 * gain.test.low, 100 * gain.test.high
-    interval = f"[{low:.1f}, {high:.1f}]"
-    shown = " ".join(f"{weight:g}" for weight in gain.weights)
-    if gain.real:
-        found = f"{100 * gain.test.difference:+.1f} {MEASURE} on held-out folds {interval}"
-        return tuned, f"{found} against {shown} ({gain.name}): use the tuned weights"
-    if high < 0:
-        reason = f"tuning loses against it on held-out folds {interval}"
-    elif low > 0:
-        reason = f"the gain on held-out folds {interval} is noise, p = {gain.test.p_value:.2f}"
-    else:
-        reason = f"the gain on held-out folds is noise: its interval {interval} contains 0"
-    return gain.weights, f"keep {shown} ({gain.name}): {reason}"
