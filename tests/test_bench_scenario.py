@@ -73,10 +73,9 @@ def test_an_open_loop_may_have_many_requests_under_way_unless_it_says_otherwise(
 def test_a_mistake_is_named_by_file_key_and_value(
     key: str, value: object, named: str, tmp_path: Path
 ) -> None:
-    raw = copy.deepcopy(SMALLEST) | {key: value}
+    path = tmp_path / "mistaken.toml"
+    path.write_text(_toml(copy.deepcopy(SMALLEST) | {key: value}))
     with pytest.raises(InvalidInput) as raised:
-        path = tmp_path / "mistaken.toml"
-        path.write_text(_toml(raw))
         load_scenario(path)
     first, second = str(raised.value).splitlines()
     assert "mistaken.toml" in first

@@ -32,9 +32,12 @@ def test_a_document_is_the_same_in_whatever_batch_it_is_made(start: int, length:
 
 def _close(one: M3Embeddings, other: M3Embeddings) -> bool:
     """Equal; in another batch a sum may differ in its last bit."""
-    assert one.dense is not None and other.dense is not None
-    assert one.sparse is not None and other.sparse is not None
-    assert one.multivectors is not None and other.multivectors is not None
+    assert one.dense is not None
+    assert other.dense is not None
+    assert one.sparse is not None
+    assert other.sparse is not None
+    assert one.multivectors is not None
+    assert other.multivectors is not None
     return (
         np.allclose(one.dense, other.dense, atol=1e-7)
         and (one.sparse != other.sparse).nnz == 0
@@ -48,7 +51,8 @@ def test_the_same_seed_makes_the_same_corpus_and_a_larger_one_begins_with_the_sm
     _, again = Corpus(SHAPE, 1000, seed=7).batch(0, 50)
     _, larger = Corpus(SHAPE, 2000, seed=7).batch(0, 50)
     _, other = Corpus(SHAPE, 1000, seed=8).batch(0, 50)
-    assert first.dense is not None and again.dense is not None
+    assert first.dense is not None
+    assert again.dense is not None
     assert np.array_equal(first.dense, again.dense)
     assert _close(first, larger)
     assert not _close(first[:1], other[:1])
@@ -99,9 +103,9 @@ def test_memory_does_not_grow_with_the_corpus() -> None:
 
 def test_vectors_are_shaped_like_those_of_m3() -> None:
     _, embeddings = CORPUS.batch(0, 1000)
-    assert (
-        embeddings.dense is not None and embeddings.sparse is not None and embeddings.multivectors is not None
-    )
+    assert embeddings.dense is not None
+    assert embeddings.sparse is not None
+    assert embeddings.multivectors is not None
     for rows in (embeddings.dense, embeddings.multivectors.rows):
         assert np.allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-5)
     cosines = (embeddings.dense @ embeddings.dense.T)[np.triu_indices(1000, 1)]
@@ -163,7 +167,8 @@ def test_so_many_documents_pass_a_filter_as_it_says(selectivity: float) -> None:
 def test_documents_of_a_single_row_have_no_tokens() -> None:
     corpus = Corpus(SHAPE.model_copy(update={"rows": Rows(mean=1, spread=0)}), 5, seed=1)
     documents, embeddings = corpus.batch(0, 5)
-    assert embeddings.sparse is not None and embeddings.multivectors is not None
+    assert embeddings.sparse is not None
+    assert embeddings.multivectors is not None
     assert embeddings.sparse.nnz == 0
     assert embeddings.multivectors.counts.tolist() == [1] * 5
     assert {document.text for document in documents} == {""}

@@ -32,6 +32,7 @@ _ELASTICSEARCH_FIELDS = {
     "sparse_blob": "sparse",
     "multivector_blob": "multivector",
     "_source": "text and metadata",
+    "_recovery_source": "second copy until merged",
 }
 _OTHER = "other"
 
@@ -44,6 +45,8 @@ async def disk_bytes(backend: Backend, directory: Path | None) -> dict[str, int]
         directory: Where a server started here keeps all its data.
     """
     if backend.name == "qdrant" and hasattr(backend, "directory"):
+        # The engine removes what it has rewritten when it is flushed.
+        await backend._run("flush", lambda edge: edge.flush())  # type: ignore[attr-defined]
         return _of_files(_files(Path(backend.directory) / backend.collection), _EDGE)
     if backend.name == "milvus":
         where = getattr(backend, "_where", None)

@@ -32,8 +32,9 @@ class BenchFolder:
     Attributes:
         path: The folder.
         record: ``bench.json``: ``format``, ``scenario`` (every key of it), ``environment``, ``collections`` (one entry
-            for each store and size: ``store``, ``documents``, ``count``, ``reused``, ``disk_bytes`` by component or
-            null, ``server_memory_bytes``, ``corpus``, ``server``), ``harness_seconds_per_request``, ``complete``.
+            for each store and size: ``store``, ``backend``, ``documents``, ``count``, ``reused``, ``disk_bytes`` by
+            component or null, ``server_memory_bytes``, ``corpus``, ``server``), ``harness_seconds_per_request``,
+            ``complete``.
 
     Raises:
         InvalidInput: It holds no benchmark, or one of another version's format.

@@ -37,7 +37,7 @@ class RequestRow(NamedTuple):
         round_trips: Calls to the store (of the embedded engine: into it).
         store_seconds: Time during which at least one of them was under way.
         client_cpu_seconds: CPU time of this process up to the end, all threads.
-        server_cpu_seconds: The same of the server's processes, read five times a second where they are known; else null.
+        server_cpu_seconds: The same of the server's processes where known, read five times a second; else null.
     """
 
     store: str

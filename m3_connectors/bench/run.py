@@ -155,6 +155,7 @@ class _Run:
                 reused = await fill(backend, corpus, store, self.writes, meter, note)
                 noted = {
                     "store": store.name,
+                    "backend": backend.name,
                     "documents": documents,
                     "count": await backend.count(),
                     "reused": reused,

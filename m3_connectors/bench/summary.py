@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from m3_connectors.bench.plan import Shape, planned_bytes
 from m3_connectors.bench.void import Columns, errors_of, void_of_fill, void_of_load
 
 if TYPE_CHECKING:
@@ -34,7 +35,8 @@ def summarise(
         each of its methods), ``recall``, and ``void``: whether any of them must not be used.
     """
     allow_errors = bool(record["scenario"]["allow_errors"])
-    fills = [_fill(noted, _columns(writes)) for noted in record["collections"]]
+    corpus = record["scenario"]["corpus"]
+    fills = [_fill(noted, corpus, _columns(writes)) for noted in record["collections"]]
     broken = {(fill["store"], fill["documents"]): fill["void"] for fill in fills}
     loads = []
     for (store, documents, load), rows in _groups(
@@ -71,7 +73,7 @@ def quantile(latencies: Floats, q: float) -> float | None:
     return float(np.quantile(latencies, q, method="inverted_cdf"))
 
 
-def _fill(noted: Mapping[str, Any], writes: Columns) -> dict[str, Any]:
+def _fill(noted: Mapping[str, Any], corpus: Mapping[str, Any], writes: Columns) -> dict[str, Any]:
     """One collection: how fast it was written, how long its index took, what it takes."""
     own = _where(writes, (writes["store"] == noted["store"]) & (writes["documents"] == noted["documents"]))
     upserts, optimizes = (_where(own, own["kind"] == kind) for kind in ("upsert", "optimize"))
@@ -96,9 +98,23 @@ def _fill(noted: Mapping[str, Any], writes: Columns) -> dict[str, Any]:
         "disk_bytes_per_document": disk and sum(disk.values()) / noted["documents"],
         "component_bytes_per_document": disk
         and {name: size / noted["documents"] for name, size in disk.items()},
+        "planned_bytes_per_document": _planned(noted, corpus),
         "server_memory_bytes": noted["server_memory_bytes"],
         "void": void_of_fill(noted["documents"], noted["count"]),
     }
+
+
+def _planned(noted: Mapping[str, Any], corpus: Mapping[str, Any]) -> dict[str, float] | None:
+    """What ``m3 bench plan`` would have said of the same documents, by component."""
+    shape = Shape(
+        noted["documents"],
+        noted["corpus"]["rows"],
+        corpus["dimension"],
+        noted["corpus"]["distinct_tokens"],
+        noted["corpus"]["text_bytes"],
+        corpus["multivector_dtype"],
+    )
+    return planned_bytes(noted["backend"], shape)
 
 
 def _load(rows: Columns, *, together: bool, alone: bool) -> dict[str, Any]:

@@ -47,10 +47,14 @@ bench.command()(plan)
 
 @bench.command()
 def run(
-    scenario: Annotated[Path, typer.Argument(metavar="SCENARIO.toml", help="What to do: docs/benchmarks.md.")],
+    scenario: Annotated[
+        Path, typer.Argument(metavar="SCENARIO.toml", help="What to do: docs/benchmarks.md.")
+    ],
     folder: Annotated[
         Path | None,
-        typer.Option("--out", metavar="DIR", help="Folder for rows and numbers.", show_default="NAME-DATE-TIME"),
+        typer.Option(
+            "--out", metavar="DIR", help="Folder for rows and numbers.", show_default="NAME-DATE-TIME"
+        ),
     ] = None,
     json: Json = False,
     debug: Debug = False,
@@ -165,11 +169,20 @@ def _table(*columns: str) -> Table:
 
 def _fills(fills: list[dict[str, Any]]) -> Table:
     table = _table(
-        "store", "documents", "docs/s", "MB/s", "CPU here", "CPU there", "index s", "memory there", "bytes a document"
+        "store",
+        "documents",
+        "docs/s",
+        "MB/s",
+        "CPU here",
+        "CPU there",
+        "index s",
+        "memory there",
+        "bytes a document",
     )
     for fill in fills:
         parts = fill["component_bytes_per_document"] or {}
         largest = sorted(parts.items(), key=lambda part: -part[1])
+        planned = fill["planned_bytes_per_document"]
         each = " · ".join(f"{name} {size:,.0f}" for name, size in largest if size >= 0.5)
         table.add_row(
             fill["store"],
@@ -180,6 +193,7 @@ def _fills(fills: list[dict[str, Any]]) -> Table:
             _number(fill["server_cpu_share"], ".0%"),
             _number(fill["optimize_seconds"], ".1f"),
             _number(fill["server_memory_bytes"], ",.0f", 1e-6, " MB"),
+            _number(sum(planned.values()) if planned else None, ",.0f"),
             f"{sum(parts.values()):,.0f}: {each}" if parts else "–",
         )
     return table

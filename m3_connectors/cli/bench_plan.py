@@ -1,7 +1,166 @@
-"""``m3 bench plan``."""
+"""``m3 bench plan``: bytes, memory, nodes and the cost of a query on paper."""
 
 from __future__ import annotations
 
+import dataclasses
+import re
+from typing import TYPE_CHECKING, Annotated, Any
 
-def plan() -> None:
-    """Bytes, memory, nodes and query cost of a collection on paper."""
+import typer
+from rich.table import Table
+
+from m3_connectors.cli.console import out, print_json, print_table
+from m3_connectors.cli.options import Debug, Json, names_of
+
+if TYPE_CHECKING:
+    from m3_connectors.bench.plan import Plan
+
+_STORES = "qdrant,milvus,elasticsearch"
+_DTYPES = "float16,float32"
+_NAMES = ("B", "kB", "MB", "GB", "TB", "PB")
+_UNITS = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
+
+
+def _count(value: str) -> float:
+    try:
+        number = float(value)
+    except ValueError:
+        number = 0.0
+    if not 1 <= number < float("inf"):
+        raise typer.BadParameter(f"'{value}': give a number >= 1, such as 100e6.")
+    return number
+
+
+def _memory(value: str) -> float:
+    """``64GB``, ``512 MB`` or ``6.4e10`` in bytes; units are decimal."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?(?:[eE]\d+)?) ?([KMGTkmgt]?)[bB]?", value.strip())
+    number = float(found[1]) * _UNITS[found[2].upper()] if found else 0.0
+    if not 0 < number < float("inf"):
+        raise typer.BadParameter(f"'{value}': give bytes, such as 64GB.")
+    return number
+
+
+def plan(
+    documents: Annotated[
+        float, typer.Option("--docs", metavar="N", parser=_count, help="Documents, such as 100e6.")
+    ],
+    tokens: Annotated[
+        float, typer.Option("--tokens", metavar="N", parser=_count, help="Tokens of a document, mean.")
+    ],
+    dimension: Annotated[int, typer.Option("--dimension", min=1, max=4096, help="Of the model.")] = 1024,
+    dtype: Annotated[
+        str,
+        typer.Option(
+            "--dtype", metavar=_DTYPES, callback=names_of(_DTYPES.split(",")), help="Of multi-vector rows."
+        ),
+    ] = _DTYPES,
+    pool_factor: Annotated[
+        float, typer.Option("--pool-factor", min=1, help="Multi-vector rows that are pooled into one.")
+    ] = 1.0,
+    store: Annotated[
+        str,
+        typer.Option(
+            "--store", metavar="S1,S2,…", callback=names_of(_STORES.split(",")), help=f"Of {_STORES}."
+        ),
+    ] = _STORES,
+    nodes_memory: Annotated[
+        float, typer.Option("--nodes-memory", metavar="BYTES", parser=_memory, help="Of one node.")
+    ] = "64GB",  # type: ignore[assignment]  # parsed as if it had been typed
+    replicas: Annotated[int, typer.Option("--replicas", min=0, help="Further copies of everything.")] = 0,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Calculate bytes, memory, nodes and the cost of a query for a collection that does not exist yet."""
+    from m3_connectors.bench.plan import CHECKED, STORES, Shape
+    from m3_connectors.bench.plan import plan as calculate
+
+    shapes = [
+        Shape.of_tokens(documents, tokens, dimension, kind, pool_factor)
+        for kind in ("float16", "float32")
+        if kind in dtype.split(",")
+    ]
+    plans = [calculate(name, shape) for name in STORES if name in store.split(",") for shape in shapes]
+    if json:
+        print_json({"plans": [_document(one, nodes_memory, replicas) for one in plans], "checked": CHECKED})
+        return
+    out.print(
+        f"  {int(documents):,} documents of {tokens:g} tokens ({shapes[0].rows:g} rows of {dimension:,} dimensions), "
+        f"{1 + replicas} cop{'y' if not replicas else 'ies'}, nodes of {_bytes(nodes_memory)}",
+        markup=False,
+        soft_wrap=True,
+    )
+    print_table(_overview(plans, nodes_memory, replicas))
+    for one in {one.store: one for one in reversed(plans)}.values():
+        print_table(_parts(one))
+        for note in one.notes:
+            out.print(f"  {note}", markup=False, soft_wrap=True)
+    for name, error in CHECKED.items():
+        if name in store.split(","):
+            out.print(f"  error  {name}: {error}", markup=False, soft_wrap=True)
+
+
+def _overview(plans: list[Plan], nodes_memory: float, replicas: int) -> Table:
+    table = Table(box=None, padding=(0, 2), header_style="dim")
+    table.add_column("store", style="bold")
+    table.add_column("rows in")
+    for name in (
+        "disk",
+        "memory",
+        "nodes",
+        "disk a node",
+        "bytes a document",
+        "read a query",
+        "sent a query",
+        "MaxSim",
+    ):
+        table.add_column(name, justify="right")
+    table.add_column("MaxSim in")
+    for one in plans:
+        nodes = one.nodes(nodes_memory, replicas)
+        table.add_row(
+            one.store,
+            one.shape.dtype,
+            _bytes((1 + replicas) * one.disk_bytes),
+            _bytes((1 + replicas) * one.memory_bytes),
+            f"{nodes:,}",
+            _bytes((1 + replicas) * one.disk_bytes / nodes),
+            f"{one.disk_bytes / one.shape.documents:,.0f}",
+            _bytes(one.cost.read_bytes),
+            _bytes(one.cost.wire_bytes),
+            f"{2 * one.cost.products / 1e9:,.1f} GFLOP",
+            one.cost.where,
+        )
+    return table
+
+
+def _parts(one: Plan) -> Table:
+    table = Table(box=None, padding=(0, 2), header_style="dim", title_justify="left")
+    table.add_column(f"{one.store}, {one.shape.dtype}")
+    table.add_column("disk, bytes a document", justify="right")
+    table.add_column("memory", justify="right")
+    table.add_column("formula")
+    for part in one.parts:
+        table.add_row(
+            part.name,
+            f"{part.disk_bytes:,.0f}",
+            f"{part.memory_bytes:,.0f}",
+            f"{part.formula} [dim]{part.source}[/dim]",
+        )
+    return table
+
+
+def _document(one: Plan, nodes_memory: float, replicas: int) -> dict[str, Any]:
+    return {
+        **dataclasses.asdict(one),
+        "disk_bytes": (1 + replicas) * one.disk_bytes,
+        "memory_bytes": (1 + replicas) * one.memory_bytes,
+        "nodes": one.nodes(nodes_memory, replicas),
+    }
+
+
+def _bytes(size: float) -> str:
+    """Three figures and a decimal unit, such as ``64.2 TB``."""
+    power = 0
+    while size >= 999.5 and power < len(_NAMES) - 1:
+        size, power = size / 1000, power + 1
+    return f"{size:,.0f} {_NAMES[power]}" if size >= 99.5 or not power else f"{size:,.1f} {_NAMES[power]}"

@@ -1,0 +1,142 @@
+"""The calculator: bytes that follow from the layout, nodes that hold them, and how near it comes to a real store."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from m3_connectors.backends.blobs import pack_multivector
+from m3_connectors.bench.plan import STORES, Plan, Shape, plan, planned_bytes
+from m3_connectors.bench.run import run
+from m3_connectors.bench.scenario import CorpusSettings, Rows, read_scenario
+from m3_connectors.bench.synthetic import Corpus
+from m3_connectors.cli.app import main
+from m3_connectors.errors import InvalidInput
+
+SHAPES = st.builds(
+    Shape.of_tokens,
+    st.floats(1, 1e9),
+    st.floats(1, 8191),
+    st.sampled_from([8, 256, 1024, 4096]),
+    st.sampled_from(["float16", "float32"]),
+    st.floats(1, 8),
+)
+
+
+def part(one: Plan, name: str) -> float:
+    return sum(part.disk_bytes for part in one.parts if part.name == name)
+
+
+@given(SHAPES, st.sampled_from(STORES), st.floats(1e9, 1e13), st.integers(0, 3))
+def test_nodes_hold_what_they_must_and_not_one_too_many(
+    shape: Shape, store: Any, memory_bytes: float, replicas: int
+) -> None:
+    one = plan(store, shape)
+    nodes = one.nodes(memory_bytes, replicas)
+    needed = (1 + replicas) * one.memory_bytes
+    assert nodes * one.usable * memory_bytes >= needed * (1 - 1e-9)
+    assert nodes == 1 + replicas or (nodes - 1) * one.usable * memory_bytes < needed
+    assert one.disk_bytes > shape.documents * 4 * shape.dimension
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_packed_rows_are_counted_as_they_are_packed(dtype: Any) -> None:
+    _, embeddings = Corpus(CorpusSettings(dimension=32, rows=Rows(mean=9, spread=0)), 1, 0).batch(0, 1)
+    assert embeddings.multivectors is not None
+    blob = pack_multivector(embeddings.multivectors.rows, dtype)
+    shape = Shape.of_tokens(1, 8, 32, dtype)
+    assert shape.blob_bytes == len(blob)
+    assert part(plan("elasticsearch", shape), "multivector") == len(blob)
+    assert part(plan("milvus", shape), "multivector") == pytest.approx(len(blob) * 4 / 3)
+
+
+def test_qdrant_keeps_a_row_for_each_vector_that_a_document_lacks() -> None:
+    """8,192 rows of 1,024 need nine vectors of 1,023 rows; eight of them are empty in short documents."""
+    shape = Shape.of_tokens(1e6, 300)
+    assert part(plan("qdrant", shape), "multivector") == pytest.approx(301 * 2048 + 8 * 2048, rel=0.001)
+
+
+def test_storage_choices_change_what_they_should_and_nothing_else() -> None:
+    half, full, pooled = (
+        plan("qdrant", Shape.of_tokens(1e6, 299, 1024, dtype, factor))
+        for dtype, factor in (("float16", 1), ("float32", 1), ("float16", 2))
+    )
+    assert part(full, "multivector") == pytest.approx(2 * part(half, "multivector"), rel=0.001)
+    assert full.memory_bytes == half.memory_bytes == pooled.memory_bytes
+    assert half.cost.read_bytes == 200 * 300 * 2048
+    assert pooled.cost.read_bytes == half.cost.read_bytes / 2
+    assert half.cost.wire_bytes < 1e5 < plan("milvus", half.shape).cost.wire_bytes
+
+
+def test_a_store_without_a_formula_has_none() -> None:
+    assert planned_bytes("memory", Shape.of_tokens(10, 10)) is None
+
+
+@pytest.mark.parametrize(
+    "arguments", [(0, 10), (10, 0), (float("nan"), 10), (10, float("inf")), (10, 10, 0), (10, 10, 8, "int8")]
+)
+def test_a_shape_that_cannot_be_is_refused(arguments: tuple[Any, ...]) -> None:
+    with pytest.raises(InvalidInput):
+        Shape.of_tokens(*arguments)
+
+
+def test_the_calculator_agrees_with_the_engine_here(tmp_path: Path) -> None:
+    raw = {
+        "name": "s",
+        "stores": [{"name": "edge", "url": f"qdrant:{tmp_path / 'data'}"}],
+        "corpus": {"documents": 2000, "dimension": 128, "rows": {"mean": 12}, "vocabulary": 20_000},
+        "recall": {"queries": 0},
+        "loads": [{"warm_up_seconds": 0, "requests": 1}],
+    }
+    (fill,) = anyio.run(run, read_scenario(raw, "s"), tmp_path / "out").summary()["fills"]
+    measured, planned = fill["component_bytes_per_document"], fill["planned_bytes_per_document"]
+    without_log = sum(measured.values()) - measured["log"]
+    assert sum(planned.values()) == pytest.approx(without_log, rel=0.15)
+    for name in ("dense", "multivector"):
+        assert planned[name] == pytest.approx(measured[name], rel=0.05), name
+
+
+def test_the_command_calculates(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "plan", "--docs", "100e6", "--tokens", "300"]) == 0
+    printed = capsys.readouterr().out
+    assert "100,000,000 documents of 300 tokens" in printed
+    assert all(store in printed for store in STORES)
+    assert "error" in printed
+    chosen = [
+        "--store",
+        "milvus",
+        "--dtype",
+        "float16",
+        "--nodes-memory",
+        "128 GB",
+        "--replicas",
+        "1",
+        "--json",
+    ]
+    assert main(["bench", "plan", "--docs", "1e6", "--tokens", "100", *chosen]) == 0
+    document = json.loads(capsys.readouterr().out)
+    (only,) = document["plans"]
+    assert (only["store"], only["shape"]["dtype"], only["nodes"]) == ("milvus", "float16", 2)
+    assert set(document["checked"]) == set(STORES)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--docs", "many"),
+        ("--docs", "0"),
+        ("--tokens", "-3"),
+        ("--nodes-memory", "64 sheep"),
+        ("--store", "oracle"),
+    ],
+)
+def test_the_command_names_a_wrong_value(option: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    wanted = {"--docs": "1e6", "--tokens": "100"} | {option: value}
+    assert main(["bench", "plan", *(word for pair in wanted.items() for word in pair)]) == 2
+    assert value.strip("-") in capsys.readouterr().err

@@ -1,0 +1,251 @@
+"""Numbers from rows: each by its definition, and void where they would mislead."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from m3_connectors.bench.recall import found_of
+from m3_connectors.bench.rows import RecallRow, RequestRow, Sink, WriteRow
+from m3_connectors.bench.summary import quantile, summarise
+
+REQUEST = RequestRow(
+    store="a", documents=100, load="closed-1", phase="measured", number=0, worker=0, query=0, method="all",
+    selectivity=None, k=10, exact=False, expected_hits=10, intended_seconds=0.0, start_seconds=0.0, end_seconds=0.1,
+    hits=10, distinct_hits=10, ids_hash=1, error=None, round_trips=3, store_seconds=0.08, client_cpu_seconds=1.0,
+    server_cpu_seconds=None,
+)  # fmt: skip
+WRITE = WriteRow(
+    store="a", documents=100, kind="upsert", first=0, written=50, size_bytes=5_000_000, start_seconds=0.0,
+    end_seconds=0.5, round_trips=2, store_seconds=0.4, start_cpu_seconds=1.0, end_cpu_seconds=1.2,
+    server_cpu_seconds=None,
+)  # fmt: skip
+COLLECTION = {
+    "store": "a", "documents": 100, "count": 100, "reused": False, "disk_bytes": {"dense": 400, "sparse": 100},
+    "server_memory_bytes": None,
+}  # fmt: skip
+
+
+def numbers(
+    tmp_path: Path,
+    requests: list[RequestRow],
+    *,
+    writes: list[WriteRow] | None = None,
+    recall: list[RecallRow] | None = None,
+    allow_errors: bool = False,
+    **collection: Any,
+) -> dict[str, Any]:
+    """The summary of these rows, by way of the files that a run writes."""
+    tables = []
+    for kind, rows in ((RequestRow, requests), (WriteRow, writes or [WRITE]), (RecallRow, recall or [])):
+        path = tmp_path / f"{kind.__name__}.parquet"
+        with Sink(path, kind) as sink:  # type: ignore[type-var]
+            for row in rows:
+                sink.add(row)  # type: ignore[arg-type]
+        tables.append(pq.read_table(path))
+    record = {
+        "scenario": {"name": "s", "allow_errors": allow_errors},
+        "collections": [COLLECTION | collection],
+        "harness_seconds_per_request": 1e-4,
+    }
+    return summarise(record, *tables)
+
+
+def sequence(*latencies: float, **fields: Any) -> list[RequestRow]:
+    """One request after the other."""
+    rows, at = [], 0.0
+    for number, latency in enumerate(latencies):
+        times = {"intended_seconds": at, "start_seconds": at, "end_seconds": at + latency}
+        rows.append(
+            REQUEST._replace(number=number, client_cpu_seconds=1 + 0.01 * number, **times)._replace(**fields)
+        )
+        at += latency
+    return rows
+
+
+@given(st.lists(st.floats(0, 1e3), min_size=1, max_size=300), st.sampled_from([0.5, 0.95, 0.99]))
+def test_a_quantile_is_the_smallest_latency_that_a_share_did_not_exceed(
+    latencies: list[float], q: float
+) -> None:
+    found = quantile(np.array(latencies), q)
+    if len(latencies) < round(1 / (1 - q)):
+        assert found is None
+        return
+    ordered = sorted(latencies)
+    assert found == ordered[math.ceil(round(q * len(latencies), 9)) - 1]
+    assert sum(latency <= found for latency in latencies) >= q * len(latencies) - 1e-9
+
+
+def test_of_too_few_requests_a_far_quantile_is_not_told() -> None:
+    assert quantile(np.arange(999.0), 0.999) is None
+    assert quantile(np.arange(1000.0), 0.999) == 998.0
+    assert quantile(np.empty(0), 0.5) is None
+
+
+def test_a_load_in_numbers(tmp_path: Path) -> None:
+    rows = [
+        row._replace(method="all" if i % 2 else "dense") for i, row in enumerate(sequence(*[0.1, 0.3] * 20))
+    ]
+    rows.insert(
+        0, rows[0]._replace(phase="warm-up", end_seconds=-0.5, start_seconds=-9.0, client_cpu_seconds=0.99)
+    )
+    summary = numbers(tmp_path, rows)
+    whole, dense, all_methods = summary["loads"]
+    assert (whole["method"], dense["method"], all_methods["method"]) == (None, "dense", "all")
+    assert whole["answered"] == 40
+    assert whole["latency_seconds"]["p50"] == pytest.approx(0.1)
+    assert whole["latency_seconds"]["p95"] == pytest.approx(0.3)
+    assert whole["latency_seconds"]["mean"] == pytest.approx(0.2)
+    assert whole["latency_seconds"]["p99.9"] is None
+    assert whole["requests_per_second"] == pytest.approx(40 / 8)
+    assert whole["client_cpu_seconds"] == pytest.approx(0.01)
+    assert whole["client_cpu_share"] == pytest.approx(0.05)
+    assert whole["store_share"] == pytest.approx(0.08 * 40 / 8)
+    assert whole["round_trips"] == 3
+    assert dense["latency_seconds"]["mean"] == pytest.approx(0.1)
+    assert dense["client_cpu_seconds"] == pytest.approx(0.01)
+    assert not summary["void"]
+
+
+def test_the_cpu_time_of_a_request_is_not_told_where_others_ran_beside_it(tmp_path: Path) -> None:
+    rows = [row._replace(worker=i % 2) for i, row in enumerate(sequence(*[0.1] * 10))]
+    whole, method = numbers(tmp_path, rows)["loads"]
+    assert whole["client_cpu_seconds"] is not None
+    assert method["client_cpu_seconds"] is None
+
+
+def test_server_cpu_comes_from_its_readings(tmp_path: Path) -> None:
+    rows = sequence(*[0.1] * 11)
+    rows[2] = rows[2]._replace(server_cpu_seconds=7.0)
+    rows[10] = rows[10]._replace(server_cpu_seconds=7.4)
+    whole, method = numbers(tmp_path, rows)["loads"]
+    assert whole["server_cpu_seconds"] == pytest.approx(0.05)
+    assert whole["server_cpu_share"] == pytest.approx(0.5)
+    assert method["server_cpu_seconds"] is None
+
+
+def test_latency_counts_from_the_intended_start(tmp_path: Path) -> None:
+    rows = [row._replace(intended_seconds=row.intended_seconds - 1.0) for row in sequence(0.1, 0.1)]
+    whole = numbers(tmp_path, rows)["loads"][0]
+    assert whole["latency_seconds"]["p50"] == pytest.approx(1.1)
+    assert whole["waited_to_be_sent_seconds"] == pytest.approx(1.0)
+
+
+def test_a_fill_in_numbers(tmp_path: Path) -> None:
+    optimize = WRITE._replace(kind="optimize", written=0, size_bytes=0, start_seconds=1.0, end_seconds=4.0)
+    second = WRITE._replace(first=50, start_seconds=0.5, end_seconds=1.0)
+    other = WRITE._replace(store="b")
+    (fill,) = numbers(tmp_path, sequence(0.1), writes=[WRITE, second, optimize, other])["fills"]
+    assert fill["documents_per_second"] == pytest.approx(100)
+    assert fill["megabytes_per_second"] == pytest.approx(10)
+    assert fill["optimize_seconds"] == pytest.approx(3)
+    assert fill["client_cpu_share"] == pytest.approx(0.4)
+    assert fill["disk_bytes_per_document"] == 5
+    assert fill["component_bytes_per_document"] == {"dense": 4, "sparse": 1}
+
+
+def test_a_collection_that_was_there_has_no_write_rate(tmp_path: Path) -> None:
+    (fill,) = numbers(tmp_path, sequence(0.1), writes=[WRITE._replace(store="b")], reused=True)["fills"]
+    assert fill["documents_per_second"] is None
+    assert fill["optimize_seconds"] is None
+
+
+def test_recall_counts_what_was_found_of_what_there_is(tmp_path: Path) -> None:
+    row = RecallRow("a", 100, "list", 0, "dense", None, 10, 10, 9, 0.1, 0.2)
+    recall = [row, row._replace(found=10, query=1), row._replace(expected=0, found=0, query=2)]
+    (one,) = numbers(tmp_path, sequence(0.1), recall=recall)["recall"]
+    assert one["recall"] == pytest.approx(0.95)
+    assert one["worst"] == pytest.approx(0.9)
+    assert one["queries"] == 2
+
+
+@pytest.mark.parametrize(
+    ("approximate", "exact", "found"),
+    [
+        ([3.0, 2.0, 1.0], [3.0, 2.0, 1.0], 3),
+        ([3.0, 1.0, 0.5], [3.0, 2.0, 1.0], 2),
+        ([2.0, 2.0], [2.0, 2.0], 2),  # ties: any of them
+        ([], [1.0], 0),
+        ([1.0], [], 0),
+        ([3.0, 2.0], [3.0, 2.0, 1.0], 2),
+    ],
+)
+def test_what_belongs_into_an_exact_list_is_told_by_its_score(
+    approximate: list[float], exact: list[float], found: int
+) -> None:
+    assert found_of(approximate, exact) == found
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"hits": 0, "distinct_hits": 0}, "no hits"),
+        ({"hits": 9, "distinct_hits": 9}, "fewer hits than there are"),
+        ({"hits": 11, "distinct_hits": 11}, "more hits than asked for"),
+        ({"distinct_hits": 9}, "the same document twice"),
+        ({"error": "Unavailable: gone", "hits": None, "distinct_hits": None}, "failed (Unavailable: gone)"),
+        ({"end_seconds": 0.05}, "clock went backwards"),
+        ({"start_seconds": 0.1}, "clock went backwards"),
+        (
+            {
+                "error": "NotSent: it waited",
+                "start_seconds": None,
+                "end_seconds": None,
+                "worker": None,
+                "hits": None,
+            },
+            "saturated",
+        ),
+    ],
+)
+def test_one_bad_request_makes_a_load_void(tmp_path: Path, fields: dict[str, Any], reason: str) -> None:
+    rows = sequence(*[0.1] * 5)
+    rows[2] = rows[2]._replace(**fields)
+    summary = numbers(tmp_path, rows)
+    assert summary["void"]
+    assert any(reason in void for void in summary["loads"][0]["void"])
+
+
+def test_a_bad_request_of_the_warm_up_does_not_count(tmp_path: Path) -> None:
+    rows = sequence(*[0.1] * 5)
+    rows[0] = rows[0]._replace(phase="warm-up", hits=0, distinct_hits=0)
+    assert not numbers(tmp_path, rows)["void"]
+
+
+def test_errors_that_are_allowed_are_listed_and_left_out(tmp_path: Path) -> None:
+    rows = sequence(*[0.1] * 5)
+    rows[2] = rows[2]._replace(error="Unavailable: gone", hits=None, distinct_hits=None, end_seconds=0.2001)
+    summary = numbers(tmp_path, rows, allow_errors=True)
+    whole = summary["loads"][0]
+    assert not summary["void"]
+    assert whole["errors"] == {"Unavailable: gone": 1}
+    assert whole["answered"] == 4
+    assert whole["latency_seconds"]["mean"] == pytest.approx(0.1)  # the failure was fast
+
+
+def test_a_queue_at_the_end_of_an_open_loop_is_saturation(tmp_path: Path) -> None:
+    rows = [
+        row._replace(intended_seconds=0.01 * i, load="open-100-at-1")
+        for i, row in enumerate(sequence(*[0.1] * 20))
+    ]
+    assert any("saturated" in reason for reason in numbers(tmp_path, rows)["loads"][0]["void"])
+    kept_up = [row._replace(intended_seconds=row.start_seconds or 0.0) for row in rows]
+    assert not numbers(tmp_path, kept_up)["void"]
+
+
+def test_a_collection_of_another_size_makes_all_of_its_loads_void(tmp_path: Path) -> None:
+    summary = numbers(tmp_path, sequence(0.1), count=99)
+    assert "99 documents" in summary["fills"][0]["void"][0]
+    assert all(load["void"] for load in summary["loads"])
+
+
+def test_a_load_without_a_measured_request_is_void(tmp_path: Path) -> None:
+    summary = numbers(tmp_path, [REQUEST._replace(phase="warm-up")])
+    assert summary["loads"][0]["void"] == ["no request was measured"]
