@@ -26,7 +26,7 @@ def test_by_hand(tmp_path: Path) -> None:
     }
     folder = write_evaluation(tmp_path / "e", cells, {"q": {"a": 1}, "nothing": {"a": 1}})
     baseline: Baseline = ReciprocalRankFusion()
-    run = baseline.run(NO_TEXTS, folder)
+    run = baseline.run(NO_TEXTS, folder, NO_TEXTS)
     assert run == {
         "q": [
             ("b", pytest.approx(1 / 63 + 1 / 61)),
@@ -38,13 +38,13 @@ def test_by_hand(tmp_path: Path) -> None:
     }
     assert baseline.name == "rrf"
     # A steeper curve: the first of a list outweighs the second of both.
-    assert [id for id, _ in ReciprocalRankFusion(k=0).run(NO_TEXTS, folder)["q"]] == ["b", "a", "c", "d"]
+    assert [id for id, _ in ReciprocalRankFusion(k=0).run(NO_TEXTS, folder, NO_TEXTS)["q"]] == ["b", "a", "c", "d"]
 
 
 def test_equal_sums_are_in_the_order_of_ids(tmp_path: Path) -> None:
     cells = {"q": {"é": (0.9, 1.0, 0), "Z": (0.8, 2.0, 0)}, "r": {"a": (0.8, 2.0, 0), "b": (0.9, 1.0, 0)}}
     folder = write_evaluation(tmp_path / "e", cells, {"q": {"Z": 1}, "r": {"a": 1}})
-    for answers in ReciprocalRankFusion().run(NO_TEXTS, folder).values():
+    for answers in ReciprocalRankFusion().run(NO_TEXTS, folder, NO_TEXTS).values():
         assert answers[0][1] == answers[1][1]
         assert answers[0][0] < answers[1][0]
 
@@ -59,7 +59,7 @@ def test_is_that_of_a_plain_loop(tmp_path: Path) -> None:
         for q in range(50)
     }
     folder = write_evaluation(tmp_path / "e", cells, {query: {"d0": 1} for query in cells})
-    run = ReciprocalRankFusion(k=7).run(NO_TEXTS, folder)
+    run = ReciprocalRankFusion(k=7).run(NO_TEXTS, folder, NO_TEXTS)
     for query, documents in cells.items():
         sums: dict[str, float] = {}
         for column in (0, 1):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -51,8 +52,8 @@ def queries_of(folder: EvaluationFolder) -> Iterator[tuple[str, pa.Table]]:
     for part in folder.score_parts():
         queries = part["query_id"].to_numpy(zero_copy_only=False)
         bounds = np.flatnonzero(queries[1:] != queries[:-1]) + 1
-        starts = [0, *bounds.tolist()] if len(queries) else []
-        for start, stop in zip(starts, [*starts[1:], len(queries)], strict=True):
+        edges = [0, *bounds.tolist(), len(queries)] if len(queries) else []
+        for start, stop in pairwise(edges):
             yield str(queries[start]), part.slice(start, stop - start)
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 from m3_connectors.evaluation.folder import EvaluationFolder, Run
 
 if TYPE_CHECKING:
+    from m3_connectors.encoder.encoder import M3Encoder
     from m3_connectors.evaluation.datasets.dataset import Dataset
 
 
@@ -21,13 +22,14 @@ class Baseline(Protocol):
     def description(self) -> str:
         """What it is and with which parameters, for people."""
 
-    def run(self, dataset: Dataset, folder: EvaluationFolder) -> Run:
+    def run(self, dataset: Dataset, folder: EvaluationFolder, encoder: M3Encoder) -> Run:
         """Rank.
 
         Args:
             dataset: Documents and queries.
             folder: The evaluation so far: component scores and the runs of the methods and of the baselines that
                 were named before this one, so that lists can be fused and answers re-ranked.
+            encoder: The evaluation's own, whose tokens a baseline may share.
 
         Returns:
             Every query of the dataset with its documents and scores, best first; a query without an answer has

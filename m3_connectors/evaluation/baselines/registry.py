@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Callable
 
 from m3_connectors.errors import InvalidInput
 from m3_connectors.evaluation.baselines.baseline import Baseline
 
 BASELINES: dict[str, str] = {
-    "bm25": "m3_connectors.evaluation.bm25:WordBM25",
+    "bm25": "m3_connectors.evaluation.baselines.bm25:WordBM25",
+    "bm25-xlmr": "m3_connectors.evaluation.baselines.bm25:TokenBM25",
     "rrf": "m3_connectors.evaluation.baselines.rrf:ReciprocalRankFusion",
+    "st": "m3_connectors.evaluation.baselines.sentence_models:SentenceModel",
+    "openai": "m3_connectors.evaluation.baselines.endpoint:EmbeddingEndpoint",
+    "rerank": "m3_connectors.evaluation.baselines.rerank:CrossEncoderRanking",
 }
 """Name to ``module:what``, which is called with what follows the name's colon (``rerank:MODEL``), if anything does."""
 
@@ -30,4 +35,10 @@ def baseline_for(spec: str) -> Baseline:
         raise InvalidInput(f"{spec!r} is no baseline: use {', '.join(BASELINES)}.")
     module, _, attribute = BASELINES[name].partition(":")
     make: Callable[..., Baseline] = getattr(importlib.import_module(module), attribute)
-    return make(argument) if colon else make()
+    arguments = (argument,) if colon else ()
+    try:
+        inspect.signature(make).bind(*arguments)
+    except TypeError:
+        takes = "takes nothing after its name" if colon else f"needs a model: {name}:MODEL"
+        raise InvalidInput(f"baseline {spec!r} {takes}.") from None
+    return make(*arguments)

@@ -11,6 +11,7 @@ from m3_connectors.evaluation.folder import EvaluationFolder, Run
 from m3_connectors.evaluation.runs import queries_of
 
 if TYPE_CHECKING:
+    from m3_connectors.encoder.encoder import M3Encoder
     from m3_connectors.evaluation.datasets.dataset import Dataset
 
 K = 60
@@ -36,8 +37,8 @@ class ReciprocalRankFusion:
         self.name = "rrf" if self._k == K else f"rrf-{self._k}"
         self.description = f"reciprocal rank fusion of the dense and the sparse list, k = {k}"
 
-    def run(self, dataset: Dataset, folder: EvaluationFolder) -> Run:
-        """The fused lists of every query, see ``Baseline.run``; the dataset's texts are not needed."""
+    def run(self, dataset: Dataset, folder: EvaluationFolder, encoder: M3Encoder) -> Run:
+        """The fused lists of every query, see ``Baseline.run``; neither texts nor the encoder are needed."""
         run: Run = {query: [] for query in folder.asked}
         for query, table in queries_of(folder):
             sums = np.zeros(len(table))

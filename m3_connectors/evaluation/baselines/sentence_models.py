@@ -1,0 +1,146 @@
+"""Any dense model of sentence-transformers, with the prefixes that it was trained with."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from m3_connectors.embeddings import Float32
+from m3_connectors.errors import InvalidInput, MissingDependency, NotFound
+from m3_connectors.evaluation.baselines.options import model_and_options, run_name
+from m3_connectors.evaluation.baselines.ranking import nearest
+from m3_connectors.evaluation.datasets.dataset import Dataset
+from m3_connectors.evaluation.folder import EvaluationFolder, Run
+
+if TYPE_CHECKING:
+    from m3_connectors.encoder.encoder import M3Encoder
+
+_WIKIPEDIA = "Instruct: Given a question, retrieve Wikipedia passages that answer the question\nQuery: "
+_WEB = "Instruct: Given a web search query, retrieve relevant passages that answer the query\nQuery: "
+
+
+@dataclasses.dataclass(frozen=True)
+class Published:
+    """How a model of the paper's tables is used by those who made it.
+
+    Attributes:
+        model: Name on the hub.
+        query: What stands before a query.
+        query_of: The same where a family of datasets has its own.
+        passage: What stands before a passage.
+        similarity: How two vectors are compared.
+        pooling: None where the repository says it itself to sentence-transformers.
+    """
+
+    model: str
+    query: str = ""
+    query_of: dict[str, str] = dataclasses.field(default_factory=dict)
+    passage: str = ""
+    similarity: Literal["cosine", "dot"] = "cosine"
+    pooling: Literal["cls", "mean"] | None = None
+
+
+PUBLISHED = {
+    "me5-large": Published("intfloat/multilingual-e5-large", query="query: ", passage="passage: "),
+    "mcontriever": Published("facebook/mcontriever-msmarco", similarity="dot", pooling="mean"),
+    "mdpr": Published("castorini/mdpr-tied-pft-msmarco", similarity="dot", pooling="cls"),
+    "e5-mistral-7b": Published(
+        "intfloat/e5-mistral-7b-instruct", query=_WEB, query_of={"miracl": _WIKIPEDIA, "mkqa": _WIKIPEDIA}
+    ),
+}
+"""The dense models of the paper's tables, by the short name that ``st:`` takes; their names on the hub work too."""
+
+_BY_MODEL = {published.model: published for published in PUBLISHED.values()}
+
+
+class SentenceModel:
+    """The baseline ``st:MODEL``: exact search over the vectors of a model of sentence-transformers.
+
+    Args:
+        spec: A short name of ``PUBLISHED``, a name on the hub or a directory; ``?query=…&passage=…`` are prefixes,
+            percent-encoded. Without them a model that is not in ``PUBLISHED`` uses the prompts of its own
+            configuration.
+
+    Raises:
+        InvalidInput: An unknown option, or the model compares vectors neither by cosine nor by inner product.
+        MissingDependency: sentence-transformers is not installed.
+        NotFound: The weights cannot be had; says why.
+    """
+
+    def __init__(self, spec: str) -> None:
+        name, options = model_and_options(spec, ("query", "passage"))
+        published = PUBLISHED.get(name.lower()) or _BY_MODEL.get(name)
+        self._model = load(name if published is None else published.model, published)
+        self._published = published
+        self._prefixes = options
+        similarity = str(self._model.similarity_fn_name if published is None else published.similarity)
+        if similarity not in ("cosine", "dot"):
+            raise InvalidInput(
+                f"{name} compares vectors by {similarity}: only cosine and dot can be searched."
+            )
+        self._unit = similarity == "cosine"
+        self.name = run_name("st", name)
+        length = self._model.max_seq_length
+        self.description = (
+            f"{name if published is None else published.model} by sentence-transformers, exact search by {similarity}"
+            f"{f', texts cut at {length} tokens' if length else ''}"
+        )
+
+    def run(self, dataset: Dataset, folder: EvaluationFolder, encoder: M3Encoder) -> Run:
+        """Rank the corpus for every query; see ``Baseline.run``."""
+        queries, passages = self._model.encode_query, self._model.encode_document
+        if self._published is not None or self._prefixes:
+            queries = passages = self._model.encode
+        query, passage = self._prompts(dataset.family)
+        return nearest(
+            dataset,
+            folder.record.protocol.run_depth,
+            lambda texts: self._embed(queries, texts, query),
+            lambda texts: self._embed(passages, texts, passage),
+        )
+
+    def _prompts(self, family: str) -> tuple[str | None, str | None]:
+        if self._published is None:
+            return self._prefixes.get("query"), self._prefixes.get("passage")
+        query = self._published.query_of.get(family, self._published.query)
+        return self._prefixes.get("query", query), self._prefixes.get("passage", self._published.passage)
+
+    def _embed(self, encode: Callable[..., Any], texts: Sequence[str], prompt: str | None) -> Float32:
+        vectors = encode(list(texts), prompt=prompt, normalize_embeddings=self._unit, show_progress_bar=False)
+        return np.asarray(vectors, dtype=np.float32)
+
+
+def load(name: str, published: Published | None) -> Any:
+    """A SentenceTransformer, pooled as published.
+
+    Raises:
+        MissingDependency: sentence-transformers is not installed.
+        NotFound: The weights cannot be had; says why.
+    """
+    try:
+        from sentence_transformers import SentenceTransformer
+        from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+    except ImportError:
+        raise MissingDependency("sentence-transformers", "baselines") from None
+    try:
+        if published is None or published.pooling is None:
+            return SentenceTransformer(name)
+        transformer = Transformer(name)
+        pooling = Pooling(transformer.get_embedding_dimension(), published.pooling)
+        return SentenceTransformer(modules=[transformer, pooling])
+    except (OSError, ValueError, RuntimeError) as error:
+        raise not_found(name, error) from error
+
+
+def not_found(name: str, error: Exception) -> NotFound:
+    """The error of a model whose weights cannot be had."""
+    reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return NotFound(
+        f"{name} cannot be loaded: {reason}\n"
+        "  Is it a name on the hub, and is the hub reachable? A directory works too.",
+        backend="sentence-transformers",
+        operation="load",
+    )
