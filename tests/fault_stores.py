@@ -161,14 +161,17 @@ class Case:
         except errors as error:
             self.error = error
         seconds = time.monotonic() - started
-        first_line = str(self.error or "").partition("\n")[0]
-        said = {"error": type(self.error).__name__ if self.error else None, "message": _public(first_line)}
-        self.rows.append({**self._about, "call": name, **said, "seconds": round(seconds, 2)})
+        self.saw(name, type(self.error).__name__ if self.error else None, str(self.error or ""), seconds)
         assert bool(errors) == (self.error is not None), f"{name} raised nothing; {errors} must be raised"
         assert re.search(match, str(self.error)), f"{match!r} is not in {str(self.error)!r}"
         # The last try may begin when the total is nearly over.
         limit = patience["total_seconds"] + patience["timeout_seconds"] + BUSY_SECONDS
         assert seconds < limit, f"{name} took {seconds:.1f} s; {limit} were allowed"
+
+    def saw(self, call: str, error: str | None, message: str, seconds: float) -> None:
+        """Note a call: the name of its error, or None, and the first line of its message."""
+        said = {"error": error, "message": _public(message.partition("\n")[0])}
+        self.rows.append({**self._about, "call": call, **said, "seconds": round(seconds, 2)})
 
     async def account(self, backend: Backend, world: World, acknowledged: Sequence[Document]) -> None:
         """Count what was lost and doubled, then write the whole world, as a user does who repeats the call."""

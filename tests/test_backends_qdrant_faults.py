@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import json
 import os
 import random
 import shutil
@@ -19,6 +20,7 @@ from pathlib import Path
 import anyio
 import pytest
 import qdrant_edge as engine
+from fault_stores import Case
 
 from m3_connectors.backends.base import Storage
 from m3_connectors.backends.qdrant import failures
@@ -271,6 +273,7 @@ def test_kill_at_any_moment_keeps_every_acknowledged_document_once(tmp_path: Pat
     """Six times: write, be killed at a random moment, open again, compare with what was acknowledged."""
     rng = random.Random(7)
     world = make_world(3, documents=12, dimension=64)
+    case, lost, doubled = Case("qdrant-edge", "killed in mid-batch, six times"), [0], [0]
     for round_ in range(6):
         writer = start(
             """
@@ -302,15 +305,18 @@ def test_kill_at_any_moment_keeps_every_acknowledged_document_once(tmp_path: Pat
 
         async def check(round_: int = round_, done: list[int] = done, twice: set[int] = twice) -> None:
             backend = EdgeBackend(tmp_path, "c")
-            await backend.open()
+            with case.call("open"):
+                await backend.open()
             ids = [id async for id in backend.scan_ids()]
-            assert len(ids) == len(set(ids)) == await backend.count()
+            doubled[0] += len(ids) - len(set(ids))
+            assert len(set(ids)) == await backend.count()
             for n in done:
                 found = await backend.fetch([f"{round_}-{n}-{i}" for i in range(12)])
                 texts = [document and document.text for document in found]
-                assert texts[1:] == [document.text for document in world.documents[1:]]
-                if n in twice:
-                    assert texts[0] == f"second {n}"
+                wanted = [document.text for document in world.documents]
+                # The first may have its second text before that was acknowledged.
+                wanted[0] = f"second {n}" if n in twice or texts[0] == f"second {n}" else wanted[0]
+                lost[0] += sum(there != text for there, text in zip(texts, wanted, strict=True))
                 scores = await backend.score(
                     "dense", world.embeddings[3], [f"{round_}-{n}-3", f"{round_}-{n}-5"]
                 )
@@ -321,7 +327,8 @@ def test_kill_at_any_moment_keeps_every_acknowledged_document_once(tmp_path: Pat
             await backend.close()
 
         run(check)
-    assert done is not None
+    case.record(lost=lost[0], doubled=doubled[0])
+    assert (lost, doubled) == ([0], [0])
 
 
 @pytest.mark.parametrize(
@@ -499,7 +506,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_disk_that_fills_up_loses_nothing(small_disk: Path) -> None:
     process = start(
         """
-        import itertools
+        import itertools, json, time
         from m3_connectors.errors import StorageFull
         async def main():
             world = make_world(9, documents=60, dimension=256, most_rows=200)
@@ -507,9 +514,11 @@ def test_a_disk_that_fills_up_loses_nothing(small_disk: Path) -> None:
             await backend.create(world.schema)
             for n in itertools.count():
                 documents = [dataclasses.replace(d, id=f"{n}-{i}") for i, d in enumerate(world.documents)]
+                started = time.monotonic()
                 try:
                     await backend.upsert(documents, world.embeddings)
-                except StorageFull:
+                except StorageFull as error:
+                    print(json.dumps(["upsert", "StorageFull", str(error), time.monotonic() - started]))
                     print(n, await backend.count())
                     await backend.close()
                     await backend.open()
@@ -522,7 +531,11 @@ def test_a_disk_that_fills_up_loses_nothing(small_disk: Path) -> None:
     )
     printed, _ = process.communicate(timeout=120)
     assert process.returncode == 0
-    rounds, before, _, after = map(int, printed.split())
+    saw, _, counts = printed.partition("\n")
+    rounds, before, _, after = map(int, counts.split())
+    case = Case("qdrant-edge", "full disk")
+    case.saw(*json.loads(saw))
+    case.record(lost=max(0, 60 * rounds - after), doubled=0)
     assert rounds >= 2
     assert before == after >= 60 * rounds
 

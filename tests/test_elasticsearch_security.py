@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import ssl
@@ -12,6 +13,7 @@ from typing import Any
 import anyio
 import pytest
 import trustme
+from fault_stores import Case
 
 from m3_connectors.backends.elasticsearch.backend import ElasticsearchBackend
 from m3_connectors.backends.registry import backend_for
@@ -111,6 +113,47 @@ async def test_wrong_credentials_are_refused_and_not_repeated(
     with anyio.fail_after(20), pytest.raises(Unauthorised) as caught:
         await backend.open()
     assert PASSWORD not in str(caught.value)
+    await backend.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "line"),
+    [("expired key", "users", ""), ("key that may only read", "users_roles", f"viewer:{NAME}\n")],
+)
+@runs
+async def test_credentials_that_lose_their_rights_are_named_until_they_have_them_again(
+    secured: Secured, name: str, file: str, line: str
+) -> None:
+    world = make_world(3)
+    half = len(world.documents) // 2
+    backend, rights = secured.trusted(), secured.server._directory / "config" / file
+    before = rights.read_text()
+    case = Case("elasticsearch, its own security", name)
+    await backend.create(world.schema)
+    await backend.upsert(world.documents[:half], world.embeddings[:half])
+    rights.write_text(line)
+    # The server looks at its files every five seconds.
+    with anyio.fail_after(30), contextlib.suppress(Unauthorised):
+        while True:
+            await backend.upsert(world.documents[:1], world.embeddings[:1])
+            await anyio.sleep(0.5)
+    reads = () if line else (Unauthorised,)
+    with case.call("upsert", Unauthorised):
+        await backend.upsert(world.documents, world.embeddings)
+    with case.call("search", *reads):
+        await backend.search(world.queries[0], ALL, 5)
+    with case.call("open", *reads):
+        await backend.open()
+    rights.write_text(before)
+    with anyio.fail_after(30):
+        while True:
+            with contextlib.suppress(Unauthorised):
+                await backend.open()
+                await backend.upsert(world.documents[:1], world.embeddings[:1])
+                break
+            await anyio.sleep(0.5)
+    await case.account(backend, world, world.documents[:half])
+    await backend.drop()
     await backend.close()
 
 

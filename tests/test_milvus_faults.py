@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import anyio
 import grpc
 import pytest
+from fault_stores import Case
 from pymilvus import MilvusClient
 from pymilvus.exceptions import MilvusException
 
@@ -28,6 +33,7 @@ from m3_connectors.errors import (
 from m3_connectors.filters import parse_filter
 from m3_connectors.methods import ALL
 from m3_connectors.testing.conformance import runs
+from m3_connectors.testing.servers.milvus import MilvusServer
 from m3_connectors.testing.servers.start import Running
 from m3_connectors.testing.worlds import make_world
 
@@ -92,6 +98,62 @@ async def test_a_restarted_lite_is_loaded_again_at_the_first_call(url: str) -> N
     client.release_collection(backend._reads.layout.parts_name)
     assert len(await backend.search(WORLD.queries[0], ALL, 5)) == 5
     await backend.close()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 24 MiB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=24m", "m3-test", str(place)], capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip("may not mount a file system here (needs root)")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+@runs
+async def test_a_disk_that_fills_up_loses_nothing_not_even_after_a_kill(
+    small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = make_world(63, documents=60, dimension=256, most_rows=200)
+    acknowledged = []
+    with monkeypatch.context() as patched:
+        patched.setattr(tempfile, "tempdir", str(small_disk))
+        server = MilvusServer()
+    case = Case("milvus", "full disk, killed after it was mended")
+    try:
+        server.start()
+        backend = backend_at(f"milvus+{server.url}")
+        await backend.create(world.schema)
+        with case.call("upsert", StorageFull, patience=PATIENCE):
+            for n in range(100):
+                documents = [dataclasses.replace(d, id=f"{n}-{i}") for i, d in enumerate(world.documents)]
+                await backend.upsert(documents, world.embeddings)
+                acknowledged += documents
+        assert len(acknowledged) >= 60
+        with case.call("upsert, still full", StorageFull, patience=PATIENCE):
+            await backend.upsert(documents, world.embeddings)
+        with case.call("search, still full", patience=PATIENCE):
+            assert len(await backend.search(world.queries[0], ALL, 5)) == 5
+        assert await backend.fetch([document.id for document in acknowledged]) == acknowledged
+        subprocess.run(["mount", "-o", "remount,size=200m", str(small_disk)], check=True)
+        with case.call("upsert, room again", patience=PATIENCE):
+            await backend.upsert(documents, world.embeddings)
+        acknowledged += documents
+        server.stop(kill=True)
+        server.start()
+        found = await backend.fetch([document.id for document in acknowledged])
+        ids = [id async for id in backend.scan_ids()]
+        lost = sum(there != document for there, document in zip(found, acknowledged, strict=True))
+        case.record(lost=lost, doubled=len(ids) - len(set(ids)))
+        assert lost == 0
+        assert sorted(ids) == sorted(document.id for document in acknowledged)
+        await backend.close()
+    finally:
+        server.remove()
 
 
 # -- what servers say that milvus-lite never does
