@@ -273,7 +273,7 @@ def test_kill_at_any_moment_keeps_every_acknowledged_document_once(tmp_path: Pat
     """Six times: write, be killed at a random moment, open again, compare with what was acknowledged."""
     rng = random.Random(7)
     world = make_world(3, documents=12, dimension=64)
-    case, lost, doubled = Case("qdrant-edge", "killed in mid-batch, six times"), [0], [0]
+    case, lost, doubled = Case("qdrant-edge", "killed and started in mid-batch"), [0], [0]
     for round_ in range(6):
         writer = start(
             """

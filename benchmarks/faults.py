@@ -1,0 +1,131 @@
+"""What a caller sees when a store fails: runs the tests of faults and makes a table of their cases.
+
+    python benchmarks/faults.py
+    python benchmarks/faults.py --report benchmarks/results/faults-2025-01-31.jsonl
+
+Each case is a test that fails if a call ends late, in another error than it should, or with an acknowledged document
+lost or doubled. Its rows (store, case, call, error, first line of the message, seconds, documents lost and doubled) go
+to a JSON Lines file, after a record of the machine; the table is made from that file alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import subprocess
+import sys
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from environment import ROOT, describe, environment
+
+from m3_connectors.testing.servers.elasticsearch import VERSION
+
+Row = dict[str, Any]
+
+TESTS = (
+    "test_faults_network.py",
+    "test_faults_restarts.py",
+    "test_faults_answers.py",
+    "test_faults_collections.py",
+    "test_faults_concurrent.py",
+    "test_milvus_faults.py",
+    "test_backends_qdrant_faults.py",
+    "test_elasticsearch_security.py",
+)
+PACKAGES = (
+    "qdrant-client",
+    "qdrant-edge-py",
+    "pymilvus",
+    "milvus-lite",
+    "elasticsearch",
+    "grpcio",
+    "aiohttp",
+    "httpx",
+)
+NAMES = {
+    "qdrant-grpc": "Qdrant, gRPC",
+    "qdrant-rest": "Qdrant, REST",
+    "qdrant-edge": "Qdrant Edge",
+    "milvus": "Milvus",
+    "elasticsearch": "Elasticsearch",
+}
+
+
+def run(path: Path) -> int:
+    """Run the tests, whose rows follow the record of the machine in ``path``; pytest's exit status."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(environment(*PACKAGES, elasticsearch_server=VERSION)) + "\n", encoding="utf-8")
+    tests = [str(ROOT / "tests" / name) for name in TESTS]
+    command = [sys.executable, "-m", "pytest", "-q", "--durations=5", *tests]
+    return subprocess.run(
+        command, cwd=ROOT, env={**os.environ, "M3_FAULT_ROWS": str(path.resolve())}, check=False
+    ).returncode
+
+
+def report(path: Path) -> str:
+    """The table, in Markdown."""
+    record, *rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    cases: dict[str, dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        cases[row["case"]][row["store"].partition(",")[0]].append(row)
+    stores = [store for store in NAMES if any(store in by_store for by_store in cases.values())]
+    lines = [
+        f"{len(rows)} calls, {describe(record)}.",
+        "",
+        f"| case | calls | {' | '.join(NAMES[store] for store in stores)} | lost | doubled |",
+        "|---" * (len(stores) + 4) + "|",
+    ]
+    for case, by_store in cases.items():
+        cells = [_seen(by_store[store]) if store in by_store else "" for store in stores]
+        calls = dict.fromkeys(row["call"] for rows in by_store.values() for row in rows)
+        lost, doubled = (_total(by_store, name) for name in ("lost", "doubled"))
+        lines.append(f"| {case} | {', '.join(calls)} | {' | '.join(cells)} | {lost} | {doubled} |")
+    return "\n".join(lines)
+
+
+def _seen(rows: list[Row]) -> str:
+    """What the calls of a case ended in, and the longest that each took."""
+    ends: dict[str, dict[str, float]] = defaultdict(dict)
+    for row in rows:
+        calls = ends[row["error"] or "answer"]
+        calls[row["call"]] = max(row["seconds"], calls.get(row["call"], 0.0))
+    seen = [
+        f"{end}{f' ({", ".join(calls)})' if len(ends) > 1 else ''} {max(calls.values()):.1f} s"
+        for end, calls in ends.items()
+    ]
+    seen += [
+        f"loop away for {row['stall_ms']} ms at most, working for {row['loop_work_ms']}"
+        for row in rows
+        if "stall_ms" in row
+    ]
+    return "; ".join(seen)
+
+
+def _total(by_store: dict[str, list[Row]], name: str) -> str:
+    """Documents of a case, of all stores; nothing where there were none to lose."""
+    # Every row of a case and store has its account.
+    counts = [rows[-1][name] for rows in by_store.values() if rows[-1].get(name) is not None]
+    return str(sum(counts)) if counts else ""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, help="default: benchmarks/results/faults-DATE.jsonl")
+    parser.add_argument("--report", type=Path, help="only print the table of this file")
+    options = parser.parse_args()
+    status, path = 0, options.report
+    if path is None:
+        path = options.out or ROOT / "benchmarks" / "results" / f"faults-{datetime.date.today()}.jsonl"
+        status = run(path)
+    print(report(path))
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
