@@ -17,6 +17,7 @@ from m3_connectors.evaluation.compare import (
     pairs_of_methods,
     pairs_of_trees,
 )
+from m3_connectors.evaluation.folder import write_table
 from m3_connectors.evaluation.record import Protocol
 from m3_connectors.methods import ALL, DENSE, SPARSE
 
@@ -184,3 +185,14 @@ def test_beside_the_published_numbers(tmp_path: Path) -> None:
     assert (row.ranking.method, row.measure, row.published) == ("dense", "nDCG@10", 0.5)
     values = row.ranking.values("nDCG@10").values()
     assert row.difference == pytest.approx(sum(values) / 6 - 0.5)
+    part = write_evaluation(
+        tmp_path / "p", *world(6), methods=METHODS, name="miracl/de", protocol=Protocol(limit_queries=6)
+    )
+    assert beside_published([part], published) == []
+
+
+def test_a_smaller_set_of_queries_is_no_silent_matter(tmp_path: Path) -> None:
+    folder = write_evaluation(tmp_path / "e", *world(6), methods=METHODS)
+    write_table(tmp_path / "e" / "metrics.parquet", folder.metrics().slice(3))
+    with pytest.raises(InvalidInput, match="nDCG@10 of dense for 3 of 6 queries"):
+        compare(pairs_of_methods(tmp_path, ["dense", "sparse"]))

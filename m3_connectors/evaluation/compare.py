@@ -51,12 +51,18 @@ class Ranking:
         """The value of every query.
 
         Raises:
-            InvalidInput: The evaluation did not compute this measure.
+            InvalidInput: The evaluation did not compute this measure, or not for every query.
         """
         known = self.folder.record.protocol.measures
         if measure not in known:
             raise InvalidInput(f"{self.folder.path} has no {measure}: it has {', '.join(known)}.")
-        return self._values[measure]
+        values = self._values[measure]
+        if len(values) != self.dataset.queries:
+            raise InvalidInput(
+                f"{self.folder.path / 'metrics.parquet'} has {measure} of {self.method} for {len(values):,} of "
+                f"{self.dataset.queries:,} queries.\n  Delete it: it is computed anew from the runs."
+            )
+        return values
 
     @cached_property
     def _values(self) -> dict[str, dict[str, float]]:
@@ -217,7 +223,7 @@ def beside_published(
 ) -> list[BesidePublished]:
     """What was measured beside the published numbers, where there are any.
 
-    Only for evaluations of all queries of a split: the mean of a part of them is another number.
+    An evaluation of a part of the queries is left out: its mean is another number.
 
     Args:
         folders: Complete evaluations.
@@ -225,12 +231,10 @@ def beside_published(
     """
     rows = []
     for folder in folders:
-        for method in folder.record.methods:
-            ranking = Ranking(folder, method.name)
-            for measure in folder.record.protocol.measures:
-                key = (folder.record.dataset.name, method.name, measure)
-                if key in published:
-                    values = ranking.values(measure)
-                    mean = sum(values.values()) / len(values)
-                    rows.append(BesidePublished(ranking, measure, mean, published[key]))
+        if folder.record.protocol.limit_queries is None:
+            for method, means in folder.means().items():
+                for measure, mean in means.items():
+                    key = (folder.record.dataset.name, method, measure)
+                    if key in published:
+                        rows.append(BesidePublished(Ranking(folder, method), measure, mean, published[key]))
     return rows
