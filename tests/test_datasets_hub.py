@@ -18,6 +18,8 @@ from m3_connectors.evaluation.answers import judge
 from m3_connectors.evaluation.datasets.catalogue import CATALOGUE, MIRACL, MKQA, MLDR
 from m3_connectors.evaluation.datasets.hub import size
 from m3_connectors.evaluation.datasets.load import load_dataset
+from m3_connectors.evaluation.datasets.published import PUBLISHED_NUMBERS, numbers_by_task
+from m3_connectors.methods import METHODS
 
 
 class TestMiracl:
@@ -228,3 +230,25 @@ class TestHub:
 )
 def test_size(bytes: int, text: str) -> None:
     assert size(bytes) == text
+
+
+class TestPublishedNumbers:
+    def test_means_of_the_languages_are_the_published_means(self) -> None:
+        numbers = numbers_by_task()
+        for entry in (MIRACL, MLDR):
+            measure = entry.paper.measures[0]
+            languages = [numbers[name, "all", measure] for name in entry.names()]
+            mean = sum(languages) / len(languages)
+            assert mean == pytest.approx(numbers[entry.family, "all", measure], abs=0.0006), entry.family
+
+    def test_every_number_is_of_a_task_and_measure_of_the_catalogue(self) -> None:
+        tasks = {name: entry for entry in CATALOGUE.values() for name in (entry.family, *entry.names())}
+        keys = [(n.task, n.method, n.measure, n.model) for n in PUBLISHED_NUMBERS]
+        assert len(set(keys)) == len(keys)
+        for number in PUBLISHED_NUMBERS:
+            assert number.measure in tasks[number.task].paper.measures
+            assert number.source.startswith("section 4.")
+            assert 0 < number.per_cent < 100
+        for family in CATALOGUE:
+            measure = CATALOGUE[family].paper.measures[0]
+            assert {(family, method, measure) for method in METHODS} <= numbers_by_task().keys()
