@@ -325,17 +325,17 @@ async def test_an_interrupted_creation_is_mended_by_open(
 async def test_a_candidate_deleted_in_between_is_no_error(tmp_path: Path) -> None:
     world = make_world(39)
     backend = await filled(embedded(tmp_path), world)
-    ask, query = backend._candidates, world.queries[0]
+    propose, query = backend._propose, world.queries[0]
     gone: list[str] = []
 
     async def candidates_then_deletion(*arguments: object) -> object:
-        found = await ask(*arguments)  # type: ignore[arg-type]
+        ids, known = await propose(*arguments)  # type: ignore[arg-type]
         if not gone:
-            gone.append(found.ids[0])
+            gone.append(ids[0])
             await backend.delete(gone)
-        return found
+        return ids, known
 
-    backend._candidates = candidates_then_deletion  # type: ignore[method-assign, assignment]
+    backend._propose = candidates_then_deletion  # type: ignore[method-assign, assignment]
     hits = await backend.search(query, ALL, 10)
     assert len(hits) == 10
     assert gone[0] not in {hit.id for hit in hits}

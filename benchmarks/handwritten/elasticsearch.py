@@ -81,8 +81,6 @@ class Elasticsearch:
             bodies[-1] += [orjson.dumps({"index": {"_id": document.id}}), line]
             size += len(line)
         list(self._threads.map(self._bulk, bodies))
-
-    def finish(self) -> None:
         self._client.indices.refresh(index="handwritten")
 
     def drop(self) -> None:
@@ -94,9 +92,11 @@ class Elasticsearch:
             return self._dense_sparse(query, k)
         if method == "sparse":
             hits = self._sparse(query, k, extra, source=True)
+        elif method == "dense":
+            hits = self._dense(query, k, extra, source=True)
         else:
-            limit = k if method == "dense" else 200
-            hits = self._dense(query, limit, extra, source=method == "dense")
+            hits = self._dense(query, 200, [name for name in extra if name == "sparse_blob"])
+            self._add_multivectors(hits)
         scores = self._scores(query, hits)
         if method == "sparse":
             if query.dense is not None:
@@ -163,6 +163,24 @@ class Elasticsearch:
 
     def close(self) -> None:
         self._client.close()
+
+    def _add_multivectors(self, hits: list[Any]) -> None:
+        # In pages, some at a time: faster than with the list itself, where the server and this side take turns.
+        def page(ids: list[str]) -> list[Any]:
+            body = {
+                "size": len(ids),
+                "query": {"ids": {"values": ids}},
+                "sort": ["_doc"],
+                "_source": False,
+                "docvalue_fields": ["multivector_blob"],
+            }
+            return self._search(body)
+
+        ids = [hit["_id"] for hit in hits]
+        pages = self._threads.map(page, [ids[at : at + 50] for at in range(0, len(ids), 50)])
+        found = {hit["_id"]: hit["fields"] for hits in pages for hit in hits}
+        for hit in hits:
+            hit["fields"] = hit.get("fields", {}) | found[hit["_id"]]
 
     def _bulk(self, lines: list[bytes]) -> None:
         answer = self._client.bulk(index="handwritten", operations=lines, filter_path="errors")

@@ -24,7 +24,7 @@ class Milvus:
 
     def __init__(self, uri: str, collection: str, dimension: int) -> None:
         self._client = MilvusClient(uri)
-        self._threads = ThreadPoolExecutor(2)
+        self._threads = ThreadPoolExecutor(4)
         self._collection = collection
         self._dimension = dimension
         fields = MilvusClient.create_schema(auto_id=False)
@@ -52,7 +52,9 @@ class Milvus:
                     "key": document.id,
                     "dense": embeddings.dense[i],
                     "sparse": dict(
-                        zip(sparse.indices[start:stop].tolist(), sparse.data[start:stop].tolist(), strict=True)
+                        zip(
+                            sparse.indices[start:stop].tolist(), sparse.data[start:stop].tolist(), strict=True
+                        )
                     ),
                     "multivector": [
                         pybase64.b64encode_as_string(blob[at : at + _PIECE])
@@ -77,8 +79,14 @@ class Milvus:
         name = "sparse" if method == "sparse" else "dense"
         limit = k if method in ("dense", "sparse") else 200
         fields = ["key", "text", "metadata", *(part for part in query.components if part != name)]
-        hits = self._list(query, name, limit, fields)
-        scores = self._scores(query, hits, fields) | {name: np.array([hit["distance"] for hit in hits])}
+        if limit == k:
+            hits = self._list(query, name, limit, fields)
+            rows = hits
+        else:
+            # The multi-vectors in pages, some at a time: in one answer they take several times as long.
+            hits = self._list(query, name, limit, [part for part in fields if part != "multivector"])
+            rows = self._with_multivectors(hits)
+        scores = self._scores(query, rows, fields) | {name: np.array([hit["distance"] for hit in hits])}
         if method == "multi_vec":
             fused = scores["multivector"]
         elif method == "all":
@@ -89,12 +97,8 @@ class Milvus:
         return [self._found(hits[i], fused[i], {n: values[i] for n, values in scores.items()}) for i in best]
 
     def _dense_sparse(self, query: M3Embeddings, k: int) -> list[Found]:
-        # What a list's hits lack is in the same answer: s_dense of the sparse list's, s_lex of the dense list's.
         lists = list(
-            self._threads.map(
-                lambda name: self._list(query, name, 1000, ["key"]),
-                ("dense", "sparse"),
-            )
+            self._threads.map(lambda name: self._list(query, name, 1000, ["key"]), ("dense", "sparse"))
         )
         known = [{hit["key"]: hit["distance"] for hit in hits} for hits in lists]
         keys = list(known[0] | known[1])
@@ -127,6 +131,16 @@ class Milvus:
     def close(self) -> None:
         self._client.close()
 
+    def _with_multivectors(self, hits: list[Any]) -> list[dict[str, Any]]:
+        def page(keys: list[str]) -> list[Any]:
+            within = "key in [" + ",".join(f'"{key}"' for key in keys) + "]"
+            return [dict(row) for row in self._client.query(self._collection, within, ["key", "multivector"])]
+
+        keys = [hit["key"] for hit in hits]
+        pages = self._threads.map(page, [keys[at : at + 25] for at in range(0, len(keys), 25)])
+        found = {row["key"]: row["multivector"] for rows in pages for row in rows}
+        return [{**hit["entity"], "multivector": found[hit["key"]]} for hit in hits]
+
     def _list(
         self, query: M3Embeddings, name: str, limit: int, fields: list[str], within: str = ""
     ) -> list[Any]:
@@ -154,7 +168,9 @@ class Milvus:
             weights = dict(zip(query.sparse.indices.tolist(), query.sparse.data.tolist(), strict=True))
             scores["sparse"] = np.array(
                 [
-                    sum(weight * weights[token] for token, weight in row["sparse"].items() if token in weights)
+                    sum(
+                        weight * weights[token] for token, weight in row["sparse"].items() if token in weights
+                    )
                     for row in rows
                 ]
             )

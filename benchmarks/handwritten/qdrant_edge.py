@@ -135,9 +135,7 @@ class QdrantEdge:
         ]
         answers = self._ask(requests) if requests else []
         return {
-            name: {
-                point.id: point.score / (self._rows if name == "multivector" else 1) for point in answer
-            }
+            name: {point.id: point.score / (self._rows if name == "multivector" else 1) for point in answer}
             for name, answer in zip(names, answers, strict=True)
         }
 

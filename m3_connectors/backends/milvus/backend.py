@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import anyio.to_thread
 import numpy as np
 
-from m3_connectors.backends.base import Backend, Known, Ranking, Schema, ScoredId
+from m3_connectors.backends.base import Backend, Known, Ranking, Schema, ScoredId, answers
 from m3_connectors.backends.capabilities import Capability, ServerInfo, refuse_unknown
 from m3_connectors.backends.endpoint import Endpoint
 from m3_connectors.backends.milvus import layout as layouts
@@ -28,7 +28,7 @@ from m3_connectors.backends.milvus.server import nothing_there, server_info
 from m3_connectors.backends.milvus.writing import Writer
 from m3_connectors.backends.retry import Patience
 from m3_connectors.backends.together import together
-from m3_connectors.documents import Document, Scores
+from m3_connectors.documents import Document
 from m3_connectors.embeddings import Component, Float32, M3Embeddings
 from m3_connectors.errors import AlreadyExists, InvalidInput, NotFound
 from m3_connectors.filters import Filter
@@ -332,17 +332,11 @@ class MilvusBackend(Backend):
         rows = {hit["key"]: hit for hit in hits[:k]}
         scores = await reads.scores_of("search", rest, query, rows)
         scores[component] = np.array([row["distance"] for row in rows.values()], dtype=np.float32)
-        documents = [document_of(row) for row in rows.values()]
-        fused = fuse(scores, method.weights)
-        return [
-            ScoredId(
-                documents[i].id,
-                float(fused[i]),
-                Scores(**{name: float(values[i]) for name, values in scores.items()}),
-                documents[i],
-            )
-            for i in rank([document.id for document in documents], fused, k)
-        ]
+        documents = {id_of(key): document_of(row) for key, row in rows.items()}
+        ids, fused = list(documents), fuse(scores, method.weights)
+        best = rank(ids, fused, k)
+        shown = {name: values[best] for name, values in scores.items()}
+        return answers([ids[i] for i in best], fused[best], shown, documents)
 
     async def _propose(
         self, query: M3Embeddings, method: Method, filter: Filter | None, exact: bool
@@ -388,12 +382,6 @@ class MilvusBackend(Backend):
         known = known | {name: dict(zip(ids, scores, strict=True)) for name, scores in found.items()}
         documents = {id: document_of(row) for id, row in zip(ids, rows.values(), strict=True)}
         return await self._complete(components, query, ids, known), documents
-
-    def _uncounted(self, query: M3Embeddings, method: Method) -> list[Component]:
-        """The components whose scores are informative only."""
-        return [
-            name for name in self.schema.components if name in query.components and name not in method.scored
-        ]
 
     async def _complete(
         self, components: Sequence[Component], query: M3Embeddings, ids: Sequence[str], known: Known
