@@ -93,10 +93,10 @@ def _seen(rows: list[Row]) -> str:
     for row in rows:
         calls = ends[row["error"] or "answer"]
         calls[row["call"]] = max(row["seconds"], calls.get(row["call"], 0.0))
-    seen = [
-        f"{end}{f' ({", ".join(calls)})' if len(ends) > 1 else ''} {max(calls.values()):.1f} s"
-        for end, calls in ends.items()
-    ]
+    seen = []
+    for end, calls in ends.items():
+        whose = f" ({', '.join(calls)})" if len(ends) > 1 else ""
+        seen.append(f"{end}{whose} {max(calls.values()):.1f} s")
     seen += [
         f"loop away for {row['stall_ms']} ms at most, working for {row['loop_work_ms']}"
         for row in rows
