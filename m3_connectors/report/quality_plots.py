@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from m3_connectors.evaluation.folder import EvaluationFolder
 from m3_connectors.evaluation.record import DEPTHS
-from m3_connectors.evaluation.simplex import grid, judged_candidates, ndcg
+from m3_connectors.evaluation.tune import Surface, surface
 from m3_connectors.methods import ALL, LONG_DOCUMENTS, MIRACL, Weights
 from m3_connectors.report.style import Plot, drawing, finish, look
 
@@ -24,8 +24,6 @@ LENGTH_GROUPS = 5
 
 FEWEST_QUERIES = 5
 """A mean over fewer queries is not drawn."""
-
-_DIVISIONS = 20
 
 _MOST_PANELS = 6
 
@@ -153,8 +151,7 @@ def over_weights(folders: Sequence[EvaluationFolder]) -> Plot | None:
 
     Each dataset of a family counts once.
     """
-    weights = grid(ALL, _DIVISIONS)
-    families: dict[str, list[npt.NDArray[np.float64]]] = defaultdict(list)
+    families: dict[str, list[Surface]] = defaultdict(list)
     used: dict[str, set[Weights]] = defaultdict(set)
     for folder in folders:
         record = folder.record
@@ -163,9 +160,7 @@ def over_weights(folders: Sequence[EvaluationFolder]) -> Plot | None:
             continue
         same = record.dataset.passage_language in (None, record.dataset.query_language)
         family = record.dataset.family if same else f"{record.dataset.family}, cross-lingual"
-        families[family].append(
-            ndcg(list(judged_candidates(folder, ALL).values()), weights).mean(axis=1),
-        )
+        families[family].append(surface(folder))
         used[family].update(Weights(*method.weights) for method in asked if method.weights)
     if not families:
         return None
@@ -176,7 +171,8 @@ def over_weights(folders: Sequence[EvaluationFolder]) -> Plot | None:
         canvas = figure(width_inches=3.6 * columns + 0.6, height_inches=3.5 * lines)
         for number, (family, datasets) in enumerate(shown.items(), 1):
             axes = canvas.add_subplot(lines, columns, number)
-            _triangle(axes, weights, np.mean(datasets, axis=0), used[family])
+            means = np.mean([dataset.means for dataset in datasets], axis=0)
+            _triangle(axes, datasets[0].weights, means, used[family])
             axes.set_title(f"{family} ({len(datasets)} {'sets' if len(datasets) > 1 else 'set'})")
         handles, labels = axes.get_legend_handles_labels()
         canvas.legend(handles, labels, loc="outside lower center", ncols=5)

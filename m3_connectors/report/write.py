@@ -1,12 +1,20 @@
-"""The report of a tree of evaluations: every table anew, from their files alone."""
+"""The report of a tree of evaluations and benchmarks: every table, figure and the page anew, from their files alone."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from m3_connectors.evaluation.folder import find_folders, write_text
+from m3_connectors.bench import folder as bench
+from m3_connectors.evaluation import folder as evaluation
+from m3_connectors.report.comparison_tables import comparison_tables
+from m3_connectors.report.cost_plots import latency_plot, method_plot, quality_against_cost
+from m3_connectors.report.cost_tables import cost_tables
+from m3_connectors.report.page import Section, page
+from m3_connectors.report.quality_plots import quality_plots
+from m3_connectors.report.style import Plot
 from m3_connectors.report.table import Table
 from m3_connectors.report.tables import incomplete_table, quality_tables
 
@@ -17,36 +25,92 @@ class Report:
 
     Attributes:
         tables: In order.
-        files: Where they are.
+        files: Where everything is, the page first.
         incomplete: Evaluations that are in no table of numbers.
+        void: Benchmarks whose numbers must not be used.
     """
 
     tables: tuple[Table, ...]
     files: tuple[Path, ...]
     incomplete: tuple[Path, ...]
+    void: tuple[Path, ...]
 
 
 def write_report(root: Path, out: Path | None = None) -> Report:
-    """Compute the measures anew and write every table of the evaluations at or below a folder.
+    """Compute all numbers anew and write the report of what is at or below a folder.
 
     Args:
         root: The tree.
         out: Where to; ``ROOT/report`` by default.
 
     Raises:
-        InvalidInput: No evaluation is there, or files of one do not belong together.
+        InvalidInput: Nothing is there, or files do not belong together.
+        MissingDependency: What draws or lays out is not installed.
     """
     target = out or root / "report"
-    folders = find_folders(root)
+    benchmarks = {folder.path.name: folder for folder in bench.find_folders(root)}
+    summaries = {name: folder.summary() for name, folder in benchmarks.items()}
+    folders = evaluation.find_folders(root) if not benchmarks or any(root.rglob(evaluation.RECORD)) else []
     complete = [folder for folder in folders if folder.record.complete]
     incomplete = [folder for folder in folders if not folder.record.complete]
     for folder in complete:
         folder.measure()
+    sections = [
+        *([_quality(complete, incomplete)] if folders else []),
+        *([Section("Comparisons", tuple(comparison_tables(complete, {})))] if complete else []),
+        *(_cost(name, folder, summaries[name]) for name, folder in benchmarks.items()),
+    ]
+    both = quality_against_cost(complete, summaries)
+    if both is not None:
+        sections.append(Section("Quality against cost", (both,)))
+    void = tuple(benchmarks[name].path for name, summary in summaries.items() if summary["void"])
+    tables = tuple(item for section in sections for item in section.items if isinstance(item, Table))
+    files = _write(target, f"Report: {root.resolve().name}", sections, tables)
+    return Report(tables, files, tuple(folder.path for folder in incomplete), void)
+
+
+def _quality(
+    complete: Sequence[evaluation.EvaluationFolder], incomplete: Sequence[evaluation.EvaluationFolder]
+) -> Section:
     tables = quality_tables(complete) if complete else []
+    warnings: tuple[str, ...] = ()
     if incomplete:
         tables.insert(0, incomplete_table(incomplete))
+        warnings = (f"{len(incomplete)} evaluations are incomplete and in no number.",)
+    return Section("Quality", (*tables, *(quality_plots(complete) if complete else ())), warnings=warnings)
+
+
+def _cost(name: str, folder: bench.BenchFolder, summary: Mapping[str, object]) -> Section:
+    machine = folder.record["environment"]
+    corpus = folder.record["scenario"]["corpus"]
+    plots = (latency_plot(name, folder.requests()), method_plot(name, summary))
+    return Section(
+        f"Cost: {name}",
+        (*cost_tables(name, summary), *(plot for plot in plots if plot is not None)),
+        notes=(
+            f"Synthetic documents of {corpus['dimension']:,} dimensions and {corpus['rows']['mean']:g} rows "
+            f"({corpus['multivector_dtype']}), queries of {corpus['query_rows']} rows; nothing is encoded.",
+            f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gib']} GiB, {machine['date'][:10]}, "
+            f"commit {machine['commit']}.",
+        ),
+        warnings=("Some of these numbers are void: see the last columns.",) if summary["void"] else (),
+    )
+
+
+def _write(
+    target: Path, title: str, sections: Sequence[Section], tables: Sequence[Table]
+) -> tuple[Path, ...]:
     target.mkdir(parents=True, exist_ok=True)
-    markdown, data = target / "tables.md", target / "tables.json"
-    write_text(markdown, "\n".join(table.to_markdown() for table in tables))
-    write_text(data, json.dumps([table.to_json() for table in tables], indent=2, ensure_ascii=False) + "\n")
-    return Report(tuple(tables), (markdown, data), tuple(folder.path for folder in incomplete))
+    files = {
+        "report.html": page(title, sections),
+        "tables.md": "\n".join(table.to_markdown() for table in tables),
+        "tables.json": json.dumps([table.to_json() for table in tables], indent=2, ensure_ascii=False) + "\n",
+    }
+    for name, text in files.items():
+        evaluation.write_text(target / name, text)
+    plots = [item for section in sections for item in section.items if isinstance(item, Plot)]
+    for plot in plots:
+        evaluation.write_text(target / f"{plot.name}.svg", plot.svg)
+        (target / f"{plot.name}.png").write_bytes(plot.png)
+    written = [*files, *(f"{plot.name}.{ending}" for plot in plots for ending in ("svg", "png"))]
+    return tuple(target / name for name in written)

@@ -1,0 +1,168 @@
+"""Tables of comparisons: is All better than the others, on which queries, and how far from what was published."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+from m3_connectors.evaluation.changes import QueryChange, Standing, most_changed
+from m3_connectors.evaluation.compare import Comparison, Ranking, beside_published, compare
+from m3_connectors.evaluation.folder import EvaluationFolder
+from m3_connectors.evaluation.record import DatasetRecord
+from m3_connectors.methods import ALL
+from m3_connectors.report.table import Cell, Column, Table
+
+RESAMPLES = 20_000
+"""Of each test: the smallest p-value that there is, 5e-5, survives Holm's correction for 1,000 comparisons."""
+
+MOST_CHANGED = 5
+"""Queries shown in each direction."""
+
+
+def comparison_tables(
+    folders: Sequence[EvaluationFolder], published: Mapping[tuple[str, str, str], float]
+) -> list[Table]:
+    """All against every other method, tested; the queries that it changes most; what was published.
+
+    Args:
+        folders: Complete evaluations.
+        published: Means from 0 to 1 by dataset, method and measure.
+    """
+    pairs = [
+        (Ranking(folder, method.name), Ranking(folder, ALL.name))
+        for folder in folders
+        if any(method.name == ALL.name for method in folder.record.methods)
+        for method in folder.record.methods
+        if method.name != ALL.name
+    ]
+    tables = []
+    if pairs:
+        compared = compare(pairs, resamples=RESAMPLES)
+        tables += [_summary(compared), _tests(compared), _changes(compared)]
+    return [*tables, *_published(folders, published)]
+
+
+def _summary(compared: Sequence[Comparison]) -> Table:
+    counts: dict[tuple[str, str], list[Comparison]] = defaultdict(list)
+    for one in compared:
+        counts[_kind(one.before.dataset), one.before.method].append(one)
+    rows = tuple(
+        (
+            kind,
+            method,
+            len(group),
+            sum(one.real and one.test.difference > 0 for one in group),
+            sum(not one.real for one in group),
+            sum(one.real and one.test.difference < 0 for one in group),
+            sum(one.test.difference for one in group) / len(group),
+        )
+        for (kind, method), group in counts.items()
+    )
+    columns = (
+        Column("datasets"), Column("All against"), Column("comparisons"), Column("really better"),
+        Column("may be chance"), Column("really worse"), Column("mean difference"),
+    )  # fmt: skip
+    note = "Really: p < 0.05 in the paired randomisation test, after Holm's correction over all comparisons here."
+    return Table("all-against", "All against the other methods", columns, rows, note)
+
+
+def _tests(compared: Sequence[Comparison]) -> Table:
+    rows = tuple(
+        (
+            _name(one.before.dataset),
+            one.before.method,
+            one.measure,
+            one.test.before,
+            one.test.after,
+            one.test.difference,
+            f"[{one.test.low:+.3f}, {one.test.high:+.3f}]",
+            one.test.p_value,
+            one.adjusted_p_value,
+            f"{one.test.wins:,} / {one.test.ties:,} / {one.test.losses:,}",
+            "real" if one.real else "may be chance",
+        )
+        for one in compared
+    )
+    columns = (
+        Column("dataset"), Column("method"), Column("measure"), Column("method's"), Column("All's"),
+        Column("difference"), Column("95 %"), Column("p", decimals=5), Column("p, Holm", decimals=4),
+        Column("win / tie / loss"), Column("so"),
+    )  # fmt: skip
+    note = (
+        f"Difference: All minus the method, with the bootstrap's 95 % interval; {RESAMPLES:,} resamples a test; "
+        "copies of a query count as one. Win, tie and loss are All's, in queries."
+    )
+    return Table("significance", "Is the difference real?", columns, rows, note)
+
+
+def _changes(compared: Sequence[Comparison]) -> Table:
+    """The queries that All changes most against the first baseline there is, else against Dense."""
+    methods = [one.before for one in compared]
+    baselines = [ranking.method for ranking in methods if ranking.record.kind == "baseline"]
+    against = baselines[0] if baselines else methods[0].method
+    found: list[tuple[Comparison, QueryChange]] = []
+    for one in compared:
+        if one.before.method == against:
+            changed = most_changed(one.before, one.after, one.measure, MOST_CHANGED)
+            found += [(one, change) for change in (*changed.better, *changed.worse)]
+    found.sort(key=lambda pair: pair[1].before - pair[1].after)
+    better = [pair for pair in found if pair[1].after > pair[1].before][:MOST_CHANGED]
+    worse = [pair for pair in found if pair[1].after < pair[1].before][-MOST_CHANGED:]
+    columns = (
+        Column("dataset"), Column("query"), Column(against), Column("all"), Column("relevant document"),
+        Column(f"rank, {against} → all"), Column("dense"), Column("sparse"), Column("multi-vector"), Column("weights"),
+    )  # fmt: skip
+    rows = tuple(_change(comparison, change) for comparison, change in (*better, *worse))
+    title = f"Queries that change most from {against} to All"
+    note = "The scores are those of the relevant document that moved most; – where it is no candidate of All."
+    return Table("changes", title, columns, rows, note)
+
+
+def _change(comparison: Comparison, change: QueryChange) -> tuple[Cell, ...]:
+    head = (_name(comparison.before.dataset), change.text, change.before, change.after)
+    if not change.documents:
+        return (*head, None, None, None, None, None, None)
+    document = change.documents[0]
+    scores = document.after.scores
+    weights = " ".join(f"{weight:g}" for weight in comparison.after.record.weights or ())
+    return (
+        *head,
+        document.id,
+        f"{_rank(document.before)} → {_rank(document.after)}",
+        *((scores.dense, scores.sparse, scores.multivector) if scores else (None, None, None)),
+        weights,
+    )
+
+
+def _rank(standing: Standing) -> str:
+    return str(standing.rank) if standing.rank else "none"
+
+
+def _published(
+    folders: Sequence[EvaluationFolder], published: Mapping[tuple[str, str, str], float]
+) -> list[Table]:
+    rows = tuple(
+        (
+            _name(one.ranking.dataset),
+            one.ranking.method,
+            one.measure,
+            one.measured,
+            one.published,
+            one.difference,
+        )
+        for one in beside_published(folders, published)
+    )
+    columns = (
+        Column("dataset"), Column("method"), Column("measure"), Column("here"), Column("published"),
+        Column("difference"),
+    )  # fmt: skip
+    return [Table("published", "Beside the published numbers", columns, rows)] if rows else []
+
+
+def _kind(dataset: DatasetRecord) -> str:
+    crosses = dataset.passage_language not in (None, dataset.query_language)
+    return f"{dataset.family}, cross-lingual" if crosses else dataset.family
+
+
+def _name(dataset: DatasetRecord) -> str:
+    return dataset.name if dataset.split in ("test", "dev") else f"{dataset.name} {dataset.split}"

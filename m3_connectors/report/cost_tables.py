@@ -1,0 +1,119 @@
+"""Tables of benchmarks, from the numbers that were computed of their raw rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from m3_connectors.report.table import Cell, Column, Table
+
+_MILLISECONDS, _MEGABYTES, _PERCENT = 1e3, 1e-6, 100.0
+
+
+def cost_tables(name: str, summary: Mapping[str, Any]) -> list[Table]:
+    """Writing, answering and recall of one benchmark.
+
+    Args:
+        name: Of the benchmark.
+        summary: ``bench.summary.summarise``.
+    """
+    return [
+        table
+        for table in (_fills(name, summary), _loads(name, summary), _recall(name, summary))
+        if table.rows
+    ]
+
+
+def _fills(name: str, summary: Mapping[str, Any]) -> Table:
+    rows = tuple(
+        (
+            fill["store"],
+            fill["documents"],
+            fill["documents_per_second"],
+            fill["megabytes_per_second"],
+            _times(fill["client_cpu_share"], _PERCENT),
+            _times(fill["server_cpu_share"], _PERCENT),
+            fill["optimize_seconds"],
+            _times(fill["server_memory_bytes"], _MEGABYTES),
+            fill["disk_bytes_per_document"],
+            _parts(fill["component_bytes_per_document"]),
+            "; ".join(fill["void"]),
+        )
+        for fill in summary["fills"]
+    )
+    columns = (
+        Column("store"), Column("documents"), Column("documents/s", 0), Column("MB/s", 1), Column("CPU here, %", 0),
+        Column("CPU of the server, %", 0), Column("index, s", 1), Column("server's memory, MB", 0),
+        Column("bytes a document", 0), Column("of these"), Column("void because"),
+    )  # fmt: skip
+    return Table(f"writes-{name}", f"Writing: {name}", columns, rows, "100 % is one core. – is not known.")
+
+
+def _loads(name: str, summary: Mapping[str, Any]) -> Table:
+    rows = tuple(_load(load) for load in summary["loads"])
+    columns = (
+        Column("store"), Column("documents"), Column("load"), Column("method"), Column("answered"), Column("errors"),
+        Column("p50, ms", 2), Column("p95, ms", 2), Column("p99, ms", 2), Column("p99.9, ms", 2),
+        Column("requests/s", 1), Column("in the store, %", 0), Column("round trips", 1), Column("CPU here, ms", 2),
+        Column("CPU of the server, ms", 2), Column("void because"),
+    )  # fmt: skip
+    note = (
+        "Latency is counted from the moment that a request was meant to be sent; a quantile that the requests are too "
+        f"few for is –. The harness itself takes {summary['harness_seconds_per_request'] * _MILLISECONDS:.3f} ms a "
+        "request. CPU is for one request."
+    )
+    return Table(f"answers-{name}", f"Answering: {name}", columns, rows, note)
+
+
+def _load(load: Mapping[str, Any]) -> tuple[Cell, ...]:
+    latency = load["latency_seconds"]
+    return (
+        load["store"],
+        load["documents"],
+        load["load"],
+        load["method"] or "all together",
+        load["answered"],
+        load["requests"] - load["answered"],
+        *(_times(latency[quantile], _MILLISECONDS) for quantile in ("p50", "p95", "p99", "p99.9")),
+        load["requests_per_second"],
+        _times(load["store_share"], _PERCENT),
+        load["round_trips"],
+        _times(load["client_cpu_seconds"], _MILLISECONDS),
+        _times(load["server_cpu_seconds"], _MILLISECONDS),
+        "; ".join(load["void"]),
+    )
+
+
+def _recall(name: str, summary: Mapping[str, Any]) -> Table:
+    rows = tuple(
+        (
+            one["store"],
+            one["documents"],
+            one["kind"],
+            one["method"],
+            one["depth"],
+            one["queries"],
+            one["recall"],
+            one["worst"],
+            _times(one["approximate_p50_seconds"], _MILLISECONDS),
+            _times(one["exact_p50_seconds"], _MILLISECONDS),
+        )
+        for one in summary["recall"]
+    )
+    columns = (
+        Column("store"), Column("documents"), Column("of"), Column("method"), Column("depth"), Column("queries"),
+        Column("recall"), Column("worst query"), Column("p50, ms", 2), Column("exact p50, ms", 2),
+    )  # fmt: skip
+    note = (
+        "Share of the exact answer that the approximate lists bring, by score, so that ties count as found."
+    )
+    return Table(f"recall-{name}", f"Recall of the approximate part: {name}", columns, rows, note)
+
+
+def _parts(sizes: Mapping[str, float] | None) -> str:
+    ordered = sorted((sizes or {}).items(), key=lambda part: -part[1])
+    return " · ".join(f"{name} {size:,.0f}" for name, size in ordered if size >= 0.5)
+
+
+def _times(value: float | None, factor: float) -> float | None:
+    return None if value is None else value * factor
