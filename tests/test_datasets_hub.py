@@ -15,6 +15,7 @@ from hub_files import hub, write_lines, write_miracl, write_mkqa, write_mldr, wr
 from m3_connectors.documents import Document
 from m3_connectors.errors import InvalidInput
 from m3_connectors.evaluation.answers import judge
+from m3_connectors.evaluation.datasets.__main__ import table, with_table
 from m3_connectors.evaluation.datasets.catalogue import CATALOGUE, MIRACL, MKQA, MLDR
 from m3_connectors.evaluation.datasets.hub import size
 from m3_connectors.evaluation.datasets.load import load_dataset
@@ -252,3 +253,9 @@ class TestPublishedNumbers:
         for family in CATALOGUE:
             measure = CATALOGUE[family].paper.measures[0]
             assert {(family, method, measure) for method in METHODS} <= numbers_by_task().keys()
+
+
+def test_the_page_has_the_catalogue_of_now() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "datasets.md").read_text(encoding="utf-8")
+    assert table() in page, "python -m m3_connectors.evaluation.datasets docs/datasets.md"
+    assert with_table(page) == page
