@@ -9,6 +9,7 @@ from pathlib import Path
 
 from m3_connectors.bench import folder as bench
 from m3_connectors.evaluation import folder as evaluation
+from m3_connectors.evaluation.datasets.published import numbers_by_task
 from m3_connectors.report.comparison_tables import comparison_tables
 from m3_connectors.report.cost_plots import latency_plot, method_plot, quality_against_cost
 from m3_connectors.report.cost_tables import cost_tables
@@ -57,7 +58,11 @@ def write_report(root: Path, out: Path | None = None) -> Report:
         folder.measure()
     sections = [
         *([_quality(complete, incomplete)] if folders else []),
-        *([Section("Comparisons", tuple(comparison_tables(complete, {})))] if complete else []),
+        *(
+            [Section("Comparisons", tuple(comparison_tables(complete, numbers_by_task())))]
+            if complete
+            else []
+        ),
         *(_cost(name, folder, summaries[name]) for name, folder in benchmarks.items()),
     ]
     both = quality_against_cost(complete, summaries)
