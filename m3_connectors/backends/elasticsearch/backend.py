@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import json
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, ClassVar
@@ -13,18 +12,17 @@ from typing import Any, ClassVar
 import anyio
 import numpy as np
 
-from m3_connectors.backends.base import Backend, Known, Ranking, Schema, ScoredId
+from m3_connectors.backends.base import Backend, Known, Ranking, Schema, ScoredId, answers
 from m3_connectors.backends.capabilities import Capability, ServerInfo
 from m3_connectors.backends.elasticsearch import ranking
-from m3_connectors.backends.elasticsearch.bodies import documents_only
+from m3_connectors.backends.elasticsearch.bodies import document_of, documents_only
 from m3_connectors.backends.elasticsearch.connection import Connection, segment
 from m3_connectors.backends.elasticsearch.filters import query_of
 from m3_connectors.backends.elasticsearch.mapping import (
     BACKEND,
-    METADATA,
+    PARTS,
     ROWS,
     SPARSE_BLOB,
-    TEXT,
     alias_of,
     first_index_of,
     index_body,
@@ -32,7 +30,7 @@ from m3_connectors.backends.elasticsearch.mapping import (
     read_schema,
 )
 from m3_connectors.backends.elasticsearch.paging import count, pages
-from m3_connectors.backends.elasticsearch.reading import Reader
+from m3_connectors.backends.elasticsearch.reading import Reader, blobs_of
 from m3_connectors.backends.elasticsearch.server import server_info
 from m3_connectors.backends.elasticsearch.vectors import sparse_scores_of
 from m3_connectors.backends.elasticsearch.writing import Refresh, Writer
@@ -42,10 +40,13 @@ from m3_connectors.documents import Document
 from m3_connectors.embeddings import Component, Float32, M3Embeddings
 from m3_connectors.errors import AlreadyExists, InvalidInput, NotFound
 from m3_connectors.filters import Filter
-from m3_connectors.methods import Method
+from m3_connectors.methods import Method, fuse
 
 _PORT = 9200
 _TRIES = 3
+_WHOLE = 16
+"""So many documents come with their texts and vectors in one answer, whatever their size."""
+
 _SEARCHES_AT_ONCE = 16
 
 
@@ -179,8 +180,8 @@ class ElasticsearchBackend(Backend):
     # -- reading
 
     async def _fetch(self, ids: Sequence[str]) -> list[Document | None]:
-        found = await self._read.sources(list(dict.fromkeys(ids)))
-        return [_document(id, found[id]) if id in found else None for id in ids]
+        found = await self._read.documents(list(dict.fromkeys(ids)))
+        return [found.get(id) for id in ids]
 
     async def _vectors(self, ids: Sequence[str]) -> M3Embeddings:
         return await self._read.vectors(ids)
@@ -199,15 +200,49 @@ class ElasticsearchBackend(Backend):
     async def _search(
         self, query: M3Embeddings, method: Method, k: int, filter: Filter | None, exact: bool
     ) -> list[ScoredId]:
-        if len(method.candidates) == 1 and tuple(method.candidates) == method.scored:
+        own = len(method.candidates) == 1 and tuple(method.candidates) == method.scored
+        if own:
             # One list, ranked by what it is ordered by: its first k are the answer.
             method = dataclasses.replace(method, candidates=dict.fromkeys(method.candidates, k))
         async with self._searches:
+            if own and k <= _WHOLE and not exact:
+                found = await self._head(query, method, k, filter)
+                if found is not None:
+                    return found
             for _ in range(_TRIES - 1):
                 # A candidate that is deleted before its vectors are read is no answer, and no error either.
                 with contextlib.suppress(NotFound):
                     return await super()._search(query, method, k, filter, exact)
             return await super()._search(query, method, k, filter, exact)
+
+    async def _head(
+        self, query: M3Embeddings, method: Method, k: int, filter: Filter | None
+    ) -> list[ScoredId] | None:
+        """The answer of one list that is ranked by its own score, in one request; None where that is not enough."""
+        (component,) = method.candidates
+        rest = self._uncounted(query, method)
+        if component == "sparse" and rest:
+            return None  # the list is longer than the answer, so what the hits show is asked for them alone
+        if "multivector" in rest and not self._read.likely_fit(k):
+            return None
+        fields = [*blobs_of(rest), *([ROWS] if "multivector" in rest else [])]
+        hits, scores = await self._list(component, query, k, filter, False, fields, texts=True)
+        self._read.note_rows(hits)
+        if any("_source" not in hit or PARTS in hit.get("fields", {}) for hit in hits):
+            return None
+        shown = await self._read.scores_in(rest, query, hits) | {component: scores}
+        documents = {hit["_id"]: document_of(hit) for hit in hits}
+        return answers(list(documents), fuse(shown, method.weights), shown, documents)
+
+    async def _inform(
+        self, components: Sequence[Component], query: M3Embeddings, ids: Sequence[str], known: Known
+    ) -> tuple[dict[Component, Float32], Mapping[str, Document]]:
+        """Of few hits, what is missing and their documents in one request."""
+        if not 0 < len(ids) <= _WHOLE:
+            return await super()._inform(components, query, ids, known)
+        missing = [name for name in components if any(id not in known.get(name, {}) for id in ids)]
+        found, documents = await self._read.shown(missing, query, ids)
+        return await self._complete(components, query, ids, known | found), documents
 
     async def _candidates(
         self, component: Component, query: M3Embeddings, limit: int, filter: Filter | None, exact: bool
@@ -223,14 +258,15 @@ class ElasticsearchBackend(Backend):
         filter: Filter | None,
         exact: bool,
         fields: Sequence[str],
+        *,
+        texts: bool = False,
     ) -> tuple[ranking.Hits, Float32]:
+        where = self._connection, self._alias
         if component == "sparse":
-            return await ranking.sparse_list(
-                self._connection, self._alias, query, limit, _query(filter), fields
-            )
+            return await ranking.sparse_list(*where, query, limit, _query(filter), fields, texts=texts)
         assert query.dense is not None
         return await ranking.dense_list(
-            self._connection, self._alias, query.dense[0], limit, _query(filter), exact, fields
+            *where, query.dense[0], limit, _query(filter), exact, fields, texts=texts
         )
 
     async def _propose(
@@ -296,7 +332,3 @@ class ElasticsearchBackend(Backend):
 
 def _query(filter: Filter | None) -> dict[str, Any] | None:
     return None if filter is None else query_of(filter)
-
-
-def _document(id: str, source: Mapping[str, Any]) -> Document:
-    return Document(id, source[TEXT], json.loads(source[METADATA]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -113,13 +114,15 @@ def parts_of(document_ids: Sequence[str], but: Sequence[str]) -> Query:
     }
 
 
-def of_ids(ids: Sequence[str], *, blobs: Sequence[str] = (), fields: Sequence[str] = ()) -> Query:
-    """Some fields of some documents, at most ``MOST_HITS``."""
+def of_ids(
+    ids: Sequence[str], *, blobs: Sequence[str] = (), fields: Sequence[str] = (), texts: bool = False
+) -> Query:
+    """Some fields of some documents, at most ``MOST_HITS``; with ``texts`` also what ``document_of`` reads."""
     return {
         "size": len(ids),
         "query": {"ids": {"values": ids}},
         "sort": ["_doc"],
-        "_source": False,
+        "_source": _source(texts),
         "track_total_hits": False,
         "docvalue_fields": list(blobs),
         "fields": list(fields),
@@ -154,7 +157,13 @@ def page(
 
 
 def dense_search(
-    query: Float32, limit: int, width: int, filter: Query | None, blobs: Sequence[str] = ()
+    query: Float32,
+    limit: int,
+    width: int,
+    filter: Query | None,
+    blobs: Sequence[str] = (),
+    *,
+    texts: bool = False,
 ) -> Query:
     """The nearest documents by inner product.
 
@@ -164,12 +173,13 @@ def dense_search(
         width: Candidates considered in each shard; a filter that at most so many documents pass is searched exactly.
         filter: Only documents that pass.
         blobs: Doc values to answer with.
+        texts: Answer with what ``document_of`` reads, too.
     """
     knn = {"field": DENSE, "query_vector": query, "k": limit, "num_candidates": max(limit, width)}
     return {
         "size": limit,
         "knn": knn if filter is None else {**knn, "filter": filter},
-        "_source": False,
+        "_source": _source(texts),
         "track_total_hits": False,
         "docvalue_fields": list(blobs),
     }
@@ -189,12 +199,12 @@ def sparse_query(query: M3Embeddings, filter: Query | None) -> Query:
     return scoring if filter is None else {"bool": {"must": [scoring], "filter": [filter]}}
 
 
-def sparse_search(query: Query, limit: int, blobs: Sequence[str]) -> Query:
+def sparse_search(query: Query, limit: int, blobs: Sequence[str], *, texts: bool = False) -> Query:
     """The best documents of ``sparse_query``."""
     return {
         "size": limit,
         "query": query,
-        "_source": False,
+        "_source": _source(texts),
         "track_total_hits": False,
         "docvalue_fields": list(blobs),
     }
@@ -204,6 +214,16 @@ def in_buckets(start: int, stop: int, filter: Query | None) -> Query:
     """The documents of a range of buckets that pass a filter."""
     part: Query = {"range": {BUCKET: {"gte": start, "lt": stop}}}
     return part if filter is None else {"bool": {"filter": [part, filter]}}
+
+
+def document_of(hit: Mapping[str, Any]) -> Document:
+    """The document of a hit that brings its texts."""
+    source = hit["_source"]
+    return Document(hit["_id"], source[TEXT], json.loads(source[METADATA]))
+
+
+def _source(texts: bool) -> list[str] | bool:
+    return [TEXT, METADATA] if texts else False
 
 
 def _weights(token_ids: Any, weights: Any) -> dict[str, Any]:

@@ -32,7 +32,10 @@ _SCANNED = 8_000
 """Documents of a part that is searched exactly; a filter that up to ``MOST_HITS`` pass makes no use of the graph."""
 
 _MORE = 16
-"""Documents asked for beyond the limit, so that equal scores at the cut can be seen."""
+"""Documents asked for beyond the limit at least, because the server ranks by rounded s_lex."""
+
+_TIED = 1000
+"""The same where the cut goes through equal s_dense, which are ordered by id."""
 
 _ROUNDED = (1 + 1e-4) / (1 - 2**-8)
 """No s_lex is larger than the server's by more than this factor: it cuts a document's weights to 9 significant
@@ -50,12 +53,23 @@ async def dense_list(
     filter: Query | None,
     exact: bool,
     fields: Sequence[str],
+    *,
+    texts: bool = False,
 ) -> tuple[Hits, Float32]:
-    """The best hits by s_dense and their scores, best first; hits bring the fields that are asked for."""
+    """The best hits by s_dense and their scores, best first.
+
+    Hits bring the fields, and the texts where one request was enough.
+    """
+
+    async def ask(limit: int, width: int) -> Hits:
+        body = dense_search(query, min(limit, MOST_HITS), width, filter, fields, texts=texts)
+        return await connection.search("search", alias, body)
+
     if not exact and limit <= MOST_HITS:
-        asked = min(limit + _MORE, MOST_HITS)
         width = min(max(2 * limit, 1000), MOST_HITS)
-        hits = await connection.search("search", alias, dense_search(query, asked, width, filter, fields))
+        hits = await ask(limit + 1, width)
+        if len(hits) > limit and hits[limit]["_score"] == hits[limit - 1]["_score"]:
+            hits = await ask(limit + _TIED, width)
         # A graph may lose its way behind a filter; then fewer come than there are.
         if len(hits) >= limit or len(hits) >= await count(connection, alias, filter):
             return _best(hits, dense_scores(hits), limit)
@@ -76,7 +90,7 @@ async def _scan(
 
     async def part(start: int, stop: int) -> Hits:
         within = in_buckets(start, stop, filter)
-        asked = min(limit + _MORE, MOST_HITS)
+        asked = min(limit + 1, MOST_HITS)
         hits = await connection.search("search", alias, dense_search(query, asked, MOST_HITS, within, fields))
         if len(hits) == asked < MOST_HITS and hits[-1]["_score"] == hits[limit - 1]["_score"]:
             # Many equal scores at the cut: which ids come first can only be told when all are here.
@@ -97,15 +111,17 @@ async def sparse_list(
     limit: int,
     filter: Query | None,
     fields: Sequence[str],
+    *,
+    texts: bool = False,
 ) -> tuple[Hits, Float32]:
-    """The true list by s_lex, best first; hits bring the fields that are asked for."""
+    """The true list by s_lex, best first; hits bring the same."""
     assert query.sparse is not None
     if query.sparse.nnz == 0:
         return [], np.empty(0, dtype=np.float32)
     wanted = list(dict.fromkeys((SPARSE_BLOB, *fields)))
     asking = sparse_query(query, filter)
     asked = min(limit + max(limit // 10, _MORE), MOST_HITS)
-    hits = await connection.search("search", alias, sparse_search(asking, asked, wanted))
+    hits = await connection.search("search", alias, sparse_search(asking, asked, wanted, texts=texts))
     scores = await sparse_scores_of(query, hits)
     if len(hits) == asked and not _proven(hits, scores, limit):
         hits, scores = [], np.empty(0, dtype=np.float32)

@@ -17,6 +17,7 @@ from m3_connectors.backends.elasticsearch.bodies import (
     PART_BYTES,
     dense_scores,
     dense_search,
+    document_of,
     of_ids,
 )
 from m3_connectors.backends.elasticsearch.connection import Connection, segment
@@ -32,6 +33,7 @@ from m3_connectors.backends.elasticsearch.mapping import (
 )
 from m3_connectors.backends.elasticsearch.vectors import multivectors, sparse_rows, sparse_scores_of
 from m3_connectors.backends.together import together
+from m3_connectors.documents import Document
 from m3_connectors.embeddings import Component, Float32, M3Embeddings
 from m3_connectors.errors import NotFound
 from m3_connectors.scoring import as_float16, multivector_scores
@@ -60,11 +62,13 @@ class Reader:
         self._alias = alias
         self._schema = schema
         self._large_answers = anyio.CapacityLimiter(_PAGES_AT_ONCE)
+        self._row_bytes = schema.model.dimension * np.dtype(schema.storage.multivector_dtype).itemsize
+        self._most_rows = 0
         self._rows: dict[str, int] = {}
         """Rows by id, where seen; only to plan the size of answers, so one out of date does no harm."""
 
-    async def sources(self, ids: Sequence[str]) -> dict[str, dict[str, Any]]:
-        """Text and metadata by id of the documents that are there."""
+    async def documents(self, ids: Sequence[str]) -> dict[str, Document]:
+        """Those that are there, by id."""
         path, wanted = f"/{segment(self._alias)}/_mget", f"{TEXT},{METADATA}"
 
         async def part(ids: Sequence[str]) -> list[dict[str, Any]]:
@@ -77,7 +81,7 @@ class Reader:
         parts = await together(
             [functools.partial(part, run) for run in by_count(ids, _DOCUMENTS)], _PAGES_AT_ONCE
         )
-        return {document["_id"]: document["_source"] for found in parts for document in found}
+        return {hit["_id"]: document_of(hit) for found in parts for hit in found}
 
     async def dense_scores(self, query: Float32, ids: Sequence[str]) -> dict[str, np.float32]:
         """s_dense by id; a filter on ids makes the server compare each of them."""
@@ -93,19 +97,14 @@ class Reader:
         self, components: Sequence[Component], query: M3Embeddings, ids: Sequence[str]
     ) -> Known:
         """s_lex, s_mul or both by id, in one reading of the documents' blobs; ids differ."""
-        fields = [_BLOBS[name] for name in components]
         known: Known = {name: {} for name in components}
-        rounded = as_float16(query) if self._schema.storage.multivector_dtype == "float16" else query
 
         async def part(ids: Sequence[str]) -> None:
-            hits = await self._hits("score", ids, fields)
+            hits = await self._hits("score", ids, blobs_of(components))
             self._check_found(ids, {hit["_id"] for hit in hits}, "score")
             found = [hit["_id"] for hit in hits]
-            if "sparse" in known:
-                known["sparse"].update(zip(found, await sparse_scores_of(query, hits), strict=True))
-            if "multivector" in known:
-                scores = await anyio.to_thread.run_sync(self._multivector_scores, rounded, hits)
-                known["multivector"].update(zip(found, scores, strict=True))
+            for name, scores in (await self.scores_in(components, query, hits)).items():
+                known[name].update(zip(found, scores, strict=True))
 
         runs = await self._planned(ids, "multivector" in components, "score")
         await together([functools.partial(part, run) for run in runs])
@@ -114,7 +113,7 @@ class Reader:
     async def vectors(self, ids: Sequence[str]) -> M3Embeddings:
         """All that is stored for these ids, in their order; ids may repeat."""
         schema = self._schema
-        fields = [_BLOBS[name] for name in schema.components if name != "dense"]
+        fields = blobs_of(schema.components)
         distinct = list(dict.fromkeys(ids))
         found: dict[str, dict[str, Any]] = {}
 
@@ -134,34 +133,79 @@ class Reader:
         dense: Float32 = np.array([hit["fields"][DENSE] for hit in hits], dtype=np.float32)
         return M3Embeddings(dense.reshape(len(hits), -1), sparse, rows, model=schema.model)
 
+    async def shown(
+        self, components: Sequence[Component], query: M3Embeddings, ids: Sequence[str]
+    ) -> tuple[Known, dict[str, Document]]:
+        """Scores and documents of a few ids: in one request, unless their multi-vectors are large."""
+        large: list[Component] = []
+        if "multivector" in components and len(await self._planned(ids, True, "search")) > 1:
+            large = ["multivector"]
+        small = [name for name in components if name not in large]
+        if "dense" in small:
+            assert query.dense is not None
+            among = {"ids": {"values": ids}}
+            body = dense_search(query.dense[0], len(ids), len(ids), among, blobs_of(small), texts=True)
+        else:
+            body = of_ids(ids, blobs=blobs_of(small), texts=True)
+        hits = await self._connection.search("search", self._alias, body)
+        self._check_found(ids, {hit["_id"] for hit in hits}, "search")
+        await self._add_parts("search", hits)
+        scores = await self.scores_in(small, query, hits)
+        if "dense" in small:
+            scores["dense"] = dense_scores(hits)
+        found = [hit["_id"] for hit in hits]
+        known: Known = {name: dict(zip(found, values, strict=True)) for name, values in scores.items()}
+        if large:
+            known |= await self.blob_scores(large, query, ids)
+        return known, {hit["_id"]: document_of(hit) for hit in hits}
+
+    async def scores_in(
+        self, components: Sequence[Component], query: M3Embeddings, hits: Hits
+    ) -> dict[Component, Float32]:
+        """s_lex and s_mul, those of them that are components, of hits that bring their blobs."""
+        scores: dict[Component, Float32] = {}
+        if "sparse" in components:
+            scores["sparse"] = await sparse_scores_of(query, hits)
+        if "multivector" in components:
+            rounded = as_float16(query) if self._schema.storage.multivector_dtype == "float16" else query
+            scores["multivector"] = await anyio.to_thread.run_sync(self._multivector_scores, rounded, hits)
+        return scores
+
+    def likely_fit(self, count: int) -> bool:
+        """Whether so many multi-vectors, as long as the longest that was seen, make one answer of bounded size."""
+        return count * self._most_rows * self._row_bytes <= _PAGE_BYTES
+
     async def _hits(
         self, operation: str, ids: Sequence[str], blob_fields: list[str], fields: Sequence[str] = ()
     ) -> Hits:
         """Hits that bring these fields, wherever their blobs are."""
-        multivectors = MULTIVECTOR_BLOB in blob_fields
-        body = of_ids(ids, blobs=[*blob_fields, PARTS] if multivectors else blob_fields, fields=fields)
+        body = of_ids(ids, blobs=blob_fields, fields=fields)
         async with self._large_answers:
             hits = await self._connection.search(operation, self._alias, body)
-            split = [hit for hit in hits if PARTS in hit.get("fields", {})]
-            names = [name for hit in split for name in hit["fields"][PARTS]]
-            found: dict[str, list[str]] = {}
-            for some in by_count(names, _PAGE_BYTES // PART_BYTES):
-                page = await self._connection.search(
-                    operation, self._alias, of_ids(some, blobs=[MULTIVECTOR_BLOB])
-                )
-                found |= {hit["_id"]: hit["fields"][MULTIVECTOR_BLOB] for hit in page}
+            await self._add_parts(operation, hits)
+        return hits
+
+    async def _add_parts(self, operation: str, hits: Hits) -> None:
+        """Give the hits of long documents the blobs that are kept beside them."""
+        split = [hit for hit in hits if PARTS in hit.get("fields", {})]
+        names = [name for hit in split for name in hit["fields"][PARTS]]
+        found: dict[str, list[str]] = {}
+        for some in by_count(names, _PAGE_BYTES // PART_BYTES):
+            page = await self._connection.search(
+                operation, self._alias, of_ids(some, blobs=[MULTIVECTOR_BLOB])
+            )
+            found |= {hit["_id"]: hit["fields"][MULTIVECTOR_BLOB] for hit in page}
         self._check_found(names, found, operation)
         for hit in split:
             hit["fields"][MULTIVECTOR_BLOB] = [text for name in hit["fields"][PARTS] for text in found[name]]
-        return hits
 
     def note_rows(self, hits: Hits) -> None:
         """Remember how long the multi-vectors of these hits are, if they say so."""
         if len(self._rows) > _MOST_HINTS:
             self._rows.clear()
-        self._rows.update(
-            (hit["_id"], hit["fields"][ROWS][0]) for hit in hits if ROWS in hit.get("fields", {})
-        )
+        seen = {hit["_id"]: hit["fields"][ROWS][0] for hit in hits if ROWS in hit.get("fields", {})}
+        self._rows |= seen
+        self._most_rows = max(self._most_rows, *seen.values(), 0)
 
     async def _planned(self, ids: Sequence[str], multivectors: bool, operation: str) -> list[list[str]]:
         """The ids in runs whose answers are of bounded size."""
@@ -171,10 +215,9 @@ class Reader:
                 self.note_rows(
                     await self._connection.search(operation, self._alias, of_ids(part, blobs=[ROWS]))
                 )
-        per_row = self._schema.model.dimension * np.dtype(self._schema.storage.multivector_dtype).itemsize
 
         def size(id: str) -> int:
-            return _SPARSE_BYTES + (self._rows.get(id, 0) * per_row if multivectors else 0)
+            return _SPARSE_BYTES + (self._rows.get(id, 0) * self._row_bytes if multivectors else 0)
 
         return list(by_bytes(ids, size, _PAGE_BYTES))
 
@@ -188,4 +231,7 @@ class Reader:
             raise NotFound(f"no document {missing!r}.", backend=BACKEND, operation=operation)
 
 
-_BLOBS: dict[Component, str] = {"sparse": SPARSE_BLOB, "multivector": MULTIVECTOR_BLOB}
+def blobs_of(components: Sequence[Component]) -> list[str]:
+    """The fields that the exact s_lex and s_mul take, where they are components."""
+    blobs = [SPARSE_BLOB] if "sparse" in components else []
+    return [*blobs, MULTIVECTOR_BLOB, PARTS] if "multivector" in components else blobs
