@@ -48,7 +48,7 @@ _BLOCK = 250
 """Documents of one call of ``add``."""
 
 _WARM_UP = 3
-_TEXT = "Combining dense, sparse and multi-vector scores of one model, a passage of about the length that 64 tokens take. "
+_TEXT = "Dense, sparse and multi-vector scores of one model in a passage of about the length that 64 tokens take. "
 _PACKAGES = ("qdrant-edge-py", "pymilvus", "milvus-lite", "elasticsearch", "numpy", "scipy", "anyio")
 
 
@@ -104,10 +104,9 @@ class Corpus:
 class Fixed:
     """Stands where an encoder would, so that ``connect`` can make a collection; encodes nothing."""
 
-    recommended_weights: dict[str, tuple[float, float, float]] = {}
-
     def __init__(self, info: ModelInfo) -> None:
         self.info = info
+        self.recommended_weights: dict[str, tuple[float, float, float]] = {}
 
     def encode(self, *_: object, **__: object) -> M3Embeddings:
         raise AssertionError("this benchmark gives embeddings")
@@ -156,9 +155,9 @@ def _elasticsearch(corpus: Corpus, directory: Path) -> Iterator[Opened]:
 
     from m3_connectors.testing.servers.elasticsearch import elasticsearch_server
 
-    with elasticsearch_server() as server:
-        with connect(f"elasticsearch+{server.url}", encoder=Fixed(corpus.model)) as index:
-            yield index, Elasticsearch(server.url, "documents", corpus.model.dimension)
+    encoder = Fixed(corpus.model)
+    with elasticsearch_server() as server, connect(f"elasticsearch+{server.url}", encoder=encoder) as index:
+        yield index, Elasticsearch(server.url, "documents", corpus.model.dimension)
 
 
 STORES: dict[str, Callable[[Corpus, Path], contextlib.AbstractContextManager[Opened]]] = {
@@ -179,13 +178,15 @@ def run(options: argparse.Namespace) -> Iterator[Row]:
     corpus = Corpus(options.documents, options.rows, options.dimension)
     queries = corpus.queries(options.queries + _WARM_UP, options.query_rows)
     for store in options.stores:
-        with tempfile.TemporaryDirectory(dir=options.directory) as directory:
-            with STORES[store](corpus, Path(directory)) as (index, handwritten):
-                for row in writes(index, handwritten, corpus):
-                    yield {"store": store, **row}
-                for row in searches(index, handwritten, queries, options.k):
-                    yield {"store": store, **row}
-                handwritten.close()
+        with (
+            tempfile.TemporaryDirectory(dir=options.directory) as directory,
+            STORES[store](corpus, Path(directory)) as (index, handwritten),
+        ):
+            for row in writes(index, handwritten, corpus):
+                yield {"store": store, **row}
+            for row in searches(index, handwritten, queries, options.k):
+                yield {"store": store, **row}
+            handwritten.close()
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         yield {"kind": "memory", "store": store, "client_peak_mib": peak // 1024}
 
@@ -245,7 +246,12 @@ def _taking_turns(calls: dict[str, Callable[[], Any]], turn: int) -> Iterator[tu
         cpu, began = time.process_time(), time.perf_counter()
         answer = call()
         seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - cpu
-        row = {"who": who, "first": not first, "seconds": round(seconds, 6), "cpu_seconds": round(cpu_seconds, 6)}
+        row = {
+            "who": who,
+            "first": not first,
+            "seconds": round(seconds, 6),
+            "cpu_seconds": round(cpu_seconds, 6),
+        }
         yield row, answer
 
 
@@ -285,15 +291,18 @@ def report(path: Path) -> str:
         f"of {machine['query_rows']} rows, top {machine['k']}, {machine['queries']} queries; {describe(machine)}; "
         f"load {machine['load_average'][0]:.1f}; {versions}.",
         "",
-        "| store | documents/s, ours | by hand | ratio (95 % of resampled blocks) | client CPU ms a document, ours | by hand |",
+        "| store | documents/s, ours | by hand | ratio (95 %) | client CPU ms a document, ours | by hand |",
         "|---|---|---|---|---|---|",
     ]
-    for store in dict.fromkeys(row["store"] for row in rows if row["kind"] == "write"):
-        lines.append(_write_line(store, [row for row in rows if row["kind"] == "write" and row["store"] == store]))
+    written = [row for row in rows if row["kind"] == "write"]
+    lines += [
+        _write_line(store, [row for row in written if row["store"] == store])
+        for store in dict.fromkeys(row["store"] for row in written)
+    ]
     lines += [
         "",
-        "| store | method | scores of a hit | p50 ms, ours | by hand | ratio (95 %) | p95 ms, ours | by hand | ratio (95 %) "
-        "| client CPU ms, ours | by hand | same hits |",
+        "| store | method | scores of a hit | p50 ms, ours | by hand | ratio (95 %) | p95 ms, ours | by hand "
+        "| ratio (95 %) | client CPU ms, ours | by hand | same hits |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     searched = [row for row in rows if row["kind"] == "search"]

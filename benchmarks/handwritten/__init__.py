@@ -12,7 +12,6 @@ from typing import Any, Protocol
 from m3_connectors.documents import Document
 from m3_connectors.embeddings import M3Embeddings
 
-
 WEIGHTS = {"dense_sparse": (1.0, 0.3, 0.0), "all": (1.0, 0.3, 1.0)}
 """The paper's, of s_dense, s_lex and s_mul."""
 

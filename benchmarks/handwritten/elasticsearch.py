@@ -10,8 +10,8 @@ import elasticsearch
 import numpy as np
 import orjson
 import pybase64
-from handwritten import WEIGHTS, Found
 
+from handwritten import WEIGHTS, Found
 from m3_connectors.documents import Document
 from m3_connectors.embeddings import M3Embeddings
 

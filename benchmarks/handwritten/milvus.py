@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import pybase64
-from handwritten import WEIGHTS, Found
 from pymilvus import DataType, MilvusClient
 
+from handwritten import WEIGHTS, Found
 from m3_connectors.documents import Document
 from m3_connectors.embeddings import M3Embeddings
 
@@ -97,24 +97,28 @@ class Milvus:
         return [self._found(hits[i], fused[i], {n: values[i] for n, values in scores.items()}) for i in best]
 
     def _dense_sparse(self, query: M3Embeddings, k: int) -> list[Found]:
-        lists = list(
-            self._threads.map(lambda name: self._list(query, name, 1000, ["key"]), ("dense", "sparse"))
+        # The dense list's hits bring what their s_lex takes; s_dense of what only the sparse list has is searched for.
+        dense, sparse = self._threads.map(
+            lambda ask: ask(),
+            (
+                lambda: self._list(query, "dense", 1000, ["key", "sparse"]),
+                lambda: self._list(query, "sparse", 1000, ["key"]),
+            ),
         )
-        known = [{hit["key"]: hit["distance"] for hit in hits} for hits in lists]
-        keys = list(known[0] | known[1])
-
-        def missing(i: int) -> None:
-            left = [key for key in keys if key not in known[i]]
-            if not left:
-                return
+        lex = dict(zip((hit["key"] for hit in dense), self._lex(query, dense), strict=True))
+        known = [
+            {hit["key"]: hit["distance"] for hit in dense},
+            lex | {hit["key"]: hit["distance"] for hit in sparse},
+        ]
+        left = [key for key in known[1] if key not in known[0]]
+        if left:
             within = "key in [" + ",".join(f'"{key}"' for key in left) + "]"
-            hits = self._list(query, ("dense", "sparse")[i], len(left), ["key"], within)
-            known[i] |= {hit["key"]: hit["distance"] for hit in hits}
-
-        list(self._threads.map(missing, (0, 1)))
+            hits = self._list(query, "dense", len(left), ["key"], within)
+            known[0] |= {hit["key"]: hit["distance"] for hit in hits}
+        keys = list(known[0])
         scores = {
-            "dense": np.array([known[0][key] for key in keys]),
-            "sparse": np.array([known[1].get(key, 0.0) for key in keys]),
+            name: np.array([of[key] for key in keys])
+            for name, of in zip(("dense", "sparse"), known, strict=True)
         }
         fused = _fused("dense_sparse", scores)
         best = np.argsort(-fused, kind="stable")[:k]
@@ -159,21 +163,20 @@ class Milvus:
             anns_field=name,
         )[0]
 
+    def _lex(self, query: M3Embeddings, rows: list[Any]) -> list[float]:
+        weights = dict(zip(query.sparse.indices.tolist(), query.sparse.data.tolist(), strict=True))
+        return [
+            sum(weight * row.get(token, 0.0) for token, weight in weights.items())
+            for row in (hit["sparse"] for hit in rows)
+        ]
+
     def _scores(self, query: M3Embeddings, rows: list[Any], fields: list[str]) -> dict[str, Any]:
         """Scores of the components that the rows bring."""
         scores = {}
         if "dense" in fields:
             scores["dense"] = np.array([row["dense"] for row in rows], dtype=np.float32) @ query.dense[0]
         if "sparse" in fields:
-            weights = dict(zip(query.sparse.indices.tolist(), query.sparse.data.tolist(), strict=True))
-            scores["sparse"] = np.array(
-                [
-                    sum(
-                        weight * weights[token] for token, weight in row["sparse"].items() if token in weights
-                    )
-                    for row in rows
-                ]
-            )
+            scores["sparse"] = np.array(self._lex(query, rows))
         if "multivector" in fields:
             blobs = [pybase64.b64decode("".join(row["multivector"]), validate=True) for row in rows]
             parts = [np.frombuffer(blob, np.float16, offset=_HEADER) for blob in blobs]
