@@ -63,6 +63,7 @@ _BY_CODE: dict[int, type[BackendError]] = {
 _BY_WORDS: tuple[tuple[str, type[BackendError]], ...] = (
     ("no space left", StorageFull),
     ("disk quota", StorageFull),
+    ("disk limit", StorageFull),
     ("already exist", AlreadyExists),
     ("auth check failure", Unauthorised),
     ("unauthenticated", Unauthorised),
@@ -107,6 +108,9 @@ def translated(error: Exception, operation: str, where: str) -> BackendError:
         kind = next((found for text, found in _BY_WORDS if text in words.lower()), None)
     if kind is None and isinstance(code, int):
         kind = _BY_CODE.get(code)
+    if kind is None and getattr(error, "retriable", False):
+        # The server's own word (since pymilvus 3) that the same call may pass later: it is starting, or moves data.
+        kind = Unavailable
     advice = _ADVICE.get(kind, "") if kind else ""
     return (kind or Rejected)(
         f"{words.strip().rstrip('.')} at {where}.{advice}", backend=BACKEND, operation=operation
