@@ -83,7 +83,7 @@ def by_language(folders: Sequence[EvaluationFolder]) -> Plot | None:
             axes.set_xlim(-0.5, len(languages) - 0.5)
             axes.grid(visible=False, axis="x")
             axes.set(xlabel="query language", ylabel=measure if number == 1 else "", title=titles[kind])
-            axes.set_ylim(bottom=0)
+            axes.set_ylim(0, axes.get_ylim()[1] * 1.03)
         canvas.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=5)
         caption = (
             f"Mean {measure} by query language; of several datasets in one language the mean of their means."
@@ -137,7 +137,7 @@ def by_length(folders: Sequence[EvaluationFolder]) -> Plot | None:
         axes.set_xticks(middles, [f"{middle:,.0f}" for middle in middles])
         axes.minorticks_off()
         axes.set(xlabel=f"{unit} of the relevant document (median of the group)", ylabel=measure)
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, axes.get_ylim()[1] * 1.03)
         canvas.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=5)
         caption = (
             f"Mean {measure} of {len(lengths):,} queries in {LENGTH_GROUPS} groups of equal size by the length of "
