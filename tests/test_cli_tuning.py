@@ -62,7 +62,7 @@ class TestCompare:
         assert run.code == 0
         first, header, row, *rest = run.out.splitlines()
         assert first == "  e"
-        assert header.split() == "dataset methods nDCG@10 difference 95 % p p, Holm win/tie/loss".split()
+        assert " ".join(header.split()) == "dataset methods nDCG@10 difference 95 % p p, Holm win/tie/loss"
         assert row.split()[:5] == ["toy", "q-en", "dense", "→", "all"]
         assert row.rstrip().endswith("real")
         assert sum(line.startswith("  better ") for line in rest) == 3

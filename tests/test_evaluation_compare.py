@@ -168,6 +168,16 @@ def test_the_queries_that_changed_most_are_explained_from_the_files(tmp_path: Pa
     assert (same.better, same.worse) == ((), ())
 
 
+def test_the_largest_changes_come_first_and_equal_ones_as_they_were_asked(tmp_path: Path) -> None:
+    cells = {
+        query: {"good": (0.9, sparse, 0.0), "bad": (0.5, 1.0, 0.0), "worse": (0.3, 0.8, 0.0)}
+        for query, sparse in {"z": 0.9, "y": 0.9, "a": 0.1, "b": 2.0, "c": 0.2}.items()
+    }
+    folder = write_evaluation(tmp_path / "e", cells, {query: {"good": 1} for query in cells}, methods=METHODS)
+    better = most_changed(Ranking(folder, "sparse"), Ranking(folder, "dense"), "nDCG@10", 9).better
+    assert [change.id for change in better] == ["a", "c", "z", "y"]  # from rank 3, 3, 2, 2 to 1
+
+
 def test_a_document_beyond_the_list_is_said_to_be_no_candidate(tmp_path: Path) -> None:
     documents = {f"d{i:03}": (1 - i / 1000, 0.001 * i, 0.5) for i in range(250)}
     folder = write_evaluation(tmp_path / "e", {"q": documents}, {"q": {"d249": 1}}, methods=METHODS)
