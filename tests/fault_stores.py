@@ -36,7 +36,7 @@ from m3_connectors.testing.worlds import World
 STORES = ("qdrant-grpc", "qdrant-rest", "milvus", "elasticsearch")
 
 PATIENCE = {"timeout_seconds": 4.0, "attempts": 3, "total_seconds": 6.0}
-HASTE = {"timeout_seconds": 1.5, "attempts": 2, "total_seconds": 2.5}
+HASTE = {"timeout_seconds": 1.0, "attempts": 2, "total_seconds": 2.0}
 FOR_A_RESTART = {"timeout_seconds": 60.0, "attempts": 100, "total_seconds": 300.0}
 
 BUSY_SECONDS = 8.0

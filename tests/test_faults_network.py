@@ -62,7 +62,13 @@ async def test_a_host_that_hangs_is_timed_out(target: Target) -> None:
         assert case.error.retryable
         with case.call("scan", TimedOut, patience=HASTE):
             await anext(backend.scan_ids())
+        other = target.backend(**HASTE)
+        with case.call("open", TimedOut, patience=HASTE):
+            await other.open()
         target.set(None)
+        with case.call("open, mended"):
+            await other.open()
+        await other.close()
         await case.account(backend, world, half_of(world))
 
 
