@@ -445,12 +445,13 @@ class TestDoctor:
         assert "python" not in values["precision"]
         assert {"torch", "qdrant-edge-py", "bm25s", "device"} <= set(values)
 
-    def test_a_problem_has_a_remedy_and_fails(self, m3: M3, checkpoint: Path) -> None:
+    def test_a_collection_that_is_not_there_is_a_note(self, m3: M3, checkpoint: Path) -> None:
         run = m3("doctor", "qdrant:./nothing", "-m", checkpoint, "--json")
-        assert run.code == 1
-        (problem,) = [finding for finding in run.json["findings"] if finding["level"] == "problem"]
-        assert "NotFound" in problem["value"]
-        assert "m3 index qdrant:./nothing" in problem["remedy"]
+        assert run.code == 0
+        (note,) = [finding for finding in run.json["findings"] if finding["what"] == "collection"]
+        assert note["level"] == "note"
+        assert "m3 index qdrant:./nothing" in note["remedy"]
+        assert not Path("nothing").exists()
 
     def test_an_incomplete_model(self, m3: M3, tmp_path: Path) -> None:
         write_checkpoint(tmp_path / "model")

@@ -15,23 +15,33 @@ from rich.table import Table
 from rich.text import Text
 
 from m3_connectors import __version__
+from m3_connectors.backends.base import Backend
+from m3_connectors.backends.capabilities import Capability
 from m3_connectors.backends.checks import check_model
 from m3_connectors.backends.registry import DEFAULT_COLLECTION, backend_for
-from m3_connectors.cli.console import lines_of, print_json, print_table
-from m3_connectors.cli.opening import DEFAULT_MODEL, MISMATCH_ADVICE, describe, find_model, load_encoder
+from m3_connectors.backends.urls import shown
+from m3_connectors.cli.console import lines_of, plural, print_json, print_table
+from m3_connectors.cli.opening import DEFAULT_MODEL, MISMATCH_ADVICE, find_model, how_to_fill, load_encoder
 from m3_connectors.cli.options import Collection, Debug, Json, Model, check_store
 from m3_connectors.embeddings import ModelInfo
-from m3_connectors.errors import M3Error, ModelMismatch
+from m3_connectors.errors import M3Error, ModelMismatch, NotFound
 
 _PACKAGES = {
     "torch": None,
     "tokenizers": None,
     "qdrant-edge-py": "qdrant",
+    "qdrant-client": "qdrant",
+    "pymilvus": "milvus",
+    "milvus-lite": "milvus",
+    "elasticsearch": "elasticsearch",
     "bm25s": "eval",
     "ir-measures": "eval",
 }
 """Distributions and the extra that installs each; None comes with m3-connectors itself."""
 
+_TRY_SECONDS = 10.0
+_SECONDS = 60.0
+"""For one request to a server, and for all of them."""
 
 _MARKS = {"ok": ("✓ ", "green"), "note": ("· ", "yellow"), "problem": ("✗ ", "red")}
 
@@ -64,14 +74,15 @@ def doctor(
     if url is not None:
         check_store(url, collection)
     findings = [*_installation(), *_machine()]
-    written_by: ModelInfo | None = None
+    store = _Store()
     if url is not None:
-        found, written_by = _store(url, collection)
-        findings += found
-    findings.append(_model(model, written_by, collection))
+        store = anyio.run(_look, url, collection)
+        findings += store.findings
+    findings.append(_model(model, store.written_by, collection))
     well = all(finding.level != "problem" for finding in findings)
     if json:
-        print_json({"ok": well, "findings": [dataclasses.asdict(finding) for finding in findings]})
+        listed = [dataclasses.asdict(finding) for finding in findings]
+        print_json({"ok": well, "findings": listed, "capabilities": store.capabilities})
     else:
         print_table(_table(findings))
     if not well:
@@ -153,41 +164,94 @@ def _hub_model(name: str) -> Finding:
     )
 
 
-def _store(url: str, collection: str) -> tuple[list[Finding], ModelInfo | None]:
-    """What there is to say about a store, and the model that it was written by."""
-    try:
-        description = describe(url, collection)
-    except M3Error as error:
-        return [_problem(url, error)], None
-    schema = description.schema
-    model = schema.model
-    try:
-        anyio.run(_read_one, url, collection)
-        read = Finding("read back", "one document with its vectors" if description.count else "nothing yet")
-    except M3Error as error:
-        read = _problem("read back", error)
-    return [
-        Finding("store", description.backend),
-        Finding("collection", f"{description.collection}, {description.count:,} documents"),
-        Finding("written by", f"{model}, {model.vocabulary_size:,} tokens"),
-        Finding(
-            "components", f"{', '.join(schema.components)} ({schema.storage.multivector_dtype} multi-vectors)"
-        ),
-        read,
-    ], model
+@dataclasses.dataclass
+class _Store:
+    """What was found out about a store.
+
+    Attributes:
+        findings: In the order of the report.
+        capabilities: Whether it takes what can be asked, by name; empty if it was not reached.
+        written_by: The collection's model, if there is one.
+    """
+
+    findings: list[Finding] = dataclasses.field(default_factory=list)
+    capabilities: dict[str, bool] = dataclasses.field(default_factory=dict)
+    written_by: ModelInfo | None = None
 
 
-async def _read_one(url: str, collection: str) -> None:
-    """Read a document: what a store says about itself does not show that its data can be read."""
+async def _look(url: str, collection: str) -> _Store:
+    """Ask the server, then the collection; what goes wrong is a finding."""
+    found = _Store()
     backend = backend_for(url, collection)
+    seconds = None
+    if Capability.DEADLINES in backend.capabilities:
+        backend = backend_for(url, collection, {"timeout_seconds": _TRY_SECONDS, "attempts": 1})
+        seconds = _SECONDS
     try:
-        await backend.open()
-        async for id in backend.scan_ids():
-            await backend.fetch([id])
-            await backend.vectors([id])
-            return
+        with anyio.fail_after(seconds):
+            await _look_at_server(backend, found)
+            await _look_at_collection(backend, found, url)
+    except M3Error as error:
+        found.findings.append(_problem("collection" if found.findings else shown(url), error))
+    except TimeoutError:
+        remedy = "The server is overloaded, or something between drops what is sent: see its log."
+        found.findings.append(Finding(shown(url), f"no full answer within {seconds} s", "problem", remedy))
     finally:
-        await backend.close()
+        with anyio.CancelScope(shield=True):
+            await backend.close()
+    if found.findings[0].what == "store":
+        # After opening: a collection may do less than its store.
+        found.capabilities = {one.name: one in backend.capabilities for one in Capability}
+        for what, wanted in (("takes", True), ("does not take", False)):
+            names = [one.asked for one in Capability if (one in backend.capabilities) is wanted]
+            found.findings.append(Finding(what, " · ".join(names) or "nothing"))
+    return found
+
+
+async def _look_at_server(backend: Backend, found: _Store) -> None:
+    info = await backend.server()
+    found.findings += [
+        Finding("store", f"{backend.name} {info.version or ''}".strip()),
+        Finding("at", info.url),
+    ]
+    found.findings += [Finding(name, value) for name, value in info.details.items()]
+    for remark in info.remarks:
+        level: Literal["note", "problem"] = "problem" if remark.is_problem else "note"
+        found.findings.append(Finding("store", remark.what, level, remark.remedy))
+
+
+async def _look_at_collection(backend: Backend, found: _Store, url: str) -> None:
+    try:
+        schema = await backend.open()
+    except NotFound:
+        value = f'there is no "{backend.collection}" yet'
+        remedy = how_to_fill(url, backend.collection)
+        found.findings.append(Finding("collection", value, "note", remedy))
+        return
+    model, storage = schema.model, schema.storage
+    found.written_by = model
+    count = await backend.count()
+    rows = f"{storage.multivector_dtype} multi-vectors, long documents: {storage.long_documents}"
+    found.findings += [
+        Finding("collection", f"{backend.collection}, {plural(count, 'document')}"),
+        Finding("written by", f"{model}, {model.vocabulary_size:,} tokens"),
+        Finding("components", f"{', '.join(schema.components)} ({rows})"),
+    ]
+    try:
+        await _read_one(backend)
+    except M3Error as error:
+        found.findings.append(_problem("read back", error))
+    else:
+        read = "one document with its vectors" if count else "nothing yet"
+        found.findings.append(Finding("read back", read))
+
+
+async def _read_one(backend: Backend) -> None:
+    """Read a document: what a store says about itself does not show that its data can be read."""
+    async for id in backend.scan_ids():
+        await backend.fetch([id])
+        await backend.vectors([id])
+        return
 
 
 def _problem(what: str, error: M3Error) -> Finding:

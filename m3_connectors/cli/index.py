@@ -15,6 +15,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn
 from m3_connectors.adding import AddReport
 from m3_connectors.backends.registry import DEFAULT_COLLECTION
 from m3_connectors.backends.schema import LONG_DOCUMENTS, LongDocuments, Storage
+from m3_connectors.backends.urls import shown
 from m3_connectors.cli.console import duration, err, out, plural, print_json, warn
 from m3_connectors.cli.opening import open_index
 from m3_connectors.cli.options import Collection, Debug, Json, Model, Url, check_store
@@ -91,7 +92,7 @@ def index(
             error.add_note(f"  {plural(counter.safe, 'document')} are safe; go on with the same command.")
         raise
     if json:
-        print_json({"url": url, "collection": collection, **_document(outcome, dead)})
+        print_json({"url": shown(url), "collection": collection, **_document(outcome, dead)})
     else:
         out.print(f"  {_summary(outcome, dead)}", markup=False, soft_wrap=True)
 

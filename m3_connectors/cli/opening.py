@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from m3_connectors.backends.registry import DEFAULT_COLLECTION
+from m3_connectors.backends.urls import shown
 from m3_connectors.cli.console import working
 from m3_connectors.embeddings import ModelInfo
 from m3_connectors.errors import M3Error, ModelFormat, ModelMismatch, NotFound, Unavailable
@@ -123,15 +124,16 @@ def describe(url: str, collection: str) -> Description:
         with connect(url, collection, create=False) as index:
             return index.describe()
     except NotFound as error:
-        error.add_note(f"  {_how_to_fill(url, collection)}")
+        error.add_note(f"  {how_to_fill(url, collection)}")
         raise
 
 
-def _how_to_fill(url: str, collection: str) -> str:
+def how_to_fill(url: str, collection: str) -> str:
+    """What to do about a collection that is not there."""
     if url == "memory:":
         return "memory: is empty at every start: use a folder, such as qdrant:./data."
     name = "" if collection == DEFAULT_COLLECTION else f" -c {collection}"
-    return f"Fill it first:  m3 index {url} SOURCE{name}     or name another one with --collection."
+    return f"Fill it first:  m3 index {shown(url)} SOURCE{name}     or name another one with --collection."
 
 
 def _load_again(info: ModelInfo, collection: str) -> M3Encoder:

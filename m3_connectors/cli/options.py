@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from m3_connectors.backends.registry import backend_for
-from m3_connectors.errors import InvalidInput, MissingDependency
+from m3_connectors.errors import InvalidInput, MissingDependency, Unsupported
 from m3_connectors.filters import parse_filter
 from m3_connectors.methods import METHODS, Method, Weights
 
@@ -101,7 +101,7 @@ def check_store(url: str, collection: str, url_hint: str = "URL") -> None:
     """
     try:
         backend_for(url)
-    except InvalidInput as error:
+    except (InvalidInput, Unsupported) as error:
         raise typer.BadParameter(str(error), param_hint=url_hint) from None
     except MissingDependency:
         return

@@ -54,6 +54,10 @@ def translated(error: Exception, operation: str, url: str) -> BackendError:
                 "SHA-256 (fingerprint=).",
                 **where,
             )
+        case elastic_transport.ConnectionError() if "Bad status line" in error.message:
+            return Rejected(
+                f"{url} answers, but not in HTTP.\n  Give Elasticsearch's port, 9200 by default.", **where
+            )
         case elastic_transport.ConnectionError():
             return Unavailable(
                 f"no connection to {url}: {error.message}\n  Is the server up?  m3 doctor {BACKEND}+{url}",

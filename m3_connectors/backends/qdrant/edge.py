@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.metadata
 import os
 from collections.abc import AsyncIterator, Callable, Container, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 import qdrant_edge as engine
 
 from m3_connectors.backends.base import Backend, Ranking, Schema, ScoredId
-from m3_connectors.backends.capabilities import Capability, refuse_unknown
+from m3_connectors.backends.capabilities import Capability, ServerInfo, refuse_unknown
 from m3_connectors.backends.qdrant import ranking
 from m3_connectors.backends.qdrant.failures import BACKEND
 from m3_connectors.backends.qdrant.filters import edge_filter
@@ -69,6 +70,10 @@ class EdgeBackend(Backend):
             )
         refuse_unknown("qdrant:DIRECTORY", cls.capabilities, options)
         return cls(Path(directory).expanduser(), collection)
+
+    async def server(self) -> ServerInfo:
+        version = importlib.metadata.version("qdrant-edge-py")
+        return ServerInfo(str(self.directory), version, {"engine": "Qdrant Edge in this process"})
 
     async def optimize(self) -> None:
         """Build the dense graph (HNSW) and rewrite the data without what was deleted or replaced.

@@ -92,6 +92,8 @@ def translated(operation: str, url: str) -> Iterator[None]:
 def _of_status(error: UnexpectedResponse, operation: str, url: str) -> BackendError:
     status = error.status_code or 0
     said = _said(error.content) or error.reason_phrase
+    if operation == "connect" and status in (400, 404, 405):  # the greeting of every Qdrant
+        return _no_qdrant(operation, url, f"{status} {said}")
     if status == 429:
         return Throttled(f"{url} asks to slow down: {said}", backend=BACKEND, operation=operation)
     return _error(
