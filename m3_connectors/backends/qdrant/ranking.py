@@ -13,9 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import qdrant_edge as engine
 
-from m3_connectors.backends.base import ScoredId
-from m3_connectors.backends.qdrant.points import ID, Layout, PointId, payloads
-from m3_connectors.documents import Scores
+from m3_connectors.backends.base import ScoredId, answers
+from m3_connectors.backends.qdrant.points import ID, Layout, PointId, document_of, payloads
 from m3_connectors.embeddings import Component, Float32, M3Embeddings
 from m3_connectors.methods import Method, fuse, rank
 
@@ -73,10 +72,11 @@ def search(
     exact: bool,
 ) -> list[ScoredId]:
     """The k best documents by a method (clauses B24 to B27): three engine calls, four with informative scores."""
-    lists = candidates(edge, layout, query, method.candidates, condition, exact)
-    if len(lists) == 1 and method.scored == tuple(lists):
-        # One list, ranked by its own score: only its head can be among the k best.
-        lists = {name: _head(ranked, k) for name, ranked in lists.items()}
+    depths = dict(method.candidates)
+    if len(depths) == 1 and method.scored == tuple(depths):
+        # One list, ranked by its own score: its first k are the answer.
+        depths = dict.fromkeys(depths, k)
+    lists = candidates(edge, layout, query, depths, condition, exact, width=max(method.candidates.values()))
     found = Found.of(lists)
     if not found.points:
         return []
@@ -84,8 +84,9 @@ def search(
     fused = fuse(scores, method.weights)
     best = _best(fused, k)
     # Equal scores are ordered by the documents' own ids, which only these need.
-    ids = user_ids(edge, [found.points[i] for i in best])
-    order = rank(ids, fused[best], k)
+    found_payloads = payloads(edge, [found.points[i] for i in best])
+    documents = [document_of(found_payloads[found.points[i]]) for i in best]
+    order = rank([document.id for document in documents], fused[best], k)
     winners = [best[i] for i in order]
     # The other components are informative only: scored for the k hits, not for the candidates.
     rest = [
@@ -93,14 +94,8 @@ def search(
     ]
     shown = {name: values[winners] for name, values in scores.items()}
     shown |= complete(edge, layout, query, rest, found.part(winners))
-    return [
-        ScoredId(
-            ids[i],
-            float(fused[best[i]]),
-            Scores(**{name: float(values[position]) for name, values in shown.items()}),
-        )
-        for position, i in enumerate(order)
-    ]
+    hits = {documents[i].id: documents[i] for i in order}
+    return answers(list(hits), fused[winners], shown, hits)
 
 
 def candidates(
@@ -110,16 +105,21 @@ def candidates(
     depths: Mapping[Component, int],
     condition: engine.Filter | None,
     exact: bool,
+    width: int = 0,
 ) -> dict[Component, list[engine.ScoredPoint]]:
     """The best points of each component, best first, with their exact scores: one engine call.
 
-    Where the cut goes through equal scores, those with the lowest ids are in; that takes more calls.
+    A graph is searched as far as for ``width`` points, if that is more than the depth. Where the cut goes through
+    equal scores, those with the lowest ids are in; that takes more calls.
     """
     stored = edge.info().points_count  # deeper there is nothing, and the engine's integers end at 2**64
     depths = {name: min(depth, stored) for name, depth in depths.items()}
+    width = min(width, stored)
 
     def request(component: Component, limit: int, exactly: bool) -> engine.QueryRequest:
-        params = _EXACT if exactly or component == "sparse" else engine.SearchParams(hnsw_ef=2 * limit)
+        params = (
+            _EXACT if exactly or component == "sparse" else engine.SearchParams(hnsw_ef=2 * max(limit, width))
+        )
         nearest = layout.nearest(component, query)
         return engine.QueryRequest(limit=limit, query=nearest, filter=condition, params=params)
 
