@@ -6,7 +6,7 @@ Each step looks at what the folder has and adds what is missing, so the same cal
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
@@ -15,6 +15,7 @@ import anyio
 import anyio.to_thread
 
 from m3_connectors.backends.base import Backend
+from m3_connectors.backends.capabilities import Capability
 from m3_connectors.backends.registry import backend_for
 from m3_connectors.backends.schema import Schema
 from m3_connectors.backends.together import together
@@ -171,6 +172,8 @@ async def _score(
         )
         if kept:
             watch("kept documents", kept, total)
+        if kept < total:
+            await _settle(collections)
         missing = writer.missing_parts()
         done = len(dataset.queries) - sum(len(writer.part_queries(number)) for number in missing)
         for number in missing:
@@ -188,6 +191,18 @@ async def _score(
         with anyio.CancelScope(shield=True):
             for backend in collections:
                 await backend.close()
+
+
+async def _settle(collections: Iterable[Backend]) -> None:
+    """Open the collections anew, where they last, so that what was stored is on disk before any score is kept.
+
+    Qdrant numbers tokens in the order in which its documents come, sums sparse scores in float32 in the order of
+    these numbers, and replays what was not flushed in another order after it was killed: the last bit would differ.
+    """
+    for backend in collections:
+        if Capability.PERSISTENT in backend.capabilities:
+            await backend.close()
+            await backend.open()
 
 
 async def _one(store: Backend, lists: Backend | None, query: M3Embeddings, exact: bool) -> CandidateScores:

@@ -1,0 +1,201 @@
+"""``m3 eval --out`` killed and interrupted at many moments, and ``m3 report``: the same files, the same numbers."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from m3_connectors.cli.app import main
+from m3_connectors.evaluation.folder import EvaluationFolder
+
+PROGRAM = "import sys; from m3_connectors.cli.app import main; sys.exit(main())"
+WORDS = [
+    "fox",
+    "lake",
+    "wizard",
+    "forest",
+    "library",
+    "table",
+    "city",
+    "book",
+    "dog",
+    "river",
+    "the",
+    "quick",
+]
+DOCUMENTS, QUERIES = 600, 200
+
+
+@pytest.fixture
+def dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """600 documents and 200 queries in ``tiny``, BEIR's files; the current directory is theirs."""
+    monkeypatch.chdir(tmp_path)
+    rng = random.Random(0)
+    (tmp_path / "tiny" / "qrels").mkdir(parents=True)
+
+    def write(name: str, count: int, prefix: str, longest: int) -> None:
+        rows = (
+            json.dumps(
+                {"_id": f"{prefix}{i}", "text": " ".join(rng.choices(WORDS, k=rng.randint(2, longest)))}
+            )
+            for i in range(count)
+        )
+        (tmp_path / "tiny" / name).write_text("\n".join(rows) + "\n")
+
+    write("corpus.jsonl", DOCUMENTS, "d", 40)
+    write("queries.jsonl", QUERIES, "q", 6)
+    rows = "".join(
+        f"q{i}\td{rng.randrange(DOCUMENTS)}\t{rng.randint(1, 3)}\n" for i in range(QUERIES) for _ in range(2)
+    )
+    (tmp_path / "tiny" / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n" + rows)
+    return tmp_path / "tiny"
+
+
+def command(checkpoint: Path, out: str) -> list[str]:
+    return [
+        *("eval", "tiny", "--to", "qdrant:./store", "-m", str(checkpoint), "--out", out),
+        *("--baseline", "bm25", "--methods", "all,dense_sparse,sparse"),
+    ]
+
+
+def start(checkpoint: Path, out: str = "out") -> subprocess.Popen[str]:
+    arguments = [sys.executable, "-c", PROGRAM, *command(checkpoint, out)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
+
+
+def wait_for(process: subprocess.Popen[str], moment: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 180
+    while not moment():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+def scored() -> int:
+    return len(list(Path("out/scores").glob("*.parquet")))
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != "environment.json"
+    }
+
+
+def test_killed_at_five_moments(dataset: Path, checkpoint: Path) -> None:
+    moments: dict[str, Callable[[], bool]] = {
+        "the corpus is being stored": lambda: (
+            Path("store/tiny").exists() or any(Path("store").glob("*/m3.json"))
+        ),
+        "the first queries are scored": lambda: scored() >= 1,
+        "half of the queries are scored": lambda: scored() >= 4,
+        "all queries are scored": lambda: scored() == 7,
+        "the runs are being written": lambda: Path("out/runs/all.trec").exists(),
+    }
+    kept = 0
+    for name, moment in moments.items():
+        process = start(checkpoint)
+        wait_for(process, moment)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL, name
+        assert scored() >= kept, name  # no part is lost
+        kept = scored()
+        assert not EvaluationFolder(Path("out")).record.complete
+    assert main(command(checkpoint, "out")) == 0
+    assert main(command(checkpoint, "whole")) == 0
+    files = files_of(Path("out"))
+    assert len(files) == 4 + 1 + 7 + 4
+    assert files == files_of(Path("whole"))
+    assert len(EvaluationFolder(Path("out")).environment()) == 6
+    assert len(EvaluationFolder(Path("whole")).environment()) == 1
+
+
+def test_ctrl_c_says_how_to_go_on(
+    dataset: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    process = start(checkpoint)
+    wait_for(process, lambda: scored() >= 2)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (130, ""), err
+    assert err.endswith("out keeps what was done. Go on with the same command.\n")
+    assert scored() >= 2
+    assert main(["report", "out"]) == 0
+    captured = capsys.readouterr()
+    assert "out is incomplete and in no table" in captured.err
+    assert "nDCG" not in captured.out
+    assert main(command(checkpoint, "out")) == 0
+    changed = [*command(checkpoint, "out"), "--query-max-length", "16"]
+    capsys.readouterr()
+    assert main(changed) == 1
+    captured = capsys.readouterr()
+    assert "out holds another evaluation: query max length: None, not 16." in captured.err
+    assert "Give another --out" in captured.err
+
+
+class TestReport:
+    @pytest.fixture
+    def tree(self, dataset: Path, checkpoint: Path) -> Path:
+        for name in ("en", "de"):
+            (dataset / "qrels" / "test.tsv").replace(dataset / "qrels" / f"{name}.tsv")
+            call = [*command(checkpoint, f"tree/{name}"), "--split", name, "--limit-queries", "20"]
+            assert main(call) == 0
+            (dataset / "qrels" / f"{name}.tsv").replace(dataset / "qrels" / "test.tsv")
+        return Path("tree")
+
+    def test_numbers_come_from_the_files_alone(
+        self, tree: Path, dataset: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        for path in (*dataset.glob("*.jsonl"), *tree.rglob("metrics.parquet")):
+            path.unlink()
+        capsys.readouterr()
+        assert main(["report", str(tree), "--json"]) == 0
+        captured = capsys.readouterr()
+        tables = {table["name"]: table for table in json.loads(captured.out)}
+        assert json.loads((tree / "report" / "tables.json").read_text()) == list(tables.values())
+        assert "wrote tree/report/tables.md" in captured.err
+        quality = tables["quality-mrr-10"]
+        assert quality["columns"] == ["dataset", "queries", "all", "dense_sparse", "sparse", "bm25"]
+        rows = {row[0]: row[1:] for row in quality["rows"]}
+        assert list(rows) == ["tiny de", "tiny en", "tiny, mean"]
+        assert rows["tiny, mean"][0] == 40
+        for column in (1, 2, 3, 4):
+            assert rows["tiny, mean"][column] == (rows["tiny de"][column] + rows["tiny en"][column]) / 2
+        # Recomputed from the raw rows, by the definition.
+        folder = tree / "de"
+        ranks: dict[str, list[float]] = {}
+        relevant = {tuple(line.split()[::2]) for line in (folder / "qrels.trec").read_text().splitlines()}
+        for line in (folder / "runs" / "sparse.trec").read_text().splitlines():
+            query, _, document, rank, *_ = line.split()
+            if (query, document) in relevant and int(rank) <= 10:
+                ranks.setdefault(query, []).append(1 / int(rank))
+        mean = statistics.fmean([max(ranks.get(f"q{i}", [0])) for i in range(20)])
+        assert rows["tiny de"][3] == pytest.approx(mean, abs=1e-15)
+        warnings = [row[2] for row in tables["warnings"]["rows"]]
+        assert warnings.count("only the first 20 queries are asked") == 2
+        assert [row[:2] for row in tables["evaluations"]["rows"]] == [["tiny", "de"], ["tiny", "en"]]
+
+    def test_a_run_that_was_tampered_with(self, tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        path = tree / "de" / "runs" / "all.trec"
+        path.write_text(path.read_text().replace("q3 Q0", "q3x Q0", 1))
+        assert main(["report", str(tree)]) == 1
+        assert "query 'q3x' is none of tiny" in capsys.readouterr().err
+
+    def test_nothing_to_report(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["report", str(tmp_path)]) == 1
+        assert "holds no evaluation" in capsys.readouterr().err
