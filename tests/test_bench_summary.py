@@ -28,8 +28,8 @@ WRITE = WriteRow(
     server_cpu_seconds=None,
 )  # fmt: skip
 COLLECTION = {
-    "store": "a", "documents": 100, "count": 100, "reused": False, "disk_bytes": {"dense": 400, "sparse": 100},
-    "server_memory_bytes": None,
+    "store": "a", "backend": "qdrant", "documents": 100, "count": 100, "reused": False, "disk_bytes": {"dense": 400, "sparse": 100},
+    "server_memory_bytes": None, "corpus": {"rows": 4.0, "distinct_tokens": 3.0, "text_bytes": 20.0},
 }  # fmt: skip
 
 
@@ -51,7 +51,11 @@ def numbers(
                 sink.add(row)  # type: ignore[arg-type]
         tables.append(pq.read_table(path))
     record = {
-        "scenario": {"name": "s", "allow_errors": allow_errors},
+        "scenario": {
+            "name": "s",
+            "allow_errors": allow_errors,
+            "corpus": {"dimension": 16, "multivector_dtype": "float16"},
+        },
         "collections": [COLLECTION | collection],
         "harness_seconds_per_request": 1e-4,
     }
@@ -149,6 +153,7 @@ def test_a_fill_in_numbers(tmp_path: Path) -> None:
     assert fill["client_cpu_share"] == pytest.approx(0.4)
     assert fill["disk_bytes_per_document"] == 5
     assert fill["component_bytes_per_document"] == {"dense": 4, "sparse": 1}
+    assert fill["planned_bytes_per_document"]["dense"] == 64
 
 
 def test_a_collection_that_was_there_has_no_write_rate(tmp_path: Path) -> None:

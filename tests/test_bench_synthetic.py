@@ -173,3 +173,14 @@ def test_documents_of_a_single_row_have_no_tokens() -> None:
     assert embeddings.multivectors.counts.tolist() == [1] * 5
     assert {document.text for document in documents} == {""}
     assert len(corpus.queries(2)) == 2
+
+
+def test_the_shape_of_a_corpus_is_that_of_its_documents() -> None:
+    documents, embeddings = CORPUS.batch(0, 1000)
+    assert embeddings.sparse is not None
+    assert embeddings.multivectors is not None
+    assert CORPUS.shape() == {
+        "rows": pytest.approx(embeddings.multivectors.counts.mean()),
+        "distinct_tokens": pytest.approx(embeddings.sparse.nnz / 1000),
+        "text_bytes": pytest.approx(sum(len(document.text) for document in documents) / 1000),
+    }

@@ -40,7 +40,6 @@ _PACKAGES = (
     "elasticsearch",
 )
 _HARNESS_REQUESTS = 2000
-_SAMPLE = 200
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,7 +159,7 @@ class _Run:
                     "count": await backend.count(),
                     "reused": reused,
                     "disk_bytes": await disk_bytes(backend, server.directory),
-                    "corpus": _shape(corpus),
+                    "corpus": corpus.shape(),
                     "server": await _server_info(backend),
                 }
                 await self._ask(backend, corpus, store, meter)
@@ -213,18 +212,6 @@ async def harness_seconds(scenario: Scenario) -> float:
         start = meter.client_cpu_seconds()
         await loader.run()
         return (meter.client_cpu_seconds() - start) / _HARNESS_REQUESTS
-
-
-def _shape(corpus: Corpus) -> dict[str, float]:
-    """Means of a sample of the documents, which the calculator is checked with."""
-    documents, embeddings = corpus.batch(0, min(_SAMPLE, len(corpus)))
-    assert embeddings.sparse is not None and embeddings.multivectors is not None
-    count = len(documents)
-    return {
-        "rows": float(embeddings.multivectors.counts.mean()),
-        "distinct_tokens": embeddings.sparse.nnz / count,
-        "text_bytes": sum(len(document.text.encode()) for document in documents) / count,
-    }
 
 
 async def _server_info(backend: Backend) -> dict[str, Any] | None:

@@ -154,6 +154,15 @@ class Corpus:
         """Id of the document that a query paraphrases."""
         return f"d{int(self._rng(_QUERY, query).integers(self._documents)):07d}"
 
+    def shape(self, sample: int = 2000) -> dict[str, float]:
+        """Means over the first documents: ``rows``, ``distinct_tokens`` and ``text_bytes`` of one."""
+        texts = [self._text(self._rng(_DOCUMENT, number)) for number in range(min(sample, self._documents))]
+        return {
+            "rows": float(np.mean([len(text.tokens) + 1 for text in texts])),
+            "distinct_tokens": float(np.mean([len(np.unique(text.tokens)) for text in texts])),
+            "text_bytes": float(np.mean([len(_words(text.tokens)) for text in texts])),
+        }
+
     def passing(self, selectivity: float) -> int:
         """How many documents pass ``filter_for(selectivity)``."""
         return sum(_uniform(number) < selectivity for number in range(self._documents))
