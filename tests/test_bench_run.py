@@ -135,6 +135,27 @@ def test_what_is_no_benchmark_is_said_so(tmp_path: Path) -> None:
         BenchFolder(tmp_path)
 
 
+class Dying(MemoryBackend):
+    """Goes away while it is filled."""
+
+    async def _upsert(self, documents: Sequence[Document], embeddings: M3Embeddings) -> None:
+        raise Unavailable("gone", backend="memory", operation="upsert")
+
+
+def test_what_was_measured_before_a_store_died_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backends = iter([MemoryBackend(), Dying()])
+    monkeypatch.setattr(running, "backend_for", lambda *_: next(backends))
+    stores = [{"name": "first", "url": "memory:"}, {"name": "second", "url": "memory:"}]
+    with pytest.raises(Unavailable):
+        measure(tiny("memory:", stores=stores), tmp_path / "out")
+    folder = BenchFolder(tmp_path / "out")
+    assert not folder.summary()["complete"]
+    assert set(folder.requests()["store"].to_pylist()) == {"first"}
+    assert folder.requests().num_rows == 60
+
+
 class Forgetful(MemoryBackend):
     """Loses a document of every write."""
 

@@ -28,9 +28,15 @@ WRITE = WriteRow(
     server_cpu_seconds=None,
 )  # fmt: skip
 COLLECTION = {
-    "store": "a", "backend": "qdrant", "documents": 100, "count": 100, "reused": False, "disk_bytes": {"dense": 400, "sparse": 100},
-    "server_memory_bytes": None, "corpus": {"rows": 4.0, "distinct_tokens": 3.0, "text_bytes": 20.0},
-}  # fmt: skip
+    "store": "a",
+    "backend": "qdrant",
+    "documents": 100,
+    "count": 100,
+    "reused": False,
+    "disk_bytes": {"dense": 400, "sparse": 100},
+    "server_memory_bytes": None,
+    "corpus": {"rows": 4.0, "distinct_tokens": 3.0, "text_bytes": 20.0},
+}
 
 
 def numbers(
@@ -58,6 +64,7 @@ def numbers(
         },
         "collections": [COLLECTION | collection],
         "harness_seconds_per_request": 1e-4,
+        "complete": True,
     }
     return summarise(record, *tables)
 

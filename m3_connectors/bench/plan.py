@@ -321,7 +321,7 @@ _PLANS: Mapping[StoreName, Callable[[Shape], Plan]] = {
 CHECKED: dict[StoreName, str] = {
     "qdrant": "disk 0.3 % below the embedded engine's 100,000 documents (256 dimensions, 16 rows), 3 % below its 5,000 "
     "(512 dimensions, 48 rows), its log apart; a server and its memory are not checked",
-    "milvus": "disk 3 % above and 2 % below milvus-lite's on the same documents, its log included; a cluster's object "
+    "milvus": "disk 1 % above and 2 % below milvus-lite's on the same documents, its log included; a cluster's object "
     "storage and memory are not checked",
     "elasticsearch": "disk 1 % and 2 % below version 9.2 on 5,000 of the same documents, the second copy apart; memory "
     "outside the heap is not checked",

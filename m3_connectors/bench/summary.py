@@ -32,7 +32,8 @@ def summarise(
 
     Returns:
         A JSON object: ``fills`` (one for each collection), ``loads`` (one for each level, ``method`` null, and one for
-        each of its methods), ``recall``, and ``void``: whether any of them must not be used.
+        each of its methods), ``recall``, ``void``: whether any of them must not be used, and ``complete``: whether
+        the run came to its end.
     """
     allow_errors = bool(record["scenario"]["allow_errors"])
     corpus = record["scenario"]["corpus"]
@@ -54,6 +55,7 @@ def summarise(
     return {
         "format": 1,
         "name": record["scenario"]["name"],
+        "complete": record["complete"],
         "void": any(item["void"] for item in (*fills, *loads)),
         "harness_seconds_per_request": record["harness_seconds_per_request"],
         "fills": fills,

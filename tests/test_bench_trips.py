@@ -1,0 +1,95 @@
+"""Where time goes: calls to a store belong to the request that made them; CPU time is read from the system."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from m3_connectors.backends.qdrant import shard
+from m3_connectors.backends.qdrant.edge import EdgeBackend
+from m3_connectors.bench.meter import Meter
+from m3_connectors.bench.scenario import CorpusSettings, Rows
+from m3_connectors.bench.synthetic import Corpus
+from m3_connectors.bench.trips import Trips, counting, observed
+from m3_connectors.methods import ALL
+
+
+def test_calls_at_the_same_time_take_their_time_once() -> None:
+    trips = Trips()
+
+    async def call(seconds: float) -> None:
+        with trips:
+            await anyio.sleep(seconds)
+
+    async def both() -> None:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(call, 0.1)
+            tasks.start_soon(call, 0.2)
+        await anyio.sleep(0.1)
+        await call(0.1)
+
+    anyio.run(both)
+    assert trips.count == 3
+    assert trips.seconds == pytest.approx(0.3, abs=0.09)
+
+
+def test_requests_at_the_same_time_count_their_own_calls(tmp_path: Path) -> None:
+    corpus = Corpus(CorpusSettings(dimension=16, vocabulary=500, rows=Rows(mean=4)), 60, seed=1)
+    queries = corpus.queries(2)
+    found: dict[int, Trips] = {}
+
+    async def ask(backend: EdgeBackend, i: int, times: int) -> None:
+        with counting() as trips:
+            for _ in range(times):
+                await backend.search(queries[i], ALL, 3)
+        found[i] = trips
+
+    async def run() -> None:
+        backend = EdgeBackend(tmp_path)
+        with observed(EdgeBackend):
+            await backend.create(corpus.schema)
+            await backend.upsert(*corpus.batch(0, 60))
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(ask, backend, 0, 1)
+                tasks.start_soon(ask, backend, 1, 5)
+            await backend.close()
+
+    load: Any = shard._load
+    anyio.run(run)
+    assert found[1].count == 5 * found[0].count > 0
+    assert found[1].seconds > 0
+    assert shard._load is load  # nothing stays wrapped
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
+def test_the_meter_reads_the_processes_of_a_session() -> None:
+    meter = Meter(os.getsid(0))
+    before = meter.server_cpu_seconds()
+    assert before is not None
+    busy_until = time.process_time() + 0.2
+    while time.process_time() < busy_until:
+        sum(range(1000))
+    after = meter.server_cpu_seconds()
+    assert after is not None
+    assert after - before > 0.15
+    assert (meter.server_memory_bytes() or 0) > 10_000_000
+    assert meter.server_cpu_seconds_sometimes() is not None
+    assert meter.server_cpu_seconds_sometimes() is None  # at most five times a second
+
+
+def test_a_server_elsewhere_has_no_readings() -> None:
+    meter = Meter()
+    assert meter.server_cpu_seconds() is None
+    assert meter.server_cpu_seconds_sometimes() is None
+    assert meter.server_memory_bytes() is None
+
+
+def test_the_clock_goes_on() -> None:
+    meter = Meter()
+    first = meter.now()
+    assert meter.of(None).now() >= first
