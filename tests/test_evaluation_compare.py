@@ -12,7 +12,6 @@ from m3_connectors.errors import InvalidInput
 from m3_connectors.evaluation.changes import most_changed
 from m3_connectors.evaluation.compare import (
     Ranking,
-    beside_published,
     compare,
     pairs_of_methods,
     pairs_of_trees,
@@ -186,19 +185,6 @@ def test_a_document_beyond_the_list_is_said_to_be_no_candidate(tmp_path: Path) -
     assert (document.before.rank, document.before.candidate) == (None, False)
     assert document.before.scores is not None
     assert (document.after.rank, document.after.candidate) == (1, True)
-
-
-def test_beside_the_published_numbers(tmp_path: Path) -> None:
-    folder = write_evaluation(tmp_path / "e", *world(6), methods=METHODS, name="miracl/de")
-    published = {("miracl/de", "dense", "nDCG@10"): 0.5, ("miracl/de", "bm25", "nDCG@10"): 0.2}
-    (row,) = beside_published([folder], published)
-    assert (row.ranking.method, row.measure, row.published) == ("dense", "nDCG@10", 0.5)
-    values = row.ranking.values("nDCG@10").values()
-    assert row.difference == pytest.approx(sum(values) / 6 - 0.5)
-    part = write_evaluation(
-        tmp_path / "p", *world(6), methods=METHODS, name="miracl/de", protocol=Protocol(limit_queries=6)
-    )
-    assert beside_published([part], published) == []
 
 
 def test_a_smaller_set_of_queries_is_no_silent_matter(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -194,47 +194,3 @@ def pairs_of_methods(root: Path, methods: Sequence[str]) -> list[Pair]:
     return [
         (Ranking(folder, first), Ranking(folder, other)) for folder in find_folders(root) for other in others
     ]
-
-
-@dataclasses.dataclass(frozen=True)
-class BesidePublished:
-    """A mean beside the one that was published.
-
-    Attributes:
-        ranking: What was measured here.
-        measure: In what.
-        measured: Mean here, from 0 to 1.
-        published: Mean there, from 0 to 1.
-    """
-
-    ranking: Ranking
-    measure: str
-    measured: float
-    published: float
-
-    @property
-    def difference(self) -> float:
-        """Measured minus published."""
-        return self.measured - self.published
-
-
-def beside_published(
-    folders: Sequence[EvaluationFolder], published: Mapping[tuple[str, str, str], float]
-) -> list[BesidePublished]:
-    """What was measured beside the published numbers, where there are any.
-
-    An evaluation of a part of the queries is left out: its mean is another number.
-
-    Args:
-        folders: Complete evaluations.
-        published: By dataset (``miracl/de``), method and measure, from 0 to 1.
-    """
-    rows = []
-    for folder in folders:
-        if folder.record.protocol.limit_queries is None:
-            for method, means in folder.means().items():
-                for measure, mean in means.items():
-                    key = (folder.record.dataset.name, method, measure)
-                    if key in published:
-                        rows.append(BesidePublished(Ranking(folder, method), measure, mean, published[key]))
-    return rows

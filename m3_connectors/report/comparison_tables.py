@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
+from m3_connectors.evaluation.beside import beside_published
 from m3_connectors.evaluation.changes import QueryChange, Standing, most_changed
-from m3_connectors.evaluation.compare import Comparison, Ranking, beside_published, compare
+from m3_connectors.evaluation.compare import Comparison, Ranking, compare
 from m3_connectors.evaluation.folder import EvaluationFolder
 from m3_connectors.evaluation.record import DatasetRecord
 from m3_connectors.methods import ALL
@@ -26,7 +27,7 @@ def comparison_tables(
 
     Args:
         folders: Complete evaluations.
-        published: Means from 0 to 1 by dataset, method and measure.
+        published: Means from 0 to 1 by task, method and measure.
     """
     pairs = [
         (Ranking(folder, method.name), Ranking(folder, ALL.name))
@@ -123,7 +124,7 @@ def _change(comparison: Comparison, change: QueryChange) -> tuple[Cell, ...]:
     if not change.documents:
         return (*head, None, None, None, None, None, None)
     document = change.documents[0]
-    scores = document.after.scores
+    scores = document.after.scores if document.after.candidate else None
     weights = " ".join(f"{weight:g}" for weight in comparison.after.record.weights or ())
     return (
         *head,
@@ -143,8 +144,8 @@ def _published(
 ) -> list[Table]:
     rows = tuple(
         (
-            _name(one.ranking.dataset),
-            one.ranking.method,
+            one.task,
+            one.method,
             one.measure,
             one.measured,
             one.published,
