@@ -325,6 +325,8 @@ def vector(text: str) -> list[float]:
 
 
 def embeddings(_: int, body: dict[str, Any]) -> Answer:
+    if "" in body["input"]:
+        return 400, {}, {"error": {"message": "input cannot be an empty string"}}
     rows = [{"index": i, "embedding": vector(text)} for i, text in enumerate(body["input"])]
     return 200, {}, {"data": rows[::-1], "model": body["model"]}
 

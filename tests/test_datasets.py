@@ -103,6 +103,18 @@ class TestBeir:
         with pytest.raises(InvalidInput, match="none of the 3 queries is judged"):
             load_beir(write_beir(tmp_path / "b", qrels="query-id\tcorpus-id\tscore\nzz\td1\t1\n"))
 
+    def test_a_query_id_that_comes_twice_and_two_grades_of_one_document(self, tmp_path: Path) -> None:
+        repeated = write_beir(tmp_path / "a", qrels=QRELS + "q1\td1\t2\n")
+        assert load_beir(repeated).qrels["q1"] == {"d1": 2, "d2": 1}  # the same grade again says nothing new
+        with pytest.raises(
+            InvalidInput, match=r"test\.tsv:5: document 'd1' has grade 0 for query 'q1', and 2"
+        ):
+            load_beir(write_beir(tmp_path / "b", qrels=QRELS + "q1\td1\t0\n"))
+        with (repeated / "queries.jsonl").open("a") as file:
+            file.write('\n{"_id": "q2", "text": "again"}\n')
+        with pytest.raises(InvalidInput, match=r"queries\.jsonl:4: the query id 'q2' came before"):
+            load_beir(repeated)
+
     def test_no_folder_and_missing_files(self, tmp_path: Path) -> None:
         with pytest.raises(InvalidInput, match="is no folder"):
             load_beir(tmp_path / "nothing")
@@ -167,6 +179,11 @@ class TestOwn:
             "1 queries without a judgement in split test: not asked",
             "1 judgements of documents that the corpus does not have: they count as not found",
         )
+
+    def test_a_folder_that_is_named_after_a_language(self, tmp_path: Path) -> None:
+        (tmp_path / "mine").mkdir()
+        dataset = load_dataset(write_own(tmp_path / "mine/sw", {"id": "q", "text": "x", "relevant": ["d1"]}))
+        assert (dataset.name, dataset.family, dataset.query_language) == ("mine/sw", "mine", "sw")
 
     def test_another_split_and_compressed_files(self, tmp_path: Path) -> None:
         root = write_own(tmp_path, {"id": "q1", "text": "x", "relevant": ["d1"]})

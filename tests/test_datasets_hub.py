@@ -55,6 +55,12 @@ class TestMiracl:
         with pytest.raises(InvalidInput, match=r"yo-dev\.tsv:1: the grade is 'yes'"):
             load_dataset("miracl/yo", data_dir=root)
 
+    def test_a_query_that_comes_twice(self, tmp_path: Path) -> None:
+        root = write_miracl(tmp_path)
+        (root / "miracl-v1.0-yo/topics/topics.miracl-v1.0-yo-dev.tsv").write_text("3\tone\n3\ttwo\n")
+        with pytest.raises(InvalidInput, match=r"yo-dev\.tsv:2: the query id '3' came before"):
+            load_dataset("miracl/yo", data_dir=root)
+
     def test_a_missing_file_is_named(self, tmp_path: Path) -> None:
         with pytest.raises(
             InvalidInput, match=r"no miracl-v1\.0-de/topics/topics\.miracl-v1\.0-de-dev\.tsv in"
@@ -159,12 +165,15 @@ SCRIPT = """
 import json, sys
 from m3_connectors.errors import M3Error
 from m3_connectors.evaluation.datasets.load import downloads, load_dataset
-answer, heard = sys.argv[1] == "yes", []
+answer, heard = sys.argv[1], []
 def agree(planned):
     heard.append([str(download) for download in planned])
-    return answer
+    return answer == "yes"
+if answer == "size":
+    print(json.dumps([str(download) for download in downloads("miracl/yo")]))
+    sys.exit()
 try:
-    dataset = load_dataset("miracl/yo", agree=agree)
+    dataset = load_dataset("miracl/yo", agree=None if answer == "nobody" else agree)
     print(json.dumps([heard, dataset.fingerprint, len(dataset.documents)]))
 except M3Error as error:
     print(json.dumps([heard, type(error).__name__, str(error)]))
@@ -204,6 +213,11 @@ class TestHub:
             assert heard == [sizes]
             assert "; ".join(sizes) + ". Nothing was fetched.\n  Agree with --yes" in str(message)
 
+            _, _, unasked = self.run(endpoint, tmp_path / "home", "nobody")
+            assert unasked == message
+            assert self.run(endpoint, tmp_path / "home", "size") == sizes
+            assert given == []
+
             heard, fingerprint, documents = self.run(endpoint, tmp_path / "home", "yes")
             assert heard == [sizes]
             assert len(given) == 5
@@ -219,7 +233,7 @@ class TestHub:
         with hub({}) as (endpoint, _):
             _, error, message = self.run(endpoint, tmp_path / "home", "yes")
             assert error == "NotFound"
-            assert "miracl/miracl@5be20db9509754dadad47689368639fcec739c00 is not there" in str(message)
+            assert "miracl/miracl@5be20db is not there" in str(message)
         _, error, message = self.run(endpoint, tmp_path / "home", "yes")
         assert error == "Unavailable"
         assert "--data-dir" in str(message)

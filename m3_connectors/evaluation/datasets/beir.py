@@ -7,7 +7,13 @@ from pathlib import Path
 from m3_connectors.documents import Document
 from m3_connectors.errors import InvalidInput
 from m3_connectors.evaluation.datasets.dataset import Dataset, Qrels
-from m3_connectors.evaluation.datasets.judged import join
+from m3_connectors.evaluation.datasets.judged import (
+    add_judgement,
+    add_query,
+    folder_names,
+    is_language,
+    join,
+)
 from m3_connectors.evaluation.datasets.lines import (
     Record,
     cells,
@@ -39,45 +45,31 @@ def load_beir(directory: Path, split: str = "test") -> Dataset:
     if not directory.is_dir():
         raise InvalidInput(f"{directory} is no folder: give a BEIR folder with corpus, queries and qrels.")
     qrels = _qrels(directory, split)
-    queries = read_queries(find(directory, "queries.jsonl"))
+    queries = _read_queries(find(directory, "queries.jsonl"))
     files = [find(directory, "corpus.jsonl")]
     corpus, asked, judged, warnings = join(
         str(directory), split, queries, qrels, lambda notice: read_corpus(files, _document, notice)
     )
-    folder = directory.resolve()
-    language = folder.name if is_language(folder.name) and folder.parent.name else None
+    name, family, language = folder_names(directory)
     asked_in = split.removeprefix("q-")
     return Dataset(
-        name=f"{folder.parent.name}/{folder.name}" if language else folder.name,
+        name=name,
         split=split,
         documents=corpus,
         queries=asked,
         qrels=judged,
-        family=folder.parent.name if language else folder.name,
-        source=folder.name,
+        family=family,
+        source=name,
         query_language=asked_in if language and split != asked_in and is_language(asked_in) else language,
         passage_language=language,
         warnings=warnings,
     )
 
 
-def is_language(name: str) -> bool:
-    """Whether a name looks like a language code: two lower-case letters."""
-    return len(name) == 2 and name.isascii() and name.isalpha() and name.islower()
-
-
-def read_queries(path: Path) -> dict[str, str]:
-    """Queries as JSON lines with ``_id`` (or ``id``) and ``text``.
-
-    Raises:
-        InvalidInput: A line is malformed, or an id comes twice.
-    """
+def _read_queries(path: Path) -> dict[str, str]:
     queries: dict[str, str] = {}
     for where, record in records(path):
-        id = identifier(record, _IDS, where)
-        if id in queries:
-            raise InvalidInput(f"{where}: the query id {id!r} came before: ids of queries differ.")
-        queries[id] = string(record, "text", where)
+        add_query(queries, identifier(record, _IDS, where), string(record, "text", where), where)
     return queries
 
 
@@ -103,5 +95,5 @@ def _qrels(directory: Path, split: str) -> Qrels:
     ):
         if position == 0 and grade == "score":
             continue
-        qrels.setdefault(query, {})[document] = whole_number(grade, where, "the score")
+        add_judgement(qrels, query, document, whole_number(grade, where, "the score"), where)
     return qrels

@@ -61,7 +61,7 @@ def plan(repository: Repository) -> Download:
     import huggingface_hub
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
-    where = f"dataset {repository.name}@{repository.revision}"
+    where = f"dataset {repository.name}@{repository.revision[:7]}"
     try:
         info = huggingface_hub.HfApi().dataset_info(
             repository.name, revision=repository.revision, files_metadata=True
@@ -120,7 +120,9 @@ def fetch(download: Download) -> Path:
             )
         )
     except (HfHubHTTPError, OSError) as error:
-        raise _unreachable(f"dataset {download.repository}@{download.revision}", "fetch", error) from error
+        raise _unreachable(
+            f"dataset {download.repository}@{download.revision[:7]}", "fetch", error
+        ) from error
 
 
 def refuse(name: str, downloads: Sequence[Download]) -> InvalidInput:

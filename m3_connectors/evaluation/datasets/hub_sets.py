@@ -13,7 +13,7 @@ from m3_connectors.errors import InvalidInput, MissingDependency
 from m3_connectors.evaluation.answers import tokens, unify_punctuation
 from m3_connectors.evaluation.datasets.catalogue import Entry
 from m3_connectors.evaluation.datasets.dataset import Corpus, Dataset, Qrels
-from m3_connectors.evaluation.datasets.judged import join, said
+from m3_connectors.evaluation.datasets.judged import add_judgement, add_query, join, said
 from m3_connectors.evaluation.datasets.lines import (
     Record,
     cells,
@@ -50,8 +50,10 @@ def _miracl(entry: Entry, language: str | None, split: str, files: Sequence[Sequ
     (topics,), (judgements,), passages = files
     qrels: Qrels = {}
     for where, (query, _, document, grade) in cells(judgements, "query", "Q0", "document", "grade"):
-        qrels.setdefault(query, {})[document] = whole_number(grade, where, "the grade")
-    queries = {id: text for _, (id, text) in cells(topics, "query", "text")}
+        add_judgement(qrels, query, document, whole_number(grade, where, "the grade"), where)
+    queries: dict[str, str] = {}
+    for where, (id, text) in cells(topics, "query", "text"):
+        add_query(queries, id, text, where)
     return _judged(entry, language, split, queries, qrels, passages, _miracl_document)
 
 
@@ -66,7 +68,7 @@ def _mldr(entry: Entry, language: str | None, split: str, files: Sequence[Sequen
     qrels: Qrels = {}
     for where, record in records(questions):
         id = identifier(record, ("query_id",), where)
-        queries[id] = string(record, "query", where)
+        add_query(queries, id, string(record, "query", where), where)
         for field, grade in (("negative_passages", 0), ("positive_passages", 1)):
             for passage in _list(record, field, where):
                 qrels.setdefault(id, {})[identifier(passage, ("docid",), where)] = grade
@@ -90,7 +92,8 @@ def _mkqa(entry: Entry, language: str | None, split: str, files: Sequence[Sequen
         found = tuple(answer for answer in given if isinstance(answer, str) and tokens(answer))
         empty += len(given) - len(found)
         if found:
-            queries[id], answers[id] = string(record, "question", where), found
+            add_query(queries, id, string(record, "question", where), where)
+            answers[id] = found
     counts = (
         (asked - len(queries), "questions without an answer: not asked"),
         (empty, "answers without a letter or sign: left out"),

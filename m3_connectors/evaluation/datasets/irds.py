@@ -9,7 +9,7 @@ from m3_connectors.documents import Document, check_documents
 from m3_connectors.errors import InvalidInput, MissingDependency
 from m3_connectors.evaluation.datasets.dataset import Corpus, Dataset, Qrels
 from m3_connectors.evaluation.datasets.hub import Agree, Download, refuse
-from m3_connectors.evaluation.datasets.judged import join
+from m3_connectors.evaluation.datasets.judged import add_judgement, add_query, join
 
 PREFIX = "irds:"
 """What stands before an id."""
@@ -52,8 +52,10 @@ def load_irds(id: str, agree: Agree | None = None) -> Dataset:
             raise refuse(PREFIX + id, planned)
     qrels: Qrels = {}
     for line in source.qrels_iter():
-        qrels.setdefault(line.query_id, {})[line.doc_id] = line.relevance
-    queries = {query.query_id: query.default_text() for query in source.queries_iter()}
+        add_judgement(qrels, line.query_id, line.doc_id, line.relevance, PREFIX + id)
+    queries: dict[str, str] = {}
+    for query in source.queries_iter():
+        add_query(queries, query.query_id, query.default_text(), PREFIX + id)
 
     def documents() -> Iterator[Document]:
         for document in source.docs_iter():

@@ -3,10 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
 
 from m3_connectors.documents import Document
 from m3_connectors.errors import InvalidInput
 from m3_connectors.evaluation.datasets.dataset import Corpus, Qrels
+
+
+def add_query(queries: dict[str, str], id: str, text: str, where: str) -> None:
+    """Put a query to the others.
+
+    Raises:
+        InvalidInput: One of its id is there.
+    """
+    if id in queries:
+        raise InvalidInput(f"{where}: the query id {id!r} came before: ids of queries differ.")
+    queries[id] = text
+
+
+def add_judgement(qrels: Qrels, query: str, document: str, grade: int, where: str) -> None:
+    """Put a judgement to the others.
+
+    Raises:
+        InvalidInput: The document has another grade for this query already.
+    """
+    before = qrels.setdefault(query, {}).setdefault(document, grade)
+    if before != grade:
+        raise InvalidInput(
+            f"{where}: document {document!r} has grade {grade} for query {query!r}, and {before} before: which holds?"
+        )
 
 
 def join(
@@ -49,6 +74,22 @@ def join(
         ),
     )
     return corpus, {id: queries[id] for id in judged}, judged, said(counts)
+
+
+def folder_names(directory: Path) -> tuple[str, str, str | None]:
+    """Name, family and language of a folder: ``mlqa-dev/de`` is of the family ``mlqa-dev`` and in German.
+
+    A folder whose name is no language code is named by itself, and says nothing of its language.
+    """
+    folder = directory.resolve()
+    if is_language(folder.name) and folder.parent.name:
+        return f"{folder.parent.name}/{folder.name}", folder.parent.name, folder.name
+    return folder.name, folder.name, None
+
+
+def is_language(name: str) -> bool:
+    """Whether a name looks like a language code: two lower-case letters."""
+    return len(name) == 2 and name.isascii() and name.isalpha() and name.islower()
 
 
 def said(counts: Collection[tuple[int, str]]) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from m3_connectors.documents import Document
 from m3_connectors.errors import InvalidInput
 from m3_connectors.evaluation.answers import tokens
 from m3_connectors.evaluation.datasets.dataset import Dataset, PaperProtocol, Qrels
-from m3_connectors.evaluation.datasets.judged import join, said
+from m3_connectors.evaluation.datasets.judged import add_query, folder_names, join, said
 from m3_connectors.evaluation.datasets.lines import (
     Record,
     find,
@@ -46,9 +46,7 @@ def load_own(directory: Path, split: str = DEFAULT_SPLIT) -> Dataset:
     answers: dict[str, tuple[str, ...]] = {}
     for where, record in records(path):
         id = identifier(record, _IDS, where)
-        if id in queries:
-            raise InvalidInput(f"{where}: the query id {id!r} came before: ids of queries differ.")
-        queries[id] = string(record, "text", where)
+        add_query(queries, id, string(record, "text", where), where)
         if "answers" in record:
             answers[id] = _answers(record["answers"], where)
         elif "relevant" in record:
@@ -58,7 +56,7 @@ def load_own(directory: Path, split: str = DEFAULT_SPLIT) -> Dataset:
             f"{path}: some queries have relevant documents and others answers: one measure cannot have both.\n"
             "  Split them into two files."
         )
-    name, files = directory.resolve().name, [find(directory, "documents.jsonl")]
+    (name, family, language), files = folder_names(directory), [find(directory, "documents.jsonl")]
     if answers:
         return Dataset(
             name=name,
@@ -67,8 +65,10 @@ def load_own(directory: Path, split: str = DEFAULT_SPLIT) -> Dataset:
             queries={id: queries[id] for id in answers},
             qrels={},
             answers=answers,
-            family=name,
+            family=family,
             source=name,
+            query_language=language,
+            passage_language=language,
             paper=PaperProtocol(measures=("Recall@100", "Recall@20")),
             warnings=said([(len(queries) - len(answers), "queries without an answer: not asked")]),
         )
@@ -81,8 +81,10 @@ def load_own(directory: Path, split: str = DEFAULT_SPLIT) -> Dataset:
         documents=corpus,
         queries=asked,
         qrels=judged,
-        family=name,
+        family=family,
         source=name,
+        query_language=language,
+        passage_language=language,
         warnings=warnings,
     )
 
