@@ -32,8 +32,11 @@ def quality_tables(folders: Sequence[EvaluationFolder]) -> list[Table]:
     Raises:
         InvalidInput: One is incomplete, or its files do not belong together.
     """
-    name = _variants([folder.require_complete().record for folder in folders])
-    evaluated = [_Evaluated(folder.record, name(folder.record), folder.means()) for folder in folders]
+    variants = _variants([folder.require_complete() for folder in folders])
+    evaluated = [
+        _Evaluated(folder.record, variant, folder.means())
+        for folder, variant in zip(folders, variants, strict=True)
+    ]
     measures = dict.fromkeys(m for one in evaluated for m in one.record.protocol.measures)
     tables = [_quality_table(measure, evaluated) for measure in measures]
     return [*tables, _methods_table(evaluated), _evaluations_table(evaluated), *_warnings_table(evaluated)]
@@ -75,30 +78,34 @@ def _mean(members: Sequence[_Evaluated], method: str, measure: str) -> float | N
 
 
 def _groups(evaluated: Sequence[_Evaluated]) -> dict[str, list[_Evaluated]]:
-    """Evaluations by line of the table: one alone, then means over the languages of a family and across languages."""
-    groups: dict[str, list[_Evaluated]] = {}
+    """Evaluations by line of the table: each alone, then means over the languages of a family and across languages."""
+    splits: dict[str, set[str]] = {}
+    for one in evaluated:
+        if not _crosses(one.record.dataset):
+            for name in (one.record.dataset.name, one.record.dataset.family):
+                splits.setdefault(name, set()).add(one.record.dataset.split)
+    singles: dict[str, list[_Evaluated]] = {}
+    means: dict[str, list[_Evaluated]] = {}
     for one in evaluated:
         dataset = one.record.dataset
         if _crosses(dataset):
             of = f"{dataset.family}, cross-lingual"
-            labels: tuple[str, ...] = (
-                f"{of}, {dataset.query_language} → {dataset.passage_language}",
-                f"{of}, documents in {dataset.passage_language}",
-                f"{of}, questions in {dataset.query_language}",
-                f"{of}, mean",
-            )
+            single = f"{of}, {dataset.query_language} → {dataset.passage_language}"
+            over = [
+                "mean",
+                f"documents in {dataset.passage_language}",
+                f"questions in {dataset.query_language}",
+            ]
         else:
-            single = dataset.name if dataset.split in ("test", "dev") else f"{dataset.name} {dataset.split}"
-            labels = (single, f"{dataset.family}, mean")
-        for label in labels:
-            groups.setdefault(f"{label}{one.variant}", []).append(one)
+            of = f"{dataset.family}, {dataset.split}" if len(splits[dataset.family]) > 1 else dataset.family
+            single = f"{dataset.name}, {dataset.split}" if len(splits[dataset.name]) > 1 else dataset.name
+            over = ["mean"]
+        singles.setdefault(f"{single}{one.variant}", []).append(one)
+        for what in over:
+            means.setdefault(f"{of}, {what}{one.variant}", []).append(one)
     # A mean of one is that one again.
-    shown = {
-        label: members
-        for label, members in groups.items()
-        if len(members) > 1 or not (", mean" in label or " in " in label)
-    }
-    return dict(sorted(shown.items(), key=lambda item: (item[1][0].record.dataset.family, item[0])))
+    groups = singles | {label: members for label, members in means.items() if len(members) > 1}
+    return dict(sorted(groups.items(), key=lambda item: (item[1][0].record.dataset.family, item[0])))
 
 
 def _crosses(dataset: DatasetRecord) -> bool:
@@ -106,29 +113,42 @@ def _crosses(dataset: DatasetRecord) -> bool:
     return None not in languages and languages[0] != languages[1]
 
 
-def _variants(records: Sequence[EvaluationRecord]) -> Callable[[EvaluationRecord], str]:
-    """What tells evaluations of one dataset apart: the model, the store and the protocol, where they differ at all."""
+def _variants(folders: Sequence[EvaluationFolder]) -> list[str]:
+    """What tells evaluations of one dataset apart, for each: model, store and protocol where they differ at all.
 
-    def aspects(record: EvaluationRecord) -> tuple[str, ...]:
-        protocol = record.protocol
-        cuts = (protocol.query_max_length, protocol.passage_max_length)
-        return (
-            record.model.name,
-            record.store.backend,
-            f"{protocol.fusion} fusion",
-            f"cut at {'/'.join(str(cut) if cut else 'none' for cut in cuts)} tokens",
-            "" if protocol.exact_lists else "approximate lists",
-            f"first {protocol.limit_queries} queries" if protocol.limit_queries else "all queries",
-        )
+    Where that is not enough, the name of the folder in which their paths part, else the whole path: two evaluations
+    never share a line, and no mean counts a dataset twice.
+    """
+    named = [_aspects(folder.record) for folder in folders]
+    differing = [i for i in range(len(named[0])) if len({aspects[i] for aspects in named}) > 1]
+    paths = [folder.path.resolve().parts for folder in folders]
+    parting = next((i for i, parts in enumerate(zip(*paths, strict=False)) if len(set(parts)) > 1), -1)
+    for place in (lambda parts: "", lambda parts: parts[parting], lambda parts: "/".join(parts[parting:])):
+        variants = []
+        for aspects, parts in zip(named, paths, strict=True):
+            shown = [aspects[i] for i in differing] + [place(parts)]
+            variants.append(f" ({', '.join(filter(None, shown))})" if any(shown) else "")
+        keys = {
+            (folder.record.dataset.name, folder.record.dataset.split, variant)
+            for folder, variant in zip(folders, variants, strict=True)
+        }
+        if len(keys) == len(folders):
+            break
+    return variants
 
-    all_aspects = [aspects(record) for record in records]
-    differing = [i for i in range(6) if len({found[i] for found in all_aspects}) > 1]
 
-    def name(record: EvaluationRecord) -> str:
-        parts = [aspects(record)[i] for i in differing]
-        return f" ({', '.join(part for part in parts if part)})" if parts else ""
-
-    return name
+def _aspects(record: EvaluationRecord) -> tuple[str, ...]:
+    protocol = record.protocol
+    cuts = (protocol.query_max_length, protocol.passage_max_length)
+    return (
+        record.model.name,
+        protocol.precision,
+        record.store.backend,
+        f"{protocol.fusion} fusion",
+        f"cut at {'/'.join(str(cut) if cut else 'none' for cut in cuts)} tokens",
+        "exact lists" if protocol.exact_lists else "approximate lists",
+        f"first {protocol.limit_queries} queries" if protocol.limit_queries else "all queries",
+    )
 
 
 def _methods_table(evaluated: Sequence[_Evaluated]) -> Table:
