@@ -1,4 +1,4 @@
-"""``m3 report``: every table of a folder of evaluations, from its files alone."""
+"""``m3 report``: every table and figure of evaluations and benchmarks, from their files alone."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from m3_connectors.cli.options import Debug, Json
 
 def report(
     folder: Annotated[
-        Path, typer.Argument(metavar="DIR", help="Evaluations of m3 eval --out, at any depth.")
+        Path, typer.Argument(metavar="DIR", help="Folders of m3 eval --out and m3 bench, at any depth.")
     ],
     out: Annotated[
         Path | None, typer.Option("--out", metavar="DIR", help="Where to write.", show_default="DIR/report")
@@ -22,12 +22,14 @@ def report(
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Measure the runs of evaluations anew and write their tables."""
+    """Compute all numbers of evaluations and benchmarks anew and write their tables and figures."""
     from m3_connectors.report.write import write_report
 
     written = write_report(folder, out)
     for path in written.incomplete:
         warn(f"{path} is incomplete and in no table: go on with its m3 eval command")
+    for path in written.void:
+        warn(f"the numbers of {path} are void: see its reasons in the report")
     if json:
         print_json([table.to_json() for table in written.tables])
     else:
