@@ -77,7 +77,7 @@ def report(path: Path) -> str:
         cases[row["case"]][row["store"].partition(",")[0]].append(row)
     stores = [store for store in NAMES if any(store in by_store for by_store in cases.values())]
     lines = [
-        f"{len(rows)} calls, {describe(record)}.",
+        f"{len(rows)} calls, {describe(record)}; load average {record['load_average'][0]:.0f}.",
         "",
         f"| case | calls | {' | '.join(NAMES[store] for store in stores)} | lost | doubled |",
         "|---" * (len(stores) + 4) + "|",
@@ -86,7 +86,7 @@ def report(path: Path) -> str:
         cells = [_seen(by_store[store]) if store in by_store else "" for store in stores]
         calls = dict.fromkeys(row["call"] for rows in by_store.values() for row in rows)
         lost, doubled = (_total(by_store, name) for name in ("lost", "doubled"))
-        lines.append(f"| {case} | {', '.join(calls)} | {' | '.join(cells)} | {lost} | {doubled} |")
+        lines.append(f"| {case} | {' · '.join(calls)} | {' | '.join(cells)} | {lost} | {doubled} |")
     return "\n".join(lines)
 
 
@@ -98,10 +98,10 @@ def _seen(rows: list[Row]) -> str:
         calls[row["call"]] = max(row["seconds"], calls.get(row["call"], 0.0))
     seen = []
     for end, calls in ends.items():
-        whose = f" ({', '.join(calls)})" if len(ends) > 1 else ""
+        whose = f" ({' · '.join(calls)})" if len(ends) > 1 else ""
         seen.append(f"{end}{whose} {max(calls.values()):.1f} s")
     seen += [
-        f"loop away for {row['stall_ms']} ms at most, working for {row['loop_work_ms']}"
+        f"loop away for {row['stall_ms']} ms at most, at work for {row['loop_work_ms']} ms"
         for row in rows
         if "stall_ms" in row
     ]
