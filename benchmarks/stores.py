@@ -29,9 +29,9 @@ from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
-from environment import ROOT, describe, environment
 from handwritten import Found, Handwritten
 
+from m3_connectors.environment import describe, environment
 from m3_connectors import connect
 from m3_connectors.blocking import Index
 from m3_connectors.documents import Document, Hit
@@ -365,7 +365,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=64, help="multi-vector rows of a document")
     parser.add_argument("--dimension", type=int, default=1024)
     parser.add_argument("--query-rows", type=int, default=32)
-    parser.add_argument("--queries", type=int, default=50)
+    parser.add_argument("--queries", type=int, default=40)
     parser.add_argument("--k", type=int, default=10)
     parser.add_argument(
         "--stores", nargs="+", choices=STORES, default=["qdrant-edge", "milvus", "elasticsearch"]

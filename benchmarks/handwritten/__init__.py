@@ -31,10 +31,10 @@ class Handwritten(Protocol):
     """What the benchmark calls; ``search`` reads the adapter's collection."""
 
     def write(self, documents: list[Document], embeddings: M3Embeddings) -> None:
-        """Store documents in a collection of this client's own."""
+        """Store documents in a collection of this client's own; when it returns, they can be searched."""
 
     def finish(self) -> None:
-        """Make what was written searchable."""
+        """What makes all that was written fast to search; it can be searched before."""
 
     def drop(self) -> None:
         """Remove what was written."""

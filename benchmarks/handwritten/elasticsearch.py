@@ -83,6 +83,9 @@ class Elasticsearch:
         list(self._threads.map(self._bulk, bodies))
         self._client.indices.refresh(index="handwritten")
 
+    def finish(self) -> None:
+        """Each write ends with what it takes."""
+
     def drop(self) -> None:
         self._client.indices.delete(index="handwritten")
 

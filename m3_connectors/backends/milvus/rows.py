@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -188,19 +189,11 @@ def _text_pieces(text: bytes) -> list[str]:
 
 
 def _sparse_matrix(rows: Sequence[Mapping[int, float]], width: int) -> sp.csr_array:
-    counts = [0]
-    token_ids: list[int] = []
-    weights: list[float] = []
-    for row in rows:
-        tokens = sorted((token, weight) for token, weight in row.items() if token != NO_TOKEN)
-        token_ids.extend(token for token, _ in tokens)
-        weights.extend(weight for _, weight in tokens)
-        counts.append(len(token_ids))
-    return sp.csr_array(
-        (
-            np.array(weights, dtype=np.float32),
-            np.array(token_ids, dtype=np.int64),
-            np.array(counts, dtype=np.int64),
-        ),
-        shape=(len(rows), width),
-    )
+    ends = np.cumsum([0, *map(len, rows)])
+    token_ids = np.fromiter(itertools.chain.from_iterable(rows), np.int64, ends[-1])
+    weights = np.fromiter(itertools.chain.from_iterable(row.values() for row in rows), np.float32, ends[-1])
+    real = token_ids != NO_TOKEN
+    kept = np.concatenate([[0], np.cumsum(real)])
+    matrix = sp.csr_array((weights[real], token_ids[real], kept[ends]), shape=(len(rows), width))
+    matrix.sort_indices()
+    return matrix
