@@ -20,10 +20,10 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from environment import ROOT, describe, environment
-
+from m3_connectors.environment import describe, environment
 from m3_connectors.testing.servers.elasticsearch import VERSION
 
+ROOT = Path(__file__).resolve().parents[1]
 Row = dict[str, Any]
 
 TESTS = (

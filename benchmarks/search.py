@@ -15,13 +15,9 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import os
-import platform
-import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +31,7 @@ from m3_connectors.backends.qdrant.edge import EdgeBackend
 from m3_connectors.blocking import Index
 from m3_connectors.documents import Document
 from m3_connectors.embeddings import M3Embeddings, ModelInfo
+from m3_connectors.environment import environment
 from m3_connectors.methods import METHODS
 from m3_connectors.testing.worlds import join, unit_rows
 
@@ -143,7 +140,9 @@ def searches(index: Index, queries: M3Embeddings, state: str) -> Iterator[Row]:
 
 def run(options: argparse.Namespace) -> Iterator[Row]:
     """All rows of a run."""
-    yield environment(options)
+    packages = ("qdrant-edge-py", "numpy", "scipy", "anyio")
+    sizes = {"documents": options.documents, "rows": options.rows, "query_rows": options.query_rows}
+    yield environment(*packages, **sizes, storage="float16")
     shard._load = lambda home, load=shard._load: Timed(load(home))  # type: ignore[assignment, misc]
     for dimension in options.dimensions:
         rng = np.random.default_rng(0)
@@ -182,35 +181,6 @@ async def graph(directory: str, queries: M3Embeddings) -> list[Row]:
             "recall_at_200": float(np.mean(recalls)),
         }
     ]
-
-
-def environment(options: argparse.Namespace) -> Row:
-    """What the numbers depend on."""
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False
-    ).stdout.strip()
-    return {
-        "kind": "environment",
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "commit": commit,
-        "processor": processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "python": platform.python_version(),
-        "versions": {name: version(name) for name in ("qdrant-edge-py", "numpy", "scipy", "anyio")},
-        "documents": options.documents,
-        "rows": options.rows,
-        "query_rows": options.query_rows,
-        "storage": "float16",
-    }
-
-
-def processor() -> str:
-    """Name of the processor."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.machine())
 
 
 def report(path: Path) -> str:

@@ -31,13 +31,14 @@ import numpy as np
 import scipy.sparse as sp
 from handwritten import Found, Handwritten
 
-from m3_connectors.environment import describe, environment
 from m3_connectors import connect
 from m3_connectors.blocking import Index
 from m3_connectors.documents import Document, Hit
 from m3_connectors.embeddings import COMPONENTS, Float32, M3Embeddings, ModelInfo, MultiVectors
+from m3_connectors.environment import describe, environment
 from m3_connectors.methods import METHODS
 
+ROOT = Path(__file__).resolve().parents[1]
 Row = dict[str, Any]
 
 VOCABULARY = 250_002
