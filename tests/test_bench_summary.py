@@ -132,6 +132,11 @@ def test_the_cpu_time_of_a_request_is_not_told_where_others_ran_beside_it(tmp_pa
     assert method["client_cpu_seconds"] is None
 
 
+def test_a_store_whose_calls_are_not_seen_has_no_share(tmp_path: Path) -> None:
+    whole = numbers(tmp_path, sequence(0.1, 0.1, round_trips=0, store_seconds=0.0))["loads"][0]
+    assert whole["store_share"] is None
+
+
 def test_server_cpu_comes_from_its_readings(tmp_path: Path) -> None:
     rows = sequence(*[0.1] * 11)
     rows[2] = rows[2]._replace(server_cpu_seconds=7.0)

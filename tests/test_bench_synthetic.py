@@ -142,7 +142,7 @@ def test_a_query_finds_its_document_among_rivals(component: Any) -> None:
     ranks, gaps = [], []
     for i, query in enumerate(queries):
         scores = score(component, query, embeddings)
-        own = scores[int(CORPUS.source(i)[1:])]
+        own = scores[CORPUS.source(i)]
         ranks.append(int((scores > own).sum()))
         gaps.append(np.sort(scores)[-2] / scores.max())
     assert np.median(ranks) < 10
@@ -184,3 +184,14 @@ def test_the_shape_of_a_corpus_is_that_of_its_documents() -> None:
         "distinct_tokens": pytest.approx(embeddings.sparse.nnz / 1000),
         "text_bytes": pytest.approx(sum(len(document.text) for document in documents) / 1000),
     }
+
+
+def test_what_is_said_of_shared_tokens_is_so() -> None:
+    corpus = Corpus(SHAPE.model_copy(update={"query_rows": 3, "vocabulary": 100_000}), 100, seed=3)
+    _, documents = corpus.batch(0, 100)
+    queries = corpus.queries(60)
+    assert documents.sparse is not None
+    assert queries.sparse is not None
+    shared = [documents.sparse[[corpus.source(i)]].multiply(queries.sparse[[i]]).nnz > 0 for i in range(60)]
+    assert shared == [corpus.shares_a_token(i) for i in range(60)]
+    assert 0 < sum(shared) < 60

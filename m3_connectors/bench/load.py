@@ -21,7 +21,7 @@ from anyio.streams.memory import MemoryObjectReceiveStream
 from m3_connectors.bench.meter import Meter
 from m3_connectors.bench.rows import RequestRow, Sink
 from m3_connectors.bench.scenario import Level, Queries
-from m3_connectors.bench.synthetic import Corpus, filter_for
+from m3_connectors.bench.synthetic import Corpus, filter_for, uniform
 from m3_connectors.bench.trips import Trips, counting
 from m3_connectors.documents import Hit
 from m3_connectors.embeddings import M3Embeddings
@@ -91,12 +91,19 @@ class Mix:
         self._passing = {
             value: len(corpus) if value is None else corpus.passing(value) for value in selectivities
         }
+        self._witnesses = [
+            corpus.source(query) if corpus.shares_a_token(query) else None for query in range(settings.count)
+        ]
 
     def __getitem__(self, number: int) -> Request:
         method, selectivity = self._methods[number % _MIX], self._filters[number % _MIX]
-        # A dense list has an entry for every document that passes; a sparse one may well be short or empty.
-        expected = 0 if method == "sparse" else min(self.k, self._passing[selectivity])
-        return Request(number % len(self.vectors), method, selectivity, expected)
+        query = number % len(self.vectors)
+        expected = min(self.k, self._passing[selectivity])
+        if method == "sparse":
+            # A dense list has an entry for every document that passes; of a sparse one a single entry is known.
+            witness = self._witnesses[query]
+            expected = int(witness is not None and (selectivity is None or uniform(witness) < selectivity))
+        return Request(query, method, selectivity, expected)
 
 
 class Loader:

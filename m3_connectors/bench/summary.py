@@ -142,7 +142,9 @@ def _load(rows: Columns, *, together: bool, alone: bool) -> dict[str, Any]:
         "waited_to_be_sent_seconds": _mean(answered["start_seconds"] - answered["intended_seconds"]),
         "requests_per_second": count / wall if wall else None,
         "round_trips": _mean(answered["round_trips"]),
-        "store_share": float(answered["store_seconds"].sum() / own.sum()) if count and own.sum() else None,
+        "store_share": float(answered["store_seconds"].sum() / own.sum())
+        if answered["round_trips"].any() and own.sum()
+        else None,
         "client_cpu_seconds": None,
         "client_cpu_share": None,
         "server_cpu_seconds": None,

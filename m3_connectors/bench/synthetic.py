@@ -126,7 +126,7 @@ class Corpus:
             generators.append(rng)
         documents = [
             Document(
-                f"d{number:07d}", _words(text.tokens), {FIELD: _uniform(number), "topic": f"t{text.topic}"}
+                f"d{number:07d}", _words(text.tokens), {FIELD: uniform(number), "topic": f"t{text.topic}"}
             )
             for number, text in zip(range(start, stop), texts, strict=True)
         ]
@@ -150,9 +150,15 @@ class Corpus:
             generators.append(rng)
         return self._embeddings(texts, generators)
 
-    def source(self, query: int) -> str:
-        """Id of the document that a query paraphrases."""
-        return f"d{int(self._rng(_QUERY, query).integers(self._documents)):07d}"
+    def source(self, query: int) -> int:
+        """Number of the document that a query paraphrases."""
+        return int(self._rng(_QUERY, query).integers(self._documents))
+
+    def shares_a_token(self, query: int) -> bool:
+        """Whether a query and the document that it paraphrases have a token in common."""
+        rng = self._rng(_QUERY, query)
+        about = self._text(self._rng(_DOCUMENT, int(rng.integers(self._documents))))
+        return bool(np.isin(self._paraphrase(rng, about).tokens, about.tokens).any())
 
     def shape(self, sample: int = 2000) -> dict[str, float]:
         """Means over the first documents: ``rows``, ``distinct_tokens`` and ``text_bytes`` of one."""
@@ -165,7 +171,7 @@ class Corpus:
 
     def passing(self, selectivity: float) -> int:
         """How many documents pass ``filter_for(selectivity)``."""
-        return sum(_uniform(number) < selectivity for number in range(self._documents))
+        return sum(uniform(number) < selectivity for number in range(self._documents))
 
     def _rng(self, what: int, number: int) -> np.random.Generator:
         return np.random.default_rng([self._seed, what, number])
@@ -243,7 +249,8 @@ def filter_for(selectivity: float) -> dict[str, Any]:
     return {FIELD: {"$lt": selectivity}}
 
 
-def _uniform(number: int) -> float:
+def uniform(number: int) -> float:
+    """The value of ``FIELD`` of a document."""
     # A low-discrepancy sequence: any beginning of the corpus is spread evenly, and topics know nothing of it.
     return round((number + 1) * _GOLDEN % 1.0, 9)
 
