@@ -39,6 +39,7 @@ from m3_connectors.environment import describe, environment
 from m3_connectors.methods import METHODS
 
 ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[1]
 Row = dict[str, Any]
 
 VOCABULARY = 250_002
