@@ -10,8 +10,9 @@ import pytest
 
 from m3_connectors.documents import Document
 from m3_connectors.errors import InvalidInput
-from m3_connectors.evaluation.answers import answer_recall, has_answer, judge, tokens, unify_punctuation
+from m3_connectors.evaluation.answers import has_answer, judge, tokens, unify_punctuation
 from m3_connectors.evaluation.datasets.dataset import Corpus, Dataset
+from m3_connectors.evaluation.measures import per_query
 
 SCRIPTS = {
     "Latin": "abcdefghijklmnopqrstuvwxyzàéîõüçñßøłABCDEÉÜİ",
@@ -193,17 +194,15 @@ class TestJudge:
             judge(judged, {"q": ["d"]})
 
 
-class TestAnswerRecall:
+class TestRecallOverAnswers:
     def test_by_query_and_depth(self) -> None:
-        qrels = {"q1": {"a": 0, "b": 1, "c": 1}, "q2": {"a": 0}, "q3": {}, "q4": {"a": 1}}
-        run = {"q1": ["a", "b", "c"], "q2": ["a"], "q3": [], "q4": ["x"] * 100 + ["a"]}
-        assert answer_recall(qrels, run, 1) == {"q1": 0, "q2": 0, "q3": 0, "q4": 0}
-        assert answer_recall(qrels, run, 2) == {"q1": 1, "q2": 0, "q3": 0, "q4": 0}
-        assert answer_recall(qrels, run, 100) == {"q1": 1, "q2": 0, "q3": 0, "q4": 0}
-        assert answer_recall(qrels, run, 101)["q4"] == 1
-
-    def test_a_query_that_was_not_answered_counts_zero(self) -> None:
-        assert answer_recall({"q": {"a": 1}}, {}, 20) == {"q": 0}
+        qrels = {"q1": {"a": 0, "b": 1, "c": 1}, "q2": {"a": 0}, "q3": {}, "q4": {"z": 1}}
+        late = [f"x{i}" for i in range(20)]
+        run = {"q1": ["a", "b", "c"], "q2": ["a"], "q3": [], "q4": [*late, "z"]}
+        values = per_query(qrels, run, ["Recall@1", "Recall@20", "Recall@100"], "answers")
+        assert values["Recall@1"] == {"q1": 0, "q2": 0, "q3": 0, "q4": 0}
+        assert values["Recall@20"] == {"q1": 1, "q2": 0, "q3": 0, "q4": 0}
+        assert values["Recall@100"] == {"q1": 1, "q2": 0, "q3": 0, "q4": 1}
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from m3_connectors.errors import InvalidInput, MissingDependency
@@ -44,7 +44,8 @@ def judge(dataset: Dataset, found: Mapping[str, Iterable[str]]) -> Qrels:
         found: Query id to ids of documents, from all rankings that are to be measured by these judgements.
 
     Returns:
-        For every query of the dataset, each document found for it: 1 with an answer, else 0.
+        For every query of the dataset, each document found for it: 1 with an answer, else 0. Measured with
+        ``relevance="answers"``, ``Recall@k`` is then 1 for a query with a hit among its first k (paper, section 4.2).
 
     Raises:
         InvalidInput: The dataset has no answers, or a document or a query is not the dataset's.
@@ -59,9 +60,7 @@ def judge(dataset: Dataset, found: Mapping[str, Iterable[str]]) -> Qrels:
     for query, ids in found.items():
         for id in ids:
             queries_of.setdefault(id, []).append(query)
-    answers = {
-        query: [_joined(answer) for answer in dataset.answers[query]] for query in found if query in found
-    }
+    answers = {query: [_joined(answer) for answer in dataset.answers[query]] for query in found}
     qrels: Qrels = {query: {} for query in dataset.queries}
     for document in dataset.documents:
         queries = queries_of.pop(document.id, ())
@@ -74,22 +73,6 @@ def judge(dataset: Dataset, found: Mapping[str, Iterable[str]]) -> Qrels:
             f"{next(iter(queries_of))!r}: is it a run of another dataset?"
         )
     return {query: dict(sorted(grades.items())) for query, grades in qrels.items()}
-
-
-def answer_recall(
-    qrels: Mapping[str, Mapping[str, int]], run: Mapping[str, Sequence[str]], depth: int
-) -> dict[str, float]:
-    """Recall@depth of each judged query (paper, section 4.2): 1 if one of the first ``depth`` has an answer, else 0.
-
-    Args:
-        qrels: Query id to document id to grade, from ``judge``.
-        run: Query id to document ids, best first; a query that is not in it found nothing.
-        depth: How many of them count.
-    """
-    return {
-        query: float(any(grades.get(id, 0) > 0 for id in run.get(query, ())[:depth]))
-        for query, grades in qrels.items()
-    }
 
 
 def unify_punctuation(text: str) -> str:
