@@ -64,7 +64,14 @@ def _store(store: StoreName) -> Iterator[Running]:
     running.stop()
 
 
-_LIVE_FILES = ("test_milvus", "test_elasticsearch_", "test_faults.py")
+_LIVE_FILES = (
+    "test_milvus",
+    "test_elasticsearch_",
+    "test_faults_",
+    "test_doctor_servers",
+    "test_quiet",
+    "test_hostile_text",
+)
 _LIVE_FIXTURES = {"qdrant_store", "milvus_store", "elasticsearch_store"}
 
 
