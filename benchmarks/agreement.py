@@ -1,7 +1,7 @@
 """How far each store's answers are from the oracle's: random worlds, both storage precisions, and one long document.
 
     python benchmarks/agreement.py                     # every store that this machine can start
-    python benchmarks/agreement.py qdrant:./data milvus+http://127.0.0.1:19530 --worlds 20
+    python benchmarks/agreement.py elasticsearch milvus+http://127.0.0.1:19530 --worlds 20
     python benchmarks/agreement.py --report benchmarks/results/agreement-2025-01-31.jsonl
 
 A world is a seeded collection of documents, vectors, metadata, queries and filters (``m3_connectors.testing.worlds``).
@@ -49,8 +49,13 @@ from m3_connectors.testing.worlds import World, join, make_world, unit_rows
 Row = dict[str, Any]
 
 ROOT = Path(__file__).resolve().parents[1]
+COMPOSE = ROOT / "docker" / "compose.yaml"
 PRECISIONS: tuple[Literal["float16", "float32"], ...] = ("float16", "float32")
 COMPONENTS = ("dense", "sparse", "multivector", "fused")
+EMBEDDED = {
+    "edge": ("Qdrant Edge", "qdrant:{}/edge"),
+    "lite": ("Milvus Lite, embedded", "milvus:{}/data.db"),
+}
 LONG_ROWS, LONG_DIMENSION = 8191, 1024
 
 
@@ -66,22 +71,27 @@ class Store:
         return backend_for(self.url, collection, self.options)
 
 
-def stores_here() -> Generator[Store, None, None]:
-    """Every store that this machine can start, one after the other; each is gone before the next."""
-    with tempfile.TemporaryDirectory() as directory:
-        yield Store("Qdrant Edge", f"qdrant:{directory}/edge", {})
-        yield Store("Milvus Lite, embedded", f"milvus:{directory}/milvus.db", {})
-    for name in STORES:
-        try:
-            running = start(name, compose=ROOT / "docker" / "compose.yaml")
-        except CannotStart as reason:
-            print(f"left out: {reason}", file=sys.stderr)
-            continue
-        lite = (name, running.how) == ("milvus", "process")
-        try:
-            yield Store("Milvus Lite, server" if lite else name.title(), running.url, dict(running.options))
-        finally:
-            running.stop()
+def started(names: Iterable[str]) -> Generator[Store, None, None]:
+    """Stores by URL, or by name and started here, one after the other; each is gone before the next."""
+    for name in names:
+        if ":" in name:
+            yield Store(name, name, {})
+        elif name in EMBEDDED:
+            with tempfile.TemporaryDirectory() as directory:
+                yield Store(EMBEDDED[name][0], EMBEDDED[name][1].format(directory), {})
+        else:
+            try:
+                running = start(name, compose=COMPOSE)  # type: ignore[arg-type]
+            except CannotStart as reason:
+                print(f"left out: {reason}", file=sys.stderr)
+                continue
+            lite = (name, running.how) == ("milvus", "process")
+            try:
+                yield Store(
+                    "Milvus Lite, server" if lite else name.title(), running.url, dict(running.options)
+                )
+            finally:
+                running.stop()
 
 
 def run(stores: Iterable[Store], worlds: int) -> Iterator[Row]:
@@ -98,10 +108,11 @@ def run(stores: Iterable[Store], worlds: int) -> Iterator[Row]:
     yield environment(*packages, worlds=worlds)
     for store in stores:
         for precision in PRECISIONS:
-            for seed in range(worlds):
-                yield anyio.run(_world, store, precision, seed)
             yield anyio.run(_long, store, precision)
-            print(f"{store.name}, {precision}: {worlds} worlds agree", file=sys.stderr)
+        for seed in range(worlds):
+            for precision in PRECISIONS:
+                yield anyio.run(_world, store, precision, seed)
+        print(f"{store.name}: {worlds} worlds agree in each precision", file=sys.stderr)
 
 
 async def _world(store: Store, precision: Literal["float16", "float32"], seed: int) -> Row:
@@ -168,6 +179,7 @@ async def _stored(store: Store, world: World) -> AsyncIterator[Backend]:
 def report(path: Path) -> str:
     """The table, in Markdown."""
     machine, *rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    rows = [row for row in rows if row["kind"] != "environment"]  # one more for each run that was added
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items() if version)
     lines = [f"{describe(machine)}; {versions}.", ""]
     lines += [
@@ -190,19 +202,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    known = [*EMBEDDED, *STORES]
     parser.add_argument(
-        "urls", nargs="*", help="stores, as connect takes them; default: all that can be started"
+        "stores", nargs="*", help=f"URLs, or any of {', '.join(known)}; default: all of these"
     )
     parser.add_argument("--worlds", type=int, default=100, help="for each store and precision")
     parser.add_argument("--out", type=Path, help="default: benchmarks/results/agreement-DATE.jsonl")
     parser.add_argument("--report", type=Path, help="only print the table of this file")
     options = parser.parse_args()
+    unknown = [name for name in options.stores if ":" not in name and name not in known]
+    if unknown:
+        parser.error(f"unknown store {unknown[0]!r}")
     path = options.report
     if path is None:
         path = options.out or ROOT / "benchmarks" / "results" / f"agreement-{datetime.date.today()}.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
-        chosen = (Store(url, url, {}) for url in options.urls) if options.urls else stores_here()
-        with path.open("w", encoding="utf-8") as file, contextlib.closing(chosen) as stores:
+        chosen = contextlib.closing(started(options.stores or known))
+        with path.open("w", encoding="utf-8") as file, chosen as stores:
             for row in run(stores, options.worlds):
                 file.write(json.dumps(row) + "\n")
                 file.flush()
