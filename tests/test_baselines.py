@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +17,7 @@ from sentence_checkpoints import write_cross_encoder, write_sentence_model
 from small_task import NO_ENCODER, QUERIES, TEXTS, small_evaluation, small_task
 
 from m3_connectors.documents import Document
-from m3_connectors.errors import (
-    InvalidInput,
-    NotFound,
-)
+from m3_connectors.errors import InvalidInput, MissingDependency, NotFound
 from m3_connectors.evaluation.baselines import ranking, sentence_models
 from m3_connectors.evaluation.baselines.baseline import Baseline
 from m3_connectors.evaluation.baselines.options import model_and_options, run_name
@@ -26,12 +26,32 @@ from m3_connectors.evaluation.baselines.registry import BASELINES, baseline_for
 from m3_connectors.evaluation.baselines.rerank import CrossEncoderRanking
 from m3_connectors.evaluation.baselines.sentence_models import PUBLISHED, Published, SentenceModel
 from m3_connectors.evaluation.datasets.dataset import Corpus, Dataset
+from m3_connectors.evaluation.datasets.load import load_dataset
 from m3_connectors.evaluation.folder import EvaluationFolder
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> EvaluationFolder:
     return small_evaluation(tmp_path / "evaluation")
+
+
+@pytest.mark.parametrize(
+    ("module", "ask", "extra"),
+    [
+        ("sentence_transformers", lambda: baseline_for("st:me5-large"), "sentence-transformers"),
+        ("sentence_transformers", lambda: baseline_for("rerank:model"), "sentence-transformers"),
+        ("httpx", lambda: baseline_for("openai:model"), "eval"),
+        ("bm25s", lambda: baseline_for("bm25"), "eval"),
+        ("bm25s", lambda: baseline_for("bm25-xlmr"), "eval"),
+        ("ir_datasets", lambda: load_dataset("irds:beir/scifact/test"), "ir-datasets"),
+    ],
+)
+def test_what_is_not_installed_is_named(
+    monkeypatch: pytest.MonkeyPatch, module: str, ask: Callable[[], object], extra: str
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(MissingDependency, match=re.escape(f'pip install "m3-connectors[{extra}]"')):
+        ask()
 
 
 class TestRanking:

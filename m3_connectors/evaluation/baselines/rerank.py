@@ -40,7 +40,7 @@ class CrossEncoderRanking:
         try:
             from sentence_transformers import CrossEncoder
         except ImportError:
-            raise MissingDependency("sentence-transformers", "baselines") from None
+            raise MissingDependency("sentence-transformers", "sentence-transformers") from None
         try:
             self._model = CrossEncoder(model)
         except (OSError, ValueError, RuntimeError) as error:

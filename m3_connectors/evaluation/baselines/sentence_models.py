@@ -122,12 +122,13 @@ def load(name: str, published: Published | None) -> Any:
     """
     try:
         from sentence_transformers import SentenceTransformer
-        from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
     except ImportError:
-        raise MissingDependency("sentence-transformers", "baselines") from None
+        raise MissingDependency("sentence-transformers", "sentence-transformers") from None
     try:
         if published is None or published.pooling is None:
             return SentenceTransformer(name)
+        from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+
         transformer = Transformer(name)
         pooling = Pooling(transformer.get_embedding_dimension(), published.pooling)
         return SentenceTransformer(modules=[transformer, pooling])

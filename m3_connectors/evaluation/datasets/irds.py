@@ -30,7 +30,7 @@ def load_irds(id: str, agree: Agree | None = None) -> Dataset:
     try:
         import ir_datasets
     except ImportError:
-        raise MissingDependency("ir_datasets", "eval") from None
+        raise MissingDependency("ir_datasets", "ir-datasets") from None
     try:
         source = ir_datasets.load(id)
     except KeyError:
