@@ -13,6 +13,7 @@ from m3_connectors.evaluation.folder import EvaluationFolder, Run
 from m3_connectors.evaluation.record import (
     DatasetRecord,
     EvaluationRecord,
+    Fusion,
     MethodRecord,
     Protocol,
     StoreRecord,
@@ -77,7 +78,8 @@ def write_evaluation(
     )
     writer = FolderWriter(path, record, texts or {query: f"question {query}" for query in cells})
     for part in writer.missing_parts():
-        writer.add_scores(part, [_scores(cells[query]) for query in writer.part_queries(part)])
+        queries = writer.part_queries(part)
+        writer.add_scores(part, [_scores(cells[query], record.protocol.fusion) for query in queries])
     if not complete:
         return EvaluationFolder(path)
     writer.add_qrels(qrels)
@@ -94,11 +96,13 @@ def write_evaluation(
     return writer.finish([])
 
 
-def _scores(documents: Mapping[str, tuple[float, float, float]]) -> CandidateScores:
+def _scores(documents: Mapping[str, tuple[float, float, float]], fusion: Fusion) -> CandidateScores:
     ids = sorted(documents)
     dense, sparse, multivector = np.array([documents[id] for id in ids], dtype=np.float32).reshape(-1, 3).T
+    sparse_rank = _ranks(ids, sparse, sparse > 0)
+    listed = np.where(sparse_rank > 0, np.ceil(10 * sparse) / 10, np.nan) if fusion == "paper" else None
     return CandidateScores(
-        ids, dense, sparse, multivector, _ranks(ids, dense, dense > -9), _ranks(ids, sparse, sparse > 0)
+        ids, dense, sparse, multivector, _ranks(ids, dense, dense > -9), sparse_rank, listed
     )
 
 

@@ -176,6 +176,7 @@ class TestTune:
             (["e", "--methods", "dense"], 2, "'dense' is none of dense_sparse, all"),
             (["e", "--folds", "1"], 2, "give a whole number >= 2"),
             (["unfinished"], 1, "unfinished is incomplete"),
+            (["."], 2, ". holds 2 evaluations: name one, such as e."),
             (["nowhere"], 1, "nowhere"),
             (["e", "--to", "mysql:"], 0, ""),
             (["nowhere", "--to", "mysql:"], 2, "--to"),

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from m3_connectors.errors import InvalidInput
 from m3_connectors.evaluation.measures import per_query
-from m3_connectors.evaluation.record import Protocol
+from m3_connectors.evaluation.record import Fusion, Protocol
 from m3_connectors.evaluation.simplex import JudgedCandidates, grid, judged_candidates, ndcg
 from m3_connectors.evaluation.tune import TUNABLE, assign_folds, surface, tune
 from m3_connectors.methods import ALL, DENSE_SPARSE, METHODS, MIRACL, Method, Weights, fuse, rank
@@ -61,9 +61,14 @@ class TestMeasure:
             )
             assert value == expected["nDCG@10"]["q"]
 
-    def test_of_an_evaluation_is_what_the_evaluation_measured(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("fusion", ["exact", "paper"])
+    def test_of_an_evaluation_is_what_the_evaluation_measured(self, tmp_path: Path, fusion: Fusion) -> None:
         cells, qrels = noisy(40, seed=1)
-        folder = write_evaluation(tmp_path / "e", cells, qrels)
+        cells = {  # no sparse list is complete
+            query: {id: (s[0], max(0.0, s[1] - 0.5), s[2]) for id, s in documents.items()}
+            for query, documents in cells.items()
+        }
+        folder = write_evaluation(tmp_path / "e", cells, qrels, protocol=Protocol(fusion=fusion))
         table = folder.metrics().to_pylist()
         for name in TUNABLE:
             candidates = judged_candidates(folder, METHODS[name])

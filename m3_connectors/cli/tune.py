@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 
 from m3_connectors.cli.compare import p_text, paired_document
-from m3_connectors.cli.console import out, print_json, print_table, warn, working
+from m3_connectors.cli.console import out, plural, print_json, print_table, warn, working
 from m3_connectors.cli.evaluate import agree, collection_name, evaluate_into, preset
 from m3_connectors.cli.opening import check_length, choose_encoder
 from m3_connectors.cli.options import WEIGHTED, Debug, Json, Model, at_least, check_store, names_of
@@ -119,8 +119,14 @@ def tune(
     from m3_connectors.evaluation.folder import RECORD, EvaluationFolder
     from m3_connectors.evaluation.tune import tune as find_weights
 
-    if (Path(dataset) / RECORD).exists():
-        folder = EvaluationFolder(Path(dataset)).require_complete()
+    place = Path(dataset)
+    if (place / RECORD).exists():
+        folder = EvaluationFolder(place).require_complete()
+    elif inside := sorted(path.parent for path in place.rglob(RECORD)):
+        raise typer.BadParameter(
+            f"{dataset} holds {plural(len(inside), 'evaluation')}: name one, such as {inside[0]}.",
+            param_hint="DATASET|DIR",
+        )
     else:
         folder = _evaluated(
             dataset,
