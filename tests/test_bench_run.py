@@ -92,6 +92,26 @@ def test_a_filled_collection_is_used_again_and_another_corpus_replaces_it(tmp_pa
     assert not other.summary()["void"]
 
 
+def test_the_corpus_is_kept_as_the_scenario_says(tmp_path: Path) -> None:
+    corpus = TINY["corpus"] | {
+        "rows": {"mean": 12, "spread": 0},
+        "storage": {"long_documents": "pool", "pool_factor": 3, "pool_from_rows": 4},
+    }
+    folder = measure(tiny(f"qdrant:{tmp_path / 'data'}", corpus=corpus), tmp_path / "out")
+    (collection,) = folder.record["collections"]
+    assert collection["corpus"]["rows"] == 4
+
+    async def stored_rows() -> int:
+        backend = EdgeBackend(tmp_path / "data", "bench-120")
+        assert (await backend.open()).storage.pool_factor == 3
+        vectors = await backend.vectors(["d0000007"])
+        await backend.close()
+        assert vectors.multivectors is not None
+        return len(vectors.multivectors.rows)
+
+    assert anyio.run(stored_rows) == 4
+
+
 def test_an_interrupted_fill_is_begun_again(tmp_path: Path) -> None:
     scenario = tiny(f"qdrant:{tmp_path / 'data'}")
 

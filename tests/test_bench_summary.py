@@ -60,7 +60,7 @@ def numbers(
         "scenario": {
             "name": "s",
             "allow_errors": allow_errors,
-            "corpus": {"dimension": 16, "multivector_dtype": "float16"},
+            "corpus": {"dimension": 16, "storage": {"multivector_dtype": "float16"}},
         },
         "collections": [COLLECTION | collection],
         "harness_seconds_per_request": 1e-4,

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from m3_connectors.backends.schema import LongDocuments, Storage
 from m3_connectors.errors import InvalidInput
 from m3_connectors.methods import METHODS
 
@@ -48,6 +49,25 @@ class Rows(_Table):
     most: int = Field(default=8191, ge=1, le=8191)
 
 
+class StorageSettings(_Table):
+    """How collections keep vectors: the keys of ``Storage``, and what each means, are its own."""
+
+    multivector_dtype: Literal["float16", "float32"] = "float16"
+    long_documents: LongDocuments = "split"
+    pool_factor: int = Storage.pool_factor
+    pool_from_rows: int = Storage.pool_from_rows
+
+    @model_validator(mode="after")
+    def _possible(self) -> StorageSettings:
+        _ = self.chosen
+        return self
+
+    @property
+    def chosen(self) -> Storage:
+        """It as a collection records it."""
+        return Storage(**self.model_dump())
+
+
 class CorpusSettings(_Table):
     """Documents to make; see ``bench.synthetic``.
 
@@ -58,7 +78,7 @@ class CorpusSettings(_Table):
         query_rows: Of a query's multi-vector.
         vocabulary: Token ids; BGE-M3's are 250,002.
         topics: Clusters of the dense vectors.
-        multivector_dtype: How rows are kept.
+        storage: How they are kept.
     """
 
     documents: Annotated[
@@ -71,7 +91,7 @@ class CorpusSettings(_Table):
     query_rows: int = Field(default=16, ge=1, le=512)
     vocabulary: int = Field(default=250_002, ge=100, le=2**31)
     topics: int = Field(default=200, ge=1, le=100_000)
-    multivector_dtype: Literal["float16", "float32"] = "float16"
+    storage: StorageSettings = StorageSettings()
 
 
 class Store(_Table):
@@ -315,9 +335,9 @@ def read_scenario(raw: Mapping[str, Any], where: str) -> Scenario:
                 f"{where} has an unknown key {key}.\n  Is it misspelt? docs/benchmarks.md lists all keys."
             ) from None
         value = "" if isinstance(first["input"], Mapping | BaseModel) else f" is {first['input']!r}"
-        raise InvalidInput(
-            f"{where}: {key}{value}: {what}.\n  Mend it; docs/benchmarks.md lists all keys."
-        ) from None
+        if "\n" not in what:
+            what += ".\n  Mend it; docs/benchmarks.md lists all keys."
+        raise InvalidInput(f"{where}: {key}{value}: {what}") from None
 
 
 def _key(location: tuple[int | str, ...]) -> str:

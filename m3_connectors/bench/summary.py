@@ -114,7 +114,7 @@ def _planned(noted: Mapping[str, Any], corpus: Mapping[str, Any]) -> dict[str, f
         corpus["dimension"],
         noted["corpus"]["distinct_tokens"],
         noted["corpus"]["text_bytes"],
-        corpus["multivector_dtype"],
+        corpus["storage"]["multivector_dtype"],
     )
     return planned_bytes(noted["backend"], shape)
 

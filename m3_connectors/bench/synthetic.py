@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
 
-from m3_connectors.backends.base import Schema, Storage
+from m3_connectors.backends.schema import Schema
 from m3_connectors.bench.scenario import CorpusSettings
 from m3_connectors.documents import Document
 from m3_connectors.embeddings import COMPONENTS, Float32, Int64, M3Embeddings, ModelInfo, MultiVectors
@@ -94,7 +94,7 @@ class Corpus:
         self._settings = settings
         self._documents = documents
         self._seed = seed
-        shape = settings.model_dump(mode="json", exclude={"documents", "query_rows", "multivector_dtype"})
+        shape = settings.model_dump(mode="json", exclude={"documents", "query_rows", "storage"})
         identity = json.dumps([VERSION, seed, documents, shape], sort_keys=True)
         self.fingerprint = hashlib.sha256(identity.encode()).hexdigest()
         """Equal ones hold equal documents."""
@@ -115,7 +115,7 @@ class Corpus:
     @property
     def schema(self) -> Schema:
         """Of a collection of it, which records by its model's fingerprint which corpus it holds."""
-        return Schema(self.model, COMPONENTS, Storage(multivector_dtype=self._settings.multivector_dtype))
+        return Schema(self.model, COMPONENTS, self._settings.storage.chosen)
 
     def batch(self, start: int, stop: int) -> tuple[list[Document], M3Embeddings]:
         """Documents ``start`` to ``stop`` (exclusive) with their embeddings."""
@@ -161,10 +161,14 @@ class Corpus:
         return bool(np.isin(self._paraphrase(rng, about).tokens, about.tokens).any())
 
     def shape(self, sample: int = 2000) -> dict[str, float]:
-        """Means over the first documents: ``rows``, ``distinct_tokens`` and ``text_bytes`` of one."""
+        """Means over the first documents: ``rows`` as they are kept, ``distinct_tokens`` and ``text_bytes`` of one."""
+        storage = self._settings.storage.chosen
         texts = [self._text(self._rng(_DOCUMENT, number)) for number in range(min(sample, self._documents))]
+        counts = [len(text.tokens) + 1 for text in texts]
         return {
-            "rows": float(np.mean([len(text.tokens) + 1 for text in texts])),
+            "rows": float(
+                np.mean([rows / storage.pool_factor if storage.pools(rows) else rows for rows in counts])
+            ),
             "distinct_tokens": float(np.mean([len(np.unique(text.tokens)) for text in texts])),
             "text_bytes": float(np.mean([len(_words(text.tokens)) for text in texts])),
         }

@@ -138,7 +138,7 @@ def _print(summary: dict[str, Any], record: dict[str, Any]) -> None:
     corpus, machine = record["scenario"]["corpus"], record["environment"]
     out.print(
         f"  {summary['name']} · synthetic documents of {corpus['dimension']:,} dimensions and "
-        f"{corpus['rows']['mean']:g} rows ({corpus['multivector_dtype']}), queries of {corpus['query_rows']} rows, "
+        f"{corpus['rows']['mean']:g} rows ({corpus['storage']['multivector_dtype']}), queries of {corpus['query_rows']} rows, "
         f"top {record['scenario']['queries']['k']}; nothing is encoded\n"
         f"  {machine['processor']}, {machine['cores']} cores · the harness itself takes "
         f"{summary['harness_seconds_per_request'] * 1e3:.3f} ms a request",

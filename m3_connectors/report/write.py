@@ -94,7 +94,7 @@ def _cost(name: str, folder: bench.BenchFolder, summary: Mapping[str, object]) -
         (*cost_tables(name, summary), *(plot for plot in plots if plot is not None)),
         notes=(
             f"Synthetic documents of {corpus['dimension']:,} dimensions and {corpus['rows']['mean']:g} rows "
-            f"({corpus['multivector_dtype']}), queries of {corpus['query_rows']} rows; nothing is encoded.",
+            f"({corpus['storage']['multivector_dtype']}), queries of {corpus['query_rows']} rows; nothing is encoded.",
             f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gib']} GiB, {machine['date'][:10]}, "
             f"commit {machine['commit']}.",
         ),
