@@ -178,6 +178,7 @@ class TestSentenceModel:
             pooling="cls",
         )
         monkeypatch.setitem(sentence_models.PUBLISHED, "tiny", published)
+        assert SentenceModel("tiny").name == SentenceModel(str(sentence_model)).name == "st-tiny"
         run = SentenceModel("tiny").run(small_task(), folder, NO_ENCODER)
         hidden = SentenceTransformer(str(sentence_model))[0]
         first = {

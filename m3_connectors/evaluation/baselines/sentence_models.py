@@ -53,8 +53,6 @@ PUBLISHED = {
 }
 """The dense models of the paper's tables, by the short name that ``st:`` takes; their names on the hub work too."""
 
-_BY_MODEL = {published.model: published for published in PUBLISHED.values()}
-
 
 class SentenceModel:
     """The baseline ``st:MODEL``: exact search over the vectors of a model of sentence-transformers.
@@ -71,21 +69,24 @@ class SentenceModel:
     """
 
     def __init__(self, spec: str) -> None:
-        name, options = model_and_options(spec, ("query", "passage"))
-        published = PUBLISHED.get(name.lower()) or _BY_MODEL.get(name)
-        self._model = load(name if published is None else published.model, published)
+        given, options = model_and_options(spec, ("query", "passage"))
+        # One run name for a published model, whichever of its names is given.
+        short = next((short for short, one in PUBLISHED.items() if given in (short, one.model)), given)
+        published = PUBLISHED.get(short)
+        model = given if published is None else published.model
+        self._model = load(model, published)
         self._published = published
         self._prefixes = options
         similarity = str(self._model.similarity_fn_name if published is None else published.similarity)
         if similarity not in ("cosine", "dot"):
             raise InvalidInput(
-                f"{name} compares vectors by {similarity}: only cosine and dot can be searched."
+                f"{model} compares vectors by {similarity}: only cosine and dot can be searched."
             )
         self._unit = similarity == "cosine"
-        self.name = run_name("st", name)
+        self.name = run_name("st", short)
         length = self._model.max_seq_length
         self.description = (
-            f"{name if published is None else published.model} by sentence-transformers, exact search by {similarity}"
+            f"{model} by sentence-transformers, exact search by {similarity}"
             f"{f', texts cut at {length} tokens' if length else ''}"
         )
 
