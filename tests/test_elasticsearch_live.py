@@ -32,7 +32,7 @@ from m3_connectors.errors import (
     StorageFull,
 )
 from m3_connectors.filters import matches, parse_filter
-from m3_connectors.methods import ALL, DENSE_SPARSE, METHODS
+from m3_connectors.methods import ALL, DENSE, DENSE_SPARSE, METHODS, SPARSE
 from m3_connectors.scoring import as_float16, score
 from m3_connectors.testing.agreement import compare_search, oracle_of
 from m3_connectors.testing.conformance import BackendConformance, runs
@@ -167,6 +167,32 @@ async def test_equal_dense_scores_at_the_cut_are_ordered_by_id(live: _Live) -> N
     await backend.upsert(world.documents, same)
     found = await backend.candidates("dense", same[0], 7, exact=True)
     assert list(found.ids) == sorted(document.id for document in world.documents)[:7]
+    await backend.close()
+
+
+@runs
+async def test_hits_come_whole_and_the_head_of_a_dense_list_in_one_request(
+    live: _Live, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = make_world(40, documents=60)
+    backend = live.backend()
+    await backend.create(world.schema)
+    await backend.upsert(world.documents, world.embeddings)
+    asked: list[str] = []
+    search = backend._connection.search
+
+    async def counted(*arguments: Any) -> Any:
+        asked.append("search")
+        return await search(*arguments)
+
+    monkeypatch.setattr(backend._connection, "search", counted)
+    for method, requests in ((DENSE, 1), (SPARSE, 2), (DENSE_SPARSE, 4), (ALL, 3)):
+        asked.clear()
+        hits = await backend.search(world.queries[0], method, 3)
+        assert len(hits) == 3
+        assert len(asked) <= requests
+        assert [hit.document for hit in hits] == await backend.fetch([hit.id for hit in hits])
+        assert all(None not in (hit.scores.dense, hit.scores.sparse, hit.scores.multivector) for hit in hits)
     await backend.close()
 
 

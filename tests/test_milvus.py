@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import anyio
 import numpy as np
@@ -29,7 +30,7 @@ from m3_connectors.errors import (
     Rejected,
     Unsupported,
 )
-from m3_connectors.methods import ALL, METHODS
+from m3_connectors.methods import ALL, DENSE, METHODS, SPARSE
 from m3_connectors.scoring import as_float16, score
 from m3_connectors.testing.agreement import compare_search, oracle_of
 from m3_connectors.testing.conformance import BackendConformance, runs
@@ -341,6 +342,33 @@ async def test_a_candidate_deleted_in_between_is_no_error(tmp_path: Path) -> Non
     assert gone[0] not in {hit.id for hit in hits}
     with pytest.raises(NotFound):
         await backend.score("dense", query, gone)
+    await backend.close()
+
+
+@runs
+async def test_hits_come_whole_and_the_head_of_a_list_in_one_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = make_world(40, documents=60)
+    backend = await filled(embedded(tmp_path), world)
+    connection = backend._connected
+    assert connection is not None
+    asked: list[str] = []
+    call = connection.call
+
+    async def counted(operation: str, method: str, *args: Any, **kwargs: Any) -> Any:
+        asked.append(method)
+        return await call(operation, method, *args, **kwargs)
+
+    monkeypatch.setattr(connection, "call", counted)
+    for method in METHODS.values():
+        asked.clear()
+        hits = await backend.search(world.queries[0], method, 3)
+        assert len(hits) == 3
+        if method in (DENSE, SPARSE):
+            assert asked == ["search"]
+        assert [hit.document for hit in hits] == await backend.fetch([hit.id for hit in hits])
+        assert all(None not in (hit.scores.dense, hit.scores.sparse, hit.scores.multivector) for hit in hits)
     await backend.close()
 
 
