@@ -31,12 +31,12 @@ from m3_connectors.backends.elasticsearch.mapping import (
     SPARSE_BLOB,
     TEXT,
 )
-from m3_connectors.backends.elasticsearch.vectors import multivectors, sparse_rows, sparse_scores_of
+from m3_connectors.backends.elasticsearch.vectors import multivectors, scores_in, sparse_rows
 from m3_connectors.backends.together import together
 from m3_connectors.documents import Document
 from m3_connectors.embeddings import Component, Float32, M3Embeddings
 from m3_connectors.errors import NotFound
-from m3_connectors.scoring import as_float16, multivector_scores
+from m3_connectors.scoring import as_float16
 
 Hits = list[dict[str, Any]]
 Known = dict[Component, dict[str, np.float32]]
@@ -163,13 +163,10 @@ class Reader:
         self, components: Sequence[Component], query: M3Embeddings, hits: Hits
     ) -> dict[Component, Float32]:
         """s_lex and s_mul, those of them that are components, of hits that bring their blobs."""
-        scores: dict[Component, Float32] = {}
-        if "sparse" in components:
-            scores["sparse"] = await sparse_scores_of(query, hits)
-        if "multivector" in components:
-            rounded = as_float16(query) if self._schema.storage.multivector_dtype == "float16" else query
-            scores["multivector"] = await anyio.to_thread.run_sync(self._multivector_scores, rounded, hits)
-        return scores
+        if not {"sparse", "multivector"} & set(components):
+            return {}
+        rounded = as_float16(query) if self._schema.storage.multivector_dtype == "float16" else query
+        return await anyio.to_thread.run_sync(scores_in, components, rounded, hits)
 
     def likely_fit(self, count: int) -> bool:
         """Whether so many multi-vectors, as long as the longest that was seen, make one answer of bounded size."""
@@ -220,10 +217,6 @@ class Reader:
             return _SPARSE_BYTES + (self._rows.get(id, 0) * self._row_bytes if multivectors else 0)
 
         return list(by_bytes(ids, size, _PAGE_BYTES))
-
-    def _multivector_scores(self, query: M3Embeddings, hits: Hits) -> Float32:
-        assert query.multivectors is not None
-        return multivector_scores(query.multivectors[0], multivectors(hits, self._schema.model.dimension))
 
     def _check_found(self, ids: Sequence[str], found: Any, operation: str) -> None:
         missing = next((id for id in ids if id not in found), None)

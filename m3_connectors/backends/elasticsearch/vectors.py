@@ -12,9 +12,9 @@ import scipy.sparse as sp
 
 from m3_connectors.backends import blobs
 from m3_connectors.backends.elasticsearch.mapping import BACKEND, MULTIVECTOR_BLOB, SPARSE_BLOB
-from m3_connectors.embeddings import Float32, M3Embeddings, MultiVectors
+from m3_connectors.embeddings import Component, Float32, M3Embeddings, MultiVectors
 from m3_connectors.errors import Corrupt
-from m3_connectors.scoring import sparse_scores
+from m3_connectors.scoring import multivector_scores, sparse_scores
 
 Hits = Sequence[Mapping[str, Any]]
 T = TypeVar("T")
@@ -52,15 +52,27 @@ def sparse_rows(hits: Hits, vocabulary_size: int) -> sp.csr_array:
     return _read(read)
 
 
-async def sparse_scores_of(query: M3Embeddings, hits: Hits) -> Float32:
-    """The exact s_lex of hits, float32 ``[hits]``; computed in a thread.
+def scores_in(components: Sequence[Component], query: M3Embeddings, hits: Hits) -> dict[Component, Float32]:
+    """s_lex and s_mul, those of them that are components, of hits that bring their blobs; float32 ``[hits]``.
 
     Raises:
-        Corrupt: A hit brings no sparse vector that can be read.
+        Corrupt: A hit brings no vector that can be read.
     """
-    sparse = query.sparse
-    assert sparse is not None
-    return await anyio.to_thread.run_sync(lambda: sparse_scores(sparse, sparse_rows(hits, sparse.shape[1])))
+    scores: dict[Component, Float32] = {}
+    if "sparse" in components:
+        assert query.sparse is not None
+        scores["sparse"] = sparse_scores(query.sparse, sparse_rows(hits, query.sparse.shape[1]))
+    if "multivector" in components:
+        assert query.multivectors is not None
+        rows = multivectors(hits, query.multivectors.dimension)
+        scores["multivector"] = multivector_scores(query.multivectors[0], rows)
+    return scores
+
+
+async def sparse_scores_of(query: M3Embeddings, hits: Hits) -> Float32:
+    """The exact s_lex of hits, computed in a thread."""
+    components: list[Component] = ["sparse"]
+    return (await anyio.to_thread.run_sync(scores_in, components, query, hits))["sparse"]
 
 
 def _blobs(hits: Hits, field: str) -> list[bytes]:
