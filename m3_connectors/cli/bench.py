@@ -138,7 +138,8 @@ def _print(summary: dict[str, Any], record: dict[str, Any]) -> None:
     corpus, machine = record["scenario"]["corpus"], record["environment"]
     out.print(
         f"  {summary['name']} · synthetic documents of {corpus['dimension']:,} dimensions and "
-        f"{corpus['rows']['mean']:g} rows ({corpus['storage']['multivector_dtype']}), queries of {corpus['query_rows']} rows, "
+        f"{corpus['rows']['mean']:g} rows ({corpus['storage']['multivector_dtype']}), "
+        f"queries of {corpus['query_rows']} rows, "
         f"top {record['scenario']['queries']['k']}; nothing is encoded\n"
         f"  {machine['processor']}, {machine['cores']} cores · the harness itself takes "
         f"{summary['harness_seconds_per_request'] * 1e3:.3f} ms a request",
@@ -147,6 +148,9 @@ def _print(summary: dict[str, Any], record: dict[str, Any]) -> None:
     )
     print_table(_fills(summary["fills"]))
     print_table(_loads(summary))
+    busy = (machine["load_average"] or [0.0])[0]
+    if busy > machine["cores"]:
+        warn(f"the machine was busy before this began (load {busy:.1f}): others' work is in these numbers.")
     told = dict.fromkeys(
         (item["store"], item["documents"], item.get("load", "all"), reason)
         for item in (*summary["fills"], *summary["loads"])
