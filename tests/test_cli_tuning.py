@@ -140,7 +140,7 @@ class TestTune:
         write_evaluation(Path("e"), *world((0.2, 0.3, 0.5)), methods=[in_use])
         run = m3("tune", "e", "--methods", "all", "--out", "w.json")
         assert "\n  all  keep 0.2 0.3 0.5 (as evaluated) · tuned to " in run.out
-        assert "w.json holds the weights to use (of all those that are kept)" in run.out
+        assert "w.json holds the weights to use (of all not the tuned ones)" in run.out
         assert load_weights("w.json") == {"all": Weights(0.2, 0.3, 0.5)}
         document = json.loads(m3("tune", "e", "--method", "all", "--json").out)
         (found,) = document["methods"]

@@ -159,8 +159,8 @@ def tune(
         out.print(tuning_lines(tuning), markup=False, soft_wrap=True)
         print_table(gains_table(tuning))
     if weights_file:
-        kept = [tuning.method for tuning in found if not tuning.recommended]
-        note = f" (of {' and '.join(kept)} those that are kept)" if kept else ""
+        untuned = [tuning.method for tuning in found if not tuning.recommended]
+        note = f" (of {' and '.join(untuned)} not the tuned ones)" if untuned else ""
         out.print(f"\n  {weights_file} holds the weights to use{note}", markup=False, soft_wrap=True)
 
 

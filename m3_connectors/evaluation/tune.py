@@ -134,7 +134,11 @@ class Tuning:
             reason = f"noise, p = {test.p_value:.2f}"
         else:
             reason = "noise, the interval contains 0"
-        return f"keep {untuned} · tuned to {self.shown(self.weights)} {gain}: {reason}"
+        in_use = self.gains[0]
+        standing = f"keep {untuned}"
+        if self.decisive is not in_use:
+            standing = f"take {untuned}, really better than {self.shown(in_use.weights)} ({in_use.name})"
+        return f"{standing} · tuned to {self.shown(self.weights)} {gain}: {reason}"
 
     def shown(self, weights: Weights) -> str:
         """Weights of the components that the method scores."""
