@@ -26,7 +26,8 @@ def dense_scores(query: Float32, documents: Float32) -> Float32:
 
 def sparse_scores(query: sp.csr_array, documents: sp.csr_array) -> Float32:
     """``s_lex = sum of w_q,t * w_p,t over shared tokens t``: CSR ``[1, v]`` and ``[n, v]`` to float32 ``[n]``."""
-    return np.asarray((documents @ query.T).todense(), dtype=np.float32).reshape(-1)
+    # The query as a plain row: transposed, its 250,000 columns would become rows to go through (0.3 ms against 0.07).
+    return np.asarray(documents @ query.toarray()[0], dtype=np.float32)
 
 
 def multivector_scores(query: Float32, documents: MultiVectors) -> Float32:
