@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import statistics
 import subprocess
@@ -12,10 +13,14 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from m3_connectors.backends.base import Ranking
+from m3_connectors.backends.qdrant.edge import EdgeBackend
 from m3_connectors.cli.app import main
+from m3_connectors.errors import Unavailable
 from m3_connectors.evaluation.folder import EvaluationFolder
 
 PROGRAM = "import sys; from m3_connectors.cli.app import main; sys.exit(main())"
@@ -55,7 +60,9 @@ def dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write("corpus.jsonl", DOCUMENTS, "d", 40)
     write("queries.jsonl", QUERIES, "q", 6)
     rows = "".join(
-        f"q{i}\td{rng.randrange(DOCUMENTS)}\t{rng.randint(1, 3)}\n" for i in range(QUERIES) for _ in range(2)
+        f"q{i}\td{document}\t{rng.randint(1, 3)}\n"
+        for i in range(QUERIES)
+        for document in rng.sample(range(DOCUMENTS), 2)
     )
     (tmp_path / "tiny" / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n" + rows)
     return tmp_path / "tiny"
@@ -148,20 +155,41 @@ def test_ctrl_c_says_how_to_go_on(
     assert "Give another --out" in captured.err
 
 
+def test_a_store_that_dies_is_said_with_what_is_kept(
+    dataset: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, left = EdgeBackend._candidates, 100
+
+    async def dying(self: EdgeBackend, *arguments: Any) -> Ranking:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise Unavailable("connection lost", backend="qdrant", operation="search")
+        return await real(self, *arguments)
+
+    monkeypatch.setattr(EdgeBackend, "_candidates", dying)
+    assert main(command(checkpoint, "out")) == 1
+    error = "Unavailable: qdrant search: connection lost\n  out keeps what was done. Go on with the same command.\n"
+    assert capsys.readouterr().err.endswith(error)
+    left = 100
+    assert main(["eval", "tiny", "--to", "qdrant:./store", "-m", str(checkpoint)]) == 1
+    assert "keeps what was done" not in capsys.readouterr().err  # nothing was asked to be kept
+    monkeypatch.setattr(EdgeBackend, "_candidates", real)
+    assert main(command(checkpoint, "out")) == 0
+    assert EvaluationFolder(Path("out")).record.complete
+
+
 class TestReport:
     @pytest.fixture
     def tree(self, dataset: Path, checkpoint: Path) -> Path:
-        for name in ("en", "de"):
-            (dataset / "qrels" / "test.tsv").replace(dataset / "qrels" / f"{name}.tsv")
-            call = [*command(checkpoint, f"tree/{name}"), "--split", name, "--limit-queries", "20"]
-            assert main(call) == 0
-            (dataset / "qrels" / f"{name}.tsv").replace(dataset / "qrels" / "test.tsv")
+        for language in ("en", "de"):
+            shutil.copytree(dataset, f"set/{language}")
+            _, _, *rest = command(checkpoint, f"tree/{language}")
+            assert main(["eval", f"set/{language}", *rest, "--limit-queries", "20"]) == 0
         return Path("tree")
 
-    def test_numbers_come_from_the_files_alone(
-        self, tree: Path, dataset: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        for path in (*dataset.glob("*.jsonl"), *tree.rglob("metrics.parquet")):
+    def test_numbers_come_from_the_files_alone(self, tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        for path in (*Path("set").rglob("*.jsonl"), *tree.rglob("metrics.parquet")):
             path.unlink()
         capsys.readouterr()
         assert main(["report", str(tree), "--json"]) == 0
@@ -172,10 +200,10 @@ class TestReport:
         quality = tables["quality-mrr-10"]
         assert quality["columns"] == ["dataset", "queries", "all", "dense_sparse", "sparse", "bm25"]
         rows = {row[0]: row[1:] for row in quality["rows"]}
-        assert list(rows) == ["tiny de", "tiny en", "tiny, mean"]
-        assert rows["tiny, mean"][0] == 40
+        assert list(rows) == ["set, mean", "set/de", "set/en"]
+        assert rows["set, mean"][0] == 40
         for column in (1, 2, 3, 4):
-            assert rows["tiny, mean"][column] == (rows["tiny de"][column] + rows["tiny en"][column]) / 2
+            assert rows["set, mean"][column] == (rows["set/de"][column] + rows["set/en"][column]) / 2
         # Recomputed from the raw rows, by the definition.
         folder = tree / "de"
         ranks: dict[str, list[float]] = {}
@@ -185,16 +213,16 @@ class TestReport:
             if (query, document) in relevant and int(rank) <= 10:
                 ranks.setdefault(query, []).append(1 / int(rank))
         mean = statistics.fmean([max(ranks.get(f"q{i}", [0])) for i in range(20)])
-        assert rows["tiny de"][3] == pytest.approx(mean, abs=1e-15)
+        assert rows["set/de"][3] == pytest.approx(mean, abs=1e-15)
         warnings = [row[2] for row in tables["warnings"]["rows"]]
         assert warnings.count("only the first 20 queries are asked") == 2
-        assert [row[:2] for row in tables["evaluations"]["rows"]] == [["tiny", "de"], ["tiny", "en"]]
+        assert [row[:2] for row in tables["evaluations"]["rows"]] == [["set/de", "test"], ["set/en", "test"]]
 
     def test_a_run_that_was_tampered_with(self, tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
         path = tree / "de" / "runs" / "all.trec"
         path.write_text(path.read_text().replace("q3 Q0", "q3x Q0", 1))
         assert main(["report", str(tree)]) == 1
-        assert "query 'q3x' is none of tiny" in capsys.readouterr().err
+        assert "query 'q3x' is none of set/de" in capsys.readouterr().err
 
     def test_nothing_to_report(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["report", str(tmp_path)]) == 1
