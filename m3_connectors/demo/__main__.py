@@ -37,7 +37,7 @@ from m3_connectors.documents import Document, Hit
 from m3_connectors.embeddings import COMPONENTS
 from m3_connectors.errors import M3Error, MissingDependency, NotFound
 from m3_connectors.evaluation.baselines.baseline import Baseline
-from m3_connectors.evaluation.bm25 import WordBM25
+from m3_connectors.evaluation.baselines.bm25 import WordBM25
 from m3_connectors.evaluation.datasets.dataset import Corpus, Dataset
 from m3_connectors.evaluation.evaluate import Plan, evaluate
 from m3_connectors.methods import METHODS
