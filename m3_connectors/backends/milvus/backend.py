@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import os
@@ -45,6 +46,9 @@ _EMBEDDED = frozenset(
     }
 )
 """What it does in this process."""
+
+_TRIES = 8
+"""Of a search while others delete."""
 
 _TEXTS = ["text", "metadata"]
 _FETCHED_RATHER_THAN_SEARCHED = 64
@@ -296,12 +300,10 @@ class MilvusBackend(Backend):
     async def _search(
         self, query: M3Embeddings, method: Method, k: int, filter: Filter | None, exact: bool
     ) -> list[ScoredId]:
-        for _ in range(2):
-            try:
+        for _ in range(_TRIES - 1):
+            # A candidate that is deleted before it is scored is no answer, and no error either: ask again, without it.
+            with contextlib.suppress(NotFound):
                 return await self._ranked(query, method, k, filter, exact)
-            except NotFound:
-                # A candidate was deleted before it was scored: ask again, without it.
-                continue
         return await self._ranked(query, method, k, filter, exact)
 
     async def _ranked(

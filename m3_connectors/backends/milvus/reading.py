@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import anyio
 import anyio.to_thread
 import numpy as np
 
@@ -31,6 +32,8 @@ _ANSWER_BYTES = 4 * 2**20
 """Packed vectors asked for at once: 35 MB in eight answers came in 60 ms, in one answer in 300 (milvus-lite 3.2.2)."""
 
 _ANSWERS_AT_ONCE = 4
+_SCORED_BYTES = 48 * 2**20
+"""Packed vectors unpacked and scored at once: a product for each answer has its cores wait for each other."""
 
 WHOLE = 16
 """So many entities are asked for at once whatever their size: each holds a megabyte or two at most."""
@@ -49,6 +52,8 @@ class Reader:
     def __init__(self, connection: Connection, layout: Layout) -> None:
         self.layout = layout
         self._connection = connection
+        # One product at a time: each takes all cores, and several at once spend half their time on waiting.
+        self._scoring = anyio.CapacityLimiter(1)
         self._counts: dict[str, int] = {}
 
     @property
@@ -132,13 +137,11 @@ class Reader:
             NotFound: A key is not stored.
         """
         found: dict[str, M3Embeddings] = {}
-
-        async def part(keys: Sequence[str]) -> None:
-            rows = await self.existing(operation, keys, fields_of(components))
-            async for some, vectors in self._vectors(operation, rows, components):
-                found.update((key, vectors[i]) for i, key in enumerate(some))
-
-        await self._in_parts(operation, keys, components, part)
+        for wave in await self._planned(operation, keys, components):
+            for run in self._answers(wave):
+                rows = await self.existing(operation, run, fields_of(components))
+                async for some, vectors in self._vectors(operation, rows, components):
+                    found.update((key, vectors[i]) for i, key in enumerate(some))
         return M3Embeddings.concatenate([found[key] for key in keys])
 
     async def fetched_scores(
@@ -150,13 +153,16 @@ class Reader:
             NotFound: A key is not stored.
         """
         found: dict[Component, dict[str, np.float32]] = {name: {} for name in components}
+        for wave in await self._planned("score", keys, components):
+            answers = self._answers(wave) if "multivector" in components else [wave]
+            rows: dict[str, Row] = {}
 
-        async def part(keys: Sequence[str]) -> None:
-            rows = await self.existing("score", keys, fields_of(components))
+            async def part(keys: Sequence[str], rows: dict[str, Row] = rows) -> None:
+                rows |= await self.existing("score", keys, fields_of(components))
+
+            await together([functools.partial(part, run) for run in answers], _ANSWERS_AT_ONCE)
             for name, scores in (await self.scores_of("score", components, query, rows)).items():
                 found[name].update(zip(rows, scores, strict=True))
-
-        await self._in_parts("score", keys, components, part)
         return {
             name: np.array([scores[key] for key in keys], dtype=np.float32) for name, scores in found.items()
         }
@@ -170,7 +176,9 @@ class Reader:
         parts: list[dict[Component, Float32]] = [{name: np.empty(0, np.float32) for name in components}]
         if components:
             async for _, vectors in self._vectors(operation, rows, components):
-                parts.append(await anyio.to_thread.run_sync(_scores, components, query, vectors))
+                parts.append(
+                    await anyio.to_thread.run_sync(_scores, components, query, vectors, limiter=self._scoring)
+                )
         return {name: np.concatenate([part[name] for part in parts]) for name in components}
 
     async def existing(self, operation: str, keys: Sequence[str], fields: Sequence[str]) -> dict[str, Row]:
@@ -189,23 +197,21 @@ class Reader:
             self._counts.clear()
         self._counts.update((row["key"], int(row["rows"])) for row in rows)
 
-    async def _in_parts(
-        self,
-        operation: str,
-        keys: Sequence[str],
-        components: Sequence[Component],
-        read: Callable[[Sequence[str]], Awaitable[None]],
-    ) -> None:
-        """Read distinct keys in answers of bounded size, some at a time."""
+    async def _planned(
+        self, operation: str, keys: Sequence[str], components: Sequence[Component]
+    ) -> list[Sequence[str]]:
+        """The distinct keys in runs whose vectors are held at once."""
         distinct = list(dict.fromkeys(keys))
-        if "multivector" not in components or len(distinct) <= WHOLE:
-            runs: list[Sequence[str]] = list(by_count(distinct, _KEYS_AT_ONCE))
-        else:
-            unknown = [key for key in distinct if key not in self._counts]
-            if unknown:
-                self.note_rows((await self.existing(operation, unknown, ["rows"])).values())
-            runs = list(by_bytes(distinct, self._answer_bytes, _ANSWER_BYTES))
-        await together([functools.partial(read, run) for run in runs], _ANSWERS_AT_ONCE)
+        if "multivector" not in components:
+            return list(by_count(distinct, _KEYS_AT_ONCE))
+        unknown = [key for key in distinct if key not in self._counts]
+        if len(unknown) > WHOLE:
+            self.note_rows((await self.existing(operation, unknown, ["rows"])).values())
+        return list(by_bytes(distinct, self._answer_bytes, _SCORED_BYTES))
+
+    def _answers(self, keys: Sequence[str]) -> Iterator[Sequence[str]]:
+        """The same in runs that are one answer each."""
+        return by_bytes(keys, self._answer_bytes, _ANSWER_BYTES)
 
     def _answer_bytes(self, key: str) -> int:
         schema = self.layout.schema
@@ -226,7 +232,7 @@ class Reader:
             yield list(rows), embeddings_of(self.layout, list(rows.values()), columns)
             return
         self.note_rows(rows.values())
-        for some in by_bytes(list(rows), self._answer_bytes, _ANSWER_BYTES):
+        for some in by_bytes(list(rows), self._answer_bytes, _SCORED_BYTES):
             chosen = [rows[key] for key in some]
             packed = await self._packed(operation, {key: rows[key] for key in some})
 
