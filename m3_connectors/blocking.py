@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 import anyio
+import anyio.lowlevel
 from anyio.from_thread import BlockingPortal
 
 from m3_connectors.adding import AddReport
@@ -58,21 +59,37 @@ class _Loop:
         if not self._thread.is_alive():
             raise InvalidInput("this index is closed: connect again.")
         over = threading.Event()
+        abandoned = False
+        scope: anyio.CancelScope | None = None
 
         async def watched() -> T:
+            nonlocal scope
             try:
-                return await call()
+                with anyio.CancelScope() as scope:
+                    if abandoned:
+                        scope.cancel()
+                    await anyio.lowlevel.checkpoint()
+                    return await call()
             finally:
                 over.set()
+            raise InvalidInput("the call was interrupted.")  # nobody waits for it any more
 
-        future = self._portal.start_task_soon(watched)
+        def abandon() -> bool:
+            """In the loop's thread: from now on the call ends, or does not begin; whether it has begun."""
+            nonlocal abandoned
+            abandoned = True
+            if scope is not None:
+                scope.cancel()
+            return scope is not None
+
         try:
-            return future.result()
+            return self._portal.start_task_soon(watched).result()
         except KeyboardInterrupt:
-            # The call must not go on behind the caller's back: cancel it and wait until it has let go. What runs
-            # in a thread (encoding a batch) runs to its end first; a second Ctrl-C does not wait for it.
-            future.cancel()
-            over.wait()
+            # The call must not go on behind the caller's back, even where Ctrl-C came while it was handed over: cancel
+            # it and wait until it has let go. What runs in a thread (encoding a batch) runs to its end first; a second
+            # Ctrl-C does not wait for it.
+            if self._portal.call(abandon):
+                over.wait()
             raise
 
     def stop(self) -> None:

@@ -101,7 +101,7 @@ class AsyncIndex:
     def methods(self) -> Mapping[str, Method]:
         """The five methods by name; weights given to connect, else the model's own, else the paper's for MIRACL."""
         recommended = self._encoder.recommended_weights if self._encoder else {}
-        chosen = {**recommended, **self._weights}
+        chosen: dict[str, Iterable[float]] = {**recommended, **self._weights}
         return {
             name: method.weighted(*chosen[name]) if name in chosen else method
             for name, method in METHODS.items()

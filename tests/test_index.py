@@ -16,6 +16,7 @@ from typing import Any
 import anyio
 import numpy as np
 import pytest
+from anyio.from_thread import BlockingPortal
 
 from m3_connectors import (
     ALL,
@@ -161,6 +162,28 @@ def test_ctrl_c_in_add_returns_when_nothing_is_written_any_more(encoder: M3Encod
             index.add(DOCUMENTS)
         assert index.count() == 0
         time.sleep(0.7)
+        assert index.count() == 0
+
+
+def test_ctrl_c_while_a_call_is_handed_over_writes_nothing(
+    encoder: M3Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = BlockingPortal.start_task_soon
+    handed_over = []
+
+    def interrupted(portal: BlockingPortal, call: Any, *args: Any, **options: Any) -> Any:
+        handed_over.append(start(portal, call, *args, **options))
+        if len(handed_over) == 1:
+            raise KeyboardInterrupt
+        return handed_over[-1]
+
+    with connect("memory:", encoder=encoder) as index:
+        vectors = encoder.encode([document.text for document in DOCUMENTS])
+        with monkeypatch.context() as patch:
+            patch.setattr(BlockingPortal, "start_task_soon", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                index.add(DOCUMENTS, embeddings=vectors)
+        time.sleep(0.3)
         assert index.count() == 0
 
 
