@@ -168,6 +168,13 @@ def test_ctrl_c_in_add_returns_when_nothing_is_written_any_more(encoder: M3Encod
 def test_ctrl_c_while_a_call_is_handed_over_writes_nothing(
     encoder: M3Encoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    class Slow:
+        info, recommended_weights = encoder.info, encoder.recommended_weights
+
+        def encode(self, texts: list[str], **options: object) -> M3Embeddings:
+            time.sleep(0.5)
+            return encoder.encode(texts)
+
     start = BlockingPortal.start_task_soon
     handed_over = []
 
@@ -177,13 +184,12 @@ def test_ctrl_c_while_a_call_is_handed_over_writes_nothing(
             raise KeyboardInterrupt
         return handed_over[-1]
 
-    with connect("memory:", encoder=encoder) as index:
-        vectors = encoder.encode([document.text for document in DOCUMENTS])
+    with connect("memory:", encoder=Slow()) as index:  # type: ignore[arg-type]
         with monkeypatch.context() as patch:
             patch.setattr(BlockingPortal, "start_task_soon", interrupted)
             with pytest.raises(KeyboardInterrupt):
-                index.add(DOCUMENTS, embeddings=vectors)
-        time.sleep(0.3)
+                index.add(DOCUMENTS)
+        time.sleep(0.7)
         assert index.count() == 0
 
 
