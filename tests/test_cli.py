@@ -310,6 +310,15 @@ class TestEval:
         assert "3 of 3 documents are in qdrant:./data sets-tiny already" in second.err
         assert ["all", "1", "0.3", "1"] in [line.split()[:4] for line in second.out.splitlines()]
 
+    def test_fusion_and_the_papers_weights(self, m3: M3, dataset: Path, checkpoint: Path) -> None:
+        call = ("eval", dataset, "--to", "qdrant:./data", "-m", checkpoint, "--fusion", "paper", "--json")
+        document = m3(*call, "--methods", "all,all-paper,sparse", "--weights", "1,2,3").json
+        assert document["fusion"] == "paper"
+        weights = {result["method"]: result["weights"] for result in document["results"]}
+        assert weights == {"all": [1, 2, 3], "all-paper": [1, 0.3, 1], "sparse": [0, 1, 0]}
+        assert Path("data/sets-tiny-hundredths").is_dir()
+        assert m3(*call, "--fusion", "both").code == 2
+
     def test_a_collection_of_other_documents_is_refused(self, m3: M3, dataset: Path, filled: str) -> None:
         (dataset / "corpus.jsonl").write_text('{"_id": "lake", "text": "only one of three"}\n')
         run = m3("eval", dataset, "--to", filled, "--collection", "documents")

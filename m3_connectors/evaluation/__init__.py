@@ -1,1 +1,1 @@
-"""Evaluation: BEIR folders, BM25 as a baseline, and the measures of the paper."""
+"""Evaluation: datasets, component scores and runs first, measures, comparisons and weights computed from them."""
