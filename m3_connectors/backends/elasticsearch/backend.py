@@ -43,7 +43,9 @@ from m3_connectors.filters import Filter
 from m3_connectors.methods import Method, fuse
 
 _PORT = 9200
-_TRIES = 3
+_TRIES = 8
+"""Of a search while others delete."""
+
 _WHOLE = 16
 """So many documents come with their texts and vectors in one answer, whatever their size."""
 

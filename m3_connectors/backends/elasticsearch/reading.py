@@ -45,6 +45,9 @@ _PAGE_BYTES = 8 * 2**20
 """Blobs in one answer: bounds the server's memory and how long the event loop reads JSON."""
 
 _PAGES_AT_ONCE = 3
+_SCORED_PAGES = 6
+"""Unpacked and scored at once: a product for each page has its cores wait for each other."""
+
 _DOCUMENTS = 100
 """Texts in one answer, as nothing is known of their length."""
 
@@ -62,6 +65,8 @@ class Reader:
         self._alias = alias
         self._schema = schema
         self._large_answers = anyio.CapacityLimiter(_PAGES_AT_ONCE)
+        # One product at a time: each takes all cores, and several at once spend half their time on waiting.
+        self._scoring = anyio.CapacityLimiter(1)
         self._row_bytes = schema.model.dimension * np.dtype(schema.storage.multivector_dtype).itemsize
         self._most_rows = 0
         self._rows: dict[str, int] = {}
@@ -98,16 +103,15 @@ class Reader:
     ) -> Known:
         """s_lex, s_mul or both by id, in one reading of the documents' blobs; ids differ."""
         known: Known = {name: {} for name in components}
-
-        async def part(ids: Sequence[str]) -> None:
-            hits = await self._hits("score", ids, blobs_of(components))
-            self._check_found(ids, {hit["_id"] for hit in hits}, "score")
+        fields = blobs_of(components)
+        runs = await self._planned(ids, "multivector" in components, "score")
+        for wave in by_count(runs, _SCORED_PAGES):
+            pages = await together([functools.partial(self._hits, "score", run, fields) for run in wave])
+            hits = [hit for page in pages for hit in page]
             found = [hit["_id"] for hit in hits]
+            self._check_found([id for run in wave for id in run], set(found), "score")
             for name, scores in (await self.scores_in(components, query, hits)).items():
                 known[name].update(zip(found, scores, strict=True))
-
-        runs = await self._planned(ids, "multivector" in components, "score")
-        await together([functools.partial(part, run) for run in runs])
         return known
 
     async def vectors(self, ids: Sequence[str]) -> M3Embeddings:
@@ -166,7 +170,7 @@ class Reader:
         if not {"sparse", "multivector"} & set(components):
             return {}
         rounded = as_float16(query) if self._schema.storage.multivector_dtype == "float16" else query
-        return await anyio.to_thread.run_sync(scores_in, components, rounded, hits)
+        return await anyio.to_thread.run_sync(scores_in, components, rounded, hits, limiter=self._scoring)
 
     def likely_fit(self, count: int) -> bool:
         """Whether so many multi-vectors, as long as the longest that was seen, make one answer of bounded size."""
