@@ -567,6 +567,20 @@ def test_optimize_changes_no_answer(tmp_path: Path) -> None:
     run(main)
 
 
+def test_optimize_gives_the_old_segments_back_at_once(tmp_path: Path) -> None:
+    def size_bytes() -> int:
+        return sum(path.stat().st_blocks * 512 for path in tmp_path.rglob("*") if path.is_file())
+
+    async def main() -> None:
+        backend = await filled(tmp_path, make_world(12, documents=1500, dimension=64, most_rows=60))
+        await backend.optimize()
+        optimized = size_bytes()
+        await backend.close()
+        assert optimized < 1.1 * size_bytes()
+
+    run(main)
+
+
 def test_documents_of_several_multivectors_at_full_width(tmp_path: Path) -> None:
     async def main() -> None:
         world = make_world(11, documents=3, queries=2, dimension=1024, most_rows=2600)

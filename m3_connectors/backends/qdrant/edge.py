@@ -87,7 +87,12 @@ class EdgeBackend(Backend):
         """
         shard = self._opened()
         shard.check_space(shard.size_bytes(), "optimize")
-        await self._run("optimize", lambda edge: edge.optimize())
+
+        def optimized(edge: engine.EdgeShard) -> None:
+            edge.optimize()
+            edge.flush()  # the old segments stay on disk until then
+
+        await self._run("optimize", optimized)
 
     # -- the collection
 
