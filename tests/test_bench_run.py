@@ -18,6 +18,7 @@ from m3_connectors.bench.folder import BenchFolder, find_folders
 from m3_connectors.bench.rows import RecallRow, RequestRow, WriteRow
 from m3_connectors.bench.scenario import Scenario, read_scenario
 from m3_connectors.cli.app import main
+from m3_connectors.cli.bench import fills_table
 from m3_connectors.documents import Document
 from m3_connectors.embeddings import M3Embeddings, ModelInfo
 from m3_connectors.errors import InvalidInput, Unavailable
@@ -279,6 +280,16 @@ def test_the_command_prints_a_table_and_leaves_a_folder(
     assert "holds a benchmark already" in capsys.readouterr().err
     assert main(["bench", "absent.toml"]) == 1
     assert "absent.toml does not exist" in capsys.readouterr().err
+
+
+def test_bytes_stand_under_their_own_headings(tmp_path: Path) -> None:
+    summary = measure(tiny(f"qdrant:{tmp_path / 'data'}"), tmp_path / "out").summary()
+    table = fills_table(summary["fills"])
+    shown = {str(column.header): next(iter(column.cells)) for column in table.columns}
+    (fill,) = summary["fills"]
+    assert shown["bytes planned"] == f"{sum(fill['planned_bytes_per_document'].values()):,.0f}"
+    assert str(shown["bytes a document"]).startswith(f"{fill['disk_bytes_per_document']:,.0f}: ")
+    assert "" not in shown
 
 
 def test_a_void_result_has_an_exit_code_of_its_own(

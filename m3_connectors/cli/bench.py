@@ -146,7 +146,7 @@ def _print(summary: dict[str, Any], record: dict[str, Any]) -> None:
         markup=False,
         soft_wrap=True,
     )
-    print_table(_fills(summary["fills"]))
+    print_table(fills_table(summary["fills"]))
     print_table(_loads(summary))
     busy = (machine["load_average"] or [0.0])[0]
     if busy > machine["cores"]:
@@ -171,7 +171,8 @@ def _table(*columns: str) -> Table:
     return table
 
 
-def _fills(fills: list[dict[str, Any]]) -> Table:
+def fills_table(fills: list[dict[str, Any]]) -> Table:
+    """Writing, a row for each collection: how fast, and how many bytes a document takes, as planned and as measured."""
     table = _table(
         "store",
         "documents",
@@ -181,6 +182,7 @@ def _fills(fills: list[dict[str, Any]]) -> Table:
         "CPU there",
         "index s",
         "memory there",
+        "bytes planned",
         "bytes a document",
     )
     for fill in fills:
