@@ -375,6 +375,9 @@ async def test_hits_come_whole_and_the_head_of_a_list_in_one_request(
 @runs
 async def test_the_server_says_what_it_is(tmp_path: Path, milvus_store: Running) -> None:
     backend = embedded(tmp_path)
+    assert (await backend.server()).details["engine"] == "milvus-lite, no data yet"
+    assert not (tmp_path / "data.db").exists()
+    await backend.create(make_world(1).schema)
     here = await backend.server()
     assert here.url == str(tmp_path / "data.db")
     assert here.version is not None
