@@ -85,7 +85,10 @@ class BenchFolder:
         try:
             return pq.read_table(path)
         except (FileNotFoundError, pa.ArrowInvalid) as error:
-            raise InvalidInput(f"{path} cannot be read: {error}\n  Run the benchmark again.") from None
+            raise InvalidInput(
+                f"{path} cannot be read: {error}\n"
+                f"  Was the benchmark killed, or is it still running? Remove {self.path} and run it again."
+            ) from None
 
 
 def find_folders(root: Path) -> list[BenchFolder]:

@@ -28,12 +28,14 @@ class Report:
         tables: In order.
         files: Where everything is, the page first.
         incomplete: Evaluations that are in no table of numbers.
+        cut_off: Benchmarks that were interrupted: what they had measured until then is in the tables.
         void: Benchmarks whose numbers must not be used.
     """
 
     tables: tuple[Table, ...]
     files: tuple[Path, ...]
     incomplete: tuple[Path, ...]
+    cut_off: tuple[Path, ...]
     void: tuple[Path, ...]
 
 
@@ -49,7 +51,7 @@ def write_report(root: Path, out: Path | None = None) -> Report:
         MissingDependency: What draws or lays out is not installed.
     """
     target = out or root / "report"
-    benchmarks = {folder.path.name: folder for folder in bench.find_folders(root)}
+    benchmarks = _named(bench.find_folders(root), root)
     summaries = {name: folder.summary() for name, folder in benchmarks.items()}
     folders = evaluation.find_folders(root) if not benchmarks or any(root.rglob(evaluation.RECORD)) else []
     complete = [folder for folder in folders if folder.record.complete]
@@ -69,9 +71,19 @@ def write_report(root: Path, out: Path | None = None) -> Report:
     if both is not None:
         sections.append(Section("Quality against cost", (both,)))
     void = tuple(benchmarks[name].path for name, summary in summaries.items() if summary["void"])
+    cut_off = tuple(benchmarks[name].path for name, summary in summaries.items() if not summary["complete"])
     tables = tuple(item for section in sections for item in section.items if isinstance(item, Table))
     files = _write(target, f"Report: {root.resolve().name}", sections, tables)
-    return Report(tables, files, tuple(folder.path for folder in incomplete), void)
+    return Report(tables, files, tuple(folder.path for folder in incomplete), cut_off, void)
+
+
+def _named(folders: Sequence[bench.BenchFolder], root: Path) -> dict[str, bench.BenchFolder]:
+    """Benchmarks by the names of their folders; those that share one by their paths below the root."""
+    names = [folder.path.resolve().name for folder in folders]
+    return {
+        name if names.count(name) == 1 else folder.path.relative_to(root).as_posix(): folder
+        for name, folder in zip(names, folders, strict=True)
+    }
 
 
 def _quality(
@@ -98,7 +110,14 @@ def _cost(name: str, folder: bench.BenchFolder, summary: Mapping[str, object]) -
             f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gib']} GiB, {machine['date'][:10]}, "
             f"commit {machine['commit']}.",
         ),
-        warnings=("Some of these numbers are void: see the last columns.",) if summary["void"] else (),
+        warnings=(
+            *(["Some of these numbers are void: see the last columns."] if summary["void"] else []),
+            *(
+                []
+                if summary["complete"]
+                else ["This benchmark was interrupted: its last load is cut short, and others are missing."]
+            ),
+        ),
     )
 
 
