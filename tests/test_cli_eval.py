@@ -155,6 +155,17 @@ def test_ctrl_c_says_how_to_go_on(
     assert "Give another --out" in captured.err
 
 
+def test_methods_are_added_to_what_is_there(dataset: Path, checkpoint: Path) -> None:
+    short = ["eval", "tiny", "--to", "qdrant:./store", "-m", str(checkpoint), "--limit-queries", "40"]
+    more = [*short, "--methods", "all,sparse", "--baseline", "rrf,bm25"]
+    assert main([*more, "--out", "whole"]) == 0
+    assert main([*short, "--methods", "sparse", "--baseline", "bm25", "--out", "out"]) == 0
+    shutil.rmtree("store")  # neither needed nor made again: all methods rank the scores that are there
+    assert main([*more, "--out", "out"]) == 0
+    assert not Path("store").exists()
+    assert files_of(Path("out")) == files_of(Path("whole"))
+
+
 def test_a_store_that_dies_is_said_with_what_is_kept(
     dataset: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -123,7 +123,16 @@ class TestAnotherEvaluation:
             "dataset's fingerprint: 'toy test', not 'changed'": dataclasses.replace(
                 record, dataset=dataclasses.replace(record.dataset, fingerprint="changed")
             ),
-            "methods: ": dataclasses.replace(record, methods=record.methods[1:]),
+            "method dense is there and was not asked for": dataclasses.replace(
+                record, methods=record.methods[1:]
+            ),
+            "method dense: weights 1.0 0.0 0.0 of {'dense': 1000}, not weights 1.0 1.0 0.0": dataclasses.replace(
+                record,
+                methods=(
+                    dataclasses.replace(record.methods[0], weights=(1.0, 1.0, 0.0)),
+                    *record.methods[1:],
+                ),
+            ),
         }
         for difference, other in others.items():
             with pytest.raises(InvalidInput) as error:

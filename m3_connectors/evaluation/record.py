@@ -204,7 +204,8 @@ class EvaluationRecord:
     def differences(self, other: EvaluationRecord) -> list[str]:
         """What makes another evaluation another one, as lines for people; warnings and progress do not.
 
-        A dataset is known by its fingerprint and split, a model by its fingerprints: names may change.
+        A dataset is known by its fingerprint and split, a model by its fingerprints: names may change. The other one
+        may have further methods: they are computed from the same scores and change nothing of what is there.
         """
         same_model = _model_key(self.model) == _model_key(other.model)
         mine, others = _identity(self), _identity(other)
@@ -213,11 +214,25 @@ class EvaluationRecord:
         ]
         if not same_model:
             differing.insert(0, f"model: {self.model}, not {other.model}")
+        methods = {method.name: method for method in other.methods}
+        for method in self.methods:
+            if method.name not in methods:
+                differing.append(f"method {method.name} is there and was not asked for")
+            elif _ranking(method) != _ranking(methods[method.name]):
+                differing.append(
+                    f"method {method.name}: {_ranking(method)}, not {_ranking(methods[method.name])}"
+                )
         return differing
 
 
 def _model_key(model: ModelInfo) -> tuple[object, ...]:
     return (model.dimension, model.vocabulary_fingerprint, model.weights_fingerprint)
+
+
+def _ranking(method: MethodRecord) -> str:
+    """By what a method ranks, in full."""
+    weights = " ".join(map(repr, method.weights or ()))
+    return f"weights {weights} of {dict(method.candidates or {})}" if weights else "a baseline"
 
 
 def _identity(record: EvaluationRecord) -> dict[str, object]:
@@ -228,8 +243,4 @@ def _identity(record: EvaluationRecord) -> dict[str, object]:
         "dataset's fingerprint": record.dataset.fingerprint,
         "store": f"{record.store.url} {record.store.collection}",
         **{name.replace("_", " "): value for name, value in protocol.items()},
-        "methods": [
-            (m.name, list(m.weights) if m.weights else None, dict(m.candidates) if m.candidates else None)
-            for m in record.methods
-        ],
     }

@@ -47,7 +47,7 @@ class DocumentRow:
 
 
 class FolderWriter:
-    """An evaluation's folder while it is made, begun anew or where it was left.
+    """An evaluation's folder while it is made, begun anew or where it was left, or while methods are added to it.
 
     Args:
         path: The folder; made if it is not there.
@@ -76,7 +76,8 @@ class FolderWriter:
                     f"{path} holds another evaluation: {'; '.join(differences)}.\n"
                     "  Give another --out, or remove the folder."
                 )
-            self._record = dataclasses.replace(record, complete=there.complete)
+            all_there = len(there.methods) == len(record.methods)
+            self._record = dataclasses.replace(record, complete=there.complete and all_there)
         elif path.exists() and (not path.is_dir() or any(p.suffix != ".tmp" for p in path.iterdir())):
             raise InvalidInput(f"{path} is no empty folder: an evaluation needs one of its own.")
         for folder in ("scores", "runs"):
