@@ -19,6 +19,8 @@ from evaluations import write_evaluation
 from matplotlib import image
 
 from m3_connectors.evaluation.folder import EvaluationFolder
+from m3_connectors.evaluation.record import Fusion, Protocol
+from m3_connectors.report.comparison_tables import comparison_tables
 from m3_connectors.report.cost_plots import latency_plot, method_plot, quality_against_cost
 from m3_connectors.report.page import Section, page
 from m3_connectors.report.quality_plots import by_language, by_length, over_weights, quality_plots
@@ -30,7 +32,13 @@ METHODS = ("dense", "sparse", "multi_vec", "dense_sparse", "all")
 
 
 def write(
-    path: Path, name: str, languages: tuple[str, str], seed: int, *, good: str = "dense"
+    path: Path,
+    name: str,
+    languages: tuple[str, str],
+    seed: int,
+    *,
+    good: str = "dense",
+    fusion: Fusion = "exact",
 ) -> EvaluationFolder:
     """60 queries over 40 documents; the component ``good`` alone knows what is relevant."""
     random = np.random.default_rng(seed)
@@ -43,7 +51,14 @@ def write(
         qrels[f"q{i}"] = {f"d{relevant:02}": 1}
     split = "test" if languages[0] == languages[1] else f"q-{languages[0]}"
     return write_evaluation(
-        path, cells, qrels, name=name, split=split, languages=languages, characters=characters
+        path,
+        cells,
+        qrels,
+        name=name,
+        split=split,
+        languages=languages,
+        characters=characters,
+        protocol=Protocol(fusion=fusion),
     )
 
 
@@ -169,6 +184,19 @@ def test_methods_and_cost_take_the_lightest_load(folders: list[EvaluationFolder]
     assert cost is not None
     assert {"edge, 1,000", "mean nDCG@10", *METHODS} <= texts(cost)
     assert quality_against_cost([], {"three stores": summary({"edge": 0.001})}) is None
+
+
+def test_two_protocols_are_never_averaged(folders: list[EvaluationFolder], tmp_path: Path) -> None:
+    """A tree with the same dataset under two models, stores or protocols has figures and lines of each."""
+    both = [folders[0], write(tmp_path / "paper", "toy/de", ("de", "de"), 0, good="sparse", fusion="paper")]
+    plots = {plot.name: plot for plot in quality_plots(both)}
+    assert {"by-language-ndcg-10-exact-fusion", "by-language-ndcg-10-paper-fusion"} < plots.keys()
+    assert {"toy (1 set)", "(exact fusion)", "(paper fusion)"} <= texts(plots["weights"])
+    cost = quality_against_cost(both, {"three stores": summary({"edge": 0.001})})
+    assert cost is not None
+    assert {"all (exact fusion)", "all (paper fusion)"} <= texts(cost)
+    for table in comparison_tables(both, {})[:2]:
+        assert {str(row[0]).partition(" ")[2] for row in table.rows} == {"(exact fusion)", "(paper fusion)"}
 
 
 def test_a_table_marks_the_best_and_shows_what_is_missing() -> None:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from m3_connectors.evaluation.beside import beside_published
 from m3_connectors.evaluation.changes import QueryChange, Standing, most_changed
 from m3_connectors.evaluation.compare import Comparison, Ranking, compare
 from m3_connectors.evaluation.folder import EvaluationFolder
-from m3_connectors.evaluation.record import DatasetRecord
 from m3_connectors.methods import ALL
 from m3_connectors.report.table import Cell, Column, Table
+from m3_connectors.report.variants import by_variant, variants
 
 RESAMPLES = 20_000
 """Of each test: the smallest p-value that there is, 5e-5, survives Holm's correction for 1,000 comparisons."""
+
+Variant = Mapping[Path, str]
+"""By folder of an evaluation what tells it from others of the same dataset (``variants``)."""
 
 MOST_CHANGED = 5
 """Queries shown in each direction."""
@@ -39,14 +43,15 @@ def comparison_tables(
     tables = []
     if pairs:
         compared = compare(pairs, resamples=RESAMPLES)
-        tables += [_summary(compared), _tests(compared), _changes(compared)]
+        variant = dict(zip((folder.path for folder in folders), variants(folders), strict=True))
+        tables += [_summary(compared, variant), _tests(compared, variant), _changes(compared, variant)]
     return [*tables, *_published(folders, published)]
 
 
-def _summary(compared: Sequence[Comparison]) -> Table:
+def _summary(compared: Sequence[Comparison], variant: Variant) -> Table:
     counts: dict[tuple[str, str], list[Comparison]] = defaultdict(list)
     for one in compared:
-        counts[_kind(one.before.dataset), one.before.method].append(one)
+        counts[_kind(one, variant), one.before.method].append(one)
     rows = tuple(
         (
             kind,
@@ -67,10 +72,10 @@ def _summary(compared: Sequence[Comparison]) -> Table:
     return Table("all-against", "All against the other methods", columns, rows, note)
 
 
-def _tests(compared: Sequence[Comparison]) -> Table:
+def _tests(compared: Sequence[Comparison], variant: Variant) -> Table:
     rows = tuple(
         (
-            _name(one.before.dataset),
+            _name(one, variant),
             one.before.method,
             one.measure,
             one.test.before,
@@ -96,7 +101,7 @@ def _tests(compared: Sequence[Comparison]) -> Table:
     return Table("significance", "Is the difference real?", columns, rows, note)
 
 
-def _changes(compared: Sequence[Comparison]) -> Table:
+def _changes(compared: Sequence[Comparison], variant: Variant) -> Table:
     """The queries that All changes most against the first baseline there is, else against Dense."""
     methods = [one.before for one in compared]
     baselines = [ranking.method for ranking in methods if ranking.record.kind == "baseline"]
@@ -113,14 +118,14 @@ def _changes(compared: Sequence[Comparison]) -> Table:
         Column("dataset"), Column("query"), Column(against), Column("all"), Column("relevant document"),
         Column(f"rank, {against} → all"), Column("dense"), Column("sparse"), Column("multi-vector"), Column("weights"),
     )  # fmt: skip
-    rows = tuple(_change(comparison, change) for comparison, change in (*better, *worse))
+    rows = tuple(_change(comparison, change, variant) for comparison, change in (*better, *worse))
     title = f"Queries that change most from {against} to All"
     note = "The scores are those of the relevant document that moved most; – where it is no candidate of All."
     return Table("changes", title, columns, rows, note)
 
 
-def _change(comparison: Comparison, change: QueryChange) -> tuple[Cell, ...]:
-    head = (_name(comparison.before.dataset), change.text, change.before, change.after)
+def _change(comparison: Comparison, change: QueryChange, variant: Variant) -> tuple[Cell, ...]:
+    head = (_name(comparison, variant), change.text, change.before, change.after)
     if not change.documents:
         return (*head, None, None, None, None, None, None)
     document = change.documents[0]
@@ -144,14 +149,15 @@ def _published(
 ) -> list[Table]:
     rows = tuple(
         (
-            one.task,
+            f"{one.task}{variant}",
             one.method,
             one.measure,
             one.measured,
             one.published,
             one.difference,
         )
-        for one in beside_published(folders, published)
+        for variant, members in by_variant(folders).items()
+        for one in beside_published(members, published)
     )
     columns = (
         Column("dataset"), Column("method"), Column("measure"), Column("here"), Column("published"),
@@ -160,10 +166,14 @@ def _published(
     return [Table("published", "Beside the published numbers", columns, rows)] if rows else []
 
 
-def _kind(dataset: DatasetRecord) -> str:
+def _kind(one: Comparison, variant: Variant) -> str:
+    dataset = one.before.dataset
     crosses = dataset.passage_language not in (None, dataset.query_language)
-    return f"{dataset.family}, cross-lingual" if crosses else dataset.family
+    family = f"{dataset.family}, cross-lingual" if crosses else dataset.family
+    return f"{family}{variant[one.before.folder.path]}"
 
 
-def _name(dataset: DatasetRecord) -> str:
-    return dataset.name if dataset.split in ("test", "dev") else f"{dataset.name} {dataset.split}"
+def _name(one: Comparison, variant: Variant) -> str:
+    dataset = one.before.dataset
+    name = dataset.name if dataset.split in ("test", "dev") else f"{dataset.name} {dataset.split}"
+    return f"{name}{variant[one.before.folder.path]}"

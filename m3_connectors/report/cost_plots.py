@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ import numpy as np
 from m3_connectors.evaluation.folder import EvaluationFolder
 from m3_connectors.report.quality_plots import main_values
 from m3_connectors.report.style import Plot, drawing, finish, look
+from m3_connectors.report.variants import variants
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -115,24 +117,27 @@ def quality_against_cost(
     """The main measure of each method against its p50 on each store; None unless both are known of a method.
 
     Args:
-        folders: Complete evaluations; a method's quality is the mean over those with the first one's main measure.
+        folders: Complete evaluations; a method's quality is the mean over those with the first one's main measure,
+            of each model, store and protocol by itself.
         summaries: Of benchmarks, by name.
     """
-    quality: dict[str, list[float]] = {}
+    means: dict[tuple[str, str], list[float]] = {}
     measure = folders[0].record.protocol.measures[0] if folders else ""
-    for folder in folders:
-        if folder.record.protocol.measures[0] == measure:
-            for method, values in main_values(folder).items():
-                quality.setdefault(method, []).append(float(np.mean(list(values.values()))))
+    averaged = [folder.record.protocol.measures[0] == measure for folder in folders]
+    for folder, variant in itertools.compress(zip(folders, variants(folders), strict=True), averaged):
+        for method, values in main_values(folder).items():
+            means.setdefault((method, variant), []).append(float(np.mean(list(values.values()))))
+    quality = {f"{method}{variant}": float(np.mean(of_sets)) for (method, variant), of_sets in means.items()}
     points = [
         (
             f"{load['store']}, {load['documents']:,}",
-            load["method"],
+            f"{method}{variant}",
             load["latency_seconds"]["p50"] * _MILLISECONDS,
         )
         for summary in summaries.values()
         for load in _lightest(summary)
-        if load["method"] in quality
+        for method, variant in means
+        if load["method"] == method
     ]
     if not points:
         return None
@@ -141,9 +146,7 @@ def quality_against_cost(
         canvas = figure(height_inches=4.4)
         axes = canvas.add_subplot()
         for store, (colour, marker) in style.items():
-            own = sorted(
-                (took, float(np.mean(quality[method])), method) for s, method, took in points if s == store
-            )
+            own = sorted((took, quality[method], method) for s, method, took in points if s == store)
             across, up, _ = zip(*own, strict=True)
             axes.plot(across, up, marker, color=colour, label=store, markersize=7)
         # A method has one quality on every store: one label for each height.
@@ -151,7 +154,7 @@ def quality_against_cost(
         for method in dict.fromkeys(method for _, method, _ in points):
             axes.annotate(
                 method,
-                (right, float(np.mean(quality[method]))),
+                (right, quality[method]),
                 xytext=(8, -3),
                 textcoords="offset points",
                 fontsize=9,
@@ -160,7 +163,7 @@ def quality_against_cost(
         axes.margins(x=0.15)
         canvas.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3)
         caption = (
-            f"Mean {measure} of {len(folders)} evaluations against the latency of the same method in the benchmarks "
+            f"Mean {measure} of {sum(averaged)} evaluations against the latency of the same method in the benchmarks "
             "(their corpora are synthetic, of the size that is named; encoding the query is not part of it)."
         )
         return finish(canvas, "quality-against-cost", "Quality against cost", caption)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ from m3_connectors.evaluation.record import DEPTHS
 from m3_connectors.evaluation.tune import Surface, surface
 from m3_connectors.methods import ALL, LONG_DOCUMENTS, MIRACL, Weights
 from m3_connectors.report.style import Plot, drawing, finish, look
+from m3_connectors.report.variants import variants
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,17 +40,20 @@ def quality_plots(folders: Sequence[EvaluationFolder]) -> list[Plot]:
         InvalidInput: A file is missing or damaged.
         MissingDependency: matplotlib or pyarrow is not installed.
     """
-    alike: dict[str, list[EvaluationFolder]] = defaultdict(list)
-    for folder in folders:
-        alike[folder.record.protocol.measures[0]].append(folder)
-    plots = [draw(members) for members in alike.values() for draw in (by_language, by_length)]
+    alike: dict[tuple[str, str], list[EvaluationFolder]] = defaultdict(list)
+    for folder, variant in zip(folders, variants(folders), strict=True):
+        alike[folder.record.protocol.measures[0], variant].append(folder)
+    plots = [
+        draw(members, variant) for (_, variant), members in alike.items() for draw in (by_language, by_length)
+    ]
     return [plot for plot in [*plots, over_weights(folders)] if plot is not None]
 
 
-def by_language(folders: Sequence[EvaluationFolder]) -> Plot | None:
+def by_language(folders: Sequence[EvaluationFolder], variant: str = "") -> Plot | None:
     """The main measure, which all have in common, by query language: asked in the documents' language, and in another.
 
-    A point is the mean over datasets, each of which counts once. None without languages.
+    A point is the mean over datasets, each of which counts once. None without languages. ``variant`` says which
+    evaluations these are, where there are others (``variants``).
     """
     kinds: dict[str, dict[tuple[str, str], list[float]]] = {
         kind: defaultdict(list) for kind in ("same", "other")
@@ -88,11 +93,15 @@ def by_language(folders: Sequence[EvaluationFolder]) -> Plot | None:
         caption = (
             f"Mean {measure} by query language; of several datasets in one language the mean of their means."
         )
-        return finish(canvas, f"by-language-{_slug(measure)}", f"{measure} by query language", caption)
+        title = f"{measure} by query language{variant}"
+        return finish(canvas, f"by-language-{_slug(measure + variant)}", title, caption)
 
 
-def by_length(folders: Sequence[EvaluationFolder]) -> Plot | None:
-    """The main measure, which all have in common, by length of the relevant document; None with too few queries."""
+def by_length(folders: Sequence[EvaluationFolder], variant: str = "") -> Plot | None:
+    """The main measure, which all have in common, by length of the relevant document; None with too few queries.
+
+    ``variant`` says which evaluations these are, where there are others (``variants``).
+    """
     lengths: list[float] = []
     values: dict[str, list[float]] = {method: [] for method in _methods(folders)}
     known_tokens = all(folder.documents()["tokens"].null_count == 0 for folder in folders)
@@ -143,25 +152,26 @@ def by_length(folders: Sequence[EvaluationFolder]) -> Plot | None:
             f"Mean {measure} of {len(lengths):,} queries in {LENGTH_GROUPS} groups of equal size by the length of "
             "their most relevant document, with 95 % intervals (normal approximation)."
         )
-        return finish(canvas, f"by-length-{_slug(measure)}", f"{measure} by document length", caption)
+        title = f"{measure} by document length{variant}"
+        return finish(canvas, f"by-length-{_slug(measure + variant)}", title, caption)
 
 
 def over_weights(folders: Sequence[EvaluationFolder]) -> Plot | None:
     """nDCG@10 of All under every weighting (w1 + w2 + w3 = 1), a triangle for each family; None where it was not run.
 
-    Each dataset of a family counts once.
+    Each dataset of a family counts once; other models, stores and protocols have triangles of their own.
     """
-    families: dict[str, list[Surface]] = defaultdict(list)
-    used: dict[str, set[Weights]] = defaultdict(set)
-    for folder in folders:
+    families: dict[tuple[str, str], list[Surface]] = defaultdict(list)
+    used: dict[tuple[str, str], set[Weights]] = defaultdict(set)
+    for folder, variant in zip(folders, variants(folders), strict=True):
         record = folder.record
         asked = [method for method in record.methods if method.name == ALL.name and method.weights]
         if not asked or any(record.protocol.depths[name] < DEPTHS[name] for name in ALL.candidates):
             continue
         same = record.dataset.passage_language in (None, record.dataset.query_language)
         family = record.dataset.family if same else f"{record.dataset.family}, cross-lingual"
-        families[family].append(surface(folder))
-        used[family].update(Weights(*method.weights) for method in asked if method.weights)
+        families[family, variant].append(surface(folder))
+        used[family, variant].update(Weights(*method.weights) for method in asked if method.weights)
     if not families:
         return None
     shown = dict(list(families.items())[:_MOST_PANELS])
@@ -169,11 +179,12 @@ def over_weights(folders: Sequence[EvaluationFolder]) -> Plot | None:
     lines = -(-len(shown) // columns)
     with drawing() as figure:
         canvas = figure(width_inches=3.6 * columns + 0.6, height_inches=3.5 * lines)
-        for number, (family, datasets) in enumerate(shown.items(), 1):
+        for number, ((family, variant), datasets) in enumerate(shown.items(), 1):
             axes = canvas.add_subplot(lines, columns, number)
             means = np.mean([dataset.means for dataset in datasets], axis=0)
-            _triangle(axes, datasets[0].weights, means, used[family])
-            axes.set_title(f"{family} ({len(datasets)} {'sets' if len(datasets) > 1 else 'set'})")
+            _triangle(axes, datasets[0].weights, means, used[family, variant])
+            title = f"{family} ({len(datasets)} {'sets' if len(datasets) > 1 else 'set'})"
+            axes.set_title("\n".join(filter(None, (title, variant.strip()))))
         handles, labels = axes.get_legend_handles_labels()
         canvas.legend(handles, labels, loc="outside lower center", ncols=5)
         more = (
@@ -237,8 +248,8 @@ def _methods(folders: Sequence[EvaluationFolder]) -> list[str]:
     return list(dict.fromkeys(method.name for folder in folders for method in folder.record.methods))
 
 
-def _slug(measure: str) -> str:
-    return measure.lower().replace("@", "-")
+def _slug(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 def _spread(

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from m3_connectors.evaluation.folder import EvaluationFolder
 from m3_connectors.evaluation.record import DatasetRecord, EvaluationRecord
 from m3_connectors.report.table import Cell, Column, Table
+from m3_connectors.report.variants import variants
 
 Means = dict[str, dict[str, float]]
 """Method to measure to the mean over an evaluation's queries."""
@@ -32,10 +33,10 @@ def quality_tables(folders: Sequence[EvaluationFolder]) -> list[Table]:
     Raises:
         InvalidInput: One is incomplete, or its files do not belong together.
     """
-    variants = _variants([folder.require_complete() for folder in folders])
+    named = variants([folder.require_complete() for folder in folders])
     evaluated = [
         _Evaluated(folder.record, variant, folder.means())
-        for folder, variant in zip(folders, variants, strict=True)
+        for folder, variant in zip(folders, named, strict=True)
     ]
     measures = dict.fromkeys(m for one in evaluated for m in one.record.protocol.measures)
     tables = [_quality_table(measure, evaluated) for measure in measures]
@@ -111,44 +112,6 @@ def _groups(evaluated: Sequence[_Evaluated]) -> dict[str, list[_Evaluated]]:
 def _crosses(dataset: DatasetRecord) -> bool:
     languages = (dataset.query_language, dataset.passage_language)
     return None not in languages and languages[0] != languages[1]
-
-
-def _variants(folders: Sequence[EvaluationFolder]) -> list[str]:
-    """What tells evaluations of one dataset apart, for each: model, store and protocol where they differ at all.
-
-    Where that is not enough, the name of the folder in which their paths part, else the whole path: two evaluations
-    never share a line, and no mean counts a dataset twice.
-    """
-    named = [_aspects(folder.record) for folder in folders]
-    differing = [i for i in range(len(named[0])) if len({aspects[i] for aspects in named}) > 1]
-    paths = [folder.path.resolve().parts for folder in folders]
-    parting = next((i for i, parts in enumerate(zip(*paths, strict=False)) if len(set(parts)) > 1), -1)
-    for place in (lambda parts: "", lambda parts: parts[parting], lambda parts: "/".join(parts[parting:])):
-        variants = []
-        for aspects, parts in zip(named, paths, strict=True):
-            shown = [aspects[i] for i in differing] + [place(parts)]
-            variants.append(f" ({', '.join(filter(None, shown))})" if any(shown) else "")
-        keys = {
-            (folder.record.dataset.name, folder.record.dataset.split, variant)
-            for folder, variant in zip(folders, variants, strict=True)
-        }
-        if len(keys) == len(folders):
-            break
-    return variants
-
-
-def _aspects(record: EvaluationRecord) -> tuple[str, ...]:
-    protocol = record.protocol
-    cuts = (protocol.query_max_length, protocol.passage_max_length)
-    return (
-        record.model.name,
-        protocol.precision,
-        record.store.backend,
-        f"{protocol.fusion} fusion",
-        f"cut at {'/'.join(str(cut) if cut else 'none' for cut in cuts)} tokens",
-        "exact lists" if protocol.exact_lists else "approximate lists",
-        f"first {protocol.limit_queries} queries" if protocol.limit_queries else "all queries",
-    )
 
 
 def _methods_table(evaluated: Sequence[_Evaluated]) -> Table:

@@ -1,0 +1,60 @@
+"""What tells evaluations of one tree apart, so that no line, point or test mixes models, stores or protocols."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from m3_connectors.evaluation.folder import EvaluationFolder
+from m3_connectors.evaluation.record import EvaluationRecord
+
+
+def variants(folders: Sequence[EvaluationFolder]) -> list[str]:
+    """What tells evaluations of one dataset apart, for each: model, store and protocol where they differ at all.
+
+    Where that is not enough, the name of the folder in which their paths part, else the whole path: two evaluations
+    never share a line, and no mean counts a dataset twice.
+
+    Returns:
+        As ``" (paper fusion)"``, to stand behind a name; empty where nothing differs.
+    """
+    named = [_aspects(folder.record) for folder in folders]
+    differing = (
+        [i for i in range(len(named[0])) if len({aspects[i] for aspects in named}) > 1] if named else []
+    )
+    paths = [folder.path.resolve().parts for folder in folders]
+    parting = next((i for i, parts in enumerate(zip(*paths, strict=False)) if len(set(parts)) > 1), -1)
+    found: list[str] = []
+    for place in (lambda parts: "", lambda parts: parts[parting], lambda parts: "/".join(parts[parting:])):
+        found = []
+        for aspects, parts in zip(named, paths, strict=True):
+            shown = [aspects[i] for i in differing] + [place(parts)]
+            found.append(f" ({', '.join(filter(None, shown))})" if any(shown) else "")
+        keys = {
+            (folder.record.dataset.name, folder.record.dataset.split, variant)
+            for folder, variant in zip(folders, found, strict=True)
+        }
+        if len(keys) == len(folders):
+            break
+    return found
+
+
+def by_variant(folders: Sequence[EvaluationFolder]) -> dict[str, list[EvaluationFolder]]:
+    """Evaluations that may be averaged and drawn together, by their variant."""
+    groups: dict[str, list[EvaluationFolder]] = {}
+    for folder, variant in zip(folders, variants(folders), strict=True):
+        groups.setdefault(variant, []).append(folder)
+    return groups
+
+
+def _aspects(record: EvaluationRecord) -> tuple[str, ...]:
+    protocol = record.protocol
+    cuts = (protocol.query_max_length, protocol.passage_max_length)
+    return (
+        record.model.name,
+        protocol.precision,
+        record.store.backend,
+        f"{protocol.fusion} fusion",
+        f"cut at {'/'.join(str(cut) if cut else 'none' for cut in cuts)} tokens",
+        "exact lists" if protocol.exact_lists else "approximate lists",
+        f"first {protocol.limit_queries} queries" if protocol.limit_queries else "all queries",
+    )
