@@ -155,7 +155,7 @@ class TestTune:
         assert document["weights_file"] is None
 
     def test_a_dataset_is_evaluated_into_the_cache_once(
-        self, m3: M3, tmp_path: Path, checkpoint: Path
+        self, m3: M3, tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         data = beir(tmp_path / "data")
         arguments = ("tune", data, "--to", "qdrant:./store", "--model", checkpoint, "--folds", 3, "--json")
@@ -169,6 +169,10 @@ class TestTune:
         assert (kept / "environment.json").read_bytes() == before  # no second session
         cut = m3(*arguments, "--query-max-length", 5)
         assert json.loads(cut.out)["evaluation"] != str(kept)
+        monkeypatch.setattr(M3Encoder, "precision", "int3")  # as on another device
+        other = m3(*arguments)
+        assert other.code == 0, other.err
+        assert json.loads(other.out)["evaluation"] != str(kept)
 
     @pytest.mark.parametrize(
         ("arguments", "code", "says"),

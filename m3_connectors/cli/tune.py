@@ -237,7 +237,9 @@ def _evaluated(
         query_max_length=query_max_length,
         passage_max_length=passage_max_length,
     )
-    place = _cache() / f"{at}-{loaded.split}-{_key(loaded.fingerprint, encoder.info, plan)}"
+    place = (
+        _cache() / f"{at}-{loaded.split}-{_key(loaded.fingerprint, encoder.info, encoder.precision, plan)}"
+    )
     return evaluate_into(loaded, encoder, plan, place, kept=True)
 
 
