@@ -141,15 +141,17 @@ def _proposed(ranking: Ranking, queries: list[str]) -> dict[tuple[str, str], tup
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    table = ranking.folder.scores()
-    table = table.filter(pc.is_in(table["query_id"], value_set=pa.array(queries, pa.string())))
+    chosen = pa.array(queries, pa.string())
     depths = ranking.record.candidates or {}
     found = {}
-    for row in table.to_pylist():
-        ranks = {component: row[f"{component}_rank"] for component in depths}
-        candidate = any(rank is not None and rank <= depths[component] for component, rank in ranks.items())
-        scores = Scores(*(row[component] for component in COMPONENTS))
-        found[row["query_id"], row["document_id"]] = (scores, candidate)
+    for part in ranking.folder.score_parts():
+        for row in part.filter(pc.is_in(part["query_id"], value_set=chosen)).to_pylist():
+            ranks = {component: row[f"{component}_rank"] for component in depths}
+            candidate = any(
+                rank is not None and rank <= depths[component] for component, rank in ranks.items()
+            )
+            scores = Scores(*(row[component] for component in COMPONENTS))
+            found[row["query_id"], row["document_id"]] = (scores, candidate)
     return found
 
 

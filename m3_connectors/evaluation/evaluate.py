@@ -6,7 +6,7 @@ Each step looks at what the folder has and adds what is missing, so the same cal
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
@@ -50,6 +50,8 @@ Watch = Callable[[str, int, int], object]
 """``watch(step, done, total)``: how far a step is, such as ``("encoding documents", 256, 1400)``."""
 
 _QUERIES_AT_ONCE = 8
+
+_DOCUMENTS_AT_ONCE = 1024
 
 _PACKAGES = (
     *(
@@ -225,20 +227,15 @@ def _conclude(
         if empty := sum(not answer for answer in run.values()):
             warnings.append(f"{empty:,} queries without an answer of {method.name}: they count 0")
     wanted = set().union(*answered.values(), *dataset.qrels.values())
-    documents = dataset.documents.select(wanted)
     qrels: Mapping[str, Mapping[str, int]] = dataset.qrels
     if dataset.relevance == "answers":
         from m3_connectors.evaluation.answers import judge
 
         qrels = judge(dataset, answered)
     writer.add_qrels(qrels)
-    tokens = _lengths(encoder, [document.text for document in documents.values()])
-    writer.add_documents(
-        [
-            DocumentRow(document.id, len(document.text), count, dataset.passage_language)
-            for document, count in zip(documents.values(), tokens, strict=True)
-        ]
-    )
+    documents = list(_document_rows(dataset, encoder, wanted))
+    writer.add_documents(documents)
+    tokens = [document.tokens or 0 for document in documents]
     queries = _lengths(encoder, list(dataset.queries.values()))
     for counts, limit, what in (
         (queries, plan.query_max_length, "queries"),
@@ -248,6 +245,15 @@ def _conclude(
         if cut := sum(count > most for count in counts):
             warnings.append(f"{cut:,} of {len(counts):,} {what} are longer than {most:,} tokens and were cut")
     return warnings
+
+
+def _document_rows(dataset: Dataset, encoder: M3Encoder, wanted: Collection[str]) -> Iterator[DocumentRow]:
+    """The lengths of some documents, whose texts are never held together."""
+    for batch in dataset.documents.batches(_DOCUMENTS_AT_ONCE):
+        documents = [document for document in batch if document.id in wanted]
+        counts = encoder.count_tokens([document.text for document in documents])
+        for document, tokens in zip(documents, counts, strict=True):
+            yield DocumentRow(document.id, len(document.text), tokens, dataset.passage_language)
 
 
 def _lengths(encoder: M3Encoder, texts: Sequence[str]) -> list[int]:
