@@ -129,6 +129,22 @@ def test_an_interrupted_fill_is_begun_again(tmp_path: Path) -> None:
     assert folder.record["collections"][0]["count"] == 120
 
 
+def test_a_collection_that_is_there_is_optimised_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"qdrant:{tmp_path / 'data'}"
+    measure(tiny(url, stores=[{"name": "s", "url": url, "optimize": False}]), tmp_path / "without")
+    optimised = []
+
+    async def note(self: EdgeBackend) -> None:
+        optimised.append(self.collection)
+
+    monkeypatch.setattr(EdgeBackend, "optimize", note)
+    folder = measure(tiny(url), tmp_path / "with")
+    assert folder.record["collections"][0]["reused"]
+    assert optimised == ["bench-120"]
+
+
 def test_somebodys_documents_are_left_alone(tmp_path: Path) -> None:
     async def index() -> None:
         backend = EdgeBackend(tmp_path / "data", "bench-120")
@@ -175,6 +191,23 @@ def test_what_was_measured_before_a_store_died_is_kept(
     assert not folder.summary()["complete"]
     assert set(folder.requests()["store"].to_pylist()) == {"first"}
     assert folder.requests().num_rows == 60
+
+
+def test_the_command_says_where_the_measured_rows_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("tiny.toml").write_text(SCENARIO.format(k=5))
+    monkeypatch.setattr(running, "backend_for", lambda *_: Dying())
+    assert main(["bench", "tiny.toml", "--out", "out"]) == 1
+    assert "  out keeps what was measured until then: m3 report out" in capsys.readouterr().err.splitlines()
+
+    async def stopped(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(running, "harness_seconds", stopped)
+    assert main(["bench", "tiny.toml", "--out", "other"]) == 130
+    assert "other keeps what was measured" in capsys.readouterr().err
 
 
 class Forgetful(MemoryBackend):

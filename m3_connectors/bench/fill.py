@@ -69,6 +69,8 @@ async def fill(
     if await find(backend, schema):
         if await backend.count() == len(corpus):
             progress(len(corpus))
+            if store.optimize:  # an earlier run may have been interrupted before it, or was told not to
+                await backend.optimize()
             return True
         await backend.drop()  # an interrupted run left a part of it
     await backend.create(schema)

@@ -18,7 +18,7 @@ from typer.core import TyperGroup
 from m3_connectors.cli.bench_plan import plan
 from m3_connectors.cli.console import duration, err, out, print_json, print_table, warn
 from m3_connectors.cli.options import Debug, Json
-from m3_connectors.errors import MissingDependency
+from m3_connectors.errors import BackendError, MissingDependency
 
 if TYPE_CHECKING:
     from m3_connectors.bench.run import Server
@@ -71,8 +71,16 @@ def run(
     loaded = load_scenario(scenario)
     where = folder or Path(f"{loaded.name}-{datetime.datetime.now():%Y%m%d-%H%M%S}")
     began = time.perf_counter()
-    with _progress() as progress:
-        measured = anyio.run(lambda: measure(loaded, where, servers=_server, progress=progress))
+    kept = f"{where} keeps what was measured until then: m3 report {where}"
+    try:
+        with _progress() as progress:
+            measured = anyio.run(lambda: measure(loaded, where, servers=_server, progress=progress))
+    except KeyboardInterrupt:
+        err.print(kept, markup=False, soft_wrap=True)
+        raise typer.Exit(130) from None
+    except BackendError as error:
+        error.add_note(f"  {kept}")
+        raise
     summary = measured.summary()
     if json:
         print_json(summary)
