@@ -35,6 +35,9 @@ def latency_plot(name: str, requests: pa.Table) -> Plot | None:
     loads = list(dict.fromkeys(rows["load"]))
     sizes = sorted(set(rows["documents"]))
     style = look(rows["store"])
+    latencies: dict[tuple[str, int, str], list[float]] = {}
+    for took, *key in zip(rows["latency"], rows["store"], rows["documents"], rows["load"], strict=True):
+        latencies.setdefault((key[0], key[1], key[2]), []).append(took)
     with drawing() as figure:
         canvas = figure(width_inches=2.9 * len(loads) + 1.0, height_inches=2.7 * len(sizes) + 0.7)
         all_axes = canvas.subplots(len(sizes), len(loads), squeeze=False, sharex=True, sharey=True)
@@ -42,15 +45,7 @@ def latency_plot(name: str, requests: pa.Table) -> Plot | None:
             for column, load in enumerate(loads):
                 axes = all_axes[line][column]
                 for store, (colour, _) in style.items():
-                    latency = np.sort(
-                        [
-                            took
-                            for took, *key in zip(
-                                rows["latency"], rows["store"], rows["documents"], rows["load"], strict=True
-                            )
-                            if key == [store, size, load]
-                        ]
-                    )
+                    latency = np.sort(latencies.get((store, size, load), []))
                     if len(latency):
                         slower = 1 - np.arange(len(latency)) / len(latency)
                         axes.step(latency * _MILLISECONDS, slower, where="post", color=colour, label=store)
