@@ -166,6 +166,23 @@ def test_methods_are_added_to_what_is_there(dataset: Path, checkpoint: Path) -> 
     assert files_of(Path("out")) == files_of(Path("whole"))
 
 
+@pytest.mark.parametrize(
+    "name", ["scores/00001.parquet", "runs/bm25.trec", "qrels.trec", "documents.parquet", "queries.parquet"]
+)
+def test_a_file_that_was_deleted_is_made_anew(
+    dataset: Path, checkpoint: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    again = [*command(checkpoint, "out"), "--limit-queries", "40"]
+    assert main(again) == 0
+    files = files_of(Path("out"))
+    (Path("out") / name).unlink()
+    assert main(["tune" if name.startswith("scores") else "report", "out"]) == 1
+    assert "Go on with the same m3 eval command" in capsys.readouterr().err
+    shutil.rmtree("out/report", ignore_errors=True)
+    assert main(again) == 0
+    assert files_of(Path("out")) == files
+
+
 def test_a_store_that_dies_is_said_with_what_is_kept(
     dataset: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

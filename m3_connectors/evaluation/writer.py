@@ -76,8 +76,10 @@ class FolderWriter:
                     f"{path} holds another evaluation: {'; '.join(differences)}.\n"
                     "  Give another --out, or remove the folder."
                 )
-            all_there = len(there.methods) == len(record.methods)
-            self._record = dataclasses.replace(record, complete=there.complete and all_there)
+            complete = (
+                there.complete and len(there.methods) == len(record.methods) and not self._missing(record)
+            )
+            self._record = dataclasses.replace(record, complete=complete)
         elif path.exists() and (not path.is_dir() or any(p.suffix != ".tmp" for p in path.iterdir())):
             raise InvalidInput(f"{path} is no empty folder: an evaluation needs one of its own.")
         for folder in ("scores", "runs"):
@@ -194,6 +196,14 @@ class FolderWriter:
         folder = EvaluationFolder(self.path)
         folder.metrics()
         return folder
+
+    def _missing(self, record: EvaluationRecord) -> bool:
+        """Whether a file that cannot be derived is not there: deleted, since it was damaged perhaps."""
+        files = ["queries.parquet", "documents.parquet", "qrels.trec"]
+        there = all((self.path / name).exists() for name in files)
+        return (
+            not there or bool(self.missing_parts()) or not all(self.has_run(m.name) for m in record.methods)
+        )
 
     def _run_path(self, method: str) -> Path:
         return self.path / "runs" / f"{method}.trec"
