@@ -195,6 +195,8 @@ class TestEmbeddingEndpoint:
         for spec in ("m?max_characters=0", "m?max_characters=few", "m?top_k=1"):
             with pytest.raises(InvalidInput):
                 EmbeddingEndpoint(spec)
+        with pytest.raises(InvalidInput, match="Set OPENAI_BASE_URL"):  # not texts sent to api.openai.com
+            EmbeddingEndpoint("http://localhost:8000/v1")
         monkeypatch.setenv("OPENAI_BASE_URL", "localhost:8000")
         with pytest.raises(InvalidInput, match="OPENAI_BASE_URL"):
             EmbeddingEndpoint("m")

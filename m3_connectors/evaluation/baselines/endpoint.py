@@ -55,7 +55,7 @@ class EmbeddingEndpoint:
         patience: How long to try.
 
     Raises:
-        InvalidInput: An unknown option, or the address is none.
+        InvalidInput: An unknown option, an address instead of a model, or the address is none.
         MissingDependency: httpx or pydantic is not installed.
     """
 
@@ -66,6 +66,11 @@ class EmbeddingEndpoint:
         except ImportError as error:
             raise MissingDependency(error.name or "httpx", "eval") from None
         self._model, options = model_and_options(spec, ("query", "passage", "max_characters"))
+        if "://" in self._model:  # else its texts would go to the default address
+            raise InvalidInput(
+                f"openai:{spec} names an address, not a model.\n"
+                "  Set OPENAI_BASE_URL to the address, and give openai:MODEL."
+            )
         self._base = os.environ.get("OPENAI_BASE_URL", _BASE).rstrip("/")
         if not self._base.startswith(("http://", "https://")):
             raise InvalidInput(f"OPENAI_BASE_URL is {self._base!r}: it must begin with http:// or https://.")
