@@ -50,7 +50,9 @@ def _fills(name: str, summary: Mapping[str, Any]) -> Table:
 
 
 def _loads(name: str, summary: Mapping[str, Any]) -> Table:
-    rows = tuple(_load(load) for load in summary["loads"])
+    methods = {load["method"] for load in summary["loads"]} - {None}
+    # A mix of one method is that method.
+    rows = tuple(_load(load) for load in summary["loads"] if load["method"] is None or len(methods) > 1)
     columns = (
         Column("store"), Column("documents"), Column("load"), Column("method"), Column("answered"), Column("errors"),
         Column("p50, ms", 2), Column("p95, ms", 2), Column("p99, ms", 2), Column("p99.9, ms", 2),
