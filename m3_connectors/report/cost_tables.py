@@ -52,7 +52,12 @@ def _fills(name: str, summary: Mapping[str, Any]) -> Table:
 def _loads(name: str, summary: Mapping[str, Any]) -> Table:
     methods = {load["method"] for load in summary["loads"]} - {None}
     # A mix of one method is that method.
-    rows = tuple(_load(load) for load in summary["loads"] if load["method"] is None or len(methods) > 1)
+    together = "all together" if len(methods) > 1 else next(iter(methods), "")
+    rows = tuple(
+        _load(load, load["method"] or together)
+        for load in summary["loads"]
+        if load["method"] is None or len(methods) > 1
+    )
     columns = (
         Column("store"), Column("documents"), Column("load"), Column("method"), Column("answered"), Column("errors"),
         Column("p50, ms", 2), Column("p95, ms", 2), Column("p99, ms", 2), Column("p99.9, ms", 2),
@@ -67,13 +72,13 @@ def _loads(name: str, summary: Mapping[str, Any]) -> Table:
     return Table(f"answers-{name}", f"Answering: {name}", columns, rows, note)
 
 
-def _load(load: Mapping[str, Any]) -> tuple[Cell, ...]:
+def _load(load: Mapping[str, Any], method: str) -> tuple[Cell, ...]:
     latency = load["latency_seconds"]
     return (
         load["store"],
         load["documents"],
         load["load"],
-        load["method"] or "all together",
+        method,
         load["answered"],
         load["requests"] - load["answered"],
         *(_times(latency[quantile], _MILLISECONDS) for quantile in ("p50", "p95", "p99", "p99.9")),
