@@ -38,7 +38,12 @@ def test_by_hand(tmp_path: Path) -> None:
     }
     assert baseline.name == "rrf"
     # A steeper curve: the first of a list outweighs the second of both.
-    assert [id for id, _ in ReciprocalRankFusion(k=0).run(NO_TEXTS, folder, NO_TEXTS)["q"]] == ["b", "a", "c", "d"]
+    assert [id for id, _ in ReciprocalRankFusion(k=0).run(NO_TEXTS, folder, NO_TEXTS)["q"]] == [
+        "b",
+        "a",
+        "c",
+        "d",
+    ]
 
 
 def test_equal_sums_are_in_the_order_of_ids(tmp_path: Path) -> None:
