@@ -12,7 +12,6 @@ import pytest
 from m3_connectors.bench import run as running
 from m3_connectors.bench.scenario import read_scenario
 from m3_connectors.cli.app import main
-from m3_connectors.errors import InvalidInput
 from m3_connectors.report.write import write_report
 
 
@@ -55,8 +54,17 @@ def test_an_interrupted_benchmark_is_named(tmp_path: Path, capsys: pytest.Captur
     assert "This benchmark was interrupted" in (tmp_path / "report" / "report.html").read_text()
 
 
-def test_a_killed_benchmark_says_what_to_do(tmp_path: Path) -> None:
+def test_a_killed_benchmark_is_warned_of_and_the_others_are_reported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    measure(tmp_path / "whole")
     measure(tmp_path / "killed")
     (tmp_path / "killed" / "requests.parquet").write_bytes(b"PAR1")  # killed before the footer was written
-    with pytest.raises(InvalidInput, match=r"Remove .*killed and run it again"):
-        write_report(tmp_path)
+    report = write_report(tmp_path)
+    assert report.unreadable == (tmp_path / "killed",)
+    assert [table.title for table in report.tables if table.title.startswith("Answering")] == [
+        "Answering: whole"
+    ]
+    assert "and run it again" in (tmp_path / "report" / "report.html").read_text()
+    assert main(["report", str(tmp_path)]) == 0
+    assert f"{tmp_path / 'killed'} cannot be read" in " ".join(capsys.readouterr().err.split("\n"))

@@ -6,8 +6,10 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from m3_connectors.bench import folder as bench
+from m3_connectors.errors import InvalidInput
 from m3_connectors.evaluation import folder as evaluation
 from m3_connectors.evaluation.datasets.published import numbers_by_task
 from m3_connectors.report.comparison_tables import comparison_tables
@@ -30,6 +32,7 @@ class Report:
         incomplete: Evaluations that are in no table of numbers.
         cut_off: Benchmarks that were interrupted: what they had measured until then is in the tables.
         void: Benchmarks whose numbers must not be used.
+        unreadable: Benchmarks whose rows cannot be read (killed, or still running): they are in no table.
     """
 
     tables: tuple[Table, ...]
@@ -37,6 +40,7 @@ class Report:
     incomplete: tuple[Path, ...]
     cut_off: tuple[Path, ...]
     void: tuple[Path, ...]
+    unreadable: tuple[Path, ...]
 
 
 def write_report(root: Path, out: Path | None = None) -> Report:
@@ -52,7 +56,13 @@ def write_report(root: Path, out: Path | None = None) -> Report:
     """
     target = out or root / "report"
     benchmarks = _named(bench.find_folders(root), root)
-    summaries = {name: folder.summary() for name, folder in benchmarks.items()}
+    summaries: dict[str, dict[str, Any]] = {}
+    unreadable: dict[str, str] = {}
+    for name, folder in benchmarks.items():
+        try:
+            summaries[name] = folder.summary()
+        except InvalidInput as error:  # One that was killed must not hide all others.
+            unreadable[name] = str(error)
     folders = evaluation.find_folders(root) if not benchmarks or any(root.rglob(evaluation.RECORD)) else []
     complete = [folder for folder in folders if folder.record.complete]
     incomplete = [folder for folder in folders if not folder.record.complete]
@@ -65,7 +75,12 @@ def write_report(root: Path, out: Path | None = None) -> Report:
             if complete
             else []
         ),
-        *(_cost(name, folder, summaries[name]) for name, folder in benchmarks.items()),
+        *(
+            _cost(name, folder, summaries[name])
+            if name in summaries
+            else Section(f"Cost: {name}", (), warnings=(unreadable[name],))
+            for name, folder in benchmarks.items()
+        ),
     ]
     both = quality_against_cost(complete, summaries)
     if both is not None:
@@ -74,7 +89,14 @@ def write_report(root: Path, out: Path | None = None) -> Report:
     cut_off = tuple(benchmarks[name].path for name, summary in summaries.items() if not summary["complete"])
     tables = tuple(item for section in sections for item in section.items if isinstance(item, Table))
     files = _write(target, f"Report: {root.resolve().name}", sections, tables)
-    return Report(tables, files, tuple(folder.path for folder in incomplete), cut_off, void)
+    return Report(
+        tables,
+        files,
+        tuple(folder.path for folder in incomplete),
+        cut_off,
+        void,
+        tuple(benchmarks[name].path for name in unreadable),
+    )
 
 
 def _named(folders: Sequence[bench.BenchFolder], root: Path) -> dict[str, bench.BenchFolder]:
