@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from m3_connectors.encoder.encoder import M3Encoder
     from m3_connectors.errors import BackendError, InvalidInput, M3Error, ModelMismatch
     from m3_connectors.explanation import Explanation
-    from m3_connectors.index import AsyncIndex, aconnect
+    from m3_connectors.index import AsyncIndex
     from m3_connectors.methods import (
         ALL,
         DENSE,
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         Method,
         Weights,
     )
+    from m3_connectors.opening import aconnect
 
 __version__ = "0.1.0"
 
@@ -43,7 +44,8 @@ _HOMES = {
     "encoder.encoder": ("M3Encoder",),
     "errors": ("BackendError", "InvalidInput", "M3Error", "ModelMismatch"),
     "explanation": ("Explanation",),
-    "index": ("AsyncIndex", "aconnect"),
+    "index": ("AsyncIndex",),
+    "opening": ("aconnect",),
     "methods": (
         "ALL",
         "DENSE",

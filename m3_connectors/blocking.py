@@ -30,10 +30,9 @@ from m3_connectors.index import (
     Progress,
     Query,
     RawFilter,
-    WeightsByMethod,
-    aconnect,
 )
 from m3_connectors.methods import Method
+from m3_connectors.opening import WeightsByMethod, aconnect
 
 T = TypeVar("T")
 
@@ -224,7 +223,10 @@ def connect(
     create: bool = True,
     **options: Any,
 ) -> Index:
-    """Open a collection, or make it: ``aconnect``, blocking; same arguments and errors."""
+    """Open a collection, or make it, at ``memory:``, ``qdrant:DIRECTORY``, ``milvus:FILE.db`` or a server's URL.
+
+    ``aconnect``, blocking: its arguments and errors; the options of each store are in docs/servers.md.
+    """
     loop = _Loop()
     try:
         opening = aconnect(

@@ -1,10 +1,9 @@
-"""Index and AsyncIndex: texts in, ranked hits out. They join an encoder, a backend and a method."""
+"""AsyncIndex: texts in, ranked hits out. It joins an encoder, a backend and a method."""
 
 from __future__ import annotations
 
 import dataclasses
-import os
-from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Any, Protocol
@@ -13,16 +12,14 @@ import anyio
 import anyio.to_thread
 
 from m3_connectors.adding import Adding, AddReport
-from m3_connectors.backends.base import Backend, Schema, ScoredId, Storage
-from m3_connectors.backends.checks import check_model
-from m3_connectors.backends.registry import DEFAULT_COLLECTION, backend_for
+from m3_connectors.backends.base import Backend, Schema, ScoredId
 from m3_connectors.backends.together import together
 from m3_connectors.documents import Document, Hit
 from m3_connectors.embeddings import COMPONENTS, Component, M3Embeddings, ModelInfo
 from m3_connectors.errors import InvalidInput, NotFound
 from m3_connectors.explanation import Explanation, explain
 from m3_connectors.filters import parse_filter
-from m3_connectors.methods import METHODS, Method, Weights, get_method, load_weights
+from m3_connectors.methods import METHODS, Method, Weights
 from m3_connectors.scoring import as_float16
 
 Query = str | M3Embeddings
@@ -30,9 +27,6 @@ Query = str | M3Embeddings
 
 RawFilter = Mapping[str, Any]
 """A filter as ``m3_connectors.filters`` reads it, such as ``{"lang": "en"}``."""
-
-WeightsByMethod = str | os.PathLike[str] | Mapping[str, Weights]
-"""A weights file, as ``m3 tune`` writes it, or weights by method name."""
 
 Progress = Callable[[int], None]
 """Called with the number of documents that are safely stored so far."""
@@ -117,8 +111,9 @@ class AsyncIndex:
         """Store documents, replacing those whose ids are there.
 
         A list is checked as a whole before anything is written. Any other iterable is read, checked, encoded and
-        written in batches, so it may be longer than memory: an error leaves the batches before it stored. Repeat
-        the call to go on: it changes nothing that is already right. The iterable is read on the event loop (by
+        written in batches, so its texts and vectors may take more than memory (its ids are kept, to count each once):
+        an error leaves the batches before it stored. Repeat the call to go on: it changes nothing that is already
+        right. The iterable is read on the event loop (by
         ``Index``, in the calling thread); one that waits long for its documents is better read in parts.
 
         Args:
@@ -305,106 +300,6 @@ class AsyncIndex:
             ]
             for answer in answers
         ]
-
-
-class Connecting:
-    """What ``aconnect`` returns: await it for the index, or enter it with ``async with`` to have it closed too."""
-
-    def __init__(self, opening: Callable[[], Coroutine[Any, Any, AsyncIndex]]) -> None:
-        self._opening = opening
-
-    def __await__(self) -> Generator[Any, None, AsyncIndex]:
-        return self._opening().__await__()
-
-    async def __aenter__(self) -> AsyncIndex:
-        self._index = await self._opening()
-        return self._index
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self._index.close()
-
-
-def aconnect(
-    url: str,
-    collection: str = DEFAULT_COLLECTION,
-    *,
-    encoder: Encoder | None = None,
-    storage: Storage | None = None,
-    weights: WeightsByMethod | None = None,
-    create: bool = True,
-    **options: Any,
-) -> Connecting:
-    """Open a collection, or make it: ``index = await aconnect(…)`` or ``async with aconnect(…) as index``.
-
-    Args:
-        url: Where it is: ``memory:`` or ``qdrant:DIRECTORY``.
-        collection: Its name there.
-        encoder: Turns texts into vectors; without one, give embeddings to ``add`` and ``search``.
-        storage: How a new collection keeps its vectors; an existing one must have been made so.
-        weights: A weights file such as ``m3 tune`` writes, or weights by method name: what a method by name uses
-            then, instead of the model's own.
-        create: Make the collection if it is not there (needs an encoder, whose model it records).
-        **options: The backend's own options (``memory:`` and ``qdrant:`` have none); unknown ones are refused.
-
-    Raises:
-        NotFound: No such collection, and ``create`` is false or there is no encoder.
-        ModelMismatch: The collection was written by another model than the encoder's.
-        InvalidInput: An unusable URL, collection name, weights file or option.
-        FileNotFoundError: There is no such weights file.
-        BackendError: The store failed.
-    """
-    return Connecting(lambda: _open(url, collection, encoder, storage, weights, create, options))
-
-
-async def _open(
-    url: str,
-    collection: str,
-    encoder: Encoder | None,
-    storage: Storage | None,
-    weights: WeightsByMethod | None,
-    create: bool,
-    options: Mapping[str, Any],
-) -> AsyncIndex:
-    if isinstance(encoder, str):
-        raise InvalidInput(f"encoder is the text {encoder!r}: give M3Encoder({encoder!r}).")
-    chosen = _weights(weights)
-    backend = backend_for(url, collection, options)
-    try:
-        try:
-            schema = await backend.open()
-        except NotFound as error:
-            if create and encoder is None:
-                error.args = (f"{error.args[0]}\n  Give connect an encoder, and it is made.",)
-            if not create or encoder is None:
-                raise
-            await backend.create(Schema(encoder.info, COMPONENTS, storage or Storage()))
-        else:
-            if encoder is not None:
-                check_model(schema.model, collection, encoder.info, what="this encoder is")
-            if storage is not None and storage != schema.storage:
-                raise InvalidInput(
-                    f'collection "{collection}" was made with {schema.storage}, not {storage}.\n'
-                    "  Leave storage (--long-documents) out, or index into another collection."
-                )
-    except BaseException:
-        with anyio.CancelScope(shield=True):
-            await backend.close()
-        raise
-    return AsyncIndex(backend, encoder, chosen)
-
-
-def _weights(weights: WeightsByMethod | None) -> Mapping[str, Weights]:
-    if weights is None:
-        return {}
-    if isinstance(weights, str | os.PathLike):
-        return load_weights(weights)
-    if not isinstance(weights, Mapping) or not all(isinstance(value, Weights) for value in weights.values()):
-        raise InvalidInput(f'weights is {weights!r}: give a weights file, or {{"all": Weights(1, 0.3, 1)}}.')
-    for name in weights:
-        get_method(name)
-    return dict(weights)
 
 
 def _ids(ids: Sequence[str]) -> list[str]:

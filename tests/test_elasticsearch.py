@@ -15,6 +15,7 @@ from aiohttp import web
 
 from m3_connectors.backends.elasticsearch.backend import ElasticsearchBackend
 from m3_connectors.backends.elasticsearch.bodies import dense_scores, index_operation
+from m3_connectors.backends.elasticsearch.bulk import write
 from m3_connectors.backends.elasticsearch.filters import indexed
 from m3_connectors.backends.elasticsearch.mapping import alias_of, first_index_of, index_body
 from m3_connectors.backends.registry import backend_for
@@ -52,6 +53,8 @@ async def stub(world: World, answer: Answer, **options: Any) -> AsyncIterator[El
             return reply(
                 {"items": [{"index": {"status": 201, "result": "created"}} for _ in operations(body)]}
             )
+        if request.path.endswith("/_mget"):
+            return reply({"docs": []})
         if request.path == f"/{collection}":
             return reply({"notes@1": index_body(world.schema, collection, None, None)})
         return reply({"hits": {"hits": [], "total": {"value": 0}}})
@@ -259,6 +262,57 @@ async def test_messages_that_are_too_large_are_halved_down_to_the_one_that_is() 
             await backend.upsert(world.documents, world.embeddings)
     assert set(caught.value.failed) == {giant}
     assert sorted(accepted) == sorted(document.id for document in world.documents if document.id != giant)
+
+
+@runs
+async def test_what_a_first_try_did_stands_when_the_second_is_too_large() -> None:
+    world = make_world(12, documents=4)
+    stored, bad, *busy = (document.id for document in world.documents)
+    tries = 0
+
+    def answer(request: web.Request, body: bytes) -> web.Response | None:
+        nonlocal tries
+        if not request.path.endswith("_bulk"):
+            return None
+        tries += 1
+        if tries == 2:
+            return web.Response(status=413, text="too large")
+        kinds = {bad: (400, "document_parsing_exception")} | dict.fromkeys(busy, (429, "queue is full"))
+        fine = {"status": 201, "result": "created"}
+        said = [
+            {"status": kinds[id][0], "error": {"type": kinds[id][1], "reason": kinds[id][1]}}
+            if tries == 1 and id in kinds
+            else fine
+            for id in operations(body)
+        ]
+        return reply({"items": [{"index": item} for item in said]})
+
+    async with stub(world, answer) as backend:
+        lines = {
+            document.id: index_operation(world.schema, document, world.embeddings[i])
+            for i, document in enumerate(world.documents)
+        }
+        outcome = await write(backend._connection, "notes", lines, "upsert", {})
+    assert set(outcome.results) == {stored, *busy}
+    assert set(outcome.failed) == {bad}
+
+
+@runs
+async def test_a_request_of_large_metadata_is_bounded() -> None:
+    world = make_world(13, documents=6)
+    sent: list[int] = []
+
+    def answer(request: web.Request, body: bytes) -> web.Response | None:
+        if request.path.endswith("_bulk"):
+            sent.append(len(body))
+        return None
+
+    heavy = {"words": [f"{i:07d} of a long list" for i in range(40_000)]}
+    documents = [Document(document.id, "", heavy) for document in world.documents]
+    async with stub(world, answer) as backend:
+        await backend.upsert(documents, world.embeddings)
+    assert sum(sent) > 12 * 2**20
+    assert max(sent) < 9 * 2**20
 
 
 @runs

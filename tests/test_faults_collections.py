@@ -17,8 +17,8 @@ from qdrant_client import models
 from m3_connectors.backends.milvus.naming import stored_name
 from m3_connectors.embeddings import M3Embeddings, ModelInfo
 from m3_connectors.errors import AlreadyExists, Corrupt, ModelMismatch, NotFound, Rejected
-from m3_connectors.index import aconnect
 from m3_connectors.methods import ALL
+from m3_connectors.opening import aconnect
 from m3_connectors.testing.conformance import runs
 from m3_connectors.testing.worlds import make_world
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import ssl
 from collections.abc import Collection, Mapping
 from typing import Any, NoReturn
 from urllib.parse import unquote, urlsplit
@@ -85,7 +87,7 @@ class Endpoint:
         """The endpoint of ``store+http(s)://[user:password@]host[:port][/path]``, and the options left over.
 
         Options win over the URL, the URL over the environment (``M3_STORE_API_KEY``, ``…_USERNAME``, ``…_PASSWORD``,
-        ``…_CA_CERTS``, ``…_FINGERPRINT``).
+        ``…_CA_CERTS``, ``…_FINGERPRINT``; one that is empty counts as not set).
 
         Args:
             url: Of the server.
@@ -116,7 +118,15 @@ class Endpoint:
         def setting(name: str, from_url: str | None = None) -> Any:
             value = left.pop(name, None)
             if value is None:
-                value = from_url or environment.get(f"{prefix}_{name.upper()}")
+                value = from_url or environment.get(f"{prefix}_{name.upper()}") or None
+            return value
+
+        def text(name: str, from_url: str | None = None) -> str | None:
+            value = setting(name, from_url)
+            if isinstance(value, os.PathLike):
+                value = os.fspath(value)
+            if value is not None and not isinstance(value, str):
+                raise InvalidInput(f"{name} is {value!r}: give a text.")
             return value
 
         def secret(name: str, from_url: str | None = None) -> SecretStr | None:
@@ -132,10 +142,10 @@ class Endpoint:
             port=port,
             path=parts.path.rstrip("/"),
             api_key=secret("api_key"),
-            username=setting("username", unquote(parts.username) if parts.username else None),
+            username=text("username", unquote(parts.username) if parts.username else None),
             password=secret("password", unquote(parts.password) if parts.password else None),
-            ca_certs=setting("ca_certs"),
-            fingerprint=setting("fingerprint"),
+            ca_certs=text("ca_certs"),
+            fingerprint=text("fingerprint"),
             verify=left.pop("verify", True),
             patience=Patience(
                 left.pop("timeout_seconds", default.timeout_seconds),
@@ -153,7 +163,22 @@ class Endpoint:
             )
         require(f"{store}+{scheme}", declared, endpoint.asks)
         refuse_unknown(f"{store}+{scheme}", declared, left, own)
+        if endpoint.ca_certs is not None:
+            _check_authority(endpoint.ca_certs, f"{prefix}_CA_CERTS")
         return endpoint, left
+
+
+def _check_authority(path: str, variable: str) -> None:
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
+    except OSError as error:
+        why = (
+            "holds no certificate" if isinstance(error, ssl.SSLError) else f"cannot be read: {error.strerror}"
+        )
+        raise InvalidInput(
+            f"ca_certs is {path!r}, which {why}.\n"
+            f"  Give the PEM file of the authority that signed the server's certificate (ca_certs= or {variable})."
+        ) from error
 
 
 def not_encrypted(url: str, backend: str, operation: str) -> Unavailable:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -102,12 +103,26 @@ def documents_only(filter: Query | None = None) -> Query:
     return {"bool": {"filter": [documents] if filter is None else [documents, filter]}}
 
 
-def parts_of(document_ids: Sequence[str], but: Sequence[str]) -> Query:
+def part_name(version: str, part: int) -> str:
+    """The id of a part of a version of a document: it begins with the time, which tells the age of orphans."""
+    return f"{int(time.time()):010x}-{version}-{part:04d}"
+
+
+def written_seconds(part: str) -> float:
+    """When a part was named, in seconds since 1970; 0 for the names of earlier versions of this package."""
+    seconds, dash, _ = part.partition("-")
+    return int(seconds, 16) if dash and len(seconds) == 10 else 0
+
+
+def parts_of(document_ids: Sequence[str], but: Collection[str]) -> Query:
     """The parts of some documents, but some."""
     return {
         "size": MOST_HITS,
         "query": {
-            "bool": {"filter": [{"terms": {PART_OF: document_ids}}], "must_not": [{"ids": {"values": but}}]}
+            "bool": {
+                "filter": [{"terms": {PART_OF: document_ids}}],
+                "must_not": [{"ids": {"values": list(but)}}],
+            }
         },
         "_source": False,
         "track_total_hits": False,

@@ -81,7 +81,10 @@ async def write(
     try:
         await retrying(connection.endpoint.patience, attempt)
     except TooLarge as error:
-        return await _halved(connection, alias, left, operation, error, params)
+        rest = await _halved(connection, alias, left, operation, error, params)
+        # What an earlier try said of the others stands; of what is halved the last word counts.
+        before = {id: reason for id, reason in failed.items() if id not in left}
+        return Outcome(results | rest.results, before | rest.failed)
     except BackendError:
         # Items that were refused to the last are named; a request that got no answer at all is the caller's to see.
         if not all(id in failed for id in left):

@@ -35,7 +35,7 @@ from m3_connectors.backends.elasticsearch.vectors import multivectors, scores_in
 from m3_connectors.backends.together import together
 from m3_connectors.documents import Document
 from m3_connectors.embeddings import Component, Float32, M3Embeddings
-from m3_connectors.errors import NotFound
+from m3_connectors.errors import Corrupt, NotFound
 from m3_connectors.scoring import as_float16
 
 Hits = list[dict[str, Any]]
@@ -55,6 +55,10 @@ _SPARSE_BYTES = 8 * 1024
 """What a document's other values are taken to weigh."""
 
 _MOST_HINTS = 200_000
+
+_PAUSES_SECONDS = (0.0, 1.0)
+"""Before each new reading of documents whose parts are missing: they were replaced meanwhile, or their parts are on a
+shard that is refreshed later (every second, by the servers' default)."""
 
 
 class Reader:
@@ -151,9 +155,8 @@ class Reader:
             body = dense_search(query.dense[0], len(ids), len(ids), among, blobs_of(small), texts=True)
         else:
             body = of_ids(ids, blobs=blobs_of(small), texts=True)
-        hits = await self._connection.search("search", self._alias, body)
+        hits = await self._whole("search", body)
         self._check_found(ids, {hit["_id"] for hit in hits}, "search")
-        await self._add_parts("search", hits)
         scores = await self.scores_in(small, query, hits)
         if "dense" in small:
             scores["dense"] = dense_scores(hits)
@@ -182,12 +185,30 @@ class Reader:
         """Hits that bring these fields, wherever their blobs are."""
         body = of_ids(ids, blobs=blob_fields, fields=fields)
         async with self._large_answers:
+            return await self._whole(operation, body)
+
+    async def _whole(self, operation: str, body: dict[str, Any]) -> Hits:
+        """The hits of a search, those of long documents with the blobs that are kept beside them.
+
+        Raises:
+            Corrupt: Parts are missing, and were not only replaced while they were read.
+        """
+        for pause in (*_PAUSES_SECONDS, None):
             hits = await self._connection.search(operation, self._alias, body)
-            await self._add_parts(operation, hits)
+            broken = await self._add_parts(operation, hits)
+            if broken is None or pause is None:
+                break
+            await anyio.sleep(pause)
+        if broken is not None:
+            raise Corrupt(
+                f"document {broken!r} lacks parts of its multi-vectors.\n  Index it again.",
+                backend=BACKEND,
+                operation=operation,
+            )
         return hits
 
-    async def _add_parts(self, operation: str, hits: Hits) -> None:
-        """Give the hits of long documents the blobs that are kept beside them."""
+    async def _add_parts(self, operation: str, hits: Hits) -> str | None:
+        """Give the hits of long documents the blobs of their parts; the id of one whose parts are missing."""
         split = [hit for hit in hits if PARTS in hit.get("fields", {})]
         names = [name for hit in split for name in hit["fields"][PARTS]]
         found: dict[str, list[str]] = {}
@@ -196,9 +217,12 @@ class Reader:
                 operation, self._alias, of_ids(some, blobs=[MULTIVECTOR_BLOB])
             )
             found |= {hit["_id"]: hit["fields"][MULTIVECTOR_BLOB] for hit in page}
-        self._check_found(names, found, operation)
+        for hit in split:
+            if not found.keys() >= set(hit["fields"][PARTS]):
+                return str(hit["_id"])
         for hit in split:
             hit["fields"][MULTIVECTOR_BLOB] = [text for name in hit["fields"][PARTS] for text in found[name]]
+        return None
 
     def note_rows(self, hits: Hits) -> None:
         """Remember how long the multi-vectors of these hits are, if they say so."""

@@ -2,15 +2,18 @@
 
 Elasticsearch refuses an operation of about 2 % of its heap (it counts five times its bytes against a tenth of it), so
 multi-vectors of more than ``PART_BYTES`` are kept in parts: documents of their own beside the document that names
-them. Parts are written first and under new ids, so a document never names a part that is not there, or not its own.
+them. Parts are written first and under new ids, so a document never names a part that is not there, or not its own;
+and of the parts only those are removed that the replaced version named, so that calls at the same time for one id never
+remove each other's.
 """
 
 from __future__ import annotations
 
 import functools
+import time
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any, Literal
 
 import anyio.to_thread
 import numpy as np
@@ -21,13 +24,16 @@ from m3_connectors.backends.elasticsearch.bodies import (
     PART_BYTES,
     delete_operation,
     index_operation,
+    part_name,
     part_operation,
     parts_of,
+    written_seconds,
 )
 from m3_connectors.backends.elasticsearch.bulk import Outcome, joined, write
 from m3_connectors.backends.elasticsearch.connection import Connection, segment
+from m3_connectors.backends.elasticsearch.mapping import PARTS
 from m3_connectors.backends.together import together
-from m3_connectors.documents import Document
+from m3_connectors.documents import Document, metadata_json
 from m3_connectors.embeddings import M3Embeddings
 from m3_connectors.errors import BackendError, InvalidInput
 
@@ -36,6 +42,9 @@ Refresh = Literal[True, False, "wait_for"]
 _BATCH_BYTES = 8 * 2**20
 _BATCHES_AT_ONCE = 2
 _IDS = 1000
+
+_ORPHANED_SECONDS = 3600.0
+"""Of this age, parts that no document names are a failed call's; younger ones may be those of a call at work."""
 
 
 class Writer:
@@ -58,6 +67,8 @@ class Writer:
             BackendError: The server failed.
         """
         parts = self._planned_parts(documents, embeddings)
+        # What a call at the same time makes of these ids after this is that call's to remove, or the next one's.
+        old = await self._named_parts([document.id for document in documents], "upsert")
         failed: dict[str, BackendError] = {}
         for i, names in parts.items():
             outcomes = await self._write_parts(documents[i].id, embeddings[i], names)
@@ -77,25 +88,18 @@ class Writer:
         whole = [i for i in range(len(documents)) if documents[i].id not in failed]
         batches = by_bytes(whole, sizes.__getitem__, _BATCH_BYTES)
         outcomes = await together([functools.partial(send, batch) for batch in batches], _BATCHES_AT_ONCE)
-        replaced = [
-            id for outcome in outcomes for id, result in outcome.results.items() if result == "updated"
-        ]
-        await self._end([*outcomes, Outcome({}, failed)], "upsert")
-        await self._remove_parts(
-            [*replaced, *(documents[i].id for i in parts)],
-            [name for names in parts.values() for name in names],
-            "upsert",
-        )
+        await self._end([*outcomes, Outcome({}, failed)], old, "upsert")
 
     async def delete(self, ids: Sequence[str]) -> int:
-        """Remove documents by distinct ids; how many were there."""
+        """Remove documents by distinct ids, and what failed calls left of them; how many were there."""
+        old = await self._named_parts(ids, "delete")
         outcomes = [
             await self._write({id: delete_operation(id) for id in part}, "delete")
             for part in by_count(ids, _IDS)
         ]
-        results = await self._end(outcomes, "delete")
+        results = await self._end(outcomes, old, "delete")
         deleted = [id for id, result in results.items() if result == "deleted"]
-        await self._remove_parts(deleted, [], "delete")
+        await self._sweep(deleted, {name for names in old.values() for name in names})
         return len(deleted)
 
     def _planned_parts(self, documents: Sequence[Document], embeddings: M3Embeddings) -> dict[int, list[str]]:
@@ -112,8 +116,8 @@ class Writer:
                 '  Split the text, or make the collection with Storage(long_documents="split"), which is exact.'
             )
         return {
-            i: [f"{name}-{part:04d}" for part in range(-(-int(counts[i]) // self._rows_per_part))]
-            for i, name in ((i, uuid.uuid4().hex) for i in long)
+            i: [part_name(version, part) for part in range(-(-int(counts[i]) // self._rows_per_part))]
+            for i, version in ((i, uuid.uuid4().hex) for i in long)
         }
 
     async def _write_parts(self, id: str, embeddings: M3Embeddings, names: Sequence[str]) -> list[Outcome]:
@@ -128,30 +132,59 @@ class Writer:
 
         return await together([functools.partial(send, part) for part in range(len(names))], _BATCHES_AT_ONCE)
 
-    async def _remove_parts(self, ids: Sequence[str], current: Sequence[str], operation: str) -> None:
-        """Remove all parts of these documents but the current ones."""
-        if "multivector" not in self._schema.components:
-            return
-        for some in by_count(ids, _IDS):
-            hits = await self._connection.search(operation, self._alias, parts_of(some, current))
-            if hits:
-                operations = {hit["_id"]: delete_operation(hit["_id"]) for hit in hits}
-                joined([await self._write(operations, operation)], operation)
+    @property
+    def _splits(self) -> bool:
+        """Whether documents of this collection may have parts."""
+        return "multivector" in self._schema.components and self._schema.storage.long_documents != "error"
+
+    async def _named_parts(self, ids: Sequence[str], operation: str) -> dict[str, list[str]]:
+        """The parts that documents name, by id, as last written: nothing here waits for a refresh."""
+        named: dict[str, list[str]] = {}
+        for some in by_count(ids if self._splits else (), _IDS):
+            answer: dict[str, Any] = await self._connection.request(
+                operation, "POST", f"/{segment(self._alias)}/_mget", {"ids": some}, _source_includes=PARTS
+            )
+            found = [doc for doc in answer["docs"] if doc.get("found")]
+            named |= {doc["_id"]: doc["_source"][PARTS] for doc in found if PARTS in doc.get("_source", {})}
+        return named
+
+    async def _sweep(self, ids: Sequence[str], removed: Collection[str]) -> None:
+        """Remove what calls that failed long ago left of documents that are gone."""
+        before = time.time() - _ORPHANED_SECONDS
+        for some in by_count(ids if self._splits else (), _IDS):
+            hits = await self._connection.search("delete", self._alias, parts_of(some, but=removed))
+            await self._remove(
+                [hit["_id"] for hit in hits if written_seconds(hit["_id"]) <= before], "delete"
+            )
+
+    async def _remove(self, names: Sequence[str], operation: str) -> None:
+        for some in by_count(names, _IDS):
+            joined([await self._write({name: delete_operation(name) for name in some}, operation)], operation)
 
     async def _write(self, operations: Mapping[str, bytes], operation: str) -> Outcome:
         params = {"refresh": "wait_for"} if self._refresh == "wait_for" else {}
         return await write(self._connection, self._alias, operations, operation, params)
 
-    async def _end(self, outcomes: list[Outcome], operation: str) -> dict[str, str]:
-        """The results of a whole call, once they can be searched."""
-        if self._refresh is True and any(outcome.results for outcome in outcomes):
+    async def _end(
+        self, outcomes: list[Outcome], old: Mapping[str, Sequence[str]], operation: str
+    ) -> dict[str, str]:
+        """The results of a whole call, once they can be searched and the old parts of what was written are gone."""
+        done = [id for outcome in outcomes for id in outcome.results]
+        if self._refresh is True and done:
             await self._connection.request(operation, "POST", f"/{segment(self._alias)}/_refresh")
+        await self._remove([name for id in done for name in old.get(id, ())], operation)
         return joined(outcomes, operation)
 
     def _sizes(self, documents: Sequence[Document], embeddings: M3Embeddings) -> list[int]:
         """About how many bytes each document takes in a bulk request."""
         # JSON takes 12 bytes for a float and 40 for a token in both its forms; base64 adds a third.
-        sizes = np.array([len(document.text.encode()) for document in documents])
+        # Metadata come as JSON and again as the terms, numbers and dates that filters ask.
+        sizes = np.array(
+            [
+                len(document.text.encode()) + 4 * len(metadata_json(document.metadata).encode())
+                for document in documents
+            ]
+        )
         sizes += 12 * self._schema.model.dimension
         if embeddings.sparse is not None:
             sizes += 40 * np.diff(embeddings.sparse.indptr)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,13 @@ from typing import Any
 import anyio
 import pytest
 
-from m3_connectors.backends.base import Storage
+from m3_connectors.backends.base import Backend, Storage
 from m3_connectors.backends.capabilities import Capability
 from m3_connectors.documents import Document
 from m3_connectors.embeddings import M3Embeddings
-from m3_connectors.errors import AlreadyExists, NotFound
+from m3_connectors.errors import AlreadyExists, Busy, NotFound
 from m3_connectors.methods import ALL, METHODS
+from m3_connectors.opening import open_or_create
 from m3_connectors.testing.agreement import compare_search, oracle_of, same_answer
 from m3_connectors.testing.conformance.suite import FLOAT32, POOLED, Suite, runs
 from m3_connectors.testing.worlds import make_world
@@ -32,6 +34,29 @@ class CollectionClauses(Suite):
             with pytest.raises(AlreadyExists):
                 await backend.create(world.schema)
             assert await backend.count() == 3
+
+    @runs
+    async def test_b01_of_several_that_start_together_one_creates_and_all_open(self, tmp_path: Path) -> None:
+        schema = make_world(11, documents=1).schema
+        several = [self.make_backend(tmp_path, "together") for _ in range(4)]
+        if Capability.PERSISTENT not in several[0].capabilities:
+            return  # each has a collection of its own
+        opened: list[Backend] = []
+
+        async def start(backend: Backend) -> None:
+            with contextlib.suppress(Busy):  # a store of one owner
+                assert await open_or_create(backend, schema) == schema
+                opened.append(backend)
+
+        async with anyio.create_task_group() as tasks:
+            for backend in several:
+                tasks.start_soon(start, backend)
+        assert opened
+        for backend in opened:
+            assert await backend.count() == 0
+        await opened[0].drop()
+        for backend in several:
+            await backend.close()
 
     @runs
     async def test_b02_open_reads_the_schema_or_says_there_is_none(self, tmp_path: Path) -> None:

@@ -1,0 +1,59 @@
+"""What a server's options may be, and where they come from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from m3_connectors.backends.capabilities import Capability
+from m3_connectors.backends.endpoint import Endpoint
+from m3_connectors.backends.registry import backend_for
+from m3_connectors.errors import InvalidInput
+
+URL = "elasticsearch+https://localhost"
+NAMES = ("API_KEY", "USERNAME", "PASSWORD", "CA_CERTS", "FINGERPRINT")
+
+
+def parsed(environment: dict[str, str], **options: Any) -> Endpoint:
+    endpoint, _ = Endpoint.parse(
+        URL, options, default_port=9200, environment=environment, declared=frozenset(Capability)
+    )
+    return endpoint
+
+
+def test_an_empty_variable_is_not_set() -> None:
+    assert parsed({f"M3_ELASTICSEARCH_{name}": "" for name in NAMES}) == parsed({})
+
+
+def test_the_environment_counts_where_no_option_is_given() -> None:
+    environment = {"M3_ELASTICSEARCH_FINGERPRINT": "ab" * 32}
+    assert parsed(environment).fingerprint == "ab" * 32
+    assert parsed(environment, fingerprint="cd" * 32).fingerprint == "cd" * 32
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"username": 5, "password": "p"}, "username is 5"),
+        ({"fingerprint": 5}, "fingerprint is 5"),
+        ({"ca_certs": True}, "ca_certs is True"),
+        ({"api_key": 5}, "api_key is int"),
+        ({"timeout_seconds": "5"}, "timeout_seconds is '5'"),
+    ],
+)
+def test_an_option_of_another_type_is_refused_by_name(options: dict[str, Any], says: str) -> None:
+    with pytest.raises(InvalidInput, match=says):
+        parsed({}, **options)
+
+
+@pytest.mark.parametrize("store", ["elasticsearch", "milvus", "qdrant"])
+def test_an_authority_that_is_no_such_file_is_refused_with_what_to_give(store: str, tmp_path: Path) -> None:
+    garbage = tmp_path / "garbage.pem"
+    garbage.write_text("nothing of the kind\n")
+    for path, why in ((tmp_path / "nope.pem", "No such file"), (garbage, "holds no certificate")):
+        with pytest.raises(
+            InvalidInput, match=rf"{path.name}.*{why}.*\n  Give the PEM file .*M3_{store.upper()}_CA"
+        ):
+            backend_for(f"{store}+https://localhost", "notes", {"ca_certs": str(path)})

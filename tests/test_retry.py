@@ -1,0 +1,82 @@
+"""How long a call goes on trying, and what is no deadline."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+import pytest
+
+from m3_connectors.backends.retry import Patience, retrying
+from m3_connectors.errors import InvalidInput, Throttled, Unavailable
+from m3_connectors.testing.conformance import runs
+
+WHERE = {"backend": "store", "operation": "search"}
+
+
+@pytest.mark.parametrize("asked", [3600.0, math.inf, math.nan])
+@runs
+async def test_a_wait_beyond_the_patience_is_not_begun_and_is_named(asked: float) -> None:
+    tries = 0
+
+    async def call() -> None:
+        nonlocal tries
+        tries += 1
+        raise Throttled("too much.", **WHERE, retry_after_seconds=asked)
+
+    started = time.monotonic()
+    with pytest.raises(
+        Throttled, match=rf"asks to wait {asked:g} s, more than total_seconds=1 leaves\.\n  Call"
+    ):
+        await retrying(Patience(total_seconds=1), call)
+    assert tries == 1
+    assert time.monotonic() - started < 0.5
+
+
+@runs
+async def test_a_wait_below_zero_is_none() -> None:
+    tries = 0
+
+    async def call() -> int:
+        nonlocal tries
+        tries += 1
+        if tries == 1:
+            raise Throttled("too much.", **WHERE, retry_after_seconds=-5.0)
+        return tries
+
+    assert await retrying(Patience(total_seconds=1), call) == 2
+
+
+@runs
+async def test_no_try_begins_after_the_total() -> None:
+    started = time.monotonic()
+    begun: list[float] = []
+
+    async def call() -> None:
+        begun.append(time.monotonic() - started)
+        raise Unavailable("nobody there.", **WHERE)
+
+    with pytest.raises(Unavailable, match=r"nobody there after \d tries in \d s\.$"):
+        await retrying(Patience(total_seconds=0.9, attempts=100), call)
+    assert len(begun) >= 2
+    assert begun[-1] < 1.0
+    assert time.monotonic() - started < 1.0
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"timeout_seconds": "5"}, "timeout_seconds is '5'"),
+        ({"timeout_seconds": math.nan}, "timeout_seconds is nan"),
+        ({"total_seconds": math.inf}, "total_seconds is inf"),
+        ({"total_seconds": 0}, "total_seconds is 0"),
+        ({"timeout_seconds": True}, "timeout_seconds is True"),
+        ({"attempts": 2.5}, "attempts is 2.5"),
+        ({"attempts": 0}, "attempts is 0"),
+        ({"attempts": None}, "attempts is None"),
+    ],
+)
+def test_what_is_no_deadline_is_refused_by_name(options: dict[str, Any], says: str) -> None:
+    with pytest.raises(InvalidInput, match=says):
+        Patience(**options)
