@@ -22,6 +22,7 @@ from m3_connectors.backends.milvus.naming import stored_name
 from m3_connectors.backends.registry import backend_for
 from m3_connectors.documents import Document
 from m3_connectors.errors import (
+    AlreadyExists,
     Busy,
     Corrupt,
     InvalidInput,
@@ -303,6 +304,55 @@ async def test_a_collection_that_is_not_ours_is_refused(tmp_path: Path) -> None:
 
 
 @runs
+async def test_creations_at_the_same_time_have_one_winner_and_it_keeps_what_it_wrote(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    world = make_world(39)
+    backends = [embedded(tmp_path) for _ in range(3)]
+    outcomes: list[str] = []
+
+    async def create(backend: MilvusBackend) -> None:
+        try:
+            await backend.create(world.schema)
+            outcomes.append("created")
+        except AlreadyExists:
+            outcomes.append("there")
+            await backend.open()
+
+    async with anyio.create_task_group() as group:
+        for backend in backends:
+            group.start_soon(create, backend)
+    assert sorted(outcomes) == ["created", "there", "there"]
+    assert "Traceback" not in caplog.text + "".join(capfd.readouterr())
+    await backends[0].upsert(world.documents, world.embeddings)
+    for backend in backends:
+        assert await backend.count() == len(world.documents)
+        await backend.close()
+
+
+@runs
+async def test_a_creation_that_comes_late_leaves_the_parts_of_the_first_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = make_world(40, documents=1, dimension=64)
+    long = unit_rows(np.random.default_rng(40).normal(size=(4_000, 64)))
+    embeddings = join([(unit_rows(np.ones((1, 64)))[0], {3: 0.5}, long)], world.schema.model)
+    first, late = embedded(tmp_path, max_row_bytes=2**18), embedded(tmp_path, max_row_bytes=2**18)
+    await first.create(world.schema)
+    await first.upsert(world.documents, embeddings)
+    with monkeypatch.context() as patched:
+        # It asked before the first one made it.
+        patched.setattr(MilvusClient, "has_collection", lambda *arguments, **options: False)
+        with pytest.raises(AlreadyExists):
+            await late.create(world.schema)
+    back = await first.vectors([world.documents[0].id])
+    assert back.multivectors is not None
+    assert len(back.multivectors[0]) == 4_000
+    await first.close()
+    await late.close()
+
+
+@runs
 async def test_an_interrupted_creation_is_mended_by_open(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -437,8 +487,8 @@ async def test_secrets_are_in_no_error(tmp_path: Path) -> None:
         await backend.open()
     assert "hunter2" not in f"{caught.value!r} {caught.value} {backend!r} {vars(backend)}"
     await backend.close()
-    missing = backend_for(
-        "milvus+https://127.0.0.1:1", "notes", {**fast, "ca_certs": str(tmp_path / "no.pem")}
-    )
     with pytest.raises(InvalidInput, match=r"no\.pem"):
-        await missing.open()
+        backend_for("milvus+https://127.0.0.1:1", "notes", {**fast, "ca_certs": str(tmp_path / "no.pem")})
+    with pytest.raises(InvalidInput, match="names no data directory") as caught:
+        backend_for("milvus://root:hunter2@db.example:19530", "notes")
+    assert "hunter2" not in f"{caught.value!r} {caught.value}"

@@ -11,6 +11,7 @@ from typing import Any
 
 import anyio
 import grpc
+import numpy as np
 import pytest
 from fault_stores import Case
 from pymilvus import MilvusClient
@@ -18,9 +19,11 @@ from pymilvus.exceptions import MilvusException
 
 from m3_connectors.backends.milvus.backend import MilvusBackend
 from m3_connectors.backends.milvus.errors import TooLarge, translated
+from m3_connectors.embeddings import M3Embeddings
 from m3_connectors.errors import (
     AlreadyExists,
     BackendError,
+    Corrupt,
     NotFound,
     PartialWrite,
     Rejected,
@@ -35,7 +38,7 @@ from m3_connectors.methods import ALL
 from m3_connectors.testing.conformance import runs
 from m3_connectors.testing.servers.milvus import MilvusServer
 from m3_connectors.testing.servers.start import Running
-from m3_connectors.testing.worlds import make_world
+from m3_connectors.testing.worlds import join, make_world, unit_rows
 
 WORLD = make_world(61, documents=40)
 PATIENCE = {"timeout_seconds": 30.0, "attempts": 4, "total_seconds": 60.0}
@@ -187,6 +190,8 @@ class _Call(grpc.RpcError):
         (MilvusException(1, "Unexpected error, message=<Cannot invoke RPC on closed channel!>"), Unavailable),
         (_Call(grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded"), TimedOut),
         (_Call(grpc.StatusCode.RESOURCE_EXHAUSTED, "received message larger than max"), TooLarge),
+        (_Call(grpc.StatusCode.RESOURCE_EXHAUSTED, "request is rejected, rate limit exceeded"), Throttled),
+        (MilvusException(1, "[Errno 17] File exists: 'notes'"), AlreadyExists),
         (_Call(grpc.StatusCode.UNAUTHENTICATED, "no"), Unauthorised),
         (_Call(grpc.StatusCode.PERMISSION_DENIED, "PrivilegeInsert"), Unauthorised),
         (_Call(grpc.StatusCode.UNIMPLEMENTED, "unknown method"), Rejected),
@@ -243,4 +248,86 @@ async def test_a_message_that_is_too_large_is_halved_and_a_row_that_is_too_large
         await backend.upsert(documents, WORLD.embeddings)
     assert set(caught.value.failed) == {documents[17].id}
     assert await backend.count() == 39
+    await backend.close()
+
+
+@runs
+async def test_a_part_that_is_refused_leaves_the_old_version_whole(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = make_world(64, documents=2, dimension=64)
+    rng = np.random.default_rng(64)
+
+    def version(seed_rows: int) -> M3Embeddings:
+        return join(
+            [
+                (unit_rows(rng.normal(size=(1, 64)))[0], {3: 0.5}, unit_rows(rng.normal(size=(rows, 64))))
+                for rows in (seed_rows, 3)
+            ],
+            world.schema.model,
+        )
+
+    backend = backend_at(url, max_row_bytes=2**18)
+    await backend.drop()
+    await backend.create(world.schema)
+    await backend.upsert(world.documents, version(4_000))
+    long, short = (document.id for document in world.documents)
+    before = await backend.vectors([long])
+    parts = backend._reads.layout.parts_name
+
+    async def parts_stored() -> set[str]:
+        rows = await backend._reads._connection.call(
+            "count", "query", parts, filter='key != ""', output_fields=["key"]
+        )
+        return {row["key"] for row in rows}
+
+    stored_before = await parts_stored()
+    real = MilvusClient.upsert
+
+    def narrow(self: MilvusClient, collection: str, data: list[dict[str, Any]], **options: Any) -> Any:
+        # The last part of the document only: the others pass.
+        if collection == parts and any(row["key"].endswith(".2") for row in data):
+            raise _Call(grpc.StatusCode.RESOURCE_EXHAUSTED, "received message larger than max")
+        return real(self, collection, data=data, **options)
+
+    new = [dataclasses.replace(document, text="new") for document in world.documents]
+    with monkeypatch.context() as patched:
+        patched.setattr(MilvusClient, "upsert", narrow)
+        with pytest.raises(PartialWrite) as caught:
+            await backend.upsert(new, version(4_000))
+    assert set(caught.value.failed) == {long}
+    assert await backend.fetch([long, short]) == [world.documents[0], new[1]]
+    back = await backend.vectors([long])
+    assert before.multivectors is not None
+    assert back.multivectors is not None
+    np.testing.assert_array_equal(back.multivectors[0], before.multivectors[0])
+    assert await parts_stored() == stored_before
+
+    # And one whose parts are lost is named, not the one beside it.
+    await backend._reads._connection.call("delete", "delete", parts, filter='key != ""', write=True)
+    with pytest.raises(Corrupt, match=f"document {long!r}"):
+        await backend.vectors([short, long])
+    await backend.close()
+
+
+@runs
+async def test_texts_come_in_pieces_and_an_answer_that_is_too_large_is_halved(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = await stored(url)
+    real = MilvusClient.query
+    limits = []
+
+    def narrow(self: MilvusClient, *arguments: Any, limit: int = 0, **options: Any) -> Any:
+        limits.append(limit)
+        if limit > 11:
+            raise _Call(grpc.StatusCode.RESOURCE_EXHAUSTED, "received message larger than max")
+        return real(self, *arguments, limit=limit, **options)
+
+    monkeypatch.setattr(MilvusClient, "query", narrow)
+    ids = [document.id for document in WORLD.documents]
+    assert await backend.fetch(ids) == list(WORLD.documents)
+    limits.clear()
+    await backend.fetch([f"absent-{i}" for i in range(300)])
+    assert max(limits) == 256
     await backend.close()

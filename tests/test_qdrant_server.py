@@ -309,6 +309,40 @@ async def test_writes_are_cut_by_bytes_and_applied_when_they_return(fake: FakeQd
 
 
 @runs
+async def test_vectors_are_read_one_long_document_at_a_time(fake: FakeQdrant) -> None:
+    world = make_world(51, documents=9)
+    backend = await filled(fake, world)
+    fake.requests.clear()
+    ids = [document.id for document in world.documents]
+    back = await backend.vectors([*ids, ids[0]])
+    assert len(back) == 10
+    assert [len(request.body.ids) for request in fake.named("retrieve")] == [1] * 9
+    await backend.close()
+
+
+@runs
+async def test_a_candidate_deleted_in_between_is_no_answer(fake: FakeQdrant) -> None:
+    world = make_world(52)
+    backend = await filled(fake, world)
+    propose = backend._propose
+    gone: list[str] = []
+
+    async def candidates_then_deletion(*arguments: object) -> object:
+        ids, known = await propose(*arguments)  # type: ignore[arg-type]
+        if not gone:
+            gone.append(ids[0])
+            await backend.delete(gone)
+        return ids, known
+
+    backend._propose = candidates_then_deletion  # type: ignore[method-assign, assignment]
+    hits = await backend.search(world.queries[0], ALL, len(world.documents))
+    assert len(hits) == len(world.documents) - 1
+    assert gone[0] not in {hit.id for hit in hits}
+    assert all(np.isfinite(hit.score) for hit in hits)
+    await backend.close()
+
+
+@runs
 async def test_what_is_too_large_is_halved(fake: FakeQdrant) -> None:
     world = make_world(47, documents=8)
     backend = backend_on(fake)

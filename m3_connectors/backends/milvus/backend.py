@@ -29,6 +29,7 @@ from m3_connectors.backends.milvus.server import nothing_there, server_info
 from m3_connectors.backends.milvus.writing import Writer
 from m3_connectors.backends.retry import Patience
 from m3_connectors.backends.together import together
+from m3_connectors.backends.urls import shown
 from m3_connectors.documents import Document
 from m3_connectors.embeddings import Component, Float32, M3Embeddings
 from m3_connectors.errors import AlreadyExists, InvalidInput, NotFound
@@ -51,6 +52,9 @@ _TRIES = 8
 """Of a search while others delete."""
 
 _TEXTS = ["text", "metadata"]
+_DOCUMENTS_AT_ONCE = 256
+"""Whole texts in one answer."""
+
 _FETCHED_RATHER_THAN_SEARCHED = 64
 """Up to so many missing scores it is faster to fetch the vectors than to search among the ids."""
 
@@ -110,7 +114,7 @@ class MilvusBackend(Backend):
             path = url.removeprefix("milvus:")
             if not path or path.startswith("//"):
                 raise InvalidInput(
-                    f"{url!r} names no data directory: use milvus:./data.db.\n"
+                    f"{shown(url)!r} names no data directory: use milvus:./data.db.\n"
                     f"  A server is milvus+http://HOST:{_PORT}."
                 )
             left = dict(options)
@@ -148,19 +152,22 @@ class MilvusBackend(Backend):
             )
         layout = Layout(schema, name, not connection.is_lite, self._new_index(connection))
         if layout.has_parts:
-            # Left over from a drop that did not come to its end.
-            await connection.call("create", "drop_collection", layout.parts_name)
-            await connection.call(
-                "create",
-                "create_collection",
-                layout.parts_name,
-                schema=layouts.part_fields(),
-                consistency_level="Strong",
-            )
+            # They may be there: of a drop that did not come to its end, or of another process that creates the same
+            # now. Dropping them would take its documents; what is left over of old ones is never asked for.
+            with contextlib.suppress(AlreadyExists):
+                await connection.call(
+                    "create",
+                    "create_collection",
+                    layout.parts_name,
+                    write=True,
+                    schema=layouts.part_fields(),
+                    consistency_level="Strong",
+                )
         await connection.call(
             "create",
             "create_collection",
             name,
+            write=True,
             schema=layouts.document_fields(layout, self.collection),
             properties=layouts.properties(schema, self.collection) if connection.is_lite else None,
             consistency_level="Strong",
@@ -193,7 +200,10 @@ class MilvusBackend(Backend):
         if await connection.call("open", "list_indexes", name):
             return True
         # Not waiting: the collection is empty, and pymilvus sleeps half a second for each.
-        await connection.call("create", "create_index", name, index_params=indexes, sync=False)
+        with contextlib.suppress(AlreadyExists):
+            await connection.call(
+                "create", "create_index", name, write=True, index_params=indexes, sync=False
+            )
         return False
 
     def _new_index(self, connection: Connection) -> str:
@@ -262,7 +272,7 @@ class MilvusBackend(Backend):
 
     async def _fetch(self, ids: Sequence[str]) -> list[Document | None]:
         keys = [key_of(id) for id in ids]
-        rows = await self._reads.rows("fetch", keys, _TEXTS)
+        rows = await self._reads.rows("fetch", keys, _TEXTS, at_once=_DOCUMENTS_AT_ONCE)
         found = {key: document_of(row) for key, row in rows.items()}
         return [found.get(key) for key in keys]
 

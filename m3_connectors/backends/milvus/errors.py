@@ -65,6 +65,7 @@ _BY_WORDS: tuple[tuple[str, type[BackendError]], ...] = (
     ("disk quota", StorageFull),
     ("disk limit", StorageFull),
     ("already exist", AlreadyExists),
+    ("file exists", AlreadyExists),  # milvus-lite, of two creations at the same time
     ("auth check failure", Unauthorised),
     ("unauthenticated", Unauthorised),
     ("permission deny", Unauthorised),
@@ -104,6 +105,8 @@ def translated(error: Exception, operation: str, where: str) -> BackendError:
     kind: type[BackendError] | None = None
     if isinstance(code, grpc.StatusCode):
         kind = _BY_STATUS.get(code)
+        if kind is TooLarge and "rate limit" in words.lower():
+            kind = Throttled  # gRPC has one status for both
     if kind is None:
         kind = next((found for text, found in _BY_WORDS if text in words.lower()), None)
     if kind is None and isinstance(code, int):

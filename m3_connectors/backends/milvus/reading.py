@@ -13,7 +13,7 @@ import numpy as np
 
 from m3_connectors.backends.chunks import by_bytes, by_count
 from m3_connectors.backends.milvus.client import Connection
-from m3_connectors.backends.milvus.errors import BACKEND
+from m3_connectors.backends.milvus.errors import BACKEND, TooLarge
 from m3_connectors.backends.milvus.filters import EVERYTHING
 from m3_connectors.backends.milvus.layout import Layout
 from m3_connectors.backends.milvus.naming import id_of, keys_in
@@ -64,21 +64,31 @@ class Reader:
     # -- rows
 
     async def rows(
-        self, operation: str, keys: Iterable[str], fields: Sequence[str], collection: str | None = None
+        self,
+        operation: str,
+        keys: Iterable[str],
+        fields: Sequence[str],
+        collection: str | None = None,
+        at_once: int = _KEYS_AT_ONCE,
     ) -> dict[str, Row]:
-        """The stored ones of these keys, with ``key`` and the fields."""
+        """The stored ones of these keys, with ``key`` and the fields, ``at_once`` in one answer."""
         found: dict[str, Row] = {}
-        for some in by_count(list(dict.fromkeys(keys)), _KEYS_AT_ONCE):
-            found |= await self._connection.call(
-                operation,
-                "query",
-                collection or self.layout.name,
-                filter=keys_in(some),
-                output_fields=["key", *fields],
-                limit=len(some),
-                consistency_level="Strong",
-                then=lambda answer: {row["key"]: row for row in map(dict, answer)},
-            )
+        for some in by_count(list(dict.fromkeys(keys)), at_once):
+            try:
+                found |= await self._connection.call(
+                    operation,
+                    "query",
+                    collection or self.layout.name,
+                    filter=keys_in(some),
+                    output_fields=["key", *fields],
+                    limit=len(some),
+                    consistency_level="Strong",
+                    then=lambda answer: {row["key"]: row for row in map(dict, answer)},
+                )
+            except TooLarge:
+                if len(some) == 1:
+                    raise
+                found |= await self.rows(operation, some, fields, collection, (len(some) + 1) // 2)
         return found
 
     async def pages(
@@ -248,6 +258,7 @@ class Reader:
     async def _packed(self, operation: str, rows: Mapping[str, Row]) -> list[list[str]]:
         """The elements of each row's multi-vector; those of long documents are read from their parts."""
         keys = list(rows)
+        torn = ""
         for _ in range(3):
             wanted = [part for row in rows.values() for part in part_keys(row)]
             parts = (
@@ -261,9 +272,10 @@ class Reader:
                     ]
                     for row in rows.values()
                 ]
+            torn = next(key for key, row in rows.items() if not parts.keys() >= set(part_keys(row)))
             # Replaced between the two requests: its new version has other parts.
             rows = await self.existing(operation, keys, _PACKED)
-        raise _corrupt(keys[0], "parts of its multi-vector are missing", operation)
+        raise _corrupt(torn, "parts of its multi-vector are missing", operation)
 
     # -- searches
 

@@ -44,12 +44,23 @@ class Writer:
         """
         refused: dict[str, str] = {}
         for batch in by_bytes(entities, lambda entity: entity.size_bytes, self._batch_bytes):
-            old = await self._old_parts([entity.row["key"] for entity in batch])
-            parts = [part for entity in batch for part in entity.parts]
-            for some in by_bytes(parts, _part_bytes, self._batch_bytes):
-                await self._send(self._layout.parts_name, some, refused)
-            await self._send(self._layout.name, [entity.row for entity in batch], refused)
-            await self._delete_keys(self._layout.parts_name, old)
+            old = await self._parts_of([entity.row["key"] for entity in batch])
+            new = {entity.row["key"]: [part["key"] for part in entity.parts] for entity in batch}
+            owners = {part: key for key, parts in new.items() for part in parts}
+            failed: dict[str, str] = {}
+            for some in by_bytes(
+                [p for entity in batch for p in entity.parts], _part_bytes, self._batch_bytes
+            ):
+                failed |= {
+                    owners[part]: why
+                    for part, why in (await self._send(self._layout.parts_name, some)).items()
+                }
+            # An entity whose parts are not all there is not written: its old version stays whole.
+            whole = [entity.row for entity in batch if entity.row["key"] not in failed]
+            failed |= await self._send(self._layout.name, whole)
+            useless = [part for key in new for part in (new if key in failed else old).get(key, ())]
+            await self._delete_keys(self._layout.parts_name, useless)
+            refused |= {id_of(key): why for key, why in failed.items()}
             self._unflushed_rows += len(batch)
             if self._unflushed_rows >= _FLUSH_ROWS:
                 await self.settle()
@@ -86,23 +97,26 @@ class Writer:
             await self._connection.call("flush", "flush", self._layout.name, write=True)
         self._unflushed_rows = 0
 
-    async def _old_parts(self, keys: Sequence[str]) -> list[str]:
+    async def _parts_of(self, keys: Sequence[str]) -> dict[str, list[str]]:
+        """Keys of the parts of each stored document."""
         if not self._layout.has_parts:
-            return []
+            return {}
         rows = await self._reader.rows("upsert", keys, ["version", "parts"])
-        return [part for row in rows.values() for part in part_keys(row)]
+        return {key: part_keys(row) for key, row in rows.items()}
 
-    async def _send(self, collection: str, rows: list[dict[str, Any]], refused: dict[str, str]) -> None:
-        """Write rows, in halves where the server says they are too large for one message."""
+    async def _send(self, collection: str, rows: list[dict[str, Any]]) -> dict[str, str]:
+        """Write rows, in halves where the server says they are too large for one message; why it refused a key."""
+        if not rows:
+            return {}
         try:
             await self._write("upsert", collection, data=rows)
         except TooLarge as error:
             if len(rows) == 1:
-                refused[id_of(rows[0]["key"])] = str(error)
-                return
+                return {rows[0]["key"]: str(error)}
             middle = len(rows) // 2
-            await self._send(collection, rows[:middle], refused)
-            await self._send(collection, rows[middle:], refused)
+            first = await self._send(collection, rows[:middle])
+            return first | await self._send(collection, rows[middle:])
+        return {}
 
     async def _delete_keys(self, collection: str, keys: Sequence[str]) -> None:
         for some in by_count(keys, _KEYS_AT_ONCE):

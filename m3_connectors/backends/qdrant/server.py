@@ -6,6 +6,7 @@ server's own; a document whose multi-vector had to be split is scored row by row
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -14,7 +15,7 @@ from typing import Any, ClassVar, get_args
 import numpy as np
 from qdrant_client import models
 
-from m3_connectors.backends.base import Backend, Known, Ranking, Schema
+from m3_connectors.backends.base import Backend, Known, Ranking, Schema, ScoredId
 from m3_connectors.backends.capabilities import Capability, ServerInfo
 from m3_connectors.backends.chunks import by_bytes, by_count
 from m3_connectors.backends.endpoint import Endpoint
@@ -40,6 +41,7 @@ from m3_connectors.backends.qdrant.server_points import check_found, distinct_po
 from m3_connectors.backends.qdrant.server_scoring import ExactScores
 from m3_connectors.backends.qdrant.server_wire import Ask, Found, Record
 from m3_connectors.backends.qdrant.server_writing import write
+from m3_connectors.backends.together import together
 from m3_connectors.documents import Document
 from m3_connectors.embeddings import Component, Float32, M3Embeddings
 from m3_connectors.errors import (
@@ -49,12 +51,16 @@ from m3_connectors.errors import (
     NotFound,
 )
 from m3_connectors.filters import Filter
-from m3_connectors.methods import rank
+from m3_connectors.methods import Method, rank
 
 _OPTIONS = ("transport", "grpc_port", "indexes", "shards", "allow_unencrypted_key")
 _IDS_AT_ONCE = 1000
 _DOCUMENTS_AT_ONCE = 256
-_VECTORS_AT_ONCE = 16
+_VECTORS_AT_ONCE = 4
+"""Requests for one document each: a long one's rows take 32 MB, and nothing says before how many it has."""
+
+_TRIES = 8
+"""Of a search while others delete."""
 
 
 class QdrantBackend(Backend):
@@ -261,9 +267,13 @@ class QdrantBackend(Backend):
     async def _vectors(self, ids: Sequence[str]) -> M3Embeddings:
         layout = self._opened()
         found: dict[str, Mapping[str, Any]] = {}
-        for points in by_count(distinct_points(ids), _VECTORS_AT_ONCE):
+
+        async def read(points: Sequence[str]) -> None:
             for record in await self._records(points, "vectors", vectors=True):
                 found[record.point] = record.vectors
+
+        runs = by_count(distinct_points(ids), 1 if layout.multivectors else _DOCUMENTS_AT_ONCE)
+        await together([functools.partial(read, run) for run in runs], _VECTORS_AT_ONCE)
         check_found(ids, found, "vectors")
         return layout.embeddings([found[point_of(id)] for id in ids])
 
@@ -329,6 +339,15 @@ class QdrantBackend(Backend):
         check_found(ids, found, "score")
         return np.array([found[point_of(id)] for id in ids], dtype=np.float32)
 
+    async def _search(
+        self, query: M3Embeddings, method: Method, k: int, filter: Filter | None, exact: bool
+    ) -> list[ScoredId]:
+        for _ in range(_TRIES - 1):
+            # A candidate that is deleted before it is scored is no answer, and no error either: ask again, without it.
+            with contextlib.suppress(NotFound):
+                return await super()._search(query, method, k, filter, exact)
+        return await super()._search(query, method, k, filter, exact)
+
     async def _complete(
         self,
         components: Sequence[Component],
@@ -339,16 +358,15 @@ class QdrantBackend(Backend):
         missing = {name: [id for id in ids if id not in known.get(name, {})] for name in components}
         wanted = {name: distinct_points(some) for name, some in missing.items() if some}
         found = await self._exact_scores(query).of(wanted)
+        for name, some in missing.items():
+            # The ids are candidates, so they were there: without a sparse score there is no shared token, and
+            # without another one the document was deleted in between.
+            if name != "sparse":
+                check_found(some, found.get(name, {}), "search")
 
         def score(name: Component, id: str) -> np.float32 | float:
             seen = known.get(name, {})
-            # The ids are candidates, so they were there: without a sparse score there is no shared token, and
-            # without another one the document was deleted in between and ranks last.
-            return (
-                seen[id]
-                if id in seen
-                else found[name].get(point_of(id), 0.0 if name == "sparse" else -np.inf)
-            )
+            return seen[id] if id in seen else found[name].get(point_of(id), 0.0)
 
         return {name: np.array([score(name, id) for id in ids], dtype=np.float32) for name in components}
 

@@ -93,13 +93,12 @@ class Connection:
             _check_version(info.version, self.url)
             self._wire = await self._grpc_wire(info.version) or RestWire(self._client, self._collection)
 
-    async def call(self, operation: str, call: Callable[[], Awaitable[T]], *, again: bool = True) -> T:
+    async def call(self, operation: str, call: Callable[[], Awaitable[T]]) -> T:
         """The answer of one request, each try with its deadline.
 
         Args:
             operation: What is being done, for errors.
-            call: Makes the request.
-            again: Whether it may be tried again: everything may that changes nothing when repeated.
+            call: Makes the request; it must be safe to repeat.
 
         Raises:
             BackendError: The last failure.
@@ -111,7 +110,7 @@ class Connection:
                 with anyio.fail_after(patience.timeout_seconds):
                     return await call()
 
-        return await retrying(patience, once) if again else await once()
+        return await retrying(patience, once)
 
     async def close(self) -> None:
         """Close both clients; a later ``connect`` makes new ones."""
