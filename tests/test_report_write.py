@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from m3_connectors.bench import run as running
 from m3_connectors.bench.scenario import read_scenario
 from m3_connectors.cli.app import main
-from m3_connectors.report.write import write_report
+from m3_connectors.report.write import FILES, write_report
 
 
 def measure(out: Path, store: str = "s") -> None:
@@ -68,3 +69,16 @@ def test_a_killed_benchmark_is_warned_of_and_the_others_are_reported(
     assert "and run it again" in (tmp_path / "report" / "report.html").read_text()
     assert main(["report", str(tmp_path)]) == 0
     assert f"{tmp_path / 'killed'} cannot be read" in " ".join(capsys.readouterr().err.split("\n"))
+
+
+def test_a_figure_of_what_is_no_longer_there_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    measure(tmp_path / "old")
+    measure(tmp_path / "new")
+    before = write_report(tmp_path)
+    own = tmp_path / "report" / "notes.txt"
+    own.write_text("mine")
+    shutil.rmtree(tmp_path / "old")
+    after = write_report(tmp_path)
+    assert any("-old." in path.name for path in before.files)
+    there = {path for path in (tmp_path / "report").iterdir() if path.name != FILES}
+    assert there == {*after.files, own}

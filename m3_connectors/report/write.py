@@ -21,6 +21,9 @@ from m3_connectors.report.style import Plot
 from m3_connectors.report.table import Table
 from m3_connectors.report.tables import incomplete_table, quality_tables
 
+FILES = "files.json"
+"""Names of what the report wrote beside it: the next one removes those that it does not write itself."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Report:
@@ -159,4 +162,16 @@ def _write(
         evaluation.write_text(target / f"{plot.name}.svg", plot.svg)
         (target / f"{plot.name}.png").write_bytes(plot.png)
     written = [*files, *(f"{plot.name}.{ending}" for plot in plots for ending in ("svg", "png"))]
+    for name in _listed(target) - set(written):
+        (target / name).unlink(missing_ok=True)
+    evaluation.write_text(target / FILES, json.dumps(sorted(written), indent=1) + "\n")
     return tuple(target / name for name in written)
+
+
+def _listed(target: Path) -> set[str]:
+    """The files of the report that is there; only names, whatever the list says: nothing elsewhere is removed."""
+    try:
+        names = json.loads((target / FILES).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return set()
+    return {name for name in names if isinstance(name, str) and name and Path(name).name == name}
