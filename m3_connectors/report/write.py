@@ -61,9 +61,9 @@ def write_report(root: Path, out: Path | None = None) -> Report:
     benchmarks = _named(bench.find_folders(root), root)
     summaries: dict[str, dict[str, Any]] = {}
     unreadable: dict[str, str] = {}
-    for name, folder in benchmarks.items():
+    for name, measured in benchmarks.items():
         try:
-            summaries[name] = folder.summary()
+            summaries[name] = measured.summary()
         except InvalidInput as error:  # One that was killed must not hide all others.
             unreadable[name] = str(error)
     folders = evaluation.find_folders(root) if not benchmarks or any(root.rglob(evaluation.RECORD)) else []
