@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,9 @@ from m3_connectors.encoder.encoder import M3Encoder
 from m3_connectors.testing.checkpoints import write_checkpoint
 from m3_connectors.testing.servers import CannotStart
 from m3_connectors.testing.servers.start import Running, StoreName, start
+
+# A shell that starts a job in the background has it ignore Ctrl-C, and its children too: tests send it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 COMPOSE = Path(__file__).parents[1] / "docker" / "compose.yaml"
 _MUST_RUN_IN_CI: tuple[StoreName, ...] = ("milvus", "elasticsearch")
