@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import gc
 import os
@@ -109,6 +110,21 @@ async def test_the_server_says_what_it_is(live: _Live) -> None:
     assert info.version[0] in "89"
     assert info.details["licence"]
     assert not [remark for remark in info.remarks if remark.is_problem]
+    await backend.close()
+
+
+@runs
+async def test_a_scan_left_in_its_middle_opens_nothing_after_close(live: _Live) -> None:
+    world = make_world(3)
+    backend = live.backend()
+    await backend.create(world.schema)
+    await backend.upsert(world.documents, world.embeddings)
+    async for _ in backend.scan_ids():
+        break
+    await backend.close()
+    await asyncio.get_running_loop().shutdown_asyncgens()
+    assert [node.session for node in backend._connection._client.transport.node_pool.all()] == [None]
+    await backend.drop()
     await backend.close()
 
 

@@ -62,6 +62,8 @@ class Connection:
         self.endpoint = endpoint
         self.url = endpoint.url
         self._client = _client(endpoint)
+        self.closed = False
+        """Nothing is open: a request would begin a session that nobody closes again."""
         # Waiting for a free connection would count as the server's time.
         self._connections = anyio.CapacityLimiter(_CONNECTIONS)
 
@@ -78,6 +80,7 @@ class Connection:
         Raises:
             BackendError: It failed, for good or after all retries.
         """
+        self.closed = False
         content = encoded(body) if isinstance(body, Mapping) else body
         json = not isinstance(body, bytes)
 
@@ -128,7 +131,8 @@ class Connection:
         return hits
 
     async def close(self) -> None:
-        """Close all connections; safe to call twice."""
+        """Close all connections; safe to call twice, and a request after it opens them again."""
+        self.closed = True
         await self._client.close()
 
 

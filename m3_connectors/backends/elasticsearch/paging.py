@@ -50,6 +50,8 @@ async def pages(
                 return
             pit, after = answer["pit_id"], hits[-1]["sort"]
     finally:
-        # It would end by itself; a server that has gone needs no such request, and a cancelled caller no wait.
-        with anyio.move_on_after(5, shield=True), contextlib.suppress(BackendError):
-            await connection.once(operation, "DELETE", "/_pit", {"id": pit})
+        # It would end by itself; a server that has gone needs no such request, and a cancelled caller no wait. A scan
+        # that is left in its middle may end as late as its event loop, after the connection.
+        if not connection.closed:
+            with anyio.move_on_after(5, shield=True), contextlib.suppress(BackendError):
+                await connection.once(operation, "DELETE", "/_pit", {"id": pit})
