@@ -28,6 +28,7 @@ from m3_connectors.report.style import Plot
 from m3_connectors.report.table import Column, Table
 
 SVG = "{http://www.w3.org/2000/svg}"
+NOTHING_VOID: dict[str, Any] = {"loads": []}
 METHODS = ("dense", "sparse", "multi_vec", "dense_sparse", "all")
 
 
@@ -98,6 +99,7 @@ def summary(p50: dict[str, float]) -> dict[str, Any]:
                 "load": load,
                 "method": method,
                 "answered": 100,
+                "void": [],
                 "latency_seconds": {"p50": seconds * factor * (i + 1), "p95": seconds * factor * (i + 2)},
             }
             for store, seconds in p50.items()
@@ -169,11 +171,24 @@ def test_the_same_files_give_the_same_figures(folders: list[EvaluationFolder]) -
 
 
 def test_latency_leaves_out_warm_up_and_errors_and_has_a_panel_for_each_load() -> None:
-    plot = latency_plot("three stores", requests({"edge": 0.002, "slow": 0.02}))
+    plot = latency_plot("three stores", requests({"edge": 0.002, "slow": 0.02}), NOTHING_VOID)
     assert plot is not None
     assert {"closed-1, 1,000 documents", "closed-8, 1,000 documents", "edge", "slow"} <= texts(plot)
     rows = requests({"edge": 0.002})
-    assert latency_plot("nothing", rows.slice(0, 10)) is None  # warm-up only
+    assert latency_plot("nothing", rows.slice(0, 10), NOTHING_VOID) is None  # warm-up only
+
+
+def test_void_loads_are_in_no_figure() -> None:
+    broken = summary({"edge": 0.001, "slow": 0.01})
+    for load in broken["loads"]:
+        load["void"] = ["3 requests failed"] if load["store"] == "slow" else []
+    plot = latency_plot("two stores", requests({"edge": 0.002, "slow": 0.02}), broken)
+    assert plot is not None
+    assert "slow" not in texts(plot)
+    assert "void" in plot.caption
+    methods = method_plot("two stores", broken)
+    assert methods is not None
+    assert "slow" not in texts(methods)
 
 
 def test_methods_and_cost_take_the_lightest_load(folders: list[EvaluationFolder]) -> None:
@@ -238,7 +253,7 @@ def chromium() -> str:
 def test_a_browser_draws_every_figure(chromium: str, folders: list[EvaluationFolder], tmp_path: Path) -> None:
     plots = [
         *quality_plots(folders),
-        latency_plot("three stores", requests({"edge": 0.002, "slow": 0.02})),
+        latency_plot("three stores", requests({"edge": 0.002, "slow": 0.02}), NOTHING_VOID),
         method_plot("three stores", summary({"edge": 0.001, "slow": 0.01})),
         quality_against_cost(folders, {"three stores": summary({"edge": 0.001})}),
     ]

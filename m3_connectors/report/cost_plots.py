@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,17 +19,19 @@ if TYPE_CHECKING:
 _MILLISECONDS = 1000.0
 
 
-def latency_plot(name: str, requests: pa.Table) -> Plot | None:
+def latency_plot(name: str, requests: pa.Table, summary: Mapping[str, Any]) -> Plot | None:
     """Which share of the requests took longer than a time: a panel for each load and size, a line for each store.
 
     Args:
         name: Of the benchmark.
         requests: Raw rows (``bench.rows.RequestRow``).
+        summary: ``bench.summary.summarise``; void loads are left out.
 
     Returns:
         None without an answered request.
     """
-    rows = _measured(requests)
+    void = {_key(load) for load in summary["loads"] if load["void"]}
+    rows = _measured(requests, void)
     if not rows["store"]:
         return None
     loads = list(dict.fromkeys(rows["load"]))
@@ -61,6 +63,7 @@ def latency_plot(name: str, requests: pa.Table) -> Plot | None:
         caption = (
             f"{name}: share of the answered requests (all methods of the mix) that took longer than a time, from the "
             "moment that each was meant to be sent. Both axes are logarithmic: 10⁻² is the 99th percentile."
+            + (_VOID if void else "")
         )
         return finish(canvas, f"latency-{_slug(name)}", f"Latency: {name}", caption)
 
@@ -164,25 +167,34 @@ def quality_against_cost(
         return finish(canvas, "quality-against-cost", "Quality against cost", caption)
 
 
-def _measured(requests: pa.Table) -> dict[str, list[Any]]:
-    """Columns of the answered requests that were measured, with their latencies in seconds."""
+_VOID = " Loads whose numbers are void are left out."
+
+
+def _key(load: Mapping[str, Any]) -> tuple[str, int, str]:
+    return load["store"], load["documents"], load["load"]
+
+
+def _measured(requests: pa.Table, void: Collection[tuple[str, int, str]]) -> dict[str, list[Any]]:
+    """Columns of the answered requests that were measured and count, with their latencies in seconds."""
     names = ("phase", "error", "store", "documents", "load", "intended_seconds", "end_seconds")
     kept = [
         (store, documents, load, end - intended)
         for phase, error, store, documents, load, intended, end in zip(
             *(requests[name].to_pylist() for name in names), strict=True
         )
-        if phase == "measured" and error is None and end is not None
+        if phase == "measured" and error is None and end is not None and (store, documents, load) not in void
     ]
     columns = list(zip(*kept, strict=True)) if kept else [()] * 4
     return dict(zip(("store", "documents", "load", "latency"), map(list, columns), strict=True))
 
 
 def _lightest(summary: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The rows of each store's and size's first load that has latencies."""
+    """The rows of each store's and size's first load that has latencies and is not void."""
     first: dict[tuple[str, int], str] = {}
     rows = [
-        load for load in summary["loads"] if load["answered"] and load["latency_seconds"]["p50"] is not None
+        load
+        for load in summary["loads"]
+        if load["answered"] and load["latency_seconds"]["p50"] is not None and not load["void"]
     ]
     for load in rows:
         first.setdefault((load["store"], load["documents"]), load["load"])

@@ -125,7 +125,7 @@ def _quality(
 def _cost(name: str, folder: bench.BenchFolder, summary: Mapping[str, object]) -> Section:
     machine = folder.record["environment"]
     corpus = folder.record["scenario"]["corpus"]
-    plots = (latency_plot(name, folder.requests()), method_plot(name, summary))
+    plots = (latency_plot(name, folder.requests(), summary), method_plot(name, summary))
     return Section(
         f"Cost: {name}",
         (*cost_tables(name, summary), *(plot for plot in plots if plot is not None)),
