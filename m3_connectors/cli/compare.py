@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from m3_connectors.cli.console import one_line, out, plural, print_json, print_table
+from m3_connectors.cli.console import COMPONENT_LABELS, one_line, out, plural, print_json, print_table
 from m3_connectors.cli.options import Debug, Json, at_least
 from m3_connectors.embeddings import COMPONENTS
 
@@ -23,8 +23,6 @@ _SHOWN_QUERIES = 3
 
 _SHOWN_DOCUMENTS = 3
 """Relevant documents of a query that a person gets to see; ``--json`` has them all."""
-
-_LABELS = {"dense": "dense", "sparse": "sparse", "multivector": "multi"}
 
 
 def compare(
@@ -170,7 +168,7 @@ def _sum(ranking: Ranking, standing: Standing) -> str:
     if not standing.candidate:
         return f"in no list: {' and '.join(f'{name} {depth:,}' for name, depth in depths.items())} deep"
     parts = [
-        (f"{_LABELS[name]} {score:.3f} × {weight:g}", score * weight)
+        (f"{COMPONENT_LABELS[name]} {score:.3f} × {weight:g}", score * weight)
         for name, weight in zip(COMPONENTS, weights, strict=True)
         if weight and (score := getattr(standing.scores, name)) is not None
     ]

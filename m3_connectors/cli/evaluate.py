@@ -20,9 +20,16 @@ from m3_connectors.cli.console import err, out, plural, print_json, print_table,
 from m3_connectors.cli.opening import MISMATCH_ADVICE, advice, check_length, choose_encoder
 from m3_connectors.cli.options import (
     WEIGHTED,
+    DataDir,
+    DatasetCollection,
+    DatasetStore,
     Debug,
     Json,
     Model,
+    PassageMaxLength,
+    QueryMaxLength,
+    Split,
+    Yes,
     at_least,
     check_store,
     choose_method,
@@ -61,26 +68,9 @@ def evaluate(
             "narrativeqa, or irds:ID.",
         ),
     ],
-    split: Annotated[
-        str | None,
-        typer.Option(
-            "--split", metavar="SPLIT", help="Which judgements.", show_default="the paper's, or test"
-        ),
-    ] = None,
-    to: Annotated[
-        str,
-        typer.Option("--to", metavar="URL", help="The store; what it holds already is not encoded again."),
-    ] = "memory:",
-    collection: Annotated[
-        str | None,
-        typer.Option(
-            "--collection",
-            "-c",
-            metavar="NAME",
-            help="Collection in the store.",
-            show_default="named after DATASET",
-        ),
-    ] = None,
+    split: Split = None,
+    to: DatasetStore = "memory:",
+    collection: DatasetCollection = None,
     model: Model = None,
     methods: Annotated[
         str,
@@ -111,26 +101,8 @@ def evaluate(
             help="paper: lists, sparse weights and lengths as the reference's scripts have them.",
         ),
     ] = "exact",
-    passage_max_length: Annotated[
-        int | None,
-        typer.Option(
-            "--passage-max-length",
-            metavar="TOKENS",
-            parser=at_least(3),
-            help="Cut documents here.",
-            show_default="the model's own",
-        ),
-    ] = None,
-    query_max_length: Annotated[
-        int | None,
-        typer.Option(
-            "--query-max-length",
-            metavar="TOKENS",
-            parser=at_least(3),
-            help="Cut queries here.",
-            show_default="the model's own",
-        ),
-    ] = None,
+    passage_max_length: PassageMaxLength = None,
+    query_max_length: QueryMaxLength = None,
     limit_queries: Annotated[
         int | None,
         typer.Option(
@@ -147,13 +119,8 @@ def evaluate(
             "--out", metavar="DIR", help="Keep runs, scores and environment here; an interrupted one goes on."
         ),
     ] = None,
-    data_dir: Annotated[
-        Path | None,
-        typer.Option("--data-dir", metavar="DIR", help="Files of the hub's datasets, instead of the hub."),
-    ] = None,
-    yes: Annotated[
-        bool, typer.Option("--yes", help="Download what the dataset needs without asking.")
-    ] = False,
+    data_dir: DataDir = None,
+    yes: Yes = False,
     json: Json = False,
     debug: Debug = False,
 ) -> None:

@@ -10,7 +10,7 @@ from rich.cells import cell_len
 from rich.text import Text
 
 from m3_connectors.backends.registry import DEFAULT_COLLECTION
-from m3_connectors.cli.console import out, print_json
+from m3_connectors.cli.console import COMPONENT_LABELS, out, print_json
 from m3_connectors.cli.opening import open_index
 from m3_connectors.cli.options import (
     Collection,
@@ -31,8 +31,6 @@ _SHOWN = 8
 
 _INDENT = 19
 """Columns before the first item of a line."""
-
-_LABELS = {"dense": "dense", "sparse": "sparse", "multivector": "multi"}
 
 
 def explain(
@@ -75,7 +73,7 @@ def explanation_lines(explanation: Explanation) -> Text:
     Print it with ``soft_wrap``: it is laid out already.
     """
     parts = [
-        f"{_LABELS[name]} {score:.3f} × {weight:g}"
+        f"{COMPONENT_LABELS[name]} {score:.3f} × {weight:g}"
         for name in COMPONENTS
         if (weight := explanation.method.weights.of(name))
         and (score := getattr(explanation.scores, name)) is not None

@@ -79,6 +79,51 @@ def at_least(smallest: int) -> Callable[[str], int]:
     return parse
 
 
+Split = Annotated[
+    str | None,
+    typer.Option("--split", metavar="SPLIT", help="Which judgements.", show_default="the paper's, or test"),
+]
+DatasetStore = Annotated[
+    str,
+    typer.Option("--to", metavar="URL", help="The store; what it holds already is not encoded again."),
+]
+DatasetCollection = Annotated[
+    str | None,
+    typer.Option(
+        "--collection",
+        "-c",
+        metavar="NAME",
+        help="Collection in the store.",
+        show_default="named after DATASET",
+    ),
+]
+PassageMaxLength = Annotated[
+    int | None,
+    typer.Option(
+        "--passage-max-length",
+        metavar="TOKENS",
+        parser=at_least(3),
+        help="Cut documents here.",
+        show_default="the model's own",
+    ),
+]
+QueryMaxLength = Annotated[
+    int | None,
+    typer.Option(
+        "--query-max-length",
+        metavar="TOKENS",
+        parser=at_least(3),
+        help="Cut queries here.",
+        show_default="the model's own",
+    ),
+]
+DataDir = Annotated[
+    Path | None,
+    typer.Option("--data-dir", metavar="DIR", help="Files of the hub's datasets, instead of the hub."),
+]
+Yes = Annotated[bool, typer.Option("--yes", help="Download what the dataset needs without asking.")]
+
+
 def names_of(known: Iterable[str]) -> Callable[[str], str]:
     """A check of an option that takes names with commas between them; returns them without blanks."""
     choices = tuple(known)

@@ -11,10 +11,25 @@ import typer
 from rich.table import Table
 
 from m3_connectors.cli.compare import p_text, paired_document
-from m3_connectors.cli.console import out, plural, print_json, print_table, warn, working
+from m3_connectors.cli.console import COMPONENT_LABELS, out, plural, print_json, print_table, warn, working
 from m3_connectors.cli.evaluate import agree, collection_name, evaluate_into, preset
 from m3_connectors.cli.opening import check_length, choose_encoder
-from m3_connectors.cli.options import WEIGHTED, Debug, Json, Model, at_least, check_store, names_of
+from m3_connectors.cli.options import (
+    WEIGHTED,
+    DataDir,
+    DatasetCollection,
+    DatasetStore,
+    Debug,
+    Json,
+    Model,
+    PassageMaxLength,
+    QueryMaxLength,
+    Split,
+    Yes,
+    at_least,
+    check_store,
+    names_of,
+)
 from m3_connectors.embeddings import COMPONENTS
 from m3_connectors.errors import InvalidInput, MissingDependency
 from m3_connectors.methods import METHODS, save_weights
@@ -22,8 +37,6 @@ from m3_connectors.methods import METHODS, save_weights
 if TYPE_CHECKING:
     from m3_connectors.evaluation.folder import EvaluationFolder
     from m3_connectors.evaluation.tune import Tuning
-
-_LABELS = {"dense": "dense", "sparse": "sparse", "multivector": "multi"}
 
 
 def tune(
@@ -34,26 +47,9 @@ def tune(
             help="A dataset as m3 eval takes it, or an evaluation that m3 eval --out left: nothing is encoded then.",
         ),
     ],
-    split: Annotated[
-        str | None,
-        typer.Option(
-            "--split", metavar="SPLIT", help="Which judgements.", show_default="the paper's, or test"
-        ),
-    ] = None,
-    to: Annotated[
-        str,
-        typer.Option("--to", metavar="URL", help="The store; what it holds already is not encoded again."),
-    ] = "memory:",
-    collection: Annotated[
-        str | None,
-        typer.Option(
-            "--collection",
-            "-c",
-            metavar="NAME",
-            help="Collection in the store.",
-            show_default="named after DATASET",
-        ),
-    ] = None,
+    split: Split = None,
+    to: DatasetStore = "memory:",
+    collection: DatasetCollection = None,
     model: Model = None,
     methods: Annotated[
         str,
@@ -85,33 +81,10 @@ def tune(
             help="Write the weights to use here, for --weights and connect(weights=…).",
         ),
     ] = None,
-    passage_max_length: Annotated[
-        int | None,
-        typer.Option(
-            "--passage-max-length",
-            metavar="TOKENS",
-            parser=at_least(3),
-            help="Cut documents here.",
-            show_default="the model's own",
-        ),
-    ] = None,
-    query_max_length: Annotated[
-        int | None,
-        typer.Option(
-            "--query-max-length",
-            metavar="TOKENS",
-            parser=at_least(3),
-            help="Cut queries here.",
-            show_default="the model's own",
-        ),
-    ] = None,
-    data_dir: Annotated[
-        Path | None,
-        typer.Option("--data-dir", metavar="DIR", help="Files of the hub's datasets, instead of the hub."),
-    ] = None,
-    yes: Annotated[
-        bool, typer.Option("--yes", help="Download what the dataset needs without asking.")
-    ] = False,
+    passage_max_length: PassageMaxLength = None,
+    query_max_length: QueryMaxLength = None,
+    data_dir: DataDir = None,
+    yes: Yes = False,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -169,7 +142,7 @@ def tuning_lines(tuning: Tuning) -> str:
     from m3_connectors.evaluation.tune import FLAT
 
     spans = [
-        f"{_LABELS[name]} {low:g}–{high:g}" if low < high else f"{_LABELS[name]} {low:g}"
+        f"{COMPONENT_LABELS[name]} {low:g}–{high:g}" if low < high else f"{COMPONENT_LABELS[name]} {low:g}"
         for name, (low, high) in zip(COMPONENTS, tuning.spread, strict=True)
         if name in METHODS[tuning.method].scored
     ]
