@@ -39,7 +39,6 @@ from m3_connectors.environment import describe, environment
 from m3_connectors.methods import METHODS
 
 ROOT = Path(__file__).resolve().parents[1]
-ROOT = Path(__file__).resolve().parents[1]
 Row = dict[str, Any]
 
 VOCABULARY = 250_002

@@ -102,7 +102,7 @@ def _check_values(schema: Schema, embeddings: M3Embeddings, what: str) -> None:
             raise InvalidInput(
                 f"{what}.dense is {embeddings.dense.shape[1]} wide; the model's width is {dimension}."
             )
-        _check_finite(embeddings.dense, f"{what}.dense")
+        _check_numbers(embeddings.dense, f"{what}.dense")
     if embeddings.sparse is not None:
         sparse = embeddings.sparse
         if sparse.shape[1] != vocabulary:
@@ -126,24 +126,23 @@ def _check_values(schema: Schema, embeddings: M3Embeddings, what: str) -> None:
         empty = np.flatnonzero(multivectors.counts == 0)
         if len(empty):
             raise InvalidInput(f"{what}.multivectors[{empty[0]}] has no row: every text has at least one.")
-        _check_finite(multivectors.rows, f"{what}.multivectors")
-        if schema.storage.multivector_dtype == "float16" and len(multivectors.rows):
-            largest = max(multivectors.rows.max(), -multivectors.rows.min())
-            if largest > _LARGEST_FLOAT16:
-                raise InvalidInput(
-                    f"{what}.multivectors has {largest}, which float16 cannot hold: the model's rows have length 1.\n"
-                    '  Normalise them, or make the collection with Storage(multivector_dtype="float32").'
-                )
+        float16 = schema.storage.multivector_dtype == "float16"
+        largest = np.finfo(np.float16 if float16 else np.float32).max
+        _check_numbers(multivectors.rows, f"{what}.multivectors", float(largest))
 
 
-def _check_finite(array: Float32, what: str) -> None:
-    # One sum is a single pass over memory and is finite exactly where no value is NaN or infinite,
-    # unit vectors being far from overflow; the slow look for the row follows only on failure.
-    if np.isfinite(array.sum(dtype=np.float64)):
+def _check_numbers(array: Float32, what: str, largest: float = float(np.finfo(np.float32).max)) -> None:
+    """Raise unless all values are finite and at most ``largest`` from 0, which only float16 storage can make less."""
+    # One pass over memory, a fifth of the time that the questions below take: a sum of squares bounds every value.
+    # Half, since it is rounded; NaN is not <= anything.
+    if float(np.vdot(array, array)) <= (largest / 2) ** 2:
         return
     bad = np.flatnonzero(~np.isfinite(array).all(axis=1))
     if len(bad):
         raise InvalidInput(f"{what} has NaN or infinity in row {bad[0]}.")
-
-
-_LARGEST_FLOAT16 = float(np.finfo(np.float16).max)
+    value = np.abs(array).max()
+    if value > largest:
+        raise InvalidInput(
+            f"{what} has {value}, which float16 cannot hold: the model's rows have length 1.\n"
+            '  Normalise them, or make the collection with Storage(multivector_dtype="float32").'
+        )
