@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
 from m3_connectors.backends.capabilities import Capability
 from m3_connectors.backends.endpoint import Endpoint
 from m3_connectors.backends.registry import backend_for
+from m3_connectors.backends.urls import shown
 from m3_connectors.errors import InvalidInput
 
 URL = "elasticsearch+https://localhost"
@@ -46,6 +48,48 @@ def test_the_environment_counts_where_no_option_is_given() -> None:
 def test_an_option_of_another_type_is_refused_by_name(options: dict[str, Any], says: str) -> None:
     with pytest.raises(InvalidInput, match=says):
         parsed({}, **options)
+
+
+@pytest.mark.parametrize("key", ["hunter2", "hunter2\n", "hunter2\r\n", " hunter2", SecretStr("hunter2\n")])
+def test_a_key_is_cleaned_of_the_blanks_of_its_file(key: str | SecretStr) -> None:
+    there = parsed({}, api_key=key).api_key
+    assert there is not None
+    assert there.get_secret_value() == "hunter2"
+
+
+@pytest.mark.parametrize("key", ["hun\nter2", "hun ter2", "hünter2", "hunter2\x00"])
+def test_a_key_that_no_request_can_carry_is_refused_and_not_shown(key: str) -> None:
+    with pytest.raises(InvalidInput, match="api_key holds a blank") as caught:
+        parsed({}, api_key=key)
+    assert "ter2" not in str(caught.value)
+
+
+def test_a_password_keeps_its_blanks_and_letters() -> None:
+    there = parsed({}, username="me", password=" pässword \n").password
+    assert there is not None
+    assert there.get_secret_value() == " pässword "
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "elasticsearch+https://me:hunter2@host",
+        "elasticsearch+https:me:hunter2@host",
+        "elasticsearch+https:/me:hunter2@host",
+        "me:hunter2@host:9200",
+        "milvus:root:hunter2@host",
+        "qdrant:me:hunt@er2@host",
+        "qdrant+http:hunter2@host",
+    ],
+)
+def test_a_mistyped_address_is_shown_without_its_password(url: str) -> None:
+    assert "er2" not in shown(url)
+    assert "host" in shown(url)
+
+
+@pytest.mark.parametrize("url", ["qdrant:./data@home", "milvus:/srv/a@b.db", "memory:", "qdrant:a?b#c"])
+def test_a_path_is_shown_as_it_is(url: str) -> None:
+    assert shown(url) == url
 
 
 @pytest.mark.parametrize("store", ["elasticsearch", "milvus", "qdrant"])

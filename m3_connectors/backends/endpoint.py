@@ -133,7 +133,7 @@ class Endpoint:
             value = setting(name, from_url)
             if value is not None and not isinstance(value, str | SecretStr):
                 raise InvalidInput(f"{name} is {type(value).__name__}: give a text.")
-            return SecretStr(value) if isinstance(value, str) else value
+            return _clean(name, value) if value else None
 
         default = Patience()
         endpoint = cls(
@@ -166,6 +166,19 @@ class Endpoint:
         if endpoint.ca_certs is not None:
             _check_authority(endpoint.ca_certs, f"{prefix}_CA_CERTS")
         return endpoint, left
+
+
+def _clean(name: str, value: str | SecretStr) -> SecretStr:
+    """A secret as a request can carry it; a client that meets an unfit one shows it in its error."""
+    # Files and variables end in a line break that is no part of it.
+    secret = (value.get_secret_value() if isinstance(value, SecretStr) else value).strip("\r\n")
+    if name == "api_key":
+        secret = secret.strip()
+        if not secret.isascii() or not secret.isprintable() or " " in secret:
+            raise InvalidInput(
+                "api_key holds a blank, a control character or a letter beyond ASCII: no key does."
+            )
+    return SecretStr(secret)
 
 
 def _check_authority(path: str, variable: str) -> None:
