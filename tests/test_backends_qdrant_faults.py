@@ -618,11 +618,12 @@ def test_a_document_without_room_is_refused_before_writing(tmp_path: Path) -> No
     run(main)
 
 
-def test_no_permission_is_said(tmp_path: Path) -> None:
+def test_a_file_in_place_of_a_directory_is_said(tmp_path: Path) -> None:
     async def main() -> None:
         (tmp_path / "file").write_text("")
-        with pytest.raises(BackendError, match="file"):
-            await EdgeBackend(tmp_path / "file", "c").create(make_world(0).schema)
+        for directory in (tmp_path / "file", tmp_path / "file" / "below"):
+            with pytest.raises(InvalidInput, match=r"file.* is no directory: give qdrant:DIRECTORY"):
+                await EdgeBackend(directory, "c").create(make_world(0).schema)
 
     run(main)
 

@@ -8,7 +8,16 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from m3_connectors.errors import BackendError, Busy, Corrupt, M3Error, Rejected, StorageFull, Unauthorised
+from m3_connectors.errors import (
+    BackendError,
+    Busy,
+    Corrupt,
+    InvalidInput,
+    M3Error,
+    Rejected,
+    StorageFull,
+    Unauthorised,
+)
 
 BACKEND = "qdrant"
 
@@ -39,12 +48,14 @@ def translated(operation: str, home: Path) -> Iterator[None]:
         ) from error
 
 
-def _system_error(error: OSError, operation: str, home: Path) -> BackendError:
+def _system_error(error: OSError, operation: str, home: Path) -> M3Error:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StorageFull(_full(home, 0), backend=BACKEND, operation=operation)
     if isinstance(error, PermissionError):
         message = f"no permission: {error}.\n  Choose a directory that this user may write to."
         return Unauthorised(message, backend=BACKEND, operation=operation)
+    if isinstance(error, FileExistsError | NotADirectoryError):
+        return InvalidInput(f"{error.filename} is no directory: give qdrant:DIRECTORY, such as qdrant:./data.")
     return BackendError(f"{error}", backend=BACKEND, operation=operation)
 
 
