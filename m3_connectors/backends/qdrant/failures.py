@@ -55,7 +55,9 @@ def _system_error(error: OSError, operation: str, home: Path) -> M3Error:
         message = f"no permission: {error}.\n  Choose a directory that this user may write to."
         return Unauthorised(message, backend=BACKEND, operation=operation)
     if isinstance(error, FileExistsError | NotADirectoryError):
-        return InvalidInput(f"{error.filename} is no directory: give qdrant:DIRECTORY, such as qdrant:./data.")
+        return InvalidInput(
+            f"{error.filename} is no directory: give qdrant:DIRECTORY, such as qdrant:./data."
+        )
     return BackendError(f"{error}", backend=BACKEND, operation=operation)
 
 
