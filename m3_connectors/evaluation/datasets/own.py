@@ -50,8 +50,8 @@ def load_own(directory: Path, split: str = DEFAULT_SPLIT) -> Dataset:
         add_query(queries, id, string(record, "text", where), where)
         if "answers" in record:
             answers[id] = _answers(record["answers"], where)
-        elif judged := _judgements(record.get("relevant", []), where):
-            qrels[id] = judged  # an empty list says as little as none
+        elif grades := _judgements(record.get("relevant", []), where):
+            qrels[id] = grades  # an empty list says as little as none
     if qrels and answers:
         raise InvalidInput(
             f"{path}: some queries have relevant documents and others answers: one measure cannot have both.\n"
