@@ -276,53 +276,6 @@ class TestNames:
             load_dataset(tmp_path, data_dir=tmp_path)
 
 
-class TestIrds:
-    @pytest.fixture
-    def registered(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-        import ir_datasets
-
-        (tmp_path / "docs.tsv").write_text("d1\train falls\nd2\tships sail\n")
-        (tmp_path / "queries.tsv").write_text("q1\twhat falls\nq2\tunjudged\n")
-        (tmp_path / "qrels").write_text("q1 0 d1 2\nq1 0 d2 0\n")
-        monkeypatch.setattr("ir_datasets.util.home_path", lambda: tmp_path / "home")
-        dataset = ir_datasets.create_dataset(
-            docs_tsv=str(tmp_path / "docs.tsv"),
-            queries_tsv=str(tmp_path / "queries.tsv"),
-            qrels_trec=str(tmp_path / "qrels"),
-        )
-        monkeypatch.setitem(ir_datasets.registry._registered, "m3-small/test", dataset)
-        return "irds:m3-small/test"
-
-    def test_is_read(self, registered: str) -> None:
-        asked: list[str] = []
-
-        def agree(downloads: object) -> bool:
-            asked.append(str(downloads))
-            return True
-
-        dataset = load_dataset(registered, agree=agree)
-        assert len(asked) == 1
-        assert dataset.queries == {"q1": "what falls"}
-        assert dataset.qrels == {"q1": {"d1": 2, "d2": 0}}
-        assert [document.text for document in dataset.documents] == ["rain falls", "ships sail"]
-        assert (dataset.family, dataset.split) == ("irds:m3-small", "test")
-        assert dataset.warnings == ("1 queries without a judgement in split test: not asked",)
-
-    def test_nobody_agreed(self, registered: str, tmp_path: Path) -> None:
-        with pytest.raises(
-            InvalidInput, match=r"ir_datasets m3-small/test: files of unknown size\. Nothing was"
-        ):
-            load_dataset(registered)
-        (tmp_path / "home" / "m3-small").mkdir(parents=True)
-        assert load_dataset(registered).name == registered  # it is on this machine
-
-    def test_what_is_not_there(self, registered: str) -> None:
-        with pytest.raises(InvalidInput, match="ir_datasets has no dataset 'no/such'"):
-            load_dataset("irds:no/such")
-        with pytest.raises(InvalidInput, match="a split is part of the id"):
-            load_dataset(registered, split="test")
-
-
 class TestCorpus:
     def test_is_read_anew_and_never_held(self) -> None:
         begun = 0
