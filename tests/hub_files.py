@@ -9,14 +9,31 @@ import http.server
 import json
 import threading
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
 from m3_connectors.evaluation.datasets.catalogue import CATALOGUE
+from m3_connectors.evaluation.datasets.sizes import SIZES, Size
+
+SIZES_HERE = {
+    ("miracl", "yo", "dev"): Size(3, 3, 3),
+    ("mldr", "de", "test"): Size(2, 4),
+    ("mkqa", "fr", "test"): Size(3, 2),
+    ("narrativeqa", None, "test"): Size(3, 2),
+}
+"""How much the functions below write."""
+
+
+@pytest.fixture
+def small_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the functions below write is the whole of their datasets."""
+    for task, size in SIZES_HERE.items():
+        monkeypatch.setitem(SIZES, task, size)
 
 
 def write_lines(path: Path, *records: object) -> None:
@@ -35,8 +52,8 @@ def write_miracl(root: Path, language: str = "yo") -> Path:
         path.parent.mkdir(parents=True)
         path.write_text(lines, encoding="utf-8")
     corpus = root / f"miracl-corpus-v1.0-{language}"
-    write_lines(corpus / "docs-2.jsonl.gz", {"docid": "12#1", "title": "Òjò", "text": "Omi ni."})
-    write_lines(corpus / "docs-10.jsonl.gz", {"docid": "3", "title": "", "text": "Its id is a query's."})
+    write_lines(corpus / "docs-1.jsonl.gz", {"docid": "12#1", "title": "Òjò", "text": "Omi ni."})
+    write_lines(corpus / "docs-2.jsonl.gz", {"docid": "3", "title": "", "text": "Its id is a query's."})
     write_lines(corpus / "docs-0.jsonl.gz", {"docid": "12#0", "title": "Òjò", "text": "Òjò ń rọ̀."})
     return root
 
@@ -72,11 +89,12 @@ def write_mkqa(root: Path, language: str = "fr") -> Path:
     ]
     with zipfile.ZipFile(root / "MKQA_test-data.zip", "w") as archive:
         archive.writestr(f"{language}.jsonl", "".join(json.dumps(line) + "\n" for line in questions))
-    write_lines(
-        root / "corpus.jsonl.gz",
-        {"_id": "doc0", "title": "Faust", "text": "A play by “Goethe”.", "metadata": {}},
+    passages = [
+        {"_id": "doc0", "title": "Faust", "text": "A play by “Goethe”."},
         {"_id": "doc1", "title": "Numbers", "text": "About 3,000 – not more…"},
-    )
+    ]
+    (root / "corpus").mkdir()
+    pq.write_table(pa.Table.from_pylist(passages), root / "corpus" / "corpus-00000-of-00001.parquet")
     return root
 
 
@@ -99,11 +117,12 @@ def write_narrativeqa(root: Path) -> Path:
 
 
 @contextlib.contextmanager
-def hub(repositories: Mapping[str, Path]) -> Iterator[tuple[str, list[str]]]:
+def hub(repositories: Mapping[str, Path], gated: Collection[str] = ()) -> Iterator[tuple[str, list[str]]]:
     """A hub that has the catalogue's repositories, each at its pinned commit and at no other.
 
     Args:
         repositories: Repository name to the folder with its files.
+        gated: Those of them whose files need a login; their lists do not.
 
     Yields:
         Its address, and the files that it gave away, filled as it goes.
@@ -144,6 +163,8 @@ def hub(repositories: Mapping[str, Path]) -> Iterator[tuple[str, list[str]]]:
                     ]
                     return self._send(json.dumps(tree).encode(), {}, body)
                 start = f"/datasets/{name}/resolve/{revision}/"
+                if path.startswith(start) and name in gated:
+                    return self._refuse(401, "GatedRepo")
                 if path.startswith(start) and (file := folder / path.removeprefix(start)).is_file():
                     content = file.read_bytes()
                     if body:
@@ -153,11 +174,13 @@ def hub(repositories: Mapping[str, Path]) -> Iterator[tuple[str, list[str]]]:
                         "X-Repo-Commit": revision,
                     }
                     return self._send(content, headers, body)
-            self.send_response(404)
-            self.send_header("X-Error-Code", "RepoNotFound")
+            return self._refuse(404, "RepoNotFound")
+
+        def _refuse(self, status: int, code: str) -> None:
+            self.send_response(status)
+            self.send_header("X-Error-Code", code)
             self.send_header("Content-Length", "0")
             self.end_headers()
-            return None
 
         def _send(self, content: bytes, headers: Mapping[str, str], body: bool) -> None:
             self.send_response(200)

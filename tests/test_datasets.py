@@ -81,6 +81,8 @@ class TestBeir:
             ("[1]", "not a JSON object"),
             ('{"_id": "x"}', "must be a string"),
             ('{"text": "t"}', "an id is a string"),
+            ('{"_id": "x", "text": "\\ud800"}', "text has a lone surrogate"),
+            ('{"_id": "x", "text": "t", "title": 1}', "title is int"),
             ('{"_id": "' + "x" * 600 + '", "text": "t"}', "600 bytes"),
         ],
     )
@@ -180,6 +182,23 @@ class TestOwn:
             "1 judgements of documents that the corpus does not have: they count as not found",
         )
 
+    def test_ids_that_are_numbers_are_the_same_everywhere(self, tmp_path: Path) -> None:
+        query = {"id": 1, "text": "what sails", "relevant": [2, "d1"]}
+        dataset = load_dataset(write_own(tmp_path, query))
+        assert dataset.qrels == {"1": {"2": 1, "d1": 1}}
+        assert dataset.warnings == ()
+
+    def test_an_empty_list_says_as_little_as_none(self, tmp_path: Path) -> None:
+        queries = (
+            {"id": "q1", "text": "what falls", "relevant": ["d1"]},
+            {"id": "q2", "text": "nothing", "relevant": []},
+            {"id": "q3", "text": "nothing either", "relevant": {}},
+            {"id": "q4", "text": "open"},
+        )
+        dataset = load_dataset(write_own(tmp_path, *queries))
+        assert dataset.queries == {"q1": "what falls"}
+        assert dataset.warnings == ("3 queries without a judgement in split test: not asked",)
+
     def test_a_folder_that_is_named_after_a_language(self, tmp_path: Path) -> None:
         (tmp_path / "mine").mkdir()
         dataset = load_dataset(write_own(tmp_path / "mine/sw", {"id": "q", "text": "x", "relevant": ["d1"]}))
@@ -221,6 +240,18 @@ class TestOwn:
                 r"queries\.jsonl:2: the query id 'q1' came before",
             ),
             ({"id": "q2", "text": None}, r"queries\.jsonl:2: text is NoneType"),
+            ({"id": "q2", "text": "x", "relevant": [1.5]}, r"queries\.jsonl:2: an id of relevant is float"),
+            ({"id": "q2", "text": "x \ud800"}, r"queries\.jsonl:2: text has a lone surrogate at character 2"),
+            ({"id": "\ud800", "text": "x"}, r"queries\.jsonl:2: id has a lone surrogate"),
+            (
+                {"id": "q2", "text": "x", "relevant": ["\ud800"]},
+                r"queries\.jsonl:2: an id of relevant has a lone",
+            ),
+            (
+                {"id": "q2", "text": "x", "relevant": {"\ud800": 1}},
+                r"queries\.jsonl:2: an id of relevant has a",
+            ),
+            ({"id": "q2", "text": "x", "answers": ["a\ud800"]}, r"queries\.jsonl:2: an answer has a lone"),
             ({"text": "x"}, r"queries\.jsonl:2: id is NoneType"),
         ],
     )
@@ -243,53 +274,6 @@ class TestNames:
             load_dataset(tmp_path)
         with pytest.raises(InvalidInput, match="a data directory is for datasets of the hub"):
             load_dataset(tmp_path, data_dir=tmp_path)
-
-
-class TestIrds:
-    @pytest.fixture
-    def registered(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-        import ir_datasets
-
-        (tmp_path / "docs.tsv").write_text("d1\train falls\nd2\tships sail\n")
-        (tmp_path / "queries.tsv").write_text("q1\twhat falls\nq2\tunjudged\n")
-        (tmp_path / "qrels").write_text("q1 0 d1 2\nq1 0 d2 0\n")
-        monkeypatch.setattr("ir_datasets.util.home_path", lambda: tmp_path / "home")
-        dataset = ir_datasets.create_dataset(
-            docs_tsv=str(tmp_path / "docs.tsv"),
-            queries_tsv=str(tmp_path / "queries.tsv"),
-            qrels_trec=str(tmp_path / "qrels"),
-        )
-        monkeypatch.setitem(ir_datasets.registry._registered, "m3-small/test", dataset)
-        return "irds:m3-small/test"
-
-    def test_is_read(self, registered: str) -> None:
-        asked: list[str] = []
-
-        def agree(downloads: object) -> bool:
-            asked.append(str(downloads))
-            return True
-
-        dataset = load_dataset(registered, agree=agree)
-        assert len(asked) == 1
-        assert dataset.queries == {"q1": "what falls"}
-        assert dataset.qrels == {"q1": {"d1": 2, "d2": 0}}
-        assert [document.text for document in dataset.documents] == ["rain falls", "ships sail"]
-        assert (dataset.family, dataset.split) == ("irds:m3-small", "test")
-        assert dataset.warnings == ("1 queries without a judgement in split test: not asked",)
-
-    def test_nobody_agreed(self, registered: str, tmp_path: Path) -> None:
-        with pytest.raises(
-            InvalidInput, match=r"ir_datasets m3-small/test: files of unknown size\. Nothing was"
-        ):
-            load_dataset(registered)
-        (tmp_path / "home" / "m3-small").mkdir(parents=True)
-        assert load_dataset(registered).name == registered  # it is on this machine
-
-    def test_what_is_not_there(self, registered: str) -> None:
-        with pytest.raises(InvalidInput, match="ir_datasets has no dataset 'no/such'"):
-            load_dataset("irds:no/such")
-        with pytest.raises(InvalidInput, match="a split is part of the id"):
-            load_dataset(registered, split="test")
 
 
 class TestCorpus:

@@ -9,8 +9,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from hub_files import hub, write_lines, write_miracl, write_mkqa, write_mldr, write_narrativeqa
+from hub_files import (
+    hub,
+    small_sizes,  # noqa: F401
+    write_lines,
+    write_miracl,
+    write_mkqa,
+    write_mldr,
+    write_narrativeqa,
+)
 
 from m3_connectors.documents import Document
 from m3_connectors.errors import InvalidInput
@@ -21,6 +31,8 @@ from m3_connectors.evaluation.datasets.hub import size
 from m3_connectors.evaluation.datasets.load import load_dataset
 from m3_connectors.evaluation.datasets.published import PUBLISHED_NUMBERS, numbers_by_task
 from m3_connectors.methods import METHODS
+
+pytestmark = pytest.mark.usefixtures("small_sizes")
 
 
 class TestMiracl:
@@ -129,6 +141,23 @@ class TestNarrativeQa:
         assert dataset.qrels == {"0": {"book-b": 1}, "1": {"book-b": 1}, "2": {"book-a": 1}}
         assert (dataset.name, dataset.query_language) == ("narrativeqa", "en")
 
+    def test_a_column_that_is_not_there(self, tmp_path: Path) -> None:
+        root = write_narrativeqa(tmp_path)
+        rows = pa.table({"document": [{"id": "a"}], "question": [{"text": "Who?"}]})
+        pq.write_table(rows, root / "data" / "test-00000-of-00002.parquet")
+        with pytest.raises(
+            InvalidInput, match=r"00000-of-00002\.parquet is Parquet without the column document\.text"
+        ):
+            load_dataset("narrativeqa", data_dir=root)
+
+    def test_a_story_without_text_is_named(self, tmp_path: Path) -> None:
+        root = write_narrativeqa(tmp_path)
+        rows = pa.table({"document": [{"id": "a", "text": None}], "question": [{"text": "Who?"}]})
+        rows = rows.cast(pq.read_schema(root / "data" / "test-00001-of-00002.parquet").remove_metadata())
+        pq.write_table(rows, root / "data" / "test-00000-of-00002.parquet")
+        with pytest.raises(InvalidInput, match=r"00000-of-00002\.parquet: row 1: text is NoneType"):
+            load_dataset("narrativeqa", data_dir=root)
+
     def test_a_file_that_is_no_parquet(self, tmp_path: Path) -> None:
         root = write_narrativeqa(tmp_path)
         (root / "data" / "test-00000-of-00002.parquet").write_text("text")
@@ -165,6 +194,8 @@ SCRIPT = """
 import json, sys
 from m3_connectors.errors import M3Error
 from m3_connectors.evaluation.datasets.load import downloads, load_dataset
+from m3_connectors.evaluation.datasets.sizes import SIZES, Size
+SIZES["miracl", "yo", "dev"] = Size(3, 3, 3)
 answer, heard = sys.argv[1], []
 def agree(planned):
     heard.append([str(download) for download in planned])
@@ -228,6 +259,32 @@ class TestHub:
             heard, again, _ = self.run(endpoint, tmp_path / "home", "no")
             assert (heard, again) == ([], fingerprint)  # it is here: nobody is asked
             assert len(given) == 5
+        heard, again, _ = self.run(endpoint, tmp_path / "home", "no")
+        assert (heard, again) == ([], fingerprint)  # nor is a hub: this one is gone
+
+    def test_what_is_left_of_an_interrupted_download_is_not_taken_for_all(self, tmp_path: Path) -> None:
+        files = write_miracl(tmp_path / "files")
+        with hub({"miracl/miracl": files, "miracl/miracl-corpus": files}) as (endpoint, given):
+            self.run(endpoint, tmp_path / "home", "yes")
+            last = next((tmp_path / "home").rglob("snapshots/*/miracl-corpus-v1.0-yo/docs-2.jsonl.gz"))
+            last.resolve().unlink()
+            last.unlink()
+            heard, *_ = self.run(endpoint, tmp_path / "home", "yes")
+            size = (files / "miracl-corpus-v1.0-yo/docs-2.jsonl.gz").stat().st_size
+            assert [line.endswith(f", {size} bytes still to fetch") for asked in heard for line in asked] == [
+                True
+            ]
+            assert given[-1].endswith("docs-2.jsonl.gz")
+            assert len(given) == 6
+
+    def test_a_repository_that_asks_for_a_login(self, tmp_path: Path) -> None:
+        files = write_miracl(tmp_path / "files")
+        repositories = {"miracl/miracl": files, "miracl/miracl-corpus": files}
+        with hub(repositories, gated=["miracl/miracl"]) as (endpoint, _):
+            _, error, message = self.run(endpoint, tmp_path / "home", "yes")
+        assert error == "Unauthorised"
+        assert "dataset miracl/miracl@5be20db asks for a login: 401" in str(message)
+        assert "Accept its terms on its page, then `hf auth login` or set HF_TOKEN" in str(message)
 
     def test_a_hub_without_the_repository_and_no_hub_at_all(self, tmp_path: Path) -> None:
         with hub({}) as (endpoint, _):

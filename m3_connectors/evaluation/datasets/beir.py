@@ -17,12 +17,12 @@ from m3_connectors.evaluation.datasets.judged import (
 from m3_connectors.evaluation.datasets.lines import (
     Record,
     cells,
+    document_with_title,
     find,
     identifier,
     read_corpus,
     records,
     string,
-    titled,
     whole_number,
 )
 
@@ -74,11 +74,7 @@ def _read_queries(path: Path) -> dict[str, str]:
 
 
 def _document(record: Record, where: str) -> Document:
-    title = record.get("title") or ""
-    if not isinstance(title, str):
-        raise InvalidInput(f"{where}: title is {type(title).__name__}: it must be a string.")
-    text = titled(title, string(record, "text", where))
-    return Document(identifier(record, _IDS, where), text, record.get("metadata") or {})
+    return document_with_title(record, where, _IDS)
 
 
 def _qrels(directory: Path, split: str) -> Qrels:

@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 
-from m3_connectors.errors import InvalidInput, NotFound, Unauthorised, Unavailable
+from m3_connectors.errors import BackendError, InvalidInput, NotFound, Unauthorised, Unavailable
 from m3_connectors.evaluation.datasets.catalogue import Repository
+from m3_connectors.evaluation.datasets.parts import in_folders, missing_parts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,8 +18,8 @@ class Download:
 
     Attributes:
         repository: Owner and name.
-        revision: Commit.
-        files: Paths in the repository.
+        revision: Commit; empty where there is none.
+        files: Paths in the repository, or addresses.
         bytes: Of all files together; None where nobody says before.
         missing_bytes: Of those that are not in the hub's cache on this machine; None as ``bytes``.
     """
@@ -33,7 +34,8 @@ class Download:
         if self.bytes is None or self.missing_bytes is None:
             return f"{self.repository}: files of unknown size"
         here = "" if self.missing_bytes == self.bytes else f", {size(self.missing_bytes)} still to fetch"
-        return f"{self.repository}@{self.revision[:7]}: {len(self.files)} files, {size(self.bytes)}{here}"
+        commit = f"@{self.revision[:7]}" if self.revision else ""
+        return f"{self.repository}{commit}: {len(self.files)} files, {size(self.bytes)}{here}"
 
 
 Agree = Callable[[Sequence[Download]], bool]
@@ -59,28 +61,14 @@ def plan(repository: Repository) -> Download:
         Unavailable: The hub cannot be reached.
     """
     import huggingface_hub
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
     where = f"dataset {repository.name}@{repository.revision[:7]}"
     try:
         info = huggingface_hub.HfApi().dataset_info(
             repository.name, revision=repository.revision, files_metadata=True
         )
-    except GatedRepoError as error:
-        raise Unauthorised(
-            f"{where} asks for a login: {_first_line(error)}\n  Accept its terms on its page, then `hf auth login`.",
-            backend="hub",
-            operation="list files",
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise NotFound(
-            f"{where} is not there, or only for those who log in: {_first_line(error)}\n  `hf auth login`, "
-            "or give the files with --data-dir.",
-            backend="hub",
-            operation="list files",
-        ) from error
     except Exception as error:  # the errors of its HTTP library: requests, httpx or httpx2, by version
-        raise _unreachable(where, "list files", error) from error
+        raise _failure(where, "list files", error) from error
     found = {
         file.rfilename: file.size or 0
         for file in info.siblings or ()
@@ -105,10 +93,10 @@ def fetch(download: Download) -> Path:
         A folder with the repository's files under their paths.
 
     Raises:
+        Unauthorised: The hub asks for a login.
         Unavailable: The hub cannot be reached, or stopped answering; what came is kept.
     """
     import huggingface_hub
-    from huggingface_hub.errors import HfHubHTTPError
 
     try:
         return Path(
@@ -119,24 +107,76 @@ def fetch(download: Download) -> Path:
                 allow_patterns=list(download.files),
             )
         )
-    except (HfHubHTTPError, OSError) as error:
-        raise _unreachable(
-            f"dataset {download.repository}@{download.revision[:7]}", "fetch", error
-        ) from error
+    except Exception as error:  # as above
+        raise _failure(f"dataset {download.repository}@{download.revision[:7]}", "fetch", error) from error
 
 
-def refuse(name: str, downloads: Sequence[Download]) -> InvalidInput:
-    """The error of a download that nobody agreed to."""
+def snapshot(repository: Repository, parts: int | None) -> Path | None:
+    """The files in the hub's cache on this machine if all are there; asks nobody, so it needs no network.
+
+    Args:
+        repository: With its files filled in.
+        parts: Files of a corpus whose names do not say how many there are.
+    """
+    import huggingface_hub
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        folder = Path(
+            huggingface_hub.snapshot_download(
+                repository.name,
+                repo_type="dataset",
+                revision=repository.revision,
+                allow_patterns=list(repository.files),
+                local_files_only=True,
+            )
+        )
+    except LocalEntryNotFoundError:
+        return None
+    # Some versions give a folder that an interrupted download left.
+    lacking = [
+        name
+        for pattern in repository.files
+        for name in missing_parts(pattern, in_folders([folder], pattern)[1], parts)
+    ]
+    return None if lacking else folder
+
+
+def refuse(name: str, downloads: Sequence[Download], *, data_dir: bool = True) -> InvalidInput:
+    """The error of a download that nobody agreed to; ``data_dir`` where the files can be given in a folder."""
     listed = "; ".join(map(str, downloads))
     return InvalidInput(
         f"{name} is not on this machine: {listed}. Nothing was fetched.\n"
-        "  Agree with --yes (in Python: agree=lambda downloads: True), or give the files with --data-dir."
+        "  Agree with --yes (in Python: agree=lambda downloads: True)"
+        f"{', or give the files with --data-dir' if data_dir else ''}."
     )
 
 
-def _unreachable(where: str, operation: str, error: Exception) -> Unavailable:
+def _failure(where: str, operation: str, error: Exception) -> BackendError:
+    """What the hub's client raised, as one of our errors that says what to do."""
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    said = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    # A gated repository is a special case of one that is not found.
+    if isinstance(error, GatedRepoError) or (
+        status in (401, 403) and not isinstance(error, RepositoryNotFoundError)
+    ):
+        return Unauthorised(
+            f"{where} asks for a login: {said}\n  Accept its terms on its page, then `hf auth login` or set HF_TOKEN; "
+            "or give the files with --data-dir.",
+            backend="hub",
+            operation=operation,
+        )
+    if isinstance(error, RepositoryNotFoundError):
+        return NotFound(
+            f"{where} is not there, or only for those who log in: {said}\n  `hf auth login`, "
+            "or give the files with --data-dir.",
+            backend="hub",
+            operation=operation,
+        )
     return Unavailable(
-        f"{where}: {_first_line(error)}\n  Is the hub reachable? On a machine without one, copy the files and give "
+        f"{where}: {said}\n  Is the hub reachable? On a machine without one, copy the files and give "
         "their folder with --data-dir.",
         backend="hub",
         operation=operation,
@@ -150,7 +190,3 @@ def _cached(repository: Repository, file: str) -> bool:
         repository.name, file, revision=repository.revision, repo_type="dataset"
     )
     return isinstance(path, str)
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

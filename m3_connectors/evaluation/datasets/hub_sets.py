@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import re
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import chain
-from pathlib import Path, PurePosixPath
+from functools import partial
+from pathlib import Path
 from typing import Any
 
-from m3_connectors.documents import Document
-from m3_connectors.errors import InvalidInput, MissingDependency
+from m3_connectors.documents import Document, check_documents
+from m3_connectors.errors import InvalidInput
 from m3_connectors.evaluation.answers import tokens, unify_punctuation
 from m3_connectors.evaluation.datasets.catalogue import Entry
 from m3_connectors.evaluation.datasets.dataset import Corpus, Dataset, Qrels
@@ -24,6 +24,12 @@ from m3_connectors.evaluation.datasets.lines import (
     titled,
     whole_number,
 )
+from m3_connectors.evaluation.datasets.parquet import parquet_records
+from m3_connectors.evaluation.datasets.parts import in_folders, missing_parts
+from m3_connectors.evaluation.datasets.sizes import Size, size_of
+
+SAMPLE = "SAMPLE"
+"""A file of this name in a data directory says that it holds a part of the dataset on purpose."""
 
 
 def read_hub_set(entry: Entry, language: str | None, split: str, roots: Sequence[Path]) -> Dataset:
@@ -36,17 +42,48 @@ def read_hub_set(entry: Entry, language: str | None, split: str, roots: Sequence
         roots: Folders with the files of its repositories under their paths there.
 
     Raises:
-        InvalidInput: A file is missing or malformed (says which and where), or nothing is judged.
+        InvalidInput: A file is missing or malformed (says which and where), nothing is judged, or the dataset has
+            more or less than it should (see ``sizes``) and no file ``SAMPLE`` says that it is a part on purpose.
     """
-    files = [
-        _find(roots, pattern)
-        for repository in entry.repositories
-        for pattern in repository.filled(language, split).files
+    size = size_of(entry.family, language, split)
+    patterns = [p for repository in entry.repositories for p in repository.filled(language, split).files]
+    sample = any((root / SAMPLE).is_file() for root in roots)
+    files = [_find(roots, pattern, size.parts if size else None, sample) for pattern in patterns]
+    read = _READERS[entry.family](entry, language, split, files)
+    odd = _differences(read, size) if size else []
+    if not odd:
+        return read.dataset
+    found = f"{' and '.join(odd)} in {', '.join(map(str, roots))}"
+    if not sample:
+        raise InvalidInput(
+            f"{read.dataset.name}, split {split}: {found}: files are missing, cut short or of another version.\n"
+            f"  Copy or fetch them anew: {' '.join(patterns)}. For a part on purpose put a file {SAMPLE} beside them."
+        )
+    warning = f"a sample: {found}; no number compares with a published one"
+    return dataclasses.replace(read.dataset, warnings=(warning, *read.dataset.warnings))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Read:
+    """A dataset, and how many questions its files had before some were left out."""
+
+    dataset: Dataset
+    queries: int
+
+
+def _differences(read: _Read, size: Size) -> list[str]:
+    counts = (
+        (len(read.dataset.documents), size.documents, "documents"),
+        (read.queries, size.queries, "questions"),
+    )
+    return [
+        f"{found:,} {what} of {expected:,}"
+        for found, expected, what in counts
+        if expected is not None and found != expected
     ]
-    return _READERS[entry.family](entry, language, split, files)
 
 
-def _miracl(entry: Entry, language: str | None, split: str, files: Sequence[Sequence[Path]]) -> Dataset:
+def _miracl(entry: Entry, language: str | None, split: str, files: Sequence[Sequence[Path]]) -> _Read:
     (topics,), (judgements,), passages = files
     qrels: Qrels = {}
     for where, (query, _, document, grade) in cells(judgements, "query", "Q0", "document", "grade"):
@@ -62,7 +99,7 @@ def _miracl_document(record: Record, where: str) -> Document:
     return Document(identifier(record, ("docid",), where), text)
 
 
-def _mldr(entry: Entry, language: str | None, split: str, files: Sequence[Sequence[Path]]) -> Dataset:
+def _mldr(entry: Entry, language: str | None, split: str, files: Sequence[Sequence[Path]]) -> _Read:
     corpus, (questions,) = files
     queries: dict[str, str] = {}
     qrels: Qrels = {}
@@ -79,7 +116,7 @@ def _mldr_document(record: Record, where: str) -> Document:
     return Document(identifier(record, ("docid",), where), string(record, "text", where))
 
 
-def _mkqa(entry: Entry, language: str | None, split: str, files: Sequence[Sequence[Path]]) -> Dataset:
+def _mkqa(entry: Entry, language: str | None, split: str, files: Sequence[Sequence[Path]]) -> _Read:
     (archive,), corpus = files
     queries: dict[str, str] = {}
     answers: dict[str, tuple[str, ...]] = {}
@@ -98,8 +135,11 @@ def _mkqa(entry: Entry, language: str | None, split: str, files: Sequence[Sequen
         (asked - len(queries), "questions without an answer: not asked"),
         (empty, "answers without a letter or sign: left out"),
     )
-    passages = read_corpus(corpus, _mkqa_document)
-    return _dataset(entry, language, split, passages, queries, {}, answers, said(counts))
+    # Few passages at a time: a corpus is read while a model computes.
+    passages = read_corpus(
+        corpus, _mkqa_document, rows=partial(parquet_records, columns=("_id", "title", "text"), rows=1_000)
+    )
+    return _Read(_dataset(entry, language, split, passages, queries, {}, answers, said(counts)), asked)
 
 
 def _mkqa_document(record: Record, where: str) -> Document:
@@ -108,42 +148,30 @@ def _mkqa_document(record: Record, where: str) -> Document:
     return Document(identifier(record, ("_id",), where), unify_punctuation(text.lower()))
 
 
-def _narrativeqa(entry: Entry, language: str | None, split: str, files: Sequence[Sequence[Path]]) -> Dataset:
+def _narrativeqa(entry: Entry, language: str | None, split: str, files: Sequence[Sequence[Path]]) -> _Read:
     (parts,) = files
+    rows = partial(parquet_records, rows=16)  # a row holds a whole book
     queries: dict[str, str] = {}
     qrels: Qrels = {}
-    for row in _rows(parts, ["document.id", "question.text"]):
-        id = str(len(queries))
-        queries[id] = row["question"]["text"]
-        qrels[id] = {row["document"]["id"]: 1}
+    for part in parts:
+        for where, row in rows(part, ("document.id", "question.text")):
+            id = str(len(queries))
+            queries[id] = string(row["question"], "text", where)
+            qrels[id] = {identifier(row["document"], ("id",), where): 1}
 
     def stories() -> Iterator[Document]:
         seen: set[str] = set()
-        for row in _rows(parts, ["document.id", "document.text"]):
-            id = row["document"]["id"]
-            if id not in seen:  # a story stands beside each of its questions
-                seen.add(id)
-                yield Document(id, row["document"]["text"])
+        for part in parts:
+            for where, row in rows(part, ("document.id", "document.text")):
+                id = identifier(row["document"], ("id",), where)
+                if id not in seen:  # a story stands beside each of its questions
+                    seen.add(id)
+                    yield check_documents([Document(id, string(row["document"], "text", where))])[0]
 
     corpus, asked, judged, warnings = join(
         entry.family, split, queries, qrels, lambda notice: Corpus(stories, entry.family, notice)
     )
-    return _dataset(entry, language, split, corpus, asked, judged, {}, warnings)
-
-
-def _rows(parts: Sequence[Path], columns: list[str]) -> Iterator[dict[str, Any]]:
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError:
-        raise MissingDependency("pyarrow", "eval") from None
-    for part in parts:
-        try:
-            # A row holds a whole book.
-            for batch in parquet.ParquetFile(part).iter_batches(16, columns=columns):
-                yield from batch.to_pylist()
-        except (pyarrow.ArrowException, KeyError, OSError) as error:
-            raise InvalidInput(f"{part} is not Parquet with {' and '.join(columns)}: {error}") from error
+    return _Read(_dataset(entry, language, split, corpus, asked, judged, {}, warnings), len(queries))
 
 
 def _judged(
@@ -154,7 +182,7 @@ def _judged(
     qrels: Qrels,
     passages: Sequence[Path],
     document: Callable[[Record, str], Document],
-) -> Dataset:
+) -> _Read:
     corpus, asked, judged, warnings = join(
         f"{entry.family}/{language}",
         split,
@@ -162,7 +190,7 @@ def _judged(
         qrels,
         lambda notice: read_corpus(passages, document, notice),
     )
-    return _dataset(entry, language, split, corpus, asked, judged, {}, warnings)
+    return _Read(_dataset(entry, language, split, corpus, asked, judged, {}, warnings), len(queries))
 
 
 def _dataset(
@@ -200,23 +228,19 @@ def _list(record: Record, field: str, where: str) -> list[Any]:
     return value
 
 
-def _find(roots: Sequence[Path], pattern: str) -> list[Path]:
-    found = list(chain.from_iterable(root.glob(pattern) for root in roots))
-    if not found:
+def _find(roots: Sequence[Path], pattern: str, parts: int | None, sample: bool) -> list[Path]:
+    files, names = in_folders(roots, pattern)
+    missing = missing_parts(pattern, names, parts)
+    if not files or (missing and not sample):
+        listed = ", ".join(missing[:3]) + (f" and {len(missing) - 3:,} more" if len(missing) > 3 else "")
         raise InvalidInput(
-            f"no {pattern} in {', '.join(map(str, roots))}.\n"
+            f"no {listed} in {', '.join(map(str, roots))}.\n"
             "  A data directory holds the files of the hub under the paths that they have there: docs/datasets.md."
         )
-    return sorted(found, key=_by_number)
+    return files
 
 
-def _by_number(path: Path) -> list[tuple[int, str]]:
-    """``docs-2`` before ``docs-10``."""
-    parts = re.split(r"(\d+)", PurePosixPath(path).as_posix())
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in parts]
-
-
-_READERS: Mapping[str, Callable[[Entry, str | None, str, Sequence[Sequence[Path]]], Dataset]] = {
+_READERS: Mapping[str, Callable[[Entry, str | None, str, Sequence[Sequence[Path]]], _Read]] = {
     "miracl": _miracl,
     "mkqa": _mkqa,
     "mldr": _mldr,

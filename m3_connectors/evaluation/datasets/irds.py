@@ -8,7 +8,8 @@ from typing import Any
 from m3_connectors.documents import Document, check_documents
 from m3_connectors.errors import InvalidInput, MissingDependency
 from m3_connectors.evaluation.datasets.dataset import Corpus, Dataset, Qrels
-from m3_connectors.evaluation.datasets.hub import Agree, Download, refuse
+from m3_connectors.evaluation.datasets.hub import Agree
+from m3_connectors.evaluation.datasets.irds_fetching import fetching_what_is_agreed
 from m3_connectors.evaluation.datasets.judged import add_judgement, add_query, join
 
 PREFIX = "irds:"
@@ -20,11 +21,12 @@ def load_irds(id: str, agree: Agree | None = None) -> Dataset:
 
     Args:
         id: Its id there; a split is part of it.
-        agree: Asked where nothing of the collection is on this machine. ir_datasets says how much it fetches only
-            while it does.
+        agree: Asked before a file is fetched that is not on this machine, with all such files of the dataset.
 
     Raises:
-        InvalidInput: There is no such dataset, it lacks documents, queries or judgements, or nobody agreed.
+        InvalidInput: There is no such dataset, it lacks documents, queries or judgements, nobody agreed, or a file
+            of it must be got by hand.
+        Unavailable: A file cannot be fetched.
         MissingDependency: ir_datasets is not installed.
     """
     try:
@@ -46,10 +48,11 @@ def load_irds(id: str, agree: Agree | None = None) -> Dataset:
             raise InvalidInput(
                 f"{PREFIX}{id} has no {part}.\n  Is a split missing at the end, such as {id}/test?"
             )
-    if not (ir_datasets.util.home_path() / id.partition("/")[0]).is_dir():
-        planned = [Download(f"ir_datasets {id}", "", (), None, None)]
-        if not (agree and agree(planned)):
-            raise refuse(PREFIX + id, planned)
+    with fetching_what_is_agreed(PREFIX + id, source, agree):
+        return _read(id, source)
+
+
+def _read(id: str, source: Any) -> Dataset:
     qrels: Qrels = {}
     for line in source.qrels_iter():
         add_judgement(qrels, line.query_id, line.doc_id, line.relevance, PREFIX + id)

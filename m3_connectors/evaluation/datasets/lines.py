@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from m3_connectors.documents import Document, check_documents
+from m3_connectors.documents import Document, check_documents, check_unicode
 from m3_connectors.errors import InvalidInput
 from m3_connectors.evaluation.datasets.dataset import Corpus
 
@@ -119,12 +119,25 @@ def string(record: Record, field: str, where: str) -> str:
     """A field that must be text.
 
     Raises:
-        InvalidInput: It is missing or something else.
+        InvalidInput: It is missing, something else, or no valid Unicode (JSON can write a lone surrogate).
     """
     value = record.get(field)
     if not isinstance(value, str):
         raise InvalidInput(f"{where}: {field} is {type(value).__name__}: it must be a string.")
+    check_unicode(value, f"{where}: {field}")
     return value
+
+
+def as_id(value: object, where: str, what: str) -> str:
+    """An id as JSON may give it: a string or a whole number.
+
+    Raises:
+        InvalidInput: It is something else, or no valid Unicode.
+    """
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise InvalidInput(f"{where}: {what} is {type(value).__name__}: an id is a string or a whole number.")
+    check_unicode(str(value), f"{where}: {what}")
+    return str(value)
 
 
 def identifier(record: Record, fields: Sequence[str], where: str) -> str:
@@ -134,11 +147,20 @@ def identifier(record: Record, fields: Sequence[str], where: str) -> str:
         InvalidInput: It has none, or something else there.
     """
     value = next((record[field] for field in fields if field in record), None)
-    if isinstance(value, bool) or not isinstance(value, str | int):
-        raise InvalidInput(
-            f"{where}: {fields[0]} is {type(value).__name__}: an id is a string or a whole number."
-        )
-    return str(value)
+    return as_id(value, where, fields[0])
+
+
+def document_with_title(record: Record, where: str, ids: Sequence[str]) -> Document:
+    """A document of a folder; title and metadata are optional.
+
+    Raises:
+        InvalidInput: A field is of another type.
+    """
+    title = record.get("title") or ""
+    if not isinstance(title, str):
+        raise InvalidInput(f"{where}: title is {type(title).__name__}: it must be a string.")
+    text = titled(title, string(record, "text", where))
+    return Document(identifier(record, ids, where), text, record.get("metadata") or {})
 
 
 def titled(title: str, text: str) -> str:
@@ -150,13 +172,15 @@ def read_corpus(
     paths: Iterable[Path],
     document: Callable[[Record, str], Document],
     notice: Callable[[Document], None] = lambda document: None,
+    rows: Callable[[Path], Iterator[tuple[str, Record]]] = records,
 ) -> Corpus:
-    """Documents of JSON lines, checked, read anew at each iteration.
+    """Documents of files, checked, read anew at each iteration.
 
     Args:
         paths: The files in their order.
         document: Makes a document of a record; its second argument is ``FILE:LINE``.
         notice: Called with each document of the first pass.
+        rows: The records of a file, with their places; JSON lines by default.
 
     Raises:
         InvalidInput: A line is no fit document, two have one id, or there is none.
@@ -165,7 +189,7 @@ def read_corpus(
 
     def read() -> Iterator[Document]:
         for path in files:
-            for where, record in records(path):
+            for where, record in rows(path):
                 made = document(record, where)
                 try:
                     check_documents([made])

@@ -8,10 +8,11 @@ from m3_connectors.errors import InvalidInput
 from m3_connectors.evaluation.datasets.beir import load_beir
 from m3_connectors.evaluation.datasets.catalogue import Entry, find_entry
 from m3_connectors.evaluation.datasets.dataset import Dataset
-from m3_connectors.evaluation.datasets.hub import Agree, Download, fetch, plan, refuse
+from m3_connectors.evaluation.datasets.hub import Agree, Download, fetch, plan, refuse, snapshot
 from m3_connectors.evaluation.datasets.hub_sets import read_hub_set
 from m3_connectors.evaluation.datasets.irds import PREFIX, load_irds
 from m3_connectors.evaluation.datasets.own import DEFAULT_SPLIT, load_own
+from m3_connectors.evaluation.datasets.sizes import size_of
 
 
 def load_dataset(
@@ -81,10 +82,13 @@ def _irds(name: str, split: str | None, data_dir: Path | None, agree: Agree | No
 
 
 def _fetched(name: str, entry: Entry, language: str | None, split: str, agree: Agree | None) -> list[Path]:
-    planned = _plans(entry, language, split)
-    if any(download.missing_bytes for download in planned) and not (agree and agree(planned)):
-        raise refuse(name, planned)
-    return [fetch(download) for download in planned]
+    size = size_of(entry.family, language, split)
+    repositories = [repository.filled(language, split) for repository in entry.repositories]
+    here = {r.name: snapshot(r, size.parts if size else None) for r in repositories}
+    planned = {r.name: plan(r) for r in repositories if here[r.name] is None}
+    if planned and not (agree and agree(list(planned.values()))):
+        raise refuse(name, list(planned.values()))
+    return [folder or fetch(planned[name]) for name, folder in here.items()]
 
 
 def _plans(entry: Entry, language: str | None, split: str) -> list[Download]:

@@ -12,19 +12,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from m3_connectors.documents import Document
+from m3_connectors.documents import Document, check_unicode
 from m3_connectors.errors import InvalidInput
 from m3_connectors.evaluation.answers import tokens
 from m3_connectors.evaluation.datasets.dataset import Dataset, PaperProtocol, Qrels
 from m3_connectors.evaluation.datasets.judged import add_query, folder_names, join, said
 from m3_connectors.evaluation.datasets.lines import (
     Record,
+    as_id,
+    document_with_title,
     find,
     identifier,
     read_corpus,
     records,
     string,
-    titled,
 )
 
 DEFAULT_SPLIT = "test"
@@ -49,8 +50,8 @@ def load_own(directory: Path, split: str = DEFAULT_SPLIT) -> Dataset:
         add_query(queries, id, string(record, "text", where), where)
         if "answers" in record:
             answers[id] = _answers(record["answers"], where)
-        elif "relevant" in record:
-            qrels[id] = _judgements(record["relevant"], where)
+        elif grades := _judgements(record.get("relevant", []), where):
+            qrels[id] = grades  # an empty list says as little as none
     if qrels and answers:
         raise InvalidInput(
             f"{path}: some queries have relevant documents and others answers: one measure cannot have both.\n"
@@ -90,23 +91,19 @@ def load_own(directory: Path, split: str = DEFAULT_SPLIT) -> Dataset:
 
 
 def _document(record: Record, where: str) -> Document:
-    title = record.get("title") or ""
-    if not isinstance(title, str):
-        raise InvalidInput(f"{where}: title is {type(title).__name__}: it must be a string.")
-    text = titled(title, string(record, "text", where))
-    return Document(identifier(record, _IDS, where), text, record.get("metadata") or {})
+    return document_with_title(record, where, _IDS)
 
 
 def _judgements(value: object, where: str) -> dict[str, int]:
-    grades = dict.fromkeys(value, 1) if isinstance(value, list) else value
-    if not isinstance(grades, dict) or not all(
-        isinstance(id, str) and isinstance(grade, int) and not isinstance(grade, bool)
-        for id, grade in grades.items()
+    given = dict.items(value) if isinstance(value, dict) else None
+    judged = [(id, 1) for id in value] if isinstance(value, list) else given
+    if judged is None or not all(
+        isinstance(grade, int) and not isinstance(grade, bool) for _, grade in judged
     ):
         raise InvalidInput(
             f'{where}: relevant must be a list of ids, ["d1"], or ids with whole numbers as grades, {{"d1": 2}}.'
         )
-    return grades
+    return {as_id(id, where, "an id of relevant"): grade for id, grade in judged}
 
 
 def _answers(value: object, where: str) -> tuple[str, ...]:
@@ -116,4 +113,6 @@ def _answers(value: object, where: str) -> tuple[str, ...]:
         or not all(isinstance(one, str) and tokens(one) for one in value)
     ):
         raise InvalidInput(f'{where}: answers must be strings with a letter or sign, such as ["Goethe"].')
+    for answer in value:
+        check_unicode(answer, f"{where}: an answer")
     return tuple(value)
