@@ -69,11 +69,13 @@ def cost(folder: Path) -> tuple[int, float]:
             rows[row["store"], row["documents"], row["load"], row["method"]].append(span)
     count, largest = 0, 0.0
     for load in json.loads((folder / "summary.json").read_text())["loads"]:
-        begins, ends = np.array(rows[load["store"], load["documents"], load["load"], load["method"]]).T
+        key = load["store"], load["documents"], load["load"]
+        begins, ends = np.array(rows[*key, load["method"]]).T
+        first, last = np.array(rows[*key, None]).T  # a rate is of the load's time, whichever method it is of
         latency = np.sort(ends - begins)
         ours = {f"p{100 * q:g}": latency[math.ceil(len(latency) * q - 1e-9) - 1] for q in (0.5, 0.95, 0.99)}
         pairs = [(ours[name], load["latency_seconds"][name]) for name in ours]
-        pairs.append((len(latency) / (ends.max() - begins.min()), load["requests_per_second"]))
+        pairs.append((len(latency) / (last.max() - first.min()), load["requests_per_second"]))
         known = [abs(mine - theirs) for mine, theirs in pairs if theirs is not None]
         count, largest = count + len(known), max([largest, *known])
     return count, largest

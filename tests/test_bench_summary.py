@@ -125,6 +125,19 @@ def test_a_load_in_numbers(tmp_path: Path) -> None:
     assert not summary["void"]
 
 
+def test_the_rate_of_a_method_is_of_the_time_of_its_load(tmp_path: Path) -> None:
+    """Two requests that follow each other at once are not a method of ten a second in a load of four seconds."""
+    rows = [
+        row._replace(method="sparse" if i in (7, 8) else "all") for i, row in enumerate(sequence(*[0.1] * 40))
+    ]
+    whole, mixed, rare = numbers(tmp_path, rows)["loads"]
+    assert rare["answered"] == 2
+    assert rare["requests_per_second"] == pytest.approx(2 / 4)
+    assert whole["requests_per_second"] == pytest.approx(
+        mixed["requests_per_second"] + rare["requests_per_second"]
+    )
+
+
 def test_the_cpu_time_of_a_request_is_not_told_where_others_ran_beside_it(tmp_path: Path) -> None:
     rows = [row._replace(worker=i % 2) for i, row in enumerate(sequence(*[0.1] * 10))]
     whole, method = numbers(tmp_path, rows)["loads"]
@@ -247,14 +260,57 @@ def test_errors_that_are_allowed_are_listed_and_left_out(tmp_path: Path) -> None
     assert whole["latency_seconds"]["mean"] == pytest.approx(0.1)  # the failure was fast
 
 
-def test_a_queue_at_the_end_of_an_open_loop_is_saturation(tmp_path: Path) -> None:
+def queue(capacity: float, servers: int, seed: int, seconds: float = 5.0) -> list[RequestRow]:
+    """An open loop of 40 requests a second for some seconds, answered by so many servers with exponential times."""
+    rng = np.random.default_rng(seed)
+    free = np.zeros(servers)
+    rows, at = [], 0.0
+    while (at := at + float(rng.exponential(1 / 40))) < seconds:
+        server = int(free.argmin())
+        start = max(at, float(free[server]))
+        free[server] = start + rng.exponential(servers / capacity)
+        rows.append(
+            REQUEST._replace(
+                load="open-40-at-64",
+                number=len(rows),
+                phase="measured" if at > 1 else "warm-up",
+                worker=server,
+                intended_seconds=at,
+                start_seconds=start,
+                end_seconds=float(free[server]),
+            )
+        )
+    return rows
+
+
+def saturated(tmp_path: Path, rows: list[RequestRow]) -> bool:
+    return any("saturated" in reason for reason in numbers(tmp_path, rows)["loads"][0]["void"])
+
+
+@pytest.mark.parametrize("servers", [1, 8])
+def test_a_store_that_answers_half_of_an_open_loop_is_saturated(tmp_path: Path, servers: int) -> None:
+    """Though never more than 64 of them wait, as many as may be under way."""
+    assert all(saturated(tmp_path, queue(20, servers, seed)) for seed in range(20))
+
+
+@pytest.mark.parametrize(("capacity", "servers"), [(80, 1), (60, 8), (400, 400)])
+def test_bursts_of_a_store_that_keeps_up_are_not_saturation(
+    tmp_path: Path, capacity: float, servers: int
+) -> None:
+    """With 400 servers each answer takes a second, and 40 are under way at the end."""
+    assert not any(saturated(tmp_path, queue(capacity, servers, seed)) for seed in range(40))
+
+
+def test_a_store_that_gets_slower_and_slower_is_saturated(tmp_path: Path) -> None:
     rows = [
-        row._replace(intended_seconds=0.01 * i, load="open-100-at-1")
-        for i, row in enumerate(sequence(*[0.1] * 20))
+        row._replace(end_seconds=(row.start_seconds or 0) + 0.05 + 0.8 * row.intended_seconds)
+        for row in queue(400, 400, 1)
     ]
-    assert any("saturated" in reason for reason in numbers(tmp_path, rows)["loads"][0]["void"])
-    kept_up = [row._replace(intended_seconds=row.start_seconds or 0.0) for row in rows]
-    assert not numbers(tmp_path, kept_up)["void"]
+    assert saturated(tmp_path, rows)
+
+
+def test_a_closed_loop_is_never_saturated(tmp_path: Path) -> None:
+    assert not saturated(tmp_path, [row._replace(load="closed-64") for row in queue(20, 1, 1)])
 
 
 def test_a_collection_of_another_size_makes_all_of_its_loads_void(tmp_path: Path) -> None:

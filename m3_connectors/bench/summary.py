@@ -44,14 +44,15 @@ def summarise(
         _with_cpu(_columns(requests)), "store", "documents", "load"
     ):
         measured = _where(rows, rows["phase"] == "measured")
-        void = broken.get((store, documents), []) + void_of_load(measured, allow_errors=allow_errors)
+        void = broken.get((store, documents), []) + void_of_load(rows, allow_errors=allow_errors)
         key = {"store": store, "documents": documents, "load": load}
-        loads.append(key | {"method": None} | _load(measured, together=True, alone=True) | {"void": void})
+        window = _window(measured)
+        whole = _load(measured, window, together=True, alone=True)
+        loads.append(key | {"method": None} | whole | {"void": void})
         alone = not (measured["worker"] > 0).any()
         for (method,), of_method in _groups(measured, "method"):
-            loads.append(
-                key | {"method": method} | _load(of_method, together=False, alone=alone) | {"void": void}
-            )
+            part = _load(of_method, window, together=False, alone=alone)
+            loads.append(key | {"method": method} | part | {"void": void})
     return {
         "format": 1,
         "name": record["scenario"]["name"],
@@ -119,20 +120,35 @@ def _planned(noted: Mapping[str, Any], corpus: Mapping[str, Any]) -> dict[str, f
     return planned_bytes(noted["backend"], shape)
 
 
-def _load(rows: Columns, *, together: bool, alone: bool) -> dict[str, Any]:
+def _answered(rows: Columns) -> Columns:
+    return _where(rows, np.array([error is None for error in rows["error"].tolist()], dtype=bool))
+
+
+def _window(rows: Columns) -> float:
+    """Seconds from a load's first intended start to its last answer.
+
+    Every method's rate is told of it: a method's own first and last request may be a moment apart.
+    """
+    answered = _answered(rows)
+    if not len(answered["number"]):
+        return 0.0
+    return float(answered["end_seconds"].max() - answered["intended_seconds"].min())
+
+
+def _load(rows: Columns, window: float, *, together: bool, alone: bool) -> dict[str, Any]:
     """Latency, throughput, and where the time goes; of requests that were answered.
 
     Args:
         rows: Measured requests.
+        window: Seconds of the whole load.
         together: They are all of their load, so that the server's CPU time was spent on them.
         alone: They are that, or were asked one after the other: this process' CPU time between two answers is the
             later one's.
     """
-    answered = _where(rows, np.array([error is None for error in rows["error"].tolist()], dtype=bool))
+    answered = _answered(rows)
     latency = answered["end_seconds"] - answered["intended_seconds"]
     own = answered["end_seconds"] - answered["start_seconds"]
     count = len(latency)
-    wall = float(answered["end_seconds"].max() - answered["intended_seconds"].min()) if count else 0.0
     result: dict[str, Any] = {
         "requests": len(rows["number"]),
         "answered": count,
@@ -140,7 +156,7 @@ def _load(rows: Columns, *, together: bool, alone: bool) -> dict[str, Any]:
         "latency_seconds": {name: quantile(latency, q) for name, q in QUANTILES.items()}
         | {"mean": _mean(latency), "max": float(latency.max()) if count else None},
         "waited_to_be_sent_seconds": _mean(answered["start_seconds"] - answered["intended_seconds"]),
-        "requests_per_second": count / wall if wall else None,
+        "requests_per_second": count / window if window else None,
         "round_trips": _mean(answered["round_trips"]),
         "store_share": float(answered["store_seconds"].sum() / own.sum())
         if answered["round_trips"].any() and own.sum()
@@ -153,7 +169,7 @@ def _load(rows: Columns, *, together: bool, alone: bool) -> dict[str, Any]:
     if alone and count:
         cpu = float(np.nansum(answered["client_cpu_of_row"]))
         result["client_cpu_seconds"] = cpu / count
-        result["client_cpu_share"] = cpu / wall if wall else None
+        result["client_cpu_share"] = cpu / window if window else None
     if together:
         result |= _server_cpu(answered)
     return result
