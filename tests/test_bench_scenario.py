@@ -103,7 +103,7 @@ def test_a_record_of_a_scenario_holds_no_secret() -> None:
     record = read_scenario(SMALLEST | {"stores": [store]}, "s").record()
     assert "hunter" not in str(record)
     assert record["stores"][0]["url"] == "elasticsearch+https://host:9200"
-    assert record["stores"][0]["options"] == ["api_key", "shards"]
+    assert record["stores"][0]["options"] == {"api_key": "***", "shards": 2}
 
 
 def _toml(raw: dict[str, Any]) -> str:
