@@ -62,7 +62,9 @@ def quality(folder: Path) -> tuple[int, float]:
 def cost(folder: Path) -> tuple[int, float]:
     """Numbers compared and the largest difference, of one benchmark."""
     rows = defaultdict(list)
-    for row in pq.read_table(folder / "requests.parquet").to_pylist():
+    # An interrupted benchmark has its rows in parts still.
+    files = sorted((folder / "parts").glob("requests-*.parquet")) or [folder / "requests.parquet"]
+    for row in (row for file in files for row in pq.read_table(file).to_pylist()):
         if row["phase"] == "measured" and row["error"] is None and row["end_seconds"] is not None:
             span = (row["intended_seconds"], row["end_seconds"])
             rows[row["store"], row["documents"], row["load"], None].append(span)

@@ -183,7 +183,7 @@ def test_what_was_measured_before_a_store_died_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     backends = iter([MemoryBackend(), Dying()])
-    monkeypatch.setattr(running, "backend_for", lambda *_: next(backends))
+    monkeypatch.setattr(running, "backend_for", lambda *_: next(backends))  # preflight has its own
     stores = [{"name": "first", "url": "memory:"}, {"name": "second", "url": "memory:"}]
     with pytest.raises(Unavailable):
         measure(tiny("memory:", stores=stores), tmp_path / "out")
@@ -267,7 +267,7 @@ def test_a_broken_store_makes_the_result_void(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: type[MemoryBackend], reason: str
 ) -> None:
     monkeypatch.setattr(running, "backend_for", lambda *_: backend())
-    summary = measure(tiny("memory:", recall={"queries": 0}), tmp_path / "out").summary()
+    summary = measure(tiny("memory:"), tmp_path / "out").summary()
     assert summary["void"]
     assert all(any(reason in void for void in load["void"]) for load in summary["loads"])
 

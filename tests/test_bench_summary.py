@@ -46,6 +46,7 @@ def numbers(
     writes: list[WriteRow] | None = None,
     recall: list[RecallRow] | None = None,
     allow_errors: bool = False,
+    url: str = "qdrant+http://h:6333",
     **collection: Any,
 ) -> dict[str, Any]:
     """The summary of these rows, by way of the files that a run writes."""
@@ -59,6 +60,7 @@ def numbers(
     record = {
         "scenario": {
             "name": "s",
+            "stores": [{"name": "a", "url": url}],
             "allow_errors": allow_errors,
             "corpus": {"dimension": 16, "storage": {"multivector_dtype": "float16"}},
         },
@@ -188,7 +190,7 @@ def test_a_collection_that_was_there_has_no_write_rate(tmp_path: Path) -> None:
 
 
 def test_recall_counts_what_was_found_of_what_there_is(tmp_path: Path) -> None:
-    row = RecallRow("a", 100, "list", 0, "dense", None, 10, 10, 9, 0.1, 0.2)
+    row = RecallRow("a", 100, "list", 0, "dense", None, 10, 10, 9, 0.1, 0.2, False, None)
     recall = [row, row._replace(found=10, query=1), row._replace(expected=0, found=0, query=2)]
     (one,) = numbers(tmp_path, sequence(0.1), recall=recall)["recall"]
     assert one["recall"] == pytest.approx(0.95)

@@ -46,8 +46,7 @@ def void_of_load(load: Columns, *, allow_errors: bool) -> list[str]:
         reasons.append("saturated: requests came faster than they were answered")
     if failed and not allow_errors:
         first = next(error for error in errors if not error.startswith("NotSent"))
-        shown = first if len(first) <= _MOST_SHOWN else f"{first[:_MOST_SHOWN]}…"
-        reasons.append(f"{_requests(failed)} failed ({shown})")
+        reasons.append(f"{_requests(failed)} failed ({_short(first)})")
     reasons += _wrong_answers(rows)
     start, end = rows["start_seconds"], rows["end_seconds"]
     if (end < start).any() or (start < rows["intended_seconds"]).any():
@@ -95,7 +94,14 @@ def saturated(load: Columns) -> bool:
         return True
     third = count // 3
     longer = rate * float(np.median(latency[-third:]) - np.median(latency[:third]))
-    return longer > _TOLERATED * count + _BY_CHANCE * np.sqrt(count)
+    return bool(longer > _TOLERATED * count + _BY_CHANCE * np.sqrt(count))
+
+
+def void_of_recall(errors: Mapping[str, int], *, allow_errors: bool) -> list[str]:
+    """Why a recall must not be used: ``errors`` are of its questions, by error."""
+    if not errors or allow_errors:
+        return []
+    return [f"{sum(errors.values()):,} of its questions failed ({_short(next(iter(errors)))})"]
 
 
 def _wrong_answers(rows: Columns) -> list[str]:
@@ -107,6 +113,10 @@ def _wrong_answers(rows: Columns) -> list[str]:
         ("had the same document twice", rows["distinct_hits"] < hits),
     )
     return [f"{_requests(int(bad.sum()))} {what}" for what, bad in found if bad.any()]
+
+
+def _short(error: str) -> str:
+    return error if len(error) <= _MOST_SHOWN else f"{error[:_MOST_SHOWN]}…"
 
 
 def _requests(count: int) -> str:
