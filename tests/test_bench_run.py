@@ -323,6 +323,29 @@ def test_bytes_stand_under_their_own_headings(tmp_path: Path) -> None:
     assert shown["bytes planned"] == f"{sum(fill['planned_bytes_per_document'].values()):,.0f}"
     assert str(shown["bytes a document"]).startswith(f"{fill['disk_bytes_per_document']:,.0f}: ")
     assert "" not in shown
+    log = fill["component_bytes_per_document"]["log"]
+    assert shown["measured"] == f"{fill['disk_bytes_per_document'] - log:,.0f}"
+
+
+def test_a_store_that_builds_nothing_has_no_time_for_it(tmp_path: Path) -> None:
+    (without,) = measure(tiny("memory:"), tmp_path / "memory").summary()["fills"]
+    (built,) = measure(tiny(f"qdrant:{tmp_path / 'data'}"), tmp_path / "edge").summary()["fills"]
+    assert without["optimize_seconds"] is None
+    assert built["optimize_seconds"] > 0
+
+
+def test_recall_and_the_share_of_a_core_are_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    filtered = "k = {k}\nfilters = [{{ share = 0.5, selectivity = 0.1 }}]"
+    Path("tiny.toml").write_text(SCENARIO.replace("k = {k}", filtered).format(k=5))
+    assert main(["bench", "tiny.toml", "--out", "out"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    loads = next(line for line in lines if "p99.9" in line).split()
+    assert loads[-6:] == ["CPU", "here", "ms", "here", "ms", "there"]
+    recall = next(i for i, line in enumerate(lines) if "filter" in line)
+    assert {line.split()[3] for line in lines[recall + 1 :] if "all" in line} <= {"–", "0.1"}
 
 
 def test_a_void_result_has_an_exit_code_of_its_own(

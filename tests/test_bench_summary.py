@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from m3_connectors.bench.folder import BenchFolder
 from m3_connectors.bench.recall import found_of
 from m3_connectors.bench.rows import RecallRow, RequestRow, Sink, WriteRow
 from m3_connectors.bench.summary import quantile, summarise
@@ -196,6 +198,59 @@ def test_recall_counts_what_was_found_of_what_there_is(tmp_path: Path) -> None:
     assert one["recall"] == pytest.approx(0.95)
     assert one["worst"] == pytest.approx(0.9)
     assert one["queries"] == 2
+
+
+def test_recall_is_told_apart_by_filter(tmp_path: Path) -> None:
+    row = RecallRow("a", 100, "list", 0, "dense", None, 10, 10, 9, 0.1, 0.2, False, None)
+    recall = [row, row._replace(selectivity=0.1, found=5, approximate_seconds=0.7), row]
+    whole, filtered = numbers(tmp_path, sequence(0.1), recall=recall)["recall"]
+    assert (whole["selectivity"], whole["queries"], whole["recall"]) == (None, 2, pytest.approx(0.9))
+    assert (filtered["selectivity"], filtered["queries"], filtered["recall"]) == (0.1, 1, pytest.approx(0.5))
+    assert filtered["approximate_p50_seconds"] is None  # of a single one
+    assert whole["approximate_p50_seconds"] == pytest.approx(0.1)
+
+
+def test_a_question_that_failed_is_in_no_recall(tmp_path: Path) -> None:
+    row = RecallRow("a", 100, "list", 0, "dense", None, 10, 10, 10, 0.1, 0.2, False, None)
+    failed = row._replace(expected=0, found=0, approximate_seconds=None, exact_seconds=None, error="Busy: x")
+    summary = numbers(tmp_path, sequence(0.1), recall=[row, failed])
+    (one,) = summary["recall"]
+    assert summary["void"]
+    assert (one["recall"], one["errors"]) == (1.0, {"Busy: x": 1})
+    assert one["void"] == ["1 of its questions failed (Busy: x)"]
+    allowed = numbers(tmp_path, sequence(0.1), recall=[row, failed], allow_errors=True)
+    assert not allowed["void"]
+
+
+def test_a_client_that_fills_a_core_is_noted_and_not_void(tmp_path: Path) -> None:
+    rows = [row._replace(client_cpu_seconds=1 + 0.095 * row.number) for row in sequence(*[0.1] * 20)]
+    (load, _) = numbers(tmp_path, rows)["loads"]
+    assert not load["void"]
+    assert load["noted"] == [
+        "this process used 90% of a core: latency and rate are the client's limit, not the store's"
+    ]
+    assert numbers(tmp_path, sequence(*[0.1] * 20))["loads"][0]["noted"] == []
+    # An engine in this process: its work is counted here, and says nothing of the client.
+    assert numbers(tmp_path, rows, url="qdrant:./data")["loads"][0]["noted"] == []
+
+
+def test_what_is_not_planned_is_not_compared_with_the_plan(tmp_path: Path) -> None:
+    disk = {"dense": 400, "log": 900, "second copy until merged": 70}
+    for backend, bytes_each in (("qdrant", 4.7), ("elasticsearch", 13.0), ("milvus", 13.7), ("memory", 13.7)):
+        (fill,) = numbers(tmp_path, sequence(0.1), disk_bytes=disk, backend=backend)["fills"]
+        assert fill["comparable_bytes_per_document"] == pytest.approx(bytes_each), backend
+        assert fill["disk_bytes_per_document"] == pytest.approx(13.7)
+
+
+def test_a_folder_of_an_earlier_version_can_be_read() -> None:
+    results = Path(__file__).parents[1] / "benchmarks" / "results" / "acceptance-2026-11-23"
+    folder = BenchFolder(results)
+    computed = summarise(folder.record, folder.requests(), folder.writes(), folder.recall())
+    written = json.loads((results / "summary.json").read_text())
+    for kind in ("loads", "fills", "recall"):
+        for now, then in zip(computed[kind], written[kind], strict=True):
+            assert {key: now[key] for key in then} == then
+    assert computed["sessions"] == 1
 
 
 @pytest.mark.parametrize(

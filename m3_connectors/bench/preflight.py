@@ -5,11 +5,11 @@ from __future__ import annotations
 import anyio
 
 from m3_connectors.backends.base import Backend
-from m3_connectors.backends.registry import backend_for
+from m3_connectors.backends.registry import DEFAULT_COLLECTION, backend_for
 from m3_connectors.backends.schema import Schema
 from m3_connectors.bench.scenario import Scenario, Store
 from m3_connectors.bench.synthetic import MODEL
-from m3_connectors.errors import BackendError, InvalidInput, M3Error, NotFound
+from m3_connectors.errors import BackendError, InvalidInput, M3Error, MissingDependency, NotFound
 
 _NOWHERE = "+http://127.0.0.1:1"
 """Stands for the URL of a server that is yet to be started: enough to see whether it takes the options."""
@@ -47,10 +47,16 @@ async def preflight(scenario: Scenario, where: str) -> None:
 
 def _built(store: Store, collection: str, key: str) -> Backend:
     url = store.url or f"{store.start}{_NOWHERE}"
-    # Without options first, to tell which of the two keys is wrong.
-    for name, options in ((".start" if store.url is None else ".url", {}), (".options", store.options)):
+    # One after the other, to tell which of the keys is wrong.
+    for name, called, options in (
+        (".start" if store.url is None else ".url", DEFAULT_COLLECTION, {}),
+        (".collection", collection, {}),
+        (".options", collection, store.options),
+    ):
         try:
-            backend = backend_for(url, collection, options)
+            backend = backend_for(url, called, options)
+        except MissingDependency:
+            raise
         except M3Error as error:
             raise InvalidInput(f"{key}{name}: {error}") from error
     return backend
