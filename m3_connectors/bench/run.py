@@ -42,7 +42,7 @@ _PACKAGES = (
     "milvus-lite",
     "elasticsearch",
 )
-_HARNESS_REQUESTS = 2000
+_HARNESS_REQUESTS, _HARNESS_WARM_UP = 2000, 50
 
 
 @dataclasses.dataclass(frozen=True)
@@ -244,12 +244,17 @@ async def harness_seconds(scenario: Scenario) -> float:
         return hits
 
     mix = Mix(Queries(count=10, k=scenario.queries.k), corpus, scenario.seed)
-    level = Level(seconds=60, requests=_HARNESS_REQUESTS)
     meter = Meter(os.getsid(0) if hasattr(os, "getsid") else None)
-    with tempfile.TemporaryDirectory() as directory:
+    spent = 0.0
+    # The first time only warms up: pyarrow imports what it needs when it is used, which is no request's cost.
+    for requests in (_HARNESS_WARM_UP, _HARNESS_REQUESTS):
+        level = Level(seconds=60, requests=requests)
         # Not the time that passes: nothing is waited for, and what else the machine does is not the harness.
         start = meter.client_cpu_seconds()
-        with Sink(Path(directory) / "rows", RequestRow) as rows:
+        with (
+            tempfile.TemporaryDirectory() as directory,
+            Sink(Path(directory) / "rows", RequestRow) as rows,
+        ):
             loader = Loader(
                 nothing,
                 mix,
@@ -262,7 +267,8 @@ async def harness_seconds(scenario: Scenario) -> float:
                 seed=scenario.seed,
             )
             await loader.run()
-        return (meter.client_cpu_seconds() - start) / _HARNESS_REQUESTS
+        spent = meter.client_cpu_seconds() - start
+    return spent / _HARNESS_REQUESTS
 
 
 async def _server_info(backend: Backend) -> dict[str, Any] | None:
