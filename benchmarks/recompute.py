@@ -62,18 +62,22 @@ def quality(folder: Path) -> tuple[int, float]:
 def cost(folder: Path) -> tuple[int, float]:
     """Numbers compared and the largest difference, of one benchmark."""
     rows = defaultdict(list)
-    for row in pq.read_table(folder / "requests.parquet").to_pylist():
+    # An interrupted benchmark has its rows in parts still.
+    files = sorted((folder / "parts").glob("requests-*.parquet")) or [folder / "requests.parquet"]
+    for row in (row for file in files for row in pq.read_table(file).to_pylist()):
         if row["phase"] == "measured" and row["error"] is None and row["end_seconds"] is not None:
             span = (row["intended_seconds"], row["end_seconds"])
             rows[row["store"], row["documents"], row["load"], None].append(span)
             rows[row["store"], row["documents"], row["load"], row["method"]].append(span)
     count, largest = 0, 0.0
     for load in json.loads((folder / "summary.json").read_text())["loads"]:
-        begins, ends = np.array(rows[load["store"], load["documents"], load["load"], load["method"]]).T
+        key = load["store"], load["documents"], load["load"]
+        begins, ends = np.array(rows[*key, load["method"]]).T
+        first, last = np.array(rows[*key, None]).T  # a rate is of the load's time, whichever method it is of
         latency = np.sort(ends - begins)
         ours = {f"p{100 * q:g}": latency[math.ceil(len(latency) * q - 1e-9) - 1] for q in (0.5, 0.95, 0.99)}
         pairs = [(ours[name], load["latency_seconds"][name]) for name in ours]
-        pairs.append((len(latency) / (ends.max() - begins.min()), load["requests_per_second"]))
+        pairs.append((len(latency) / (last.max() - first.min()), load["requests_per_second"]))
         known = [abs(mine - theirs) for mine, theirs in pairs if theirs is not None]
         count, largest = count + len(known), max([largest, *known])
     return count, largest

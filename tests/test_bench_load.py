@@ -21,6 +21,7 @@ from m3_connectors.bench.rows import RequestRow, Sink
 from m3_connectors.bench.run import harness_seconds
 from m3_connectors.bench.scenario import CorpusSettings, Level, Queries, read_scenario
 from m3_connectors.bench.synthetic import Corpus, uniform
+from m3_connectors.bench.void import void_of_load
 from m3_connectors.documents import Document, Hit, Scores
 from m3_connectors.errors import Unavailable
 
@@ -109,6 +110,27 @@ def test_an_open_loop_asks_at_its_times_however_slow_the_store_is(tmp_path: Path
     assert np.diff(rows.sort_by("number")["intended_seconds"].to_numpy()) == pytest.approx(0.02)
     assert rows.num_rows == 24
     assert backend.most_under_way > 10
+
+
+class OneAtATime:
+    """Takes everything at once and answers twenty a second, in order."""
+
+    def __init__(self) -> None:
+        self.free = 0.0
+
+    async def search(self, query: object, **asked: Any) -> Sequence[Hit]:
+        self.free = max(self.free, time.perf_counter()) + 0.05
+        await anyio.sleep(self.free - time.perf_counter())
+        return HITS
+
+
+@pytest.mark.parametrize(("rate", "too_many"), [(40.0, True), (8.0, False)])
+def test_an_open_loop_beyond_what_a_store_can_do_is_void(tmp_path: Path, rate: float, too_many: bool) -> None:
+    """64 senders: nothing waits to be sent, the queue is in the store."""
+    level = Level(kind="open", requests_per_second=rate, concurrency=64, seconds=3.0)
+    rows = measure(tmp_path, OneAtATime(), level)
+    columns = {name: rows[name].to_numpy() for name in rows.column_names}
+    assert any("saturated" in reason for reason in void_of_load(columns, allow_errors=False)) == too_many
 
 
 def test_poisson_arrivals_are_irregular_and_the_same_every_time(tmp_path: Path) -> None:

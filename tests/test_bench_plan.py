@@ -62,6 +62,13 @@ def test_qdrant_keeps_a_row_for_each_vector_that_a_document_lacks() -> None:
     assert part(plan("qdrant", shape), "multivector") == pytest.approx(301 * 2048 + 8 * 2048, rel=0.001)
 
 
+def test_qdrant_keeps_no_further_vectors_where_long_documents_are_refused() -> None:
+    refused = Shape.of_tokens(1e6, 300, long_documents="error")
+    assert part(plan("qdrant", refused), "multivector") == pytest.approx(301 * 2048, rel=0.001)
+    for store in ("milvus", "elasticsearch"):
+        assert plan(store, refused).disk_bytes == plan(store, Shape.of_tokens(1e6, 300)).disk_bytes
+
+
 def test_storage_choices_change_what_they_should_and_nothing_else() -> None:
     half, full, pooled = (
         plan("qdrant", Shape.of_tokens(1e6, 299, 1024, dtype, factor))
@@ -126,6 +133,18 @@ def test_the_command_calculates(capsys: pytest.CaptureFixture[str]) -> None:
     assert set(document["checked"]) == set(STORES)
 
 
+def test_the_command_takes_the_choice_for_long_documents(capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = {}
+    for choice in ("split", "error"):
+        arguments = ["--docs", "1e6", "--tokens", "100", "--store", "qdrant", "--dtype", "float16", "--json"]
+        assert main(["bench", "plan", *arguments, "--long-documents", choice]) == 0
+        sizes[choice] = json.loads(capsys.readouterr().out)["plans"][0]["disk_bytes"]
+    assert sizes["split"] - sizes["error"] == pytest.approx(1e6 * 8 * 2048, rel=0.01)
+    both = ["--long-documents", "error", "--pool-factor", "2"]
+    assert main(["bench", "plan", "--docs", "1e6", "--tokens", "100", *both]) == 2
+    assert "nothing is pooled" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("option", "value"),
     [
@@ -134,6 +153,7 @@ def test_the_command_calculates(capsys: pytest.CaptureFixture[str]) -> None:
         ("--tokens", "-3"),
         ("--nodes-memory", "64 sheep"),
         ("--store", "oracle"),
+        ("--long-documents", "pool"),
     ],
 )
 def test_the_command_names_a_wrong_value(option: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -183,7 +183,7 @@ def test_what_was_measured_before_a_store_died_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     backends = iter([MemoryBackend(), Dying()])
-    monkeypatch.setattr(running, "backend_for", lambda *_: next(backends))
+    monkeypatch.setattr(running, "backend_for", lambda *_: next(backends))  # preflight has its own
     stores = [{"name": "first", "url": "memory:"}, {"name": "second", "url": "memory:"}]
     with pytest.raises(Unavailable):
         measure(tiny("memory:", stores=stores), tmp_path / "out")
@@ -267,7 +267,7 @@ def test_a_broken_store_makes_the_result_void(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: type[MemoryBackend], reason: str
 ) -> None:
     monkeypatch.setattr(running, "backend_for", lambda *_: backend())
-    summary = measure(tiny("memory:", recall={"queries": 0}), tmp_path / "out").summary()
+    summary = measure(tiny("memory:"), tmp_path / "out").summary()
     assert summary["void"]
     assert all(any(reason in void for void in load["void"]) for load in summary["loads"])
 
@@ -323,6 +323,29 @@ def test_bytes_stand_under_their_own_headings(tmp_path: Path) -> None:
     assert shown["bytes planned"] == f"{sum(fill['planned_bytes_per_document'].values()):,.0f}"
     assert str(shown["bytes a document"]).startswith(f"{fill['disk_bytes_per_document']:,.0f}: ")
     assert "" not in shown
+    log = fill["component_bytes_per_document"]["log"]
+    assert shown["measured"] == f"{fill['disk_bytes_per_document'] - log:,.0f}"
+
+
+def test_a_store_that_builds_nothing_has_no_time_for_it(tmp_path: Path) -> None:
+    (without,) = measure(tiny("memory:"), tmp_path / "memory").summary()["fills"]
+    (built,) = measure(tiny(f"qdrant:{tmp_path / 'data'}"), tmp_path / "edge").summary()["fills"]
+    assert without["optimize_seconds"] is None
+    assert built["optimize_seconds"] > 0
+
+
+def test_recall_and_the_share_of_a_core_are_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    filtered = "k = {k}\nfilters = [{{ share = 0.5, selectivity = 0.1 }}]"
+    Path("tiny.toml").write_text(SCENARIO.replace("k = {k}", filtered).format(k=5))
+    assert main(["bench", "tiny.toml", "--out", "out"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    loads = next(line for line in lines if "p99.9" in line).split()
+    assert loads[-6:] == ["CPU", "here", "ms", "here", "ms", "there"]
+    recall = next(i for i, line in enumerate(lines) if "filter" in line)
+    assert {line.split()[3] for line in lines[recall + 1 :] if "all" in line} <= {"–", "0.1"}
 
 
 def test_a_void_result_has_an_exit_code_of_its_own(

@@ -67,6 +67,14 @@ def test_an_open_loop_may_have_many_requests_under_way_unless_it_says_otherwise(
         ("corpus", {"storage": {"multivector_dtype": "int8"}}, "corpus.storage.multivector_dtype is 'int8'"),
         ("corpus", {"storage": {"pool": 2}}, "unknown key corpus.storage.pool"),
         ("corpus", {"storage": {"pool_factor": 3}}, "pool_factor is 3"),
+        ("corpus", {"vocabulary": 2**31}, "corpus.vocabulary is 2147483648"),
+        (
+            "queries",
+            {"count": 100_000},
+            "queries.count: 100,000 queries of 16 rows of 1,024 dimensions take 7.0 GB",
+        ),
+        ("stores", {"name": "a", "url": "memory:"}, "[stores] is one table"),
+        ("loads", {}, "[loads] is one table"),
         ("queries", {"methods": {"best": 1}}, "'best'"),
         ("queries", {"methods": {}}, "queries.methods"),
         ("queries", {"filters": [{"share": 0.6, "selectivity": 0.1}] * 2}, "more than 1"),
@@ -94,6 +102,28 @@ def test_a_file_that_is_none_is_said_so(tmp_path: Path) -> None:
         load_scenario(tmp_path / "broken.toml")
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "refused"),
+    [
+        ({}, {"options": {"shards": 2}}, True),
+        ({"options": {"shards": 2}}, {"optimize": False, "options": {"shards": 2}}, True),
+        ({}, {"url": "qdrant:./data/", "options": {"shards": 2}}, True),
+        ({}, {"collection": "other", "options": {"shards": 2}}, False),
+        ({}, {}, False),
+        ({}, {"url": "qdrant:./other", "options": {"shards": 2}}, False),
+    ],
+)
+def test_one_collection_has_one_configuration(
+    first: dict[str, Any], second: dict[str, Any], refused: bool
+) -> None:
+    stores = [{"name": name, "url": "qdrant:./data"} | keys for name, keys in (("a", first), ("b", second))]
+    if not refused:
+        read_scenario(SMALLEST | {"stores": stores}, "s")
+        return
+    with pytest.raises(InvalidInput, match="'a' and 'b' are one collection with different settings"):
+        read_scenario(SMALLEST | {"stores": stores}, "s")
+
+
 def test_a_record_of_a_scenario_holds_no_secret() -> None:
     store = {
         "name": "a",
@@ -103,7 +133,7 @@ def test_a_record_of_a_scenario_holds_no_secret() -> None:
     record = read_scenario(SMALLEST | {"stores": [store]}, "s").record()
     assert "hunter" not in str(record)
     assert record["stores"][0]["url"] == "elasticsearch+https://host:9200"
-    assert record["stores"][0]["options"] == ["api_key", "shards"]
+    assert record["stores"][0]["options"] == {"api_key": "***", "shards": 2}
 
 
 def _toml(raw: dict[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from m3_connectors.bench.folder import BenchFolder
 from m3_connectors.bench.recall import found_of
 from m3_connectors.bench.rows import RecallRow, RequestRow, Sink, WriteRow
 from m3_connectors.bench.summary import quantile, summarise
@@ -46,6 +48,7 @@ def numbers(
     writes: list[WriteRow] | None = None,
     recall: list[RecallRow] | None = None,
     allow_errors: bool = False,
+    url: str = "qdrant+http://h:6333",
     **collection: Any,
 ) -> dict[str, Any]:
     """The summary of these rows, by way of the files that a run writes."""
@@ -59,6 +62,7 @@ def numbers(
     record = {
         "scenario": {
             "name": "s",
+            "stores": [{"name": "a", "url": url}],
             "allow_errors": allow_errors,
             "corpus": {"dimension": 16, "storage": {"multivector_dtype": "float16"}},
         },
@@ -125,6 +129,19 @@ def test_a_load_in_numbers(tmp_path: Path) -> None:
     assert not summary["void"]
 
 
+def test_the_rate_of_a_method_is_of_the_time_of_its_load(tmp_path: Path) -> None:
+    """Two requests that follow each other at once are not a method of ten a second in a load of four seconds."""
+    rows = [
+        row._replace(method="sparse" if i in (7, 8) else "all") for i, row in enumerate(sequence(*[0.1] * 40))
+    ]
+    whole, mixed, rare = numbers(tmp_path, rows)["loads"]
+    assert rare["answered"] == 2
+    assert rare["requests_per_second"] == pytest.approx(2 / 4)
+    assert whole["requests_per_second"] == pytest.approx(
+        mixed["requests_per_second"] + rare["requests_per_second"]
+    )
+
+
 def test_the_cpu_time_of_a_request_is_not_told_where_others_ran_beside_it(tmp_path: Path) -> None:
     rows = [row._replace(worker=i % 2) for i, row in enumerate(sequence(*[0.1] * 10))]
     whole, method = numbers(tmp_path, rows)["loads"]
@@ -175,12 +192,65 @@ def test_a_collection_that_was_there_has_no_write_rate(tmp_path: Path) -> None:
 
 
 def test_recall_counts_what_was_found_of_what_there_is(tmp_path: Path) -> None:
-    row = RecallRow("a", 100, "list", 0, "dense", None, 10, 10, 9, 0.1, 0.2)
+    row = RecallRow("a", 100, "list", 0, "dense", None, 10, 10, 9, 0.1, 0.2, False, None)
     recall = [row, row._replace(found=10, query=1), row._replace(expected=0, found=0, query=2)]
     (one,) = numbers(tmp_path, sequence(0.1), recall=recall)["recall"]
     assert one["recall"] == pytest.approx(0.95)
     assert one["worst"] == pytest.approx(0.9)
     assert one["queries"] == 2
+
+
+def test_recall_is_told_apart_by_filter(tmp_path: Path) -> None:
+    row = RecallRow("a", 100, "list", 0, "dense", None, 10, 10, 9, 0.1, 0.2, False, None)
+    recall = [row, row._replace(selectivity=0.1, found=5, approximate_seconds=0.7), row]
+    whole, filtered = numbers(tmp_path, sequence(0.1), recall=recall)["recall"]
+    assert (whole["selectivity"], whole["queries"], whole["recall"]) == (None, 2, pytest.approx(0.9))
+    assert (filtered["selectivity"], filtered["queries"], filtered["recall"]) == (0.1, 1, pytest.approx(0.5))
+    assert filtered["approximate_p50_seconds"] is None  # of a single one
+    assert whole["approximate_p50_seconds"] == pytest.approx(0.1)
+
+
+def test_a_question_that_failed_is_in_no_recall(tmp_path: Path) -> None:
+    row = RecallRow("a", 100, "list", 0, "dense", None, 10, 10, 10, 0.1, 0.2, False, None)
+    failed = row._replace(expected=0, found=0, approximate_seconds=None, exact_seconds=None, error="Busy: x")
+    summary = numbers(tmp_path, sequence(0.1), recall=[row, failed])
+    (one,) = summary["recall"]
+    assert summary["void"]
+    assert (one["recall"], one["errors"]) == (1.0, {"Busy: x": 1})
+    assert one["void"] == ["1 of its questions failed (Busy: x)"]
+    allowed = numbers(tmp_path, sequence(0.1), recall=[row, failed], allow_errors=True)
+    assert not allowed["void"]
+
+
+def test_a_client_that_fills_a_core_is_noted_and_not_void(tmp_path: Path) -> None:
+    rows = [row._replace(client_cpu_seconds=1 + 0.095 * row.number) for row in sequence(*[0.1] * 20)]
+    (load, _) = numbers(tmp_path, rows)["loads"]
+    assert not load["void"]
+    assert load["noted"] == [
+        "this process used 90% of a core: latency and rate are the client's limit, not the store's"
+    ]
+    assert numbers(tmp_path, sequence(*[0.1] * 20))["loads"][0]["noted"] == []
+    # An engine in this process: its work is counted here, and says nothing of the client.
+    assert numbers(tmp_path, rows, url="qdrant:./data")["loads"][0]["noted"] == []
+
+
+def test_what_is_not_planned_is_not_compared_with_the_plan(tmp_path: Path) -> None:
+    disk = {"dense": 400, "log": 900, "second copy until merged": 70}
+    for backend, bytes_each in (("qdrant", 4.7), ("elasticsearch", 13.0), ("milvus", 13.7), ("memory", 13.7)):
+        (fill,) = numbers(tmp_path, sequence(0.1), disk_bytes=disk, backend=backend)["fills"]
+        assert fill["comparable_bytes_per_document"] == pytest.approx(bytes_each), backend
+        assert fill["disk_bytes_per_document"] == pytest.approx(13.7)
+
+
+def test_a_folder_of_an_earlier_version_can_be_read() -> None:
+    results = Path(__file__).parents[1] / "benchmarks" / "results" / "acceptance-2026-11-23"
+    folder = BenchFolder(results)
+    computed = summarise(folder.record, folder.requests(), folder.writes(), folder.recall())
+    written = json.loads((results / "summary.json").read_text())
+    for kind in ("loads", "fills", "recall"):
+        for now, then in zip(computed[kind], written[kind], strict=True):
+            assert {key: now[key] for key in then} == then
+    assert computed["sessions"] == 1
 
 
 @pytest.mark.parametrize(
@@ -247,14 +317,57 @@ def test_errors_that_are_allowed_are_listed_and_left_out(tmp_path: Path) -> None
     assert whole["latency_seconds"]["mean"] == pytest.approx(0.1)  # the failure was fast
 
 
-def test_a_queue_at_the_end_of_an_open_loop_is_saturation(tmp_path: Path) -> None:
+def queue(capacity: float, servers: int, seed: int, seconds: float = 5.0) -> list[RequestRow]:
+    """An open loop of 40 requests a second for some seconds, answered by so many servers with exponential times."""
+    rng = np.random.default_rng(seed)
+    free = np.zeros(servers)
+    rows, at = [], 0.0
+    while (at := at + float(rng.exponential(1 / 40))) < seconds:
+        server = int(free.argmin())
+        start = max(at, float(free[server]))
+        free[server] = start + rng.exponential(servers / capacity)
+        rows.append(
+            REQUEST._replace(
+                load="open-40-at-64",
+                number=len(rows),
+                phase="measured" if at > 1 else "warm-up",
+                worker=server,
+                intended_seconds=at,
+                start_seconds=start,
+                end_seconds=float(free[server]),
+            )
+        )
+    return rows
+
+
+def saturated(tmp_path: Path, rows: list[RequestRow]) -> bool:
+    return any("saturated" in reason for reason in numbers(tmp_path, rows)["loads"][0]["void"])
+
+
+@pytest.mark.parametrize("servers", [1, 8])
+def test_a_store_that_answers_half_of_an_open_loop_is_saturated(tmp_path: Path, servers: int) -> None:
+    """Though never more than 64 of them wait, as many as may be under way."""
+    assert all(saturated(tmp_path, queue(20, servers, seed)) for seed in range(20))
+
+
+@pytest.mark.parametrize(("capacity", "servers"), [(80, 1), (60, 8), (400, 400)])
+def test_bursts_of_a_store_that_keeps_up_are_not_saturation(
+    tmp_path: Path, capacity: float, servers: int
+) -> None:
+    """With 400 servers each answer takes a second, and 40 are under way at the end."""
+    assert not any(saturated(tmp_path, queue(capacity, servers, seed)) for seed in range(40))
+
+
+def test_a_store_that_gets_slower_and_slower_is_saturated(tmp_path: Path) -> None:
     rows = [
-        row._replace(intended_seconds=0.01 * i, load="open-100-at-1")
-        for i, row in enumerate(sequence(*[0.1] * 20))
+        row._replace(end_seconds=(row.start_seconds or 0) + 0.05 + 0.8 * row.intended_seconds)
+        for row in queue(400, 400, 1)
     ]
-    assert any("saturated" in reason for reason in numbers(tmp_path, rows)["loads"][0]["void"])
-    kept_up = [row._replace(intended_seconds=row.start_seconds or 0.0) for row in rows]
-    assert not numbers(tmp_path, kept_up)["void"]
+    assert saturated(tmp_path, rows)
+
+
+def test_a_closed_loop_is_never_saturated(tmp_path: Path) -> None:
+    assert not saturated(tmp_path, [row._replace(load="closed-64") for row in queue(20, 1, 1)])
 
 
 def test_a_collection_of_another_size_makes_all_of_its_loads_void(tmp_path: Path) -> None:

@@ -4,19 +4,34 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol
 
 import anyio.to_thread
 import numpy as np
 
 from m3_connectors.backends.base import Backend, Schema
 from m3_connectors.bench.meter import Meter
-from m3_connectors.bench.rows import Sink, WriteRow
+from m3_connectors.bench.preflight import owned
+from m3_connectors.bench.rows import WriteRow
 from m3_connectors.bench.scenario import Store
-from m3_connectors.bench.synthetic import MODEL, Corpus
+from m3_connectors.bench.synthetic import Corpus
 from m3_connectors.bench.trips import counting
 from m3_connectors.documents import Document
 from m3_connectors.embeddings import M3Embeddings
-from m3_connectors.errors import InvalidInput, NotFound
+
+
+class Rows(Protocol):
+    """``Sink[WriteRow]``, or something in its place."""
+
+    def add(self, row: WriteRow) -> None:
+        """Take a row."""
+
+
+class Unrecorded:
+    """Takes rows and forgets them: of a collection whose writing an earlier session measured."""
+
+    def add(self, row: WriteRow) -> None:
+        """Nothing."""
 
 
 async def find(backend: Backend, schema: Schema) -> bool:
@@ -25,26 +40,23 @@ async def find(backend: Backend, schema: Schema) -> bool:
     Raises:
         InvalidInput: It holds somebody's documents.
     """
-    try:
-        there = await backend.open()
-    except NotFound:
-        return False
-    if there.model.name != MODEL:
-        raise InvalidInput(
-            f'collection "{backend.collection}" holds documents of {there.model}, and a benchmark would replace them.\n'
-            "  Give the scenario's store another collection."
-        )
-    if there == schema:
-        return True
+    there = await owned(backend)
+    if there is None or there == schema:
+        return there is not None
     await backend.drop()
     return False
+
+
+def builds(backend: Backend) -> bool:
+    """Whether the store has something to build once it is filled: such an adapter has an ``optimize`` of its own."""
+    return type(backend).optimize is not Backend.optimize
 
 
 async def fill(
     backend: Backend,
     corpus: Corpus,
     store: Store,
-    rows: Sink[WriteRow],
+    rows: Rows,
     meter: Meter,
     progress: Callable[[int], None],
 ) -> bool:
@@ -85,9 +97,8 @@ async def fill(
         )
         done += len(batch[0])
         progress(done)
-    if store.optimize:
+    if store.optimize and builds(backend):
         rows.add(await _timed(backend.optimize, "optimize", 0, 0, store.name, len(corpus), done, meter))
-    rows.flush()
     return False
 
 

@@ -5,6 +5,8 @@ requests.parquet   ``rows.RequestRow``
 writes.parquet     ``rows.WriteRow``
 recall.parquet     ``rows.RecallRow``
 summary.json       ``summary.summarise``; derived
+
+Until a run is complete its rows lie in ``parts/`` (``bench.session``), and are read from there.
 """
 
 from __future__ import annotations
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 RECORD, SUMMARY = "bench.json", "summary.json"
 FORMAT = 1
 
+PARTS = "parts"
+
 
 class BenchFolder:
     """One benchmark, read from its folder.
@@ -34,7 +38,8 @@ class BenchFolder:
         record: ``bench.json``: ``format``, ``scenario`` (every key of it), ``environment``, ``collections`` (one entry
             for each store and size: ``store``, ``backend``, ``documents``, ``count``, ``reused``, ``disk_bytes`` by
             component or null, ``server_memory_bytes``, ``corpus``, ``server``), ``harness_seconds_per_request``,
-            ``complete``.
+            ``sessions`` (each sitting with its environment; folders of earlier versions lack it), ``finished``
+            (names of parts), ``complete``.
 
     Raises:
         InvalidInput: It holds no benchmark, or one of another version's format.
@@ -83,12 +88,29 @@ class BenchFolder:
             raise MissingDependency("pyarrow", "eval") from None
         path = self.path / f"{name}.parquet"
         try:
+            if (self.path / PARTS).is_dir():
+                return self._of_parts(name)
             return pq.read_table(path)
         except (FileNotFoundError, pa.ArrowInvalid) as error:
             raise InvalidInput(
                 f"{path} cannot be read: {error}\n"
                 f"  Was the benchmark killed, or is it still running? Remove {self.path} and run it again."
             ) from None
+
+    def _of_parts(self, name: str) -> pa.Table:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        from m3_connectors.bench import rows
+
+        kind = {"requests": rows.RequestRow, "writes": rows.WriteRow, "recall": rows.RecallRow}[name]
+        empty = rows.arrow_schema(kind).empty_table()
+        return pa.concat_tables([empty, *(pq.read_table(path) for path in parts(self.path, name))])
+
+
+def parts(folder: Path, name: str) -> list[Path]:
+    """The parts of a kind of rows that are whole, in the scenario's order."""
+    return sorted((folder / PARTS).glob(f"{name}-*.parquet"))
 
 
 def find_folders(root: Path) -> list[BenchFolder]:

@@ -253,12 +253,12 @@ class Loader:
                         exact=mix.exact,
                     )
             except TimeoutError:
-                error = f"TimedOut: no answer within {self._timeout_seconds:g} s"
+                error = timed_out(self._timeout_seconds)
                 self._errors_left -= 1
             except Exception as caught:  # noqa: BLE001 (whatever a store does wrong is a result, not our end)
-                error = f"{type(caught).__name__}: {(str(caught).splitlines() or [''])[0]}"
+                error = named(caught)
                 self._errors_left -= 1
-        end = self._meter.now()
+        end, client_cpu = self._meter.now(), self._meter.client_cpu_seconds()
         self._record(
             number,
             worker,
@@ -268,10 +268,13 @@ class Loader:
             None if error else [hit.document.id for hit in hits],
             error,
             trips,
+            client_cpu,
+            await self._meter.server_cpu_seconds_sometimes(),
         )
 
     def _not_sent(self, number: int, intended: float) -> None:
-        self._record(number, None, intended, None, None, None, NOT_SENT, None)
+        cpu = self._meter.client_cpu_seconds()
+        self._record(number, None, intended, None, None, None, NOT_SENT, None, cpu, None)
 
     def _record(
         self,
@@ -283,6 +286,8 @@ class Loader:
         ids: Sequence[str] | None,
         error: str | None,
         trips: Trips | None,
+        client_cpu: float,
+        server_cpu: float | None,
     ) -> None:
         request = self._mix[number]
         counts = self._measure_from is not None and intended >= self._measure_from
@@ -309,7 +314,17 @@ class Loader:
                 error=error,
                 round_trips=None if trips is None else trips.count,
                 store_seconds=None if trips is None else trips.seconds,
-                client_cpu_seconds=self._meter.client_cpu_seconds(),
-                server_cpu_seconds=self._meter.server_cpu_seconds_sometimes(),
+                client_cpu_seconds=client_cpu,
+                server_cpu_seconds=server_cpu,
             )
         )
+
+
+def named(error: BaseException) -> str:
+    """Type and first line of an error, as rows keep it."""
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+
+
+def timed_out(seconds: float) -> str:
+    """The same of an answer that did not come in time."""
+    return f"TimedOut: no answer within {seconds:g} s"

@@ -6,7 +6,11 @@ import os
 import time
 from pathlib import Path
 
+import anyio.to_thread
+
 _EVERY_SECONDS = 0.2
+_LIST_EVERY_SECONDS = 5.0
+"""Finding the processes of a session goes over all of the machine; reading those that are known does not."""
 
 
 class Meter:
@@ -20,7 +24,8 @@ class Meter:
     def __init__(self, session: int | None = None) -> None:
         self._origin = time.perf_counter()
         self._session = session
-        self._read = float("-inf")
+        self._read = self._listed = float("-inf")
+        self._known: list[Path] = []
 
     def of(self, session: int | None) -> Meter:
         """The same clock beside another server."""
@@ -41,13 +46,13 @@ class Meter:
         found = [_cpu_seconds(process) for process in self._processes()]
         return sum(found) if found else None
 
-    def server_cpu_seconds_sometimes(self) -> float | None:
-        """The same at most five times a second, else None: reading takes longer than a row may."""
+    async def server_cpu_seconds_sometimes(self) -> float | None:
+        """The same at most five times a second, else None; in a thread, as it reads files."""
         now = time.perf_counter()
         if self._session is None or now - self._read < _EVERY_SECONDS:
             return None
         self._read = now
-        return self.server_cpu_seconds()
+        return await anyio.to_thread.run_sync(self.server_cpu_seconds)
 
     def server_memory_bytes(self) -> int | None:
         """Resident memory of the server's processes; None where they are not known."""
@@ -57,7 +62,13 @@ class Meter:
     def _processes(self) -> list[Path]:
         if self._session is None:
             return []
-        return [path for path in Path("/proc").glob("[0-9]*") if _session_of(path) == self._session]
+        now = time.perf_counter()
+        if now - self._listed >= _LIST_EVERY_SECONDS:
+            self._listed = now
+            self._known = [
+                path for path in Path("/proc").glob("[0-9]*") if _session_of(path) == self._session
+            ]
+        return self._known
 
 
 def _fields(process: Path) -> list[str]:

@@ -3,42 +3,62 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+
+import anyio
 
 from m3_connectors.backends.base import Backend
-from m3_connectors.bench.load import Mix
+from m3_connectors.bench.load import Mix, Request, named, timed_out
 from m3_connectors.bench.rows import RecallRow, Sink
 from m3_connectors.bench.scenario import Recall
 from m3_connectors.bench.synthetic import filter_for
 from m3_connectors.filters import parse_filter
 from m3_connectors.methods import METHODS
 
+MOST_ERRORS = 5
+"""After so many failed questions a store is not asked any more."""
+
 _TIE = 1e-6
 """Scores so close are equal: which of the two stands in a list is chance."""
 
+_WARM_UP = 3
+"""Questions that are asked before any is timed: the first ones load what the others find in memory."""
+
+Ask = Callable[[bool], Awaitable[list[float]]]
+"""The scores of an answer; exact or not."""
+
 
 async def compare(
-    backend: Backend, mix: Mix, settings: Recall, rows: Sink[RecallRow], *, store: str, documents: int
+    backend: Backend,
+    mix: Mix,
+    settings: Recall,
+    rows: Sink[RecallRow],
+    *,
+    store: str,
+    documents: int,
+    timeout_seconds: float,
 ) -> None:
-    """Ask the first requests of the mix, and for the dense list that methods start from, approximately and exactly."""
+    """Ask the first requests of the mix, and for the dense list that methods start from, approximately and exactly.
+
+    Which way is asked first takes turns: the second finds the caches filled. A question that fails is a row.
+    """
+    # The last ones, so that no question that is timed has been asked before.
+    for number in range(settings.queries, settings.queries + min(_WARM_UP, settings.queries)):
+        for ask in _questions(backend, mix, mix[number], settings).values():
+            for exact in (False, True):
+                await _timed(ask, exact, timeout_seconds)
+    failed = 0
     for number in range(settings.queries):
         request = mix[number]
-        query = mix.vectors[request.query]
-        filter = None if request.selectivity is None else parse_filter(filter_for(request.selectivity))
-        for kind in ("search", "list"):
-            depth = mix.k if kind == "search" else settings.depth
-            scores, seconds = [], []
-            for exact in (False, True):
-                start = time.perf_counter()
-                if kind == "search":
-                    answer = await backend.search(
-                        query, METHODS[request.method], depth, filter=filter, exact=exact
-                    )
-                    scores.append([found.score for found in answer])
-                else:
-                    ranking = await backend.candidates("dense", query, depth, filter=filter, exact=exact)
-                    scores.append(ranking.scores.tolist())
-                seconds.append(time.perf_counter() - start)
+        exact_first = number % 2 == 1
+        for kind, ask in _questions(backend, mix, request, settings).items():
+            scores: dict[bool, list[float]] = {}
+            seconds: dict[bool, float] = {}
+            error = None
+            for exact in (exact_first, not exact_first):
+                scores[exact], seconds[exact], failure = await _timed(ask, exact, timeout_seconds)
+                error = error or failure
+            failed += error is not None
             rows.add(
                 RecallRow(
                     store=store,
@@ -47,14 +67,51 @@ async def compare(
                     query=request.query,
                     method=request.method if kind == "search" else "dense",
                     selectivity=request.selectivity,
-                    depth=depth,
-                    expected=len(scores[1]),
-                    found=found_of(*scores),
-                    approximate_seconds=seconds[0],
-                    exact_seconds=seconds[1],
+                    depth=mix.k if kind == "search" else settings.depth,
+                    expected=0 if error else len(scores[True]),
+                    found=0 if error else found_of(scores[False], scores[True]),
+                    approximate_seconds=None if error else seconds[False],
+                    exact_seconds=None if error else seconds[True],
+                    exact_first=exact_first,
+                    error=error,
                 )
             )
-    rows.flush()
+        if failed >= MOST_ERRORS:
+            return
+
+
+def _questions(backend: Backend, mix: Mix, request: Request, settings: Recall) -> dict[str, Ask]:
+    """By kind, as rows name it."""
+    query = mix.vectors[request.query]
+    filter = None if request.selectivity is None else parse_filter(filter_for(request.selectivity))
+
+    async def search(exact: bool) -> list[float]:
+        method = METHODS[request.method]
+        return [
+            found.score for found in await backend.search(query, method, mix.k, filter=filter, exact=exact)
+        ]
+
+    async def dense_list(exact: bool) -> list[float]:
+        ranking = await backend.candidates("dense", query, settings.depth, filter=filter, exact=exact)
+        scores: list[float] = ranking.scores.tolist()
+        return scores
+
+    return {"search": search, "list": dense_list}
+
+
+async def _timed(ask: Ask, exact: bool, timeout_seconds: float) -> tuple[list[float], float, str | None]:
+    """Scores, seconds, and what was raised."""
+    scores: list[float] = []
+    error = None
+    start = time.perf_counter()
+    try:
+        with anyio.fail_after(timeout_seconds):
+            scores = await ask(exact)
+    except TimeoutError:
+        error = timed_out(timeout_seconds)
+    except Exception as caught:  # noqa: BLE001 (whatever a store does wrong is a result, not our end)
+        error = named(caught)
+    return scores, time.perf_counter() - start, error
 
 
 def found_of(approximate: Sequence[float], exact: Sequence[float]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from pathlib import Path
 from types import TracebackType
@@ -12,7 +13,7 @@ import pyarrow.parquet as pq
 
 
 class RequestRow(NamedTuple):
-    """One request. Times are seconds of one monotonic clock, from the beginning of the run.
+    """One request. Times are seconds of one monotonic clock, from the beginning of the session (``bench.session``).
 
     Attributes:
         store: Name of the store.
@@ -35,7 +36,7 @@ class RequestRow(NamedTuple):
         ids_hash: CRC-32 of their ids in order.
         error: Type and first line of what was raised; null for an answer.
         round_trips: Calls to the store (of the embedded engine: into it).
-        store_seconds: Time during which at least one of them was under way.
+        store_seconds: Time during which at least one of them was under way, as far as this process saw it (``trips``).
         client_cpu_seconds: CPU time of this process up to the end, all threads.
         server_cpu_seconds: The same of the server's processes where known, read five times a second; else null.
     """
@@ -100,7 +101,7 @@ class WriteRow(NamedTuple):
 
 
 class RecallRow(NamedTuple):
-    """One question asked both ways.
+    """One question asked both ways; one that failed has an error and no answers.
 
     Attributes:
         store: Name of the store.
@@ -114,6 +115,8 @@ class RecallRow(NamedTuple):
         found: Entries of the approximate answer that score no worse than the last of the exact one.
         approximate_seconds: Time that it took.
         exact_seconds: Time that it took.
+        exact_first: Which was asked first; they take turns, since the second finds the store's caches warm.
+        error: Type and first line of what was raised; null for answers.
     """
 
     store: str
@@ -125,8 +128,10 @@ class RecallRow(NamedTuple):
     depth: int
     expected: int
     found: int
-    approximate_seconds: float
-    exact_seconds: float
+    approximate_seconds: float | None
+    exact_seconds: float | None
+    exact_first: bool
+    error: str | None
 
 
 T = TypeVar("T", RequestRow, WriteRow, RecallRow)
@@ -147,11 +152,12 @@ def arrow_schema(kind: type[RequestRow | WriteRow | RecallRow]) -> pa.Schema:
 
 
 class Sink(Generic[T]):
-    """A Parquet file that grows; whole when the block is left, in whatever way."""
+    """A Parquet file that grows, and has its name as soon as it is whole: when the block is left, in whatever way."""
 
     def __init__(self, path: Path, kind: type[T]) -> None:
         self._schema = arrow_schema(kind)
-        self._writer = pq.ParquetWriter(path, self._schema)
+        self._path, self._partial = path, path.with_suffix(".tmp")
+        self._writer = pq.ParquetWriter(self._partial, self._schema)
         self._waiting: list[T] = []
         self._writing = threading.Lock()
 
@@ -178,3 +184,4 @@ class Sink(Generic[T]):
     ) -> None:
         self.flush()
         self._writer.close()
+        os.replace(self._partial, self._path)

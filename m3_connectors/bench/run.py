@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,13 +16,15 @@ import anyio.lowlevel
 from m3_connectors.backends.base import Backend
 from m3_connectors.backends.registry import backend_for
 from m3_connectors.bench.disk import disk_bytes
-from m3_connectors.bench.fill import fill
-from m3_connectors.bench.folder import FORMAT, RECORD, BenchFolder, write_json
+from m3_connectors.bench.fill import Rows, Unrecorded, fill
+from m3_connectors.bench.folder import BenchFolder
 from m3_connectors.bench.load import Loader, Mix
 from m3_connectors.bench.meter import Meter
+from m3_connectors.bench.preflight import preflight
 from m3_connectors.bench.recall import compare
 from m3_connectors.bench.rows import RecallRow, RequestRow, Sink, WriteRow
 from m3_connectors.bench.scenario import CorpusSettings, Level, Queries, Scenario, Store
+from m3_connectors.bench.session import Session
 from m3_connectors.bench.synthetic import Corpus
 from m3_connectors.bench.trips import observed
 from m3_connectors.documents import Document, Hit, Scores
@@ -39,7 +42,7 @@ _PACKAGES = (
     "milvus-lite",
     "elasticsearch",
 )
-_HARNESS_REQUESTS = 2000
+_HARNESS_REQUESTS, _HARNESS_WARM_UP = 2000, 50
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,109 +94,148 @@ async def run(
     *,
     servers: Servers = named_servers,
     progress: Progress = lambda *_, **__: None,
+    where: str = "the scenario",
 ) -> BenchFolder:
-    """Measure everything that the scenario names; what was measured is on disk whenever this ends.
+    """Measure everything that the scenario names; a load that has come to its end is on disk whatever happens then.
+
+    Where the folder holds the beginning of the same scenario, it is gone on with after the last finished load.
 
     Args:
         scenario: What to do.
-        out: A folder that holds no benchmark yet; made if need be.
+        out: A folder that holds no complete benchmark; made if need be.
         servers: Where its stores are.
         progress: Is told what goes on.
+        where: The scenario's file, for errors.
 
     Raises:
-        InvalidInput: The folder holds one, or a store's collection holds somebody's documents.
-        BackendError: A store failed while it was filled; failed requests are rows.
+        InvalidInput: The folder holds one, a store cannot be used so, or its collection holds somebody's documents.
+        BackendError: A store did not answer, or failed while it was filled; failed requests are rows.
     """
-    if (out / RECORD).exists():
-        raise InvalidInput(f"{out} holds a benchmark already.\n  Give another folder: --out DIR.")
-    out.mkdir(parents=True, exist_ok=True)
-    record: dict[str, Any] = {
-        "format": FORMAT,
-        "scenario": scenario.record(),
-        "environment": environment(*_PACKAGES),
-        "collections": [],
-        "harness_seconds_per_request": await harness_seconds(scenario),
-        "complete": False,
-    }
-    write_json(out / RECORD, record)
-    with (
-        Sink(out / "requests.parquet", RequestRow) as requests,
-        Sink(out / "writes.parquet", WriteRow) as writes,
-        Sink(out / "recall.parquet", RecallRow) as recall,
-    ):
-        running = _Run(scenario, Meter(), requests, writes, recall, progress)
-        for store in scenario.stores:
+    await preflight(scenario, where)
+    with Session(out, scenario.record(), environment(*_PACKAGES)) as session:
+        harness = await harness_seconds(scenario)
+        session.record["sessions"][-1]["harness_seconds_per_request"] = harness
+        session.note(harness_seconds_per_request=session.record["harness_seconds_per_request"] or harness)
+        running = _Run(scenario, session, Meter(), progress)
+        for place, store in enumerate(scenario.stores):
+            sizes = {
+                place * len(scenario.corpus.documents) + i: documents
+                for i, documents in enumerate(scenario.corpus.documents)
+            }
+            if all(running.is_done(number) for number in sizes):
+                continue
             with servers(store) as server:
-                for documents in scenario.corpus.documents:
-                    noted = await running.collection(store, server, documents)
-                    record["collections"].append(noted)
-                    write_json(out / RECORD, record)
-    record["complete"] = True
-    write_json(out / RECORD, record)
+                for number, documents in sizes.items():
+                    if not running.is_done(number):
+                        await running.collection(number, store, server, documents)
+        session.complete()
     return BenchFolder(out)
 
 
 @dataclasses.dataclass
 class _Run:
     scenario: Scenario
+    session: Session
     meter: Meter
-    requests: Sink[RequestRow]
-    writes: Sink[WriteRow]
-    recall: Sink[RecallRow]
     progress: Progress
 
-    async def collection(self, store: Store, server: Server, documents: int) -> dict[str, Any]:
-        """Fill one collection and ask it everything; what is noted of it."""
-        scenario = self.scenario
+    @property
+    def _compares(self) -> bool:
+        return self.scenario.recall.queries > 0 and not self.scenario.queries.exact
+
+    def _loads(self, number: int) -> list[tuple[int, Level]]:
+        """The loads of a collection with the numbers of their parts."""
+        levels = self.scenario.levels()
+        return list(enumerate(levels, number * len(levels)))
+
+    def is_done(self, number: int) -> bool:
+        """Whether nothing is left to ask of a collection, given by its number."""
+        compared = not self._compares or self.session.has(RecallRow, number)
+        return compared and all(self.session.has(RequestRow, part) for part, _ in self._loads(number))
+
+    async def collection(self, number: int, store: Store, server: Server, documents: int) -> None:
+        """Fill one collection and ask it what it has not been asked yet."""
+        scenario, session = self.scenario, self.session
         corpus = Corpus(scenario.corpus, documents, scenario.seed)
         meter = self.meter.of(server.session)
         backend = backend_for(server.url, f"{store.collection}-{documents}", server.options)
         with observed(type(backend)):
             try:
                 note = functools.partial(self.progress, store.name, documents, "writing")
-                reused = await fill(backend, corpus, store, self.writes, meter, note)
-                noted = {
-                    "store": store.name,
-                    "backend": backend.name,
-                    "documents": documents,
-                    "count": await backend.count(),
-                    "reused": reused,
-                    "disk_bytes": await disk_bytes(backend, server.directory),
-                    "corpus": corpus.shape(),
-                    "server": await _server_info(backend),
-                }
-                await self._ask(backend, corpus, store, meter)
-                return noted | {"server_memory_bytes": meter.server_memory_bytes()}
+                # An earlier session may have written it, and been killed before that was noted.
+                written = session.has(WriteRow, number)
+                recorded: contextlib.AbstractContextManager[Rows] = (
+                    contextlib.nullcontext(Unrecorded()) if written else session.rows(WriteRow, number)
+                )
+                with recorded as rows:
+                    reused = await fill(backend, corpus, store, rows, meter, note)
+                noted = session.collection(store.name, documents)
+                if noted is not None:
+                    noted["filled_again"] = not reused
+                else:
+                    noted = {
+                        "store": store.name,
+                        "backend": backend.name,
+                        "documents": documents,
+                        "count": await backend.count(),
+                        "reused": reused and not written,
+                        "disk_bytes": await disk_bytes(backend, server.directory),
+                        "corpus": corpus.shape(),
+                        "server": await _server_info(backend),
+                        "server_memory_bytes": meter.server_memory_bytes(),
+                    }
+                    session.record["collections"].append(noted)
+                session.save()
+                await self._ask(number, backend, corpus, store, meter)
+                noted["server_memory_bytes"] = meter.server_memory_bytes()
+                session.save()
             finally:
                 with anyio.CancelScope(shield=True):
                     await backend.close()
 
-    async def _ask(self, backend: Backend, corpus: Corpus, store: Store, meter: Meter) -> None:
-        scenario, documents = self.scenario, len(corpus)
+    async def _ask(self, number: int, backend: Backend, corpus: Corpus, store: Store, meter: Meter) -> None:
+        scenario, session, documents = self.scenario, self.session, len(corpus)
         mix = Mix(scenario.queries, corpus, scenario.seed)
         index = AsyncIndex(backend, None)
-        if scenario.recall.queries and not scenario.queries.exact:
+        timeout_seconds = scenario.timeout_seconds
+        if self._compares and not session.has(RecallRow, number):
             self.progress(store.name, documents, "comparing")
-            await compare(backend, mix, scenario.recall, self.recall, store=store.name, documents=documents)
-        for level in scenario.levels():
+            with session.rows(RecallRow, number) as compared:
+                await compare(
+                    backend,
+                    mix,
+                    scenario.recall,
+                    compared,
+                    store=store.name,
+                    documents=documents,
+                    timeout_seconds=timeout_seconds,
+                )
+        for part, level in self._loads(number):
+            if session.has(RequestRow, part):
+                continue
             self.progress(store.name, documents, level.name)
-            loader = Loader(
-                index.search,
-                mix,
-                level,
-                self.requests,
-                meter,
-                store=store.name,
-                documents=documents,
-                timeout_seconds=scenario.timeout_seconds,
-                seed=scenario.seed,
-                allow_errors=scenario.allow_errors,
-            )
-            await loader.run()
+            with session.rows(RequestRow, part) as rows:
+                loader = Loader(
+                    index.search,
+                    mix,
+                    level,
+                    rows,
+                    meter,
+                    store=store.name,
+                    documents=documents,
+                    timeout_seconds=timeout_seconds,
+                    seed=scenario.seed,
+                    allow_errors=scenario.allow_errors,
+                )
+                await loader.run()
 
 
 async def harness_seconds(scenario: Scenario) -> float:
-    """CPU time that the harness adds to a request: the same loop, rows and clocks around a search that does nothing."""
+    """CPU time that the harness adds to a request: all that runs during a load, around a search that does nothing.
+
+    That is the loop, clocks and rows, their writing, and the reading of a server's CPU time (in its place this
+    session's processes are read).
+    """
     corpus = Corpus(CorpusSettings(dimension=8, vocabulary=100, topics=1), 100, scenario.seed)
     hits = [Hit(Document(f"d{i}", ""), 1.0, Scores(1.0, 1.0, 1.0)) for i in range(scenario.queries.k)]
 
@@ -202,16 +244,31 @@ async def harness_seconds(scenario: Scenario) -> float:
         return hits
 
     mix = Mix(Queries(count=10, k=scenario.queries.k), corpus, scenario.seed)
-    level = Level(seconds=60, requests=_HARNESS_REQUESTS)
-    meter = Meter()
-    with tempfile.TemporaryDirectory() as directory, Sink(Path(directory) / "rows", RequestRow) as rows:
-        loader = Loader(
-            nothing, mix, level, rows, meter, store="", documents=100, timeout_seconds=60, seed=scenario.seed
-        )
+    meter = Meter(os.getsid(0) if hasattr(os, "getsid") else None)
+    spent = 0.0
+    # The first time only warms up: pyarrow imports what it needs when it is used, which is no request's cost.
+    for requests in (_HARNESS_WARM_UP, _HARNESS_REQUESTS):
+        level = Level(seconds=60, requests=requests)
         # Not the time that passes: nothing is waited for, and what else the machine does is not the harness.
         start = meter.client_cpu_seconds()
-        await loader.run()
-        return (meter.client_cpu_seconds() - start) / _HARNESS_REQUESTS
+        with (
+            tempfile.TemporaryDirectory() as directory,
+            Sink(Path(directory) / "rows", RequestRow) as rows,
+        ):
+            loader = Loader(
+                nothing,
+                mix,
+                level,
+                rows,
+                meter,
+                store="",
+                documents=100,
+                timeout_seconds=60,
+                seed=scenario.seed,
+            )
+            await loader.run()
+        spent = meter.client_cpu_seconds() - start
+    return spent / _HARNESS_REQUESTS
 
 
 async def _server_info(backend: Backend) -> dict[str, Any] | None:

@@ -5,6 +5,7 @@ Every key has a default but ``name``, ``stores`` and ``loads``; an unknown key i
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from m3_connectors.backends.schema import LongDocuments, Storage
+from m3_connectors.backends.urls import shown
 from m3_connectors.errors import InvalidInput
 from m3_connectors.methods import METHODS
 
@@ -22,6 +24,14 @@ MOST_DOCUMENTS = 1_000_000
 """Of one corpus."""
 
 MOST_CONCURRENT = 64
+
+MOST_TOKENS = 2**24
+"""Of a vocabulary: its frequencies are in memory, 8 bytes each, several times while they are made."""
+
+MOST_QUERY_BYTES = 2 * 10**9
+"""Of all queries' vectors, which are in memory while they are asked."""
+
+_SECRET = re.compile(r"key|password|token|secret|authorization|credential", re.IGNORECASE)
 
 Share = Annotated[float, Field(gt=0, le=1)]
 
@@ -89,7 +99,7 @@ class CorpusSettings(_Table):
     dimension: int = Field(default=1024, ge=8, le=4096)
     rows: Rows = Rows()
     query_rows: int = Field(default=16, ge=1, le=512)
-    vocabulary: int = Field(default=250_002, ge=100, le=2**31)
+    vocabulary: int = Field(default=250_002, ge=100, le=MOST_TOKENS)
     topics: int = Field(default=200, ge=1, le=100_000)
     storage: StorageSettings = StorageSettings()
 
@@ -280,16 +290,42 @@ class Scenario(_Table):
                 raise ValueError(f"{what} {repeated!r}")
         return self
 
+    @model_validator(mode="after")
+    def _apart(self) -> Scenario:
+        """A second store would find the first one's collection and be measured on its settings."""
+        there: dict[tuple[str | None, str], Store] = {}
+        for store in self.stores:
+            place = ((store.url or "").rstrip("/") or store.start, store.collection)
+            first = there.setdefault(place, store)
+            same = dict(first.options) == dict(store.options) and first.optimize == store.optimize
+            if not same and store.url != "memory:":
+                raise ValueError(
+                    f"stores: {first.name!r} and {store.name!r} are one collection with different settings, and the "
+                    'second would be measured on the first one\'s.\n  Give one of them another collection = "…"'
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _fits(self) -> Scenario:
+        size_bytes = 4 * self.queries.count * (self.corpus.query_rows + 1) * self.corpus.dimension
+        if size_bytes > MOST_QUERY_BYTES:
+            raise ValueError(
+                f"queries.count: {self.queries.count:,} queries of {self.corpus.query_rows} rows of "
+                f"{self.corpus.dimension:,} dimensions take {size_bytes / 1e9:,.1f} GB of memory, more than "
+                f"{MOST_QUERY_BYTES / 1e9:g} GB.\n  Ask fewer different ones: they take turns"
+            )
+        return self
+
     def levels(self) -> list[Level]:
         """All loads in their order."""
         return [level for load in self.loads for level in load.levels()]
 
     def record(self) -> dict[str, Any]:
-        """As JSON, without options that may hold keys and passwords."""
+        """As JSON, without keys and passwords."""
         raw = self.model_dump(mode="json")
         for store in raw["stores"]:
-            store["options"] = sorted(store["options"])
-            store["url"] = store["url"] and _without_secrets(store["url"])
+            store["options"] = _masked(store["options"])
+            store["url"] = store["url"] and shown(store["url"])
         return raw
 
 
@@ -320,6 +356,11 @@ def read_scenario(raw: Mapping[str, Any], where: str) -> Scenario:
     Raises:
         InvalidInput: Names the first key that is wrong, and its value.
     """
+    for key in ("stores", "loads"):
+        if isinstance(raw.get(key), Mapping):
+            raise InvalidInput(
+                f"{where}: [{key}] is one table, and {key} is a list of them.\n  Write [[{key}]], with two brackets."
+            )
     try:
         return Scenario.model_validate(_lists_as_tuples(dict(raw)))
     except ValidationError as error:
@@ -354,6 +395,13 @@ def _lists_as_tuples(value: Any) -> Any:
     return tuple(map(_lists_as_tuples, value)) if isinstance(value, list) else value
 
 
-def _without_secrets(url: str) -> str:
-    scheme, separator, rest = url.partition("://")
-    return scheme + separator + rest.rpartition("@")[2] if separator else url
+def _masked(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options with ``***`` for texts that are secrets by their name."""
+    return {
+        name: _masked(value)
+        if isinstance(value, Mapping)
+        else "***"
+        if isinstance(value, str) and _SECRET.search(name)
+        else value
+        for name, value in options.items()
+    }

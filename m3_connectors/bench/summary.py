@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from m3_connectors.bench.plan import Shape, planned_bytes
-from m3_connectors.bench.void import Columns, errors_of, void_of_fill, void_of_load
+from m3_connectors.bench.plan import BESIDE, Shape, planned_bytes
+from m3_connectors.bench.void import Columns, errors_of, void_of_fill, void_of_load, void_of_recall
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99, "p99.9": 0.999}
+
+FULL_CORE = 0.85
+"""CPU share of this process from which on it is what limits a load."""
 
 Floats = npt.NDArray[np.float64]
 
@@ -32,35 +35,44 @@ def summarise(
 
     Returns:
         A JSON object: ``fills`` (one for each collection), ``loads`` (one for each level, ``method`` null, and one for
-        each of its methods), ``recall``, ``void``: whether any of them must not be used, and ``complete``: whether
-        the run came to its end.
+        each of its methods), ``recall`` (one for each method and filter), ``void``: whether any of them must not be
+        used, ``complete``: whether the run came to its end, and ``sessions``: in how many sittings. A reason in
+        ``void`` forbids to use numbers; one in ``noted`` forbids to take them for the store's.
     """
     allow_errors = bool(record["scenario"]["allow_errors"])
     corpus = record["scenario"]["corpus"]
     fills = [_fill(noted, corpus, _columns(writes)) for noted in record["collections"]]
     broken = {(fill["store"], fill["documents"]): fill["void"] for fill in fills}
+    embedded = {store["name"] for store in record["scenario"]["stores"] if _in_process(store)}
     loads = []
     for (store, documents, load), rows in _groups(
         _with_cpu(_columns(requests)), "store", "documents", "load"
     ):
         measured = _where(rows, rows["phase"] == "measured")
-        void = broken.get((store, documents), []) + void_of_load(measured, allow_errors=allow_errors)
+        void = broken.get((store, documents), []) + void_of_load(rows, allow_errors=allow_errors)
         key = {"store": store, "documents": documents, "load": load}
-        loads.append(key | {"method": None} | _load(measured, together=True, alone=True) | {"void": void})
+        window = _window(measured)
+        whole = _load(measured, window, together=True, alone=True)
+        remarks = {"void": void, "noted": [] if store in embedded else _noted(whole["client_cpu_share"])}
+        loads.append(key | {"method": None} | whole | remarks)
         alone = not (measured["worker"] > 0).any()
         for (method,), of_method in _groups(measured, "method"):
-            loads.append(
-                key | {"method": method} | _load(of_method, together=False, alone=alone) | {"void": void}
-            )
+            part = _load(of_method, window, together=False, alone=alone)
+            loads.append(key | {"method": method} | part | remarks)
+    recalls = [
+        _recall(key, rows, allow_errors=allow_errors)
+        for key, rows in _groups(_columns(recall), *_RECALL_KEYS)
+    ]
     return {
         "format": 1,
         "name": record["scenario"]["name"],
         "complete": record["complete"],
-        "void": any(item["void"] for item in (*fills, *loads)),
+        "sessions": len(record.get("sessions", (None,))),
+        "void": any(item["void"] for item in (*fills, *loads, *recalls)),
         "harness_seconds_per_request": record["harness_seconds_per_request"],
         "fills": fills,
         "loads": loads,
-        "recall": [_recall(*group) for group in _groups(_columns(recall), *_RECALL_KEYS)],
+        "recall": recalls,
     }
 
 
@@ -84,6 +96,7 @@ def _fill(noted: Mapping[str, Any], corpus: Mapping[str, Any], writes: Columns) 
     server = upserts["server_cpu_seconds"]
     written = int(upserts["written"].sum())
     disk = noted["disk_bytes"]
+    beside = BESIDE.get(noted["backend"], ())
     return {
         "store": noted["store"],
         "documents": noted["documents"],
@@ -101,6 +114,8 @@ def _fill(noted: Mapping[str, Any], corpus: Mapping[str, Any], writes: Columns) 
         "component_bytes_per_document": disk
         and {name: size / noted["documents"] for name, size in disk.items()},
         "planned_bytes_per_document": _planned(noted, corpus),
+        "comparable_bytes_per_document": disk
+        and sum(size for name, size in disk.items() if name not in beside) / noted["documents"],
         "server_memory_bytes": noted["server_memory_bytes"],
         "void": void_of_fill(noted["documents"], noted["count"]),
     }
@@ -115,24 +130,40 @@ def _planned(noted: Mapping[str, Any], corpus: Mapping[str, Any]) -> dict[str, f
         noted["corpus"]["distinct_tokens"],
         noted["corpus"]["text_bytes"],
         corpus["storage"]["multivector_dtype"],
+        corpus["storage"].get("long_documents", "split"),
     )
     return planned_bytes(noted["backend"], shape)
 
 
-def _load(rows: Columns, *, together: bool, alone: bool) -> dict[str, Any]:
+def _answered(rows: Columns) -> Columns:
+    return _where(rows, np.array([error is None for error in rows["error"].tolist()], dtype=bool))
+
+
+def _window(rows: Columns) -> float:
+    """Seconds from a load's first intended start to its last answer.
+
+    Every method's rate is told of it: a method's own first and last request may be a moment apart.
+    """
+    answered = _answered(rows)
+    if not len(answered["number"]):
+        return 0.0
+    return float(answered["end_seconds"].max() - answered["intended_seconds"].min())
+
+
+def _load(rows: Columns, window: float, *, together: bool, alone: bool) -> dict[str, Any]:
     """Latency, throughput, and where the time goes; of requests that were answered.
 
     Args:
         rows: Measured requests.
+        window: Seconds of the whole load.
         together: They are all of their load, so that the server's CPU time was spent on them.
         alone: They are that, or were asked one after the other: this process' CPU time between two answers is the
             later one's.
     """
-    answered = _where(rows, np.array([error is None for error in rows["error"].tolist()], dtype=bool))
+    answered = _answered(rows)
     latency = answered["end_seconds"] - answered["intended_seconds"]
     own = answered["end_seconds"] - answered["start_seconds"]
     count = len(latency)
-    wall = float(answered["end_seconds"].max() - answered["intended_seconds"].min()) if count else 0.0
     result: dict[str, Any] = {
         "requests": len(rows["number"]),
         "answered": count,
@@ -140,7 +171,7 @@ def _load(rows: Columns, *, together: bool, alone: bool) -> dict[str, Any]:
         "latency_seconds": {name: quantile(latency, q) for name, q in QUANTILES.items()}
         | {"mean": _mean(latency), "max": float(latency.max()) if count else None},
         "waited_to_be_sent_seconds": _mean(answered["start_seconds"] - answered["intended_seconds"]),
-        "requests_per_second": count / wall if wall else None,
+        "requests_per_second": count / window if window else None,
         "round_trips": _mean(answered["round_trips"]),
         "store_share": float(answered["store_seconds"].sum() / own.sum())
         if answered["round_trips"].any() and own.sum()
@@ -153,7 +184,7 @@ def _load(rows: Columns, *, together: bool, alone: bool) -> dict[str, Any]:
     if alone and count:
         cpu = float(np.nansum(answered["client_cpu_of_row"]))
         result["client_cpu_seconds"] = cpu / count
-        result["client_cpu_share"] = cpu / wall if wall else None
+        result["client_cpu_share"] = cpu / window if window else None
     if together:
         result |= _server_cpu(answered)
     return result
@@ -174,10 +205,12 @@ def _server_cpu(rows: Columns) -> dict[str, Any]:
     }
 
 
-_RECALL_KEYS = ("store", "documents", "kind", "method", "depth")
+_RECALL_KEYS = ("store", "documents", "kind", "method", "depth", "selectivity")
 
 
-def _recall(key: Sequence[Any], rows: Columns) -> dict[str, Any]:
+def _recall(key: Sequence[Any], rows: Columns, *, allow_errors: bool) -> dict[str, Any]:
+    errors = errors_of(rows) if "error" in rows else {}  # folders of earlier versions lack it
+    rows = _answered(rows) if errors else rows
     some = rows["expected"] > 0
     return dict(zip(_RECALL_KEYS, key, strict=True)) | {
         "queries": int(some.sum()),
@@ -185,7 +218,23 @@ def _recall(key: Sequence[Any], rows: Columns) -> dict[str, Any]:
         "worst": float((rows["found"][some] / rows["expected"][some]).min()) if some.any() else None,
         "approximate_p50_seconds": quantile(rows["approximate_seconds"], 0.5),
         "exact_p50_seconds": quantile(rows["exact_seconds"], 0.5),
+        "errors": errors,
+        "void": void_of_recall(errors, allow_errors=allow_errors),
     }
+
+
+def _in_process(store: Mapping[str, Any]) -> bool:
+    """Whether the engine runs in this process, so that its CPU time is counted here."""
+    return store["url"] is not None and "+http" not in store["url"]
+
+
+def _noted(client_cpu_share: float | None) -> list[str]:
+    """Python runs on one core at a time: a client that fills it is what limits, and what a request waits for."""
+    if client_cpu_share is None or client_cpu_share < FULL_CORE:
+        return []
+    return [
+        f"this process used {client_cpu_share:.0%} of a core: latency and rate are the client's limit, not the store's"
+    ]
 
 
 def _with_cpu(rows: Columns) -> Columns:
@@ -218,8 +267,9 @@ def _where(rows: Columns, mask: npt.NDArray[np.bool_]) -> dict[str, npt.NDArray[
 
 
 def _groups(rows: Columns, *names: str) -> Iterator[tuple[tuple[Any, ...], dict[str, npt.NDArray[Any]]]]:
-    """Rows that agree in these columns, in the order of their first."""
-    keys = list(zip(*(rows[name].tolist() for name in names), strict=True))
+    """Rows that agree in these columns, in the order of their first; nulls agree."""
+    columns = ([None if value != value else value for value in rows[name].tolist()] for name in names)
+    keys = list(zip(*columns, strict=True))
     places: dict[tuple[Any, ...], list[int]] = {}
     for i, key in enumerate(keys):
         places.setdefault(key, []).append(i)

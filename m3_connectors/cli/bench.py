@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import datetime
 import importlib
+import signal
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +23,7 @@ from m3_connectors.cli.options import Debug, Json
 from m3_connectors.errors import BackendError, MissingDependency
 
 if TYPE_CHECKING:
+    from m3_connectors.bench.folder import BenchFolder
     from m3_connectors.bench.run import Server
     from m3_connectors.bench.scenario import Store
 
@@ -65,21 +68,30 @@ def run(
             importlib.import_module(package)
         except ImportError:
             raise MissingDependency(package, "eval") from None
+    from m3_connectors.bench.folder import RECORD
     from m3_connectors.bench.run import run as measure
     from m3_connectors.bench.scenario import load_scenario
 
     loaded = load_scenario(scenario)
     where = folder or Path(f"{loaded.name}-{datetime.datetime.now():%Y%m%d-%H%M%S}")
     began = time.perf_counter()
-    kept = f"{where} keeps what was measured until then: m3 report {where}"
+    kept = (
+        f"{where} keeps what was measured until then: m3 report {where}\n"
+        f"  Go on after it: m3 bench {scenario} --out {where}"
+    )
+
+    async def measuring(progress: _Progress) -> BenchFolder:
+        return await measure(loaded, where, servers=_server, progress=progress, where=str(scenario))
+
     try:
-        with _progress() as progress:
-            measured = anyio.run(lambda: measure(loaded, where, servers=_server, progress=progress))
+        with _progress() as progress, _terminated_as_interrupted():
+            measured = anyio.run(measuring, progress)
     except KeyboardInterrupt:
         err.print(kept, markup=False, soft_wrap=True)
         raise typer.Exit(130) from None
     except BackendError as error:
-        error.add_note(f"  {kept}")
+        if (where / RECORD).exists():  # else nothing was begun
+            error.add_note(f"  {kept}")
         raise
     summary = measured.summary()
     if json:
@@ -89,6 +101,23 @@ def run(
         out.print(f"  {where} · {duration(time.perf_counter() - began)}", markup=False, soft_wrap=True)
     if summary["void"]:
         raise typer.Exit(VOID)
+
+
+@contextlib.contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """SIGTERM does what Ctrl-C does: rows are written and started servers end."""
+
+    def interrupt(*_: object) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may ask for signals
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager
@@ -156,16 +185,26 @@ def _print(summary: dict[str, Any], record: dict[str, Any]) -> None:
     )
     print_table(fills_table(summary["fills"]))
     print_table(_loads(summary))
+    if any(item["selectivity"] is not None for item in summary["recall"]):
+        print_table(recall_table(summary["recall"]))
     busy = (machine["load_average"] or [0.0])[0]
     if busy > machine["cores"]:
         warn(f"the machine was busy before this began (load {busy:.1f}): others' work is in these numbers.")
-    told = dict.fromkeys(
-        (item["store"], item["documents"], item.get("load", "all"), reason)
-        for item in (*summary["fills"], *summary["loads"])
-        for reason in item["void"]
-    )
-    for store, documents, load, reason in told:
-        warn(f"void: {store} · {documents:,} documents · {load}: {reason}")
+    if summary["sessions"] > 1:
+        warn(f"measured in {summary['sessions']} sessions: the record has the machine of each.")
+    for kind in ("void", "noted"):
+        told = dict.fromkeys(
+            (
+                item["store"],
+                item["documents"],
+                item.get("load", "recall" if "recall" in item else "all"),
+                reason,
+            )
+            for item in (*summary["fills"], *summary["loads"], *summary["recall"])
+            for reason in item.get(kind, ())
+        )
+        for store, documents, load, reason in told:
+            warn(f"{kind}: {store} · {documents:,} documents · {load}: {reason}")
     for item in summary["loads"]:
         if item["method"] is None and item["errors"]:
             for error, count in item["errors"].items():
@@ -180,7 +219,10 @@ def _table(*columns: str) -> Table:
 
 
 def fills_table(fills: list[dict[str, Any]]) -> Table:
-    """Writing, a row for each collection: how fast, and how many bytes a document takes, as planned and as measured."""
+    """Writing, a row for each collection: how fast, and how many bytes a document takes.
+
+    Planned bytes stand beside the measured ones of the same components; the last column has all of them.
+    """
     table = _table(
         "store",
         "documents",
@@ -191,6 +233,7 @@ def fills_table(fills: list[dict[str, Any]]) -> Table:
         "index s",
         "memory there",
         "bytes planned",
+        "measured",
         "bytes a document",
     )
     for fill in fills:
@@ -208,20 +251,17 @@ def fills_table(fills: list[dict[str, Any]]) -> Table:
             _number(fill["optimize_seconds"], ".1f"),
             _number(fill["server_memory_bytes"], ",.0f", 1e-6, " MB"),
             _number(sum(planned.values()) if planned else None, ",.0f"),
+            _number(fill["comparable_bytes_per_document"] if planned else None, ",.0f"),
             f"{sum(parts.values()):,.0f}: {each}" if parts else "–",
         )
     return table
 
 
 def _loads(summary: dict[str, Any]) -> Table:
-    recall = {
-        (item["store"], item["documents"], item["method"]): item["recall"]
-        for item in summary["recall"]
-        if item["kind"] == "search"
-    }
+    recall = _recall_of_methods(summary["recall"])
     table = _table(
         "store", "documents", "load", "method", "n", "p50 ms", "p95", "p99", "p99.9", "req/s", "recall",
-        "in store", "trips", "CPU ms here", "there",
+        "in store", "trips", "CPU here", "ms here", "ms there",
     )  # fmt: skip
     methods = {item["method"] for item in summary["loads"]} - {None}
     for item in summary["loads"]:
@@ -240,8 +280,40 @@ def _loads(summary: dict[str, Any]) -> Table:
             _number(recall.get((item["store"], item["documents"], method)), ".3f"),
             _number(item["store_share"], ".0%"),
             _number(item["round_trips"], ".1f"),
+            _number(item["client_cpu_share"], ".0%"),
             _number(item["client_cpu_seconds"], ",.1f", 1e3),
             _number(item["server_cpu_seconds"], ",.1f", 1e3),
+        )
+    return table
+
+
+def _recall_of_methods(recall: list[dict[str, Any]]) -> dict[tuple[str, int, str], float]:
+    """Of each method, with and without filters together, as its requests are."""
+    asked: dict[tuple[str, int, str], list[tuple[int, float]]] = {}
+    for item in recall:
+        if item["kind"] == "search" and item["recall"] is not None:
+            key = item["store"], item["documents"], item["method"]
+            asked.setdefault(key, []).append((item["queries"], item["recall"]))
+    return {
+        key: sum(queries * value for queries, value in some) / sum(queries for queries, _ in some)
+        for key, some in asked.items()
+    }
+
+
+def recall_table(recall: list[dict[str, Any]]) -> Table:
+    """Recall and its latency both ways, apart for each filter."""
+    table = _table("store", "documents", "of", "filter", "queries", "recall", "worst", "p50 ms", "exact p50")
+    for item in recall:
+        table.add_row(
+            item["store"],
+            f"{item['documents']:,}",
+            item["method"] if item["kind"] == "search" else f"{item['method']} list of {item['depth']}",
+            _number(item["selectivity"], "g"),
+            f"{item['queries']:,}",
+            _number(item["recall"], ".3f"),
+            _number(item["worst"], ".3f"),
+            _number(item["approximate_p50_seconds"], ",.1f", 1e3),
+            _number(item["exact_p50_seconds"], ",.1f", 1e3),
         )
     return table
 

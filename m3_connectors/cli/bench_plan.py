@@ -40,6 +40,12 @@ def _memory(value: str) -> float:
     return number
 
 
+def _long_documents(value: str) -> str:
+    if value not in ("split", "error"):
+        raise typer.BadParameter(f"'{value}': use split or error; pooled documents are --pool-factor.")
+    return value
+
+
 def plan(
     documents: Annotated[
         float, typer.Option("--docs", metavar="N", parser=_count, help="Documents, such as 100e6.")
@@ -57,6 +63,15 @@ def plan(
     pool_factor: Annotated[
         float, typer.Option("--pool-factor", min=1, help="Multi-vector rows that are pooled into one.")
     ] = 1.0,
+    long_documents: Annotated[
+        str,
+        typer.Option(
+            "--long-documents",
+            metavar="split|error",
+            callback=_long_documents,
+            help="As Storage's: error refuses what one record does not hold, and Qdrant keeps no room for the rest.",
+        ),
+    ] = "split",
     store: Annotated[
         str,
         typer.Option(
@@ -74,8 +89,12 @@ def plan(
     from m3_connectors.bench.plan import CHECKED, STORES, Shape
     from m3_connectors.bench.plan import plan as calculate
 
+    if long_documents == "error" and pool_factor > 1:
+        raise typer.BadParameter("nothing is pooled with --long-documents error.", param_hint="--pool-factor")
     shapes = [
-        Shape.of_tokens(documents, tokens, dimension, kind, pool_factor)
+        Shape.of_tokens(
+            documents, tokens, dimension, kind, pool_factor, "error" if long_documents == "error" else "split"
+        )
         for kind in ("float16", "float32")
         if kind in dtype.split(",")
     ]
