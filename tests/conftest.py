@@ -12,7 +12,7 @@ import pytest
 from m3_connectors.encoder.encoder import M3Encoder
 from m3_connectors.testing.checkpoints import write_checkpoint
 from m3_connectors.testing.servers import CannotStart
-from m3_connectors.testing.servers.start import Running, StoreName, start
+from m3_connectors.testing.servers.start import STORES, Running, StoreName, start
 
 # A shell that starts a job in the background has it ignore Ctrl-C, and its children too: tests send it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -66,6 +66,21 @@ def _store(store: StoreName) -> Iterator[Running]:
         pytest.skip(str(reason))
     yield running
     running.stop()
+
+
+_WAYS_IN = ("API_KEY", "USERNAME", "PASSWORD", "CA_CERTS", "FINGERPRINT", "GRPC_PORT")
+
+
+@pytest.fixture(autouse=True)
+def _ways_in_of_named_servers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keys and ports of a named server are for the tests that ask it: a stand-in on loopback gets none of them."""
+    # Some ask for a store by a parameter: its name.
+    parameters = request.node.callspec.params.values() if hasattr(request.node, "callspec") else ()
+    asked = {*request.fixturenames, *(f"{value}_store" for value in parameters if isinstance(value, str))}
+    for store in STORES:
+        if f"{store}_store" not in asked:
+            for name in _WAYS_IN:
+                monkeypatch.delenv(f"M3_{store.upper()}_{name}", raising=False)
 
 
 _LIVE_FILES = (

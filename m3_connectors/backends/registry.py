@@ -50,6 +50,13 @@ def backend_for(
         MissingDependency: The adapter's client is not installed.
     """
     scheme = urlsplit(url).scheme if isinstance(url, str) else ""
+    if scheme in ("http", "https"):
+        named = [
+            f"{adapter}{shown(url)[len(scheme) :]}" for adapter in _ADAPTERS if adapter.endswith(f"+{scheme}")
+        ]
+        raise InvalidInput(
+            f"{shown(url)} does not say which store it is.\n  Use {', '.join(named[:-1])} or {named[-1]}."
+        )
     if scheme not in _ADAPTERS:
         raise InvalidInput(
             f"{(shown(url) if isinstance(url, str) else url)!r} names no store: use one of "

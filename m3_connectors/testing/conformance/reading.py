@@ -90,7 +90,11 @@ class ReadingClauses(Suite):
             other = {"when": "soon"}  # passes nobody
             deep = ({"$or": [other, deep]}, {"$and": [{"$not": other}, deep]}, {"$not": deep})[level % 3]
         async with self.stored(tmp_path, dataclasses.replace(world, documents=dated)) as backend:
-            for raw in (deep, {"when": {"$gte": "0001-01-01"}}, {"when": {"$lt": "9999-12-31T23:59:59.999999"}}):
+            for raw in (
+                deep,
+                {"when": {"$gte": "0001-01-01"}},
+                {"when": {"$lt": "9999-12-31T23:59:59.999999"}},
+            ):
                 filter = parse_filter(raw)
                 passing = {document.id for document in dated if matches(filter, document.metadata)}
                 assert 0 < len(passing) < len(dated)
