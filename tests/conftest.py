@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -20,6 +20,17 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 COMPOSE = Path(__file__).parents[1] / "docker" / "compose.yaml"
 _MUST_RUN_IN_CI: tuple[StoreName, ...] = ("milvus", "elasticsearch")
 _not_run: dict[StoreName, str] = {}
+_ran_on: dict[str, None] = {}
+
+
+@pytest.fixture(scope="session")
+def ran_on() -> Callable[[str, str], None]:
+    """Note what the tests ran on, for the end of the run."""
+
+    def note(store: str, server: str) -> None:
+        _ran_on[f"RUN on a real {store} server: {server}"] = None
+
+    return note
 
 
 @pytest.fixture(scope="session")
@@ -109,5 +120,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         )
         for report in skipped:
             terminalreporter.write_line(f"  {report.nodeid}: {report.longrepr[2]}")
+    for line in _ran_on:
+        terminalreporter.write_line(line, green=True, bold=True)
     for store, reason in _not_run.items():
         terminalreporter.write_line(f"NOT RUN on a real {store} server: {reason}", red=True, bold=True)

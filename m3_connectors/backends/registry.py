@@ -51,11 +51,10 @@ def backend_for(
     """
     scheme = urlsplit(url).scheme if isinstance(url, str) else ""
     if scheme in ("http", "https"):
-        named = [
-            f"{adapter}{shown(url)[len(scheme) :]}" for adapter in _ADAPTERS if adapter.endswith(f"+{scheme}")
-        ]
+        bare = shown(url)
+        forms = [f"{name}{bare[len(scheme) :]}" for name in _ADAPTERS if name.endswith(f"+{scheme}")]
         raise InvalidInput(
-            f"{shown(url)} does not say which store it is.\n  Use {', '.join(named[:-1])} or {named[-1]}."
+            f"{bare} does not say which store it is.\n  Use {', '.join(forms[:-1])} or {forms[-1]}."
         )
     if scheme not in _ADAPTERS:
         raise InvalidInput(

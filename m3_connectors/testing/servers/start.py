@@ -1,8 +1,8 @@
 """Any of the three stores for a test: a server that is named, a container, a process on this machine, or a reason.
 
 The order is: the URL in the environment (``M3_QDRANT_URL``, ``M3_MILVUS_URL``, ``M3_ELASTICSEARCH_URL``, as ``connect``
-takes it, or without ``STORE+`` or ``STORE+http://``), a container where an engine runs, a process of our own. There is no Qdrant server without a container; its
-engine in the process (``qdrant:DIRECTORY``) needs none.
+takes it, or without ``STORE+`` or ``STORE+http://``), a container where an engine runs, a process of our own. There is
+no Qdrant server without a container; its engine in the process (``qdrant:DIRECTORY``) needs none.
 """
 
 from __future__ import annotations
