@@ -82,24 +82,28 @@ async def filled(fake: FakeQdrant, world: World, **options: Any) -> QdrantBacken
 # -- the contract
 
 
+@pytest.fixture(scope="class")
+def prefix(
+    request: pytest.FixtureRequest, qdrant_store: Running, ran_on: Callable[[str, str], None]
+) -> Iterator[str]:
+    """Of the names of a class's collections on the real server, over the class's transport."""
+    options = {**qdrant_store.options, "transport": request.cls.transport}
+    try:
+        info = anyio.run(server_of, qdrant_store.url, options)
+    except Unavailable as reason:
+        if "no gRPC" not in str(reason):
+            raise
+        pytest.skip(f"{qdrant_store.url}: {reason}")
+    ran_on("qdrant", f"{info.version} at {info.url}, {info.details['transport']} ({qdrant_store.how})")
+    prefix = f"m3-test-{uuid.uuid4().hex[:8]}-"
+    yield prefix
+    anyio.run(drop_leftovers, qdrant_store.url, options, prefix)
+
+
 class TestRealServer(BackendConformance):
     """Against the server that ``M3_QDRANT_URL`` names, or a container; over gRPC here, and over REST below."""
 
     transport: ClassVar[str] = "grpc"
-
-    @pytest.fixture(scope="class")
-    def prefix(self, qdrant_store: Running, ran_on: Callable[[str, str], None]) -> Iterator[str]:
-        prefix = f"m3-test-{uuid.uuid4().hex[:8]}-"
-        options = {**qdrant_store.options, "transport": self.transport}
-        try:
-            info = anyio.run(server_of, qdrant_store.url, options)
-        except Unavailable as reason:
-            if "no gRPC" not in str(reason):
-                raise
-            pytest.skip(f"{qdrant_store.url}: {reason}")
-        ran_on("qdrant", f"{info.version} at {info.url}, {info.details['transport']} ({qdrant_store.how})")
-        yield prefix
-        anyio.run(drop_leftovers, qdrant_store.url, options, prefix)
 
     @pytest.fixture(autouse=True)
     def _server(self, qdrant_store: Running, prefix: str) -> None:
