@@ -34,6 +34,7 @@ import numpy as np
 from m3_connectors.backends.base import Backend, Storage
 from m3_connectors.backends.registry import backend_for
 from m3_connectors.environment import describe, environment
+from m3_connectors.errors import M3Error
 from m3_connectors.methods import ALL, Method, Weights
 from m3_connectors.testing.agreement import (
     METHODS_TO_COMPARE,
@@ -74,11 +75,11 @@ class Store:
 def started(names: Iterable[str]) -> Generator[Store, None, None]:
     """Stores by URL, or by name and started here, one after the other; each is gone before the next."""
     for name in names:
-        if ":" in name:
-            yield Store(name, name, {})
-        elif name in EMBEDDED:
+        if name in EMBEDDED:
             with tempfile.TemporaryDirectory() as directory:
                 yield Store(EMBEDDED[name][0], EMBEDDED[name][1].format(directory), {})
+        elif name not in STORES:
+            yield Store(name, name, {})
         else:
             try:
                 running = start(name, compose=COMPOSE)  # type: ignore[arg-type]
@@ -210,9 +211,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="default: benchmarks/results/agreement-DATE.jsonl")
     parser.add_argument("--report", type=Path, help="only print the table of this file")
     options = parser.parse_args()
-    unknown = [name for name in options.stores if ":" not in name and name not in known]
-    if unknown:
-        parser.error(f"unknown store {unknown[0]!r}")
+    for name in options.stores:
+        if name not in known:
+            try:
+                backend_for(name)
+            except M3Error as error:
+                parser.error(str(error))
     path = options.report
     if path is None:
         path = options.out or ROOT / "benchmarks" / "results" / f"agreement-{datetime.date.today()}.jsonl"

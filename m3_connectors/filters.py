@@ -8,6 +8,7 @@ Several entries must all hold. ``a.b`` reads field ``b`` of the object in field 
 its elements does, for each operator by itself. Types are strict: ``True`` is not ``1``, ``"1"`` is not ``1``,
 but ``1`` equals ``1.0``. A date is an ISO 8601 string (UTC unless it says otherwise) and is compared as an
 instant by ``$gt``, ``$gte``, ``$lt`` and ``$lte``. ``matches`` is the definition that every backend is held to.
+Conditions are nested ``MAX_DEPTH`` deep at most.
 """
 
 from __future__ import annotations
@@ -24,6 +25,11 @@ from m3_connectors.errors import InvalidInput
 
 Scalar = str | int | float | bool
 Comparison = Literal["$gt", "$gte", "$lt", "$lte"]
+
+MAX_DEPTH = 20
+"""Conditions around each other, the innermost counted. Elasticsearch takes 30 bool queries in each other
+(``indices.query.bool.max_nested_depth``), of which we add some; a gRPC message to Qdrant holds 100 messages in each
+other, two or three a condition."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,13 +84,21 @@ def parse_filter(raw: Mapping[str, Any] | Filter | None) -> Filter | None:
     """A mapping as a filter; None (and an empty mapping) filter nothing.
 
     Raises:
-        InvalidInput: Unknown operator, a value of a wrong type, an unusable field name.
+        InvalidInput: Unknown operator, a value of a wrong type, an unusable field name, a date that is outside the
+            years 1 to 9999 in UTC, more than ``MAX_DEPTH`` conditions around each other.
     """
-    if raw is None or isinstance(raw, And | Or | Not | OneOf | Compare | Exists):
-        return raw
-    if not isinstance(raw, Mapping):
+    if raw is None:
+        return None
+    if isinstance(raw, And | Or | Not | OneOf | Compare | Exists):
+        parsed: Filter = raw
+    elif not isinstance(raw, Mapping):
         raise InvalidInput(f"filter is {type(raw).__name__}: give a mapping such as {{'lang': 'en'}}.")
-    return _parse_mapping(raw, "filter") if raw else None
+    elif not raw:
+        return None
+    else:
+        parsed = _parse_mapping(raw, "filter")
+    _check_tree(parsed)
+    return parsed
 
 
 def matches(filter: Filter | None, metadata: Mapping[str, Any]) -> bool:
@@ -126,7 +140,44 @@ def field_path(field: str) -> list[str]:
     return field.split(".")
 
 
-def _parse_mapping(raw: Mapping[str, Any], where: str) -> Filter:
+def _check_tree(filter: Filter) -> None:
+    """Raise InvalidInput for what some store would not take, also of a tree that was not made from a mapping."""
+    level: list[Filter] = [filter]
+    depth = 0
+    while level:  # no recursion, which a tree of any depth would exhaust
+        depth += 1
+        if depth > MAX_DEPTH:
+            raise _too_deep()
+        inner: list[Filter] = []
+        for node in level:
+            if isinstance(node, And | Or):
+                inner += node.parts
+            elif isinstance(node, Not):
+                inner.append(node.part)
+            elif isinstance(node, Compare) and isinstance(node.bound, datetime.datetime):
+                _check_instant(node.bound, f"filter[{node.field!r}]")
+        level = inner
+
+
+def _check_instant(date: datetime.datetime, where: str) -> None:
+    """An offset can lead out of the years 1 to 9999, which stores keep dates in."""
+    try:
+        date.astimezone(datetime.UTC)
+    except OverflowError:
+        message = f"{where} is {date.isoformat()}: dates in filters are in the years 1 to 9999 in UTC."
+        raise InvalidInput(message) from None
+
+
+def _too_deep() -> InvalidInput:
+    return InvalidInput(
+        f"filter has more than {MAX_DEPTH} conditions around each other.\n"
+        "  Write a chain of $and or $or as one list, and two $not around each other as none."
+    )
+
+
+def _parse_mapping(raw: Mapping[str, Any], where: str, depth: int = 1) -> Filter:
+    if depth > MAX_DEPTH:
+        raise _too_deep()
     parts: list[Filter] = []
     for key, value in raw.items():
         if not isinstance(key, str):
@@ -134,12 +185,12 @@ def _parse_mapping(raw: Mapping[str, Any], where: str) -> Filter:
         inside = f"{where}[{key!r}]"
         if key in ("$and", "$or"):
             branches = tuple(
-                _parse_mapping(_mapping(branch, f"{inside}[{i}]"), f"{inside}[{i}]")
+                _parse_mapping(_mapping(branch, f"{inside}[{i}]"), f"{inside}[{i}]", depth + 1)
                 for i, branch in enumerate(_sequence(value, inside))
             )
             parts.append(And(branches) if key == "$and" else Or(branches))
         elif key == "$not":
-            parts.append(Not(_parse_mapping(_mapping(value, inside), inside)))
+            parts.append(Not(_parse_mapping(_mapping(value, inside), inside, depth + 1)))
         elif key.startswith("$"):
             raise InvalidInput(
                 f"{where} has the unknown operator {key!r}.\n  Between filters: $and, $or, $not. "

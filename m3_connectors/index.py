@@ -233,7 +233,7 @@ class AsyncIndex:
         return Description(backend.name, backend.collection, backend.schema, await backend.count())
 
     async def optimize(self) -> None:
-        """Let the store rebuild what makes searches faster, such as a graph; nothing where it does so itself.
+        """Let the store build what makes searches faster, such as a graph, and wait for it; nothing if there is none.
 
         Raises:
             BackendError: The store failed.

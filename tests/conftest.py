@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,7 +12,7 @@ import pytest
 from m3_connectors.encoder.encoder import M3Encoder
 from m3_connectors.testing.checkpoints import write_checkpoint
 from m3_connectors.testing.servers import CannotStart
-from m3_connectors.testing.servers.start import Running, StoreName, start
+from m3_connectors.testing.servers.start import STORES, Running, StoreName, start
 
 # A shell that starts a job in the background has it ignore Ctrl-C, and its children too: tests send it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -20,6 +20,17 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 COMPOSE = Path(__file__).parents[1] / "docker" / "compose.yaml"
 _MUST_RUN_IN_CI: tuple[StoreName, ...] = ("milvus", "elasticsearch")
 _not_run: dict[StoreName, str] = {}
+_ran_on: dict[str, None] = {}
+
+
+@pytest.fixture(scope="session")
+def ran_on() -> Callable[[str, str], None]:
+    """Note what the tests ran on, for the end of the run."""
+
+    def note(store: str, server: str) -> None:
+        _ran_on[f"RUN on a real {store} server: {server}"] = None
+
+    return note
 
 
 @pytest.fixture(scope="session")
@@ -68,6 +79,21 @@ def _store(store: StoreName) -> Iterator[Running]:
     running.stop()
 
 
+_WAYS_IN = ("API_KEY", "USERNAME", "PASSWORD", "CA_CERTS", "FINGERPRINT", "GRPC_PORT")
+
+
+@pytest.fixture(autouse=True)
+def _ways_in_of_named_servers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keys and ports of a named server are for the tests that ask it: a stand-in on loopback gets none of them."""
+    # Some ask for a store by a parameter: its name.
+    parameters = request.node.callspec.params.values() if hasattr(request.node, "callspec") else ()
+    asked = {*request.fixturenames, *(f"{value}_store" for value in parameters if isinstance(value, str))}
+    for store in STORES:
+        if f"{store}_store" not in asked:
+            for name in _WAYS_IN:
+                monkeypatch.delenv(f"M3_{store.upper()}_{name}", raising=False)
+
+
 _LIVE_FILES = (
     "test_milvus",
     "test_elasticsearch_",
@@ -94,5 +120,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         )
         for report in skipped:
             terminalreporter.write_line(f"  {report.nodeid}: {report.longrepr[2]}")
+    for line in _ran_on:
+        terminalreporter.write_line(line, green=True, bold=True)
     for store, reason in _not_run.items():
         terminalreporter.write_line(f"NOT RUN on a real {store} server: {reason}", red=True, bold=True)

@@ -11,11 +11,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import re
 import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -42,6 +43,22 @@ class Refusal(Exception):
 
 def invalid(message: str) -> Refusal:
     return Refusal(422, grpc.StatusCode.INVALID_ARGUMENT, message)
+
+
+def strict(message: str) -> Refusal:
+    return Refusal(400, grpc.StatusCode.INVALID_ARGUMENT, f"Bad request: {message}")
+
+
+def sizes_of(asked: models.Filter | None) -> Iterator[int]:
+    """Of each condition how many values it names: ids, or the alternatives of a match."""
+    if asked is None:
+        return
+    for group in (asked.must, asked.should, asked.must_not):
+        for condition in group if isinstance(group, list) else [group] if group else []:
+            if isinstance(condition, models.Filter):
+                yield from sizes_of(condition)
+            else:
+                yield len(condition.has_id) if isinstance(condition, models.HasIdCondition) else 0
 
 
 @dataclasses.dataclass
@@ -83,6 +100,11 @@ class FakeQdrant:
         self.after: Callable[[str], None] = lambda name: None
         """Called after it is carried out, before it is answered."""
         self.strict: dict[str, Any] = {}
+        self.states: list[str] = []
+        """What the next looks at a collection find: its status, or in other words why its optimiser failed."""
+        self.statuses: list[str] = []
+        """What the next writes of the REST client are answered instead of "completed"."""
+        self.indexes: dict[str, dict[str, str]] = {}
         self.port = self.grpc_port = 0
         self.engine = QdrantClient(":memory:")
         self._lock = threading.Lock()
@@ -178,26 +200,83 @@ class FakeQdrant:
 
     def info(self, name: str) -> Any:
         info = json.loads(self.engine.get_collection(name).model_dump_json())
+        info["payload_schema"] = {
+            path: {"data_type": kind, "points": 0} for path, kind in self.indexes.get(name, {}).items()
+        }
+        if self.states:
+            state = self.states.pop(0)
+            if state in ("green", "yellow", "grey", "red"):
+                info["status"] = state
+            else:
+                info["optimizer_status"] = {"error": state}
         if self.strict:
             info["config"]["strict_mode_config"] = {"enabled": True, **self.strict}
         return info
 
+    def index(self, name: str, path: str, kind: str, wait: bool) -> Any:
+        """Kept under the path as the server reports it: quotes only where a key needs them."""
+        keys = (quoted or bare for quoted, bare in re.findall(r'"([^"]*)"|([^."]+)', path))
+        spelled = ".".join(key if re.fullmatch(r"[\w-]+", key) else f'"{key}"' for key in keys)
+        self.indexes.setdefault(name, {})[spelled] = kind
+        return self.written(wait)
+
+    def delete(self, name: str, selector: Any, wait: bool) -> Any:
+        self.check_filter(getattr(selector, "filter", None))
+        self.engine.delete(name, selector)
+        return self.written(wait)
+
+    def drop(self, name: str) -> bool:
+        self.indexes.pop(name, None)
+        return self.engine.delete_collection(name)
+
+    def written(self, wait: bool) -> dict[str, Any]:
+        status = self.statuses.pop(0) if self.statuses else "completed" if wait else "acknowledged"
+        return {"operation_id": 0, "status": status}
+
+    def check_limit(self, value: int | None, limit: str, name: str) -> None:
+        most = self.strict.get(limit)
+        if most is not None and value is not None and value > most:
+            raise strict(f'Limit exceeded {value} > {most} for "{name}"')
+
+    def check_exact(self, exact: bool | None) -> None:
+        if exact and self.strict.get("search_allow_exact") is False:
+            raise strict("Exact search disabled!")
+
+    def check_filter(self, asked: models.Filter | None) -> None:
+        """As lib/collection/src/operations/verification/mod.rs does, but for unindexed fields."""
+        sizes = list(sizes_of(asked))
+        most = self.strict.get("filter_max_conditions", len(sizes))
+        if len(sizes) > most:
+            raise strict(f"Filter condition limit reached ({len(sizes)} > {most})")
+        largest = max(sizes, default=0)
+        if largest > self.strict.get("condition_max_size", largest):
+            raise strict(f"Condition size limit reached ({largest} > {self.strict['condition_max_size']})")
+
+    def count(self, name: str, asked: models.Filter | None, exact: bool) -> Any:
+        self.check_filter(asked)
+        self.check_exact(exact)
+        return self.engine.count(name, asked, exact=exact)
+
     def upsert(self, name: str, points: list[models.PointStruct]) -> Any:
+        self.check_limit(len(points), "upsert_max_batchsize", "upsert limit")
         for point in points:
             for using, vector in point.vector.items():
                 point.vector[using] = self._as_stored(name, using, vector)
         return self.engine.upsert(name, points, wait=True)
 
     def search(self, name: str, requests: list[models.QueryRequest]) -> list[models.QueryResponse]:
+        self.check_limit(len(requests), "search_max_batchsize", "search batch size")
         for request in requests:
-            if (
-                request.params is not None
-                and request.params.exact
-                and self.strict.get("search_allow_exact") is False
-            ):
-                raise invalid("Exact search is not allowed in strict mode")
-            if request.limit > self.strict.get("max_query_limit", request.limit):
-                raise Refusal(400, grpc.StatusCode.INVALID_ARGUMENT, "Limit exceeded in strict mode")
+            prefetches = request.prefetch or []
+            for part in (request, *(prefetches if isinstance(prefetches, list) else [prefetches])):
+                self.check_limit(part.limit, "max_query_limit", "limit")
+                self.check_filter(part.filter)
+                if part.params is not None:
+                    self.check_exact(part.params.exact)
+                    self.check_limit(part.params.hnsw_ef, "search_max_hnsw_ef", "hnsw_ef")
+            has_graph = not (request.using or "").startswith("multi")
+            if self.strict.get("search_allow_exact") is False and not prefetches and not has_graph:
+                raise strict(f"Request is forbidden on '{request.using}' (hnsw_config.m = 0)")
             assert isinstance(request.query, models.NearestQuery)
             request.query.nearest = self._as_stored(name, request.using, request.query.nearest)
         return self.engine.query_batch_points(name, requests)
@@ -284,7 +363,7 @@ class _Handler(BaseHTTPRequestHandler):
     do_GET = do_PUT = do_POST = do_DELETE = do_PATCH = _answer
 
     def _route(self, fake: FakeQdrant, path: list[str], body: Any) -> tuple[str, Callable[[], Any]]:
-        engine = fake.engine
+        engine, wait = fake.engine, "wait=true" in self.path
         collection = path[1] if len(path) > 1 else ""
         match self.command, path[0], path[2:]:
             case "GET", "", []:
@@ -296,16 +375,17 @@ class _Handler(BaseHTTPRequestHandler):
                 return "greet", lambda: greeting
             case "PUT", "collections", []:
                 return "create", lambda: fake.create(collection, body)
+            case "GET", "collections", [] if not collection:
+                return "list", lambda: engine.get_collections()
             case "GET", "collections", []:
                 return "info", lambda: fake.info(collection)
             case "PATCH", "collections", []:
-                return "update", lambda: engine.update_collection(collection, metadata=body["metadata"])
+                changed = {"metadata": body["metadata"]} if body.get("metadata") else {}
+                return "update", lambda: engine.update_collection(collection, **changed)
             case "DELETE", "collections", []:
-                return "drop", lambda: engine.delete_collection(collection)
+                return "drop", lambda: fake.drop(collection)
             case "PUT", "collections", ["index"]:
-                return "index", lambda: engine.create_payload_index(
-                    collection, body["field_name"], body["field_schema"]
-                )
+                return "index", lambda: fake.index(collection, body["field_name"], body["field_schema"], wait)
             case "PUT", "collections", ["points"]:
                 points = [models.PointStruct(**point) for point in body.get("points", ())]
                 return "upsert", lambda: fake.upsert(collection, points)
@@ -321,18 +401,25 @@ class _Handler(BaseHTTPRequestHandler):
                 return "search", lambda: fake.search(collection, asked)
             case "POST", "collections", ["points", "count"]:
                 asked_filter = models.Filter(**body["filter"]) if body.get("filter") else None
-                return "count", lambda: engine.count(collection, asked_filter, exact=body["exact"])
+                return "count", lambda: fake.count(collection, asked_filter, body["exact"])
             case "POST", "collections", ["points", "scroll"]:
-                return "scroll", lambda: self._scroll(engine, collection, body)
+                return "scroll", lambda: self._scroll(fake, collection, body)
             case "POST", "collections", ["points", "delete"]:
                 selector = models.PointIdsList(**body) if "points" in body else models.FilterSelector(**body)
-                return "delete", lambda: engine.delete(collection, selector)
+                return "delete", lambda: fake.delete(collection, selector, wait)
         raise AssertionError(f"the fake knows no {self.command} {self.path}")
 
     @staticmethod
-    def _scroll(engine: QdrantClient, collection: str, body: Any) -> dict[str, Any]:
-        points, offset = engine.scroll(
-            collection, limit=body["limit"], offset=body.get("offset"), with_payload=body["with_payload"]
+    def _scroll(fake: FakeQdrant, collection: str, body: Any) -> dict[str, Any]:
+        asked = models.Filter(**body["filter"]) if body.get("filter") else None
+        fake.check_limit(body["limit"], "max_query_limit", "limit")
+        fake.check_filter(asked)
+        points, offset = fake.engine.scroll(
+            collection,
+            scroll_filter=asked,
+            limit=body["limit"],
+            offset=body.get("offset"),
+            with_payload=body["with_payload"],
         )
         return {"points": points, "next_page_offset": offset}
 

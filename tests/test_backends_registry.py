@@ -34,6 +34,11 @@ def test_urls_name_their_backend(tmp_path: Path) -> None:
         (None, "names no store"),
         ("qdrant:", "qdrant:DIRECTORY"),
         ("qdrant://localhost:6333", "qdrant:DIRECTORY"),
+        (
+            "http://me:secret@h:1/p",
+            r"^http://h:1/p does .*\n  Use qdrant\+http://h:1/p, milvus\+http://h:1/p or elasticsearch\+http://h:1/p\.$",
+        ),
+        ("https://h", r"qdrant\+https://h, milvus\+https://h or elasticsearch\+https://h\.$"),
     ],
 )
 def test_other_urls_are_refused(url: Any, message: str) -> None:

@@ -17,6 +17,7 @@ from m3_connectors.backends.qdrant.points import payload_of
 from m3_connectors.documents import Document
 from m3_connectors.errors import InvalidInput
 from m3_connectors.filters import (
+    MAX_DEPTH,
     And,
     Compare,
     Exists,
@@ -65,6 +66,33 @@ def passes(raw: dict[str, Any], metadata: dict[str, Any]) -> bool:
 def test_bad_filters_are_refused_by_name(raw: Any, message: str) -> None:
     with pytest.raises(InvalidInput, match=message):
         parse_filter(raw)
+
+
+def nested(depth: int) -> dict[str, Any]:
+    raw: dict[str, Any] = {"a": 1}
+    for _ in range(depth - 1):
+        raw = {"$not": raw}
+    return raw
+
+
+def test_filters_are_nested_so_deep_that_every_store_takes_them() -> None:
+    assert passes(nested(MAX_DEPTH), {"a": 1}) == (MAX_DEPTH % 2 == 1)
+    tree: Filter = OneOf("a", (1,))
+    for _ in range(MAX_DEPTH):
+        tree = Or((tree,))
+    for too_deep in (nested(MAX_DEPTH + 1), nested(500), tree):
+        with pytest.raises(InvalidInput, match=f"more than {MAX_DEPTH} conditions"):
+            parse_filter(too_deep)
+
+
+@pytest.mark.parametrize("date", ["0001-01-01T00:00:00+02:00", "9999-12-31T23:59:59-00:01"])
+def test_a_bound_that_is_no_date_in_utc_is_refused_by_name(date: str) -> None:
+    for bound in (date, datetime.datetime.fromisoformat(date)):
+        with pytest.raises(InvalidInput, match=r"filter\['a'\].* is .* years 1 to 9999 in UTC"):
+            parse_filter({"a": {"$gt": bound}})
+    with pytest.raises(InvalidInput, match="years 1 to 9999"):
+        parse_filter(Not(Compare("a", "$gt", datetime.datetime.fromisoformat(date))))
+    assert passes({"a": {"$lt": "0001-01-01"}}, {"a": "0001-01-01T00:00:00+02:00"})
 
 
 def test_no_filter_passes_everything() -> None:

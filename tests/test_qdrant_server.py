@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -24,9 +24,12 @@ from qdrant_client import models
 from qdrant_fake import FakeQdrant, Refusal
 
 from m3_connectors.backends.base import Backend, Storage
+from m3_connectors.backends.capabilities import ServerInfo
 from m3_connectors.backends.qdrant.layout import Layout
 from m3_connectors.backends.qdrant.payload import point_id
 from m3_connectors.backends.qdrant.server import QdrantBackend
+from m3_connectors.backends.qdrant.server_collection import keys_of
+from m3_connectors.backends.qdrant.server_errors import Locked
 from m3_connectors.backends.qdrant.server_grpc import point_message, query_message
 from m3_connectors.backends.qdrant.server_points import points_of
 from m3_connectors.backends.qdrant.server_wire import Ask
@@ -47,6 +50,7 @@ from m3_connectors.errors import (
     Unavailable,
     Unsupported,
 )
+from m3_connectors.filters import parse_filter
 from m3_connectors.methods import ALL, DENSE_SPARSE
 from m3_connectors.testing.agreement import compare_search, oracle_of
 from m3_connectors.testing.conformance import BackendConformance, runs
@@ -78,25 +82,46 @@ async def filled(fake: FakeQdrant, world: World, **options: Any) -> QdrantBacken
 # -- the contract
 
 
+@pytest.fixture(scope="class")
+def prefix(
+    request: pytest.FixtureRequest, qdrant_store: Running, ran_on: Callable[[str, str], None]
+) -> Iterator[str]:
+    """Of the names of a class's collections on the real server, over the class's transport."""
+    options = {**qdrant_store.options, "transport": request.cls.transport}
+    try:
+        info = anyio.run(server_of, qdrant_store.url, options)
+    except Unavailable as reason:
+        if "no gRPC" not in str(reason):
+            raise
+        pytest.skip(f"{qdrant_store.url}: {reason}")
+    ran_on("qdrant", f"{info.version} at {info.url}, {info.details['transport']} ({qdrant_store.how})")
+    prefix = f"m3-test-{uuid.uuid4().hex[:8]}-"
+    yield prefix
+    anyio.run(drop_leftovers, qdrant_store.url, options, prefix)
+
+
 class TestRealServer(BackendConformance):
-    """Against the server that ``M3_QDRANT_URL`` names, or a container."""
+    """Against the server that ``M3_QDRANT_URL`` names, or a container; over gRPC here, and over REST below."""
+
+    transport: ClassVar[str] = "grpc"
 
     @pytest.fixture(autouse=True)
-    def _server(self, qdrant_store: Running) -> None:
-        self.running = qdrant_store
-        self.prefix = f"m3-test-{uuid.uuid4().hex[:8]}"
+    def _server(self, qdrant_store: Running, prefix: str) -> None:
+        self.url = qdrant_store.url
+        self.options = {**qdrant_store.options, "transport": self.transport}
+        self.prefix = f"{prefix}{uuid.uuid4().hex[:8]}"
 
     def make_backend(self, directory: Path, collection: str) -> Backend:
-        return backend_for(self.running.url, f"{self.prefix}-{collection}", self.running.options)
+        return backend_for(self.url, f"{self.prefix}-{collection}", self.options)
 
     @runs
     async def test_several_shards_answer_like_one(self, tmp_path: Path) -> None:
         world = make_world(31, documents=300)
-        options = {**self.running.options, "shards": 3}
-        backend = backend_for(self.running.url, f"{self.prefix}-shards", options)
+        backend = backend_for(self.url, f"{self.prefix}-shards", {**self.options, "shards": 3})
         await backend.create(world.schema)
         try:
             await backend.upsert(world.documents, world.embeddings)
+            await backend.optimize()
             oracle = await oracle_of(world)
             for query in world.queries:
                 await compare_search(backend, oracle, query, ALL, 20)
@@ -104,6 +129,57 @@ class TestRealServer(BackendConformance):
         finally:
             await backend.drop()
             await backend.close()
+
+    @runs
+    async def test_an_index_that_is_there_is_not_made_again(self, tmp_path: Path) -> None:
+        options = {**self.options, "indexes": {"lang": "keyword", "x y": "number"}}
+        backend = backend_for(self.url, f"{self.prefix}-indexes", options)
+        assert isinstance(backend, QdrantBackend)
+        await backend.create(make_world(32).schema)
+        try:
+            info = await backend._info("test")
+            assert info is not None
+            assert set(map(tuple, map(keys_of, info.payload_schema))) == {
+                ("metadata", "lang"),
+                ("metadata", "x y"),
+            }
+        finally:
+            await backend.drop()
+            await backend.close()
+
+
+class TestRealServerOverRest(TestRealServer):
+    transport = "rest"
+
+
+async def server_of(url: str, options: dict[str, Any]) -> ServerInfo:
+    backend = backend_for(url, "m3-test", {**options, **QUICK})
+    try:
+        return await backend.server()
+    finally:
+        await backend.close()
+
+
+async def drop_leftovers(url: str, options: dict[str, Any], prefix: str) -> None:
+    """What tests that failed in their middle left; collections of others stay."""
+    backend = backend_for(url, "m3-test", options)
+    assert isinstance(backend, QdrantBackend)
+    try:
+        await backend._connection.connect()
+        client = backend._connection.client
+        for collection in (await client.get_collections()).collections:
+            if collection.name.startswith(prefix):
+                await client.delete_collection(collection.name)
+    finally:
+        await backend.close()
+
+
+def test_only_the_runs_own_collections_are_dropped_at_its_end(fake: FakeQdrant) -> None:
+    for name in ("m3-test-1-a", "m3-test-1-b", "m3-test-2-a", "notes"):
+        fake.engine.create_collection(name, models.VectorParams(size=2, distance=models.Distance.DOT))
+    anyio.run(drop_leftovers, fake.url, {"grpc_port": fake.grpc_port}, "m3-test-1-")
+    left = {collection.name for collection in fake.engine.get_collections().collections}
+    assert left == {"m3-test-2-a", "notes"}
 
 
 class TestFakeOverGrpc(BackendConformance):
@@ -432,6 +508,91 @@ async def test_a_collection_that_forbids_exact_search_is_scored_in_stages(fake: 
 
 
 @runs
+async def test_strict_mode_is_kept_to_in_counts_lists_and_ids(fake: FakeQdrant) -> None:
+    world = make_world(51)
+    fake.strict = {"search_allow_exact": False, "max_query_limit": 7, "condition_max_size": 5}
+    backend = await filled(fake, world)
+    assert await backend.count() == len(world.documents)
+    filter = parse_filter(world.filters[0])
+    assert await backend.count(filter) == len(world.passing(world.filters[0]))
+    assert not fake.named("count")
+    ids = [document.id for document in world.documents[:12]]
+    for component in ("dense", "sparse", "multivector"):
+        got = await backend.score(component, world.queries[0], ids)
+        want = await (await oracle_of(world)).score(component, world.queries[0], ids)
+        np.testing.assert_allclose(got, want, atol=1e-5)
+    with pytest.raises(Unsupported, match=r"200 candidates .* answers 7 .*max_query_limit"):
+        await backend.search(world.queries[0], ALL, 5)
+    (remark,) = [r for r in (await backend.server()).remarks if "at most" in r.what]
+    assert remark.is_problem
+    assert "all" in remark.what
+    await backend.close()
+
+
+@runs
+async def test_optimize_waits_until_the_server_is_done(
+    fake: FakeQdrant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("m3_connectors.backends.qdrant.server_upkeep._LOOK_EVERY_SECONDS", 0.01)
+    backend = await filled(fake, make_world(56, documents=3))
+    fake.requests.clear()
+    fake.states = ["grey", "green", "yellow", "grey", "green", "green"]
+    await backend.optimize()
+    assert fake.states == []
+    (woken,) = fake.named("update")
+    assert json.loads(woken.body)["optimizers_config"] == {}
+    for state, kind in (("red", Rejected), ("No space left on device", StorageFull)):
+        fake.states = [state]
+        with pytest.raises(kind, match="optimiser"):
+            await backend.optimize()
+    monkeypatch.setattr("m3_connectors.backends.qdrant.server_upkeep._OPTIMIZE_SECONDS", 0.0)
+    fake.states = ["yellow"]
+    with pytest.raises(TimedOut, match="is not optimised"):
+        await backend.optimize()
+    await backend.close()
+
+
+@runs
+async def test_writes_that_are_only_noted_are_tried_again(fake: FakeQdrant) -> None:
+    world = make_world(57, documents=6)
+    backend = await filled(fake, world)
+    for name, call in (
+        ("delete", lambda: backend.delete([world.documents[0].id])),
+        ("delete", lambda: backend.delete_where(parse_filter({"no such": {"$exists": False}}))),
+    ):
+        fake.requests.clear()
+        fake.statuses = ["wait_timeout", "acknowledged"]
+        await call()
+        assert len(fake.named(name)) == 3
+    again = backend_on(fake, indexes={"lang": "keyword"})
+    fake.statuses = ["wait_timeout"]
+    await again.open()
+    assert len(fake.named("index")) == 2
+    await again.close()
+    await backend.close()
+
+
+@runs
+async def test_an_index_that_is_there_is_left_to_a_key_that_may_only_read(fake: FakeQdrant) -> None:
+    indexes = {"lang": "keyword", "a.x y": "number", "日本": "date", "x-y": "bool"}
+    backend = backend_on(fake, indexes=indexes)
+    await backend.create(make_world(54).schema)
+    assert set(fake.info("notes")["payload_schema"]) == {
+        "metadata.lang",
+        'metadata.a."x y"',
+        "dates.日本",
+        "flags.x-y",
+    }
+    fake.requests.clear()
+    fake.failures.append(("index", Refusal(403, grpc.StatusCode.PERMISSION_DENIED, "Forbidden: read only")))
+    again = backend_on(fake, indexes=indexes)
+    await again.open()
+    assert not fake.named("index")
+    await again.close()
+    await backend.close()
+
+
+@runs
 async def test_a_server_says_what_it_is_before_there_is_a_collection(fake: FakeQdrant) -> None:
     backend = backend_on(fake)
     info = await backend.server()
@@ -566,6 +727,18 @@ async def test_declared_fields_get_an_index_that_sees_every_value(fake: FakeQdra
             Unauthorised,
             1,
         ),
+        (
+            Refusal(
+                403, grpc.StatusCode.FAILED_PRECONDITION, "Storage locked: Write operations are forbidden"
+            ),
+            Locked,
+            1,
+        ),
+        (
+            Refusal(500, grpc.StatusCode.FAILED_PRECONDITION, "Pre-condition failure: no replica"),
+            Unavailable,
+            3,
+        ),
         (Refusal(422, grpc.StatusCode.INVALID_ARGUMENT, "no"), Rejected, 1),
         (Refusal(507, grpc.StatusCode.RESOURCE_EXHAUSTED, "Out of disk"), StorageFull, 1),
         (Refusal(500, grpc.StatusCode.INTERNAL, "No space left on device: WAL buffer"), StorageFull, 1),
@@ -588,6 +761,7 @@ async def test_answers_become_typed_errors_and_only_some_are_tried_again(
         await backend.upsert(world.documents, world.embeddings)
     assert type(caught.value) is kind
     assert refusal.message in str(caught.value)
+    assert ("key" in str(caught.value)) == (kind is Unauthorised)
     assert caught.value.retryable == (tries > 1)
     assert len(fake.named("upsert")) == tries
     assert await backend.count() == 0

@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 
 from m3_connectors.testing.servers import CannotStart
 from m3_connectors.testing.servers import start as starting
-from m3_connectors.testing.servers.start import STORES, container_engine, start
+from m3_connectors.testing.servers.start import STORES, StoreName, container_engine, start
 
 COMPOSE = Path(__file__).parents[1] / "docker" / "compose.yaml"
 
@@ -49,6 +50,39 @@ def test_a_server_that_is_named_is_taken_before_any_is_started(monkeypatch: pyte
     running = start("milvus", environment={"M3_MILVUS_URL": "milvus+http://elsewhere:19530"})
     assert (running.url, running.how) == ("milvus+http://elsewhere:19530", "environment")
     running.stop()
+
+
+@pytest.mark.parametrize("store", STORES)
+@pytest.mark.parametrize(
+    ("named", "url"),
+    [
+        ("127.0.0.1:6333", "STORE+http://127.0.0.1:6333"),
+        ("http://127.0.0.1:6333", "STORE+http://127.0.0.1:6333"),
+        ("https://db.example/prefix", "STORE+https://db.example/prefix"),
+        ("STORE:6333", "STORE+http://STORE:6333"),
+        ("[::1]:6333", "STORE+http://[::1]:6333"),
+        ("STORE+https://db.example", "STORE+https://db.example"),
+        ("STORE:./data", "STORE:./data"),
+    ],
+)
+def test_a_named_server_may_leave_out_what_the_variable_says(store: StoreName, named: str, url: str) -> None:
+    running = start(store, environment={f"M3_{store.upper()}_URL": named.replace("STORE", store)})
+    assert (running.url, running.how) == (url.replace("STORE", store), "environment")
+
+
+def test_a_key_is_sent_over_http_on_loopback_only() -> None:
+    def options(url: str, **more: str) -> Mapping[str, Any]:
+        return start("qdrant", environment={"M3_QDRANT_URL": url, **more}).options
+
+    key = {"M3_QDRANT_API_KEY": "k"}
+    for here in ("127.0.0.1:6333", "http://localhost:6333", "qdrant+http://[::1]:6333"):
+        assert options(here, **key) == {"allow_unencrypted_key": True}
+    for elsewhere in ("10.0.0.7:6333", "https://127.0.0.1:6333"):
+        assert options(elsewhere, **key) == {}
+    assert options("127.0.0.1:6333") == {}
+    for store in ("milvus", "elasticsearch"):  # they send it as they are told
+        named = {f"M3_{store.upper()}_URL": "127.0.0.1:1", f"M3_{store.upper()}_API_KEY": "k"}
+        assert start(store, environment=named).options == {}
 
 
 def test_without_any_way_the_reasons_are_given(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -159,7 +159,7 @@ class Backend(abc.ABC):
         """B4. Give back what the adapter holds; safe to call twice."""
 
     async def optimize(self) -> None:  # noqa: B027 (most stores do it by themselves)
-        """Rebuild what makes searches faster, such as a graph; nothing where the store does so by itself."""
+        """Build what makes searches faster, such as a graph, or wait until the store has; nothing if there is none."""
 
     async def server(self) -> ServerInfo:
         """What the store is, and what is wrong with it; needs no collection.

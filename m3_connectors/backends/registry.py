@@ -50,6 +50,12 @@ def backend_for(
         MissingDependency: The adapter's client is not installed.
     """
     scheme = urlsplit(url).scheme if isinstance(url, str) else ""
+    if scheme in ("http", "https"):
+        bare = shown(url)
+        forms = [f"{name}{bare[len(scheme) :]}" for name in _ADAPTERS if name.endswith(f"+{scheme}")]
+        raise InvalidInput(
+            f"{bare} does not say which store it is.\n  Use {', '.join(forms[:-1])} or {forms[-1]}."
+        )
     if scheme not in _ADAPTERS:
         raise InvalidInput(
             f"{(shown(url) if isinstance(url, str) else url)!r} names no store: use one of "

@@ -30,16 +30,17 @@ from m3_connectors.backends.qdrant.server_collection import (
     check_ours,
     check_vectors,
     creation,
-    index_of,
     limits_of,
 )
 from m3_connectors.backends.qdrant.server_connection import Connection, Transport
 from m3_connectors.backends.qdrant.server_errors import BACKEND
 from m3_connectors.backends.qdrant.server_filters import server_filter
 from m3_connectors.backends.qdrant.server_info import server_info
+from m3_connectors.backends.qdrant.server_paging import pages
 from m3_connectors.backends.qdrant.server_points import check_found, distinct_points, point_of, points_of
 from m3_connectors.backends.qdrant.server_scoring import ExactScores
-from m3_connectors.backends.qdrant.server_wire import Ask, Found, Record
+from m3_connectors.backends.qdrant.server_upkeep import make_indexes, wait_optimized
+from m3_connectors.backends.qdrant.server_wire import Ask, Found, Record, applied
 from m3_connectors.backends.qdrant.server_writing import write
 from m3_connectors.backends.together import together
 from m3_connectors.documents import Document
@@ -144,6 +145,11 @@ class QdrantBackend(Backend):
         # The greeting is given to anyone; this is not.
         return server_info(self._connection, await self._info("describe"))
 
+    async def optimize(self) -> None:
+        """Wait until the server has built its graphs, which it does by itself after writes; an hour at most."""
+        self._check_open()
+        await wait_optimized(self._connection, self.collection)
+
     # -- the collection
 
     async def _create(self, schema: Schema) -> None:
@@ -189,7 +195,7 @@ class QdrantBackend(Backend):
         self.capabilities = type(self).capabilities - (
             {Capability.EXACT} if not self._limits.exact else set()
         )
-        await self._make_indexes(info)
+        await make_indexes(self._connection, self.collection, info, self._indexes)
         return schema
 
     async def _drop(self) -> None:
@@ -211,18 +217,6 @@ class QdrantBackend(Backend):
         except NotFound:
             return None
 
-    async def _make_indexes(self, info: models.CollectionInfo) -> None:
-        for field, kind in self._indexes.items():
-            key, type_ = index_of(field, kind)
-            there = info.payload_schema.get(key)
-            if there is not None and there.data_type == type_:
-                continue
-            client = self._connection.client
-            await self._connection.call(
-                "index",
-                functools.partial(client.create_payload_index, self.collection, key, type_, wait=True),
-            )
-
     # -- writing
 
     async def _upsert(self, documents: Sequence[Document], embeddings: M3Embeddings) -> None:
@@ -232,27 +226,23 @@ class QdrantBackend(Backend):
 
     async def _delete(self, ids: Sequence[str]) -> int:
         self._opened()
-        client = self._connection.client
         deleted = 0
         for points in by_count(distinct_points(ids), _IDS_AT_ONCE):
             there = [record.point for record in await self._records(points, "delete")]
             if there:
-                selector = models.PointIdsList(points=list(there))
-                await self._connection.call(
-                    "delete", functools.partial(client.delete, self.collection, selector, wait=True)
-                )
+                await self._remove(models.PointIdsList(points=list(there)))
             deleted += len(there)
         return deleted
 
     async def _delete_where(self, filter: Filter) -> int:
         there = await self._count(filter)
         if there:
-            selector = models.FilterSelector(filter=server_filter(filter))
-            client = self._connection.client
-            await self._connection.call(
-                "delete", functools.partial(client.delete, self.collection, selector, wait=True)
-            )
+            await self._remove(models.FilterSelector(filter=server_filter(filter)))
         return there
+
+    async def _remove(self, selector: models.PointsSelector) -> None:
+        delete = functools.partial(self._connection.client.delete, self.collection, selector, wait=True)
+        await self._connection.call("delete", functools.partial(applied, "delete", delete))
 
     # -- reading
 
@@ -281,27 +271,17 @@ class QdrantBackend(Backend):
         self._opened()
         client = self._connection.client
         condition = None if filter is None else server_filter(filter)
+        if not self._limits.exact:  # strict mode refuses an exact count as it does an exact search
+            listed = pages(self._connection, self.collection, self._limits, filter=condition, with_id=False)
+            return sum([len(page) async for page in listed])
         call = functools.partial(client.count, self.collection, count_filter=condition, exact=True)
         return int((await self._connection.call("count", call)).count)
 
     async def scan_ids(self) -> AsyncIterator[str]:
         self._check_open()
-        client = self._connection.client
-        offset: Any = None
-        while True:
-            call = functools.partial(
-                client.scroll,
-                self.collection,
-                limit=min(_IDS_AT_ONCE, self._limits.query or _IDS_AT_ONCE),
-                offset=offset,
-                with_payload=[ID],
-                with_vectors=False,
-            )
-            records, offset = await self._connection.call("scan", call)
-            for record in records:
+        async for page in pages(self._connection, self.collection, self._limits, with_id=True):
+            for record in page:
                 yield str((record.payload or {})[ID])
-            if offset is None:
-                return
 
     # -- ranking
 
@@ -314,6 +294,7 @@ class QdrantBackend(Backend):
         vector = scores.vector(component)
         if vector is None:
             return Ranking([], np.empty(0, dtype=np.float32))
+        self._limits.check_list(limit)
         ask = Ask(
             component,
             vector,

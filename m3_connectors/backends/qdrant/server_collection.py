@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import uuid
 from typing import Any, Literal
 
@@ -14,7 +15,7 @@ from m3_connectors.backends.qdrant.conditions import key
 from m3_connectors.backends.qdrant.layout import Layout
 from m3_connectors.backends.qdrant.payload import DATES, FLAGS, METADATA
 from m3_connectors.backends.qdrant.server_errors import BACKEND
-from m3_connectors.errors import Corrupt, InvalidInput, Rejected
+from m3_connectors.errors import Corrupt, InvalidInput, Rejected, Unsupported
 
 METADATA_KEY = "m3_connectors"
 """Under it the collection's own metadata hold our schema, as JSON text."""
@@ -40,16 +41,25 @@ def index_of(field: str, kind: IndexType) -> tuple[str, models.PayloadSchemaType
     return key(tree, field), type_
 
 
+def keys_of(path: str) -> list[str]:
+    """The keys of a payload path: the server reports ours without the quotes that a key does not need."""
+    return [quoted or bare for quoted, bare in _KEY.findall(path)]
+
+
+_KEY = re.compile(r'"([^"]*)"|([^."]+)')
+
+
 @dataclasses.dataclass(frozen=True)
 class Limits:
     """What the collection's strict mode refuses; None where it does not care.
 
     Attributes:
         exact: Whether a search may compare with every point.
-        query: Most answers of one search.
+        query: Most answers of one search, and of one page.
         hnsw_ef: Widest approximate search.
         searches: Most searches in one request.
         upserts: Most points in one write.
+        condition: Most values in one condition, ids among them.
     """
 
     exact: bool = True
@@ -57,6 +67,20 @@ class Limits:
     hnsw_ef: int | None = None
     searches: int | None = None
     upserts: int | None = None
+    condition: int | None = None
+
+    def at_once(self, most: int) -> int:
+        """How many points one search may be about: at most so many, and as many as a list and a condition hold."""
+        return min(most, self.query or most, self.condition or most)
+
+    def check_list(self, limit: int) -> None:
+        """Raise Unsupported for a list that is longer than an answer may be."""
+        if self.query is not None and limit > self.query:
+            raise Unsupported(
+                f"a list of {limit:,} candidates is asked for; the collection's strict mode answers {self.query:,} at "
+                f"most (max_query_limit).\n  Use a method whose lists are no longer, "
+                f'Method("shallow", {{"dense": {self.query}}}, weights), and k up to {self.query}, or raise the limit.'
+            )
 
 
 def creation(schema: Schema, *, shards: int | None) -> dict[str, Any]:
@@ -161,4 +185,5 @@ def limits_of(info: models.CollectionInfo) -> Limits:
         hnsw_ef=strict.search_max_hnsw_ef,
         searches=strict.search_max_batchsize,
         upserts=strict.upsert_max_batchsize,
+        condition=strict.condition_max_size,
     )

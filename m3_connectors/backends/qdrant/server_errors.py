@@ -46,19 +46,26 @@ _CODES: dict[grpc.StatusCode, type[BackendError]] = {
     grpc.StatusCode.ALREADY_EXISTS: AlreadyExists,
     grpc.StatusCode.DEADLINE_EXCEEDED: TimedOut,
     grpc.StatusCode.INVALID_ARGUMENT: Rejected,
-    grpc.StatusCode.FAILED_PRECONDITION: Rejected,
     grpc.StatusCode.OUT_OF_RANGE: Rejected,
     grpc.StatusCode.UNIMPLEMENTED: Rejected,
     grpc.StatusCode.RESOURCE_EXHAUSTED: StorageFull,
 }
-"""Everything else (UNAVAILABLE, INTERNAL, ABORTED, UNKNOWN, CANCELLED by the other side) is worth another try."""
+"""Everything else (UNAVAILABLE, INTERNAL, ABORTED, UNKNOWN, CANCELLED by the other side) is worth another try;
+FAILED_PRECONDITION too: a shard without an active replica, which is a 500 over REST."""
 
 _FULL = ("no space left", "os error 28", "out of disk", "disk is full", "not enough disk")
+_LOCKED = "storage locked"
+"""How a write lock begins to speak: 403 over REST, FAILED_PRECONDITION over gRPC. No key opens it."""
+
 _TOO_LARGE = ("larger than allowed", "larger than max", "message length too large", "payload too large")
 
 
 class TooLarge(Rejected):
     """One message held more than the server (or a proxy before it) takes; half of it may pass."""
+
+
+class Locked(Rejected):
+    """Somebody locked the server's storage against writes."""
 
 
 @contextlib.contextmanager
@@ -117,6 +124,8 @@ def _error(kind: type[BackendError], said: str, code: str, operation: str, url: 
     lower = said.lower()
     if any(words in lower for words in _FULL):
         kind = StorageFull
+    elif _LOCKED in lower:
+        kind = Locked
     elif code in ("413", "400", "RESOURCE_EXHAUSTED") and (
         code == "413" or any(w in lower for w in _TOO_LARGE)
     ):
@@ -126,9 +135,20 @@ def _error(kind: type[BackendError], said: str, code: str, operation: str, url: 
 
 
 _REMEDIES: dict[type[BackendError], str] = {
+    Locked: "\n  Lift the server's write lock, and repeat the call; reading works meanwhile.",
     Unauthorised: "\n  Give a valid key (api_key=… or M3_QDRANT_API_KEY) that may do this.",
     StorageFull: "\n  Free some space there and repeat the call; what was acknowledged is safe.",
 }
+
+
+def optimiser_failed(said: str, url: str) -> BackendError:
+    """The error of an optimiser that gave up; the same call fails again until its cause is mended."""
+    kind = StorageFull if any(words in said.lower() for words in _FULL) else Rejected
+    message = f"the optimiser of {url} failed: {said.strip()[:500]}{_REMEDIES.get(kind) or _SEE_LOG}"
+    return kind(message, backend=BACKEND, operation="optimize")
+
+
+_SEE_LOG = "\n  See the server's log; searches are right meanwhile, only slower."
 
 
 def _of_transport(source: Exception, operation: str, url: str) -> BackendError:

@@ -9,6 +9,7 @@ from qdrant_client import models
 from m3_connectors.backends.capabilities import Remark, ServerInfo
 from m3_connectors.backends.qdrant.server_collection import INDEX_TYPES
 from m3_connectors.backends.qdrant.server_connection import Connection
+from m3_connectors.methods import ALL, METHODS, Method
 
 
 def server_info(connection: Connection, info: models.CollectionInfo | None) -> ServerInfo:
@@ -65,9 +66,20 @@ def _remarks(info: models.CollectionInfo) -> Iterator[Remark]:
             yield Remark("strict mode refuses filters on other fields than these", declare, is_problem=False)
         else:
             yield Remark("strict mode refuses filters on fields without an index, and none has one", declare)
+    shallow = [method.name for method in METHODS.values() if not _fits(method, strict.max_query_limit)]
+    if shallow:
+        yield Remark(
+            f"strict mode answers {strict.max_query_limit} points at most, too few for {', '.join(shallow)}",
+            "Raise max_query_limit to 1000, or use methods of your own with shorter lists.",
+            is_problem=ALL.name in shallow,
+        )
     if strict.search_allow_exact is False:
         yield Remark(
             "strict mode refuses exact=True; scores are exact all the same",
             "Let the collection allow it: search_allow_exact.",
             is_problem=False,
         )
+
+
+def _fits(method: Method, limit: int | None) -> bool:
+    return limit is None or max(method.candidates.values()) <= limit

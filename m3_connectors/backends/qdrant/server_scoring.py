@@ -77,7 +77,7 @@ class ExactScores:
         vector = self.vector(component)
         if vector is None:
             return
-        for some in by_count(points, min(_IDS_AT_ONCE, self._limits.query or _IDS_AT_ONCE)):
+        for some in by_count(points, self._limits.at_once(_IDS_AT_ONCE)):
             if component != "multivector":
                 yield component, self._ask(component, vector, some)
                 continue
@@ -100,7 +100,7 @@ class ExactScores:
         left: Sequence[str] = points
         for name in self._layout.multivectors:
             having: list[str] = []
-            for some in by_count(left, self._limits.query or len(left)):
+            for some in by_count(left, self._limits.at_once(_IDS_AT_ONCE)):
                 answers = await self._search(
                     [self._ask(name, rows[i : i + 1], some) for i in range(len(rows))]
                 )

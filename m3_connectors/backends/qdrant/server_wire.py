@@ -7,7 +7,7 @@ on any ``AsyncQdrantClient``, so also on the client's local mode, which is how t
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -157,6 +157,11 @@ def check_completed(completed: bool, operation: str) -> None:
             "the write is noted but not applied yet.\n  Repeat the call; it changes nothing that is right."
         )
         raise TimedOut(message, backend=BACKEND, operation=operation)
+
+
+async def applied(operation: str, call: Callable[[], Awaitable[models.UpdateResult]]) -> None:
+    """One try of a write through the client; see ``check_completed``."""
+    check_completed((await call()).status == models.UpdateStatus.COMPLETED, operation)
 
 
 def _request(ask: Ask) -> models.QueryRequest:

@@ -14,7 +14,8 @@ from m3_connectors.backends.base import Storage
 from m3_connectors.documents import Document
 from m3_connectors.embeddings import M3Embeddings
 from m3_connectors.errors import NotFound
-from m3_connectors.filters import parse_filter
+from m3_connectors.filters import MAX_DEPTH, matches, parse_filter
+from m3_connectors.methods import DENSE
 from m3_connectors.scoring import as_float16
 from m3_connectors.testing.conformance.suite import FLOAT16, FLOAT32, Suite, runs
 from m3_connectors.testing.worlds import NASTY_IDS, make_world
@@ -75,6 +76,31 @@ class ReadingClauses(Suite):
                 passing = world.passing(raw)
                 assert 0 < len(passing) < 60
                 assert await backend.count(parse_filter(raw)) == len(passing), raw
+
+    @runs
+    async def test_b13_filters_of_every_depth_and_year_are_taken(self, tmp_path: Path) -> None:
+        dates = ["0001-01-01", "0001-01-01T00:00:00+02:00", "2024-05-31", "9999-12-31T23:59:59.999999-12:00"]
+        world = make_world(130, documents=len(dates))
+        dated = [
+            Document(document.id, document.text, {"when": date})
+            for document, date in zip(world.documents, dates, strict=True)
+        ]
+        deep: dict[str, Any] = {"when": {"$gte": "2024-05-31T00:00:00Z"}}
+        for level in range(MAX_DEPTH - 1):
+            other = {"when": "soon"}  # passes nobody
+            deep = ({"$or": [other, deep]}, {"$and": [{"$not": other}, deep]}, {"$not": deep})[level % 3]
+        async with self.stored(tmp_path, dataclasses.replace(world, documents=dated)) as backend:
+            for raw in (
+                deep,
+                {"when": {"$gte": "0001-01-01"}},
+                {"when": {"$lt": "9999-12-31T23:59:59.999999"}},
+            ):
+                filter = parse_filter(raw)
+                passing = {document.id for document in dated if matches(filter, document.metadata)}
+                assert 0 < len(passing) < len(dated)
+                assert await backend.count(filter) == len(passing)
+                hits = await backend.search(world.queries[0], DENSE, len(dated), filter=filter)
+                assert {hit.id for hit in hits} == passing
 
     @runs
     async def test_b14_ids_are_never_confused(self, tmp_path: Path) -> None:

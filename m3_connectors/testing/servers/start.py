@@ -1,8 +1,8 @@
 """Any of the three stores for a test: a server that is named, a container, a process on this machine, or a reason.
 
 The order is: the URL in the environment (``M3_QDRANT_URL``, ``M3_MILVUS_URL``, ``M3_ELASTICSEARCH_URL``, as ``connect``
-takes it), a container where an engine runs, a process of our own. There is no Qdrant server without a container; its
-engine in the process (``qdrant:DIRECTORY``) needs none.
+takes it, or without ``STORE+`` or ``STORE+http://``), a container where an engine runs, a process of our own. There is
+no Qdrant server without a container; its engine in the process (``qdrant:DIRECTORY``) needs none.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol
+from urllib.parse import urlsplit
 
 from m3_connectors.testing.servers import CannotStart
 
@@ -90,8 +91,9 @@ def start(
     """
     environment = os.environ if environment is None else environment
     name = f"M3_{store.upper()}_URL"
-    if url := environment.get(name):
-        return Running(store, url, "environment")
+    if named := environment.get(name):
+        url = url_of(store, named)
+        return Running(store, url, "environment", _options_of(store, url, environment))
     reasons = [f"{name} names no server"]
     for way in (_container, _process):
         try:
@@ -99,6 +101,33 @@ def start(
         except CannotStart as error:
             reasons.append(str(error).splitlines()[0])
     raise CannotStart(f"no {store} server: {'; '.join(reasons)}")
+
+
+def url_of(store: StoreName, named: str) -> str:
+    """What ``connect`` takes for a server of this store: ``HOST[:PORT]`` and ``http(s)://…`` are completed."""
+    if named.startswith(("http://", "https://")):
+        return f"{store}+{named}"
+    # ``qdrant:6333`` is a host of that name, ``qdrant:./data`` a directory.
+    if named.startswith(f"{store}+") or (
+        named.startswith(f"{store}:") and not named[len(store) + 1 :].isdigit()
+    ):
+        return named
+    return f"{store}+http://{named}"
+
+
+def _options_of(store: StoreName, url: str, environment: Mapping[str, str]) -> dict[str, Any]:
+    """What a named server needs beside the variables that ``connect`` reads."""
+    parts = urlsplit(url)
+    is_here = parts.hostname in ("localhost", "127.0.0.1", "::1")
+    # Only the Qdrant adapter asks before it sends a key over http; nobody listens in on loopback.
+    if (
+        store == "qdrant"
+        and is_here
+        and parts.scheme.endswith("+http")
+        and environment.get("M3_QDRANT_API_KEY")
+    ):
+        return {"allow_unencrypted_key": True}
+    return {}
 
 
 def container_engine() -> str | None:

@@ -1,0 +1,68 @@
+"""What a collection on a Qdrant server needs beside documents: payload indexes, and time to optimise itself."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Mapping
+
+import anyio
+from qdrant_client import models
+
+from m3_connectors.backends.qdrant.server_collection import IndexType, index_of, keys_of
+from m3_connectors.backends.qdrant.server_connection import Connection
+from m3_connectors.backends.qdrant.server_errors import BACKEND, optimiser_failed
+from m3_connectors.backends.qdrant.server_wire import applied
+from m3_connectors.errors import TimedOut
+
+_OPTIMIZE_SECONDS = 3600.0
+_LOOK_EVERY_SECONDS = 0.5
+
+
+async def make_indexes(
+    connection: Connection, collection: str, info: models.CollectionInfo, indexes: Mapping[str, IndexType]
+) -> None:
+    """Make the payload indexes that are declared and not there yet; a key that may only read opens the rest."""
+    there = {tuple(keys_of(path)): index.data_type for path, index in info.payload_schema.items()}
+    client = connection.client
+    for field, kind in indexes.items():
+        key, type_ = index_of(field, kind)
+        if there.get(tuple(keys_of(key))) != type_:
+            make = functools.partial(client.create_payload_index, collection, key, type_, wait=True)
+            await connection.call("index", functools.partial(applied, "index", make))
+
+
+async def wait_optimized(connection: Connection, collection: str) -> None:
+    """Wait until the server has optimised what was written; green twice, since it begins a moment after a write.
+
+    Raises:
+        Rejected: The optimiser failed, or the collection is red.
+        StorageFull: It failed for want of space.
+        TimedOut: It takes more than an hour; it goes on.
+    """
+    client = connection.client
+    wake = functools.partial(
+        client.update_collection, collection, optimizers_config=models.OptimizersConfigDiff()
+    )
+    began, greens, woken = time.monotonic(), 0, False
+    while True:
+        info = await connection.call("optimize", lambda: client.get_collection(collection))
+        if isinstance(info.optimizer_status, models.OptimizersStatusOneOf1):
+            raise optimiser_failed(info.optimizer_status.error, connection.url)
+        if info.status is models.CollectionStatus.RED:
+            raise optimiser_failed(f'collection "{collection}" is red', connection.url)
+        greens = greens + 1 if info.status is models.CollectionStatus.GREEN else 0
+        if greens == 2:
+            return
+        if info.status is models.CollectionStatus.GREY and not woken:
+            # Since its start the server has seen no write; an update that changes nothing sets it going.
+            await connection.call("optimize", wake)
+            woken = True
+        if time.monotonic() - began > _OPTIMIZE_SECONDS:
+            raise TimedOut(
+                f'collection "{collection}" at {connection.url} is not optimised after {_OPTIMIZE_SECONDS / 60:.0f} '
+                "minutes; the server goes on.\n  Call it again to wait on; searches are right meanwhile.",
+                backend=BACKEND,
+                operation="optimize",
+            )
+        await anyio.sleep(_LOOK_EVERY_SECONDS)
