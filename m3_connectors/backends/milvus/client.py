@@ -2,7 +2,8 @@
 
 pymilvus has an asyncio client, marked experimental. It decodes answers on the event loop (35 MB of packed vectors would
 stop it for a tenth of a second), and a cancelled call may leave its shared channel closed. The blocking client, one
-thread for each call, does neither: an abandoned call ends by its own deadline and disturbs nobody.
+thread for each call, does neither: an abandoned call ends by its own deadline and disturbs nobody; one that was not
+sent yet is not sent any more.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import contextvars
 import functools
 import logging
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,12 +28,12 @@ from m3_connectors.backends.endpoint import Endpoint
 from m3_connectors.backends.milvus import lite
 from m3_connectors.backends.milvus.errors import BACKEND, NotLoaded, translated
 from m3_connectors.backends.retry import Patience, retrying
-from m3_connectors.errors import InvalidInput, Unavailable
+from m3_connectors.errors import InvalidInput, TimedOut, Unavailable
 
 T = TypeVar("T")
 
 _THREADS = 16
-"""Calls of one connection at the same time."""
+"""Reads of one connection at the same time, and writes."""
 
 _GRPC_OPTIONS = {
     # A server that came back is found within a second; gRPC's own pause grows to minutes, for all channels together.
@@ -66,8 +68,11 @@ class Connection:
         self._client: MilvusClient | None = client
         self._patience = patience
         self._engine = engine
-        self._write_lock: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
-        self._limiter = anyio.CapacityLimiter(_THREADS)
+        self._write_lock: threading.Lock | None = None
+        # Apart from each other: writes that wait for a slow one leave the threads of searches alone.
+        self._readers = anyio.CapacityLimiter(_THREADS)
+        self._writers = anyio.CapacityLimiter(_THREADS)
+        self._turns = anyio.Semaphore(_THREADS)
 
     @property
     def is_lite(self) -> bool:
@@ -135,6 +140,7 @@ class Connection:
                 lite.check_version(self.version)
                 # milvus-lite takes one writer at a time.
                 self._write_lock = engine.write_lock if engine else threading.Lock()
+                self._turns = anyio.Semaphore(1)
         except BaseException:
             with anyio.CancelScope(shield=True):
                 await anyio.to_thread.run_sync(self._client_close)
@@ -164,15 +170,27 @@ class Connection:
             BackendError: What went wrong, the most specific kind.
         """
 
-        def invoke() -> Any:
-            with self._write_lock if write else contextlib.nullcontext():
-                answer = getattr(self._open_client(operation), method)(
-                    *args, timeout=self._patience.timeout_seconds, **kwargs
-                )
-            return answer if then is None else then(answer)
-
         async def once() -> Any:
-            return await self.in_thread(operation, invoke)
+            # A write that was given up while it waited must not be applied later, after others that were acknowledged.
+            given_up = threading.Event()
+            deadline = time.monotonic() + self._patience.timeout_seconds
+
+            def invoke() -> Any:
+                with self._written_alone(operation, deadline) if write else contextlib.nullcontext():
+                    if given_up.is_set():
+                        return None
+                    answer = getattr(self._open_client(operation), method)(
+                        *args, timeout=self._patience.timeout_seconds, **kwargs
+                    )
+                return answer if then is None else then(answer)
+
+            try:
+                if not write:
+                    return await _in_thread(invoke, operation, self.where, self._readers)
+                async with self._turn(operation, deadline):
+                    return await _in_thread(invoke, operation, self.where, self._writers)
+            finally:
+                given_up.set()
 
         try:
             return await retrying(self._patience, once)
@@ -182,9 +200,38 @@ class Connection:
             await self.call(operation, "load_collection", collection)
             return await retrying(self._patience, once)
 
-    async def in_thread(self, operation: str, function: Callable[[], T]) -> T:
-        """``function()`` in a worker thread, its errors translated; cancelling abandons it."""
-        return await _in_thread(function, operation, self.where, self._limiter)
+    @contextlib.asynccontextmanager
+    async def _turn(self, operation: str, deadline: float) -> AsyncIterator[None]:
+        """One of the writes of this connection that may run; waiting for it takes no thread."""
+        with anyio.move_on_at(anyio.current_time() + deadline - time.monotonic()) as waiting:
+            await self._turns.acquire()
+        if waiting.cancelled_caught:
+            raise self._too_many_writes(operation)
+        try:
+            yield
+        finally:
+            self._turns.release()
+
+    @contextlib.contextmanager
+    def _written_alone(self, operation: str, deadline: float) -> Iterator[None]:
+        """Alone among the writers of milvus-lite: other connections of this process have theirs."""
+        if self._write_lock is None:
+            yield
+            return
+        if not self._write_lock.acquire(timeout=max(0.0, deadline - time.monotonic())):
+            raise self._too_many_writes(operation)
+        try:
+            yield
+        finally:
+            self._write_lock.release()
+
+    def _too_many_writes(self, operation: str) -> TimedOut:
+        return TimedOut(
+            f"{self._patience.timeout_seconds:g} s were over before other writes to {self.where} were done; write less "
+            "at the same time",
+            backend=BACKEND,
+            operation=operation,
+        )
 
     async def close(self) -> None:
         """Close the connection; the embedded engine stops with its last user."""
