@@ -214,6 +214,10 @@ class MilvusBackend(Backend):
     async def _delete_where(self, filter: Filter) -> int:
         return await self._writes.delete_where(self._expression(filter))
 
+    async def optimize(self) -> None:
+        """Flush, wait until a server's indexes hold everything, and remove parts that no document names."""
+        await self._writes.optimize()
+
     # -- reading
 
     async def _fetch(self, ids: Sequence[str]) -> list[Document | None]:

@@ -53,6 +53,7 @@ class Connection:
 
     Attributes:
         where: Address or path for errors; no secret in it.
+        patience: How long its calls may take.
         version: What the server says, such as ``"2.6.4"`` or ``"milvus_lite-3.2.2"``.
     """
 
@@ -66,7 +67,7 @@ class Connection:
         self.where = where
         self.version = ""
         self._client: MilvusClient | None = client
-        self._patience = patience
+        self.patience = patience
         self._engine = engine
         self._write_lock: threading.Lock | None = None
         # Apart from each other: writes that wait for a slow one leave the threads of searches alone.
@@ -173,14 +174,14 @@ class Connection:
         async def once() -> Any:
             # A write that was given up while it waited must not be applied later, after others that were acknowledged.
             given_up = threading.Event()
-            deadline = time.monotonic() + self._patience.timeout_seconds
+            deadline = time.monotonic() + self.patience.timeout_seconds
 
             def invoke() -> Any:
                 with self._written_alone(operation, deadline) if write else contextlib.nullcontext():
                     if given_up.is_set():
                         return None
                     answer = getattr(self._open_client(operation), method)(
-                        *args, timeout=self._patience.timeout_seconds, **kwargs
+                        *args, timeout=self.patience.timeout_seconds, **kwargs
                     )
                 return answer if then is None else then(answer)
 
@@ -193,12 +194,12 @@ class Connection:
                 given_up.set()
 
         try:
-            return await retrying(self._patience, once)
+            return await retrying(self.patience, once)
         except NotLoaded:
             # A milvus-lite that was started again has its collections on disk only.
             collection = kwargs.get("collection_name") or args[0]
             await self.call(operation, "load_collection", collection)
-            return await retrying(self._patience, once)
+            return await retrying(self.patience, once)
 
     @contextlib.asynccontextmanager
     async def _turn(self, operation: str, deadline: float) -> AsyncIterator[None]:
@@ -227,7 +228,7 @@ class Connection:
 
     def _too_many_writes(self, operation: str) -> TimedOut:
         return TimedOut(
-            f"{self._patience.timeout_seconds:g} s were over before other writes to {self.where} were done; write less "
+            f"{self.patience.timeout_seconds:g} s were over before other writes to {self.where} were done; write less "
             "at the same time",
             backend=BACKEND,
             operation=operation,

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import time
 from typing import Any
 
+import anyio
 from pymilvus.milvus_client.index import IndexParams
 
 from m3_connectors.backends.base import Schema
@@ -14,7 +16,10 @@ from m3_connectors.backends.milvus.client import Connection
 from m3_connectors.backends.milvus.errors import BACKEND
 from m3_connectors.backends.milvus.layout import Layout
 from m3_connectors.backends.milvus.naming import stored_name
-from m3_connectors.errors import AlreadyExists, Corrupt, NotFound, Rejected
+from m3_connectors.errors import AlreadyExists, Corrupt, NotFound, Rejected, TimedOut
+
+_LOOK_SECONDS = 0.5
+"""Between two looks at an index that is being built."""
 
 
 async def create(connection: Connection, collection: str, schema: Schema, dense_index: str) -> None:
@@ -113,6 +118,46 @@ async def drop(connection: Connection, collection: str) -> None:
     parts = layouts.parts_name(name)
     if await _has_own_parts(connection, collection, parts, "drop"):
         await connection.call("drop", "drop_collection", parts)
+
+
+async def built(connection: Connection, layout: Layout) -> None:
+    """Have a server seal what was written and wait for its indexes, as long as they grow.
+
+    Raises:
+        Rejected: An index cannot be built.
+        TimedOut: One has not grown for ``total_seconds``.
+    """
+    for name in (layout.name, *([layout.parts_name] if layout.has_parts else ())):
+        await connection.call("optimize", "flush", name, write=True)
+    for index in layouts.document_indexes(layout):
+        for named in await connection.call(
+            "optimize", "list_indexes", layout.name, field_name=index.field_name
+        ):
+            await _index_built(connection, layout.name, named)
+
+
+async def _index_built(connection: Connection, name: str, index: str) -> None:
+    rows, grown = -1, time.monotonic()
+    while True:
+        said = await connection.call("optimize", "describe_index", name, index_name=index)
+        if said["state"] == "Finished" and not said["pending_index_rows"]:
+            return
+        if said["state"] == "Failed":
+            raise Rejected(
+                f'{connection.where} cannot build the index "{index}": see its log.',
+                backend=BACKEND,
+                operation="optimize",
+            )
+        if said["indexed_rows"] != rows:
+            rows, grown = said["indexed_rows"], time.monotonic()
+        elif time.monotonic() - grown > connection.patience.total_seconds:
+            raise TimedOut(
+                f'the index "{index}" at {connection.where} holds {rows} rows since '
+                f"{connection.patience.total_seconds:g} s, and {said['pending_index_rows']} wait.",
+                backend=BACKEND,
+                operation="optimize",
+            )
+        await anyio.sleep(_LOOK_SECONDS)
 
 
 async def _has_own_parts(connection: Connection, collection: str, parts: str, operation: str) -> bool:

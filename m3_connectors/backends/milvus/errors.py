@@ -73,6 +73,7 @@ _BY_WORDS: tuple[tuple[str, type[BackendError]], ...] = (
     ("closed channel", Unavailable),
     ("should create connection first", Unavailable),
     ("retry timeout", TimedOut),
+    ("wait for flush timeout", TimedOut),
     ("retry run out", Unavailable),
     ("rate limit", Throttled),
     ("larger than max", TooLarge),

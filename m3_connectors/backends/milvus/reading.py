@@ -92,27 +92,33 @@ class Reader:
         return found
 
     async def pages(
-        self, operation: str, expression: str, fields: Sequence[str]
+        self, operation: str, expression: str, fields: Sequence[str], collection: str | None = None
     ) -> AsyncIterator[Sequence[Row]]:
         """All rows that an expression finds, a thousand at a time, in the order of their keys; ``key`` is a field.
 
         pymilvus' own iterator waits for ever on a server that hangs, and cannot go on where one request failed.
         """
-        after = ""
+        after, size = "", _PAGE
         while True:
-            page: list[Row] = await self._connection.call(
-                operation,
-                "query",
-                self.layout.name,
-                filter=f'key > "{after}" and ({expression})',
-                output_fields=list(fields),
-                limit=_PAGE,
-                # As that iterator does: by these the server answers with the first keys, in their order.
-                iterator="True",
-                reduce_stop_for_best="True",
-                consistency_level="Strong",
-                then=lambda answer: list(map(dict, answer)),
-            )
+            try:
+                page: list[Row] = await self._connection.call(
+                    operation,
+                    "query",
+                    collection or self.layout.name,
+                    filter=f'key > "{after}" and ({expression})',
+                    output_fields=list(fields),
+                    limit=size,
+                    # As that iterator does: by these the server answers with the first keys, in their order.
+                    iterator="True",
+                    reduce_stop_for_best="True",
+                    consistency_level="Strong",
+                    then=lambda answer: list(map(dict, answer)),
+                )
+            except TooLarge:
+                if size == 1:
+                    raise
+                size = (size + 1) // 2
+                continue
             if not page:
                 return
             yield page
