@@ -24,6 +24,7 @@ from m3_connectors.backends.milvus.filters import EVERYTHING, expression
 from m3_connectors.backends.milvus.naming import id_of, key_of, stored_name
 from m3_connectors.backends.milvus.reading import WHOLE, Reader, fields_of
 from m3_connectors.backends.milvus.rows import document_of, entities
+from m3_connectors.backends.milvus.searching import Searcher
 from m3_connectors.backends.milvus.server import nothing_there, server_info
 from m3_connectors.backends.milvus.writing import Writer
 from m3_connectors.backends.retry import Patience
@@ -99,6 +100,7 @@ class MilvusBackend(Backend):
         self._patience = patience or Patience()
         self._connected: Connection | None = None
         self._reader: Reader | None = None
+        self._searcher: Searcher | None = None
         self._writer: Writer | None = None
 
     @classmethod
@@ -155,6 +157,7 @@ class MilvusBackend(Backend):
         connection = await self._connection()
         layout = await collections.opened(connection, self.collection, self._new_index(connection))
         self._reader = Reader(connection, layout)
+        self._searcher = Searcher(connection, self._reader)
         self._writer = Writer(connection, layout, self._reader, self._batch_bytes)
         return layout.schema
 
@@ -163,12 +166,12 @@ class MilvusBackend(Backend):
 
     async def _drop(self) -> None:
         await collections.drop(await self._connection(), self.collection)
-        self._reader = self._writer = None
+        self._reader = self._searcher = self._writer = None
 
     async def close(self) -> None:
         connection, self._connected = self._connected, None
         writer, self._writer = self._writer, None
-        self._reader = self._schema = None
+        self._reader = self._searcher = self._schema = None
         if connection is not None:
             try:
                 if writer is not None:
@@ -194,6 +197,12 @@ class MilvusBackend(Backend):
         self._check_open()
         assert self._reader is not None
         return self._reader
+
+    @property
+    def _searches(self) -> Searcher:
+        self._check_open()
+        assert self._searcher is not None
+        return self._searcher
 
     @property
     def _writes(self) -> Writer:
@@ -243,10 +252,10 @@ class MilvusBackend(Backend):
         self, component: Component, query: M3Embeddings, limit: int, filter: Filter | None, exact: bool
     ) -> Ranking:
         reads = self._reads
-        whole = limit > reads.most_results or (
+        whole = limit > self._searches.most_results or (
             component == "dense" and exact and not reads.layout.exact_dense
         )
-        find = reads.scan_for if whole else reads.search
+        find = self._searches.scan_for if whole else self._searches.search
         found = await find(component, query, limit, self._expression(filter))
         ids = [id_of(key) for key in found]
         scores = np.fromiter(found.values(), dtype=np.float32, count=len(found))
@@ -286,7 +295,7 @@ class MilvusBackend(Backend):
         reads = self._reads
         ((component, depth),) = method.candidates.items()
         rest = self._uncounted(query, method)
-        hits = await reads.hits(
+        hits = await self._searches.hits(
             component, query, k + 1, self._expression(filter), [*_TEXTS, *fields_of(rest)], depth
         )
         if len(hits) > k and hits[k - 1]["distance"] == hits[k]["distance"]:
@@ -305,7 +314,7 @@ class MilvusBackend(Backend):
     ) -> tuple[list[str], Known]:
         """The dense list's hits bring their sparse vectors, and how large their multi-vectors are."""
         scans = exact and not self._reads.layout.exact_dense
-        if scans or max(method.candidates.values()) > self._reads.most_results:
+        if scans or max(method.candidates.values()) > self._searches.most_results:
             return await super()._propose(query, method, filter, exact)
         fields = {"dense": ["sparse"] if "sparse" in method.scored else [], "sparse": []}
         if "multivector" in method.scored:
@@ -313,7 +322,7 @@ class MilvusBackend(Backend):
 
         async def listed(component: Component) -> list[dict[str, Any]]:
             depth, expression = method.candidates[component], self._expression(filter)
-            return await self._reads.hits(component, query, depth, expression, fields[component])
+            return await self._searches.hits(component, query, depth, expression, fields[component])
 
         components = list(method.candidates)
         lists = await together([functools.partial(listed, name) for name in components])
@@ -372,7 +381,7 @@ class MilvusBackend(Backend):
             return {name: dict(zip(union, scores, strict=True)) for name, scores in fetched.items()}
 
         async def searched(name: Component) -> Float32:
-            return await reads.searched_scores(name, query, [key_of(id) for id in missing[name]])
+            return await self._searches.searched_scores(name, query, [key_of(id) for id in missing[name]])
 
         scores = await together([functools.partial(searched, name) for name in missing])
         return {

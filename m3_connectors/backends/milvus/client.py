@@ -12,6 +12,7 @@ import contextlib
 import contextvars
 import functools
 import logging
+import re
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -79,6 +80,15 @@ class Connection:
     def is_lite(self) -> bool:
         """Whether milvus-lite answers, embedded or as a server."""
         return "lite" in self.version
+
+    @property
+    def rounds_sparse(self) -> bool:
+        """Whether sparse searches may score by rounded weights.
+
+        Servers from 3.0 may keep them as 16-bit floats (SINDI), in a segment's interim index whatever the collection's
+        own asks for (the review of milvus #52361); older ones and milvus-lite are exact to float32.
+        """
+        return not self.is_lite and release(self.version) >= (3,)
 
     @classmethod
     async def embedded(cls, path: Any, patience: Patience) -> Connection:
@@ -250,6 +260,11 @@ class Connection:
         if self._client is not None:
             client, self._client = self._client, None
             client.close()
+
+
+def release(version: str) -> tuple[int, ...]:
+    """The first two numbers of a version, such as ``"v2.6.4"``."""
+    return tuple(int(number) for number in re.findall(r"\d+", version)[:2])
 
 
 async def _in_thread(
