@@ -19,7 +19,10 @@ from m3_connectors.backends.milvus.naming import stored_name
 from m3_connectors.errors import AlreadyExists, Corrupt, NotFound, Rejected, TimedOut
 
 _LOOK_SECONDS = 0.5
-"""Between two looks at an index that is being built."""
+"""Between two looks at what is being made."""
+
+_LOOKS = 10
+"""At a collection that another creation is making."""
 
 
 async def create(connection: Connection, collection: str, schema: Schema, dense_index: str) -> None:
@@ -60,7 +63,14 @@ async def _create_parts(connection: Connection, collection: str, layout: Layout)
             consistency_level="Strong",
         )
     # Asked in any case: a server that has an equal collection says nothing of it.
-    if not await _has_own_parts(connection, collection, layout.parts_name, "create"):
+    own = await _has_own_parts(connection, collection, layout.parts_name, "create")
+    for _ in range(_LOOKS):
+        if own is not None:
+            break
+        # Another creation is at it: milvus-lite refuses a second one before it shows the first.
+        await anyio.sleep(_LOOK_SECONDS)
+        own = await _has_own_parts(connection, collection, layout.parts_name, "create")
+    if not own:
         raise Rejected(
             f'where the parts of long documents of "{collection}" would lie, there is another collection, '
             f'"{layout.parts_name}".\n  Use another collection name.',
@@ -160,12 +170,12 @@ async def _index_built(connection: Connection, name: str, index: str) -> None:
         await anyio.sleep(_LOOK_SECONDS)
 
 
-async def _has_own_parts(connection: Connection, collection: str, parts: str, operation: str) -> bool:
-    """Whether the parts of this collection lie there, and no other collection."""
+async def _has_own_parts(connection: Connection, collection: str, parts: str, operation: str) -> bool | None:
+    """Whether the parts of this collection lie there, and no other collection; None where nothing does."""
     try:
         described = await connection.call(operation, "describe_collection", parts)
     except NotFound:
-        return False
+        return None
     return layouts.are_parts_of(collection, described)
 
 
