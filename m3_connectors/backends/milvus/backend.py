@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -17,14 +16,15 @@ import numpy as np
 from m3_connectors.backends.base import Backend, Known, Ranking, Schema, ScoredId, answers
 from m3_connectors.backends.capabilities import Capability, ServerInfo, refuse_unknown
 from m3_connectors.backends.endpoint import Endpoint
+from m3_connectors.backends.milvus import collection as collections
 from m3_connectors.backends.milvus import layout as layouts
 from m3_connectors.backends.milvus.client import Connection
 from m3_connectors.backends.milvus.errors import BACKEND
 from m3_connectors.backends.milvus.filters import EVERYTHING, expression
-from m3_connectors.backends.milvus.layout import Layout
 from m3_connectors.backends.milvus.naming import id_of, key_of, stored_name
 from m3_connectors.backends.milvus.reading import WHOLE, Reader, fields_of
 from m3_connectors.backends.milvus.rows import document_of, entities
+from m3_connectors.backends.milvus.searching import Searcher
 from m3_connectors.backends.milvus.server import nothing_there, server_info
 from m3_connectors.backends.milvus.writing import Writer
 from m3_connectors.backends.retry import Patience
@@ -32,7 +32,7 @@ from m3_connectors.backends.together import together
 from m3_connectors.backends.urls import shown
 from m3_connectors.documents import Document
 from m3_connectors.embeddings import Component, Float32, M3Embeddings
-from m3_connectors.errors import AlreadyExists, InvalidInput, NotFound
+from m3_connectors.errors import InvalidInput, NotFound
 from m3_connectors.filters import Filter
 from m3_connectors.methods import Method, fuse, rank
 
@@ -100,6 +100,7 @@ class MilvusBackend(Backend):
         self._patience = patience or Patience()
         self._connected: Connection | None = None
         self._reader: Reader | None = None
+        self._searcher: Searcher | None = None
         self._writer: Writer | None = None
 
     @classmethod
@@ -145,84 +146,32 @@ class MilvusBackend(Backend):
 
     async def _create(self, schema: Schema) -> None:
         connection = await self._connection()
-        name = stored_name(self.collection)
-        if await connection.call("create", "has_collection", name):
-            raise AlreadyExists(
-                f'collection "{self.collection}" is there.', backend=self.name, operation="create"
-            )
-        layout = Layout(schema, name, not connection.is_lite, self._new_index(connection))
-        if layout.has_parts:
-            # They may be there: of a drop that did not come to its end, or of another process that creates the same
-            # now. Dropping them would take its documents; what is left over of old ones is never asked for.
-            with contextlib.suppress(AlreadyExists):
-                await connection.call(
-                    "create",
-                    "create_collection",
-                    layout.parts_name,
-                    write=True,
-                    schema=layouts.part_fields(),
-                    consistency_level="Strong",
-                )
-        await connection.call(
-            "create",
-            "create_collection",
-            name,
-            write=True,
-            schema=layouts.document_fields(layout, self.collection),
-            properties=layouts.properties(schema, self.collection) if connection.is_lite else None,
-            consistency_level="Strong",
-        )
+        await collections.create(connection, self.collection, schema, self._new_index(connection))
         # Read back: milvus-lite drops what it does not know without a word.
         await self._open()
 
     async def _open(self) -> Schema:
-        name = stored_name(self.collection)
-        # Only a creation makes a data directory: a mistyped path is left as it is.
-        connection = None if self._is_nowhere() else await self._connection()
-        if connection is None or not await connection.call("open", "has_collection", name):
+        if self._is_nowhere():
+            # Only a creation makes a data directory: a mistyped path is left as it is.
             raise NotFound(f'no collection "{self.collection}".', backend=self.name, operation="open")
-        described = await connection.call("open", "describe_collection", name)
-        layout = layouts.read_layout(self.collection, described, self._new_index(connection))
-        if await self._indexed(layout.name, layouts.document_indexes(layout)):
-            found = await connection.call("open", "describe_index", name, index_name="dense")
-            layout = dataclasses.replace(layout, dense_index=found["index_type"])
-        await connection.call("open", "load_collection", name)
-        if layout.has_parts:
-            await self._indexed(layout.parts_name, layouts.part_indexes())
-            await connection.call("open", "load_collection", layout.parts_name)
+        connection = await self._connection()
+        layout = await collections.opened(connection, self.collection, self._new_index(connection))
         self._reader = Reader(connection, layout)
+        self._searcher = Searcher(connection, self._reader)
         self._writer = Writer(connection, layout, self._reader, self._batch_bytes)
         return layout.schema
-
-    async def _indexed(self, name: str, indexes: Any) -> bool:
-        """Make the indexes of a collection unless it has them; whether it had them."""
-        connection = await self._connection()
-        if await connection.call("open", "list_indexes", name):
-            return True
-        # Not waiting: the collection is empty, and pymilvus sleeps half a second for each.
-        with contextlib.suppress(AlreadyExists):
-            await connection.call(
-                "create", "create_index", name, write=True, index_params=indexes, sync=False
-            )
-        return False
 
     def _new_index(self, connection: Connection) -> str:
         return self._index or ("FLAT" if connection.is_lite else "HNSW")
 
     async def _drop(self) -> None:
-        connection = await self._connection()
-        name = stored_name(self.collection)
-        if await connection.call("drop", "has_collection", name):
-            # Another program's collection of this name is left alone.
-            layouts.read_schema(self.collection, await connection.call("drop", "describe_collection", name))
-        for collection in (name, layouts.parts_name(name)):
-            await connection.call("drop", "drop_collection", collection)
-        self._reader = self._writer = None
+        await collections.drop(await self._connection(), self.collection)
+        self._reader = self._searcher = self._writer = None
 
     async def close(self) -> None:
         connection, self._connected = self._connected, None
         writer, self._writer = self._writer, None
-        self._reader = self._schema = None
+        self._reader = self._searcher = self._schema = None
         if connection is not None:
             try:
                 if writer is not None:
@@ -250,6 +199,12 @@ class MilvusBackend(Backend):
         return self._reader
 
     @property
+    def _searches(self) -> Searcher:
+        self._check_open()
+        assert self._searcher is not None
+        return self._searcher
+
+    @property
     def _writes(self) -> Writer:
         self._check_open()
         assert self._writer is not None
@@ -267,6 +222,10 @@ class MilvusBackend(Backend):
 
     async def _delete_where(self, filter: Filter) -> int:
         return await self._writes.delete_where(self._expression(filter))
+
+    async def optimize(self) -> None:
+        """Flush, wait until a server's indexes hold everything, and remove parts that no document names."""
+        await self._writes.optimize()
 
     # -- reading
 
@@ -293,10 +252,10 @@ class MilvusBackend(Backend):
         self, component: Component, query: M3Embeddings, limit: int, filter: Filter | None, exact: bool
     ) -> Ranking:
         reads = self._reads
-        whole = limit > reads.most_results or (
+        whole = limit > self._searches.most_results or (
             component == "dense" and exact and not reads.layout.exact_dense
         )
-        find = reads.scan_for if whole else reads.search
+        find = self._searches.scan_for if whole else self._searches.search
         found = await find(component, query, limit, self._expression(filter))
         ids = [id_of(key) for key in found]
         scores = np.fromiter(found.values(), dtype=np.float32, count=len(found))
@@ -336,7 +295,7 @@ class MilvusBackend(Backend):
         reads = self._reads
         ((component, depth),) = method.candidates.items()
         rest = self._uncounted(query, method)
-        hits = await reads.hits(
+        hits = await self._searches.hits(
             component, query, k + 1, self._expression(filter), [*_TEXTS, *fields_of(rest)], depth
         )
         if len(hits) > k and hits[k - 1]["distance"] == hits[k]["distance"]:
@@ -355,7 +314,7 @@ class MilvusBackend(Backend):
     ) -> tuple[list[str], Known]:
         """The dense list's hits bring their sparse vectors, and how large their multi-vectors are."""
         scans = exact and not self._reads.layout.exact_dense
-        if scans or max(method.candidates.values()) > self._reads.most_results:
+        if scans or max(method.candidates.values()) > self._searches.most_results:
             return await super()._propose(query, method, filter, exact)
         fields = {"dense": ["sparse"] if "sparse" in method.scored else [], "sparse": []}
         if "multivector" in method.scored:
@@ -363,7 +322,7 @@ class MilvusBackend(Backend):
 
         async def listed(component: Component) -> list[dict[str, Any]]:
             depth, expression = method.candidates[component], self._expression(filter)
-            return await self._reads.hits(component, query, depth, expression, fields[component])
+            return await self._searches.hits(component, query, depth, expression, fields[component])
 
         components = list(method.candidates)
         lists = await together([functools.partial(listed, name) for name in components])
@@ -422,7 +381,7 @@ class MilvusBackend(Backend):
             return {name: dict(zip(union, scores, strict=True)) for name, scores in fetched.items()}
 
         async def searched(name: Component) -> Float32:
-            return await reads.searched_scores(name, query, [key_of(id) for id in missing[name]])
+            return await self._searches.searched_scores(name, query, [key_of(id) for id in missing[name]])
 
         scores = await together([functools.partial(searched, name) for name in missing])
         return {

@@ -2,7 +2,8 @@
 
 pymilvus has an asyncio client, marked experimental. It decodes answers on the event loop (35 MB of packed vectors would
 stop it for a tenth of a second), and a cancelled call may leave its shared channel closed. The blocking client, one
-thread for each call, does neither: an abandoned call ends by its own deadline and disturbs nobody.
+thread for each call, does neither: an abandoned call ends by its own deadline and disturbs nobody; one that was not
+sent yet is not sent any more.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ import contextlib
 import contextvars
 import functools
 import logging
+import re
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,12 +29,12 @@ from m3_connectors.backends.endpoint import Endpoint
 from m3_connectors.backends.milvus import lite
 from m3_connectors.backends.milvus.errors import BACKEND, NotLoaded, translated
 from m3_connectors.backends.retry import Patience, retrying
-from m3_connectors.errors import InvalidInput, Unavailable
+from m3_connectors.errors import InvalidInput, TimedOut, Unavailable
 
 T = TypeVar("T")
 
 _THREADS = 16
-"""Calls of one connection at the same time."""
+"""Reads of one connection at the same time, and writes."""
 
 _GRPC_OPTIONS = {
     # A server that came back is found within a second; gRPC's own pause grows to minutes, for all channels together.
@@ -51,6 +54,7 @@ class Connection:
 
     Attributes:
         where: Address or path for errors; no secret in it.
+        patience: How long its calls may take.
         version: What the server says, such as ``"2.6.4"`` or ``"milvus_lite-3.2.2"``.
     """
 
@@ -64,15 +68,27 @@ class Connection:
         self.where = where
         self.version = ""
         self._client: MilvusClient | None = client
-        self._patience = patience
+        self.patience = patience
         self._engine = engine
-        self._write_lock: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
-        self._limiter = anyio.CapacityLimiter(_THREADS)
+        self._write_lock: threading.Lock | None = None
+        # Apart from each other: writes that wait for a slow one leave the threads of searches alone.
+        self._readers = anyio.CapacityLimiter(_THREADS)
+        self._writers = anyio.CapacityLimiter(_THREADS)
+        self._turns = anyio.Semaphore(_THREADS)
 
     @property
     def is_lite(self) -> bool:
         """Whether milvus-lite answers, embedded or as a server."""
         return "lite" in self.version
+
+    @property
+    def rounds_sparse(self) -> bool:
+        """Whether sparse searches may score by rounded weights.
+
+        Servers from 3.0 may keep them as 16-bit floats (SINDI), in a segment's interim index whatever the collection's
+        own asks for (the review of milvus #52361); older ones and milvus-lite are exact to float32.
+        """
+        return not self.is_lite and release(self.version) >= (3,)
 
     @classmethod
     async def embedded(cls, path: Any, patience: Patience) -> Connection:
@@ -135,6 +151,7 @@ class Connection:
                 lite.check_version(self.version)
                 # milvus-lite takes one writer at a time.
                 self._write_lock = engine.write_lock if engine else threading.Lock()
+                self._turns = anyio.Semaphore(1)
         except BaseException:
             with anyio.CancelScope(shield=True):
                 await anyio.to_thread.run_sync(self._client_close)
@@ -164,27 +181,68 @@ class Connection:
             BackendError: What went wrong, the most specific kind.
         """
 
-        def invoke() -> Any:
-            with self._write_lock if write else contextlib.nullcontext():
-                answer = getattr(self._open_client(operation), method)(
-                    *args, timeout=self._patience.timeout_seconds, **kwargs
-                )
-            return answer if then is None else then(answer)
-
         async def once() -> Any:
-            return await self.in_thread(operation, invoke)
+            # A write that was given up while it waited must not be applied later, after others that were acknowledged.
+            given_up = threading.Event()
+            deadline = time.monotonic() + self.patience.timeout_seconds
+
+            def invoke() -> Any:
+                with self._written_alone(operation, deadline) if write else contextlib.nullcontext():
+                    if given_up.is_set():
+                        return None
+                    answer = getattr(self._open_client(operation), method)(
+                        *args, timeout=self.patience.timeout_seconds, **kwargs
+                    )
+                return answer if then is None else then(answer)
+
+            try:
+                if not write:
+                    return await _in_thread(invoke, operation, self.where, self._readers)
+                async with self._turn(operation, deadline):
+                    return await _in_thread(invoke, operation, self.where, self._writers)
+            finally:
+                given_up.set()
 
         try:
-            return await retrying(self._patience, once)
+            return await retrying(self.patience, once)
         except NotLoaded:
             # A milvus-lite that was started again has its collections on disk only.
             collection = kwargs.get("collection_name") or args[0]
             await self.call(operation, "load_collection", collection)
-            return await retrying(self._patience, once)
+            return await retrying(self.patience, once)
 
-    async def in_thread(self, operation: str, function: Callable[[], T]) -> T:
-        """``function()`` in a worker thread, its errors translated; cancelling abandons it."""
-        return await _in_thread(function, operation, self.where, self._limiter)
+    @contextlib.asynccontextmanager
+    async def _turn(self, operation: str, deadline: float) -> AsyncIterator[None]:
+        """One of the writes of this connection that may run; waiting for it takes no thread."""
+        with anyio.move_on_at(anyio.current_time() + deadline - time.monotonic()) as waiting:
+            await self._turns.acquire()
+        if waiting.cancelled_caught:
+            raise self._too_many_writes(operation)
+        try:
+            yield
+        finally:
+            self._turns.release()
+
+    @contextlib.contextmanager
+    def _written_alone(self, operation: str, deadline: float) -> Iterator[None]:
+        """Alone among the writers of milvus-lite: other connections of this process have theirs."""
+        if self._write_lock is None:
+            yield
+            return
+        if not self._write_lock.acquire(timeout=max(0.0, deadline - time.monotonic())):
+            raise self._too_many_writes(operation)
+        try:
+            yield
+        finally:
+            self._write_lock.release()
+
+    def _too_many_writes(self, operation: str) -> TimedOut:
+        return TimedOut(
+            f"{self.patience.timeout_seconds:g} s were over before other writes to {self.where} were done; write less "
+            "at the same time",
+            backend=BACKEND,
+            operation=operation,
+        )
 
     async def close(self) -> None:
         """Close the connection; the embedded engine stops with its last user."""
@@ -202,6 +260,11 @@ class Connection:
         if self._client is not None:
             client, self._client = self._client, None
             client.close()
+
+
+def release(version: str) -> tuple[int, ...]:
+    """The first two numbers of a version, such as ``"v2.6.4"``."""
+    return tuple(int(number) for number in re.findall(r"\d+", version)[:2])
 
 
 async def _in_thread(

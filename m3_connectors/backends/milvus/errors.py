@@ -33,7 +33,7 @@ _UNAUTHENTICATED = 1800
 
 
 class TooLarge(Rejected):
-    """The request was larger than the server takes; halves of it may pass."""
+    """The request, or its answer, was larger than the server takes; halves of it may pass."""
 
 
 class NotLoaded(BackendError):
@@ -65,6 +65,7 @@ _BY_WORDS: tuple[tuple[str, type[BackendError]], ...] = (
     ("disk quota", StorageFull),
     ("disk limit", StorageFull),
     ("already exist", AlreadyExists),
+    ("duplicate collection", AlreadyExists),
     ("file exists", AlreadyExists),  # milvus-lite, of two creations at the same time
     ("auth check failure", Unauthorised),
     ("unauthenticated", Unauthorised),
@@ -72,9 +73,17 @@ _BY_WORDS: tuple[tuple[str, type[BackendError]], ...] = (
     ("closed channel", Unavailable),
     ("should create connection first", Unavailable),
     ("retry timeout", TimedOut),
+    ("wait for flush timeout", TimedOut),
     ("retry run out", Unavailable),
     ("rate limit", Throttled),
     ("larger than max", TooLarge),
+    # Answers: of the proxy, of the query nodes, and as of 2026-08 of both (milvus #52607).
+    ("exceed the maxoutputsize limit", TooLarge),
+    ("exceed the limit size", TooLarge),
+    ("exceeds the configured maximum output size", TooLarge),
+    # Code 9 and 103, which milvus-lite may use for others.
+    ("memory quota", Throttled),
+    ("not fully loaded", Unavailable),
 )
 
 

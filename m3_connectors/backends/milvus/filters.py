@@ -101,6 +101,11 @@ def expression(filter: Filter | None, *, terms_as_array: bool) -> str:
                 return has(_exists(field)) if holds else lacks(_exists(field))
             case OneOf(field, values):
                 terms = dict.fromkeys(_equals(field, value) for value in values)
+                if terms_as_array and len(terms) > 1:
+                    # One node, however many values: a server parses thousands of alternatives by recursion.
+                    among = ",".join(f'"{term}"' for term in terms)
+                    found = f"array_contains_any(terms, [{among}])"
+                    return found if holds else f"not ({found})"
                 if holds:
                     return joined(map(has, terms), "or", NOTHING)
                 return joined(map(lacks, terms), "and", EVERYTHING)

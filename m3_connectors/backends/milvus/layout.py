@@ -18,7 +18,7 @@ from pymilvus.milvus_client.index import IndexParams
 
 from m3_connectors.backends.base import Schema
 from m3_connectors.backends.milvus.errors import BACKEND
-from m3_connectors.backends.milvus.naming import MAX_KEY_BYTES, stored_name
+from m3_connectors.backends.milvus.naming import MAX_KEY_BYTES, PARTS, stored_name
 from m3_connectors.errors import Corrupt, Rejected
 
 DENSE_INDEXES = ("HNSW", "FLAT", "AUTOINDEX")
@@ -73,7 +73,7 @@ class Layout:
 
 def parts_name(name: str) -> str:
     """The collection that holds the parts of collection ``name``."""
-    return f"{name}__m3_parts"
+    return name + PARTS
 
 
 def document_fields(layout: Layout, collection: str) -> CollectionSchema:
@@ -88,12 +88,12 @@ def document_fields(layout: Layout, collection: str) -> CollectionSchema:
     if "sparse" in schema.components:
         fields.add_field("sparse", DataType.SPARSE_FLOAT_VECTOR)
     if "multivector" in schema.components:
-        _add_texts(fields, "multivector")
+        _add_texts(fields, "multivector", on_server=layout.terms_as_array)
         fields.add_field("rows", DataType.INT64)
         fields.add_field("parts", DataType.INT64)
         fields.add_field("version", DataType.VARCHAR, max_length=TERM_BYTES)
-    _add_texts(fields, "text")
-    _add_texts(fields, "metadata")
+    _add_texts(fields, "text", on_server=layout.terms_as_array)
+    _add_texts(fields, "metadata", on_server=layout.terms_as_array)
     if layout.terms_as_array:
         fields.add_field(
             "terms",
@@ -125,11 +125,13 @@ def document_indexes(layout: Layout) -> IndexParams:
     return indexes
 
 
-def part_fields() -> CollectionSchema:
+def part_fields(collection: str, *, on_server: bool) -> CollectionSchema:
     """The fields of the parts' collection; Milvus wants a vector in each, so there is an idle one."""
-    fields = MilvusClient.create_schema(auto_id=False, enable_dynamic_field=False)
+    fields = MilvusClient.create_schema(
+        auto_id=False, enable_dynamic_field=False, description=_parts_record(collection)
+    )
     fields.add_field("key", DataType.VARCHAR, max_length=2 * TERM_BYTES, is_primary=True)
-    _add_texts(fields, "multivector")
+    _add_texts(fields, "multivector", on_server=on_server)
     fields.add_field("idle", DataType.FLOAT_VECTOR, dim=2)
     return fields
 
@@ -146,6 +148,17 @@ def properties(schema: Schema, collection: str) -> dict[str, str]:
     return {_RECORD: _record(schema, collection)}
 
 
+def parts_properties(collection: str) -> dict[str, str]:
+    """The same of the parts' collection."""
+    return {_RECORD: _parts_record(collection)}
+
+
+def are_parts_of(collection: str, described: Mapping[str, Any]) -> bool:
+    """Whether what lies there says of itself that it holds the parts of this collection."""
+    record = _recorded(described)
+    return isinstance(record, dict) and record.get("parts_of") == collection
+
+
 def read_schema(collection: str, described: Mapping[str, Any]) -> Schema:
     """What a collection records about itself.
 
@@ -156,11 +169,10 @@ def read_schema(collection: str, described: Mapping[str, Any]) -> Schema:
     Raises:
         Rejected: It is not this package's, or another collection's.
     """
-    record = described.get("properties", {}).get(_RECORD) or described.get("description") or "null"
+    record = _recorded(described)
     try:
-        raw = json.loads(record)
-        owner, schema = raw["collection"], raw["schema"]
-    except (ValueError, TypeError, KeyError):
+        owner, schema = record["collection"], record["schema"]
+    except (TypeError, KeyError):
         raise Rejected(
             f'collection "{collection}" was not made by m3-connectors.\n  Use another collection name.',
             backend=BACKEND,
@@ -212,11 +224,28 @@ def _record(schema: Schema, collection: str) -> str:
     return json.dumps({"collection": collection, "schema": schema.to_json()})
 
 
-def _add_texts(fields: CollectionSchema, name: str) -> None:
+def _parts_record(collection: str) -> str:
+    return json.dumps({"parts_of": collection})
+
+
+def _recorded(described: Mapping[str, Any]) -> Any:
+    """What a collection records about itself; None where that is nothing of this package's."""
+    try:
+        return json.loads(
+            described.get("properties", {}).get(_RECORD) or described.get("description") or "null"
+        )
+    except ValueError:
+        return None
+
+
+def _add_texts(fields: CollectionSchema, name: str, *, on_server: bool) -> None:
+    # Servers load every field into the memory of their query nodes; these are the bulk of a document and are read for
+    # a few hits only. milvus-lite has no such setting.
     fields.add_field(
         name,
         DataType.ARRAY,
         element_type=DataType.VARCHAR,
         max_capacity=MAX_ELEMENTS,
         max_length=MAX_TEXT_BYTES,
+        **({"mmap_enabled": True} if on_server else {}),
     )

@@ -18,6 +18,12 @@ MAX_KEY_BYTES = 3 * 512
 """An id of 512 bytes, each percent-encoded."""
 
 
+PARTS = "__m3_parts"
+"""What follows a collection's name in the name of the collection of its parts."""
+
+_MADE_HERE = re.compile(rf"{PARTS}$|^m3_.*_[0-9a-f]{{12}}$")
+
+
 def key_of(id: str) -> str:
     """The primary key of a document id: ASCII, without quotes, backslashes, control characters or blanks."""
     return quote(id, safe=_SAFE)
@@ -45,8 +51,9 @@ def digest(*parts: str) -> str:
 def stored_name(collection: str) -> str:
     """The collection's name in Milvus, which knows letters, digits and ``_`` only, not starting with a digit.
 
-    A name that Milvus takes stays as it is; any other gets a digest, so that two names never meet.
+    A name that Milvus takes stays as it is, unless it looks like one that is made here; any other gets a digest, so
+    that two names never meet.
     """
-    if re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", collection):
+    if re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", collection) and not _MADE_HERE.search(collection):
         return collection
     return f"m3_{re.sub(r'[^A-Za-z0-9_]', '_', collection)}_{digest(collection)[:12]}"

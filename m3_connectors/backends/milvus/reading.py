@@ -1,9 +1,8 @@
-"""Reads of one collection: rows by key, counts, pages, searches, vectors and their exact scores."""
+"""Reads of one collection: rows by key, counts, pages, vectors and their exact scores."""
 
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -14,20 +13,15 @@ import numpy as np
 from m3_connectors.backends.chunks import by_bytes, by_count
 from m3_connectors.backends.milvus.client import Connection
 from m3_connectors.backends.milvus.errors import BACKEND, TooLarge
-from m3_connectors.backends.milvus.filters import EVERYTHING
 from m3_connectors.backends.milvus.layout import Layout
 from m3_connectors.backends.milvus.naming import id_of, keys_in
-from m3_connectors.backends.milvus.rows import embeddings_of, part_keys, sparse_of, unpack
+from m3_connectors.backends.milvus.rows import embeddings_of, part_keys, unpack
 from m3_connectors.backends.together import together
 from m3_connectors.embeddings import Component, Float32, M3Embeddings
 from m3_connectors.errors import Corrupt, NotFound
-from m3_connectors.methods import rank
 from m3_connectors.scoring import as_float16, score
 
-_MOST_RESULTS = 16_384
-"""Of one search or query, on servers."""
-
-_KEYS_AT_ONCE = 8_192
+KEYS_AT_ONCE = 8_192
 _ANSWER_BYTES = 4 * 2**20
 """Packed vectors asked for at once: 35 MB in eight answers came in 60 ms, in one answer in 300 (milvus-lite 3.2.2)."""
 
@@ -41,7 +35,6 @@ WHOLE = 16
 _PACKED = ("rows", "multivector", "version", "parts")
 _MOST_HINTS = 200_000
 _PAGE = 1_000
-_MOST_EF = 32_768
 
 Row = Mapping[str, Any]
 
@@ -56,11 +49,6 @@ class Reader:
         self._scoring = anyio.CapacityLimiter(1)
         self._counts: dict[str, int] = {}
 
-    @property
-    def most_results(self) -> float:
-        """Longest list that one search answers."""
-        return math.inf if self._connection.is_lite else _MOST_RESULTS
-
     # -- rows
 
     async def rows(
@@ -69,7 +57,7 @@ class Reader:
         keys: Iterable[str],
         fields: Sequence[str],
         collection: str | None = None,
-        at_once: int = _KEYS_AT_ONCE,
+        at_once: int = KEYS_AT_ONCE,
     ) -> dict[str, Row]:
         """The stored ones of these keys, with ``key`` and the fields, ``at_once`` in one answer."""
         found: dict[str, Row] = {}
@@ -92,27 +80,33 @@ class Reader:
         return found
 
     async def pages(
-        self, operation: str, expression: str, fields: Sequence[str]
+        self, operation: str, expression: str, fields: Sequence[str], collection: str | None = None
     ) -> AsyncIterator[Sequence[Row]]:
         """All rows that an expression finds, a thousand at a time, in the order of their keys; ``key`` is a field.
 
         pymilvus' own iterator waits for ever on a server that hangs, and cannot go on where one request failed.
         """
-        after = ""
+        after, size = "", _PAGE
         while True:
-            page: list[Row] = await self._connection.call(
-                operation,
-                "query",
-                self.layout.name,
-                filter=f'key > "{after}" and ({expression})',
-                output_fields=list(fields),
-                limit=_PAGE,
-                # As that iterator does: by these the server answers with the first keys, in their order.
-                iterator="True",
-                reduce_stop_for_best="True",
-                consistency_level="Strong",
-                then=lambda answer: list(map(dict, answer)),
-            )
+            try:
+                page: list[Row] = await self._connection.call(
+                    operation,
+                    "query",
+                    collection or self.layout.name,
+                    filter=f'key > "{after}" and ({expression})',
+                    output_fields=list(fields),
+                    limit=size,
+                    # As that iterator does: by these the server answers with the first keys, in their order.
+                    iterator="True",
+                    reduce_stop_for_best="True",
+                    consistency_level="Strong",
+                    then=lambda answer: list(map(dict, answer)),
+                )
+            except TooLarge:
+                if size == 1:
+                    raise
+                size = (size + 1) // 2
+                continue
             if not page:
                 return
             yield page
@@ -198,7 +192,7 @@ class Reader:
             NotFound: A key is not stored.
         """
         rows = await self.rows(operation, keys, fields)
-        _check_found(keys, rows, operation)
+        check_found(keys, rows, operation)
         return {key: rows[key] for key in keys}
 
     def note_rows(self, rows: Iterable[Row]) -> None:
@@ -213,7 +207,7 @@ class Reader:
         """The distinct keys in runs whose vectors are held at once."""
         distinct = list(dict.fromkeys(keys))
         if "multivector" not in components:
-            return list(by_count(distinct, _KEYS_AT_ONCE))
+            return list(by_count(distinct, KEYS_AT_ONCE))
         unknown = [key for key in distinct if key not in self._counts]
         if len(unknown) > WHOLE:
             self.note_rows((await self.existing(operation, unknown, ["rows"])).values())
@@ -277,101 +271,6 @@ class Reader:
             rows = await self.existing(operation, keys, _PACKED)
         raise _corrupt(torn, "parts of its multi-vector are missing", operation)
 
-    # -- searches
-
-    async def hits(
-        self,
-        component: Component,
-        query: M3Embeddings,
-        limit: int,
-        expression: str,
-        fields: Sequence[str] = (),
-        width: int = 0,
-    ) -> list[dict[str, Any]]:
-        """The best that an expression finds, best first; dense may be approximate in who.
-
-        Args:
-            component: dense or sparse.
-            query: One text.
-            limit: Most hits.
-            expression: Only what it finds; all for an empty one.
-            fields: Those that hits bring besides ``key`` and ``distance``, their score.
-            width: An approximate index looks as far as for so many hits, if that is more.
-        """
-        if component == "sparse":
-            assert query.sparse is not None
-            data: Any = sparse_of(query.sparse, 0)
-            if not data:
-                return []
-        else:
-            assert query.dense is not None
-            data = query.dense[0]
-        params: dict[str, Any] = {"metric_type": "IP"}
-        if component == "dense" and self.layout.dense_index == "HNSW":
-            params["params"] = {"ef": min(max(2 * limit, 2 * width, 128), _MOST_EF)}
-        wanted = ["key", *fields]
-        found: list[dict[str, Any]] = await self._connection.call(
-            "search",
-            "search",
-            self.layout.name,
-            data=[data],
-            anns_field=component,
-            filter=expression,
-            limit=limit,
-            search_params=params,
-            output_fields=wanted,
-            consistency_level="Strong",
-            then=lambda answer: [
-                {"distance": hit["distance"], **{name: hit[name] for name in wanted}} for hit in answer[0]
-            ],
-        )
-        return found
-
-    async def search(
-        self, component: Component, query: M3Embeddings, limit: int, expression: str
-    ) -> dict[str, float]:
-        """Scores by key of ``hits``."""
-        hits = await self.hits(component, query, limit, expression)
-        return {hit["key"]: hit["distance"] for hit in hits}
-
-    async def scan_for(
-        self, component: Component, query: M3Embeddings, limit: int, expression: str
-    ) -> dict[str, float]:
-        """The same from every stored vector, read page by page: exact where the index is not, and slow."""
-        found: dict[str, float] = {}
-        async for page in self.pages("search", expression or EVERYTHING, ["key", component]):
-            scores = score(component, query, embeddings_of(self.layout, page, [component]))
-            found |= {
-                row["key"]: float(value)
-                for row, value in zip(page, scores, strict=True)
-                if component == "dense" or value > 0
-            }
-            keys = list(found)
-            best = rank([id_of(key) for key in keys], list(found.values()), limit)
-            found = {keys[i]: found[keys[i]] for i in best}
-        return found
-
-    async def searched_scores(
-        self, component: Component, query: M3Embeddings, keys: Sequence[str]
-    ) -> Float32:
-        """One component's score of each key, from the store's own search among these keys.
-
-        Raises:
-            NotFound: A key is not stored.
-        """
-        found: dict[str, float] = {}
-        for some in by_count(list(dict.fromkeys(keys)), _KEYS_AT_ONCE):
-            found |= await self.search(component, query, len(some), keys_in(some))
-        left = [key for key in dict.fromkeys(keys) if key not in found]
-        if left and component == "dense":
-            # An approximate index may miss some even among so few.
-            scores = await self.fetched_scores(["dense"], query, left)
-            found |= dict(zip(left, scores["dense"].tolist(), strict=True))
-        elif left:
-            # No shared token, or not stored.
-            _check_found(left, await self.rows("score", left, []), "score")
-        return np.array([found.get(key, 0.0) for key in keys], dtype=np.float32)
-
 
 def fields_of(components: Sequence[Component]) -> list[str]:
     """The fields that the vectors of these components take."""
@@ -385,7 +284,8 @@ def _scores(
     return {name: score(name, query, vectors) for name in components}
 
 
-def _check_found(keys: Sequence[str], found: Mapping[str, object], operation: str) -> None:
+def check_found(keys: Sequence[str], found: Mapping[str, object], operation: str) -> None:
+    """Raise NotFound for the first key that is not found."""
     for key in keys:
         if key not in found:
             raise NotFound(f"no document {id_of(key)!r}.", backend=BACKEND, operation=operation)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-import uuid
+import secrets
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -107,6 +108,11 @@ def sparse_of(matrix: sp.csr_array, i: int) -> dict[int, float]:
     return dict(zip(matrix.indices[start:stop].tolist(), matrix.data[start:stop].tolist(), strict=True))
 
 
+def stamp(seconds: float) -> str:
+    """How versions begin that are made at this time, and so the keys of their parts: 12 digits that sort by it."""
+    return f"{int(1e3 * seconds):012x}"
+
+
 def _entity(
     layout: Layout, document: Document, embeddings: M3Embeddings, i: int, max_row_bytes: int
 ) -> Entity:
@@ -144,7 +150,8 @@ def _entity(
         rows = embeddings.multivectors[i]
         pieces = list(_base64_pieces(pack_multivector(rows, layout.schema.storage.multivector_dtype)))
         packed = sum(map(len, pieces))
-        row |= {"rows": len(rows), "version": uuid.uuid4().hex, "parts": 0, "multivector": pieces}
+        version = stamp(time.time()) + secrets.token_hex(10)
+        row |= {"rows": len(rows), "version": version, "parts": 0, "multivector": pieces}
         if size + packed > max_row_bytes:
             if not layout.has_parts:
                 raise InvalidInput(
@@ -152,7 +159,7 @@ def _entity(
                     f"{max_row_bytes} (max_row_bytes).\n  Make the collection with "
                     "Storage(long_documents='split'), which stores it exactly."
                 )
-            parts = tuple(_parts(row["version"], pieces, max_row_bytes))
+            parts = tuple(_parts(version, pieces, max_row_bytes))
             row |= {"multivector": [], "parts": len(parts)}
         else:
             size += packed

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
 from m3_connectors.backends.capabilities import Remark, ServerInfo
 from m3_connectors.backends.endpoint import Endpoint
-from m3_connectors.backends.milvus.client import Connection
+from m3_connectors.backends.milvus.client import Connection, release
 from m3_connectors.backends.milvus.lite import installed
 from m3_connectors.errors import BackendError
 
@@ -34,7 +33,7 @@ async def server_info(connection: Connection, where: Endpoint | Path, collection
     remarks = []
     if connection.is_lite:
         details["engine"] = "milvus-lite" + ("" if isinstance(where, Endpoint) else " in this process")
-    elif _numbers(connection.version) < OLDEST:
+    elif release(connection.version) < OLDEST:
         remarks.append(
             Remark(f"Milvus {connection.version} is older than {OLDEST[0]}.{OLDEST[1]}", "Update it.")
         )
@@ -62,7 +61,3 @@ async def _rows(connection: Connection, collection: str) -> int:
     except BackendError:
         return 0  # a user may lack this privilege
     return int(stats.get("row_count", 0))
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(number) for number in re.findall(r"\d+", version)[:2])

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
 from m3_connectors.backends.chunks import by_bytes, by_count
 from m3_connectors.backends.milvus.client import Connection
+from m3_connectors.backends.milvus.collection import built
 from m3_connectors.backends.milvus.errors import BACKEND, TooLarge
 from m3_connectors.backends.milvus.layout import Layout
 from m3_connectors.backends.milvus.naming import id_of, keys_in
 from m3_connectors.backends.milvus.reading import Reader
-from m3_connectors.backends.milvus.rows import Entity, part_keys
-from m3_connectors.errors import PartialWrite, StorageFull
+from m3_connectors.backends.milvus.rows import Entity, part_keys, stamp
+from m3_connectors.errors import PartialWrite, Rejected, StorageFull
 
 _FLUSH_ROWS = 1_000
 """milvus-lite searches unflushed rows one by one (measured: 10,000 of them cost 2 s a search, flushed 40 ms)."""
 
 _KEYS_AT_ONCE = 8_192
+
+_HOPELESS = 64
+"""After so many refused rows, and none that was taken, no more are tried one by one."""
+
+_ORPHANED_SECONDS = 3600.0
+"""Of this age, parts that no document names are a failed call's; younger ones may be those of a call at work."""
 
 
 class Writer:
@@ -70,16 +78,7 @@ class Writer:
 
     async def delete(self, keys: Sequence[str]) -> int:
         """Remove documents; how many were there."""
-        count = 0
-        fields = ["version", "parts"] if self._layout.has_parts else []
-        for some in by_count(keys, _KEYS_AT_ONCE):
-            rows = await self._reader.rows("delete", some, fields)
-            await self._delete_keys(self._layout.name, list(rows))
-            if self._layout.has_parts:
-                await self._delete_keys(
-                    self._layout.parts_name, [key for row in rows.values() for key in part_keys(row)]
-                )
-            count += len(rows)
+        count = await self._remove(keys)
         await self._mend()
         return count
 
@@ -88,7 +87,54 @@ class Writer:
         found = [
             row["key"] async for page in self._reader.pages("delete", expression, ["key"]) for row in page
         ]
-        return await self.delete(found)
+        count = await self._remove(found, expression)
+        await self._mend()
+        return count
+
+    async def _remove(self, keys: Sequence[str], condition: str = "") -> int:
+        """Remove those of the keys that a condition finds, with their parts; how many there were."""
+        count = 0
+        fields = ["version", "parts"] if self._layout.has_parts else []
+        for some in by_count(keys, _KEYS_AT_ONCE):
+            rows = await self._reader.rows("delete", some, fields)
+            await self._delete_keys(self._layout.name, list(rows), condition)
+            # One that was replaced in between, and is not found any more, stays as it is.
+            left = await self._reader.rows("delete", list(rows), []) if condition else {}
+            gone = [row for key, row in rows.items() if key not in left]
+            if self._layout.has_parts:
+                await self._delete_keys(
+                    self._layout.parts_name, [key for row in gone for key in part_keys(row)]
+                )
+            count += len(gone)
+        return count
+
+    async def optimize(self) -> None:
+        """Have all that was written in the indexes, and nothing stored that no document needs.
+
+        Raises:
+            TimedOut: The server does not go on with its indexes.
+        """
+        await self._sweep()
+        if not self._connection.is_lite:
+            await built(self._connection, self._layout)
+        elif not self._torn:
+            for name in self._collections:
+                await self._connection.call("optimize", "flush", name, write=True)
+            self._unflushed_rows = 0
+
+    async def _sweep(self) -> None:
+        """Remove what calls that failed long ago, or that replaced a document at the same time, left of its parts."""
+        if not self._layout.has_parts:
+            return
+        old = f'key < "{stamp(time.time() - _ORPHANED_SECONDS)}"'
+        pages = self._reader.pages("optimize", old, ["key"], self._layout.parts_name)
+        parts = [row["key"] async for page in pages for row in page]
+        if not parts:
+            return
+        named: set[str] = set()
+        async for page in self._reader.pages("optimize", "parts > 0", ["key", "version", "parts"]):
+            named.update(key for row in page for key in part_keys(row))
+        await self._delete_keys(self._layout.parts_name, [key for key in parts if key not in named])
 
     async def settle(self) -> None:
         """Move what was written into milvus-lite's segments; a server does so by itself."""
@@ -96,6 +142,10 @@ class Writer:
         if self._unflushed_rows and self._connection.is_lite and not self._torn:
             await self._connection.call("flush", "flush", self._layout.name, write=True)
         self._unflushed_rows = 0
+
+    @property
+    def _collections(self) -> list[str]:
+        return [self._layout.name, *([self._layout.parts_name] if self._layout.has_parts else ())]
 
     async def _parts_of(self, keys: Sequence[str]) -> dict[str, list[str]]:
         """Keys of the parts of each stored document."""
@@ -105,22 +155,35 @@ class Writer:
         return {key: part_keys(row) for key, row in rows.items()}
 
     async def _send(self, collection: str, rows: list[dict[str, Any]]) -> dict[str, str]:
-        """Write rows, in halves where the server says they are too large for one message; why it refused a key."""
-        if not rows:
-            return {}
-        try:
-            await self._write("upsert", collection, data=rows)
-        except TooLarge as error:
-            if len(rows) == 1:
-                return {rows[0]["key"]: str(error)}
-            middle = len(rows) // 2
-            first = await self._send(collection, rows[:middle])
-            return first | await self._send(collection, rows[middle:])
-        return {}
+        """Write rows, in halves where the server refuses them together; why it refused a key.
 
-    async def _delete_keys(self, collection: str, keys: Sequence[str]) -> None:
+        Raises:
+            Rejected: It refuses row after row, so it is not the rows that it minds.
+        """
+        refused: dict[str, str] = {}
+        taken = False
+        left = [rows] if rows else []
+        while left:
+            some = left.pop()
+            try:
+                await self._write("upsert", collection, data=some)
+                taken = True
+            except Rejected as error:
+                if len(some) > 1:
+                    middle = len(some) // 2
+                    left += [some[middle:], some[:middle]]
+                    continue
+                refused[some[0]["key"]] = str(error)
+                if len(refused) >= _HOPELESS and not taken and not isinstance(error, TooLarge):
+                    raise
+        return refused
+
+    async def _delete_keys(self, collection: str, keys: Sequence[str], condition: str = "") -> None:
         for some in by_count(keys, _KEYS_AT_ONCE):
-            await self._write("delete", collection, filter=keys_in(some))
+            among = keys_in(some)
+            await self._write(
+                "delete", collection, filter=f"{among} and ({condition})" if condition else among
+            )
 
     async def _write(self, method: str, collection: str, **arguments: Any) -> None:
         try:
@@ -136,10 +199,7 @@ class Writer:
         acknowledged since would be lost.
         """
         if self._torn:
-            for collection in (
-                self._layout.name,
-                *([self._layout.parts_name] if self._layout.has_parts else ()),
-            ):
+            for collection in self._collections:
                 await self._connection.call("flush", "flush", collection, write=True)
             self._torn = False
 

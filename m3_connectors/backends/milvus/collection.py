@@ -1,0 +1,199 @@
+"""One collection as a whole: made, opened, removed, and brought to rest after many writes."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+from typing import Any
+
+import anyio
+from pymilvus.milvus_client.index import IndexParams
+
+from m3_connectors.backends.base import Schema
+from m3_connectors.backends.milvus import layout as layouts
+from m3_connectors.backends.milvus.client import Connection
+from m3_connectors.backends.milvus.errors import BACKEND
+from m3_connectors.backends.milvus.layout import Layout
+from m3_connectors.backends.milvus.naming import stored_name
+from m3_connectors.errors import AlreadyExists, Corrupt, NotFound, Rejected, TimedOut
+
+_LOOK_SECONDS = 0.5
+"""Between two looks at what is being made."""
+
+_LOOKS = 10
+"""At a collection that another creation is making."""
+
+
+async def create(connection: Connection, collection: str, schema: Schema, dense_index: str) -> None:
+    """Make a collection, without its indexes: ``opened`` makes those that are missing.
+
+    Raises:
+        AlreadyExists: It is there.
+        Rejected: Where its parts would lie, there is another collection.
+    """
+    name = stored_name(collection)
+    if await connection.call("create", "has_collection", name):
+        raise AlreadyExists(f'collection "{collection}" is there.', backend=BACKEND, operation="create")
+    layout = Layout(schema, name, not connection.is_lite, dense_index)
+    if layout.has_parts:
+        await _create_parts(connection, collection, layout)
+    await connection.call(
+        "create",
+        "create_collection",
+        name,
+        write=True,
+        schema=layouts.document_fields(layout, collection),
+        properties=layouts.properties(schema, collection) if connection.is_lite else None,
+        consistency_level="Strong",
+    )
+
+
+async def _create_parts(connection: Connection, collection: str, layout: Layout) -> None:
+    # They may be there: of a drop that did not come to its end, or of another process that creates the same now.
+    # Dropping them would take its documents; what is left over of old ones is never asked for, and swept.
+    with contextlib.suppress(AlreadyExists):
+        await connection.call(
+            "create",
+            "create_collection",
+            layout.parts_name,
+            write=True,
+            schema=layouts.part_fields(collection, on_server=not connection.is_lite),
+            properties=layouts.parts_properties(collection) if connection.is_lite else None,
+            consistency_level="Strong",
+        )
+    # Asked in any case: a server that has an equal collection says nothing of it.
+    own = await _has_own_parts(connection, collection, layout.parts_name, "create")
+    for _ in range(_LOOKS):
+        if own is not None:
+            break
+        # Another creation is at it: milvus-lite refuses a second one before it shows the first.
+        await anyio.sleep(_LOOK_SECONDS)
+        own = await _has_own_parts(connection, collection, layout.parts_name, "create")
+    if not own:
+        raise Rejected(
+            f'where the parts of long documents of "{collection}" would lie, there is another collection, '
+            f'"{layout.parts_name}".\n  Use another collection name.',
+            backend=BACKEND,
+            operation="create",
+        )
+
+
+async def opened(connection: Connection, collection: str, dense_index: str) -> Layout:
+    """The layout of a collection that is loaded and has all its indexes.
+
+    Args:
+        connection: To its server.
+        collection: The user's name of it.
+        dense_index: Type of its dense index, if it has none yet.
+
+    Raises:
+        NotFound: It is not there.
+        Rejected: It is not this package's.
+        Corrupt: A part of it is gone.
+    """
+    name = stored_name(collection)
+    if not await connection.call("open", "has_collection", name):
+        raise NotFound(f'no collection "{collection}".', backend=BACKEND, operation="open")
+    described = await connection.call("open", "describe_collection", name)
+    layout = layouts.read_layout(collection, described, dense_index)
+    if layout.has_parts and not await _has_own_parts(connection, collection, layout.parts_name, "open"):
+        raise Corrupt(
+            f'collection "{collection}" lacks "{layout.parts_name}", which holds the parts of its long documents, '
+            "or another collection lies there.\n  Index into another collection.",
+            backend=BACKEND,
+            operation="open",
+        )
+    there = await _indexed(connection, layout.name, layouts.document_indexes(layout))
+    if "dense" in there:
+        found = await connection.call("open", "describe_index", name, index_name=there["dense"])
+        layout = dataclasses.replace(layout, dense_index=found["index_type"])
+    await connection.call("open", "load_collection", name)
+    if layout.has_parts:
+        await _indexed(connection, layout.parts_name, layouts.part_indexes())
+        await connection.call("open", "load_collection", layout.parts_name)
+    return layout
+
+
+async def drop(connection: Connection, collection: str) -> None:
+    """Remove a collection and its parts; nothing of another program, or of another collection.
+
+    Raises:
+        Rejected: What lies there is not this package's, or another collection's.
+    """
+    name = stored_name(collection)
+    if await connection.call("drop", "has_collection", name):
+        layouts.read_schema(collection, await connection.call("drop", "describe_collection", name))
+        await connection.call("drop", "drop_collection", name)
+    parts = layouts.parts_name(name)
+    if await _has_own_parts(connection, collection, parts, "drop"):
+        await connection.call("drop", "drop_collection", parts)
+
+
+async def built(connection: Connection, layout: Layout) -> None:
+    """Have a server seal what was written and wait for its indexes, as long as they grow.
+
+    Raises:
+        Rejected: An index cannot be built.
+        TimedOut: One has not grown for ``total_seconds``.
+    """
+    for name in (layout.name, *([layout.parts_name] if layout.has_parts else ())):
+        await connection.call("optimize", "flush", name, write=True)
+    for index in layouts.document_indexes(layout):
+        for named in await connection.call(
+            "optimize", "list_indexes", layout.name, field_name=index.field_name
+        ):
+            await _index_built(connection, layout.name, named)
+
+
+async def _index_built(connection: Connection, name: str, index: str) -> None:
+    rows, grown = -1, time.monotonic()
+    while True:
+        said = await connection.call("optimize", "describe_index", name, index_name=index)
+        if said["state"] == "Finished" and not said["pending_index_rows"]:
+            return
+        if said["state"] == "Failed":
+            raise Rejected(
+                f'{connection.where} cannot build the index "{index}": see its log.',
+                backend=BACKEND,
+                operation="optimize",
+            )
+        if said["indexed_rows"] != rows:
+            rows, grown = said["indexed_rows"], time.monotonic()
+        elif time.monotonic() - grown > connection.patience.total_seconds:
+            raise TimedOut(
+                f'the index "{index}" at {connection.where} holds {rows} rows since '
+                f"{connection.patience.total_seconds:g} s, and {said['pending_index_rows']} wait.",
+                backend=BACKEND,
+                operation="optimize",
+            )
+        await anyio.sleep(_LOOK_SECONDS)
+
+
+async def _has_own_parts(connection: Connection, collection: str, parts: str, operation: str) -> bool | None:
+    """Whether the parts of this collection lie there, and no other collection; None where nothing does."""
+    try:
+        described = await connection.call(operation, "describe_collection", parts)
+    except NotFound:
+        return None
+    return layouts.are_parts_of(collection, described)
+
+
+async def _indexed(connection: Connection, name: str, indexes: IndexParams) -> dict[str, str]:
+    """Make the indexes that a collection lacks: all at first, and the rest where a creation was interrupted.
+
+    Returns:
+        The names of those that were there, by field.
+    """
+    there: dict[str, str] = {}
+    for index in indexes:
+        found = await connection.call("open", "list_indexes", name, field_name=index.field_name)
+        if found:
+            there[index.field_name] = found[0]
+            continue
+        alone: Any = IndexParams()
+        alone.append(index)
+        # Not waiting: the collection is empty, and pymilvus sleeps half a second for each.
+        with contextlib.suppress(AlreadyExists):
+            await connection.call("create", "create_index", name, write=True, index_params=alone, sync=False)
+    return there

@@ -1,0 +1,195 @@
+"""Searches of one collection: the store's lists, made exact where it rounds and cut up where they are too large."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from m3_connectors.backends.chunks import by_count
+from m3_connectors.backends.milvus.client import Connection
+from m3_connectors.backends.milvus.errors import TooLarge
+from m3_connectors.backends.milvus.filters import EVERYTHING
+from m3_connectors.backends.milvus.naming import id_of, keys_in
+from m3_connectors.backends.milvus.reading import KEYS_AT_ONCE, Reader, check_found
+from m3_connectors.backends.milvus.rows import embeddings_of, sparse_of
+from m3_connectors.embeddings import Component, Float32, M3Embeddings
+from m3_connectors.methods import rank
+from m3_connectors.scoring import score
+
+_MOST_RESULTS = 16_384
+"""Of one search or query, on servers."""
+
+_MOST_EF = 32_768
+
+_MORE = 16
+"""Documents asked for beyond the limit at least, where the server ranks by rounded s_lex."""
+
+_ROUNDED = 1 + 2**-9
+_UNDERFLOW = 2**-24
+"""No s_lex is larger than the server's by more than this factor, and this for each unit of the query's weights: it
+rounds a document's weights to 16-bit floats (relative 2**-11, and 2**-25 near zero); the rest is for the query's own
+rounding and for sums in float32."""
+
+Hit = dict[str, Any]
+
+
+class Searcher:
+    """Searches what a reader reads."""
+
+    def __init__(self, connection: Connection, reader: Reader) -> None:
+        self._connection = connection
+        self._reader = reader
+        self._layout = reader.layout
+
+    @property
+    def most_results(self) -> float:
+        """Longest list that one search answers."""
+        return math.inf if self._connection.is_lite else _MOST_RESULTS
+
+    async def hits(
+        self,
+        component: Component,
+        query: M3Embeddings,
+        limit: int,
+        expression: str,
+        fields: Sequence[str] = (),
+        width: int = 0,
+    ) -> list[Hit]:
+        """The best that an expression finds, best first, with exact scores; dense may be approximate in who.
+
+        Args:
+            component: dense or sparse.
+            query: One text.
+            limit: Most hits.
+            expression: Only what it finds; all for an empty one.
+            fields: Those that hits bring besides ``key`` and ``distance``, their score.
+            width: An approximate index looks as far as for so many hits, if that is more.
+        """
+        if component == "sparse" and self._connection.rounds_sparse:
+            return await self._with(fields, await self._exact_sparse(query, limit, expression))
+        try:
+            return await self._asked(component, query, limit, expression, fields, width)
+        except TooLarge:
+            if not fields:
+                raise
+            # By their keys, in as many answers as it takes.
+            return await self._with(fields, await self._asked(component, query, limit, expression, (), width))
+
+    async def _with(self, fields: Sequence[str], hits: list[Hit]) -> list[Hit]:
+        """Hits with these fields; without those that are not stored any more."""
+        missing = [name for name in fields if any(name not in hit for hit in hits)]
+        if not missing:
+            return hits
+        rows = await self._reader.rows("search", [hit["key"] for hit in hits], missing)
+        return [hit | dict(rows[hit["key"]]) for hit in hits if hit["key"] in rows]
+
+    async def _exact_sparse(self, query: M3Embeddings, limit: int, expression: str) -> list[Hit]:
+        """The true list by s_lex of a server that ranks by rounded ones, which is proven or asked for again."""
+        assert query.sparse is not None
+        asked = min(limit + max(limit // 10, _MORE), self.most_results)
+        while True:
+            hits = await self._asked("sparse", query, int(asked), expression, ["sparse"], 0)
+            rows = {hit["key"]: hit for hit in hits}
+            scores = (await self._reader.scores_of("search", ["sparse"], query, rows))["sparse"]
+            best = rank([id_of(key) for key in rows], scores, limit)
+            found = [hits[i] | {"distance": float(scores[i])} for i in best]
+            # What is not among these has at most this score.
+            if len(hits) < asked or (
+                hits[-1]["distance"] * _ROUNDED + _UNDERFLOW * float(query.sparse.data.sum())
+                < found[-1]["distance"]
+            ):
+                return found
+            if asked == self.most_results:
+                break
+            asked = min(4 * asked, self.most_results)
+        scanned = await self.scan_for("sparse", query, limit, expression)
+        return [{"key": key, "distance": value} for key, value in scanned.items()]
+
+    async def _asked(
+        self,
+        component: Component,
+        query: M3Embeddings,
+        limit: int,
+        expression: str,
+        fields: Sequence[str],
+        width: int,
+    ) -> list[Hit]:
+        """One search, with the server's own scores."""
+        if component == "sparse":
+            assert query.sparse is not None
+            data: Any = sparse_of(query.sparse, 0)
+            if not data:
+                return []
+        else:
+            assert query.dense is not None
+            data = query.dense[0]
+        params: dict[str, Any] = {"metric_type": "IP"}
+        if component == "dense" and self._layout.dense_index == "HNSW":
+            params["params"] = {"ef": min(max(2 * limit, 2 * width, 128), _MOST_EF)}
+        wanted = ["key", *fields]
+        found: list[Hit] = await self._connection.call(
+            "search",
+            "search",
+            self._layout.name,
+            data=[data],
+            anns_field=component,
+            filter=expression,
+            limit=limit,
+            search_params=params,
+            output_fields=wanted,
+            consistency_level="Strong",
+            then=lambda answer: [
+                {"distance": hit["distance"], **{name: hit[name] for name in wanted}} for hit in answer[0]
+            ],
+        )
+        return found
+
+    async def search(
+        self, component: Component, query: M3Embeddings, limit: int, expression: str
+    ) -> dict[str, float]:
+        """Scores by key of ``hits``."""
+        hits = await self.hits(component, query, limit, expression)
+        return {hit["key"]: hit["distance"] for hit in hits}
+
+    async def scan_for(
+        self, component: Component, query: M3Embeddings, limit: int, expression: str
+    ) -> dict[str, float]:
+        """The same from every stored vector, read page by page: exact where the index is not, and slow."""
+        found: dict[str, float] = {}
+        async for page in self._reader.pages("search", expression or EVERYTHING, ["key", component]):
+            scores = score(component, query, embeddings_of(self._layout, page, [component]))
+            found |= {
+                row["key"]: float(value)
+                for row, value in zip(page, scores, strict=True)
+                if component == "dense" or value > 0
+            }
+            keys = list(found)
+            best = rank([id_of(key) for key in keys], list(found.values()), limit)
+            found = {keys[i]: found[keys[i]] for i in best}
+        return found
+
+    async def searched_scores(
+        self, component: Component, query: M3Embeddings, keys: Sequence[str]
+    ) -> Float32:
+        """One component's score of each key, from the store's own search among these keys.
+
+        Raises:
+            NotFound: A key is not stored.
+        """
+        if component == "sparse" and self._connection.rounds_sparse:
+            return (await self._reader.fetched_scores(["sparse"], query, keys))["sparse"]
+        found: dict[str, float] = {}
+        for some in by_count(list(dict.fromkeys(keys)), KEYS_AT_ONCE):
+            found |= await self.search(component, query, len(some), keys_in(some))
+        left = [key for key in dict.fromkeys(keys) if key not in found]
+        if left and component == "dense":
+            # An approximate index may miss some even among so few.
+            scores = await self._reader.fetched_scores(["dense"], query, left)
+            found |= dict(zip(left, scores["dense"].tolist(), strict=True))
+        elif left:
+            # No shared token, or not stored.
+            check_found(left, await self._reader.rows("score", left, []), "score")
+        return np.array([found.get(key, 0.0) for key in keys], dtype=np.float32)

@@ -1,0 +1,151 @@
+"""Many calls at once on the Milvus adapter: the loop is free, reads pass writes, what is given up is not sent."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+from pymilvus import MilvusClient
+
+from m3_connectors.backends.milvus.backend import MilvusBackend
+from m3_connectors.documents import Document
+from m3_connectors.errors import TimedOut
+from m3_connectors.methods import DENSE
+from m3_connectors.testing.conformance import runs
+from m3_connectors.testing.worlds import make_world
+
+WORLD = make_world(81, documents=20)
+
+
+@asynccontextmanager
+async def stored(directory: Path, **options: Any) -> AsyncIterator[MilvusBackend]:
+    backend = MilvusBackend.from_url(f"milvus:{directory}/data.db", "notes", options)
+    await backend.create(WORLD.schema)
+    await backend.upsert(WORLD.documents, WORLD.embeddings)
+    yield backend
+    await backend.close()
+
+
+def lock_of(backend: MilvusBackend) -> threading.Lock:
+    """The engine's, as another connection of this process holds it while it writes."""
+    connection = backend._connected
+    assert connection is not None
+    assert connection._write_lock is not None
+    return connection._write_lock
+
+
+@asynccontextmanager
+async def longest_stall() -> AsyncIterator[Callable[[], float]]:
+    """The longest time for which the loop did nothing else, in seconds of the clock."""
+    stalls = [0.0]
+
+    async def watch() -> None:
+        while True:
+            started = time.monotonic()
+            await anyio.sleep(0.005)
+            stalls.append(time.monotonic() - started)
+
+    async with anyio.create_task_group() as watching:
+        watching.start_soon(watch)
+        yield lambda: max(stalls)
+        watching.cancel_scope.cancel()
+
+
+@runs
+async def test_no_search_of_a_hundred_holds_the_loop_while_the_server_is_slow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, seconds = MilvusClient.search, 2.0
+    slow_left = [4]
+
+    def slow(self: MilvusClient, *arguments: Any, **options: Any) -> Any:
+        if slow_left[0]:
+            slow_left[0] -= 1
+            time.sleep(seconds)
+        return real(self, *arguments, **options)
+
+    async with stored(tmp_path) as backend:
+        alone = await backend.search(WORLD.queries[0], DENSE, 5)
+        monkeypatch.setattr(MilvusClient, "search", slow)
+        answers: list[object] = []
+
+        async def search() -> None:
+            answers.append(await backend.search(WORLD.queries[0], DENSE, 5))
+
+        async with longest_stall() as stall:
+            async with anyio.create_task_group() as tasks:
+                for _ in range(100):
+                    tasks.start_soon(search)
+            # One slow answer on the loop would be a stall of all its seconds; a busy machine alone makes none of half.
+            assert stall() < seconds / 2
+    assert answers == [alone] * 100
+    assert slow_left == [0]
+
+
+@runs
+async def test_reads_pass_writes_that_wait_for_another_and_the_loop_is_free(tmp_path: Path) -> None:
+    async with stored(tmp_path) as backend, longest_stall() as stall:
+        lock_of(backend).acquire()
+
+        async def write(i: int) -> None:
+            await backend.upsert([Document(f"new {i}", "")], WORLD.embeddings[0])
+
+        async with anyio.create_task_group() as tasks:
+            for i in range(20):
+                tasks.start_soon(write, i)
+            await anyio.sleep(0.1)
+            try:
+                with anyio.fail_after(10):
+                    for _ in range(3):
+                        assert await backend.fetch([WORLD.documents[0].id]) == [WORLD.documents[0]]
+                await anyio.sleep(1.5)
+                assert stall() < 1
+            finally:
+                lock_of(backend).release()
+        assert await backend.count() == len(WORLD.documents) + 20
+
+
+@pytest.mark.parametrize("before_it", [0, 3])
+@runs
+async def test_a_write_that_is_given_up_while_it_waits_is_not_applied(tmp_path: Path, before_it: int) -> None:
+    async with stored(tmp_path) as backend:
+        lock_of(backend).acquire()
+
+        async def write(text: str) -> None:
+            await backend.upsert([Document("it", text)], WORLD.embeddings[0])
+
+        async with anyio.create_task_group() as tasks:
+            for _ in range(before_it):
+                tasks.start_soon(write, "before")
+            await anyio.sleep(0.1)
+            with anyio.move_on_after(0.3) as given_up:
+                await write("given up")
+            assert given_up.cancelled_caught
+            lock_of(backend).release()
+        await anyio.sleep(0.5)
+        assert await backend.fetch(["it"]) == [Document("it", "before") if before_it else None]
+
+
+@runs
+async def test_a_write_waits_for_others_no_longer_than_its_deadline(tmp_path: Path) -> None:
+    async with stored(tmp_path, timeout_seconds=0.5, attempts=2, total_seconds=3.0) as backend:
+        lock_of(backend).acquire()
+        started = time.monotonic()
+
+        async def write(i: int) -> None:
+            with pytest.raises(TimedOut, match=r"0\.5 s were over before other writes"):
+                await backend.upsert([Document(f"{i}", "")], WORLD.embeddings[0])
+
+        async with anyio.create_task_group() as tasks:
+            for i in range(5):
+                tasks.start_soon(write, i)
+        assert time.monotonic() - started < 10
+        lock_of(backend).release()
+        await anyio.sleep(0.5)
+        assert await backend.count() == len(WORLD.documents)
