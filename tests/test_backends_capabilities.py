@@ -22,7 +22,7 @@ from m3_connectors.testing.worlds import make_world
 DOCS = Path(__file__).parents[1] / "docs" / "servers.md"
 
 OPTIONS: dict[Capability, dict[str, Any]] = {
-    Capability.KEY: {"api_key": "k"},
+    Capability.KEY: {"api_key": "k", "allow_unencrypted_key": True},
     Capability.PASSWORD: {"username": "u", "password": "p"},
     Capability.AUTHORITY: {"ca_certs": None},  # a file of the test's own
     Capability.FINGERPRINT: {"fingerprint": "ab" * 32},

@@ -70,6 +70,32 @@ def test_a_password_keeps_its_blanks_and_letters() -> None:
     assert there.get_secret_value() == " pässword "
 
 
+@pytest.mark.parametrize("store", ["elasticsearch", "milvus", "qdrant"])
+def test_a_key_goes_over_http_on_loopback_only_or_where_that_is_allowed(
+    store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def reached(host: str, **options: Any) -> None:
+        backend_for(f"{store}+{host}", "notes", options)
+
+    for here in ("http://127.0.0.1", "http://localhost:1", "http://[::1]", "https://db.example"):
+        reached(here, api_key="hunter2")
+    for elsewhere in ("http://db.example", "http://10.0.0.7:6333"):
+        with pytest.raises(InvalidInput, match=r"not encrypted.*\n.*allow_unencrypted_key=True") as caught:
+            reached(elsewhere, api_key="hunter2")
+        assert "hunter2" not in str(caught.value)
+        reached(elsewhere)
+        reached(elsewhere, api_key="hunter2", allow_unencrypted_key=True)
+    monkeypatch.setenv(f"M3_{store.upper()}_ALLOW_UNENCRYPTED_KEY", "true")
+    reached("http://db.example", api_key="hunter2")
+    with pytest.raises(InvalidInput, match="not encrypted"):
+        reached("http://db.example", api_key="hunter2", allow_unencrypted_key=False)
+
+
+def test_a_password_over_http_is_refused_too() -> None:
+    with pytest.raises(InvalidInput, match="not encrypted"):
+        backend_for("elasticsearch+http://me:hunter2@db.example", "notes")
+
+
 @pytest.mark.parametrize(
     "url",
     [

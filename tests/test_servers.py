@@ -7,7 +7,6 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -68,21 +67,6 @@ def test_a_server_that_is_named_is_taken_before_any_is_started(monkeypatch: pyte
 def test_a_named_server_may_leave_out_what_the_variable_says(store: StoreName, named: str, url: str) -> None:
     running = start(store, environment={f"M3_{store.upper()}_URL": named.replace("STORE", store)})
     assert (running.url, running.how) == (url.replace("STORE", store), "environment")
-
-
-def test_a_key_is_sent_over_http_on_loopback_only() -> None:
-    def options(url: str, **more: str) -> Mapping[str, Any]:
-        return start("qdrant", environment={"M3_QDRANT_URL": url, **more}).options
-
-    key = {"M3_QDRANT_API_KEY": "k"}
-    for here in ("127.0.0.1:6333", "http://localhost:6333", "qdrant+http://[::1]:6333"):
-        assert options(here, **key) == {"allow_unencrypted_key": True}
-    for elsewhere in ("10.0.0.7:6333", "https://127.0.0.1:6333"):
-        assert options(elsewhere, **key) == {}
-    assert options("127.0.0.1:6333") == {}
-    for store in ("milvus", "elasticsearch"):  # they send it as they are told
-        named = {f"M3_{store.upper()}_URL": "127.0.0.1:1", f"M3_{store.upper()}_API_KEY": "k"}
-        assert start(store, environment=named).options == {}
 
 
 def test_without_any_way_the_reasons_are_given(monkeypatch: pytest.MonkeyPatch) -> None:

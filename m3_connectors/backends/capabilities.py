@@ -52,7 +52,7 @@ class Capability(enum.Enum):
         "let in by a key or token",
         "api_key=…",
         "Leave it out, or name a server that asks for one.",
-        ("api_key",),
+        ("api_key", "allow_unencrypted_key"),
     )
     PASSWORD = _Request(
         "let in by name and password",

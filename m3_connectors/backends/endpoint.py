@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import ipaddress
 import os
 import ssl
 from collections.abc import Collection, Mapping
@@ -59,6 +60,12 @@ class Endpoint:
         return self.scheme == "https"
 
     @property
+    def lets_others_read_secrets(self) -> bool:
+        """Whether a key or password would go over a network as it is."""
+        has_secret = self.api_key is not None or self.password is not None
+        return has_secret and not self.tls and not _is_loopback(self.host)
+
+    @property
     def asks(self) -> list[Capability]:
         """What a store must take to be reached so."""
         asked = {
@@ -87,7 +94,8 @@ class Endpoint:
         """The endpoint of ``store+http(s)://[user:password@]host[:port][/path]``, and the options left over.
 
         Options win over the URL, the URL over the environment (``M3_STORE_API_KEY``, ``…_USERNAME``, ``…_PASSWORD``,
-        ``…_CA_CERTS``, ``…_FINGERPRINT``; one that is empty counts as not set).
+        ``…_CA_CERTS``, ``…_FINGERPRINT``; one that is empty counts as not set). A key or password goes over http on
+        loopback, and elsewhere where ``allow_unencrypted_key`` (``…_ALLOW_UNENCRYPTED_KEY=true``) says so.
 
         Args:
             url: Of the server.
@@ -135,6 +143,7 @@ class Endpoint:
                 raise InvalidInput(f"{name} is {type(value).__name__}: give a text.")
             return _clean(name, value) if value else None
 
+        allowed = setting("allow_unencrypted_key")
         default = Patience()
         endpoint = cls(
             scheme=scheme,
@@ -161,11 +170,24 @@ class Endpoint:
             raise InvalidInput(
                 f"{endpoint.url} is not encrypted: ca_certs and fingerprint need an https URL."
             )
+        if endpoint.lets_others_read_secrets and allowed not in (True, "true"):
+            raise InvalidInput(
+                f"{endpoint.url} is not encrypted: the key or password could be read on the way.\n"
+                f"  Use {store}+https://…, or, on a network that you trust, allow_unencrypted_key=True "
+                f"({prefix}_ALLOW_UNENCRYPTED_KEY=true)."
+            )
         require(f"{store}+{scheme}", declared, endpoint.asks)
         refuse_unknown(f"{store}+{scheme}", declared, left, own)
         if endpoint.ca_certs is not None:
             _check_authority(endpoint.ca_certs, f"{prefix}_CA_CERTS")
         return endpoint, left
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _clean(name: str, value: str | SecretStr) -> SecretStr:

@@ -54,7 +54,7 @@ from m3_connectors.errors import (
 from m3_connectors.filters import Filter
 from m3_connectors.methods import Method, rank
 
-_OPTIONS = ("transport", "grpc_port", "indexes", "shards", "allow_unencrypted_key")
+_OPTIONS = ("transport", "grpc_port", "indexes", "shards")
 _IDS_AT_ONCE = 1000
 _DOCUMENTS_AT_ONCE = 256
 _VECTORS_AT_ONCE = 4
@@ -108,8 +108,7 @@ class QdrantBackend(Backend):
         """The backend of ``qdrant+http(s)://HOST[:6333]``.
 
         Options beside the common ones of ``Endpoint``: ``transport`` ("auto", "grpc", "rest"), ``grpc_port`` (the
-        REST port + 1), ``indexes`` (metadata field to "keyword", "number", "date" or "bool"), ``shards``,
-        ``allow_unencrypted_key`` (send a key over http).
+        REST port + 1), ``indexes`` (metadata field to "keyword", "number", "date" or "bool"), ``shards``.
 
         Raises:
             InvalidInput: An unusable URL or option.
@@ -122,11 +121,6 @@ class QdrantBackend(Backend):
             declared=cls.capabilities,
             own=_OPTIONS,
         )
-        if endpoint.api_key is not None and not endpoint.tls and not left.get("allow_unencrypted_key", False):
-            raise InvalidInput(
-                f"{endpoint.url} is not encrypted: the key would be readable on the way.\n"
-                "  Use qdrant+https://…, or allow_unencrypted_key=True on a network that you trust."
-            )
         transport = left.get("transport", "auto")
         if transport not in get_args(Transport):
             raise InvalidInput(f"transport is {transport!r}: use {', '.join(get_args(Transport))}.")

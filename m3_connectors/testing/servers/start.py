@@ -15,7 +15,6 @@ import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol
-from urllib.parse import urlsplit
 
 from m3_connectors.testing.servers import CannotStart
 
@@ -92,8 +91,7 @@ def start(
     environment = os.environ if environment is None else environment
     name = f"M3_{store.upper()}_URL"
     if named := environment.get(name):
-        url = url_of(store, named)
-        return Running(store, url, "environment", _options_of(store, url, environment))
+        return Running(store, url_of(store, named), "environment")
     reasons = [f"{name} names no server"]
     for way in (_container, _process):
         try:
@@ -113,21 +111,6 @@ def url_of(store: StoreName, named: str) -> str:
     ):
         return named
     return f"{store}+http://{named}"
-
-
-def _options_of(store: StoreName, url: str, environment: Mapping[str, str]) -> dict[str, Any]:
-    """What a named server needs beside the variables that ``connect`` reads."""
-    parts = urlsplit(url)
-    is_here = parts.hostname in ("localhost", "127.0.0.1", "::1")
-    # Only the Qdrant adapter asks before it sends a key over http; nobody listens in on loopback.
-    if (
-        store == "qdrant"
-        and is_here
-        and parts.scheme.endswith("+http")
-        and environment.get("M3_QDRANT_API_KEY")
-    ):
-        return {"allow_unencrypted_key": True}
-    return {}
 
 
 def container_engine() -> str | None:
