@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 import trustme
 from fault_stores import HASTE, STORES, Case, Target, target_of
@@ -68,6 +69,38 @@ async def test_a_host_that_hangs_is_timed_out(target: Target) -> None:
         target.set(None)
         with case.call("open, mended"):
             await other.open()
+        await other.close()
+        await case.account(backend, world, half_of(world))
+
+
+@runs
+async def test_a_host_that_hangs_keeps_no_queue_waiting(target: Target) -> None:
+    """A hundred calls at once, more than any store has connections, are over when one of them is."""
+    world = make_world(1)
+    case = Case(target.name, "host that hangs, 100 calls at once")
+    once = {"timeout_seconds": 1.0, "attempts": 1, "total_seconds": 1.0}
+    errors: list[Exception] = []
+
+    async def ask(call: Callable[[], Awaitable[object]]) -> None:
+        try:
+            await call()
+        except TimedOut as error:
+            errors.append(error)
+
+    async with target.stored(world, **once) as backend:
+        target.set(Hang())
+        other = target.backend(**once)
+        for name, call in (
+            ("search x 100", lambda: backend.search(world.queries[0], ALL, 5)),
+            ("open x 100", other.open),
+        ):
+            errors.clear()
+            with case.call(name, patience=once):
+                async with anyio.create_task_group() as tasks:
+                    for _ in range(100):
+                        tasks.start_soon(ask, call)
+            assert len(errors) == 100
+        target.set(None)
         await other.close()
         await case.account(backend, world, half_of(world))
 

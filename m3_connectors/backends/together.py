@@ -1,9 +1,11 @@
-"""Several requests at a time, whose first failure is raised as itself and not wrapped in a group."""
+"""Several calls at a time: their results together, one outcome for all, turns."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
-from typing import TypeVar
+import contextlib
+import dataclasses
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Generic, TypeVar
 
 import anyio
 
@@ -14,7 +16,7 @@ async def together(calls: Sequence[Callable[[], Awaitable[T]]], at_once: int | N
     """Await all calls, at most ``at_once`` at a time; their results in order.
 
     Raises:
-        Exception: The first that a call raised; the other calls are cancelled.
+        Exception: The first that a call raised, as itself and not in a group; the other calls are cancelled.
     """
     if len(calls) == 1:
         return [await calls[0]()]  # what a task of its own costs is a fifth of a short search
@@ -35,3 +37,55 @@ async def together(calls: Sequence[Callable[[], Awaitable[T]]], at_once: int | N
             error = error.exceptions[0]
         raise error from error.__cause__
     return [results[i] for i in range(len(calls))]
+
+
+class Shared(Generic[T]):
+    """A call that everybody needs and nobody twice: who asks while it is under way gets its result, or its error."""
+
+    def __init__(self) -> None:
+        self._under_way: _Attempt[T] | None = None
+
+    async def of(self, call: Callable[[], Awaitable[T]]) -> T:
+        """The result of the call under way, or of this one; one that was cancelled is made again.
+
+        Raises:
+            Exception: Whatever the call raised.
+        """
+        while (attempt := self._under_way) is not None:
+            await attempt.over.wait()
+            if attempt.error is not None:
+                raise attempt.error
+            if attempt.results:
+                return attempt.results[0]
+        attempt = self._under_way = _Attempt()
+        try:
+            attempt.results.append(await call())
+        except Exception as error:
+            attempt.error = error
+            raise
+        finally:
+            self._under_way = None
+            attempt.over.set()
+        return attempt.results[0]
+
+
+@dataclasses.dataclass
+class _Attempt(Generic[T]):
+    over: anyio.Event = dataclasses.field(default_factory=anyio.Event)
+    results: list[T] = dataclasses.field(default_factory=list)
+    error: Exception | None = None
+
+
+@contextlib.asynccontextmanager
+async def turn(
+    turns: anyio.Semaphore | anyio.CapacityLimiter, seconds: float, late: Callable[[], Exception]
+) -> AsyncIterator[None]:
+    """One of the turns; ``late()`` is raised where none is free within ``seconds``."""
+    with anyio.move_on_after(seconds) as waiting:
+        await turns.acquire()
+    if waiting.cancelled_caught:
+        raise late()
+    try:
+        yield
+    finally:
+        turns.release()

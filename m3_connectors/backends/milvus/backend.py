@@ -28,7 +28,7 @@ from m3_connectors.backends.milvus.searching import Searcher
 from m3_connectors.backends.milvus.server import nothing_there, server_info
 from m3_connectors.backends.milvus.writing import Writer
 from m3_connectors.backends.retry import Patience
-from m3_connectors.backends.together import together
+from m3_connectors.backends.together import Shared, together
 from m3_connectors.backends.urls import shown
 from m3_connectors.documents import Document
 from m3_connectors.embeddings import Component, Float32, M3Embeddings
@@ -99,6 +99,7 @@ class MilvusBackend(Backend):
         self._batch_bytes = batch_bytes
         self._patience = patience or Patience()
         self._connected: Connection | None = None
+        self._connecting: Shared[Connection] = Shared()
         self._reader: Reader | None = None
         self._searcher: Searcher | None = None
         self._writer: Writer | None = None
@@ -180,12 +181,13 @@ class MilvusBackend(Backend):
                 await connection.close()
 
     async def _connection(self) -> Connection:
-        if self._connected is None:
-            self._connected = await (
-                Connection.to(self._where)
-                if isinstance(self._where, Endpoint)
-                else Connection.embedded(self._where, self._patience)
-            )
+        return self._connected or await self._connecting.of(self._connect)
+
+    async def _connect(self) -> Connection:
+        if isinstance(self._where, Endpoint):
+            self._connected = await Connection.to(self._where)
+        else:
+            self._connected = await Connection.embedded(self._where, self._patience)
         return self._connected
 
     def _is_nowhere(self) -> bool:

@@ -15,7 +15,7 @@ import logging
 import re
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,6 +29,7 @@ from m3_connectors.backends.endpoint import Endpoint
 from m3_connectors.backends.milvus import lite
 from m3_connectors.backends.milvus.errors import BACKEND, NotLoaded, translated
 from m3_connectors.backends.retry import Patience, retrying
+from m3_connectors.backends.together import turn
 from m3_connectors.errors import InvalidInput, TimedOut, Unavailable
 
 T = TypeVar("T")
@@ -74,7 +75,9 @@ class Connection:
         # Apart from each other: writes that wait for a slow one leave the threads of searches alone.
         self._readers = anyio.CapacityLimiter(_THREADS)
         self._writers = anyio.CapacityLimiter(_THREADS)
-        self._turns = anyio.Semaphore(_THREADS)
+        # Waiting for a turn takes no thread.
+        self._reading = anyio.Semaphore(_THREADS)
+        self._writing = anyio.Semaphore(_THREADS)
 
     @property
     def is_lite(self) -> bool:
@@ -151,7 +154,7 @@ class Connection:
                 lite.check_version(self.version)
                 # milvus-lite takes one writer at a time.
                 self._write_lock = engine.write_lock if engine else threading.Lock()
-                self._turns = anyio.Semaphore(1)
+                self._writing = anyio.Semaphore(1)
         except BaseException:
             with anyio.CancelScope(shield=True):
                 await anyio.to_thread.run_sync(self._client_close)
@@ -195,11 +198,10 @@ class Connection:
                     )
                 return answer if then is None else then(answer)
 
+            turns, threads = (self._writing, self._writers) if write else (self._reading, self._readers)
             try:
-                if not write:
-                    return await _in_thread(invoke, operation, self.where, self._readers)
-                async with self._turn(operation, deadline):
-                    return await _in_thread(invoke, operation, self.where, self._writers)
+                async with turn(turns, self.patience.timeout_seconds, lambda: self._too_late(operation)):
+                    return await _in_thread(invoke, operation, self.where, threads)
             finally:
                 given_up.set()
 
@@ -211,18 +213,6 @@ class Connection:
             await self.call(operation, "load_collection", collection)
             return await retrying(self.patience, once)
 
-    @contextlib.asynccontextmanager
-    async def _turn(self, operation: str, deadline: float) -> AsyncIterator[None]:
-        """One of the writes of this connection that may run; waiting for it takes no thread."""
-        with anyio.move_on_at(anyio.current_time() + deadline - time.monotonic()) as waiting:
-            await self._turns.acquire()
-        if waiting.cancelled_caught:
-            raise self._too_many_writes(operation)
-        try:
-            yield
-        finally:
-            self._turns.release()
-
     @contextlib.contextmanager
     def _written_alone(self, operation: str, deadline: float) -> Iterator[None]:
         """Alone among the writers of milvus-lite: other connections of this process have theirs."""
@@ -230,16 +220,16 @@ class Connection:
             yield
             return
         if not self._write_lock.acquire(timeout=max(0.0, deadline - time.monotonic())):
-            raise self._too_many_writes(operation)
+            raise self._too_late(operation)
         try:
             yield
         finally:
             self._write_lock.release()
 
-    def _too_many_writes(self, operation: str) -> TimedOut:
+    def _too_late(self, operation: str) -> TimedOut:
         return TimedOut(
-            f"{self.patience.timeout_seconds:g} s were over before other writes to {self.where} were done; write less "
-            "at the same time",
+            f"no answer in time from {self.where}: earlier calls took all of {self.patience.timeout_seconds:g} s.\n"
+            "  Is it overloaded? Ask or write less at the same time, or raise timeout_seconds.",
             backend=BACKEND,
             operation=operation,
         )

@@ -21,6 +21,7 @@ from m3_connectors.backends.qdrant.server_errors import BACKEND, translated
 from m3_connectors.backends.qdrant.server_grpc import OPTIONS, GrpcWire, unary
 from m3_connectors.backends.qdrant.server_wire import RestWire, Wire
 from m3_connectors.backends.retry import retrying
+from m3_connectors.backends.together import Shared
 from m3_connectors.errors import InvalidInput, Rejected, Unavailable, Unsupported
 
 T = TypeVar("T")
@@ -54,7 +55,7 @@ class Connection:
         self._grpc_port = grpc_port
         self._client: AsyncQdrantClient | None = None
         self._wire: Wire | None = None
-        self._connecting = anyio.Lock()
+        self._greeting: Shared[None] = Shared()
 
     @property
     def client(self) -> AsyncQdrantClient:
@@ -83,15 +84,16 @@ class Connection:
             Unavailable: Nobody answers there, or gRPC was demanded and does not answer.
             Unsupported: The server is older than 1.16.
         """
-        async with self._connecting:
-            if self._wire is not None:
-                return
-            if self._client is None:
-                self._client = self._make_client()
-            info = await self.call("connect", self._client.info)
-            self.version = info.version
-            _check_version(info.version, self.url)
-            self._wire = await self._grpc_wire(info.version) or RestWire(self._client, self._collection)
+        if self._wire is None:
+            await self._greeting.of(self._greet)
+
+    async def _greet(self) -> None:
+        if self._client is None:
+            self._client = self._make_client()
+        info = await self.call("connect", self._client.info)
+        self.version = info.version
+        _check_version(info.version, self.url)
+        self._wire = await self._grpc_wire(info.version) or RestWire(self._client, self._collection)
 
     async def call(self, operation: str, call: Callable[[], Awaitable[T]]) -> T:
         """The answer of one request, each try with its deadline.
