@@ -63,6 +63,50 @@ def test_without_any_way_the_reasons_are_given(monkeypatch: pytest.MonkeyPatch) 
         start("qdrant", environment={}, compose=COMPOSE)
 
 
+CERTUTIL = """#!/bin/sh
+case $1 in ca) name=ca ;; *) name=server ;; esac
+for out; do :; done
+[ -e "$out" ] && exit 1
+mkdir -p "$TMP_MADE/$name"
+echo made > "$TMP_MADE/$name/$name.crt"
+echo made > "$TMP_MADE/$name/$name.key"
+cd "$TMP_MADE" && "$PYTHON" -m zipfile -c "$out" "$name"
+"""
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="runs a script of bash")
+def test_certificates_are_made_once_more_after_half_a_run_and_the_authoritys_key_is_its_owners(
+    services: dict[str, Any], tmp_path: Path
+) -> None:
+    where, programs = tmp_path / "certificates", tmp_path / "programs"
+    for directory in (where / "ca", where / "making", programs, tmp_path / "made"):
+        directory.mkdir(parents=True)
+    for left in ("ca.zip", "ca/ca.crt", "ca/ca.key", "making/ca.zip"):
+        (where / left).write_text("half")
+    unzip = '#!/bin/sh\nexec "$PYTHON" -m zipfile -e "$2" .\n'
+    for name, text in {"certutil": CERTUTIL, "unzip": unzip}.items():
+        (programs / name).write_text(text)
+        (programs / name).chmod(0o755)
+    script = services["certificates"]["command"][2].replace("$$", "$")
+    script = script.replace("/usr/share/elasticsearch/bin/elasticsearch-certutil", str(programs / "certutil"))
+    script = script.replace("/certificates", str(where))
+    environment = {
+        "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
+        "TMP_MADE": str(tmp_path / "made"),
+        "PYTHON": sys.executable,
+    }
+    for _ in range(2):
+        subprocess.run(["bash", "-ec", script], check=True, env=environment)
+    modes = {
+        path.relative_to(where).as_posix(): path.stat().st_mode & 0o777
+        for path in where.glob("*/*")
+        if path.read_text() == "made\n"
+    }
+    readable = dict.fromkeys(("ca/ca.crt", "server/server.crt", "server/server.key"), 0o644)
+    assert modes == {**readable, "ca/ca.key": 0o600}
+    assert not (where / "making").exists()
+
+
 FAKE_ENGINE = """#!/bin/sh
 echo "$@" >> "$LOG"
 case "$*" in
