@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from live_servers import NOT_RUN, do_without
 
 from m3_connectors.encoder.encoder import M3Encoder
 from m3_connectors.testing.checkpoints import write_checkpoint
@@ -18,8 +18,6 @@ from m3_connectors.testing.servers.start import STORES, Running, StoreName, star
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 COMPOSE = Path(__file__).parents[1] / "docker" / "compose.yaml"
-_MUST_RUN_IN_CI: tuple[StoreName, ...] = ("milvus", "elasticsearch")
-_not_run: dict[StoreName, str] = {}
 _ran_on: dict[str, None] = {}
 
 
@@ -64,17 +62,11 @@ def elasticsearch_store() -> Iterator[Running]:
 
 
 def _store(store: StoreName) -> Iterator[Running]:
-    """A server for the whole run: named in the environment, a container, or a process; else a loud skip.
-
-    With ``CI=true`` a missing Milvus or Elasticsearch is an error: both run on any machine.
-    """
+    """A server for the whole run: named in the environment, a container, or a process; else a loud skip."""
     try:
         running = start(store, compose=COMPOSE)
     except CannotStart as reason:
-        if os.environ.get("CI") == "true" and store in _MUST_RUN_IN_CI:
-            raise
-        _not_run[store] = str(reason)
-        pytest.skip(str(reason))
+        do_without(store, reason)
     yield running
     running.stop()
 
@@ -122,5 +114,5 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
             terminalreporter.write_line(f"  {report.nodeid}: {report.longrepr[2]}")
     for line in _ran_on:
         terminalreporter.write_line(line, green=True, bold=True)
-    for store, reason in _not_run.items():
+    for store, reason in NOT_RUN.items():
         terminalreporter.write_line(f"NOT RUN on a real {store} server: {reason}", red=True, bold=True)

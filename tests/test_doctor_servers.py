@@ -6,6 +6,7 @@ import json
 import os
 import time
 import urllib.request
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from m3_connectors.testing.faults import FaultProxy, Hang
 from m3_connectors.testing.servers.start import Running
 from m3_connectors.testing.worlds import make_world
 
+# Of this run alone: the server may be one that somebody works with.
+COLLECTION = f"doctored-{uuid.uuid4().hex[:12]}"
 WORLD = make_world(91, documents=4)
 
 
@@ -54,7 +57,7 @@ def doctor(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, 
     for name in [name for name in os.environ if name.startswith("M3_") and not name.endswith("_URL")]:
         monkeypatch.delenv(name)
 
-    def run(url: str, collection: str = "doctored", **environment: str) -> Report:
+    def run(url: str, collection: str = COLLECTION, **environment: str) -> Report:
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
         code = main(["doctor", url, "-c", collection, "--json"])
@@ -69,10 +72,9 @@ def fake() -> Iterator[FakeQdrant]:
         yield started
 
 
-def fill(url: str, collection: str = "doctored", **options: Any) -> None:
+def fill(url: str, collection: str = COLLECTION, **options: Any) -> None:
     async def make() -> None:
         backend = backend_for(url, collection, options)
-        await backend.drop()
         await backend.create(WORLD.schema)
         await backend.upsert(WORLD.documents, WORLD.embeddings)
         await backend.close()
@@ -80,7 +82,7 @@ def fill(url: str, collection: str = "doctored", **options: Any) -> None:
     anyio.run(make)
 
 
-def drop(url: str, collection: str = "doctored") -> None:
+def drop(url: str, collection: str = COLLECTION) -> None:
     async def gone() -> None:
         backend = backend_for(url, collection)
         await backend.drop()
@@ -120,14 +122,16 @@ def test_a_server_is_looked_at_before_and_after_there_is_a_collection(
     assert True in declared.values()
     assert False in declared.values()
 
-    fill(url, replicas=0) if store == "elasticsearch" else fill(url)
-    after = doctor(url)
-    assert after.value("collection") == "doctored, 4 documents"
-    assert after.value("read back") == "one document with its vectors"
-    assert WORLD.schema.model.name in after.value("written by")
-    assert "float16" in after.value("components")
-    assert after.of("problem") == []
-    drop(url)
+    try:
+        fill(url, replicas=0) if store == "elasticsearch" else fill(url)
+        after = doctor(url)
+        assert after.value("collection") == f"{COLLECTION}, 4 documents"
+        assert after.value("read back") == "one document with its vectors"
+        assert WORLD.schema.model.name in after.value("written by")
+        assert "float16" in after.value("components")
+        assert after.of("problem") == []
+    finally:
+        drop(url)
 
 
 def test_a_server_that_hangs_is_given_up_in_time(
@@ -206,7 +210,7 @@ def test_a_strict_qdrant_says_what_it_refuses(doctor: Doctor, fake: FakeQdrant) 
 def test_another_programs_collection_is_a_problem(doctor: Doctor, fake: FakeQdrant) -> None:
     from qdrant_client import models
 
-    fake.engine.create_collection("doctored", models.VectorParams(size=4, distance=models.Distance.DOT))
+    fake.engine.create_collection(COLLECTION, models.VectorParams(size=4, distance=models.Distance.DOT))
     (problem,) = doctor(fake.url, M3_QDRANT_GRPC_PORT=str(fake.grpc_port)).of("problem")
     assert problem.startswith("collection: Rejected")
 
@@ -223,15 +227,18 @@ def test_a_key_that_is_refused_is_a_problem(doctor: Doctor) -> None:
 
 @pytest.fixture
 def elastic(elasticsearch_store: Running) -> Iterator[str]:
-    fill(elasticsearch_store.url, replicas=1)
-    yield elasticsearch_store.url
-    put(elasticsearch_store.url, {"index.blocks.write": None, "index.blocks.read_only_allow_delete": None})
-    drop(elasticsearch_store.url)
+    url = elasticsearch_store.url
+    try:
+        fill(url, replicas=1)
+        yield url
+        put(url, {"index.blocks.write": None, "index.blocks.read_only_allow_delete": None})
+    finally:
+        drop(url)
 
 
 def put(url: str, settings: dict[str, Any]) -> None:
     request = urllib.request.Request(
-        f"{url.partition('+')[2]}/doctored/_settings",
+        f"{url.partition('+')[2]}/{COLLECTION}/_settings",
         json.dumps(settings).encode(),
         {"Content-Type": "application/json"},
         method="PUT",
@@ -244,7 +251,7 @@ def test_elasticsearch_says_licence_health_and_modules(doctor: Doctor, elastic: 
     report = doctor(elastic)
     assert report.value("licence").endswith(", active")
     assert report.value("scoring in the server")
-    assert report.value("index") == "doctored@1: yellow, 1 shards, 1 replicas"
+    assert report.value("index") == f"{COLLECTION}@1: yellow, 1 shards, 1 replicas"
     (note,) = [note for note in report.of("note") if "yellow" in note]
     assert "number_of_replicas" in note
     assert report.of("problem") == []
@@ -257,7 +264,7 @@ def test_a_blocked_index_is_a_problem_with_the_request_that_lifts_it(
     put(elastic, {f"index.blocks.{block}": True})
     (problem,) = doctor(elastic).of("problem")
     assert f"index.blocks.{block}" in problem
-    assert f'PUT /doctored/_settings {{"index.blocks.{block}": null}}' in problem
+    assert f'PUT /{COLLECTION}/_settings {{"index.blocks.{block}": null}}' in problem
 
 
 @pytest.mark.parametrize(

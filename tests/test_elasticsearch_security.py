@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import ssl
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import anyio
 import pytest
 import trustme
 from fault_stores import Case
+from live_servers import do_without
 
 from m3_connectors.backends.elasticsearch.backend import ElasticsearchBackend
 from m3_connectors.backends.registry import backend_for
@@ -36,6 +37,7 @@ class Secured:
         issued = authority.issue_cert("127.0.0.1")
         self.tls = Tls(directory / "server.pem", directory / "server.key", directory / "ca.pem")
         self.stranger = directory / "stranger.pem"
+        self.collection = "notes"
         self.tls.certificate.write_bytes(b"".join(blob.bytes() for blob in issued.cert_chain_pems))
         issued.private_key_pem.write_to_path(str(self.tls.key))
         authority.cert_pem.write_to_path(str(self.tls.authority))
@@ -46,7 +48,7 @@ class Secured:
 
     def backend(self, **options: Any) -> ElasticsearchBackend:
         given = {"username": NAME, "password": PASSWORD, "replicas": 0, "attempts": 1, **options}
-        backend = backend_for(f"elasticsearch+{self.server.url}", "notes", given)
+        backend = backend_for(f"elasticsearch+{self.server.url}", self.collection, given)
         assert isinstance(backend, ElasticsearchBackend)
         return backend
 
@@ -56,17 +58,20 @@ class Secured:
 
 @pytest.fixture(scope="module")
 def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
-    try:
-        made = Secured(tmp_path_factory.mktemp("tls"))
-    except CannotStart as reason:
-        if os.environ.get("CI"):
-            raise
-        pytest.skip(str(reason))
-    try:
-        made.server.start()
+    with contextlib.ExitStack() as stack:
+        try:
+            made = Secured(tmp_path_factory.mktemp("tls"))
+            stack.callback(made.server.remove)
+            made.server.start()
+        except CannotStart as reason:
+            do_without("elasticsearch", reason)
         yield made
-    finally:
-        made.server.remove()
+
+
+@pytest.fixture(autouse=True)
+def _collection_of_its_own(secured: Secured) -> None:
+    """One that a test leaves behind when it fails is in no other's way; the server's data go with it."""
+    secured.collection = f"notes-{uuid.uuid4().hex[:12]}"
 
 
 @runs

@@ -16,7 +16,7 @@ from fault_stores import STORES, Case, Target, target_of
 
 from m3_connectors.methods import ALL
 from m3_connectors.testing.conformance import runs
-from m3_connectors.testing.faults import Hang
+from m3_connectors.testing.faults import Delay, Hang
 from m3_connectors.testing.worlds import make_world
 
 pytestmark = pytest.mark.live
@@ -55,7 +55,7 @@ async def test_a_cancelled_search_leaves_the_connection_usable(target: Target) -
             with anyio.move_on_after(0.3) as scope:
                 await backend.search(world.queries[0], ALL, 5)
             assert scope.cancelled_caught
-            assert time.monotonic() - started < 3
+            assert time.monotonic() - started < 30
         target.set(None)
         with case.call("search again"):
             assert len(await backend.search(world.queries[0], ALL, 5)) == 5
@@ -66,17 +66,26 @@ async def test_a_cancelled_search_leaves_the_connection_usable(target: Target) -
 async def test_a_hundred_searches_at_once_leave_the_loop_free(target: Target) -> None:
     world = make_world(9, documents=120)
     case = Case(target.name, "100 searches at once")
-    stalls, work = [0.0], [0.0]
+    # Of the loop, between two looks: how long it was away, and for how much of that it was at work itself.
+    looks: list[tuple[float, float]] = []
+    long = {"timeout_seconds": 60.0, "total_seconds": 600.0}
 
     async def watch() -> None:
         while True:
             started, worked = time.monotonic(), time.thread_time()
             await anyio.sleep(0.002)
-            stalls.append(time.monotonic() - started - 0.002)
-            work.append(time.thread_time() - worked)
+            looks.append((time.monotonic() - started - 0.002, time.thread_time() - worked))
 
-    async with target.stored(world) as backend:
+    async with target.stored(world, timeout_seconds=60.0, total_seconds=600.0) as backend:
+        await backend.search(world.queries[0], ALL, 5)
+        started = time.monotonic()
         alone = await backend.search(world.queries[0], ALL, 5)
+        quick = time.monotonic() - started
+        # Each answer comes late: only searches that wait at the same time can take less than the sum of their waits.
+        target.set(Delay(0.2))
+        started = time.monotonic()
+        assert await backend.search(world.queries[0], ALL, 5) == alone
+        one = time.monotonic() - started
         answers: list[object] = []
 
         async def search() -> None:
@@ -85,17 +94,24 @@ async def test_a_hundred_searches_at_once_leave_the_loop_free(target: Target) ->
         # A full collection of all that this test process has loaded would be the longest stall.
         gc.collect()
         gc.freeze()
+        started = time.monotonic()
         async with anyio.create_task_group() as watching:
             watching.start_soon(watch)
-            with case.call("search x 100", patience={"timeout_seconds": 0.0, "total_seconds": 60.0}):
+            with case.call("search x 100", patience=long):
                 async with anyio.create_task_group() as tasks:
                     for _ in range(100):
                         tasks.start_soon(search)
             watching.cancel_scope.cancel()
+        hundred = time.monotonic() - started
         gc.unfreeze()
+        target.set(None)
     assert answers == [alone] * 100
-    case.record(stall_ms=round(1e3 * max(stalls)), loop_work_ms=round(1e3 * max(work)))
-    # The loop's own work: a machine that is busy with other things does not count.
-    assert max(work) < 0.25
-    # A search on the loop itself would hold it until the last is answered.
-    assert len(stalls) > 20
+    stall, work = max(away for away, _ in looks), max(at_work for _, at_work in looks)
+    case.record(stall_ms=round(1e3 * stall), loop_work_ms=round(1e3 * work))
+    assert one >= 0.2
+    # What the machine itself does may take a hundred times as long, on one core; at most half of the waits may.
+    assert hundred < 100 * quick + 50 * max(one - quick, 0.2)
+    assert len(looks) > 20
+    # Work takes longer on a machine that is slow or busy; to wait on the loop itself is no work.
+    assert max(away - 4 * at_work for away, at_work in looks) < 1.0
+    assert work < sum(at_work for _, at_work in looks) / 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import gc
 import inspect
 import signal
@@ -148,48 +149,75 @@ def test_the_callers_iterator_is_read_in_the_callers_thread_and_may_use_the_inde
         assert index.add(documents()).written == 3
 
 
-def test_ctrl_c_in_add_returns_when_nothing_is_written_any_more(encoder: M3Encoder) -> None:
-    class Slow:
-        info, recommended_weights = encoder.info, encoder.recommended_weights
+class _Held:
+    """An encoder that says when it has begun, and ends when it may."""
 
-        def encode(self, texts: list[str], **options: object) -> M3Embeddings:
+    def __init__(self, encoder: M3Encoder, *, interrupts: bool = False) -> None:
+        self.info, self.recommended_weights = encoder.info, encoder.recommended_weights
+        self.begun, self.may_end, self.ended = threading.Event(), threading.Event(), threading.Event()
+        self._encoder, self._interrupts = encoder, interrupts
+
+    def encode(self, texts: list[str], **options: object) -> M3Embeddings:
+        self.begun.set()
+        if self._interrupts:
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
-            time.sleep(0.5)
-            return encoder.encode(texts)
+        assert self.may_end.wait(60)
+        self.ended.set()
+        return self._encoder.encode(texts)
 
-    with connect("memory:", encoder=Slow()) as index:  # type: ignore[arg-type]
-        with pytest.raises(KeyboardInterrupt):
-            index.add(DOCUMENTS)
-        assert index.count() == 0
-        time.sleep(0.7)
+
+def _when_given_up(
+    patch: pytest.MonkeyPatch, then: Callable[[], None], *, interrupt: Callable[[], None] = lambda: None
+) -> list[Any]:
+    """What is handed to the loop: first a call, behind which ``interrupt`` comes, next its end, then ``then``."""
+    start = BlockingPortal.start_task_soon
+    handed_over: list[Any] = []
+
+    def hand_over(portal: BlockingPortal, call: Any, *args: Any, **options: Any) -> Any:
+        handed_over.append(start(portal, call, *args, **options))
+        if len(handed_over) == 1:
+            interrupt()
+        elif len(handed_over) == 2:
+            handed_over[1].add_done_callback(lambda _: then())
+        return handed_over[-1]
+
+    patch.setattr(BlockingPortal, "start_task_soon", hand_over)
+    return handed_over
+
+
+def test_ctrl_c_in_add_returns_when_nothing_is_written_any_more(
+    encoder: M3Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = _Held(encoder, interrupts=True)
+    # A while after it was given up: a call that does not wait would have returned by then.
+    later = threading.Timer(0.3, held.may_end.set)
+    with connect("memory:", encoder=held) as index:  # type: ignore[arg-type]
+        with monkeypatch.context() as patch:
+            _when_given_up(patch, later.start)
+            with pytest.raises(KeyboardInterrupt):
+                index.add(DOCUMENTS)
+        assert held.ended.is_set()
         assert index.count() == 0
 
 
 def test_ctrl_c_while_a_call_is_handed_over_writes_nothing(
     encoder: M3Encoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Slow:
-        info, recommended_weights = encoder.info, encoder.recommended_weights
+    held = _Held(encoder)
 
-        def encode(self, texts: list[str], **options: object) -> M3Embeddings:
-            time.sleep(0.5)
-            return encoder.encode(texts)
+    def interrupt() -> None:
+        # At the latest moment: the call is under way, and nobody holds its future yet.
+        assert held.begun.wait(60)
+        raise KeyboardInterrupt
 
-    start = BlockingPortal.start_task_soon
-    handed_over = []
-
-    def interrupted(portal: BlockingPortal, call: Any, *args: Any, **options: Any) -> Any:
-        handed_over.append(start(portal, call, *args, **options))
-        if len(handed_over) == 1:
-            raise KeyboardInterrupt
-        return handed_over[-1]
-
-    with connect("memory:", encoder=Slow()) as index:  # type: ignore[arg-type]
+    with connect("memory:", encoder=held) as index:  # type: ignore[arg-type]
         with monkeypatch.context() as patch:
-            patch.setattr(BlockingPortal, "start_task_soon", interrupted)
+            handed_over = _when_given_up(patch, held.may_end.set, interrupt=interrupt)
             with pytest.raises(KeyboardInterrupt):
                 index.add(DOCUMENTS)
-        time.sleep(0.7)
+        held.may_end.set()
+        concurrent.futures.wait(handed_over[:1], timeout=60)
+        assert handed_over[0].done()
         assert index.count() == 0
 
 

@@ -27,11 +27,11 @@ async def test_a_wait_beyond_the_patience_is_not_begun_and_is_named(asked: float
 
     started = time.monotonic()
     with pytest.raises(
-        Throttled, match=rf"asks to wait {asked:g} s, more than total_seconds=1 leaves\.\n  Call"
+        Throttled, match=rf"asks to wait {asked:g} s, more than total_seconds=60 leaves\.\n  Call"
     ):
-        await retrying(Patience(total_seconds=1), call)
+        await retrying(Patience(total_seconds=60), call)
     assert tries == 1
-    assert time.monotonic() - started < 0.5
+    assert time.monotonic() - started < 30
 
 
 @runs
@@ -50,18 +50,17 @@ async def test_a_wait_below_zero_is_none() -> None:
 
 @runs
 async def test_no_try_begins_after_the_total() -> None:
-    started = time.monotonic()
     begun: list[float] = []
 
     async def call() -> None:
         begun.append(time.monotonic() - started)
         raise Unavailable("nobody there.", **WHERE)
 
-    with pytest.raises(Unavailable, match=r"nobody there after \d tries in \d s\.$"):
-        await retrying(Patience(total_seconds=0.9, attempts=100), call)
-    assert len(begun) >= 2
-    assert begun[-1] < 1.0
-    assert time.monotonic() - started < 1.0
+    started = time.monotonic()
+    with pytest.raises(Unavailable, match=r"nobody there after \d+ tries in \d+ s\.$"):
+        await retrying(Patience(total_seconds=3, attempts=6), call)
+    # Pauses of 0.25, 0.5, 1 and 2 s, each up to 0.25 s longer: a fourth would outlast the total on any machine.
+    assert 2 <= len(begun) <= 4
 
 
 @pytest.mark.parametrize(

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import shutil
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
+import time
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from m3_connectors.testing.servers import CannotStart
+from m3_connectors.testing.servers import CannotStart, elasticsearch, milvus
 from m3_connectors.testing.servers import start as starting
 from m3_connectors.testing.servers.start import STORES, StoreName, container_engine, start
 
@@ -75,6 +81,50 @@ def test_without_any_way_the_reasons_are_given(monkeypatch: pytest.MonkeyPatch) 
         start("qdrant", environment={}, compose=COMPOSE)
 
 
+CERTUTIL = """#!/bin/sh
+case $1 in ca) name=ca ;; *) name=server ;; esac
+for out; do :; done
+[ -e "$out" ] && exit 1
+mkdir -p "$TMP_MADE/$name"
+echo made > "$TMP_MADE/$name/$name.crt"
+echo made > "$TMP_MADE/$name/$name.key"
+cd "$TMP_MADE" && "$PYTHON" -m zipfile -c "$out" "$name"
+"""
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="runs a script of bash")
+def test_certificates_are_made_once_more_after_half_a_run_and_the_authoritys_key_is_its_owners(
+    services: dict[str, Any], tmp_path: Path
+) -> None:
+    where, programs = tmp_path / "certificates", tmp_path / "programs"
+    for directory in (where / "ca", where / "making", programs, tmp_path / "made"):
+        directory.mkdir(parents=True)
+    for left in ("ca.zip", "ca/ca.crt", "ca/ca.key", "making/ca.zip"):
+        (where / left).write_text("half")
+    unzip = '#!/bin/sh\nexec "$PYTHON" -m zipfile -e "$2" .\n'
+    for name, text in {"certutil": CERTUTIL, "unzip": unzip}.items():
+        (programs / name).write_text(text)
+        (programs / name).chmod(0o755)
+    script = services["certificates"]["command"][2].replace("$$", "$")
+    script = script.replace("/usr/share/elasticsearch/bin/elasticsearch-certutil", str(programs / "certutil"))
+    script = script.replace("/certificates", str(where))
+    environment = {
+        "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
+        "TMP_MADE": str(tmp_path / "made"),
+        "PYTHON": sys.executable,
+    }
+    for _ in range(2):
+        subprocess.run(["bash", "-ec", script], check=True, env=environment)
+    modes = {
+        path.relative_to(where).as_posix(): path.stat().st_mode & 0o777
+        for path in where.glob("*/*")
+        if path.read_text() == "made\n"
+    }
+    readable = dict.fromkeys(("ca/ca.crt", "server/server.crt", "server/server.key"), 0o644)
+    assert modes == {**readable, "ca/ca.key": 0o600}
+    assert not (where / "making").exists()
+
+
 FAKE_ENGINE = """#!/bin/sh
 echo "$@" >> "$LOG"
 case "$*" in
@@ -107,10 +157,13 @@ def test_a_container_gets_free_ports_and_is_taken_down(
 
 
 @pytest.mark.skipif(os.name != "posix", reason="ends a process by signal")
-@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
-def test_what_make_servers_starts_ends_with_it(ending: signal.Signals) -> None:
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_what_make_servers_starts_ends_with_it_and_leaves_nothing(
+    ending: signal.Signals, tmp_path: Path
+) -> None:
     pytest.importorskip("milvus_lite")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("M3_")}
+    environment["TMPDIR"] = str(tmp_path)
     command = [sys.executable, "-m", "m3_connectors.testing.servers", "milvus"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stdout is not None
@@ -118,11 +171,132 @@ def test_what_make_servers_starts_ends_with_it(ending: signal.Signals) -> None:
         found = re.fullmatch(r"milvus +M3_MILVUS_URL=milvus\+http://127\.0\.0\.1:(\d+)  \(process\)\n", line)
         assert found, line
         assert "Ctrl-C" in process.stdout.readline()
+        assert list(tmp_path.glob("m3-milvus-*/data"))
         process.send_signal(ending)
-        assert process.wait(60) == 0
-    listening = subprocess.run(
-        [sys.executable, "-c", f"import socket; socket.create_connection(('127.0.0.1', {found[1]}))"],
-        capture_output=True,
-        check=False,
-    )
-    assert listening.returncode != 0, "the server outlived the command"
+        assert process.wait(60) == (-ending if ending == signal.SIGKILL else 0)
+    # A command that is killed can clean nothing up; who watches it needs a moment.
+    deadline = time.monotonic() + (60 if ending == signal.SIGKILL else 0)
+    while (left := _left(int(found[1]), tmp_path)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert left == []
+
+
+def _left(port: int, directory: Path) -> list[str]:
+    with socket.socket() as probe:
+        listens = probe.connect_ex(("127.0.0.1", port)) == 0
+    return [f"port {port}"] * listens + [path.name for path in directory.glob("m3-*")]
+
+
+def test_a_server_that_does_not_come_up_is_named_with_all_that_it_said(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pytest.importorskip("milvus_lite")
+    monkeypatch.setattr(starting, "container_engine", lambda: None)
+    program = tmp_path / "python"
+    program.write_text("#!/bin/sh\necho cannot run here\necho '  for this reason' >&2\nexit 3\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    with pytest.raises(CannotStart, match=r"did not come up:\ncannot run here\n  for this reason$"):
+        start("milvus", environment={}, compose=COMPOSE)
+
+
+def test_another_program_on_the_port_is_not_taken_for_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("milvus_lite")
+    with socket.create_server(("127.0.0.1", 0)) as other, contextlib.closing(_free_socket()) as free:
+        ports = iter([other.getsockname()[1], free.getsockname()[1]])
+        free.close()
+        monkeypatch.setattr(milvus, "_free_port", lambda: next(ports))
+        with milvus.milvus_server() as server:
+            assert server.port != other.getsockname()[1]
+            assert next(ports, None) is None, "the second port was tried"
+
+
+def _free_socket() -> socket.socket:
+    bound = socket.socket()
+    bound.bind(("127.0.0.1", 0))
+    return bound
+
+
+@pytest.fixture
+def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A home and a cache in which nothing has been fetched yet."""
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    for name in ("site_cache_path", "user_cache_path"):
+        monkeypatch.setattr(elasticsearch.platformdirs, name, lambda _: tmp_path / "cache")
+    return tmp_path
+
+
+def _archive(home: Path) -> Path:
+    group = "org/elasticsearch/distribution/integ-test-zip/elasticsearch"
+    return home / ".m2" / "repository" / group / "9.9.9" / "elasticsearch-9.9.9.zip"
+
+
+def _maven(home: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
+    program = home / "mvn"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(elasticsearch.shutil, "which", lambda _: str(program))
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a shell script plays Maven")
+def test_a_damaged_archive_is_fetched_once_more(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    archive = _archive(cache)
+    archive.parent.mkdir(parents=True)
+    whole = cache / "whole.zip"
+    with zipfile.ZipFile(whole, "w") as made:
+        made.writestr("elasticsearch-9.9.9/bin/elasticsearch", "#!/bin/sh\n")
+    archive.write_bytes(whole.read_bytes()[:-10])
+    _maven(cache, monkeypatch, f"cp {whole} {archive}")
+    assert (elasticsearch.install("9.9.9") / "bin" / "elasticsearch").is_file()
+    # If what comes is damaged again, that is said, and no third time tried.
+    archive.write_bytes(whole.read_bytes()[:-10])
+    shutil.rmtree(cache / "cache")
+    _maven(cache, monkeypatch, f"echo again >> {cache}/tries; echo half > {archive}")
+    with pytest.raises(CannotStart, match="damaged") as caught:
+        elasticsearch.install("9.9.9")
+    assert str(archive) in str(caught.value)
+    assert (cache / "tries").read_text() == "again\n"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a shell script plays Maven")
+def test_each_failure_to_fetch_says_what_to_do(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _maven(cache, monkeypatch, "exec sleep 60")
+    monkeypatch.setattr(elasticsearch, "_FETCH_SECONDS", 0.2)
+    with pytest.raises(CannotStart, match=r"within 0.2 s\.\n  Fetch it yourself.*: \S*mvn .*dependency:get"):
+        elasticsearch.install("9.9.9")
+    monkeypatch.setattr(elasticsearch, "_FETCH_SECONDS", 60)
+    _maven(cache, monkeypatch, "echo 'no such host' >&2; exit 1")
+    with pytest.raises(CannotStart, match="no such host"):
+        elasticsearch.install("9.9.9")
+    monkeypatch.setattr(elasticsearch.shutil, "which", lambda _: None)
+    with pytest.raises(CannotStart, match=r"not installed\.\n  Install Maven"):
+        elasticsearch.install("9.9.9")
+
+
+def test_java_on_the_path_is_found_by_way_of_links(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    home = tmp_path / "jdk"
+    (home / "bin").mkdir(parents=True)
+    (home / "bin" / "java").touch(0o755)
+    (home / "release").write_text('JAVA_VERSION="21.0.4"\n')
+    (tmp_path / "java").symlink_to(home / "bin" / "java")
+    for name in ("ES_JAVA_HOME", "JAVA_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "glob", lambda *_: iter(()))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert elasticsearch.find_jdk() == home
+    (home / "release").write_text('JAVA_VERSION="17.0.4"\n')
+    with pytest.raises(CannotStart, match="JDK of 21 to 25"):
+        elasticsearch.find_jdk()
+
+
+def test_a_server_that_cannot_be_configured_leaves_no_directory(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(elasticsearch, "find_jdk", lambda _: tmp_path)
+    monkeypatch.setattr(elasticsearch, "install", lambda _: tmp_path / "no-such-home")
+    made = tmp_path / "temporary"
+    made.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(made))
+    with pytest.raises(FileNotFoundError):
+        elasticsearch.ElasticsearchServer()
+    assert list(made.iterdir()) == []

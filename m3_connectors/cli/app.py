@@ -25,9 +25,6 @@ from m3_connectors.cli.train import train
 from m3_connectors.cli.tune import tune
 from m3_connectors.errors import M3Error
 
-INTERRUPTED = 130
-"""Exit code after Ctrl-C, as shells give it."""
-
 
 def _print_version(wanted: bool) -> None:
     if wanted:

@@ -18,7 +18,7 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from m3_connectors.cli.bench_plan import plan
-from m3_connectors.cli.console import duration, err, out, print_json, print_table, warn
+from m3_connectors.cli.console import INTERRUPTED, duration, err, out, print_json, print_table, warn
 from m3_connectors.cli.options import Debug, Json
 from m3_connectors.errors import BackendError, MissingDependency
 
@@ -88,7 +88,7 @@ def run(
             measured = anyio.run(measuring, progress)
     except KeyboardInterrupt:
         err.print(kept, markup=False, soft_wrap=True)
-        raise typer.Exit(130) from None
+        raise typer.Exit(INTERRUPTED) from None
     except BackendError as error:
         if (where / RECORD).exists():  # else nothing was begun
             error.add_note(f"  {kept}")

@@ -17,6 +17,9 @@ from rich.text import Text
 _PLAIN_WIDTH = 140
 """Columns where stdout is no terminal: wide enough to read, and independent of who runs it."""
 
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells give it."""
+
 COMPONENT_LABELS = {"dense": "dense", "sparse": "sparse", "multivector": "multi"}
 """Short names of the components, for lines of scores and weights."""
 

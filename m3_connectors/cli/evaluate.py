@@ -16,7 +16,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
-from m3_connectors.cli.console import err, out, plural, print_json, print_table, warn, working
+from m3_connectors.cli.console import INTERRUPTED, err, out, plural, print_json, print_table, warn, working
 from m3_connectors.cli.opening import MISMATCH_ADVICE, advice, check_length, choose_encoder
 from m3_connectors.cli.options import (
     WEIGHTED,
@@ -193,7 +193,7 @@ def evaluate_into(
     except KeyboardInterrupt:
         if on:
             err.print(on.strip(), markup=False, soft_wrap=True)
-        raise typer.Exit(130) from None
+        raise typer.Exit(INTERRUPTED) from None
     except M3Error as error:
         if on and not isinstance(error, InvalidInput | ModelMismatch):
             error.add_note(on)

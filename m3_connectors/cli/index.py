@@ -16,7 +16,7 @@ from m3_connectors.adding import AddReport
 from m3_connectors.backends.registry import DEFAULT_COLLECTION
 from m3_connectors.backends.schema import LONG_DOCUMENTS, LongDocuments, Storage
 from m3_connectors.backends.urls import shown
-from m3_connectors.cli.console import duration, err, out, plural, print_json, warn
+from m3_connectors.cli.console import INTERRUPTED, duration, err, out, plural, print_json, warn
 from m3_connectors.cli.opening import open_index
 from m3_connectors.cli.options import Collection, Debug, Json, Model, Url, check_store
 from m3_connectors.documents import Document
@@ -86,7 +86,7 @@ def index(
             outcome = _store(url, collection, model, storage, itertools.chain([first], documents), counter)
     except KeyboardInterrupt:
         err.print(f"{plural(counter.safe, 'document')} are safe. Go on with the same command.")
-        raise typer.Exit(130) from None
+        raise typer.Exit(INTERRUPTED) from None
     except M3Error as error:
         if counter.safe:
             error.add_note(f"  {plural(counter.safe, 'document')} are safe; go on with the same command.")

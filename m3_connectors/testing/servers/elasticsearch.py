@@ -16,6 +16,7 @@ import dataclasses
 import http.client
 import os
 import re
+import shlex
 import shutil
 import signal
 import ssl
@@ -25,6 +26,7 @@ import time
 import urllib.error
 import urllib.request
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,7 @@ import platformdirs
 
 from m3_connectors.errors import InvalidInput
 from m3_connectors.testing.servers import CannotStart
+from m3_connectors.testing.servers.sessions import Watch, tail
 
 VERSION = "9.2.4"
 """The version that is started unless another is named."""
@@ -43,6 +46,7 @@ _JDK_RELEASES = {"8": range(17, 26), "9": range(21, 26)}
 
 _START_SECONDS = 240.0
 _STOP_SECONDS = 20.0
+_FETCH_SECONDS = 600
 _UNPRIVILEGED_UID = 61_317
 """Elasticsearch refuses to run as root; for root it runs under this number, which belongs to no account."""
 
@@ -98,12 +102,16 @@ class ElasticsearchServer:
         self._users = dict(users or {})
         self._heap_megabytes = heap_megabytes
         self._process: subprocess.Popen[bytes] | None = None
-        self._watch: subprocess.Popen[bytes] | None = None
+        self._watch: Watch | None = None
         self._directory = Path(tempfile.mkdtemp(prefix="m3-elasticsearch-"))
         self._uid = _UNPRIVILEGED_UID if _is_root() else None
         self.port = 0
         self.log = self._directory / "logs" / "console.log"
-        self._configure()
+        try:
+            self._configure()
+        except BaseException:
+            self.remove()
+            raise
 
     @property
     def url(self) -> str:
@@ -138,18 +146,12 @@ class ElasticsearchServer:
                 start_new_session=True,
                 **self._as_user(),
             )
-        # Should this process die in any way, its end of the pipe closes, and the server's session is ended.
-        self._watch = subprocess.Popen(
-            ["/bin/sh", "-c", 'read -r _ || kill -TERM "-$0"', str(self._process.pid)],
-            stdin=subprocess.PIPE,
-            start_new_session=True,
-        )
+        self._watch = Watch(self._process.pid, self._directory)
         deadline = time.monotonic() + _START_SECONDS
         while not self._healthy():
             if self._process.poll() is not None or time.monotonic() > deadline:
                 self.stop()
-                tail = self.log.read_text(errors="replace")[-2000:]
-                raise CannotStart(f"Elasticsearch did not come up:\n{tail}")
+                raise CannotStart(f"Elasticsearch did not come up:\n{tail(self.log)}")
             time.sleep(0.2)
 
     def stop(self, *, kill: bool = False) -> None:
@@ -166,7 +168,7 @@ class ElasticsearchServer:
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         if self._watch is not None:
-            self._watch.communicate(b"\n")
+            self._watch.end()
             self._watch = None
 
     def remove(self) -> None:
@@ -286,19 +288,22 @@ def elasticsearch_server(
 
 
 def find_jdk(version: str = VERSION) -> Path:
-    """The home of the newest fitting JDK: ``ES_JAVA_HOME``, ``JAVA_HOME``, then where systems install them.
+    """The home of the newest fitting JDK: ``ES_JAVA_HOME``, ``JAVA_HOME``, usual places, ``java`` on the path.
 
     Raises:
         CannotStart: There is none.
     """
     fitting = _JDK_RELEASES.get(version.partition(".")[0], _JDK_RELEASES["9"])
+    on_path = shutil.which("java")
     named = [Path(os.environ[name]) for name in ("ES_JAVA_HOME", "JAVA_HOME") if os.environ.get(name)]
     places = [
         *Path("/usr/lib/jvm").glob("*"),
         *Path("/Library/Java/JavaVirtualMachines").glob("*/Contents/Home"),
     ]
     installed = sorted(places, key=_java_release, reverse=True)
-    for home in (*named, *installed):
+    # A program on the path is bin/java of its home, most often by way of links.
+    found = [Path(on_path).resolve().parents[1]] if on_path else []
+    for home in (*named, *installed, *found):
         if _java_release(home) in fitting:
             return home
     raise CannotStart(
@@ -322,10 +327,19 @@ def install(version: str = VERSION) -> Path:
     home = cache / f"elasticsearch-{version}"
     if not home.is_dir():
         archive = _fetch(version)
+        if not zipfile.is_zipfile(archive):
+            # A transfer that was cut leaves it so, and Maven would not look at it again.
+            archive.unlink()
+            archive = _fetch(version)
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache) as partial:
-            with zipfile.ZipFile(archive) as unpacking:
-                unpacking.extractall(partial)
+            try:
+                with zipfile.ZipFile(archive) as unpacking:
+                    unpacking.extractall(partial)
+            except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+                raise CannotStart(
+                    f"{archive} is damaged: {error}\n  Delete it; it is fetched again."
+                ) from error
             unpacked = Path(partial) / f"elasticsearch-{version}"
             for program in (unpacked / "bin").iterdir():
                 program.chmod(0o755)
@@ -345,7 +359,8 @@ def _fetch(version: str) -> Path:
     maven = shutil.which("mvn")
     if maven is None:
         raise CannotStart(
-            f"Elasticsearch {version} has not been fetched yet, and Maven (mvn) is not installed."
+            f"Elasticsearch {version} has not been fetched yet, and Maven (mvn) is not installed.\n"
+            "  Install Maven (Debian: apt-get install maven), or name a server in M3_ELASTICSEARCH_URL."
         )
     command = [
         maven,
@@ -356,7 +371,13 @@ def _fetch(version: str) -> Path:
         f"-Dartifact={_GROUP}:elasticsearch:{version}:zip",
         "-Dtransitive=false",
     ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_FETCH_SECONDS, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise CannotStart(
+            f"Maven did not fetch Elasticsearch {version} within {_FETCH_SECONDS} s.\n"
+            f"  Fetch it yourself, which may take longer: {shlex.join(command)}"
+        ) from error
     if done.returncode != 0 or not archive.is_file():
         raise CannotStart(
             f"Maven could not fetch Elasticsearch {version}:\n{(done.stdout + done.stderr)[-1000:]}"

@@ -97,7 +97,8 @@ def start(
         try:
             return way(store, compose)
         except CannotStart as error:
-            reasons.append(str(error).splitlines()[0])
+            reasons.append(str(error))
+    # Whole, since its last lines tell what to install and what a server said before it died.
     raise CannotStart(f"no {store} server: {'; '.join(reasons)}")
 
 
@@ -159,7 +160,10 @@ def _container(store: StoreName, compose: Path | None) -> Running:
     except BaseException as error:
         stop()
         if isinstance(error, subprocess.CalledProcessError | OSError):
-            raise CannotStart(f"the container of {store} did not come up: {error}") from error
+            said = (getattr(error, "stderr", None) or b"").decode(errors="replace")[-2000:]
+            raise CannotStart(
+                f"the container of {store} did not come up: {error}\n{said}".rstrip()
+            ) from error
         raise
     options = {"grpc_port": others[0]} if others else {}
     return Running(store, f"{store}+http://127.0.0.1:{host}", "container", options, stop=stop)
