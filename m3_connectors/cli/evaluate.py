@@ -38,6 +38,7 @@ from m3_connectors.cli.options import (
 from m3_connectors.errors import InvalidInput, M3Error, MissingDependency, ModelMismatch
 from m3_connectors.evaluation.baselines.baseline import Baseline
 from m3_connectors.evaluation.baselines.registry import BASELINES, baseline_for
+from m3_connectors.evaluation.beside import paper_weights
 from m3_connectors.methods import METHODS, Method
 
 if TYPE_CHECKING:
@@ -89,7 +90,8 @@ def evaluate(
         typer.Option(
             "--weights",
             metavar="W1,W2,W3|FILE|paper",
-            help="Weights of the fused methods. [dim]default: those that the model ships with, else the paper's[/dim]",
+            help="Weights of the fused methods. [dim]default: those that the model ships with, else the paper's for "
+            "the dataset[/dim]",
         ),
     ] = None,
     fusion: Annotated[
@@ -250,15 +252,15 @@ def _given(names: Sequence[str], weights: str | None) -> dict[str, Method]:
 
 
 def preset(name: str, encoder: M3Encoder, dataset: Dataset, *, paper: bool) -> Method:
-    """A method under the model's own weights, or under those that the paper has for this dataset."""
+    """A method under the weights that the model ships with, else (or if asked for) the paper's for this dataset."""
     base = name.removesuffix(f"-{_PAPER}")
     method = METHODS[base]
     if base not in WEIGHTED:
         return method
+    published = paper_weights(base, dataset.paper) or tuple(method.weights)
     if paper or base != name:
-        published = dataset.paper.all if base == "all" else dataset.paper.dense_sparse
-        return method.weighted(*(published or method.weights))
-    return method.weighted(*encoder.recommended_weights.get(base, method.weights))
+        return method.weighted(*published)
+    return method.weighted(*encoder.recommended_weights.get(base, published))
 
 
 def agree(yes: bool) -> Callable[[Sequence[Download]], bool]:
