@@ -35,7 +35,7 @@ from m3_connectors.cli.options import (
     choose_method,
     names_of,
 )
-from m3_connectors.errors import InvalidInput, M3Error, MissingDependency, ModelMismatch
+from m3_connectors.errors import InvalidInput, M3Error, MissingDependency, ModelMismatch, NotFound, Rejected
 from m3_connectors.evaluation.baselines.baseline import Baseline
 from m3_connectors.evaluation.baselines.registry import BASELINES, baseline_for
 from m3_connectors.evaluation.beside import paper_weights
@@ -188,17 +188,19 @@ def evaluate_into(
 
     command = shlex.join(["m3", *map(without_secrets, sys.argv[1:])])
     progress = _Shown(f"{plan.url} {plan.collection}")
-    on = f"  {place} keeps what was done. Go on with the same command." if kept else ""
+    keeps = f"{place} keeps what was done."
+    on = f"{keeps} Go on with the same command."
     try:
         with progress, advice(MISMATCH_ADVICE, ModelMismatch):
             return run(dataset, encoder, plan, place, watch=progress, settings={"command": command})
     except KeyboardInterrupt:
-        if on:
-            err.print(on.strip(), markup=False, soft_wrap=True)
+        if kept:
+            err.print(on, markup=False, soft_wrap=True)
         raise typer.Exit(130) from None
     except M3Error as error:
-        if on and not isinstance(error, InvalidInput | ModelMismatch):
-            error.add_note(on)
+        if kept and not isinstance(error, InvalidInput | ModelMismatch):
+            # What was refused is refused again: something in the command has to change, a baseline's name perhaps.
+            error.add_note(f"  {keeps}" if isinstance(error, NotFound | Rejected) else f"  {on}")
         raise
 
 
@@ -245,7 +247,16 @@ def _baselines(specs: str | None) -> list[Baseline]:
 
 
 def _given(names: Sequence[str], weights: str | None) -> dict[str, Method]:
-    """The methods whose weights the command line gives as numbers."""
+    """The methods whose weights the command line gives as numbers.
+
+    Raises:
+        typer.BadParameter: Weights, and no method that has some to choose.
+    """
+    if weights and not any(name in WEIGHTED for name in names):
+        raise typer.BadParameter(
+            f"no weights can be chosen for {', '.join(names)}: they are for {' and '.join(WEIGHTED)}.",
+            param_hint="--weights",
+        )
     numbers = None if weights == _PAPER else weights
     chosen = {name: choose_method(name, numbers) for name in names if name in WEIGHTED}
     return {name: method for name, method in chosen.items() if method}

@@ -96,6 +96,7 @@ class WordBM25:
         f"BM25 (bm25s, k1 {K1}, b {B}) over lower-cased words without stemming, character bigrams for Chinese, "
         "Japanese, Korean and Thai"
     )
+    requires = ()
 
     def __init__(self) -> None:
         _bm25s()  # missing now is better than after an hour of encoding
@@ -117,6 +118,7 @@ class TokenBM25:
 
     name = "bm25-xlmr"
     description = f"BM25 (bm25s, k1 {K1}, b {B}) over the model's own tokens"
+    requires = ()
 
     def __init__(self) -> None:
         _bm25s()
