@@ -20,7 +20,7 @@ import pytest
 from m3_connectors.backends.base import Ranking
 from m3_connectors.backends.qdrant.edge import EdgeBackend
 from m3_connectors.cli.app import main
-from m3_connectors.errors import Unavailable
+from m3_connectors.errors import NotFound, Unavailable
 from m3_connectors.evaluation.folder import EvaluationFolder
 
 PROGRAM = "import sys; from m3_connectors.cli.app import main; sys.exit(main())"
@@ -153,6 +153,25 @@ def test_ctrl_c_says_how_to_go_on(
     captured = capsys.readouterr()
     assert "out holds another evaluation: query max length: None, not 16." in captured.err
     assert "Give another --out" in captured.err
+
+
+def test_weights_that_nothing_takes(
+    dataset: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for weights in ("1,2,3", "paper"):
+        assert main(["eval", "tiny", "-m", str(checkpoint), "--methods", "dense", "--weights", weights]) == 2
+        assert "no weights can be chosen for dense" in capsys.readouterr().err
+
+
+def test_what_is_refused_is_not_said_to_go_on(
+    dataset: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def gone(self: EdgeBackend, *arguments: Any) -> Ranking:
+        raise NotFound("no such thing", backend="qdrant", operation="search")
+
+    monkeypatch.setattr(EdgeBackend, "_candidates", gone)
+    assert main(command(checkpoint, "out")) == 1
+    assert capsys.readouterr().err.endswith("no such thing\n  out keeps what was done.\n")
 
 
 def test_methods_are_added_to_what_is_there(dataset: Path, checkpoint: Path) -> None:
