@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -94,6 +95,15 @@ def write_evaluation(
     ids = {id for documents in cells.values() for id in documents}
     writer.add_documents([DocumentRow(id, sizes.get(id, 10)) for id in ids])
     return writer.finish([])
+
+
+def without_digests(folder: EvaluationFolder) -> EvaluationFolder:
+    """The folder as versions wrote it that did not know what its files were."""
+    path = folder.path / "evaluation.json"
+    raw = json.loads(path.read_text(encoding="utf-8"))
+    del raw["digests"], raw["added"]
+    path.write_text(json.dumps(raw, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return EvaluationFolder(folder.path)
 
 
 def _scores(documents: Mapping[str, tuple[float, float, float]], fusion: Fusion) -> CandidateScores:

@@ -88,6 +88,32 @@ class TestRanking:
             scores = {id: float(row @ vector) for id, row in vectors.items()}
             assert run[query] == sorted(scores.items(), key=lambda pair: (-pair[1], pair[0]))[:10]
 
+    @given(
+        st.lists(st.sampled_from([0.0, 0.5, 1.0]), min_size=1, max_size=40),
+        st.integers(1, 6),
+        st.integers(1, 7),
+    )
+    def test_nearest_leaves_equal_scores_to_their_ids(self, values: list[float], k: int, batch: int) -> None:
+        ids = [f"{(i * 17) % 41:02}" for i in range(len(values))]  # batches come in no order of ids
+        score = dict(zip(ids, values, strict=True))
+        queries = {"q": "q", "r": "r"}
+        task = Dataset(
+            "x", "test", Corpus.of([Document(id, id) for id in ids]), queries, {q: {"d": 1} for q in queries}
+        )
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(ranking, "PASSAGES_AT_ONCE", batch)
+            run = nearest(
+                task,
+                k,
+                lambda texts: np.array([[1], [-1]], np.float32),
+                lambda texts: np.array([[score[text]] for text in texts], np.float32),
+            )
+        for query, sign in (("q", 1), ("r", -1)):
+            expected = sorted(
+                ((id, sign * value) for id, value in score.items()), key=lambda p: (-p[1], p[0])
+            )
+            assert run[query] == expected[:k]
+
     def test_an_embedding_that_is_not_finite_is_refused(self) -> None:
         with pytest.raises(InvalidInput, match="query 'q1' and document 'd1' have no finite product"):
             nearest(

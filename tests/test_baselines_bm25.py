@@ -11,6 +11,7 @@ from evaluations import write_evaluation
 
 from m3_connectors.documents import Document
 from m3_connectors.encoder.encoder import M3Encoder
+from m3_connectors.evaluation.baselines import bm25
 from m3_connectors.evaluation.baselines.bm25 import BM25, K1, B, TokenBM25, WordBM25, words
 from m3_connectors.evaluation.datasets.dataset import Corpus, Dataset
 from m3_connectors.evaluation.record import Protocol
@@ -106,3 +107,17 @@ class TestRuns:
         found = TokenBM25().run(dataset, cut, encoder)["q"]
         assert found == shorter.search(encoder.token_strings("rain")[:-1], 100)
         assert found != run["q"]
+
+
+def test_much_memory_is_said_while_the_first_documents_are_read(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(bm25, "_DOCUMENTS_OF_AN_ESTIMATE", 2)
+    monkeypatch.setattr(bm25, "_MUCH_MEMORY", 4 * 3 * bm25._BYTES_A_TOKEN)
+    few = [Document(f"d{i}", "one two three") for i in range(4)]
+    caplog.set_level("WARNING")
+    BM25(few)
+    assert not caplog.records
+    BM25([*few, Document("d4", "one")])
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "BM25 over 5 documents" in caplog.text

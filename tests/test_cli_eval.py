@@ -20,7 +20,7 @@ import pytest
 from m3_connectors.backends.base import Ranking
 from m3_connectors.backends.qdrant.edge import EdgeBackend
 from m3_connectors.cli.app import main
-from m3_connectors.errors import Unavailable
+from m3_connectors.errors import NotFound, Unavailable
 from m3_connectors.evaluation.folder import EvaluationFolder
 
 PROGRAM = "import sys; from m3_connectors.cli.app import main; sys.exit(main())"
@@ -155,6 +155,25 @@ def test_ctrl_c_says_how_to_go_on(
     assert "Give another --out" in captured.err
 
 
+def test_weights_that_nothing_takes(
+    dataset: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for weights in ("1,2,3", "paper"):
+        assert main(["eval", "tiny", "-m", str(checkpoint), "--methods", "dense", "--weights", weights]) == 2
+        assert "no weights can be chosen for dense" in capsys.readouterr().err
+
+
+def test_what_is_refused_is_not_said_to_go_on(
+    dataset: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def gone(self: EdgeBackend, *arguments: Any) -> Ranking:
+        raise NotFound("no such thing", backend="qdrant", operation="search")
+
+    monkeypatch.setattr(EdgeBackend, "_candidates", gone)
+    assert main(command(checkpoint, "out")) == 1
+    assert capsys.readouterr().err.endswith("no such thing\n  out keeps what was done.\n")
+
+
 def test_methods_are_added_to_what_is_there(dataset: Path, checkpoint: Path) -> None:
     short = ["eval", "tiny", "--to", "qdrant:./store", "-m", str(checkpoint), "--limit-queries", "40"]
     more = [*short, "--methods", "all,sparse", "--baseline", "rrf,bm25"]
@@ -250,7 +269,7 @@ class TestReport:
         path = tree / "de" / "runs" / "all.trec"
         path.write_text(path.read_text().replace("q3 Q0", "q3x Q0", 1))
         assert main(["report", str(tree)]) == 1
-        assert "query 'q3x' is none of set/de" in capsys.readouterr().err
+        assert "tree/de/runs/all.trec was cut off or changed since it was written" in capsys.readouterr().err
 
     def test_nothing_to_report(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["report", str(tmp_path)]) == 1

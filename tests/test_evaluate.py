@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 import shutil
 from collections.abc import Sequence
@@ -345,7 +346,7 @@ class TestResuming:
         self, dataset: Dataset, encoder: M3Encoder, tmp_path: Path
     ) -> None:
         class Failing:
-            name, description = "failing", "fails at first"
+            name, description, requires = "failing", "fails at first", ()
             fails = True
 
             def run(self, dataset: Dataset, folder: EvaluationFolder, encoder: M3Encoder) -> Run:
@@ -402,6 +403,9 @@ def test_warnings_are_counted(encoder: M3Encoder, tmp_path: Path) -> None:
     limited = evaluate(dataset, encoder, few, tmp_path / "few")
     assert limited.record.warnings == ("only the first 3 queries are asked",)
     assert limited.asked == tuple(dataset.queries)[:3]
+    beyond = evaluate(dataset, encoder, dataclasses.replace(few, limit_queries=1000), tmp_path / "beyond")
+    assert beyond.record.warnings == ()  # all are asked
+    assert beyond.record.protocol.limit_queries is None
 
 
 def test_answers_judge_what_was_found(encoder: M3Encoder, tmp_path: Path) -> None:

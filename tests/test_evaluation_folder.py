@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import pytrec_eval
-from evaluations import MODEL, write_evaluation
+from evaluations import MODEL, without_digests, write_evaluation
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -161,18 +161,21 @@ class TestAnotherEvaluation:
             EvaluationFolder(folder.path).scores()
 
     def test_a_run_of_another_dataset(self, folder: EvaluationFolder) -> None:
+        folder = without_digests(folder)
         path = folder.path / "runs" / "all.trec"
         path.write_text(path.read_text() + "stranger Q0 d1 1 0.5 all\n")
         with pytest.raises(InvalidInput, match=r"all\.trec:201: query 'stranger' is none of toy"):
             folder.measure()
 
     def test_a_run_of_another_corpus(self, folder: EvaluationFolder) -> None:
+        folder = without_digests(folder)
         path = folder.path / "runs" / "all.trec"
         path.write_text(path.read_text().replace("d%250%C2%A0x", "stranger"))
         with pytest.raises(InvalidInput, match="'stranger' is none of the documents"):
             folder.measure()
 
     def test_judgements_of_another_dataset(self, folder: EvaluationFolder) -> None:
+        folder = without_digests(folder)
         (folder.path / "qrels.trec").write_text("stranger 0 d1 1\n")
         with pytest.raises(InvalidInput, match=r"qrels\.trec:1: query 'stranger'"):
             folder.measure()
@@ -189,6 +192,7 @@ class TestDamage:
         ],
     )
     def test_malformed_runs(self, folder: EvaluationFolder, line: str, reason: str) -> None:
+        folder = without_digests(folder)
         path = folder.path / "runs" / "all.trec"
         path.write_text(path.read_text() + line + "\n")
         with pytest.raises(InvalidInput, match=reason):
@@ -204,7 +208,24 @@ class TestDamage:
         with pytest.raises(InvalidInput, match="no method 'none' was evaluated on toy: it has dense,"):
             folder.run("none")
 
+    @pytest.mark.parametrize(
+        "name",
+        ["qrels.trec", "runs/all.trec", "queries.parquet", "documents.parquet", "scores/00000.parquet"],
+    )
+    def test_a_file_that_was_cut_off(self, folder: EvaluationFolder, name: str) -> None:
+        path = folder.path / name
+        content = path.read_bytes()
+        # Text is cut at the end of a line: what is left looks whole.
+        path.write_bytes(content[: content.rindex(b"\n", 0, len(content) // 2) + 1])
+        again = EvaluationFolder(folder.path)
+        with pytest.raises(
+            InvalidInput, match=r"was cut off or changed.*\n  Go on with the same m3 eval command"
+        ) as error:
+            (again.measure(), again.scores())
+        assert str(path) in str(error.value)
+
     def test_a_damaged_table(self, folder: EvaluationFolder) -> None:
+        without_digests(folder)
         (folder.path / "queries.parquet").write_bytes(b"PAR1 no more")
         with pytest.raises(InvalidInput, match=r"queries\.parquet is damaged"):
             EvaluationFolder(folder.path).queries()

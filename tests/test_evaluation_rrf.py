@@ -54,6 +54,13 @@ def test_equal_sums_are_in_the_order_of_ids(tmp_path: Path) -> None:
         assert answers[0][0] < answers[1][0]
 
 
+def test_is_no_longer_than_a_run(tmp_path: Path) -> None:
+    cells = {"q": {f"d{i:03}": (1 - i / 1000, 0.0, 0) for i in range(150)}}
+    folder = write_evaluation(tmp_path / "e", cells, {"q": {"d001": 1}})
+    answer = ReciprocalRankFusion().run(NO_TEXTS, folder, NO_TEXTS)["q"]
+    assert [id for id, _ in answer] == [f"d{i:03}" for i in range(100)]
+
+
 def test_is_that_of_a_plain_loop(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     cells = {

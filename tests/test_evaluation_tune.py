@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from pathlib import Path
 
@@ -14,8 +15,9 @@ from hypothesis import strategies as st
 from m3_connectors.errors import InvalidInput
 from m3_connectors.evaluation.measures import per_query
 from m3_connectors.evaluation.record import Fusion, Protocol
+from m3_connectors.evaluation.significance import holm
 from m3_connectors.evaluation.simplex import JudgedCandidates, grid, judged_candidates, ndcg
-from m3_connectors.evaluation.tune import TUNABLE, assign_folds, surface, tune
+from m3_connectors.evaluation.tune import TUNABLE, assign_folds, surface, tune, tune_together
 from m3_connectors.methods import ALL, DENSE_SPARSE, METHODS, MIRACL, Method, Weights, fuse, rank
 
 ROUGH = st.sampled_from((0.0, 0.25, 0.5, 0.75, 1.0))  # few values, so that scores tie
@@ -158,6 +160,21 @@ class TestTune:
         in_use = found.gains[0]
         assert found.decisive is not in_use
         assert in_use.real  # tuned weights would beat what is in use too, but so does the preset
+
+    def test_methods_tuned_together_are_decided_together(self, tmp_path: Path) -> None:
+        folder = write_evaluation(tmp_path / "e", *known(150, 3, (0.1, 0.63, 0.27)))
+        alone = [tune(folder, method) for method in TUNABLE]
+        p_values = [found.decisive.test.p_value for found in alone]
+        assert [found.adjusted_p_value for found in alone] == p_values
+        together = tune_together(folder, TUNABLE)
+        assert [found.adjusted_p_value for found in together] == holm(p_values)
+        assert together[0].adjusted_p_value == 2 * min(p_values)
+        assert together[0].recommended
+        # A gain that is real by itself is not advised if it is not among all that were looked at.
+        doubtful = dataclasses.replace(together[0], adjusted_p_value=0.06)
+        assert doubtful.decisive.real
+        assert not doubtful.recommended
+        assert "noise, p = 0.06" in doubtful.advice
 
     def test_what_is_in_use_comes_first_and_equal_rankings_once(self, tmp_path: Path) -> None:
         folder = write_evaluation(

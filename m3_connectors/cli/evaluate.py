@@ -35,9 +35,10 @@ from m3_connectors.cli.options import (
     choose_method,
     names_of,
 )
-from m3_connectors.errors import InvalidInput, M3Error, MissingDependency, ModelMismatch
+from m3_connectors.errors import InvalidInput, M3Error, MissingDependency, ModelMismatch, NotFound, Rejected
 from m3_connectors.evaluation.baselines.baseline import Baseline
 from m3_connectors.evaluation.baselines.registry import BASELINES, baseline_for
+from m3_connectors.evaluation.beside import paper_weights
 from m3_connectors.methods import METHODS, Method
 
 if TYPE_CHECKING:
@@ -89,7 +90,8 @@ def evaluate(
         typer.Option(
             "--weights",
             metavar="W1,W2,W3|FILE|paper",
-            help="Weights of the fused methods. [dim]default: those that the model ships with, else the paper's[/dim]",
+            help="Weights of the fused methods. [dim]default: those that the model ships with, else the paper's for "
+            "the dataset[/dim]",
         ),
     ] = None,
     fusion: Annotated[
@@ -186,17 +188,19 @@ def evaluate_into(
 
     command = shlex.join(["m3", *map(without_secrets, sys.argv[1:])])
     progress = _Shown(f"{plan.url} {plan.collection}")
-    on = f"  {place} keeps what was done. Go on with the same command." if kept else ""
+    keeps = f"{place} keeps what was done."
+    on = f"{keeps} Go on with the same command."
     try:
         with progress, advice(MISMATCH_ADVICE, ModelMismatch):
             return run(dataset, encoder, plan, place, watch=progress, settings={"command": command})
     except KeyboardInterrupt:
-        if on:
-            err.print(on.strip(), markup=False, soft_wrap=True)
+        if kept:
+            err.print(on, markup=False, soft_wrap=True)
         raise typer.Exit(INTERRUPTED) from None
     except M3Error as error:
-        if on and not isinstance(error, InvalidInput | ModelMismatch):
-            error.add_note(on)
+        if kept and not isinstance(error, InvalidInput | ModelMismatch):
+            # What was refused is refused again: something in the command has to change, a baseline's name perhaps.
+            error.add_note(f"  {keeps}" if isinstance(error, NotFound | Rejected) else f"  {on}")
         raise
 
 
@@ -243,22 +247,31 @@ def _baselines(specs: str | None) -> list[Baseline]:
 
 
 def _given(names: Sequence[str], weights: str | None) -> dict[str, Method]:
-    """The methods whose weights the command line gives as numbers."""
+    """The methods whose weights the command line gives as numbers.
+
+    Raises:
+        typer.BadParameter: Weights, and no method that has some to choose.
+    """
+    if weights and not any(name in WEIGHTED for name in names):
+        raise typer.BadParameter(
+            f"no weights can be chosen for {', '.join(names)}: they are for {' and '.join(WEIGHTED)}.",
+            param_hint="--weights",
+        )
     numbers = None if weights == _PAPER else weights
     chosen = {name: choose_method(name, numbers) for name in names if name in WEIGHTED}
     return {name: method for name, method in chosen.items() if method}
 
 
 def preset(name: str, encoder: M3Encoder, dataset: Dataset, *, paper: bool) -> Method:
-    """A method under the model's own weights, or under those that the paper has for this dataset."""
+    """A method under the weights that the model ships with, else (or if asked for) the paper's for this dataset."""
     base = name.removesuffix(f"-{_PAPER}")
     method = METHODS[base]
     if base not in WEIGHTED:
         return method
+    published = paper_weights(base, dataset.paper) or tuple(method.weights)
     if paper or base != name:
-        published = dataset.paper.all if base == "all" else dataset.paper.dense_sparse
-        return method.weighted(*(published or method.weights))
-    return method.weighted(*encoder.recommended_weights.get(base, method.weights))
+        return method.weighted(*published)
+    return method.weighted(*encoder.recommended_weights.get(base, published))
 
 
 def agree(yes: bool) -> Callable[[Sequence[Download]], bool]:

@@ -90,7 +90,7 @@ def tune(
 ) -> None:
     """Find weights on judged queries, measure them on queries they were not chosen by, and say whether they help."""
     from m3_connectors.evaluation.folder import RECORD, EvaluationFolder
-    from m3_connectors.evaluation.tune import tune as find_weights
+    from m3_connectors.evaluation.tune import tune_together
 
     place = Path(dataset)
     if (place / RECORD).exists():
@@ -112,10 +112,8 @@ def tune(
             data_dir=data_dir,
             yes=yes,
         )
-    found = []
-    for method in methods.split(","):
-        with working(f"tuning {method} …"):
-            found.append(find_weights(folder, method, folds=folds, seed=seed))
+    with working("tuning …"):
+        found = tune_together(folder, methods.split(","), folds=folds, seed=seed)
     if weights_file:
         save_weights(weights_file, {tuning.method: tuning.advised for tuning in found})
     if json:
@@ -246,6 +244,7 @@ def _document(folder: EvaluationFolder, found: Sequence[Tuning], weights_file: P
                 "fitted": tuning.fitted,
                 "held_out": tuning.held_out,
                 "recommended": tuning.recommended,
+                "adjusted_p_value": tuning.adjusted_p_value,
                 "advised": list(tuning.advised),
                 "advice": tuning.advice,
                 "gains": [

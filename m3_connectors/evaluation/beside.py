@@ -1,4 +1,4 @@
-"""Measured means beside the published ones."""
+"""Measured means beside the published ones, with what was not as the paper had it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,17 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 from m3_connectors.evaluation.datasets.catalogue import CATALOGUE
+from m3_connectors.evaluation.datasets.dataset import PaperProtocol
+from m3_connectors.evaluation.datasets.sizes import size_of
 from m3_connectors.evaluation.folder import EvaluationFolder
+from m3_connectors.evaluation.record import EvaluationRecord, MethodRecord
+from m3_connectors.methods import METHODS
+
+Published = Mapping[tuple[str, str, str], float]
+"""By task, method and measure, from 0 to 1, as ``datasets.published.numbers_by_task`` gives them."""
+
+PAPER_RUNS = {f"{name}-paper": name for name in ("all", "dense_sparse")}
+"""Runs under the paper's weights, which are named so beside the model's own, and what the paper calls them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,70 +29,157 @@ class BesidePublished:
         task: A dataset, or a family such as ``miracl``: the mean over all its languages.
         method: Name of the run.
         measure: In what.
+        model: Whose vectors.
+        fusion: Of the evaluation's protocol.
         measured: Here, from 0 to 1.
         published: There, from 0 to 1.
+        deviations: What was not as in the paper, for people: another experiment, if there is anything.
     """
 
     task: str
     method: str
     measure: str
+    model: str
+    fusion: str
     measured: float
     published: float
+    deviations: tuple[str, ...]
 
     @property
-    def difference(self) -> float:
-        """Measured minus published."""
-        return self.measured - self.published
+    def difference(self) -> float | None:
+        """Measured minus published; None for another experiment than the paper's."""
+        return None if self.deviations else self.measured - self.published
 
 
-def beside_published(
-    folders: Sequence[EvaluationFolder], published: Mapping[tuple[str, str, str], float]
-) -> list[BesidePublished]:
-    """What was measured as it was published: on the paper's split, all of its queries, and for a mean all languages.
+@dataclasses.dataclass(frozen=True)
+class _Measured:
+    """One run: its mean by measure, and by what (weights, documents, …) it is another experiment and how."""
 
-    Anything less is another number and is left out, and so are datasets that the paper does not have.
+    means: Mapping[str, float]
+    deviations: Mapping[str, str]
+
+
+def beside_published(folders: Sequence[EvaluationFolder], published: Published) -> list[BesidePublished]:
+    """What was measured on the paper's split with all of its queries, and for a mean in all languages.
+
+    Less is left out, and so are datasets that the paper does not have. Where weights, lists, lengths or the size of
+    the dataset are not the paper's, the row says so and has no difference.
 
     Args:
         folders: Complete evaluations.
-        published: By task, method and measure, from 0 to 1, as ``datasets.published.numbers_by_task`` gives them.
+        published: The numbers of the paper.
     """
     rows = []
     # Languages belong to one mean if the same model searched the same store in the same way.
-    families: dict[tuple[str, str], dict[str, dict[str, dict[str, float]]]] = defaultdict(dict)
+    families: dict[tuple[str, str], dict[str, dict[str, _Measured]]] = defaultdict(dict)
+    records: dict[tuple[str, str], EvaluationRecord] = {}
     for folder in folders:
-        dataset, protocol = folder.record.dataset, folder.record.protocol
+        record = folder.record
+        dataset, protocol = record.dataset, record.protocol
         entry = CATALOGUE.get(dataset.family)
         if entry is None or dataset.split != entry.splits[0] or protocol.limit_queries is not None:
             continue
         means = folder.means()
-        rows += _beside(dataset.name, means, published)
+        runs = {
+            method.name: _Measured(means[method.name], _deviations(record, method, entry.paper))
+            for method in record.methods
+        }
+        rows += _beside(dataset.name, record, runs, published)
         if dataset.name != dataset.family:
-            alike = f"{folder.record.model} {folder.record.store.url} {protocol}"
-            families[dataset.family, alike][dataset.name] = means
-    for (family, _), by_language in families.items():
-        if by_language.keys() == set(CATALOGUE[family].names()):
-            rows += _beside(family, _mean(list(by_language.values())), published)
+            family = dataset.family, f"{record.model} {record.store.url} {protocol}"
+            families[family][dataset.name] = runs
+            records[family] = record
+    for family, by_language in families.items():
+        if by_language.keys() == set(CATALOGUE[family[0]].names()):
+            rows += _beside(family[0], records[family], _mean(list(by_language.values())), published)
     return rows
 
 
-def _mean(languages: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, dict[str, float]]:
-    """The mean over languages of what all of them have, by method and measure."""
-    return {
-        method: {
-            measure: statistics.fmean(language[method][measure] for language in languages)
-            for measure in measures
-        }
-        for method, measures in languages[0].items()
-        if all(method in language for language in languages)
-    }
+def paper_weights(method: str, paper: PaperProtocol) -> tuple[float, float, float] | None:
+    """The weights that the paper has for a method on a dataset; None where it has none of its own."""
+    return {"all": paper.all, "dense_sparse": paper.dense_sparse}.get(method)
+
+
+def _deviations(record: EvaluationRecord, run: MethodRecord, paper: PaperProtocol) -> dict[str, str]:
+    """What is not as the paper had it, by what it is about."""
+    found: dict[str, str] = {}
+    dataset, protocol = record.dataset, record.protocol
+    if size := size_of(dataset.family, dataset.name.partition("/")[2] or None, dataset.split):
+        for what, here, whole in (
+            ("documents", dataset.documents, size.documents),
+            ("queries", dataset.queries, size.queries),
+        ):
+            if whole not in (None, here):
+                found[what] = f"{here:,} of {whole:,} {what}"
+    for what, cut, theirs in (
+        ("queries cut", protocol.query_max_length, paper.query_max_length),
+        ("documents cut", protocol.passage_max_length, paper.passage_max_length),
+    ):
+        if cut not in (None, theirs):
+            at = f"{theirs:,}" if theirs else "the model's maximum"
+            found[what] = f"{what} at {cut:,} tokens, not {at}"
+    if run.weights is None:
+        return found
+    method = METHODS.get(PAPER_RUNS.get(run.name, run.name))
+    if method is None:
+        return found
+    weights = paper_weights(method.name, paper) or tuple(method.weights)
+    if _direction(run.weights) != _direction(weights):
+        found["weights"] = f"weights {_numbers(run.weights)}, not {_numbers(weights)}"
+    if run.candidates != method.candidates:
+        found["candidates"] = f"candidates {run.candidates}, not {dict(method.candidates)}"
+    if not protocol.exact_lists:
+        found["lists"] = "approximate lists"
+    return found
+
+
+def _direction(weights: Sequence[float]) -> tuple[float, ...]:
+    """Weights that rank the same have the same one."""
+    return tuple(round(weight / sum(weights), 9) for weight in weights)
+
+
+def _numbers(weights: Sequence[float]) -> str:
+    return " ".join(f"{weight:g}" for weight in weights)
+
+
+def _mean(languages: Sequence[Mapping[str, _Measured]]) -> dict[str, _Measured]:
+    """The mean over languages of what all of them have, by run."""
+    means = {}
+    for name, first in languages[0].items():
+        if all(name in language for language in languages):
+            runs = [language[name] for language in languages]
+            values = {
+                measure: statistics.fmean(run.means[measure] for run in runs) for measure in first.means
+            }
+            means[name] = _Measured(values, _joined([run.deviations for run in runs]))
+    return means
+
+
+def _joined(deviations: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    """What deviates anywhere; where not the same in all languages, in how many."""
+    joined = {}
+    for what in dict.fromkeys(what for one in deviations for what in one):
+        said = [one[what] for one in deviations if what in one]
+        same = len(said) == len(deviations) and len(set(said)) == 1
+        joined[what] = said[0] if same else f"{what} in {len(said)} of {len(deviations)} languages"
+    return joined
 
 
 def _beside(
-    task: str, means: Mapping[str, Mapping[str, float]], published: Mapping[tuple[str, str, str], float]
+    task: str, record: EvaluationRecord, runs: Mapping[str, _Measured], published: Published
 ) -> list[BesidePublished]:
     return [
-        BesidePublished(task, method, measure, mean, published[task, method, measure])
-        for method, measures in means.items()
-        for measure, mean in measures.items()
-        if (task, method, measure) in published
+        BesidePublished(
+            task,
+            name,
+            measure,
+            record.model.name,
+            record.protocol.fusion,
+            mean,
+            published[number],
+            tuple(run.deviations.values()),
+        )
+        for name, run in runs.items()
+        for measure, mean in run.means.items()
+        if (number := (task, PAPER_RUNS.get(name, name), measure)) in published
     ]

@@ -104,23 +104,21 @@ class Comparison:
         return self.adjusted_p_value < SIGNIFICANT
 
 
-def compare(
-    pairs: Sequence[Pair], measure: str | None = None, *, resamples: int | None = None, seed: int = 0
-) -> list[Comparison]:
+def compare(pairs: Sequence[Pair], measure: str | None = None, *, seed: int = 0) -> list[Comparison]:
     """Test pairs of rankings; all p-values are corrected for all pairs.
 
-    Copies of a query (the same text) are flipped and drawn as one: they rise and fall together.
+    Copies of a query (the same text) are flipped and drawn as one: they rise and fall together. The more pairs, the
+    more resamples.
 
     Args:
         pairs: The family of comparisons: every pair that is looked at.
         measure: What to compare; each dataset's main measure by default.
-        resamples: Of each test; by default enough for the size of the family.
         seed: Of all tests.
 
     Raises:
         InvalidInput: A pair is not of the same dataset and split, or lacks the measure.
     """
-    drawn = resamples or resamples_for(len(pairs))
+    resamples = resamples_for(len(pairs))
     measures = []
     tests = []
     for before, after in pairs:
@@ -129,7 +127,7 @@ def compare(
         units = query_texts(before.folder)
         measures.append(name)
         tests.append(
-            paired_test(before.values(name), after.values(name), units=units, resamples=drawn, seed=seed)
+            paired_test(before.values(name), after.values(name), units=units, resamples=resamples, seed=seed)
         )
     adjusted = holm([test.p_value for test in tests])
     return [

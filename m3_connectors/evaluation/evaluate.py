@@ -65,6 +65,7 @@ _PACKAGES = (
         "pytrec_eval-terrier",
     ),
     *("bm25s", "qdrant-edge-py", "qdrant-client", "pymilvus", "milvus-lite", "elasticsearch"),
+    *("sentence-transformers", "transformers", "regex", "ir_datasets"),
 )
 
 
@@ -118,15 +119,19 @@ def evaluate(
         The complete folder.
 
     Raises:
-        InvalidInput: The folder holds another evaluation, or the collection other documents.
+        InvalidInput: The folder holds another evaluation, or the collection other documents; two runs of one name, or
+            a baseline that needs a run which does not come before its own.
         ModelMismatch: The collection was written by another model.
         BackendError: The store failed; everything done so far is kept.
     """
-    if plan.limit_queries is not None:
+    if plan.limit_queries is not None and plan.limit_queries < len(dataset.queries):
         dataset = dataset.select(list(dataset.queries)[: plan.limit_queries])
+    else:
+        plan = dataclasses.replace(plan, limit_queries=None)
     names = [*plan.methods, *(baseline.name for baseline in plan.baselines)]
     if repeated := sorted({name for name in names if names.count(name) > 1}):
         raise InvalidInput(f"two methods are named {repeated[0]!r}: each run needs a name of its own.")
+    _check_order(plan)
     languages = dict.fromkeys(dataset.queries, dataset.query_language) if dataset.query_language else {}
     writer = FolderWriter(out, _record(dataset, encoder, plan), dataset.queries, languages)
     if writer.complete:
@@ -135,7 +140,7 @@ def evaluate(
     writer.add_environment(environment(*_PACKAGES, **about, **(settings or {})))
     if writer.missing_parts():
         anyio.run(_score, dataset, encoder, plan, writer, watch)
-    folder = EvaluationFolder(out)
+    folder = writer.so_far()
     for name, method in plan.methods.items():
         if not writer.has_run(name):
             writer.add_run(name, method_run(folder, method))
@@ -145,6 +150,22 @@ def evaluate(
             writer.add_run(baseline.name, baseline.run(dataset, folder, encoder))
     watch("measuring", 0, 0)
     return writer.finish(_conclude(dataset, encoder, plan, folder, writer))
+
+
+def _check_order(plan: Plan) -> None:
+    """Refuse a baseline that needs a run which is not there by its turn, now and not after hours of encoding.
+
+    Raises:
+        InvalidInput: There is one.
+    """
+    before = list(plan.methods)
+    for baseline in plan.baselines:
+        if missing := [run for run in baseline.requires if run not in before]:
+            raise InvalidInput(
+                f"{baseline.name} needs the run {missing[0]!r}, which is not before it: there is {', '.join(before)}.\n"
+                "  Name one of these, or put the baseline that makes the run before it."
+            )
+        before.append(baseline.name)
 
 
 async def _score(

@@ -17,6 +17,7 @@ environment.json has the same bytes however often the evaluation was interrupted
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import os
 import re
@@ -39,6 +40,9 @@ Run = dict[str, list[tuple[str, float]]]
 """Query id to documents with their scores, best first."""
 
 RECORD = "evaluation.json"
+QUERIES = "queries.parquet"
+DOCUMENTS = "documents.parquet"
+QRELS = "qrels.trec"
 
 SCORES_COLUMNS = (
     "query_id",
@@ -108,9 +112,9 @@ class EvaluationFolder:
         Raises:
             InvalidInput: The file is missing, malformed or of another dataset.
         """
-        path = self.path / "qrels.trec"
+        path = self.path / QRELS
         qrels: dict[str, dict[str, int]] = {query: {} for query in self.asked}
-        for line, (query, _, document, grade) in self._trec(path, 4):
+        for line, (query, _, document, grade) in self._trec(QRELS, 4):
             if query not in qrels:
                 raise InvalidInput(f"{path}:{line}: query {query!r} is none of {self.record.dataset.name}.")
             try:
@@ -126,11 +130,11 @@ class EvaluationFolder:
 
     def queries(self) -> pa.Table:
         """query_id, text, language; in evaluation order."""
-        return self._table("queries.parquet")
+        return self._table(QUERIES)
 
     def documents(self) -> pa.Table:
         """document_id, characters, tokens (null where unknown), language; those judged or answered, by id."""
-        return self._table("documents.parquet")
+        return self._table(DOCUMENTS)
 
     def scores(self) -> pa.Table:
         """The component scores of all candidates: queries in evaluation order, documents by id.
@@ -164,9 +168,9 @@ class EvaluationFolder:
             InvalidInput: No such method, or its run is missing, malformed or of another dataset.
         """
         self.record.method(method)
-        path = self.path / "runs" / f"{method}.trec"
+        path = self.path / run_path(method)
         run: Run = {query: [] for query in self.asked}
-        for line, (query, _, document, _, score, _) in self._trec(path, 6):
+        for line, (query, _, document, _, score, _) in self._trec(run_path(method), 6):
             if query not in run:
                 raise InvalidInput(f"{path}:{line}: query {query!r} is none of {self.record.dataset.name}.")
             try:
@@ -251,23 +255,40 @@ class EvaluationFolder:
         """Number of parts that the scores come in."""
         return -(-self.record.dataset.queries // PART_QUERIES)
 
+    def _read(self, name: str) -> bytes:
+        """A file, as it was written.
+
+        Raises:
+            InvalidInput: It is missing, or was cut off or changed since: half a file would give other numbers without
+                a sign of it.
+        """
+        path = self.path / name
+        if not path.exists():
+            raise InvalidInput(f"{path} is missing.\n  Go on with the same m3 eval command to complete it.")
+        content = path.read_bytes()
+        if digest(content) != self.record.digests.get(name, digest(content)):
+            raise InvalidInput(
+                f"{path} was cut off or changed since it was written: its SHA-256 is not that of {RECORD}.\n"
+                "  Go on with the same m3 eval command: it makes the file anew."
+            )
+        return content
+
     def _table(self, name: str) -> pa.Table:
         arrow()
         import pyarrow.parquet as pq
 
-        path = self.path / name
-        if not path.exists():
-            raise InvalidInput(f"{path} is missing.\n  Go on with the same m3 eval command to complete it.")
+        content = self._read(name)
         try:
-            return pq.read_table(path)
+            return pq.read_table(arrow().BufferReader(content))
         except (OSError, ValueError) as error:  # pyarrow.ArrowInvalid is a ValueError
-            raise InvalidInput(f"{path} is damaged: {error}\n  Delete it and run m3 eval again.") from error
+            raise InvalidInput(
+                f"{self.path / name} is damaged: {error}\n  Delete it and run m3 eval again."
+            ) from error
 
-    def _trec(self, path: Path, columns: int) -> Iterator[tuple[int, list[str]]]:
+    def _trec(self, name: str, columns: int) -> Iterator[tuple[int, list[str]]]:
         """Lines of a TREC file as decoded cells, with their numbers."""
-        if not path.exists():
-            raise InvalidInput(f"{path} is missing.\n  Go on with the same m3 eval command to complete it.")
-        for line, raw in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+        path = self.path / name
+        for line, raw in enumerate(self._read(name).decode("utf-8").split("\n"), 1):
             if raw:
                 cells = raw.split()
                 if len(cells) != columns:
@@ -302,6 +323,16 @@ def find_folders(root: Path) -> list[EvaluationFolder]:
 def part_name(number: int) -> str:
     """Where part ``number`` (from 0) of the scores lies in the folder."""
     return f"scores/{number:05}.parquet"
+
+
+def run_path(method: str) -> str:
+    """Where the run of a method lies in the folder."""
+    return f"runs/{method}.trec"
+
+
+def digest(content: bytes) -> str:
+    """By which a file of the folder is known: SHA-256, in hexadecimal."""
+    return hashlib.sha256(content).hexdigest()
 
 
 def trec_id(id: str) -> str:

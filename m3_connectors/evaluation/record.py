@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from m3_connectors.embeddings import Component, ModelInfo
@@ -112,7 +112,8 @@ class MethodRecord:
         kind: One of the paper's methods, or something to compare with.
         weights: Of dense, sparse and multi-vector scores; None for a baseline.
         candidates: Depth of each proposing list; None for a baseline.
-        description: For people.
+        description: For people; of a baseline it says everything that its ranking depends on, so that another one of
+            the same name is told from it.
     """
 
     name: str
@@ -120,6 +121,12 @@ class MethodRecord:
     weights: tuple[float, float, float] | None = None
     candidates: Mapping[Component, int] | None = None
     description: str = ""
+
+    @property
+    def ranking(self) -> str:
+        """By what it ranks, in full: a run of another ranking is another one, whatever its name."""
+        weights = " ".join(map(repr, self.weights or ()))
+        return f"weights {weights} of {dict(self.candidates or {})}" if weights else self.description
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,6 +141,9 @@ class EvaluationRecord:
         methods: What was compared, in the order asked.
         warnings: What did not fit together, counted, for people.
         complete: Every run is there; until then the folder is work in progress.
+        added: Further methods whose runs are there already, while others are still being added to a complete
+            evaluation: they are in no number yet.
+        digests: SHA-256 (hex) of the files that are not derived, by their path in the folder.
     """
 
     dataset: DatasetRecord
@@ -143,6 +153,8 @@ class EvaluationRecord:
     methods: tuple[MethodRecord, ...]
     warnings: tuple[str, ...] = ()
     complete: bool = False
+    added: tuple[MethodRecord, ...] = ()
+    digests: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def method(self, name: str) -> MethodRecord:
         """The method of a name.
@@ -181,12 +193,11 @@ class EvaluationRecord:
                 model=ModelInfo(**raw["model"]),
                 store=StoreRecord(**raw["store"]),
                 protocol=Protocol(**protocol),
-                methods=tuple(
-                    MethodRecord(**{**method, "weights": method["weights"] and tuple(method["weights"])})
-                    for method in raw["methods"]
-                ),
+                methods=_methods(raw["methods"]),
                 warnings=tuple(raw["warnings"]),
                 complete=raw["complete"],
+                added=_methods(raw.get("added", ())),  # older folders have neither
+                digests=raw.get("digests", {}),
             )
         except (KeyError, TypeError) as error:
             raise InvalidInput(f"the record of the evaluation is damaged: {error}.") from error
@@ -204,8 +215,8 @@ class EvaluationRecord:
     def differences(self, other: EvaluationRecord) -> list[str]:
         """What makes another evaluation another one, as lines for people; warnings and progress do not.
 
-        A dataset is known by its fingerprint and split, a model by its fingerprints: names may change. The other one
-        may have further methods: they are computed from the same scores and change nothing of what is there.
+        A dataset is known by its name, split and fingerprint, a model by its fingerprints: its name may change. The
+        other one may have further methods: they are computed from the same scores and change nothing of what is there.
         """
         same_model = _model_key(self.model) == _model_key(other.model)
         mine, others = _identity(self), _identity(other)
@@ -218,9 +229,9 @@ class EvaluationRecord:
         for method in self.methods:
             if method.name not in methods:
                 differing.append(f"method {method.name} is there and was not asked for")
-            elif _ranking(method) != _ranking(methods[method.name]):
+            elif method.ranking != methods[method.name].ranking:
                 differing.append(
-                    f"method {method.name}: {_ranking(method)}, not {_ranking(methods[method.name])}"
+                    f"method {method.name}: {method.ranking}, not {methods[method.name].ranking}"
                 )
         return differing
 
@@ -229,10 +240,11 @@ def _model_key(model: ModelInfo) -> tuple[object, ...]:
     return (model.dimension, model.vocabulary_fingerprint, model.weights_fingerprint)
 
 
-def _ranking(method: MethodRecord) -> str:
-    """By what a method ranks, in full."""
-    weights = " ".join(map(repr, method.weights or ()))
-    return f"weights {weights} of {dict(method.candidates or {})}" if weights else "a baseline"
+def _methods(raw: Sequence[Mapping[str, Any]]) -> tuple[MethodRecord, ...]:
+    return tuple(
+        MethodRecord(**{**method, "weights": method["weights"] and tuple(method["weights"])})
+        for method in raw
+    )
 
 
 def _identity(record: EvaluationRecord) -> dict[str, object]:

@@ -99,6 +99,7 @@ class Tuning:
         decisive: The one of the gains that has to be real: against what is in use, or against a baseline that is
             itself really better than that.
         surface: The whole grid.
+        adjusted_p_value: Of the decisive gain, corrected for the methods that were tuned with this one.
     """
 
     method: str
@@ -109,11 +110,12 @@ class Tuning:
     gains: tuple[Gain, ...]
     decisive: Gain
     surface: Surface
+    adjusted_p_value: float
 
     @property
     def recommended(self) -> bool:
         """Whether the tuned weights are advised."""
-        return self.decisive.real
+        return self.decisive.real and self.adjusted_p_value < SIGNIFICANT
 
     @property
     def advised(self) -> Weights:
@@ -131,7 +133,7 @@ class Tuning:
         if high < 0:
             reason = "a loss"
         elif low > 0:
-            reason = f"noise, p = {test.p_value:.2f}"
+            reason = f"noise, p = {self.adjusted_p_value:.2f}"
         else:
             reason = "noise, the interval contains 0"
         in_use = self.gains[0]
@@ -213,7 +215,24 @@ def tune(
         gains=gains,
         decisive=gains[standing],
         surface=whole,
+        adjusted_p_value=gains[standing].test.p_value,
     )
+
+
+def tune_together(
+    folder: EvaluationFolder, methods: Sequence[str], *, folds: int = 5, seed: int = 0
+) -> list[Tuning]:
+    """``tune`` for several methods; Holm's correction keeps the chance that any is wrongly advised below 5 %.
+
+    Raises:
+        InvalidInput: As ``tune``.
+    """
+    found = [tune(folder, method, folds=folds, seed=seed) for method in methods]
+    adjusted = holm([tuning.decisive.test.p_value for tuning in found])
+    return [
+        dataclasses.replace(tuning, adjusted_p_value=p_value)
+        for tuning, p_value in zip(found, adjusted, strict=True)
+    ]
 
 
 def surface(folder: EvaluationFolder, method: str = "all", divisions: int = _COARSE) -> Surface:

@@ -14,13 +14,18 @@ import numpy.typing as npt
 from m3_connectors.errors import InvalidInput
 from m3_connectors.evaluation.candidates import CandidateScores
 from m3_connectors.evaluation.folder import (
+    DOCUMENTS,
     PART_OF,
     PART_QUERIES,
+    QRELS,
+    QUERIES,
     RECORD,
     EvaluationFolder,
     Run,
     arrow,
+    digest,
     part_name,
+    run_path,
     trec_id,
     trec_run,
     write_table,
@@ -49,6 +54,8 @@ class DocumentRow:
 class FolderWriter:
     """An evaluation's folder while it is made, begun anew or where it was left, or while methods are added to it.
 
+    A complete evaluation stays one until the runs of all added methods are there: one that fails costs nothing.
+
     Args:
         path: The folder; made if it is not there.
         record: What is evaluated.
@@ -69,24 +76,18 @@ class FolderWriter:
         self.path = path
         self._record = record
         self._queries = list(queries)
+        self._usable: EvaluationRecord | None = None
+        self._damaged: set[str] = set()
+        self._runs: set[str] = set()
         if (path / RECORD).exists():
-            there = EvaluationFolder(path).record
-            if differences := there.differences(record):
-                raise InvalidInput(
-                    f"{path} holds another evaluation: {'; '.join(differences)}.\n"
-                    "  Give another --out, or remove the folder."
-                )
-            complete = (
-                there.complete and len(there.methods) == len(record.methods) and not self._missing(record)
-            )
-            self._record = dataclasses.replace(record, complete=complete)
+            self._take_up(EvaluationFolder(path).record)
         elif path.exists() and (not path.is_dir() or any(p.suffix != ".tmp" for p in path.iterdir())):
             raise InvalidInput(f"{path} is no empty folder: an evaluation needs one of its own.")
         for folder in ("scores", "runs"):
             (path / folder).mkdir(parents=True, exist_ok=True)
-        if not self._record.complete:
-            self._write_record()
-        if not (path / "queries.parquet").exists():
+        if self._usable is None:
+            self._write(self._record)
+        if not self._is_sound(QUERIES):
             languages = query_languages or {}
             pa = arrow()
             columns = {
@@ -94,17 +95,23 @@ class FolderWriter:
                 "text": pa.array(queries.values(), pa.string()),
                 "language": pa.array([languages.get(query) for query in self._queries], pa.string()),
             }
-            write_table(path / "queries.parquet", pa.table(columns))
+            write_table(path / QUERIES, pa.table(columns))
 
     @property
     def complete(self) -> bool:
         """Nothing is left to do."""
         return self._record.complete
 
+    def so_far(self) -> EvaluationFolder:
+        """The folder with everything that is asked for, for methods that rank by others."""
+        folder = EvaluationFolder(self.path)
+        folder.record = self._record
+        return folder
+
     def missing_parts(self) -> list[int]:
         """Numbers of the parts of the scores that are not there yet."""
         count = -(-len(self._queries) // PART_QUERIES)
-        return [number for number in range(count) if not (self.path / part_name(number)).exists()]
+        return [number for number in range(count) if not self._is_sound(part_name(number))]
 
     def part_queries(self, number: int) -> list[str]:
         """The queries of one part of the scores."""
@@ -142,10 +149,11 @@ class FolderWriter:
             columns["sparse_list"] = nullable("sparse_list", np.isnan(joined("sparse_list")))
         table = pa.table(columns).replace_schema_metadata({PART_OF: self._record.scores_key.encode()})
         write_table(self.path / part_name(number), table)
+        self._damaged.discard(part_name(number))
 
     def has_run(self, method: str) -> bool:
-        """Whether a method's run is there."""
-        return self._run_path(method).exists()
+        """Whether the run of a method that was asked for is there."""
+        return method in self._runs
 
     def add_run(self, method: str, run: Run) -> None:
         """Keep a method's answers, best first, as many as the protocol says.
@@ -159,16 +167,34 @@ class FolderWriter:
             )
         depth = self._record.protocol.run_depth
         cut = {query: run[query][:depth] for query in self._queries}
-        write_text(self._run_path(method), trec_run(method, cut))
+        name = run_path(method)
+        write_text(self.path / name, trec_run(method, cut))
+        self._runs.add(method)
+        digests = self._digests([name])
+        self._record = dataclasses.replace(self._record, digests={**self._record.digests, **digests})
+        if self._usable is None:
+            self._write(self._record)
+        elif method not in {one.name for one in self._usable.methods}:
+            self._usable = dataclasses.replace(
+                self._usable,
+                added=(*self._usable.added, self._record.method(method)),
+                digests={**self._usable.digests, **digests},
+            )
+            self._write(self._usable)
 
     def add_qrels(self, qrels: Mapping[str, Mapping[str, int]]) -> None:
-        """Keep the judgements of the queries asked."""
+        """Keep the judgements of the queries asked, once all runs are there.
+
+        From here on files change that the numbers of a complete evaluation depend on, so it is none until the end.
+        """
+        self._usable = None
+        self._write(self._record)
         rows = (
             f"{trec_id(query)} 0 {trec_id(document)} {grade}\n"
             for query in self._queries
             for document, grade in qrels.get(query, {}).items()
         )
-        write_text(self.path / "qrels.trec", "".join(rows))
+        write_text(self.path / QRELS, "".join(rows))
 
     def add_documents(self, documents: Sequence[DocumentRow]) -> None:
         """Keep the lengths and languages of the documents that are judged or answered."""
@@ -180,7 +206,7 @@ class FolderWriter:
             "tokens": pa.array([document.tokens for document in ordered], pa.int32()),
             "language": pa.array([document.language for document in ordered], pa.string()),
         }
-        write_table(self.path / "documents.parquet", pa.table(columns))
+        write_table(self.path / DOCUMENTS, pa.table(columns))
 
     def add_environment(self, environment: Mapping[str, Any]) -> None:
         """Note the machine and versions of this session beside those of the sessions before."""
@@ -190,25 +216,69 @@ class FolderWriter:
 
     def finish(self, warnings: Sequence[str]) -> EvaluationFolder:
         """Mark the evaluation complete and compute its measures."""
-        self._record = dataclasses.replace(self._record, warnings=tuple(warnings), complete=True)
+        names = [QUERIES, DOCUMENTS, QRELS, *map(part_name, range(-(-len(self._queries) // PART_QUERIES)))]
+        names += [run_path(method.name) for method in self._record.methods]
+        self._record = dataclasses.replace(
+            self._record, warnings=tuple(warnings), complete=True, digests=self._digests(sorted(names))
+        )
         (self.path / "metrics.parquet").unlink(missing_ok=True)
-        self._write_record()
+        self._write(self._record)
         folder = EvaluationFolder(self.path)
         folder.metrics()
         return folder
 
-    def _missing(self, record: EvaluationRecord) -> bool:
-        """Whether a file that cannot be derived is not there: deleted, since it was damaged perhaps."""
-        files = ["queries.parquet", "documents.parquet", "qrels.trec"]
-        there = all((self.path / name).exists() for name in files)
-        return (
-            not there or bool(self.missing_parts()) or not all(self.has_run(m.name) for m in record.methods)
-        )
+    def _take_up(self, there: EvaluationRecord) -> None:
+        """Go on with what the folder has.
 
-    def _run_path(self, method: str) -> Path:
-        return self.path / "runs" / f"{method}.trec"
+        Raises:
+            InvalidInput: It is another evaluation.
+        """
+        self._damaged = {
+            name for name, known in there.digests.items() if self._digests([name]) != {name: known}
+        }
+        # A method that was asked for and failed has no run: it binds nobody.
+        held = tuple(method for method in there.methods if self._is_sound(run_path(method.name)))
+        if differences := dataclasses.replace(there, methods=held).differences(self._record):
+            raise InvalidInput(
+                f"{self.path} holds another evaluation: {'; '.join(differences)}.\n"
+                "  Give another --out, or remove the folder."
+            )
+        asked = {method.name: method for method in self._record.methods}
+        added = [
+            method
+            for method in there.added
+            if self._is_sound(run_path(method.name))
+            and method.name in asked
+            and method.ranking == asked[method.name].ranking
+        ]
+        # One of the model's without a digest is computed anew: that costs nothing, and it may have been cut off.
+        self._runs = {
+            method.name
+            for method in (*held, *added)
+            if method.kind == "baseline" or run_path(method.name) in there.digests
+        }
+        superseded = {run_path(method.name) for method in there.added} - {run_path(m.name) for m in added}
+        digests = {
+            name: known
+            for name, known in there.digests.items()
+            if name not in self._damaged and name not in superseded
+        }
+        self._record = dataclasses.replace(self._record, digests=digests)
+        names = (QUERIES, DOCUMENTS, QRELS)
+        sound = bool(digests) and all(map(self._is_sound, names)) and not self.missing_parts()
+        if there.complete and sound and len(held) == len(there.methods):
+            self._usable = dataclasses.replace(there, added=tuple(added), digests=digests)
+            self._record = dataclasses.replace(self._record, complete=len(held) == len(asked))
 
-    def _write_record(self) -> None:
-        write_text(
-            self.path / RECORD, json.dumps(self._record.to_json(), indent=2, ensure_ascii=False) + "\n"
-        )
+    def _is_sound(self, name: str) -> bool:
+        """Whether a file is there, and as it was written where that is known."""
+        return name not in self._damaged and (self.path / name).exists()
+
+    def _digests(self, names: Sequence[str]) -> dict[str, str]:
+        """By name, of those that are there."""
+        return {
+            name: digest((self.path / name).read_bytes()) for name in names if (self.path / name).exists()
+        }
+
+    def _write(self, record: EvaluationRecord) -> None:
+        write_text(self.path / RECORD, json.dumps(record.to_json(), indent=2, ensure_ascii=False) + "\n")

@@ -10,12 +10,10 @@ from m3_connectors.evaluation.beside import beside_published
 from m3_connectors.evaluation.changes import QueryChange, Standing, most_changed
 from m3_connectors.evaluation.compare import Comparison, Ranking, compare
 from m3_connectors.evaluation.folder import EvaluationFolder
+from m3_connectors.evaluation.significance import resamples_for
 from m3_connectors.methods import ALL
 from m3_connectors.report.table import Cell, Column, Table
 from m3_connectors.report.variants import by_variant, variants
-
-RESAMPLES = 20_000
-"""Of each test: the smallest p-value that there is, 5e-5, survives Holm's correction for 1,000 comparisons."""
 
 Variant = Mapping[Path, str]
 """By folder of an evaluation what tells it from others of the same dataset (``variants``)."""
@@ -42,7 +40,7 @@ def comparison_tables(
     ]
     tables = []
     if pairs:
-        compared = compare(pairs, resamples=RESAMPLES)
+        compared = compare(pairs)
         variant = dict(zip((folder.path for folder in folders), variants(folders), strict=True))
         tables += [_summary(compared, variant), _tests(compared, variant), _changes(compared, variant)]
     return [*tables, *_published(folders, published)]
@@ -95,8 +93,9 @@ def _tests(compared: Sequence[Comparison], variant: Variant) -> Table:
         Column("win / tie / loss"), Column("so"),
     )  # fmt: skip
     note = (
-        f"Difference: All minus the method, with the bootstrap's 95 % interval; {RESAMPLES:,} resamples a test; "
-        "copies of a query count as one. Win, tie and loss are All's, in queries."
+        "Difference: All minus the method, with the bootstrap's 95 % interval; "
+        f"{resamples_for(len(compared)):,} resamples a test; copies of a query count as one. "
+        "Win, tie and loss are All's, in queries."
     )
     return Table("significance", "Is the difference real?", columns, rows, note)
 
@@ -151,19 +150,26 @@ def _published(
         (
             f"{one.task}{variant}",
             one.method,
+            one.model,
+            f"{one.fusion} fusion",
             one.measure,
             one.measured,
             one.published,
             one.difference,
+            "; ".join(one.deviations),
         )
         for variant, members in by_variant(folders).items()
         for one in beside_published(members, published)
     )
     columns = (
-        Column("dataset"), Column("method"), Column("measure"), Column("here"), Column("published"),
-        Column("difference"),
+        Column("dataset"), Column("method"), Column("model"), Column("fusion"), Column("measure"), Column("here"),
+        Column("published"), Column("difference"), Column("not as in the paper"),
     )  # fmt: skip
-    return [Table("published", "Beside the published numbers", columns, rows)] if rows else []
+    note = (
+        "On the paper's split and all of its queries; what ran on fewer is not here. A row with something in the last "
+        "column is another experiment than the paper's, and has no difference."
+    )
+    return [Table("published", "Beside the published numbers", columns, rows, note)] if rows else []
 
 
 def _kind(one: Comparison, variant: Variant) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from m3_connectors.evaluation.folder import EvaluationFolder, Run
@@ -20,7 +21,12 @@ class Baseline(Protocol):
 
     @property
     def description(self) -> str:
-        """What it is and with which parameters, for people."""
+        """What it is, for people, with everything that its ranking depends on: another one of the same name is told
+        from it by this."""
+
+    @property
+    def requires(self) -> Sequence[str]:
+        """Names of the runs that have to be there before it."""
 
     def run(self, dataset: Dataset, folder: EvaluationFolder, encoder: M3Encoder) -> Run:
         """Rank.

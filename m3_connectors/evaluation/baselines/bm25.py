@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import functools
+import logging
 import re
 import sys
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from operator import length_hint
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from m3_connectors.documents import Document
 from m3_connectors.errors import MissingDependency
-from m3_connectors.evaluation.baselines.ranking import best
+from m3_connectors.evaluation.baselines.ranking import best, candidates
 from m3_connectors.evaluation.datasets.dataset import Dataset
 from m3_connectors.evaluation.folder import EvaluationFolder, Run
 
@@ -23,6 +26,17 @@ if TYPE_CHECKING:
 K1 = 0.9
 B = 0.4
 """Anserini's parameters, which the paper's BM25 baseline uses too."""
+
+_DOCUMENTS_OF_AN_ESTIMATE = 10_000
+"""Whose tokens tell how much memory the whole corpus will need."""
+
+_BYTES_A_TOKEN = 30
+"""At most, while the index is built: 4 for the number, and for each different token of a document 12 for bm25s's lists
+and as much again for the matrix that is sorted from them."""
+
+_MUCH_MEMORY = 8e9
+
+_log = logging.getLogger(__name__)
 
 Tokenise = Callable[[str], Sequence[str]]
 
@@ -60,19 +74,16 @@ class BM25:
     def __init__(self, documents: Iterable[Document], tokenise: Tokenise = words) -> None:
         self._ids: list[str] = []
         self._vocabulary: dict[str, int] = {}
-        corpus: list[list[int]] = []
+        corpus = _Tokens(self._vocabulary)
         for document in documents:
             self._ids.append(document.id)
-            corpus.append(
-                [
-                    self._vocabulary.setdefault(token, len(self._vocabulary))
-                    for token in tokenise(document.text)
-                ]
-            )
+            corpus.add(tokenise(document.text))
+            if len(corpus) == _DOCUMENTS_OF_AN_ESTIMATE:
+                _say_memory(corpus, length_hint(documents))
         self._bm25 = None
         if self._vocabulary:  # bm25s cannot index a corpus without a token
             self._bm25 = _bm25s().BM25(k1=K1, b=B)
-            self._bm25.index((corpus, self._vocabulary), show_progress=False)
+            self._bm25.index(corpus, show_progress=False)
 
     def search(self, query: Sequence[str], k: int) -> list[tuple[str, float]]:
         """The k best documents that share a token with the query, with scores, best first, equal ones by id."""
@@ -81,7 +92,52 @@ class BM25:
             return []
         scores = self._bm25.get_scores(tokens)
         sharing = np.flatnonzero(scores)
+        sharing = sharing[candidates(scores[sharing], k)]
         return best([self._ids[i] for i in sharing.tolist()], scores[sharing], k)
+
+
+class _Tokens:
+    """A corpus as bm25s reads it, three times from the first document to the last: 4 bytes a token, not a list each.
+
+    Attributes:
+        ids: The documents, each a list of token numbers: this object itself.
+        vocab: Token to number, to which new tokens are added.
+        tokens: How many there are.
+    """
+
+    def __init__(self, vocab: dict[str, int]) -> None:
+        self.ids = self
+        self.vocab = vocab
+        self._numbers, self._ends = array("i"), array("q")
+
+    @property
+    def tokens(self) -> int:
+        return len(self._numbers)
+
+    def add(self, tokens: Iterable[str]) -> None:
+        """One more document."""
+        self._numbers.extend([self.vocab.setdefault(token, len(self.vocab)) for token in tokens])
+        self._ends.append(len(self._numbers))
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        start = 0
+        for end in self._ends:
+            yield self._numbers[start:end].tolist()
+            start = end
+
+
+def _say_memory(corpus: _Tokens, documents: int) -> None:
+    """Say that a corpus will need much memory, while only its first documents have been read."""
+    expected = corpus.tokens / len(corpus) * documents * _BYTES_A_TOKEN
+    if expected > _MUCH_MEMORY:
+        _log.warning(
+            "BM25 over %s documents will take about %.0f GB of memory: its index is not kept on disk",
+            f"{documents:,}",
+            expected / 1e9,
+        )
 
 
 class WordBM25:
@@ -96,6 +152,7 @@ class WordBM25:
         f"BM25 (bm25s, k1 {K1}, b {B}) over lower-cased words without stemming, character bigrams for Chinese, "
         "Japanese, Korean and Thai"
     )
+    requires = ()
 
     def __init__(self) -> None:
         _bm25s()  # missing now is better than after an hour of encoding
@@ -117,6 +174,7 @@ class TokenBM25:
 
     name = "bm25-xlmr"
     description = f"BM25 (bm25s, k1 {K1}, b {B}) over the model's own tokens"
+    requires = ()
 
     def __init__(self) -> None:
         _bm25s()

@@ -12,6 +12,7 @@ import numpy as np
 
 from m3_connectors.backends.retry import Patience, retrying
 from m3_connectors.backends.together import together
+from m3_connectors.backends.urls import shown
 from m3_connectors.embeddings import Float32
 from m3_connectors.errors import (
     BackendError,
@@ -24,7 +25,7 @@ from m3_connectors.errors import (
     Unauthorised,
     Unavailable,
 )
-from m3_connectors.evaluation.baselines.options import model_and_options, run_name
+from m3_connectors.evaluation.baselines.options import model_and_options, prefixes, run_name
 from m3_connectors.evaluation.baselines.ranking import nearest
 from m3_connectors.evaluation.datasets.dataset import Dataset
 from m3_connectors.evaluation.folder import EvaluationFolder, Run
@@ -59,6 +60,8 @@ class EmbeddingEndpoint:
         MissingDependency: httpx or pydantic is not installed.
     """
 
+    requires = ()
+
     def __init__(self, spec: str, patience: Patience | None = None) -> None:
         try:
             import httpx  # noqa: F401
@@ -83,8 +86,11 @@ class EmbeddingEndpoint:
         self._patience = patience or Patience()
         self._dimension: int | None = None
         self.name = run_name("openai", self._model)
-        cut = f", texts cut at {self._most} characters" if self._most else ""
-        self.description = f"{self._model} behind an embedding endpoint, exact search by cosine{cut}"
+        cut = f", texts cut at {int(self._most):,} characters" if self._most else ""
+        self.description = (
+            f"{self._model} behind the embedding endpoint {shown(self._base)}, exact search by cosine"
+            f"{cut}{prefixes(*self._prefixes)}"
+        )
 
     def run(self, dataset: Dataset, folder: EvaluationFolder, encoder: M3Encoder) -> Run:
         """Rank the corpus for every query; see ``Baseline.run``.

@@ -37,3 +37,9 @@ def model_and_options(spec: str, known: Collection[str]) -> tuple[str, dict[str,
 def run_name(kind: str, model: str) -> str:
     """A run's key, a file name: ``st-intfloat-multilingual-e5-large``."""
     return f"{kind}-{re.sub(r'[^A-Za-z0-9._-]+', '-', model).strip('-.')}"
+
+
+def prefixes(query: str | None, passage: str | None) -> str:
+    """What stands before the texts, as the end of a description; nothing for a prefix that there is not."""
+    parts = ((query, "queries"), (passage, "passages"))
+    return "".join(f", {text!r} before {what}" for text, what in parts if text)

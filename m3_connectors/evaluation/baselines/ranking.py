@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from m3_connectors.embeddings import Float32
 from m3_connectors.errors import InvalidInput
@@ -17,10 +18,14 @@ PASSAGES_AT_ONCE = 1024
 
 def best(ids: Sequence[str], scores: Float32, k: int) -> list[tuple[str, float]]:
     """The k highest scores, ``[n]``, with their ids, best first, equal ones by id."""
-    # Equal scores at the border: which of them stay is for their ids to say.
-    least = np.partition(scores, -k)[-k] if len(scores) > k else -np.inf
-    chosen = sorted((-float(scores[i]), ids[i]) for i in np.flatnonzero(scores >= least).tolist())[:k]
+    chosen = sorted((-float(scores[i]), ids[i]) for i in candidates(scores, k).tolist())[:k]
     return [(id, -negative) for negative, id in chosen]
+
+
+def candidates(scores: Float32, k: int) -> npt.NDArray[np.int64]:
+    """Positions of the k highest scores, and of those equal to the last: which of them stay is for their ids to say."""
+    least = np.partition(scores, -k)[-k] if len(scores) > k else -np.inf
+    return np.flatnonzero(scores >= least)
 
 
 def nearest(
@@ -41,7 +46,7 @@ def nearest(
         InvalidInput: An embedding is not finite, which would silently drop its document.
     """
     asked = queries(list(dataset.queries.values()))
-    found: list[list[tuple[str, float]]] = [[] for _ in dataset.queries]
+    found = _Best(len(asked), k)
     for batch in dataset.documents.batches(PASSAGES_AT_ONCE):
         scores = asked @ passages([document.text for document in batch]).T
         ids = [document.id for document in batch]
@@ -51,8 +56,46 @@ def nearest(
                 f"the embeddings of query {list(dataset.queries)[query]!r} and document {ids[document]!r} have "
                 "no finite product: the model is broken for one of these texts."
             )
-        for i, (kept, row) in enumerate(zip(found, scores, strict=True)):
-            both = kept + best(ids, row, k)
-            values = np.array([score for _, score in both], dtype=np.float32)
-            found[i] = best([id for id, _ in both], values, k)
-    return dict(zip(dataset.queries, found, strict=True))
+        found.add(ids, scores)
+    return dict(zip(dataset.queries, found.answers(), strict=True))
+
+
+class _Best:
+    """The k best documents of each of many queries so far, equal scores by id.
+
+    Most batches of a large corpus hold none of the best of most queries: such queries cost one comparison.
+    """
+
+    def __init__(self, queries: int, k: int) -> None:
+        self._k = k
+        self._scores: Float32 = np.empty((queries, 0), dtype=np.float32)
+        self._ids: npt.NDArray[np.object_] = np.empty((queries, 0), dtype=object)
+
+    def add(self, ids: Sequence[str], scores: Float32) -> None:
+        """More documents, with scores ``[queries, n]``."""
+        names = np.array(ids, dtype=object)
+        missing = min(self._k - self._scores.shape[1], len(ids))
+        if missing > 0:  # wider by columns that anything is better than
+            wider = ((0, 0), (0, missing))
+            self._scores = np.pad(self._scores, wider, constant_values=-np.inf)
+            self._ids = np.pad(self._ids, wider, constant_values="")
+        width = self._scores.shape[1]
+        # Equal ones too: which of them stay is for their ids to say.
+        rows = np.flatnonzero(scores.max(axis=1) >= self._scores.min(axis=1))
+        both = np.concatenate([self._scores[rows], scores[rows]], axis=1)
+        chosen = np.argpartition(-both, width - 1, axis=1)[:, :width]
+        least = np.take_along_axis(both, chosen, axis=1).min(axis=1)
+        for i in np.flatnonzero((both >= least[:, None]).sum(axis=1) > width).tolist():
+            row = int(rows[i])
+            kept = self._ids[row].tolist()
+            at = np.flatnonzero(both[i] >= least[i]).tolist()
+            at.sort(key=lambda j: (-both[i, j], kept[j] if j < width else ids[j - width]))
+            chosen[i] = at[:width]
+        old = np.take_along_axis(self._ids[rows], np.minimum(chosen, width - 1), axis=1)
+        self._scores[rows] = np.take_along_axis(both, chosen, axis=1)
+        self._ids[rows] = np.where(chosen < width, old, names[np.maximum(chosen - width, 0)])
+
+    def answers(self) -> Iterator[list[tuple[str, float]]]:
+        """Of each query its documents with their scores, best first."""
+        for ids, scores in zip(self._ids.tolist(), self._scores.tolist(), strict=True):
+            yield sorted(zip(ids, scores, strict=True), key=lambda pair: (-pair[1], pair[0]))

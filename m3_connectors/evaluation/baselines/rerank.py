@@ -9,7 +9,7 @@ import numpy as np
 from m3_connectors.errors import InvalidInput, MissingDependency
 from m3_connectors.evaluation.baselines.options import model_and_options, run_name
 from m3_connectors.evaluation.baselines.ranking import best
-from m3_connectors.evaluation.baselines.sentence_models import not_found
+from m3_connectors.evaluation.baselines.sentence_models import fingerprint, not_found
 from m3_connectors.evaluation.datasets.dataset import Dataset
 from m3_connectors.evaluation.folder import EvaluationFolder, Run
 from m3_connectors.evaluation.runs import method_run
@@ -51,8 +51,10 @@ class CrossEncoderRanking:
             )
         self._of = options.get("of")
         self.name = run_name("rerank", model) + (f"-of-{self._of}" if self._of else "")
+        self.requires = (self._of,) if self._of else ()
         self.description = (
-            f"the {DEPTH} best of {self._of or DENSE.name}, ranked by the cross-encoder {model}"
+            f"the {DEPTH} best of {self._of or DENSE.name}, ranked by the cross-encoder {model}, "
+            f"weights {fingerprint(self._model)}"
         )
 
     def run(self, dataset: Dataset, folder: EvaluationFolder, encoder: M3Encoder) -> Run:

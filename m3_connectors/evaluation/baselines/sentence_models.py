@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -10,7 +11,7 @@ import numpy as np
 
 from m3_connectors.embeddings import Float32
 from m3_connectors.errors import InvalidInput, MissingDependency, NotFound
-from m3_connectors.evaluation.baselines.options import model_and_options, run_name
+from m3_connectors.evaluation.baselines.options import model_and_options, prefixes, run_name
 from m3_connectors.evaluation.baselines.ranking import nearest
 from m3_connectors.evaluation.datasets.dataset import Dataset
 from m3_connectors.evaluation.folder import EvaluationFolder, Run
@@ -68,6 +69,8 @@ class SentenceModel:
         NotFound: The weights cannot be had; says why.
     """
 
+    requires = ()
+
     def __init__(self, spec: str) -> None:
         given, options = model_and_options(spec, ("query", "passage"))
         # One run name for a published model, whichever of its names is given.
@@ -87,7 +90,8 @@ class SentenceModel:
         length = self._model.max_seq_length
         self.description = (
             f"{model} by sentence-transformers, exact search by {similarity}"
-            f"{f', texts cut at {length} tokens' if length else ''}"
+            f"{f', texts cut at {length} tokens' if length else ''}{self._described_prefixes()}"
+            f", weights {fingerprint(self._model)}"
         )
 
     def run(self, dataset: Dataset, folder: EvaluationFolder, encoder: M3Encoder) -> Run:
@@ -102,6 +106,14 @@ class SentenceModel:
             lambda texts: self._embed(queries, texts, query),
             lambda texts: self._embed(passages, texts, passage),
         )
+
+    def _described_prefixes(self) -> str:
+        if self._published is not None:
+            # Of the dataset's family, which the evaluation records.
+            return ("" if self._prefixes else ", prefixes as published") + prefixes(*self._prompts(""))
+        own = {} if self._prefixes else dict(self._model.prompts)
+        asked = prefixes(self._prefixes.get("query"), self._prefixes.get("passage"))
+        return asked or (f", prompts {own}" if any(own.values()) else "")
 
     def _prompts(self, family: str) -> tuple[str | None, str | None]:
         if self._published is None:
@@ -135,6 +147,17 @@ def load(name: str, published: Published | None) -> Any:
         return SentenceTransformer(modules=[transformer, pooling])
     except (OSError, ValueError, RuntimeError) as error:
         raise not_found(name, error) from error
+
+
+def fingerprint(model: Any) -> str:
+    """The weights of a torch module in short: a directory that was trained anew has the same name, and others."""
+    import torch
+
+    found = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        found.update(name.encode())
+        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return found.hexdigest()[:16]
 
 
 def not_found(name: str, error: Exception) -> NotFound:
