@@ -13,9 +13,10 @@ from evaluations import MODEL, write_evaluation
 
 from m3_connectors.cli.evaluate import preset
 from m3_connectors.evaluation import beside
-from m3_connectors.evaluation.beside import SIZES, beside_published
+from m3_connectors.evaluation.beside import beside_published
 from m3_connectors.evaluation.datasets.catalogue import CATALOGUE
 from m3_connectors.evaluation.datasets.published import numbers_by_task
+from m3_connectors.evaluation.datasets.sizes import Size, size_of
 from m3_connectors.evaluation.folder import EvaluationFolder
 from m3_connectors.evaluation.record import Protocol
 from m3_connectors.methods import ALL, DENSE, DENSE_SPARSE, METHODS, Method
@@ -34,7 +35,7 @@ LONG = ALL.weighted(0.15, 0.5, 0.35)
 @pytest.fixture
 def whole(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two documents and two queries are the whole of every dataset."""
-    monkeypatch.setattr(beside, "SIZES", dict.fromkeys(SIZES, (2, 2)))
+    monkeypatch.setattr(beside, "size_of", lambda *_: Size(2, 2))
 
 
 def evaluation(
@@ -118,17 +119,9 @@ class TestAnotherExperiment:
         assert row.deviations == ("candidates {'dense': 50}, not {'dense': 200}", "approximate lists")
 
     def test_part_of_the_documents(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(beside, "SIZES", SIZES)
+        monkeypatch.setattr(beside, "size_of", size_of)
         row = self.row(tmp_path, methods=[ALL])
         assert row.deviations == ("2 of 49,043 documents", "2 of 119 queries")
-
-
-def test_sizes_of_all_languages() -> None:
-    assert SIZES.keys() == {*CATALOGUE["miracl"].names(), *CATALOGUE["mldr"].names()}
-    assert (
-        sum(queries for name, (_, queries) in SIZES.items() if name.startswith("miracl"))
-        == 13_071 + 305 + 119
-    )
 
 
 def test_a_part_another_split_or_another_dataset_is_another_number(tmp_path: Path) -> None:
