@@ -30,8 +30,8 @@ def report(
         warn(f"{path} is incomplete and in no table: go on with its m3 eval command")
     for path in written.cut_off:
         warn(f"{path} was interrupted: its last load is cut short, and others are missing")
-    for path in written.unreadable:
-        warn(f"{path} cannot be read and is in no table: was it killed, or is it still running?")
+    for path, reason in written.unreadable.items():
+        warn(f"{path} cannot be read and is in no table: {reason}")
     for path in written.void:
         warn(f"the numbers of {path} are void: see its reasons in the report")
     if json:

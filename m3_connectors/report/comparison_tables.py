@@ -12,7 +12,7 @@ from m3_connectors.evaluation.compare import Comparison, Ranking, compare
 from m3_connectors.evaluation.folder import EvaluationFolder
 from m3_connectors.methods import ALL
 from m3_connectors.report.table import Cell, Column, Table
-from m3_connectors.report.variants import by_variant, variants
+from m3_connectors.report.variants import by_variant, crosses, variants
 
 RESAMPLES = 20_000
 """Of each test: the smallest p-value that there is, 5e-5, survives Holm's correction for 1,000 comparisons."""
@@ -168,8 +168,7 @@ def _published(
 
 def _kind(one: Comparison, variant: Variant) -> str:
     dataset = one.before.dataset
-    crosses = dataset.passage_language not in (None, dataset.query_language)
-    family = f"{dataset.family}, cross-lingual" if crosses else dataset.family
+    family = f"{dataset.family}, cross-lingual" if crosses(dataset) else dataset.family
     return f"{family}{variant[one.before.folder.path]}"
 
 

@@ -10,21 +10,26 @@ from m3_connectors.report.table import Cell, Column, Table
 _MILLISECONDS, _MEGABYTES, _PERCENT = 1e3, 1e-6, 100.0
 
 
-def cost_tables(name: str, summary: Mapping[str, Any]) -> list[Table]:
+def cost_tables(name: str, summary: Mapping[str, Any], anchor: str) -> list[Table]:
     """Writing, answering and recall of one benchmark.
 
     Args:
         name: Of the benchmark.
         summary: ``bench.summary.summarise``.
+        anchor: What the tables' keys end with.
     """
     return [
         table
-        for table in (_fills(name, summary), _loads(name, summary), _recall(name, summary))
+        for table in (
+            _fills(name, summary, anchor),
+            _loads(name, summary, anchor),
+            _recall(name, summary, anchor),
+        )
         if table.rows
     ]
 
 
-def _fills(name: str, summary: Mapping[str, Any]) -> Table:
+def _fills(name: str, summary: Mapping[str, Any], anchor: str) -> Table:
     rows = tuple(
         (
             fill["store"],
@@ -46,10 +51,10 @@ def _fills(name: str, summary: Mapping[str, Any]) -> Table:
         Column("CPU of the server, %", 0), Column("index, s", 1), Column("server's memory, MB", 0),
         Column("bytes a document", 0), Column("of these"), Column("void because"),
     )  # fmt: skip
-    return Table(f"writes-{name}", f"Writing: {name}", columns, rows, "100 % is one core. – is not known.")
+    return Table(f"writes-{anchor}", f"Writing: {name}", columns, rows, "100 % is one core. – is not known.")
 
 
-def _loads(name: str, summary: Mapping[str, Any]) -> Table:
+def _loads(name: str, summary: Mapping[str, Any], anchor: str) -> Table:
     methods = {load["method"] for load in summary["loads"]} - {None}
     # A mix of one method is that method.
     together = "all together" if len(methods) > 1 else next(iter(methods), "")
@@ -69,7 +74,7 @@ def _loads(name: str, summary: Mapping[str, Any]) -> Table:
         f"few for is –. The harness itself takes {summary['harness_seconds_per_request'] * _MILLISECONDS:.3f} ms a "
         "request. CPU is for one request."
     )
-    return Table(f"answers-{name}", f"Answering: {name}", columns, rows, note)
+    return Table(f"answers-{anchor}", f"Answering: {name}", columns, rows, note)
 
 
 def _load(load: Mapping[str, Any], method: str) -> tuple[Cell, ...]:
@@ -91,7 +96,7 @@ def _load(load: Mapping[str, Any], method: str) -> tuple[Cell, ...]:
     )
 
 
-def _recall(name: str, summary: Mapping[str, Any]) -> Table:
+def _recall(name: str, summary: Mapping[str, Any], anchor: str) -> Table:
     rows = tuple(
         (
             one["store"],
@@ -114,7 +119,7 @@ def _recall(name: str, summary: Mapping[str, Any]) -> Table:
     note = (
         "Share of the exact answer that the approximate lists bring, by score, so that ties count as found."
     )
-    return Table(f"recall-{name}", f"Recall of the approximate part: {name}", columns, rows, note)
+    return Table(f"recall-{anchor}", f"Recall of the approximate part: {name}", columns, rows, note)
 
 
 def _parts(sizes: Mapping[str, float] | None) -> str:

@@ -6,9 +6,9 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
 from m3_connectors.evaluation.folder import EvaluationFolder
-from m3_connectors.evaluation.record import DatasetRecord, EvaluationRecord
+from m3_connectors.evaluation.record import EvaluationRecord
 from m3_connectors.report.table import Cell, Column, Table
-from m3_connectors.report.variants import variants
+from m3_connectors.report.variants import crosses, variants
 
 Means = dict[str, dict[str, float]]
 """Method to measure to the mean over an evaluation's queries."""
@@ -82,14 +82,14 @@ def _groups(evaluated: Sequence[_Evaluated]) -> dict[str, list[_Evaluated]]:
     """Evaluations by line of the table: each alone, then means over the languages of a family and across languages."""
     splits: dict[str, set[str]] = {}
     for one in evaluated:
-        if not _crosses(one.record.dataset):
+        if not crosses(one.record.dataset):
             for name in (one.record.dataset.name, one.record.dataset.family):
                 splits.setdefault(name, set()).add(one.record.dataset.split)
     singles: dict[str, list[_Evaluated]] = {}
     means: dict[str, list[_Evaluated]] = {}
     for one in evaluated:
         dataset = one.record.dataset
-        if _crosses(dataset):
+        if crosses(dataset):
             of = f"{dataset.family}, cross-lingual"
             single = f"{of}, {dataset.query_language} → {dataset.passage_language}"
             over = [
@@ -107,11 +107,6 @@ def _groups(evaluated: Sequence[_Evaluated]) -> dict[str, list[_Evaluated]]:
     # A mean of one is that one again.
     groups = singles | {label: members for label, members in means.items() if len(members) > 1}
     return dict(sorted(groups.items(), key=lambda item: (item[1][0].record.dataset.family, item[0])))
-
-
-def _crosses(dataset: DatasetRecord) -> bool:
-    languages = (dataset.query_language, dataset.passage_language)
-    return None not in languages and languages[0] != languages[1]
 
 
 def _methods_table(evaluated: Sequence[_Evaluated]) -> Table:
