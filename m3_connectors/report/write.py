@@ -106,6 +106,7 @@ def _evaluations(root: Path) -> tuple[list[evaluation.EvaluationFolder], dict[Pa
     for path in sorted(root.rglob(evaluation.RECORD)):
         try:
             folder = evaluation.EvaluationFolder(path.parent)
+            folder.environment()
             if folder.record.complete:
                 folder.measure()
                 folder.means()
