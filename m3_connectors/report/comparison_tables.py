@@ -124,8 +124,8 @@ def _changes(compared: Sequence[Comparison], variant: Variant) -> Table:
     title = f"Queries that change most from {against} to All"
     note = (
         "The scores are those of the relevant document that moved most; – where it is no candidate of All. Its score "
-        f"is their sum, each times its weight. m3 compare DIR --methods {against},all --queries N shows more queries, and "
-        "every relevant document."
+        f"is their sum, each times its weight. m3 compare DIR --methods {against},all --queries N shows more queries, "
+        "and every relevant document."
     )
     return Table("changes", title, columns, rows, note)
 

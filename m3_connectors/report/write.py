@@ -177,7 +177,8 @@ def _quality(
     warnings: tuple[str, ...] = ()
     if incomplete:
         tables.insert(0, incomplete_table(incomplete))
-        warnings = (f"{len(incomplete)} evaluations are incomplete and in no number.",)
+        some = "1 evaluation is" if len(incomplete) == 1 else f"{len(incomplete)} evaluations are"
+        warnings = (f"{some} incomplete and in no number.",)
     return Section("Quality", (*tables, *(quality_plots(complete) if complete else ())), warnings=warnings)
 
 
