@@ -65,7 +65,7 @@ def test_a_killed_benchmark_is_warned_of_and_the_others_are_reported(
     measure(tmp_path / "killed")
     (tmp_path / "killed" / "requests.parquet").write_bytes(b"PAR1")  # killed before the footer was written
     report = write_report(tmp_path)
-    assert list(report.unreadable) == [tmp_path / "killed"]
+    assert list(report.unreadable_benchmarks) == [tmp_path / "killed"]
     assert [table.title for table in report.tables if table.title.startswith("Answering")] == [
         "Answering: whole"
     ]
@@ -96,7 +96,7 @@ def test_a_record_that_cannot_be_read_hides_no_other(
     for place, name in (("bench", "bench.json"), ("evaluation", "evaluation.json")):
         (tmp_path / place).mkdir()
         (tmp_path / place / name).write_text(record)
-    assert main(["report", str(tmp_path)]) == 0
+    assert main(["report", str(tmp_path)]) == 1  # means lack an evaluation
     told = " ".join(capsys.readouterr().err.split())
     html = (tmp_path / "report" / "report.html").read_text()
     for place in ("bench", "evaluation"):
@@ -112,7 +112,7 @@ def test_an_evaluation_whose_files_are_damaged_hides_no_other(tmp_path: Path) ->
         judged(tmp_path / "bad")
         (tmp_path / "bad" / damaged).write_bytes(b"PAR1 and no more than that")
         report = write_report(tmp_path)
-        assert list(report.unreadable) == [tmp_path / "bad"], damaged
+        assert list(report.unreadable_evaluations) == [tmp_path / "bad"], damaged
         shutil.rmtree(tmp_path / "bad")
 
 

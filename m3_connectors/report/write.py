@@ -36,7 +36,8 @@ class Report:
         incomplete: Evaluations that are in no table of numbers.
         cut_off: Benchmarks that were interrupted: what they had measured until then is in the tables.
         void: Benchmarks whose numbers must not be used.
-        unreadable: Folders of evaluations and benchmarks that cannot be read, and why: they are in no table.
+        unreadable_evaluations: Those that cannot be read, and why: they are in no table, and means lack them.
+        unreadable_benchmarks: Those that cannot be read, and why: they are in no table.
     """
 
     tables: tuple[Table, ...]
@@ -44,7 +45,8 @@ class Report:
     incomplete: tuple[Path, ...]
     cut_off: tuple[Path, ...]
     void: tuple[Path, ...]
-    unreadable: Mapping[Path, str]
+    unreadable_evaluations: dict[Path, str]
+    unreadable_benchmarks: dict[Path, str]
 
 
 def write_report(root: Path, out: Path | None = None) -> Report:
@@ -88,7 +90,8 @@ def write_report(root: Path, out: Path | None = None) -> Report:
         tuple(folder.path for folder in incomplete),
         tuple(one.path for one in benchmarks if not one.summary["complete"]),
         tuple(one.path for one in benchmarks if one.summary["void"]),
-        unreadable,
+        damaged_evaluations,
+        damaged_benchmarks,
     )
 
 
