@@ -73,7 +73,7 @@ def test_a_run_leaves_rows_and_numbers(tmp_path: Path) -> None:
     (collection,) = folder.record["collections"]
     assert collection["disk_bytes"]["dense"] >= 120 * 16 * 4
     assert collection["corpus"]["rows"] == pytest.approx(4, rel=0.3)
-    summary = folder.summary()
+    summary = folder.write_summary()
     assert not summary["void"]
     assert json.loads((tmp_path / "out" / "summary.json").read_text()) == summary
     assert {load["load"] for load in summary["loads"]} == {"closed-1", "closed-3"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import os
 import re
@@ -11,6 +12,7 @@ import subprocess
 import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 import pyarrow as pa
@@ -21,8 +23,9 @@ from matplotlib import image
 from m3_connectors.evaluation.folder import EvaluationFolder
 from m3_connectors.evaluation.record import Fusion, Protocol
 from m3_connectors.report.comparison_tables import comparison_tables
-from m3_connectors.report.cost_plots import latency_plot, method_plot, quality_against_cost
+from m3_connectors.report.cost_plots import latency_plot, method_plot
 from m3_connectors.report.page import Section, page
+from m3_connectors.report.quality_cost_plot import quality_against_cost
 from m3_connectors.report.quality_plots import by_language, by_length, over_weights, quality_plots
 from m3_connectors.report.style import Plot
 from m3_connectors.report.table import Column, Table
@@ -171,34 +174,33 @@ def test_the_same_files_give_the_same_figures(folders: list[EvaluationFolder]) -
 
 
 def test_latency_leaves_out_warm_up_and_errors_and_has_a_panel_for_each_load() -> None:
-    plot = latency_plot("three stores", requests({"edge": 0.002, "slow": 0.02}), NOTHING_VOID)
+    plot = latency_plot("three stores", requests({"edge": 0.002, "slow": 0.02}), NOTHING_VOID, "x")
     assert plot is not None
     assert {"closed-1, 1,000 documents", "closed-8, 1,000 documents", "edge", "slow"} <= texts(plot)
     rows = requests({"edge": 0.002})
-    assert latency_plot("nothing", rows.slice(0, 10), NOTHING_VOID) is None  # warm-up only
+    assert latency_plot("nothing", rows.slice(0, 10), NOTHING_VOID, "x") is None  # warm-up only
 
 
 def test_void_loads_are_in_no_figure() -> None:
     broken = summary({"edge": 0.001, "slow": 0.01})
     for load in broken["loads"]:
         load["void"] = ["3 requests failed"] if load["store"] == "slow" else []
-    plot = latency_plot("two stores", requests({"edge": 0.002, "slow": 0.02}), broken)
+    plot = latency_plot("two stores", requests({"edge": 0.002, "slow": 0.02}), broken, "x")
     assert plot is not None
     assert "slow" not in texts(plot)
     assert "void" in plot.caption
-    methods = method_plot("two stores", broken)
+    methods = method_plot("two stores", broken, "x")
     assert methods is not None
     assert "slow" not in texts(methods)
 
 
 def test_methods_and_cost_take_the_lightest_load(folders: list[EvaluationFolder]) -> None:
-    plot = method_plot("three stores", summary({"edge": 0.001, "slow": 0.01}))
+    plot = method_plot("three stores", summary({"edge": 0.001, "slow": 0.01}), "x")
     assert plot is not None
     assert {"1,000 documents, closed-1", *METHODS} <= texts(plot)
-    cost = quality_against_cost(folders, {"three stores": summary({"edge": 0.001})})
-    assert cost is not None
+    (cost,) = quality_against_cost(folders, {"three stores": summary({"edge": 0.001})})
     assert {"edge, 1,000", "mean nDCG@10", *METHODS} <= texts(cost)
-    assert quality_against_cost([], {"three stores": summary({"edge": 0.001})}) is None
+    assert quality_against_cost([], {"three stores": summary({"edge": 0.001})}) == []
 
 
 def test_two_protocols_are_never_averaged(folders: list[EvaluationFolder], tmp_path: Path) -> None:
@@ -207,9 +209,11 @@ def test_two_protocols_are_never_averaged(folders: list[EvaluationFolder], tmp_p
     plots = {plot.name: plot for plot in quality_plots(both)}
     assert {"by-language-ndcg-10-exact-fusion", "by-language-ndcg-10-paper-fusion"} < plots.keys()
     assert {"toy (1 set)", "(exact fusion)", "(paper fusion)"} <= texts(plots["weights"])
-    cost = quality_against_cost(both, {"three stores": summary({"edge": 0.001})})
-    assert cost is not None
-    assert {"all (exact fusion)", "all (paper fusion)"} <= texts(cost)
+    costs = quality_against_cost(both, {"three stores": summary({"edge": 0.001})})
+    assert [cost.title for cost in costs] == [
+        "nDCG@10 against cost (exact fusion)",
+        "nDCG@10 against cost (paper fusion)",
+    ]
     for table in comparison_tables(both, {})[:2]:
         assert {str(row[0]).partition(" ")[2] for row in table.rows} == {"(exact fusion)", "(paper fusion)"}
 
@@ -251,20 +255,22 @@ def chromium() -> str:
 
 
 def test_a_browser_draws_every_figure(chromium: str, folders: list[EvaluationFolder], tmp_path: Path) -> None:
+    cost = quality_against_cost(folders, {"three stores": summary({"edge": 0.001, "slow": 0.01})})
     plots = [
         *quality_plots(folders),
-        latency_plot("three stores", requests({"edge": 0.002, "slow": 0.02}), NOTHING_VOID),
-        method_plot("three stores", summary({"edge": 0.001, "slow": 0.01})),
-        quality_against_cost(folders, {"three stores": summary({"edge": 0.001})}),
+        latency_plot("three stores", requests({"edge": 0.002, "slow": 0.02}), NOTHING_VOID, "x"),
+        method_plot("three stores", summary({"edge": 0.001, "slow": 0.01}), "x"),
+        *cost,
     ]
-    assert len(plots) == 6
+    named = [METHODS, METHODS, ("best here", "used"), ("edge", "slow"), ("edge", "slow"), METHODS]
+    assert len(plots) == len(named)
     table = Table("t", "A table", (Column("method"), Column("nDCG@10")), (("all", 0.5), ("dense", 0.4)))
     html = page("Report", [Section("Figures", (table, *(plot for plot in plots if plot)))])
-    places, picture = browse(chromium, html, tmp_path)
-    assert len(places) == len(plots)
-    for place, plot in zip(places, plots, strict=True):
+    seen, picture = browse(chromium, html, tmp_path)
+    assert len(seen) == len(plots)
+    for figure, plot, names in zip(seen, plots, named, strict=True):
         assert plot is not None
-        left, top, width, height = (round(value) for value in place)
+        left, top, width, height = (round(value) for value in figure["place"])
         assert width > 400
         assert height > 200
         area = picture[top : top + height, left : left + width, :3]
@@ -273,6 +279,30 @@ def test_a_browser_draws_every_figure(chromium: str, folders: list[EvaluationFol
         colourful = (area.max(axis=2) - area.min(axis=2) > 0.2).mean()
         assert 0.3 < background < 0.99, f"{plot.name}: {background:.0%} of it is white"
         assert colourful > 0.001, f"{plot.name} has axes but no data"
+        assert all(box["width"] > 0 and box["height"] > 0 for box in figure["texts"])
+        assert {*names} <= {box["text"] for box in figure["texts"]}, plot.name
+        assert overlapping(figure["texts"]) == [], plot.name
+
+
+def test_labels_of_methods_of_one_quality_do_not_overlap(chromium: str, tmp_path: Path) -> None:
+    """Every method finds the relevant document first: all labels belong at the same height."""
+    scores = {f"q{i}": {"a": (0.9, 0.9, 0.9), "b": (0.1, 0.1, 0.1)} for i in range(5)}
+    qrels = {query: {"a": 1} for query in scores}
+    folder = write_evaluation(tmp_path / "e", scores, qrels)
+    plots = quality_against_cost([folder], {"one": summary({"edge": 0.001})})
+    ((figure,), _) = browse(chromium, page("Report", [Section("Figures", tuple(plots))]), tmp_path)
+    assert {*METHODS} <= {box["text"] for box in figure["texts"]}
+    assert overlapping(figure["texts"]) == []
+
+
+def overlapping(boxes: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    """Texts that stand on each other by more than a pixel."""
+    return [
+        (one["text"], other["text"])
+        for one, other in itertools.combinations(boxes, 2)
+        if min(one["right"], other["right"]) - max(one["left"], other["left"]) > 1
+        and min(one["bottom"], other["bottom"]) - max(one["top"], other["top"]) > 1
+    ]
 
 
 def test_the_picture_for_papers_is_the_same_figure(folders: list[EvaluationFolder]) -> None:
@@ -282,12 +312,16 @@ def test_the_picture_for_papers_is_the_same_figure(folders: list[EvaluationFolde
         assert png.shape[1] / png.shape[0] == pytest.approx(across / up, rel=0.01)
 
 
-def browse(chromium: str, html: str, directory: Path) -> tuple[list[list[float]], np.ndarray]:
-    """Where the browser puts each figure (left, top, width, height in pixels), and what it shows."""
-    measuring = """<script>addEventListener("load", () => { document.title = JSON.stringify(
-        [...document.querySelectorAll("figure > svg")].map(s => s.getBoundingClientRect())
-            .map(r => [r.x, r.y, r.width, r.height])
-    ) })</script>"""
+def browse(chromium: str, html: str, directory: Path) -> tuple[list[dict[str, Any]], np.ndarray]:
+    """What the browser makes of each figure (its left, top, width and height; its texts' boxes), and its picture."""
+    measuring = """<script>addEventListener("load", () => { document.title = encodeURIComponent(JSON.stringify(
+        [...document.querySelectorAll("figure > svg")].map(svg => {
+            const r = svg.getBoundingClientRect();
+            const texts = [...svg.querySelectorAll("text")].filter(t => t.textContent.trim()).map(t =>
+                ({text: t.textContent.trim(), ...t.getBoundingClientRect().toJSON()}));
+            return {place: [r.x, r.y, r.width, r.height], texts};
+        })
+    )) })</script>"""
     # The page forbids scripts; this copy is measured by one.
     copy = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", html).replace(
         "</body>", f"{measuring}</body>"
@@ -301,8 +335,8 @@ def browse(chromium: str, html: str, directory: Path) -> tuple[list[list[float]]
     dom = subprocess.run(
         [*command, "--dump-dom", path.as_uri()], capture_output=True, text=True, timeout=120, check=True
     )
-    places = json.loads(re.search(r"<title>(.*?)</title>", dom.stdout, re.S)[1])  # type: ignore[index]
+    seen = json.loads(unquote(re.search(r"<title>(.*?)</title>", dom.stdout, re.S)[1]))  # type: ignore[index]
     subprocess.run(
         [*command, f"--screenshot={shot}", path.as_uri()], capture_output=True, timeout=120, check=True
     )
-    return places, image.imread(shot)
+    return seen, image.imread(shot)

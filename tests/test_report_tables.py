@@ -12,7 +12,8 @@ from evaluations import write_evaluation
 from m3_connectors.errors import InvalidInput
 from m3_connectors.evaluation.folder import EvaluationFolder
 from m3_connectors.evaluation.record import Protocol
-from m3_connectors.methods import DENSE, SPARSE
+from m3_connectors.methods import ALL, DENSE, SPARSE, Weights
+from m3_connectors.report.comparison_tables import comparison_tables
 from m3_connectors.report.table import Table
 from m3_connectors.report.tables import incomplete_table, quality_tables
 
@@ -137,9 +138,59 @@ def test_what_the_numbers_come_from(tmp_path: Path) -> None:
     assert table(folders, "warnings").rows == (("set/de", "test", "3 of something"),)
     methods = table(folders, "methods").rows
     assert methods[0][:3] == ("dense", "dense 1,000", "1 0 0")
+    assert methods[0][4] == "all 1"
+    (tmp_path / "de" / "environment.json").write_text(
+        json.dumps([{"commit": c, "processor": "P", "date": "2026-11-23T01:02"} for c in ("c1", "c2", "c1")])
+    )
     evaluations = table(folders, "evaluations")
     values = dict(zip((column.name for column in evaluations.columns), evaluations.rows[0], strict=True))
     assert (values["model"], values["fusion"], values["warnings"]) == ("toy (4 dims)", "exact", 1)
+    assert (values["commit"], values["processor"], values["date"]) == ("c1, c2", "P", "2026-11-23")
+    assert values["weights' fingerprint"] == "w"
+
+
+def test_a_method_with_other_weights_says_where(tmp_path: Path) -> None:
+    others = dataclasses.replace(ALL, weights=Weights(1, 2, 3))
+    folders = [
+        write(tmp_path / "de", methods=[DENSE, ALL]),
+        write(tmp_path / "fr", "fr", methods=[DENSE, others]),
+    ]
+    found = [(row[0], row[2], row[4]) for row in table(folders, "methods").rows]
+    assert found == [
+        ("dense", "1 0 0", "all 2"),
+        ("all", "1 0.3 1", "set/de test"),
+        ("all", "1 2 3", "set/fr test"),
+    ]
+
+
+def test_two_models_of_one_name_are_never_averaged(tmp_path: Path) -> None:
+    folders = [write(tmp_path / language, language) for language in ("de", "fr")]
+    record = tmp_path / "fr" / "evaluation.json"
+    raw = json.loads(record.read_text())
+    raw["model"]["weights_fingerprint"] = "trained further"
+    record.write_text(json.dumps(raw))
+    folders = [EvaluationFolder(folder.path) for folder in folders]
+    assert sorted(rows(folders)) == ["set/de (toy w)", "set/fr (toy trained)"]
+
+
+def test_what_was_published_stands_beside(tmp_path: Path) -> None:
+    folder = write_evaluation(tmp_path / "e", CELLS, FIRST, name="miracl/de", split="dev")
+    found = next(
+        one
+        for one in comparison_tables([folder], {("miracl/de", "all", "nDCG@10"): 0.75})
+        if one.name == "published"
+    )
+    assert found.rows == (("miracl/de", "all", "nDCG@10", 1.0, 0.75, 0.25),)
+
+
+def test_queries_that_change_most_show_why(tmp_path: Path) -> None:
+    cells = {"q": {"a": (0.9, 0.1, 0.1), "b": (0.8, 0.9, 0.7)}}
+    folder = write_evaluation(tmp_path / "e", cells, {"q": {"b": 1}})
+    changes = next(one for one in comparison_tables([folder], {}) if one.name == "changes")
+    (row,) = changes.rows
+    assert row[4:6] == ("b", "2 → 1")
+    assert row[6:9] == pytest.approx((0.8, 0.9, 0.7))
+    assert row[10] == pytest.approx(0.8 + 0.3 * 0.9 + 0.7)
 
 
 def test_incomplete_evaluations(tmp_path: Path) -> None:

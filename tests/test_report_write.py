@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
+from evaluations import write_evaluation
 
 from m3_connectors.bench import run as running
 from m3_connectors.bench.scenario import read_scenario
 from m3_connectors.cli.app import main
+from m3_connectors.errors import InvalidInput
 from m3_connectors.report.write import FILES, write_report
 
 
@@ -62,7 +65,7 @@ def test_a_killed_benchmark_is_warned_of_and_the_others_are_reported(
     measure(tmp_path / "killed")
     (tmp_path / "killed" / "requests.parquet").write_bytes(b"PAR1")  # killed before the footer was written
     report = write_report(tmp_path)
-    assert report.unreadable == (tmp_path / "killed",)
+    assert list(report.unreadable_benchmarks) == [tmp_path / "killed"]
     assert [table.title for table in report.tables if table.title.startswith("Answering")] == [
         "Answering: whole"
     ]
@@ -82,3 +85,63 @@ def test_a_figure_of_what_is_no_longer_there_is_removed_and_nothing_else(tmp_pat
     assert any("-old." in path.name for path in before.files)
     there = {path for path in (tmp_path / "report").iterdir() if path.name != FILES}
     assert there == {*after.files, own}
+
+
+@pytest.mark.parametrize("record", ['{"format": 2}', '{"format": 1}', "{", "[]", "\\xff"])
+def test_a_record_that_cannot_be_read_hides_no_other(
+    record: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    measure(tmp_path / "whole")
+    judged(tmp_path / "judged")
+    for place, name in (("bench", "bench.json"), ("evaluation", "evaluation.json")):
+        (tmp_path / place).mkdir()
+        (tmp_path / place / name).write_text(record)
+    assert main(["report", str(tmp_path)]) == 1  # means lack an evaluation
+    told = " ".join(capsys.readouterr().err.split())
+    html = (tmp_path / "report" / "report.html").read_text()
+    for place in ("bench", "evaluation"):
+        assert f"{tmp_path / place} cannot be read and is in no table" in told
+        assert f'<p class="warning">{place}: ' in html
+    assert "Answering: whole" in html
+    assert "nDCG@10" in html
+
+
+def test_an_evaluation_whose_files_are_damaged_hides_no_other(tmp_path: Path) -> None:
+    judged(tmp_path / "good")
+    for damaged in ("runs/all.trec", "scores/00000.parquet", "documents.parquet", "environment.json"):
+        judged(tmp_path / "bad")
+        (tmp_path / "bad" / damaged).write_bytes(b"PAR1 and no more than that")
+        report = write_report(tmp_path)
+        assert list(report.unreadable_evaluations) == [tmp_path / "bad"], damaged
+        shutil.rmtree(tmp_path / "bad")
+
+
+def test_where_nothing_is_both_commands_are_named(tmp_path: Path) -> None:
+    for place, what in ((tmp_path, "holds no evaluation and no benchmark"), (tmp_path / "no", "no folder")):
+        with pytest.raises(InvalidInput, match=what) as told:
+            write_report(place)
+        assert "m3 eval" in str(told.value)
+        assert "m3 bench" in str(told.value)
+    (tmp_path / "bench.json").write_text("{}")
+    with pytest.raises(InvalidInput, match=r"nothing at or below .* can be read") as told:
+        write_report(tmp_path)
+    assert "not of format 1" in str(told.value)
+
+
+def test_folders_that_are_written_alike_have_figures_of_their_own(tmp_path: Path) -> None:
+    for place in ("a b", "a-b"):
+        measure(tmp_path / place)
+    report = write_report(tmp_path)
+    assert len(set(report.files)) == len(report.files)
+    assert {"latency-a-b.svg", "latency-a-b-2.svg"} <= {path.name for path in report.files}
+    html = (tmp_path / "report" / "report.html").read_text()
+    anchors = re.findall(r'\bid="([^"]*)"', html)
+    assert len(set(anchors)) == len(anchors)
+    assert set(re.findall(r'<a href="#([^"]*)"', html)) <= set(anchors)
+    assert not any(" " in anchor for anchor in anchors)
+
+
+def judged(path: Path) -> None:
+    write_evaluation(
+        path, {"q": {"a": (0.9, 0.9, 0.9), "b": (0.1, 0.1, 0.1)}}, {"q": {"a": 1}}, name=path.name
+    )

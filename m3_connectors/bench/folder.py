@@ -73,10 +73,14 @@ class BenchFolder:
         return self._table("recall")
 
     def summary(self) -> dict[str, Any]:
-        """All numbers, computed from the rows; also written to ``summary.json``."""
+        """All numbers, computed from the rows."""
         from m3_connectors.bench.summary import summarise
 
-        computed = summarise(self.record, self.requests(), self.writes(), self.recall())
+        return summarise(self.record, self.requests(), self.writes(), self.recall())
+
+    def write_summary(self) -> dict[str, Any]:
+        """All numbers, also in ``summary.json``, for readers without this package."""
+        computed = self.summary()
         write_json(self.path / SUMMARY, computed)
         return computed
 

@@ -93,7 +93,7 @@ def run(
         if (where / RECORD).exists():  # else nothing was begun
             error.add_note(f"  {kept}")
         raise
-    summary = measured.summary()
+    summary = measured.write_summary()
     if json:
         print_json(summary)
     else:

@@ -30,8 +30,8 @@ def report(
         warn(f"{path} is incomplete and in no table: go on with its m3 eval command")
     for path in written.cut_off:
         warn(f"{path} was interrupted: its last load is cut short, and others are missing")
-    for path in written.unreadable:
-        warn(f"{path} cannot be read and is in no table: was it killed, or is it still running?")
+    for path, reason in (written.unreadable_evaluations | written.unreadable_benchmarks).items():
+        warn(f"{path} cannot be read and is in no table: {reason}")
     for path in written.void:
         warn(f"the numbers of {path} are void: see its reasons in the report")
     if json:
@@ -40,3 +40,6 @@ def report(
         sys.stdout.write("\n".join(table.to_markdown() for table in written.tables))
     for path in written.files:
         err.print(f"wrote {path}", markup=False, soft_wrap=True)
+    if written.unreadable_evaluations:
+        # The report is there, but its means lack datasets: who reads only the status must not take it for whole.
+        raise typer.Exit(1)

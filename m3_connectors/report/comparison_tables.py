@@ -9,11 +9,12 @@ from pathlib import Path
 from m3_connectors.evaluation.beside import beside_published
 from m3_connectors.evaluation.changes import QueryChange, Standing, most_changed
 from m3_connectors.evaluation.compare import Comparison, Ranking, compare
+from m3_connectors.evaluation.datasets.published import PAPER
 from m3_connectors.evaluation.folder import EvaluationFolder
 from m3_connectors.evaluation.significance import resamples_for
 from m3_connectors.methods import ALL
 from m3_connectors.report.table import Cell, Column, Table
-from m3_connectors.report.variants import by_variant, variants
+from m3_connectors.report.variants import by_variant, crosses, variants
 
 Variant = Mapping[Path, str]
 """By folder of an evaluation what tells it from others of the same dataset (``variants``)."""
@@ -116,26 +117,36 @@ def _changes(compared: Sequence[Comparison], variant: Variant) -> Table:
     columns = (
         Column("dataset"), Column("query"), Column(against), Column("all"), Column("relevant document"),
         Column(f"rank, {against} → all"), Column("dense"), Column("sparse"), Column("multi-vector"), Column("weights"),
+        Column("score of all"),
     )  # fmt: skip
     rows = tuple(_change(comparison, change, variant) for comparison, change in (*better, *worse))
     title = f"Queries that change most from {against} to All"
-    note = "The scores are those of the relevant document that moved most; – where it is no candidate of All."
+    note = (
+        "The scores are those of the relevant document that moved most; – where it is no candidate of All. Its score "
+        f"is their sum, each times its weight. m3 compare DIR --methods {against},all --queries N shows more queries, "
+        "and every relevant document."
+    )
     return Table("changes", title, columns, rows, note)
 
 
 def _change(comparison: Comparison, change: QueryChange, variant: Variant) -> tuple[Cell, ...]:
     head = (_name(comparison, variant), change.text, change.before, change.after)
     if not change.documents:
-        return (*head, None, None, None, None, None, None)
+        return (*head, None, None, None, None, None, None, None)
     document = change.documents[0]
     scores = document.after.scores if document.after.candidate else None
-    weights = " ".join(f"{weight:g}" for weight in comparison.after.record.weights or ())
+    used = comparison.after.record.weights
+    total = None
+    if scores is not None and used is not None:
+        parts = (scores.dense, scores.sparse, scores.multivector)
+        total = sum(weight * part for weight, part in zip(used, parts, strict=True) if part is not None)
     return (
         *head,
         document.id,
         f"{_rank(document.before)} → {_rank(document.after)}",
         *((scores.dense, scores.sparse, scores.multivector) if scores else (None, None, None)),
-        weights,
+        " ".join(f"{weight:g}" for weight in used or ()),
+        total,
     )
 
 
@@ -166,16 +177,15 @@ def _published(
         Column("published"), Column("difference"), Column("not as in the paper"),
     )  # fmt: skip
     note = (
-        "On the paper's split and all of its queries; what ran on fewer is not here. A row with something in the last "
-        "column is another experiment than the paper's, and has no difference."
+        f"Published: {PAPER}. On the paper's split and all of its queries; what ran on fewer is not here. A row with "
+        "something in the last column is another experiment than the paper's, and has no difference."
     )
     return [Table("published", "Beside the published numbers", columns, rows, note)] if rows else []
 
 
 def _kind(one: Comparison, variant: Variant) -> str:
     dataset = one.before.dataset
-    crosses = dataset.passage_language not in (None, dataset.query_language)
-    family = f"{dataset.family}, cross-lingual" if crosses else dataset.family
+    family = f"{dataset.family}, cross-lingual" if crosses(dataset) else dataset.family
     return f"{family}{variant[one.before.folder.path]}"
 
 

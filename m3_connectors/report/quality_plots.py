@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -15,8 +14,9 @@ from m3_connectors.evaluation.folder import EvaluationFolder
 from m3_connectors.evaluation.record import DEPTHS
 from m3_connectors.evaluation.tune import Surface, surface
 from m3_connectors.methods import ALL, LONG_DOCUMENTS, MIRACL, Weights
-from m3_connectors.report.style import Plot, drawing, finish, look
-from m3_connectors.report.variants import variants
+from m3_connectors.report.fair import Fair, fair, left_out
+from m3_connectors.report.style import Look, Plot, drawing, finish, legend, look, slugs
+from m3_connectors.report.variants import crosses, variants
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,6 +29,14 @@ FEWEST_QUERIES = 5
 
 _MOST_PANELS = 6
 
+_MARKS = {
+    "best here": ("*", "#d55e00"),
+    "used": ("o", "white"),
+    "paper (MIRACL)": ("s", "white"),
+    "paper (long)": ("^", "white"),
+}
+"""Weights that a heat map marks, each with a marker and a colour."""
+
 
 def quality_plots(folders: Sequence[EvaluationFolder]) -> list[Plot]:
     """Every figure that these evaluations can fill.
@@ -40,70 +48,95 @@ def quality_plots(folders: Sequence[EvaluationFolder]) -> list[Plot]:
         InvalidInput: A file is missing or damaged.
         MissingDependency: matplotlib or pyarrow is not installed.
     """
-    alike: dict[tuple[str, str], list[EvaluationFolder]] = defaultdict(list)
-    for folder, variant in zip(folders, variants(folders), strict=True):
-        alike[folder.record.protocol.measures[0], variant].append(folder)
     plots = [
-        draw(members, variant) for (_, variant), members in alike.items() for draw in (by_language, by_length)
+        draw(members, variant, anchor)
+        for (variant, anchor), members in alike(folders).items()
+        for draw in (by_language, by_length)
     ]
     return [plot for plot in [*plots, over_weights(folders)] if plot is not None]
 
 
-def by_language(folders: Sequence[EvaluationFolder], variant: str = "") -> Plot | None:
+def alike(folders: Sequence[EvaluationFolder]) -> dict[tuple[str, str], list[EvaluationFolder]]:
+    """Evaluations that one figure may show: of one main measure, model, store and protocol.
+
+    Returns:
+        By what tells them from others (``variants``), and what the figure's file name ends with.
+    """
+    groups: dict[tuple[str, str], list[EvaluationFolder]] = defaultdict(list)
+    for folder, variant in zip(folders, variants(folders), strict=True):
+        groups[folder.record.protocol.measures[0], variant].append(folder)
+    anchors = slugs(measure + variant for measure, variant in groups)
+    return {(variant, anchors[measure + variant]): members for (measure, variant), members in groups.items()}
+
+
+def by_language(folders: Sequence[EvaluationFolder], variant: str = "", anchor: str = "all") -> Plot | None:
     """The main measure, which all have in common, by query language: asked in the documents' language, and in another.
 
-    A point is the mean over datasets, each of which counts once. None without languages. ``variant`` says which
-    evaluations these are, where there are others (``variants``).
+    A point is the mean over datasets, each of which counts once; of one language all methods have the same ones. None
+    without languages. ``variant`` says which evaluations these are, where there are others, and ``anchor`` ends the
+    file name (``alike``).
     """
-    kinds: dict[str, dict[tuple[str, str], list[float]]] = {
-        kind: defaultdict(list) for kind in ("same", "other")
+    kinds: dict[str, dict[str, list[EvaluationFolder]]] = {
+        "same": defaultdict(list),
+        "other": defaultdict(list),
     }
     for folder in folders:
-        asked, answered = folder.record.dataset.query_language, folder.record.dataset.passage_language
-        if asked is None:
-            continue
-        kind = "same" if answered in (None, asked) else "other"
-        for method, values in main_values(folder).items():
-            kinds[kind][method, asked].append(float(np.mean(list(values.values()))))
-    shown = {kind: means for kind, means in kinds.items() if means}
-    if not shown:
+        dataset = folder.record.dataset
+        if dataset.query_language is not None:
+            kinds["other" if crosses(dataset) else "same"][dataset.query_language].append(folder)
+    compared = {
+        kind: {language: fair(members, _methods(members)) for language, members in sorted(languages.items())}
+        for kind, languages in kinds.items()
+        if languages
+    }
+    if not compared:
         return None
     measure = folders[0].record.protocol.measures[0]
     titles = {"same": "documents in the query's language", "other": "documents in another language"}
     style = look(_methods(folders))
     with drawing() as figure:
-        canvas = figure(width_inches=9.6 if len(shown) > 1 else 7.2)
-        for number, (kind, means) in enumerate(shown.items(), 1):
-            axes = canvas.add_subplot(1, len(shown), number)
-            languages = sorted({language for _, language in means})
-            for offset, (method, (colour, marker)) in _spread(style):
-                points = [
-                    (x + offset, np.mean(means[method, language]))
-                    for x, language in enumerate(languages)
-                    if (method, language) in means
-                ]
+        canvas = figure(width_inches=9.6 if len(compared) > 1 else 7.2)
+        panels = canvas.subplots(1, len(compared), squeeze=False, sharey=True)[0]
+        for axes, (kind, languages) in zip(panels, compared.items(), strict=True):
+            means = {
+                (method, x): mean
+                for x, of_language in enumerate(languages.values())
+                for method, mean in compared_means(of_language).items()
+            }
+            for offset, (method, (colour, marker, _)) in _spread(style):
+                points = [(x + offset, mean) for (name, x), mean in means.items() if name == method]
                 if points:
                     axes.plot(*zip(*points, strict=True), marker, color=colour, label=method, markersize=6)
-            axes.set_xticks(range(len(languages)), languages)
+            axes.set_xticks(range(len(languages)), list(languages))
             axes.set_xlim(-0.5, len(languages) - 0.5)
             axes.grid(visible=False, axis="x")
-            axes.set(xlabel="query language", ylabel=measure if number == 1 else "", title=titles[kind])
-            axes.set_ylim(0, axes.get_ylim()[1] * 1.03)
-        canvas.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=5)
+            axes.set(xlabel="query language", title=titles[kind])
+        panels[0].set_ylabel(measure)
+        panels[0].set_ylim(0, panels[0].get_ylim()[1] * 1.03)
+        legend(canvas, style)
         caption = (
             f"Mean {measure} by query language; of several datasets in one language the mean of their means."
+            + left_out(part for languages in compared.values() for part in languages.values())
         )
-        title = f"{measure} by query language{variant}"
-        return finish(canvas, f"by-language-{_slug(measure + variant)}", title, caption)
+        return finish(canvas, f"by-language-{anchor}", f"{measure} by query language{variant}", caption)
 
 
-def by_length(folders: Sequence[EvaluationFolder], variant: str = "") -> Plot | None:
+def compared_means(compared: Fair) -> dict[str, float]:
+    """The main measure of each method; each evaluation counts once."""
+    values = [main_means(folder) for folder in compared.folders]
+    return {method: float(np.mean([means[method] for means in values])) for method in compared.methods}
+
+
+def by_length(folders: Sequence[EvaluationFolder], variant: str = "", anchor: str = "all") -> Plot | None:
     """The main measure, which all have in common, by length of the relevant document; None with too few queries.
 
-    ``variant`` says which evaluations these are, where there are others (``variants``).
+    ``variant`` and ``anchor`` are as for ``by_language``.
     """
+    style = look(_methods(folders))
+    compared = fair(folders, style)
+    folders = compared.folders
     lengths: list[float] = []
-    values: dict[str, list[float]] = {method: [] for method in _methods(folders)}
+    values: dict[str, list[float]] = {method: [] for method in compared.methods}
     known_tokens = all(folder.documents()["tokens"].null_count == 0 for folder in folders)
     unit = "tokens" if known_tokens else "characters"
     for folder in folders:
@@ -117,7 +150,7 @@ def by_length(folders: Sequence[EvaluationFolder], variant: str = "") -> Plot | 
             if relevant:
                 lengths.append(sizes[min(relevant)[1]])
                 for method, column in values.items():
-                    column.append(by_method[method][query] if method in by_method else math.nan)
+                    column.append(by_method[method][query])
     if len(lengths) < LENGTH_GROUPS * FEWEST_QUERIES or min(lengths) == max(lengths):
         return None
     measure = folders[0].record.protocol.measures[0]
@@ -126,34 +159,32 @@ def by_length(folders: Sequence[EvaluationFolder], variant: str = "") -> Plot | 
     with drawing() as figure:
         canvas = figure()
         axes = canvas.add_subplot()
-        for method, (colour, marker) in look(list(values)).items():
-            scores = np.asarray(values[method])
-            parts = [scores[group][~np.isnan(scores[group])] for group in groups]
-            if min(len(part) for part in parts) >= FEWEST_QUERIES:
-                errors = [1.96 * part.std(ddof=1) / math.sqrt(len(part)) for part in parts]
-                means = [part.mean() for part in parts]
-                axes.errorbar(
-                    middles,
-                    means,
-                    errors,
-                    color=colour,
-                    marker=marker,
-                    label=method,
-                    capsize=2,
-                    elinewidth=0.8,
-                )
-        axes.set_xscale("log")
-        axes.set_xticks(middles, [f"{middle:,.0f}" for middle in middles])
-        axes.minorticks_off()
+        shown = {method: style[method] for method in values}
+        for offset, (method, (colour, marker, line)) in _spread(shown):
+            parts = [np.asarray(values[method])[group] for group in groups]
+            axes.errorbar(
+                np.arange(LENGTH_GROUPS) + offset,
+                [part.mean() for part in parts],
+                [1.96 * part.std(ddof=1) / math.sqrt(len(part)) for part in parts],
+                color=colour,
+                marker=marker,
+                linestyle=line,
+                linewidth=1,
+                label=method,
+                capsize=2,
+                elinewidth=0.8,
+            )
+        axes.set_xticks(range(LENGTH_GROUPS), [f"{middle:,.0f}" for middle in middles])
+        axes.grid(visible=False, axis="x")
         axes.set(xlabel=f"{unit} of the relevant document (median of the group)", ylabel=measure)
         axes.set_ylim(0, axes.get_ylim()[1] * 1.03)
-        canvas.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=5)
+        legend(canvas, style)
         caption = (
             f"Mean {measure} of {len(lengths):,} queries in {LENGTH_GROUPS} groups of equal size by the length of "
-            "their most relevant document, with 95 % intervals (normal approximation)."
+            "their most relevant document, with 95 % intervals (normal approximation). Points of one group stand side "
+            f"by side.{left_out([compared])}"
         )
-        title = f"{measure} by document length{variant}"
-        return finish(canvas, f"by-length-{_slug(measure + variant)}", title, caption)
+        return finish(canvas, f"by-length-{anchor}", f"{measure} by document length{variant}", caption)
 
 
 def over_weights(folders: Sequence[EvaluationFolder]) -> Plot | None:
@@ -168,8 +199,9 @@ def over_weights(folders: Sequence[EvaluationFolder]) -> Plot | None:
         asked = [method for method in record.methods if method.name == ALL.name and method.weights]
         if not asked or any(record.protocol.depths[name] < DEPTHS[name] for name in ALL.candidates):
             continue
-        same = record.dataset.passage_language in (None, record.dataset.query_language)
-        family = record.dataset.family if same else f"{record.dataset.family}, cross-lingual"
+        family = (
+            f"{record.dataset.family}, cross-lingual" if crosses(record.dataset) else record.dataset.family
+        )
         families[family, variant].append(surface(folder))
         used[family, variant].update(Weights(*method.weights) for method in asked if method.weights)
     if not families:
@@ -185,8 +217,7 @@ def over_weights(folders: Sequence[EvaluationFolder]) -> Plot | None:
             _triangle(axes, datasets[0].weights, means, used[family, variant])
             title = f"{family} ({len(datasets)} {'sets' if len(datasets) > 1 else 'set'})"
             axes.set_title("\n".join(filter(None, (title, variant.strip()))))
-        handles, labels = axes.get_legend_handles_labels()
-        canvas.legend(handles, labels, loc="outside lower center", ncols=5)
+        legend(canvas, _MARKS)
         more = (
             f" {len(families) - len(shown)} more families are not drawn."
             if len(families) > len(shown)
@@ -210,13 +241,8 @@ def _triangle(
     assert bar.solids is not None
     bar.solids.set(rasterized=False, edgecolor="face")
     best = weights[int(values.argmax())]
-    marks = {
-        "best here": ([Weights(*best)], "*", "#d55e00"),
-        "used": (sorted(used, key=tuple), "o", "white"),
-        "paper (MIRACL)": ([MIRACL["all"]], "s", "white"),
-        "paper (long)": ([LONG_DOCUMENTS["all"]], "^", "white"),
-    }
-    for label, (several, marker, colour) in marks.items():
+    marked = ([Weights(*best)], sorted(used, key=tuple), [MIRACL["all"]], [LONG_DOCUMENTS["all"]])
+    for several, (label, (marker, colour)) in zip(marked, _MARKS.items(), strict=True):
         places = np.array([tuple(one) for one in several])
         x, y = _corner(places / places.sum(axis=1, keepdims=True)).T
         axes.scatter(x, y, marker=marker, s=70, color=colour, edgecolors="black", label=label, zorder=3)
@@ -244,17 +270,18 @@ def main_values(folder: EvaluationFolder) -> dict[str, dict[str, float]]:
     return values
 
 
+def main_means(folder: EvaluationFolder) -> dict[str, float]:
+    """The mean of the main measure over the queries, by method."""
+    return {method: float(np.mean(list(values.values()))) for method, values in main_values(folder).items()}
+
+
 def _methods(folders: Sequence[EvaluationFolder]) -> list[str]:
     return list(dict.fromkeys(method.name for folder in folders for method in folder.record.methods))
 
 
-def _slug(name: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-
-
 def _spread(
-    style: Mapping[str, tuple[str, str]],
-) -> list[tuple[float, tuple[str, tuple[str, str]]]]:
-    """The methods with their places around a tick, so that points of one language do not hide each other."""
+    style: Mapping[str, Look],
+) -> list[tuple[float, tuple[str, Look]]]:
+    """The methods with their places around a tick, so that points and intervals of one tick do not hide each other."""
     offsets = np.linspace(-0.3, 0.3, len(style)) if len(style) > 1 else [0.0]
     return list(zip(map(float, offsets), style.items(), strict=True))

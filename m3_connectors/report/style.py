@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import io
-from collections.abc import Callable, Iterator, Sequence
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from m3_connectors.errors import MissingDependency
 
 if TYPE_CHECKING:
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#8c6bb1", "#7a7a7a")
 """Told apart by colour-blind readers (Okabe and Ito 2008), and by all on paper with the markers beside them."""
 
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "p")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+"""One fewer than colours: the two come together again after 72 names only."""
+
+LINES = ("-", "--", "-.", ":")
 
 _WIDTH_INCHES, _HEIGHT_INCHES, _PNG_DOTS_PER_INCH = 7.2, 3.9, 200
 
@@ -87,9 +93,86 @@ def finish(figure: Figure, name: str, title: str, caption: str) -> Plot:
     return Plot(name, title, caption, element, png.getvalue())
 
 
-def look(names: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """A colour and a marker for each name, the same in every figure that is given the same names."""
+class Look(NamedTuple):
+    """How one method or store is drawn, wherever it is."""
+
+    colour: str
+    marker: str
+    line: str
+
+
+def look(names: Iterable[str]) -> dict[str, Look]:
+    """A look for each name, the same in every figure that is given the same names."""
     return {
-        name: (COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)])
+        name: Look(COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)], LINES[i % len(LINES)])
         for i, name in enumerate(dict.fromkeys(names))
     }
+
+
+def legend(figure: Figure, names: Iterable[str], *, columns: int = 5) -> None:
+    """One legend below all panels, of what any of them shows, in the order of ``names``."""
+    found = {
+        label: handle
+        for axes in figure.axes
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    shown = [name for name in dict.fromkeys(names) if name in found]
+    figure.legend([found[name] for name in shown], shown, loc="outside lower center", ncols=columns)
+
+
+def plain_ticks(axis: Axis, *, per_cent: bool = False) -> None:
+    """Numbers as people write them on a logarithmic axis that has its data already: 0.5, 20, 1,000."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+    low, high = axis.get_view_interval()
+    decades = math.log10(high / low)
+    # Over less than a decade there may be no power of ten at all.
+    if decades < 1:
+        axis.set_major_locator(MaxNLocator(4))
+    else:
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 2 else (1,)))
+    axis.set_minor_locator(NullLocator())
+    factor, unit = (100, " %") if per_cent else (1, "")
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{_plain(factor * value)}{unit}"))
+
+
+def stacked(heights: Sequence[float], apart: float) -> list[float]:
+    """The heights moved as little as it takes for each to be ``apart`` from the next: labels that stay readable."""
+    order = sorted(range(len(heights)), key=lambda i: heights[i])
+    # Neighbours that are too close become a block around their common middle, which may touch the block below.
+    blocks: list[list[int]] = []
+
+    def bottom(block: Sequence[int]) -> float:
+        return sum(heights[i] for i in block) / len(block) - apart * (len(block) - 1) / 2
+
+    for i in order:
+        blocks.append([i])
+        while len(blocks) > 1 and bottom(blocks[-1]) < bottom(blocks[-2]) + apart * len(blocks[-2]):
+            last = blocks.pop()
+            blocks[-1] += last
+    places = [0.0] * len(heights)
+    for block in blocks:
+        for step, i in enumerate(block):
+            places[i] = bottom(block) + apart * step
+    return places
+
+
+def slugs(names: Iterable[str]) -> dict[str, str]:
+    """What each name is called in file names and anchors; no two alike, whatever the names are."""
+    given: dict[str, str] = {}
+    taken: set[str] = set()
+    for name in dict.fromkeys(names):
+        plain = re.sub(r"[\W_]+", "-", name.lower()).strip("-") or "unnamed"
+        slug, count = plain, 1
+        while slug in taken:
+            count += 1
+            slug = f"{plain}-{count}"
+        taken.add(slug)
+        given[name] = slug
+    return given
+
+
+def _plain(value: float) -> str:
+    decimals = max(0, -math.floor(math.log10(value) + 1e-9)) if value > 0 else 0
+    text = f"{value:,.{decimals + 1}f}"
+    return text.rstrip("0").rstrip(".")

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from m3_connectors.evaluation.folder import EvaluationFolder
-from m3_connectors.evaluation.record import DatasetRecord, EvaluationRecord
+from m3_connectors.evaluation.record import EvaluationRecord
 from m3_connectors.report.table import Cell, Column, Table
-from m3_connectors.report.variants import variants
+from m3_connectors.report.variants import crosses, variants
 
 Means = dict[str, dict[str, float]]
 """Method to measure to the mean over an evaluation's queries."""
+
+_FEW = 3
+"""So many evaluations are named in a cell; more are counted."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,6 +23,7 @@ class _Evaluated:
     record: EvaluationRecord
     variant: str
     means: Means
+    sessions: Sequence[Mapping[str, Any]]
 
 
 def quality_tables(folders: Sequence[EvaluationFolder]) -> list[Table]:
@@ -35,7 +40,7 @@ def quality_tables(folders: Sequence[EvaluationFolder]) -> list[Table]:
     """
     named = variants([folder.require_complete() for folder in folders])
     evaluated = [
-        _Evaluated(folder.record, variant, folder.means())
+        _Evaluated(folder.record, variant, folder.means(), folder.environment())
         for folder, variant in zip(folders, named, strict=True)
     ]
     measures = dict.fromkeys(m for one in evaluated for m in one.record.protocol.measures)
@@ -82,14 +87,14 @@ def _groups(evaluated: Sequence[_Evaluated]) -> dict[str, list[_Evaluated]]:
     """Evaluations by line of the table: each alone, then means over the languages of a family and across languages."""
     splits: dict[str, set[str]] = {}
     for one in evaluated:
-        if not _crosses(one.record.dataset):
+        if not crosses(one.record.dataset):
             for name in (one.record.dataset.name, one.record.dataset.family):
                 splits.setdefault(name, set()).add(one.record.dataset.split)
     singles: dict[str, list[_Evaluated]] = {}
     means: dict[str, list[_Evaluated]] = {}
     for one in evaluated:
         dataset = one.record.dataset
-        if _crosses(dataset):
+        if crosses(dataset):
             of = f"{dataset.family}, cross-lingual"
             single = f"{of}, {dataset.query_language} → {dataset.passage_language}"
             over = [
@@ -106,28 +111,40 @@ def _groups(evaluated: Sequence[_Evaluated]) -> dict[str, list[_Evaluated]]:
             means.setdefault(f"{of}, {what}{one.variant}", []).append(one)
     # A mean of one is that one again.
     groups = singles | {label: members for label, members in means.items() if len(members) > 1}
-    return dict(sorted(groups.items(), key=lambda item: (item[1][0].record.dataset.family, item[0])))
-
-
-def _crosses(dataset: DatasetRecord) -> bool:
-    languages = (dataset.query_language, dataset.passage_language)
-    return None not in languages and languages[0] != languages[1]
+    # What most look for stands first in a family: its means.
+    return dict(
+        sorted(
+            groups.items(), key=lambda item: (item[1][0].record.dataset.family, item[0] in singles, item[0])
+        )
+    )
 
 
 def _methods_table(evaluated: Sequence[_Evaluated]) -> Table:
-    rows = dict.fromkeys(
-        (
-            method.name,
-            ", ".join(f"{name} {depth:,}" for name, depth in (method.candidates or {}).items()),
-            " ".join(f"{weight:g}" for weight in method.weights or ()),
-            method.description,
-        )
-        for one in evaluated
-        for method in one.record.methods
-    )
-    columns = (Column("method"), Column("candidates"), Column("weights"), Column("what it is"))
+    used: dict[tuple[Cell, ...], list[str]] = {}
+    for one in evaluated:
+        for method in one.record.methods:
+            row = (
+                method.name,
+                ", ".join(f"{name} {depth:,}" for name, depth in (method.candidates or {}).items()),
+                " ".join(f"{weight:g}" for weight in method.weights or ()),
+                method.description,
+            )
+            used.setdefault(row, []).append(
+                f"{one.record.dataset.name} {one.record.dataset.split}{one.variant}"
+            )
+    rows = tuple((*row, _where(names, len(evaluated))) for row, names in used.items())
+    columns = (
+        Column("method"), Column("candidates"), Column("weights"), Column("what it is"), Column("evaluations"),
+    )  # fmt: skip
     note = "Weights are those of the dense, sparse and multi-vector score."
-    return Table("methods", "Methods", columns, tuple(rows), note)
+    return Table("methods", "Methods", columns, rows, note)
+
+
+def _where(names: Sequence[str], everything: int) -> str:
+    """Which evaluations, of so many: their names where they are few."""
+    if len(names) == everything:
+        return f"all {everything:,}"
+    return ", ".join(names) if len(names) <= _FEW else f"{len(names):,} of {everything:,}"
 
 
 def _evaluations_table(evaluated: Sequence[_Evaluated]) -> Table:
@@ -141,15 +158,34 @@ def _evaluations_table(evaluated: Sequence[_Evaluated]) -> Table:
         "documents": lambda record: record.dataset.documents,
         "queries": lambda record: record.dataset.queries,
         "model": lambda record: str(record.model),
+        "weights' fingerprint": lambda record: (record.model.weights_fingerprint or "")[:12] or None,
         "store": lambda record: record.store.backend,
         "fusion": lambda record: record.protocol.fusion,
+        "precision": lambda record: record.protocol.precision,
         "lists": lambda record: "exact" if record.protocol.exact_lists else "approximate",
         "queries cut at": lambda record: record.protocol.query_max_length or "model's maximum",
         "documents cut at": lambda record: record.protocol.passage_max_length or "model's maximum",
         "warnings": lambda record: len(record.warnings),
     }
-    rows = tuple(tuple(cell(one.record) for cell in columns.values()) for one in evaluated)
-    return Table("evaluations", "Evaluations", tuple(map(Column, columns)), rows)
+    rows = tuple(
+        (*(cell(one.record) for cell in columns.values()), *_sessions(one.sessions)) for one in evaluated
+    )
+    names = (*columns, "commit", "processor", "date")
+    note = (
+        "The fingerprint of the weights tells models of one name apart; commit is that of this package. The weights of "
+        "the methods stand with them above."
+    )
+    return Table("evaluations", "Evaluations", tuple(map(Column, names)), rows, note)
+
+
+def _sessions(sessions: Sequence[Mapping[str, Any]]) -> tuple[Cell, ...]:
+    """By what code, where and when it was evaluated; an evaluation that was interrupted may have several of each."""
+    columns = (
+        [str(session.get("commit") or "") for session in sessions],
+        [str(session.get("processor") or "") for session in sessions],
+        [str(session.get("date") or "")[:10] for session in sessions],
+    )
+    return tuple(", ".join(filter(None, dict.fromkeys(values))) or None for values in columns)
 
 
 def _warnings_table(evaluated: Sequence[_Evaluated]) -> list[Table]:

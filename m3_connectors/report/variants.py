@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from m3_connectors.evaluation.folder import EvaluationFolder
-from m3_connectors.evaluation.record import EvaluationRecord
+from m3_connectors.evaluation.record import DatasetRecord, EvaluationRecord
 
 
 def variants(folders: Sequence[EvaluationFolder]) -> list[str]:
@@ -17,7 +17,18 @@ def variants(folders: Sequence[EvaluationFolder]) -> list[str]:
     Returns:
         As ``" (paper fusion)"``, to stand behind a name; empty where nothing differs.
     """
-    named = [_aspects(folder.record) for folder in folders]
+    models = [folder.record.model for folder in folders]
+    weights: dict[str, set[str | None]] = {}
+    for model in models:
+        weights.setdefault(model.name, set()).add(model.weights_fingerprint)
+    # A checkpoint that was trained further in its place has kept its name.
+    shown_models = [
+        f"{model.name} {(model.weights_fingerprint or 'unknown')[:7]}"
+        if len(weights[model.name]) > 1
+        else model.name
+        for model in models
+    ]
+    named = [(model, *_aspects(folder.record)) for model, folder in zip(shown_models, folders, strict=True)]
     differing = (
         [i for i in range(len(named[0])) if len({aspects[i] for aspects in named}) > 1] if named else []
     )
@@ -46,11 +57,16 @@ def by_variant(folders: Sequence[EvaluationFolder]) -> dict[str, list[Evaluation
     return groups
 
 
+def crosses(dataset: DatasetRecord) -> bool:
+    """Whether it asks in another language than that of its documents."""
+    languages = (dataset.query_language, dataset.passage_language)
+    return None not in languages and languages[0] != languages[1]
+
+
 def _aspects(record: EvaluationRecord) -> tuple[str, ...]:
     protocol = record.protocol
     cuts = (protocol.query_max_length, protocol.passage_max_length)
     return (
-        record.model.name,
         protocol.precision,
         record.store.backend,
         f"{protocol.fusion} fusion",

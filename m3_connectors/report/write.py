@@ -13,11 +13,12 @@ from m3_connectors.errors import InvalidInput
 from m3_connectors.evaluation import folder as evaluation
 from m3_connectors.evaluation.datasets.published import numbers_by_task
 from m3_connectors.report.comparison_tables import comparison_tables
-from m3_connectors.report.cost_plots import latency_plot, method_plot, quality_against_cost
+from m3_connectors.report.cost_plots import latency_plot, method_plot
 from m3_connectors.report.cost_tables import cost_tables
 from m3_connectors.report.page import Section, page
+from m3_connectors.report.quality_cost_plot import quality_against_cost
 from m3_connectors.report.quality_plots import quality_plots
-from m3_connectors.report.style import Plot
+from m3_connectors.report.style import Plot, slugs
 from m3_connectors.report.table import Table
 from m3_connectors.report.tables import incomplete_table, quality_tables
 
@@ -35,7 +36,8 @@ class Report:
         incomplete: Evaluations that are in no table of numbers.
         cut_off: Benchmarks that were interrupted: what they had measured until then is in the tables.
         void: Benchmarks whose numbers must not be used.
-        unreadable: Benchmarks whose rows cannot be read (killed, or still running): they are in no table.
+        unreadable_evaluations: Those that cannot be read, and why: they are in no table, and means lack them.
+        unreadable_benchmarks: Those that cannot be read, and why: they are in no table.
     """
 
     tables: tuple[Table, ...]
@@ -43,7 +45,8 @@ class Report:
     incomplete: tuple[Path, ...]
     cut_off: tuple[Path, ...]
     void: tuple[Path, ...]
-    unreadable: tuple[Path, ...]
+    unreadable_evaluations: dict[Path, str]
+    unreadable_benchmarks: dict[Path, str]
 
 
 def write_report(root: Path, out: Path | None = None) -> Report:
@@ -54,61 +57,120 @@ def write_report(root: Path, out: Path | None = None) -> Report:
         out: Where to; ``ROOT/report`` by default.
 
     Raises:
-        InvalidInput: Nothing is there, or files do not belong together.
+        InvalidInput: Nothing is there, or nothing of it can be read.
         MissingDependency: What draws or lays out is not installed.
     """
     target = out or root / "report"
-    benchmarks = _named(bench.find_folders(root), root)
-    summaries: dict[str, dict[str, Any]] = {}
-    unreadable: dict[str, str] = {}
-    for name, measured in benchmarks.items():
-        try:
-            summaries[name] = measured.summary()
-        except InvalidInput as error:  # One that was killed must not hide all others.
-            unreadable[name] = str(error)
-    folders = evaluation.find_folders(root) if not benchmarks or any(root.rglob(evaluation.RECORD)) else []
-    complete = [folder for folder in folders if folder.record.complete]
-    incomplete = [folder for folder in folders if not folder.record.complete]
-    for folder in complete:
-        folder.measure()
+    evaluations, damaged_evaluations = _evaluations(root)
+    benchmarks, damaged_benchmarks = _benchmarks(root)
+    unreadable = damaged_evaluations | damaged_benchmarks
+    if not evaluations and not benchmarks:
+        raise InvalidInput(_nothing(root, unreadable))
+    complete = [folder for folder in evaluations if folder.record.complete]
+    incomplete = [folder for folder in evaluations if not folder.record.complete]
+    summaries = {one.name: one.summary for one in benchmarks}
     sections = [
-        *([_quality(complete, incomplete)] if folders else []),
+        *([_damaged(root, unreadable)] if unreadable else []),
+        *([_quality(complete, incomplete)] if evaluations else []),
         *(
             [Section("Comparisons", tuple(comparison_tables(complete, numbers_by_task())))]
             if complete
             else []
         ),
-        *(
-            _cost(name, folder, summaries[name])
-            if name in summaries
-            else Section(f"Cost: {name}", (), warnings=(unreadable[name],))
-            for name, folder in benchmarks.items()
-        ),
+        *(one.section for one in benchmarks),
     ]
     both = quality_against_cost(complete, summaries)
-    if both is not None:
-        sections.append(Section("Quality against cost", (both,)))
-    void = tuple(benchmarks[name].path for name, summary in summaries.items() if summary["void"])
-    cut_off = tuple(benchmarks[name].path for name, summary in summaries.items() if not summary["complete"])
+    if both:
+        sections.append(Section("Quality against cost", tuple(both)))
     tables = tuple(item for section in sections for item in section.items if isinstance(item, Table))
     files = _write(target, f"Report: {root.resolve().name}", sections, tables)
     return Report(
         tables,
         files,
         tuple(folder.path for folder in incomplete),
-        cut_off,
-        void,
-        tuple(benchmarks[name].path for name in unreadable),
+        tuple(one.path for one in benchmarks if not one.summary["complete"]),
+        tuple(one.path for one in benchmarks if one.summary["void"]),
+        damaged_evaluations,
+        damaged_benchmarks,
     )
 
 
-def _named(folders: Sequence[bench.BenchFolder], root: Path) -> dict[str, bench.BenchFolder]:
-    """Benchmarks by the names of their folders; those that share one by their paths below the root."""
-    names = [folder.path.resolve().name for folder in folders]
-    return {
-        name if names.count(name) == 1 else folder.path.relative_to(root).as_posix(): folder
-        for name, folder in zip(names, folders, strict=True)
-    }
+@dataclasses.dataclass(frozen=True)
+class _Benchmark:
+    path: Path
+    name: str
+    summary: dict[str, Any]
+    section: Section
+
+
+def _evaluations(root: Path) -> tuple[list[evaluation.EvaluationFolder], dict[Path, str]]:
+    """Those that can be read, measured anew, and why the others cannot."""
+    found, damaged = [], {}
+    for path in sorted(root.rglob(evaluation.RECORD)):
+        try:
+            folder = evaluation.EvaluationFolder(path.parent)
+            folder.environment()
+            if folder.record.complete:
+                folder.measure()
+                folder.means()
+                folder.documents()
+                # The figures read them later, when one that is damaged would take all others with it.
+                for _ in folder.score_parts():
+                    pass
+            found.append(folder)
+        except _DAMAGED as error:
+            damaged[path.parent] = _reason(error)
+    return found, damaged
+
+
+def _benchmarks(root: Path) -> tuple[list[_Benchmark], dict[Path, str]]:
+    """Those that can be read, with all that is shown of them, and why the others cannot: one killed hides no other."""
+    paths = [path.parent for path in sorted(root.rglob(bench.RECORD))]
+    names = _named(paths, root)
+    anchors = slugs(names)
+    found, damaged = [], {}
+    for name, path in zip(names, paths, strict=True):
+        try:
+            folder = bench.BenchFolder(path)
+            summary = folder.summary()
+            section = _cost(name, folder, summary, anchors[name])
+        except _DAMAGED as error:
+            damaged[path] = _reason(error)
+        else:
+            found.append(_Benchmark(path, name, summary, section))
+    return found, damaged
+
+
+_DAMAGED = (InvalidInput, OSError, KeyError, TypeError, ValueError, AttributeError)
+"""What reading a folder raises that was cut off, changed by hand, or written by another version."""
+
+
+def _reason(error: Exception) -> str:
+    return (
+        str(error) if isinstance(error, InvalidInput) else f"It is damaged: {type(error).__name__}: {error}"
+    )
+
+
+def _nothing(root: Path, unreadable: Mapping[Path, str]) -> str:
+    if unreadable:
+        every = "\n".join(f"{path}: {reason}" for path, reason in unreadable.items())
+        return f"nothing at or below {root} can be read.\n{every}"
+    what = f"{root} holds no evaluation and no benchmark" if root.is_dir() else f"there is no folder {root}"
+    return f"{what}.\n  m3 eval DATASET --out {root}\n  m3 bench SCENARIO.toml --out {root}"
+
+
+def _damaged(root: Path, unreadable: Mapping[Path, str]) -> Section:
+    warnings = tuple(f"{path.relative_to(root).as_posix()}: {reason}" for path, reason in unreadable.items())
+    return Section("Folders that cannot be read, in no number", (), (), warnings)
+
+
+def _named(paths: Sequence[Path], root: Path) -> list[str]:
+    """The folders' own names; of those that share one their paths below the root."""
+    names = [path.resolve().name for path in paths]
+    return [
+        name if names.count(name) == 1 else path.relative_to(root).as_posix()
+        for name, path in zip(names, paths, strict=True)
+    ]
 
 
 def _quality(
@@ -118,17 +180,18 @@ def _quality(
     warnings: tuple[str, ...] = ()
     if incomplete:
         tables.insert(0, incomplete_table(incomplete))
-        warnings = (f"{len(incomplete)} evaluations are incomplete and in no number.",)
+        some = "1 evaluation is" if len(incomplete) == 1 else f"{len(incomplete)} evaluations are"
+        warnings = (f"{some} incomplete and in no number.",)
     return Section("Quality", (*tables, *(quality_plots(complete) if complete else ())), warnings=warnings)
 
 
-def _cost(name: str, folder: bench.BenchFolder, summary: Mapping[str, object]) -> Section:
+def _cost(name: str, folder: bench.BenchFolder, summary: Mapping[str, object], anchor: str) -> Section:
     machine = folder.record["environment"]
     corpus = folder.record["scenario"]["corpus"]
-    plots = (latency_plot(name, folder.requests(), summary), method_plot(name, summary))
+    plots = (latency_plot(name, folder.requests(), summary, anchor), method_plot(name, summary, anchor))
     return Section(
         f"Cost: {name}",
-        (*cost_tables(name, summary), *(plot for plot in plots if plot is not None)),
+        (*cost_tables(name, summary, anchor), *(plot for plot in plots if plot is not None)),
         notes=(
             f"Synthetic documents of {corpus['dimension']:,} dimensions and {corpus['rows']['mean']:g} rows "
             f"({corpus['storage']['multivector_dtype']}), queries of {corpus['query_rows']} rows; nothing is encoded.",
