@@ -451,6 +451,58 @@ async def test_names_that_differ_in_case_are_different_collections(live: _Live) 
         await backend.close()
 
 
+@runs
+async def test_a_collection_may_be_called_as_data_streams_are(live: _Live) -> None:
+    world = make_world(107, documents=3)
+    backend = backend_for(live.url, f"logs-{live.prefix}-b", _ONE_NODE)
+    assert isinstance(backend, ElasticsearchBackend)
+    template = f"/_index_template/{live.prefix}"
+    stream = {"index_patterns": ["logs-*-*", f"{live.prefix}-*"], "data_stream": {}, "priority": 900}
+    await request(backend, "PUT", template, stream)
+    try:
+        await backend.create(world.schema)
+        await backend.upsert(world.documents, world.embeddings)
+        assert await backend.open() == world.schema
+        assert await backend.count() == 3
+        await backend.drop()
+        # Names that only this server's own templates claim are refused with the reason.
+        with pytest.raises(Rejected, match="creates data streams only"):
+            await live.backend("x").create(world.schema)
+    finally:
+        await request(backend, "DELETE", template)
+        await backend.close()
+
+
+@runs
+async def test_optimize_merges_and_changes_no_answer(live: _Live) -> None:
+    world = make_world(108, documents=60)
+    backend = live.backend()
+    await backend.create(world.schema)
+    for i in range(0, 60, 10):
+        await backend.upsert(world.documents[i : i + 10], world.embeddings[i : i + 10])
+    await backend.delete([document.id for document in world.documents[:5]])
+    before = [await backend.search(query, ALL, 10) for query in world.queries]
+    path = f"/{segment(alias_of(backend.collection))}"
+
+    async def segments() -> int:
+        told = await request(backend, "GET", f"{path}/_stats/segments,docs")
+        return int(told["_all"]["primaries"]["segments"]["count"])
+
+    assert await segments() > 1
+    await backend.optimize()
+    assert await segments() == 1
+    for query, hits in zip(world.queries, before, strict=True):
+        again = await backend.search(query, ALL, 10)
+        assert [hit.id for hit in again] == [hit.id for hit in hits]
+        # The hits come in another order, in which the same products are rounded otherwise.
+        assert [hit.score for hit in again] == pytest.approx([hit.score for hit in hits], abs=1e-6)
+    await request(backend, "PUT", f"{path}/_settings", {"index.blocks.read_only": True})
+    with pytest.raises(Rejected, match="blocked"):
+        await backend.optimize()
+    await request(backend, "PUT", f"{path}/_settings", {"index.blocks.read_only": None})
+    await backend.close()
+
+
 # -- when writes can be read
 
 

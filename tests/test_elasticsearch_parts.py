@@ -111,7 +111,7 @@ class _Connection:
             "docs": [{"_id": id, "found": id in stored, "_source": stored.get(id, {})} for id in body["ids"]]
         }
 
-    async def search(self, operation: str, alias: str, body: Any) -> list[Any]:
+    async def search(self, operation: str, alias: str, body: Any, *, divisible: bool = False) -> list[Any]:
         stored, query = self._index.documents, body["query"]
         if "bool" in query:
             of = query["bool"]["filter"][0]["terms"]["part_of"]

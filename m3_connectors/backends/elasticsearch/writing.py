@@ -4,8 +4,8 @@ Elasticsearch refuses an operation of about 2 % of its heap (it counts five time
 multi-vectors of more than ``PART_BYTES`` are kept in parts: documents of their own beside the document that names
 them. Parts are written first and under new ids, so a document never names a part that is not there, or not its own;
 and of the parts only those are removed that the replaced version named, so that calls at the same time for one id never
-remove each other's. Removing them is not what the caller asked for: where it fails, the call has still done its work, and
-what is left behind goes with the next delete of the document.
+remove each other's. Removing them is not what the caller asked for: where it fails, the call has still done its
+work, and what is left behind goes with the next delete of the document.
 """
 
 from __future__ import annotations
