@@ -109,7 +109,7 @@ def from_elasticsearch(error: BackendError) -> bool:
 async def _told(connection: Connection, path: str, operation: str = "describe", **params: str) -> Any:
     """An answer, empty where these credentials may not have it or the server has no such thing."""
     try:
-        return await connection.request(operation, "GET", path, divisible=False, **params)
+        return await connection.request(operation, "GET", path, None, divisible=False, **params)
     except (Unauthorised, Rejected, NotFound):
         return {}
 
