@@ -97,7 +97,9 @@ async def test_a_hundred_searches_at_once_leave_the_loop_free(target: Target) ->
     case.record(stall_ms=round(1e3 * max(stalls)), loop_work_ms=round(1e3 * max(work)))
     # The loop's own work: a machine that is busy with other things does not count.
     assert max(work) < 0.25
-    if target.name == "elasticsearch":  # nor may a sleep or a lock hold it, as far as a busy machine lets it be told
+    if (
+        target.name == "elasticsearch"
+    ):  # nor may a sleep or a lock hold it, as far as a busy machine lets it be told
         assert max(stalls) < 1
     # A search on the loop itself would hold it until the last is answered.
     assert len(stalls) > 20
