@@ -14,6 +14,7 @@ from typing import Any
 import anyio
 import numpy as np
 import pytest
+from loop_time import wall_seconds
 
 from m3_connectors.backends.base import Backend, Schema, Storage
 from m3_connectors.backends.elasticsearch.backend import ElasticsearchBackend
@@ -182,9 +183,9 @@ async def test_hits_come_whole_and_the_head_of_a_dense_list_in_one_request(
     asked: list[str] = []
     search = backend._connection.search
 
-    async def counted(*arguments: Any) -> Any:
+    async def counted(*arguments: Any, **options: Any) -> Any:
         asked.append("search")
-        return await search(*arguments)
+        return await search(*arguments, **options)
 
     monkeypatch.setattr(backend._connection, "search", counted)
     for method, requests in ((DENSE, 1), (SPARSE, 2), (DENSE_SPARSE, 4), (ALL, 3)):
@@ -439,7 +440,7 @@ async def test_names_that_differ_in_case_are_different_collections(live: _Live) 
 @runs
 async def test_a_collection_may_be_called_as_data_streams_are(live: _Live) -> None:
     world = make_world(107, documents=3)
-    backend = backend_for(live.url, f"logs-{live.prefix}-b", _ONE_NODE)
+    claimed, backend = live.backend("x"), backend_for(live.url, f"logs-{live.prefix}-b", _ONE_NODE)
     assert isinstance(backend, ElasticsearchBackend)
     template = f"/_index_template/{live.prefix}"
     stream = {"index_patterns": ["logs-*-*", f"{live.prefix}-*"], "data_stream": {}, "priority": 900}
@@ -452,8 +453,9 @@ async def test_a_collection_may_be_called_as_data_streams_are(live: _Live) -> No
         await backend.drop()
         # Names that only this server's own templates claim are refused with the reason.
         with pytest.raises(Rejected, match="creates data streams only"):
-            await live.backend("x").create(world.schema)
+            await claimed.create(world.schema)
     finally:
+        await claimed.close()
         await request(backend, "DELETE", template)
         await backend.close()
 
@@ -534,10 +536,10 @@ async def test_100_searches_at_once_leave_the_event_loop_free(live: _Live) -> No
         # The processor time of the loop's thread between two looks, for which a busy machine does not count, and the
         # time on the wall, which a sleep or a lock takes too.
         while True:
-            before, started = time.thread_time(), time.monotonic()
+            before, started = time.thread_time(), wall_seconds()
             await anyio.sleep(0.005)
             stalls.append(time.thread_time() - before)
-            waits.append(time.monotonic() - started)
+            waits.append(wall_seconds() - started)
 
     async def ask() -> None:
         found = await backend.search(world.queries[0], DENSE_SPARSE, 5)
@@ -553,7 +555,9 @@ async def test_100_searches_at_once_leave_the_event_loop_free(live: _Live) -> No
                 tasks.start_soon(ask)
         watching.cancel_scope.cancel()
     gc.unfreeze()
-    print(f"longest stall {max(stalls) * 1e3:.0f} ms of {len(stalls)} looks")
+    print(
+        f"longest stall {max(stalls) * 1e3:.0f} ms, on the wall {max(waits) * 1e3:.0f} ms, {len(stalls)} looks"
+    )
     assert len(stalls) > 20
     assert max(stalls) < 0.25
     assert max(waits) < 1
