@@ -22,7 +22,7 @@ from m3_connectors.backends.elasticsearch.writing import Writer
 from m3_connectors.backends.retry import Patience
 from m3_connectors.documents import Document
 from m3_connectors.embeddings import M3Embeddings, ModelInfo
-from m3_connectors.errors import Corrupt, NotFound, Unavailable
+from m3_connectors.errors import Corrupt, NotFound, PartialWrite, Throttled, Unavailable
 from m3_connectors.testing.conformance import runs
 from m3_connectors.testing.worlds import join, unit_rows
 
@@ -36,6 +36,11 @@ def embeddings(seed: int, rows: int = 6) -> M3Embeddings:
     return join([(vectors[0], {1: 0.5}, vectors)], MODEL)
 
 
+def join_two(*of: M3Embeddings) -> M3Embeddings:
+    rows = [one.multivectors[0] for one in of if one.multivectors is not None]
+    return join([(some[0], {1: 0.5}, some) for some in rows], MODEL)
+
+
 class Index:
     """The documents of an index; what is stored is searched at once."""
 
@@ -43,9 +48,11 @@ class Index:
         self.documents: dict[str, dict[str, Any]] = {}
         self.searched: Callable[[], Awaitable[None]] | None = None
 
-    def writer(self, before: Callable[[bytes], Awaitable[None]] | None = None) -> Writer:
-        """A writer of parts of 2 rows, whose bulk requests wait for ``before``."""
-        writer = Writer(_Connection(self, before), "notes", SCHEMA, True)  # type: ignore[arg-type]
+    def writer(
+        self, before: Callable[[bytes], Awaitable[None]] | None = None, refused: str | None = None
+    ) -> Writer:
+        """A writer of parts of 2 rows, whose bulk requests wait for ``before``; the index refuses one id."""
+        writer = Writer(_Connection(self, before, refused), "notes", SCHEMA, True)  # type: ignore[arg-type]
         writer._rows_per_part = 2
         return writer
 
@@ -67,9 +74,15 @@ class _Connection:
     url = "http://localhost"
     endpoint = SimpleNamespace(patience=Patience(attempts=1))
 
-    def __init__(self, index: Index, before: Callable[[bytes], Awaitable[None]] | None = None) -> None:
+    def __init__(
+        self,
+        index: Index,
+        before: Callable[[bytes], Awaitable[None]] | None = None,
+        refused: str | None = None,
+    ) -> None:
         self._index = index
         self._before = before
+        self._refused = refused
 
     async def once(self, operation: str, method: str, path: str, body: bytes, **params: str) -> Any:
         if self._before:
@@ -78,6 +91,10 @@ class _Connection:
         lines = iter(body.splitlines())
         for line in lines:
             ((action, of),) = orjson.loads(line).items()
+            if of["_id"] == self._refused:
+                next(lines)
+                items.append({action: {"status": 400, "error": {"type": "refused", "reason": "not this"}}})
+                continue
             if action == "index":
                 result = "updated" if of["_id"] in stored else "created"
                 stored[of["_id"]] = orjson.loads(next(lines))
@@ -94,7 +111,7 @@ class _Connection:
             "docs": [{"_id": id, "found": id in stored, "_source": stored.get(id, {})} for id in body["ids"]]
         }
 
-    async def search(self, operation: str, alias: str, body: Any) -> list[Any]:
+    async def search(self, operation: str, alias: str, body: Any, *, divisible: bool = False) -> list[Any]:
         stored, query = self._index.documents, body["query"]
         if "bool" in query:
             of = query["bool"]["filter"][0]["terms"]["part_of"]
@@ -181,6 +198,58 @@ async def test_what_failed_calls_left_goes_with_the_document_once_it_is_old(
     monkeypatch.setattr(bodies.time, "time", lambda: now + 2 * writing._ORPHANED_SECONDS)
     await index.writer().delete(["long"])
     assert not index.documents
+
+
+async def _no_deletes_of_parts(body: bytes) -> None:
+    if body.startswith(b'{"delete"') and b"-0000" in body:
+        raise Throttled("busy.", backend="elasticsearch", operation="upsert")
+
+
+@runs
+async def test_a_write_whose_clean_up_fails_is_done_and_says_what_was_refused(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    index, both = Index(), join_two(embeddings(2), embeddings(3, rows=1))
+    documents = [LONG, Document("short", "text")]
+    await index.writer().upsert([LONG], embeddings(1))
+    await index.writer(_no_deletes_of_parts).upsert(documents, both)
+    await index.check_whole(embeddings(2))
+    assert "are left in the index" in caplog.text
+    with pytest.raises(PartialWrite) as caught:
+        await index.writer(_no_deletes_of_parts, refused="short").upsert(documents, both)
+    assert set(caught.value.failed) == {"short"}
+
+
+@runs
+async def test_a_delete_whose_clean_up_failed_is_finished_by_the_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    index = Index()
+    await index.writer().upsert([LONG], embeddings(1))
+    assert await index.writer(_no_deletes_of_parts).delete(["long"]) == 1
+    assert index.parts
+    now = writing.time.time()
+    monkeypatch.setattr(bodies.time, "time", lambda: now + 2 * writing._ORPHANED_SECONDS)
+    assert await index.writer().delete(["long"]) == 0
+    assert not index.documents
+
+
+@runs
+async def test_what_was_refused_is_told_though_the_refresh_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    index = Index()
+
+    async def fail(self: Any, operation: str, method: str, path: str, *_: Any, **params: str) -> Any:
+        if path.endswith("_refresh"):
+            raise Throttled("busy.", backend="elasticsearch", operation=operation)
+        return {"docs": []}
+
+    monkeypatch.setattr(_Connection, "request", fail)
+    both = join_two(embeddings(2), embeddings(3, rows=1))
+    documents = [LONG, Document("short", "text")]
+    with pytest.raises(Throttled):
+        await index.writer().upsert(documents, both)
+    with pytest.raises(PartialWrite, match="short"):
+        await index.writer(refused="short").upsert(documents, both)
 
 
 @runs

@@ -13,6 +13,7 @@ from pathlib import Path
 import anyio
 import pytest
 from fault_stores import STORES, Case, Target, target_of
+from loop_time import wall_seconds
 
 from m3_connectors.methods import ALL
 from m3_connectors.testing.conformance import runs
@@ -72,9 +73,9 @@ async def test_a_hundred_searches_at_once_leave_the_loop_free(target: Target) ->
 
     async def watch() -> None:
         while True:
-            started, worked = time.monotonic(), time.thread_time()
+            started, worked = wall_seconds(), time.thread_time()
             await anyio.sleep(0.002)
-            looks.append((time.monotonic() - started - 0.002, time.thread_time() - worked))
+            looks.append((wall_seconds() - started - 0.002, time.thread_time() - worked))
 
     async with target.stored(world, timeout_seconds=60.0, total_seconds=600.0) as backend:
         await backend.search(world.queries[0], ALL, 5)

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import contextvars
 import dataclasses
+import datetime
+import email.utils
 import logging
 import math
 import random
@@ -55,6 +57,27 @@ class Patience:
                 raise InvalidInput(f"{name} is {value!r}: give a number of seconds > 0.")
         if isinstance(self.attempts, bool) or not isinstance(self.attempts, int) or self.attempts < 1:
             raise InvalidInput(f"attempts is {self.attempts!r}: give a whole number >= 1.")
+
+
+def asked_seconds(retry_after: str | None) -> float | None:
+    """The pause that a ``Retry-After`` asks for, given in seconds or as a date.
+
+    None where it says neither, and for a date that is over: clocks may differ, so it is no request to hurry.
+    """
+    if retry_after is None:
+        return None
+    try:
+        return float(retry_after)
+    except ValueError:
+        pass
+    try:
+        date = email.utils.parsedate_to_datetime(retry_after)
+    except ValueError:
+        return None
+    now = datetime.datetime.now(datetime.UTC)
+    # A date of HTTP is always GMT.
+    seconds = (date.replace(tzinfo=date.tzinfo or datetime.UTC) - now).total_seconds()
+    return seconds if seconds > 0 else None
 
 
 async def retrying(patience: Patience, call: Callable[[], Awaitable[T]]) -> T:

@@ -125,8 +125,8 @@ def _recall(name: str, summary: Mapping[str, Any], anchor: str) -> Table:
     )
     columns = (
         Column("store"), Column("documents"), Column("of"), Column("method"), Column("depth"),
-        Column("filter lets pass", 2), Column("queries"), Column("recall"), Column("worst query"), Column("p50, ms", 2), Column("exact p50, ms", 2),
-        Column("void because"),
+        Column("filter lets pass", 2), Column("queries"), Column("recall"), Column("worst query"),
+        Column("p50, ms", 2), Column("exact p50, ms", 2), Column("void because"),
     )  # fmt: skip
     note = (
         "Share of the exact answer that the approximate lists bring, by score, so that ties count as found."

@@ -29,9 +29,10 @@ from m3_connectors.backends.elasticsearch.mapping import (
     our_index,
     read_schema,
 )
+from m3_connectors.backends.elasticsearch.merging import merge
 from m3_connectors.backends.elasticsearch.paging import count, pages
 from m3_connectors.backends.elasticsearch.reading import Reader, blobs_of
-from m3_connectors.backends.elasticsearch.server import server_info
+from m3_connectors.backends.elasticsearch.server import check_version, server_info
 from m3_connectors.backends.elasticsearch.vectors import sparse_scores_of
 from m3_connectors.backends.elasticsearch.writing import Refresh, Writer
 from m3_connectors.backends.endpoint import Endpoint
@@ -93,6 +94,7 @@ class ElasticsearchBackend(Backend):
         self._connection = Connection(endpoint)
         # More would only wait for each other, in the event loop and for connections.
         self._searches = anyio.CapacityLimiter(_SEARCHES_AT_ONCE)
+        self._version_checked = False
         self._reader: Reader | None = None
         self._writer: Writer | None = None
 
@@ -144,6 +146,11 @@ class ElasticsearchBackend(Backend):
             with contextlib.suppress(NotFound):
                 await self._connection.request("drop", "DELETE", path)
 
+    async def optimize(self) -> None:
+        """Merge each shard into one segment, whose graph is searched faster, and give back what merging frees."""
+        self._check_open()
+        await merge(self._connection, self._alias)
+
     async def close(self) -> None:
         await self._connection.close()
         self._reader = self._writer = self._schema = None
@@ -153,7 +160,14 @@ class ElasticsearchBackend(Backend):
         self._writer = Writer(self._connection, self._alias, schema, self.refresh)
 
     async def _behind_alias(self, operation: str) -> dict[str, Any]:
-        """What the server answers about the alias; empty if there is none."""
+        """What the server answers about the alias; empty if there is none.
+
+        Raises:
+            Unsupported: The server is too old.
+        """
+        if not self._version_checked:
+            await check_version(self._connection, operation)
+            self._version_checked = True
         try:
             answer: dict[str, Any] = await self._connection.request(
                 operation, "GET", f"/{segment(self._alias)}"

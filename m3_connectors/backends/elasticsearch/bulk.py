@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from m3_connectors.backends.elasticsearch.connection import Connection, segment
-from m3_connectors.backends.elasticsearch.errors import Blocked, TooLarge, from_status
+from m3_connectors.backends.elasticsearch.errors import Blocked, TooLarge, TooMuch, from_status
 from m3_connectors.backends.elasticsearch.mapping import BACKEND
 from m3_connectors.backends.retry import retrying
 from m3_connectors.errors import (
@@ -59,9 +59,13 @@ async def write(
 
     async def attempt() -> None:
         body = b"".join(left.values())
-        answer = await connection.once(
-            operation, "POST", path, body, require_alias="true", filter_path=_ANSWER, **params
-        )
+        try:
+            answer = await connection.once(
+                operation, "POST", path, body, require_alias="true", filter_path=_ANSWER, **params
+            )
+        except TooMuch as refused:
+            refused.retryable = len(left) == 1
+            raise
         again: list[BackendError] = []
         for id, item in zip(list(left), answer["items"], strict=True):
             (said,) = item.values()
@@ -76,11 +80,18 @@ async def write(
                 failed.pop(id, None)
             del left[id]
         if again:
+            too_much = next((reason for reason in again if isinstance(reason, TooMuch)), None)
+            if too_much is not None and len(left) > 1:
+                too_much.retryable = False
+                raise too_much
             raise again[0]
 
     try:
         await retrying(connection.endpoint.patience, attempt)
-    except TooLarge as error:
+    except (TooLarge, TooMuch) as error:
+        if len(left) == 1 and isinstance(error, TooMuch):  # smaller it cannot be, and patience has ended
+            failed |= dict.fromkeys(left, error)
+            return Outcome(results, failed)
         rest = await _halved(connection, alias, left, operation, error, params)
         # What an earlier try said of the others stands; of what is halved the last word counts.
         before = {id: reason for id, reason in failed.items() if id not in left}
@@ -97,17 +108,18 @@ async def _halved(
     alias: str,
     operations: Mapping[str, bytes],
     operation: str,
-    error: TooLarge,
+    error: TooLarge | TooMuch,
     params: Mapping[str, str],
 ) -> Outcome:
     ids = list(operations)
     if len(ids) == 1:
         return Outcome({}, {ids[0]: error})
     middle = len(ids) // 2
-    first, second = [
-        await write(connection, alias, {id: operations[id] for id in part}, operation, params)
-        for part in (ids[:middle], ids[middle:])
-    ]
+    first = await write(connection, alias, {id: operations[id] for id in ids[:middle]}, operation, params)
+    if not first.results and all(isinstance(reason, TooMuch) for reason in first.failed.values()):
+        # It takes nothing, however small: each other document would wait as long again for the same answer.
+        return Outcome({}, dict.fromkeys(ids, error))
+    second = await write(connection, alias, {id: operations[id] for id in ids[middle:]}, operation, params)
     return Outcome(first.results | second.results, first.failed | second.failed)
 
 

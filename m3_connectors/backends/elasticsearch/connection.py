@@ -14,7 +14,7 @@ import elastic_transport.client_utils
 import elasticsearch
 
 from m3_connectors.backends.elasticsearch.bodies import encoded
-from m3_connectors.backends.elasticsearch.errors import translated
+from m3_connectors.backends.elasticsearch.errors import TooMuch, translated
 from m3_connectors.backends.endpoint import Endpoint
 from m3_connectors.backends.retry import retrying
 from m3_connectors.errors import InvalidInput
@@ -73,11 +73,14 @@ class Connection:
         method: str,
         path: str,
         body: Mapping[str, Any] | bytes | None = None,
+        *,
+        divisible: bool = False,
         **params: str,
     ) -> Any:
         """The answer to one request, tried again while that can help; bytes are sent as lines, and as they are.
 
         Raises:
+            TooMuch: The server has not the memory for it; at once where the caller can ask for less (``divisible``).
             BackendError: It failed, for good or after all retries.
         """
         self.closed = False
@@ -85,7 +88,11 @@ class Connection:
         json = not isinstance(body, bytes)
 
         async def attempt() -> Any:
-            return await self._once(operation, method, path, content, params, _JSON if json else _LINES)
+            try:
+                return await self._once(operation, method, path, content, params, _JSON if json else _LINES)
+            except TooMuch as error:
+                error.retryable = not divisible
+                raise
 
         return await retrying(self.endpoint.patience, attempt)
 
@@ -122,10 +129,17 @@ class Connection:
             raise translated(error, operation, self.url) from error
         return answer.body
 
-    async def search(self, operation: str, alias: str, body: Mapping[str, Any]) -> list[Any]:
+    async def search(
+        self, operation: str, alias: str, body: Mapping[str, Any], *, divisible: bool = False
+    ) -> list[Any]:
         """The hits of a search; of all shards, or it fails."""
         answer = await self.request(
-            operation, "POST", f"/{segment(alias)}/_search", body, allow_partial_search_results="false"
+            operation,
+            "POST",
+            f"/{segment(alias)}/_search",
+            body,
+            divisible=divisible,
+            allow_partial_search_results="false",
         )
         hits: list[Any] = answer["hits"]["hits"]
         return hits

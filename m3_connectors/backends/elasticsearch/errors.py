@@ -11,6 +11,7 @@ import elasticsearch
 
 from m3_connectors.backends.elasticsearch.mapping import BACKEND
 from m3_connectors.backends.endpoint import not_encrypted
+from m3_connectors.backends.retry import asked_seconds
 from m3_connectors.errors import (
     AlreadyExists,
     BackendError,
@@ -28,6 +29,10 @@ TOO_LARGE = 413
 
 class TooLarge(Rejected):
     """The server takes no message of this size; smaller ones may pass."""
+
+
+class TooMuch(Throttled):
+    """The server has not the memory for a request of this size now; a smaller one may pass at once."""
 
 
 class Blocked(Rejected):
@@ -99,17 +104,24 @@ def from_status(
     ):
         return AlreadyExists(words, **where)
     if kind == "media_type_header_exception":
-        return Rejected(f"{words}\n  Is {url} an Elasticsearch of 8.19 or later?", **where)
+        return Rejected(f"{words}\n  Is {url} an Elasticsearch of 8.19 or 9.x?", **where)
     if kind == "index_closed_exception":
         return Blocked(f"the index is closed: {words}\n  Open it (POST /INDEX/_open).", **where)
     if kind == "cluster_block_exception":
         return _blocked(words, where)
-    if status in (401, 403):
+    if status in (401, 403) or kind == "security_exception":
         return Unauthorised(f"{url} refused the credentials: {words}", **where)
+    if kind == "illegal_argument_exception" and "creates data streams only" in words:
+        return Rejected(f"{words}\n  Use another collection name.", **where)
+    if "exceeds the maximum allowed limit" in words:  # of one operation: a 429, but no later try will pass
+        return TooLarge(f"a document is too large for {url}: {words}", **where)
     if status == TOO_LARGE:
         return TooLarge(f"the message is too large for {url}: {words}", **where)
     if status == 429 or (status == 503 and retry_after is not None):
-        return Throttled(words, **where, retry_after_seconds=_seconds(retry_after))
+        # A server that names a pause wants the same again after it.
+        of_size = kind == "circuit_breaking_exception" or "_bytes=" in words
+        throttled = TooMuch if of_size and retry_after is None else Throttled
+        return throttled(words, **where, retry_after_seconds=asked_seconds(retry_after))
     if status == 408:
         return TimedOut(words, **where)
     if status in (502, 503, 504):
@@ -144,10 +156,3 @@ def _reason(body: Any) -> tuple[str, str]:
         reason = f"{reason}: {cause['reason']}"
         kind = kind if kind not in ("search_phase_execution_exception", "") else str(cause.get("type", ""))
     return kind, reason
-
-
-def _seconds(retry_after: str | None) -> float | None:
-    try:
-        return float(retry_after) if retry_after is not None else None
-    except ValueError:
-        return None

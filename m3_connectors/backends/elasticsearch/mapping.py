@@ -30,6 +30,7 @@ BUCKETS = 2**30
 
 _META = "m3_connectors"
 _MAX_NAME_BYTES = 250
+_OF_TEMPLATES = ("logs-", "metrics-", "traces-", "synthetics-", "profiling-")
 
 
 def alias_of(collection: str) -> str:
@@ -48,8 +49,12 @@ def alias_of(collection: str) -> str:
 
 
 def first_index_of(alias: str) -> str:
-    """The index made for a new collection; ``@`` is in no collection's name."""
-    return f"{alias}@1"
+    """The index made for a new collection; ``@`` is in no collection's name.
+
+    Elasticsearch makes a data stream of every index that is called as its own templates say (``logs-*-*``): such an
+    index is called otherwise, while the collection keeps its name.
+    """
+    return f"m3@{alias}@1" if alias.startswith(_OF_TEMPLATES) else f"{alias}@1"
 
 
 def index_body(schema: Schema, alias: str, shards: int | None, replicas: int | None) -> dict[str, Any]:

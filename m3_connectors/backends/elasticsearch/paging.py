@@ -10,6 +10,7 @@ import anyio
 
 from m3_connectors.backends.elasticsearch.bodies import Query, documents_only, page
 from m3_connectors.backends.elasticsearch.connection import Connection, segment
+from m3_connectors.backends.elasticsearch.errors import TooMuch
 from m3_connectors.errors import BackendError
 
 _KEEP_ALIVE = "5m"
@@ -40,9 +41,20 @@ async def pages(
     try:
         while True:
             body = page(pit, _KEEP_ALIVE, size, after, query, sort, fields)
-            answer = await connection.request(
-                operation, "POST", "/_search", body, allow_partial_search_results="false"
-            )
+            try:
+                answer = await connection.request(
+                    operation,
+                    "POST",
+                    "/_search",
+                    body,
+                    divisible=size > 1,
+                    allow_partial_search_results="false",
+                )
+            except TooMuch:
+                if size == 1:
+                    raise
+                size //= 2
+                continue
             hits = answer["hits"]["hits"]
             if hits:
                 yield hits

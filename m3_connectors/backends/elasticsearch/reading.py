@@ -21,6 +21,7 @@ from m3_connectors.backends.elasticsearch.bodies import (
     of_ids,
 )
 from m3_connectors.backends.elasticsearch.connection import Connection, segment
+from m3_connectors.backends.elasticsearch.errors import TooMuch
 from m3_connectors.backends.elasticsearch.mapping import (
     BACKEND,
     DENSE,
@@ -81,9 +82,14 @@ class Reader:
         path, wanted = f"/{segment(self._alias)}/_mget", f"{TEXT},{METADATA}"
 
         async def part(ids: Sequence[str]) -> list[dict[str, Any]]:
-            answer = await self._connection.request(
-                "fetch", "POST", path, {"ids": ids}, _source_includes=wanted
-            )
+            try:
+                answer = await self._connection.request(
+                    "fetch", "POST", path, {"ids": ids}, divisible=len(ids) > 1, _source_includes=wanted
+                )
+            except TooMuch:
+                if len(ids) == 1:
+                    raise
+                return [found for half in _halves(ids) for found in await part(half)]
             # A part of a long document has no text; nobody but the adapter knows its id.
             return [found for found in answer["docs"] if found.get("found") and TEXT in found["_source"]]
 
@@ -184,17 +190,24 @@ class Reader:
     ) -> Hits:
         """Hits that bring these fields, wherever their blobs are."""
         body = of_ids(ids, blobs=blob_fields, fields=fields)
-        async with self._large_answers:
-            return await self._whole(operation, body)
+        try:
+            async with self._large_answers:
+                return await self._whole(operation, body, divisible=len(ids) > 1)
+        except TooMuch:
+            if len(ids) == 1:
+                raise
+        return [
+            hit for half in _halves(ids) for hit in await self._hits(operation, half, blob_fields, fields)
+        ]
 
-    async def _whole(self, operation: str, body: dict[str, Any]) -> Hits:
+    async def _whole(self, operation: str, body: dict[str, Any], *, divisible: bool = False) -> Hits:
         """The hits of a search, those of long documents with the blobs that are kept beside them.
 
         Raises:
             Corrupt: Parts are missing, and were not only replaced while they were read.
         """
         for pause in (*_PAUSES_SECONDS, None):
-            hits = await self._connection.search(operation, self._alias, body)
+            hits = await self._connection.search(operation, self._alias, body, divisible=divisible)
             broken = await self._add_parts(operation, hits)
             if broken is None or pause is None:
                 break
@@ -256,3 +269,7 @@ def blobs_of(components: Sequence[Component]) -> list[str]:
     """The fields that the exact s_lex and s_mul take, where they are components."""
     blobs = [SPARSE_BLOB] if "sparse" in components else []
     return [*blobs, MULTIVECTOR_BLOB, PARTS] if "multivector" in components else blobs
+
+
+def _halves(ids: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
+    return ids[: len(ids) // 2], ids[len(ids) // 2 :]

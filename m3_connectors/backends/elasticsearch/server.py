@@ -11,7 +11,7 @@ import elasticsearch
 from m3_connectors.backends.capabilities import Remark, ServerInfo
 from m3_connectors.backends.elasticsearch.connection import Connection, segment
 from m3_connectors.backends.elasticsearch.disk import disk_remarks
-from m3_connectors.errors import NotFound, Rejected, Unauthorised
+from m3_connectors.errors import BackendError, NotFound, Rejected, Unauthorised, Unsupported
 
 OLDEST = (8, 19)
 
@@ -33,16 +33,27 @@ async def server_info(connection: Connection, alias: str) -> ServerInfo:
     """
     remarks: list[Remark] = []
     # Not GET /, which an Elasticsearch of a few modules lacks; and first, so that wrong credentials are an error.
+    health: dict[str, Any] = {}
     try:
         health = await connection.request("describe", "GET", "/_cluster/health")
     except Unauthorised as error:
         if not isinstance(error.__cause__, elasticsearch.AuthorizationException):
             raise
-        health = {}
         remarks.append(
             Remark(
                 "these credentials may not look at the cluster",
                 "Nothing needs it but this report: the privilege is called monitor.",
+                is_problem=False,
+            )
+        )
+    except (Rejected, NotFound) as error:
+        if not from_elasticsearch(error):
+            raise
+        remarks.append(
+            Remark(
+                "this server tells nothing of its cluster, as serverless ones do not: health, version and disks "
+                "could not be asked for",
+                "Nothing needs it but this report.",
                 is_problem=False,
             )
         )
@@ -73,10 +84,32 @@ async def server_info(connection: Connection, alias: str) -> ServerInfo:
     return ServerInfo(connection.url, ", ".join(versions) or None, known, (*remarks, *of_index))
 
 
-async def _told(connection: Connection, path: str, **params: str) -> Any:
+async def check_version(connection: Connection, operation: str) -> None:
+    """Refuse servers that are too old; one that does not say what it is, or not to these credentials, may pass.
+
+    Raises:
+        Unsupported: A node of it is older than ``OLDEST``.
+    """
+    nodes = await _told(connection, "/_nodes/_all/_none", operation, filter_path="nodes.*.version")
+    for version in sorted({node["version"] for node in nodes.get("nodes", {}).values()}):
+        if _is_old(version):
+            oldest = ".".join(map(str, OLDEST))
+            raise Unsupported(
+                f"{connection.url} is Elasticsearch {version}; m3-connectors needs {oldest} or 9.x, whose sparse "
+                f"vectors can be searched unpruned.\n  Update the server to {oldest} or 9.x."
+            )
+
+
+def from_elasticsearch(error: BackendError) -> bool:
+    """Whether an error is Elasticsearch's own answer, and not a proxy's or another program's."""
+    cause = error.__cause__
+    return isinstance(cause, elasticsearch.ApiError) and "x-elastic-product" in cause.meta.headers
+
+
+async def _told(connection: Connection, path: str, operation: str = "describe", **params: str) -> Any:
     """An answer, empty where these credentials may not have it or the server has no such thing."""
     try:
-        return await connection.request("describe", "GET", path, None, **params)
+        return await connection.request(operation, "GET", path, None, divisible=False, **params)
     except (Unauthorised, Rejected, NotFound):
         return {}
 
@@ -110,9 +143,13 @@ def _scoring(nodes: list[Any], licence: str | None) -> str:
     return f"{', '.join(here)} (not used)" if here else "none (none is needed)"
 
 
+def _is_old(version: str) -> bool:
+    return tuple(int(number) for number in re.findall(r"\d+", version)[:2]) < OLDEST
+
+
 def _of_versions(versions: list[str]) -> Iterator[Remark]:
     for version in versions:
-        if tuple(int(number) for number in re.findall(r"\d+", version)[:2]) < OLDEST:
+        if _is_old(version):
             oldest = ".".join(map(str, OLDEST))
             yield Remark(f"Elasticsearch {version} is older than {oldest}", f"Update it to {oldest} or 9.x.")
     if len(versions) > 1:

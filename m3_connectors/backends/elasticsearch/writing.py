@@ -4,15 +4,18 @@ Elasticsearch refuses an operation of about 2 % of its heap (it counts five time
 multi-vectors of more than ``PART_BYTES`` are kept in parts: documents of their own beside the document that names
 them. Parts are written first and under new ids, so a document never names a part that is not there, or not its own;
 and of the parts only those are removed that the replaced version named, so that calls at the same time for one id never
-remove each other's.
+remove each other's. Removing them is not what the caller asked for: where it fails, the call has still done its
+work, and what is left behind goes with the next delete of the document.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import logging
 import time
 import uuid
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import anyio.to_thread
@@ -45,6 +48,9 @@ _IDS = 1000
 
 _ORPHANED_SECONDS = 3600.0
 """Of this age, parts that no document names are a failed call's; younger ones may be those of a call at work."""
+
+
+_log = logging.getLogger(__name__)
 
 
 class Writer:
@@ -98,9 +104,10 @@ class Writer:
             for part in by_count(ids, _IDS)
         ]
         results = await self._end(outcomes, old, "delete")
-        deleted = [id for id, result in results.items() if result == "deleted"]
-        await self._sweep(deleted, {name for names in old.values() for name in names})
-        return len(deleted)
+        # Of ids that are gone already, too: the call that removed them may not have come to this.
+        with _best_effort():
+            await self._sweep(list(results), {name for names in old.values() for name in names})
+        return sum(result == "deleted" for result in results.values())
 
     def _planned_parts(self, documents: Sequence[Document], embeddings: M3Embeddings) -> dict[int, list[str]]:
         """New ids for the parts of each document that needs them, by position."""
@@ -170,9 +177,14 @@ class Writer:
     ) -> dict[str, str]:
         """The results of a whole call, once they can be searched and the old parts of what was written are gone."""
         done = [id for outcome in outcomes for id in outcome.results]
-        if self._refresh is True and done:
-            await self._connection.request(operation, "POST", f"/{segment(self._alias)}/_refresh")
-        await self._remove([name for id in done for name in old.get(id, ())], operation)
+        try:
+            if self._refresh is True and done:
+                await self._connection.request(operation, "POST", f"/{segment(self._alias)}/_refresh")
+        except BackendError:
+            joined(outcomes, operation)  # which documents were refused is worth more than that
+            raise
+        with _best_effort():
+            await self._remove([name for id in done for name in old.get(id, ())], operation)
         return joined(outcomes, operation)
 
     def _sizes(self, documents: Sequence[Document], embeddings: M3Embeddings) -> list[int]:
@@ -192,3 +204,12 @@ class Writer:
             rows = embeddings.multivectors.counts
             sizes += np.where(rows > self._rows_per_part, 0, rows) * self._row_bytes * 4 // 3
         return [int(size) for size in sizes]
+
+
+@contextlib.contextmanager
+def _best_effort() -> Iterator[None]:
+    """Remove parts that nobody reads any more; a failure is logged, as the documents themselves are as asked."""
+    try:
+        yield
+    except BackendError as error:
+        _log.warning("parts of replaced or removed documents are left in the index: %s", error)

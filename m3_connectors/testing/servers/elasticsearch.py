@@ -40,6 +40,9 @@ from m3_connectors.testing.servers.sessions import Watch, tail
 VERSION = "9.2.4"
 """The version that is started unless another is named."""
 
+OLDEST_VERSION = "8.19.0"
+"""The oldest that m3-connectors works with; it needs a JDK of 17 to 25."""
+
 _GROUP = "org.elasticsearch.distribution.integ-test-zip"
 _JDK_RELEASES = {"8": range(17, 26), "9": range(21, 26)}
 """Java releases that each major version of Elasticsearch runs on."""
