@@ -75,9 +75,9 @@ async def test_a_host_that_hangs_is_timed_out(target: Target) -> None:
 
 @runs
 async def test_a_host_that_hangs_keeps_no_queue_waiting(target: Target) -> None:
-    """A hundred calls at once, more than any store has connections, are over when one of them is."""
+    """Far more calls at once than any store has connections are over when one of them is."""
     world = make_world(1)
-    case = Case(target.name, "host that hangs, 100 calls at once")
+    case = Case(target.name, "host that hangs, 200 calls at once")
     once = {"timeout_seconds": 1.0, "attempts": 1, "total_seconds": 1.0}
     errors: list[Exception] = []
 
@@ -91,15 +91,15 @@ async def test_a_host_that_hangs_keeps_no_queue_waiting(target: Target) -> None:
         target.set(Hang())
         other = target.backend(**once)
         for name, call in (
-            ("search x 100", lambda: backend.search(world.queries[0], ALL, 5)),
-            ("open x 100", other.open),
+            ("search x 200", lambda: backend.search(world.queries[0], ALL, 5)),
+            ("open x 200", other.open),
         ):
             errors.clear()
             with case.call(name, patience=once):
                 async with anyio.create_task_group() as tasks:
-                    for _ in range(100):
+                    for _ in range(200):
                         tasks.start_soon(ask, call)
-            assert len(errors) == 100
+            assert len(errors) == 200
         target.set(None)
         await other.close()
         await case.account(backend, world, half_of(world))

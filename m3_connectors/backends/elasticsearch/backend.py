@@ -220,7 +220,8 @@ class ElasticsearchBackend(Backend):
         if own:
             # One list, ranked by what it is ordered by: its first k are the answer.
             method = dataclasses.replace(method, candidates=dict.fromkeys(method.candidates, k))
-        async with self._searches:
+        total_seconds = self._connection.endpoint.patience.total_seconds
+        async with self._connection.turn("search", self._searches, total_seconds):
             if own and k <= _WHOLE and not exact:
                 found = await self._head(query, method, k, filter)
                 if found is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 from urllib.parse import quote
 
@@ -15,9 +16,11 @@ import elasticsearch
 
 from m3_connectors.backends.elasticsearch.bodies import encoded
 from m3_connectors.backends.elasticsearch.errors import TooMuch, translated
+from m3_connectors.backends.elasticsearch.mapping import BACKEND
 from m3_connectors.backends.endpoint import Endpoint
 from m3_connectors.backends.retry import retrying
-from m3_connectors.errors import InvalidInput
+from m3_connectors.backends.together import turn
+from m3_connectors.errors import InvalidInput, TimedOut
 
 _CONNECTIONS = 16
 _JSON = "application/vnd.elasticsearch+json; compatible-with=8"
@@ -121,13 +124,28 @@ class Connection:
     ) -> Any:
         headers = {"accept": _JSON, "content-type": content_type}
         try:
-            async with self._connections:
+            async with self.turn(operation, self._connections, self.endpoint.patience.timeout_seconds):
                 answer = await self._client.perform_request(
                     method, path, params=params, headers=headers, body=body
                 )
         except _FAILURES as error:
             raise translated(error, operation, self.url) from error
         return answer.body
+
+    def turn(
+        self, operation: str, turns: anyio.CapacityLimiter, seconds: float
+    ) -> AbstractAsyncContextManager[None]:
+        """One of the turns; TimedOut where earlier calls take all of these seconds."""
+
+        def late() -> TimedOut:
+            return TimedOut(
+                f"no answer from {self.url} in time: earlier calls took all of {seconds:g} s.\n"
+                "  Is it overloaded? Ask or write less at the same time, or raise timeout_seconds and total_seconds.",
+                backend=BACKEND,
+                operation=operation,
+            )
+
+        return turn(turns, seconds, late)
 
     async def search(
         self, operation: str, alias: str, body: Mapping[str, Any], *, divisible: bool = False
