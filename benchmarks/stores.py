@@ -20,12 +20,15 @@ import contextlib
 import datetime
 import gzip
 import json
+import os
 import resource
 import tempfile
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import scipy.sparse as sp
@@ -50,7 +53,16 @@ _BLOCK = 250
 
 _WARM_UP = 3
 _TEXT = "Dense, sparse and multi-vector scores of one model in a passage of about the length that 64 tokens take. "
-_PACKAGES = ("qdrant-edge-py", "pymilvus", "milvus-lite", "elasticsearch", "numpy", "scipy", "anyio")
+_PACKAGES = (
+    "qdrant-edge-py",
+    "qdrant-client",
+    "pymilvus",
+    "milvus-lite",
+    "elasticsearch",
+    "numpy",
+    "scipy",
+    "anyio",
+)
 
 
 class Corpus:
@@ -131,6 +143,32 @@ def _qdrant_edge(corpus: Corpus, directory: Path) -> Iterator[Opened]:
 
 
 @contextlib.contextmanager
+def _qdrant(corpus: Corpus, directory: Path) -> Iterator[Opened]:
+    """The server that M3_QDRANT_URL names, or a container."""
+    from handwritten.qdrant_server import QdrantServer
+
+    from m3_connectors.testing.servers.start import start
+
+    server = start("qdrant", compose=ROOT / "docker" / "compose.yaml")
+    collection = f"stores-{uuid.uuid4().hex[:8]}"
+    try:
+        with connect(server.url, collection, encoder=Fixed(corpus.model), **server.options) as index:
+            parts = urlsplit(server.url.partition("+")[2])
+            grpc_port = server.options.get("grpc_port") or os.environ.get("M3_QDRANT_GRPC_PORT")
+            handwritten = QdrantServer(
+                f"{parts.scheme}://{parts.hostname}:{parts.port or 6333}",
+                int(grpc_port or (parts.port or 6333) + 1),
+                collection,
+                corpus.model.dimension,
+                os.environ.get("M3_QDRANT_API_KEY"),
+            )
+            yield index, handwritten
+            index.drop()
+    finally:
+        server.stop()
+
+
+@contextlib.contextmanager
 def _milvus(corpus: Corpus, directory: Path) -> Iterator[Opened]:
     from handwritten.milvus import Milvus
 
@@ -163,6 +201,7 @@ def _elasticsearch(corpus: Corpus, directory: Path) -> Iterator[Opened]:
 
 STORES: dict[str, Callable[[Corpus, Path], contextlib.AbstractContextManager[Opened]]] = {
     "qdrant-edge": _qdrant_edge,
+    "qdrant": _qdrant,
     "milvus": _milvus,
     "milvus-embedded": _milvus_embedded,
     "elasticsearch": _elasticsearch,

@@ -120,6 +120,11 @@ class Method:
         return tuple(component for component in COMPONENTS if self.weights.of(component))
 
     @property
+    def is_one_list(self) -> bool:
+        """Whether one list is ranked by its own score: its first k are the answer."""
+        return len(self.candidates) == 1 and tuple(self.candidates) == self.scored
+
+    @property
     def components(self) -> tuple[Component, ...]:
         """The components that a query needs: to propose or to score."""
         return tuple(name for name in COMPONENTS if name in self.candidates or self.weights.of(name))

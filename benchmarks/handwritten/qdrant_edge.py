@@ -7,17 +7,16 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import qdrant_edge as engine
 
-from handwritten import WEIGHTS, Found
+from handwritten.qdrant import Ask, Qdrant
 from m3_connectors.documents import Document
 from m3_connectors.embeddings import M3Embeddings
 
 _EXACT = engine.SearchParams(exact=True)
 
 
-class QdrantEdge:
+class QdrantEdge(Qdrant):
     """Searches ``shard``; writes into a shard of its own in ``directory``."""
 
     def __init__(self, shard: engine.EdgeShard, directory: Path, dimension: int) -> None:
@@ -61,90 +60,33 @@ class QdrantEdge:
         self._own.close()
         shutil.rmtree(self._directory)
 
-    def search(self, query: M3Embeddings, method: str, k: int) -> list[Found]:
-        asked: dict[str, Any] = {}
-        if query.dense is not None:
-            asked["dense"] = engine.Query.Nearest(query.dense[0].tolist(), using="dense")
-        if query.sparse is not None:
-            asked["sparse"] = engine.Query.Nearest(_sparse(query, 0), using="sparse")
-        if query.multivectors is not None:
-            asked["multivector"] = engine.Query.Nearest(query.multivectors[0].tolist(), using="multi_0")
-        self._rows = len(query.multivectors.rows) if query.multivectors is not None else 1
-        if method in ("dense", "sparse"):
-            (found,) = self._ask([_list(asked[method], k)])
-            scores = {method: {point.id: point.score for point in found}}
-            best = [(point.id, point.score) for point in found]
-        elif method == "multi_vec":
-            (found,) = self._ask([_list(asked["dense"], 200)])
-            scores = {"dense": {point.id: point.score for point in found}}
-            scores |= self._among(asked, ["multivector"], {"multivector": list(scores["dense"])})
-            best = sorted(scores["multivector"].items(), key=lambda pair: -pair[1])[:k]
-        else:
-            if method == "all":
-                (found,) = self._ask([_list(asked["dense"], 200)])
-                scores = {"dense": {point.id: point.score for point in found}}
-                ids = list(scores["dense"])
-                scores |= self._among(asked, ["sparse", "multivector"], dict.fromkeys(asked, ids))
-            else:
-                dense, sparse = self._ask([_list(asked["dense"], 1000), _list(asked["sparse"], 1000)])
-                scores = {
-                    "dense": {point.id: point.score for point in dense},
-                    "sparse": {point.id: point.score for point in sparse},
-                }
-                ids = list(scores["dense"] | scores["sparse"])
-                missing = {name: [id for id in ids if id not in scores[name]] for name in scores}
-                for name, found in self._among(asked, list(scores), missing).items():
-                    scores[name] |= found
-            names = ("dense", "sparse", "multivector")
-            fused = sum(
-                weight * np.array([scores[name].get(id, 0.0) for id in ids])
-                for name, weight in zip(names, WEIGHTS[method], strict=True)
-                if weight
-            )
-            best = [(ids[i], fused[i]) for i in np.argsort(-fused, kind="stable")[:k]]
-        winners = [id for id, _ in best]
-        missing = {name: [id for id in winners if id not in scores.get(name, {})] for name in asked}
-        more = self._among(asked, [name for name in asked if missing[name]], missing)
-        scores = {name: scores.get(name, {}) | more.get(name, {}) for name in asked}
-        payloads = {record.id: record.payload for record in self._shard.retrieve(winners, True, False)}
-        return [
-            Found(
-                payloads[id]["id"],
-                payloads[id]["text"],
-                payloads[id]["metadata"],
-                score,
-                {name: values.get(id, 0.0) for name, values in scores.items()},
-            )
-            for id, score in best
-        ]
-
     def close(self) -> None:
         """The shard is the adapter's."""
 
-    def _among(
-        self, asked: dict[str, Any], names: list[str], ids: dict[str, list[Any]]
-    ) -> dict[str, dict[Any, float]]:
-        requests = [
-            engine.QueryRequest(
-                limit=len(ids[name]),
-                query=asked[name],
-                filter=engine.Filter(must=[engine.HasIdCondition(set(ids[name]))]),
-                params=_EXACT,
-            )
-            for name in names
-        ]
-        answers = self._ask(requests) if requests else []
-        return {
-            name: {point.id: point.score / (self._rows if name == "multivector" else 1) for point in answer}
-            for name, answer in zip(names, answers, strict=True)
-        }
+    def _vectors(self, query: M3Embeddings) -> dict[str, Any]:
+        asked: dict[str, Any] = {}
+        if query.dense is not None:
+            asked["dense"] = query.dense[0].tolist()
+        if query.sparse is not None:
+            asked["sparse"] = _sparse(query, 0)
+        if query.multivectors is not None:
+            asked["multivector"] = query.multivectors[0].tolist()
+        return asked
 
-    def _ask(self, requests: list[engine.QueryRequest]) -> list[list[engine.ScoredPoint]]:
-        return self._shard.query_batch(engine.QueryBatchRequest(requests))
+    def _ask(self, asks: list[Ask]) -> list[list[tuple[Any, float]]]:
+        answers = self._shard.query_batch(engine.QueryBatchRequest([_request(ask) for ask in asks]))
+        return [[(point.id, point.score) for point in answer] for answer in answers]
+
+    def _payloads(self, ids: list[Any]) -> dict[Any, dict[str, Any]]:
+        return {record.id: record.payload for record in self._shard.retrieve(ids, True, False)}
 
 
-def _list(query: Any, limit: int) -> engine.QueryRequest:
-    return engine.QueryRequest(limit=limit, query=query)
+def _request(ask: Ask) -> engine.QueryRequest:
+    query = engine.Query.Nearest(ask.vector, using=ask.using)
+    if ask.ids is None:
+        return engine.QueryRequest(limit=ask.limit, query=query)
+    only = engine.Filter(must=[engine.HasIdCondition(set(ask.ids))])
+    return engine.QueryRequest(limit=ask.limit, query=query, filter=only, params=_EXACT)
 
 
 def _sparse(embeddings: M3Embeddings, i: int) -> engine.SparseVector:

@@ -42,6 +42,7 @@ Search
 from __future__ import annotations
 
 import abc
+import contextlib
 import dataclasses
 import functools
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -58,7 +59,7 @@ from m3_connectors.backends.schema import Schema, Storage
 from m3_connectors.backends.together import together
 from m3_connectors.documents import Document, Scores, check_documents, check_id
 from m3_connectors.embeddings import Component, Float32, M3Embeddings
-from m3_connectors.errors import InvalidInput
+from m3_connectors.errors import InvalidInput, NotFound
 from m3_connectors.filters import Filter
 from m3_connectors.methods import Method, fuse, rank
 
@@ -108,6 +109,10 @@ def answers(
 
 Known = dict[Component, dict[str, np.float32]]
 """Scores that are known before any is asked for: by component and id."""
+
+
+_TRIES = 8
+"""Of a search while others delete."""
 
 
 class Backend(abc.ABC):
@@ -290,13 +295,24 @@ class Backend(abc.ABC):
         k = int(k)
         self._require(Capability.EXACT, asked=exact)
         check_query(self.schema, self.collection, method.components, query, f'method "{method.name}"')
-        return await self._search(query, method.deep_enough(k), k, filter, exact)
+        method = method.deep_enough(k)
+        for _ in range(_TRIES - 1):
+            # A candidate that is deleted before it is scored is no answer, and no error either: ask again, without it.
+            with contextlib.suppress(NotFound):
+                return await self._search(query, method, k, filter, exact)
+        return await self._search(query, method, k, filter, exact)
 
     async def _search(
         self, query: M3Embeddings, method: Method, k: int, filter: Filter | None, exact: bool
     ) -> list[ScoredId]:
         """Candidates, then the missing scores, then fusion."""
         ids, known = await self._propose(query, method, filter, exact)
+        return await self._best_of(query, method, k, ids, known)
+
+    async def _best_of(
+        self, query: M3Embeddings, method: Method, k: int, ids: Sequence[str], known: Known
+    ) -> list[ScoredId]:
+        """The k best of these candidates."""
         scores = await self._complete(method.scored, query, ids, known)
         fused = fuse(scores, method.weights) if ids else np.empty(0)
         best = rank(ids, fused, k)

@@ -44,9 +44,6 @@ from m3_connectors.filters import Filter
 from m3_connectors.methods import Method, fuse
 
 _PORT = 9200
-_TRIES = 8
-"""Of a search while others delete."""
-
 _WHOLE = 16
 """So many documents come with their texts and vectors in one answer, whatever their size."""
 
@@ -216,9 +213,8 @@ class ElasticsearchBackend(Backend):
     async def _search(
         self, query: M3Embeddings, method: Method, k: int, filter: Filter | None, exact: bool
     ) -> list[ScoredId]:
-        own = len(method.candidates) == 1 and tuple(method.candidates) == method.scored
+        own = method.is_one_list
         if own:
-            # One list, ranked by what it is ordered by: its first k are the answer.
             method = dataclasses.replace(method, candidates=dict.fromkeys(method.candidates, k))
         total_seconds = self._connection.endpoint.patience.total_seconds
         async with self._connection.turn("search", self._searches, total_seconds):
@@ -226,10 +222,6 @@ class ElasticsearchBackend(Backend):
                 found = await self._head(query, method, k, filter)
                 if found is not None:
                     return found
-            for _ in range(_TRIES - 1):
-                # A candidate that is deleted before its vectors are read is no answer, and no error either.
-                with contextlib.suppress(NotFound):
-                    return await super()._search(query, method, k, filter, exact)
             return await super()._search(query, method, k, filter, exact)
 
     async def _head(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -47,9 +46,6 @@ _EMBEDDED = frozenset(
     }
 )
 """What it does in this process."""
-
-_TRIES = 8
-"""Of a search while others delete."""
 
 _TEXTS = ["text", "metadata"]
 _DOCUMENTS_AT_ONCE = 256
@@ -271,16 +267,7 @@ class MilvusBackend(Backend):
     async def _search(
         self, query: M3Embeddings, method: Method, k: int, filter: Filter | None, exact: bool
     ) -> list[ScoredId]:
-        for _ in range(_TRIES - 1):
-            # A candidate that is deleted before it is scored is no answer, and no error either: ask again, without it.
-            with contextlib.suppress(NotFound):
-                return await self._ranked(query, method, k, filter, exact)
-        return await self._ranked(query, method, k, filter, exact)
-
-    async def _ranked(
-        self, query: M3Embeddings, method: Method, k: int, filter: Filter | None, exact: bool
-    ) -> list[ScoredId]:
-        if k <= WHOLE and len(method.scored) == 1 and tuple(method.candidates) == method.scored:
+        if k <= WHOLE and method.is_one_list:
             scans = exact and "dense" in method.candidates and not self._reads.layout.exact_dense
             found = None if scans else await self._head(query, method, k, filter)
             if found is not None:

@@ -73,8 +73,7 @@ def search(
 ) -> list[ScoredId]:
     """The k best documents by a method (clauses B24 to B27): three engine calls, four with informative scores."""
     depths = dict(method.candidates)
-    if len(depths) == 1 and method.scored == tuple(depths):
-        # One list, ranked by its own score: its first k are the answer.
+    if method.is_one_list:
         depths = dict.fromkeys(depths, k)
     lists = candidates(edge, layout, query, depths, condition, exact, width=max(method.candidates.values()))
     found = Found.of(lists)

@@ -6,7 +6,6 @@ server's own; a document whose multi-vector had to be split is scored row by row
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -59,9 +58,6 @@ _IDS_AT_ONCE = 1000
 _DOCUMENTS_AT_ONCE = 256
 _VECTORS_AT_ONCE = 4
 """Requests for one document each: a long one's rows take 32 MB, and nothing says before how many it has."""
-
-_TRIES = 8
-"""Of a search while others delete."""
 
 
 class QdrantBackend(Backend):
@@ -282,6 +278,18 @@ class QdrantBackend(Backend):
     async def _candidates(
         self, component: Component, query: M3Embeddings, limit: int, filter: Filter | None, exact: bool
     ) -> Ranking:
+        return await self._list(component, query, limit, filter, exact, width=limit)
+
+    async def _list(
+        self,
+        component: Component,
+        query: M3Embeddings,
+        limit: int,
+        filter: Filter | None,
+        exact: bool,
+        width: int,
+    ) -> Ranking:
+        """The best of one list; a graph is searched as far as for ``width`` points."""
         scores = self._exact_scores(query)
         # A sparse search is exact anyway; saying so makes every shard of several give its full list.
         exact = exact or component == "sparse"
@@ -295,7 +303,7 @@ class QdrantBackend(Backend):
             limit,
             filter=None if filter is None else server_filter(filter),
             exact=exact and self._limits.exact,
-            hnsw_ef=None if exact else min(max(128, 2 * limit), self._limits.hnsw_ef or 2**31),
+            hnsw_ef=None if exact else min(max(128, 2 * width), self._limits.hnsw_ef or 2**31),
             with_id=True,
         )
         (hits,) = await self._search_all([ask])
@@ -317,10 +325,13 @@ class QdrantBackend(Backend):
     async def _search(
         self, query: M3Embeddings, method: Method, k: int, filter: Filter | None, exact: bool
     ) -> list[ScoredId]:
-        for _ in range(_TRIES - 1):
-            # A candidate that is deleted before it is scored is no answer, and no error either: ask again, without it.
-            with contextlib.suppress(NotFound):
-                return await super()._search(query, method, k, filter, exact)
+        if method.is_one_list:
+            # Its first k are the answer, unless the cut goes through equal scores, of which the server shows any.
+            ((component, depth),) = method.candidates.items()
+            head = await self._list(component, query, min(k + 1, depth), filter, exact, width=depth)
+            if len(head.ids) <= k or head.scores[k] < head.scores[k - 1]:
+                known: Known = {component: dict(zip(head.ids[:k], head.scores, strict=False))}
+                return await self._best_of(query, method, k, head.ids[:k], known)
         return await super()._search(query, method, k, filter, exact)
 
     async def _complete(
@@ -344,6 +355,23 @@ class QdrantBackend(Backend):
             return seen[id] if id in seen else found[name].get(point_of(id), 0.0)
 
         return {name: np.array([score(name, id) for id in ids], dtype=np.float32) for name in components}
+
+    async def _inform(
+        self, components: Sequence[Component], query: M3Embeddings, ids: Sequence[str], known: Known
+    ) -> tuple[dict[Component, Float32], Mapping[str, Document]]:
+        """At the same time, as neither needs the other."""
+        scores: dict[Component, Float32] = {}
+        documents: dict[str, Document] = {}
+
+        async def score() -> None:
+            scores.update(await self._complete(components, query, ids, known))
+
+        async def fetch() -> None:
+            found = zip(ids, await self._fetch(ids), strict=True)
+            documents.update({id: document for id, document in found if document is not None})
+
+        await together([score, fetch] if ids else [score])
+        return scores, documents
 
     # -- requests
 
