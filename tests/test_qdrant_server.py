@@ -309,10 +309,11 @@ async def test_a_search_takes_two_round_trips_and_asks_by_id_exactly(fake: FakeQ
     for method, requests in ((ALL, 2), (DENSE_SPARSE, 4)):
         fake.requests.clear()
         await backend.search(world.queries[0], method, 5)
-        # Dense+Sparse: two lists at the same time, what they lack, and the multi-vector scores of the five hits.
-        assert [request.name for request in fake.requests] == ["search"] * requests
+        # Dense+Sparse: two lists at the same time, what they lack, and the multi-vector scores of the five hits; beside
+        # the last, the hits' documents.
+        assert sorted(request.name for request in fake.requests) == ["retrieve", *["search"] * requests]
         assert {request.protocol for request in fake.requests} == {"gRPC"}
-        for request in fake.requests[2 if method is DENSE_SPARSE else 1 :]:
+        for request in fake.named("search")[2 if method is DENSE_SPARSE else 1 :]:
             for query in request.body.query_points:
                 assert query.params.exact
                 assert query.limit == len(query.filter.must[0].has_id.has_id) > 0
