@@ -221,7 +221,7 @@ class NeverDeeper(MemoryBackend):
         (DeletesEverythingThatPassesAndMore, "b10", {}),
         (FetchesInItsOwnOrder, "b11_fetch", {}),
         (WholeNumbersBecomeFloats, "b11_metadata", {}),
-        (CountsUpsertsOnce, "b13", {}),
+        (CountsUpsertsOnce, "b13_count", {}),
         (StripsIds, "b14", {}),
         (FoldsCase, "b14", {}),
         (ScansOnePage, "b15", {}),

@@ -25,6 +25,7 @@ from qdrant_fake import FakeQdrant, Refusal
 
 from m3_connectors.backends.base import Backend, Storage
 from m3_connectors.backends.capabilities import ServerInfo
+from m3_connectors.backends.qdrant import server_upkeep
 from m3_connectors.backends.qdrant.layout import Layout
 from m3_connectors.backends.qdrant.payload import point_id
 from m3_connectors.backends.qdrant.server import QdrantBackend
@@ -534,7 +535,7 @@ async def test_strict_mode_is_kept_to_in_counts_lists_and_ids(fake: FakeQdrant) 
 async def test_optimize_waits_until_the_server_is_done(
     fake: FakeQdrant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("m3_connectors.backends.qdrant.server_upkeep._LOOK_EVERY_SECONDS", 0.01)
+    monkeypatch.setattr(server_upkeep, "_LOOK_EVERY_SECONDS", 0.01)
     backend = await filled(fake, make_world(56, documents=3))
     fake.requests.clear()
     fake.states = ["grey", "green", "yellow", "grey", "green", "green"]
@@ -546,7 +547,7 @@ async def test_optimize_waits_until_the_server_is_done(
         fake.states = [state]
         with pytest.raises(kind, match="optimiser"):
             await backend.optimize()
-    monkeypatch.setattr("m3_connectors.backends.qdrant.server_upkeep._OPTIMIZE_SECONDS", 0.0)
+    monkeypatch.setattr(server_upkeep, "_OPTIMIZE_SECONDS", 0.0)
     fake.states = ["yellow"]
     with pytest.raises(TimedOut, match="is not optimised"):
         await backend.optimize()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import anyio
 import pytest
 
-from m3_connectors.backends.together import Shared, turn
+from m3_connectors.backends.together import Shared, Turn
 from m3_connectors.testing.conformance import runs
 
 
@@ -90,11 +90,11 @@ async def test_a_cancelled_call_is_made_again_by_one_who_waits() -> None:
 async def test_a_turn_is_given_back_and_not_waited_for_without_end() -> None:
     turns = anyio.Semaphore(1)
     with pytest.raises(KeyError):
-        async with turn(turns, 5, TimeoutError):
+        async with Turn(turns, 5, TimeoutError):
             raise KeyError
-    async with turn(turns, 5, TimeoutError):
+    async with Turn(turns, 5, TimeoutError):
         with pytest.raises(TimeoutError, match="too late"):
-            async with turn(turns, 0.01, lambda: TimeoutError("too late")):
+            async with Turn(turns, 0.01, lambda: TimeoutError("too late")):
                 pytest.fail("there was one turn only")
-    async with turn(turns, 5, TimeoutError):
+    async with Turn(turns, 5, TimeoutError):
         pass

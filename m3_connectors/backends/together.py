@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, TypeVar
 
 import anyio
@@ -76,16 +75,20 @@ class _Attempt(Generic[T]):
     error: Exception | None = None
 
 
-@contextlib.asynccontextmanager
-async def turn(
-    turns: anyio.Semaphore | anyio.CapacityLimiter, seconds: float, late: Callable[[], Exception]
-) -> AsyncIterator[None]:
+class Turn:
     """One of the turns; ``late()`` is raised where none is free within ``seconds``."""
-    with anyio.move_on_after(seconds) as waiting:
-        await turns.acquire()
-    if waiting.cancelled_caught:
-        raise late()
-    try:
-        yield
-    finally:
-        turns.release()
+
+    # No generator: one that begins while the loop ends, to tidy up what a scan left behind, would be warned of.
+    def __init__(
+        self, turns: anyio.Semaphore | anyio.CapacityLimiter, seconds: float, late: Callable[[], Exception]
+    ) -> None:
+        self._turns, self._seconds, self._late = turns, seconds, late
+
+    async def __aenter__(self) -> None:
+        with anyio.move_on_after(self._seconds) as waiting:
+            await self._turns.acquire()
+        if waiting.cancelled_caught:
+            raise self._late()
+
+    async def __aexit__(self, *_: object) -> None:
+        self._turns.release()

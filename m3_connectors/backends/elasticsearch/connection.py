@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Mapping
-from contextlib import AbstractAsyncContextManager
 from typing import Any
 from urllib.parse import quote
 
@@ -19,7 +18,7 @@ from m3_connectors.backends.elasticsearch.errors import TooMuch, translated
 from m3_connectors.backends.elasticsearch.mapping import BACKEND
 from m3_connectors.backends.endpoint import Endpoint
 from m3_connectors.backends.retry import retrying
-from m3_connectors.backends.together import turn
+from m3_connectors.backends.together import Turn
 from m3_connectors.errors import InvalidInput, TimedOut
 
 _CONNECTIONS = 16
@@ -132,9 +131,7 @@ class Connection:
             raise translated(error, operation, self.url) from error
         return answer.body
 
-    def turn(
-        self, operation: str, turns: anyio.CapacityLimiter, seconds: float
-    ) -> AbstractAsyncContextManager[None]:
+    def turn(self, operation: str, turns: anyio.CapacityLimiter, seconds: float) -> Turn:
         """One of the turns; TimedOut where earlier calls take all of these seconds."""
 
         def late() -> TimedOut:
@@ -145,7 +142,7 @@ class Connection:
                 operation=operation,
             )
 
-        return turn(turns, seconds, late)
+        return Turn(turns, seconds, late)
 
     async def search(
         self, operation: str, alias: str, body: Mapping[str, Any], *, divisible: bool = False

@@ -29,7 +29,7 @@ from m3_connectors.backends.endpoint import Endpoint
 from m3_connectors.backends.milvus import lite
 from m3_connectors.backends.milvus.errors import BACKEND, NotLoaded, translated
 from m3_connectors.backends.retry import Patience, retrying
-from m3_connectors.backends.together import turn
+from m3_connectors.backends.together import Turn
 from m3_connectors.errors import InvalidInput, TimedOut, Unavailable
 
 T = TypeVar("T")
@@ -200,7 +200,7 @@ class Connection:
 
             turns, threads = (self._writing, self._writers) if write else (self._reading, self._readers)
             try:
-                async with turn(turns, self.patience.timeout_seconds, lambda: self._too_late(operation)):
+                async with Turn(turns, self.patience.timeout_seconds, lambda: self._too_late(operation)):
                     return await _in_thread(invoke, operation, self.where, threads)
             finally:
                 given_up.set()

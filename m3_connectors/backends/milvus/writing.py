@@ -161,6 +161,7 @@ class Writer:
             Rejected: It refuses row after row, so it is not the rows that it minds.
         """
         refused: dict[str, str] = {}
+        reasons: dict[str, Rejected] = {}
         taken = False
         left = [rows] if rows else []
         while left:
@@ -174,8 +175,13 @@ class Writer:
                     left += [some[middle:], some[:middle]]
                     continue
                 refused[some[0]["key"]] = str(error)
+                reasons[str(error)] = error
                 if len(refused) >= _HOPELESS and not taken and not isinstance(error, TooLarge):
                     raise
+        if len(refused) > 1 and not taken and len(reasons) == 1:
+            (reason,) = reasons.values()
+            if not isinstance(reason, TooLarge):
+                raise reason
         return refused
 
     async def _delete_keys(self, collection: str, keys: Sequence[str], condition: str = "") -> None:
