@@ -95,11 +95,12 @@ async def test_a_host_that_hangs_keeps_no_queue_waiting(target: Target) -> None:
             ("open x 200", other.open),
         ):
             errors.clear()
-            with case.call(name, patience=once):
+            with case.call(name, TimedOut, patience=once):
                 async with anyio.create_task_group() as tasks:
                     for _ in range(200):
                         tasks.start_soon(ask, call)
-            assert len(errors) == 200
+                assert len(errors) == 200
+                raise errors[0]
         target.set(None)
         await other.close()
         await case.account(backend, world, half_of(world))
