@@ -7,7 +7,9 @@
     ├── ModelMismatch                      the collection was written by another model; names both
     ├── ModelFormat                        a checkpoint lacks a file or holds a wrong shape; names the file
     └── BackendError                       the store failed: ``.backend``, ``.operation``, ``.retryable``
-        ├── NotFound                       no such collection or document
+        ├── NotFound                       what was asked for is not there, such as a model on the hub
+        │   ├── CollectionNotFound         the store has no such collection
+        │   └── DocumentNotFound           the collection has no such document
         ├── AlreadyExists                  a collection of that name is there already
         ├── Rejected                       the store refused the request
         ├── Corrupt                        stored data cannot be read back
@@ -94,7 +96,15 @@ class BackendError(M3Error):
 
 
 class NotFound(BackendError):
-    """No such collection or document."""
+    """What was asked for is not there."""
+
+
+class CollectionNotFound(NotFound):
+    """The store has no such collection."""
+
+
+class DocumentNotFound(NotFound):
+    """The collection has no such document."""
 
 
 class AlreadyExists(BackendError):

@@ -16,7 +16,7 @@ from m3_connectors.backends.base import Backend, Schema, ScoredId
 from m3_connectors.backends.together import together
 from m3_connectors.documents import Document, Hit
 from m3_connectors.embeddings import COMPONENTS, Component, M3Embeddings, ModelInfo
-from m3_connectors.errors import InvalidInput, NotFound
+from m3_connectors.errors import DocumentNotFound, InvalidInput
 from m3_connectors.explanation import Explanation, explain
 from m3_connectors.filters import parse_filter
 from m3_connectors.methods import METHODS, Method, Weights
@@ -189,7 +189,7 @@ class AsyncIndex:
         """Why a document scores as it does for a query, whether or not it would be found.
 
         Raises:
-            NotFound: No such document.
+            DocumentNotFound: No such document.
             InvalidInput: No encoder, or a bad query or method.
         """
         if self._encoder is None:
@@ -198,7 +198,7 @@ class AsyncIndex:
         (document,) = await self._backend.fetch([id])
         if document is None:
             where = f'no document {id!r} in collection "{self._backend.collection}".'
-            raise NotFound(where, backend=self._backend.name, operation="explain")
+            raise DocumentNotFound(where, backend=self._backend.name, operation="explain")
         stored = await self._backend.vectors([id])
         (vectors,) = await self._query_vectors([query])
         if self.schema.storage.multivector_dtype == "float16":

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from m3_connectors.backends.base import Backend, Ranking, Schema, ScoredId, Storage
+from m3_connectors.backends.base import Backend, Candidates, Lists, Schema, ScoredId, Storage
 from m3_connectors.backends.memory import MemoryBackend
 from m3_connectors.backends.pooling import pool_long
 from m3_connectors.documents import Document
-from m3_connectors.embeddings import Component, Float32, M3Embeddings
+from m3_connectors.embeddings import Component, M3Embeddings
 from m3_connectors.filters import Filter
 from m3_connectors.methods import Method
 from m3_connectors.testing import BackendConformance
@@ -111,13 +111,10 @@ class ScansOnePage(MemoryBackend):
 
 
 class FiltersAfterTheCut(MemoryBackend):
-    async def _candidates(
-        self, component: Component, query: M3Embeddings, limit: int, filter: Filter | None, exact: bool
-    ) -> Ranking:
-        found = await super()._candidates(component, query, limit, None, exact)
-        passing = set(self._passing(filter))
-        kept = [i for i, id in enumerate(found.ids) if id in passing]
-        return Ranking([found.ids[i] for i in kept], found.scores[kept])
+    async def lists(self, ask: Lists) -> Candidates:
+        found = await super().lists(dataclasses.replace(ask, filter=None))
+        passing = set(self._passing(ask.filter))
+        return found.take([i for i, id in enumerate(found.keys) if id in passing])
 
 
 class ListsWhatSharesNothing(MemoryBackend):
@@ -126,11 +123,12 @@ class ListsWhatSharesNothing(MemoryBackend):
 
 
 class RoundsScores(MemoryBackend):
-    async def _candidates(
-        self, component: Component, query: M3Embeddings, limit: int, filter: Filter | None, exact: bool
-    ) -> Ranking:
-        found = await super()._candidates(component, query, limit, filter, exact)
-        return found if exact else Ranking(found.ids, found.scores.astype(np.float16).astype(np.float32))
+    async def lists(self, ask: Lists) -> Candidates:
+        found = await super().lists(ask)
+        if not ask.exact:
+            for name, scores in found.scores.items():
+                found.scores[name] = scores.astype(np.float16).astype(np.float32)
+        return found
 
 
 class RoundsTheDocumentsOnly(MemoryBackend):
@@ -153,19 +151,27 @@ class PoolsAgain(MemoryBackend):
 
 
 class ScoresTheUnknown(MemoryBackend):
-    async def _score(self, component: Component, query: M3Embeddings, ids: Sequence[str]) -> Float32:
-        known = [id for id in ids if id in self._documents]
-        scores = dict(zip(known, await super()._score(component, query, known), strict=True))
-        return np.array([scores.get(id, 0.0) for id in ids], dtype=np.float32)
+    async def complete(
+        self,
+        query: M3Embeddings,
+        found: Candidates,
+        components: Sequence[Component],
+        *,
+        documents: bool = False,
+    ) -> None:
+        await super().complete(query, found, components)
+        for name in components:
+            missing = found.missing(name)
+            found.learn(name, missing, [0.0] * len(missing))
 
 
 class ZeroForNotInTheList(MemoryBackend):
-    async def _complete(self, components: Any, query: Any, ids: Any, known: Any) -> dict[Component, Float32]:
-        scores = await super()._complete(components, query, ids, known)
-        for name, seen in known.items():
-            if name in scores:
-                scores[name] = np.array([seen.get(id, 0.0) for id in ids], dtype=np.float32)
-        return scores
+    async def lists(self, ask: Lists) -> Candidates:
+        found = await super().lists(ask)
+        for name in ask.depths:
+            missing = found.missing(name)
+            found.learn(name, missing, [0.0] * len(missing))
+        return found
 
 
 class IgnoresWeights(MemoryBackend):

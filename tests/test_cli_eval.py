@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from m3_connectors.backends.base import Ranking
+from m3_connectors.backends.base import Candidates
 from m3_connectors.backends.qdrant.edge import EdgeBackend
 from m3_connectors.cli.app import main
 from m3_connectors.errors import NotFound, Unavailable
@@ -166,10 +166,10 @@ def test_weights_that_nothing_takes(
 def test_what_is_refused_is_not_said_to_go_on(
     dataset: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def gone(self: EdgeBackend, *arguments: Any) -> Ranking:
+    async def gone(self: EdgeBackend, *arguments: Any) -> Candidates:
         raise NotFound("no such thing", backend="qdrant", operation="search")
 
-    monkeypatch.setattr(EdgeBackend, "_candidates", gone)
+    monkeypatch.setattr(EdgeBackend, "lists", gone)
     assert main(command(checkpoint, "out")) == 1
     assert capsys.readouterr().err.endswith("no such thing\n  out keeps what was done.\n")
 
@@ -205,23 +205,23 @@ def test_a_file_that_was_deleted_is_made_anew(
 def test_a_store_that_dies_is_said_with_what_is_kept(
     dataset: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, left = EdgeBackend._candidates, 100
+    real, left = EdgeBackend.lists, 100
 
-    async def dying(self: EdgeBackend, *arguments: Any) -> Ranking:
+    async def dying(self: EdgeBackend, *arguments: Any) -> Candidates:
         nonlocal left
         left -= 1
         if left < 0:
             raise Unavailable("connection lost", backend="qdrant", operation="search")
         return await real(self, *arguments)
 
-    monkeypatch.setattr(EdgeBackend, "_candidates", dying)
+    monkeypatch.setattr(EdgeBackend, "lists", dying)
     assert main(command(checkpoint, "out")) == 1
     error = "Unavailable: qdrant search: connection lost\n  out keeps what was done. Go on with the same command.\n"
     assert capsys.readouterr().err.endswith(error)
     left = 100
     assert main(["eval", "tiny", "--to", "qdrant:./store", "-m", str(checkpoint)]) == 1
     assert "keeps what was done" not in capsys.readouterr().err  # nothing was asked to be kept
-    monkeypatch.setattr(EdgeBackend, "_candidates", real)
+    monkeypatch.setattr(EdgeBackend, "lists", real)
     assert main(command(checkpoint, "out")) == 0
     assert EvaluationFolder(Path("out")).record.complete
 

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from m3_connectors.backends.base import Ranking
+from m3_connectors.backends.base import Candidates, Lists
 from m3_connectors.backends.memory import MemoryBackend
 from m3_connectors.backends.schema import Schema
 from m3_connectors.blocking import connect
 from m3_connectors.documents import Document
-from m3_connectors.embeddings import Component, Float32, M3Embeddings
+from m3_connectors.embeddings import Component, M3Embeddings
 from m3_connectors.encoder.encoder import M3Encoder
 from m3_connectors.errors import InvalidInput, ModelMismatch, Unavailable
 from m3_connectors.evaluation.baselines.registry import baseline_for
@@ -30,7 +30,6 @@ from m3_connectors.evaluation.folder import EvaluationFolder, Run
 from m3_connectors.evaluation.quantised import quantised, quantised_model
 from m3_connectors.evaluation.record import DEPTHS
 from m3_connectors.evaluation.runs import method_run, recorded_method
-from m3_connectors.filters import Filter
 from m3_connectors.methods import ALL, DENSE, DENSE_SPARSE, METHODS, SPARSE, Method, fuse, rank
 from m3_connectors.testing.checkpoints import TEXTS
 
@@ -140,14 +139,8 @@ class Shallow(MemoryBackend):
 
     asked: list[tuple[str, int]]
 
-    async def _candidates(
-        self, component: Component, query: M3Embeddings, limit: int, filter: Filter | None, exact: bool
-    ) -> Ranking:
-        found = await super()._candidates(component, query, 3, filter, exact)
-        return Ranking(found.ids, found.scores)
-
-    async def _score(self, component: Component, query: M3Embeddings, ids: Sequence[str]) -> Float32:
-        return await super()._score(component, query, ids)
+    async def lists(self, ask: Lists) -> Candidates:
+        return await super().lists(dataclasses.replace(ask, depths=dict.fromkeys(ask.depths, 3)))
 
 
 def test_every_cell_is_scored_though_a_list_lacks_it(encoder: M3Encoder, dataset: Dataset) -> None:
@@ -310,16 +303,16 @@ class TestResuming:
         from m3_connectors.backends.qdrant.edge import EdgeBackend
 
         plan, out = self.plan(tmp_path), tmp_path / "out"
-        real, left = EdgeBackend._candidates, 80
+        real, left = EdgeBackend.lists, 80
 
-        async def dying(self: EdgeBackend, *arguments: object) -> Ranking:
+        async def dying(self: EdgeBackend, *arguments: object) -> Candidates:
             nonlocal left
             left -= 1
             if left < 0:
                 raise Unavailable("connection lost", backend="qdrant", operation="search")
             return await real(self, *arguments)  # type: ignore[arg-type]
 
-        monkeypatch.setattr(EdgeBackend, "_candidates", dying)
+        monkeypatch.setattr(EdgeBackend, "lists", dying)
         with pytest.raises(Unavailable, match="connection lost"):
             evaluate(dataset, encoder, plan, out)
         assert [path.name for path in (out / "scores").iterdir()] == ["00000.parquet"]
@@ -327,7 +320,7 @@ class TestResuming:
         assert not begun.record.complete
         with pytest.raises(InvalidInput, match="incomplete"):
             begun.metrics()
-        monkeypatch.setattr(EdgeBackend, "_candidates", real)
+        monkeypatch.setattr(EdgeBackend, "lists", real)
         encoded: list[int] = []
         encode = M3Encoder.encode
 

@@ -33,6 +33,7 @@ from m3_connectors.errors import (
 )
 from m3_connectors.methods import ALL, DENSE, METHODS, SPARSE
 from m3_connectors.scoring import as_float16, score
+from m3_connectors.search import Candidates, Lists
 from m3_connectors.testing.agreement import compare_search, oracle_of
 from m3_connectors.testing.conformance import BackendConformance, runs
 from m3_connectors.testing.servers.start import Running
@@ -376,17 +377,17 @@ async def test_an_interrupted_creation_is_mended_by_open(
 async def test_a_candidate_deleted_in_between_is_no_error(tmp_path: Path) -> None:
     world = make_world(39)
     backend = await filled(embedded(tmp_path), world)
-    propose, query = backend._propose, world.queries[0]
+    lists, query = backend.lists, world.queries[0]
     gone: list[str] = []
 
-    async def candidates_then_deletion(*arguments: object) -> object:
-        ids, known = await propose(*arguments)  # type: ignore[arg-type]
+    async def lists_then_deletion(ask: Lists) -> Candidates:
+        found = await lists(ask)
         if not gone:
-            gone.append(ids[0])
+            gone.append((await backend.ids(found))[0])
             await backend.delete(gone)
-        return ids, known
+        return found
 
-    backend._propose = candidates_then_deletion  # type: ignore[method-assign, assignment]
+    backend.lists = lists_then_deletion  # type: ignore[method-assign]
     hits = await backend.search(query, ALL, 10)
     assert len(hits) == 10
     assert gone[0] not in {hit.id for hit in hits}

@@ -53,6 +53,7 @@ from m3_connectors.errors import (
 )
 from m3_connectors.filters import parse_filter
 from m3_connectors.methods import ALL, DENSE_SPARSE
+from m3_connectors.search import Candidates, Lists
 from m3_connectors.testing.agreement import compare_search, oracle_of
 from m3_connectors.testing.conformance import BackendConformance, runs
 from m3_connectors.testing.servers.start import Running
@@ -402,17 +403,17 @@ async def test_vectors_are_read_one_long_document_at_a_time(fake: FakeQdrant) ->
 async def test_a_candidate_deleted_in_between_is_no_answer(fake: FakeQdrant) -> None:
     world = make_world(52)
     backend = await filled(fake, world)
-    propose = backend._propose
+    lists = backend.lists
     gone: list[str] = []
 
-    async def candidates_then_deletion(*arguments: object) -> object:
-        ids, known = await propose(*arguments)  # type: ignore[arg-type]
+    async def lists_then_deletion(ask: Lists) -> Candidates:
+        found = await lists(ask)
         if not gone:
-            gone.append(ids[0])
+            gone.append((await backend.ids(found))[0])
             await backend.delete(gone)
-        return ids, known
+        return found
 
-    backend._propose = candidates_then_deletion  # type: ignore[method-assign, assignment]
+    backend.lists = lists_then_deletion  # type: ignore[method-assign]
     hits = await backend.search(world.queries[0], ALL, len(world.documents))
     assert len(hits) == len(world.documents) - 1
     assert gone[0] not in {hit.id for hit in hits}

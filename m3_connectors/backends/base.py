@@ -2,8 +2,10 @@
 
 Collection
  B1  ``create`` makes an empty collection that records its schema; a second ``create`` raises AlreadyExists.
- B2  ``open`` reads the schema back equal to the one given to ``create``; without a collection it raises NotFound.
- B3  ``drop`` removes the collection and all it holds; afterwards ``open`` raises NotFound and ``create`` works.
+ B2  ``open`` reads the schema back equal to the one given to ``create``; without a collection it raises
+     CollectionNotFound.
+ B3  ``drop`` removes the collection and all it holds; afterwards ``open`` raises CollectionNotFound and ``create``
+     works.
  B4  After ``close`` and a new ``open``, everything acknowledged before is there (stores that persist).
  B5  Calls on one backend may run concurrently; each answers as if it ran alone.
 Writing
@@ -31,7 +33,7 @@ Scores
  B21 float16 multi-vector storage rounds documents and query to float16 and is exact otherwise (within 1e-5).
  B22 A document of 8,191 rows is scored exactly, or was refused or pooled as the storage choice says; of a pooled
      one, the pooled rows are what ``vectors`` gives and what is scored exactly.
- B23 ``score`` of an id that is not stored raises NotFound.
+ B23 ``score`` of an id that is not stored raises DocumentNotFound.
 Search
  B24 ``search`` equals the oracle for every method and any weights: same ids in the same order, scores within 1e-5.
  B25 Every hit has the scores of all stored components; equal fused scores are ordered by id.
@@ -44,26 +46,24 @@ from __future__ import annotations
 import abc
 import contextlib
 import dataclasses
-import functools
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import ClassVar
 
 import anyio.to_thread
 import numpy as np
-import numpy.typing as npt
 
 from m3_connectors.backends.capabilities import Capability, ServerInfo, require
 from m3_connectors.backends.checks import check_query, check_stored
 from m3_connectors.backends.pooling import long_documents, pool_long
 from m3_connectors.backends.schema import Schema, Storage
-from m3_connectors.backends.together import together
-from m3_connectors.documents import Document, Scores, check_documents, check_id
+from m3_connectors.documents import Document, check_documents, check_id
 from m3_connectors.embeddings import Component, Float32, M3Embeddings
-from m3_connectors.errors import InvalidInput, NotFound
+from m3_connectors.errors import DocumentNotFound, InvalidInput
 from m3_connectors.filters import Filter
-from m3_connectors.methods import Method, fuse, rank
+from m3_connectors.methods import Method, rank
+from m3_connectors.search import Candidates, Deleted, Key, Lists, ScoredId, search
 
-__all__ = ["Backend", "Known", "Ranking", "Schema", "ScoredId", "Storage"]
+__all__ = ["Backend", "Candidates", "Lists", "Ranking", "Schema", "ScoredId", "Storage"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,38 +77,6 @@ class Ranking:
 
     ids: Sequence[str]
     scores: Float32
-
-
-@dataclasses.dataclass(frozen=True)
-class ScoredId:
-    """One answer, with its document where the same request brought it; else it is fetched by its id."""
-
-    id: str
-    score: float
-    scores: Scores
-    document: Document | None = None
-
-
-def answers(
-    ids: Sequence[str],
-    fused: npt.NDArray[np.float64],
-    scores: Mapping[Component, Float32],
-    documents: Mapping[str, Document],
-) -> list[ScoredId]:
-    """The answers of a search, all columns in its order."""
-    return [
-        ScoredId(
-            id,
-            float(fused[i]),
-            Scores(**{name: float(values[i]) for name, values in scores.items()}),
-            documents.get(id),
-        )
-        for i, id in enumerate(ids)
-    ]
-
-
-Known = dict[Component, dict[str, np.float32]]
-"""Scores that are known before any is asked for: by component and id."""
 
 
 _TRIES = 8
@@ -215,7 +183,7 @@ class Backend(abc.ABC):
 
         Raises:
             InvalidInput: No id is given.
-            NotFound: An id is not stored.
+            DocumentNotFound: An id is not stored.
         """
         if not ids:
             raise InvalidInput("vectors of no ids: give at least one id.")
@@ -253,7 +221,12 @@ class Backend(abc.ABC):
             raise InvalidInput(f"limit is {limit!r}: ask for at least 1 candidate.")
         self._require(Capability.EXACT, asked=exact)
         check_query(self.schema, self.collection, (component,), query)
-        return await self._candidates(component, query, limit, filter, exact)
+        found = await self.lists(Lists(query, {component: limit}, filter, exact))
+        if not found.keys:
+            return Ranking([], np.empty(0, dtype=np.float32))
+        ids, scores = await self.ids(found), found.scores[component]
+        order = rank(ids, scores, limit)
+        return Ranking([ids[i] for i in order], scores[order])
 
     async def score(self, component: Component, query: M3Embeddings, ids: Sequence[str]) -> Float32:
         """B20–B23. The exact score of each id, float32 ``[len(ids)]``.
@@ -261,12 +234,19 @@ class Backend(abc.ABC):
         Raises:
             InvalidInput: The query is unfit, or the component is not stored.
             ModelMismatch: The query is another model's.
-            NotFound: An id is not stored.
+            DocumentNotFound: An id is not stored.
         """
         check_query(self.schema, self.collection, (component,), query)
-        return (
-            await self._score(component, query, self._checked(ids)) if ids else np.empty(0, dtype=np.float32)
-        )
+        if not ids:
+            return np.empty(0, dtype=np.float32)
+        keys = [self.key(id) for id in self._checked(ids)]
+        found = Candidates(keys)
+        await self.complete(query, found, (component,))
+        missing = set(found.missing(component))
+        for id, key in zip(ids, keys, strict=True):
+            if key in missing:
+                raise DocumentNotFound(f"no document {id!r}.", backend=self.name, operation="score")
+        return found.scores[component][found.rows(keys)]
 
     async def search(
         self,
@@ -296,74 +276,22 @@ class Backend(abc.ABC):
         self._require(Capability.EXACT, asked=exact)
         check_query(self.schema, self.collection, method.components, query, f'method "{method.name}"')
         method = method.deep_enough(k)
-        for _ in range(_TRIES - 1):
+        for _ in range(_TRIES):
             # A candidate that is deleted before it is scored is no answer, and no error either: ask again, without it.
-            with contextlib.suppress(NotFound):
+            with contextlib.suppress(Deleted, DocumentNotFound):
                 return await self._search(query, method, k, filter, exact)
-        return await self._search(query, method, k, filter, exact)
+        raise DocumentNotFound(
+            f"candidates were deleted before they were scored, {_TRIES} times in a row.\n"
+            "  Repeat the search when fewer documents are being deleted.",
+            backend=self.name,
+            operation="search",
+        )
 
     async def _search(
         self, query: M3Embeddings, method: Method, k: int, filter: Filter | None, exact: bool
     ) -> list[ScoredId]:
-        """Candidates, then the missing scores, then fusion."""
-        ids, known = await self._propose(query, method, filter, exact)
-        return await self._best_of(query, method, k, ids, known)
-
-    async def _best_of(
-        self, query: M3Embeddings, method: Method, k: int, ids: Sequence[str], known: Known
-    ) -> list[ScoredId]:
-        """The k best of these candidates."""
-        scores = await self._complete(method.scored, query, ids, known)
-        fused = fuse(scores, method.weights) if ids else np.empty(0)
-        best = rank(ids, fused, k)
-        winners = [ids[i] for i in best]
-        extra, documents = await self._inform(self._uncounted(query, method), query, winners, known)
-        shown = {name: values[best] for name, values in scores.items()} | extra
-        return answers(winners, fused[best], shown, documents)
-
-    def _uncounted(self, query: M3Embeddings, method: Method) -> list[Component]:
-        """The components that are informative only: scored for the k hits, not for the candidates."""
-        return [
-            name for name in self.schema.components if name in query.components and name not in method.scored
-        ]
-
-    async def _propose(
-        self, query: M3Embeddings, method: Method, filter: Filter | None, exact: bool
-    ) -> tuple[list[str], Known]:
-        """The candidates of a method and their known scores; override where the store's lists bring more of them."""
-        components = list(method.candidates)
-        rankings = await together(
-            [
-                functools.partial(self._candidates, name, query, method.candidates[name], filter, exact)
-                for name in components
-            ]
-        )
-        known: Known = {
-            name: dict(zip(found.ids, found.scores, strict=True))
-            for name, found in zip(components, rankings, strict=True)
-        }
-        return list(dict.fromkeys(id for found in rankings for id in found.ids)), known
-
-    async def _complete(
-        self, components: Sequence[Component], query: M3Embeddings, ids: Sequence[str], known: Known
-    ) -> dict[Component, Float32]:
-        """Every component's score of every id: the known ones, and the store's own exact score of the others."""
-
-        async def complete(component: Component) -> Float32:
-            seen = known.get(component, {})
-            missing = [id for id in ids if id not in seen]
-            scores = await self._score(component, query, missing) if missing else ()
-            found = dict(zip(missing, scores, strict=True))
-            return np.array([seen[id] if id in seen else found[id] for id in ids], dtype=np.float32)
-
-        scores = await together([functools.partial(complete, name) for name in components])
-        return dict(zip(components, scores, strict=True))
-
-    async def _inform(
-        self, components: Sequence[Component], query: M3Embeddings, ids: Sequence[str], known: Known
-    ) -> tuple[dict[Component, Float32], Mapping[str, Document]]:
-        """Scores of the hits that do not count; and their documents, in adapters where one request brings both."""
-        return await self._complete(components, query, ids, known), {}
+        """Run a checked search; overridden by stores that limit how many run at once, or run them elsewhere."""
+        return await search(self, self.schema.components, query, method, k, filter, exact)
 
     # -- what an adapter writes
 
@@ -373,7 +301,7 @@ class Backend(abc.ABC):
 
     @abc.abstractmethod
     async def _open(self) -> Schema:
-        """Open the collection and read its schema; NotFound if it is not there."""
+        """Open the collection and read its schema; CollectionNotFound if it is not there."""
 
     @abc.abstractmethod
     async def _drop(self) -> None:
@@ -403,15 +331,33 @@ class Backend(abc.ABC):
     async def _count(self, filter: Filter | None) -> int:
         """B13."""
 
-    @abc.abstractmethod
-    async def _candidates(
-        self, component: Component, query: M3Embeddings, limit: int, filter: Filter | None, exact: bool
-    ) -> Ranking:
-        """B16–B19, a checked query."""
+    # -- what an adapter answers to a search; see ``search.Answers``
+
+    settles_ties: bool = False
+    """Whether a list that is cut through equal scores holds the lowest ids of them."""
 
     @abc.abstractmethod
-    async def _score(self, component: Component, query: M3Embeddings, ids: Sequence[str]) -> Float32:
-        """B20–B23, a checked query and at least one id; ids may repeat."""
+    async def lists(self, ask: Lists) -> Candidates:
+        """B16–B19. The union of lists, with the exact scores that they are ordered by."""
+
+    @abc.abstractmethod
+    async def complete(
+        self,
+        query: M3Embeddings,
+        found: Candidates,
+        components: Sequence[Component],
+        *,
+        documents: bool = False,
+    ) -> None:
+        """B20–B23. Add every score of these components that is not known; the documents too if that is no slower."""
+
+    def key(self, id: str) -> Key:
+        """What this store calls a document."""
+        return id
+
+    async def ids(self, found: Candidates) -> list[str]:
+        """The documents' ids, in the order of the rows; overridden together with ``key``."""
+        return [str(key) for key in found.keys]
 
     def _require(self, capability: Capability, *, asked: bool) -> None:
         """Raise Unsupported if the capability is asked for and not there."""

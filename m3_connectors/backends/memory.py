@@ -10,14 +10,15 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from m3_connectors.backends.base import Backend, Ranking, Schema
+from m3_connectors.backends.base import Backend, Schema
 from m3_connectors.backends.capabilities import Capability, refuse_unknown, require
 from m3_connectors.documents import Document, canonical_metadata
 from m3_connectors.embeddings import Component, Float32, M3Embeddings
-from m3_connectors.errors import AlreadyExists, NotFound
+from m3_connectors.errors import AlreadyExists, CollectionNotFound, DocumentNotFound
 from m3_connectors.filters import Filter, matches
 from m3_connectors.methods import rank
 from m3_connectors.scoring import as_float16, score
+from m3_connectors.search import Candidates, Key, Lists
 
 
 class MemoryBackend(Backend):
@@ -25,6 +26,7 @@ class MemoryBackend(Backend):
 
     name: ClassVar[str] = "memory"
     capabilities = frozenset({Capability.EXACT})
+    settles_ties = True
 
     def __init__(self, collection: str = "documents") -> None:
         self.collection = collection
@@ -56,7 +58,9 @@ class MemoryBackend(Backend):
 
     async def _open(self) -> Schema:
         if self._created is None:
-            raise NotFound(f'no collection "{self.collection}".', backend=self.name, operation="open")
+            raise CollectionNotFound(
+                f'no collection "{self.collection}".', backend=self.name, operation="open"
+            )
         return self._created
 
     async def _drop(self) -> None:
@@ -94,7 +98,7 @@ class MemoryBackend(Backend):
     async def _vectors(self, ids: Sequence[str]) -> M3Embeddings:
         missing = next((id for id in ids if id not in self._embeddings), None)
         if missing is not None:
-            raise NotFound(f"no document {missing!r}.", backend=self.name, operation="vectors")
+            raise DocumentNotFound(f"no document {missing!r}.", backend=self.name, operation="vectors")
         return M3Embeddings.concatenate([self._embeddings[id] for id in ids])
 
     async def _count(self, filter: Filter | None) -> int:
@@ -105,25 +109,36 @@ class MemoryBackend(Backend):
         for id in list(self._documents):
             yield id
 
-    async def _candidates(
-        self, component: Component, query: M3Embeddings, limit: int, filter: Filter | None, exact: bool
-    ) -> Ranking:
-        passing = self._passing(filter)
-        if component == "sparse":
-            sharing = self._sharing_a_token(query)
-            passing = [id for id in passing if id in sharing]
-        scores = await self._score(component, query, passing)
-        best = rank(passing, scores, limit)
-        return Ranking([passing[i] for i in best], scores[best])
+    async def lists(self, ask: Lists) -> Candidates:
+        passing = self._passing(ask.filter)
+        found: dict[Component, tuple[list[str], Float32]] = {}
+        for component, depth in ask.depths.items():
+            ids = passing
+            if component == "sparse":
+                sharing = self._sharing_a_token(ask.query)
+                ids = [id for id in passing if id in sharing]
+            scores = self._scores(component, ask.query, ids)
+            best = rank(ids, scores, depth)
+            found[component] = [ids[i] for i in best], scores[best]
+        return Candidates.union(found)
 
-    async def _score(self, component: Component, query: M3Embeddings, ids: Sequence[str]) -> Float32:
-        missing = next((id for id in ids if id not in self._embeddings), None)
-        if missing is not None:
-            raise NotFound(f"no document {missing!r}.", backend=self.name, operation="score")
+    async def complete(
+        self,
+        query: M3Embeddings,
+        found: Candidates,
+        components: Sequence[Component],
+        *,
+        documents: bool = False,
+    ) -> None:
+        for component in components:
+            stored = [id for id in found.missing(component) if id in self._embeddings]
+            found.learn(component, stored, self._scores(component, query, stored))
+
+    def _scores(self, component: Component, query: M3Embeddings, ids: Sequence[Key]) -> Float32:
         if not ids:
             return np.empty(0, dtype=np.float32)
         all_scores = score(component, self._rounded(query), self._all())
-        position = {id: i for i, id in enumerate(self._embeddings)}
+        position: dict[Key, int] = {id: i for i, id in enumerate(self._embeddings)}
         return all_scores[[position[id] for id in ids]]
 
     def _all(self) -> M3Embeddings:

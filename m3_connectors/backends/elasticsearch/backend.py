@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import anyio
-import numpy as np
 
-from m3_connectors.backends.base import Backend, Known, Ranking, Schema, ScoredId, answers
+from m3_connectors.backends.base import Backend, Candidates, Lists, Schema, ScoredId
 from m3_connectors.backends.capabilities import Capability, ServerInfo
 from m3_connectors.backends.elasticsearch import ranking
 from m3_connectors.backends.elasticsearch.bodies import document_of, documents_only
@@ -20,6 +18,7 @@ from m3_connectors.backends.elasticsearch.connection import Connection, segment
 from m3_connectors.backends.elasticsearch.filters import query_of
 from m3_connectors.backends.elasticsearch.mapping import (
     BACKEND,
+    MULTIVECTOR_BLOB,
     PARTS,
     ROWS,
     SPARSE_BLOB,
@@ -31,17 +30,17 @@ from m3_connectors.backends.elasticsearch.mapping import (
 )
 from m3_connectors.backends.elasticsearch.merging import merge
 from m3_connectors.backends.elasticsearch.paging import count, pages
-from m3_connectors.backends.elasticsearch.reading import Reader, blobs_of
+from m3_connectors.backends.elasticsearch.reading import Known, Reader, blobs_of
 from m3_connectors.backends.elasticsearch.server import check_version, server_info
-from m3_connectors.backends.elasticsearch.vectors import sparse_scores_of
 from m3_connectors.backends.elasticsearch.writing import Refresh, Writer
 from m3_connectors.backends.endpoint import Endpoint
 from m3_connectors.backends.together import together
 from m3_connectors.documents import Document
 from m3_connectors.embeddings import Component, Float32, M3Embeddings
-from m3_connectors.errors import AlreadyExists, InvalidInput, NotFound
+from m3_connectors.errors import AlreadyExists, CollectionNotFound, InvalidInput
 from m3_connectors.filters import Filter
-from m3_connectors.methods import Method, fuse
+from m3_connectors.methods import Method
+from m3_connectors.search import search
 
 _PORT = 9200
 _WHOLE = 16
@@ -49,12 +48,16 @@ _WHOLE = 16
 
 _SEARCHES_AT_ONCE = 16
 
+_BLOBS: dict[Component, str] = {"sparse": SPARSE_BLOB, "multivector": MULTIVECTOR_BLOB}
+"""What the exact scores are computed from."""
+
 
 class ElasticsearchBackend(Backend):
     """One collection: an alias and the index behind it."""
 
     name: ClassVar[str] = BACKEND
     capabilities = frozenset(Capability) - {Capability.FIELD_INDEXES, Capability.DENSE_INDEX}
+    settles_ties = True
 
     def __init__(
         self,
@@ -140,7 +143,7 @@ class ElasticsearchBackend(Backend):
         if there:
             path = f"/{segment(our_index(there, self.collection, 'drop'))}"
             # A second try finds nothing left where the first one's answer was lost.
-            with contextlib.suppress(NotFound):
+            with contextlib.suppress(CollectionNotFound):
                 await self._connection.request("drop", "DELETE", path)
 
     async def optimize(self) -> None:
@@ -169,7 +172,7 @@ class ElasticsearchBackend(Backend):
             answer: dict[str, Any] = await self._connection.request(
                 operation, "GET", f"/{segment(self._alias)}"
             )
-        except NotFound:
+        except CollectionNotFound:
             return {}
         return answer
 
@@ -213,118 +216,100 @@ class ElasticsearchBackend(Backend):
     async def _search(
         self, query: M3Embeddings, method: Method, k: int, filter: Filter | None, exact: bool
     ) -> list[ScoredId]:
-        own = method.is_one_list
-        if own:
-            method = dataclasses.replace(method, candidates=dict.fromkeys(method.candidates, k))
         total_seconds = self._connection.endpoint.patience.total_seconds
         async with self._connection.turn("search", self._searches, total_seconds):
-            if own and k <= _WHOLE and not exact:
-                found = await self._head(query, method, k, filter)
-                if found is not None:
-                    return found
-            return await super()._search(query, method, k, filter, exact)
+            return await search(self, self.schema.components, query, method, k, filter, exact)
 
-    async def _head(
-        self, query: M3Embeddings, method: Method, k: int, filter: Filter | None
-    ) -> list[ScoredId] | None:
-        """The answer of one list that is ranked by its own score, in one request; None where that is not enough."""
-        (component,) = method.candidates
-        rest = self._uncounted(query, method)
-        if component == "sparse" and rest:
-            return None  # the list is longer than the answer, so what the hits show is asked for them alone
-        if "multivector" in rest and not self._read.likely_fit(k):
-            return None
-        fields = [*blobs_of(rest), *([ROWS] if "multivector" in rest else [])]
-        hits, scores = await self._list(component, query, k, filter, False, fields, texts=True)
-        self._read.note_rows(hits)
-        if any("_source" not in hit or PARTS in hit.get("fields", {}) for hit in hits):
-            return None
-        shown = await self._read.scores_in(rest, query, hits) | {component: scores}
-        documents = {hit["_id"]: document_of(hit) for hit in hits}
-        return answers(list(documents), fuse(shown, method.weights), shown, documents)
-
-    async def _inform(
-        self, components: Sequence[Component], query: M3Embeddings, ids: Sequence[str], known: Known
-    ) -> tuple[dict[Component, Float32], Mapping[str, Document]]:
-        """Of few hits, what is missing and their documents in one request."""
-        if not 0 < len(ids) <= _WHOLE:
-            return await super()._inform(components, query, ids, known)
-        missing = [name for name in components if any(id not in known.get(name, {}) for id in ids)]
-        found, documents = await self._read.shown(missing, query, ids)
-        return await self._complete(components, query, ids, known | found), documents
-
-    async def _candidates(
-        self, component: Component, query: M3Embeddings, limit: int, filter: Filter | None, exact: bool
-    ) -> Ranking:
-        hits, scores = await self._list(component, query, limit, filter, exact, ())
-        return Ranking([hit["_id"] for hit in hits], scores)
-
-    async def _list(
-        self,
-        component: Component,
-        query: M3Embeddings,
-        limit: int,
-        filter: Filter | None,
-        exact: bool,
-        fields: Sequence[str],
-        *,
-        texts: bool = False,
-    ) -> tuple[ranking.Hits, Float32]:
-        where = self._connection, self._alias
-        if component == "sparse":
-            return await ranking.sparse_list(*where, query, limit, _query(filter), fields, texts=texts)
-        assert query.dense is not None
-        return await ranking.dense_list(
-            *where, query.dense[0], limit, _query(filter), exact, fields, texts=texts
+    async def lists(self, ask: Lists) -> Candidates:
+        lists = await together([functools.partial(self._list, ask, name) for name in ask.depths])
+        found = Candidates.union(
+            {
+                name: ([hit["_id"] for hit in hits], scores)
+                for name, (hits, scores) in zip(ask.depths, lists, strict=True)
+            }
         )
+        for name, (hits, _) in zip(ask.depths, lists, strict=True):
+            await self._read_hits(ask, name, hits, found)
+        return found
 
-    async def _propose(
-        self, query: M3Embeddings, method: Method, filter: Filter | None, exact: bool
-    ) -> tuple[list[str], Known]:
-        """Both lists at once; their hits bring what s_lex needs, and how much their multi-vectors weigh."""
-        fields = [ROWS] if "multivector" in self.schema.components else []
-        if "sparse" in method.scored:
-            fields.append(SPARSE_BLOB)
-        components = list(method.candidates)
-        lists = await together(
-            [
-                functools.partial(self._list, name, query, method.candidates[name], filter, exact, fields)
-                for name in components
-            ]
-        )
-        known: Known = {}
-        for component, (hits, scores) in zip(components, lists, strict=True):
-            ids = [hit["_id"] for hit in hits]
-            known.setdefault(component, {}).update(zip(ids, scores, strict=True))
-            self._read.note_rows(hits)
-            if component == "dense" and "sparse" in method.scored:
-                exact_scores = await sparse_scores_of(query, hits)
-                known.setdefault("sparse", {}).update(zip(ids, exact_scores, strict=True))
-        return list(dict.fromkeys(hit["_id"] for hits, _ in lists for hit in hits)), known
-
-    async def _complete(
-        self, components: Sequence[Component], query: M3Embeddings, ids: Sequence[str], known: Known
-    ) -> dict[Component, Float32]:
-        """s_lex and s_mul in one reading of the blobs, where both are missing."""
-        from_blobs = [
-            name
-            for name in components
-            if name != "dense" and any(id not in known.get(name, {}) for id in ids)
-        ]
-        missing = [id for id in ids if any(id not in known.get(name, {}) for name in from_blobs)]
-        if missing:
-            found = await self._read.blob_scores(from_blobs, query, missing)
-            known = known | {name: known.get(name, {}) | found[name] for name in from_blobs}
-        return await super()._complete(components, query, ids, known)
-
-    async def _score(self, component: Component, query: M3Embeddings, ids: Sequence[str]) -> Float32:
-        distinct = list(dict.fromkeys(ids))
-        if component == "dense":
-            assert query.dense is not None
-            found = await self._read.dense_scores(query.dense[0], distinct)
+    async def _list(self, ask: Lists, component: Component) -> tuple[ranking.Hits, Float32]:
+        """The hits of one list, with the fields that tell what is asked for next."""
+        where, limit, condition = (self._connection, self._alias), ask.depths[component], _query(ask.filter)
+        whole = self._comes_whole(ask, component)
+        if whole:
+            fields = [*blobs_of(ask.welcome), *([ROWS] if "multivector" in ask.welcome else [])]
         else:
-            found = (await self._read.blob_scores([component], query, distinct))[component]
-        return np.array([found[id] for id in ids], dtype=np.float32)
+            # How much the multi-vectors weigh, and the small blobs that s_lex takes.
+            fields = [ROWS] if "multivector" in self.schema.components else []
+            fields += [SPARSE_BLOB] if "sparse" in ask.welcome and not ask.documents else []
+        if component == "sparse":
+            return await ranking.sparse_list(*where, ask.query, limit, condition, fields, texts=whole)
+        assert ask.query.dense is not None
+        return await ranking.dense_list(
+            *where, ask.query.dense[0], limit, condition, ask.exact, fields, texts=whole
+        )
+
+    def _comes_whole(self, ask: Lists, component: Component) -> bool:
+        """Whether a list is so short that its hits bring their texts and blobs."""
+        limit = ask.depths[component]
+        if not ask.documents or limit > _WHOLE or ask.exact:
+            return False
+        if component == "sparse" and ask.welcome:
+            return False  # more are listed than are asked for, so what hits show is asked for them alone
+        return "multivector" not in ask.welcome or self._read.likely_fit(limit)
+
+    async def _read_hits(
+        self, ask: Lists, component: Component, hits: ranking.Hits, found: Candidates
+    ) -> None:
+        """Add what the fields of hits tell: scores, documents, the size of multi-vectors."""
+        if not hits:
+            return
+        self._read.note_rows(hits)
+        if all("_source" in hit for hit in hits):
+            found.documents |= {hit["_id"]: document_of(hit) for hit in hits}
+        told = [
+            name
+            for name in ask.welcome
+            if name != component
+            and (blob := _BLOBS.get(name))
+            and all(blob in hit.get("fields", {}) and PARTS not in hit["fields"] for hit in hits)
+        ]
+        ids = [hit["_id"] for hit in hits]
+        for name, scores in (await self._read.scores_in(told, ask.query, hits)).items():
+            found.learn(name, ids, scores)
+
+    async def complete(
+        self,
+        query: M3Embeddings,
+        found: Candidates,
+        components: Sequence[Component],
+        *,
+        documents: bool = False,
+    ) -> None:
+        missing = {name: ids for name in components if (ids := found.missing(name))}
+        documents = documents and any(id not in found.documents for id in found.keys)
+        if documents and len(found) <= _WHOLE:
+            # Of few documents all that is missing comes in one request.
+            scores, there = await self._read.shown(list(missing), query, found.keys)
+            found.documents |= there
+        else:
+            scores = await self._scores(missing, query)
+        for name, known in scores.items():
+            found.learn(name, list(known), list(known.values()))
+
+    async def _scores(self, missing: Mapping[Component, Sequence[str]], query: M3Embeddings) -> Known:
+        """Scores of the documents whose scores are missing, as far as they are stored; blobs are read once for both."""
+        from_blobs = [name for name in missing if name != "dense"]
+        ids = list(dict.fromkeys(id for name in from_blobs for id in missing[name]))
+
+        async def dense() -> Known:
+            assert query.dense is not None
+            return {"dense": await self._read.dense_scores(query.dense[0], missing["dense"])}
+
+        calls = [dense] if "dense" in missing else []
+        if ids:
+            calls.append(functools.partial(self._read.blob_scores, from_blobs, query, ids))
+        return {name: known for part in await together(calls) for name, known in part.items()}
 
     @property
     def _read(self) -> Reader:

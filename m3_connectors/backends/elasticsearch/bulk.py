@@ -12,7 +12,7 @@ from m3_connectors.backends.elasticsearch.mapping import BACKEND
 from m3_connectors.backends.retry import retrying
 from m3_connectors.errors import (
     BackendError,
-    NotFound,
+    CollectionNotFound,
     PartialWrite,
     StorageFull,
     Throttled,
@@ -21,7 +21,7 @@ from m3_connectors.errors import (
     Unavailable,
 )
 
-_OF_THE_INDEX = (NotFound, Unauthorised, StorageFull, Blocked, Throttled, TimedOut, Unavailable)
+_OF_THE_INDEX = (CollectionNotFound, Unauthorised, StorageFull, Blocked, Throttled, TimedOut, Unavailable)
 """Errors that say nothing about one document."""
 
 _ANSWER = "items.*.result,items.*.status,items.*.error"

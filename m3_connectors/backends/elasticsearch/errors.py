@@ -15,7 +15,7 @@ from m3_connectors.backends.retry import asked_seconds
 from m3_connectors.errors import (
     AlreadyExists,
     BackendError,
-    NotFound,
+    CollectionNotFound,
     Rejected,
     StorageFull,
     Throttled,
@@ -96,7 +96,7 @@ def from_status(
     kind, reason = _reason(body)
     words = reason or f"{url} answered with status {status}."
     if kind == "index_not_found_exception":
-        return NotFound(words, **where)
+        return CollectionNotFound(words, **where)
     if kind in (
         "resource_already_exists_exception",
         "invalid_index_name_exception",

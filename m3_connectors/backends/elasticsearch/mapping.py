@@ -12,7 +12,7 @@ from typing import Any
 
 from m3_connectors.backends.base import Schema
 from m3_connectors.backends.elasticsearch.filters import DATES, NUMBERS, TERMS
-from m3_connectors.errors import Corrupt, InvalidInput, NotFound, Rejected
+from m3_connectors.errors import CollectionNotFound, Corrupt, InvalidInput, Rejected
 
 BACKEND = "elasticsearch"
 
@@ -125,13 +125,13 @@ def read_schema(answer: Mapping[str, Any], collection: str) -> Schema:
     """The schema that the index records, from the answer to ``GET /ALIAS``.
 
     Raises:
-        NotFound: No index is behind the name.
+        CollectionNotFound: No index is behind the name.
         Rejected: The name is another program's, or stands for several indices.
         Corrupt: The schema cannot be read, or a field is missing or of another type.
     """
     where = {"backend": BACKEND, "operation": "open"}
     if not answer:
-        raise NotFound(f'no collection "{collection}".', **where)
+        raise CollectionNotFound(f'no collection "{collection}".', **where)
     name = our_index(answer, collection, "open")
     mappings = answer[name]["mappings"]
     try:

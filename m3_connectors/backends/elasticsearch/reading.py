@@ -36,7 +36,7 @@ from m3_connectors.backends.elasticsearch.vectors import multivectors, scores_in
 from m3_connectors.backends.together import together
 from m3_connectors.documents import Document
 from m3_connectors.embeddings import Component, Float32, M3Embeddings
-from m3_connectors.errors import Corrupt, NotFound
+from m3_connectors.errors import Corrupt, DocumentNotFound
 from m3_connectors.scoring import as_float16
 
 Hits = list[dict[str, Any]]
@@ -99,19 +99,18 @@ class Reader:
         return {hit["_id"]: document_of(hit) for found in parts for hit in found}
 
     async def dense_scores(self, query: Float32, ids: Sequence[str]) -> dict[str, np.float32]:
-        """s_dense by id; a filter on ids makes the server compare each of them."""
+        """s_dense by id, of those that are stored; a filter on ids makes the server compare each of them."""
         found: dict[str, np.float32] = {}
         for part in by_count(ids, MOST_HITS):
             body = dense_search(query, len(part), len(part), {"ids": {"values": part}})
             hits = await self._connection.search("score", self._alias, body)
             found |= zip((hit["_id"] for hit in hits), dense_scores(hits), strict=True)
-        self._check_found(ids, found, "score")
         return found
 
     async def blob_scores(
         self, components: Sequence[Component], query: M3Embeddings, ids: Sequence[str]
     ) -> Known:
-        """s_lex, s_mul or both by id, in one reading of the documents' blobs; ids differ."""
+        """s_lex, s_mul or both by id, of those that are stored, in one reading of their blobs; ids differ."""
         known: Known = {name: {} for name in components}
         fields = blobs_of(components)
         runs = await self._planned(ids, "multivector" in components, "score")
@@ -119,7 +118,6 @@ class Reader:
             pages = await together([functools.partial(self._hits, "score", run, fields) for run in wave])
             hits = [hit for page in pages for hit in page]
             found = [hit["_id"] for hit in hits]
-            self._check_found([id for run in wave for id in run], set(found), "score")
             for name, scores in (await self.scores_in(components, query, hits)).items():
                 known[name].update(zip(found, scores, strict=True))
         return known
@@ -162,7 +160,6 @@ class Reader:
         else:
             body = of_ids(ids, blobs=blobs_of(small), texts=True)
         hits = await self._whole("search", body)
-        self._check_found(ids, {hit["_id"] for hit in hits}, "search")
         scores = await self.scores_in(small, query, hits)
         if "dense" in small:
             scores["dense"] = dense_scores(hits)
@@ -179,7 +176,8 @@ class Reader:
         if not {"sparse", "multivector"} & set(components):
             return {}
         rounded = as_float16(query) if self._schema.storage.multivector_dtype == "float16" else query
-        return await anyio.to_thread.run_sync(scores_in, components, rounded, hits, limiter=self._scoring)
+        limiter = self._scoring if "multivector" in components else None
+        return await anyio.to_thread.run_sync(scores_in, components, rounded, hits, limiter=limiter)
 
     def likely_fit(self, count: int) -> bool:
         """Whether so many multi-vectors, as long as the longest that was seen, make one answer of bounded size."""
@@ -262,7 +260,7 @@ class Reader:
     def _check_found(self, ids: Sequence[str], found: Any, operation: str) -> None:
         missing = next((id for id in ids if id not in found), None)
         if missing is not None:
-            raise NotFound(f"no document {missing!r}.", backend=BACKEND, operation=operation)
+            raise DocumentNotFound(f"no document {missing!r}.", backend=BACKEND, operation=operation)
 
 
 def blobs_of(components: Sequence[Component]) -> list[str]:

@@ -11,7 +11,7 @@ import elasticsearch
 from m3_connectors.backends.capabilities import Remark, ServerInfo
 from m3_connectors.backends.elasticsearch.connection import Connection, segment
 from m3_connectors.backends.elasticsearch.disk import disk_remarks
-from m3_connectors.errors import BackendError, NotFound, Rejected, Unauthorised, Unsupported
+from m3_connectors.errors import BackendError, CollectionNotFound, Rejected, Unauthorised, Unsupported
 
 OLDEST = (8, 19)
 
@@ -46,7 +46,7 @@ async def server_info(connection: Connection, alias: str) -> ServerInfo:
                 is_problem=False,
             )
         )
-    except (Rejected, NotFound) as error:
+    except (Rejected, CollectionNotFound) as error:
         if not from_elasticsearch(error):
             raise
         remarks.append(
@@ -110,7 +110,7 @@ async def _told(connection: Connection, path: str, operation: str = "describe", 
     """An answer, empty where these credentials may not have it or the server has no such thing."""
     try:
         return await connection.request(operation, "GET", path, None, divisible=False, **params)
-    except (Unauthorised, Rejected, NotFound):
+    except (Unauthorised, Rejected, CollectionNotFound):
         return {}
 
 

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import anyio.to_thread
 import numpy as np
 
-from m3_connectors.backends.base import Backend, Known, Ranking, Schema, ScoredId, answers
+from m3_connectors.backends.base import Backend, Candidates, Lists, Schema
 from m3_connectors.backends.capabilities import Capability, ServerInfo, refuse_unknown
 from m3_connectors.backends.endpoint import Endpoint
 from m3_connectors.backends.milvus import collection as collections
@@ -23,17 +23,17 @@ from m3_connectors.backends.milvus.filters import EVERYTHING, expression
 from m3_connectors.backends.milvus.naming import id_of, key_of, stored_name
 from m3_connectors.backends.milvus.reading import WHOLE, Reader, fields_of
 from m3_connectors.backends.milvus.rows import document_of, entities
-from m3_connectors.backends.milvus.searching import Searcher
+from m3_connectors.backends.milvus.searching import Hit, Searcher
 from m3_connectors.backends.milvus.server import nothing_there, server_info
 from m3_connectors.backends.milvus.writing import Writer
 from m3_connectors.backends.retry import Patience
 from m3_connectors.backends.together import Shared, together
 from m3_connectors.backends.urls import shown
 from m3_connectors.documents import Document
-from m3_connectors.embeddings import Component, Float32, M3Embeddings
-from m3_connectors.errors import InvalidInput, NotFound
+from m3_connectors.embeddings import Component, M3Embeddings
+from m3_connectors.errors import CollectionNotFound, InvalidInput
 from m3_connectors.filters import Filter
-from m3_connectors.methods import Method, fuse, rank
+from m3_connectors.search import Key
 
 _PORT = 19_530
 _OPTIONS = ("index", "max_row_bytes", "batch_bytes")
@@ -150,7 +150,9 @@ class MilvusBackend(Backend):
     async def _open(self) -> Schema:
         if self._is_nowhere():
             # Only a creation makes a data directory: a mistyped path is left as it is.
-            raise NotFound(f'no collection "{self.collection}".', backend=self.name, operation="open")
+            raise CollectionNotFound(
+                f'no collection "{self.collection}".', backend=self.name, operation="open"
+            )
         connection = await self._connection()
         layout = await collections.opened(connection, self.collection, self._new_index(connection))
         self._reader = Reader(connection, layout)
@@ -246,137 +248,95 @@ class MilvusBackend(Backend):
 
     # -- ranking
 
-    async def _candidates(
-        self, component: Component, query: M3Embeddings, limit: int, filter: Filter | None, exact: bool
-    ) -> Ranking:
-        reads = self._reads
-        whole = limit > self._searches.most_results or (
-            component == "dense" and exact and not reads.layout.exact_dense
+    async def lists(self, ask: Lists) -> Candidates:
+        lists = await together([functools.partial(self._list, ask, name) for name in ask.depths])
+        found = Candidates.union(
+            {
+                name: ([hit["key"] for hit in hits], [hit["distance"] for hit in hits])
+                for name, hits in zip(ask.depths, lists, strict=True)
+            }
         )
-        find = self._searches.scan_for if whole else self._searches.search
-        found = await find(component, query, limit, self._expression(filter))
-        ids = [id_of(key) for key in found]
-        scores = np.fromiter(found.values(), dtype=np.float32, count=len(found))
-        best = rank(ids, scores, limit)
-        return Ranking([ids[i] for i in best], scores[best])
+        for hits in lists:
+            await self._read_hits(ask, hits, found)
+        return found
 
-    async def _score(self, component: Component, query: M3Embeddings, ids: Sequence[str]) -> Float32:
-        scores = (await self._scores({component: ids}, query))[component]
-        return np.array([scores[id] for id in ids], dtype=np.float32)
+    async def _list(self, ask: Lists, component: Component) -> list[Hit]:
+        """The hits of one list, with the fields that tell what is asked for next."""
+        limit, expression = ask.depths[component], self._expression(ask.filter)
+        exact_scan = component == "dense" and ask.exact and not self._reads.layout.exact_dense
+        if exact_scan or limit > self._searches.most_results:
+            scanned = await self._searches.scan_for(component, ask.query, limit, expression)
+            return [{"key": key, "distance": score} for key, score in scanned.items()]
+        if _is_short(ask):
+            fields = [*_TEXTS, *fields_of(ask.welcome)]
+        else:
+            # A dense list brings its small sparse vectors, and how large its multi-vectors are.
+            fields = ["sparse"] if "sparse" in ask.welcome and component == "dense" else []
+            fields += ["rows"] if "multivector" in ask.welcome else []
+        return await self._searches.hits(component, ask.query, limit, expression, fields, ask.width)
 
-    async def _search(
-        self, query: M3Embeddings, method: Method, k: int, filter: Filter | None, exact: bool
-    ) -> list[ScoredId]:
-        if k <= WHOLE and method.is_one_list:
-            scans = exact and "dense" in method.candidates and not self._reads.layout.exact_dense
-            found = None if scans else await self._head(query, method, k, filter)
-            if found is not None:
-                return found
-        return await super()._search(query, method, k, filter, exact)
+    async def _read_hits(self, ask: Lists, hits: Sequence[Hit], found: Candidates) -> None:
+        """Add what the fields of hits tell: scores, documents, the size of multi-vectors."""
+        if not hits:
+            return
+        brought = hits[0].keys()
+        if "rows" in brought:
+            self._reads.note_rows(hits)
+        if "text" in brought:
+            found.documents |= {hit["key"]: document_of(hit) for hit in hits}
+        told = [name for name in ask.welcome if brought >= set(fields_of([name]))]
+        rows = {hit["key"]: hit for hit in hits}
+        for name, scores in (await self._reads.scores_of("search", told, ask.query, rows)).items():
+            found.learn(name, list(rows), scores)
 
-    async def _head(
-        self, query: M3Embeddings, method: Method, k: int, filter: Filter | None
-    ) -> list[ScoredId] | None:
-        """The answer of one list that is ranked by its own score: its first k, with all that a hit shows.
+    async def complete(
+        self,
+        query: M3Embeddings,
+        found: Candidates,
+        components: Sequence[Component],
+        *,
+        documents: bool = False,
+    ) -> None:
+        missing = {name: keys for name in components if (keys := found.missing(name))}
+        documents = documents and any(key not in found.documents for key in found.keys)
+        if documents and len(found) <= WHOLE:
+            # Of few documents all that is missing comes in one request.
+            rows = await self._reads.rows("search", found.keys, [*_TEXTS, *fields_of(list(missing))])
+            scores = await self._reads.scores_of("search", list(missing), query, rows)
+            for name, column in scores.items():
+                found.learn(name, list(rows), column)
+            found.documents |= {key: document_of(row) for key, row in rows.items()}
+        elif missing:
+            for name, known in (await self._scores(missing, query)).items():
+                found.learn(name, list(known), list(known.values()))
 
-        One request; None where the cut goes through equal scores, so that ids decide among more than these.
-        """
-        reads = self._reads
-        ((component, depth),) = method.candidates.items()
-        rest = self._uncounted(query, method)
-        hits = await self._searches.hits(
-            component, query, k + 1, self._expression(filter), [*_TEXTS, *fields_of(rest)], depth
-        )
-        if len(hits) > k and hits[k - 1]["distance"] == hits[k]["distance"]:
-            return None
-        rows = {hit["key"]: hit for hit in hits[:k]}
-        scores = await reads.scores_of("search", rest, query, rows)
-        scores[component] = np.array([row["distance"] for row in rows.values()], dtype=np.float32)
-        documents = {id_of(key): document_of(row) for key, row in rows.items()}
-        ids, fused = list(documents), fuse(scores, method.weights)
-        best = rank(ids, fused, k)
-        shown = {name: values[best] for name, values in scores.items()}
-        return answers([ids[i] for i in best], fused[best], shown, documents)
+    def key(self, id: str) -> Key:
+        return key_of(id)
 
-    async def _propose(
-        self, query: M3Embeddings, method: Method, filter: Filter | None, exact: bool
-    ) -> tuple[list[str], Known]:
-        """The dense list's hits bring their sparse vectors, and how large their multi-vectors are."""
-        scans = exact and not self._reads.layout.exact_dense
-        if scans or max(method.candidates.values()) > self._searches.most_results:
-            return await super()._propose(query, method, filter, exact)
-        fields = {"dense": ["sparse"] if "sparse" in method.scored else [], "sparse": []}
-        if "multivector" in method.scored:
-            fields = {name: [*own, "rows"] for name, own in fields.items()}
-
-        async def listed(component: Component) -> list[dict[str, Any]]:
-            depth, expression = method.candidates[component], self._expression(filter)
-            return await self._searches.hits(component, query, depth, expression, fields[component])
-
-        components = list(method.candidates)
-        lists = await together([functools.partial(listed, name) for name in components])
-        known: Known = {}
-        for component, hits in zip(components, lists, strict=True):
-            ids = [id_of(hit["key"]) for hit in hits]
-            distances = np.array([hit["distance"] for hit in hits], dtype=np.float32)
-            known.setdefault(component, {}).update(zip(ids, distances, strict=True))
-            if "rows" in fields[component]:
-                self._reads.note_rows(hits)
-            if "sparse" in fields[component]:
-                rows = {hit["key"]: hit for hit in hits}
-                exact_scores = (await self._reads.scores_of("search", ["sparse"], query, rows))["sparse"]
-                known.setdefault("sparse", {}).update(zip(ids, exact_scores, strict=True))
-        return list(dict.fromkeys(id for scores in known.values() for id in scores)), known
-
-    async def _inform(
-        self, components: Sequence[Component], query: M3Embeddings, ids: Sequence[str], known: Known
-    ) -> tuple[dict[Component, Float32], Mapping[str, Document]]:
-        """Of few hits, what is missing and their documents in one request."""
-        missing = [name for name in components if any(id not in known.get(name, {}) for id in ids)]
-        if not 0 < len(ids) <= WHOLE:
-            return await super()._inform(components, query, ids, known)
-        rows = await self._reads.existing(
-            "search", [key_of(id) for id in ids], [*_TEXTS, *fields_of(missing)]
-        )
-        found = await self._reads.scores_of("search", missing, query, rows)
-        known = known | {name: dict(zip(ids, scores, strict=True)) for name, scores in found.items()}
-        documents = {id: document_of(row) for id, row in zip(ids, rows.values(), strict=True)}
-        return await self._complete(components, query, ids, known), documents
-
-    async def _complete(
-        self, components: Sequence[Component], query: M3Embeddings, ids: Sequence[str], known: Known
-    ) -> dict[Component, Float32]:
-        missing = {name: [id for id in ids if id not in known.get(name, {})] for name in components}
-        found = await self._scores({name: left for name, left in missing.items() if left}, query)
-
-        def column(name: Component) -> Float32:
-            scores = {**known.get(name, {}), **found.get(name, {})}
-            return np.array([scores[id] for id in ids], dtype=np.float32)
-
-        return {name: column(name) for name in components}
+    async def ids(self, found: Candidates) -> list[str]:
+        return [id_of(key) for key in found.keys]
 
     async def _scores(
         self, missing: Mapping[Component, Sequence[str]], query: M3Embeddings
-    ) -> dict[Component, dict[str, np.float32]]:
-        """Scores by id of the ids that each component misses.
+    ) -> Mapping[Component, Mapping[str, float | np.float32]]:
+        """Scores by key of the documents whose scores are missing, as far as they are stored.
 
         Multi-vectors must be fetched, and of few documents everything is fetched: with all that is missing in one
-        request. Else the store is asked to search among the ids.
+        request. Else the store is asked to search among the keys.
         """
-        reads = self._reads
-        union = list(dict.fromkeys(id for ids in missing.values() for id in ids))
+        union = list(dict.fromkeys(key for keys in missing.values() for key in keys))
         if "multivector" in missing or len(union) <= _FETCHED_RATHER_THAN_SEARCHED:
-            fetched = await reads.fetched_scores(list(missing), query, [key_of(id) for id in union])
-            return {name: dict(zip(union, scores, strict=True)) for name, scores in fetched.items()}
-
-        async def searched(name: Component) -> Float32:
-            return await self._searches.searched_scores(name, query, [key_of(id) for id in missing[name]])
-
-        scores = await together([functools.partial(searched, name) for name in missing])
-        return {
-            name: dict(zip(missing[name], part, strict=True))
-            for name, part in zip(missing, scores, strict=True)
-        }
+            return await self._reads.fetched_scores(list(missing), query, union)
+        searched = self._searches.searched_scores
+        found = await together(
+            [functools.partial(searched, name, query, keys) for name, keys in missing.items()]
+        )
+        return dict(zip(missing, found, strict=True))
 
     def _expression(self, filter: Filter | None) -> str:
         return expression(filter, terms_as_array=self._reads.layout.terms_as_array)
+
+
+def _is_short(ask: Lists) -> bool:
+    """Whether a list is so short that its hits bring whole documents and vectors."""
+    return ask.documents and max(ask.depths.values()) <= WHOLE + 1

@@ -16,7 +16,7 @@ from m3_connectors.backends.milvus.client import Connection
 from m3_connectors.backends.milvus.errors import BACKEND
 from m3_connectors.backends.milvus.layout import Layout
 from m3_connectors.backends.milvus.naming import stored_name
-from m3_connectors.errors import AlreadyExists, Corrupt, NotFound, Rejected, TimedOut
+from m3_connectors.errors import AlreadyExists, CollectionNotFound, Corrupt, Rejected, TimedOut
 
 _LOOK_SECONDS = 0.5
 """Between two looks at what is being made."""
@@ -88,13 +88,13 @@ async def opened(connection: Connection, collection: str, dense_index: str) -> L
         dense_index: Type of its dense index, if it has none yet.
 
     Raises:
-        NotFound: It is not there.
+        CollectionNotFound: It is not there.
         Rejected: It is not this package's.
         Corrupt: A part of it is gone.
     """
     name = stored_name(collection)
     if not await connection.call("open", "has_collection", name):
-        raise NotFound(f'no collection "{collection}".', backend=BACKEND, operation="open")
+        raise CollectionNotFound(f'no collection "{collection}".', backend=BACKEND, operation="open")
     described = await connection.call("open", "describe_collection", name)
     layout = layouts.read_layout(collection, described, dense_index)
     if layout.has_parts and not await _has_own_parts(connection, collection, layout.parts_name, "open"):
@@ -174,7 +174,7 @@ async def _has_own_parts(connection: Connection, collection: str, parts: str, op
     """Whether the parts of this collection lie there, and no other collection; None where nothing does."""
     try:
         described = await connection.call(operation, "describe_collection", parts)
-    except NotFound:
+    except CollectionNotFound:
         return None
     return layouts.are_parts_of(collection, described)
 

@@ -14,7 +14,7 @@ from m3_connectors.backends.endpoint import not_encrypted
 from m3_connectors.errors import (
     AlreadyExists,
     BackendError,
-    NotFound,
+    CollectionNotFound,
     Rejected,
     StorageFull,
     Throttled,
@@ -55,7 +55,7 @@ _BY_STATUS: dict[grpc.StatusCode, type[BackendError]] = {
 _BY_CODE: dict[int, type[BackendError]] = {
     _CONNECT_FAILED: Unavailable,
     _RATE_LIMIT: Throttled,
-    COLLECTION_NOT_FOUND: NotFound,
+    COLLECTION_NOT_FOUND: CollectionNotFound,
     COLLECTION_NOT_LOADED: NotLoaded,
     _UNAUTHENTICATED: Unauthorised,
 }

@@ -18,7 +18,7 @@ from m3_connectors.backends.milvus.naming import id_of, keys_in
 from m3_connectors.backends.milvus.rows import embeddings_of, part_keys, unpack
 from m3_connectors.backends.together import together
 from m3_connectors.embeddings import Component, Float32, M3Embeddings
-from m3_connectors.errors import Corrupt, NotFound
+from m3_connectors.errors import Corrupt, DocumentNotFound
 from m3_connectors.scoring import as_float16, score
 
 KEYS_AT_ONCE = 8_192
@@ -138,7 +138,7 @@ class Reader:
         """What is stored for these keys, in their order; keys may repeat.
 
         Raises:
-            NotFound: A key is not stored.
+            DocumentNotFound: A key is not stored.
         """
         found: dict[str, M3Embeddings] = {}
         for wave in await self._planned(operation, keys, components):
@@ -150,26 +150,20 @@ class Reader:
 
     async def fetched_scores(
         self, components: Sequence[Component], query: M3Embeddings, keys: Sequence[str]
-    ) -> dict[Component, Float32]:
-        """Scores of each key from its fetched vectors.
-
-        Raises:
-            NotFound: A key is not stored.
-        """
+    ) -> dict[Component, dict[str, np.float32]]:
+        """Scores by key from the fetched vectors, of those that are stored."""
         found: dict[Component, dict[str, np.float32]] = {name: {} for name in components}
         for wave in await self._planned("score", keys, components):
             answers = self._answers(wave) if "multivector" in components else [wave]
             rows: dict[str, Row] = {}
 
             async def part(keys: Sequence[str], rows: dict[str, Row] = rows) -> None:
-                rows |= await self.existing("score", keys, fields_of(components))
+                rows |= await self.rows("score", keys, fields_of(components))
 
             await together([functools.partial(part, run) for run in answers], _ANSWERS_AT_ONCE)
             for name, scores in (await self.scores_of("score", components, query, rows)).items():
                 found[name].update(zip(rows, scores, strict=True))
-        return {
-            name: np.array([scores[key] for key in keys], dtype=np.float32) for name, scores in found.items()
-        }
+        return found
 
     async def scores_of(
         self, operation: str, components: Sequence[Component], query: M3Embeddings, rows: Mapping[str, Row]
@@ -189,7 +183,7 @@ class Reader:
         """Rows of keys that must be there, in their order.
 
         Raises:
-            NotFound: A key is not stored.
+            DocumentNotFound: A key is not stored.
         """
         rows = await self.rows(operation, keys, fields)
         check_found(keys, rows, operation)
@@ -210,7 +204,7 @@ class Reader:
             return list(by_count(distinct, KEYS_AT_ONCE))
         unknown = [key for key in distinct if key not in self._counts]
         if len(unknown) > WHOLE:
-            self.note_rows((await self.existing(operation, unknown, ["rows"])).values())
+            self.note_rows((await self.rows(operation, unknown, ["rows"])).values())
         return list(by_bytes(distinct, self._answer_bytes, _SCORED_BYTES))
 
     def _answers(self, keys: Sequence[str]) -> Iterator[Sequence[str]]:
@@ -228,7 +222,7 @@ class Reader:
         """The vectors of rows that have the fields of these components, in their order, in pieces of bounded size.
 
         Raises:
-            NotFound: A row's document is not stored any more.
+            DocumentNotFound: A row's document is not stored any more.
             Corrupt: What is stored is no multi-vector.
         """
         columns = [name for name in components if name != "multivector"]
@@ -285,10 +279,10 @@ def _scores(
 
 
 def check_found(keys: Sequence[str], found: Mapping[str, object], operation: str) -> None:
-    """Raise NotFound for the first key that is not found."""
+    """Raise DocumentNotFound for the first key that is not found."""
     for key in keys:
         if key not in found:
-            raise NotFound(f"no document {id_of(key)!r}.", backend=BACKEND, operation=operation)
+            raise DocumentNotFound(f"no document {id_of(key)!r}.", backend=BACKEND, operation=operation)
 
 
 def _corrupt(key: str, why: str, operation: str) -> Corrupt:

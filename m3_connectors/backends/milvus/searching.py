@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,9 +13,9 @@ from m3_connectors.backends.milvus.client import Connection
 from m3_connectors.backends.milvus.errors import TooLarge
 from m3_connectors.backends.milvus.filters import EVERYTHING
 from m3_connectors.backends.milvus.naming import id_of, keys_in
-from m3_connectors.backends.milvus.reading import KEYS_AT_ONCE, Reader, check_found
+from m3_connectors.backends.milvus.reading import KEYS_AT_ONCE, Reader
 from m3_connectors.backends.milvus.rows import embeddings_of, sparse_of
-from m3_connectors.embeddings import Component, Float32, M3Embeddings
+from m3_connectors.embeddings import Component, M3Embeddings
 from m3_connectors.methods import rank
 from m3_connectors.scoring import score
 
@@ -173,23 +173,22 @@ class Searcher:
 
     async def searched_scores(
         self, component: Component, query: M3Embeddings, keys: Sequence[str]
-    ) -> Float32:
-        """One component's score of each key, from the store's own search among these keys.
-
-        Raises:
-            NotFound: A key is not stored.
-        """
+    ) -> dict[str, float]:
+        """One component's scores by key from the store's own search among these keys, of those that are stored."""
         if component == "sparse" and self._connection.rounds_sparse:
-            return (await self._reader.fetched_scores(["sparse"], query, keys))["sparse"]
+            return _as_floats((await self._reader.fetched_scores(["sparse"], query, keys))["sparse"])
         found: dict[str, float] = {}
-        for some in by_count(list(dict.fromkeys(keys)), KEYS_AT_ONCE):
+        for some in by_count(keys, KEYS_AT_ONCE):
             found |= await self.search(component, query, len(some), keys_in(some))
-        left = [key for key in dict.fromkeys(keys) if key not in found]
+        left = [key for key in keys if key not in found]
         if left and component == "dense":
             # An approximate index may miss some even among so few.
-            scores = await self._reader.fetched_scores(["dense"], query, left)
-            found |= dict(zip(left, scores["dense"].tolist(), strict=True))
+            found |= _as_floats((await self._reader.fetched_scores(["dense"], query, left))["dense"])
         elif left:
             # No shared token, or not stored.
-            check_found(left, await self._reader.rows("score", left, []), "score")
-        return np.array([found.get(key, 0.0) for key in keys], dtype=np.float32)
+            found |= dict.fromkeys(await self._reader.rows("score", left, []), 0.0)
+        return found
+
+
+def _as_floats(scores: Mapping[str, np.float32]) -> dict[str, float]:
+    return {key: float(score) for key, score in scores.items()}

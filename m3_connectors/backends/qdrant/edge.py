@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import os
-from collections.abc import AsyncIterator, Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Container, Coroutine, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -13,19 +13,20 @@ import anyio.to_thread
 import numpy as np
 import qdrant_edge as engine
 
-from m3_connectors.backends.base import Backend, Ranking, Schema, ScoredId
+from m3_connectors.backends.base import Backend, Candidates, Lists, Schema, ScoredId
 from m3_connectors.backends.capabilities import Capability, ServerInfo, refuse_unknown
-from m3_connectors.backends.qdrant import ranking
 from m3_connectors.backends.qdrant.failures import BACKEND
 from m3_connectors.backends.qdrant.filters import edge_filter
 from m3_connectors.backends.qdrant.points import ID, PointId, document_of, payloads, point_id, stored, vectors
+from m3_connectors.backends.qdrant.ranking import EdgeAnswers, at_once, key_of
 from m3_connectors.backends.qdrant.shard import Shard
 from m3_connectors.backends.urls import shown
 from m3_connectors.documents import Document
-from m3_connectors.embeddings import Component, Float32, M3Embeddings
-from m3_connectors.errors import InvalidInput, NotFound
+from m3_connectors.embeddings import Component, M3Embeddings
+from m3_connectors.errors import DocumentNotFound, InvalidInput
 from m3_connectors.filters import Filter
-from m3_connectors.methods import Method, rank
+from m3_connectors.methods import Method
+from m3_connectors.search import Key, search
 
 T = TypeVar("T")
 
@@ -48,6 +49,7 @@ class EdgeBackend(Backend):
 
     name: ClassVar[str] = BACKEND
     capabilities = frozenset({Capability.PERSISTENT, Capability.EXACT})
+    settles_ties = True
 
     def __init__(self, directory: str | os.PathLike[str], collection: str = "documents") -> None:
         self.directory = Path(directory)
@@ -185,37 +187,39 @@ class EdgeBackend(Backend):
 
     # -- ranking
 
-    async def _candidates(
-        self, component: Component, query: M3Embeddings, limit: int, filter: Filter | None, exact: bool
-    ) -> Ranking:
-        layout, condition = self._opened().layout, _condition(filter)
+    async def lists(self, ask: Lists) -> Candidates:
+        return await self._answer("search", lambda answers: answers.lists(ask))
 
-        def best(edge: engine.EdgeShard) -> tuple[list[str], Float32]:
-            ranked = ranking.candidates(edge, layout, query, {component: limit}, condition, exact)[component]
-            scores = np.array([point.score for point in ranked], dtype=np.float32)
-            return ranking.user_ids(edge, [point.id for point in ranked]), scores
+    async def complete(
+        self,
+        query: M3Embeddings,
+        found: Candidates,
+        components: Sequence[Component],
+        *,
+        documents: bool = False,
+    ) -> None:
+        await self._answer(
+            "score", lambda answers: answers.complete(query, found, components, documents=documents)
+        )
 
-        ids, scores = await self._run("search", best)
-        order = rank(ids, scores, limit)
-        return Ranking([ids[i] for i in order], scores[order])
+    def key(self, id: str) -> Key:
+        return key_of(id)
 
-    async def _score(self, component: Component, query: M3Embeddings, ids: Sequence[str]) -> Float32:
-        layout, points = self._opened().layout, [point_id(id) for id in ids]
-
-        def score(edge: engine.EdgeShard) -> Float32:
-            _check_found(ids, points, stored(edge, points), "score")
-            found = ranking.Found(points)
-            return ranking.complete(edge, layout, query, (component,), found)[component][found.rows(points)]
-
-        return await self._run("score", score)
+    async def ids(self, found: Candidates) -> list[str]:
+        return await self._answer("search", lambda answers: answers.ids(found))
 
     async def _search(
         self, query: M3Embeddings, method: Method, k: int, filter: Filter | None, exact: bool
     ) -> list[ScoredId]:
-        layout, condition = self._opened().layout, _condition(filter)
-        return await self._run(
-            "search", lambda edge: ranking.search(edge, layout, query, method, k, condition, exact)
+        """The whole of it in the shard's worker, so that no other call comes in between."""
+        stored = self.schema.components
+        return await self._answer(
+            "search", lambda answers: search(answers, stored, query, method, k, filter, exact)
         )
+
+    async def _answer(self, operation: str, ask: Callable[[EdgeAnswers], Coroutine[Any, Any, T]]) -> T:
+        layout = self._opened().layout
+        return await self._run(operation, lambda edge: at_once(ask(EdgeAnswers(edge, layout))))
 
     async def _run(self, operation: str, call: Callable[[engine.EdgeShard], T]) -> T:
         return await self._opened().run(operation, call)
@@ -241,7 +245,7 @@ def _check_found(
 ) -> None:
     for id, point in zip(ids, points, strict=True):
         if point not in found:
-            raise NotFound(f"no document {id!r}.", backend=BACKEND, operation=operation)
+            raise DocumentNotFound(f"no document {id!r}.", backend=BACKEND, operation=operation)
 
 
 def _batches(documents: Sequence[Document], embeddings: M3Embeddings) -> Iterator[tuple[int, int, int]]:

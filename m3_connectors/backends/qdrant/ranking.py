@@ -1,22 +1,23 @@
-"""Exact ranking with few engine calls: candidates, then every missing score of every candidate, then fusion.
+"""What a search asks of the engine in this process, in few engine calls.
 
-All functions here run in the shard's worker, one search without another in between.
+All of it runs in the shard's worker, one search without another in between.
 """
 
 from __future__ import annotations
 
-import itertools
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Coroutine, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 import qdrant_edge as engine
 
-from m3_connectors.backends.base import ScoredId, answers
-from m3_connectors.backends.qdrant.points import ID, Layout, PointId, document_of, payloads
+from m3_connectors.backends.qdrant.filters import edge_filter
+from m3_connectors.backends.qdrant.points import ID, Layout, PointId, document_of, payloads, point_id, stored
 from m3_connectors.embeddings import Component, Float32, M3Embeddings
-from m3_connectors.methods import Method, fuse, rank
+from m3_connectors.search import Candidates, Key, Lists
+
+T = TypeVar("T")
 
 _EXACT = engine.SearchParams(exact=True)
 
@@ -24,209 +25,170 @@ _QUERIES_AT_ONCE = 1024
 """Most queries in one batch while scoring long documents: bounds the memory of their answers."""
 
 
-class Found:
-    """Points that were found, and their scores as far as they are known.
+def key_of(id: str) -> Key:
+    """The name of a document in a search: its point's number, which Python compares faster than a UUID."""
+    return point_id(id).int
 
-    Attributes:
-        points: Each once.
-        scores: float32 ``[len(points)]`` by component, NaN where not known; a component may lack.
-    """
 
-    def __init__(self, points: Iterable[PointId], scores: Mapping[Component, Float32] | None = None) -> None:
-        self._row: dict[object, int] = {}
-        self.points: list[PointId] = []
-        for point in points:
-            if self._row.setdefault(_number(point), len(self.points)) == len(self.points):
-                self.points.append(point)
-        self.scores: dict[Component, Float32] = dict(scores or {})
+class EdgeAnswers:
+    """What one search asks of the engine; nothing here waits, so ``at_once`` runs it to the end."""
 
-    @classmethod
-    def of(cls, lists: Mapping[Component, Sequence[engine.ScoredPoint]]) -> Found:
-        """The union of ranked lists."""
-        ids = {name: [point.id for point in ranked] for name, ranked in lists.items()}
-        found = cls(itertools.chain.from_iterable(ids.values()))
-        for name, ranked in lists.items():
-            found.scores[name] = np.full(len(found.points), np.nan, dtype=np.float32)
-            found.scores[name][found.rows(ids[name])] = [point.score for point in ranked]
-        return found
+    settles_ties = True
 
-    def rows(self, points: Iterable[PointId]) -> list[int]:
-        """Positions of points that are here."""
-        return [self._row[_number(point)] for point in points]
+    def __init__(self, edge: engine.EdgeShard, layout: Layout) -> None:
+        self._edge = edge
+        self._layout = layout
+        self._points: dict[Key, uuid.UUID] = {}
+        """The points of keys that the engine has named, which are not built again."""
 
-    def part(self, rows: Sequence[int]) -> Found:
-        """Those at some positions, in that order."""
-        chosen = list(rows)
-        return Found(
-            (self.points[i] for i in chosen), {name: all_[chosen] for name, all_ in self.scores.items()}
+    async def lists(self, ask: Lists) -> Candidates:
+        """The union of the lists: one engine call."""
+        ranked = self._ranked(ask)
+        return Candidates.union(
+            {
+                name: ([self._key(point) for point in points], [point.score for point in points])
+                for name, points in ranked.items()
+            }
         )
 
+    async def complete(
+        self,
+        query: M3Embeddings,
+        found: Candidates,
+        components: Sequence[Component],
+        *,
+        documents: bool = False,
+    ) -> None:
+        """Every missing score: one engine call for all; and one for the documents, if they are wanted."""
+        missing = {name: keys for name in components if (keys := found.missing(name))}
+        requests = [self._among(keys, self._layout.nearest(name, query)) for name, keys in missing.items()]
+        several = "multivector" in missing and len(self._layout.multivectors) > 1
+        if several:
+            # Which of them go on in a second multi-vector: any query row tells.
+            requests.append(self._among(missing["multivector"], self._layout.nearest_row(query, 0, 1)))
+        answers = self._ask(requests)
+        for (name, keys), answer in zip(missing.items(), answers, strict=False):
+            scores = {self._key(point): point.score for point in answer}
+            if name == "sparse":
+                # The engine leaves out points that share no token with the query: their score is 0.
+                silent = [key for key in keys if key not in scores]
+                scores |= dict.fromkeys(silent if found.listed else self._stored(silent), 0.0)
+            elif name == "multivector":
+                rows = self._layout.query_rows(query)
+                scores = {key: score / rows for key, score in scores.items()}
+                if several and answers[-1]:
+                    scores |= self._of_long(query, [self._key(point) for point in answers[-1]])
+            found.learn(name, list(scores), list(scores.values()))
+        if documents:
+            points: dict[PointId, Key] = {self._point(key): key for key in found.keys}
+            read = payloads(self._edge, list(points))
+            found.documents |= {points[point]: document_of(payload) for point, payload in read.items()}
 
-def search(
-    edge: engine.EdgeShard,
-    layout: Layout,
-    query: M3Embeddings,
-    method: Method,
-    k: int,
-    condition: engine.Filter | None,
-    exact: bool,
-) -> list[ScoredId]:
-    """The k best documents by a method (clauses B24 to B27): three engine calls, four with informative scores."""
-    depths = dict(method.candidates)
-    if method.is_one_list:
-        depths = dict.fromkeys(depths, k)
-    lists = candidates(edge, layout, query, depths, condition, exact, width=max(method.candidates.values()))
-    found = Found.of(lists)
-    if not found.points:
-        return []
-    scores = complete(edge, layout, query, method.scored, found)
-    fused = fuse(scores, method.weights)
-    best = _best(fused, k)
-    # Equal scores are ordered by the documents' own ids, which only these need.
-    found_payloads = payloads(edge, [found.points[i] for i in best])
-    documents = [document_of(found_payloads[found.points[i]]) for i in best]
-    order = rank([document.id for document in documents], fused[best], k)
-    winners = [best[i] for i in order]
-    # The other components are informative only: scored for the k hits, not for the candidates.
-    rest = [
-        name for name in layout.schema.components if name in query.components and name not in method.scored
-    ]
-    shown = {name: values[winners] for name, values in scores.items()}
-    shown |= complete(edge, layout, query, rest, found.part(winners))
-    hits = {documents[i].id: documents[i] for i in order}
-    return answers(list(hits), fused[winners], shown, hits)
+    async def ids(self, found: Candidates) -> list[str]:
+        """The documents' own ids."""
+        if all(key in found.documents for key in found.keys):
+            return [found.documents[key].id for key in found.keys]
+        return self._ids(found.keys)
 
+    # -- lists
 
-def candidates(
-    edge: engine.EdgeShard,
-    layout: Layout,
-    query: M3Embeddings,
-    depths: Mapping[Component, int],
-    condition: engine.Filter | None,
-    exact: bool,
-    width: int = 0,
-) -> dict[Component, list[engine.ScoredPoint]]:
-    """The best points of each component, best first, with their exact scores: one engine call.
+    def _ranked(self, ask: Lists) -> dict[Component, list[engine.ScoredPoint]]:
+        """The best points of each component, best first, with their exact scores.
 
-    A graph is searched as far as for ``width`` points, if that is more than the depth. Where the cut goes through
-    equal scores, those with the lowest ids are in; that takes more calls.
-    """
-    stored = edge.info().points_count  # deeper there is nothing, and the engine's integers end at 2**64
-    depths = {name: min(depth, stored) for name, depth in depths.items()}
-    width = min(width, stored)
+        Where the cut goes through equal scores, those with the lowest ids are in; that takes more calls.
+        """
+        stored_points = (
+            self._edge.info().points_count
+        )  # deeper there is nothing; the engine's integers end at 2**64
+        depths = {name: min(depth, stored_points) for name, depth in ask.depths.items()}
+        width = min(ask.width, stored_points)
+        condition = None if ask.filter is None else edge_filter(ask.filter)
 
-    def request(component: Component, limit: int, exactly: bool) -> engine.QueryRequest:
-        params = (
-            _EXACT if exactly or component == "sparse" else engine.SearchParams(hnsw_ef=2 * max(limit, width))
-        )
-        nearest = layout.nearest(component, query)
-        return engine.QueryRequest(limit=limit, query=nearest, filter=condition, params=params)
+        def request(component: Component, limit: int, exactly: bool) -> engine.QueryRequest:
+            exactly = exactly or component == "sparse"
+            params = _EXACT if exactly else engine.SearchParams(hnsw_ef=2 * max(limit, width))
+            nearest = self._layout.nearest(component, ask.query)
+            return engine.QueryRequest(limit=limit, query=nearest, filter=condition, params=params)
 
-    # One more than asked for tells whether the cut goes through equal scores.
-    lists = dict(
-        zip(depths, _ask(edge, [request(name, depths[name] + 1, exact) for name in depths]), strict=True)
-    )
-    if not exact and len(lists.get("dense", ())) < depths.get("dense", 0):
-        # Few points pass, or the graph's way to them is cut off by the filter: look at all that pass.
-        lists["dense"] = _ask(edge, [request("dense", depths["dense"] + 1, True)])[0]
-    for name, depth in depths.items():
-        limit = depth + 1
-        while len(lists[name]) == limit and lists[name][-1].score == lists[name][depth - 1].score:
-            limit *= 4
-            lists[name] = _ask(edge, [request(name, limit, True)])[0]
-    return {name: _cut(edge, ranked, depths[name]) for name, ranked in lists.items()}
+        # One more than asked for tells whether the cut goes through equal scores.
+        asked = self._ask([request(name, depth + 1, ask.exact) for name, depth in depths.items()])
+        lists = dict(zip(depths, asked, strict=True))
+        if not ask.exact and len(lists.get("dense", ())) < depths.get("dense", 0):
+            # Few points pass, or the graph's way to them is cut off by the filter: look at all that pass.
+            (lists["dense"],) = self._ask([request("dense", depths["dense"] + 1, True)])
+        for name, depth in depths.items():
+            limit = depth + 1
+            while len(lists[name]) == limit and lists[name][-1].score == lists[name][depth - 1].score:
+                limit *= 4
+                (lists[name],) = self._ask([request(name, limit, True)])
+        return {name: self._cut(points, depths[name]) for name, points in lists.items()}
 
+    def _cut(self, points: list[engine.ScoredPoint], depth: int) -> list[engine.ScoredPoint]:
+        """The first ``depth`` of a list that holds all that equal the last of them; of these the lowest ids."""
+        if len(points) <= depth:
+            return points
+        tied_score = points[depth - 1].score
+        sure = [point for point in points[:depth] if point.score != tied_score]
+        tied = [point for point in points[len(sure) :] if point.score == tied_score]
+        if len(sure) + len(tied) > depth:
+            ids = dict(zip(map(id, tied), self._ids([self._key(point) for point in tied]), strict=True))
+            tied = sorted(tied, key=lambda point: ids[id(point)])[: depth - len(sure)]
+        return sure + tied
 
-def complete(
-    edge: engine.EdgeShard, layout: Layout, query: M3Embeddings, components: Sequence[Component], found: Found
-) -> dict[Component, Float32]:
-    """Each component's exact score of every point, float32 ``[len(points)]``; one engine call for all not known yet."""
-    points = found.points
-    unknown = np.full(len(points), np.nan, dtype=np.float32)
-    scores = {name: found.scores.get(name, unknown).copy() for name in components}
-    missing = {name: np.flatnonzero(np.isnan(values)) for name, values in scores.items()}
-    asked = [name for name in components if len(missing[name])]
-    requests = [_among([points[i] for i in missing[name]], layout.nearest(name, query)) for name in asked]
-    several = "multivector" in asked and len(layout.multivectors) > 1
-    if several:
-        # Which of them go on in a second multi-vector: any query row tells.
-        requests.append(_among(points, layout.nearest_row(query, 0, 1)))
-    answers = _ask(edge, requests)
-    for name, answer in zip(asked, answers, strict=False):
-        # Sparse search leaves out points that share no token with the query: their score is 0.
-        scores[name][missing[name]] = 0.0
-        scores[name][found.rows(point.id for point in answer)] = [point.score for point in answer]
-    if "multivector" in asked:
-        scores["multivector"] /= layout.query_rows(query)
-        if several and answers[-1]:
-            long = found.rows(point.id for point in answers[-1])
-            scores["multivector"][long] = _score_long(edge, layout, query, found.part(long))
-    return scores
+    # -- scores
 
+    def _of_long(self, query: M3Embeddings, keys: Sequence[Key]) -> dict[Key, float]:
+        """s_mul of documents in several multi-vectors: for each query row the best of all of them, then the mean.
 
-def user_ids(edge: engine.EdgeShard, points: Sequence[PointId]) -> list[str]:
-    """The documents' own ids."""
-    found = payloads(edge, points, [ID])
-    return [found[point][ID] for point in points]
+        The engine can only add up the best rows of one multi-vector, so each query row asks each of them by itself.
+        """
+        rows, parts = self._layout.query_rows(query), len(self._layout.multivectors)
+        at = {key: i for i, key in enumerate(keys)}
+        best = np.full((rows, len(keys)), -np.inf, dtype=np.float32)
+        cells = [(row, part) for row in range(rows) for part in range(parts)]
+        for start in range(0, len(cells), _QUERIES_AT_ONCE):
+            batch = cells[start : start + _QUERIES_AT_ONCE]
+            requests = [self._among(keys, self._layout.nearest_row(query, row, part)) for row, part in batch]
+            for (row, _), answer in zip(batch, self._ask(requests), strict=True):
+                here = [at[self._key(point)] for point in answer]
+                best[row, here] = np.maximum(best[row, here], [point.score for point in answer])
+        mean: Float32 = best.mean(axis=0)
+        return dict(zip(keys, mean.tolist(), strict=True))
 
+    def _stored(self, keys: Sequence[Key]) -> list[Key]:
+        there = stored(self._edge, [self._point(key) for key in keys])
+        return [key for key in keys if self._point(key) in there]
 
-def _score_long(edge: engine.EdgeShard, layout: Layout, query: M3Embeddings, found: Found) -> Float32:
-    """s_mul of documents in several multi-vectors: for each query row the best of all of them, then the mean.
+    # -- the engine
 
-    The engine can only add up the best rows of one multi-vector, so each query row asks each of them by itself.
-    """
-    rows, parts = layout.query_rows(query), len(layout.multivectors)
-    best = np.full((rows, len(found.points)), -np.inf, dtype=np.float32)
-    cells = [(row, part) for row in range(rows) for part in range(parts)]
-    for start in range(0, len(cells), _QUERIES_AT_ONCE):
-        batch = cells[start : start + _QUERIES_AT_ONCE]
-        requests = [_among(found.points, layout.nearest_row(query, row, part)) for row, part in batch]
-        for (row, _), answer in zip(batch, _ask(edge, requests), strict=True):
-            at = found.rows(point.id for point in answer)
-            best[row, at] = np.maximum(best[row, at], [point.score for point in answer])
-    mean: Float32 = best.mean(axis=0)
-    return mean
+    def _ask(self, requests: Sequence[engine.QueryRequest]) -> list[list[engine.ScoredPoint]]:
+        return self._edge.query_batch(engine.QueryBatchRequest(list(requests))) if requests else []
 
+    def _among(self, keys: Sequence[Key], query: engine.Query) -> engine.QueryRequest:
+        points: set[PointId] = {self._point(key) for key in keys}
+        only = engine.Filter(must=[engine.HasIdCondition(points)])
+        return engine.QueryRequest(limit=len(points), query=query, filter=only, params=_EXACT)
 
-def _ask(edge: engine.EdgeShard, requests: Sequence[engine.QueryRequest]) -> list[list[engine.ScoredPoint]]:
-    return edge.query_batch(engine.QueryBatchRequest(list(requests))) if requests else []
+    def _key(self, point: engine.ScoredPoint) -> Key:
+        assert isinstance(point.id, uuid.UUID)
+        key = point.id.int
+        self._points[key] = point.id
+        return key
 
+    def _point(self, key: Key) -> uuid.UUID:
+        return self._points.get(key) or uuid.UUID(int=key)
 
-def _among(points: Sequence[PointId], query: engine.Query) -> engine.QueryRequest:
-    only = engine.Filter(must=[engine.HasIdCondition(set(points))])
-    return engine.QueryRequest(limit=len(points), query=query, filter=only, params=_EXACT)
+    def _ids(self, keys: Sequence[Key]) -> list[str]:
+        points = [self._point(key) for key in keys]
+        found = payloads(self._edge, points, [ID])
+        return [found[point][ID] for point in points]
 
 
-def _cut(
-    edge: engine.EdgeShard, ranked: Sequence[engine.ScoredPoint], depth: int
-) -> list[engine.ScoredPoint]:
-    """The first ``depth`` of a ranked list that holds all that equal the last of them; of these the lowest ids."""
-    kept = _head(ranked, depth)
-    if len(kept) <= depth:
-        return kept
-    start = next(i for i, point in enumerate(kept) if point.score == kept[-1].score)
-    ids = user_ids(edge, [point.id for point in kept[start:]])
-    lowest = sorted(range(len(ids)), key=ids.__getitem__)[: depth - start]
-    return kept[:start] + [kept[start + i] for i in lowest]
-
-
-def _head(ranked: Sequence[engine.ScoredPoint], k: int) -> list[engine.ScoredPoint]:
-    """The first k of a ranked list, and those that equal the last of them."""
-    end = min(k, len(ranked))
-    while end < len(ranked) and ranked[end].score == ranked[k - 1].score:
-        end += 1
-    return list(ranked[:end])
-
-
-def _best(fused: npt.NDArray[np.float64], k: int) -> list[int]:
-    """Positions of the k best and of all that equal the last of them, best first."""
-    order = np.argsort(-fused, kind="stable")
-    if len(order) > k:
-        order = order[: int(np.searchsorted(-fused[order], -fused[order[k - 1]], side="right"))]
-    best: list[int] = order.tolist()
-    return best
-
-
-def _number(point: PointId) -> object:
-    # A UUID is hashed and compared in Python, its number in C.
-    return point.int if isinstance(point, uuid.UUID) else point
+def at_once(call: Coroutine[Any, Any, T]) -> T:
+    """The result of a coroutine that never waits, without an event loop."""
+    try:
+        call.send(None)
+    except StopIteration as done:
+        result: T = done.value
+        return result
+    raise RuntimeError(f"{call} waits for something.")

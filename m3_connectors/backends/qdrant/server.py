@@ -14,7 +14,7 @@ from typing import Any, ClassVar, get_args
 import numpy as np
 from qdrant_client import models
 
-from m3_connectors.backends.base import Backend, Known, Ranking, Schema, ScoredId
+from m3_connectors.backends.base import Backend, Candidates, Lists, Schema
 from m3_connectors.backends.capabilities import Capability, ServerInfo
 from m3_connectors.backends.chunks import by_bytes, by_count
 from m3_connectors.backends.endpoint import Endpoint
@@ -46,12 +46,12 @@ from m3_connectors.documents import Document
 from m3_connectors.embeddings import Component, Float32, M3Embeddings
 from m3_connectors.errors import (
     AlreadyExists,
+    CollectionNotFound,
     Corrupt,
     InvalidInput,
-    NotFound,
 )
 from m3_connectors.filters import Filter
-from m3_connectors.methods import Method, rank
+from m3_connectors.methods import rank
 
 _OPTIONS = ("transport", "grpc_port", "indexes", "shards")
 _IDS_AT_ONCE = 1000
@@ -174,7 +174,7 @@ class QdrantBackend(Backend):
         await self._connection.connect()
         info = await self._info("open")
         if info is None:
-            raise NotFound(
+            raise CollectionNotFound(
                 f'no collection "{self.collection}" at {self._connection.url}.',
                 backend=BACKEND,
                 operation="open",
@@ -204,7 +204,7 @@ class QdrantBackend(Backend):
         client = self._connection.client
         try:
             return await self._connection.call(operation, lambda: client.get_collection(self.collection))
-        except NotFound:
+        except CollectionNotFound:
             return None
 
     # -- writing
@@ -275,103 +275,71 @@ class QdrantBackend(Backend):
 
     # -- ranking
 
-    async def _candidates(
-        self, component: Component, query: M3Embeddings, limit: int, filter: Filter | None, exact: bool
-    ) -> Ranking:
-        return await self._list(component, query, limit, filter, exact, width=limit)
+    async def lists(self, ask: Lists) -> Candidates:
+        one = functools.partial(self._list, ask)
+        lists = await together([functools.partial(one, name) for name in ask.depths])
+        return Candidates.union(dict(zip(ask.depths, lists, strict=True)))
 
-    async def _list(
-        self,
-        component: Component,
-        query: M3Embeddings,
-        limit: int,
-        filter: Filter | None,
-        exact: bool,
-        width: int,
-    ) -> Ranking:
-        """The best of one list; a graph is searched as far as for ``width`` points."""
-        scores = self._exact_scores(query)
+    async def _list(self, ask: Lists, component: Component) -> tuple[list[str], Float32]:
+        scores = self._exact_scores(ask.query)
         # A sparse search is exact anyway; saying so makes every shard of several give its full list.
-        exact = exact or component == "sparse"
+        exact = ask.exact or component == "sparse"
         vector = scores.vector(component)
         if vector is None:
-            return Ranking([], np.empty(0, dtype=np.float32))
+            return [], np.empty(0, dtype=np.float32)
+        limit = ask.depths[component]
         self._limits.check_list(limit)
-        ask = Ask(
+        width = max(limit, ask.width)
+        request = Ask(
             component,
             vector,
             limit,
-            filter=None if filter is None else server_filter(filter),
+            filter=None if ask.filter is None else server_filter(ask.filter),
             exact=exact and self._limits.exact,
             hnsw_ef=None if exact else min(max(128, 2 * width), self._limits.hnsw_ef or 2**31),
             with_id=True,
         )
-        (hits,) = await self._search_all([ask])
+        (hits,) = await self._search_all([request])
         ids = [self._document_id(hit) for hit in hits]
         found = np.array([hit.score for hit in hits], dtype=np.float32)
         order = rank(ids, found, limit)  # the server's order of equal scores is by chance
-        return Ranking([ids[i] for i in order], found[order])
+        return [ids[i] for i in order], found[order]
 
-    async def _score(self, component: Component, query: M3Embeddings, ids: Sequence[str]) -> Float32:
-        found = (await self._exact_scores(query).of({component: distinct_points(ids)}))[component]
-        if component == "sparse":
-            # No score means no shared token, or no such document.
-            silent = [point for point in distinct_points(ids) if point not in found]
-            for points in by_count(silent, _IDS_AT_ONCE):
-                found |= dict.fromkeys((r.point for r in await self._records(points, "score")), 0.0)
-        check_found(ids, found, "score")
-        return np.array([found[point_of(id)] for id in ids], dtype=np.float32)
-
-    async def _search(
-        self, query: M3Embeddings, method: Method, k: int, filter: Filter | None, exact: bool
-    ) -> list[ScoredId]:
-        if method.is_one_list:
-            # Its first k are the answer, unless the cut goes through equal scores, of which the server shows any.
-            ((component, depth),) = method.candidates.items()
-            head = await self._list(component, query, min(k + 1, depth), filter, exact, width=depth)
-            if len(head.ids) <= k or head.scores[k] < head.scores[k - 1]:
-                known: Known = {component: dict(zip(head.ids[:k], head.scores, strict=False))}
-                return await self._best_of(query, method, k, head.ids[:k], known)
-        return await super()._search(query, method, k, filter, exact)
-
-    async def _complete(
+    async def complete(
         self,
-        components: Sequence[Component],
         query: M3Embeddings,
-        ids: Sequence[str],
-        known: Known,
-    ) -> dict[Component, Float32]:
-        missing = {name: [id for id in ids if id not in known.get(name, {})] for name in components}
-        wanted = {name: distinct_points(some) for name, some in missing.items() if some}
-        found = await self._exact_scores(query).of(wanted)
-        for name, some in missing.items():
-            # The ids are candidates, so they were there: without a sparse score there is no shared token, and
-            # without another one the document was deleted in between.
-            if name != "sparse":
-                check_found(some, found.get(name, {}), "search")
-
-        def score(name: Component, id: str) -> np.float32 | float:
-            seen = known.get(name, {})
-            return seen[id] if id in seen else found[name].get(point_of(id), 0.0)
-
-        return {name: np.array([score(name, id) for id in ids], dtype=np.float32) for name in components}
-
-    async def _inform(
-        self, components: Sequence[Component], query: M3Embeddings, ids: Sequence[str], known: Known
-    ) -> tuple[dict[Component, Float32], Mapping[str, Document]]:
-        """At the same time, as neither needs the other."""
-        scores: dict[Component, Float32] = {}
-        documents: dict[str, Document] = {}
-
+        found: Candidates,
+        components: Sequence[Component],
+        *,
+        documents: bool = False,
+    ) -> None:
         async def score() -> None:
-            scores.update(await self._complete(components, query, ids, known))
+            await self._score(query, found, components)
 
         async def fetch() -> None:
-            found = zip(ids, await self._fetch(ids), strict=True)
-            documents.update({id: document for id, document in found if document is not None})
+            ids = await self.ids(found)
+            there = zip(ids, await self._fetch(ids), strict=True)
+            found.documents.update({id: document for id, document in there if document is not None})
 
-        await together([score, fetch] if ids else [score])
-        return scores, documents
+        await together([score, fetch] if documents else [score])
+
+    async def _score(self, query: M3Embeddings, found: Candidates, components: Sequence[Component]) -> None:
+        missing = {name: ids for name in components if (ids := found.missing(name))}
+        wanted = {name: distinct_points(ids) for name, ids in missing.items()}
+        scores = await self._exact_scores(query).of(wanted) if wanted else {}
+        for name, ids in missing.items():
+            of_points = scores[name]
+            if name == "sparse":
+                # No score means that no token is shared, or that there is no such document.
+                silent = [point for point in wanted[name] if point not in of_points]
+                of_points |= dict.fromkeys(silent if found.listed else await self._stored(silent), 0.0)
+            scored = [id for id in ids if point_of(id) in of_points]
+            found.learn(name, scored, [of_points[point_of(id)] for id in scored])
+
+    async def _stored(self, points: Sequence[str]) -> list[str]:
+        """Those of the points that are stored."""
+        runs = by_count(points, _IDS_AT_ONCE)
+        return [record.point for some in runs for record in await self._records(some, "score")]
 
     # -- requests
 

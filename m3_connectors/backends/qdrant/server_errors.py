@@ -19,7 +19,7 @@ from m3_connectors.backends.endpoint import not_encrypted
 from m3_connectors.errors import (
     AlreadyExists,
     BackendError,
-    NotFound,
+    CollectionNotFound,
     Rejected,
     StorageFull,
     Throttled,
@@ -33,7 +33,7 @@ BACKEND = "qdrant"
 _STATUS: dict[int, type[BackendError]] = {
     401: Unauthorised,
     403: Unauthorised,
-    404: NotFound,
+    404: CollectionNotFound,
     408: TimedOut,
     409: AlreadyExists,
     504: TimedOut,
@@ -42,7 +42,7 @@ _STATUS: dict[int, type[BackendError]] = {
 _CODES: dict[grpc.StatusCode, type[BackendError]] = {
     grpc.StatusCode.UNAUTHENTICATED: Unauthorised,
     grpc.StatusCode.PERMISSION_DENIED: Unauthorised,
-    grpc.StatusCode.NOT_FOUND: NotFound,
+    grpc.StatusCode.NOT_FOUND: CollectionNotFound,
     grpc.StatusCode.ALREADY_EXISTS: AlreadyExists,
     grpc.StatusCode.DEADLINE_EXCEEDED: TimedOut,
     grpc.StatusCode.INVALID_ARGUMENT: Rejected,

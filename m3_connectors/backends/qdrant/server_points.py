@@ -12,7 +12,7 @@ from m3_connectors.backends.qdrant.payload import ID, JSON, TEXT, payload_of, po
 from m3_connectors.backends.qdrant.server_errors import BACKEND
 from m3_connectors.documents import Document
 from m3_connectors.embeddings import M3Embeddings
-from m3_connectors.errors import NotFound
+from m3_connectors.errors import DocumentNotFound
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +63,7 @@ def distinct_points(ids: Sequence[str]) -> list[str]:
 
 
 def check_found(ids: Sequence[str], found: Mapping[str, object], operation: str) -> None:
-    """Raise NotFound if the point of an id is not among those found."""
+    """Raise DocumentNotFound if the point of an id is not among those found."""
     missing = next((id for id in ids if point_of(id) not in found), None)
     if missing is not None:
-        raise NotFound(f"no document {missing!r}.", backend=BACKEND, operation=operation)
+        raise DocumentNotFound(f"no document {missing!r}.", backend=BACKEND, operation=operation)

@@ -30,7 +30,7 @@ from m3_connectors.backends.base import Schema
 from m3_connectors.backends.qdrant.failures import BACKEND, broken, check_space, first_line, translated
 from m3_connectors.backends.qdrant.lock import ProcessLock
 from m3_connectors.backends.qdrant.points import Layout
-from m3_connectors.errors import AlreadyExists, BackendError, Busy, Corrupt, NotFound
+from m3_connectors.errors import AlreadyExists, BackendError, Busy, CollectionNotFound, Corrupt
 
 T = TypeVar("T")
 
@@ -93,14 +93,16 @@ class Shard:
         """Open a collection.
 
         Raises:
-            NotFound: There is none.
+            CollectionNotFound: There is none.
             Busy: Another process has it open.
             Corrupt: Its files cannot be read.
         """
         home = directory / collection
         with translated("open", home):
             if not home.is_dir():
-                raise NotFound(f"there is no collection at {home}.", backend=BACKEND, operation="open")
+                raise CollectionNotFound(
+                    f"there is no collection at {home}.", backend=BACKEND, operation="open"
+                )
             with _locked(directory, collection, "open") as lock:
                 return cls(home, _read_record(home), lock, _load(home))
 
@@ -241,11 +243,11 @@ def _read_record(home: Path) -> Schema:
         raise Corrupt(broken(f"m3.json: {error}", home), backend=BACKEND, operation="open") from error
 
 
-def _no_collection(home: Path, operation: str) -> NotFound:
+def _no_collection(home: Path, operation: str) -> CollectionNotFound:
     message = (
         f"{home} is no collection of m3-connectors: it has no m3.json.\n  Use another directory or name."
     )
-    return NotFound(message, backend=BACKEND, operation=operation)
+    return CollectionNotFound(message, backend=BACKEND, operation=operation)
 
 
 def _load(home: Path) -> engine.EdgeShard:
