@@ -38,15 +38,23 @@ async def create(connection: Connection, collection: str, schema: Schema, dense_
     layout = Layout(schema, name, not connection.is_lite, dense_index)
     if layout.has_parts:
         await _create_parts(connection, collection, layout)
-    await connection.call(
-        "create",
-        "create_collection",
-        name,
-        write=True,
-        schema=layouts.document_fields(layout, collection),
-        properties=layouts.properties(schema, collection) if connection.is_lite else None,
-        consistency_level="Strong",
-    )
+    try:
+        await connection.call(
+            "create",
+            "create_collection",
+            name,
+            write=True,
+            schema=layouts.document_fields(layout, collection),
+            properties=layouts.properties(schema, collection) if connection.is_lite else None,
+            consistency_level="Strong",
+        )
+    except AlreadyExists:
+        # milvus-lite refuses a second creation before it shows the first: once this returns, ``open`` finds it.
+        for _ in range(_LOOKS):
+            if await connection.call("create", "has_collection", name):
+                break
+            await anyio.sleep(_LOOK_SECONDS)
+        raise
 
 
 async def _create_parts(connection: Connection, collection: str, layout: Layout) -> None:
