@@ -133,7 +133,7 @@ class TestIndex:
         assert "InvalidInput: emptydir holds no file of a format that is read" in run.err
         (tmp_path / "bad.jsonl").write_text("{broken\n")
         assert m3("index", "qdrant:./data", "bad.jsonl", "-m", checkpoint).code == 1
-        assert "NotFound" in m3("search", "qdrant:./data", "x", "-m", checkpoint).err
+        assert "CollectionNotFound" in m3("search", "qdrant:./data", "x", "-m", checkpoint).err
 
     @pytest.mark.parametrize("store", ["notes/st#ore", "notes/what?", "~/notes/store"])
     def test_a_store_of_an_odd_name_in_the_folder(
@@ -517,7 +517,9 @@ class TestFailures:
 
     def test_no_collection(self, m3: M3) -> None:
         run = m3("search", "qdrant:./nothing", "x")
-        self.assert_reason(run, 1, "NotFound:", "\n  Fill it first:  m3 index qdrant:./nothing SOURCE")
+        self.assert_reason(
+            run, 1, "CollectionNotFound:", "\n  Fill it first:  m3 index qdrant:./nothing SOURCE"
+        )
         assert not Path("nothing").exists()
 
     def test_an_unknown_store(self, m3: M3, corpus: Path) -> None:
@@ -550,7 +552,7 @@ class TestFailures:
         assert m3("index", "qdrant:./data", corpus).code == 0
 
     def test_no_document_to_explain(self, m3: M3, filled: str) -> None:
-        self.assert_reason(m3("explain", filled, "x", "nobody"), 1, "NotFound:", "'nobody'")
+        self.assert_reason(m3("explain", filled, "x", "nobody"), 1, "DocumentNotFound:", "'nobody'")
 
     def test_a_missing_source(self, m3: M3) -> None:
         self.assert_reason(m3("index", "qdrant:./data", "nothing.jsonl"), 1, "nothing.jsonl does not exist")

@@ -20,9 +20,9 @@ from m3_connectors.backends.elasticsearch.mapping import alias_of, first_index_o
 from m3_connectors.backends.registry import backend_for
 from m3_connectors.documents import Document
 from m3_connectors.errors import (
+    CollectionNotFound,
     Corrupt,
     InvalidInput,
-    NotFound,
     PartialWrite,
     Rejected,
     StorageFull,
@@ -297,7 +297,7 @@ async def test_retry_after_is_obeyed() -> None:
     [
         (error(401, "security_exception", "missing credentials"), Unauthorised, "missing credentials"),
         (error(403, "security_exception", "not yours"), Unauthorised, "not yours"),
-        (error(404, "index_not_found_exception", "no such index [notes]"), NotFound, "no such index"),
+        (error(404, "index_not_found_exception", "no such index [notes]"), CollectionNotFound, "no such index"),
         (error(429, "circuit_breaking_exception", "too much"), Throttled, "too much"),
         (error(400, "illegal_argument_exception", "it creates data streams only"), Rejected, "another"),
         (error(503, "search_phase_execution_exception", "all shards failed"), Unavailable, "all shards failed"),

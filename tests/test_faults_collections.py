@@ -16,7 +16,7 @@ from qdrant_client import models
 
 from m3_connectors.backends.milvus.naming import stored_name
 from m3_connectors.embeddings import M3Embeddings, ModelInfo
-from m3_connectors.errors import AlreadyExists, Corrupt, ModelMismatch, NotFound, Rejected
+from m3_connectors.errors import AlreadyExists, CollectionNotFound, Corrupt, ModelMismatch, Rejected
 from m3_connectors.methods import ALL
 from m3_connectors.opening import aconnect
 from m3_connectors.testing.conformance import runs
@@ -122,9 +122,9 @@ async def test_a_collection_dropped_by_another_is_not_found_until_it_is_made_aga
     async with target.stored(world) as backend:
         other = target.direct()
         await other.drop()
-        with case.call("upsert", NotFound):
+        with case.call("upsert", CollectionNotFound):
             await backend.upsert(world.documents, world.embeddings)
-        with case.call("search", NotFound):
+        with case.call("search", CollectionNotFound):
             await backend.search(world.queries[0], ALL, 5)
         await other.create(world.schema)
         await other.close()

@@ -23,8 +23,8 @@ from m3_connectors.embeddings import M3Embeddings
 from m3_connectors.errors import (
     AlreadyExists,
     BackendError,
+    CollectionNotFound,
     Corrupt,
-    NotFound,
     PartialWrite,
     Rejected,
     StorageFull,
@@ -182,7 +182,7 @@ class _Retriable(MilvusException):
 @pytest.mark.parametrize(
     ("error", "kind"),
     [
-        (MilvusException(100, "can't find collection[notes]"), NotFound),
+        (MilvusException(100, "can't find collection[notes]"), CollectionNotFound),
         (MilvusException(8, "request is rejected by grpc RateLimiter"), Throttled),
         (MilvusException(65535, "auth check failure, please check api key is correct"), Unauthorised),
         (MilvusException(1100, "invalid parameter"), Rejected),

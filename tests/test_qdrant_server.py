@@ -39,6 +39,7 @@ from m3_connectors.documents import Document
 from m3_connectors.errors import (
     AlreadyExists,
     BackendError,
+    CollectionNotFound,
     Corrupt,
     InvalidInput,
     NotFound,
@@ -418,6 +419,20 @@ async def test_a_candidate_deleted_in_between_is_no_answer(fake: FakeQdrant) -> 
     assert len(hits) == len(world.documents) - 1
     assert gone[0] not in {hit.id for hit in hits}
     assert all(np.isfinite(hit.score) for hit in hits)
+    await backend.close()
+
+
+@runs
+async def test_a_search_in_a_collection_that_is_gone_is_asked_once(fake: FakeQdrant) -> None:
+    world = make_world(53)
+    backend = await filled(fake, world)
+    other = backend_on(fake)
+    await other.drop()
+    await other.close()
+    fake.requests.clear()
+    with pytest.raises(CollectionNotFound):
+        await backend.search(world.queries[0], ALL, 5)
+    assert [request.name for request in fake.requests] == ["search"]
     await backend.close()
 
 

@@ -17,7 +17,6 @@ from m3_connectors.testing.servers.start import Running
 from m3_connectors.testing.worlds import make_world
 
 
-
 async def requests_of(url: str, options: dict[str, Any], seen: list[Any] | None = None) -> dict[str, int]:
     """Requests by name of the method and k; ``seen`` is a stand-in's own list of requests."""
     world = make_world(77, documents=300, most_rows=6)

@@ -15,7 +15,7 @@ from m3_connectors.backends.base import Backend, Storage
 from m3_connectors.backends.capabilities import Capability
 from m3_connectors.documents import Document
 from m3_connectors.embeddings import M3Embeddings
-from m3_connectors.errors import AlreadyExists, Busy, NotFound
+from m3_connectors.errors import AlreadyExists, Busy, CollectionNotFound
 from m3_connectors.methods import ALL, METHODS
 from m3_connectors.opening import open_or_create
 from m3_connectors.testing.agreement import compare_search, oracle_of, same_answer
@@ -61,7 +61,7 @@ class CollectionClauses(Suite):
     @runs
     async def test_b02_open_reads_the_schema_or_says_there_is_none(self, tmp_path: Path) -> None:
         nowhere = self.make_backend(tmp_path, "nowhere")
-        with pytest.raises(NotFound):
+        with pytest.raises(CollectionNotFound):
             await nowhere.open()
         await nowhere.close()
         schemas = [
@@ -85,7 +85,7 @@ class CollectionClauses(Suite):
         world = make_world(3, documents=5)
         async with self.stored(tmp_path, world) as backend:
             await backend.drop()
-            with pytest.raises(NotFound):
+            with pytest.raises(CollectionNotFound):
                 await backend.open()
             await backend.drop()
             await backend.create(world.schema)
@@ -101,7 +101,7 @@ class CollectionClauses(Suite):
             await backend.close()
             again = self.make_backend(tmp_path, "conformance")
             if Capability.PERSISTENT not in backend.capabilities:
-                with pytest.raises(NotFound):
+                with pytest.raises(CollectionNotFound):
                     await again.open()
                 return
             await again.open()

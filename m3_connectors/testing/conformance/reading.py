@@ -13,7 +13,7 @@ import pytest
 from m3_connectors.backends.base import Storage
 from m3_connectors.documents import Document
 from m3_connectors.embeddings import M3Embeddings
-from m3_connectors.errors import NotFound
+from m3_connectors.errors import DocumentNotFound
 from m3_connectors.filters import MAX_DEPTH, matches, parse_filter
 from m3_connectors.methods import DENSE
 from m3_connectors.scoring import as_float16
@@ -63,7 +63,7 @@ class ReadingClauses(Suite):
             np.testing.assert_array_equal(got.sparse.toarray(), want.sparse.toarray())
             np.testing.assert_array_equal(got.multivectors.offsets, want.multivectors.offsets)
             np.testing.assert_array_equal(got.multivectors.rows, want.multivectors.rows)
-            with pytest.raises(NotFound, match="unknown"):
+            with pytest.raises(DocumentNotFound, match="unknown"):
                 await backend.vectors([world.documents[0].id, "unknown"])
 
     @runs

@@ -11,7 +11,7 @@ import pytest
 from m3_connectors.backends.base import Storage
 from m3_connectors.backends.pooling import pool_rows
 from m3_connectors.embeddings import COMPONENTS, Component
-from m3_connectors.errors import NotFound
+from m3_connectors.errors import DocumentNotFound
 from m3_connectors.filters import parse_filter
 from m3_connectors.methods import ALL
 from m3_connectors.scoring import score
@@ -143,5 +143,5 @@ class ScoreClauses(Suite):
         world = make_world(23, documents=4)
         async with self.stored(tmp_path, world) as backend:
             for component in COMPONENTS:
-                with pytest.raises(NotFound, match="unknown"):
+                with pytest.raises(DocumentNotFound, match="unknown"):
                     await backend.score(component, world.queries[0], [world.documents[0].id, "unknown"])
