@@ -53,7 +53,8 @@ def _table(rows: int, width: int, padding: int | None = None) -> nn.Embedding:
         nn.init.normal_(weight)
         if padding is not None:
             weight[padding] = 0
-    return nn.Embedding.from_pretrained(weight, freeze=False, padding_idx=padding)
+    table: nn.Embedding = nn.Embedding.from_pretrained(weight, freeze=False, padding_idx=padding)  # type: ignore[no-untyped-call]
+    return table
 
 
 class Embeddings(nn.Module):
