@@ -152,7 +152,9 @@ def build_tokenizer(pieces: Sequence[tuple[str, float]]) -> Tokenizer:
 
 
 def save_tokenizer(tokenizer: Tokenizer, path: Path) -> None:
-    """Write ``tokenizer.json`` without blanks: the file counts towards a model's size."""
+    """Write ``tokenizer.json`` without blanks: the file counts towards a model's size.
+
+    Nothing is rounded here: a tokenizer that another project made would cut texts otherwise than in training.
+    """
     raw = json.loads(tokenizer.to_str(pretty=False))
-    raw["model"]["vocab"] = [[piece, round(score, 4)] for piece, score in raw["model"]["vocab"]]
     path.write_text(json.dumps(raw, ensure_ascii=False, separators=(",", ":")), encoding="utf-8")
