@@ -159,7 +159,8 @@ def semantic_vectors(
     vectors = (basis @ rotation[:, order].astype(np.float32)) * (singular**settings.singular_power).astype(
         np.float32
     )
-    return np.asarray(vectors, np.float32)
+    # Fewer pieces than dimensions span fewer directions; nothing lies in the others.
+    return np.pad(np.asarray(vectors, np.float32), ((0, 0), (0, rank - vectors.shape[1])))
 
 
 def centred(vectors: NDArray[np.float32], counts_by_language: NDArray[np.float32]) -> NDArray[np.float32]:
