@@ -106,14 +106,14 @@ def _texts(file: Path) -> Iterator[tuple[int, str]]:
     """Number and text of each line."""
     number = 0
     try:
-        with file.open("rb") as raw:
-            buffered = io.BufferedReader(gzip.GzipFile(fileobj=raw)) if file.suffix == ".gz" else raw
-            if buffered.peek(2)[:2] in _UTF_16:
+        with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as content:
+            if content.peek(2)[:2] in _UTF_16:
                 # Lines of UTF-16 cannot be told apart before they are decoded.
-                for number, text in enumerate(io.TextIOWrapper(buffered, "utf-16", newline="\n"), 1):
-                    yield number, text
+                with io.TextIOWrapper(content, "utf-16", newline="\n") as texts:
+                    for number, text in enumerate(texts, 1):
+                        yield number, text
                 return
-            for number, line in enumerate(buffered, 1):
+            for number, line in enumerate(content, 1):
                 try:
                     yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
                 except UnicodeDecodeError as error:
