@@ -315,10 +315,13 @@ def test_pairs_of_one_text_twice_are_named(world: Path, tmp_path: Path) -> None:
 # Weights of the fused methods
 
 
-def test_tuning_that_matches_nothing_is_refused_before_the_first_step(world: Path, tmp_path: Path) -> None:
-    config = configured(world, ("[tune_importance]\nqa = 1.0", '[tune_importance]\n"qa/de" = 1.0'))
+@pytest.mark.parametrize("name", ["qa/de", "other", "other/en"])
+def test_tuning_that_matches_nothing_is_refused_before_the_first_step(
+    world: Path, tmp_path: Path, name: str
+) -> None:
+    config = configured(world, ("[tune_importance]\nqa = 1.0", f'[tune_importance]\n"{name}" = 1.0'))
     records: list[dict[str, object]] = []
-    with pytest.raises(InvalidInput, match=r"tune_importance names 'qa/de'; the tasks .*: qa/en") as caught:
+    with pytest.raises(InvalidInput, match=rf"tune_importance names '{name}'; the tasks .*: qa/en") as caught:
         train(config, output=tmp_path / "model", work=tmp_path / "work", report=records.append)
     assert "held_out_share" in str(caught.value)
     assert not any("step" in record for record in records)

@@ -100,7 +100,6 @@ class Trainer:
             held_out_share=config.data.held_out_share,
             linked_sources=config.data.linked_sources,
         )
-        self._tasks = self._held_out_tasks()
         self._warn_of_pairs()
         self.sampler = Sampler(
             self.store,
@@ -115,6 +114,7 @@ class Trainer:
         if self.sampler.left_out:
             left_out = "; ".join(f"{part} ({reason})" for part, reason in self.sampler.left_out.items())
             self._warn(f"not trained on: {left_out}.")
+        self._tasks = self._held_out_tasks()
         self.model = start.model if start else self._scratch()
         self.optimizer = RowAdamW(dict(self.model.named_parameters()), config.optimizer)
         self._encoder = TrainingEncoder(self.model, DTYPES[config.run.dtype])
@@ -132,7 +132,8 @@ class Trainer:
         if not importance:
             return []
         tasks = make_tasks(self.store, [name.split("/")[0] for name in importance])
-        for prefix in unmatched(tasks, importance):
+        # Where none matches, the message lists all that there are.
+        for prefix in unmatched(tasks or make_tasks(self.store, [""]), importance):
             self._warn(f"tune_importance: {prefix!r} matches no task of held-out pairs and does not count.")
         return tasks
 
