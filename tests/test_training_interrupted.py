@@ -80,7 +80,7 @@ def test_ctrl_c_ends_the_making_of_a_tokenizer_at_once(world: Path) -> None:
         said = process.stderr.read().splitlines()
     assert said == [
         f"Stopping; {ACKNOWLEDGED}",
-        "Stopped before the first step. The same command begins again.",
+        "Stopped before a step was taken. Go on with the same command.",
     ]
     assert process.returncode == 130
     assert not (world / "work-tiny" / "tokenizer.json").exists()

@@ -93,7 +93,7 @@ class _Shown:
 
     def where_it_goes_on(self) -> str:
         if self._steps is None:
-            return "Stopped before the first step. The same command begins again."
+            return "Stopped before a step was taken. Go on with the same command."
         if self.stopping:
             return f"Stopped: {self._steps:,} steps are saved. Go on with the same command."
         return "Stopped. Go on with the same command: it takes up what was saved last."
