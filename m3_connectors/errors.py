@@ -6,6 +6,7 @@
     ├── Unsupported (NotImplementedError)  the backend cannot do this; names a call that works
     ├── ModelMismatch                      the collection was written by another model; names both
     ├── ModelFormat                        a checkpoint lacks a file or holds a wrong shape; names the file
+    ├── Diverged                           a training run's numbers are no longer finite; names the saved batch
     └── BackendError                       the store failed: ``.backend``, ``.operation``, ``.retryable``
         ├── NotFound                       what was asked for is not there, such as a model on the hub
         │   ├── CollectionNotFound         the store has no such collection
@@ -76,6 +77,10 @@ class ModelMismatch(M3Error):
 
 class ModelFormat(M3Error):
     """A directory is not an M3 checkpoint, or one of its files has a wrong content."""
+
+
+class Diverged(M3Error):
+    """A training run gave a loss, a gradient or a weight that is not finite; nothing was written as a model."""
 
 
 class BackendError(M3Error):

@@ -137,14 +137,14 @@ def drop_tensor(directory: Path) -> None:
         (remove("colbert_linear.pt"), "colbert_linear.pt is missing"),
         (save("sparse_linear.pt", {"weight": torch.zeros(1, 32)}), "sparse_linear.pt lacks bias"),
         (
-            save("colbert_linear.pt", {"weight": torch.zeros(8, 32), "bias": torch.zeros(8)}),
-            r"colbert_linear.pt: colbert_linear.weight is \[8, 32\]",
+            save("colbert_linear.pt", {"weight": torch.ones(8, 16), "bias": torch.ones(8)}),
+            r"colbert_linear.pt: colbert_linear.weight is \[8, 16\]",
         ),
         (save("sparse_linear.pt", [1, 2]), "sparse_linear.pt holds no state dict"),
         (save("sparse_linear.pt", {"weight": 1, "bias": 2}), "sparse_linear.pt holds no state dict"),
         (write("sparse_linear.pt", "no zip"), "sparse_linear.pt cannot be read as plain tensors"),
         (truncate("colbert_linear.pt", 0.7), "colbert_linear.pt cannot be read as plain tensors"),
-        (write("weights.json", '{"all": [1, 2]}'), "all has 2 weights"),
+        (write("weights.json", '{"all": [1, 2]}'), "must map method names to three weights"),
         (write("weights.json", "[1]"), "weights.json is not a table of weights"),
     ],
 )

@@ -13,7 +13,8 @@ from tokenizers import Tokenizer
 
 from m3_connectors.errors import InvalidInput
 from m3_connectors.training.batches import LengthGroup, Sampler
-from m3_connectors.training.data import PairStore, open_pairs, read_pairs
+from m3_connectors.training.data import PairStore, open_pairs
+from m3_connectors.training.pairs import read_pairs
 from m3_connectors.training.tokenizer import build_tokenizer
 
 WORDS = [f"w{number}" for number in range(60)]
@@ -108,9 +109,9 @@ def test_held_out_texts_never_meet_training(folder: Path, tokenizer: Tokenizer) 
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("{", "JSONDecodeError"),
+        ("{", "not JSON: Expecting property name"),
         ('{"query": "a"}', "positive"),
-        ("[1]", "TypeError"),
+        ("[1]", "a JSON list, not an object"),
         ('{"query": "", "positive": "b", "lang_q": "en", "lang_p": "en"}', "query is ''"),
         ('{"query": 3, "positive": "b", "lang_q": "en", "lang_p": "en"}', "query is 3"),
     ],

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from training_worlds import CONFIG, write_world
 
 from m3_connectors.encoder.config import ModelConfig
 from m3_connectors.encoder.model import M3Model
@@ -25,57 +26,10 @@ from m3_connectors.training.run import RunLog, train
 from m3_connectors.training.trainer import Trainer
 from m3_connectors.training.validate import make_tasks, ndcg
 
-CONFIG = """
-output = "model"
-[data]
-folder = "pairs"
-query_longest = 16
-groups = [{ longest = 32, batch = 8 }]
-held_out_share = 0.2
-shifted_share = 0.5
-[data.source_weights]
-qa = 1.0
-[tokenizer]
-vocabulary_size = 300
-[model]
-hidden_size = 32
-layers = 1
-heads = 2
-intermediate_size = 48
-max_length = 64
-[optimizer]
-table_learning_rate = 1e-2
-[run]
-steps = 6
-save_every = 100
-distil_from = 0.5
-threads = 1
-[tune_importance]
-qa = 1.0
-"""
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Made-up questions whose words stand in their passage."""
-    root = tmp_path_factory.mktemp("training")
-    (root / "pairs").mkdir()
-    rng = np.random.default_rng(0)
-    syllables = [a + b for a in "bdfgklmnprst" for b in ("a", "e", "i", "o", "u", "an", "or", "il")]
-    words = ["".join(rng.choice(syllables, 2)) for _ in range(120)]
-    with (root / "pairs" / "qa.jsonl").open("w", encoding="utf-8") as file:
-        for _ in range(150):
-            passage = rng.choice(words, 14)
-            for _ in range(2):
-                pair = {
-                    "query": " ".join(rng.choice(passage, 4, replace=False)) + "?",
-                    "positive": " ".join(passage) + ".",
-                    "lang_q": "en",
-                    "lang_p": "en",
-                }
-                file.write(json.dumps(pair) + "\n")
-    (root / "tiny.toml").write_text(CONFIG, encoding="utf-8")
-    return root
+    return write_world(tmp_path_factory.mktemp("world") / "training")
 
 
 def with_run(config: TrainingConfig, **changes: object) -> TrainingConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -102,12 +103,14 @@ def _read(path: Path, field: str) -> list[str]:
         raise FileNotFoundError(f"{path} is no file.\n  Give a file of texts.")
     if not is_records(path):
         try:
-            return path.read_text(encoding="utf-8").splitlines()
+            content = path.read_bytes().decode("utf-8-sig")
         except UnicodeDecodeError as error:
             raise InvalidInput(
                 f"{path} is not UTF-8 at byte {error.start}.\n"
                 f"  Convert it, such as with: iconv -f ISO-8859-1 -t UTF-8 {path} > utf8.txt"
             ) from None
+        # Not splitlines(): a form feed or U+2028 inside a text ends no line.
+        return [line.removesuffix("\n") for line in io.StringIO(content, newline=None)]
 
     def refuse(_: Path, letter: DeadLetter) -> None:
         raise InvalidInput(f"{letter}\n  Mend the line or take it out.")

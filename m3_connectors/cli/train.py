@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from m3_connectors.cli.console import err, out, print_json, working
+from m3_connectors.cli.console import INTERRUPTED, err, out, print_json, warn
 from m3_connectors.cli.options import Debug, Json
+from m3_connectors.cli.progress import Progress, acknowledging_interrupts
 
 
 def train(
@@ -40,12 +43,15 @@ def train(
     """Train a model on pairs of queries and passages (JSONL), and tune its weights on held-out ones."""
     from m3_connectors.training.run import train as run
 
-    def show(record: dict[str, Any]) -> None:
-        if record.get("step", 0) % 20 == 0:
-            err.print(_line(record), soft_wrap=True)
-
-    with working("training"):
-        weights = run(config, data=data, output=output, work=work, report=show)
+    shown = _Shown()
+    try:
+        with shown.following():
+            weights = run(
+                config, data=data, output=output, work=work, report=shown, stop=lambda: shown.stopping
+            )
+    except KeyboardInterrupt:
+        err.print(shown.where_it_goes_on(), markup=False, soft_wrap=True)
+        raise typer.Exit(INTERRUPTED) from None
     if as_json:
         print_json({"config": str(config), "weights": weights})
         return
@@ -53,8 +59,60 @@ def train(
         out.print(f"{method:13} {' '.join(f'{value:g}' for value in values)}")
 
 
-def _line(record: dict[str, Any]) -> str:
-    if "step" not in record:
-        return "  ".join(f"{name} {value}" for name, value in record.items() if not isinstance(value, dict))
-    rate = record["tokens"] / max(record["seconds"], 1e-9)
-    return f"step {record['step']:6}  loss {record['loss']:.3f}  {rate:,.0f} tokens/s  {record['source']}"
+class _Shown:
+    """A run as a person sees it: what it does now, its first step at once, then how far it is now and then."""
+
+    def __init__(self) -> None:
+        self.stopping = False
+        """Ctrl-C came while steps were taken: the run ends after the step, which is saved."""
+        self._in_steps = False
+        self._steps: int | None = None
+        self._progress = Progress()
+
+    @contextlib.contextmanager
+    def following(self) -> Iterator[None]:
+        with (
+            self._progress,
+            acknowledging_interrupts(self._progress, self._what_now, self._interrupt),
+        ):
+            yield
+
+    def __call__(self, record: dict[str, Any]) -> None:
+        if "step" in record:
+            self._show_step(record)
+        elif record["event"] == "phase":
+            self._in_steps = record["phase"] == "training"
+            if record["phase"] != "training":  # its first line comes with its first step
+                self._say(f"· {record['phase']}")
+            self._progress.update(record["phase"])
+        elif record["event"] == "warning":
+            warn(record["message"])
+        elif record["event"] == "start_from":
+            revision = f"@{record['revision'][:7]}" if record["revision"] else ""
+            self._say(f"· starting from {record['model']}{revision}")
+
+    def where_it_goes_on(self) -> str:
+        if self._steps is None:
+            return "Stopped before a step was taken. Go on with the same command."
+        if self.stopping:
+            return f"Stopped: {self._steps:,} steps are saved. Go on with the same command."
+        return "Stopped. Go on with the same command: it takes up what was saved last."
+
+    def _show_step(self, record: dict[str, Any]) -> None:
+        rate = record["tokens"] / max(record["seconds"], 1e-9)
+        note = f"loss {record['loss']:.3f} · {rate:,.0f} tokens/s · {record['source']}"
+        if self._steps is None:
+            self._say(f"step {record['step']:6}  {note}")
+        self._steps = record["step"] + 1
+        self._progress.update("training", self._steps, unit="steps", share=record["share_done"], note=note)
+
+    def _what_now(self) -> str:
+        return "Stopping after this step, which will be saved" if self._in_steps else "Stopping"
+
+    def _interrupt(self) -> None:
+        if not self._in_steps:
+            raise KeyboardInterrupt
+        self.stopping = True
+
+    def _say(self, line: str) -> None:
+        err.print(line, markup=False, soft_wrap=True)

@@ -10,6 +10,9 @@ from typing import Any
 from m3_connectors.errors import ModelFormat
 
 _FETCH_AGAIN = "\n  Fetch the file again."
+_FRACTIONS = ("layer_norm_eps", "initializer_range")
+_SHORTEST = 3
+"""Tokens of the shortest text that is read: ``<s>``, one token, ``</s>``."""
 _TAKE_M3 = "\n  Give the directory of an M3 checkpoint, or a hub name such as BAAI/bge-m3."
 
 
@@ -43,7 +46,7 @@ class ModelConfig:
         """Read ``config.json``.
 
         Raises:
-            ModelFormat: The file is missing, not JSON, of another architecture, or lacks a size.
+            ModelFormat: The file is missing, not JSON, of another architecture, lacks a size, or has one out of range.
         """
         try:
             raw: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -53,7 +56,7 @@ class ModelConfig:
                 "  Give a directory with config.json, tokenizer.json, the weights, sparse_linear.pt and "
                 "colbert_linear.pt, or a hub name such as BAAI/bge-m3."
             ) from None
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        except (ValueError, RecursionError) as error:
             raise ModelFormat(f"{path} is not JSON: {error}{_FETCH_AGAIN}") from error
         if not isinstance(raw, dict):
             raise ModelFormat(f"{path} holds a JSON {type(raw).__name__}, not an object.{_FETCH_AGAIN}")
@@ -67,14 +70,35 @@ class ModelConfig:
             )
         sizes = {field.name: raw[field.name] for field in dataclasses.fields(cls) if field.name in raw}
         for name, value in sizes.items():
-            kinds = (int, float) if name in ("layer_norm_eps", "initializer_range") else (int,)
-            if isinstance(value, bool) or not isinstance(value, kinds) or value < 0:
-                raise ModelFormat(f"{path} says {name} {value!r}; it must be a number >= 0.{_FETCH_AGAIN}")
+            kinds = (int, float) if name in _FRACTIONS else (int,)
+            least = 0 if name in (*_FRACTIONS, "pad_token_id") else 1
+            is_number = isinstance(value, kinds) and not isinstance(value, bool)
+            if not is_number or not least <= value < 2**31:  # false for NaN too, which Python's JSON reads
+                whole = "" if name in _FRACTIONS else "whole "
+                raise ModelFormat(
+                    f"{path} says {name} {value!r}; it must be a {whole}number >= {least}.{_FETCH_AGAIN}"
+                )
         try:
-            return cls(**sizes)
+            config = cls(**sizes)
         except TypeError as error:
             reason = str(error).partition("missing ")[2] or str(error)
             raise ModelFormat(f"{path} lacks a size: {reason}{_FETCH_AGAIN}") from None
+        if config.hidden_size % config.num_attention_heads:
+            raise ModelFormat(
+                f"{path} says hidden_size {config.hidden_size} and num_attention_heads "
+                f"{config.num_attention_heads}: the heads must share the width evenly.{_FETCH_AGAIN}"
+            )
+        if config.pad_token_id >= config.vocab_size:
+            raise ModelFormat(
+                f"{path} says pad_token_id {config.pad_token_id} and vocab_size {config.vocab_size}: "
+                f"the padding token must be one of the vocabulary.{_FETCH_AGAIN}"
+            )
+        if config.max_length < _SHORTEST:
+            raise ModelFormat(
+                f"{path} says max_position_embeddings {config.max_position_embeddings}: no room for a text, which "
+                f"takes {_SHORTEST} tokens and begins at position {config.pad_token_id + 1}.{_FETCH_AGAIN}"
+            )
+        return config
 
     def save(self, path: Path) -> None:
         """Write a ``config.json`` that transformers reads too."""

@@ -37,7 +37,9 @@ class M3Encoder:
     Safe under threads: calls from several threads share the model and take turns batch by batch.
 
     Args:
-        model: A directory, or a hub name such as ``BAAI/bge-m3``. A directory never touches the network.
+        model: A directory, or a hub name such as ``BAAI/bge-m3``. A directory never touches the network. The weights
+            may be in shards. A multi-vector head that is narrower than the dense vectors (FlagEmbedding's
+            ``colbert_dim``) gives rows that are padded with zeros to their width: no score changes.
         revision: Branch, tag or commit of the hub repository.
         device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``; by default the best that is there.
         precision: Of the model's arithmetic: ``"float32"``, ``"bfloat16"``, ``"float16"`` (GPUs only), or
@@ -50,7 +52,7 @@ class M3Encoder:
 
     Raises:
         InvalidInput: An argument is out of its range.
-        ModelFormat: The directory is no M3 checkpoint; names the file.
+        ModelFormat: The directory is no M3 checkpoint, or a weight is not a finite number; names file and tensor.
         NotFound, Unauthorised, Unavailable: The hub has no such model, refuses it, or cannot be reached.
     """
 
@@ -130,6 +132,7 @@ class M3Encoder:
 
         Raises:
             InvalidInput: A text is no string (says which), or an argument is out of its range.
+            ModelFormat: The model computes no finite numbers for a text (says which).
         """
         texts = list(_check_texts(texts, "encode"))
         wanted, limit = _check_components(components), self._check_length(max_length, self._max_length)
@@ -216,12 +219,12 @@ class M3Encoder:
             window, first = take()
             tokenised = self._tokenise(window, limit, mcls=mcls, first_index=first)
             while True:
-                job = None
+                job, running = None, first
                 if len(window) == window_texts:
                     window, first = take()
                     if window:
                         job = pool.submit(self._tokenise, window, limit, mcls=mcls, first_index=first)
-                yield self._runner.run(tokenised, wanted, report)
+                yield self._runner.run(tokenised, wanted, report, first_index=running)
                 if job is None:
                     return
                 tokenised = job.result()

@@ -5,27 +5,39 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import logging
 import re
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
 from torch import Tensor
+from torch.nn import functional as F
 
 from m3_connectors.embeddings import ModelInfo
 from m3_connectors.encoder.config import ModelConfig
 from m3_connectors.encoder.model import M3Model
-from m3_connectors.errors import ModelFormat, NotFound, Unauthorised, Unavailable
+from m3_connectors.encoder.weights import (
+    FETCH_AGAIN,
+    FETCH_TOGETHER,
+    PICKLED_FILES,
+    SAFE_FILES,
+    StoredTensor,
+    checked,
+    has_backbone,
+    read_backbone,
+    read_pickle,
+)
+from m3_connectors.errors import InvalidInput, ModelFormat, NotFound, Unauthorised, Unavailable
+from m3_connectors.methods import load_weights
+
+_log = logging.getLogger(__name__)
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _HUB_FILES = ("config.json", "tokenizer.json", "weights.json", "sparse_linear.pt", "colbert_linear.pt")
 _HEADS = ("sparse_linear", "colbert_linear")
-_FETCH_AGAIN = "\n  Fetch the file again."
-_FETCH_TOGETHER = "\n  Take this file and config.json from the same checkpoint."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,10 +133,10 @@ def _download(model: str, revision: str | None) -> tuple[Path, str, str | None]:
         '\n  Give a directory that exists: M3Encoder("DIRECTORY"), on the command line --model DIRECTORY.'
     )
     try:
-        patterns = [*_HUB_FILES, "model.safetensors"]
+        patterns = [*_HUB_FILES, *SAFE_FILES]
         path = Path(snapshot_download(model, revision=revision, allow_patterns=patterns))
-        if not (path / "model.safetensors").exists():
-            path = Path(snapshot_download(model, revision=revision, allow_patterns=["pytorch_model.bin"]))
+        if not has_backbone(path, SAFE_FILES):
+            path = Path(snapshot_download(model, revision=revision, allow_patterns=[*PICKLED_FILES]))
     except GatedRepoError as error:
         raise Unauthorised(
             f"access to {model} is restricted.\n  Ask for it on the model's page, then `hf auth login`.",
@@ -148,20 +160,20 @@ def _load_tokenizer(path: Path, config: ModelConfig) -> Tokenizer:
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exception for every malformed file
-        raise ModelFormat(f"{path} is not a tokenizer: {error}{_FETCH_AGAIN}") from error
+        raise ModelFormat(f"{path} is not a tokenizer: {error}{FETCH_AGAIN}") from error
     tokenizer.no_truncation()
     tokenizer.no_padding()
     for token in ("<s>", "</s>", "<pad>", "<unk>"):
         if tokenizer.token_to_id(token) is None:
             raise ModelFormat(
                 f"{path} has no token {token}: it is not the tokenizer of an XLM-RoBERTa model."
-                f"{_FETCH_TOGETHER}"
+                f"{FETCH_TOGETHER}"
             )
     largest = max(tokenizer.get_vocab(with_added_tokens=True).values())
     if largest >= config.vocab_size:
         raise ModelFormat(
             f"{path} has the token id {largest}, but config.json says vocab_size {config.vocab_size}."
-            f"{_FETCH_TOGETHER}"
+            f"{FETCH_TOGETHER}"
         )
     return tokenizer
 
@@ -175,33 +187,35 @@ def _load_model(directory: Path, config: ModelConfig, dtype: torch.dtype) -> tup
     prints: dict[str, bytes] = {}
     marked = (*_HEADS, f"encoder.layer.{config.num_hidden_layers - 1}.")
 
-    def take(name: str, tensor: Tensor, path: Path) -> None:
-        if expected[name] != tensor.shape:
-            raise ModelFormat(
-                f"{path}: {name} is {list(tensor.shape)}; config.json asks for {list(expected[name])}."
-                f"{_FETCH_TOGETHER}"
-            )
-        if name.startswith(marked):
-            prints[name] = hashlib.sha256(tensor.float().numpy().tobytes()).digest()
-        state[name] = tensor.to(dtype, copy=True)  # a copy, so that nothing keeps the file mapped
+    def take(stored: StoredTensor, shape: torch.Size) -> None:
+        state[stored.name] = checked(stored, shape, dtype)
+        if stored.name.startswith(marked):
+            content = stored.tensor.float().contiguous().numpy().tobytes()
+            prints[stored.name] = hashlib.sha256(content).digest()
 
-    path, backbone = _read_backbone(directory)
-    for key, tensor in backbone:
-        name = key.removeprefix("roberta.")
+    path, backbone = read_backbone(directory)
+    for name, tensor, file in backbone:
+        name = name.removeprefix("roberta.")
         if name in expected and not name.startswith(_HEADS):  # the pooler and position_ids are not M3's
-            take(name, tensor, path)
+            take(StoredTensor(name, tensor, file), expected[name])
     missing = [name for name in expected if name not in state and not name.startswith(_HEADS)]
     if missing:
-        raise ModelFormat(f"{path} lacks {len(missing)} tensors, the first {missing[0]}.{_FETCH_TOGETHER}")
+        raise ModelFormat(f"{path} lacks {len(missing)} tensors, the first {missing[0]}.{FETCH_TOGETHER}")
     for head in _HEADS:
         path = directory / f"{head}.pt"
-        tensors = _read_pickle(path)
+        tensors = read_pickle(path)
         for part in ("weight", "bias"):
             if part not in tensors:
                 raise ModelFormat(
-                    f"{path} lacks {part}: it must hold the state of one linear layer.{_FETCH_AGAIN}"
+                    f"{path} lacks {part}: it must hold the state of one linear layer.{FETCH_AGAIN}"
                 )
-            take(f"{head}.{part}", tensors[part], path)
+        width = _head_width(head, tensors["weight"], expected[f"{head}.weight"], path)
+        for part in ("weight", "bias"):
+            name = f"{head}.{part}"
+            take(StoredTensor(name, tensors[part], path), torch.Size([width, *expected[name][1:]]))
+            padding = expected[name].numel() - state[name].numel()
+            if padding:
+                state[name] = F.pad(state[name].flatten(), (0, padding)).view(expected[name])
     model.load_state_dict(state, assign=True)
     fingerprint = hashlib.sha256(
         b"".join(name.encode() + prints[name] for name in sorted(prints))
@@ -209,64 +223,36 @@ def _load_model(directory: Path, config: ModelConfig, dtype: torch.dtype) -> tup
     return model.eval().requires_grad_(False), fingerprint
 
 
-def _read_backbone(directory: Path) -> tuple[Path, Any]:
-    """The weights file and its (name, tensor) pairs, read one at a time where the format allows."""
-    path = directory / "model.safetensors"
-    if path.exists():
-        return path, _read_safetensors(path)
-    fallback = directory / "pytorch_model.bin"
-    if not fallback.exists():
+def _head_width(head: str, weight: Tensor, expected: torch.Size, path: Path) -> int:
+    """Rows of a head's matrix; the multi-vector head may have fewer than ``config.json`` asks for.
+
+    FlagEmbedding trains such heads with ``colbert_dim``. Their rows are padded with zeros to the width of the dense
+    vectors, which changes neither their length nor any product between them, and so no score.
+    """
+    rows, full = len(weight) if weight.dim() == 2 else 0, expected[0]
+    if head != "colbert_linear" or not rows or rows == full:
+        return full
+    if rows > full:
         raise ModelFormat(
-            f"{directory} has neither model.safetensors nor pytorch_model.bin.\n"
-            "  Fetch one of them: it holds the weights of the encoder."
+            f"{path}: colbert_linear.weight is {list(weight.shape)}: it makes multi-vectors of {rows:,} dimensions, "
+            f"more than the {full:,} of the dense vectors.\n"
+            f"  Train the head with a colbert_dim of 1 to {full:,}; narrower rows are padded with zeros."
         )
-    return fallback, _read_pickle(fallback).items()
-
-
-def _read_safetensors(path: Path) -> Any:
-    try:
-        with safe_open(path, framework="pt") as file:
-            for key in file.keys():  # noqa: SIM118 (no mapping)
-                yield key, file.get_tensor(key)
-    except (SafetensorError, OSError) as error:
-        raise ModelFormat(f"{path} cannot be read: {error}{_FETCH_AGAIN}") from error
-
-
-def _read_pickle(path: Path) -> dict[str, Tensor]:
-    """Tensors of a ``.pt`` or ``.bin`` file; ``weights_only`` refuses to run code that it may hold."""
-    try:
-        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except FileNotFoundError:
-        raise ModelFormat(
-            f"{path} is missing: this is an XLM-RoBERTa checkpoint without M3's heads.\n"
-            "  Train the heads (m3 train), or take a complete M3 checkpoint such as BAAI/bge-m3."
-        ) from None
-    except PermissionError as error:
-        raise ModelFormat(f"{path} cannot be read: {error}\n  Give yourself the right to read it.") from error
-    except Exception:  # noqa: BLE001 (pickle, zip and weights_only each raise their own)
-        # Not their words, and not as the cause either: PyTorch's advice is to load it with code and all.
-        raise ModelFormat(
-            f"{path} cannot be read as plain tensors: it is damaged, or holds code, which was not run.{_FETCH_AGAIN}"
-        ) from None
-    if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
-        raise ModelFormat(f"{path} holds no state dict (tensors by name).{_FETCH_AGAIN}")
-    return tensors
+    _log.info(
+        f"{path}: multi-vectors of {rows:,} dimensions are padded with zeros to {full:,}; no score changes."
+    )
+    return rows
 
 
 def _load_weights(path: Path) -> dict[str, tuple[float, float, float]]:
     if not path.exists():
         return {}
-    remedy = (
-        '\n  It looks like {"dense_sparse": [1, 0.3, 0], "all": [1, 0.3, 1]}; the encoder works without it.'
-    )
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-        weights = {str(method): tuple(map(float, triple)) for method, triple in raw.items()}
-    except (ValueError, TypeError, AttributeError) as error:
-        raise ModelFormat(f"{path} is not a table of weights: {error}{remedy}") from error
-    for method, triple in weights.items():
-        if len(triple) != 3:
-            raise ModelFormat(
-                f"{path}: {method} has {len(triple)} weights; it needs 3 (dense, sparse, multivector).{remedy}"
-            )
-    return weights  # type: ignore[return-value]
+        weights = load_weights(path)
+    except (InvalidInput, OSError) as error:
+        reason = str(error).splitlines()[0].removeprefix(f"{path} ")
+        raise ModelFormat(
+            f"{path} is not a table of weights: {reason}\n"
+            '  It looks like {"dense_sparse": [1, 0.3, 0], "all": [1, 0.3, 1]}; the encoder works without it.'
+        ) from error
+    return {method: (triple.dense, triple.sparse, triple.multivector) for method, triple in weights.items()}

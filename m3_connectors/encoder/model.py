@@ -42,15 +42,30 @@ def padded_attention(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int]) ->
     return (scores.softmax(-1) @ spread(v)).transpose(1, 2)[inside]
 
 
+def _table(rows: int, width: int, padding: int | None = None) -> nn.Embedding:
+    """``nn.Embedding`` with its usual start, which is left out on the meta device.
+
+    There the normal distribution has no kernel of its own: PyTorch would import its reference implementations, 890
+    modules and 2 seconds, to initialise nothing.
+    """
+    weight = torch.empty(rows, width)
+    if not weight.is_meta:
+        nn.init.normal_(weight)
+        if padding is not None:
+            weight[padding] = 0
+    table: nn.Embedding = nn.Embedding.from_pretrained(weight, freeze=False, padding_idx=padding)  # type: ignore[no-untyped-call]
+    return table
+
+
 class Embeddings(nn.Module):
     """Word, position and token-type embeddings with their layer norm."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.first_position = config.pad_token_id + 1
-        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
-        self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
-        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
+        self.word_embeddings = _table(config.vocab_size, config.hidden_size, config.pad_token_id)
+        self.position_embeddings = _table(config.max_position_embeddings, config.hidden_size)
+        self.token_type_embeddings = _table(config.type_vocab_size, config.hidden_size)
         self.LayerNorm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
 
     def forward(self, token_ids: Tensor, positions: Tensor) -> Tensor:

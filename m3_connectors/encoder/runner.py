@@ -10,13 +10,14 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 
-from m3_connectors.embeddings import Component, Float32, Int64, M3Embeddings, ModelInfo, MultiVectors
+from m3_connectors.embeddings import Bool, Component, Float32, Int64, M3Embeddings, ModelInfo, MultiVectors
 from m3_connectors.encoder import heads
 from m3_connectors.encoder.attention import fused_attention, tiled_attention
 from m3_connectors.encoder.batching import by_budget, is_out_of_memory
 from m3_connectors.encoder.linear import speed_up
 from m3_connectors.encoder.model import M3Model
 from m3_connectors.encoder.tokens import TextTokeniser, TokenisedText
+from m3_connectors.errors import ModelFormat
 
 _TOKEN_BUDGET = {"cpu": 4096}
 _TOKEN_BUDGET_GPU = 65_536
@@ -53,7 +54,12 @@ class Runner:
         self.token_budget = token_budget or _TOKEN_BUDGET.get(self._device.type, _TOKEN_BUDGET_GPU)
 
     def run(
-        self, texts: Sequence[TokenisedText], wanted: frozenset[Component], report: Callable[[int], object]
+        self,
+        texts: Sequence[TokenisedText],
+        wanted: frozenset[Component],
+        report: Callable[[int], object],
+        *,
+        first_index: int = 0,
     ) -> M3Embeddings:
         """Encode texts; the result has their order.
 
@@ -64,6 +70,10 @@ class Runner:
             texts: May be empty.
             wanted: The components to compute; nothing else is.
             report: Called with the number of texts just done.
+            first_index: Index of ``texts[0]`` in the caller's input, for error messages.
+
+        Raises:
+            ModelFormat: The model computes no usable numbers for a text, which is named.
         """
         lengths = [len(text.ids) for text in texts]
         token_offsets = np.cumsum([0, *lengths], dtype=np.int64)
@@ -85,6 +95,7 @@ class Runner:
                 smaller = by_budget([lengths[i] for i in batch], self.token_budget)
                 pending.extend([batch[j] for j in part] for part in reversed(smaller))
                 continue
+            self._check(outputs, [texts[i] for i in batch], [first_index + i for i in batch])
             if dense is not None:
                 dense[batch] = outputs.dense
             _scatter(outputs.token_weights, weights, token_offsets, batch)
@@ -123,6 +134,35 @@ class Runner:
             rows = heads.multivector_rows(hidden[kept], self._model.colbert_linear).cpu().numpy()
         return _Outputs(dense, weights, rows)
 
+    def _check(self, outputs: _Outputs, texts: Sequence[TokenisedText], indices: Sequence[int]) -> None:
+        """Refuse numbers that are not finite and vectors without a length: they would be stored, and never found."""
+        one_each, token_counts = [1] * len(texts), [len(text.ids) for text in texts]
+        parts = (
+            ("dense vector", _usable_rows(outputs.dense), one_each),
+            ("sparse weights", _usable_weights(outputs.token_weights), token_counts),
+            (
+                "multi-vector",
+                _usable_rows(outputs.multivector_rows),
+                [text.multivector_count for text in texts],
+            ),
+        )
+        for what, usable, counts in parts:
+            if usable is None or usable.all():
+                continue
+            at = int(np.repeat(np.arange(len(texts)), counts)[usable.argmin()])
+            tokens = [str(self._tokeniser.tokenizer.id_to_token(int(id))) for id in texts[at].ids[1:-1][:5]]
+            precision = str(self._model.sparse_linear.weight.dtype).removeprefix("torch.")
+            damaged = "the checkpoint is damaged: take another one."
+            raise ModelFormat(
+                f"{self._info.name} in {precision} computes no {what} for texts[{indices[at]}] "
+                f"({len(texts[at].ids):,} tokens: {' '.join(tokens)} …): NaN, infinity or only zeros.\n  "
+                + (
+                    f"In float32 too, so {damaged}"
+                    if precision == "float32"
+                    else f"Give precision='float32'; if that fails too, {damaged}"
+                )
+            )
+
     def _sparse(self, weights: Float32, texts: Sequence[TokenisedText]) -> sp.csr_array:
         return heads.sparse_matrix(
             weights,
@@ -134,6 +174,15 @@ class Runner:
 
     def _tensor(self, parts: Sequence[Int64]) -> torch.Tensor:
         return torch.from_numpy(np.concatenate(parts)).to(self._device)
+
+
+def _usable_rows(rows: Float32 | None) -> Bool | None:
+    """Which rows have length 1, as normalising leaves them unless they are not finite or 0: bool ``[rows]``."""
+    return None if rows is None else np.abs(np.einsum("ij,ij->i", rows, rows) - 1) < 0.01
+
+
+def _usable_weights(weights: Float32 | None) -> Bool | None:
+    return None if weights is None else np.isfinite(weights)
 
 
 def _scatter(source: Float32 | None, target: Float32 | None, offsets: Int64, batch: Sequence[int]) -> None:

@@ -9,8 +9,8 @@ never meet: each would be a wrong negative for the other's query.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -19,7 +19,13 @@ from numpy.typing import NDArray
 
 from m3_connectors.errors import InvalidInput
 from m3_connectors.training.data import PairStore
+from m3_connectors.training.ranges import at_least, require
 from m3_connectors.training.tokenizer import END_ID, START_ID
+
+SHORTEST = 3
+"""Tokens of the shortest text: ``<s>``, one token, ``</s>``."""
+
+_EXAMPLE = {"example": "groups = [{ longest = 64, batch = 256 }, { longest = 512, batch = 112 }]"}
 
 
 @dataclass(frozen=True)
@@ -32,8 +38,16 @@ class LengthGroup:
         batch: Passages of a batch.
     """
 
-    longest: int
-    batch: int
+    longest: int = field(metadata=_EXAMPLE)
+    batch: int = field(metadata=_EXAMPLE)
+
+    def __post_init__(self) -> None:
+        require(self, longest=at_least(SHORTEST))
+        if self.batch < 2:
+            raise InvalidInput(
+                f"batch is {self.batch!r}.\n  It must be at least 2: one passage alone has no negatives, so that "
+                "the loss is 0 from the first step to the last."
+            )
 
 
 @dataclass(frozen=True)
@@ -89,6 +103,9 @@ class Sampler:
         language_exponent: A language's share inside a source is its count to this power.
         seed: Of everything drawn.
 
+    Attributes:
+        left_out: Why pairs of a source with a weight are not drawn, by source, language and length.
+
     Raises:
         InvalidInput: No pair is left to draw from.
     """
@@ -110,11 +127,23 @@ class Sampler:
         self._queries_per_passage = queries_per_passage
         self._query_tokens_per_passage = query_tokens_per_passage
         self._seed = seed
-        self._buckets, weights = self._make_buckets(source_weights, groups, language_exponent)
-        if not self._buckets:
+        if not any(name.startswith(tuple(source_weights)) for name in store.sources):
             raise InvalidInput(
                 f"source_weights {dict(source_weights)} match none of the sources {list(store.sources)}.\n"
                 "  Name at least one of them, or a prefix."
+            )
+        self.left_out = {
+            f"source_weights: {key!r}": "there is no source of that name"
+            for key in source_weights
+            if not any(name.startswith(key) for name in store.sources)
+        }
+        self._buckets, weights = self._make_buckets(source_weights, groups, language_exponent)
+        if not self._buckets:
+            reasons = "; ".join(f"{part}: {reason}" for part, reason in self.left_out.items())
+            raise InvalidInput(
+                f"no batch can be made of the pairs: {reasons}.\n"
+                "  A batch needs two passages of one source, language and length that share no query: each is the "
+                "other's negative. Without one the loss is 0 from the first step to the last."
             )
         self._shares = np.array(weights) / sum(weights)
         self._choices = np.zeros(0, np.int64)
@@ -133,22 +162,32 @@ class Sampler:
             matching = [key for key in source_weights if name.startswith(key)]
             weight = source_weights[max(matching, key=len)] if matching else 0.0
             rows = np.flatnonzero((store.source == source) & ~np.asarray(store.held_out))
-            if weight <= 0 or not len(rows):
+            if not matching:
+                self.left_out[name] = "source_weights do not name it"
+            elif weight and not len(rows):
+                self.left_out[name] = "all its pairs are held out"
+            if not weight or not len(rows):
                 continue
             language_of = store.passage_language[rows]
             counts = np.bincount(language_of, minlength=len(store.languages)).astype(float)
             shares = counts**exponent / (counts**exponent * (counts > 0)).sum()
             for language, number in itertools.product(range(len(counts)), range(len(groups))):
                 part = rows[(language_of == language) & (group_of[rows] == number)]
+                if not len(part):
+                    continue
                 passages, row_lists = _rows_by_passage(part, store.passage[part])
-                if len(passages) > 1:
-                    batch, longest = min(groups[number].batch, len(passages)), groups[number].longest
-                    mean = float(np.minimum(store.lengths[store.query[part]] + 2, self._query_longest).mean())
-                    queries = min(
-                        self._queries_per_passage, max(1, int(self._query_tokens_per_passage / mean))
+                batch, longest = min(groups[number].batch, len(passages)), groups[number].longest
+                mean = float(np.minimum(store.lengths[store.query[part]] + 2, self._query_longest).mean())
+                queries = min(self._queries_per_passage, max(1, int(self._query_tokens_per_passage / mean)))
+                bucket = _Bucket(name, passages, row_lists, batch, longest, queries)
+                if next(self._batches(bucket, len(buckets), 0), None) is None:
+                    where = f"{name}, passages in {store.languages[language]!r} of up to {longest} tokens"
+                    self.left_out[where] = (
+                        "there is one passage" if len(passages) == 1 else "all its passages share queries"
                     )
-                    buckets.append(_Bucket(name, passages, row_lists, batch, longest, queries))
-                    weights.append(weight * shares[language] * len(part) / counts[language])
+                    continue
+                buckets.append(bucket)
+                weights.append(weight * shares[language] * len(part) / counts[language])
         return buckets, weights
 
     def _choice(self, step: int) -> tuple[int, int]:
@@ -163,12 +202,14 @@ class Sampler:
         return bucket, int((self._choices[:step] == bucket).sum())
 
     def _shuffled_batches(self, number: int, epoch: int) -> list[list[NDArray[np.int64]]]:
-        """The bucket's passages of one epoch in batches, each passage as the rows that it brings."""
-        bucket = self._buckets[number]
+        return list(self._batches(self._buckets[number], number, epoch))
+
+    def _batches(self, bucket: _Bucket, number: int, epoch: int) -> Iterator[list[NDArray[np.int64]]]:
+        """The bucket's passages of one epoch in batches of two or more, each passage as the rows that it brings."""
         most = bucket.queries
         rng = np.random.default_rng([self._seed, 2, number, epoch])
         waiting = [int(position) for position in rng.permutation(len(bucket.passages))]
-        batches: list[list[NDArray[np.int64]]] = []
+        is_first = True
         while waiting:
             taken: list[NDArray[np.int64]] = []
             seen: set[int] = set()
@@ -185,11 +226,13 @@ class Sampler:
                     left.extend(waiting[place + 1 :])
                     break
             # The poor rest of an epoch would be a batch with few negatives.
-            if batches and len(taken) < bucket.batch // 2:
+            if not is_first and len(taken) < max(2, bucket.batch // 2):
                 break
-            batches.append(taken)
+            # A passage that shares a query with every other one has no negatives at all.
+            if len(taken) > 1:
+                yield taken
+                is_first = False
             waiting = left
-        return batches
 
     def rows(self, step: int) -> tuple[str, list[NDArray[np.int64]], int]:
         """Source, pair numbers by passage, and length limit of a step's batch."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,12 +13,15 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
+from torch import Tensor
 
 from m3_connectors.encoder.loading import Checkpoint, load
 from m3_connectors.encoder.model import M3Model
-from m3_connectors.errors import InvalidInput
+from m3_connectors.encoder.weights import extremes
+from m3_connectors.errors import Diverged, InvalidInput, ModelFormat, NotFound, Unavailable
+from m3_connectors.training.interchange import write_interchange_files
 from m3_connectors.training.optimizer import RowAdamW
-from m3_connectors.training.tokenizer import save_tokenizer
+from m3_connectors.training.tokenizer import FIRST_SPECIALS, save_tokenizer
 
 HEADS = ("sparse_linear", "colbert_linear")
 
@@ -26,9 +30,13 @@ def export_model(model: M3Model, tokenizer: Tokenizer, folder: Path) -> None:
     """Write a model as a Hugging Face XLM-RoBERTa directory with ``sparse_linear.pt`` and ``colbert_linear.pt``.
 
     Weights are float16: enough for a model whose embeddings are most of its size.
+
+    Raises:
+        Diverged: A weight is not finite, or not in float16; nothing is written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     half = {name: value.detach().half().contiguous() for name, value in model.state_dict().items()}
+    _check_finite(half)
+    folder.mkdir(parents=True, exist_ok=True)
     backbone = {name: value for name, value in half.items() if not name.startswith(HEADS)}
     save_file(backbone, folder / "model.safetensors", metadata={"format": "pt"})
     for head in HEADS:
@@ -40,17 +48,50 @@ def export_model(model: M3Model, tokenizer: Tokenizer, folder: Path) -> None:
         torch.save(state, folder / f"{head}.pt")
     model.config.save(folder / "config.json")
     save_tokenizer(tokenizer, folder / "tokenizer.json")
+    write_interchange_files(folder, model.config)
 
 
-def import_model(folder: Path) -> Checkpoint:
-    """Read a model directory in the published layout, float32, ready to be trained.
+def import_model(model: str | Path) -> Checkpoint:
+    """Read a model in the published layout, float32, ready to be trained.
+
+    Args:
+        model: A directory, or a hub name such as ``BAAI/bge-m3``.
 
     Raises:
-        ModelFormat: A file is missing or a weight has another shape than ``config.json`` says.
+        ModelFormat: A file is missing, a weight has another shape than ``config.json`` says, or the special tokens
+            have other ids than XLM-RoBERTa's.
+        NotFound, Unauthorised, Unavailable: The hub has no such model, refuses it, or cannot be reached.
     """
-    checkpoint = load(str(folder.resolve()), revision=None, dtype=torch.float32)  # absolute: no hub name
+    try:
+        checkpoint = load(str(model), revision=None, dtype=torch.float32)
+    except (NotFound, Unavailable) as error:
+        reason = str(error).splitlines()[0].removeprefix(f"{error.backend} {error.operation}: ")
+        raise type(error)(
+            f"{reason}\n  start_from takes a directory, relative to the configuration or to where you are, or a hub "
+            "name such as BAAI/bge-m3.",
+            backend=error.backend,
+            operation=error.operation,
+        ) from error
+    for wanted, token in enumerate(FIRST_SPECIALS):
+        found = checkpoint.tokenizer.token_to_id(token)
+        if found != wanted:
+            raise ModelFormat(
+                f"{model}: tokenizer.json gives {token} the id {found}; training needs XLM-RoBERTa's, {wanted}.\n"
+                "  Start from a model whose first ids are <s> 0, <pad> 1, </s> 2 and <unk> 3."
+            )
     checkpoint.model.train().requires_grad_(True)
     return checkpoint
+
+
+def _check_finite(state: Mapping[str, Tensor]) -> None:
+    for name, value in state.items():
+        if not all(map(math.isfinite, extremes(value))):
+            damaged = int((~torch.isfinite(value)).sum())
+            raise Diverged(
+                f"{damaged:,} of the {value.numel():,} values of {name} are NaN, infinite or beyond "
+                f"{str(value.dtype).removeprefix('torch.')}: the model was not written.\n"
+                "  Train again with a lower learning_rate or a longer warm_up."
+            )
 
 
 @contextlib.contextmanager
@@ -105,7 +146,12 @@ def claim_folder(folder: Path, identity: Mapping[str, str], made: Sequence[str])
 
 
 def save_state(folder: Path, model: M3Model, optimizer: RowAdamW, progress: Progress) -> None:
-    """Write a run's state; a run killed while saving leaves this state or the one before it whole."""
+    """Write a run's state; a run killed while saving leaves this state or the one before it whole.
+
+    Raises:
+        Diverged: A weight is not finite; the state before it stays.
+    """
+    _check_finite(model.state_dict())
     fresh, kept = folder / "state.new", folder / "state"
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import textwrap
 import tomllib
 import typing
 from collections.abc import Mapping
@@ -10,11 +11,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from m3_connectors.errors import InvalidInput
-from m3_connectors.training.batches import LengthGroup
+from m3_connectors.training.batches import SHORTEST, LengthGroup
 from m3_connectors.training.losses import LossSettings
 from m3_connectors.training.optimizer import OptimizerSettings
+from m3_connectors.training.ranges import (
+    POSITIVE,
+    SHARE,
+    SHARE_BELOW_1,
+    at_least,
+    require,
+    require_one_above_0,
+)
 from m3_connectors.training.start import StartSettings
+from m3_connectors.training.tokenizer import FIRST_SPECIALS
+
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 @dataclass(frozen=True)
@@ -33,6 +47,15 @@ class TokenizerSettings:
     exponent: float = 0.3
     emphasis: dict[str, float] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        require(
+            self,
+            vocabulary_size=at_least(len(FIRST_SPECIALS) + 2),
+            characters=at_least(1),
+            exponent=at_least(0),
+            emphasis=POSITIVE,
+        )
+
 
 @dataclass(frozen=True)
 class ModelSettings:
@@ -43,6 +66,22 @@ class ModelSettings:
     heads: int = 4
     intermediate_size: int = 1024
     max_length: int = 8192
+
+    def __post_init__(self) -> None:
+        # Two dimensions of the start are set apart; see training.start.
+        require(
+            self,
+            hidden_size=at_least(3),
+            layers=at_least(1),
+            heads=at_least(1),
+            intermediate_size=at_least(1),
+            max_length=at_least(SHORTEST),
+        )
+        if self.hidden_size % self.heads:
+            raise InvalidInput(
+                f"hidden_size is {self.hidden_size} and heads is {self.heads}.\n"
+                "  hidden_size must be a multiple of heads."
+            )
 
 
 @dataclass(frozen=True)
@@ -62,8 +101,10 @@ class DataSettings:
         shifted_share: Share of passages that are given random positions, so that all positions are learnt.
     """
 
-    folder: str
-    source_weights: dict[str, float]
+    folder: str = field(metadata={"example": 'folder = "pairs"  # holds questions.jsonl, notes.jsonl.gz, …'})
+    source_weights: dict[str, float] = field(
+        metadata={"example": "source_weights = { questions = 1.0, notes = 0.5 }"}
+    )
     groups: tuple[LengthGroup, ...] = (LengthGroup(64, 256), LengthGroup(512, 112), LengthGroup(2048, 16))
     query_longest: int = 64
     queries_per_passage: int = 3
@@ -73,17 +114,35 @@ class DataSettings:
     linked_sources: tuple[str, ...] = ("par_",)
     shifted_share: float = 0.3
 
+    def __post_init__(self) -> None:
+        require(
+            self,
+            source_weights=at_least(0),
+            query_longest=at_least(SHORTEST),
+            queries_per_passage=at_least(1),
+            query_tokens_per_passage=at_least(1),
+            language_exponent=at_least(0),
+            held_out_share=SHARE_BELOW_1,
+            shifted_share=SHARE,
+        )
+        require_one_above_0(self, "source_weights")
+        longest = [group.longest for group in self.groups]
+        if not longest or longest != sorted(set(longest)):
+            raise InvalidInput(
+                f"groups have the lengths {longest}.\n  Give at least one group, and each once, shortest first."
+            )
+
 
 @dataclass(frozen=True)
 class RunSettings:
     """How long, and how often to save.
 
     Attributes:
-        steps: Steps of the whole run.
+        steps: Steps of the whole run, at least 1; warm-up, cosine and distillation are shares of it.
         seconds: A budget: the schedule then follows the clock where that is ahead of the steps, and the
             run ends in time. 0 for none; only then is a run the same every time.
-        save_every: Steps between checkpoints.
-        distil_from: Share of the run after which self-distillation is added.
+        save_every: Steps between checkpoints, at least 1; there is one at the end of the run in any case.
+        distil_from: Share of the run after which self-distillation is added; 1 or more for never.
         threads: Of PyTorch; 0 for its own choice.
         dtype: Of the layers' products, "bfloat16" or "float32".
         seed: Of everything drawn.
@@ -97,6 +156,19 @@ class RunSettings:
     dtype: str = "bfloat16"
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        require(
+            self,
+            steps=at_least(1),
+            seconds=at_least(0),
+            save_every=at_least(1),
+            distil_from=at_least(0),
+            threads=at_least(0),
+            seed=at_least(0),
+        )
+        if self.dtype not in DTYPES:
+            raise InvalidInput(f"dtype is {self.dtype!r}.\n  Give one of {', '.join(DTYPES)}.")
+
 
 @dataclass(frozen=True)
 class TrainingConfig:
@@ -105,18 +177,25 @@ class TrainingConfig:
     Attributes:
         output: Directory of the finished model.
         data: Pairs and batches.
-        start_from: Directory of a checkpoint to start from; empty for a start from scratch.
+        start_from: Directory of a checkpoint to start from, or a hub name such as ``BAAI/bge-m3``; empty for a
+            start from scratch.
         tokenizer: Used from scratch.
         model: Used from scratch.
         start: Used from scratch.
         loss: Constants of section 3.3.
         optimizer: AdamW and schedule.
         run: Length and saving.
-        tune_importance: Weight of held-out tasks, by prefix, when the model's weights are tuned.
+        tune_importance: Weight of held-out tasks, by prefix, when the model's weights are tuned. Without it
+            they are not tuned: a model that starts from a checkpoint keeps that one's, a new one has the paper's.
+
+    Raises:
+        InvalidInput: A value is out of its range.
     """
 
-    output: str
-    data: DataSettings
+    output: str = field(metadata={"example": 'output = "my-model"  # the folder of the finished model'})
+    data: DataSettings = field(
+        metadata={"example": '[data]\nfolder = "pairs"\nsource_weights = { questions = 1.0 }'}
+    )
     start_from: str = ""
     tokenizer: TokenizerSettings = field(default_factory=TokenizerSettings)
     model: ModelSettings = field(default_factory=ModelSettings)
@@ -126,34 +205,58 @@ class TrainingConfig:
     run: RunSettings = field(default_factory=RunSettings)
     tune_importance: dict[str, float] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        require(self, tune_importance=POSITIVE)
+        if not self.start_from:
+            self.check_lengths(self.model.max_length)
+
+    def check_lengths(self, max_length: int) -> None:
+        """Check that the model has a position for every token of a batch.
+
+        Raises:
+            InvalidInput: A length of ``data`` is above ``max_length``.
+        """
+        lengths = {"query_longest": self.data.query_longest, "groups": self.data.groups[-1].longest}
+        for name, longest in lengths.items():
+            if longest > max_length:
+                raise InvalidInput(
+                    f"data: {name} reaches {longest:,} tokens, but the model has {max_length:,} positions.\n"
+                    f"  Give {name} at most {max_length}"
+                    + (", or raise model.max_length." if not self.start_from else ".")
+                )
+
     @classmethod
     def load(cls, path: Path) -> TrainingConfig:
         """Read a TOML file; its relative paths become relative to its folder.
 
+        ``start_from`` does so where there is such a directory; else it stays as it is, for a directory seen from here
+        or a hub name.
+
         Raises:
-            InvalidInput: No such file, no TOML, an unknown or missing key, a value of a wrong type.
+            InvalidInput: No such file, no TOML, an unknown or missing key, a value of a wrong type or out of range.
         """
         try:
-            raw = tomllib.loads(path.read_text(encoding="utf-8"))
+            raw = tomllib.loads(path.read_text(encoding="utf-8-sig"))
         except FileNotFoundError:
             raise InvalidInput(f"{path} does not exist.\n  Give a training configuration (TOML).") from None
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise InvalidInput(f"{path} is not TOML: {error}\n  Mend the file.") from None
         config = typing.cast(TrainingConfig, _parse(cls, raw, str(path)))
+        beside = path.parent / config.start_from
         return dataclasses.replace(
             config,
             output=str(path.parent / config.output),
-            start_from=config.start_from and str(path.parent / config.start_from),
+            start_from=str(beside.resolve()) if config.start_from and beside.is_dir() else config.start_from,
             data=dataclasses.replace(config.data, folder=str(path.parent / config.data.folder)),
         )
 
 
-def _parse(kind: Any, raw: Any, where: str) -> Any:
+def _parse(kind: Any, raw: Any, where: str, example: str = "") -> Any:
     """A value of the given type from what TOML gave."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if dataclasses.is_dataclass(kind):
         if not isinstance(raw, Mapping):
-            raise InvalidInput(f"{where} is {raw!r}.\n  It is a table of settings.")
+            raise InvalidInput(f"{where} is {raw!r}.\n  It must be a table of settings{_such_as(example)}")
         types_by_name = typing.get_type_hints(kind)
         fields = {item.name: item for item in dataclasses.fields(kind)}
         unknown = sorted(set(raw) - set(fields))
@@ -166,11 +269,17 @@ def _parse(kind: Any, raw: Any, where: str) -> Any:
             and item.default is dataclasses.MISSING
             and item.default_factory is dataclasses.MISSING
         ]
+        examples = {name: str(item.metadata.get("example", "")) for name, item in fields.items()}
         if missing:
-            raise InvalidInput(f"{where} lacks {missing[0]!r}.\n  Add it.")
-        return typing.cast(Any, kind)(
-            **{name: _parse(types_by_name[name], value, f"{where}: {name}") for name, value in raw.items()}
-        )
+            raise InvalidInput(f"{where} lacks {missing[0]!r}.\n  Add it{_such_as(examples[missing[0]])}")
+        values = {
+            name: _parse(types_by_name[name], value, f"{where}: {name}", examples[name])
+            for name, value in raw.items()
+        }
+        try:
+            return typing.cast(Any, kind)(**values)
+        except InvalidInput as error:  # the dataclass knows its ranges, but not where it stands
+            raise InvalidInput(f"{where}: {error}") from None
     if origin is tuple and isinstance(raw, list):
         if arguments[-1] is Ellipsis:
             return tuple(_parse(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(raw))
@@ -183,6 +292,10 @@ def _parse(kind: Any, raw: Any, where: str) -> Any:
     elif isinstance(kind, type) and type(raw) is kind:
         return raw
     raise InvalidInput(f"{where} is {raw!r}.\n  It must be {_name(kind)}.")
+
+
+def _such_as(example: str) -> str:
+    return f", such as:\n{textwrap.indent(example, '    ')}" if example else "."
 
 
 def _name(kind: Any) -> str:

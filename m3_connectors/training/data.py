@@ -1,19 +1,18 @@
-"""Training pairs: JSONL files, tokenised once into memory-mapped arrays.
+"""Training pairs, tokenised once into memory-mapped arrays.
 
-A folder of ``SOURCE.jsonl`` or ``SOURCE.jsonl.gz`` files, one JSON object a line:
-``{"query", "positive", "lang_q", "lang_p"}``. Distinct texts are tokenised once and kept in a compact
-cache; every pair is two text numbers, so that equal passages and equal queries are known by number.
+Distinct texts are tokenised once and kept in a compact cache; every pair is two text numbers, so that equal passages
+and equal queries are known by number.
 """
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import json
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,74 +20,10 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from tokenizers import Tokenizer
 
-from m3_connectors.errors import InvalidInput
+from m3_connectors.training.pairs import fingerprint_files, read_lines
 
-_CACHE_FORMAT = 2
+_CACHE_FORMAT = 3
 _TOKENISE_AT_ONCE = 4096
-
-
-@dataclass(frozen=True)
-class Pair:
-    """One line of a training file."""
-
-    source: str
-    query: str
-    positive: str
-    lang_q: str
-    lang_p: str
-
-
-def read_pairs(folder: Path) -> Iterator[Pair]:
-    """Read every ``*.jsonl`` and ``*.jsonl.gz`` file of a folder, in the order of their names.
-
-    Raises:
-        InvalidInput: The folder holds no such file, or a line is not a pair (file and line number are named).
-    """
-    files = _files(folder)
-    if not files:
-        raise InvalidInput(
-            f"{folder} holds no *.jsonl or *.jsonl.gz file.\n"
-            '  Give a folder of training pairs, one {"query", "positive", "lang_q", "lang_p"} a line.'
-        )
-    for file in files:
-        source = file.name.removesuffix(".gz").removesuffix(".jsonl")
-        with _open(file) as lines:
-            for number, line in enumerate(lines, 1):
-                yield _pair(source, line, f"{file}:{number}")
-
-
-def fingerprint_files(folder: Path) -> dict[str, str]:
-    """SHA-256 (hex) of every file that ``read_pairs`` reads, by its name: the same wherever the folder lies."""
-    prints = {}
-    for file in _files(folder):
-        with file.open("rb") as content:
-            prints[file.name] = hashlib.file_digest(content, "sha256").hexdigest()
-    return prints
-
-
-def _files(folder: Path) -> list[Path]:
-    return sorted([*folder.glob("*.jsonl"), *folder.glob("*.jsonl.gz")])
-
-
-def _open(file: Path) -> TextIO:
-    return gzip.open(file, "rt", encoding="utf-8") if file.suffix == ".gz" else file.open(encoding="utf-8")
-
-
-def _pair(source: str, line: str, where: str) -> Pair:
-    try:
-        raw: dict[str, Any] = json.loads(line)
-        pair = Pair(source, raw["query"], raw["positive"], raw["lang_q"], raw["lang_p"])
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise InvalidInput(
-            f"{where} is no training pair: {type(error).__name__}: {error}\n"
-            '  Every line is {"query", "positive", "lang_q", "lang_p"}.'
-        ) from None
-    for name in ("query", "positive", "lang_q", "lang_p"):
-        if not isinstance(getattr(pair, name), str) or not getattr(pair, name):
-            raise InvalidInput(
-                f"{where}: {name} is {getattr(pair, name)!r}.\n  Give a text that is not empty."
-            )
-    return pair
 
 
 @dataclass(frozen=True)
@@ -106,6 +41,7 @@ class PairStore:
         held_out: bool ``[pairs]``, kept from training, for validation.
         sources: Names of the files, without suffix.
         languages: Language codes.
+        unused: How many lines hold a key that is not used (``pairs.UNUSED_KEYS``), by key.
     """
 
     tokens: NDArray[Any]
@@ -118,6 +54,7 @@ class PairStore:
     held_out: NDArray[np.bool_]
     sources: tuple[str, ...]
     languages: tuple[str, ...]
+    unused: Mapping[str, int]
 
     def __len__(self) -> int:
         """Number of pairs."""
@@ -187,7 +124,12 @@ def open_pairs(
         _build(folder, tokenizer, cache, fingerprint, longest, held_out_share, linked_sources)
     names = json.loads(index.read_text())
     arrays = {name: np.load(cache / f"{name}.npy", mmap_mode="r") for name in _ARRAYS}
-    return PairStore(**arrays, sources=tuple(names["sources"]), languages=tuple(names["languages"]))
+    return PairStore(
+        **arrays,
+        sources=tuple(names["sources"]),
+        languages=tuple(names["languages"]),
+        unused=names["unused"],
+    )
 
 
 def _build(
@@ -202,16 +144,20 @@ def _build(
     numbers: dict[str, int] = {}
     sources: dict[str, int] = {}
     languages: dict[str, int] = {}
-    rows = [
-        (
-            numbers.setdefault(pair.query, len(numbers)),
-            numbers.setdefault(pair.positive, len(numbers)),
-            sources.setdefault(pair.source, len(sources)),
-            languages.setdefault(pair.lang_q, len(languages)),
-            languages.setdefault(pair.lang_p, len(languages)),
+    unused: Counter[str] = Counter()
+    rows: list[tuple[int, ...]] = []
+    for line in read_lines(folder):
+        unused.update(line.unused)
+        rows.extend(
+            (
+                numbers.setdefault(pair.query, len(numbers)),
+                numbers.setdefault(pair.positive, len(numbers)),
+                sources.setdefault(pair.source, len(sources)),
+                languages.setdefault(pair.lang_q, len(languages)),
+                languages.setdefault(pair.lang_p, len(languages)),
+            )
+            for pair in line.pairs
         )
-        for pair in read_pairs(folder)
-    ]
     texts = list(numbers)
     query, passage, source, query_language, passage_language = np.array(rows, np.int32).reshape(-1, 5).T
     linked = np.array([name.startswith(linked_sources) if linked_sources else False for name in sources])
@@ -244,9 +190,13 @@ def _build(
         np.save(cache / f"{name}.npy", array)
     # The index comes last, and at once: a cache without it is not one.
     fresh = cache / "index.json.new"
-    fresh.write_text(
-        json.dumps({"fingerprint": fingerprint, "sources": list(sources), "languages": list(languages)})
-    )
+    names = {
+        "fingerprint": fingerprint,
+        "sources": list(sources),
+        "languages": list(languages),
+        "unused": unused,
+    }
+    fresh.write_text(json.dumps(names))
     fresh.replace(cache / "index.json")
 
 

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from m3_connectors.training.ranges import POSITIVE, at_least, require, require_one_above_0
+
 
 @dataclass(frozen=True)
 class LossSettings:
@@ -31,6 +33,10 @@ class LossSettings:
     inter_weights: tuple[float, float, float] = (1.0, 0.3, 1.0)
     lambdas: tuple[float, float, float] = (1.0, 0.1, 1.0)
     mask_lexical_across_languages: bool = True
+
+    def __post_init__(self) -> None:
+        require(self, temperature=POSITIVE, inter_weights=at_least(0), lambdas=at_least(0))
+        require_one_above_0(self, "inter_weights")
 
 
 @dataclass(frozen=True)

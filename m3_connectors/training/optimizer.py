@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from m3_connectors.training.forward import TABLES, TouchedRows
+from m3_connectors.training.ranges import POSITIVE, SHARE, SHARE_BELOW_1, Range, at_least, require
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,10 @@ class OptimizerSettings:
         weight_decay: Of matrices; not of biases, layer norms and tables.
         warm_up: Share of the run in which the rate rises.
         final_share: Share of the peak rate that is left at the end of the cosine.
-        clip: Largest norm of the whole gradient.
+        clip: Largest norm of the whole gradient; ``inf`` clips nothing.
+
+    Raises:
+        InvalidInput: A value is out of its range, or not a number.
     """
 
     learning_rate: float = 1e-3
@@ -35,6 +39,19 @@ class OptimizerSettings:
     warm_up: float = 0.03
     final_share: float = 0.01
     clip: float = 1.0
+
+    def __post_init__(self) -> None:
+        require(
+            self,
+            learning_rate=POSITIVE,
+            table_learning_rate=POSITIVE,
+            betas=SHARE_BELOW_1,
+            epsilon=POSITIVE,
+            weight_decay=at_least(0),
+            warm_up=SHARE_BELOW_1,
+            final_share=SHARE,
+            clip=Range(0, open_low=True),
+        )
 
     def rate_factor(self, progress: float) -> float:
         """Share of the peak rate at a share of the run: a rising line, then a cosine."""
@@ -64,7 +81,7 @@ class RowAdamW:
 
     @torch.no_grad()
     def step(self, tables: Mapping[str, TouchedRows], rate_factor: float) -> float:
-        """Clip, update, and clear the gradients.
+        """Clip, update, and clear the gradients; if their norm is not finite, nothing is updated.
 
         Args:
             tables: Touched rows with their gradients, by parameter name.
@@ -81,6 +98,8 @@ class RowAdamW:
         }
         touched = {name: rows for name, rows in tables.items() if rows.values.grad is not None}
         norm = _norm([*gradients.values(), *(rows.values.grad for rows in touched.values())])
+        if not math.isfinite(norm):
+            return norm
         scale = min(1.0, settings.clip / (norm + 1e-6))
         self.steps += 1
         for name, gradient in gradients.items():

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from m3_connectors.errors import InvalidInput
 from m3_connectors.training.config import TrainingConfig
 from m3_connectors.training.trainer import Trainer
 
@@ -76,6 +78,7 @@ def train(
     output: Path | None = None,
     work: Path | None = None,
     report: Callable[[dict[str, Any]], None] = lambda record: None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, tuple[float, float, float]]:
     """Train as a configuration says, going on where an earlier call with it stopped, and write the model.
 
@@ -85,16 +88,20 @@ def train(
         output: Directory of the model, instead of the configuration's.
         work: Folder of the token cache and the run's state; ``work-NAME`` here by default.
         report: Called with every record of the log.
+        stop: Asked after every step; true ends the run there. The same call goes on from that step.
 
     Returns:
-        The tuned weights, by method.
+        The weights of the fused methods that were written with the model, by method.
 
     Raises:
         InvalidInput: The configuration or the data are wrong, or ``work`` belongs to another run.
+        Diverged: A loss, a gradient or a weight is not finite; no model is written.
+        KeyboardInterrupt: ``stop`` ended the run; its state is saved.
     """
     settings = TrainingConfig.load(config)
     work = work or Path(f"work-{config.stem}")
     output = output or Path(settings.output)
+    _check_writable(output)
     with RunLog(work / "log.jsonl") as log:
 
         def both(record: dict[str, Any]) -> None:
@@ -103,8 +110,22 @@ def train(
 
         trainer = Trainer(settings, data or Path(settings.data.folder), work, both)
         log.rewind(trainer.progress.step)
-        trainer.run()
+        trainer.run(stop=stop)
+        if trainer.share_done() < 1:
+            raise KeyboardInterrupt
         weights = trainer.finish(output)
         log.save_thinned(output / "training_log.jsonl")
-    shutil.copyfile(config, output / "training.toml")
+    kept = output / "training.toml"
+    if config.resolve() != kept.resolve():
+        shutil.copyfile(config, kept)
     return weights
+
+
+def _check_writable(output: Path) -> None:
+    """Said before the first step, which may be hours before the model is written; nothing is made."""
+    nearest = next(path for path in (output, *output.absolute().parents) if path.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise InvalidInput(
+            f"output is {output}, but {nearest} is {'no folder' if not nearest.is_dir() else 'not writable'}.\n"
+            "  Name another folder with --output DIR, or in the configuration."
+        )

@@ -26,6 +26,7 @@ from m3_connectors.encoder.config import ModelConfig
 from m3_connectors.encoder.model import Layer, M3Model
 from m3_connectors.training.batches import wrap
 from m3_connectors.training.data import PairStore
+from m3_connectors.training.ranges import FINITE, POSITIVE, at_least, require
 from m3_connectors.training.tokenizer import FIRST_PIECE
 
 _IMPORTANCE, _MARKER = -2, -1
@@ -48,6 +49,16 @@ class StartSettings:
     sharpness: float = 1.5
     lexical_scale: float = 0.14
     longest: int = 384
+
+    def __post_init__(self) -> None:
+        require(
+            self,
+            power_iterations=at_least(0),
+            singular_power=FINITE,
+            sharpness=at_least(0),
+            lexical_scale=POSITIVE,
+            longest=at_least(1),
+        )
 
 
 def count_matrix(store: PairStore, vocabulary_size: int, longest: int) -> sp.csr_array:
@@ -148,7 +159,8 @@ def semantic_vectors(
     vectors = (basis @ rotation[:, order].astype(np.float32)) * (singular**settings.singular_power).astype(
         np.float32
     )
-    return np.asarray(vectors, np.float32)
+    # Fewer pieces than dimensions span fewer directions; nothing lies in the others.
+    return np.pad(np.asarray(vectors, np.float32), ((0, 0), (0, rank - vectors.shape[1])))
 
 
 def centred(vectors: NDArray[np.float32], counts_by_language: NDArray[np.float32]) -> NDArray[np.float32]:

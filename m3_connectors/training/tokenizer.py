@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import json
 import random
+import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
@@ -127,9 +129,24 @@ def train_tokenizer(texts: Iterable[str], vocabulary_size: int, *, min_character
         unk_token=UNKNOWN,
         show_progress=False,
     )
-    learner.train_from_iterator(frequent(), trainer)
+    _interruptibly(lambda: learner.train_from_iterator(frequent(), trainer))
     pieces = json.loads(learner.to_str())["model"]["vocab"]
     return build_tokenizer([(piece, score) for piece, score in pieces if piece not in FIRST_SPECIALS])
+
+
+def _interruptibly(call: Callable[[], object]) -> None:
+    """Make a call that computes for minutes outside of Python so that Ctrl-C ends the wait for it at once."""
+    done: Future[None] = Future()
+
+    def run() -> None:
+        try:
+            call()
+            done.set_result(None)
+        except BaseException as error:  # noqa: BLE001 (raised again where it is waited for)
+            done.set_exception(error)
+
+    threading.Thread(target=run, name="m3-tokenizer", daemon=True).start()
+    done.result()
 
 
 def build_tokenizer(pieces: Sequence[tuple[str, float]]) -> Tokenizer:
@@ -152,7 +169,9 @@ def build_tokenizer(pieces: Sequence[tuple[str, float]]) -> Tokenizer:
 
 
 def save_tokenizer(tokenizer: Tokenizer, path: Path) -> None:
-    """Write ``tokenizer.json`` without blanks: the file counts towards a model's size."""
+    """Write ``tokenizer.json`` without blanks: the file counts towards a model's size.
+
+    Nothing is rounded here: a tokenizer that another project made would cut texts otherwise than in training.
+    """
     raw = json.loads(tokenizer.to_str(pretty=False))
-    raw["model"]["vocab"] = [[piece, round(score, 4)] for piece, score in raw["model"]["vocab"]]
     path.write_text(json.dumps(raw, ensure_ascii=False, separators=(",", ":")), encoding="utf-8")

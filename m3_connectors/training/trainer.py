@@ -9,8 +9,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,8 @@ from tokenizers import Tokenizer
 
 from m3_connectors.encoder.config import ModelConfig
 from m3_connectors.encoder.model import M3Model
-from m3_connectors.errors import InvalidInput
-from m3_connectors.methods import Weights, save_weights
+from m3_connectors.errors import Diverged
+from m3_connectors.methods import MIRACL, Weights, save_weights
 from m3_connectors.training.batches import Batch, Sampler
 from m3_connectors.training.checkpoint import (
     Progress,
@@ -32,17 +33,17 @@ from m3_connectors.training.checkpoint import (
     replacing,
     save_state,
 )
-from m3_connectors.training.config import TokenizerSettings, TrainingConfig
-from m3_connectors.training.data import fingerprint_files, open_pairs, read_pairs
+from m3_connectors.training.config import DTYPES, TokenizerSettings, TrainingConfig
+from m3_connectors.training.data import open_pairs
 from m3_connectors.training.forward import TrainingEncoder, split
 from m3_connectors.training.losses import objective, score_all
 from m3_connectors.training.optimizer import RowAdamW
+from m3_connectors.training.pairs import fingerprint_files, read_pairs
 from m3_connectors.training.start import build_start
 from m3_connectors.training.tokenizer import sample_texts, save_tokenizer, train_tokenizer
-from m3_connectors.training.validate import Validation, make_tasks
+from m3_connectors.training.validate import Task, Validation, make_tasks, unmatched
 
 _TOKENIZER, _START = "tokenizer.json", "start.pt"
-DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 Report = Callable[[dict[str, Any]], None]
 """Called with every record of the log."""
@@ -61,8 +62,6 @@ class Trainer:
     def __init__(
         self, config: TrainingConfig, data: Path, work: Path, report: Report = lambda record: None
     ) -> None:
-        if config.run.dtype not in DTYPES:
-            raise InvalidInput(f"run.dtype is {config.run.dtype!r}.\n  Give one of {', '.join(DTYPES)}.")
         self._config = config
         self._data = data
         self._work = work
@@ -71,7 +70,15 @@ class Trainer:
             torch.set_num_threads(config.run.threads)
         work.mkdir(parents=True, exist_ok=True)
 
-        start = import_model(Path(config.start_from)) if config.start_from else None
+        start = import_model(config.start_from) if config.start_from else None
+        if start:
+            config.check_lengths(start.model.config.max_length)
+            self._report({"event": "start_from", "model": start.info.name, "revision": start.info.revision})
+        self._weights = {
+            method: (weights.dense, weights.sparse, weights.multivector) for method, weights in MIRACL.items()
+        }
+        if start:
+            self._weights |= start.recommended_weights
         # What a step is a function of; where things lie and how often they are saved is not part of it.
         settings = dataclasses.asdict(config) | {"output": ""}
         settings["start_from"] = start.info.weights_fingerprint if start else ""
@@ -83,6 +90,7 @@ class Trainer:
             for what, value in parts.items()
         }
         claim_folder(work, identity, made=(_TOKENIZER, _START))
+        self._phase("reading pairs")
         self.tokenizer = start.tokenizer if start else self._tokenizer()
         self.store = open_pairs(
             data,
@@ -92,7 +100,7 @@ class Trainer:
             held_out_share=config.data.held_out_share,
             linked_sources=config.data.linked_sources,
         )
-        self.model = start.model if start else self._scratch()
+        self._warn_of_pairs()
         self.sampler = Sampler(
             self.store,
             source_weights=config.data.source_weights,
@@ -103,14 +111,45 @@ class Trainer:
             language_exponent=config.data.language_exponent,
             seed=config.run.seed,
         )
+        if self.sampler.left_out:
+            left_out = "; ".join(f"{part} ({reason})" for part, reason in self.sampler.left_out.items())
+            self._warn(f"not trained on: {left_out}.")
+        self._tasks = self._held_out_tasks()
+        self.model = start.model if start else self._scratch()
         self.optimizer = RowAdamW(dict(self.model.named_parameters()), config.optimizer)
         self._encoder = TrainingEncoder(self.model, DTYPES[config.run.dtype])
         self.progress = load_state(work, self.model, self.optimizer)
+
+    def _phase(self, phase: str) -> None:
+        self._report({"event": "phase", "phase": phase})
+
+    def _warn(self, message: str) -> None:
+        self._report({"event": "warning", "message": message})
+
+    def _held_out_tasks(self) -> list[Task]:
+        """Tasks that the weights are tuned on; made before the first step, so that a wrong name costs no run."""
+        importance = self._config.tune_importance
+        if not importance:
+            return []
+        tasks = make_tasks(self.store, [name.split("/")[0] for name in importance])
+        # Where none matches, the message lists all that there are.
+        for prefix in unmatched(tasks or make_tasks(self.store, [""]), importance):
+            self._warn(f"tune_importance: {prefix!r} matches no task of held-out pairs and does not count.")
+        return tasks
+
+    def _warn_of_pairs(self) -> None:
+        """Say what of the pairs is not used, or teaches nothing."""
+        for what, count in self.store.unused.items():
+            self._warn(f"{what} of {count:,} lines of the training pairs: not used.")
+        equal = int((np.asarray(self.store.query) == np.asarray(self.store.passage)).sum())
+        if equal:
+            self._warn(f"{equal:,} of {len(self.store):,} pairs have one text as query and as passage.")
 
     def _tokenizer(self) -> Tokenizer:
         """The tokenizer of a run from scratch, kept in the working folder."""
         path = self._work / _TOKENIZER
         if not path.exists():
+            self._phase("training the tokenizer")
             began = time.perf_counter()
             with replacing(path) as fresh:
                 save_tokenizer(learn_tokenizer(self._data, self._config.tokenizer), fresh)
@@ -134,6 +173,7 @@ class Trainer:
             model = M3Model(config)
             model.load_state_dict(torch.load(kept, weights_only=True))
             return model
+        self._phase("making the start")
         began = time.perf_counter()
         model = build_start(self.store, config, self._config.start, self._config.run.seed)
         with replacing(kept) as fresh:
@@ -147,10 +187,15 @@ class Trainer:
         by_steps = self.progress.step / run.steps
         return max(by_steps, self.progress.seconds / run.seconds) if run.seconds else by_steps
 
-    def run(self, steps: int | None = None) -> None:
-        """Take steps until the run ends, or at most ``steps``; save on the way and at the end."""
+    def run(self, steps: int | None = None, *, stop: Callable[[], bool] = lambda: False) -> None:
+        """Take steps until the run ends, at most ``steps``, or until ``stop``; save on the way and at the end.
+
+        Raises:
+            Diverged: A loss, a gradient or a weight is not finite; what was saved before stays.
+        """
+        self._phase("training")
         last = None if steps is None else self.progress.step + steps
-        while self.share_done() < 1 and (last is None or self.progress.step < last):
+        while self.share_done() < 1 and (last is None or self.progress.step < last) and not stop():
             self._report(self.step())
             if self.progress.step % self._config.run.save_every == 0:
                 self.save()
@@ -161,11 +206,16 @@ class Trainer:
         save_state(self._work, self.model, self.optimizer, self.progress)
 
     def step(self) -> dict[str, Any]:
-        """One step; its record for the log."""
+        """One step; its record for the log.
+
+        Raises:
+            Diverged: The loss or the gradient is not finite; the batch is saved and no weight was changed.
+        """
         began = time.perf_counter()
         config, number, done = self._config, self.progress.step, self.share_done()
         batch = self.sampler.batch(number)
-        shown, tables = self._encoder(batch.queries + batch.passages, self._first_positions(batch, number))
+        places = self._first_positions(batch, number)
+        shown, tables = self._encoder(batch.queries + batch.passages, places)
         loss, parts = objective(
             score_all(*split(shown, len(batch))),
             torch.from_numpy(batch.targets),
@@ -173,8 +223,10 @@ class Trainer:
             cross_lingual=torch.from_numpy(batch.cross_lingual),
             self_distillation=done >= config.run.distil_from,
         )
+        self._check_finite("loss", loss.item(), batch, places, parts)
         loss.backward()  # type: ignore[no-untyped-call]
         norm = self.optimizer.step(tables, config.optimizer.rate_factor(done))
+        self._check_finite("gradient", norm, batch, places, parts)
         seconds = time.perf_counter() - began
         self.progress = Progress(number + 1, self.progress.seconds + seconds)
         return {
@@ -188,7 +240,40 @@ class Trainer:
             "passages": len(batch.passages),
             "tokens": batch.tokens,
             "seconds": round(seconds, 3),
+            "share_done": round(min(self.share_done(), 1.0), 4),
         }
+
+    def _check_finite(
+        self, what: str, value: float, batch: Batch, places: list[int], parts: Mapping[str, float]
+    ) -> None:
+        if math.isfinite(value):
+            return
+        step = self.progress.step
+        path = self._work / f"diverged-step-{step}.json"
+        texts = [
+            {
+                "position": place,
+                "ids": text.tolist(),
+                "tokens": [self.tokenizer.id_to_token(int(id)) for id in text],
+            }
+            for text, place in zip(batch.queries + batch.passages, places, strict=True)
+        ]
+        content = {
+            "step": step,
+            "source": batch.source,
+            what: str(value),
+            "parts": {name: str(part) for name, part in parts.items()},
+            "queries": texts[: len(batch)],
+            "passages": texts[len(batch) :],
+            "targets": batch.targets.tolist(),
+        }
+        path.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+        raise Diverged(
+            f"step {step} ({batch.source}): the {what} is {value}. "
+            f"The batch is saved in {path}; no model was written.\n"
+            "  Train again with a lower learning_rate, a longer warm_up or a higher temperature, and another --work "
+            f"folder; {self._work} keeps what was saved before this step."
+        )
 
     def _first_positions(self, batch: Batch, step: int) -> list[int]:
         """Random places for some passages, so that every position embedding is learnt from short texts."""
@@ -204,26 +289,30 @@ class Trainer:
 
     def validation(self) -> Validation:
         """The model on held-out pairs of the sources that count in ``tune_importance``."""
-        tasks = make_tasks(self.store, [name.split("/")[0] for name in self._config.tune_importance])
         return Validation(
             self.model,
             self.store,
-            tasks,
+            self._tasks,
             dtype=DTYPES[self._config.run.dtype],
             passage_longest=self.model.config.max_length,
         )
 
     def finish(self, output: Path) -> dict[str, tuple[float, float, float]]:
-        """Write the model with weights tuned on held-out pairs.
+        """Write the model with weights tuned on held-out pairs, or with those that it started from.
 
         Returns:
             The weights, by method.
+
+        Raises:
+            Diverged: A weight of the model is not finite; nothing is written.
         """
+        self._phase("writing the model")
         export_model(self.model, self.tokenizer, output)
-        weights = {"dense_sparse": (1.0, 0.3, 0.0), "all": (1.0, 0.3, 1.0)}
+        weights = dict(self._weights)
         if self._config.tune_importance:
+            self._phase("tuning the weights of the fused methods")
             validation = self.validation()
-            weights = validation.tune(self._config.tune_importance)
+            weights |= validation.tune(self._config.tune_importance)
             table = validation.methods(weights["dense_sparse"], weights["all"])
             self._report({"event": "validation", "ndcg_at_10": table})
         save_weights(

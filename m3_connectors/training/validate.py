@@ -16,12 +16,16 @@ import torch
 from numpy.typing import NDArray
 
 from m3_connectors.encoder.model import M3Model
+from m3_connectors.errors import InvalidInput
 from m3_connectors.training.batches import wrap
 from m3_connectors.training.data import PairStore
 from m3_connectors.training.forward import TrainingEncoder
 
 RERANKED = 200
 """Dense candidates that Multi-vec and All re-rank."""
+
+FEWEST_QUERIES = 8
+"""Questions of the smallest task."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,7 @@ def make_tasks(
     *,
     corpus_size: int = 400,
     most_queries: int = 150,
-    fewest_queries: int = 8,
+    fewest_queries: int = FEWEST_QUERIES,
     seed: int = 0,
 ) -> list[Task]:
     """Tasks of the held-out pairs: one for each source, passage language, and mono- or cross-lingual queries.
@@ -83,6 +87,23 @@ def make_tasks(
                 label = f"{name}/{'x>' if cross else ''}{store.languages[language]}"
                 tasks.append(Task(label, chosen, corpus, [wanted[int(q)] for q in chosen]))
     return tasks
+
+
+def unmatched(tasks: Sequence[Task], importance: Mapping[str, float]) -> list[str]:
+    """Keys of ``tune_importance`` that are the beginning of no task's name.
+
+    Raises:
+        InvalidInput: None of them is: there is nothing to tune on.
+    """
+    lost = [prefix for prefix in importance if not any(task.name.startswith(prefix) for task in tasks)]
+    if len(lost) == len(importance):
+        names = ", ".join(task.name for task in tasks) or "none"
+        raise InvalidInput(
+            f"tune_importance names {', '.join(map(repr, lost))}; the tasks of held-out pairs are: {names}.\n"
+            f"  Name the beginning of one. A task needs {FEWEST_QUERIES} held-out questions of one source and "
+            "language; data.held_out_share says how many are held out. Without tune_importance nothing is tuned."
+        )
+    return lost
 
 
 @dataclass(frozen=True)
@@ -241,7 +262,11 @@ class Validation:
 
         Returns:
             ``dense_sparse`` and ``all``: weights of the dense, sparse and multi-vector scores.
+
+        Raises:
+            InvalidInput: No task counts.
         """
+        unmatched(self.tasks, importance)
         grid = [0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.4, 2.0, 3.0, 4.0]
         both = [(1.0, sparse, 0.0) for sparse in [*grid, 6.0, 8.0]]
         every = [(dense, sparse, 1.0) for dense, sparse in itertools.product([0.0, *grid], grid)]
@@ -263,7 +288,7 @@ class Validation:
                 total += share * self._weighted(task, scores, weights)
             else:
                 total += share * ndcg(weights[0] * scores[0] + weights[1] * scores[1], task.relevant)
-        return total / whole if whole else 0.0
+        return total / whole
 
 
 def _most_dense(

@@ -1,0 +1,58 @@
+"""A tiny training run for tests: made-up questions whose words stand in their passage."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+CONFIG = """
+output = "model"
+[data]
+folder = "pairs"
+query_longest = 16
+groups = [{ longest = 32, batch = 8 }]
+held_out_share = 0.2
+shifted_share = 0.5
+[data.source_weights]
+qa = 1.0
+[tokenizer]
+vocabulary_size = 300
+[model]
+hidden_size = 32
+layers = 1
+heads = 2
+intermediate_size = 48
+max_length = 64
+[optimizer]
+table_learning_rate = 1e-2
+[run]
+steps = 6
+save_every = 100
+distil_from = 0.5
+threads = 1
+[tune_importance]
+qa = 1.0
+"""
+
+
+def write_world(root: Path) -> Path:
+    """A folder with ``pairs`` (150 passages, two questions each) and ``tiny.toml``."""
+    (root / "pairs").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    syllables = [a + b for a in "bdfgklmnprst" for b in ("a", "e", "i", "o", "u", "an", "or", "il")]
+    words = ["".join(rng.choice(syllables, 2)) for _ in range(120)]
+    with (root / "pairs" / "qa.jsonl").open("w", encoding="utf-8") as file:
+        for _ in range(150):
+            passage = rng.choice(words, 14)
+            for _ in range(2):
+                pair = {
+                    "query": " ".join(rng.choice(passage, 4, replace=False)) + "?",
+                    "positive": " ".join(passage) + ".",
+                    "lang_q": "en",
+                    "lang_p": "en",
+                }
+                file.write(json.dumps(pair) + "\n")
+    (root / "tiny.toml").write_text(CONFIG, encoding="utf-8")
+    return root
