@@ -35,6 +35,9 @@ _BATCH_BYTES = 8 * 2**20
 _WRITE_FACTOR = 3
 """Disk that a write may need for its own size: in the log, in the storage, and around them."""
 
+_DELETION_BYTES = 64
+"""What the deletion of one document adds to the log."""
+
 _PAGE = 1000
 
 
@@ -88,11 +91,7 @@ class EdgeBackend(Backend):
         shard = self._opened()
         shard.check_space(shard.size_bytes(), "optimize")
 
-        def optimized(edge: engine.EdgeShard) -> None:
-            edge.optimize()
-            edge.flush()  # the old segments stay on disk until then
-
-        await self._run("optimize", optimized)
+        await self._run("optimize", shard.optimize)
 
     # -- the collection
 
@@ -129,29 +128,30 @@ class EdgeBackend(Backend):
         def write(edge: engine.EdgeShard) -> None:
             shard.check_space(_WRITE_FACTOR * size_bytes, "upsert")
             points = shard.layout.points(documents, embeddings)
-            edge.update(engine.UpdateOperation.upsert_points(points))
-            shard.wrote(edge, size_bytes)
+            shard.update(edge, engine.UpdateOperation.upsert_points(points), len(points), size_bytes)
 
         await self._run("upsert", write)
 
     async def _delete(self, ids: Sequence[str]) -> int:
-        points = [point_id(id) for id in dict.fromkeys(ids)]
+        shard, points = self._opened(), [point_id(id) for id in dict.fromkeys(ids)]
 
         def delete(edge: engine.EdgeShard) -> int:
             there = stored(edge, points)
             if there:
-                edge.update(engine.UpdateOperation.delete_points(list(there)))
+                operation = engine.UpdateOperation.delete_points(list(there))
+                shard.update(edge, operation, len(there), _DELETION_BYTES * len(there))
             return len(there)
 
         return await self._run("delete", delete)
 
     async def _delete_where(self, filter: Filter) -> int:
-        condition = edge_filter(filter)
+        shard, condition = self._opened(), edge_filter(filter)
 
         def delete(edge: engine.EdgeShard) -> int:
             there = edge.count(engine.CountRequest(exact=True, filter=condition))
             if there:
-                edge.update(engine.UpdateOperation.delete_points_by_filter(condition))
+                operation = engine.UpdateOperation.delete_points_by_filter(condition)
+                shard.update(edge, operation, there, _DELETION_BYTES * there)
             return there
 
         return await self._run("delete", delete)

@@ -2,8 +2,9 @@
 
 The layout of ``DIRECTORY`` for a collection NAME::
 
-    NAME/m3.json     the schema; written last, so a directory that has it holds a whole collection
-    NAME/shard/      the engine's files
+    NAME/m3.json     the schema, and which shard counts; written last, so a directory that has it holds a whole
+                     collection, and replaced in one step when another shard takes over
+    NAME/shard/      the engine's files; after deletions were reclaimed in NAME/shard-*/, of which the record names one
     .NAME.lock       who has it open
     .NAME~*.tmp      something being made or removed; left by a killed process, cleared by the next
 """
@@ -13,9 +14,12 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import json
+import logging
 import os
+import re
 import shutil
 import threading
+import time
 import uuid
 import weakref
 from collections.abc import Callable, Iterator
@@ -30,9 +34,16 @@ from m3_connectors.backends.base import Schema
 from m3_connectors.backends.qdrant.failures import BACKEND, broken, check_space, first_line, translated
 from m3_connectors.backends.qdrant.lock import ProcessLock
 from m3_connectors.backends.qdrant.points import Layout
-from m3_connectors.errors import AlreadyExists, BackendError, Busy, Corrupt, NotFound
+from m3_connectors.backends.qdrant.reclaim import CHECK_POINTS, Copy, Usage, size_bytes
+from m3_connectors.errors import AlreadyExists, BackendError, Busy, Corrupt, M3Error, NotFound
 
 T = TypeVar("T")
+
+_LOG = logging.getLogger(__name__)
+
+_FIRST = "shard"
+_SHARD = re.compile(r"shard(-[0-9a-f]{32})?")
+"""Names of directories with the engine's files."""
 
 _FLUSH_BYTES = 64 * 2**20
 """Vectors written between two flushes: bounds what the log must replay after a kill."""
@@ -45,12 +56,20 @@ class Shard:
 
     The engine holds Python's interpreter lock during a call, so a worker thread keeps the order but does not
     keep other Python threads (an event loop among them) running.
+
+    Once half of the data is garbage, a thread of its own copies what is live to another shard (see ``reclaim``).
     """
 
-    def __init__(self, home: Path, schema: Schema, lock: ProcessLock, shard: engine.EdgeShard) -> None:
+    def __init__(self, home: Path, schema: Schema, name: str, lock: ProcessLock) -> None:
         self.layout = Layout.of(schema)
         self._home = home
-        self._shard: engine.EdgeShard | None = shard
+        self._directory = home / name
+        self._shard: engine.EdgeShard | None = engine.EdgeShard.load(str(self._directory))
+        self._copy: Copy | None = None
+        self._reclaiming: threading.Thread | None = None
+        self._ended = threading.Event()
+        self._touched = 0  # points, since garbage was last measured
+        self._places = 0
         self._lock = lock  # after the shard, so that a forgotten one is destroyed before it is unlocked
         self._process = os.getpid()
         self._fault = ""
@@ -81,12 +100,12 @@ class Shard:
                 try:
                     (partial / "shard").mkdir(parents=True)
                     engine.EdgeShard.create(str(partial / "shard"), Layout.of(schema).edge_config()).close()
-                    _write_record(partial, schema)
+                    _write_record(partial, schema, _FIRST)
                     os.rename(partial, home)
                 finally:
                     shutil.rmtree(partial, ignore_errors=True)
                 _sync(directory)
-                return cls(home, schema, lock, _load(home))
+                return cls(home, schema, _FIRST, lock)
 
     @classmethod
     def open(cls, directory: Path, collection: str) -> Shard:
@@ -102,7 +121,11 @@ class Shard:
             if not home.is_dir():
                 raise NotFound(f"there is no collection at {home}.", backend=BACKEND, operation="open")
             with _locked(directory, collection, "open") as lock:
-                return cls(home, _read_record(home), lock, _load(home))
+                schema, name = _read_record(home)
+                for left in home.glob("shard*"):
+                    if left.name != name and _SHARD.fullmatch(left.name):
+                        shutil.rmtree(left, ignore_errors=True)
+                return cls(home, schema, name, lock)
 
     @staticmethod
     def drop(directory: Path, collection: str) -> None:
@@ -149,14 +172,101 @@ class Shard:
 
     def size_bytes(self) -> int:
         """What the collection takes on disk."""
-        return sum(_allocated_bytes(path) for path in self._home.rglob("*"))
+        return size_bytes(self._home)
 
-    def wrote(self, shard: engine.EdgeShard, size_bytes: int) -> None:
-        """Note a write; flush when enough has come together. For calls that ``run`` makes."""
+    def usage(self, edge: engine.EdgeShard) -> Usage:
+        """How much of the data is garbage. For calls that ``run`` makes."""
+        self._flush(edge)
+        return Usage.of(self._directory, edge)
+
+    def update(
+        self, edge: engine.EdgeShard, operation: engine.UpdateOperation, points: int, size_bytes: int
+    ) -> None:
+        """Write, and flush when enough has come together. For calls that ``run`` makes.
+
+        Args:
+            edge: The shard, as ``run`` gives it.
+            operation: What to write.
+            points: Documents that it writes or deletes.
+            size_bytes: What is written.
+        """
+        edge.update(operation)
+        if self._copy is not None:
+            try:
+                with translated("reclaim", self._home):
+                    self._copy.update(operation, size_bytes)
+            except M3Error as error:  # the write itself is done, in the shard that counts
+                self._give_up(error)
         self._unflushed_bytes += size_bytes
-        if self._unflushed_bytes >= _FLUSH_BYTES:
-            shard.flush()
-            self._unflushed_bytes = 0
+        self._touched += points
+        enough = max(CHECK_POINTS, self._places // 8)
+        if self._unflushed_bytes >= _FLUSH_BYTES or self._touched >= enough:
+            self._flush(edge)
+            if self._copy is None:
+                self._reclaim_if_due(edge)
+
+    def optimize(self, edge: engine.EdgeShard) -> None:
+        """Rewrite everything at once. For calls that ``run`` makes."""
+        self._stop_copying()
+        edge.optimize()
+        self._flush(edge)  # the old segments stay on disk until then
+
+    def _flush(self, edge: engine.EdgeShard) -> None:
+        edge.flush()
+        self._unflushed_bytes = 0
+
+    # -- reclaiming; all but _reclaim within a call that ``run`` makes, so that nothing else happens meanwhile
+
+    def _reclaim_if_due(self, edge: engine.EdgeShard) -> None:
+        usage = Usage.of(self._directory, edge)
+        self._touched, self._places = 0, usage.places
+        if not usage.due:
+            return
+        try:
+            with translated("reclaim", self._home):
+                self._copy = Copy(self._home, self.layout, usage, self.check_space)
+        except M3Error as error:
+            self._give_up(error)
+            return
+        # The thread must not keep a shard alive that was forgotten without close().
+        arguments = (weakref.ref(self), self._copy, self._ended)
+        self._reclaiming = threading.Thread(target=_reclaim, args=arguments, name="m3-reclaim", daemon=True)
+        self._reclaiming.start()
+
+    def _reclaim_page(self, copy: Copy) -> float | None:
+        """Copy a page when it is our turn; how many seconds that took, None if there is no more to do."""
+        with self._turn:
+            if self._copy is not copy or self._shard is None or self._fault:
+                return None
+            began = time.perf_counter()
+            try:
+                with translated("reclaim", self._home):
+                    if not copy.step(self._shard):
+                        return time.perf_counter() - began
+                    _write_record(self._home, self.layout.schema, copy.directory.name)
+                    _sync(self._home)
+            except M3Error as error:
+                self._give_up(error)
+                return None
+            old, self._shard = self._shard, copy.shard
+            left, self._directory = self._directory, copy.directory
+            self._copy, self._unflushed_bytes = None, 0
+            old.close()
+        shutil.rmtree(left, ignore_errors=True)
+        return None
+
+    def _give_up(self, error: M3Error) -> None:
+        """Go on with the garbage: it is less than nothing that a caller could do about it."""
+        _LOG.warning("%s: the space of deleted documents is not reclaimed: %s", self._home, first_line(error))
+        self._stop_copying()
+
+    def _stop_copying(self) -> None:
+        copy, self._copy = self._copy, None
+        if copy is not None:
+            with contextlib.suppress(M3Error), translated("reclaim", self._home):
+                copy.discard()
+
+    # -- the end
 
     async def close(self) -> None:
         """Flush, close and unlock; a second call does nothing."""
@@ -164,21 +274,27 @@ class Shard:
             await anyio.to_thread.run_sync(self._close, limiter=self._limiter)
 
     def _close(self) -> None:
-        with self._turn:
-            shard, self._shard = self._shard, None
-            try:
+        self._ended.set()
+        try:
+            with self._turn:
+                shard, self._shard = self._shard, None
+                self._stop_copying()
                 if shard is not None and not self._fault:
                     with translated("close", self._home):
                         shard.flush()
                         shard.close()
-            finally:
-                self._lock.release()
+            if self._reclaiming is not None:
+                self._reclaiming.join()
+        finally:
+            self._lock.release()
 
     def abandon(self) -> None:
         """In a forked child: leave the shard to the parent, even when this process ends."""
         if self._shard is not None:
             # Destroying the engine's object flushes, in the middle of the parent's work: never let it happen.
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._shard))
+            if self._copy is not None:
+                ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._copy.shard))
             self._lock.abandon()
 
     def _check(self, operation: str) -> engine.EdgeShard:
@@ -203,6 +319,16 @@ class Shard:
         return self._shard
 
 
+def _reclaim(shard: weakref.ref[Shard], copy: Copy, ended: threading.Event) -> None:
+    """Copy page after page; in a thread of its own."""
+    pause_seconds: float | None = 0.0
+    while pause_seconds is not None and not ended.wait(pause_seconds):
+        owner = shard()
+        # A pause as long as the page took: half of the time is left to others.
+        pause_seconds = owner._reclaim_page(copy) if owner else None
+        del owner
+
+
 def _after_fork_in_child() -> None:
     for shard in list(_OPEN):
         shard.abandon()
@@ -225,19 +351,25 @@ def _temporary(directory: Path, collection: str) -> Path:
     return directory / f".{collection}~{uuid.uuid4().hex}.tmp"
 
 
-def _write_record(home: Path, schema: Schema) -> None:
-    with open(home / "m3.json", "w", encoding="utf-8") as file:
-        json.dump(schema.to_json(), file, indent=1, ensure_ascii=False)
+def _write_record(home: Path, schema: Schema, name: str) -> None:
+    """Record the schema, and the directory whose shard counts, in one step."""
+    with open(home / "m3.json.tmp", "w", encoding="utf-8") as file:
+        json.dump({**schema.to_json(), "shard": name}, file, indent=1, ensure_ascii=False)
         file.flush()
         os.fsync(file.fileno())
+    os.replace(home / "m3.json.tmp", home / "m3.json")
 
 
-def _read_record(home: Path) -> Schema:
+def _read_record(home: Path) -> tuple[Schema, str]:
     try:
-        return Schema.from_json(json.loads((home / "m3.json").read_text(encoding="utf-8")))
+        raw = json.loads((home / "m3.json").read_text(encoding="utf-8"))
+        name = raw.get("shard", _FIRST)
+        if not _SHARD.fullmatch(name):
+            raise ValueError(f"shard is {name!r}")
+        return Schema.from_json(raw), name
     except FileNotFoundError:
         raise _no_collection(home, "open") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise Corrupt(broken(f"m3.json: {error}", home), backend=BACKEND, operation="open") from error
 
 
@@ -246,10 +378,6 @@ def _no_collection(home: Path, operation: str) -> NotFound:
         f"{home} is no collection of m3-connectors: it has no m3.json.\n  Use another directory or name."
     )
     return NotFound(message, backend=BACKEND, operation=operation)
-
-
-def _load(home: Path) -> engine.EdgeShard:
-    return engine.EdgeShard.load(str(home / "shard"))
 
 
 def _sync(directory: Path) -> None:
@@ -266,13 +394,6 @@ def _check_absent(home: Path) -> None:
     if home.exists():
         message = f"{home} is there.\n  Open it, drop it, or use another collection name."
         raise AlreadyExists(message, backend=BACKEND, operation="create")
-
-
-def _allocated_bytes(path: Path) -> int:
-    status = path.stat()
-    blocks = getattr(status, "st_blocks", None)
-    # The engine makes large files with holes: what they take is less than their length.
-    return status.st_size if blocks is None else 512 * blocks
 
 
 _OPEN: weakref.WeakSet[Shard] = weakref.WeakSet()
