@@ -26,6 +26,7 @@ from m3_connectors.backends.elasticsearch.mapping import (
     alias_of,
     first_index_of,
     index_body,
+    listed,
     our_index,
     read_schema,
 )
@@ -36,6 +37,7 @@ from m3_connectors.backends.elasticsearch.server import check_version, server_in
 from m3_connectors.backends.elasticsearch.vectors import sparse_scores_of
 from m3_connectors.backends.elasticsearch.writing import Refresh, Writer
 from m3_connectors.backends.endpoint import Endpoint
+from m3_connectors.backends.listing import CollectionInfo
 from m3_connectors.backends.together import together
 from m3_connectors.documents import Document
 from m3_connectors.embeddings import Component, Float32, M3Embeddings
@@ -114,6 +116,18 @@ class ElasticsearchBackend(Backend):
 
     async def server(self) -> ServerInfo:
         return await server_info(self._connection, self._alias)
+
+    async def collections(self) -> list[CollectionInfo]:
+        # Closed and hidden ones too; what is not ours is named by its index.
+        answer = await self._connection.request(
+            "list",
+            "GET",
+            "/_all",
+            None,
+            expand_wildcards="open,closed",
+            filter_path="*.aliases,*.mappings._meta",
+        )
+        return listed(answer)
 
     # -- the collection
 

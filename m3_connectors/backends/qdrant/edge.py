@@ -14,12 +14,13 @@ import numpy as np
 import qdrant_edge as engine
 
 from m3_connectors.backends.base import Backend, Ranking, Schema, ScoredId
-from m3_connectors.backends.capabilities import Capability, ServerInfo, refuse_unknown
+from m3_connectors.backends.capabilities import Capability, Remark, ServerInfo, refuse_unknown
+from m3_connectors.backends.listing import CollectionInfo
 from m3_connectors.backends.qdrant import ranking
 from m3_connectors.backends.qdrant.failures import BACKEND
 from m3_connectors.backends.qdrant.filters import edge_filter
 from m3_connectors.backends.qdrant.points import ID, PointId, document_of, payloads, point_id, stored, vectors
-from m3_connectors.backends.qdrant.shard import Shard
+from m3_connectors.backends.qdrant.shard import Shard, collections_in
 from m3_connectors.backends.urls import shown
 from m3_connectors.documents import Document
 from m3_connectors.embeddings import Component, Float32, M3Embeddings
@@ -92,6 +93,24 @@ class EdgeBackend(Backend):
         shard.check_space(shard.size_bytes(), "optimize")
 
         await self._run("optimize", shard.optimize)
+
+    async def collections(self) -> list[CollectionInfo]:
+        return await anyio.to_thread.run_sync(collections_in, self.directory)
+
+    async def remarks(self) -> tuple[Remark, ...]:
+        usage = await self._run("describe", self._opened().usage)
+        if not usage.deleted:
+            return ()
+        megabytes, all_megabytes = usage.reclaimable_bytes / 1e6, usage.size_bytes / 1e6
+        what = (
+            f"about {megabytes:,.0f} of {all_megabytes:,.0f} MB can be reclaimed "
+            f"({usage.deleted:,} deleted documents, {usage.live:,} live)"
+        )
+        remedy = (
+            "That happens by itself once half is deleted, in a program that keeps the index open and writes; "
+            "Index.optimize() does it at once."
+        )
+        return (Remark(what, remedy, is_problem=False),)
 
     # -- the collection
 

@@ -31,11 +31,12 @@ import anyio.to_thread
 import qdrant_edge as engine
 
 from m3_connectors.backends.base import Schema
+from m3_connectors.backends.listing import CollectionInfo
 from m3_connectors.backends.qdrant.failures import BACKEND, broken, check_space, first_line, translated
 from m3_connectors.backends.qdrant.lock import ProcessLock
 from m3_connectors.backends.qdrant.points import Layout
 from m3_connectors.backends.qdrant.reclaim import CHECK_POINTS, Copy, Usage, size_bytes
-from m3_connectors.errors import AlreadyExists, BackendError, Busy, Corrupt, M3Error, NotFound
+from m3_connectors.errors import AlreadyExists, BackendError, Busy, Corrupt, InvalidInput, M3Error, NotFound
 
 T = TypeVar("T")
 
@@ -91,6 +92,7 @@ class Shard:
         """
         home = directory / collection
         with translated("create", home):
+            _check_directory(directory)
             _check_absent(home)
             directory.mkdir(parents=True, exist_ok=True)
             check_space(directory, 0, "create")
@@ -118,6 +120,7 @@ class Shard:
         """
         home = directory / collection
         with translated("open", home):
+            _check_directory(directory)
             if not home.is_dir():
                 raise NotFound(f"there is no collection at {home}.", backend=BACKEND, operation="open")
             with _locked(directory, collection, "open") as lock:
@@ -371,6 +374,31 @@ def _read_record(home: Path) -> tuple[Schema, str]:
         raise _no_collection(home, "open") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise Corrupt(broken(f"m3.json: {error}", home), backend=BACKEND, operation="open") from error
+
+
+def collections_in(directory: Path) -> list[CollectionInfo]:
+    """The collections in a directory, and shards that another program made there.
+
+    Raises:
+        NotFound: There is no such directory.
+        InvalidInput: It is a file.
+    """
+    with translated("list", directory):
+        _check_directory(directory)
+        if not directory.exists():
+            raise NotFound(f"there is no directory {directory}.", backend=BACKEND, operation="list")
+        homes = [path for path in directory.iterdir() if path.is_dir() and not path.name.startswith(".")]
+        ours = [home for home in homes if (home / "m3.json").exists()]
+        others = [home for home in homes if home not in ours and (home / "edge_config.json").exists()]
+    return [
+        *(CollectionInfo.read(home.name, lambda home=home: _read_record(home)[0]) for home in ours),  # type: ignore[misc]
+        *(CollectionInfo.other(home.name) for home in others),
+    ]
+
+
+def _check_directory(directory: Path) -> None:
+    if directory.exists() and not directory.is_dir():
+        raise InvalidInput(f"{directory} is a file: give qdrant:DIRECTORY, such as qdrant:./data.")
 
 
 def _no_collection(home: Path, operation: str) -> NotFound:
