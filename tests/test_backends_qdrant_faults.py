@@ -91,10 +91,13 @@ def test_another_process_is_named_and_its_end_frees_the_data(tmp_path: Path) -> 
         assert holder.stdin is not None
         assert holder.stdout.readline() == "ready\n"
         for call in ("open", "drop"):
-            with pytest.raises(Busy, match=f"process {holder.pid} has {tmp_path} open") as caught:
+            with pytest.raises(
+                Busy, match=f'process {holder.pid} has collection "c" in {tmp_path} open'
+            ) as caught:
                 await getattr(EdgeBackend(tmp_path, "c"), call)()
             assert caught.value.retryable
             assert "wait for it to end" in str(caught.value)
+            assert "a server: qdrant+http://HOST:6333" in str(caught.value)
         with pytest.raises(AlreadyExists):
             await EdgeBackend(tmp_path, "c").create(make_world(0).schema)
         other = EdgeBackend(tmp_path, "another")

@@ -39,6 +39,9 @@ _WRITE_FACTOR = 3
 _DELETION_BYTES = 64
 """What the deletion of one document adds to the log."""
 
+_REMARKABLE_BYTES = 10**6
+"""Of deleted documents: less is not worth a line."""
+
 _PAGE = 1000
 
 
@@ -84,7 +87,8 @@ class EdgeBackend(Backend):
 
         Until then every dense list is an exact scan. Afterwards lists are approximate unless ``exact`` is asked,
         and faster for large collections. The engine blocks the whole process meanwhile, for a few milliseconds
-        a document, and needs as much free disk as the collection takes.
+        a document, and needs as much free disk as the collection takes. The graph is left behind when the space of
+        deleted documents is reclaimed, which happens by itself once half of the data is theirs.
 
         Raises:
             StorageFull: There is less free disk than that; nothing was changed.
@@ -99,7 +103,7 @@ class EdgeBackend(Backend):
 
     async def remarks(self) -> tuple[Remark, ...]:
         usage = await self._run("describe", self._opened().usage)
-        if not usage.deleted:
+        if usage.reclaimable_bytes < _REMARKABLE_BYTES:
             return ()
         megabytes, all_megabytes = usage.reclaimable_bytes / 1e6, usage.size_bytes / 1e6
         what = (

@@ -113,7 +113,7 @@ class Copy:
         request = engine.ScrollRequest(offset=self._offset, limit=limit, with_payload=True, with_vector=True)
         records, self._offset = source.scroll(request)
         if records:
-            points = [engine.Point(record.id, record.vector, record.payload) for record in records]
+            points = [engine.Point(record.id, record.vector or {}, record.payload) for record in records]
             self.update(engine.UpdateOperation.upsert_points(points), self._point_bytes * len(points))
         self._owed_bytes = 0
         if self._offset is None:

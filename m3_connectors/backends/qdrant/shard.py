@@ -227,7 +227,8 @@ class Shard:
             return
         try:
             with translated("reclaim", self._home):
-                self._copy = Copy(self._home, self.layout, usage, self.check_space)
+                home = self._home  # the copy must not know this object, which may be forgotten while it goes on
+                self._copy = Copy(home, self.layout, usage, lambda *asked: check_space(home, *asked))
         except M3Error as error:
             self._give_up(error)
             return
