@@ -8,6 +8,7 @@ import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from shutil import rmtree
 from typing import Any
 
 import anyio
@@ -43,7 +44,9 @@ class Store:
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
     name = request.param
     if name == "edge":
-        yield Store(f"qdrant:{tmp_path}", {}, lambda: _edge(tmp_path / FOREIGN), lambda: None)
+        yield Store(
+            f"qdrant:{tmp_path}", {}, lambda: _edge(tmp_path / FOREIGN), lambda: rmtree(tmp_path / FOREIGN)
+        )
     elif name == "qdrant-stand-in":
         with FakeQdrant() as fake:
             yield _qdrant(fake.url, {"grpc_port": fake.grpc_port})
@@ -66,7 +69,7 @@ def _edge(directory: Path) -> None:
 
 
 def _qdrant(url: str, options: Any) -> Store:
-    client = QdrantClient(url=url.removeprefix("qdrant+"))
+    client = QdrantClient(url=url.removeprefix("qdrant+"), check_compatibility=False)
     vectors = models.VectorParams(size=4, distance=models.Distance.DOT)
     return Store(
         url,
