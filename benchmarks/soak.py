@@ -395,7 +395,7 @@ class Soak:
 
     def _size(self, meter: Meter) -> Row:
         server = meter.server_memory_bytes()
-        disk = self._place.directory and sum(map(_allocated, self._place.directory.rglob("*")))
+        disk = self._place.directory and sum(map(allocated_bytes, self._place.directory.rglob("*")))
         return {
             "memory_mib": _own_memory_mib(),
             "server_memory_mib": server and round(server / 2**20, 1),
@@ -442,13 +442,6 @@ def _same(got: list[Hit], want: list[Hit]) -> bool:
         return False
     # Documents of nearly equal scores may change places.
     return all(abs(a.score - b.score) <= 10 * _TOLERANCE for a, b in zip(got, want, strict=True))
-
-
-def _allocated(path: Path) -> int:
-    try:
-        return allocated_bytes(path)
-    except OSError:  # removed by the store just now
-        return 0
 
 
 def _own_memory_mib() -> float:

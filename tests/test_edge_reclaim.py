@@ -67,6 +67,12 @@ async def make_garbage(backend: EdgeBackend, rounds: int = 1) -> None:
         await backend.upsert(WORLD.documents, WORLD.embeddings)
 
 
+@pytest.fixture
+def never_at_close(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No copy is so nearly done that closing finishes it."""
+    monkeypatch.setattr(shard, "_CLOSING_SECONDS", -1.0)
+
+
 async def settled(backend: EdgeBackend) -> None:
     """Wait until a copy in progress is done."""
     thread = backend._opened()._reclaiming
@@ -218,6 +224,72 @@ def test_searches_go_on_and_are_right_while_it_copies(
 
 
 @pytest.mark.usefixtures("by_hand")
+def test_closing_finishes_a_copy_that_is_nearly_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        backend = await filled(tmp_path)
+        await make_garbage(backend, 2)
+        copy = backend._opened()._copy
+        assert copy is not None
+        assert copy.seconds_left == float("inf")
+        assert backend._opened()._reclaim_page(copy) is not None
+        monkeypatch.setattr(shard, "_CLOSING_SECONDS", copy.seconds_left * 1.001)
+        await backend.close()
+        assert shards(tmp_path) == [copy.directory.name]
+        await backend.open()
+        await compare_world(backend, WORLD)
+        usage = await backend._run("test", backend._opened().usage)
+        assert usage.live == len(IDS)
+        assert usage.places <= 2 * len(IDS)  # those deleted while it copied are in the copy, too
+        await backend.close()
+
+    run(main)
+
+
+@pytest.mark.usefixtures("by_hand")
+@pytest.mark.parametrize("failing", ["_sync", "_write_record", "close of the old shard"])
+def test_what_fails_when_the_copy_takes_over_loses_nothing(
+    tmp_path: Path, failing: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(*_: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    class Unclosable:
+        def __init__(self, edge: Any) -> None:
+            self.edge = edge
+
+        def close(self) -> None:
+            self.edge.close()
+            raise Exception("cannot close")  # as the engine's own failures are
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.edge, name)
+
+    async def main() -> None:
+        backend = await filled(tmp_path)
+        await make_garbage(backend, 2)
+        opened = backend._opened()
+        copy = opened._copy
+        assert copy is not None
+        with monkeypatch.context() as patched:
+            if failing.startswith("_"):
+                patched.setattr(shard, failing, fails)
+            else:
+                opened._shard = Unclosable(opened._shard)  # type: ignore[assignment]
+            while opened._reclaim_page(copy) is not None:
+                pass
+        assert "is not reclaimed" in caplog.text
+        await compare_world(backend, WORLD)
+        await backend.upsert(WORLD.documents[:3], WORLD.embeddings[:3])
+        await backend.close()
+        await backend.open()
+        assert shards(tmp_path) == (["shard"] if failing == "_write_record" else [copy.directory.name])
+        await compare_world(backend, WORLD)
+        await backend.close()
+
+    run(main)
+
+
+@pytest.mark.usefixtures("by_hand", "never_at_close")
 @pytest.mark.parametrize("end", ["close", "forget", "optimize"])
 def test_a_copy_that_is_not_finished_is_left_behind_and_loses_nothing(tmp_path: Path, end: str) -> None:
     async def main() -> None:

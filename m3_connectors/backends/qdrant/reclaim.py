@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -99,15 +100,27 @@ class Copy:
         check_space(live_bytes, "reclaim")
         self._check_space = check_space
         self._point_bytes = live_bytes // max(1, usage.live) + 1
-        self._owed_bytes = 0
+        self._live, self._copied, self._seconds = usage.live, 0, 0.0
         self._offset: PointId | None = None
-        self._unflushed_bytes = 0
+        self._owed_bytes = self._unflushed_bytes = 0
         self.directory = home / f"shard-{uuid.uuid4().hex}"
         self.directory.mkdir()
-        self.shard = engine.EdgeShard.create(str(self.directory), layout.edge_config())
+        try:
+            self.shard = engine.EdgeShard.create(str(self.directory), layout.edge_config())
+        except BaseException:
+            shutil.rmtree(self.directory, ignore_errors=True)
+            raise
+
+    @property
+    def seconds_left(self) -> float:
+        """About how long the remaining pages take, one after the other."""
+        if not self._copied:
+            return float("inf")
+        return self._seconds / self._copied * max(0, self._live - self._copied)
 
     def step(self, source: engine.EdgeShard) -> bool:
         """Copy one more page; whether it was the last."""
+        began = time.perf_counter()
         page_bytes = min(max(_PAGE_BYTES, self._owed_bytes), _MOST_PAGE_BYTES)
         limit = min(max(1, page_bytes // self._point_bytes), _MOST_POINTS)
         request = engine.ScrollRequest(offset=self._offset, limit=limit, with_payload=True, with_vector=True)
@@ -116,6 +129,8 @@ class Copy:
             points = [engine.Point(record.id, record.vector or {}, record.payload) for record in records]
             self.update(engine.UpdateOperation.upsert_points(points), self._point_bytes * len(points))
         self._owed_bytes = 0
+        self._copied += len(records)
+        self._seconds += time.perf_counter() - began
         if self._offset is None:
             self.shard.flush()
         return self._offset is None

@@ -42,6 +42,10 @@ T = TypeVar("T")
 
 _LOG = logging.getLogger(__name__)
 
+_CLOSING_SECONDS = 3.0
+"""A copy that is whole after so long is finished when its shard is closed: programs that are short, but run often,
+would otherwise never finish one."""
+
 _FIRST = "shard"
 _SHARD = re.compile(r"shard(-[0-9a-f]{32})?")
 """Names of directories with the engine's files."""
@@ -195,11 +199,9 @@ class Shard:
         """
         edge.update(operation)
         if self._copy is not None:
-            try:
-                with translated("reclaim", self._home):
-                    self._copy.update(operation, size_bytes)
-            except M3Error as error:  # the write itself is done, in the shard that counts
-                self._give_up(error)
+            # Whatever goes wrong there: the write itself is done, in the shard that counts.
+            with self._or_give_up():
+                self._copy.update(operation, size_bytes)
         self._unflushed_bytes += size_bytes
         self._touched += points
         enough = max(CHECK_POINTS, self._places // 8)
@@ -221,54 +223,74 @@ class Shard:
     # -- reclaiming; all but _reclaim within a call that ``run`` makes, so that nothing else happens meanwhile
 
     def _reclaim_if_due(self, edge: engine.EdgeShard) -> None:
-        usage = Usage.of(self._directory, edge)
-        self._touched, self._places = 0, usage.places
-        if not usage.due:
-            return
-        try:
-            with translated("reclaim", self._home):
-                home = self._home  # the copy must not know this object, which may be forgotten while it goes on
-                self._copy = Copy(home, self.layout, usage, lambda *asked: check_space(home, *asked))
-        except M3Error as error:
-            self._give_up(error)
-            return
-        # The thread must not keep a shard alive that was forgotten without close().
-        arguments = (weakref.ref(self), self._copy, self._ended)
-        self._reclaiming = threading.Thread(target=_reclaim, args=arguments, name="m3-reclaim", daemon=True)
-        self._reclaiming.start()
+        with self._or_give_up():
+            usage = Usage.of(self._directory, edge)
+            self._touched, self._places = 0, usage.places
+            if not usage.due:
+                return
+            home = self._home  # the copy must not know this object, which may be forgotten while it goes on
+            self._copy = Copy(home, self.layout, usage, lambda *asked: check_space(home, *asked))
+            # Nor must the thread.
+            arguments = (weakref.ref(self), self._copy, self._ended)
+            self._reclaiming = threading.Thread(
+                target=_reclaim, args=arguments, name="m3-reclaim", daemon=True
+            )
+            self._reclaiming.start()
 
     def _reclaim_page(self, copy: Copy) -> float | None:
         """Copy a page when it is our turn; how many seconds that took, None if there is no more to do."""
+        left = None
         with self._turn:
             if self._copy is not copy or self._shard is None or self._fault:
                 return None
             began = time.perf_counter()
-            try:
-                with translated("reclaim", self._home):
-                    if not copy.step(self._shard):
-                        return time.perf_counter() - began
-                    _write_record(self._home, self.layout.schema, copy.directory.name)
-                    _sync(self._home)
-            except M3Error as error:
-                self._give_up(error)
-                return None
-            old, self._shard = self._shard, copy.shard
-            left, self._directory = self._directory, copy.directory
-            self._copy, self._unflushed_bytes = None, 0
-            old.close()
-        shutil.rmtree(left, ignore_errors=True)
+            with self._or_give_up():
+                if not copy.step(self._shard):
+                    return time.perf_counter() - began
+                left = self._take_over(copy)
+        if left is not None:
+            shutil.rmtree(left, ignore_errors=True)
         return None
 
-    def _give_up(self, error: M3Error) -> None:
-        """Go on with the garbage: it is less than nothing that a caller could do about it."""
-        _LOG.warning("%s: the space of deleted documents is not reclaimed: %s", self._home, first_line(error))
-        self._stop_copying()
+    def _take_over(self, copy: Copy) -> Path:
+        """Let the copy, which is whole, be the shard that counts; the directory of the old one, for removal."""
+        _write_record(self._home, self.layout.schema, copy.directory.name)
+        old, self._shard = self._shard, copy.shard
+        left, self._directory = self._directory, copy.directory
+        self._copy, self._unflushed_bytes = None, 0
+        assert old is not None
+        old.close()
+        # Removed only when a power cut cannot bring its name back; where that cannot be had, at the next opening.
+        _sync(self._home)
+        return left
+
+    @contextlib.contextmanager
+    def _or_give_up(self) -> Iterator[None]:
+        """Let nothing that goes wrong in reclaiming reach a caller, who did not ask for it."""
+        try:
+            with translated("reclaim", self._home):
+                yield
+        except Exception as error:  # noqa: BLE001 (it is logged, and the collection goes on with its garbage)
+            _LOG.warning(
+                "%s: the space of deleted documents is not reclaimed: %s", self._home, first_line(error)
+            )
+            self._stop_copying()
 
     def _stop_copying(self) -> None:
         copy, self._copy = self._copy, None
         if copy is not None:
             with contextlib.suppress(M3Error), translated("reclaim", self._home):
                 copy.discard()
+
+    def _end_copying(self) -> None:
+        """Bring a copy to its end that is nearly there; leave any other one."""
+        with self._or_give_up():
+            while self._copy is not None and self._shard is not None and not self._fault:
+                if self._copy.seconds_left > _CLOSING_SECONDS:
+                    break
+                if self._copy.step(self._shard):
+                    shutil.rmtree(self._take_over(self._copy), ignore_errors=True)
+        self._stop_copying()
 
     # -- the end
 
@@ -281,8 +303,8 @@ class Shard:
         self._ended.set()
         try:
             with self._turn:
+                self._end_copying()
                 shard, self._shard = self._shard, None
-                self._stop_copying()
                 if shard is not None and not self._fault:
                     with translated("close", self._home):
                         shard.flush()
