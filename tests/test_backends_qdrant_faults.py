@@ -72,6 +72,28 @@ async def filled(directory: Path, world: World) -> EdgeBackend:
     return backend
 
 
+@pytest.mark.parametrize("what", ["a file", "a directory"])
+def test_what_is_no_collection_is_neither_opened_nor_taken(tmp_path: Path, what: str) -> None:
+    async def main() -> None:
+        home = tmp_path / "c"
+        if what == "a file":
+            home.touch()
+        else:
+            (home / "collections").mkdir(parents=True)
+        with pytest.raises(NotFound, match="no collection"):
+            await EdgeBackend(tmp_path, "c").open()
+        with pytest.raises(
+            AlreadyExists, match=f"c is {what} of something else.\n  Use another collection name"
+        ):
+            await EdgeBackend(tmp_path, "c").create(make_world(0).schema)
+        if what == "a directory":
+            with pytest.raises(NotFound, match=r"no m3\.json"):
+                await EdgeBackend(tmp_path, "c").drop()
+        assert home.exists()
+
+    run(main)
+
+
 def test_another_process_is_named_and_its_end_frees_the_data(tmp_path: Path) -> None:
     holder = start(
         """

@@ -141,7 +141,7 @@ def test_a_store_that_is_not_there_is_no_empty_store(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "file").touch()
     for call in (list_collections, lambda url: connect(url, create=False)):
-        with pytest.raises(InvalidInput, match="is a file: give qdrant:DIRECTORY"):
+        with pytest.raises(InvalidInput, match="is no directory: give qdrant:DIRECTORY"):
             call(f"qdrant:{tmp_path}/file")
     assert list_collections("memory:") == []
     with pytest.raises(Unsupported, match="api_key"):

@@ -421,7 +421,7 @@ def collections_in(directory: Path) -> list[CollectionInfo]:
 
 def _check_directory(directory: Path) -> None:
     if directory.exists() and not directory.is_dir():
-        raise InvalidInput(f"{directory} is a file: give qdrant:DIRECTORY, such as qdrant:./data.")
+        raise InvalidInput(f"{directory} is no directory: give qdrant:DIRECTORY, such as qdrant:./data.")
 
 
 def _no_collection(home: Path, operation: str) -> NotFound:
@@ -444,6 +444,11 @@ def _sync(directory: Path) -> None:
 def _check_absent(home: Path) -> None:
     if home.exists():
         message = f"{home} is there.\n  Open it, drop it, or use another collection name."
+        if not (home / "m3.json").exists():
+            what = "a directory" if home.is_dir() else "a file"
+            message = (
+                f"{home} is {what} of something else.\n  Use another collection name or another directory."
+            )
         raise AlreadyExists(message, backend=BACKEND, operation="create")
 
 
