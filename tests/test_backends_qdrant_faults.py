@@ -361,8 +361,8 @@ def test_kill_at_any_moment_keeps_every_acknowledged_document_once(tmp_path: Pat
     ("patch", "left"),
     [
         ("os.rename", "nothing"),
-        ("m3_connectors.backends.qdrant.shard._write_record", "nothing"),
-        ("m3_connectors.backends.qdrant.shard._sync", "a collection"),
+        ("m3_connectors.backends.qdrant.shard.write_record", "nothing"),
+        ("m3_connectors.backends.qdrant.shard.sync", "a collection"),
     ],
 )
 def test_a_kill_during_creation_leaves_all_or_nothing(tmp_path: Path, patch: str, left: str) -> None:

@@ -19,8 +19,9 @@ from m3_connectors.backends.listing import CollectionInfo
 from m3_connectors.backends.qdrant import ranking
 from m3_connectors.backends.qdrant.failures import BACKEND
 from m3_connectors.backends.qdrant.filters import edge_filter
+from m3_connectors.backends.qdrant.home import collections_in
 from m3_connectors.backends.qdrant.points import ID, PointId, document_of, payloads, point_id, stored, vectors
-from m3_connectors.backends.qdrant.shard import Shard, collections_in
+from m3_connectors.backends.qdrant.shard import Shard
 from m3_connectors.backends.urls import shown
 from m3_connectors.documents import Document
 from m3_connectors.embeddings import Component, Float32, M3Embeddings

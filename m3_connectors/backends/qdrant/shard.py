@@ -13,10 +13,8 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import json
 import logging
 import os
-import re
 import shutil
 import threading
 import time
@@ -31,12 +29,21 @@ import anyio.to_thread
 import qdrant_edge as engine
 
 from m3_connectors.backends.base import Schema
-from m3_connectors.backends.listing import CollectionInfo
-from m3_connectors.backends.qdrant.failures import BACKEND, broken, check_space, first_line, translated
+from m3_connectors.backends.qdrant.failures import BACKEND, check_space, first_line, translated
+from m3_connectors.backends.qdrant.home import (
+    FIRST_SHARD,
+    check_absent,
+    check_directory,
+    no_collection,
+    read_record,
+    remove_other_shards,
+    sync,
+    write_record,
+)
 from m3_connectors.backends.qdrant.lock import ProcessLock
 from m3_connectors.backends.qdrant.points import Layout
 from m3_connectors.backends.qdrant.reclaim import CHECK_POINTS, Copy, Usage, size_bytes
-from m3_connectors.errors import AlreadyExists, BackendError, Busy, Corrupt, InvalidInput, M3Error, NotFound
+from m3_connectors.errors import BackendError, Busy, Corrupt, M3Error, NotFound
 
 T = TypeVar("T")
 
@@ -46,9 +53,6 @@ _CLOSING_SECONDS = 3.0
 """A copy that is whole after so long is finished when its shard is closed: programs that are short, but run often,
 would otherwise never finish one."""
 
-_FIRST = "shard"
-_SHARD = re.compile(r"shard(-[0-9a-f]{32})?")
-"""Names of directories with the engine's files."""
 
 _FLUSH_BYTES = 64 * 2**20
 """Vectors written between two flushes: bounds what the log must replay after a kill."""
@@ -69,7 +73,7 @@ class Shard:
         self.layout = Layout.of(schema)
         self._home = home
         self._directory = home / name
-        self._shard: engine.EdgeShard | None = engine.EdgeShard.load(str(self._directory))
+        self._shard: engine.EdgeShard | None = _load(self._directory)
         self._copy: Copy | None = None
         self._reclaiming: threading.Thread | None = None
         self._ended = threading.Event()
@@ -96,22 +100,22 @@ class Shard:
         """
         home = directory / collection
         with translated("create", home):
-            _check_directory(directory)
-            _check_absent(home)
+            check_directory(directory)
+            check_absent(home)
             directory.mkdir(parents=True, exist_ok=True)
             check_space(directory, 0, "create")
             with _locked(directory, collection, "create") as lock:
-                _check_absent(home)  # nor made by another process just now
+                check_absent(home)  # nor made by another process just now
                 partial = _temporary(directory, collection)
                 try:
                     (partial / "shard").mkdir(parents=True)
                     engine.EdgeShard.create(str(partial / "shard"), Layout.of(schema).edge_config()).close()
-                    _write_record(partial, schema, _FIRST)
+                    write_record(partial, schema, FIRST_SHARD)
                     os.rename(partial, home)
                 finally:
                     shutil.rmtree(partial, ignore_errors=True)
-                _sync(directory)
-                return cls(home, schema, _FIRST, lock)
+                sync(directory)
+                return cls(home, schema, FIRST_SHARD, lock)
 
     @classmethod
     def open(cls, directory: Path, collection: str) -> Shard:
@@ -124,14 +128,12 @@ class Shard:
         """
         home = directory / collection
         with translated("open", home):
-            _check_directory(directory)
+            check_directory(directory)
             if not home.is_dir():
                 raise NotFound(f"there is no collection at {home}.", backend=BACKEND, operation="open")
             with _locked(directory, collection, "open") as lock:
-                schema, name = _read_record(home)
-                for left in home.glob("shard*"):
-                    if left.name != name and _SHARD.fullmatch(left.name):
-                        shutil.rmtree(left, ignore_errors=True)
+                schema, name = read_record(home)
+                remove_other_shards(home, name)
                 return cls(home, schema, name, lock)
 
     @staticmethod
@@ -142,7 +144,7 @@ class Shard:
             return
         with translated("drop", home):
             if not (home / "m3.json").exists():
-                raise _no_collection(home, "drop")
+                raise no_collection(home, "drop")
             lock = ProcessLock(directory / f".{collection}.lock", operation="drop")
             try:
                 # Renamed first: a process killed in the middle leaves no half of a collection.
@@ -254,14 +256,14 @@ class Shard:
 
     def _take_over(self, copy: Copy) -> Path:
         """Let the copy, which is whole, be the shard that counts; the directory of the old one, for removal."""
-        _write_record(self._home, self.layout.schema, copy.directory.name)
+        write_record(self._home, self.layout.schema, copy.directory.name)
         old, self._shard = self._shard, copy.shard
         left, self._directory = self._directory, copy.directory
         self._copy, self._unflushed_bytes = None, 0
         assert old is not None
         old.close()
         # Removed only when a power cut cannot bring its name back; where that cannot be had, at the next opening.
-        _sync(self._home)
+        sync(self._home)
         return left
 
     @contextlib.contextmanager
@@ -377,79 +379,8 @@ def _temporary(directory: Path, collection: str) -> Path:
     return directory / f".{collection}~{uuid.uuid4().hex}.tmp"
 
 
-def _write_record(home: Path, schema: Schema, name: str) -> None:
-    """Record the schema, and the directory whose shard counts, in one step."""
-    with open(home / "m3.json.tmp", "w", encoding="utf-8") as file:
-        json.dump({**schema.to_json(), "shard": name}, file, indent=1, ensure_ascii=False)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(home / "m3.json.tmp", home / "m3.json")
-
-
-def _read_record(home: Path) -> tuple[Schema, str]:
-    try:
-        raw = json.loads((home / "m3.json").read_text(encoding="utf-8"))
-        name = raw.get("shard", _FIRST)
-        if not _SHARD.fullmatch(name):
-            raise ValueError(f"shard is {name!r}")
-        return Schema.from_json(raw), name
-    except FileNotFoundError:
-        raise _no_collection(home, "open") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise Corrupt(broken(f"m3.json: {error}", home), backend=BACKEND, operation="open") from error
-
-
-def collections_in(directory: Path) -> list[CollectionInfo]:
-    """The collections in a directory, and shards that another program made there.
-
-    Raises:
-        NotFound: There is no such directory.
-        InvalidInput: It is a file.
-    """
-    with translated("list", directory):
-        _check_directory(directory)
-        if not directory.exists():
-            raise NotFound(f"there is no directory {directory}.", backend=BACKEND, operation="list")
-        homes = [path for path in directory.iterdir() if path.is_dir() and not path.name.startswith(".")]
-        ours = [home for home in homes if (home / "m3.json").exists()]
-        others = [home for home in homes if home not in ours and (home / "edge_config.json").exists()]
-    return [
-        *(CollectionInfo.read(home.name, lambda home=home: _read_record(home)[0]) for home in ours),  # type: ignore[misc]
-        *(CollectionInfo.other(home.name) for home in others),
-    ]
-
-
-def _check_directory(directory: Path) -> None:
-    if directory.exists() and not directory.is_dir():
-        raise InvalidInput(f"{directory} is no directory: give qdrant:DIRECTORY, such as qdrant:./data.")
-
-
-def _no_collection(home: Path, operation: str) -> NotFound:
-    message = (
-        f"{home} is no collection of m3-connectors: it has no m3.json.\n  Use another directory or name."
-    )
-    return NotFound(message, backend=BACKEND, operation=operation)
-
-
-def _sync(directory: Path) -> None:
-    """Make a rename in this directory survive a power cut, where the system lets directories be synced."""
-    if os.name == "posix":
-        handle = os.open(directory, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
-def _check_absent(home: Path) -> None:
-    if home.exists():
-        message = f"{home} is there.\n  Open it, drop it, or use another collection name."
-        if not (home / "m3.json").exists():
-            what = "a directory" if home.is_dir() else "a file"
-            message = (
-                f"{home} is {what} of something else.\n  Use another collection name or another directory."
-            )
-        raise AlreadyExists(message, backend=BACKEND, operation="create")
+def _load(directory: Path) -> engine.EdgeShard:
+    return engine.EdgeShard.load(str(directory))
 
 
 _OPEN: weakref.WeakSet[Shard] = weakref.WeakSet()
