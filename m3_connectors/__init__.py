@@ -13,13 +13,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from m3_connectors.adding import AddReport
     from m3_connectors.backends.base import Storage
-    from m3_connectors.blocking import Index, connect
+    from m3_connectors.backends.listing import CollectionInfo
+    from m3_connectors.blocking import Index, connect, list_collections
     from m3_connectors.documents import Document, Hit, Scores
     from m3_connectors.embeddings import M3Embeddings, ModelInfo, MultiVectors
     from m3_connectors.encoder.encoder import M3Encoder
     from m3_connectors.errors import BackendError, InvalidInput, M3Error, ModelMismatch
     from m3_connectors.explanation import Explanation
     from m3_connectors.index import AsyncIndex
+    from m3_connectors.listing import alist_collections
     from m3_connectors.methods import (
         ALL,
         DENSE,
@@ -38,13 +40,15 @@ __version__ = "0.1.0"
 _HOMES = {
     "adding": ("AddReport",),
     "backends.base": ("Storage",),
-    "blocking": ("Index", "connect"),
+    "backends.listing": ("CollectionInfo",),
+    "blocking": ("Index", "connect", "list_collections"),
     "documents": ("Document", "Hit", "Scores"),
     "embeddings": ("M3Embeddings", "ModelInfo", "MultiVectors"),
     "encoder.encoder": ("M3Encoder",),
     "errors": ("BackendError", "InvalidInput", "M3Error", "ModelMismatch"),
     "explanation": ("Explanation",),
     "index": ("AsyncIndex",),
+    "listing": ("alist_collections",),
     "opening": ("aconnect",),
     "methods": (
         "ALL",
@@ -71,6 +75,7 @@ __all__ = [
     "AddReport",
     "AsyncIndex",
     "BackendError",
+    "CollectionInfo",
     "Document",
     "Explanation",
     "Hit",
@@ -87,7 +92,9 @@ __all__ = [
     "Storage",
     "Weights",
     "aconnect",
+    "alist_collections",
     "connect",
+    "list_collections",
 ]
 
 

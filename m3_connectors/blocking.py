@@ -18,6 +18,7 @@ from anyio.from_thread import BlockingPortal
 
 from m3_connectors.adding import AddReport
 from m3_connectors.backends.base import Schema, Storage
+from m3_connectors.backends.listing import CollectionInfo
 from m3_connectors.backends.registry import DEFAULT_COLLECTION
 from m3_connectors.documents import Document, Hit
 from m3_connectors.embeddings import M3Embeddings
@@ -31,6 +32,7 @@ from m3_connectors.index import (
     Query,
     RawFilter,
 )
+from m3_connectors.listing import alist_collections
 from m3_connectors.methods import Method
 from m3_connectors.opening import WeightsByMethod, aconnect
 
@@ -236,6 +238,30 @@ def connect(
     except BaseException:
         loop.stop()
         raise
+
+
+def list_collections(url: str, **options: Any) -> list[CollectionInfo]:
+    """The collections of a store, by name: ``alist_collections``, blocking.
+
+    Those of m3-connectors are opened one after the other to count their documents; one that cannot be opened (it is
+    open in another process, say) is listed with its problem. Those of other programs are listed and never opened.
+
+    Args:
+        url: The store, as ``connect`` takes it. ``memory:`` holds nothing: it lives as long as its index.
+        **options: The store's own, as ``connect`` takes them.
+
+    Raises:
+        NotFound: There is no such directory.
+        InvalidInput: An unusable URL or option.
+        Unsupported: An option that only other stores take, or a store that cannot list.
+        MissingDependency: The store's client is not installed.
+        BackendError: The store failed, or the credentials do not allow listing.
+    """
+    loop = _Loop()
+    try:
+        return loop.run(partial(alist_collections, url, **options))
+    finally:
+        loop.stop()
 
 
 _open: weakref.WeakSet[Index] = weakref.WeakSet()

@@ -14,7 +14,7 @@ from m3_connectors.backends.base import Backend, Schema, Storage
 from m3_connectors.backends.checks import check_model
 from m3_connectors.backends.registry import DEFAULT_COLLECTION, backend_for
 from m3_connectors.embeddings import COMPONENTS
-from m3_connectors.errors import AlreadyExists, InvalidInput, NotFound
+from m3_connectors.errors import AlreadyExists, CollectionNotFound, InvalidInput
 from m3_connectors.index import AsyncIndex, Encoder
 from m3_connectors.methods import Weights, get_method, load_weights
 
@@ -67,7 +67,7 @@ def aconnect(
             docs/servers.md. Unknown ones are refused.
 
     Raises:
-        NotFound: No such collection, and ``create`` is false or there is no encoder.
+        CollectionNotFound: No such collection, and ``create`` is false or there is no encoder.
         ModelMismatch: The collection was written by another model than the encoder's.
         InvalidInput: An unusable URL, collection name, weights file or option.
         Unsupported: An option that only other stores take.
@@ -92,12 +92,12 @@ async def open_or_create(backend: Backend, new: Schema) -> Schema:
         AlreadyExists: The name is taken by something that cannot be opened.
         BackendError: The store failed.
     """
-    with contextlib.suppress(NotFound):
+    with contextlib.suppress(CollectionNotFound):
         return await backend.open()
     try:
         await backend.create(new)
     except AlreadyExists:
-        with contextlib.suppress(NotFound):
+        with contextlib.suppress(CollectionNotFound):
             return await backend.open()
         raise
     return new
@@ -122,7 +122,7 @@ async def _open(
         else:
             try:
                 schema = await backend.open()
-            except NotFound as error:
+            except CollectionNotFound as error:
                 if create:
                     error.args = (f"{error.args[0]}\n  Give connect an encoder, and it is made.",)
                 raise

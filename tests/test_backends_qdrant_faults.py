@@ -72,6 +72,28 @@ async def filled(directory: Path, world: World) -> EdgeBackend:
     return backend
 
 
+@pytest.mark.parametrize("what", ["a file", "a directory"])
+def test_what_is_no_collection_is_neither_opened_nor_taken(tmp_path: Path, what: str) -> None:
+    async def main() -> None:
+        home = tmp_path / "c"
+        if what == "a file":
+            home.touch()
+        else:
+            (home / "collections").mkdir(parents=True)
+        with pytest.raises(NotFound, match="no collection"):
+            await EdgeBackend(tmp_path, "c").open()
+        with pytest.raises(
+            AlreadyExists, match=f"c is {what} of something else.\n  Use another collection name"
+        ):
+            await EdgeBackend(tmp_path, "c").create(make_world(0).schema)
+        if what == "a directory":
+            with pytest.raises(NotFound, match=r"no m3\.json"):
+                await EdgeBackend(tmp_path, "c").drop()
+        assert home.exists()
+
+    run(main)
+
+
 def test_another_process_is_named_and_its_end_frees_the_data(tmp_path: Path) -> None:
     holder = start(
         """
@@ -91,10 +113,13 @@ def test_another_process_is_named_and_its_end_frees_the_data(tmp_path: Path) -> 
         assert holder.stdin is not None
         assert holder.stdout.readline() == "ready\n"
         for call in ("open", "drop"):
-            with pytest.raises(Busy, match=f"process {holder.pid} has {tmp_path} open") as caught:
+            with pytest.raises(
+                Busy, match=f'process {holder.pid} has collection "c" in {tmp_path} open'
+            ) as caught:
                 await getattr(EdgeBackend(tmp_path, "c"), call)()
             assert caught.value.retryable
             assert "wait for it to end" in str(caught.value)
+            assert "a server: qdrant+http://HOST:6333" in str(caught.value)
         with pytest.raises(AlreadyExists):
             await EdgeBackend(tmp_path, "c").create(make_world(0).schema)
         other = EdgeBackend(tmp_path, "another")
@@ -336,8 +361,8 @@ def test_kill_at_any_moment_keeps_every_acknowledged_document_once(tmp_path: Pat
     ("patch", "left"),
     [
         ("os.rename", "nothing"),
-        ("m3_connectors.backends.qdrant.shard._write_record", "nothing"),
-        ("m3_connectors.backends.qdrant.shard._sync", "a collection"),
+        ("m3_connectors.backends.qdrant.shard.write_record", "nothing"),
+        ("m3_connectors.backends.qdrant.shard.sync", "a collection"),
     ],
 )
 def test_a_kill_during_creation_leaves_all_or_nothing(tmp_path: Path, patch: str, left: str) -> None:

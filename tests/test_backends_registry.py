@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from m3_connectors import connect
 from m3_connectors.backends.memory import MemoryBackend
 from m3_connectors.backends.qdrant.edge import EdgeBackend
 from m3_connectors.backends.registry import backend_for
@@ -72,3 +73,86 @@ def test_a_missing_client_names_the_command_that_installs_it(monkeypatch: pytest
     monkeypatch.setitem(sys.modules, "qdrant_edge", None)
     with pytest.raises(MissingDependency, match=r'pip install "m3-connectors\[qdrant\]"'):
         backend_for("qdrant:./data")
+
+
+@pytest.mark.parametrize(
+    ("url", "server"),
+    [
+        ("qdrant:http://localhost:6333", "qdrant+http://localhost:6333"),
+        ("qdrant:https://cloud.example:6333/", "qdrant+https://cloud.example:6333/"),
+        ("QDRANT:HTTP://localhost:6333", "qdrant+http://localhost:6333"),
+        ("qdrant:http:/localhost:6333", "qdrant+http://localhost:6333"),
+        ("qdrant:grpc://localhost:6334", "qdrant+http://localhost:6334"),
+        ("qdrant:localhost:6333", "qdrant+http://localhost:6333"),
+        ("qdrant:[::1]:6333", "qdrant+http://[::1]:6333"),
+        ("qdrant://localhost:6333", "qdrant+http://localhost:6333"),
+        ("qdrant+localhost:6333", "qdrant+http://localhost:6333"),
+        ("qdrant+grpc://localhost:6334", "qdrant+http://localhost:6334"),
+        ("qdrant", "qdrant+http://HOST"),
+        ("qdrant://", "qdrant+http://HOST"),
+        ("milvus:https://host", "milvus+https://host"),
+        ("milvus:localhost:19530", "milvus+http://localhost:19530"),
+        ("milvus://localhost:19530", "milvus+http://localhost:19530"),
+        ("elasticsearch:http://localhost:9200", "elasticsearch+http://localhost:9200"),
+        ("elasticsearch://localhost:9200", "elasticsearch+http://localhost:9200"),
+        ("elasticsearch:localhost:9200", "elasticsearch+http://localhost:9200"),
+        ("HTTP://localhost:6333", "qdrant+http://localhost:6333, milvus+http://localhost:6333 or"),
+        ("localhost:6333", "qdrant+http://localhost:6333, milvus+http://localhost:6333 or"),
+        ("grpc://localhost:6334", "qdrant+http://localhost:6334, milvus+http://localhost:6334 or"),
+        ("qdrant:http://me:secret@localhost:6333", "qdrant+http://localhost:6333"),
+        ("qdrant:me:secret@localhost:6333", "qdrant+http://localhost:6333"),
+    ],
+)
+def test_a_server_in_another_spelling_is_refused_with_the_right_one(
+    url: str, server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InvalidInput) as caught:
+        backend_for(url)
+    assert f" {server}" in str(caught.value)
+    assert "secret" not in str(caught.value)
+    with pytest.raises(InvalidInput):
+        connect(url, create=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "url", ["qdrant:s3://bucket/x", "milvus:file:///data", "qdrant:/", "milvus://", "qdrant:///"]
+)
+def test_what_is_no_directory_is_refused_too(url: str) -> None:
+    with pytest.raises(InvalidInput, match=r"such as (qdrant:\./data|milvus:\./data)"):
+        backend_for(url)
+
+
+@pytest.mark.parametrize(
+    ("url", "directory"),
+    [
+        ("QDRANT:./data", "data"),
+        ("qdrant:./localhost:6333", "localhost:6333"),
+        ("qdrant:./http://localhost:6333", "http:/localhost:6333"),
+        ("qdrant:notes: of 2024", "notes: of 2024"),
+        ("qdrant:a:b", "a:b"),
+        ("qdrant:2024", "2024"),
+        ("qdrant:C:\\data", "C:\\data"),
+        ("qdrant:C:/data", "C:/data"),
+        ("qdrant:/srv/data:6333", "/srv/data:6333"),
+        ("qdrant:me@home", "me@home"),
+    ],
+)
+def test_directories_with_colons_are_directories(url: str, directory: str) -> None:
+    edge = backend_for(url)
+    assert isinstance(edge, EdgeBackend)
+    assert edge.directory == Path(directory)
+
+
+def test_a_directory_that_is_there_may_look_like_a_host(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "notes:2024").mkdir()
+    edge = backend_for("qdrant:notes:2024")
+    assert isinstance(edge, EdgeBackend)
+    (tmp_path / "http:" / "localhost:6333").mkdir(parents=True)
+    # It was made by a version that took the address for a directory: its data can still be had.
+    with pytest.raises(InvalidInput, match=r"A directory of that name is qdrant:\./http://localhost:6333\."):
+        backend_for("qdrant:http://localhost:6333")

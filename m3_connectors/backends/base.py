@@ -52,13 +52,14 @@ from typing import ClassVar
 import anyio.to_thread
 import numpy as np
 
-from m3_connectors.backends.capabilities import Capability, ServerInfo, require
+from m3_connectors.backends.capabilities import Capability, Remark, ServerInfo, require
 from m3_connectors.backends.checks import check_query, check_stored
+from m3_connectors.backends.listing import CollectionInfo
 from m3_connectors.backends.pooling import long_documents, pool_long
 from m3_connectors.backends.schema import Schema, Storage
 from m3_connectors.documents import Document, check_documents, check_id
 from m3_connectors.embeddings import Component, Float32, M3Embeddings
-from m3_connectors.errors import DocumentNotFound, InvalidInput
+from m3_connectors.errors import DocumentNotFound, InvalidInput, Unsupported
 from m3_connectors.filters import Filter
 from m3_connectors.methods import Method, rank
 from m3_connectors.search import Candidates, Deleted, Key, Lists, ScoredId, search
@@ -141,6 +142,20 @@ class Backend(abc.ABC):
             BackendError: It cannot be reached, or refuses the credentials.
         """
         return ServerInfo(self.name)
+
+    async def collections(self) -> list[CollectionInfo]:
+        """Every collection of the store, of other programs too, in any order and not counted; needs no collection.
+
+        Raises:
+            NotFound: There is no such directory.
+            Unsupported: This store cannot list.
+            BackendError: It cannot be reached, or the credentials do not allow it.
+        """
+        raise Unsupported(f"{self.name} cannot list its collections.\n  Name the one that you mean.")
+
+    async def remarks(self) -> tuple[Remark, ...]:
+        """What a user should know about the open collection."""
+        return ()
 
     # -- writing
 

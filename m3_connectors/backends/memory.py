@@ -12,6 +12,7 @@ import numpy as np
 
 from m3_connectors.backends.base import Backend, Schema
 from m3_connectors.backends.capabilities import Capability, refuse_unknown, require
+from m3_connectors.backends.listing import CollectionInfo
 from m3_connectors.documents import Document, canonical_metadata
 from m3_connectors.embeddings import Component, Float32, M3Embeddings
 from m3_connectors.errors import AlreadyExists, CollectionNotFound, DocumentNotFound
@@ -48,6 +49,9 @@ class MemoryBackend(Backend):
             require("memory:", cls.capabilities, [Capability.PERSISTENT])
         refuse_unknown("memory:", cls.capabilities, options)
         return cls(collection)
+
+    async def collections(self) -> list[CollectionInfo]:
+        return [] if self._created is None else [CollectionInfo(self.collection, self._created)]
 
     async def _create(self, schema: Schema) -> None:
         if self._created is not None:

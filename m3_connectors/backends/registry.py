@@ -6,10 +6,9 @@ import importlib
 import re
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import urlsplit
 
 from m3_connectors.backends.base import Backend
-from m3_connectors.backends.urls import shown
+from m3_connectors.backends.urls import split_url
 from m3_connectors.errors import InvalidInput, MissingDependency
 
 _ADAPTERS = {
@@ -49,18 +48,7 @@ def backend_for(
         Unsupported: The store does not take what is asked of it.
         MissingDependency: The adapter's client is not installed.
     """
-    scheme = urlsplit(url).scheme if isinstance(url, str) else ""
-    if scheme in ("http", "https"):
-        bare = shown(url)
-        forms = [f"{name}{bare[len(scheme) :]}" for name in _ADAPTERS if name.endswith(f"+{scheme}")]
-        raise InvalidInput(
-            f"{bare} does not say which store it is.\n  Use {', '.join(forms[:-1])} or {forms[-1]}."
-        )
-    if scheme not in _ADAPTERS:
-        raise InvalidInput(
-            f"{(shown(url) if isinstance(url, str) else url)!r} names no store: use one of "
-            f"{', '.join(f'{name}:' for name in _ADAPTERS)}, such as qdrant:./data."
-        )
+    scheme, url = split_url(url, tuple(_ADAPTERS))
     _check_collection(collection)
     module, _, name = _ADAPTERS[scheme].partition(":")
     try:

@@ -118,6 +118,9 @@ def _files(root: Path) -> list[Path]:
 
 def allocated_bytes(path: Path) -> int:
     """What a file takes: of one with holes less than its length."""
-    status = path.stat()
+    try:
+        status = path.stat()
+    except FileNotFoundError:  # removed by the store just now
+        return 0
     blocks = getattr(status, "st_blocks", None)
     return status.st_size if blocks is None or os.name != "posix" else 512 * int(blocks)

@@ -12,9 +12,11 @@ import typer
 
 from m3_connectors import __version__
 from m3_connectors.cli.bench import bench
+from m3_connectors.cli.collections import collections
 from m3_connectors.cli.compare import compare
 from m3_connectors.cli.console import err, escape_what_cannot_be_printed, lines_of, logged, out
 from m3_connectors.cli.doctor import doctor
+from m3_connectors.cli.documents import delete, get
 from m3_connectors.cli.encode import encode
 from m3_connectors.cli.evaluate import evaluate
 from m3_connectors.cli.explain import explain
@@ -56,6 +58,9 @@ def _options(
 app.command()(index)
 app.command()(search)
 app.command()(explain)
+app.command()(collections)
+app.command()(get)
+app.command()(delete)
 app.command("eval")(evaluate)
 app.command()(compare)
 app.command()(tune)

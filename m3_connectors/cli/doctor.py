@@ -24,7 +24,7 @@ from m3_connectors.cli.console import lines_of, plural, print_json, print_table
 from m3_connectors.cli.opening import DEFAULT_MODEL, MISMATCH_ADVICE, find_model, how_to_fill, load_encoder
 from m3_connectors.cli.options import Collection, Debug, Json, Model, check_store
 from m3_connectors.embeddings import ModelInfo
-from m3_connectors.errors import M3Error, ModelMismatch, NotFound
+from m3_connectors.errors import M3Error, ModelMismatch, NotFound, Rejected, Unauthorised, Unsupported
 
 _PACKAGES = {
     "torch": None,
@@ -190,6 +190,7 @@ async def _look(url: str, collection: str) -> _Store:
     try:
         with anyio.fail_after(seconds):
             await _look_at_server(backend, found)
+            await _look_at_collections(backend, found)
             await _look_at_collection(backend, found, url)
     except M3Error as error:
         found.findings.append(_problem("collection" if found.findings else shown(url), error))
@@ -220,6 +221,30 @@ async def _look_at_server(backend: Backend, found: _Store) -> None:
         found.findings.append(Finding("store", remark.what, level, remark.remedy))
 
 
+async def _look_at_collections(backend: Backend, found: _Store) -> None:
+    """What else is there; not being allowed to ask is no fault."""
+    try:
+        listed = sorted(await backend.collections(), key=lambda one: one.name)
+    except NotFound:
+        return
+    except (Unauthorised, Rejected, Unsupported) as error:
+        found.findings.append(dataclasses.replace(_problem("collections", error), level="note"))
+        return
+    names = [one.name for one in listed if one.is_ours]
+    others = len(listed) - len(names)
+    value = ", ".join(names) or "none of m3-connectors"
+    found.findings.append(
+        Finding("collections", value + (f" (and {others:,} of other programs)" if others else ""))
+    )
+    found.findings += [
+        Finding(
+            "collections", f"{one.name}: {one.problem}", "problem", "Index its documents again, elsewhere."
+        )
+        for one in listed
+        if one.is_ours and one.problem
+    ]
+
+
 async def _look_at_collection(backend: Backend, found: _Store, url: str) -> None:
     try:
         schema = await backend.open()
@@ -244,6 +269,10 @@ async def _look_at_collection(backend: Backend, found: _Store, url: str) -> None
     else:
         read = "one document with its vectors" if count else "nothing yet"
         found.findings.append(Finding("read back", read))
+    found.findings += [
+        Finding("collection", remark.what, "problem" if remark.is_problem else "note", remark.remedy)
+        for remark in await backend.remarks()
+    ]
 
 
 async def _read_one(backend: Backend) -> None:

@@ -25,6 +25,7 @@ from m3_connectors.backends.elasticsearch.mapping import (
     alias_of,
     first_index_of,
     index_body,
+    listed,
     our_index,
     read_schema,
 )
@@ -34,6 +35,7 @@ from m3_connectors.backends.elasticsearch.reading import Known, Reader, blobs_of
 from m3_connectors.backends.elasticsearch.server import check_version, server_info
 from m3_connectors.backends.elasticsearch.writing import Refresh, Writer
 from m3_connectors.backends.endpoint import Endpoint
+from m3_connectors.backends.listing import CollectionInfo
 from m3_connectors.backends.together import together
 from m3_connectors.documents import Document
 from m3_connectors.embeddings import Component, Float32, M3Embeddings
@@ -117,6 +119,18 @@ class ElasticsearchBackend(Backend):
 
     async def server(self) -> ServerInfo:
         return await server_info(self._connection, self._alias)
+
+    async def collections(self) -> list[CollectionInfo]:
+        # Closed and hidden ones too; what is not ours is named by its index.
+        answer = await self._connection.request(
+            "list",
+            "GET",
+            "/_all",
+            None,
+            expand_wildcards="open,closed",
+            filter_path="*.aliases,*.mappings._meta",
+        )
+        return listed(answer)
 
     # -- the collection
 

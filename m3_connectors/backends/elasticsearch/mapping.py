@@ -7,11 +7,13 @@ another index behind the alias.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from m3_connectors.backends.base import Schema
 from m3_connectors.backends.elasticsearch.filters import DATES, NUMBERS, TERMS
+from m3_connectors.backends.listing import CollectionInfo
 from m3_connectors.errors import CollectionNotFound, Corrupt, InvalidInput, Rejected
 
 BACKEND = "elasticsearch"
@@ -119,6 +121,24 @@ def our_index(answer: Mapping[str, Any], collection: str, operation: str) -> str
             f'the index "{name}" was not made by m3-connectors.\n  Use another collection name.', **where
         )
     return name
+
+
+def listed(answer: Mapping[str, Any]) -> list[CollectionInfo]:
+    """The collections of a server, from the answer to ``GET /_all``; another program's index by its own name."""
+    found: dict[str, CollectionInfo] = {}
+    for index, described in answer.items():
+        record = described.get("mappings", {}).get("_meta", {}).get(_META)
+        for alias in described.get("aliases", {}) if record else ():
+            name = _collection_of(alias)
+            found[name] = CollectionInfo.read(name, lambda record=record: Schema.from_json(record))  # type: ignore[misc]
+        if record is None and not index.startswith("."):  # Elasticsearch's own begin with a dot
+            found[index] = CollectionInfo.other(index)
+    return list(found.values())
+
+
+def _collection_of(alias: str) -> str:
+    """The collection of an alias: the inverse of ``alias_of``."""
+    return re.sub(r"([a-z])\+", lambda found: found[1].upper(), alias)
 
 
 def read_schema(answer: Mapping[str, Any], collection: str) -> Schema:

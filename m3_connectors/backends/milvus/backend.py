@@ -15,6 +15,7 @@ import numpy as np
 from m3_connectors.backends.base import Backend, Candidates, Lists, Schema
 from m3_connectors.backends.capabilities import Capability, ServerInfo, refuse_unknown
 from m3_connectors.backends.endpoint import Endpoint
+from m3_connectors.backends.listing import CollectionInfo
 from m3_connectors.backends.milvus import collection as collections
 from m3_connectors.backends.milvus import layout as layouts
 from m3_connectors.backends.milvus.client import Connection
@@ -31,7 +32,7 @@ from m3_connectors.backends.together import Shared, together
 from m3_connectors.backends.urls import shown
 from m3_connectors.documents import Document
 from m3_connectors.embeddings import Component, M3Embeddings
-from m3_connectors.errors import CollectionNotFound, InvalidInput
+from m3_connectors.errors import CollectionNotFound, InvalidInput, NotFound
 from m3_connectors.filters import Filter
 from m3_connectors.search import Key
 
@@ -138,6 +139,11 @@ class MilvusBackend(Backend):
         if self._is_nowhere():
             return nothing_there(self._where)
         return await server_info(await self._connection(), self._where, stored_name(self.collection))
+
+    async def collections(self) -> list[CollectionInfo]:
+        if self._is_nowhere():
+            raise NotFound(f"there is nothing at {self._where}.", backend=self.name, operation="list")
+        return await collections.listed(await self._connection())
 
     # -- the collection
 

@@ -11,6 +11,7 @@ import anyio
 from pymilvus.milvus_client.index import IndexParams
 
 from m3_connectors.backends.base import Schema
+from m3_connectors.backends.listing import CollectionInfo
 from m3_connectors.backends.milvus import layout as layouts
 from m3_connectors.backends.milvus.client import Connection
 from m3_connectors.backends.milvus.errors import BACKEND
@@ -121,6 +122,18 @@ async def opened(connection: Connection, collection: str, dense_index: str) -> L
         await _indexed(connection, layout.parts_name, layouts.part_indexes())
         await connection.call("open", "load_collection", layout.parts_name)
     return layout
+
+
+async def listed(connection: Connection) -> list[CollectionInfo]:
+    """Every collection of the database; parts of long documents are none of their own."""
+    found = []
+    for name in await connection.call("list", "list_collections"):
+        with contextlib.suppress(CollectionNotFound):  # dropped since
+            described = await connection.call("list", "describe_collection", name)
+            info = layouts.listed(name, described)
+            if info is not None:
+                found.append(info)
+    return found
 
 
 async def drop(connection: Connection, collection: str) -> None:

@@ -17,6 +17,7 @@ from pymilvus import CollectionSchema, DataType, MilvusClient
 from pymilvus.milvus_client.index import IndexParams
 
 from m3_connectors.backends.base import Schema
+from m3_connectors.backends.listing import CollectionInfo
 from m3_connectors.backends.milvus.errors import BACKEND
 from m3_connectors.backends.milvus.naming import MAX_KEY_BYTES, PARTS, stored_name
 from m3_connectors.errors import Corrupt, Rejected
@@ -185,6 +186,21 @@ def read_schema(collection: str, described: Mapping[str, Any]) -> Schema:
             operation="open",
         )
     return Schema.from_json(schema)
+
+
+def listed(name: str, described: Mapping[str, Any]) -> CollectionInfo | None:
+    """How a collection is listed; None for one that holds the parts of another.
+
+    Args:
+        name: Of the collection in Milvus.
+        described: The answer of ``describe_collection``.
+    """
+    record = _recorded(described)
+    if isinstance(record, dict) and "parts_of" in record:
+        return None
+    if not isinstance(record, dict) or not isinstance(record.get("collection"), str):
+        return CollectionInfo.other(name)
+    return CollectionInfo.read(record["collection"], lambda: Schema.from_json(record["schema"]))
 
 
 def read_layout(collection: str, described: Mapping[str, Any], dense_index: str) -> Layout:

@@ -14,9 +14,11 @@ import numpy as np
 import qdrant_edge as engine
 
 from m3_connectors.backends.base import Backend, Candidates, Lists, Schema, ScoredId
-from m3_connectors.backends.capabilities import Capability, ServerInfo, refuse_unknown
+from m3_connectors.backends.capabilities import Capability, Remark, ServerInfo, refuse_unknown
+from m3_connectors.backends.listing import CollectionInfo
 from m3_connectors.backends.qdrant.failures import BACKEND
 from m3_connectors.backends.qdrant.filters import edge_filter
+from m3_connectors.backends.qdrant.home import collections_in
 from m3_connectors.backends.qdrant.points import ID, PointId, document_of, payloads, point_id, stored, vectors
 from m3_connectors.backends.qdrant.ranking import EdgeAnswers, at_once, key_of
 from m3_connectors.backends.qdrant.shard import Shard
@@ -35,6 +37,12 @@ _BATCH_BYTES = 8 * 2**20
 
 _WRITE_FACTOR = 3
 """Disk that a write may need for its own size: in the log, in the storage, and around them."""
+
+_DELETION_BYTES = 64
+"""What the deletion of one document adds to the log."""
+
+_REMARKABLE_BYTES = 10**6
+"""Of deleted documents: less is not worth a line."""
 
 _PAGE = 1000
 
@@ -82,7 +90,8 @@ class EdgeBackend(Backend):
 
         Until then every dense list is an exact scan. Afterwards lists are approximate unless ``exact`` is asked,
         and faster for large collections. The engine blocks the whole process meanwhile, for a few milliseconds
-        a document, and needs as much free disk as the collection takes.
+        a document, and needs as much free disk as the collection takes. The graph is left behind when the space of
+        deleted documents is reclaimed, which happens by itself once half of the data is theirs.
 
         Raises:
             StorageFull: There is less free disk than that; nothing was changed.
@@ -90,11 +99,25 @@ class EdgeBackend(Backend):
         shard = self._opened()
         shard.check_space(shard.size_bytes(), "optimize")
 
-        def optimized(edge: engine.EdgeShard) -> None:
-            edge.optimize()
-            edge.flush()  # the old segments stay on disk until then
+        await self._run("optimize", shard.optimize)
 
-        await self._run("optimize", optimized)
+    async def collections(self) -> list[CollectionInfo]:
+        return await anyio.to_thread.run_sync(collections_in, self.directory)
+
+    async def remarks(self) -> tuple[Remark, ...]:
+        usage = await self._run("describe", self._opened().usage)
+        if usage.reclaimable_bytes < _REMARKABLE_BYTES:
+            return ()
+        megabytes, all_megabytes = usage.reclaimable_bytes / 1e6, usage.size_bytes / 1e6
+        what = (
+            f"about {megabytes:,.0f} of {all_megabytes:,.0f} MB can be reclaimed "
+            f"({usage.deleted:,} deleted documents, {usage.live:,} live)"
+        )
+        remedy = (
+            "That happens by itself once half is deleted, in a program that keeps the index open and writes; "
+            "Index.optimize() does it at once."
+        )
+        return (Remark(what, remedy, is_problem=False),)
 
     # -- the collection
 
@@ -131,29 +154,30 @@ class EdgeBackend(Backend):
         def write(edge: engine.EdgeShard) -> None:
             shard.check_space(_WRITE_FACTOR * size_bytes, "upsert")
             points = shard.layout.points(documents, embeddings)
-            edge.update(engine.UpdateOperation.upsert_points(points))
-            shard.wrote(edge, size_bytes)
+            shard.update(edge, engine.UpdateOperation.upsert_points(points), len(points), size_bytes)
 
         await self._run("upsert", write)
 
     async def _delete(self, ids: Sequence[str]) -> int:
-        points = [point_id(id) for id in dict.fromkeys(ids)]
+        shard, points = self._opened(), [point_id(id) for id in dict.fromkeys(ids)]
 
         def delete(edge: engine.EdgeShard) -> int:
             there = stored(edge, points)
             if there:
-                edge.update(engine.UpdateOperation.delete_points(list(there)))
+                operation = engine.UpdateOperation.delete_points(list(there))
+                shard.update(edge, operation, len(there), _DELETION_BYTES * len(there))
             return len(there)
 
         return await self._run("delete", delete)
 
     async def _delete_where(self, filter: Filter) -> int:
-        condition = edge_filter(filter)
+        shard, condition = self._opened(), edge_filter(filter)
 
         def delete(edge: engine.EdgeShard) -> int:
             there = edge.count(engine.CountRequest(exact=True, filter=condition))
             if there:
-                edge.update(engine.UpdateOperation.delete_points_by_filter(condition))
+                operation = engine.UpdateOperation.delete_points_by_filter(condition)
+                shard.update(edge, operation, there, _DELETION_BYTES * there)
             return there
 
         return await self._run("delete", delete)

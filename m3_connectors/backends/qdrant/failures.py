@@ -67,7 +67,10 @@ def _engine_error(text: str, operation: str, home: Path) -> BackendError:
         return StorageFull(_full(home, 0), backend=BACKEND, operation=operation)
     if "wouldblock" in lower:
         return Busy(
-            f"another program has {home} open.\n  Close it there.", backend=BACKEND, operation=operation
+            f'another program has collection "{home.name}" in {home.parent} open.\n'
+            "  Close it there, or use a server (qdrant+http://HOST:6333) from several programs.",
+            backend=BACKEND,
+            operation=operation,
         )
     if operation == "open" or "out of bounds" in lower or "deserialize" in lower:
         return Corrupt(broken(text, home), backend=BACKEND, operation=operation)

@@ -66,12 +66,14 @@ class ProcessLock:
 
 
 def _busy(path: Path, holder: str) -> str:
+    what = f'collection "{path.name.removeprefix(".").removesuffix(".lock")}" in {path.parent}'
     if holder == str(os.getpid()):
-        return f"this process has {path.parent} open already.\n  Use that index, or close it first."
+        return f"this process has {what} open already.\n  Use that index, or close it first."
     who = f"process {holder}" if holder else "another process"
     return (
-        f"{who} has {path.parent} open, and the engine allows one at a time.\n"
-        "  Close it there, or wait for it to end."
+        f"{who} has {what} open, and a directory can be used by one process at a time.\n"
+        "  Close it there, or wait for it to end. Several processes (web workers, say) need a server: "
+        "qdrant+http://HOST:6333."
     )
 
 

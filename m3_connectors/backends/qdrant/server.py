@@ -6,6 +6,7 @@ server's own; a document whose multi-vector had to be split is scored row by row
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -18,6 +19,7 @@ from m3_connectors.backends.base import Backend, Candidates, Lists, Schema
 from m3_connectors.backends.capabilities import Capability, ServerInfo
 from m3_connectors.backends.chunks import by_bytes, by_count
 from m3_connectors.backends.endpoint import Endpoint
+from m3_connectors.backends.listing import CollectionInfo
 from m3_connectors.backends.qdrant.layout import Layout
 from m3_connectors.backends.qdrant.payload import ID, document_of
 from m3_connectors.backends.qdrant.server_collection import (
@@ -134,6 +136,22 @@ class QdrantBackend(Backend):
         await self._connection.connect()
         # The greeting is given to anyone; this is not.
         return server_info(self._connection, await self._info("describe"))
+
+    async def collections(self) -> list[CollectionInfo]:
+        await self._connection.connect()
+        client = self._connection.client
+        answer = await self._connection.call("list", client.get_collections)
+        found = []
+        for name in [one.name for one in answer.collections]:
+            with contextlib.suppress(CollectionNotFound):  # dropped since
+                info = await self._connection.call("list", functools.partial(client.get_collection, name))
+                ours = METADATA_KEY in (info.config.metadata or {})
+                found.append(
+                    CollectionInfo.read(name, functools.partial(check_ours, info, name, "list"))
+                    if ours
+                    else CollectionInfo.other(name)
+                )
+        return found
 
     async def optimize(self) -> None:
         """Wait until the server has built its graphs, which it does by itself after writes; an hour at most."""

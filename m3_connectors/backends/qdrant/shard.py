@@ -2,8 +2,9 @@
 
 The layout of ``DIRECTORY`` for a collection NAME::
 
-    NAME/m3.json     the schema; written last, so a directory that has it holds a whole collection
-    NAME/shard/      the engine's files
+    NAME/m3.json     the schema, and which shard counts; written last, so a directory that has it holds a whole
+                     collection, and replaced in one step when another shard takes over
+    NAME/shard/      the engine's files; after deletions were reclaimed in NAME/shard-*/, of which the record names one
     .NAME.lock       who has it open
     .NAME~*.tmp      something being made or removed; left by a killed process, cleared by the next
 """
@@ -12,10 +13,11 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import json
+import logging
 import os
 import shutil
 import threading
+import time
 import uuid
 import weakref
 from collections.abc import Callable, Iterator
@@ -27,12 +29,30 @@ import anyio.to_thread
 import qdrant_edge as engine
 
 from m3_connectors.backends.base import Schema
-from m3_connectors.backends.qdrant.failures import BACKEND, broken, check_space, first_line, translated
+from m3_connectors.backends.qdrant.failures import BACKEND, check_space, first_line, translated
+from m3_connectors.backends.qdrant.home import (
+    FIRST_SHARD,
+    check_absent,
+    check_directory,
+    no_collection,
+    read_record,
+    remove_other_shards,
+    sync,
+    write_record,
+)
 from m3_connectors.backends.qdrant.lock import ProcessLock
 from m3_connectors.backends.qdrant.points import Layout
-from m3_connectors.errors import AlreadyExists, BackendError, Busy, CollectionNotFound, Corrupt
+from m3_connectors.backends.qdrant.reclaim import CHECK_POINTS, Copy, Usage, size_bytes
+from m3_connectors.errors import BackendError, Busy, CollectionNotFound, Corrupt, M3Error
 
 T = TypeVar("T")
+
+_LOG = logging.getLogger(__name__)
+
+_CLOSING_SECONDS = 3.0
+"""A copy that is whole after so long is finished when its shard is closed: programs that are short, but run often,
+would otherwise never finish one."""
+
 
 _FLUSH_BYTES = 64 * 2**20
 """Vectors written between two flushes: bounds what the log must replay after a kill."""
@@ -45,12 +65,20 @@ class Shard:
 
     The engine holds Python's interpreter lock during a call, so a worker thread keeps the order but does not
     keep other Python threads (an event loop among them) running.
+
+    Once half of the data is garbage, a thread of its own copies what is live to another shard (see ``reclaim``).
     """
 
-    def __init__(self, home: Path, schema: Schema, lock: ProcessLock, shard: engine.EdgeShard) -> None:
+    def __init__(self, home: Path, schema: Schema, name: str, lock: ProcessLock) -> None:
         self.layout = Layout.of(schema)
         self._home = home
-        self._shard: engine.EdgeShard | None = shard
+        self._directory = home / name
+        self._shard: engine.EdgeShard | None = _load(self._directory)
+        self._copy: Copy | None = None
+        self._reclaiming: threading.Thread | None = None
+        self._ended = threading.Event()
+        self._touched = 0  # points, since garbage was last measured
+        self._places = 0
         self._lock = lock  # after the shard, so that a forgotten one is destroyed before it is unlocked
         self._process = os.getpid()
         self._fault = ""
@@ -72,21 +100,22 @@ class Shard:
         """
         home = directory / collection
         with translated("create", home):
-            _check_absent(home)
+            check_directory(directory)
+            check_absent(home)
             directory.mkdir(parents=True, exist_ok=True)
             check_space(directory, 0, "create")
             with _locked(directory, collection, "create") as lock:
-                _check_absent(home)  # nor made by another process just now
+                check_absent(home)  # nor made by another process just now
                 partial = _temporary(directory, collection)
                 try:
                     (partial / "shard").mkdir(parents=True)
                     engine.EdgeShard.create(str(partial / "shard"), Layout.of(schema).edge_config()).close()
-                    _write_record(partial, schema)
+                    write_record(partial, schema, FIRST_SHARD)
                     os.rename(partial, home)
                 finally:
                     shutil.rmtree(partial, ignore_errors=True)
-                _sync(directory)
-                return cls(home, schema, lock, _load(home))
+                sync(directory)
+                return cls(home, schema, FIRST_SHARD, lock)
 
     @classmethod
     def open(cls, directory: Path, collection: str) -> Shard:
@@ -99,12 +128,15 @@ class Shard:
         """
         home = directory / collection
         with translated("open", home):
+            check_directory(directory)
             if not home.is_dir():
                 raise CollectionNotFound(
                     f"there is no collection at {home}.", backend=BACKEND, operation="open"
                 )
             with _locked(directory, collection, "open") as lock:
-                return cls(home, _read_record(home), lock, _load(home))
+                schema, name = read_record(home)
+                remove_other_shards(home, name)
+                return cls(home, schema, name, lock)
 
     @staticmethod
     def drop(directory: Path, collection: str) -> None:
@@ -114,7 +146,7 @@ class Shard:
             return
         with translated("drop", home):
             if not (home / "m3.json").exists():
-                raise _no_collection(home, "drop")
+                raise no_collection(home, "drop")
             lock = ProcessLock(directory / f".{collection}.lock", operation="drop")
             try:
                 # Renamed first: a process killed in the middle leaves no half of a collection.
@@ -151,14 +183,120 @@ class Shard:
 
     def size_bytes(self) -> int:
         """What the collection takes on disk."""
-        return sum(_allocated_bytes(path) for path in self._home.rglob("*"))
+        return size_bytes(self._home)
 
-    def wrote(self, shard: engine.EdgeShard, size_bytes: int) -> None:
-        """Note a write; flush when enough has come together. For calls that ``run`` makes."""
+    def usage(self, edge: engine.EdgeShard) -> Usage:
+        """How much of the data is garbage. For calls that ``run`` makes."""
+        self._flush(edge)
+        return Usage.of(self._directory, edge)
+
+    def update(
+        self, edge: engine.EdgeShard, operation: engine.UpdateOperation, points: int, size_bytes: int
+    ) -> None:
+        """Write, and flush when enough has come together. For calls that ``run`` makes.
+
+        Args:
+            edge: The shard, as ``run`` gives it.
+            operation: What to write.
+            points: Documents that it writes or deletes.
+            size_bytes: What is written.
+        """
+        edge.update(operation)
+        if self._copy is not None:
+            # Whatever goes wrong there: the write itself is done, in the shard that counts.
+            with self._or_give_up():
+                self._copy.update(operation, size_bytes)
         self._unflushed_bytes += size_bytes
-        if self._unflushed_bytes >= _FLUSH_BYTES:
-            shard.flush()
-            self._unflushed_bytes = 0
+        self._touched += points
+        enough = max(CHECK_POINTS, self._places // 8)
+        if self._unflushed_bytes >= _FLUSH_BYTES or self._touched >= enough:
+            self._flush(edge)
+            if self._copy is None:
+                self._reclaim_if_due(edge)
+
+    def optimize(self, edge: engine.EdgeShard) -> None:
+        """Rewrite everything at once. For calls that ``run`` makes."""
+        self._stop_copying()
+        edge.optimize()
+        self._flush(edge)  # the old segments stay on disk until then
+
+    def _flush(self, edge: engine.EdgeShard) -> None:
+        edge.flush()
+        self._unflushed_bytes = 0
+
+    # -- reclaiming; all but _reclaim within a call that ``run`` makes, so that nothing else happens meanwhile
+
+    def _reclaim_if_due(self, edge: engine.EdgeShard) -> None:
+        with self._or_give_up():
+            usage = Usage.of(self._directory, edge)
+            self._touched, self._places = 0, usage.places
+            if not usage.due:
+                return
+            home = self._home  # the copy must not know this object, which may be forgotten while it goes on
+            self._copy = Copy(home, self.layout, usage, lambda *asked: check_space(home, *asked))
+            # Nor must the thread.
+            arguments = (weakref.ref(self), self._copy, self._ended)
+            self._reclaiming = threading.Thread(
+                target=_reclaim, args=arguments, name="m3-reclaim", daemon=True
+            )
+            self._reclaiming.start()
+
+    def _reclaim_page(self, copy: Copy) -> float | None:
+        """Copy a page when it is our turn; how many seconds that took, None if there is no more to do."""
+        left = None
+        with self._turn:
+            if self._copy is not copy or self._shard is None or self._fault:
+                return None
+            began = time.perf_counter()
+            with self._or_give_up():
+                if not copy.step(self._shard):
+                    return time.perf_counter() - began
+                left = self._take_over(copy)
+        if left is not None:
+            shutil.rmtree(left, ignore_errors=True)
+        return None
+
+    def _take_over(self, copy: Copy) -> Path:
+        """Let the copy, which is whole, be the shard that counts; the directory of the old one, for removal."""
+        write_record(self._home, self.layout.schema, copy.directory.name)
+        old, self._shard = self._shard, copy.shard
+        left, self._directory = self._directory, copy.directory
+        self._copy, self._unflushed_bytes = None, 0
+        assert old is not None
+        old.close()
+        # Removed only when a power cut cannot bring its name back; where that cannot be had, at the next opening.
+        sync(self._home)
+        return left
+
+    @contextlib.contextmanager
+    def _or_give_up(self) -> Iterator[None]:
+        """Let nothing that goes wrong in reclaiming reach a caller, who did not ask for it."""
+        try:
+            with translated("reclaim", self._home):
+                yield
+        except Exception as error:  # noqa: BLE001 (it is logged, and the collection goes on with its garbage)
+            _LOG.warning(
+                "%s: the space of deleted documents is not reclaimed: %s", self._home, first_line(error)
+            )
+            self._stop_copying()
+
+    def _stop_copying(self) -> None:
+        copy, self._copy = self._copy, None
+        if copy is not None:
+            with contextlib.suppress(M3Error), translated("reclaim", self._home):
+                copy.discard()
+
+    def _end_copying(self) -> None:
+        """Bring a copy to its end that is nearly there; leave any other one."""
+        with self._or_give_up():
+            while self._copy is not None and self._shard is not None and not self._fault:
+                if self._copy.seconds_left > _CLOSING_SECONDS:
+                    break
+                if self._copy.step(self._shard):
+                    shutil.rmtree(self._take_over(self._copy), ignore_errors=True)
+        self._stop_copying()
+
+    # -- the end
 
     async def close(self) -> None:
         """Flush, close and unlock; a second call does nothing."""
@@ -166,21 +304,27 @@ class Shard:
             await anyio.to_thread.run_sync(self._close, limiter=self._limiter)
 
     def _close(self) -> None:
-        with self._turn:
-            shard, self._shard = self._shard, None
-            try:
+        self._ended.set()
+        try:
+            with self._turn:
+                self._end_copying()
+                shard, self._shard = self._shard, None
                 if shard is not None and not self._fault:
                     with translated("close", self._home):
                         shard.flush()
                         shard.close()
-            finally:
-                self._lock.release()
+            if self._reclaiming is not None:
+                self._reclaiming.join()
+        finally:
+            self._lock.release()
 
     def abandon(self) -> None:
         """In a forked child: leave the shard to the parent, even when this process ends."""
         if self._shard is not None:
             # Destroying the engine's object flushes, in the middle of the parent's work: never let it happen.
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._shard))
+            if self._copy is not None:
+                ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._copy.shard))
             self._lock.abandon()
 
     def _check(self, operation: str) -> engine.EdgeShard:
@@ -205,6 +349,16 @@ class Shard:
         return self._shard
 
 
+def _reclaim(shard: weakref.ref[Shard], copy: Copy, ended: threading.Event) -> None:
+    """Copy page after page; in a thread of its own."""
+    pause_seconds: float | None = 0.0
+    while pause_seconds is not None and not ended.wait(pause_seconds):
+        owner = shard()
+        # A pause as long as the page took: half of the time is left to others.
+        pause_seconds = owner._reclaim_page(copy) if owner else None
+        del owner
+
+
 def _after_fork_in_child() -> None:
     for shard in list(_OPEN):
         shard.abandon()
@@ -227,54 +381,8 @@ def _temporary(directory: Path, collection: str) -> Path:
     return directory / f".{collection}~{uuid.uuid4().hex}.tmp"
 
 
-def _write_record(home: Path, schema: Schema) -> None:
-    with open(home / "m3.json", "w", encoding="utf-8") as file:
-        json.dump(schema.to_json(), file, indent=1, ensure_ascii=False)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _read_record(home: Path) -> Schema:
-    try:
-        return Schema.from_json(json.loads((home / "m3.json").read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        raise _no_collection(home, "open") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise Corrupt(broken(f"m3.json: {error}", home), backend=BACKEND, operation="open") from error
-
-
-def _no_collection(home: Path, operation: str) -> CollectionNotFound:
-    message = (
-        f"{home} is no collection of m3-connectors: it has no m3.json.\n  Use another directory or name."
-    )
-    return CollectionNotFound(message, backend=BACKEND, operation=operation)
-
-
-def _load(home: Path) -> engine.EdgeShard:
-    return engine.EdgeShard.load(str(home / "shard"))
-
-
-def _sync(directory: Path) -> None:
-    """Make a rename in this directory survive a power cut, where the system lets directories be synced."""
-    if os.name == "posix":
-        handle = os.open(directory, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
-def _check_absent(home: Path) -> None:
-    if home.exists():
-        message = f"{home} is there.\n  Open it, drop it, or use another collection name."
-        raise AlreadyExists(message, backend=BACKEND, operation="create")
-
-
-def _allocated_bytes(path: Path) -> int:
-    status = path.stat()
-    blocks = getattr(status, "st_blocks", None)
-    # The engine makes large files with holes: what they take is less than their length.
-    return status.st_size if blocks is None else 512 * blocks
+def _load(directory: Path) -> engine.EdgeShard:
+    return engine.EdgeShard.load(str(directory))
 
 
 _OPEN: weakref.WeakSet[Shard] = weakref.WeakSet()

@@ -1,0 +1,168 @@
+"""Space that deleted documents take: how much it is, and the copy of a shard that leaves them behind.
+
+The engine only marks a deleted document; its vectors stay in the files, and what is added afterwards takes new space.
+The engine's own remedy (``optimize``) blocks the whole process for as long as it takes. So the live documents are
+copied to a new shard beside the old one, a page at a time, and between two pages searches and writes have their turn.
+Writes go to both shards meanwhile, so the copy is whole when its last page is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+import qdrant_edge as engine
+
+from m3_connectors.backends.qdrant.points import Layout, PointId
+
+CHECK_POINTS = 1000
+"""Documents written or deleted before garbage is measured; more in a large collection, where it matters less."""
+
+LEAST_BYTES = 16 * 2**20
+"""Less garbage than this is left where it is."""
+
+_PAGE_BYTES, _MOST_PAGE_BYTES = 2**19, 2**23
+"""Of vectors and text in one page. The smaller one takes the engine 20 ms, in which no search can run. Behind a larger
+write, which took as long, a page is as large as that: so the copy keeps up with whoever writes without a pause."""
+
+_MOST_POINTS = 256
+_FLUSH_BYTES = 64 * 2**20
+_VERSION_BYTES = 8
+"""Of each place for a document in a segment's ``*id_tracker.versions``, whether or not it was deleted since."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Usage:
+    """What a shard's files hold, as of its last flush.
+
+    Attributes:
+        live: Documents.
+        places: Places that documents take or took.
+        size_bytes: Of the data on disk, without the log.
+    """
+
+    live: int
+    places: int
+    size_bytes: int
+
+    @classmethod
+    def of(cls, directory: Path, edge: engine.EdgeShard) -> Usage:
+        """The usage of a shard that was just flushed."""
+        segments = directory / "segments"
+        places = sum(path.stat().st_size for path in segments.glob("*/*id_tracker.versions"))
+        live = edge.count(engine.CountRequest(exact=True))
+        return cls(live, max(live, places // _VERSION_BYTES), size_bytes(segments))
+
+    @property
+    def deleted(self) -> int:
+        """Places of deleted documents."""
+        return self.places - self.live
+
+    @property
+    def reclaimable_bytes(self) -> int:
+        """About what these take."""
+        return self.size_bytes * self.deleted // self.places if self.places else 0
+
+    @property
+    def due(self) -> bool:
+        """Half of the data is garbage: then copying costs no more than what was deleted had cost to write."""
+        return self.deleted >= self.live and self.reclaimable_bytes >= LEAST_BYTES
+
+
+class Copy:
+    """A new shard that takes over what is live in another one.
+
+    Attributes:
+        directory: Of the new shard.
+        shard: It, open; whole once ``step`` returned True.
+    """
+
+    def __init__(
+        self, home: Path, layout: Layout, usage: Usage, check_space: Callable[[int, str], None]
+    ) -> None:
+        """An empty shard.
+
+        Args:
+            home: Of the collection; the new shard lies in it.
+            layout: Of the collection.
+            usage: Of the shard that is copied.
+            check_space: Raises StorageFull if so many bytes do not fit.
+
+        Raises:
+            StorageFull: There is no room for the live documents.
+        """
+        live_bytes = usage.size_bytes - usage.reclaimable_bytes
+        check_space(live_bytes, "reclaim")
+        self._check_space = check_space
+        self._point_bytes = live_bytes // max(1, usage.live) + 1
+        self._live, self._copied, self._seconds = usage.live, 0, 0.0
+        self._offset: PointId | None = None
+        self._owed_bytes = self._unflushed_bytes = 0
+        self.directory = home / f"shard-{uuid.uuid4().hex}"
+        self.directory.mkdir()
+        try:
+            self.shard = engine.EdgeShard.create(str(self.directory), layout.edge_config())
+        except BaseException:
+            shutil.rmtree(self.directory, ignore_errors=True)
+            raise
+
+    @property
+    def seconds_left(self) -> float:
+        """About how long the remaining pages take, one after the other."""
+        if not self._copied:
+            return float("inf")
+        return self._seconds / self._copied * max(0, self._live - self._copied)
+
+    def step(self, source: engine.EdgeShard) -> bool:
+        """Copy one more page; whether it was the last."""
+        began = time.perf_counter()
+        page_bytes = min(max(_PAGE_BYTES, self._owed_bytes), _MOST_PAGE_BYTES)
+        limit = min(max(1, page_bytes // self._point_bytes), _MOST_POINTS)
+        request = engine.ScrollRequest(offset=self._offset, limit=limit, with_payload=True, with_vector=True)
+        records, self._offset = source.scroll(request)
+        if records:
+            points = [engine.Point(record.id, record.vector or {}, record.payload) for record in records]
+            self.update(engine.UpdateOperation.upsert_points(points), self._point_bytes * len(points))
+        self._owed_bytes = 0
+        self._copied += len(records)
+        self._seconds += time.perf_counter() - began
+        if self._offset is None:
+            self.shard.flush()
+        return self._offset is None
+
+    def update(self, operation: engine.UpdateOperation, size_bytes: int) -> None:
+        """Write what was written to the other shard, too."""
+        self._check_space(3 * size_bytes, "reclaim")
+        self.shard.update(operation)
+        self._owed_bytes += size_bytes
+        self._unflushed_bytes += size_bytes
+        if self._unflushed_bytes >= _FLUSH_BYTES:
+            self.shard.flush()
+            self._unflushed_bytes = 0
+
+    def discard(self) -> None:
+        """Close and remove the new shard."""
+        try:
+            self.shard.close()
+        finally:
+            shutil.rmtree(self.directory, ignore_errors=True)
+
+
+def size_bytes(directory: Path) -> int:
+    """What the files below a directory take on disk."""
+    return sum(_allocated_bytes(path) for path in directory.rglob("*"))
+
+
+def _allocated_bytes(path: Path) -> int:
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:  # the engine, or the thread that removes an old shard, was quicker
+        return 0
+    blocks = getattr(status, "st_blocks", None)
+    # The engine makes large files with holes: what they take is less than their length.
+    return status.st_size if blocks is None else 512 * blocks
