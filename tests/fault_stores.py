@@ -205,5 +205,7 @@ def _public(message: str) -> str:
     """The message without the names of this run: temporary directories, collections, ports."""
     message = re.sub(rf"{re.escape(tempfile.gettempdir())}/[^\s:'\"]*", "DIRECTORY", message)
     return re.sub(
-        r"(127\.0\.0\.1|localhost):\d+", r"\1:PORT", re.sub(r"faults-[0-9a-f]{12}-[0-9a-f]{12}", "notes", message)
+        r"(127\.0\.0\.1|localhost):\d+",
+        r"\1:PORT",
+        re.sub(r"[0-9a-f]{12}-faults-[0-9a-f]{12}", "notes", message),
     )

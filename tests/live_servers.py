@@ -39,7 +39,7 @@ def do_without(store: StoreName, reason: CannotStart) -> NoReturn:
 
 def own(name: str) -> str:
     """The collection of this name that belongs to this run."""
-    return f"{name}-{RUN}"
+    return f"{RUN}-{name}"  # in front: a store that bounds names keeps their beginning
 
 
 async def drop(url: str, collection: str, **options: Any) -> None:
@@ -52,7 +52,7 @@ async def drop(url: str, collection: str, **options: Any) -> None:
 
 
 def left_behind(running: Running, before: set[str]) -> set[str]:
-    """Collections on a server that tests have made and not removed: what is new, and of this run if others work there."""
+    """Collections that tests made on a server and did not remove; where others work, those of this run only."""
     new = collections_of(running) - before
     return {name for name in new if RUN in name} if running.how == "environment" else new
 

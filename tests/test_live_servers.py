@@ -14,7 +14,6 @@ from m3_connectors.backends.registry import backend_for
 from m3_connectors.testing.servers.start import Running
 from m3_connectors.testing.worlds import make_world
 
-
 OTHER = f"somebody-elses-{uuid.uuid4().hex[:12]}"
 
 
