@@ -65,7 +65,7 @@ def main() -> int:
     """Run the demo; exit code 0, or 1 with a reason."""
     parser = argparse.ArgumentParser(prog="python -m m3_connectors.demo", description=__doc__)
     parser.add_argument(
-        "--model", default=os.environ.get("M3_MODEL", "models/m3-tiny"), help="directory or hub name"
+        "--model", default=os.environ.get("M3_MODEL", "m3-tiny"), help="m3-tiny, a directory or a hub name"
     )
     model = parser.parse_args().model
     escape_what_cannot_be_printed()

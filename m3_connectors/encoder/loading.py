@@ -19,6 +19,7 @@ from torch import Tensor
 from m3_connectors.embeddings import ModelInfo
 from m3_connectors.encoder.config import ModelConfig
 from m3_connectors.encoder.model import M3Model
+from m3_connectors.encoder.shipped import shipped_model
 from m3_connectors.errors import ModelFormat, NotFound, Unauthorised, Unavailable
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
@@ -49,7 +50,7 @@ def load(model: str, *, revision: str | None, dtype: torch.dtype) -> Checkpoint:
     """Read a checkpoint.
 
     Args:
-        model: A directory, or a hub name such as ``BAAI/bge-m3``. A directory never touches the network.
+        model: A directory, ``m3-tiny``, or a hub name such as ``BAAI/bge-m3``. Only the last uses the network.
         revision: Branch, tag or commit of the hub repository.
         dtype: Of the weights; those on disk are converted.
 
@@ -95,10 +96,12 @@ def _locate(model: str, revision: str | None) -> tuple[Path, str, str | None]:
             )
         # The same model by any spelling of its path has one name: the last two parts, as in models/m3-tiny.
         return directory, "/".join(part for part in resolved.parts[-2:] if part != resolved.anchor), None
+    if found := shipped_model(model):
+        return found, model, None
     if not _HUB_NAME.fullmatch(model) or model.startswith("."):
         raise ModelFormat(
             f"{model} is neither a directory nor a hub name.\n"
-            "  Give the path of a directory with config.json, or a hub name such as BAAI/bge-m3."
+            "  Give the path of a directory with config.json, m3-tiny, or a hub name such as BAAI/bge-m3."
         )
     return _download(model, revision)
 
