@@ -12,6 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+MAIN = "from m3_connectors.cli.app import main; raise SystemExit(main({}))"
 WHERE = "import m3_connectors; print(m3_connectors.__file__)\n"
 
 
@@ -92,14 +93,13 @@ def test_without_the_models_package_its_name_says_what_to_install(
 
 def test_a_clone_finds_the_model_by_its_name(tmp_path: Path) -> None:
     """Written under its name in one directory, a collection is opened in any other without ``--model``."""
-    main = "from m3_connectors.cli.app import main; raise SystemExit(main({}))"
     (tmp_path / "a.txt").write_text("Der Tee zieht drei Minuten.")
     made = run(
-        main.format(["index", f"qdrant:{tmp_path / 'data'}", "a.txt", "-m", "m3-tiny"]), ROOT, tmp_path
+        MAIN.format(["index", f"qdrant:{tmp_path / 'data'}", "a.txt", "-m", "m3-tiny"]), ROOT, tmp_path
     )
     assert made.returncode == 0, made.stderr
     (tmp_path / "elsewhere").mkdir()
     asked = ["search", f"qdrant:{tmp_path / 'data'}", "how long does the tea steep", "--json"]
-    found = run(main.format(asked), ROOT, tmp_path / "elsewhere")
+    found = run(MAIN.format(asked), ROOT, tmp_path / "elsewhere")
     assert found.returncode == 0, found.stderr
     assert "drei Minuten" in found.stdout

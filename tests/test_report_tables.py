@@ -142,8 +142,7 @@ def test_what_the_numbers_come_from(tmp_path: Path) -> None:
     (tmp_path / "de" / "environment.json").write_text(
         json.dumps([{"commit": c, "processor": "P", "date": "2026-11-23T01:02"} for c in ("c1", "c2", "c1")])
     )
-    evaluations = table(folders, "evaluations")
-    values = dict(zip((column.name for column in evaluations.columns), evaluations.rows[0], strict=True))
+    values = dict(table(folders, "evaluations-shared").rows)
     assert (values["model"], values["fusion"], values["warnings"]) == ("toy (4 dims)", "exact", 1)
     assert (values["commit"], values["processor"], values["date"]) == ("c1, c2", "P", "2026-11-23")
     assert values["weights' fingerprint"] == "w"
