@@ -134,7 +134,11 @@ def _ask(index: Index, question: str) -> None:
     # What the numbers leave of the line is cut here: a table that is too wide would take it from the numbers.
     room = max(40, out.width - 52)
     for name in METHODS:
-        first, *others = index.search(question, method=name, k=3)
+        hits = index.search(question, method=name, k=3)
+        if not hits:  # no document shares a token with the question
+            table.add_row(name, *["–"] * 4, "  nothing found")
+            continue
+        first, *others = hits
         answer = _name_and_summary(first, question)
         answer.truncate(room * 2 // 3, overflow="ellipsis")
         then = Text(", ".join(hit.document.id for hit in others))

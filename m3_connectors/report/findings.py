@@ -57,7 +57,15 @@ def _families(folders: Sequence[EvaluationFolder]) -> dict[str, Fair]:
         name: fair(members, [method.name for folder in members for method in folder.record.methods])
         for name, members in found.items()
     }
-    return {name: compared for name, compared in every.items() if compared.methods}
+    return {_specific(name, compared): compared for name, compared in every.items() if compared.methods}
+
+
+def _specific(name: str, compared: Fair) -> str:
+    """A family of one dataset goes by the name of that dataset."""
+    if len(compared.folders) > 1:
+        return name
+    dataset = compared.folders[0].record.dataset
+    return name.replace(dataset.family, dataset.name, 1)
 
 
 def _quality(name: str, compared: Fair, pairs: int) -> str:
@@ -77,13 +85,18 @@ def _quality(name: str, compared: Fair, pairs: int) -> str:
             "nothing can be concluded about which of them is better."
         )
     test = _test(compared, order[1], best)
-    lead = f"{where}: {best} has the best {measure}, {_shown(means[best])}, ahead of {order[1]} with {_shown(means[order[1]])}"
+    lead = (
+        f"{where}: {best} has the best {measure}, {_shown(means[best])}, "
+        f"ahead of {order[1]} with {_shown(means[order[1]])}"
+    )
     if not math.isfinite(test.low):
         return f"{lead}; nothing can be concluded from a single query."
     interval = f"{test.difference:+.3f}, 95 % interval {test.low:+.3f} to {test.high:+.3f}"
     if min(1.0, test.p_value * pairs) < SIGNIFICANT:
         return f"{lead}. The difference ({interval}) is real."
-    return f"{lead}. The difference ({interval}) may be chance: nothing can be concluded about which is better."
+    return (
+        f"{lead}. The difference ({interval}) may be chance: nothing can be concluded about which is better."
+    )
 
 
 def _test(compared: Fair, before: str, after: str) -> PairedTest:
@@ -110,10 +123,14 @@ def _cost(name: str, summary: Mapping[str, Any], families: Mapping[str, Fair]) -
     )
     fastest = rows[0]
     method, store = fastest["method"], fastest["store"]
-    sentence = f"{name} ({documents:,} documents): {method} on {store} is fastest, {_milliseconds(fastest)} at p50"
+    sentence = (
+        f"{name} ({documents:,} documents): {method} on {store} is fastest, {_milliseconds(fastest)} at p50"
+    )
     other = next((row for row in rows if row["store"] != store), None)
     if other is not None:
-        sentence += f"; the fastest on another store is {other['method']} on {other['store']}, {_milliseconds(other)}"
+        sentence += (
+            f"; the fastest on another store is {other['method']} on {other['store']}, {_milliseconds(other)}"
+        )
     qualities = []
     for family, compared in families.items():
         means = compared_means(compared)
@@ -124,8 +141,9 @@ def _cost(name: str, summary: Mapping[str, Any], families: Mapping[str, Fair]) -
             than = "the best" if best == method else f"the best is {best}, {_shown(means[best])}{price}"
             measure = compared.folders[0].record.protocol.measures[0]
             qualities.append(f"{measure} {_shown(means[method])} on {family} ({than})")
-    quality = f" {method} reaches {'; '.join(qualities)}." if qualities else f" No evaluation here says how good {method} is."
-    return f"{sentence}.{quality}"
+    if not qualities:
+        return f"{sentence}. No evaluation here says how good {method} is."
+    return f"{sentence}. {method} reaches {'; '.join(qualities)}."
 
 
 def _milliseconds(row: Mapping[str, Any]) -> str:

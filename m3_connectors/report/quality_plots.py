@@ -221,7 +221,9 @@ def over_weights(folders: Sequence[EvaluationFolder]) -> Plot | None:
             means = np.mean([dataset.means for dataset in datasets], axis=0)
             _triangle(axes, datasets[0].weights, means, used[family, variant])
             title = f"{family} ({len(datasets)} {'sets' if len(datasets) > 1 else 'set'})"
-            axes.set_title("\n".join(line for part in (title, variant) for line in wrap(part, _TITLE_LETTERS)))
+            axes.set_title(
+                "\n".join(line for part in (title, variant) for line in wrap(part, _TITLE_LETTERS))
+            )
         legend(canvas, _MARKS)
         more = (
             f" {len(families) - len(shown)} more families are not drawn."

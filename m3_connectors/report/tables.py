@@ -140,7 +140,7 @@ def _methods_table(evaluated: Sequence[_Evaluated]) -> Table:
         Column("method"), Column("candidates"), Column("weights"), Column("what it is"), Column("evaluations"),
     )  # fmt: skip
     note = "Weights are those of the dense, sparse and multi-vector score."
-    return Table("methods", "Methods", columns, rows, note)
+    return Table("methods", "Methods", columns, rows, note).without_empty("what it is")
 
 
 def _where(names: Sequence[str], everything: int) -> str:

@@ -243,7 +243,9 @@ def _write(
 def markdown(findings: Sequence[str], tables: Sequence[Table]) -> str:
     """What was found, and every table."""
     told = "".join(f"- {sentence}\n" for sentence in findings)
-    return "\n".join([f"### What was found\n\n{told}"] * bool(findings) + [table.to_markdown() for table in tables])
+    return "\n".join(
+        [f"### What was found\n\n{told}"] * bool(findings) + [table.to_markdown() for table in tables]
+    )
 
 
 def _listed(target: Path) -> set[str]:
