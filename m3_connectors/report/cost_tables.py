@@ -7,7 +7,10 @@ from typing import Any
 
 from m3_connectors.report.table import Cell, Column, Table
 
-_REMARKS = ("void because", "but", "filter lets pass", "of these")
+_REMARKS = (
+    "void because", "but", "filter lets pass", "of these", "CPU of the server, %", "CPU of the server, ms",
+    "server's memory, MB",
+)  # fmt: skip
 """Columns that are left out where no row has anything to say in them."""
 
 _MILLISECONDS, _MEGABYTES, _PERCENT = 1e3, 1e-6, 100.0
