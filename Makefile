@@ -1,7 +1,7 @@
 # Two commands for a newcomer: `make demo` and `make test`. Each sets up what it needs in .venv.
 PYTHON ?= python3
 VENV ?= .venv
-MODEL ?= models/m3-tiny
+MODEL ?= m3-tiny
 BIN := $(VENV)/bin
 
 .PHONY: demo test test-quick lint types layers unit servers clean

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from live_servers import NOT_RUN, do_without
+from live_servers import NOT_RUN, collections_of, do_without, left_behind
 
 from m3_connectors.encoder.encoder import M3Encoder
 from m3_connectors.testing.checkpoints import write_checkpoint
@@ -62,13 +62,21 @@ def elasticsearch_store() -> Iterator[Running]:
 
 
 def _store(store: StoreName) -> Iterator[Running]:
-    """A server for the whole run: named in the environment, a container, or a process; else a loud skip."""
+    """A server for the whole run: named in the environment, a container, or a process; else a loud skip.
+
+    Tests that leave a collection behind are an error at its end.
+    """
     try:
         running = start(store, compose=COMPOSE)
     except CannotStart as reason:
         do_without(store, reason)
-    yield running
-    running.stop()
+    try:
+        before = collections_of(running)
+        yield running
+        left = left_behind(running, before)
+    finally:
+        running.stop()
+    assert not left, f"tests left these collections on {running.url}: {sorted(left)}"
 
 
 _WAYS_IN = ("API_KEY", "USERNAME", "PASSWORD", "CA_CERTS", "FINGERPRINT", "GRPC_PORT")

@@ -23,6 +23,7 @@ from urllib.parse import urlsplit
 
 import anyio
 import pytest
+from live_servers import own
 from qdrant_fake import FakeQdrant
 
 from m3_connectors.backends.base import Backend
@@ -55,7 +56,7 @@ class Target:
     fake: FakeQdrant | None = None
     proxies: list[FaultProxy] = dataclasses.field(default_factory=list)
     scheme_end: str = ""
-    collection: str = dataclasses.field(default_factory=lambda: f"faults-{uuid.uuid4().hex[:12]}")
+    collection: str = dataclasses.field(default_factory=lambda: own(f"faults-{uuid.uuid4().hex[:12]}"))
 
     @property
     def store(self) -> str:
@@ -204,5 +205,7 @@ def _public(message: str) -> str:
     """The message without the names of this run: temporary directories, collections, ports."""
     message = re.sub(rf"{re.escape(tempfile.gettempdir())}/[^\s:'\"]*", "DIRECTORY", message)
     return re.sub(
-        r"(127\.0\.0\.1|localhost):\d+", r"\1:PORT", re.sub(r"faults-[0-9a-f]{12}", "notes", message)
+        r"(127\.0\.0\.1|localhost):\d+",
+        r"\1:PORT",
+        re.sub(r"[0-9a-f]{12}-faults-[0-9a-f]{12}", "notes", message),
     )

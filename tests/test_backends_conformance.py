@@ -40,20 +40,35 @@ class CountsUpsertsOnce(MemoryBackend):
 
 
 class WritesInTwoSteps(MemoryBackend):
-    wait_seconds = 0.02
+    """Of writers at the same time, the first to write its vectors is the last to write its text."""
+
+    def __init__(self, collection: str) -> None:
+        super().__init__(collection)
+        self._writers: list[asyncio.Event] = []
 
     async def _upsert(self, documents: Sequence[Document], embeddings: M3Embeddings) -> None:
         await super()._upsert(documents, embeddings)
-        self.wait_seconds -= 0.002  # the first to write its vectors is the last to write its text
-        await asyncio.sleep(self.wait_seconds)
+        finished = asyncio.Event()
+        self._writers.append(finished)
+        await asyncio.sleep(0)  # the loop first starts every other task that is ready
+        while (last := self._writers[-1]) is not finished:
+            await last.wait()
         self._documents |= {document.id: document for document in documents}
+        self._writers.pop()
+        finished.set()
 
 
 class RemovesThenWrites(MemoryBackend):
+    """Every write after the first is still between its two steps when the clause cancels it."""
+
+    filled = False
+
     async def _upsert(self, documents: Sequence[Document], embeddings: M3Embeddings) -> None:
         await self._delete([document.id for document in documents])
-        await asyncio.sleep(0.001)
+        if self.filled:
+            await asyncio.Event().wait()
         await super()._upsert(documents, embeddings)
+        self.filled = True
 
 
 class KeepsOldVectors(MemoryBackend):

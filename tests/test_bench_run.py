@@ -9,6 +9,7 @@ from typing import Any
 
 import anyio
 import pytest
+from live_servers import drop, own
 
 from m3_connectors.backends.base import Schema, ScoredId
 from m3_connectors.backends.memory import MemoryBackend
@@ -373,8 +374,11 @@ def test_a_qdrant_server_is_measured(qdrant_store: Running, tmp_path: Path) -> N
 
 def _live(store: Running, tmp_path: Path) -> None:
     local = store.server
-    raw = TINY | {"stores": [{"name": "s", "url": store.url, "options": dict(store.options)}]}
-    scenario = read_scenario(raw, "tiny")
+    collection = own("bench")
+    stores = [
+        {"name": "s", "url": store.url, "options": dict(store.options), "collection": collection},
+    ]
+    scenario = read_scenario(TINY | {"stores": stores}, "tiny")
 
     @running.contextlib.contextmanager
     def servers(_: Any) -> Any:
@@ -382,7 +386,10 @@ def _live(store: Running, tmp_path: Path) -> None:
         yield running.Server(store.url, store.options, session, directory)
 
     async def run() -> BenchFolder:
-        return await running.run(scenario, tmp_path / "out", servers=servers)
+        try:
+            return await running.run(scenario, tmp_path / "out", servers=servers)
+        finally:
+            await drop(store.url, f"{collection}-120", **store.options)
 
     folder = anyio.run(run)
     summary = folder.summary()

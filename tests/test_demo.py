@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from m3_connectors.demo.__main__ import demonstrate, known_item_dataset
+from m3_connectors.demo import __main__ as demo
+from m3_connectors.demo.__main__ import QUESTIONS, demonstrate, is_right, known_item_dataset
 from m3_connectors.demo.pydocs import Entry, collect
 
 
@@ -90,6 +91,26 @@ def test_runs_from_end_to_end_and_again(
         ):
             assert part in shown
         assert "\x1b" not in shown  # plain where nobody watches
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_the_answer_that_is_explained_is_a_right_one(
+    known: bool,
+    entries: list[Entry],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Of the first question no answer is right here; the third has one, where it is ``known``."""
+    monkeypatch.chdir(tmp_path)
+    others = [entry for entry in entries if not any(is_right(question, entry.name) for question in QUESTIONS)]
+    right = Entry("getopt", "", "Parser for command line options, which parses the options given.", "module")
+    monkeypatch.setattr(demo, "collect", lambda limit: [*others[: limit - 1], right][: limit - 1 + known])
+    monkeypatch.setattr(demo, "_measure", lambda *_: None)
+    demonstrate("m3-tiny", entries=200)
+    explained = capsys.readouterr().out.partition("4  Explain")[2].partition("5  Measure")[0]
+    assert ("“parse the options given on the command line” and getopt:" in explained) == known
+    assert ("which is no right answer" in explained) == (not known)
 
 
 def test_a_missing_model_is_a_reason_not_a_traceback(tmp_path: Path) -> None:

@@ -6,13 +6,13 @@ import json
 import os
 import time
 import urllib.request
-import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
+from live_servers import own
 from qdrant_fake import FakeQdrant
 
 from m3_connectors.backends.capabilities import Capability
@@ -24,8 +24,7 @@ from m3_connectors.testing.faults import FaultProxy, Hang
 from m3_connectors.testing.servers.start import Running
 from m3_connectors.testing.worlds import make_world
 
-# Of this run alone: the server may be one that somebody works with.
-COLLECTION = f"doctored-{uuid.uuid4().hex[:12]}"
+COLLECTION = own("doctored")
 WORLD = make_world(91, documents=4)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import anyio
 import numpy as np
 import pytest
+from live_servers import RUN
 from loop_time import wall_seconds
 
 from m3_connectors.backends.base import Backend, Schema, Storage
@@ -48,7 +49,7 @@ class _Live:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self.prefix = uuid.uuid4().hex[:12]
+        self.prefix = f"{uuid.uuid4().hex[:12]}-{RUN}"
 
     def backend(self, collection: str = "notes", **options: Any) -> ElasticsearchBackend:
         backend = backend_for(self.url, f"{self.prefix}-{collection}", {**_ONE_NODE, **options})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +10,7 @@ import pytest
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from live_servers import own
 from qdrant_fake import FakeQdrant
 
 from m3_connectors.backends.base import Backend
@@ -55,12 +55,14 @@ def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     else:
         running: Running = request.getfixturevalue(f"{request.param}_store")
         url, options = running.url, dict(running.options)
-    backend = backend_for(url, f"hostile-{os.getpid()}", options)
+    backend = backend_for(url, own("hostile"), options)
     with ended, start_blocking_portal() as portal:
-        portal.call(backend.create, WORLD.schema)
-        yield Store(portal, backend)
-        portal.call(backend.drop)
-        portal.call(backend.close)
+        try:
+            portal.call(backend.create, WORLD.schema)
+            yield Store(portal, backend)
+        finally:
+            portal.call(backend.drop)
+            portal.call(backend.close)
 
 
 @settings(

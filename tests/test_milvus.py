@@ -13,6 +13,7 @@ from typing import Any
 import anyio
 import numpy as np
 import pytest
+from live_servers import own
 from pymilvus import DataType, MilvusClient
 
 from m3_connectors.backends.base import Backend, Storage
@@ -65,7 +66,7 @@ class TestServer(BackendConformance):
         self.url = milvus_store.url
 
     def make_backend(self, directory: Path, collection: str) -> Backend:
-        return backend_for(self.url, f"{collection}-{directory.name}"[:200])
+        return backend_for(self.url, own(f"{collection}-{directory.name}"[:200]))
 
 
 # -- what is this adapter's own

@@ -14,6 +14,7 @@ import grpc
 import numpy as np
 import pytest
 from fault_stores import Case
+from live_servers import own
 from pymilvus import MilvusClient
 from pymilvus.exceptions import MilvusException
 
@@ -58,7 +59,7 @@ def url(milvus_store: Running) -> Iterator[str]:
 
 
 def backend_at(url: str, **options: Any) -> MilvusBackend:
-    return MilvusBackend.from_url(url, "milvus-faults", {**PATIENCE, **options})
+    return MilvusBackend.from_url(url, own("milvus-faults"), {**PATIENCE, **options})
 
 
 async def stored(url: str, documents: int = 40, **options: Any) -> MilvusBackend:

@@ -19,6 +19,7 @@ import grpc
 import numpy as np
 import pytest
 import trustme
+from live_servers import RUN
 from qdrant_client import grpc as pb
 from qdrant_client import models
 from qdrant_fake import FakeQdrant, Refusal
@@ -98,7 +99,7 @@ def prefix(
             raise
         pytest.skip(f"{qdrant_store.url}: {reason}")
     ran_on("qdrant", f"{info.version} at {info.url}, {info.details['transport']} ({qdrant_store.how})")
-    prefix = f"m3-test-{uuid.uuid4().hex[:8]}-"
+    prefix = f"m3-test-{uuid.uuid4().hex[:8]}-{RUN}-"
     yield prefix
     anyio.run(drop_leftovers, qdrant_store.url, options, prefix)
 

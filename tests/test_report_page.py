@@ -19,6 +19,7 @@ import pyarrow as pa
 import pytest
 from evaluations import write_evaluation
 from matplotlib import image
+from test_report_write import measure
 
 from m3_connectors.evaluation.folder import EvaluationFolder
 from m3_connectors.evaluation.record import Fusion, Protocol
@@ -29,6 +30,7 @@ from m3_connectors.report.quality_cost_plot import quality_against_cost
 from m3_connectors.report.quality_plots import by_language, by_length, over_weights, quality_plots
 from m3_connectors.report.style import Plot
 from m3_connectors.report.table import Column, Table
+from m3_connectors.report.write import write_report
 
 SVG = "{http://www.w3.org/2000/svg}"
 NOTHING_VOID: dict[str, Any] = {"loads": []}
@@ -295,6 +297,62 @@ def test_labels_of_methods_of_one_quality_do_not_overlap(chromium: str, tmp_path
     assert overlapping(figure["texts"]) == []
 
 
+LONG = "an-organisation-with-a-long-name/questions-that-are-asked-frequently-2024-version-2"
+
+
+@pytest.mark.parametrize(
+    "names", [["mine"], ["toy/de", "toy/en", "other/fr", "third/sw"], [LONG, f"{LONG}-b"]]
+)
+def test_nothing_is_cut_off_whatever_the_width(names: list[str], chromium: str, tmp_path: Path) -> None:
+    for number, name in enumerate(names):
+        fusion: Fusion = "paper" if name == f"{LONG}-b" else "exact"
+        write(tmp_path / "tree" / str(number), name, ("en", "en"), number, fusion=fusion)
+    measure(tmp_path / "tree" / "cost", "an-embedded-store-with-a-long-name")
+    write_report(tmp_path / "tree")
+    html = (tmp_path / "tree" / "report" / "report.html").read_text(encoding="utf-8")
+    # A4 across, within its margins; what paper is asked to look like is asked of the screen.
+    paper = html.replace("@media print", "@media all")
+    for width, shown in ((1300, html), (800, html), (1032, paper)):
+        seen = layout(chromium, shown, tmp_path, width)
+        assert seen["inside"] == width
+        assert seen["page"] <= width, width
+        assert seen["beyond"] == [], width
+        assert seen["cut"] == [], width  # of figures: the legend, the colour bar, every mark and text
+        assert seen["figures"] >= 4
+        if width == 1300:
+            assert seen["scrolled"] == []
+
+
+def layout(chromium: str, html: str, directory: Path, width: int) -> dict[str, Any]:
+    """How a page lies in a window of so many pixels: what reaches beyond it, what is cut off, which tables scroll."""
+    return measured(
+        chromium,
+        html,
+        directory,
+        width,
+        """(() => {
+            const name = e => `${e.tagName} ${(e.textContent || "").trim().slice(0, 40)}`;
+            const out = (r, box) => r.width > 0 && (
+                r.left < box.left - 1 || r.right > box.right + 1 || r.top < box.top - 1 || r.bottom > box.bottom + 1);
+            const scrolls = e => getComputedStyle(e).overflowX !== "visible";
+            const free = e => !e.closest("svg") && !(e.closest(".wide") && scrolls(e.closest(".wide")));
+            const figures = [...document.querySelectorAll("figure > svg")];
+            return {
+                inside: innerWidth,
+                page: document.documentElement.scrollWidth,
+                beyond: [...document.querySelectorAll("body *")].filter(free)
+                    .filter(e => e.getBoundingClientRect().right > innerWidth + 1).map(name),
+                scrolled: [...document.querySelectorAll(".wide")]
+                    .filter(e => e.scrollWidth > e.clientWidth + 1).map(name),
+                figures: figures.length,
+                cut: figures.flatMap(svg => [...svg.querySelectorAll("text, path, use, image")]
+                    .filter(e => !e.closest("defs") && !e.closest("[clip-path]"))
+                    .filter(e => out(e.getBoundingClientRect(), svg.getBoundingClientRect())).map(name)),
+            };
+        })()""",
+    )
+
+
 def overlapping(boxes: list[dict[str, Any]]) -> list[tuple[str, str]]:
     """Texts that stand on each other by more than a pixel."""
     return [
@@ -314,29 +372,45 @@ def test_the_picture_for_papers_is_the_same_figure(folders: list[EvaluationFolde
 
 def browse(chromium: str, html: str, directory: Path) -> tuple[list[dict[str, Any]], np.ndarray]:
     """What the browser makes of each figure (its left, top, width and height; its texts' boxes), and its picture."""
-    measuring = """<script>addEventListener("load", () => { document.title = encodeURIComponent(JSON.stringify(
-        [...document.querySelectorAll("figure > svg")].map(svg => {
+    seen = measured(
+        chromium,
+        html,
+        directory,
+        1300,
+        """[...document.querySelectorAll("figure > svg")].map(svg => {
             const r = svg.getBoundingClientRect();
             const texts = [...svg.querySelectorAll("text")].filter(t => t.textContent.trim()).map(t =>
                 ({text: t.textContent.trim(), ...t.getBoundingClientRect().toJSON()}));
             return {place: [r.x, r.y, r.width, r.height], texts};
-        })
-    )) })</script>"""
-    # The page forbids scripts; this copy is measured by one.
-    copy = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", html).replace(
-        "</body>", f"{measuring}</body>"
+        })""",
     )
-    path, shot = directory / "page.html", directory / "page.png"
-    path.write_text(copy, encoding="utf-8")
-    command = [
-        chromium, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--window-size=1300,6000",
-        f"--user-data-dir={directory / 'profile'}", "--virtual-time-budget=5000",
-    ]  # fmt: skip
-    dom = subprocess.run(
-        [*command, "--dump-dom", path.as_uri()], capture_output=True, text=True, timeout=120, check=True
-    )
-    seen = json.loads(unquote(re.search(r"<title>(.*?)</title>", dom.stdout, re.S)[1]))  # type: ignore[index]
+    shot = directory / "page.png"
     subprocess.run(
-        [*command, f"--screenshot={shot}", path.as_uri()], capture_output=True, timeout=120, check=True
+        [*_command(chromium, directory, 1300), f"--screenshot={shot}", (directory / "page.html").as_uri()],
+        capture_output=True,
+        timeout=120,
+        check=True,
     )
     return seen, image.imread(shot)
+
+
+def measured(chromium: str, html: str, directory: Path, width: int, expression: str) -> Any:
+    """What an expression in JavaScript says of the page, in a window of so many pixels."""
+    script = (
+        '<script>addEventListener("load", () => { document.title = '
+        f"encodeURIComponent(JSON.stringify({expression})) }})</script>"
+    )
+    # The page forbids scripts; this copy is measured by one.
+    copy = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", html)
+    path = directory / "page.html"
+    path.write_text(copy.replace("</body>", f"{script}</body>"), encoding="utf-8")
+    command = [*_command(chromium, directory, width), "--dump-dom", path.as_uri()]
+    dom = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    return json.loads(unquote(re.search(r"<title>(.*?)</title>", dom.stdout, re.S)[1]))  # type: ignore[index]
+
+
+def _command(chromium: str, directory: Path, width: int) -> list[str]:
+    return [
+        chromium, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", f"--window-size={width},6000",
+        f"--user-data-dir={directory / 'profile'}", "--virtual-time-budget=5000",
+    ]  # fmt: skip

@@ -138,12 +138,11 @@ def test_what_the_numbers_come_from(tmp_path: Path) -> None:
     assert table(folders, "warnings").rows == (("set/de", "test", "3 of something"),)
     methods = table(folders, "methods").rows
     assert methods[0][:3] == ("dense", "dense 1,000", "1 0 0")
-    assert methods[0][4] == "all 1"
+    assert methods[0][3] == "all 1"
     (tmp_path / "de" / "environment.json").write_text(
         json.dumps([{"commit": c, "processor": "P", "date": "2026-11-23T01:02"} for c in ("c1", "c2", "c1")])
     )
-    evaluations = table(folders, "evaluations")
-    values = dict(zip((column.name for column in evaluations.columns), evaluations.rows[0], strict=True))
+    values = dict(table(folders, "evaluations-shared").rows)
     assert (values["model"], values["fusion"], values["warnings"]) == ("toy (4 dims)", "exact", 1)
     assert (values["commit"], values["processor"], values["date"]) == ("c1, c2", "P", "2026-11-23")
     assert values["weights' fingerprint"] == "w"
@@ -155,7 +154,7 @@ def test_a_method_with_other_weights_says_where(tmp_path: Path) -> None:
         write(tmp_path / "de", methods=[DENSE, ALL]),
         write(tmp_path / "fr", "fr", methods=[DENSE, others]),
     ]
-    found = [(row[0], row[2], row[4]) for row in table(folders, "methods").rows]
+    found = [(row[0], row[2], row[3]) for row in table(folders, "methods").rows]
     assert found == [
         ("dense", "1 0 0", "all 2"),
         ("all", "1 0.3 1", "set/de test"),

@@ -24,7 +24,15 @@ from m3_connectors.cli.console import lines_of, plural, print_json, print_table
 from m3_connectors.cli.opening import DEFAULT_MODEL, MISMATCH_ADVICE, find_model, how_to_fill, load_encoder
 from m3_connectors.cli.options import Collection, Debug, Json, Model, check_store
 from m3_connectors.embeddings import ModelInfo
-from m3_connectors.errors import M3Error, ModelMismatch, NotFound, Rejected, Unauthorised, Unsupported
+from m3_connectors.errors import (
+    M3Error,
+    ModelFormat,
+    ModelMismatch,
+    NotFound,
+    Rejected,
+    Unauthorised,
+    Unsupported,
+)
 
 _PACKAGES = {
     "torch": None,
@@ -125,7 +133,10 @@ def _cores() -> int:
 def _model(asked: str | None, written_by: ModelInfo | None, collection: str) -> Finding:
     """The model that a command would take: a directory is loaded, and compared with the collection's model."""
     name = asked or (written_by.name if written_by else DEFAULT_MODEL)
-    directory = find_model(name)
+    try:
+        directory = find_model(name)
+    except ModelFormat as error:
+        return _problem("model", error)
     if directory is None and Path(name).expanduser().is_dir():
         directory = name  # without config.json, which loading says
     if directory is None:

@@ -157,8 +157,15 @@ def find_model(name: str) -> str | None:
     """A model directory by its path, or by the last parts of it, which are all that a collection records.
 
     Looked for below the current directory and its parents; opening a collection then compares fingerprints, so
-    that a namesake is refused. None if there is none.
+    that a namesake is refused. The models of this project are found wherever they are installed. None if there is none.
+
+    Raises:
+        ModelFormat: The model is one of this project's, and its package is not installed.
     """
+    from m3_connectors.encoder.shipped import shipped_model
+
     here = Path.cwd()
     places = (base / Path(name).expanduser() for base in (here, *here.parents))
-    return next((str(place) for place in places if (place / "config.json").is_file()), None)
+    found = next((place for place in places if (place / "config.json").is_file()), None)
+    found = found or shipped_model(Path(name).name)
+    return str(found) if found else None

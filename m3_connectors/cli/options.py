@@ -37,7 +37,7 @@ Model = Annotated[
         "-m",
         metavar="MODEL",
         envvar="M3_MODEL",
-        help="Hub name or directory. [dim]default: the collection's own model, else BAAI/bge-m3[/dim]",
+        help="Hub name, directory, or m3-tiny. [dim]default: the collection's own model, else BAAI/bge-m3[/dim]",
     ),
 ]
 MethodName = Annotated[

@@ -23,7 +23,7 @@ def report(
     debug: Debug = False,
 ) -> None:
     """Compute all numbers of evaluations and benchmarks anew and write their tables and figures."""
-    from m3_connectors.report.write import write_report
+    from m3_connectors.report.write import markdown, write_report
 
     written = write_report(folder, out)
     for path in written.incomplete:
@@ -37,7 +37,7 @@ def report(
     if json:
         print_json([table.to_json() for table in written.tables])
     else:
-        sys.stdout.write("\n".join(table.to_markdown() for table in written.tables))
+        sys.stdout.write(markdown(written.findings, written.tables))
     for path in written.files:
         err.print(f"wrote {path}", markup=False, soft_wrap=True)
     if written.unreadable_evaluations:

@@ -52,20 +52,21 @@ ENTRIES = 6000
 """Documents of the demo: all of the standard library and as many of installed packages."""
 KNOWN_ITEM_DOCUMENTS = 1500
 KNOWN_ITEM_QUERIES = 300
-QUESTIONS = (
-    "how long does a small piece of code take to run",
-    "remove whitespace from both ends of a string",
-    "parse the options given on the command line",
-    "cómo abrir una página web en el navegador",
-    "ein Archiv mit komprimierten Dateien lesen",
-)
+QUESTIONS = {
+    "how long does a small piece of code take to run": ("timeit",),
+    "remove whitespace from both ends of a string": ("str.strip",),
+    "parse the options given on the command line": ("argparse", "getopt", "optparse"),
+    "cómo abrir una página web en el navegador": ("webbrowser",),
+    "ein Archiv mit komprimierten Dateien lesen": ("tarfile", "zipfile", "shutil.unpack_archive"),
+}
+"""Questions, each with what answers it: these names and everything below them."""
 
 
 def main() -> int:
     """Run the demo; exit code 0, or 1 with a reason."""
     parser = argparse.ArgumentParser(prog="python -m m3_connectors.demo", description=__doc__)
     parser.add_argument(
-        "--model", default=os.environ.get("M3_MODEL", "models/m3-tiny"), help="directory or hub name"
+        "--model", default=os.environ.get("M3_MODEL", "m3-tiny"), help="m3-tiny, a directory or a hub name"
     )
     model = parser.parse_args().model
     escape_what_cannot_be_printed()
@@ -111,12 +112,12 @@ def demonstrate(
         _add(index, documents)
         _heading(
             "3  Ask",
-            "five methods side by side, each with its first answer; the last two questions are not in English",
+            "five methods, each with its first answer (✓ a right one); the last two questions are not in English",
         )
         for question in QUESTIONS:
             _ask(index, question)
-        _heading("4  Explain", "where the score of the first answer to the first question comes from")
-        _explain(index, QUESTIONS[0])
+        _heading("4  Explain", "where the score of a first answer comes from")
+        _explain(index)
     _heading("5  Measure", "known items: the summary line as query, the rest of the docstring as document")
     _measure(url, encoder, documented, known_items, known_item_queries)
     _heading("6  Go on", f"all of it took {_since(began)}; now it is your turn")
@@ -133,8 +134,12 @@ def _ask(index: Index, question: str) -> None:
     # What the numbers leave of the line is cut here: a table that is too wide would take it from the numbers.
     room = max(40, out.width - 52)
     for name in METHODS:
-        first, *others = index.search(question, method=name, k=3)
-        answer = _name_and_summary(first)
+        hits = index.search(question, method=name, k=3)
+        if not hits:  # no document shares a token with the question
+            table.add_row(name, *["–"] * 4, "  nothing found")
+            continue
+        first, *others = hits
+        answer = _name_and_summary(first, question)
         answer.truncate(room * 2 // 3, overflow="ellipsis")
         then = Text(", ".join(hit.document.id for hit in others))
         then.truncate(room // 3, overflow="ellipsis")
@@ -145,14 +150,24 @@ def _ask(index: Index, question: str) -> None:
     out.print()
 
 
-def _name_and_summary(hit: Hit) -> Text:
+def _name_and_summary(hit: Hit, question: str) -> Text:
     summary = one_line(hit.document.text.partition("\n")[2].partition("\n\n")[0])
-    return Text.assemble((hit.document.id, "bold"), (" · ", "dim"), summary)
+    mark = "✓ " if is_right(question, hit.document.id) else "  "
+    return Text.assemble((mark, "green"), (hit.document.id, "bold"), (" · ", "dim"), summary)
 
 
-def _explain(index: Index, question: str) -> None:
-    best = index.search(question, k=1)[0].document
-    _say(f"“{question}” and {best.id}:")
+def is_right(question: str, name: str) -> bool:
+    """Whether the object of this name answers one of ``QUESTIONS``."""
+    return any(name == right or name.startswith(f"{right}.") for right in QUESTIONS[question])
+
+
+def _explain(index: Index) -> None:
+    """Explain the first of the answers that is right; the first of all, and say so, if none is."""
+    answers = {question: index.search(question, k=1)[0].document for question in QUESTIONS}
+    right = [question for question, best in answers.items() if is_right(question, best.id)]
+    question = next(iter(right or answers))
+    best = answers[question]
+    _say(f"“{question}” and {best.id}{'' if right else ', which is no right answer: this model has none'}:")
     out.print(explanation_lines(index.explain(question, best.id)), soft_wrap=True)
 
 

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from m3_connectors.embeddings import ModelInfo
 from m3_connectors.encoder.config import ModelConfig
 from m3_connectors.encoder.model import M3Model
+from m3_connectors.encoder.shipped import shipped_model
 from m3_connectors.encoder.weights import (
     FETCH_AGAIN,
     FETCH_TOGETHER,
@@ -61,7 +62,7 @@ def load(model: str, *, revision: str | None, dtype: torch.dtype) -> Checkpoint:
     """Read a checkpoint.
 
     Args:
-        model: A directory, or a hub name such as ``BAAI/bge-m3``. A directory never touches the network.
+        model: A directory, ``m3-tiny``, or a hub name such as ``BAAI/bge-m3``. Only the last uses the network.
         revision: Branch, tag or commit of the hub repository.
         dtype: Of the weights; those on disk are converted.
 
@@ -107,10 +108,12 @@ def _locate(model: str, revision: str | None) -> tuple[Path, str, str | None]:
             )
         # The same model by any spelling of its path has one name: the last two parts, as in models/m3-tiny.
         return directory, "/".join(part for part in resolved.parts[-2:] if part != resolved.anchor), None
+    if found := shipped_model(model):
+        return found, model, None
     if not _HUB_NAME.fullmatch(model) or model.startswith("."):
         raise ModelFormat(
             f"{model} is neither a directory nor a hub name.\n"
-            "  Give the path of a directory with config.json, or a hub name such as BAAI/bge-m3."
+            "  Give the path of a directory with config.json, m3-tiny, or a hub name such as BAAI/bge-m3."
         )
     return _download(model, revision)
 

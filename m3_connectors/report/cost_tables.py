@@ -7,6 +7,12 @@ from typing import Any
 
 from m3_connectors.report.table import Cell, Column, Table
 
+_REMARKS = (
+    "void because", "but", "filter lets pass", "of these", "CPU of the server, %", "CPU of the server, ms",
+    "server's memory, MB",
+)  # fmt: skip
+"""Columns that are left out where no row has anything to say in them."""
+
 _MILLISECONDS, _MEGABYTES, _PERCENT = 1e3, 1e-6, 100.0
 
 
@@ -58,7 +64,7 @@ def _fills(name: str, summary: Mapping[str, Any], anchor: str) -> Table:
         "100 % is one core. – is not known, or not done by this store. Planned: by m3 bench plan, which leaves out "
         "what passes, a log or a second copy until merged."
     )
-    return Table(f"writes-{anchor}", f"Writing: {name}", columns, rows, note)
+    return Table(f"writes-{anchor}", f"Writing: {name}", columns, rows, note).without_empty(*_REMARKS)
 
 
 def _loads(name: str, summary: Mapping[str, Any], anchor: str) -> Table:
@@ -81,7 +87,7 @@ def _loads(name: str, summary: Mapping[str, Any], anchor: str) -> Table:
         f"few for is –. The harness itself takes {summary['harness_seconds_per_request'] * _MILLISECONDS:.3f} ms a "
         "request. CPU in ms is for one request, in % of one core."
     )
-    return Table(f"answers-{anchor}", f"Answering: {name}", columns, rows, note)
+    return Table(f"answers-{anchor}", f"Answering: {name}", columns, rows, note).without_empty(*_REMARKS)
 
 
 def _load(load: Mapping[str, Any], method: str) -> tuple[Cell, ...]:
@@ -131,7 +137,9 @@ def _recall(name: str, summary: Mapping[str, Any], anchor: str) -> Table:
     note = (
         "Share of the exact answer that the approximate lists bring, by score, so that ties count as found."
     )
-    return Table(f"recall-{anchor}", f"Recall of the approximate part: {name}", columns, rows, note)
+    return Table(
+        f"recall-{anchor}", f"Recall of the approximate part: {name}", columns, rows, note
+    ).without_empty(*_REMARKS)
 
 
 def _parts(sizes: Mapping[str, float] | None) -> str:

@@ -30,17 +30,18 @@ class Section:
     warnings: tuple[str, ...] = ()
 
 
-def page(title: str, sections: Sequence[Section]) -> str:
+def page(title: str, sections: Sequence[Section], findings: Sequence[str] = ()) -> str:
     """The page as HTML.
 
     Args:
         title: Heading of the whole.
         sections: From top to bottom; all text is escaped.
+        findings: What was found, in sentences, above everything else; plain text.
 
     Raises:
         MissingDependency: jinja2 is not installed.
     """
-    rendered: str = _template().render(title=title, sections=sections)
+    rendered: str = _template().render(title=title, sections=sections, findings=findings)
     return rendered
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from textwrap import wrap
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -28,6 +29,9 @@ FEWEST_QUERIES = 5
 """A mean over fewer queries is not drawn."""
 
 _MOST_PANELS = 6
+
+_TITLE_LETTERS = 34
+"""Above a panel: more would reach into the next one."""
 
 _MARKS = {
     "best here": ("*", "#d55e00"),
@@ -210,13 +214,16 @@ def over_weights(folders: Sequence[EvaluationFolder]) -> Plot | None:
     columns = min(3, len(shown))
     lines = -(-len(shown) // columns)
     with drawing() as figure:
-        canvas = figure(width_inches=3.6 * columns + 0.6, height_inches=3.5 * lines)
+        # A page shows every figure at one width: what is narrower than others would be drawn larger.
+        canvas = figure(width_inches=max(7.2, 3.6 * columns + 0.6), height_inches=3.5 * lines)
         for number, ((family, variant), datasets) in enumerate(shown.items(), 1):
             axes = canvas.add_subplot(lines, columns, number)
             means = np.mean([dataset.means for dataset in datasets], axis=0)
             _triangle(axes, datasets[0].weights, means, used[family, variant])
             title = f"{family} ({len(datasets)} {'sets' if len(datasets) > 1 else 'set'})"
-            axes.set_title("\n".join(filter(None, (title, variant.strip()))))
+            axes.set_title(
+                "\n".join(line for part in (title, variant) for line in wrap(part, _TITLE_LETTERS))
+            )
         legend(canvas, _MARKS)
         more = (
             f" {len(families) - len(shown)} more families are not drawn."

@@ -24,6 +24,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
 LINES = ("-", "--", "-.", ":")
 
+_LEGEND_ROW_INCHES = 0.22
 _WIDTH_INCHES, _HEIGHT_INCHES, _PNG_DOTS_PER_INCH = 7.2, 3.9, 200
 
 _STYLE: Any = {
@@ -110,14 +111,24 @@ def look(names: Iterable[str]) -> dict[str, Look]:
 
 
 def legend(figure: Figure, names: Iterable[str], *, columns: int = 5) -> None:
-    """One legend below all panels, of what any of them shows, in the order of ``names``."""
+    """One legend below all panels, of what any of them shows, in the order of ``names``.
+
+    It has so many columns at most, and fewer where the names would not fit into the figure's width.
+    """
     found = {
         label: handle
         for axes in figure.axes
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
     shown = [name for name in dict.fromkeys(names) if name in found]
-    figure.legend([found[name] for name in shown], shown, loc="outside lower center", ncols=columns)
+    for fewer in range(columns, 0, -1):
+        drawn = figure.legend([found[name] for name in shown], shown, loc="outside lower center", ncols=fewer)
+        if fewer == 1 or drawn.get_window_extent().width <= figure.bbox.width:
+            # Rows that the figure's height was not meant for would take it from the panels.
+            more_rows = -(-len(shown) // fewer) - -(-len(shown) // columns)
+            figure.set_figheight(figure.get_figheight() + _LEGEND_ROW_INCHES * more_rows)
+            break
+        drawn.remove()
 
 
 def plain_ticks(axis: Axis, *, per_cent: bool = False) -> None:

@@ -46,6 +46,19 @@ class Table:
     note: str = ""
     by_row: bool = False
 
+    def without_empty(self, *names: str) -> Table:
+        """The same without those of these columns that say nothing in any row."""
+        kept = [
+            i
+            for i, column in enumerate(self.columns)
+            if column.name not in names or any(row[i] not in (None, "") for row in self.rows)
+        ]
+        return dataclasses.replace(
+            self,
+            columns=tuple(self.columns[i] for i in kept),
+            rows=tuple(tuple(row[i] for i in kept) for row in self.rows),
+        )
+
     def shown(self) -> list[list[tuple[str, bool]]]:
         """Every cell as text, and whether it is among the best."""
         return [

@@ -14,6 +14,9 @@ from m3_connectors.report.variants import crosses, variants
 Means = dict[str, dict[str, float]]
 """Method to measure to the mean over an evaluation's queries."""
 
+_OF_EACH = ("dataset", "split", "documents", "queries")
+"""Columns that an evaluation always has in its own line."""
+
 _FEW = 3
 """So many evaluations are named in a cell; more are counted."""
 
@@ -45,7 +48,7 @@ def quality_tables(folders: Sequence[EvaluationFolder]) -> list[Table]:
     ]
     measures = dict.fromkeys(m for one in evaluated for m in one.record.protocol.measures)
     tables = [_quality_table(measure, evaluated) for measure in measures]
-    return [*tables, _methods_table(evaluated), _evaluations_table(evaluated), *_warnings_table(evaluated)]
+    return [*tables, _methods_table(evaluated), *_evaluations_tables(evaluated), *_warnings_table(evaluated)]
 
 
 def incomplete_table(folders: Sequence[EvaluationFolder]) -> Table:
@@ -137,7 +140,7 @@ def _methods_table(evaluated: Sequence[_Evaluated]) -> Table:
         Column("method"), Column("candidates"), Column("weights"), Column("what it is"), Column("evaluations"),
     )  # fmt: skip
     note = "Weights are those of the dense, sparse and multi-vector score."
-    return Table("methods", "Methods", columns, rows, note)
+    return Table("methods", "Methods", columns, rows, note).without_empty("what it is")
 
 
 def _where(names: Sequence[str], everything: int) -> str:
@@ -147,7 +150,8 @@ def _where(names: Sequence[str], everything: int) -> str:
     return ", ".join(names) if len(names) <= _FEW else f"{len(names):,} of {everything:,}"
 
 
-def _evaluations_table(evaluated: Sequence[_Evaluated]) -> Table:
+def _evaluations_tables(evaluated: Sequence[_Evaluated]) -> list[Table]:
+    """What the numbers come from: a line for each evaluation, and what all of them share, a line for each fact."""
     columns: Mapping[str, Callable[[EvaluationRecord], Cell]] = {
         "dataset": lambda record: record.dataset.name,
         "split": lambda record: record.dataset.split,
@@ -171,11 +175,25 @@ def _evaluations_table(evaluated: Sequence[_Evaluated]) -> Table:
         (*(cell(one.record) for cell in columns.values()), *_sessions(one.sessions)) for one in evaluated
     )
     names = (*columns, "commit", "processor", "date")
+    shared = [
+        i for i, name in enumerate(names) if name not in _OF_EACH and len({row[i] for row in rows}) == 1
+    ]
+    own = [i for i in range(len(names)) if i not in shared]
     note = (
         "The fingerprint of the weights tells models of one name apart; commit is that of this package. The weights of "
         "the methods stand with them above."
     )
-    return Table("evaluations", "Evaluations", tuple(map(Column, names)), rows, note)
+    each = Table(
+        "evaluations",
+        "Evaluations",
+        tuple(Column(names[i]) for i in own),
+        tuple(tuple(row[i] for i in own) for row in rows),
+        "" if shared else note,
+    )
+    facts = tuple((names[i], rows[0][i]) for i in shared)
+    columns_of_facts = (Column("what"), Column("value"))
+    title = "What all evaluations share" if len(rows) > 1 else "How it was evaluated"
+    return [each, *([Table("evaluations-shared", title, columns_of_facts, facts, note)] if facts else [])]
 
 
 def _sessions(sessions: Sequence[Mapping[str, Any]]) -> tuple[Cell, ...]:

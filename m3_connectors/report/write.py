@@ -15,6 +15,7 @@ from m3_connectors.evaluation.datasets.published import numbers_by_task
 from m3_connectors.report.comparison_tables import comparison_tables
 from m3_connectors.report.cost_plots import latency_plot, method_plot
 from m3_connectors.report.cost_tables import cost_tables
+from m3_connectors.report.findings import cost_findings, quality_findings
 from m3_connectors.report.page import Section, page
 from m3_connectors.report.quality_cost_plot import quality_against_cost
 from m3_connectors.report.quality_plots import quality_plots
@@ -31,6 +32,7 @@ class Report:
     """What was written.
 
     Attributes:
+        findings: What was found, in sentences.
         tables: In order.
         files: Where everything is, the page first.
         incomplete: Evaluations that are in no table of numbers.
@@ -40,6 +42,7 @@ class Report:
         unreadable_benchmarks: Those that cannot be read, and why: they are in no table.
     """
 
+    findings: tuple[str, ...]
     tables: tuple[Table, ...]
     files: tuple[Path, ...]
     incomplete: tuple[Path, ...]
@@ -83,8 +86,10 @@ def write_report(root: Path, out: Path | None = None) -> Report:
     if both:
         sections.append(Section("Quality against cost", tuple(both)))
     tables = tuple(item for section in sections for item in section.items if isinstance(item, Table))
-    files = _write(target, f"Report: {root.resolve().name}", sections, tables)
+    findings = (*quality_findings(complete), *cost_findings(complete, summaries))
+    files = _write(target, f"Report: {root.resolve().name}", sections, tables, findings)
     return Report(
+        findings,
         tables,
         files,
         tuple(folder.path for folder in incomplete),
@@ -210,12 +215,16 @@ def _cost(name: str, folder: bench.BenchFolder, summary: Mapping[str, object], a
 
 
 def _write(
-    target: Path, title: str, sections: Sequence[Section], tables: Sequence[Table]
+    target: Path,
+    title: str,
+    sections: Sequence[Section],
+    tables: Sequence[Table],
+    findings: Sequence[str],
 ) -> tuple[Path, ...]:
     target.mkdir(parents=True, exist_ok=True)
     files = {
-        "report.html": page(title, sections),
-        "tables.md": "\n".join(table.to_markdown() for table in tables),
+        "report.html": page(title, sections, findings),
+        "tables.md": markdown(findings, tables),
         "tables.json": json.dumps([table.to_json() for table in tables], indent=2, ensure_ascii=False) + "\n",
     }
     for name, text in files.items():
@@ -229,6 +238,14 @@ def _write(
         (target / name).unlink(missing_ok=True)
     evaluation.write_text(target / FILES, json.dumps(sorted(written), indent=1) + "\n")
     return tuple(target / name for name in written)
+
+
+def markdown(findings: Sequence[str], tables: Sequence[Table]) -> str:
+    """What was found, and every table."""
+    told = "".join(f"- {sentence}\n" for sentence in findings)
+    return "\n".join(
+        [f"### What was found\n\n{told}"] * bool(findings) + [table.to_markdown() for table in tables]
+    )
 
 
 def _listed(target: Path) -> set[str]:

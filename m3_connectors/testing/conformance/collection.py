@@ -48,15 +48,17 @@ class CollectionClauses(Suite):
                 assert await open_or_create(backend, schema) == schema
                 opened.append(backend)
 
-        async with anyio.create_task_group() as tasks:
+        try:
+            async with anyio.create_task_group() as tasks:
+                for backend in several:
+                    tasks.start_soon(start, backend)
+            assert opened
+            for backend in opened:
+                assert await backend.count() == 0
+        finally:
+            await (opened or several)[0].drop()
             for backend in several:
-                tasks.start_soon(start, backend)
-        assert opened
-        for backend in opened:
-            assert await backend.count() == 0
-        await opened[0].drop()
-        for backend in several:
-            await backend.close()
+                await backend.close()
 
     @runs
     async def test_b02_open_reads_the_schema_or_says_there_is_none(self, tmp_path: Path) -> None:
@@ -73,12 +75,14 @@ class CollectionClauses(Suite):
         for i, schema in enumerate(schemas):
             backend = self.make_backend(tmp_path, f"schema-{i}")
             await backend.create(schema)
-            if Capability.PERSISTENT in backend.capabilities:
+            try:
+                if Capability.PERSISTENT in backend.capabilities:
+                    await backend.close()
+                    backend = self.make_backend(tmp_path, f"schema-{i}")
+                assert await backend.open() == schema == backend.schema
+            finally:
+                await backend.drop()
                 await backend.close()
-                backend = self.make_backend(tmp_path, f"schema-{i}")
-            assert await backend.open() == schema == backend.schema
-            await backend.drop()
-            await backend.close()
 
     @runs
     async def test_b03_drop_removes_everything(self, tmp_path: Path) -> None:
