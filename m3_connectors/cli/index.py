@@ -39,18 +39,22 @@ def _known_choice(name: str | None) -> str | None:
     return name
 
 
-def _checked(option: str) -> Callable[[str | None], str | None]:
-    """A check of an option of reading, by its name in ReadOptions."""
+def _checked(options: Callable[[str], ReadOptions]) -> Callable[[str | None], str | None]:
+    """A check of one option of reading, which is impossible where its ReadOptions are."""
 
     def check(value: str | None) -> str | None:
-        value = "\t" if option == "delimiter" and value in ("tab", "\\t") else value
         try:
-            ReadOptions(**{option: value})
+            if value is not None:
+                options(value)
         except InvalidInput as error:
             raise typer.BadParameter(str(error)) from None
         return value
 
     return check
+
+
+def _delimiter(value: str) -> str:
+    return "\t" if value in ("tab", "\\t") else value
 
 
 def index(
@@ -75,7 +79,7 @@ def index(
         typer.Option(
             "--encoding",
             metavar="NAME",
-            callback=_checked("encoding"),
+            callback=_checked(lambda value: ReadOptions(encoding=value)),
             help="Encoding of files without a byte order mark.",
             show_default="UTF-8, or what a page declares",
         ),
@@ -85,7 +89,7 @@ def index(
         typer.Option(
             "--delimiter",
             metavar="CHARACTER",
-            callback=_checked("delimiter"),
+            callback=_checked(lambda value: ReadOptions(delimiter=_delimiter(value))),
             help="What stands between cells of CSV and TSV; 'tab' for a tab.",
             show_default="found in the header",
         ),
@@ -95,7 +99,7 @@ def index(
         typer.Option(
             "--format",
             metavar="FORMAT",
-            callback=_checked("format"),
+            callback=_checked(lambda value: ReadOptions(format=cast("Format", value))),
             help="How - and files without a known ending are read: jsonl, json, csv, tsv, text, markdown, html, xhtml.",
             show_default="jsonl for -",
         ),
@@ -105,7 +109,7 @@ def index(
         typer.Option(
             "--exclude",
             metavar="GLOB",
-            help="Leave out files and folders of this name, or of this path below SOURCE if it has a slash; repeatable.",
+            help="Leave out files and folders of this name, or, with a slash, of this path below SOURCE. Repeatable.",
         ),
     ] = None,
     long_documents: Annotated[
@@ -126,7 +130,12 @@ def index(
     What cannot be read is skipped and written to SOURCE.dead.jsonl with its line number and the reason.
     """
     check_store(url, collection)
-    options = ReadOptions(encoding, delimiter, cast("Format | None", format), tuple(exclude or ()))
+    options = ReadOptions(
+        encoding,
+        None if delimiter is None else _delimiter(delimiter),
+        cast("Format | None", format),
+        tuple(exclude or ()),
+    )
     check_sources(sources, options)
     if url == "memory:":
         warn("memory: is empty again when this command ends; name a folder to keep it, such as qdrant:./data")

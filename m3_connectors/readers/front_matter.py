@@ -10,6 +10,9 @@ _BLOCK = re.compile(
     r"---[ \t]*\r?\n(?P<fields>.*?)^(?:---|\.\.\.)[ \t]*\r?(?:\n|\Z)",
     re.DOTALL | re.MULTILINE,
 )
+_HEADING = re.compile(r"^[ \t]*\r?\n#", re.MULTILINE)
+"""A comment of YAML after a blank line, which is a heading of Markdown."""
+
 _NAME = re.compile(r"[^\W\d][\w .\-/]{0,63}")
 """A field's name; a sentence with a colon in it has other marks, or is longer."""
 
@@ -30,6 +33,8 @@ def without_front_matter(text: str) -> str:
 
 def _fields(block: str) -> dict[str, object] | None:
     """The fields of a block; None if it is anything else than fields."""
+    if _HEADING.search(block):
+        return None
     try:
         # BaseLoader makes strings of all values: no date can be wrong, no merge key can multiply.
         fields = yaml.load(block, Loader=yaml.BaseLoader)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Iterator
@@ -9,7 +10,8 @@ from typing import Any, TextIO
 
 from m3_connectors.readers.encodings import UNDECODABLE, written
 from m3_connectors.readers.fields import Fields
-from m3_connectors.readers.jsonl import Decoder, record_outcome
+from m3_connectors.readers.jsonl import Decoder, read_jsonl, record_outcome
+from m3_connectors.readers.lines import text_lines
 from m3_connectors.readers.outcomes import Outcome, Skipped
 
 MAX_VALUE_CHARACTERS = 64 * 2**20
@@ -20,7 +22,7 @@ _BLANK = re.compile(r"[ \t\n\r\ufeff]*")
 
 
 def read_json(stream: TextIO, name: str, fields: Fields) -> Iterator[Outcome]:
-    """Documents of a JSON array, or of one or more JSON objects one after another.
+    """Documents of a JSON array, or of one or more JSON objects one after another, or of JSON Lines.
 
     Records without an id are ``name:1``, ``name:2`` and so on in their order. After text that is not JSON nothing
     more can be told apart, so the rest of the file is skipped, with the line where it begins.
@@ -30,7 +32,13 @@ def read_json(stream: TextIO, name: str, fields: Fields) -> Iterator[Outcome]:
         name: Prefix of the ids of records without one.
         fields: Which fields are text and id.
     """
-    values = _Values(stream)
+    encoding = written(stream.encoding)
+    first_line = stream.readline(_CHUNK_CHARACTERS)
+    if _is_object(first_line):
+        lines = itertools.chain([first_line], text_lines(stream))
+        yield from read_jsonl(lines, name, fields, encoding)
+        return
+    values = _Values(first_line, stream)
     in_array = values.take("[")
     number = 0
     closed = not in_array
@@ -46,7 +54,7 @@ def read_json(stream: TextIO, name: str, fields: Fields) -> Iterator[Outcome]:
             yield Skipped(line, f"{error}: the file is read up to here, record {number}")
             return
         if undecodable:
-            yield Skipped(line, f"record {number} is not {written(stream.encoding)}")
+            yield Skipped(line, f"record {number} is not {encoding}")
         else:
             yield record_outcome(record, values.decoder, fields, f"{name}:{number}", line)
         if in_array:
@@ -64,6 +72,14 @@ def read_json(stream: TextIO, name: str, fields: Fields) -> Iterator[Outcome]:
         yield Skipped(values.line, "text after the end of the array, which is not read")
 
 
+def _is_object(line: str) -> bool:
+    """Whether a line is a JSON object by itself, and not the beginning of one."""
+    try:
+        return line.endswith(("\n", "\r", "}")) and isinstance(json.loads(line.removeprefix("\ufeff")), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
 class _NotJson(Exception):
     """Nothing after this can be told apart."""
 
@@ -71,12 +87,12 @@ class _NotJson(Exception):
 class _Values:
     """JSON values of a stream, of which a part is held."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, begun: str, stream: TextIO) -> None:
         self.decoder = Decoder()
         self.line = 1
         """Where the next thing begins."""
         self._stream = stream
-        self._held = ""
+        self._held = begun
         self._at = 0
         self._ended = False
 

@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from typing import Any, TextIO
+from collections.abc import Iterable, Iterator
+from typing import Any
 
-from m3_connectors.readers.encodings import UNDECODABLE, written
+from m3_connectors.readers.encodings import UNDECODABLE
 from m3_connectors.readers.fields import Fields
-from m3_connectors.readers.lines import TOO_LONG, text_lines
+from m3_connectors.readers.lines import TOO_LONG
 from m3_connectors.readers.outcomes import Outcome, Skipped, outcome_of
 
 
-def read_jsonl(stream: TextIO, name: str, fields: Fields) -> Iterator[Outcome]:
+def read_jsonl(lines: Iterable[str | None], name: str, fields: Fields, encoding: str) -> Iterator[Outcome]:
     """Documents of JSON Lines.
 
     Args:
-        stream: Its text, with line feeds as the only line ends; undecodable bytes match ``UNDECODABLE``.
+        lines: The lines; None is one that is too long. Undecodable bytes match ``UNDECODABLE``.
         name: Prefix of the ids of records without one: ``name:line``.
         fields: Which fields are text and id.
+        encoding: What the lines are decoded from.
     """
     decoder = Decoder()
-    for line, text in enumerate(text_lines(stream), 1):
+    for line, text in enumerate(lines, 1):
         if text is None:
             yield Skipped(line, TOO_LONG)
             continue
@@ -30,9 +31,7 @@ def read_jsonl(stream: TextIO, name: str, fields: Fields) -> Iterator[Outcome]:
             continue
         undecodable = UNDECODABLE.search(text)
         if undecodable:
-            yield Skipped(
-                line, f"not {written(stream.encoding)} at character {undecodable.start() + 1} of the line"
-            )
+            yield Skipped(line, f"not {encoding} at character {undecodable.start() + 1} of the line")
             continue
         try:
             record = decoder.decode(record_text)

@@ -72,7 +72,7 @@ def _html_text(raw: bytes, codec: str | None) -> str:
 
 def _declared(raw: bytes) -> str | None:
     """The codec that a page declares; None if it declares none, or one that is unknown."""
-    labels = []
+    labels: list[str] = []
     if b"charset" in raw.lower():
         labels += html.declared_labels(html.parse(raw.decode("latin-1")))
     declaration = _XML_DECLARATION.match(raw)

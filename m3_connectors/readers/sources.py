@@ -13,6 +13,7 @@ from m3_connectors.documents import Document
 from m3_connectors.errors import InvalidInput
 from m3_connectors.readers.columns import Columns
 from m3_connectors.readers.dead_letters import DeadLetter
+from m3_connectors.readers.encodings import written
 from m3_connectors.readers.fields import Fields
 from m3_connectors.readers.folders import Walk
 from m3_connectors.readers.inputs import (
@@ -26,6 +27,7 @@ from m3_connectors.readers.inputs import (
 )
 from m3_connectors.readers.json_file import read_json
 from m3_connectors.readers.jsonl import read_jsonl
+from m3_connectors.readers.lines import text_lines
 from m3_connectors.readers.outcomes import Found, Outcome, Skipped
 from m3_connectors.readers.pages import read_page
 from m3_connectors.readers.repeats import Repeats
@@ -177,7 +179,7 @@ class _Reader:
             elif input.format == "json":
                 yield from read_json(text, input.name, self._fields)
             else:
-                yield from read_jsonl(text, input.name, self._fields)
+                yield from read_jsonl(text_lines(text), input.name, self._fields, written(text.encoding))
 
     def _table(self, input: Input) -> Table:
         options = self._options
