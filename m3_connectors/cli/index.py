@@ -99,7 +99,7 @@ def index(
         typer.Option(
             "--format",
             metavar="FORMAT",
-            callback=_checked(lambda value: ReadOptions(format=cast("Format", value))),
+            callback=_checked(lambda value: ReadOptions(format=cast(Format, value))),
             help="How - and files without a known ending are read: jsonl, json, csv, tsv, text, markdown, html, xhtml.",
             show_default="jsonl for -",
         ),
