@@ -441,8 +441,10 @@ def main() -> None:
                 stored=len(documents),
                 skipped=len(letters),
             )
-    total: collections.Counter[str] = sum((counts[kind] for kind in sorted(counts)), collections.Counter())
-    for kind, count in [*sorted(counts.items()), ("all", total)]:
+    whole = [count for kind, count in counts.items() if not kind.endswith(" cut")]
+    total: collections.Counter[str] = sum(whole, collections.Counter())
+    assert total["texts"] == total["stored"] + total["skipped"]
+    for kind, count in [*sorted(counts.items()), ("all uncut", total)]:
         print(
             f"{kind:12}",
             "  ".join(f"{name} {count[name]:7,}" for name in ("files", "texts", "stored", "skipped")),

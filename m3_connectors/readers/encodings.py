@@ -154,4 +154,4 @@ def likely_windows_1252(text: str) -> bool:
     return accented * 3 <= letters and not _RUN.search(text)
 
 
-_RUN = re.compile(r"[\x80-\x9f]|[^\W\d_a-zA-Z]{4}")
+_RUN = re.compile(r"[\x80-\x9f]|[\xa1-\xff]{4}")

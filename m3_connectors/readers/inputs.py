@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from io import BufferedReader, RawIOBase
 from pathlib import Path
-from typing import Literal, TextIO, cast, get_args
+from typing import Any, Literal, TextIO, get_args
 
 from m3_connectors.errors import InvalidInput
 from m3_connectors.readers.encodings import known_encoding, record_encoding, text_stream
@@ -113,7 +113,7 @@ class Input:
             raw = stack.enter_context(self._stored())
             if self.path.suffix.lower() == ".gz":
                 plain = stack.enter_context(gzip.GzipFile(fileobj=raw))
-                raw = BufferedReader(cast("RawIOBase", plain))
+                raw = BufferedReader(_Decompressed(plain))
             yield raw
 
     @contextlib.contextmanager
@@ -147,6 +147,22 @@ class Input:
         # A descriptor of its own: closing it leaves standard input open.
         path = self.copy or self.path
         return open(os.dup(sys.stdin.fileno()) if path == STDIN else path, "rb")
+
+
+class _Decompressed(RawIOBase):
+    """What a compressed file holds, up to the place where it is damaged."""
+
+    def __init__(self, file: gzip.GzipFile) -> None:
+        self._file = file
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        # GzipFile's own would read on until the buffer is full, and lose what it has where it meets damage.
+        part = self._file.read1(len(buffer))
+        buffer[: len(part)] = part
+        return len(part)
 
 
 def shown(path: Path) -> str:

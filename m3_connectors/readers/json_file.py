@@ -118,8 +118,7 @@ class _Values:
         while True:
             try:
                 value, end = self.decoder.first(self._held, self._at)
-                # A number at the end of what is held may go on.
-                if end < len(self._held) or self._ended:
+                if self._ended or self._is_whole(value, end):
                     break
             except json.JSONDecodeError as error:
                 if self._ended:
@@ -134,6 +133,13 @@ class _Values:
         self.line += text.count("\n")
         self._at = end
         return value, UNDECODABLE.search(text) is not None
+
+    def _is_whole(self, value: Any, end: int) -> bool:
+        """Whether a value ends where it was decoded to, and is not the beginning of a longer number."""
+        if isinstance(value, dict | list | str):
+            return True
+        too_long = len(self._held) - self._at > MAX_VALUE_CHARACTERS
+        return too_long or self._held[end : end + 1] in (*" \t\r\n,]",)
 
     def _skip_blanks(self) -> None:
         while True:

@@ -94,9 +94,13 @@ class Table:
     def _found_delimiter(self, rows: Rows) -> str:
         headers = {delimiter: rows.first(delimiter) for delimiter in _DELIMITERS}
         cells = {d: row.cells for d, row in headers.items() if isinstance(row, Row)}
-        has_text = (delimiter for delimiter, names in cells.items() if self._fields.text in names)
+        has_text = [delimiter for delimiter, names in cells.items() if self._fields.text in names]
+        if (
+            has_text or "," not in cells
+        ):  # or the header's quotes are wrong, which is said of the usual delimiter
+            return has_text[0] if has_text else ","
         # Without a column of the text, the one that tells most columns apart, so that they can be named.
-        return next(has_text, max(cells, key=lambda delimiter: len(cells[delimiter]), default=","))
+        return max(cells, key=lambda delimiter: len(cells[delimiter]))
 
     def _problem(self, names: list[str], header: list[str], codec: str) -> str | None:
         if any(map(UNDECODABLE.search, header)):
