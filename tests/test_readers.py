@@ -5,7 +5,9 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import threading
 import tracemalloc
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from m3_connectors.readers import (
     check_sources,
     read_documents,
 )
+from m3_connectors.readers.inputs import Format
 
 
 class TestJsonLines:
@@ -317,6 +320,75 @@ class TestFolders:
             check_sources([tmp_path / "nothing"])
         with pytest.raises(InvalidInput, match="no format that is read"):
             check_sources([write(tmp_path / "x.parquet", "PAR1")])
+
+
+@pytest.fixture
+def stdin() -> Iterator[Callable[[bytes], None]]:
+    """Puts bytes on standard input."""
+    kept = os.dup(0)
+
+    def put(content: bytes) -> None:
+        reading, writing = os.pipe()
+        os.write(writing, content)
+        os.close(writing)
+        os.dup2(reading, 0)
+        os.close(reading)
+
+    yield put
+    os.dup2(kept, 0)
+    os.close(kept)
+
+
+class TestStreams:
+    @pytest.mark.parametrize(
+        ("format", "content", "ids"),
+        [
+            (None, b'{"id": "a", "text": "t"}\n{"text": "u"}', ["a", "stdin:2"]),
+            ("csv", b"id,text,v\na,t,01\nb,u,1\n", ["a", "b"]),
+            ("tsv", b"text\nt\nu\n", ["stdin:2", "stdin:3"]),
+            ("json", b'[{"text": "t"}]', ["stdin:1"]),
+            ("text", b"a page", ["stdin"]),
+            ("html", b"<p>a page", ["stdin"]),
+        ],
+    )
+    def test_standard_input(
+        self, stdin: Callable[[bytes], None], format: Format | None, content: bytes, ids: list[str]
+    ) -> None:
+        stdin(content)
+        documents, letters = read(Path("-"), options=ReadOptions(format=format))
+        assert ([document.id for document in documents], letters) == (ids, [])
+        if format == "csv":  # it is read twice
+            assert [document.metadata for document in documents] == [{"v": "01"}, {"v": "1"}]
+
+    def test_a_bad_line_of_standard_input_is_named(
+        self, stdin: Callable[[bytes], None], tmp_path: Path
+    ) -> None:
+        stdin(b"{broken\n")
+        with DeadLetterFiles(tmp_path) as dead:
+            assert list(read_documents([Path("-")], on_dead_letter=dead.add)) == []
+            assert [path.name for path in dead.paths] == ["stdin.dead.jsonl"]
+        assert str(dead.first).startswith("stdin:1: not JSON")
+
+    def test_a_pipe_by_name(self, tmp_path: Path) -> None:
+        pipe = tmp_path / "pipe.csv"
+        os.mkfifo(pipe)
+        writer = threading.Thread(target=pipe.write_bytes, args=[b"id,text,v\na,t,1\n"])
+        writer.start()
+        (document,), letters = read(pipe)
+        writer.join()
+        assert (document, letters) == (Document("a", "t", {"v": 1}), [])
+
+    def test_a_stream_cannot_be_given_twice(self) -> None:
+        with pytest.raises(InvalidInput, match="given twice"):
+            check_sources([Path("-"), Path("-")])
+
+    def test_a_format_for_a_file_without_a_known_ending(self, tmp_path: Path) -> None:
+        records = write(tmp_path / "export", '{"id": "a", "text": "t"}\n')
+        table = write(tmp_path / "export.dat", "id,text\nb,u\n")
+        with pytest.raises(InvalidInput, match="--format"):
+            check_sources([table])
+        assert texts(records, options=ReadOptions(format="jsonl")) == {"a": "t"}
+        assert texts(table, options=ReadOptions(format="csv")) == {"b": "u"}
 
 
 class TestRepeats:

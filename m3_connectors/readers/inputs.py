@@ -7,7 +7,6 @@ import dataclasses
 import gzip
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterator
 from io import BufferedReader, RawIOBase
@@ -37,6 +36,7 @@ FORMATS = tuple(_FORMATS)
 """Endings of the files that are read, in small or capital letters, each also with ``.gz`` behind."""
 
 STDIN = Path("-")
+_STDIN_DESCRIPTOR = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,7 +146,7 @@ class Input:
         """Its bytes as they are stored."""
         # A descriptor of its own: closing it leaves standard input open.
         path = self.copy or self.path
-        return open(os.dup(sys.stdin.fileno()) if path == STDIN else path, "rb")
+        return open(os.dup(_STDIN_DESCRIPTOR) if path == STDIN else path, "rb")
 
 
 class _Decompressed(RawIOBase):
