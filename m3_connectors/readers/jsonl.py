@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -68,8 +69,8 @@ class Decoder:
     def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         value = dict(pairs)
         if len(value) < len(pairs):
-            names = [name for name, _ in pairs]
-            self.repeated += (name for name in value if names.count(name) > 1)
+            times = Counter(name for name, _ in pairs)
+            self.repeated += (name for name in value if times[name] > 1)
         return value
 
 

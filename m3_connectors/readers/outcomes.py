@@ -60,4 +60,9 @@ def outcome_of(record: Mapping[str, Any], fields: Fields, default_id: str, line:
 def reason_of(error: Exception) -> str:
     """The first line of an error's message, without the position in the list that was checked."""
     text = str(error) or type(error).__name__
-    return text.splitlines()[0].removeprefix("documents[0]").removeprefix(".")
+    reason = text.splitlines()[0].removeprefix("documents[0]").removeprefix(".")
+    return reason if len(reason) <= _LONGEST_REASON else reason[:_LONGEST_REASON] + "…"
+
+
+_LONGEST_REASON = 1_000
+"""A value of any length may stand in a message."""
