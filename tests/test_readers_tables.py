@@ -46,6 +46,8 @@ class TestQuotes:
             ('1,"never', [], [2]),
             ('1,"never\n2,"also never\n3,c\n', ["3"], [2, 3]),
             ('1,"a\nb"\n2,"c""d"\n', ["1", "2"], []),
+            ('1,"Dear all\nsee you, Bob"x\n2,c\n', ["2"], [2, 3]),  # line 3 is the end of a cell, no row
+            ('1,"open\n2,"x ""y"""\n3,5" disk\n', ["2", "3"], [2]),
             ('1,5" disk\n2,say "hi"\n', ["1", "2"], []),
             ('1,"a\n\nb",x\n2,c\n', ["2"], [2]),  # a row of three lines with a cell too many is one row
         ],

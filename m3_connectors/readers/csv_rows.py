@@ -38,6 +38,8 @@ class Rows:
 
     def __init__(self, lines: Iterator[str | None]) -> None:
         self._lines = _Lines(lines)
+        self._doubtful_until = 0
+        """The last line of those that a wrong quote holds, and that are read as rows nevertheless."""
 
     def declared_delimiter(self) -> str | None:
         """What a first line such as ``sep=;`` says (Excel reads and writes it), which is not read as a row then."""
@@ -61,7 +63,8 @@ class Rows:
         """The rows.
 
         Cells may be quoted, as RFC 4180 describes. A quote that is closed before its cell ends, or never, makes the row
-        where it opens a skipped one, and the lines after that row's first are read as rows.
+        where it opens a skipped one, and the lines after that row's first are read as rows. Of these, one that has a
+        quote in an unquoted cell is skipped too: it may be the end of a cell on several lines.
 
         Args:
             delimiter: What stands between cells; None: tabs, and quotes are characters like any other.
@@ -85,7 +88,14 @@ class Rows:
         while True:
             try:
                 for cells in csv.reader(self._lines, delimiter=delimiter, strict=True):
-                    yield Row(self._lines.first, self._lines.last, cells)
+                    if self._lines.first <= self._doubtful_until and not _well_formed(
+                        self._lines.held, delimiter
+                    ):
+                        yield Skipped(
+                            self._lines.first, "a quote in a cell that is not quoted, after a wrong quote"
+                        )
+                    else:
+                        yield Row(self._lines.first, self._lines.last, cells)
                     self._lines.forget()
                 return
             except csv.Error as error:
@@ -100,9 +110,16 @@ class Rows:
         first, last = self._lines.first, self._lines.last
         if first == last:
             return Skipped(first, f'a quote {what} (inside a quoted cell, write "" for a quote)')
+        self._doubtful_until = max(last, self._doubtful_until)
         lines = f"line {last} is" if last == first + 1 else f"lines {first + 1} to {last} are"
         where = f", on line {last}" if "before" in what else ""
         return Skipped(first, f"a quote that opens in this row {what}{where}; {lines} read as rows")
+
+
+def _well_formed(text: str, delimiter: str) -> bool:
+    """Whether quotes stand only around cells, and doubled inside them."""
+    cell = rf'(?:"[^"]*(?:""[^"]*)*"|[^"{re.escape(delimiter)}]*)'
+    return re.fullmatch(rf"{cell}(?:{re.escape(delimiter)}{cell})*", text.rstrip("\r\n")) is not None
 
 
 class _TooLong(Exception):
@@ -124,6 +141,11 @@ class _Lines:
     def first(self) -> int:
         """Number of the first line that is held."""
         return self.last - len(self._held) + 1
+
+    @property
+    def held(self) -> str:
+        """The text of the lines that are held."""
+        return "".join(line or "" for line in self._held)
 
     def __iter__(self) -> Iterator[str]:
         return self
