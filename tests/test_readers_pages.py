@@ -114,6 +114,11 @@ class TestEncodings:
             content = f"<meta content='text/html; charset={label}' http-equiv='CONTENT-TYPE'><p>".encode()
             assert texts(write(tmp_path / "a.html", content + raw)) == {"a.html": text}
 
+    @pytest.mark.parametrize("name", ["a.html", "a.xhtml"])
+    def test_an_xml_declaration(self, tmp_path: Path, name: str) -> None:
+        page = '<?xml version="1.0" encoding="koi8-r"?><html><body><p>Привет</p></body></html>'
+        assert texts(write(tmp_path / name, page.encode("koi8-r"))) == {name: "Привет"}
+
     @pytest.mark.parametrize(
         "before",
         [
