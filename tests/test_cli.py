@@ -126,13 +126,14 @@ class TestIndex:
 
     def test_options_of_reading(self, m3: M3, tmp_path: Path, checkpoint: Path) -> None:
         (tmp_path / "notes").mkdir()
-        (tmp_path / "notes" / "a.csv").write_bytes("id|text|more\n1|café|x\n".encode("cp1252"))
+        (tmp_path / "notes" / "a.csv").write_bytes("id|text|more\n1|café|x\n2|b|7\n".encode("cp1252"))
         (tmp_path / "notes" / "draft.txt").write_text("not yet")
         options = ["--encoding", "latin1", "--delimiter", "|", "--exclude", "draft*"]
-        report = m3("index", "qdrant:./data", "notes", *options, "-m", checkpoint, "--json").json
-        assert (report["documents"], report["skipped"]) == (1, 0)
-        (hit,) = m3("search", "qdrant:./data", "x", "--json").json["hits"]
-        assert (hit["text"], hit["metadata"]) == ("café", {"more": "x"})
+        run = m3("index", "qdrant:./data", "notes", *options, "-m", checkpoint, "--json")
+        assert (run.json["documents"], run.json["skipped"], run.json["text_columns"]) == (2, 0, {"more": "x"})
+        assert "column 'more' is text, though it has numbers: 'x'" in unboxed(run.err)
+        hits = m3("search", "qdrant:./data", "x", "--json").json["hits"]
+        assert {hit["text"]: hit["metadata"] for hit in hits} == {"café": {"more": "x"}, "b": {"more": "7"}}
 
     @pytest.mark.parametrize(
         ("option", "value", "reason"),

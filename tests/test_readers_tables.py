@@ -191,6 +191,18 @@ class TestTypes:
         write(tmp_path / "sub" / "b.tsv", "id\ttext\tzip\n2\tb\t01067\n")
         assert [d.metadata["zip"] for d in read(tmp_path)[0]] == ["10115", "01067"]
 
+    def test_columns_of_text_and_numbers_are_named(self, tmp_path: Path) -> None:
+        path = write(tmp_path / "t.csv", "text,a,b,c,d\nt,1,x,1,x\nt,n/a,2,2.5,y\nt,?,3,,\n")
+        mixed: dict[str, str] = {}
+        list(
+            read_documents(
+                [path],
+                on_dead_letter=lambda *_: pytest.fail("nothing is skipped"),
+                on_mixed_column=mixed.__setitem__,
+            )
+        )
+        assert mixed == {"a": "n/a", "b": "x"}
+
     def test_a_row_that_is_skipped_has_no_say(self, tmp_path: Path) -> None:
         documents, letters = read(write(tmp_path / "t.csv", "id,text,v\n1,a,5\n2,b,x,too many\n"))
         assert ([d.metadata for d in documents], len(letters)) == ([{"v": 5}], 1)

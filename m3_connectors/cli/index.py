@@ -145,6 +145,7 @@ def index(
     try:
         with DeadLetterFiles(Path.cwd()) as dead:
             repeats = _Repeats(dead)
+            mixed: dict[str, str] = {}
             documents = read_documents(
                 sources,
                 fields=Fields(text, id),
@@ -152,6 +153,7 @@ def index(
                 on_source=dead.begin,
                 on_dead_letter=dead.add,
                 on_replaced=repeats.add,
+                on_mixed_column=mixed.__setitem__,
                 without=_store_folder(url),
             )
             first = next(documents, None)
@@ -165,8 +167,13 @@ def index(
         if counter.safe:
             error.add_note(f"  {plural(counter.safe, 'document')} are safe; go on with the same command.")
         raise
+    for column, cell in itertools.islice(mixed.items(), _SHOWN_REPEATS):
+        warn(
+            f"column {column!r} is text, though it has numbers: {cell[:40]!r} is none that reads back as written"
+        )
     if json:
-        print_json({"url": shown(url), "collection": collection, **_document(outcome, dead, repeats)})
+        report = {"url": shown(url), "collection": collection, **_document(outcome, dead, repeats)}
+        print_json({**report, "text_columns": mixed})
     else:
         out.print(f"  {_summary(outcome, dead, repeats)}", markup=False, soft_wrap=True)
 

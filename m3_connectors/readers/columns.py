@@ -25,13 +25,24 @@ class Columns:
 
     def __init__(self) -> None:
         self._types: dict[str, ColumnType] = {}
+        self._with_numbers: set[str] = set()
+        self._first_texts: dict[str, str] = {}
 
     def look_at(self, column: str, cell: str) -> None:
         """Widen a column's type so that it holds a cell; an empty one says nothing."""
-        if cell:
-            known = self._types.get(column, ColumnType.INTEGER)
-            if known != ColumnType.TEXT:
-                self._types[column] = max(known, _type_of(cell))
+        if not cell or (column in self._first_texts and column in self._with_numbers):
+            return
+        type = _type_of(cell)
+        self._types[column] = max(self._types.get(column, type), type)
+        if type == ColumnType.TEXT:
+            self._first_texts.setdefault(column, cell)
+        else:
+            self._with_numbers.add(column)
+
+    @property
+    def mixed(self) -> dict[str, str]:
+        """The columns that are text though they have numbers, each with the first cell that is none."""
+        return {column: cell for column, cell in self._first_texts.items() if column in self._with_numbers}
 
     def value(self, column: str, cell: str) -> str | int | float:
         """A cell as its column's type; text if it is not of that type, as when the file has changed since."""

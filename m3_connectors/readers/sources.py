@@ -47,6 +47,7 @@ def read_documents(
     on_dead_letter: OnDeadLetter,
     on_replaced: OnDeadLetter | None = None,
     on_source: Callable[[Path], None] = lambda _: None,
+    on_mixed_column: Callable[[str, str], None] = lambda *_: None,
     without: Path | None = None,
 ) -> Iterator[Document]:
     """The documents of files and folders, one after another, each fit to be stored.
@@ -66,6 +67,8 @@ def read_documents(
         on_replaced: Called likewise with each document whose id a later one has, which replaces it when it is stored.
             None: ids are not compared.
         on_source: Called with each source before it is read.
+        on_mixed_column: Called before all documents with each column of CSV that is text though it has numbers, and
+            with the first cell that is none.
         without: A folder to leave out, such as the one that the store keeps its data in.
 
     Raises:
@@ -81,6 +84,8 @@ def read_documents(
         for source in sources:
             for input in walk.inputs(source, lambda *_: None):
                 reader.look(copies.get(input.path, input))
+        for column, cell in reader.columns.mixed.items():
+            on_mixed_column(column, cell)
         repeats = stack.enter_context(Repeats()) if on_replaced else None
         for source in sources:
             on_source(source)
@@ -141,14 +146,14 @@ class _Reader:
     def __init__(self, fields: Fields, options: ReadOptions) -> None:
         self._fields = fields
         self._options = options
-        self._columns = Columns()
+        self.columns = Columns()
 
     def look(self, input: Input) -> None:
         """Find the types of a table's columns; what cannot be read is skipped when it is read."""
         if input.is_table:
             unreadable = contextlib.suppress(OSError, EOFError, zlib.error)
             with unreadable, input.open_text(self._options.codec) as text:
-                self._table(input).look(text, self._columns)
+                self._table(input).look(text, self.columns)
 
     def outcomes(self, input: Input) -> Iterator[Outcome]:
         """What is found in an input; whatever goes wrong, the last outcome says so."""
@@ -175,7 +180,7 @@ class _Reader:
             return
         with input.open_text(codec) as text:
             if input.is_table:
-                yield from self._table(input).read(text, input.name, self._columns)
+                yield from self._table(input).read(text, input.name, self.columns)
             elif input.format == "json":
                 yield from read_json(text, input.name, self._fields)
             else:
