@@ -109,6 +109,54 @@ class TestIndex:
         (hit,) = m3("search", "qdrant:./data", "x", "--json").json["hits"]
         assert hit["text"] == "last"
 
+    def test_ids_of_two_files_that_are_the_same_are_named(
+        self, m3: M3, tmp_path: Path, checkpoint: Path
+    ) -> None:
+        for name in ("a", "b"):
+            (tmp_path / "tables").mkdir(exist_ok=True)
+            (tmp_path / "tables" / f"{name}.csv").write_text("id,text\n1,rain\n2,snow\n")
+        reason = "replaced: tables/b.csv:2 has the same id '1' (to keep both, make the ids different)"
+        report = m3("index", "qdrant:./data", "tables", "-m", checkpoint, "--json").json
+        assert (report["documents"], report["skipped"], report["duplicates"]) == (2, 2, ["1", "2"])
+        assert report["repeats"][0] == {"file": "tables/a.csv", "line": 2, "reason": reason}
+        run = m3("index", "qdrant:./data", "tables")
+        assert f"2 ids came twice, the last was kept (tables/a.csv:2: {reason})" in run.out
+        letters = [json.loads(line) for line in Path("tables.dead.jsonl").read_text().splitlines()]
+        assert letters == report["repeats"]
+
+    def test_options_of_reading(self, m3: M3, tmp_path: Path, checkpoint: Path) -> None:
+        (tmp_path / "notes").mkdir()
+        (tmp_path / "notes" / "a.csv").write_bytes("id|text|more\n1|café|x\n2|b|7\n".encode("cp1252"))
+        (tmp_path / "notes" / "draft.txt").write_text("not yet")
+        options = ["--encoding", "latin1", "--delimiter", "|", "--exclude", "draft*"]
+        run = m3("index", "qdrant:./data", "notes", *options, "-m", checkpoint, "--json")
+        assert (run.json["documents"], run.json["skipped"], run.json["text_columns"]) == (2, 0, {"more": "x"})
+        assert "column 'more' is text, though it has numbers: 'x'" in unboxed(run.err)
+        hits = m3("search", "qdrant:./data", "x", "--json").json["hits"]
+        assert {hit["text"]: hit["metadata"] for hit in hits} == {"café": {"more": "x"}, "b": {"more": "7"}}
+
+    @pytest.mark.parametrize(
+        ("option", "value", "reason"),
+        [
+            ("--encoding", "undefined", "no encoding that is known"),
+            ("--delimiter", "||", "one character"),
+            ("--format", "parquet", "no format that is read"),
+        ],
+    )
+    def test_impossible_options_of_reading(
+        self, m3: M3, corpus: Path, option: str, value: str, reason: str
+    ) -> None:
+        run = m3("index", "qdrant:./data", corpus, option, value)
+        assert run.code == 2
+        assert reason in unboxed(run.err)
+
+    def test_one_bad_page_does_not_end_the_run(self, m3: M3, tmp_path: Path, checkpoint: Path) -> None:
+        (tmp_path / "pages").mkdir()
+        (tmp_path / "pages" / "bad.html").write_bytes(b"<meta charset=iso-2022-kr><p>x")
+        (tmp_path / "pages" / "good.html").write_text('<meta charset="undefined"><p>good')
+        report = m3("index", "qdrant:./data", "pages", "-m", checkpoint, "--json").json
+        assert (report["documents"], report["skipped"]) == (1, 1)
+
     def test_a_folder_that_holds_the_store(self, m3: M3, tmp_path: Path, checkpoint: Path) -> None:
         (tmp_path / "notes").mkdir()
         (tmp_path / "notes" / "a.md").write_text("a note")

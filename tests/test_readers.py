@@ -6,28 +6,23 @@ import gzip
 import json
 import os
 import tracemalloc
+import zlib
 from pathlib import Path
+from typing import Any
 
 import pytest
+from reading import read, texts, write
 
 from m3_connectors.documents import Document
 from m3_connectors.errors import InvalidInput
-from m3_connectors.readers import DeadLetter, DeadLetterFiles, Fields, check_sources, read_documents
-from m3_connectors.readers.html import html_to_text
-
-
-def read(*sources: Path, fields: Fields | None = None) -> tuple[list[Document], list[DeadLetter]]:
-    letters: list[DeadLetter] = []
-    documents = read_documents(
-        sources, fields=fields or Fields(), on_dead_letter=lambda _, letter: letters.append(letter)
-    )
-    return list(documents), letters
-
-
-def write(path: Path, content: str | bytes) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content.encode() if isinstance(content, str) else content)
-    return path
+from m3_connectors.readers import (
+    DeadLetter,
+    DeadLetterFiles,
+    Fields,
+    ReadOptions,
+    check_sources,
+    read_documents,
+)
 
 
 class TestJsonLines:
@@ -95,7 +90,8 @@ class TestJsonLines:
         )
         path = write(tmp_path / "c.jsonl.gz", gzip.compress(lines)[:-4000])
         documents, letters = read(path)
-        assert 0 < len(documents) < 500
+        there = zlib.decompressobj(zlib.MAX_WBITS | 16).decompress(path.read_bytes())
+        assert 0 < len(documents) == there.count(b"\n") < 500
         assert "damaged" in letters[-1].reason
 
     def test_memory_does_not_grow_with_the_file(self, tmp_path: Path) -> None:
@@ -168,8 +164,8 @@ class TestFolders:
         assert reasons == {
             ".hidden": "a hidden folder",
             ".x.txt": "a hidden file",
-            "binary.txt": "binary",
-            "latin.txt": "not utf-8 at byte 3",
+            "binary.txt": "binary (or UTF-16 without a byte order mark: name it with --encoding)",
+            "latin.txt": "not UTF-8 at byte 3: name its encoding with --encoding, such as windows-1252",
             "empty.md": "empty",
             "photo.png": "of no format that is read (.png)",
             "gone.txt": "a link to nothing",
@@ -191,26 +187,67 @@ class TestFolders:
 
     def test_an_unreadable_file_is_named(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         write(tmp_path / "a.txt", "a")
+        write(tmp_path / "b.csv", "id,text\n")
+        write(tmp_path / "c.txt", "c")
+        real = open
+
+        def refuse(file: Any, *arguments: Any) -> Any:
+            if str(file).endswith(("a.txt", "b.csv")):
+                raise PermissionError(13, "Permission denied", str(file))
+            return real(file, *arguments)
+
+        monkeypatch.setattr("builtins.open", refuse)
+        documents, letters = read(tmp_path)
+        assert [document.id for document in documents] == ["c.txt"]
+        assert [letter.reason for letter in letters] == ["cannot be read: Permission denied"] * 2
+
+    def test_a_file_that_vanishes_is_named(self, tmp_path: Path) -> None:
+        write(tmp_path / "a.txt", "a")
+        vanishing = [write(tmp_path / name, "id,text\n1,x\n") for name in ("b.csv", "c.jsonl", "d.html")]
+        letters: list[DeadLetter] = []
+        documents = read_documents([tmp_path], on_dead_letter=lambda _, letter: letters.append(letter))
+        assert next(documents).id == "a.txt"
+        for path in vanishing:
+            path.unlink()
+        assert list(documents) == []
+        assert [Path(letter.file).name for letter in letters] == ["b.csv", "c.jsonl", "d.html"]
+
+    def test_pipes_and_links_in_a_folder_are_named(self, tmp_path: Path) -> None:
+        os.mkfifo(tmp_path / "pipe.jsonl")
+        (tmp_path / "loop.txt").symlink_to(tmp_path / "loop.txt")
+        (tmp_path / "up").symlink_to(tmp_path)
+        (tmp_path / "b.txt").write_text("b")
+        (tmp_path / "link.txt").symlink_to(tmp_path / "b.txt")
+        documents, letters = read(tmp_path)
+        assert [document.id for document in documents] == ["b.txt", "link.txt"]
+        assert {Path(letter.file).name: letter.reason for letter in letters} == {
+            "pipe.jsonl": "no regular file",
+            "loop.txt": "a link to nothing",
+            "up": "a link to a folder, which is not followed: give the folder itself",
+        }
+
+    def test_a_fault_of_a_reader_ends_its_file_alone(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        write(tmp_path / "a.html", "<p>a")
         write(tmp_path / "b.txt", "b")
-        real = Path.read_bytes
 
-        def refuse(path: Path) -> bytes:
-            if path.name == "a.txt":
-                raise PermissionError(13, "Permission denied", str(path))
-            return real(path)
+        def fail(*_: object) -> str:
+            raise OverflowError("of a library\nsecond line")
 
-        monkeypatch.setattr(Path, "read_bytes", refuse)
+        monkeypatch.setattr("m3_connectors.readers.html.html_to_text", fail)
         documents, (letter,) = read(tmp_path)
         assert [document.id for document in documents] == ["b.txt"]
-        assert "Permission denied" in letter.reason
+        assert letter.reason == "cannot be read, by a fault of m3 itself: OverflowError: of a library"
 
-    def test_encodings_that_a_file_declares(self, tmp_path: Path) -> None:
-        write(tmp_path / "a.html", '<meta charset="latin-1"><p>café'.encode("latin-1"))
-        write(tmp_path / "b.txt", "café".encode("utf-16"))
-        write(tmp_path / "c.html", b'<meta charset="no-such">x')
-        documents, (letter,) = read(tmp_path)
-        assert [document.text for document in documents] == ["café", "café"]
-        assert "no-such" in letter.reason
+    def test_what_the_caller_raises_is_not_caught(self, tmp_path: Path) -> None:
+        write(tmp_path / "a.jsonl", "{broken\n")
+
+        def refuse(*_: object) -> None:
+            raise ValueError("no dead letters here")
+
+        with pytest.raises(ValueError, match="no dead letters here"):
+            list(read_documents([tmp_path], on_dead_letter=refuse))
 
     def test_equal_names_below_several_folders_are_several_ids(self, tmp_path: Path) -> None:
         one, two = tmp_path / "one", tmp_path / "two"
@@ -222,51 +259,66 @@ class TestFolders:
         alone = write(tmp_path / "x.txt", "x")
         assert [d.id for d in read(one, alone)[0]] == ["a.md", "x.txt"]
 
-    @pytest.mark.parametrize(
-        ("markdown", "text"),
-        [
-            ('---\ntitle: "A: note"\ntags: [x]\n---\n\n# Head\n', "A: note\n# Head\n"),
-            ("---\r\ntags:\r\n  - x\r\n---\r\nbody", "body"),
-            (
-                "---\nA rule above, none of fields.\n\n---\nend",
-                "---\nA rule above, none of fields.\n\n---\nend",
-            ),
-            ("---\ntitle: never closed\n", "---\ntitle: never closed\n"),
-            ("text\n---\ntitle: x\n---\n", "text\n---\ntitle: x\n---\n"),
-        ],
-    )
-    def test_front_matter_of_markdown(self, tmp_path: Path, markdown: str, text: str) -> None:
-        assert read(write(tmp_path / "a.md", markdown))[0] == [Document("a.md", text)]
-        assert read(write(tmp_path / "a.txt", markdown))[0] == [Document("a.txt", markdown)]
+    def test_endings(self, tmp_path: Path) -> None:
+        write(tmp_path / "A.TSV", "id\ttext\nt\ta,b\n")
+        write(tmp_path / "B.JSONL.GZ", gzip.compress(b'{"id": "j", "text": "lines"}'))
+        for name, content in {
+            "C.TXT.GZ": "text",
+            "d.md.gz": "---\ntitle: T\n---\nmark",
+            "e.Html.gz": "<p>html",
+            "f.XHTML": "<html><p>xml</p></html>",
+            "README": "no ending",
+            "g.gz": "compressed, no ending",
+        }.items():
+            raw = content.encode()
+            write(tmp_path / name, gzip.compress(raw) if name.lower().endswith(".gz") else raw)
+        assert texts(tmp_path) == {
+            "t": "a,b",
+            "j": "lines",
+            "C.TXT.GZ": "text",
+            "d.md.gz": "T\nmark",
+            "e.Html.gz": "html",
+            "f.XHTML": "xml",
+            "README": "no ending",
+            "g.gz": "compressed, no ending",
+        }
 
-    def test_compressed_pages_are_refused_with_the_reason(self, tmp_path: Path) -> None:
-        page = write(tmp_path / "a.txt.gz", gzip.compress(b"x"))
-        with pytest.raises(InvalidInput, match="only JSON Lines and CSV"):
-            check_sources([page])
-        assert "only JSON Lines and CSV" in read(tmp_path)[1][0].reason
+    @pytest.mark.parametrize(
+        "name", ["a.csv.gz", "a.jsonl.gz", "a.json.gz", "a.txt.gz", "a.md.gz", "a.html.gz"]
+    )
+    def test_what_is_not_gzip_or_is_cut_is_named(self, tmp_path: Path, name: str) -> None:
+        write(tmp_path / "z.txt", "last")
+        for content in (b"no gzip", gzip.compress(os.urandom(5000))[:-20], gzip.compress(b"x")[:5]):
+            write(tmp_path / name, content)
+            documents, letters = read(tmp_path)
+            assert [document.id for document in documents] == ["z.txt"]
+            assert letters
+            assert not any("fault" in letter.reason for letter in letters)
+
+    def test_exclude(self, tmp_path: Path) -> None:
+        for name in ("a.txt", "a.md", "drafts/b.txt", "sub/drafts/c.txt", "sub/old/d.txt", "sub/e.txt"):
+            write(tmp_path / name, name)
+
+        def left(*patterns: str) -> list[str]:
+            return list(texts(tmp_path, options=ReadOptions(exclude=patterns)))
+
+        assert left("*.md", "drafts") == ["a.txt", "sub/e.txt", "sub/old/d.txt"]
+        assert left("sub/*") == ["a.md", "a.txt", "drafts/b.txt"]
+        assert left("sub/old/", "[ab].*") == ["sub/e.txt", "sub/drafts/c.txt"]
+
+    def test_files_of_one_name_are_several_ids(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        one, two = write(Path("one/a.md"), "first"), write(Path("two/a.md"), "second")
+        write(Path("three/t.csv"), "text\nx\n")
+        write(Path("four/t.csv"), "text\ny\n")
+        assert texts(one, two) == {"one/a.md": "first", "two/a.md": "second"}
+        assert texts(Path("three/t.csv"), Path("four/t.csv")) == {"three/t.csv:2": "x", "four/t.csv:2": "y"}
 
     def test_sources_that_cannot_be_read_at_all(self, tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError, match="does not exist"):
             check_sources([tmp_path / "nothing"])
         with pytest.raises(InvalidInput, match="no format that is read"):
             check_sources([write(tmp_path / "x.parquet", "PAR1")])
-
-
-@pytest.mark.parametrize(
-    ("html", "text"),
-    [
-        ("<head><title>A &amp; B</title><style>p{}</style></head><p>One<p>Two", "A & B\nOne\nTwo"),
-        ("<p>a<script>if (a < b) { '</p>' }</script>b", "ab"),
-        ("<b>wo</b>rd<br>next&nbsp;line &eacute;&#x4e2d;", "word\nnext line é中"),
-        ("<ul><li>one</li><li>two</li></ul>", "one\ntwo"),
-        ("<div>split\n  over   lines</div>", "split over lines"),
-        ("<svg><title>icon</title><text>no</text></svg>seen", "seen"),
-        ("<head><meta charset=x><body>no closing head", "no closing head"),
-        ("no markup, 1 < 2", "no markup, 1 < 2"),
-    ],
-)
-def test_html_to_text(html: str, text: str) -> None:
-    assert html_to_text(html) == text
 
 
 class TestDeadLetterFiles:

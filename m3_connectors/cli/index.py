@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, cast
 
@@ -21,7 +21,16 @@ from m3_connectors.cli.opening import open_index
 from m3_connectors.cli.options import Collection, Debug, Json, Model, Url, check_store
 from m3_connectors.documents import Document
 from m3_connectors.errors import InvalidInput, M3Error
-from m3_connectors.readers import FORMATS, DeadLetterFiles, Fields, check_sources, read_documents
+from m3_connectors.readers import (
+    FORMATS,
+    DeadLetter,
+    DeadLetterFiles,
+    Fields,
+    ReadOptions,
+    check_sources,
+    read_documents,
+)
+from m3_connectors.readers.inputs import Format
 
 
 def _known_choice(name: str | None) -> str | None:
@@ -30,13 +39,31 @@ def _known_choice(name: str | None) -> str | None:
     return name
 
 
+def _checked(options: Callable[[str], ReadOptions]) -> Callable[[str | None], str | None]:
+    """A check of one option of reading, which is impossible where its ReadOptions are."""
+
+    def check(value: str | None) -> str | None:
+        try:
+            if value is not None:
+                options(value)
+        except InvalidInput as error:
+            raise typer.BadParameter(str(error)) from None
+        return value
+
+    return check
+
+
+def _delimiter(value: str) -> str:
+    return "\t" if value in ("tab", "\\t") else value
+
+
 def index(
     url: Url,
     sources: Annotated[
         list[Path],
         typer.Argument(
             metavar="SOURCE",
-            help="JSON Lines and CSV (also .gz), text, Markdown, HTML, and folders of them.",
+            help="JSON Lines, JSON, CSV, text, Markdown, HTML (each also .gz), folders of them, and - for stdin.",
         ),
     ],
     collection: Collection = DEFAULT_COLLECTION,
@@ -46,6 +73,44 @@ def index(
     ] = "text",
     id: Annotated[
         str | None, typer.Option("--id", metavar="FIELD", help="Field of the id.", show_default="id or _id")
+    ] = None,
+    encoding: Annotated[
+        str | None,
+        typer.Option(
+            "--encoding",
+            metavar="NAME",
+            callback=_checked(lambda value: ReadOptions(encoding=value)),
+            help="Encoding of files without a byte order mark.",
+            show_default="UTF-8, or what a page declares",
+        ),
+    ] = None,
+    delimiter: Annotated[
+        str | None,
+        typer.Option(
+            "--delimiter",
+            metavar="CHARACTER",
+            callback=_checked(lambda value: ReadOptions(delimiter=_delimiter(value))),
+            help="What stands between cells of CSV and TSV; 'tab' for a tab.",
+            show_default="found in the header",
+        ),
+    ] = None,
+    format: Annotated[
+        str | None,
+        typer.Option(
+            "--format",
+            metavar="FORMAT",
+            callback=_checked(lambda value: ReadOptions(format=cast(Format, value))),
+            help="How - and files without a known ending are read: jsonl, json, csv, tsv, text, markdown, html, xhtml.",
+            show_default="jsonl for -",
+        ),
+    ] = None,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--exclude",
+            metavar="GLOB",
+            help="Leave out files and folders of this name, or, with a slash, of this path below SOURCE. Repeatable.",
+        ),
     ] = None,
     long_documents: Annotated[
         str | None,
@@ -65,7 +130,13 @@ def index(
     What cannot be read is skipped and written to SOURCE.dead.jsonl with its line number and the reason.
     """
     check_store(url, collection)
-    check_sources(sources)
+    options = ReadOptions(
+        encoding,
+        None if delimiter is None else _delimiter(delimiter),
+        cast("Format | None", format),
+        tuple(exclude or ()),
+    )
+    check_sources(sources, options)
     if url == "memory:":
         warn("memory: is empty again when this command ends; name a folder to keep it, such as qdrant:./data")
     # None leaves an existing collection's storage as it is; a name must be what it was made with.
@@ -73,11 +144,16 @@ def index(
     counter = _Counter()
     try:
         with DeadLetterFiles(Path.cwd()) as dead:
+            repeats = _Repeats(dead)
+            mixed: dict[str, str] = {}
             documents = read_documents(
                 sources,
                 fields=Fields(text, id),
+                options=options,
                 on_source=dead.begin,
                 on_dead_letter=dead.add,
+                on_replaced=repeats.add,
+                on_mixed_column=mixed.__setitem__,
                 without=_store_folder(url),
             )
             first = next(documents, None)
@@ -91,10 +167,15 @@ def index(
         if counter.safe:
             error.add_note(f"  {plural(counter.safe, 'document')} are safe; go on with the same command.")
         raise
+    for column, cell in itertools.islice(mixed.items(), _SHOWN_REPEATS):
+        warn(
+            f"column {column!r} is text, though it has numbers: {cell[:40]!r} is none that reads back as written"
+        )
     if json:
-        print_json({"url": shown(url), "collection": collection, **_document(outcome, dead)})
+        report = {"url": shown(url), "collection": collection, **_document(outcome, dead, repeats)}
+        print_json({**report, "text_columns": mixed})
     else:
-        out.print(f"  {_summary(outcome, dead)}", markup=False, soft_wrap=True)
+        out.print(f"  {_summary(outcome, dead, repeats)}", markup=False, soft_wrap=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,12 +215,30 @@ def _store(
         return _Outcome(report, before, index.count(), seconds, index.schema.model.name, index.schema.storage)
 
 
-def _document(outcome: _Outcome, dead: DeadLetterFiles) -> dict[str, object]:
+class _Repeats:
+    """Records that a later one with the same id replaced: dead letters, of which the first few are shown."""
+
+    def __init__(self, dead: DeadLetterFiles) -> None:
+        self._dead = dead
+        self.first: list[DeadLetter] = []
+
+    def add(self, source: Path, letter: DeadLetter) -> None:
+        """Write one to the source's dead letters."""
+        self._dead.add(source, letter)
+        if len(self.first) < _SHOWN_REPEATS:
+            self.first.append(letter)
+
+
+_SHOWN_REPEATS = 20
+
+
+def _document(outcome: _Outcome, dead: DeadLetterFiles, repeats: _Repeats) -> dict[str, object]:
     return {
         "model": outcome.model,
         "documents": outcome.report.written,
         "replaced": outcome.replaced,
         "duplicates": list(outcome.report.duplicates),
+        "repeats": [dataclasses.asdict(letter) for letter in repeats.first],
         "truncated": outcome.report.truncated,
         "pooled": outcome.report.pooled,
         "skipped": dead.count,
@@ -150,13 +249,14 @@ def _document(outcome: _Outcome, dead: DeadLetterFiles) -> dict[str, object]:
     }
 
 
-def _summary(outcome: _Outcome, dead: DeadLetterFiles) -> str:
+def _summary(outcome: _Outcome, dead: DeadLetterFiles, repeats: _Repeats) -> str:
     report = outcome.report
     parts = [plural(report.written, "document")]
     if outcome.replaced:
         parts.append(f"{outcome.replaced:,} of them in place of earlier ones")
     if report.duplicates:
-        parts.append(f"{plural(len(report.duplicates), 'id')} came twice, the last was kept")
+        first = f" ({repeats.first[0]})" if repeats.first else ""
+        parts.append(f"{plural(len(report.duplicates), 'id')} came twice, the last was kept{first}")
     if report.truncated:
         parts.append(f"{report.truncated:,} longer than the model reads, cut")
     if report.pooled:

@@ -1,4 +1,4 @@
-"""Files and folders as documents: JSON Lines, CSV, text, Markdown and HTML, read in constant memory.
+"""Files and folders as documents: JSON Lines, JSON, CSV, text, Markdown and HTML, read in constant memory.
 
 What cannot be read becomes a dead letter with its file, line number and reason; the rest is read.
 """
@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from m3_connectors.readers.dead_letters import DeadLetter, DeadLetterFiles
 from m3_connectors.readers.fields import Fields
-from m3_connectors.readers.sources import FORMATS, check_sources, is_records, read_documents
+from m3_connectors.readers.inputs import FORMATS, ReadOptions, is_records
+from m3_connectors.readers.sources import check_sources, read_documents
 
 __all__ = [
     "FORMATS",
     "DeadLetter",
     "DeadLetterFiles",
     "Fields",
+    "ReadOptions",
     "check_sources",
     "is_records",
     "read_documents",

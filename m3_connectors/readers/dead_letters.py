@@ -8,6 +8,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TextIO
 
+from m3_connectors.readers.inputs import STDIN
+
 SUFFIX = ".dead.jsonl"
 
 
@@ -82,7 +84,10 @@ class DeadLetterFiles:
             file.close()
 
     def _path(self, source: Path) -> Path:
+        if source == STDIN:
+            return self._directory / f"stdin{SUFFIX}"
         name = source.resolve().name
-        for suffix in (".gz", ".jsonl", ".ndjson", ".csv", ".tsv"):
-            name = name.removesuffix(suffix)
+        for ending in (".gz", ".jsonl", ".ndjson", ".json", ".csv", ".tsv"):
+            if name.lower().endswith(ending):
+                name = name[: -len(ending)]
         return self._directory / f"{name or 'root'}{SUFFIX}"

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
-from html.parser import HTMLParser
+from collections.abc import Iterator
 
-_UNSEEN = frozenset({"script", "style", "template", "noscript", "svg", "head"})
-_VOID = frozenset(
-    {"area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source", "track", "wbr"}
+from selectolax.lexbor import LexborHTMLParser, LexborNode
+
+from m3_connectors.errors import InvalidInput
+
+UNSEEN = frozenset(
+    {"script", "style", "template", "noscript", "svg", "head"}
+    | {"iframe", "noembed", "noframes"}  # shown by browsers that lack what every browser has
 )
 _INLINE = frozenset(
     {"script", "style", "template"}  # may stand inside a line of text
@@ -32,57 +36,126 @@ _INLINE = frozenset(
 )
 _BLANKS = re.compile(r"[ \t\r\f\v\n\u00a0]+")
 
+_TAG = re.compile(rb"<(/?)([a-zA-Z][^\s/>]*)")
+_WITHOUT_END = frozenset(
+    b"area base br col embed hr img input link meta source track wbr "
+    b"p li dt dd tr td th thead tbody tfoot option optgroup rt rp html head body".split()
+)
+_FEW_TAGS = 20_000
+_MOST_STEPS = 500_000_000
+"""What the parser may look through, a few seconds: some of its rules look at all the elements that are open."""
+
+
+class Lines:
+    """Text and tags in their order, as the lines that a reader would see."""
+
+    def __init__(self) -> None:
+        self._title: list[str] = []
+        self._text: list[str] = []
+
+    def title(self, text: str) -> None:
+        """A piece of a title."""
+        self._title.append(text.replace("\n", " "))
+
+    def text(self, text: str) -> None:
+        """A piece of text, whose line ends are blanks: only blocks break lines."""
+        self._text.append(text.replace("\n", " "))
+
+    def tag(self, name: str) -> None:
+        """An element begins or ends here."""
+        if name not in _INLINE:
+            (self._title if name == "title" else self._text).append("\n")
+
+    def __str__(self) -> str:
+        lines = "".join([*self._title, "\n", *self._text]).split("\n")
+        return "\n".join(filter(None, (_BLANKS.sub(" ", line).strip() for line in lines)))
+
 
 def html_to_text(html: str) -> str:
-    """The text of a page; scripts, styles and other unseen parts dropped, entities decoded."""
-    parser = _TextParser()
-    parser.feed(html)
-    parser.close()
-    lines = ("".join(parser.title), *"".join(parser.text).split("\n"))
-    return "\n".join(filter(None, (_BLANKS.sub(" ", line).strip() for line in lines)))
+    """The text of a page as a browser reads it; scripts, styles and other unseen parts dropped, entities decoded.
+
+    Raises:
+        InvalidInput: Its elements are nested so deeply that reading them would take minutes.
+    """
+    return text_of(parse(html))
 
 
-class _TextParser(HTMLParser):
-    def __init__(self) -> None:
-        super().__init__(convert_charrefs=True)
-        self.title: list[str] = []
-        self.text: list[str] = []
-        self._in_title = False
-        self._unseen: list[str] = []
+def parse(html: str) -> LexborHTMLParser:
+    """A page's tree.
 
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag == "body":
-            self._unseen.clear()  # a page that forgot </head>
-        elif tag == "title" and "svg" not in self._unseen:
-            self._in_title = True
-        elif tag in _UNSEEN:
-            self._unseen.append(tag)
-        if tag not in _INLINE:
-            self._break()
+    Raises:
+        InvalidInput: Its elements are nested so deeply that reading them would take minutes.
+    """
+    raw = html.encode()
+    if raw.count(b"<") > _FEW_TAGS and _steps(raw) > _MOST_STEPS:
+        raise InvalidInput("its elements are nested too deeply, thousands of them never closed")
+    return LexborHTMLParser(html)
 
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        # <br/> ends itself; HTML ignores the slash of any other tag but SVG's.
-        if tag in _VOID or "svg" in self._unseen or tag == "svg":
-            self._break()
+
+def text_of(page: LexborHTMLParser) -> str:
+    """The text of a page's tree."""
+    lines = Lines()
+    # Without recursion: a page may be nested deeper than Python's stack.
+    node: LexborNode | None = page.root
+    while node is not None:
+        following = _enter(node, lines)
+        if following is None:
+            _leave(node, lines)
+            while node.next is None and node.parent is not None:
+                node = node.parent
+                _leave(node, lines)
+            following = node.next
+        node = following
+    return str(lines)
+
+
+def declared_labels(page: LexborHTMLParser) -> Iterator[str]:
+    """The encodings that a page's ``meta`` elements declare; the first that is known counts."""
+    for meta in page.css("meta"):
+        attributes = meta.attributes
+        if attributes.get("charset"):
+            yield attributes["charset"] or ""
+        elif (attributes.get("http-equiv") or "").strip().lower() == "content-type":
+            content = _CHARSET.search(attributes.get("content") or "")
+            if content:
+                yield content[1] or content[2] or content[3] or ""
+
+
+_CHARSET = re.compile(r"""charset\s*=\s*(?:"([^"]*)"|'([^']*)'|([^\s;"']+))""", re.IGNORECASE)
+
+
+def _enter(node: LexborNode, lines: Lines) -> LexborNode | None:
+    """Note where an element begins, or a text; the first node to read inside it."""
+    name = node.tag or ""
+    if node.is_text_node:
+        lines.text(node.text_content or "")
+        return None
+    if name == "title":  # not SVG's, which is not entered
+        lines.tag(name)
+        lines.title(node.text(deep=True))
+        return None
+    if node.is_element_node:
+        lines.tag(name)
+    if name == "head":
+        for title in node.css("title"):
+            _enter(title, lines)
+    return None if name in UNSEEN else node.first_child
+
+
+def _leave(node: LexborNode, lines: Lines) -> None:
+    if node.is_element_node:
+        lines.tag(node.tag or "")
+
+
+def _steps(raw: bytes) -> int:
+    """How many open elements lie above all the elements of a page, about."""
+    depth = steps = 0
+    for end, name in _TAG.findall(raw):
+        if name.lower() in _WITHOUT_END:
+            steps += depth
+        elif end:
+            depth = max(0, depth - 1)
         else:
-            self.handle_starttag(tag, attrs)
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag == "title":
-            self._in_title = False
-        elif tag in self._unseen:
-            while self._unseen.pop() != tag:
-                pass
-        if tag not in _INLINE:
-            self._break()
-
-    def handle_data(self, data: str) -> None:
-        if self._in_title:
-            self.title.append(data)
-        elif not self._unseen:
-            # Newlines of the source are blanks; only blocks break lines.
-            self.text.append(data.replace("\n", " "))
-
-    def _break(self) -> None:
-        if not self._unseen:
-            self.text.append("\n")
+            depth += 1
+            steps += depth
+    return steps

@@ -2,75 +2,80 @@
 
 from __future__ import annotations
 
-import codecs
 import re
-from pathlib import Path
-from typing import Literal
 
 from m3_connectors.documents import Document, check_documents
 from m3_connectors.errors import InvalidInput
-from m3_connectors.readers.html import html_to_text
+from m3_connectors.readers import encodings, html
+from m3_connectors.readers.front_matter import without_front_matter
+from m3_connectors.readers.inputs import Input
+from m3_connectors.readers.outcomes import Found, Outcome, Skipped, reason_of
+from m3_connectors.readers.xhtml import xhtml_to_text
 
 MAX_FILE_BYTES = 64 * 2**20
 """A file is held in memory as a whole; a larger one is no page."""
 
-_DECLARED = re.compile(rb"<meta[^>]{0,200}charset\s*=\s*[\"']?([\w-]{1,40})", re.IGNORECASE)
-_MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+_XML_DECLARATION = re.compile(rb"""\s*<\?xml\s[^>]*?encoding\s*=\s*["']([\w.:-]{1,40})["']""")
 
 
-_FRONT_MATTER = re.compile(
-    r"---[ \t]*\r?\n(?P<fields>[A-Za-z_][\w-]*[ \t]*:.*?)^(?:---|\.\.\.)[ \t]*\r?(?:\n|\Z)",
-    re.DOTALL | re.MULTILINE,
-)
-_TITLE = re.compile(r"^title[ \t]*:[ \t]*(.+?)[ \t]*\r?$", re.IGNORECASE | re.MULTILINE)
-
-
-def read_page(path: Path, id: str, markup: Literal["html", "markdown"] | None = None) -> Document:
-    """A file as a document.
+def read_page(page: Input, codec: str | None) -> Outcome:
+    """A file as a document, or the reason why it is none: binary, empty, too large or of another encoding.
 
     Args:
-        path: The file.
-        id: The document's id.
-        markup: HTML gives the text that is seen; Markdown loses its front matter, but for the title.
+        page: The file. HTML gives the text that is seen; Markdown loses its front matter, but for the title.
+        codec: Its encoding, if it has no byte order mark.
 
     Raises:
-        InvalidInput: It is binary, empty, too large or of another encoding; the message is the reason alone.
-        OSError: The file cannot be read.
+        OSError, EOFError, zlib.error: The file cannot be read.
     """
-    if path.stat().st_size > MAX_FILE_BYTES:
-        raise InvalidInput(f"larger than {MAX_FILE_BYTES // 2**20} MiB: split it, or make it JSON Lines")
-    text = _decode(path.read_bytes(), html=markup == "html")
-    if markup == "html":
-        text = html_to_text(text)
-    elif markup == "markdown":
-        text = _without_front_matter(text)
-    document = Document(id, text)
-    if not document.text.strip():
-        raise InvalidInput("empty")
-    check_documents([document])
-    return document
-
-
-def _without_front_matter(text: str) -> str:
-    """Markdown without the block of fields before it (``---``, as of Jekyll and Obsidian); its title stands first."""
-    block = _FRONT_MATTER.match(text)
-    if block is None:
-        return text
-    title = _TITLE.search(block["fields"])
-    first = [title[1].strip("\"'")] if title else []
-    return "\n".join([*first, text[block.end() :].lstrip("\r\n")])
-
-
-def _decode(raw: bytes, *, html: bool) -> str:
-    encoding = next((encoding for mark, encoding in _MARKS.items() if raw.startswith(mark)), None)
-    if encoding is None and b"\0" in raw[:8192]:
-        raise InvalidInput("binary")
-    if encoding is None:
-        declared = _DECLARED.search(raw[:2048]) if html else None
-        encoding = declared[1].decode() if declared else "utf-8"
+    with page.open() as file:
+        raw = file.read(MAX_FILE_BYTES + 1)
     try:
-        return raw.decode(encoding)
-    except UnicodeDecodeError as error:
-        raise InvalidInput(f"not {encoding} at byte {error.start}") from None
-    except LookupError:
-        raise InvalidInput(f"of the unknown encoding {encoding!r}") from None
+        if len(raw) > MAX_FILE_BYTES:
+            raise InvalidInput(f"larger than {MAX_FILE_BYTES // 2**20} MiB: split it, or make it JSON Lines")
+        document = Document(page.name, _text(page, raw, codec))
+        if not document.text.strip():
+            raise InvalidInput("empty")
+        check_documents([document])
+    except InvalidInput as error:
+        return Skipped(None, reason_of(error))
+    return Found(None, document)
+
+
+def _text(page: Input, raw: bytes, codec: str | None) -> str:
+    codec = encodings.marked_encoding(raw) or codec
+    if codec is None and b"\0" in raw[:8192]:
+        raise InvalidInput("binary (or UTF-16 without a byte order mark: name it with --encoding)")
+    if page.format == "html":
+        return _html_text(raw, codec)
+    if page.format == "xhtml":
+        declared = _XML_DECLARATION.match(raw)
+        label = declared[1].decode() if declared else "utf-8"
+        return xhtml_to_text(encodings.decode(raw, codec or encodings.encoding_of_label(label) or "utf-8"))
+    text = encodings.decode(raw, codec or "utf-8")
+    return without_front_matter(text) if page.format == "markdown" else text
+
+
+def _html_text(raw: bytes, codec: str | None) -> str:
+    """The text of a page, in the encoding that a browser finds; a guess must be likely, or the page is refused."""
+    codec = codec or _declared(raw)
+    if codec is not None:
+        return html.html_to_text(encodings.decode(raw, codec))
+    try:
+        return html.html_to_text(encodings.decode(raw, "utf-8"))
+    except InvalidInput as not_utf8:
+        text = html.html_to_text(encodings.decode(raw, "windows-1252"))
+        if encodings.likely_windows_1252(text):
+            return text
+        raise not_utf8
+
+
+def _declared(raw: bytes) -> str | None:
+    """The codec that a page declares; None if it declares none, or one that is unknown."""
+    labels: list[str] = []
+    if b"charset" in raw.lower():
+        labels += html.declared_labels(html.parse(raw.decode("latin-1")))
+    declaration = _XML_DECLARATION.match(raw)
+    if declaration:
+        labels.append(declaration[1].decode())
+    return next(filter(None, map(encodings.encoding_of_label, labels)), None)

@@ -2,52 +2,73 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
+import gzip
+import tempfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Literal
 
 from m3_connectors.documents import Document
 from m3_connectors.errors import InvalidInput
-from m3_connectors.readers.dead_letters import SUFFIX, DeadLetter
+from m3_connectors.readers.columns import Columns
+from m3_connectors.readers.dead_letters import DeadLetter
+from m3_connectors.readers.encodings import written
 from m3_connectors.readers.fields import Fields
+from m3_connectors.readers.folders import Walk
+from m3_connectors.readers.inputs import (
+    FORMATS,
+    Input,
+    ReadOptions,
+    ending_of,
+    is_stream,
+    named_format,
+    shown,
+)
+from m3_connectors.readers.json_file import read_json
+from m3_connectors.readers.jsonl import read_jsonl
+from m3_connectors.readers.lines import text_lines
+from m3_connectors.readers.outcomes import Found, Outcome, Skipped
 from m3_connectors.readers.pages import read_page
-from m3_connectors.readers.records import Skip, read_csv, read_jsonl
+from m3_connectors.readers.repeats import Repeats
+from m3_connectors.readers.tables import Table
 
-FORMATS = (".jsonl", ".ndjson", ".csv", ".tsv", ".txt", ".rst", ".md", ".markdown", ".html", ".htm")
-"""Endings of the files that are read; the first four also with ``.gz`` behind."""
-
-_JSONL = (".jsonl", ".ndjson")
-_CSV = (".csv", ".tsv")
-_MARKUP: dict[str, Literal["html", "markdown"]] = {
-    ".html": "html",
-    ".htm": "html",
-    ".md": "markdown",
-    ".markdown": "markdown",
-}
 _DEFAULT_FIELDS = Fields()
+_DEFAULT_OPTIONS = ReadOptions()
+
+OnDeadLetter = Callable[[Path, DeadLetter], None]
 
 
 def read_documents(
     sources: Iterable[Path],
     *,
     fields: Fields = _DEFAULT_FIELDS,
-    on_dead_letter: Callable[[Path, DeadLetter], None],
+    options: ReadOptions = _DEFAULT_OPTIONS,
+    on_dead_letter: OnDeadLetter,
+    on_replaced: OnDeadLetter | None = None,
     on_source: Callable[[Path], None] = lambda _: None,
+    on_mixed_column: Callable[[str, str], None] = lambda *_: None,
     without: Path | None = None,
 ) -> Iterator[Document]:
     """The documents of files and folders, one after another, each fit to be stored.
 
-    A record of JSON Lines or CSV is a document; so is a file of text, Markdown or HTML, with its path below
-    the source folder (or its name) as id; where several folders are given, the folder's name stands before it.
-    Folders are read in the order of their paths; links to folders are
-    not followed.
+    A record of JSON Lines, JSON or CSV is a document; so is a file of text, Markdown or HTML, with its path below
+    the source folder (or its name) as id. Where several folders are given, the folder's name stands before it; where
+    several files of one name are given, their paths are their ids. Folders are read in the order of their paths;
+    links to folders are not followed. ``Path("-")`` is standard input.
+
+    CSV files are read twice: a column is of one type in all files of the call, which shows only at their end.
 
     Args:
         sources: Files and folders.
         fields: How a record becomes a document.
+        options: How files are read where they do not say it themselves.
         on_dead_letter: Called with the source and each record or file that was skipped.
+        on_replaced: Called likewise with each document whose id a later one has, which replaces it when it is stored.
+            None: ids are not compared.
         on_source: Called with each source before it is read.
+        on_mixed_column: Called before all documents with each column of CSV that is text though it has numbers, and
+            with the first cell that is none.
         without: A folder to leave out, such as the one that the store keeps its data in.
 
     Raises:
@@ -55,105 +76,120 @@ def read_documents(
         FileNotFoundError: A source does not exist.
     """
     sources = list(sources)
-    prefixes = _prefixes([source for source in sources if source.is_dir()])
-    for source in sources:
-        on_source(source)
-        for path, below in _files(source, without, on_dead_letter):
-            name = prefixes.get(source, "") + below
+    check_sources(sources, options)
+    walk = Walk(sources, options, without)
+    with contextlib.ExitStack() as stack:
+        copies = _copies(sources, walk, stack)
+        reader = _Reader(fields, options)
+        for source in sources:
+            for input in walk.inputs(source, lambda *_: None):
+                reader.look(copies.get(input.path, input))
+        for column, cell in reader.columns.mixed.items():
+            on_mixed_column(column, cell)
+        repeats = stack.enter_context(Repeats()) if on_replaced else None
+        for source in sources:
+            on_source(source)
+            for input in walk.inputs(source, on_dead_letter):
+                for outcome in reader.outcomes(copies.get(input.path, input)):
+                    if isinstance(outcome, Skipped):
+                        on_dead_letter(source, DeadLetter(shown(input.path), outcome.line, outcome.reason))
+                        continue
+                    if repeats and on_replaced:
+                        _compare(repeats, input, outcome, on_replaced)
+                    yield outcome.document
 
-            def skip(line: int | None, reason: str, path: Path = path, source: Path = source) -> None:
-                on_dead_letter(source, DeadLetter(str(path), line, reason))
 
-            try:
-                yield from _read(path, name, fields, skip)
-            except OSError as error:
-                skip(None, f"cannot be read: {error.strerror or error}")
-
-
-def check_sources(sources: Iterable[Path]) -> None:
+def check_sources(sources: Iterable[Path], options: ReadOptions = _DEFAULT_OPTIONS) -> None:
     """Raise InvalidInput or FileNotFoundError if a source cannot be read at all, before any is."""
+    seen = set()
     for source in sources:
-        if not source.exists():
+        if is_stream(source):
+            if source in seen:
+                raise InvalidInput(
+                    f"{shown(source)} is given twice, and can be read once only.\n  Give it once."
+                )
+            seen.add(source)
+        elif not source.exists():
             raise FileNotFoundError(f"{source} does not exist.\n  Give files or folders to read.")
-        if not source.is_dir() and _format(source) not in FORMATS:
-            raise InvalidInput(f"{source} is {_not_read(source)}.\n  Give a folder, or {', '.join(FORMATS)}.")
+        elif not source.is_dir() and named_format(source, options) is None:
+            raise InvalidInput(
+                f"{source} is of no format that is read ({ending_of(source)}).\n"
+                f"  Give a folder, {', '.join(FORMATS)}, or say with --format how to read it."
+            )
 
 
-def _not_read(path: Path) -> str:
-    """Why a file is of no format that is read."""
-    if Path(path.stem).suffix.lower() in FORMATS and path.suffix.lower() == ".gz":
-        return "compressed, and only JSON Lines and CSV may be"
-    return f"of no format that is read ({path.suffix or 'no ending'})"
+def _copies(sources: list[Path], walk: Walk, stack: contextlib.ExitStack) -> dict[Path, Input]:
+    """Streams that are read twice, by their paths, copied to a temporary folder."""
+    copies: dict[Path, Input] = {}
+    for source in filter(is_stream, sources):
+        for input in walk.inputs(source, lambda *_: None):
+            if input.is_table:
+                folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="m3-")))
+                copies[input.path] = input.copied(folder)
+    return copies
 
 
-def is_records(path: Path) -> bool:
-    """Whether a file holds one document a record (JSON Lines, CSV), not one in all."""
-    return _format(path) in _JSONL + _CSV
-
-
-def _read(path: Path, name: str, fields: Fields, skip: Skip) -> Iterator[Document]:
-    kind = _format(path)
-    if kind in _JSONL:
-        yield from read_jsonl(path, name, fields, skip)
-    elif kind in _CSV:
-        yield from read_csv(path, name, fields, skip)
-    else:
-        try:
-            document = read_page(path, name, _MARKUP.get(kind))
-        except InvalidInput as error:
-            skip(None, str(error).splitlines()[0].removeprefix("documents[0]."))
-        else:
-            yield document
-
-
-def _format(path: Path) -> str:
-    suffix = path.suffix.lower()
-    if suffix == ".gz":
-        inner = Path(path.stem).suffix.lower()
-        return inner if inner in _JSONL + _CSV else suffix
-    return suffix
-
-
-def _prefixes(folders: list[Path]) -> dict[Path, str]:
-    """What stands before the ids of each of several folders, so that equal names below them are not one id."""
-    if len(folders) < 2:
-        return {}
-    names = [folder.resolve().name for folder in folders]
-    if len(set(names)) < len(names):  # a/notes and b/notes
-        names = [folder.as_posix() for folder in folders]
-    return {folder: f"{name}/" for folder, name in zip(folders, names, strict=True)}
-
-
-def _files(
-    source: Path, without: Path | None, on_dead_letter: Callable[[Path, DeadLetter], None]
-) -> Iterator[tuple[Path, str]]:
-    """Files to read with their names below the source, in the order of their paths."""
-    check_sources([source])
-    if not source.is_dir():
-        yield source, source.name
-        return
-
-    def skip(path: str | Path, reason: str) -> None:
-        on_dead_letter(source, DeadLetter(str(path), None, reason))
-
-    left_out = without.resolve() if without else None
-    walk = os.walk(source, onerror=lambda error: skip(error.filename, f"cannot be read: {error.strerror}"))
-    for folder, folders, files in walk:
-        here = Path(folder)
-        for name in [name for name in folders if name.startswith(".")]:
-            skip(here / name, "a hidden folder")
-        folders[:] = sorted(
-            name for name in folders if not name.startswith(".") and (here / name).resolve() != left_out
+def _compare(repeats: Repeats, input: Input, found: Found, on_replaced: OnDeadLetter) -> None:
+    before = repeats.replaced(input, found)
+    if before is not None:
+        source, file, line = before
+        place = f"{shown(input.path)}:{found.line}" if found.line else shown(input.path)
+        reason = (
+            f"replaced: {place} has the same id {found.document.id!r} (to keep both, make the ids different)"
         )
-        for name in sorted(files):
-            path = here / name
-            if name.endswith(SUFFIX):
-                continue  # what an earlier run wrote about this very folder
-            if name.startswith("."):
-                skip(path, "a hidden file")
-            elif _format(path) not in FORMATS:
-                skip(path, _not_read(path))
-            elif not path.is_file():
-                skip(path, "no regular file" if path.exists() else "a link to nothing")
+        on_replaced(source, DeadLetter(shown(file), line, reason))
+
+
+class _Reader:
+    """Reads inputs of every format."""
+
+    def __init__(self, fields: Fields, options: ReadOptions) -> None:
+        self._fields = fields
+        self._options = options
+        self.columns = Columns()
+
+    def look(self, input: Input) -> None:
+        """Find the types of a table's columns; what cannot be read is skipped when it is read."""
+        if input.is_table:
+            unreadable = contextlib.suppress(OSError, EOFError, zlib.error)
+            with unreadable, input.open_text(self._options.codec) as text:
+                self._table(input).look(text, self.columns)
+
+    def outcomes(self, input: Input) -> Iterator[Outcome]:
+        """What is found in an input; whatever goes wrong, the last outcome says so."""
+        last: int | None = None
+        try:
+            for outcome in self._read(input):
+                last = outcome.line
+                yield outcome
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            yield Skipped(last, f"the compressed file is damaged{_after(last)}: {error}")
+        except OSError as error:
+            yield Skipped(last, f"cannot be read{_after(last)}: {error.strerror or error}")
+        except MemoryError:
+            raise
+        # One file must not end the reading of all, whatever a library raises for it.
+        except Exception as error:  # noqa: BLE001
+            what = f"{type(error).__name__}: {error}".splitlines()[0]
+            yield Skipped(last, f"cannot be read{_after(last)}, by a fault of m3 itself: {what}")
+
+    def _read(self, input: Input) -> Iterator[Outcome]:
+        codec = self._options.codec
+        if input.format in ("text", "markdown", "html", "xhtml"):
+            yield read_page(input, codec)
+            return
+        with input.open_text(codec) as text:
+            if input.is_table:
+                yield from self._table(input).read(text, input.name, self.columns)
+            elif input.format == "json":
+                yield from read_json(text, input.name, self._fields)
             else:
-                yield path, path.relative_to(source).as_posix()
+                yield from read_jsonl(text_lines(text), input.name, self._fields, written(text.encoding))
+
+    def _table(self, input: Input) -> Table:
+        options = self._options
+        return Table(self._fields, options.delimiter, is_tsv=input.format == "tsv")
+
+
+def _after(line: int | None) -> str:
+    return "" if line is None else " after this line"

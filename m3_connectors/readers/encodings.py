@@ -1,0 +1,157 @@
+"""Which encoding a file is in: byte order marks, the labels of the WHATWG Encoding Standard, and what is left."""
+
+from __future__ import annotations
+
+import codecs
+import io
+import re
+from typing import IO
+
+import webencodings
+
+from m3_connectors.errors import InvalidInput
+
+_MARKS = (
+    # UTF-32 first: its little-endian mark begins with that of UTF-16.
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+_NOT_CHARSETS = frozenset({"undefined", "idna", "punycode", "unicode-escape", "raw-unicode-escape"})
+"""Codecs of Python that decode text to text, or nothing at all."""
+
+_GBK = "gbk"
+"""The standard decodes it, and so gb2312, as gb18030, which holds all of it and more."""
+
+_C1 = "m3_connectors.c1"
+_MARK_UNDECODABLE = "m3_connectors.mark_undecodable"
+UNDECODABLE = re.compile("[\udc00-\udcff]")
+"""What ``text_stream`` puts for a byte that is not of the encoding; no encoding decodes to it."""
+
+
+def _c1_controls(error: UnicodeError) -> tuple[str, int]:
+    """The bytes that Python's windows-1252 leaves undefined are control characters by the standard."""
+    if isinstance(error, UnicodeDecodeError) and error.encoding == "charmap":
+        wrong = error.object[error.start : error.end]
+        if all(0x80 <= byte < 0xA0 for byte in wrong):
+            return wrong.decode("latin-1"), error.end
+    raise error
+
+
+def _mark_undecodable(error: UnicodeError) -> tuple[str, int]:
+    try:
+        return _c1_controls(error)
+    except UnicodeDecodeError as wrong:
+        marks = (chr(0xDC00 + byte) for byte in wrong.object[wrong.start : wrong.end])
+        return "".join(marks), wrong.end
+
+
+codecs.register_error(_C1, _c1_controls)
+codecs.register_error(_MARK_UNDECODABLE, _mark_undecodable)
+
+
+def known_encoding(name: str) -> str:
+    """The codec of an encoding that a person names: a label of the web, else a codec of Python.
+
+    Raises:
+        InvalidInput: There is none.
+    """
+    try:
+        label = webencodings.lookup(name)
+        if label is not None and label.name not in ("replacement", "x-user-defined"):
+            return _codec_of(label)
+        codec = codecs.lookup(name).name
+        if codec.replace("_", "-") not in _NOT_CHARSETS and "é".encode(codec, "ignore") is not None:
+            return codec
+    except (LookupError, UnicodeError):
+        pass
+    raise InvalidInput(
+        f"{name!r} is no encoding that is known.\n  Name one such as utf-8, windows-1252 or gb18030."
+    )
+
+
+def marked_encoding(head: bytes) -> str | None:
+    """The codec that a byte order mark says, which stands above anything declared."""
+    return next((codec for mark, codec in _MARKS if head.startswith(mark)), None)
+
+
+def record_encoding(head: bytes, declared: str | None) -> str:
+    """The codec of a file of records, which begin with two ASCII characters (RFC 4627, section 3).
+
+    Args:
+        head: The first bytes of the file.
+        declared: What the caller says it is in.
+    """
+    marked = marked_encoding(head)
+    if marked or declared:
+        return marked or declared or ""
+    if len(head) >= 2 and (head[0] == 0) != (head[1] == 0):
+        return "utf-16-be" if head[0] == 0 else "utf-16-le"
+    return "utf-8"
+
+
+def written(codec: str) -> str:
+    """A codec's name as people write it."""
+    return codec.removesuffix("-sig").upper()
+
+
+def text_stream(raw: IO[bytes], codec: str, newline: str) -> io.TextIOWrapper:
+    """A stream of text whose undecodable bytes match ``UNDECODABLE``, so that only their record is lost."""
+    return io.TextIOWrapper(raw, codec, _MARK_UNDECODABLE, newline=newline)
+
+
+def decode(raw: bytes, codec: str) -> str:
+    """All of a file's bytes as text.
+
+    Raises:
+        InvalidInput: They are not of that encoding; the message is the reason alone.
+    """
+    try:
+        return raw.decode(codec, _C1)
+    except UnicodeDecodeError as error:
+        raise InvalidInput(
+            f"not {written(codec)} at byte {error.start}: name its encoding with --encoding, such as windows-1252"
+        ) from None
+    except UnicodeError as error:
+        raise InvalidInput(f"not {written(codec)}: {error}") from None
+
+
+def encoding_of_label(label: str) -> str | None:
+    """The codec that a page's own label means by the HTML standard; None if the label is unknown.
+
+    Raises:
+        InvalidInput: The label is of an encoding that browsers refuse to decode.
+    """
+    try:
+        encoding = webencodings.lookup(label)
+    except UnicodeError:
+        return None
+    if encoding is None:
+        return None
+    if encoding.name == "replacement":
+        raise InvalidInput(f"says that it is {label!r}, which no browser decodes: name it with --encoding")
+    if encoding.name in ("utf-16le", "utf-16be"):
+        return "utf-8"  # a label that could be read as ASCII is not in UTF-16
+    if encoding.name == "x-user-defined":
+        return "windows-1252"
+    return _codec_of(encoding)
+
+
+def _codec_of(encoding: webencodings.Encoding) -> str:
+    return "gb18030" if encoding.name == _GBK else str(encoding.codec_info.name)
+
+
+def likely_windows_1252(text: str) -> bool:
+    """Whether text decoded as windows-1252 can be what was meant, not another alphabet of eight bits.
+
+    Languages that windows-1252 is for use accents here and there; Cyrillic, Greek or East Asian text comes out as long
+    runs of accented letters, or as mostly accented letters.
+    """
+    letters = sum(letter.isalpha() for letter in text)
+    accented = sum(letter.isalpha() and not letter.isascii() for letter in text)
+    return accented * 3 <= letters and not _RUN.search(text)
+
+
+_RUN = re.compile(r"[\x80-\x9f]|[\xa1-\xff]{4}")

@@ -1,0 +1,110 @@
+"""The files that sources name: a file, a stream, or all below a folder."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from m3_connectors.readers.dead_letters import SUFFIX, DeadLetter
+from m3_connectors.readers.inputs import (
+    Input,
+    ReadOptions,
+    ending_of,
+    format_of,
+    is_stream,
+    named_format,
+    shown,
+)
+
+
+class Walk:
+    """Finds the files of sources, in the order of their paths.
+
+    Args:
+        sources: Files, folders and streams, all of which exist.
+        options: What is left out, and how files without a known ending are read.
+        without: A folder to leave out.
+    """
+
+    def __init__(self, sources: list[Path], options: ReadOptions, without: Path | None) -> None:
+        self._options = options
+        self._left_out = None if without is None else without.resolve()
+        self._prefixes = _folder_prefixes([source for source in sources if source.is_dir()])
+        self._names = _file_names([source for source in sources if not source.is_dir()])
+
+    def inputs(self, source: Path, on_dead_letter: Callable[[Path, DeadLetter], None]) -> Iterator[Input]:
+        """The files of a source; those that are skipped are dead letters, those excluded are not."""
+        if not source.is_dir():
+            format = named_format(source, self._options)
+            if format is not None and not self._excluded(source.name, source.as_posix()):
+                yield Input(source, source, self._names[source], format)
+            return
+
+        def skip(path: str | Path, reason: str) -> None:
+            on_dead_letter(source, DeadLetter(str(path), None, reason))
+
+        walk = os.walk(
+            source, onerror=lambda error: skip(error.filename, f"cannot be read: {error.strerror}")
+        )
+        for folder, folders, files in walk:
+            here = Path(folder)
+            folders[:] = sorted(name for name in folders if self._enters(source, here / name, skip))
+            for name in sorted(files):
+                path = here / name
+                below = path.relative_to(source).as_posix()
+                if name.endswith(SUFFIX) or self._excluded(name, below):
+                    continue  # an earlier run wrote the first about this very folder
+                reason = _why_not(path)
+                format = format_of(path)
+                if reason is None and format is not None:
+                    yield Input(source, path, self._prefixes.get(source, "") + below, format)
+                else:
+                    skip(path, reason or f"of no format that is read ({ending_of(path)})")
+
+    def _enters(self, source: Path, folder: Path, skip: Callable[[Path, str], None]) -> bool:
+        if self._excluded(folder.name, folder.relative_to(source).as_posix()):
+            return False
+        if folder.name.startswith("."):
+            skip(folder, "a hidden folder")
+            return False
+        if folder.is_symlink():
+            skip(folder, "a link to a folder, which is not followed: give the folder itself")
+            return False
+        return folder.resolve() != self._left_out
+
+    def _excluded(self, name: str, below: str) -> bool:
+        return any(
+            fnmatch.fnmatchcase(below if "/" in pattern else name, pattern.removesuffix("/"))
+            for pattern in self._options.exclude
+        )
+
+
+def _why_not(path: Path) -> str | None:
+    """Why a file of a folder is not read, whatever its format is."""
+    if path.name.startswith("."):
+        return "a hidden file"
+    if format_of(path) is not None and not path.is_file():
+        return "no regular file" if path.exists() else "a link to nothing"
+    return None
+
+
+def _folder_prefixes(folders: list[Path]) -> dict[Path, str]:
+    """What stands before the ids of each of several folders, so that equal names below them are not one id."""
+    if len(folders) < 2:
+        return {}
+    names = [folder.resolve().name for folder in folders]
+    if len(set(names)) < len(names):  # a/notes and b/notes
+        names = [folder.as_posix() for folder in folders]
+    return {folder: f"{name}/" for folder, name in zip(folders, names, strict=True)}
+
+
+def _file_names(files: list[Path]) -> dict[Path, str]:
+    """What the ids of each file's documents begin with: its name, or its path where another has the same name."""
+    count = Counter(file.name for file in set(files))
+    return {
+        file: shown(file) if is_stream(file) else file.name if count[file.name] == 1 else file.as_posix()
+        for file in files
+    }

@@ -1,0 +1,158 @@
+"""JSON files: an array of records, one record, or JSON Lines under another name; read in constant memory."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Iterator
+from typing import Any, TextIO
+
+from m3_connectors.readers.encodings import UNDECODABLE, written
+from m3_connectors.readers.fields import Fields
+from m3_connectors.readers.jsonl import Decoder, read_jsonl, record_outcome
+from m3_connectors.readers.lines import text_lines
+from m3_connectors.readers.outcomes import Outcome, Skipped
+
+MAX_VALUE_CHARACTERS = 64 * 2**20
+"""A record is held in memory as a whole."""
+
+_CHUNK_CHARACTERS = 2**16
+_BLANK = re.compile(r"[ \t\n\r\ufeff]*")
+
+
+def read_json(stream: TextIO, name: str, fields: Fields) -> Iterator[Outcome]:
+    """Documents of a JSON array, or of one or more JSON objects one after another, or of JSON Lines.
+
+    Records without an id are ``name:1``, ``name:2`` and so on in their order. After text that is not JSON nothing
+    more can be told apart, so the rest of the file is skipped, with the line where it begins.
+
+    Args:
+        stream: Its text; undecodable bytes match ``UNDECODABLE``.
+        name: Prefix of the ids of records without one.
+        fields: Which fields are text and id.
+    """
+    encoding = written(stream.encoding)
+    first_line = stream.readline(_CHUNK_CHARACTERS)
+    if _is_object(first_line):
+        lines = itertools.chain([first_line], text_lines(stream))
+        yield from read_jsonl(lines, name, fields, encoding)
+        return
+    values = _Values(first_line, stream)
+    in_array = values.take("[")
+    number = 0
+    closed = not in_array
+    while not values.at_end():
+        if in_array and number == 0 and values.take("]"):
+            closed = True
+            break
+        number += 1
+        line = values.line
+        try:
+            record, undecodable = values.next_value()
+        except _NotJson as error:
+            yield Skipped(line, f"{error}: the file is read up to here, record {number}")
+            return
+        if undecodable:
+            yield Skipped(line, f"record {number} is not {encoding}")
+        else:
+            yield record_outcome(record, values.decoder, fields, f"{name}:{number}", line)
+        if in_array:
+            closed = values.take("]")
+            if closed:
+                break
+            if not values.at_end() and not values.take(","):
+                yield Skipped(
+                    values.line, "not JSON: no comma between two records: the file is read up to here"
+                )
+                return
+    if not closed:
+        yield Skipped(values.line, f"the array is not closed: the file may be cut after record {number}")
+    elif not values.at_end():
+        yield Skipped(values.line, "text after the end of the array, which is not read")
+
+
+def _is_object(line: str) -> bool:
+    """Whether a line is a JSON object by itself, and not the beginning of one."""
+    try:
+        return line.endswith(("\n", "\r", "}")) and isinstance(json.loads(line.removeprefix("\ufeff")), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+class _NotJson(Exception):
+    """Nothing after this can be told apart."""
+
+
+class _Values:
+    """JSON values of a stream, of which a part is held."""
+
+    def __init__(self, begun: str, stream: TextIO) -> None:
+        self.decoder = Decoder()
+        self.line = 1
+        """Where the next thing begins."""
+        self._stream = stream
+        self._held = begun
+        self._at = 0
+        self._ended = False
+
+    def at_end(self) -> bool:
+        """Whether there is nothing but blanks any more."""
+        self._skip_blanks()
+        return self._at == len(self._held)
+
+    def take(self, mark: str) -> bool:
+        """Go past a mark if it comes next."""
+        if self.at_end() or self._held[self._at] != mark:
+            return False
+        self._at += 1
+        return True
+
+    def next_value(self) -> tuple[Any, bool]:
+        """The value that comes next, and whether bytes in it are undecodable.
+
+        Raises:
+            _NotJson: There is none.
+        """
+        self._skip_blanks()
+        while True:
+            try:
+                value, end = self.decoder.first(self._held, self._at)
+                if self._ended or self._is_whole(value, end):
+                    break
+            except json.JSONDecodeError as error:
+                if self._ended:
+                    raise _NotJson(f"not JSON: {error.msg}") from None
+                if len(self._held) - self._at > MAX_VALUE_CHARACTERS:
+                    limit = f"{MAX_VALUE_CHARACTERS // 2**20} Mi characters"
+                    raise _NotJson(f"not JSON, or a record of more than {limit}: {error.msg}") from None
+            except (RecursionError, ValueError):
+                raise _NotJson("nested too deeply, or a number too long") from None
+            self._read_more()
+        text = self._held[self._at : end]
+        self.line += text.count("\n")
+        self._at = end
+        return value, UNDECODABLE.search(text) is not None
+
+    def _is_whole(self, value: Any, end: int) -> bool:
+        """Whether a value ends where it was decoded to, and is not the beginning of a longer number."""
+        if isinstance(value, dict | list | str):
+            return True
+        too_long = len(self._held) - self._at > MAX_VALUE_CHARACTERS
+        return too_long or self._held[end : end + 1] in (*" \t\r\n,]",)
+
+    def _skip_blanks(self) -> None:
+        while True:
+            blanks = _BLANK.match(self._held, self._at)
+            assert blanks is not None
+            self.line += blanks[0].count("\n")
+            self._at = blanks.end()
+            if self._at < len(self._held) or self._ended:
+                return
+            self._read_more()
+
+    def _read_more(self) -> None:
+        """Hold twice as much, so that a long value is not decoded over and over."""
+        kept = self._held[self._at :]
+        more = self._stream.read(max(_CHUNK_CHARACTERS, len(kept)))
+        self._held, self._at, self._ended = kept + more, 0, not more

@@ -1,0 +1,68 @@
+"""What a reader finds in a file: documents, and what it had to skip."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from m3_connectors.documents import Document, check_documents
+from m3_connectors.errors import InvalidInput
+from m3_connectors.readers.fields import Fields
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """A document that can be stored.
+
+    Attributes:
+        line: Line number where its record begins, from 1; None if the whole file is the document.
+        document: The document.
+    """
+
+    line: int | None
+    document: Document
+
+
+@dataclasses.dataclass(frozen=True)
+class Skipped:
+    """A record or file that is no document.
+
+    Attributes:
+        line: Line number where the record begins, from 1; None if the whole file is skipped.
+        reason: What is wrong with it, in one line.
+    """
+
+    line: int | None
+    reason: str
+
+
+Outcome = Found | Skipped
+
+
+def outcome_of(record: Mapping[str, Any], fields: Fields, default_id: str, line: int) -> Outcome:
+    """A record as a document, or the reason why it is none.
+
+    Args:
+        record: Field to value.
+        fields: Which fields are id and text.
+        default_id: The id of a record without one.
+        line: Where the record begins.
+    """
+    try:
+        document = fields.document(record, default_id)
+        check_documents([document])
+    except (InvalidInput, RecursionError, ValueError, OverflowError) as error:
+        return Skipped(line, reason_of(error))
+    return Found(line, document)
+
+
+def reason_of(error: Exception) -> str:
+    """The first line of an error's message, without the position in the list that was checked."""
+    text = str(error) or type(error).__name__
+    reason = text.splitlines()[0].removeprefix("documents[0]").removeprefix(".")
+    return reason if len(reason) <= _LONGEST_REASON else reason[:_LONGEST_REASON] + "…"
+
+
+_LONGEST_REASON = 1_000
+"""A value of any length may stand in a message."""

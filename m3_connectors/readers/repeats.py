@@ -1,0 +1,61 @@
+"""Which ids were read before, and where."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from pathlib import Path
+from types import TracebackType
+
+from m3_connectors.readers.inputs import Input
+from m3_connectors.readers.outcomes import Found
+
+
+class Repeats:
+    """Remembers the place of each id in a temporary database, so that memory does not grow with the ids.
+
+    A context manager.
+    """
+
+    def __init__(self) -> None:
+        # An empty name is a database in memory that moves to a temporary file once it is large. Documents may be
+        # drawn from another thread than the one that began.
+        self._places = sqlite3.connect("", isolation_level=None, check_same_thread=False)
+        self._places.execute("PRAGMA journal_mode = OFF")
+        self._places.execute("PRAGMA synchronous = OFF")
+        self._places.execute(
+            "CREATE TABLE places (id TEXT PRIMARY KEY, source BLOB, file BLOB, line INTEGER) WITHOUT ROWID"
+        )
+        self._places.execute("BEGIN")
+
+    def replaced(self, input: Input, found: Found) -> tuple[Path, Path, int | None] | None:
+        """Note the place of a document; the source, file and line of the one before that has its id, or None.
+
+        The same record of the same file, reached twice, does not count.
+        """
+        id = found.document.id
+        query = self._places.execute("SELECT source, file, line FROM places WHERE id = ?", (id,))
+        before = query.fetchone()
+        here = (id, os.fsencode(input.source), os.fsencode(input.path), found.line)
+        self._places.execute("INSERT OR REPLACE INTO places VALUES (?, ?, ?, ?)", here)
+        if before is None:
+            return None
+        source, file = Path(os.fsdecode(before[0])), Path(os.fsdecode(before[1]))
+        if before[2] == found.line and _same(file, input.path):
+            return None
+        return source, file, before[2]
+
+    def __enter__(self) -> Repeats:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._places.close()
+
+
+def _same(one: Path, other: Path) -> bool:
+    try:
+        return one == other or one.samefile(other)
+    except OSError:
+        return False

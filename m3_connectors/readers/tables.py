@@ -1,0 +1,122 @@
+"""CSV and TSV: one document a row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, TextIO
+
+from m3_connectors.readers.columns import Columns
+from m3_connectors.readers.csv_rows import Row, Rows
+from m3_connectors.readers.encodings import UNDECODABLE, written
+from m3_connectors.readers.fields import Fields
+from m3_connectors.readers.lines import text_lines
+from m3_connectors.readers.outcomes import Outcome, Skipped, outcome_of
+
+_DELIMITERS = (",", ";", "\t")
+"""What may stand between the cells of a CSV file; the one by which the header has a column of the text."""
+
+
+class Table:
+    """A CSV or TSV file.
+
+    Args:
+        fields: Which columns are text and id.
+        delimiter: What stands between cells; None finds it.
+        is_tsv: Whether it is TSV: cells between tabs, never quoted, unless a delimiter is given.
+    """
+
+    def __init__(self, fields: Fields, delimiter: str | None, *, is_tsv: bool) -> None:
+        self._fields = fields
+        self._delimiter = delimiter
+        self._is_tsv = is_tsv
+
+    def look(self, stream: TextIO, columns: Columns) -> None:
+        """Find the types of the columns that become metadata."""
+        for row in self._rows(stream):
+            if not isinstance(row, Skipped):
+                for column, cell in row[1].items():
+                    if not self._is_text(column):
+                        columns.look_at(column, cell)
+
+    def read(self, stream: TextIO, name: str, columns: Columns) -> Iterator[Outcome]:
+        """The documents; empty cells of metadata are left out.
+
+        Args:
+            stream: Its text, with line ends as they are written; undecodable bytes match ``UNDECODABLE``.
+            name: Prefix of the ids of rows without one: ``name:line``.
+            columns: The types of the columns, found by ``look``.
+        """
+        for row in self._rows(stream):
+            if isinstance(row, Skipped):
+                yield row
+                continue
+            line, cells = row
+            record: dict[str, Any] = {}
+            for column, cell in cells.items():
+                if self._is_text(column):
+                    record[column] = cell
+                elif cell:
+                    record[column] = columns.value(column, cell)
+            yield outcome_of(record, self._fields, f"{name}:{line}", line)
+
+    def _is_text(self, column: str) -> bool:
+        return self._fields.is_text(column) or self._fields.is_id(column)
+
+    def _rows(self, stream: TextIO) -> Iterator[tuple[int, dict[str, str]] | Skipped]:
+        """Rows with the line where each begins, as column to cell."""
+        codec = written(stream.encoding)
+        rows = Rows(text_lines(stream))
+        delimiter = self._delimiter
+        if not self._is_tsv:
+            declared = rows.declared_delimiter()
+            delimiter = delimiter or declared or self._found_delimiter(rows)
+        header = rows.first(delimiter)
+        if header is None:
+            yield Skipped(None, "empty: a CSV file begins with a header")
+            return
+        if isinstance(header, Skipped):
+            yield Skipped(None, f"the header, line {header.line}: {header.reason}")
+            return
+        names = [name or f"column_{number}" for number, name in enumerate(header.cells, 1)]
+        unnamed_end = len(names)
+        while unnamed_end and not header.cells[unnamed_end - 1]:
+            unnamed_end -= 1
+        problem = self._problem(names, header.cells, codec)
+        if problem:
+            yield Skipped(None, problem)
+            return
+        for row in rows.read(delimiter):
+            if isinstance(row, Skipped):
+                yield row
+            elif row.cells and row.line != header.line:
+                yield _checked(row, names, unnamed_end, codec)
+
+    def _found_delimiter(self, rows: Rows) -> str:
+        headers = {delimiter: rows.first(delimiter) for delimiter in _DELIMITERS}
+        cells = {d: row.cells for d, row in headers.items() if isinstance(row, Row)}
+        has_text = [delimiter for delimiter, names in cells.items() if self._fields.text in names]
+        if (
+            has_text or "," not in cells
+        ):  # or the header's quotes are wrong, which is said of the usual delimiter
+            return has_text[0] if has_text else ","
+        # Without a column of the text, the one that tells most columns apart, so that they can be named.
+        return max(cells, key=lambda delimiter: len(cells[delimiter]))
+
+    def _problem(self, names: list[str], header: list[str], codec: str) -> str | None:
+        if any(map(UNDECODABLE.search, header)):
+            return f"the header is not {codec}: name the encoding with --encoding"
+        if len(set(names)) < len(names):
+            return f"two columns have one name: {names}"
+        if self._fields.text not in names:
+            return f"no column {self._fields.text!r}, only {header}: name the one to read with --text"
+        return None
+
+
+def _checked(row: Row, names: list[str], named: int, codec: str) -> tuple[int, dict[str, str]] | Skipped:
+    """A row as column to cell, if it has the columns of the header; cells without a column must be empty."""
+    lines = f", lines {row.line} to {row.last_line}" if row.last_line > row.line else ""
+    if any(map(UNDECODABLE.search, row.cells)):
+        return Skipped(row.line, f"not {codec}{lines}")
+    if len(row.cells) < named or any(row.cells[len(names) :]):
+        return Skipped(row.line, f"{len(row.cells)} cells{lines}, but the header has {len(names)}")
+    return row.line, dict(zip(names, row.cells, strict=False))
