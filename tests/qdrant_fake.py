@@ -4,6 +4,9 @@ mode behind them, and what was measured on the real server where local mode diff
 Measured on 1.18.3 and imitated: multi-vectors in float16 are rounded, and so is the query; 2**20 floats in one
 multi-vector are refused, stored or asked; a REST body over 32 MiB is refused; a collection that is there already is a
 409, one that is not a 404. Every request is kept, so that tests can look at what was really sent.
+
+Given an ``Operator``, searches are answered by Qdrant's own segments (``qdrant_twin``) under the settings that the
+operator chose.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ import numpy as np
 from qdrant_client import QdrantClient, models
 from qdrant_client import grpc as pb
 from qdrant_client.conversions.conversion import GrpcToRest, RestToGrpc
+from qdrant_twin import Operator, Twin, stages_of
 
 MAX_FLOATS = 2**20
 MAX_BODY_BYTES = 32 * 2**20
@@ -79,6 +83,7 @@ class FakeQdrant:
         api_key: Demanded of every request.
         grpc_open: Whether the second port answers.
         certificate: Key and certificate chain in PEM, for TLS on both ports.
+        operator: What its operator chose for every collection; None for local mode's own answers.
     """
 
     def __init__(
@@ -89,6 +94,7 @@ class FakeQdrant:
         grpc_open: bool = True,
         certificate: tuple[bytes, bytes] | None = None,
         ssl_context: Any = None,
+        operator: Operator | None = None,
     ) -> None:
         self.version, self.api_key, self.grpc_open = version, api_key, grpc_open
         self.certificate, self.ssl_context = certificate, ssl_context
@@ -107,6 +113,7 @@ class FakeQdrant:
         self.indexes: dict[str, dict[str, str]] = {}
         self.port = self.grpc_port = 0
         self.engine = QdrantClient(":memory:")
+        self.twin = Twin(operator) if operator is not None else None
         self._lock = threading.Lock()
         self._http: ThreadingHTTPServer | None = None
         self._rpc: grpc.Server | None = None
@@ -155,6 +162,8 @@ class FakeQdrant:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+        if self.twin is not None:
+            self.twin.close()
 
     def named(self, name: str) -> list[Request]:
         """The requests of one name so far."""
@@ -191,6 +200,8 @@ class FakeQdrant:
                 409, grpc.StatusCode.ALREADY_EXISTS, f"Wrong input: Collection `{name}` already exists!"
             )
         asked = models.CreateCollection(**raw)
+        if self.twin is not None:
+            self.twin.create(name, asked)
         return self.engine.create_collection(
             name,
             vectors_config=asked.vectors,
@@ -209,6 +220,9 @@ class FakeQdrant:
                 info["status"] = state
             else:
                 info["optimizer_status"] = {"error": state}
+        if self.twin is not None:
+            info["config"] |= self.twin.operator.as_said()
+            self.twin.optimise(name)  # a server does so by itself; ``optimize`` looks until it has
         if self.strict:
             info["config"]["strict_mode_config"] = {"enabled": True, **self.strict}
         return info
@@ -222,11 +236,17 @@ class FakeQdrant:
 
     def delete(self, name: str, selector: Any, wait: bool) -> Any:
         self.check_filter(getattr(selector, "filter", None))
+        if self.twin is not None:
+            by_id = isinstance(selector, models.PointIdsList)
+            gone = selector.points if by_id else self.passing(name, selector.filter)
+            self.twin.delete(name, [str(point) for point in gone])
         self.engine.delete(name, selector)
         return self.written(wait)
 
     def drop(self, name: str) -> bool:
         self.indexes.pop(name, None)
+        if self.twin is not None:
+            self.twin.drop(name)
         return self.engine.delete_collection(name)
 
     def written(self, wait: bool) -> dict[str, Any]:
@@ -262,24 +282,38 @@ class FakeQdrant:
         for point in points:
             for using, vector in point.vector.items():
                 point.vector[using] = self._as_stored(name, using, vector)
+        if self.twin is not None:
+            self.twin.upsert(name, points)
         return self.engine.upsert(name, points, wait=True)
 
     def search(self, name: str, requests: list[models.QueryRequest]) -> list[models.QueryResponse]:
         self.check_limit(len(requests), "search_max_batchsize", "search batch size")
         for request in requests:
-            prefetches = request.prefetch or []
-            for part in (request, *(prefetches if isinstance(prefetches, list) else [prefetches])):
+            stages = stages_of(request)
+            for part in (request, *stages):
                 self.check_limit(part.limit, "max_query_limit", "limit")
                 self.check_filter(part.filter)
                 if part.params is not None:
                     self.check_exact(part.params.exact)
                     self.check_limit(part.params.hnsw_ef, "search_max_hnsw_ef", "hnsw_ef")
             has_graph = not (request.using or "").startswith("multi")
-            if self.strict.get("search_allow_exact") is False and not prefetches and not has_graph:
+            if self.strict.get("search_allow_exact") is False and not stages and not has_graph:
                 raise strict(f"Request is forbidden on '{request.using}' (hnsw_config.m = 0)")
             assert isinstance(request.query, models.NearestQuery)
             request.query.nearest = self._as_stored(name, request.using, request.query.nearest)
-        return self.engine.query_batch_points(name, requests)
+        if self.twin is None:
+            return self.engine.query_batch_points(name, requests)
+        return [
+            self.twin.search(name, request, self.passing(name, (stages_of(request) or [request])[0].filter))
+            for request in requests
+        ]
+
+    def passing(self, name: str, asked: models.Filter | None) -> list[str] | None:
+        """The points that pass a filter, None without one."""
+        if asked is None:
+            return None
+        records, _ = self.engine.scroll(name, asked, limit=10**6, with_payload=False)
+        return [str(record.id) for record in records]
 
     def _as_stored(self, name: str, using: str, vector: Any) -> Any:
         if isinstance(vector, models.SparseVector):

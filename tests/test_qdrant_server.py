@@ -18,10 +18,12 @@ import anyio
 import grpc
 import numpy as np
 import pytest
+import qdrant_twin
 import trustme
 from qdrant_client import grpc as pb
 from qdrant_client import models
 from qdrant_fake import FakeQdrant, Refusal
+from qdrant_twin import QUANTISATIONS, Operator
 
 from m3_connectors.backends.base import Backend, Storage
 from m3_connectors.backends.capabilities import ServerInfo
@@ -52,9 +54,10 @@ from m3_connectors.errors import (
     Unsupported,
 )
 from m3_connectors.filters import parse_filter
-from m3_connectors.methods import ALL, DENSE_SPARSE
-from m3_connectors.testing.agreement import compare_search, oracle_of
+from m3_connectors.methods import ALL, DENSE_SPARSE, METHODS
+from m3_connectors.testing.agreement import compare_scores, compare_search, oracle_of
 from m3_connectors.testing.conformance import BackendConformance, runs
+from m3_connectors.testing.conformance.approximate import ApproximateClauses
 from m3_connectors.testing.servers.start import Running
 from m3_connectors.testing.worlds import World, join, make_world, unit_rows
 
@@ -201,6 +204,61 @@ class TestFakeOverRest(TestFakeOverGrpc):
     transport = "rest"
 
 
+@pytest.mark.parametrize(
+    ("quantisation", "strict"),
+    [*((kind, False) for kind in QUANTISATIONS), ("int8", True), ("product", True)],
+)
+class TestQuantisedOverGrpc(ApproximateClauses):
+    """The operator's default quantises every collection; strict mode asks for scores in stages."""
+
+    approximate_documents = 300  # product quantisation has 256 centroids: fewer points are exact by chance
+    approximate_dimension = 24
+    transport: ClassVar[str] = "grpc"
+
+    @pytest.fixture(autouse=True)
+    def _server(self, quantisation: str, strict: bool) -> Iterator[None]:
+        with FakeQdrant(operator=Operator(quantisation)) as fake:
+            fake.strict = {"search_allow_exact": False} if strict else {}
+            self.fake = fake
+            yield
+
+    def make_backend(self, directory: Path, collection: str) -> Backend:
+        return backend_on(self.fake, collection, transport=self.transport)
+
+
+@pytest.mark.parametrize("strict", [False, True], ids=["", "strict"])
+@runs
+async def test_over_rest_quantisation_is_ignored_too(strict: bool) -> None:
+    world = make_world(173, documents=100)
+    with FakeQdrant(operator=Operator("int8")) as fake:
+        fake.strict = {"search_allow_exact": False} if strict else {}
+        backend = await filled(fake, world, transport="rest")
+        await backend.optimize()
+        oracle = await oracle_of(world)
+        for method in METHODS.values():
+            await compare_scores(backend, oracle, world.queries[0], method, 20)
+        assert {request.protocol for request in fake.named("search")} == {"REST"}
+        await backend.close()
+
+
+@pytest.mark.parametrize("quantisation", ["int8", "product", "turbo"])
+@runs
+async def test_the_stand_in_quantises_what_is_not_told_to_ignore_it(
+    monkeypatch: pytest.MonkeyPatch, quantisation: str
+) -> None:
+    world = make_world(174, documents=300, dimension=24, most_rows=3)
+    told = qdrant_twin.params_of
+    monkeypatch.setattr(
+        qdrant_twin, "params_of", lambda asked: told(asked.model_copy(update={"quantization": None}))
+    )
+    with FakeQdrant(operator=Operator(quantisation)) as fake:
+        backend = await filled(fake, world)
+        await backend.optimize()
+        with pytest.raises(AssertionError, match=r"dense of .* by search, .* in truth"):
+            await compare_scores(backend, await oracle_of(world), world.queries[0], METHODS["dense"], 20)
+        await backend.close()
+
+
 # -- what is sent
 
 
@@ -258,6 +316,7 @@ def test_a_hand_made_query_is_the_one_that_the_public_classes_make(staged: bool)
         must=[pb.Condition(has_id=pb.HasIdCondition(has_id=[pb.PointId(uuid=id) for id in ids]))]
     )
     vector = pb.MultiDenseVector(vectors=[pb.DenseVector(data=row.tolist()) for row in rows])
+    ignored = pb.QuantizationSearchParams(ignore=True)
     common = {
         "collection_name": "notes",
         "using": "multi_0",
@@ -266,9 +325,11 @@ def test_a_hand_made_query_is_the_one_that_the_public_classes_make(staged: bool)
         "with_payload": pb.WithPayloadSelector(enable=False),
     }
     if staged:
-        wanted = pb.QueryPoints(**common, prefetch=[pb.PrefetchQuery(filter=by_id, limit=3)])
+        params = pb.SearchParams(quantization=ignored)
+        wanted = pb.QueryPoints(**common, prefetch=[pb.PrefetchQuery(filter=by_id, limit=3)], params=params)
     else:
-        wanted = pb.QueryPoints(**common, filter=by_id, params=pb.SearchParams(exact=True))
+        params = pb.SearchParams(exact=True, quantization=ignored)
+        wanted = pb.QueryPoints(**common, filter=by_id, params=params)
     assert made == wanted
 
 

@@ -147,6 +147,7 @@ def query_message(collection: str, ask: Ask) -> pb.QueryPoints:
         with_payload=_ID_ONLY if ask.with_id else _NOTHING,
     )
     _fill(message.query.nearest, ask.vector)
+    message.params.quantization.ignore = True
     if ask.staged:
         target = message.prefetch.add(limit=ask.limit)
     else:
