@@ -510,7 +510,8 @@ class _Points:
 
     def Get(self, request: Any, context: grpc.ServicerContext) -> Any:
         ids = [GrpcToRest.convert_point_id(id) for id in request.ids]
-        payload, vectors = request.with_payload.enable, request.with_vectors.enable
+        payload, names = request.with_payload.enable, list(request.with_vectors.include.names)
+        vectors = names or request.with_vectors.enable
         records = self._carry_out(
             "retrieve",
             request,

@@ -227,6 +227,48 @@ class TestQuantisedOverGrpc(ApproximateClauses):
 
 
 @pytest.mark.parametrize("strict", [False, True], ids=["", "strict"])
+class TestLowFullScanThreshold(ApproximateClauses):
+    """The server walks its graph even where few points pass or are named, and sees some of them only."""
+
+    approximate_dimension = 32
+
+    @pytest.fixture(autouse=True)
+    def _server(self, strict: bool) -> Iterator[None]:
+        with FakeQdrant(operator=Operator(full_scan_threshold=1)) as fake:
+            fake.strict = {"search_allow_exact": False} if strict else {}
+            self.fake = fake
+            yield
+
+    def make_backend(self, directory: Path, collection: str) -> Backend:
+        return backend_on(self.fake, collection)
+
+    @runs
+    async def test_stored_ids_are_always_scored_and_others_never(self, tmp_path: Path) -> None:
+        world = self._world(175)
+        async with self.stored(tmp_path, world) as backend:
+            await backend.optimize()
+            oracle = await oracle_of(world)
+            ids = [document.id for document in world.documents]
+            for start in range(0, len(ids), 10):
+                for component in ("dense", "sparse", "multivector"):
+                    query, some = world.queries[start % len(world.queries)], ids[start : start + 10]
+                    got = await backend.score(component, query, some)
+                    np.testing.assert_allclose(got, await oracle.score(component, query, some), atol=1e-5)
+            with pytest.raises(NotFound, match="unknown"):
+                await backend.score("dense", world.queries[0], [*ids[:3], "unknown"])
+
+    @runs
+    async def test_lists_are_full_whatever_the_filter_cuts(self, tmp_path: Path) -> None:
+        world = make_world(176, documents=900, dimension=32, most_rows=1)
+        async with self.stored(tmp_path, world) as backend:
+            await backend.optimize()
+            for raw in (None, *world.filters[::3]):
+                for limit in (20, 1000):
+                    got = await backend.candidates("dense", world.queries[0], limit, filter=parse_filter(raw))
+                    assert len(got.ids) == min(limit, len(world.passing(raw))), raw
+
+
+@pytest.mark.parametrize("strict", [False, True], ids=["", "strict"])
 @runs
 async def test_over_rest_quantisation_is_ignored_too(strict: bool) -> None:
     world = make_world(173, documents=100)
@@ -369,6 +411,7 @@ def test_parts_stay_below_the_servers_limit() -> None:
 async def test_a_search_takes_two_round_trips_and_asks_by_id_exactly(fake: FakeQdrant) -> None:
     world = make_world(43)
     backend = await filled(fake, world)
+    await backend.search(world.queries[0], ALL, 5)  # learns that the collection is smaller than a list
     for method, requests in ((ALL, 2), (DENSE_SPARSE, 4)):
         fake.requests.clear()
         await backend.search(world.queries[0], method, 5)
@@ -729,7 +772,20 @@ async def test_another_programs_collection_is_neither_opened_nor_dropped(fake: F
     await backend.close()
 
 
-@pytest.mark.parametrize("change", ["dropped", "narrower", "cosine", "sparse dropped", "idf"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        "dropped",
+        "narrower",
+        "cosine",
+        "sparse dropped",
+        "idf",
+        "dense in uint8",
+        "dense in float16",
+        "rows in float32",
+        "sparse in float16",
+    ],
+)
 @runs
 async def test_a_changed_collection_is_refused_by_what_changed(fake: FakeQdrant, change: str) -> None:
     world = make_world(53)
@@ -747,6 +803,12 @@ async def test_a_changed_collection_is_refused_by_what_changed(fake: FakeQdrant,
         vectors["dense"].distance = models.Distance.COSINE
     elif change == "sparse dropped":
         sparse.clear()
+    elif change.startswith("dense in"):
+        vectors["dense"].datatype = models.Datatype(change.rpartition(" ")[2])
+    elif change == "rows in float32":
+        vectors["multi_0"].datatype = None
+    elif change == "sparse in float16":
+        sparse["sparse"].index = models.SparseIndexParams(datatype=models.Datatype.FLOAT16)
     else:
         sparse["sparse"].modifier = models.Modifier.IDF
     fake.engine.delete_collection("notes")

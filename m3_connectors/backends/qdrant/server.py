@@ -18,7 +18,7 @@ from m3_connectors.backends.base import Backend, Known, Ranking, Schema, ScoredI
 from m3_connectors.backends.capabilities import Capability, ServerInfo
 from m3_connectors.backends.chunks import by_bytes, by_count
 from m3_connectors.backends.endpoint import Endpoint
-from m3_connectors.backends.qdrant.layout import Layout
+from m3_connectors.backends.qdrant.layout import Layout, Vector
 from m3_connectors.backends.qdrant.payload import ID, document_of
 from m3_connectors.backends.qdrant.server_collection import (
     CREATION_KEY,
@@ -27,14 +27,16 @@ from m3_connectors.backends.qdrant.server_collection import (
     IndexType,
     Limits,
     check_ours,
+    check_scorable,
     check_vectors,
     creation,
     limits_of,
 )
 from m3_connectors.backends.qdrant.server_connection import Connection, Transport
-from m3_connectors.backends.qdrant.server_errors import BACKEND
+from m3_connectors.backends.qdrant.server_errors import BACKEND, not_ours
 from m3_connectors.backends.qdrant.server_filters import server_filter
 from m3_connectors.backends.qdrant.server_info import server_info
+from m3_connectors.backends.qdrant.server_listing import Listing
 from m3_connectors.backends.qdrant.server_paging import pages
 from m3_connectors.backends.qdrant.server_points import check_found, distinct_points, point_of, points_of
 from m3_connectors.backends.qdrant.server_scoring import ExactScores
@@ -46,12 +48,11 @@ from m3_connectors.documents import Document
 from m3_connectors.embeddings import Component, Float32, M3Embeddings
 from m3_connectors.errors import (
     AlreadyExists,
-    Corrupt,
     InvalidInput,
     NotFound,
 )
 from m3_connectors.filters import Filter
-from m3_connectors.methods import Method, rank
+from m3_connectors.methods import Method
 
 _OPTIONS = ("transport", "grpc_port", "indexes", "shards")
 _IDS_AT_ONCE = 1000
@@ -98,6 +99,7 @@ class QdrantBackend(Backend):
         self._shards = shards
         self._layout: Layout | None = None
         self._limits = Limits()
+        self._listing: Listing | None = None
 
     @classmethod
     def from_url(cls, url: str, collection: str, options: Mapping[str, Any]) -> QdrantBackend:
@@ -182,6 +184,8 @@ class QdrantBackend(Backend):
         schema = check_ours(info, self.collection, "open")
         check_vectors(info, self.collection, schema)
         self._layout, self._limits = Layout.of(schema), limits_of(info)
+        check_scorable(info, self.collection, self._layout, self._limits)
+        self._listing = Listing(self._connection, self.collection, self._limits, self._search_all)
         self.capabilities = type(self).capabilities - (
             {Capability.EXACT} if not self._limits.exact else set()
         )
@@ -278,39 +282,8 @@ class QdrantBackend(Backend):
     async def _candidates(
         self, component: Component, query: M3Embeddings, limit: int, filter: Filter | None, exact: bool
     ) -> Ranking:
-        return await self._list(component, query, limit, filter, exact, width=limit)
-
-    async def _list(
-        self,
-        component: Component,
-        query: M3Embeddings,
-        limit: int,
-        filter: Filter | None,
-        exact: bool,
-        width: int,
-    ) -> Ranking:
-        """The best of one list; a graph is searched as far as for ``width`` points."""
         scores = self._exact_scores(query)
-        # A sparse search is exact anyway; saying so makes every shard of several give its full list.
-        exact = exact or component == "sparse"
-        vector = scores.vector(component)
-        if vector is None:
-            return Ranking([], np.empty(0, dtype=np.float32))
-        self._limits.check_list(limit)
-        ask = Ask(
-            component,
-            vector,
-            limit,
-            filter=None if filter is None else server_filter(filter),
-            exact=exact and self._limits.exact,
-            hnsw_ef=None if exact else min(max(128, 2 * width), self._limits.hnsw_ef or 2**31),
-            with_id=True,
-        )
-        (hits,) = await self._search_all([ask])
-        ids = [self._document_id(hit) for hit in hits]
-        found = np.array([hit.score for hit in hits], dtype=np.float32)
-        order = rank(ids, found, limit)  # the server's order of equal scores is by chance
-        return Ranking([ids[i] for i in order], found[order])
+        return await self._lists().best(scores, component, limit, filter, exact=exact, width=limit)
 
     async def _score(self, component: Component, query: M3Embeddings, ids: Sequence[str]) -> Float32:
         found = (await self._exact_scores(query).of({component: distinct_points(ids)}))[component]
@@ -328,7 +301,9 @@ class QdrantBackend(Backend):
         if method.is_one_list:
             # Its first k are the answer, unless the cut goes through equal scores, of which the server shows any.
             ((component, depth),) = method.candidates.items()
-            head = await self._list(component, query, min(k + 1, depth), filter, exact, width=depth)
+            head = await self._lists().best(
+                self._exact_scores(query), component, min(k + 1, depth), filter, exact=exact, width=depth
+            )
             if len(head.ids) <= k or head.scores[k] < head.scores[k - 1]:
                 known: Known = {component: dict(zip(head.ids[:k], head.scores, strict=False))}
                 return await self._best_of(query, method, k, head.ids[:k], known)
@@ -376,7 +351,12 @@ class QdrantBackend(Backend):
     # -- requests
 
     def _exact_scores(self, query: M3Embeddings) -> ExactScores:
-        return ExactScores(self._opened(), query, self._limits, self._search_all)
+        return ExactScores(self._opened(), query, self._limits, self._search_all, self._read)
+
+    def _lists(self) -> Listing:
+        self._opened()
+        assert self._listing is not None
+        return self._listing
 
     async def _search_all(self, asks: Sequence[Ask]) -> list[list[Found]]:
         wire = self._connection.wire
@@ -386,8 +366,24 @@ class QdrantBackend(Backend):
                 answers += await self._connection.call("search", functools.partial(wire.search, batch))
         return answers
 
+    async def _read(self, points: Sequence[str], vector: str) -> Mapping[str, Vector]:
+        """One named vector of those of the points that are there and have it."""
+        wire, width = self._connection.wire, self.schema.model.dimension
+        most = max(1, wire.message_bytes // (wire.bytes_per_float * width))
+        found: dict[str, Vector] = {}
+        for some in by_count(points, min(_IDS_AT_ONCE, most)):
+            for record in await self._records(some, "search", vectors=(vector,)):
+                if vector in record.vectors:
+                    found[record.point] = record.vectors[vector]
+        return found
+
     async def _records(
-        self, points: Sequence[str], operation: str, *, payload: bool = False, vectors: bool = False
+        self,
+        points: Sequence[str],
+        operation: str,
+        *,
+        payload: bool = False,
+        vectors: bool | Sequence[str] = False,
     ) -> list[Record]:
         call = functools.partial(self._connection.wire.retrieve, points, payload=payload, vectors=vectors)
         return await self._connection.call(operation, call)
@@ -401,17 +397,4 @@ class QdrantBackend(Backend):
         try:
             return document_of(record.payload)
         except (KeyError, ValueError) as error:
-            raise self._not_ours(record.point) from error
-
-    def _document_id(self, hit: Found) -> str:
-        if hit.id is None:
-            raise self._not_ours(hit.point)
-        return hit.id
-
-    def _not_ours(self, point: str) -> Corrupt:
-        return Corrupt(
-            f'point {point} of collection "{self.collection}" lacks our payload: another program changed it.\n'
-            "  Remove that point, or index its document again.",
-            backend=BACKEND,
-            operation="read",
-        )
+            raise not_ours(record.point, self.collection) from error

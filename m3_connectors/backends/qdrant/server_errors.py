@@ -19,6 +19,7 @@ from m3_connectors.backends.endpoint import not_encrypted
 from m3_connectors.errors import (
     AlreadyExists,
     BackendError,
+    Corrupt,
     NotFound,
     Rejected,
     StorageFull,
@@ -149,6 +150,16 @@ def optimiser_failed(said: str, url: str) -> BackendError:
 
 
 _SEE_LOG = "\n  See the server's log; searches are right meanwhile, only slower."
+
+
+def not_ours(point: str, collection: str) -> Corrupt:
+    """The error of a point that another program wrote, or wrote over."""
+    return Corrupt(
+        f'point {point} of collection "{collection}" lacks our payload: another program changed it.\n'
+        "  Remove that point, or index its document again.",
+        backend=BACKEND,
+        operation="read",
+    )
 
 
 def _of_transport(source: Exception, operation: str, url: str) -> BackendError:

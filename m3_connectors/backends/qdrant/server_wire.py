@@ -98,8 +98,10 @@ class Wire(Protocol):
     async def search(self, asks: Sequence[Ask]) -> list[list[Found]]:
         """The answers of each search, in one request."""
 
-    async def retrieve(self, points: Sequence[str], *, payload: bool, vectors: bool) -> list[Record]:
-        """The points that are there, in any order."""
+    async def retrieve(
+        self, points: Sequence[str], *, payload: bool, vectors: bool | Sequence[str]
+    ) -> list[Record]:
+        """The points that are there, in any order, with all their vectors, none, or those of some names."""
 
     async def close(self) -> None:
         """Give the connection back."""
@@ -143,9 +145,12 @@ class RestWire:
             for answer in answers
         ]
 
-    async def retrieve(self, points: Sequence[str], *, payload: bool, vectors: bool) -> list[Record]:
+    async def retrieve(
+        self, points: Sequence[str], *, payload: bool, vectors: bool | Sequence[str]
+    ) -> list[Record]:
+        named = vectors if isinstance(vectors, bool) else list(vectors)
         records = await self._client.retrieve(
-            self._collection, list(points), with_payload=payload, with_vectors=vectors
+            self._collection, list(points), with_payload=payload, with_vectors=named
         )
         return [Record(str(record.id), record.payload or {}, _vectors(record.vector)) for record in records]
 
