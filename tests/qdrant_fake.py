@@ -236,9 +236,10 @@ class FakeQdrant:
 
     def delete(self, name: str, selector: Any, wait: bool) -> Any:
         self.check_filter(getattr(selector, "filter", None))
+        by_id = isinstance(selector, models.PointIdsList)
+        gone = selector.points if by_id else self.passing(name, selector.filter) or []
+        self.check_budget(len(gone), "Write")
         if self.twin is not None:
-            by_id = isinstance(selector, models.PointIdsList)
-            gone = selector.points if by_id else self.passing(name, selector.filter)
             self.twin.delete(name, [str(point) for point in gone])
         self.engine.delete(name, selector)
         return self.written(wait)
@@ -258,6 +259,20 @@ class FakeQdrant:
         if most is not None and value is not None and value > most:
             raise strict(f'Limit exceeded {value} > {most} for "{name}"')
 
+    def check_budget(self, cost: int, kind: str) -> None:
+        """Refuse what costs more than a minute's tokens, which a server never lets in; tokens are not counted."""
+        if cost > self.strict.get(f"{kind.lower()}_rate_limit", cost):
+            raise Refusal(
+                429,
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
+                f"Rate limiting exceeded: {kind} rate limit exceeded, request larger than rate limiter capacity, "
+                "please try to split your request",
+            )
+
+    def retrieve(self, name: str, ids: list[Any], payload: bool, vectors: Any) -> Any:
+        self.check_budget(len(ids), "Read")
+        return self.engine.retrieve(name, ids, with_payload=payload, with_vectors=vectors)
+
     def check_exact(self, exact: bool | None) -> None:
         if exact and self.strict.get("search_allow_exact") is False:
             raise strict("Exact search disabled!")
@@ -265,6 +280,7 @@ class FakeQdrant:
     def check_filter(self, asked: models.Filter | None) -> None:
         """As lib/collection/src/operations/verification/mod.rs does, but for unindexed fields."""
         sizes = list(sizes_of(asked))
+        self.check_budget(1 + len(sizes), "Read")
         most = self.strict.get("filter_max_conditions", len(sizes))
         if len(sizes) > most:
             raise strict(f"Filter condition limit reached ({len(sizes)} > {most})")
@@ -279,6 +295,7 @@ class FakeQdrant:
 
     def upsert(self, name: str, points: list[models.PointStruct]) -> Any:
         self.check_limit(len(points), "upsert_max_batchsize", "upsert limit")
+        self.check_budget(len(points), "Write")
         for point in points:
             for using, vector in point.vector.items():
                 point.vector[using] = self._as_stored(name, using, vector)
@@ -288,6 +305,8 @@ class FakeQdrant:
 
     def search(self, name: str, requests: list[models.QueryRequest]) -> list[models.QueryResponse]:
         self.check_limit(len(requests), "search_max_batchsize", "search batch size")
+        filters = [(stages_of(request) or [request])[0].filter for request in requests]
+        self.check_budget(sum(1 + len(list(sizes_of(asked))) for asked in filters), "Read")
         for request in requests:
             stages = stages_of(request)
             for part in (request, *stages):
@@ -424,11 +443,8 @@ class _Handler(BaseHTTPRequestHandler):
                 points = [models.PointStruct(**point) for point in body.get("points", ())]
                 return "upsert", lambda: fake.upsert(collection, points)
             case "POST", "collections", ["points"]:
-                return "retrieve", lambda: engine.retrieve(
-                    collection,
-                    body["ids"],
-                    with_payload=body["with_payload"],
-                    with_vectors=body["with_vector"],
+                return "retrieve", lambda: fake.retrieve(
+                    collection, body["ids"], body["with_payload"], body["with_vector"]
                 )
             case "POST", "collections", ["points", "query", "batch"]:
                 asked = [models.QueryRequest(**request) for request in body.get("searches", ())]
@@ -516,9 +532,7 @@ class _Points:
             "retrieve",
             request,
             context,
-            lambda: self._fake.engine.retrieve(
-                request.collection_name, ids, with_payload=payload, with_vectors=vectors
-            ),
+            lambda: self._fake.retrieve(request.collection_name, ids, payload, vectors),
         )
         for record in records:
             record.payload = record.payload or {}

@@ -538,6 +538,103 @@ async def test_what_is_too_large_is_halved(fake: FakeQdrant) -> None:
     await backend.close()
 
 
+@pytest.mark.parametrize("protocol", ["grpc", "rest"])
+@pytest.mark.parametrize("known", [True, False], ids=["set before", "set after opening"])
+@runs
+async def test_rate_limits_below_one_request_are_kept_to(
+    fake: FakeQdrant, protocol: str, known: bool
+) -> None:
+    world = make_world(63, documents=30)
+    limits = {"write_rate_limit": 7, "read_rate_limit": 5}
+    fake.strict = limits if known else {}
+    backend = backend_on(fake, transport=protocol)
+    await backend.create(world.schema)
+    fake.strict = limits
+    await backend.upsert(world.documents, world.embeddings)
+    ids = [document.id for document in world.documents]
+    if known:
+        assert len(fake.named("upsert")) == 5  # none was refused
+    assert await backend.fetch(ids) == world.documents
+    oracle = await oracle_of(world)
+    await compare_search(backend, oracle, world.queries[0], ALL, 20)
+    for component in ("dense", "sparse", "multivector"):
+        got = await backend.score(component, world.queries[0], ids)
+        want = await oracle.score(component, world.queries[0], ids)
+        np.testing.assert_allclose(got, want, atol=1e-5)
+    assert await backend.delete(ids[:10]) == 10
+    everything = parse_filter({"no such": {"$exists": False}})
+    assert everything is not None
+    assert await backend.delete_where(everything) == 20
+    assert await backend.count() == 0
+    fake.strict = {"write_rate_limit": 0}
+    fake.requests.clear()
+    with pytest.raises(Rejected, match=r"raise write_rate_limit") as caught:
+        await backend.upsert(world.documents[:1], world.embeddings[:1])
+    assert not caught.value.retryable
+    assert len(fake.named("upsert")) == 1
+    await backend.close()
+
+
+@runs
+async def test_batch_limits_that_are_lowered_while_the_collection_is_open_are_kept_to(
+    fake: FakeQdrant,
+) -> None:
+    world = make_world(64, documents=30)
+    backend = backend_on(fake)
+    await backend.create(world.schema)
+    fake.strict = {"upsert_max_batchsize": 4, "search_max_batchsize": 1}
+    await backend.upsert(world.documents, world.embeddings)
+    await compare_search(backend, await oracle_of(world), world.queries[0], ALL, 20)
+    await backend.close()
+
+
+@pytest.mark.parametrize(
+    ("operator", "strict", "what", "is_problem"),
+    [
+        (Operator("int8"), {}, "quantised (scalar of all vectors): searches ignore it", False),
+        (Operator("turbo"), {}, "quantised (turbo of all vectors)", False),
+        (Operator(m=0), {}, "no graph (hnsw_config.m is 0): each search compares", False),
+        (Operator(m=0), {"search_allow_exact": False}, "strict mode refuses every dense search", True),
+        (Operator(full_scan_threshold=1), {"search_allow_exact": False}, "covers 10 documents", False),
+        (Operator(), {"write_rate_limit": 100}, "100 writes of documents a minute (write_rate_limit)", False),
+        (Operator(), {"read_rate_limit": 1000}, "1,000 reads a minute (read_rate_limit)", False),
+    ],
+    ids=lambda value: value if isinstance(value, str) else None,
+)
+@runs
+async def test_a_server_says_what_its_operator_chose(
+    operator: Operator, strict: dict[str, Any], what: str, is_problem: bool
+) -> None:
+    with FakeQdrant(operator=operator) as fake:
+        backend = backend_on(fake)
+        await backend.create(make_world(65, documents=1).schema)
+        fake.strict = strict
+        (remark,) = [remark for remark in (await backend.server()).remarks if what in remark.what]
+        assert remark.is_problem == is_problem
+        await backend.close()
+
+
+@runs
+async def test_multi_vectors_that_could_not_be_scored_exactly_are_refused(
+    fake: FakeQdrant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = backend_on(fake)
+    await backend.create(make_world(66, documents=1).schema)
+    info = fake.info
+
+    def with_a_graph(name: str) -> Any:
+        said = info(name)
+        said["config"]["params"]["vectors"]["multi_0"]["hnsw_config"] = {"m": 16}
+        return said
+
+    monkeypatch.setattr(fake, "info", with_a_graph)
+    await backend.open()
+    fake.strict = {"search_allow_exact": False}
+    with pytest.raises(Unsupported, match=r"multi_0.*graph"):
+        await backend.open()
+    await backend.close()
+
+
 @runs
 async def test_over_rest_float16_rows_are_short_and_still_the_same(fake: FakeQdrant) -> None:
     world = make_world(48, documents=5)

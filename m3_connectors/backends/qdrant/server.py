@@ -6,9 +6,10 @@ server's own; a document whose multi-vector had to be split is scored row by row
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from typing import Any, ClassVar, get_args
 
 import numpy as np
@@ -33,8 +34,9 @@ from m3_connectors.backends.qdrant.server_collection import (
     limits_of,
 )
 from m3_connectors.backends.qdrant.server_connection import Connection, Transport
-from m3_connectors.backends.qdrant.server_errors import BACKEND, not_ours
+from m3_connectors.backends.qdrant.server_errors import BACKEND, TooLarge, not_ours
 from m3_connectors.backends.qdrant.server_filters import server_filter
+from m3_connectors.backends.qdrant.server_halving import halving
 from m3_connectors.backends.qdrant.server_info import server_info
 from m3_connectors.backends.qdrant.server_listing import Listing
 from m3_connectors.backends.qdrant.server_paging import pages
@@ -223,20 +225,39 @@ class QdrantBackend(Backend):
         deleted = 0
         for points in by_count(distinct_points(ids), _IDS_AT_ONCE):
             there = [record.point for record in await self._records(points, "delete")]
-            if there:
-                await self._remove(models.PointIdsList(points=list(there)))
+            await self._remove_points(there)
             deleted += len(there)
         return deleted
 
     async def _delete_where(self, filter: Filter) -> int:
         there = await self._count(filter)
-        if there:
-            await self._remove(models.FilterSelector(filter=server_filter(filter)))
-        return there
+        condition = server_filter(filter)
+        if not there:
+            return 0
+        with contextlib.suppress(TooLarge):  # more than the rate limit lets one request remove
+            await self._remove(models.FilterSelector(filter=condition))
+            return there
+        listed = pages(self._connection, self.collection, self._limits, filter=condition, with_id=False)
+        points = [str(record.id) async for page in listed for record in page]
+        await self._remove_points(points)
+        return len(points)
+
+    async def _remove_points(self, points: Sequence[str]) -> None:
+        """Remove points by name."""
+
+        def remove(some: Sequence[str]) -> Awaitable[None]:
+            return self._removal(models.PointIdsList(points=list(some)))
+
+        for some in by_count(points, min(_IDS_AT_ONCE, self._limits.writes or _IDS_AT_ONCE)):
+            await halving(self._connection, "delete", some, remove)
 
     async def _remove(self, selector: models.PointsSelector) -> None:
+        await self._connection.call("delete", functools.partial(self._removal, selector))
+
+    def _removal(self, selector: models.PointsSelector) -> Awaitable[None]:
+        """One try."""
         delete = functools.partial(self._connection.client.delete, self.collection, selector, wait=True)
-        await self._connection.call("delete", functools.partial(applied, "delete", delete))
+        return applied("delete", delete)
 
     # -- reading
 
@@ -363,7 +384,8 @@ class QdrantBackend(Backend):
         answers: list[list[Found]] = []
         for run in by_bytes(asks, lambda ask: ask.bytes * wire.bytes_per_float // 4, wire.message_bytes):
             for batch in by_count(run, self._limits.searches or len(run)):
-                answers += await self._connection.call("search", functools.partial(wire.search, batch))
+                for some in await halving(self._connection, "search", batch, wire.search):
+                    answers += some
         return answers
 
     async def _read(self, points: Sequence[str], vector: str) -> Mapping[str, Vector]:
@@ -385,8 +407,10 @@ class QdrantBackend(Backend):
         payload: bool = False,
         vectors: bool | Sequence[str] = False,
     ) -> list[Record]:
-        call = functools.partial(self._connection.wire.retrieve, points, payload=payload, vectors=vectors)
-        return await self._connection.call(operation, call)
+        retrieve = functools.partial(self._connection.wire.retrieve, payload=payload, vectors=vectors)
+        if not points:
+            return []
+        return [r for some in await halving(self._connection, operation, points, retrieve) for r in some]
 
     def _opened(self) -> Layout:
         self._check_open()

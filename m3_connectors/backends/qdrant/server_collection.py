@@ -58,7 +58,8 @@ class Limits:
         query: Most answers of one search, and of one page.
         hnsw_ef: Widest approximate search.
         searches: Most searches in one request.
-        upserts: Most points in one write.
+        upserts: Most points in one write of documents.
+        writes: Most points that one request may change.
         condition: Most values in one condition, ids among them.
     """
 
@@ -67,6 +68,7 @@ class Limits:
     hnsw_ef: int | None = None
     searches: int | None = None
     upserts: int | None = None
+    writes: int | None = None
     condition: int | None = None
 
     def at_once(self, most: int) -> int:
@@ -209,6 +211,10 @@ def links_of(info: models.CollectionInfo, params: models.VectorParams) -> int:
     return info.config.hnsw_config.m if own is None else own
 
 
+def _least(*limits: int | None) -> int | None:
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
 def limits_of(info: models.CollectionInfo) -> Limits:
     """What the collection's strict mode refuses."""
     strict = info.config.strict_mode_config
@@ -219,6 +225,8 @@ def limits_of(info: models.CollectionInfo) -> Limits:
         query=strict.max_query_limit,
         hnsw_ef=strict.search_max_hnsw_ef,
         searches=strict.search_max_batchsize,
-        upserts=strict.upsert_max_batchsize,
+        # A write costs as many tokens as it has points; what costs more than a minute has is never let in.
+        upserts=_least(strict.upsert_max_batchsize, strict.write_rate_limit),
+        writes=strict.write_rate_limit,
         condition=strict.condition_max_size,
     )

@@ -67,6 +67,7 @@ class Listing:
             hnsw_ef=None if thorough else min(max(128, 2 * width), self._limits.hnsw_ef or 2**31),
             with_id=True,
         )
+        hits: Sequence[Found]
         (hits,) = await self._search([ask])
         if component == "dense" and len(hits) < limit and not (thorough and self._limits.exact):
             # Few points pass, or the filter cut the graph to pieces, of which the server saw one: it may then show
