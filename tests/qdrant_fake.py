@@ -195,6 +195,12 @@ class FakeQdrant:
     # -- what both protocols do
 
     def create(self, name: str, raw: dict[str, Any]) -> bool:
+        if name in self.aliases():
+            raise Refusal(
+                400,
+                grpc.StatusCode.INVALID_ARGUMENT,
+                f"Wrong input: Can't create collection with name {name}. Alias with the same name already exists",
+            )
         if self.engine.collection_exists(name):
             raise Refusal(
                 409, grpc.StatusCode.ALREADY_EXISTS, f"Wrong input: Collection `{name}` already exists!"
@@ -244,7 +250,13 @@ class FakeQdrant:
         self.engine.delete(name, selector)
         return self.written(wait)
 
+    def aliases(self) -> dict[str, str]:
+        """The collection behind each alias."""
+        return {alias.alias_name: alias.collection_name for alias in self.engine.get_aliases().aliases}
+
     def drop(self, name: str) -> bool:
+        if name in self.aliases():
+            return False
         self.indexes.pop(name, None)
         if self.twin is not None:
             self.twin.drop(name)
@@ -428,6 +440,8 @@ class _Handler(BaseHTTPRequestHandler):
                 return "greet", lambda: greeting
             case "PUT", "collections", []:
                 return "create", lambda: fake.create(collection, body)
+            case "GET", "aliases", []:
+                return "aliases", lambda: engine.get_aliases()
             case "GET", "collections", [] if not collection:
                 return "list", lambda: engine.get_collections()
             case "GET", "collections", []:

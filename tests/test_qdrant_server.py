@@ -869,6 +869,29 @@ async def test_another_programs_collection_is_neither_opened_nor_dropped(fake: F
     await backend.close()
 
 
+@runs
+async def test_an_alias_is_used_but_neither_dropped_nor_created(fake: FakeQdrant) -> None:
+    world = make_world(59, documents=6)
+    backend = await filled(fake, world)
+    alias = models.CreateAlias(collection_name="notes", alias_name="current")
+    fake.engine.update_collection_aliases([models.CreateAliasOperation(create_alias=alias)])
+    by_alias = backend_on(fake, "current")
+    assert await by_alias.open() == world.schema
+    assert await by_alias.count() == 6
+    with pytest.raises(AlreadyExists, match='"current" is an alias of collection "notes"'):
+        await by_alias.create(world.schema)
+    with pytest.raises(Rejected, match='"current" is an alias of collection "notes"'):
+        await by_alias.drop()
+    assert await by_alias.count() == 6  # it is still open
+    assert await backend.count() == 6
+    await backend.drop()
+    with pytest.raises(NotFound):
+        await by_alias.open()
+    await by_alias.drop()
+    await by_alias.close()
+    await backend.close()
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -39,6 +39,7 @@ from m3_connectors.backends.qdrant.server_filters import server_filter
 from m3_connectors.backends.qdrant.server_halving import halving
 from m3_connectors.backends.qdrant.server_info import server_info
 from m3_connectors.backends.qdrant.server_listing import Listing
+from m3_connectors.backends.qdrant.server_naming import what_is
 from m3_connectors.backends.qdrant.server_paging import pages
 from m3_connectors.backends.qdrant.server_points import check_found, distinct_points, point_of, points_of
 from m3_connectors.backends.qdrant.server_scoring import ExactScores
@@ -52,6 +53,7 @@ from m3_connectors.errors import (
     AlreadyExists,
     InvalidInput,
     NotFound,
+    Rejected,
 )
 from m3_connectors.filters import Filter
 from m3_connectors.methods import Method
@@ -162,11 +164,9 @@ class QdrantBackend(Backend):
         found = (info and info.config.metadata) or {}
         # It is ours even so if only the answer to our first try was lost.
         if exists and found.get(CREATION_KEY) != metadata[CREATION_KEY]:
-            raise AlreadyExists(
-                f'collection "{self.collection}" is there.\n  Open it, drop it, or use another name.',
-                backend=BACKEND,
-                operation="create",
-            )
+            what = await what_is(self._connection, self.collection, "create")
+            message = f"{what}; nothing was created.\n  Open it, or use another name."
+            raise AlreadyExists(message, backend=BACKEND, operation="create")
         if METADATA_KEY not in found:
             # Measured is that an update sets the metadata; that creation does is documented since 1.16.
             await self._connection.call(
@@ -200,7 +200,12 @@ class QdrantBackend(Backend):
         if info is not None:
             check_ours(info, self.collection, "drop")
             client = self._connection.client
-            await self._connection.call("drop", lambda: client.delete_collection(self.collection))
+            dropped = await self._connection.call("drop", lambda: client.delete_collection(self.collection))
+            # It says no where there is nothing any more, and to an alias, which it leaves with all that is behind it.
+            if not dropped and await self._info("drop") is not None:
+                what = await what_is(self._connection, self.collection, "drop")
+                message = f"{what}, and was not removed: nothing was changed.\n  Drop the collection by its own name."
+                raise Rejected(message, backend=BACKEND, operation="drop")
 
     async def close(self) -> None:
         self._schema = None

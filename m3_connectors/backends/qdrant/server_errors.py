@@ -58,6 +58,9 @@ _FULL = ("no space left", "os error 28", "out of disk", "disk is full", "not eno
 _LOCKED = "storage locked"
 """How a write lock begins to speak: 403 over REST, FAILED_PRECONDITION over gRPC. No key opens it."""
 
+_IS_ALIAS = "alias with the same name already exists"
+"""What the server says, as bad input, of a collection to create whose name is an alias."""
+
 _TOO_LARGE = (
     "larger than allowed",
     "larger than max",
@@ -152,6 +155,8 @@ def _error(kind: type[BackendError], said: str, code: str, operation: str, url: 
         kind = StorageFull
     elif _LOCKED in lower:
         kind = Locked
+    elif _IS_ALIAS in lower:
+        kind = AlreadyExists
     elif code in ("413", "400", "INVALID_ARGUMENT", "RESOURCE_EXHAUSTED") and (
         code == "413" or any(w in lower for w in _TOO_LARGE)
     ):
