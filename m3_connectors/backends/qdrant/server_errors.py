@@ -201,7 +201,9 @@ def _of_transport(source: Exception, operation: str, url: str) -> BackendError:
     if isinstance(source, httpx.TimeoutException):
         return TimedOut(f"no answer in time from {url}.", backend=BACKEND, operation=operation)
     if isinstance(source, httpx.TransportError):
-        message = f"{text} at {url}.\n  Is the server up?  m3 doctor qdrant+{url}"
+        message = (
+            f"no connection to {url} ({text.rstrip('.')}).\n  Is the server up, and are host and port right?"
+        )
         return Unavailable(message, backend=BACKEND, operation=operation)
     return _no_qdrant(operation, url, text)
 
