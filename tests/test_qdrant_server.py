@@ -272,7 +272,7 @@ class TestLowFullScanThreshold(ApproximateClauses):
 @runs
 async def test_over_rest_quantisation_is_ignored_too(strict: bool) -> None:
     world = make_world(173, documents=100)
-    with FakeQdrant(operator=Operator("int8")) as fake:
+    with FakeQdrant(operator=Operator("int8", full_scan_threshold=1)) as fake:
         fake.strict = {"search_allow_exact": False} if strict else {}
         backend = await filled(fake, world, transport="rest")
         await backend.optimize()

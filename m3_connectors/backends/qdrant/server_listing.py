@@ -57,7 +57,8 @@ class Listing:
         self._limits.check_list(limit)
         # A sparse search is exact anyway; saying so makes every shard of several give its full list. To compare with
         # all of a few points costs less than to find out that a graph did not miss one of them.
-        thorough = exact or component == "sparse" or (filter is None and 0 < self._all < limit)
+        is_small = self._limits.exact and filter is None and 0 < self._all < limit
+        thorough = exact or component == "sparse" or is_small
         ask = Ask(
             component,
             vector,
@@ -69,7 +70,7 @@ class Listing:
         )
         hits: Sequence[Found]
         (hits,) = await self._search([ask])
-        if component == "dense" and len(hits) < limit and not (thorough and self._limits.exact):
+        if not thorough and len(hits) < limit:
             # Few points pass, or the filter cut the graph to pieces, of which the server saw one: it may then show
             # 1 of 159 (measured).
             hits = await (self._compared(ask) if self._limits.exact else self._filled(scores, ask, hits))
