@@ -4,6 +4,9 @@ mode behind them, and what was measured on the real server where local mode diff
 Measured on 1.18.3 and imitated: multi-vectors in float16 are rounded, and so is the query; 2**20 floats in one
 multi-vector are refused, stored or asked; a REST body over 32 MiB is refused; a collection that is there already is a
 409, one that is not a 404. Every request is kept, so that tests can look at what was really sent.
+
+Given an ``Operator``, searches are answered by Qdrant's own segments (``qdrant_twin``) under the settings that the
+operator chose.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ import numpy as np
 from qdrant_client import QdrantClient, models
 from qdrant_client import grpc as pb
 from qdrant_client.conversions.conversion import GrpcToRest, RestToGrpc
+from qdrant_twin import Operator, Twin, stages_of
 
 MAX_FLOATS = 2**20
 MAX_BODY_BYTES = 32 * 2**20
@@ -79,6 +83,7 @@ class FakeQdrant:
         api_key: Demanded of every request.
         grpc_open: Whether the second port answers.
         certificate: Key and certificate chain in PEM, for TLS on both ports.
+        operator: What its operator chose for every collection; None for local mode's own answers.
     """
 
     def __init__(
@@ -89,6 +94,7 @@ class FakeQdrant:
         grpc_open: bool = True,
         certificate: tuple[bytes, bytes] | None = None,
         ssl_context: Any = None,
+        operator: Operator | None = None,
     ) -> None:
         self.version, self.api_key, self.grpc_open = version, api_key, grpc_open
         self.certificate, self.ssl_context = certificate, ssl_context
@@ -107,6 +113,7 @@ class FakeQdrant:
         self.indexes: dict[str, dict[str, str]] = {}
         self.port = self.grpc_port = 0
         self.engine = QdrantClient(":memory:")
+        self.twin = Twin(operator) if operator is not None else None
         self._lock = threading.Lock()
         self._http: ThreadingHTTPServer | None = None
         self._rpc: grpc.Server | None = None
@@ -155,6 +162,8 @@ class FakeQdrant:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+        if self.twin is not None:
+            self.twin.close()
 
     def named(self, name: str) -> list[Request]:
         """The requests of one name so far."""
@@ -186,11 +195,19 @@ class FakeQdrant:
     # -- what both protocols do
 
     def create(self, name: str, raw: dict[str, Any]) -> bool:
+        if name in self.aliases():
+            raise Refusal(
+                400,
+                grpc.StatusCode.INVALID_ARGUMENT,
+                f"Wrong input: Can't create collection with name {name}. Alias with the same name already exists",
+            )
         if self.engine.collection_exists(name):
             raise Refusal(
                 409, grpc.StatusCode.ALREADY_EXISTS, f"Wrong input: Collection `{name}` already exists!"
             )
         asked = models.CreateCollection(**raw)
+        if self.twin is not None:
+            self.twin.create(name, asked)
         return self.engine.create_collection(
             name,
             vectors_config=asked.vectors,
@@ -209,6 +226,9 @@ class FakeQdrant:
                 info["status"] = state
             else:
                 info["optimizer_status"] = {"error": state}
+        if self.twin is not None:
+            info["config"] |= self.twin.operator.as_said()
+            self.twin.optimise(name)  # a server does so by itself; ``optimize`` looks until it has
         if self.strict:
             info["config"]["strict_mode_config"] = {"enabled": True, **self.strict}
         return info
@@ -222,11 +242,24 @@ class FakeQdrant:
 
     def delete(self, name: str, selector: Any, wait: bool) -> Any:
         self.check_filter(getattr(selector, "filter", None))
+        by_id = isinstance(selector, models.PointIdsList)
+        gone = selector.points if by_id else self.passing(name, selector.filter) or []
+        self.check_budget(len(gone), "Write")
+        if self.twin is not None:
+            self.twin.delete(name, [str(point) for point in gone])
         self.engine.delete(name, selector)
         return self.written(wait)
 
+    def aliases(self) -> dict[str, str]:
+        """The collection behind each alias."""
+        return {alias.alias_name: alias.collection_name for alias in self.engine.get_aliases().aliases}
+
     def drop(self, name: str) -> bool:
+        if name in self.aliases():
+            return False
         self.indexes.pop(name, None)
+        if self.twin is not None:
+            self.twin.drop(name)
         return self.engine.delete_collection(name)
 
     def written(self, wait: bool) -> dict[str, Any]:
@@ -238,6 +271,20 @@ class FakeQdrant:
         if most is not None and value is not None and value > most:
             raise strict(f'Limit exceeded {value} > {most} for "{name}"')
 
+    def check_budget(self, cost: int, kind: str) -> None:
+        """Refuse what costs more than a minute's tokens, which a server never lets in; tokens are not counted."""
+        if cost > self.strict.get(f"{kind.lower()}_rate_limit", cost):
+            raise Refusal(
+                429,
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
+                f"Rate limiting exceeded: {kind} rate limit exceeded, request larger than rate limiter capacity, "
+                "please try to split your request",
+            )
+
+    def retrieve(self, name: str, ids: list[Any], payload: bool, vectors: Any) -> Any:
+        self.check_budget(len(ids), "Read")
+        return self.engine.retrieve(name, ids, with_payload=payload, with_vectors=vectors)
+
     def check_exact(self, exact: bool | None) -> None:
         if exact and self.strict.get("search_allow_exact") is False:
             raise strict("Exact search disabled!")
@@ -245,6 +292,7 @@ class FakeQdrant:
     def check_filter(self, asked: models.Filter | None) -> None:
         """As lib/collection/src/operations/verification/mod.rs does, but for unindexed fields."""
         sizes = list(sizes_of(asked))
+        self.check_budget(1 + len(sizes), "Read")
         most = self.strict.get("filter_max_conditions", len(sizes))
         if len(sizes) > most:
             raise strict(f"Filter condition limit reached ({len(sizes)} > {most})")
@@ -259,27 +307,44 @@ class FakeQdrant:
 
     def upsert(self, name: str, points: list[models.PointStruct]) -> Any:
         self.check_limit(len(points), "upsert_max_batchsize", "upsert limit")
+        self.check_budget(len(points), "Write")
         for point in points:
             for using, vector in point.vector.items():
                 point.vector[using] = self._as_stored(name, using, vector)
+        if self.twin is not None:
+            self.twin.upsert(name, points)
         return self.engine.upsert(name, points, wait=True)
 
     def search(self, name: str, requests: list[models.QueryRequest]) -> list[models.QueryResponse]:
         self.check_limit(len(requests), "search_max_batchsize", "search batch size")
+        filters = [(stages_of(request) or [request])[0].filter for request in requests]
+        self.check_budget(sum(1 + len(list(sizes_of(asked))) for asked in filters), "Read")
         for request in requests:
-            prefetches = request.prefetch or []
-            for part in (request, *(prefetches if isinstance(prefetches, list) else [prefetches])):
+            stages = stages_of(request)
+            for part in (request, *stages):
                 self.check_limit(part.limit, "max_query_limit", "limit")
                 self.check_filter(part.filter)
                 if part.params is not None:
                     self.check_exact(part.params.exact)
                     self.check_limit(part.params.hnsw_ef, "search_max_hnsw_ef", "hnsw_ef")
             has_graph = not (request.using or "").startswith("multi")
-            if self.strict.get("search_allow_exact") is False and not prefetches and not has_graph:
+            if self.strict.get("search_allow_exact") is False and not stages and not has_graph:
                 raise strict(f"Request is forbidden on '{request.using}' (hnsw_config.m = 0)")
             assert isinstance(request.query, models.NearestQuery)
             request.query.nearest = self._as_stored(name, request.using, request.query.nearest)
-        return self.engine.query_batch_points(name, requests)
+        if self.twin is None:
+            return self.engine.query_batch_points(name, requests)
+        return [
+            self.twin.search(name, request, self.passing(name, (stages_of(request) or [request])[0].filter))
+            for request in requests
+        ]
+
+    def passing(self, name: str, asked: models.Filter | None) -> list[str] | None:
+        """The points that pass a filter, None without one."""
+        if asked is None:
+            return None
+        records, _ = self.engine.scroll(name, asked, limit=10**6, with_payload=False)
+        return [str(record.id) for record in records]
 
     def _as_stored(self, name: str, using: str, vector: Any) -> Any:
         if isinstance(vector, models.SparseVector):
@@ -375,6 +440,8 @@ class _Handler(BaseHTTPRequestHandler):
                 return "greet", lambda: greeting
             case "PUT", "collections", []:
                 return "create", lambda: fake.create(collection, body)
+            case "GET", "aliases", []:
+                return "aliases", lambda: engine.get_aliases()
             case "GET", "collections", [] if not collection:
                 return "list", lambda: engine.get_collections()
             case "GET", "collections", []:
@@ -390,11 +457,8 @@ class _Handler(BaseHTTPRequestHandler):
                 points = [models.PointStruct(**point) for point in body.get("points", ())]
                 return "upsert", lambda: fake.upsert(collection, points)
             case "POST", "collections", ["points"]:
-                return "retrieve", lambda: engine.retrieve(
-                    collection,
-                    body["ids"],
-                    with_payload=body["with_payload"],
-                    with_vectors=body["with_vector"],
+                return "retrieve", lambda: fake.retrieve(
+                    collection, body["ids"], body["with_payload"], body["with_vector"]
                 )
             case "POST", "collections", ["points", "query", "batch"]:
                 asked = [models.QueryRequest(**request) for request in body.get("searches", ())]
@@ -476,14 +540,13 @@ class _Points:
 
     def Get(self, request: Any, context: grpc.ServicerContext) -> Any:
         ids = [GrpcToRest.convert_point_id(id) for id in request.ids]
-        payload, vectors = request.with_payload.enable, request.with_vectors.enable
+        payload, names = request.with_payload.enable, list(request.with_vectors.include.names)
+        vectors = names or request.with_vectors.enable
         records = self._carry_out(
             "retrieve",
             request,
             context,
-            lambda: self._fake.engine.retrieve(
-                request.collection_name, ids, with_payload=payload, with_vectors=vectors
-            ),
+            lambda: self._fake.retrieve(request.collection_name, ids, payload, vectors),
         )
         for record in records:
             record.payload = record.payload or {}

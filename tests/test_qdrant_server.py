@@ -18,11 +18,13 @@ import anyio
 import grpc
 import numpy as np
 import pytest
+import qdrant_twin
 import trustme
 from live_servers import RUN
 from qdrant_client import grpc as pb
 from qdrant_client import models
 from qdrant_fake import FakeQdrant, Refusal
+from qdrant_twin import QUANTISATIONS, Operator
 
 from m3_connectors.backends.base import Backend, Storage
 from m3_connectors.backends.capabilities import ServerInfo
@@ -54,10 +56,11 @@ from m3_connectors.errors import (
     Unsupported,
 )
 from m3_connectors.filters import parse_filter
-from m3_connectors.methods import ALL, DENSE_SPARSE
+from m3_connectors.methods import ALL, DENSE_SPARSE, METHODS
 from m3_connectors.search import Candidates, Lists
-from m3_connectors.testing.agreement import compare_search, oracle_of
+from m3_connectors.testing.agreement import compare_scores, compare_search, oracle_of
 from m3_connectors.testing.conformance import BackendConformance, runs
+from m3_connectors.testing.conformance.approximate import ApproximateClauses
 from m3_connectors.testing.servers.start import Running
 from m3_connectors.testing.worlds import World, join, make_world, unit_rows
 
@@ -189,6 +192,7 @@ def test_only_the_runs_own_collections_are_dropped_at_its_end(fake: FakeQdrant) 
 class TestFakeOverGrpc(BackendConformance):
     worlds = 1
     long_dimension = 128
+    approximate_documents = 120
     transport: ClassVar[str] = "grpc"
 
     @pytest.fixture(autouse=True)
@@ -201,6 +205,103 @@ class TestFakeOverGrpc(BackendConformance):
 
 class TestFakeOverRest(TestFakeOverGrpc):
     transport = "rest"
+
+
+@pytest.mark.parametrize(
+    ("quantisation", "strict"),
+    [*((kind, False) for kind in QUANTISATIONS), ("int8", True), ("product", True)],
+)
+class TestQuantisedOverGrpc(ApproximateClauses):
+    """The operator's default quantises every collection; strict mode asks for scores in stages."""
+
+    approximate_documents = 300  # product quantisation has 256 centroids: fewer points are exact by chance
+    approximate_dimension = 24
+    transport: ClassVar[str] = "grpc"
+
+    @pytest.fixture(autouse=True)
+    def _server(self, quantisation: str, strict: bool) -> Iterator[None]:
+        with FakeQdrant(operator=Operator(quantisation)) as fake:
+            fake.strict = {"search_allow_exact": False} if strict else {}
+            self.fake = fake
+            yield
+
+    def make_backend(self, directory: Path, collection: str) -> Backend:
+        return backend_on(self.fake, collection, transport=self.transport)
+
+
+@pytest.mark.parametrize("strict", [False, True], ids=["", "strict"])
+class TestLowFullScanThreshold(ApproximateClauses):
+    """The server walks its graph even where few points pass or are named, and sees some of them only."""
+
+    approximate_dimension = 32
+
+    @pytest.fixture(autouse=True)
+    def _server(self, strict: bool) -> Iterator[None]:
+        with FakeQdrant(operator=Operator(full_scan_threshold=1)) as fake:
+            fake.strict = {"search_allow_exact": False} if strict else {}
+            self.fake = fake
+            yield
+
+    def make_backend(self, directory: Path, collection: str) -> Backend:
+        return backend_on(self.fake, collection)
+
+    @runs
+    async def test_stored_ids_are_always_scored_and_others_never(self, tmp_path: Path) -> None:
+        world = self._world(175)
+        async with self.stored(tmp_path, world) as backend:
+            await backend.optimize()
+            oracle = await oracle_of(world)
+            ids = [document.id for document in world.documents]
+            for start in range(0, len(ids), 10):
+                for component in ("dense", "sparse", "multivector"):
+                    query, some = world.queries[start % len(world.queries)], ids[start : start + 10]
+                    got = await backend.score(component, query, some)
+                    np.testing.assert_allclose(got, await oracle.score(component, query, some), atol=1e-5)
+            with pytest.raises(NotFound, match="unknown"):
+                await backend.score("dense", world.queries[0], [*ids[:3], "unknown"])
+
+    @runs
+    async def test_lists_are_full_whatever_the_filter_cuts(self, tmp_path: Path) -> None:
+        world = make_world(176, documents=900, dimension=32, most_rows=1)
+        async with self.stored(tmp_path, world) as backend:
+            await backend.optimize()
+            for raw in (None, *world.filters[::3]):
+                for limit in (20, 1000):
+                    got = await backend.candidates("dense", world.queries[0], limit, filter=parse_filter(raw))
+                    assert len(got.ids) == min(limit, len(world.passing(raw))), raw
+
+
+@pytest.mark.parametrize("strict", [False, True], ids=["", "strict"])
+@runs
+async def test_over_rest_quantisation_is_ignored_too(strict: bool) -> None:
+    world = make_world(173, documents=100)
+    with FakeQdrant(operator=Operator("int8", full_scan_threshold=1)) as fake:
+        fake.strict = {"search_allow_exact": False} if strict else {}
+        backend = await filled(fake, world, transport="rest")
+        await backend.optimize()
+        oracle = await oracle_of(world)
+        for method in METHODS.values():
+            await compare_scores(backend, oracle, world.queries[0], method, 20)
+        assert {request.protocol for request in fake.named("search")} == {"REST"}
+        await backend.close()
+
+
+@pytest.mark.parametrize("quantisation", ["int8", "product", "turbo"])
+@runs
+async def test_the_stand_in_quantises_what_is_not_told_to_ignore_it(
+    monkeypatch: pytest.MonkeyPatch, quantisation: str
+) -> None:
+    world = make_world(174, documents=300, dimension=24, most_rows=3)
+    told = qdrant_twin.params_of
+    monkeypatch.setattr(
+        qdrant_twin, "params_of", lambda asked: told(asked.model_copy(update={"quantization": None}))
+    )
+    with FakeQdrant(operator=Operator(quantisation)) as fake:
+        backend = await filled(fake, world)
+        await backend.optimize()
+        with pytest.raises(AssertionError, match=r"dense of .* by search, .* in truth"):
+            await compare_scores(backend, await oracle_of(world), world.queries[0], METHODS["dense"], 20)
+        await backend.close()
 
 
 # -- what is sent
@@ -260,6 +361,7 @@ def test_a_hand_made_query_is_the_one_that_the_public_classes_make(staged: bool)
         must=[pb.Condition(has_id=pb.HasIdCondition(has_id=[pb.PointId(uuid=id) for id in ids]))]
     )
     vector = pb.MultiDenseVector(vectors=[pb.DenseVector(data=row.tolist()) for row in rows])
+    ignored = pb.QuantizationSearchParams(ignore=True)
     common = {
         "collection_name": "notes",
         "using": "multi_0",
@@ -268,9 +370,11 @@ def test_a_hand_made_query_is_the_one_that_the_public_classes_make(staged: bool)
         "with_payload": pb.WithPayloadSelector(enable=False),
     }
     if staged:
-        wanted = pb.QueryPoints(**common, prefetch=[pb.PrefetchQuery(filter=by_id, limit=3)])
+        params = pb.SearchParams(quantization=ignored)
+        wanted = pb.QueryPoints(**common, prefetch=[pb.PrefetchQuery(filter=by_id, limit=3)], params=params)
     else:
-        wanted = pb.QueryPoints(**common, filter=by_id, params=pb.SearchParams(exact=True))
+        params = pb.SearchParams(exact=True, quantization=ignored)
+        wanted = pb.QueryPoints(**common, filter=by_id, params=params)
     assert made == wanted
 
 
@@ -310,6 +414,7 @@ def test_parts_stay_below_the_servers_limit() -> None:
 async def test_a_search_takes_two_round_trips_and_asks_by_id_exactly(fake: FakeQdrant) -> None:
     world = make_world(43)
     backend = await filled(fake, world)
+    await backend.search(world.queries[0], ALL, 5)  # learns that the collection is smaller than a list
     for method, requests in ((ALL, 2), (DENSE_SPARSE, 4)):
         fake.requests.clear()
         await backend.search(world.queries[0], method, 5)
@@ -447,6 +552,103 @@ async def test_what_is_too_large_is_halved(fake: FakeQdrant) -> None:
     await backend.upsert(world.documents, world.embeddings)
     assert [len(request.body.points) for request in fake.named("upsert")] == [8, 4, 2, 2, 4]
     assert await backend.count() == 8
+    await backend.close()
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "rest"])
+@pytest.mark.parametrize("known", [True, False], ids=["set before", "set after opening"])
+@runs
+async def test_rate_limits_below_one_request_are_kept_to(
+    fake: FakeQdrant, protocol: str, known: bool
+) -> None:
+    world = make_world(63, documents=30)
+    limits = {"write_rate_limit": 7, "read_rate_limit": 5}
+    fake.strict = limits if known else {}
+    backend = backend_on(fake, transport=protocol)
+    await backend.create(world.schema)
+    fake.strict = limits
+    await backend.upsert(world.documents, world.embeddings)
+    ids = [document.id for document in world.documents]
+    if known:
+        assert len(fake.named("upsert")) == 5  # none was refused
+    assert await backend.fetch(ids) == world.documents
+    oracle = await oracle_of(world)
+    await compare_search(backend, oracle, world.queries[0], ALL, 20)
+    for component in ("dense", "sparse", "multivector"):
+        got = await backend.score(component, world.queries[0], ids)
+        want = await oracle.score(component, world.queries[0], ids)
+        np.testing.assert_allclose(got, want, atol=1e-5)
+    assert await backend.delete(ids[:10]) == 10
+    everything = parse_filter({"no such": {"$exists": False}})
+    assert everything is not None
+    assert await backend.delete_where(everything) == 20
+    assert await backend.count() == 0
+    fake.strict = {"write_rate_limit": 0}
+    fake.requests.clear()
+    with pytest.raises(Rejected, match=r"raise write_rate_limit") as caught:
+        await backend.upsert(world.documents[:1], world.embeddings[:1])
+    assert not caught.value.retryable
+    assert len(fake.named("upsert")) == 1
+    await backend.close()
+
+
+@runs
+async def test_batch_limits_that_are_lowered_while_the_collection_is_open_are_kept_to(
+    fake: FakeQdrant,
+) -> None:
+    world = make_world(64, documents=30)
+    backend = backend_on(fake)
+    await backend.create(world.schema)
+    fake.strict = {"upsert_max_batchsize": 4, "search_max_batchsize": 1}
+    await backend.upsert(world.documents, world.embeddings)
+    await compare_search(backend, await oracle_of(world), world.queries[0], ALL, 20)
+    await backend.close()
+
+
+@pytest.mark.parametrize(
+    ("operator", "strict", "what", "is_problem"),
+    [
+        (Operator("int8"), {}, "quantised (scalar of all vectors): searches ignore it", False),
+        (Operator("turbo"), {}, "quantised (turbo of all vectors)", False),
+        (Operator(m=0), {}, "no graph (hnsw_config.m is 0): each search compares", False),
+        (Operator(m=0), {"search_allow_exact": False}, "strict mode refuses every dense search", True),
+        (Operator(full_scan_threshold=1), {"search_allow_exact": False}, "covers 10 documents", False),
+        (Operator(), {"write_rate_limit": 100}, "100 writes of documents a minute (write_rate_limit)", False),
+        (Operator(), {"read_rate_limit": 1000}, "1,000 reads a minute (read_rate_limit)", False),
+    ],
+    ids=lambda value: value if isinstance(value, str) else None,
+)
+@runs
+async def test_a_server_says_what_its_operator_chose(
+    operator: Operator, strict: dict[str, Any], what: str, is_problem: bool
+) -> None:
+    with FakeQdrant(operator=operator) as fake:
+        backend = backend_on(fake)
+        await backend.create(make_world(65, documents=1).schema)
+        fake.strict = strict
+        (remark,) = [remark for remark in (await backend.server()).remarks if what in remark.what]
+        assert remark.is_problem == is_problem
+        await backend.close()
+
+
+@runs
+async def test_multi_vectors_that_could_not_be_scored_exactly_are_refused(
+    fake: FakeQdrant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = backend_on(fake)
+    await backend.create(make_world(66, documents=1).schema)
+    info = fake.info
+
+    def with_a_graph(name: str) -> Any:
+        said = info(name)
+        said["config"]["params"]["vectors"]["multi_0"]["hnsw_config"] = {"m": 16}
+        return said
+
+    monkeypatch.setattr(fake, "info", with_a_graph)
+    await backend.open()
+    fake.strict = {"search_allow_exact": False}
+    with pytest.raises(Unsupported, match=r"multi_0.*graph"):
+        await backend.open()
     await backend.close()
 
 
@@ -684,7 +886,43 @@ async def test_another_programs_collection_is_neither_opened_nor_dropped(fake: F
     await backend.close()
 
 
-@pytest.mark.parametrize("change", ["dropped", "narrower", "cosine", "sparse dropped", "idf"])
+@runs
+async def test_an_alias_is_used_but_neither_dropped_nor_created(fake: FakeQdrant) -> None:
+    world = make_world(59, documents=6)
+    backend = await filled(fake, world)
+    alias = models.CreateAlias(collection_name="notes", alias_name="current")
+    fake.engine.update_collection_aliases([models.CreateAliasOperation(create_alias=alias)])
+    by_alias = backend_on(fake, "current")
+    assert await by_alias.open() == world.schema
+    assert await by_alias.count() == 6
+    with pytest.raises(AlreadyExists, match='"current" is an alias of collection "notes"'):
+        await by_alias.create(world.schema)
+    with pytest.raises(Rejected, match='"current" is an alias of collection "notes"'):
+        await by_alias.drop()
+    assert await by_alias.count() == 6  # it is still open
+    assert await backend.count() == 6
+    await backend.drop()
+    with pytest.raises(NotFound):
+        await by_alias.open()
+    await by_alias.drop()
+    await by_alias.close()
+    await backend.close()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "dropped",
+        "narrower",
+        "cosine",
+        "sparse dropped",
+        "idf",
+        "dense in uint8",
+        "dense in float16",
+        "rows in float32",
+        "sparse in float16",
+    ],
+)
 @runs
 async def test_a_changed_collection_is_refused_by_what_changed(fake: FakeQdrant, change: str) -> None:
     world = make_world(53)
@@ -702,6 +940,12 @@ async def test_a_changed_collection_is_refused_by_what_changed(fake: FakeQdrant,
         vectors["dense"].distance = models.Distance.COSINE
     elif change == "sparse dropped":
         sparse.clear()
+    elif change.startswith("dense in"):
+        vectors["dense"].datatype = models.Datatype(change.rpartition(" ")[2])
+    elif change == "rows in float32":
+        vectors["multi_0"].datatype = None
+    elif change == "sparse in float16":
+        sparse["sparse"].index = models.SparseIndexParams(datatype=models.Datatype.FLOAT16)
     else:
         sparse["sparse"].modifier = models.Modifier.IDF
     fake.engine.delete_collection("notes")

@@ -216,6 +216,14 @@ def _check_authority(path: str, variable: str) -> None:
         ) from error
 
 
+def encrypted(url: str, backend: str, operation: str) -> Unavailable:
+    """The error of an http URL for a port that encrypts; the same call fails again."""
+    message = f"{url} speaks TLS.\n  Use {backend}+{url.replace('http', 'https', 1)}."
+    error = Unavailable(message, backend=backend, operation=operation)
+    error.retryable = False
+    return error
+
+
 def not_encrypted(url: str, backend: str, operation: str) -> Unavailable:
     """The error of an https URL for a port that does not encrypt; the same call fails again."""
     message = f"{url} does not speak TLS.\n  Use {backend}+{url.replace('https', 'http', 1)}, if the way there is safe."

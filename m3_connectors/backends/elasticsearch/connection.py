@@ -18,6 +18,7 @@ from m3_connectors.backends.elasticsearch.errors import TooMuch, translated
 from m3_connectors.backends.elasticsearch.mapping import BACKEND
 from m3_connectors.backends.endpoint import Endpoint
 from m3_connectors.backends.retry import retrying
+from m3_connectors.backends.speaking import check_spoken
 from m3_connectors.backends.together import Turn
 from m3_connectors.errors import InvalidInput, TimedOut
 
@@ -66,6 +67,7 @@ class Connection:
         self._client = _client(endpoint)
         self.closed = False
         """Nothing is open: a request would begin a session that nobody closes again."""
+        self._answered = False  # once it has, its port is right
         # Waiting for a free connection would count as the server's time.
         self._connections = anyio.CapacityLimiter(_CONNECTIONS)
 
@@ -128,7 +130,11 @@ class Connection:
                     method, path, params=params, headers=headers, body=body
                 )
         except _FAILURES as error:
+            if not self._answered and isinstance(error, elastic_transport.ConnectionError):
+                remedy = "Give Elasticsearch's HTTP port, 9200 by default."
+                await check_spoken(self.endpoint, BACKEND, operation, wanted="HTTP/1", remedy=remedy)
             raise translated(error, operation, self.url) from error
+        self._answered = True
         return answer.body
 
     def turn(self, operation: str, turns: anyio.CapacityLimiter, seconds: float) -> Turn:

@@ -65,7 +65,7 @@ def translated(error: Exception, operation: str, url: str) -> BackendError:
             )
         case elastic_transport.ConnectionError():
             return Unavailable(
-                f"no connection to {url}: {error.message}\n  Is the server up?  m3 doctor {BACKEND}+{url}",
+                f"no connection to {url}: {error.message}\n  Is the server up, and are host and port right?",
                 **where,
             )
     # A broken or foreign answer: half of a message, a proxy's page.

@@ -29,6 +29,7 @@ from m3_connectors.backends.endpoint import Endpoint
 from m3_connectors.backends.milvus import lite
 from m3_connectors.backends.milvus.errors import BACKEND, NotLoaded, translated
 from m3_connectors.backends.retry import Patience, retrying
+from m3_connectors.backends.speaking import check_spoken
 from m3_connectors.backends.together import Turn
 from m3_connectors.errors import InvalidInput, TimedOut, Unavailable
 
@@ -129,7 +130,12 @@ class Connection:
             if not Path(endpoint.ca_certs).is_file():
                 raise InvalidInput(f"ca_certs is {endpoint.ca_certs!r}: there is no such file.")
             options["server_pem_path"] = endpoint.ca_certs
-        return await cls._connected(endpoint.url, endpoint.patience, options, None)
+        try:
+            return await cls._connected(endpoint.url, endpoint.patience, options, None)
+        except Unavailable:
+            remedy = "Give Milvus's gRPC port, 19530 by default."
+            await check_spoken(endpoint, BACKEND, "connect", wanted="HTTP/2", remedy=remedy)
+            raise
 
     @classmethod
     async def _connected(

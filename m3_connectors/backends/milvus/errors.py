@@ -140,7 +140,7 @@ def _code_and_words(error: Exception) -> tuple[int | grpc.StatusCode | None, str
 
 
 _ADVICE: dict[type[BackendError], str] = {
-    Unavailable: "\n  Is the server up and the address right?",
+    Unavailable: "\n  Is the server up, and are host and port right?",
     Unauthorised: "\n  Give api_key= (a token, or user:password) or username= and password=.",
     StorageFull: "\n  Free some space and repeat the call; what was acknowledged is stored.",
 }

@@ -9,10 +9,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from typing import Any, ClassVar, get_args
 
-import numpy as np
 from qdrant_client import models
 
 from m3_connectors.backends.base import Backend, Candidates, Lists, Schema
@@ -20,7 +19,7 @@ from m3_connectors.backends.capabilities import Capability, ServerInfo
 from m3_connectors.backends.chunks import by_bytes, by_count
 from m3_connectors.backends.endpoint import Endpoint
 from m3_connectors.backends.listing import CollectionInfo
-from m3_connectors.backends.qdrant.layout import Layout
+from m3_connectors.backends.qdrant.layout import Layout, Vector
 from m3_connectors.backends.qdrant.payload import ID, document_of
 from m3_connectors.backends.qdrant.server_collection import (
     CREATION_KEY,
@@ -29,14 +28,18 @@ from m3_connectors.backends.qdrant.server_collection import (
     IndexType,
     Limits,
     check_ours,
+    check_scorable,
     check_vectors,
     creation,
     limits_of,
 )
 from m3_connectors.backends.qdrant.server_connection import Connection, Transport
-from m3_connectors.backends.qdrant.server_errors import BACKEND
+from m3_connectors.backends.qdrant.server_errors import BACKEND, TooLarge, not_ours
 from m3_connectors.backends.qdrant.server_filters import server_filter
+from m3_connectors.backends.qdrant.server_halving import halving
 from m3_connectors.backends.qdrant.server_info import server_info
+from m3_connectors.backends.qdrant.server_listing import Listing
+from m3_connectors.backends.qdrant.server_naming import what_is
 from m3_connectors.backends.qdrant.server_paging import pages
 from m3_connectors.backends.qdrant.server_points import check_found, distinct_points, point_of, points_of
 from m3_connectors.backends.qdrant.server_scoring import ExactScores
@@ -45,15 +48,14 @@ from m3_connectors.backends.qdrant.server_wire import Ask, Found, Record, applie
 from m3_connectors.backends.qdrant.server_writing import write
 from m3_connectors.backends.together import together
 from m3_connectors.documents import Document
-from m3_connectors.embeddings import Component, Float32, M3Embeddings
+from m3_connectors.embeddings import Component, M3Embeddings
 from m3_connectors.errors import (
     AlreadyExists,
     CollectionNotFound,
-    Corrupt,
     InvalidInput,
+    Rejected,
 )
 from m3_connectors.filters import Filter
-from m3_connectors.methods import rank
 
 _OPTIONS = ("transport", "grpc_port", "indexes", "shards")
 _IDS_AT_ONCE = 1000
@@ -100,6 +102,7 @@ class QdrantBackend(Backend):
         self._shards = shards
         self._layout: Layout | None = None
         self._limits = Limits()
+        self._listing: Listing | None = None
 
     @classmethod
     def from_url(cls, url: str, collection: str, options: Mapping[str, Any]) -> QdrantBackend:
@@ -176,11 +179,9 @@ class QdrantBackend(Backend):
         found = (info and info.config.metadata) or {}
         # It is ours even so if only the answer to our first try was lost.
         if exists and found.get(CREATION_KEY) != metadata[CREATION_KEY]:
-            raise AlreadyExists(
-                f'collection "{self.collection}" is there.\n  Open it, drop it, or use another name.',
-                backend=BACKEND,
-                operation="create",
-            )
+            what = await what_is(self._connection, self.collection, "create")
+            message = f"{what}; nothing was created.\n  Open it, or use another name."
+            raise AlreadyExists(message, backend=BACKEND, operation="create")
         if METADATA_KEY not in found:
             # Measured is that an update sets the metadata; that creation does is documented since 1.16.
             await self._connection.call(
@@ -200,6 +201,8 @@ class QdrantBackend(Backend):
         schema = check_ours(info, self.collection, "open")
         check_vectors(info, self.collection, schema)
         self._layout, self._limits = Layout.of(schema), limits_of(info)
+        check_scorable(info, self.collection, self._layout, self._limits)
+        self._listing = Listing(self._connection, self.collection, self._limits, self._search_all)
         self.capabilities = type(self).capabilities - (
             {Capability.EXACT} if not self._limits.exact else set()
         )
@@ -212,7 +215,12 @@ class QdrantBackend(Backend):
         if info is not None:
             check_ours(info, self.collection, "drop")
             client = self._connection.client
-            await self._connection.call("drop", lambda: client.delete_collection(self.collection))
+            dropped = await self._connection.call("drop", lambda: client.delete_collection(self.collection))
+            # It says no where there is nothing any more, and to an alias, which it leaves with all that is behind it.
+            if not dropped and await self._info("drop") is not None:
+                what = await what_is(self._connection, self.collection, "drop")
+                message = f"{what}, and was not removed: nothing was changed.\n  Drop the collection by its own name."
+                raise Rejected(message, backend=BACKEND, operation="drop")
 
     async def close(self) -> None:
         self._schema = None
@@ -237,20 +245,39 @@ class QdrantBackend(Backend):
         deleted = 0
         for points in by_count(distinct_points(ids), _IDS_AT_ONCE):
             there = [record.point for record in await self._records(points, "delete")]
-            if there:
-                await self._remove(models.PointIdsList(points=list(there)))
+            await self._remove_points(there)
             deleted += len(there)
         return deleted
 
     async def _delete_where(self, filter: Filter) -> int:
         there = await self._count(filter)
-        if there:
-            await self._remove(models.FilterSelector(filter=server_filter(filter)))
-        return there
+        condition = server_filter(filter)
+        if not there:
+            return 0
+        with contextlib.suppress(TooLarge):  # more than the rate limit lets one request remove
+            await self._remove(models.FilterSelector(filter=condition))
+            return there
+        listed = pages(self._connection, self.collection, self._limits, filter=condition, with_id=False)
+        points = [str(record.id) async for page in listed for record in page]
+        await self._remove_points(points)
+        return len(points)
+
+    async def _remove_points(self, points: Sequence[str]) -> None:
+        """Remove points by name."""
+
+        def remove(some: Sequence[str]) -> Awaitable[None]:
+            return self._removal(models.PointIdsList(points=list(some)))
+
+        for some in by_count(points, min(_IDS_AT_ONCE, self._limits.writes or _IDS_AT_ONCE)):
+            await halving(self._connection, "delete", some, remove)
 
     async def _remove(self, selector: models.PointsSelector) -> None:
+        await self._connection.call("delete", functools.partial(self._removal, selector))
+
+    def _removal(self, selector: models.PointsSelector) -> Awaitable[None]:
+        """One try."""
         delete = functools.partial(self._connection.client.delete, self.collection, selector, wait=True)
-        await self._connection.call("delete", functools.partial(applied, "delete", delete))
+        return applied("delete", delete)
 
     # -- reading
 
@@ -294,34 +321,9 @@ class QdrantBackend(Backend):
     # -- ranking
 
     async def lists(self, ask: Lists) -> Candidates:
-        one = functools.partial(self._list, ask)
-        lists = await together([functools.partial(one, name) for name in ask.depths])
+        scores, listing = self._exact_scores(ask.query), self._lists()
+        lists = await together([functools.partial(listing.best, scores, name, ask) for name in ask.depths])
         return Candidates.union(dict(zip(ask.depths, lists, strict=True)))
-
-    async def _list(self, ask: Lists, component: Component) -> tuple[list[str], Float32]:
-        scores = self._exact_scores(ask.query)
-        # A sparse search is exact anyway; saying so makes every shard of several give its full list.
-        exact = ask.exact or component == "sparse"
-        vector = scores.vector(component)
-        if vector is None:
-            return [], np.empty(0, dtype=np.float32)
-        limit = ask.depths[component]
-        self._limits.check_list(limit)
-        width = max(limit, ask.width)
-        request = Ask(
-            component,
-            vector,
-            limit,
-            filter=None if ask.filter is None else server_filter(ask.filter),
-            exact=exact and self._limits.exact,
-            hnsw_ef=None if exact else min(max(128, 2 * width), self._limits.hnsw_ef or 2**31),
-            with_id=True,
-        )
-        (hits,) = await self._search_all([request])
-        ids = [self._document_id(hit) for hit in hits]
-        found = np.array([hit.score for hit in hits], dtype=np.float32)
-        order = rank(ids, found, limit)  # the server's order of equal scores is by chance
-        return [ids[i] for i in order], found[order]
 
     async def complete(
         self,
@@ -362,21 +364,45 @@ class QdrantBackend(Backend):
     # -- requests
 
     def _exact_scores(self, query: M3Embeddings) -> ExactScores:
-        return ExactScores(self._opened(), query, self._limits, self._search_all)
+        return ExactScores(self._opened(), query, self._limits, self._search_all, self._read)
+
+    def _lists(self) -> Listing:
+        self._opened()
+        assert self._listing is not None
+        return self._listing
 
     async def _search_all(self, asks: Sequence[Ask]) -> list[list[Found]]:
         wire = self._connection.wire
         answers: list[list[Found]] = []
         for run in by_bytes(asks, lambda ask: ask.bytes * wire.bytes_per_float // 4, wire.message_bytes):
             for batch in by_count(run, self._limits.searches or len(run)):
-                answers += await self._connection.call("search", functools.partial(wire.search, batch))
+                for some in await halving(self._connection, "search", batch, wire.search):
+                    answers += some
         return answers
 
+    async def _read(self, points: Sequence[str], vector: str) -> Mapping[str, Vector]:
+        """One named vector of those of the points that are there and have it."""
+        wire, width = self._connection.wire, self.schema.model.dimension
+        most = max(1, wire.message_bytes // (wire.bytes_per_float * width))
+        found: dict[str, Vector] = {}
+        for some in by_count(points, min(_IDS_AT_ONCE, most)):
+            for record in await self._records(some, "search", vectors=(vector,)):
+                if vector in record.vectors:
+                    found[record.point] = record.vectors[vector]
+        return found
+
     async def _records(
-        self, points: Sequence[str], operation: str, *, payload: bool = False, vectors: bool = False
+        self,
+        points: Sequence[str],
+        operation: str,
+        *,
+        payload: bool = False,
+        vectors: bool | Sequence[str] = False,
     ) -> list[Record]:
-        call = functools.partial(self._connection.wire.retrieve, points, payload=payload, vectors=vectors)
-        return await self._connection.call(operation, call)
+        retrieve = functools.partial(self._connection.wire.retrieve, payload=payload, vectors=vectors)
+        if not points:
+            return []
+        return [r for some in await halving(self._connection, operation, points, retrieve) for r in some]
 
     def _opened(self) -> Layout:
         self._check_open()
@@ -387,17 +413,4 @@ class QdrantBackend(Backend):
         try:
             return document_of(record.payload)
         except (KeyError, ValueError) as error:
-            raise self._not_ours(record.point) from error
-
-    def _document_id(self, hit: Found) -> str:
-        if hit.id is None:
-            raise self._not_ours(hit.point)
-        return hit.id
-
-    def _not_ours(self, point: str) -> Corrupt:
-        return Corrupt(
-            f'point {point} of collection "{self.collection}" lacks our payload: another program changed it.\n'
-            "  Remove that point, or index its document again.",
-            backend=BACKEND,
-            operation="read",
-        )
+            raise not_ours(record.point, self.collection) from error

@@ -58,7 +58,8 @@ class Limits:
         query: Most answers of one search, and of one page.
         hnsw_ef: Widest approximate search.
         searches: Most searches in one request.
-        upserts: Most points in one write.
+        upserts: Most points in one write of documents.
+        writes: Most points that one request may change.
         condition: Most values in one condition, ids among them.
     """
 
@@ -67,6 +68,7 @@ class Limits:
     hnsw_ef: int | None = None
     searches: int | None = None
     upserts: int | None = None
+    writes: int | None = None
     condition: int | None = None
 
     def at_once(self, most: int) -> int:
@@ -146,6 +148,7 @@ def check_vectors(info: models.CollectionInfo, collection: str, schema: Schema) 
     vectors = found if isinstance(found, dict) else {}
     multivectors = Layout.of(schema).multivectors
     width = schema.model.dimension
+    float_of_rows = schema.storage.multivector_dtype
     problem = None
     for name in ("dense", *multivectors):
         params = vectors.get(name)
@@ -157,6 +160,8 @@ def check_vectors(info: models.CollectionInfo, collection: str, schema: Schema) 
             problem = f'the vector "{name}" is compared by {params.distance.value}, not by inner product'
         elif name in multivectors and params.multivector_config is None:
             problem = f'the vector "{name}" holds one row, not many'
+        elif _datatype(params.datatype) != (kept := float_of_rows if name in multivectors else "float32"):
+            problem = f'the vector "{name}" is kept in {_datatype(params.datatype)}, not in {kept}'
         if problem:
             break
     sparse = info.config.params.sparse_vectors or {}
@@ -165,6 +170,10 @@ def check_vectors(info: models.CollectionInfo, collection: str, schema: Schema) 
             problem = 'the vector "sparse" is not there any more'
         elif sparse["sparse"].modifier not in (None, models.Modifier.NONE):
             problem = 'the vector "sparse" is modified by the server (IDF), which changes its scores'
+        elif (index := sparse["sparse"].index) is not None and _datatype(index.datatype) != "float32":
+            problem = (
+                f'the vector "sparse" has an index in {_datatype(index.datatype)}, which rounds its scores'
+            )
     if problem:
         raise Corrupt(
             f'collection "{collection}" was changed: {problem}.\n'
@@ -172,6 +181,38 @@ def check_vectors(info: models.CollectionInfo, collection: str, schema: Schema) 
             backend=BACKEND,
             operation="open",
         )
+
+
+def _datatype(said: models.Datatype | None) -> str:
+    return "float32" if said is None else said.value
+
+
+def check_scorable(info: models.CollectionInfo, collection: str, layout: Layout, limits: Limits) -> None:
+    """Raise Unsupported if multi-vectors could not be scored exactly.
+
+    Where strict mode forbids exact searches they are scored as a second stage, which is exact only without a graph; and
+    a part of a split document that a graph does not show would lower its score without a word.
+    """
+    found = info.config.params.vectors
+    vectors = found if isinstance(found, dict) else {}
+    for name in layout.multivectors:
+        m = links_of(info, vectors[name])
+        if m and not limits.exact:
+            raise Unsupported(
+                f'the vector "{name}" of collection "{collection}" has a graph (hnsw_config.m is {m}), and strict mode '
+                "forbids exact searches (search_allow_exact is false): multi-vector scores would be incomplete.\n"
+                "  Set hnsw_config.m of its multi_… vectors to 0, as it was made, or allow exact searches."
+            )
+
+
+def links_of(info: models.CollectionInfo, params: models.VectorParams) -> int:
+    """Links of a point in a vector's graph; 0 if it has none and every search compares with all points."""
+    own = params.hnsw_config.m if params.hnsw_config is not None else None
+    return info.config.hnsw_config.m if own is None else own
+
+
+def _least(*limits: int | None) -> int | None:
+    return min((limit for limit in limits if limit is not None), default=None)
 
 
 def limits_of(info: models.CollectionInfo) -> Limits:
@@ -184,6 +225,8 @@ def limits_of(info: models.CollectionInfo) -> Limits:
         query=strict.max_query_limit,
         hnsw_ef=strict.search_max_hnsw_ef,
         searches=strict.search_max_batchsize,
-        upserts=strict.upsert_max_batchsize,
+        # A write costs as many tokens as it has points; what costs more than a minute has is never let in.
+        upserts=_least(strict.upsert_max_batchsize, strict.write_rate_limit),
+        writes=strict.write_rate_limit,
         condition=strict.condition_max_size,
     )

@@ -13,14 +13,16 @@ from typing import Literal, TypeVar
 import anyio
 import grpc
 import httpx
-from qdrant_client import AsyncQdrantClient
+from qdrant_client import AsyncQdrantClient, models
 from qdrant_client import grpc as pb
+from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
 from m3_connectors.backends.endpoint import Endpoint
 from m3_connectors.backends.qdrant.server_errors import BACKEND, translated
 from m3_connectors.backends.qdrant.server_grpc import OPTIONS, GrpcWire, unary
 from m3_connectors.backends.qdrant.server_wire import RestWire, Wire
 from m3_connectors.backends.retry import retrying
+from m3_connectors.backends.speaking import check_spoken
 from m3_connectors.backends.together import Shared
 from m3_connectors.errors import InvalidInput, Rejected, Unavailable, Unsupported
 
@@ -90,10 +92,21 @@ class Connection:
     async def _greet(self) -> None:
         if self._client is None:
             self._client = self._make_client()
-        info = await self.call("connect", self._client.info)
+        info = await self.call("connect", self._information)
         self.version = info.version
         _check_version(info.version, self.url)
         self._wire = await self._grpc_wire(info.version) or RestWire(self._client, self._collection)
+
+    async def _information(self) -> models.VersionInfo:
+        """The server's greeting, or what answers there instead."""
+        try:
+            return await self.client.info()
+        except (ResponseHandlingException, UnexpectedResponse):
+            remedy = (
+                "Give the port of Qdrant's REST interface, 6333 by default, and the gRPC port as grpc_port=…."
+            )
+            await check_spoken(self._endpoint, BACKEND, "connect", wanted="HTTP/1", remedy=remedy)
+            raise
 
     async def call(self, operation: str, call: Callable[[], Awaitable[T]]) -> T:
         """The answer of one request, each try with its deadline.

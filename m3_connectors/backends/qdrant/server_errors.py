@@ -20,6 +20,7 @@ from m3_connectors.errors import (
     AlreadyExists,
     BackendError,
     CollectionNotFound,
+    Corrupt,
     Rejected,
     StorageFull,
     Throttled,
@@ -57,11 +58,28 @@ _FULL = ("no space left", "os error 28", "out of disk", "disk is full", "not eno
 _LOCKED = "storage locked"
 """How a write lock begins to speak: 403 over REST, FAILED_PRECONDITION over gRPC. No key opens it."""
 
-_TOO_LARGE = ("larger than allowed", "larger than max", "message length too large", "payload too large")
+_IS_ALIAS = "alias with the same name already exists"
+"""What the server says, as bad input, of a collection to create whose name is an alias."""
+
+_TOO_LARGE = (
+    "larger than allowed",
+    "larger than max",
+    "message length too large",
+    "payload too large",
+    # Strict mode's batch limits, where they were lowered after the collection was opened.
+    'for "upsert limit"',
+    'for "search batch size"',
+)
+_OVER_BUDGET = "please try to split your request"
+"""How the server ends what it says of a request that costs more than its rate limit allows in a whole minute."""
 
 
 class TooLarge(Rejected):
     """One message held more than the server (or a proxy before it) takes; half of it may pass."""
+
+
+class OverBudget(TooLarge):
+    """One request costs more than the collection's rate limit allows in a minute: as it is, it can never pass."""
 
 
 class Locked(Rejected):
@@ -83,9 +101,7 @@ def translated(operation: str, url: str) -> Iterator[None]:
     except UnexpectedResponse as error:
         raise _of_status(error, operation, url) from error
     except ResourceExhaustedResponse as error:
-        message = f"{url} asks to slow down: {error}"
-        seconds = float(error.retry_after_s)
-        raise Throttled(message, backend=BACKEND, operation=operation, retry_after_seconds=seconds) from error
+        raise _slow_down(f"{error}", operation, url, float(error.retry_after_s)) from error
     except QdrantException as error:
         raise Throttled(f"{url}: {error}", backend=BACKEND, operation=operation) from error
     except ResponseHandlingException as error:
@@ -102,7 +118,7 @@ def _of_status(error: UnexpectedResponse, operation: str, url: str) -> BackendEr
     if operation == "connect" and status in (400, 404, 405):  # the greeting of every Qdrant
         return _no_qdrant(operation, url, f"{status} {said}")
     if status == 429:
-        return Throttled(f"{url} asks to slow down: {said}", backend=BACKEND, operation=operation)
+        return _slow_down(said, operation, url, None)
     return _error(
         _STATUS.get(status, Unavailable if status >= 500 else Rejected), said, f"{status}", operation, url
     )
@@ -112,11 +128,24 @@ def _of_rpc(error: grpc.RpcError, operation: str, url: str) -> BackendError:
     code, said = error.code(), error.details() or ""
     pause = _retry_after(error)
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED and (pause is not None or "rate limit" in said.lower()):
-        message = f"{url} asks to slow down: {said}"
-        return Throttled(message, backend=BACKEND, operation=operation, retry_after_seconds=pause)
+        return _slow_down(said, operation, url, pause)
     if "CERTIFICATE_VERIFY_FAILED" in said:
         return _untrusted(operation, url, said)
     return _error(_CODES.get(code, Unavailable), said, code.name, operation, url)
+
+
+def _slow_down(said: str, operation: str, url: str, seconds: float | None) -> BackendError:
+    """The error of a rate limit: worth another try later, unless the request is more than a minute's worth."""
+    if _OVER_BUDGET in said.lower():
+        limit = "write_rate_limit" if "write rate limit" in said.lower() else "read_rate_limit"
+        return OverBudget(
+            f"{url} refuses it for good: {said.strip()[:500]}\n"
+            f"  This is the smallest request for it: raise {limit} in the collection's strict mode.",
+            backend=BACKEND,
+            operation=operation,
+        )
+    message = f"{url} asks to slow down: {said}"
+    return Throttled(message, backend=BACKEND, operation=operation, retry_after_seconds=seconds)
 
 
 def _error(kind: type[BackendError], said: str, code: str, operation: str, url: str) -> BackendError:
@@ -126,7 +155,9 @@ def _error(kind: type[BackendError], said: str, code: str, operation: str, url: 
         kind = StorageFull
     elif _LOCKED in lower:
         kind = Locked
-    elif code in ("413", "400", "RESOURCE_EXHAUSTED") and (
+    elif _IS_ALIAS in lower:
+        kind = AlreadyExists
+    elif code in ("413", "400", "INVALID_ARGUMENT", "RESOURCE_EXHAUSTED") and (
         code == "413" or any(w in lower for w in _TOO_LARGE)
     ):
         kind = TooLarge
@@ -151,6 +182,16 @@ def optimiser_failed(said: str, url: str) -> BackendError:
 _SEE_LOG = "\n  See the server's log; searches are right meanwhile, only slower."
 
 
+def not_ours(point: str, collection: str) -> Corrupt:
+    """The error of a point that another program wrote, or wrote over."""
+    return Corrupt(
+        f'point {point} of collection "{collection}" lacks our payload: another program changed it.\n'
+        "  Remove that point, or index its document again.",
+        backend=BACKEND,
+        operation="read",
+    )
+
+
 def _of_transport(source: Exception, operation: str, url: str) -> BackendError:
     text = f"{source}" or type(source).__name__
     if "CERTIFICATE_VERIFY_FAILED" in text:
@@ -160,7 +201,9 @@ def _of_transport(source: Exception, operation: str, url: str) -> BackendError:
     if isinstance(source, httpx.TimeoutException):
         return TimedOut(f"no answer in time from {url}.", backend=BACKEND, operation=operation)
     if isinstance(source, httpx.TransportError):
-        message = f"{text} at {url}.\n  Is the server up?  m3 doctor qdrant+{url}"
+        message = (
+            f"no connection to {url} ({text.rstrip('.')}).\n  Is the server up, and are host and port right?"
+        )
         return Unavailable(message, backend=BACKEND, operation=operation)
     return _no_qdrant(operation, url, text)
 

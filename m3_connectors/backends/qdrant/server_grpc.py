@@ -74,12 +74,18 @@ class GrpcWire:
         answer = await self._call(self._points.QueryBatch, request)
         return [[_found(hit) for hit in batch.result] for batch in answer.result]
 
-    async def retrieve(self, points: Sequence[str], *, payload: bool, vectors: bool) -> list[Record]:
+    async def retrieve(
+        self, points: Sequence[str], *, payload: bool, vectors: bool | Sequence[str]
+    ) -> list[Record]:
+        if isinstance(vectors, bool):
+            wanted = pb.WithVectorsSelector(enable=vectors)
+        else:
+            wanted = pb.WithVectorsSelector(include=pb.VectorsSelector(names=vectors))
         request = pb.GetPoints(
             collection_name=self._collection,
             ids=[pb.PointId(uuid=point) for point in points],
             with_payload=pb.WithPayloadSelector(enable=payload),
-            with_vectors=pb.WithVectorsSelector(enable=vectors),
+            with_vectors=wanted,
         )
         answer = await self._call(self._points.Get, request)
         return [
@@ -147,6 +153,7 @@ def query_message(collection: str, ask: Ask) -> pb.QueryPoints:
         with_payload=_ID_ONLY if ask.with_id else _NOTHING,
     )
     _fill(message.query.nearest, ask.vector)
+    message.params.quantization.ignore = True
     if ask.staged:
         target = message.prefetch.add(limit=ask.limit)
     else:

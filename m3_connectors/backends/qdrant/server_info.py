@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from qdrant_client import models
 
 from m3_connectors.backends.capabilities import Remark, ServerInfo
-from m3_connectors.backends.qdrant.server_collection import INDEX_TYPES
+from m3_connectors.backends.qdrant.server_collection import INDEX_TYPES, limits_of, links_of
 from m3_connectors.backends.qdrant.server_connection import Connection
 from m3_connectors.methods import ALL, METHODS, Method
 
@@ -41,7 +41,78 @@ def _details(info: models.CollectionInfo) -> Mapping[str, str]:
         details["field indexes"] = ", ".join(
             f"{name} ({index.data_type.value})" for name, index in sorted(info.payload_schema.items())
         )
+    if quantised := _quantised(info):
+        details["quantisation"] = f"{quantised}; searches ignore it"
+    replicas = info.config.params.replication_factor or 1
+    if replicas > 1:
+        confirmed = info.config.params.write_consistency_factor or 1
+        details["replicas"] = f"{replicas}, of which {confirmed} must confirm a write"
     return details
+
+
+def _quantised(info: models.CollectionInfo) -> str:
+    """How the collection's vectors are quantised, in words; empty if they are not."""
+    kinds = {"all vectors": info.config.quantization_config}
+    vectors = info.config.params.vectors
+    if isinstance(vectors, dict):
+        kinds |= {name: params.quantization_config for name, params in vectors.items()}
+    return ", ".join(
+        f"{next(iter(kind.model_dump()))} of {name}" for name, kind in kinds.items() if kind is not None
+    )
+
+
+def _index_remarks(info: models.CollectionInfo) -> Iterator[Remark]:
+    """What an operator may have chosen that changes what searches cost or show, but no score."""
+    config = info.config
+    if quantised := _quantised(info):
+        yield Remark(
+            f"the vectors are quantised ({quantised}): searches ignore it, since its scores are not exact",
+            "It takes memory and disk for nothing: disable it with update_collection(quantization_config=Disabled).",
+            is_problem=False,
+        )
+    vectors = config.params.vectors
+    dense = vectors.get("dense") if isinstance(vectors, dict) else None
+    exact = limits_of(info).exact
+    if dense is not None and not links_of(info, dense):
+        yield Remark(
+            "the dense vectors have no graph (hnsw_config.m is 0): "
+            + (
+                "each search compares with all documents"
+                if exact
+                else "strict mode refuses every dense search"
+            ),
+            "Set hnsw_config.m of the collection to 16" + ("." if exact else ", or allow exact searches."),
+            is_problem=not exact,
+        )
+    elif config.optimizer_config.indexing_threshold == 0:
+        yield Remark(
+            "no graph is built (indexing_threshold is 0): each search compares with all documents",
+            "Set indexing_threshold of the collection to 10000.",
+            is_problem=False,
+        )
+    elif dense is not None and not exact and _scanned_points(info, dense) <= _IDS_AT_ONCE:
+        yield Remark(
+            f"full_scan_threshold covers {_scanned_points(info, dense):,} documents, and strict mode refuses exact "
+            "searches: some dense scores are computed here from vectors that are read, which is slower",
+            f"Raise hnsw_config.full_scan_threshold to {4 * dense.size * _IDS_AT_ONCE // 1000:,} or more.",
+            is_problem=False,
+        )
+    if config.optimizer_config.prevent_unoptimized:
+        yield Remark(
+            "new documents are searched only once the server has optimised them (prevent_unoptimized)",
+            "Writes wait for that, so that they take longer; turn it off in the collection's optimizers_config.",
+            is_problem=False,
+        )
+
+
+_IDS_AT_ONCE = 1000
+
+
+def _scanned_points(info: models.CollectionInfo, dense: models.VectorParams) -> int:
+    """About so many dense vectors are compared one by one where no more pass a filter."""
+    own = dense.hnsw_config.full_scan_threshold if dense.hnsw_config is not None else None
+    kilobytes = info.config.hnsw_config.full_scan_threshold if own is None else own
+    return int(1024 * kilobytes // (4 * dense.size))
 
 
 def _remarks(info: models.CollectionInfo) -> Iterator[Remark]:
@@ -55,6 +126,7 @@ def _remarks(info: models.CollectionInfo) -> Iterator[Remark]:
         )
     if isinstance(info.optimizer_status, models.OptimizersStatusOneOf1):
         yield Remark(f"the optimiser failed: {info.optimizer_status.error}", "See the server's log.")
+    yield from _index_remarks(info)
     strict = info.config.strict_mode_config
     if strict is None or not strict.enabled:
         return
@@ -66,6 +138,14 @@ def _remarks(info: models.CollectionInfo) -> Iterator[Remark]:
             yield Remark("strict mode refuses filters on other fields than these", declare, is_problem=False)
         else:
             yield Remark("strict mode refuses filters on fields without an index, and none has one", declare)
+    for name, what in (("write_rate_limit", "writes of documents"), ("read_rate_limit", "reads")):
+        limit = getattr(strict, name)
+        if limit is not None:
+            yield Remark(
+                f"strict mode takes {limit:,} {what} a minute ({name})",
+                f"Calls wait where it is used up, up to total_seconds; raise {name} to go faster.",
+                is_problem=False,
+            )
     shallow = [method.name for method in METHODS.values() if not _fits(method, strict.max_query_limit)]
     if shallow:
         yield Remark(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any
 
 from qdrant_client import models
@@ -22,7 +22,7 @@ async def pages(
     *,
     filter: models.Filter | None = None,
     with_id: bool,
-) -> AsyncIterator[list[models.Record]]:
+) -> AsyncGenerator[list[models.Record], None]:
     """Every point once, without vectors; ``with_id``: with the caller's own id."""
     client = connection.client
     offset: Any = None

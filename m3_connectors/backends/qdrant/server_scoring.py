@@ -15,6 +15,7 @@ from m3_connectors.embeddings import Component, Float32, M3Embeddings
 _IDS_AT_ONCE = 1000
 
 Search = Callable[[Sequence[Ask]], Awaitable[list[list[Found]]]]
+Read = Callable[[Sequence[str], str], Awaitable[Mapping[str, Vector]]]
 
 
 class ExactScores:
@@ -25,13 +26,17 @@ class ExactScores:
         query: One text.
         limits: Of the collection.
         search: Answers searches.
+        read: One named vector of those points that are stored, by point.
     """
 
-    def __init__(self, layout: Layout, query: M3Embeddings, limits: Limits, search: Search) -> None:
+    def __init__(
+        self, layout: Layout, query: M3Embeddings, limits: Limits, search: Search, read: Read
+    ) -> None:
         self._layout = layout
         self._query = query
         self._limits = limits
         self._search = search
+        self._read = read
 
     def vector(self, component: Component) -> Vector | None:
         """The query's vector of one component; None if it is sparse and empty, for then nothing scores."""
@@ -66,6 +71,9 @@ class ExactScores:
                 of_one = scores[owner]
                 for hit in hits:
                     of_one[hit.point] = of_one.get(hit.point, 0.0) + hit.score
+        if "dense" in wanted and not self._limits.exact:
+            silent = [point for point in wanted["dense"] if point not in scores["dense"]]
+            scores["dense"] |= await self._of_unseen(silent)
         if "multivector" in wanted:
             rows = len(self._rows())
             scores["multivector"] = {point: total / rows for point, total in scores["multivector"].items()}
@@ -89,6 +97,20 @@ class ExactScores:
             if others:
                 # Only points that have a second vector answer; most have none.
                 yield None, self._ask(others[0], rows[:1], some)
+
+    async def _of_unseen(self, points: Sequence[str]) -> dict[str, float]:
+        """Dense scores of points that a search among them did not show, from their vectors; none if they are gone.
+
+        Where no exact search is allowed and ``full_scan_threshold`` is low, the server walks its graph even for points
+        that are named, and sees some of them only. Other components have no graph.
+        """
+        dense = self.vector("dense")
+        assert isinstance(dense, np.ndarray)
+        return {
+            point: float(vector @ dense)
+            for point, vector in (await self._read(points, "dense") if points else {}).items()
+            if isinstance(vector, np.ndarray)
+        }
 
     async def _of_split(self, points: Sequence[str]) -> dict[str, float]:
         """Scores of documents in several vectors: for each query row the best over all of them, then the mean.

@@ -23,7 +23,10 @@ from m3_connectors.errors import TimedOut
 
 @dataclasses.dataclass(frozen=True)
 class Ask:
-    """One search by one named vector.
+    """One search by one named vector, always by the vectors as stored.
+
+    The server's operator may have quantised them beside, and most kinds of quantisation answer with scores that are
+    off by 1e-3 to 1e-1 unless the request says to ignore them; so each request does.
 
     Attributes:
         using: Name of the vector.
@@ -95,8 +98,10 @@ class Wire(Protocol):
     async def search(self, asks: Sequence[Ask]) -> list[list[Found]]:
         """The answers of each search, in one request."""
 
-    async def retrieve(self, points: Sequence[str], *, payload: bool, vectors: bool) -> list[Record]:
-        """The points that are there, in any order."""
+    async def retrieve(
+        self, points: Sequence[str], *, payload: bool, vectors: bool | Sequence[str]
+    ) -> list[Record]:
+        """The points that are there, in any order, with all their vectors, none, or those of some names."""
 
     async def close(self) -> None:
         """Give the connection back."""
@@ -140,9 +145,12 @@ class RestWire:
             for answer in answers
         ]
 
-    async def retrieve(self, points: Sequence[str], *, payload: bool, vectors: bool) -> list[Record]:
+    async def retrieve(
+        self, points: Sequence[str], *, payload: bool, vectors: bool | Sequence[str]
+    ) -> list[Record]:
+        named = vectors if isinstance(vectors, bool) else list(vectors)
         records = await self._client.retrieve(
-            self._collection, list(points), with_payload=payload, with_vectors=vectors
+            self._collection, list(points), with_payload=payload, with_vectors=named
         )
         return [Record(str(record.id), record.payload or {}, _vectors(record.vector)) for record in records]
 
@@ -168,13 +176,17 @@ def _request(ask: Ask) -> models.QueryRequest:
     filter = ask.filter
     if ask.ids is not None:
         filter = models.Filter(must=[models.HasIdCondition(has_id=list(ask.ids))])
-    params = models.SearchParams(exact=ask.exact, hnsw_ef=ask.hnsw_ef)
+    params = models.SearchParams(
+        exact=ask.exact,
+        hnsw_ef=ask.hnsw_ef,
+        quantization=models.QuantizationSearchParams(ignore=True),
+    )
     return models.QueryRequest(
         prefetch=models.Prefetch(filter=filter, limit=ask.limit) if ask.staged else None,
         query=models.NearestQuery(nearest=_as_model(ask.vector)),
         using=ask.using,
         filter=None if ask.staged else filter,
-        params=None if ask.staged else params,
+        params=params,
         limit=ask.limit,
         with_payload=[ID] if ask.with_id else False,
     )

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from m3_connectors.backends.chunks import by_bytes, by_count
 from m3_connectors.backends.qdrant.server_connection import Connection
-from m3_connectors.backends.qdrant.server_errors import BACKEND, TooLarge
+from m3_connectors.backends.qdrant.server_errors import BACKEND
+from m3_connectors.backends.qdrant.server_halving import halving
 from m3_connectors.backends.qdrant.server_points import Point
 from m3_connectors.backends.qdrant.server_wire import Wire
 from m3_connectors.backends.together import together
@@ -38,7 +39,7 @@ async def write(connection: Connection, points: Sequence[Point], most_points: in
         error = next((error for error in failed.values() if error.retryable), None)
         if error is None:
             try:
-                await _halving(connection, batch)
+                await halving(connection, "upsert", batch, wire.upsert)
             except BackendError as caught:
                 error = caught
         if error is not None:
@@ -58,17 +59,6 @@ async def write(connection: Connection, points: Sequence[Point], most_points: in
         partial = PartialWrite(reasons, backend=BACKEND, operation="upsert")
         partial.retryable = first.retryable
         raise partial from first
-
-
-async def _halving(connection: Connection, batch: Sequence[Point]) -> None:
-    try:
-        await connection.call("upsert", lambda: connection.wire.upsert(batch))
-    except TooLarge:
-        if len(batch) == 1:
-            raise
-        middle = len(batch) // 2
-        await _halving(connection, batch[:middle])
-        await _halving(connection, batch[middle:])
 
 
 def _check_sizes(points: Sequence[Point], wire: Wire) -> None:

@@ -1,0 +1,17 @@
+"""What a name on a Qdrant server stands for: a collection, or an alias of one."""
+
+from __future__ import annotations
+
+from m3_connectors.backends.qdrant.server_connection import Connection
+from m3_connectors.errors import Unauthorised
+
+
+async def what_is(connection: Connection, name: str, operation: str) -> str:
+    """In words, as the beginning of a message: that a collection is there, or whose alias the name is."""
+    there = f'collection "{name}" is there'
+    try:
+        aliases = (await connection.call(operation, connection.client.get_aliases)).aliases
+    except Unauthorised:  # a key for this collection only
+        return there
+    behind = next((alias.collection_name for alias in aliases if alias.alias_name == name), None)
+    return there if behind is None else f'"{name}" is an alias of collection "{behind}"'
