@@ -133,6 +133,32 @@ class RoundsScores(MemoryBackend):
         return found if exact else Ranking(found.ids, found.scores.astype(np.float16).astype(np.float32))
 
 
+class SearchesTheOldGraph(MemoryBackend):
+    """Lists by the vectors that were there when it was last optimised, as far as their documents still are."""
+
+    async def optimize(self) -> None:
+        self._graph = dict(self._embeddings)
+
+    async def _candidates(
+        self, component: Component, query: M3Embeddings, limit: int, filter: Filter | None, exact: bool
+    ) -> Ranking:
+        kept = self._embeddings
+        self._embeddings = {id: row if exact else self._graph.get(id, row) for id, row in kept.items()}
+        self._columns = None
+        try:
+            return await super()._candidates(component, query, limit, filter, exact)
+        finally:
+            self._embeddings, self._columns = kept, None
+
+
+class ListsSomeOnly(MemoryBackend):
+    async def _candidates(
+        self, component: Component, query: M3Embeddings, limit: int, filter: Filter | None, exact: bool
+    ) -> Ranking:
+        found = await super()._candidates(component, query, limit, filter, exact)
+        return found if exact else Ranking(found.ids[::2], found.scores[::2])
+
+
 class RoundsTheDocumentsOnly(MemoryBackend):
     def _rounded(self, embeddings: M3Embeddings) -> M3Embeddings:
         return embeddings if len(embeddings) == 1 else super()._rounded(embeddings)
@@ -228,7 +254,15 @@ class NeverDeeper(MemoryBackend):
         (FiltersAfterTheCut, "b16", {"component": "dense"}),
         (FiltersAfterTheCut, "b19", {}),
         (ListsWhatSharesNothing, "b16", {"component": "sparse"}),
-        (RoundsScores, "b17", {}),
+        (RoundsScores, "b17_approximate_candidates", {}),
+        (RoundsScores, "b17_sparse_candidates", {}),
+        (RoundsScores, "b17_an_approximate_search", {"storage": Storage("float32")}),
+        (RoundsScores, "b17_scores_stay_exact", {}),
+        (ListsSomeOnly, "b17_approximate_candidates", {}),
+        (ListsSomeOnly, "b17_sparse_candidates", {}),
+        (ZeroForNotInTheList, "b17_an_approximate_search", {"storage": Storage("float32")}),
+        (HidesOtherScores, "b17_an_approximate_search", {"storage": Storage("float32")}),
+        (SearchesTheOldGraph, "b17_scores_stay_exact", {}),
         (RoundsTheDocumentsOnly, "b20", {"storage": Storage("float16")}),
         (CutsLongDocuments, "b22_a_document", {}),
         (PoolsAgain, "b22_pooled", {}),

@@ -186,6 +186,7 @@ def test_only_the_runs_own_collections_are_dropped_at_its_end(fake: FakeQdrant) 
 class TestFakeOverGrpc(BackendConformance):
     worlds = 1
     long_dimension = 128
+    approximate_documents = 120
     transport: ClassVar[str] = "grpc"
 
     @pytest.fixture(autouse=True)

@@ -22,7 +22,8 @@ Reading
 Candidates
  B16 ``candidates("dense", exact=True)`` are the true top list by s_dense, best first, with exact scores;
      of equal scores at the cut, any.
- B17 ``candidates("dense")`` may be approximate in who is listed, never in the scores.
+ B17 ``candidates("dense")`` and a search without ``exact`` may be approximate in who is listed, never in the scores,
+     whatever index or quantisation the store's operator chose: they are those of B20 and of ``score``.
  B18 ``candidates("sparse")`` are the true top list by s_lex among documents that share a token with the query.
  B19 A filter holds before the cut: the list has ``limit`` entries whenever so many documents pass (and, for
      sparse, share a token).

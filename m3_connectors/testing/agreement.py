@@ -10,7 +10,7 @@ from m3_connectors.backends.base import Backend, ScoredId
 from m3_connectors.backends.memory import MemoryBackend
 from m3_connectors.embeddings import M3Embeddings
 from m3_connectors.filters import Filter, parse_filter
-from m3_connectors.methods import ALL, METHODS, Method, Weights
+from m3_connectors.methods import ALL, METHODS, Method, Weights, fuse
 from m3_connectors.testing.worlds import World
 
 METHODS_TO_COMPARE = (
@@ -74,6 +74,66 @@ async def compare_search(
         for name, difference in _differences(ours, true).items():
             assert difference <= tolerance, f"{where}: {name} of {ours.id!r} differs by {difference}"
             largest[name] = max(largest[name], difference)
+    return largest
+
+
+async def compare_scores(
+    backend: Backend,
+    oracle: MemoryBackend,
+    query: M3Embeddings,
+    method: Method,
+    k: int,
+    *,
+    filter: Filter | None = None,
+    tolerance: float = 1e-5,
+) -> dict[str, float]:
+    """Search without ``exact`` and hold every hit to the oracle's exact scores of the same document.
+
+    Which documents are listed may be approximate (B17); what is said of a listed document may not be. Each hit must
+    pass the filter, must have the exact score of every component, the fused score that follows from them, and the
+    scores that ``score`` gives for its id. There are as many hits as the method's longest list promises.
+
+    Returns:
+        The largest difference by name of the score; ``fused`` is the ranking's own.
+
+    Raises:
+        AssertionError: They disagree; says where.
+    """
+    got = await backend.search(query, method, k, filter=filter)
+    ids = [hit.id for hit in got]
+    where = f"{method.name}, k={k}, filter={filter}, not exact"
+    deep = method.deep_enough(k)
+    lists = [
+        await oracle.candidates(name, query, depth, filter=filter) for name, depth in deep.candidates.items()
+    ]
+    least = min(k, max(len(found.ids) for found in lists))
+    assert least <= len(got) <= k, f"{where}: {len(got)} hits instead of at least {least}"
+    assert len(set(ids)) == len(ids), f"{where}: a document comes twice"
+    assert got == sorted(got, key=lambda hit: (-hit.score, hit.id)), (
+        f"{where}: hits are not ordered by score and id"
+    )
+    passing = set(oracle._passing(filter))
+    assert set(ids) <= passing, f"{where}: {set(ids) - passing} do not pass the filter"
+    largest = dict.fromkeys(("dense", "sparse", "multivector", "fused"), 0.0)
+    if not ids:
+        return largest
+    true = {name: await oracle.score(name, query, ids) for name in backend.schema.components}
+    said = {name: await backend.score(name, query, ids) for name in backend.schema.components}
+    fused = fuse({name: true[name] for name in method.scored}, method.weights)
+    for i, hit in enumerate(got):
+        for name in true:
+            shown = getattr(hit.scores, name)
+            assert shown is not None, f"{where}: {hit.id!r} has no {name} score"
+            for value, source in ((shown, "search"), (said[name][i], "score()")):
+                difference = abs(float(value) - float(true[name][i]))
+                assert difference <= tolerance, (
+                    f"{where}: {name} of {hit.id!r} is {value} by {source}, {true[name][i]} in truth "
+                    f"(differs by {difference:.1e})"
+                )
+                largest[name] = max(largest[name], difference)
+        difference = abs(hit.score - float(fused[i]))
+        assert difference <= tolerance, f"{where}: the fused score of {hit.id!r} differs by {difference:.1e}"
+        largest["fused"] = max(largest["fused"], difference)
     return largest
 
 

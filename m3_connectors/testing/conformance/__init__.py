@@ -14,6 +14,7 @@ memory backend's, ids and scores, on seeded random collections (``worlds``).
 
 from __future__ import annotations
 
+from m3_connectors.testing.conformance.approximate import ApproximateClauses
 from m3_connectors.testing.conformance.collection import CollectionClauses
 from m3_connectors.testing.conformance.reading import ReadingClauses
 from m3_connectors.testing.conformance.scores import ScoreClauses
@@ -24,5 +25,7 @@ from m3_connectors.testing.conformance.writing import WritingClauses
 __all__ = ["BackendConformance", "runs"]
 
 
-class BackendConformance(CollectionClauses, WritingClauses, ReadingClauses, ScoreClauses, SearchClauses):
+class BackendConformance(
+    CollectionClauses, WritingClauses, ReadingClauses, ScoreClauses, ApproximateClauses, SearchClauses
+):
     """Every clause of the contract, for one adapter."""

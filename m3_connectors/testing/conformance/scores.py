@@ -1,4 +1,4 @@
-"""B16 to B23: candidates and exact scores."""
+"""B16 and B18 to B23: exact candidates and exact scores."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from m3_connectors.testing.worlds import join, make_world, unit_rows
 
 
 class ScoreClauses(Suite):
-    """B16 to B23: candidates and exact scores."""
+    """B16 and B18 to B23: exact candidates and exact scores."""
 
     @pytest.mark.parametrize("component", ["dense", "sparse"])
     @runs
@@ -40,17 +40,6 @@ class ScoreClauses(Suite):
                         assert list(got.ids) == list(want.ids), (raw, limit)
                         np.testing.assert_allclose(got.scores, want.scores, atol=1e-5)
                         assert got.scores.dtype == np.float32
-
-    @runs
-    async def test_b17_approximate_candidates_have_exact_scores(self, tmp_path: Path) -> None:
-        world = make_world(17, documents=80)
-        async with self.stored(tmp_path, world) as backend:
-            oracle = await oracle_of(world)
-            for query in world.queries:
-                got = await backend.candidates("dense", query, 30)
-                assert len(set(got.ids)) == len(got.ids) == 30
-                assert list(got.scores) == sorted(got.scores, reverse=True)
-                np.testing.assert_allclose(got.scores, await oracle.score("dense", query, got.ids), atol=1e-5)
 
     @runs
     async def test_b19_a_filter_holds_before_the_cut(self, tmp_path: Path) -> None:
