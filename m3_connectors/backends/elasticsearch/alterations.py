@@ -93,8 +93,8 @@ def notes(index: Mapping[str, Any], alias: str) -> Iterator[Remark]:
     kind = dense_index(index)
     if kind not in ("hnsw", "flat"):
         yield Remark(
-            f"the dense index is quantised ({kind}), which decides what documents are proposed; scores are computed from "
-            "the float32 vectors and stay exact",
+            f"the dense index is quantised ({kind}), which decides what documents are proposed; scores are computed "
+            "from the float32 vectors and stay exact",
             "Search with exact=True where the list itself must be exact.",
             is_problem=False,
         )
