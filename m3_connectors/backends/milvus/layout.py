@@ -182,9 +182,9 @@ def named_by(collection: str, described: Mapping[str, Any]) -> str:
     """
     record = _recorded(described)
     owner = record.get("collection") if isinstance(record, dict) else None
-    there = described.get("collection_name")
-    is_alias = isinstance(owner, str) and there == stored_name(owner) != stored_name(collection)
-    return owner if is_alias else collection
+    if not isinstance(owner, str) or stored_name(owner) == stored_name(collection):
+        return collection
+    return owner if described.get("collection_name") == stored_name(owner) else collection
 
 
 def read_schema(collection: str, described: Mapping[str, Any]) -> Schema:

@@ -143,9 +143,9 @@ def check_path(path: Path) -> None:
                 **where,
             )
         return
-    file = next((parent for parent in path.parents if parent.is_file()), None)
-    if file is not None:
-        raise Rejected(f"{path} cannot be made: {file} is a file.\n  {other}.", **where)
+    above = next((parent for parent in path.parents if parent.is_file()), None)
+    if above is not None:
+        raise Rejected(f"{path} cannot be made: {above} is a file.\n  {other}.", **where)
 
 
 def _start(path: Path) -> Embedded:
