@@ -6,7 +6,6 @@ import asyncio
 import dataclasses
 import gc
 import time
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 import anyio
 import numpy as np
 import pytest
-from live_servers import RUN
+from live_elasticsearch import Live, request
 from loop_time import wall_seconds
 
 from m3_connectors.backends.base import Backend, Schema, Storage
@@ -41,47 +40,17 @@ from m3_connectors.testing.conformance import BackendConformance, runs
 from m3_connectors.testing.servers.start import Running
 from m3_connectors.testing.worlds import join, make_world, unit_rows
 
-_ONE_NODE = {"replicas": 0}
-
-
-class _Live:
-    """Backends of one test, whose collections are named after it and dropped when it ends."""
-
-    def __init__(self, url: str) -> None:
-        self.url = url
-        self.prefix = f"{uuid.uuid4().hex[:12]}-{RUN}"
-
-    def backend(self, collection: str = "notes", **options: Any) -> ElasticsearchBackend:
-        backend = backend_for(self.url, f"{self.prefix}-{collection}", {**_ONE_NODE, **options})
-        assert isinstance(backend, ElasticsearchBackend)
-        return backend
-
 
 @pytest.fixture
-def live(elasticsearch_store: Running) -> Iterator[_Live]:
-    made = _Live(elasticsearch_store.url)
+def live(elasticsearch_store: Running) -> Iterator[Live]:
+    made = Live(elasticsearch_store.url)
     yield made
-
-    async def clean() -> None:
-        backend = made.backend()
-        there = await request(backend, "GET", f"/{made.prefix}*")
-        for name in there:
-            await request(backend, "DELETE", f"/{segment(name)}")
-        await backend.close()
-
-    anyio.run(clean)
-
-
-async def request(
-    backend: ElasticsearchBackend, method: str, path: str, body: Any = None, **params: str
-) -> Any:
-    """Something done to the server behind the adapter's back."""
-    return await backend._connection.once("test", method, path, body, **params)
+    anyio.run(made.clean)
 
 
 class TestConformance(BackendConformance):
     @pytest.fixture(autouse=True)
-    def _server(self, live: _Live) -> None:
+    def _server(self, live: Live) -> None:
         self.live = live
 
     def make_backend(self, directory: Path, collection: str) -> Backend:
@@ -89,7 +58,7 @@ class TestConformance(BackendConformance):
 
 
 @runs
-async def test_the_server_says_what_it_is(live: _Live) -> None:
+async def test_the_server_says_what_it_is(live: Live) -> None:
     backend = live.backend()
     info = await backend.server()
     assert info.url == backend._connection.url
@@ -101,7 +70,7 @@ async def test_the_server_says_what_it_is(live: _Live) -> None:
 
 
 @runs
-async def test_a_scan_left_in_its_middle_opens_nothing_after_close(live: _Live) -> None:
+async def test_a_scan_left_in_its_middle_opens_nothing_after_close(live: Live) -> None:
     world = make_world(3)
     backend = live.backend()
     await backend.create(world.schema)
@@ -119,7 +88,7 @@ async def test_a_scan_left_in_its_middle_opens_nothing_after_close(live: _Live) 
 
 
 @runs
-async def test_an_exact_dense_list_of_more_documents_than_one_search_can_scan(live: _Live) -> None:
+async def test_an_exact_dense_list_of_more_documents_than_one_search_can_scan(live: Live) -> None:
     world = _flat_world(documents=12_500)
     backend = live.backend(refresh=True)
     await backend.create(world.schema)
@@ -142,7 +111,7 @@ async def test_an_exact_dense_list_of_more_documents_than_one_search_can_scan(li
 
 
 @runs
-async def test_a_sparse_list_is_true_where_the_server_sees_only_equal_weights(live: _Live) -> None:
+async def test_a_sparse_list_is_true_where_the_server_sees_only_equal_weights(live: Live) -> None:
     # Elasticsearch keeps 9 bits of a weight: all of these are one value to it, and the best come last.
     count = 1500
     weights = np.float32(0.5) + np.arange(count, dtype=np.float32) * np.float32(1e-7)
@@ -161,7 +130,7 @@ async def test_a_sparse_list_is_true_where_the_server_sees_only_equal_weights(li
 
 
 @runs
-async def test_equal_dense_scores_at_the_cut_are_ordered_by_id(live: _Live) -> None:
+async def test_equal_dense_scores_at_the_cut_are_ordered_by_id(live: Live) -> None:
     world = make_world(91, documents=400, most_rows=1)
     row = unit_rows(np.ones((1, 24)))
     same = join([(row[0], {5: 1.0}, row)] * 400, world.schema.model)
@@ -175,7 +144,7 @@ async def test_equal_dense_scores_at_the_cut_are_ordered_by_id(live: _Live) -> N
 
 @runs
 async def test_hits_come_whole_and_the_head_of_a_dense_list_in_one_request(
-    live: _Live, monkeypatch: pytest.MonkeyPatch
+    live: Live, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world = make_world(40, documents=60)
     backend = live.backend()
@@ -201,7 +170,7 @@ async def test_hits_come_whole_and_the_head_of_a_dense_list_in_one_request(
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 @runs
-async def test_a_document_of_8191_rows_of_the_full_width_is_exact(live: _Live, dtype: Any) -> None:
+async def test_a_document_of_8191_rows_of_the_full_width_is_exact(live: Live, dtype: Any) -> None:
     rng = np.random.default_rng(92)
     model = ModelInfo("full/width", None, 1024, 100, "vocabulary")
     rows = unit_rows(rng.standard_normal((8191, 1024), dtype=np.float32))
@@ -239,7 +208,7 @@ async def _held(backend: ElasticsearchBackend) -> int:
 
 
 @runs
-async def test_long_documents_are_refused_where_the_collection_says_so(live: _Live) -> None:
+async def test_long_documents_are_refused_where_the_collection_says_so(live: Live) -> None:
     rng = np.random.default_rng(106)
     model = ModelInfo("full/width", None, 1024, 100, "vocabulary")
     rows = unit_rows(rng.standard_normal((2049, 1024), dtype=np.float32))
@@ -256,7 +225,7 @@ async def test_long_documents_are_refused_where_the_collection_says_so(live: _Li
 
 
 @runs
-async def test_vectors_that_are_not_of_unit_length_keep_their_inner_products(live: _Live) -> None:
+async def test_vectors_that_are_not_of_unit_length_keep_their_inner_products(live: Live) -> None:
     world = make_world(93)
     rng = np.random.default_rng(93)
     assert world.embeddings.dense is not None
@@ -276,7 +245,7 @@ async def test_vectors_that_are_not_of_unit_length_keep_their_inner_products(liv
 
 
 @runs
-async def test_fields_of_any_name_and_mixed_types_are_stored_and_filtered(live: _Live) -> None:
+async def test_fields_of_any_name_and_mixed_types_are_stored_and_filtered(live: Live) -> None:
     world = make_world(94, documents=12)
     values: list[Any] = [
         1, "1", True, [1, "a", None, {"x": 1}], {"deeper": 5}, "2024-05-01", 2.5, -0.0, 2**53 + 1, "x" * 40_000,
@@ -309,7 +278,7 @@ async def test_fields_of_any_name_and_mixed_types_are_stored_and_filtered(live: 
 
 @runs
 async def test_a_document_with_more_fields_than_the_index_takes_is_named_and_the_rest_written(
-    live: _Live,
+    live: Live,
 ) -> None:
     world = make_world(95, documents=3)
     documents = list(world.documents)
@@ -328,7 +297,7 @@ async def test_a_document_with_more_fields_than_the_index_takes_is_named_and_the
 
 
 @runs
-async def test_an_index_of_another_program_is_refused_and_left_alone(live: _Live) -> None:
+async def test_an_index_of_another_program_is_refused_and_left_alone(live: Live) -> None:
     backend = live.backend("foreign")
     path = f"/{segment(alias_of(backend.collection))}"
     await request(backend, "PUT", path, {"mappings": {"properties": {"dense": {"type": "keyword"}}}})
@@ -343,7 +312,7 @@ async def test_an_index_of_another_program_is_refused_and_left_alone(live: _Live
 
 
 @runs
-async def test_writing_to_a_collection_that_was_dropped_makes_no_index(live: _Live) -> None:
+async def test_writing_to_a_collection_that_was_dropped_makes_no_index(live: Live) -> None:
     world = make_world(96, documents=4)
     backend, other = live.backend(), live.backend()
     await backend.create(world.schema)
@@ -358,7 +327,7 @@ async def test_writing_to_a_collection_that_was_dropped_makes_no_index(live: _Li
 
 
 @runs
-async def test_a_field_that_was_changed_is_named(live: _Live) -> None:
+async def test_a_field_that_was_changed_is_named(live: Live) -> None:
     world = make_world(97, documents=4)
     backend = live.backend()
     await backend.create(world.schema)
@@ -374,7 +343,7 @@ async def test_a_field_that_was_changed_is_named(live: _Live) -> None:
 
 
 @runs
-async def test_a_closed_and_a_read_only_index_say_so_and_work_again(live: _Live) -> None:
+async def test_a_closed_and_a_read_only_index_say_so_and_work_again(live: Live) -> None:
     world = make_world(98, documents=4)
     backend = live.backend()
     await backend.create(world.schema)
@@ -400,7 +369,7 @@ async def test_a_closed_and_a_read_only_index_say_so_and_work_again(live: _Live)
 
 
 @runs
-async def test_an_operator_can_put_another_index_behind_the_alias(live: _Live) -> None:
+async def test_an_operator_can_put_another_index_behind_the_alias(live: Live) -> None:
     world = make_world(99)
     backend = live.backend("Moved")
     await backend.create(world.schema)
@@ -425,7 +394,7 @@ async def test_an_operator_can_put_another_index_behind_the_alias(live: _Live) -
 
 
 @runs
-async def test_names_that_differ_in_case_are_different_collections(live: _Live) -> None:
+async def test_names_that_differ_in_case_are_different_collections(live: Live) -> None:
     world = make_world(100, documents=3)
     names = ("notes", "Notes", "NOTES", "n-otes")
     backends = [live.backend(name) for name in names]
@@ -439,9 +408,9 @@ async def test_names_that_differ_in_case_are_different_collections(live: _Live) 
 
 
 @runs
-async def test_a_collection_may_be_called_as_data_streams_are(live: _Live) -> None:
+async def test_a_collection_may_be_called_as_data_streams_are(live: Live) -> None:
     world = make_world(107, documents=3)
-    claimed, backend = live.backend("x"), backend_for(live.url, f"logs-{live.prefix}-b", _ONE_NODE)
+    claimed, backend = live.backend("x"), backend_for(live.url, f"logs-{live.prefix}-b", {"replicas": 0})
     assert isinstance(backend, ElasticsearchBackend)
     template = f"/_index_template/{live.prefix}"
     stream = {"index_patterns": ["logs-*-*", f"{live.prefix}-*"], "data_stream": {}, "priority": 900}
@@ -462,7 +431,7 @@ async def test_a_collection_may_be_called_as_data_streams_are(live: _Live) -> No
 
 
 @runs
-async def test_optimize_merges_and_changes_no_answer(live: _Live) -> None:
+async def test_optimize_merges_and_changes_no_answer(live: Live) -> None:
     world = make_world(108, documents=60)
     backend = live.backend()
     await backend.create(world.schema)
@@ -496,7 +465,7 @@ async def test_optimize_merges_and_changes_no_answer(live: _Live) -> None:
 
 @pytest.mark.parametrize("refresh", [True, "wait_for"])
 @runs
-async def test_what_was_written_can_be_searched_at_once(live: _Live, refresh: Any) -> None:
+async def test_what_was_written_can_be_searched_at_once(live: Live, refresh: Any) -> None:
     world = make_world(101, documents=6)
     backend = live.backend(refresh=refresh)
     await backend.create(world.schema)
@@ -508,7 +477,7 @@ async def test_what_was_written_can_be_searched_at_once(live: _Live, refresh: An
 
 
 @runs
-async def test_without_refresh_a_write_is_stored_and_found_within_the_interval(live: _Live) -> None:
+async def test_without_refresh_a_write_is_stored_and_found_within_the_interval(live: Live) -> None:
     world = make_world(102, documents=6)
     backend = live.backend(refresh=False)
     await backend.create(world.schema)
@@ -524,7 +493,7 @@ async def test_without_refresh_a_write_is_stored_and_found_within_the_interval(l
 
 
 @runs
-async def test_100_searches_at_once_leave_the_event_loop_free(live: _Live) -> None:
+async def test_100_searches_at_once_leave_the_event_loop_free(live: Live) -> None:
     world = make_world(103, documents=300, dimension=128, most_rows=60)
     backend = live.backend()
     await backend.create(world.schema)
@@ -566,7 +535,7 @@ async def test_100_searches_at_once_leave_the_event_loop_free(live: _Live) -> No
 
 
 @runs
-async def test_a_cancelled_search_leaves_the_backend_usable(live: _Live) -> None:
+async def test_a_cancelled_search_leaves_the_backend_usable(live: Live) -> None:
     world = make_world(104)
     backend = live.backend()
     await backend.create(world.schema)
@@ -579,7 +548,7 @@ async def test_a_cancelled_search_leaves_the_backend_usable(live: _Live) -> None
 
 
 @runs
-async def test_searches_during_deletes_never_fail(live: _Live) -> None:
+async def test_searches_during_deletes_never_fail(live: Live) -> None:
     world = make_world(105, documents=60)
     backend = live.backend()
     await backend.create(world.schema)

@@ -13,6 +13,7 @@ import anyio
 from m3_connectors.backends.base import Backend, Candidates, Lists, Schema, ScoredId
 from m3_connectors.backends.capabilities import Capability, ServerInfo
 from m3_connectors.backends.elasticsearch import ranking
+from m3_connectors.backends.elasticsearch.alterations import faults, has_own_dynamic_templates
 from m3_connectors.backends.elasticsearch.bodies import document_of, documents_only
 from m3_connectors.backends.elasticsearch.connection import Connection, segment
 from m3_connectors.backends.elasticsearch.filters import query_of
@@ -23,10 +24,11 @@ from m3_connectors.backends.elasticsearch.mapping import (
     ROWS,
     SPARSE_BLOB,
     alias_of,
+    droppable_index,
     first_index_of,
     index_body,
     listed,
-    our_index,
+    properties_of,
     read_schema,
 )
 from m3_connectors.backends.elasticsearch.merging import merge
@@ -39,7 +41,7 @@ from m3_connectors.backends.listing import CollectionInfo
 from m3_connectors.backends.together import together
 from m3_connectors.documents import Document
 from m3_connectors.embeddings import Component, Float32, M3Embeddings
-from m3_connectors.errors import AlreadyExists, CollectionNotFound, InvalidInput
+from m3_connectors.errors import AlreadyExists, CollectionNotFound, Corrupt, InvalidInput, Rejected
 from m3_connectors.filters import Filter
 from m3_connectors.methods import Method
 from m3_connectors.search import search
@@ -118,7 +120,7 @@ class ElasticsearchBackend(Backend):
         return cls(endpoint, collection, **left)
 
     async def server(self) -> ServerInfo:
-        return await server_info(self._connection, self._alias)
+        return await server_info(self._connection, self._alias, self.collection)
 
     async def collections(self) -> list[CollectionInfo]:
         # Closed and hidden ones too; what is not ours is named by its index.
@@ -142,20 +144,58 @@ class ElasticsearchBackend(Backend):
                 operation="create",
             )
         path = f"/{segment(first_index_of(self._alias))}"
-        await self._connection.once(
-            "create", "PUT", path, index_body(schema, self._alias, self._shards, self._replicas)
-        )
+        body = index_body(schema, self._alias, self._shards, self._replicas)
+        await self._connection.once("create", "PUT", path, body)
+        # Read back, because the server merges its index templates into what was asked.
+        index = next(iter((await self._behind_alias("create")).values()))
+        if not has_own_dynamic_templates(index["mappings"]):
+            # Those of a template come first; an update puts ours in their place.
+            ours = {"dynamic_templates": body["mappings"]["dynamic_templates"]}
+            await self._connection.request("create", "PUT", f"{path}/_mapping", ours)
+            index = next(iter((await self._behind_alias("create")).values()))
+        try:
+            self._check_index(schema, index, "create")
+        except Rejected:
+            await self._connection.request("create", "DELETE", path)
+            raise
         self._use(schema)
 
     async def _open(self) -> Schema:
-        schema = read_schema(await self._behind_alias("open"), self.collection)
+        there = await self._behind_alias("open")
+        schema = read_schema(there, self.collection)
+        self._check_index(schema, next(iter(there.values())), "open")
         self._use(schema)
         return schema
+
+    def _check_index(self, schema: Schema, index: Mapping[str, Any], operation: str) -> None:
+        """Refuse an index that would answer wrongly, or would never show what is written.
+
+        Raises:
+            Rejected: A template of the server made it so; it is new.
+            Corrupt: It was changed since it was made.
+        """
+        where = {"backend": BACKEND, "operation": operation}
+        fault = next(faults(index, properties_of(schema), self._alias), None)
+        if fault is not None and operation == "create":
+            raise Rejected(
+                f"an index template of the server would make a collection that cannot be used: {fault.what}.\n"
+                "  Take the collection out of the template, or use another collection name. No index was made.",
+                **where,
+            )
+        if fault is not None:
+            raise Corrupt(f'collection "{self.collection}": {fault.what}.\n  {fault.remedy}', **where)
+        never = index.get("settings", {}).get("index.refresh_interval", "").startswith("-")
+        if never and self.refresh is not True:
+            raise Rejected(
+                f'index.refresh_interval of collection "{self.collection}" is -1, so with refresh={self.refresh!r} no '
+                "write would ever be found.\n  Connect with refresh=True, or set the interval.",
+                **where,
+            )
 
     async def _drop(self) -> None:
         there = await self._behind_alias("drop")
         if there:
-            path = f"/{segment(our_index(there, self.collection, 'drop'))}"
+            path = f"/{segment(droppable_index(there, self.collection))}"
             # A second try finds nothing left where the first one's answer was lost.
             with contextlib.suppress(CollectionNotFound):
                 await self._connection.request("drop", "DELETE", path)
@@ -184,7 +224,7 @@ class ElasticsearchBackend(Backend):
             self._version_checked = True
         try:
             answer: dict[str, Any] = await self._connection.request(
-                operation, "GET", f"/{segment(self._alias)}"
+                operation, "GET", f"/{segment(self._alias)}", flat_settings="true"
             )
         except CollectionNotFound:
             return {}

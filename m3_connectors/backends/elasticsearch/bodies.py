@@ -182,15 +182,26 @@ def dense_search(
 ) -> Query:
     """The nearest documents by inner product.
 
+    Where an operator made the vectors' index a quantised one, all candidates that are considered are scored again by
+    the server from the float32 vectors; other kinds of index score by them anyway, and servers ignore it there.
+
     Args:
         query: float32 ``[d]``.
         limit: Most hits.
-        width: Candidates considered in each shard; a filter that at most so many documents pass is searched exactly.
+        width: Candidates considered in each shard, at least ``limit``; a filter that at most so many documents pass
+            is searched exactly.
         filter: Only documents that pass.
         blobs: Doc values to answer with.
         texts: Answer with what ``document_of`` reads, too.
     """
-    knn = {"field": DENSE, "query_vector": query, "k": limit, "num_candidates": max(limit, width)}
+    width = max(limit, width)
+    knn = {
+        "field": DENSE,
+        "query_vector": query,
+        "k": limit,
+        "num_candidates": width,
+        "rescore_vector": {"oversample": width / limit},
+    }
     return {
         "size": limit,
         "knn": knn if filter is None else {**knn, "filter": filter},

@@ -61,7 +61,15 @@ async def write(
         body = b"".join(left.values())
         try:
             answer = await connection.once(
-                operation, "POST", path, body, require_alias="true", filter_path=_ANSWER, **params
+                operation,
+                "POST",
+                path,
+                body,
+                require_alias="true",
+                # An index template may name one, which would change documents on their way into the index.
+                pipeline="_none",
+                filter_path=_ANSWER,
+                **params,
             )
         except TooMuch as refused:
             refused.retryable = len(left) == 1

@@ -28,7 +28,7 @@ _MICROSECOND = datetime.timedelta(microseconds=1)
 _EXACT = 2**53
 """Whole numbers up to here are doubles; filters ask for none beyond."""
 
-_LONGEST_TERM = 512
+LONGEST_TERM = 512
 """Longer terms are hashed: Lucene refuses those of 32 KiB, and nobody reads them."""
 
 
@@ -91,7 +91,7 @@ def _term(path: Sequence[str], *value: Scalar) -> str:
     """A field, or a field with a value; JSON keeps apart what differs in type."""
     plain = [int(item) if isinstance(item, float) and item.is_integer() else item for item in value]
     term = json.dumps([".".join(path), *plain], ensure_ascii=False, separators=(",", ":"))
-    return term if len(term) <= _LONGEST_TERM else hashlib.sha256(term.encode()).hexdigest()
+    return term if len(term) <= LONGEST_TERM else hashlib.sha256(term.encode()).hexdigest()
 
 
 def _name(path: Sequence[str]) -> str:

@@ -30,8 +30,18 @@ PARTS, PART_OF = "parts", "part_of"
 BUCKETS = 2**30
 """Documents are spread over so many buckets by a hash of their id, so that parts of a collection can be named."""
 
+OUTSIDE_SOURCE = (SPARSE, SPARSE_BLOB, MULTIVECTOR_BLOB)
+"""Fields that are not kept in the stored JSON."""
+
+DYNAMIC_TEMPLATES: list[dict[str, Any]] = [
+    {NUMBERS: {"path_match": f"{NUMBERS}.*", "mapping": {"type": "double", "doc_values": False}}},
+    {DATES: {"path_match": f"{DATES}.*", "mapping": {"type": "long", "doc_values": False}}},
+]
+"""What gives numbers and dates of metadata their types, field by field."""
+
 _META = "m3_connectors"
 _MAX_NAME_BYTES = 250
+_RENAMED = "m3@"
 _OF_TEMPLATES = ("logs-", "metrics-", "traces-", "synthetics-", "profiling-")
 
 
@@ -56,29 +66,32 @@ def first_index_of(alias: str) -> str:
     Elasticsearch makes a data stream of every index that is called as its own templates say (``logs-*-*``): such an
     index is called otherwise, while the collection keeps its name.
     """
-    return f"m3@{alias}@1" if alias.startswith(_OF_TEMPLATES) else f"{alias}@1"
+    return f"{_RENAMED}{alias}@1" if alias.startswith(_OF_TEMPLATES) else f"{alias}@1"
 
 
 def index_body(schema: Schema, alias: str, shards: int | None, replicas: int | None) -> dict[str, Any]:
     """The request that makes the index; None leaves the cluster's own number."""
-    settings = {"index.number_of_shards": shards, "index.number_of_replicas": replicas}
+    settings = {
+        "index.number_of_shards": shards,
+        "index.number_of_replicas": replicas,
+        # A template may say otherwise, and then fields beyond the limit would be left out without an error.
+        "index.mapping.total_fields.ignore_dynamic_beyond_limit": False,
+    }
     return {
         "aliases": {alias: {}},
         "settings": {name: value for name, value in settings.items() if value is not None},
         "mappings": {
             "dynamic": "strict",
             "_meta": {_META: schema.to_json()},
-            "_source": {"excludes": [SPARSE, SPARSE_BLOB, MULTIVECTOR_BLOB]},
-            "dynamic_templates": [
-                {NUMBERS: {"path_match": f"{NUMBERS}.*", "mapping": {"type": "double", "doc_values": False}}},
-                {DATES: {"path_match": f"{DATES}.*", "mapping": {"type": "long", "doc_values": False}}},
-            ],
-            "properties": _properties(schema),
+            "_source": {"excludes": list(OUTSIDE_SOURCE)},
+            "dynamic_templates": DYNAMIC_TEMPLATES,
+            "properties": properties_of(schema),
         },
     }
 
 
-def _properties(schema: Schema) -> dict[str, Any]:
+def properties_of(schema: Schema) -> dict[str, Any]:
+    """The fields of a collection."""
     only_source = {"type": "keyword", "index": False, "doc_values": False}
     properties: dict[str, Any] = {
         TEXT: only_source,
@@ -110,11 +123,22 @@ def our_index(answer: Mapping[str, Any], collection: str, operation: str) -> str
     """The one index of ours behind the alias, from a non-empty answer to ``GET /ALIAS``.
 
     Raises:
-        Rejected: The name is another program's, or stands for several indices.
+        Rejected: The name is another program's, a data stream's, or stands for several indices.
     """
     where = {"backend": BACKEND, "operation": operation}
+    streams = sorted({index["data_stream"] for index in answer.values() if "data_stream" in index})
+    if streams:
+        raise Rejected(
+            f'"{collection}" is the data stream "{streams[0]}", which was not made by m3-connectors.\n'
+            "  Use another collection name.",
+            **where,
+        )
     if len(answer) > 1:
-        raise Rejected(f'"{collection}" stands for several indices ({", ".join(sorted(answer))}).', **where)
+        raise Rejected(
+            f'"{collection}" is an alias of several indices ({", ".join(sorted(answer))}), and a collection is one.\n'
+            "  Use the name of a collection, or leave the alias with one index.",
+            **where,
+        )
     name, index = next(iter(answer.items()))
     if _META not in index.get("mappings", {}).get("_meta", {}):
         raise Rejected(
@@ -141,31 +165,42 @@ def _collection_of(alias: str) -> str:
     return re.sub(r"([a-z])\+", lambda found: found[1].upper(), alias)
 
 
+def droppable_index(answer: Mapping[str, Any], collection: str) -> str:
+    """The index that goes with the collection, from a non-empty answer to ``GET /ALIAS``.
+
+    An alias that an operator gave to another collection's index is not a collection to drop: the other one would lose
+    its documents. An index belongs to the collection that it is named after, or whose alias is its only one.
+
+    Raises:
+        Rejected: The index is another collection's, or not of this package.
+    """
+    name = our_index(answer, collection, "drop")
+    alias = alias_of(collection)
+    others = sorted(set(answer[name].get("aliases", {})) - {alias})
+    if others and not name.removeprefix(_RENAMED).startswith(f"{alias}@"):
+        raise Rejected(
+            f'"{collection}" is an alias of the index "{name}", which is also {", ".join(map(repr, others))}: nothing '
+            f"was removed.\n  Drop the collection by its own name, or remove the alias alone: "
+            f'POST /_aliases {{"actions": [{{"remove": {{"index": "{name}", "alias": "{alias}"}}}}]}}.',
+            backend=BACKEND,
+            operation="drop",
+        )
+    return name
+
+
 def read_schema(answer: Mapping[str, Any], collection: str) -> Schema:
     """The schema that the index records, from the answer to ``GET /ALIAS``.
 
     Raises:
         CollectionNotFound: No index is behind the name.
         Rejected: The name is another program's, or stands for several indices.
-        Corrupt: The schema cannot be read, or a field is missing or of another type.
+        Corrupt: The schema cannot be read.
     """
     where = {"backend": BACKEND, "operation": "open"}
     if not answer:
         raise CollectionNotFound(f'no collection "{collection}".', **where)
     name = our_index(answer, collection, "open")
-    mappings = answer[name]["mappings"]
     try:
-        schema = Schema.from_json(mappings["_meta"][_META])
+        return Schema.from_json(answer[name]["mappings"]["_meta"][_META])
     except (InvalidInput, KeyError, TypeError, ValueError) as error:
         raise Corrupt(f'the index "{name}" records no readable schema: {error}', **where) from error
-    found = mappings.get("properties", {})
-    for field, expected in _properties(schema).items():
-        # An object is answered without its type.
-        kind = found.get(field, {}).get("type", "object" if field in found else None)
-        if kind != expected["type"] or found[field].get("dims") != expected.get("dims"):
-            raise Corrupt(
-                f'the field "{field}" of index "{name}" is {kind or "missing"}; it must be {expected["type"]}.\n'
-                "  Index the documents again, into another collection.",
-                **where,
-            )
-    return schema

@@ -18,6 +18,9 @@ async def merge(connection: Connection, alias: str) -> None:
             may have begun.
     """
     path = f"/{segment(alias)}"
+    # A merge keeps the deleted documents that the last commit still needs; this makes a later one. Those of about the
+    # last 30 s stay in any case, for replicas that have to catch up.
+    await connection.request("optimize", "POST", f"{path}/_flush")
     begun = await connection.request(
         "optimize", "POST", f"{path}/_forcemerge", max_num_segments="1", wait_for_completion="false"
     )

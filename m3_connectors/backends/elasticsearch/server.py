@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -9,9 +10,18 @@ from typing import Any
 import elasticsearch
 
 from m3_connectors.backends.capabilities import Remark, ServerInfo
+from m3_connectors.backends.elasticsearch.alterations import dense_index, faults, notes
 from m3_connectors.backends.elasticsearch.connection import Connection, segment
 from m3_connectors.backends.elasticsearch.disk import disk_remarks
-from m3_connectors.errors import BackendError, CollectionNotFound, Rejected, Unauthorised, Unsupported
+from m3_connectors.backends.elasticsearch.mapping import BACKEND, our_index, properties_of, read_schema
+from m3_connectors.errors import (
+    BackendError,
+    CollectionNotFound,
+    Corrupt,
+    Rejected,
+    Unauthorised,
+    Unsupported,
+)
 
 OLDEST = (8, 19)
 
@@ -25,8 +35,8 @@ _SCORING = {
 _PAID = ("enterprise", "trial")
 
 
-async def server_info(connection: Connection, alias: str) -> ServerInfo:
-    """Version, licence, modules and health of the server, and the state of the index behind an alias, if there is one.
+async def server_info(connection: Connection, alias: str, collection: str) -> ServerInfo:
+    """Version, licence, modules and health of the server, and the state of a collection's index, if there is one.
 
     Raises:
         BackendError: The server cannot be reached, or refuses the credentials altogether.
@@ -77,9 +87,8 @@ async def server_info(connection: Connection, alias: str) -> ServerInfo:
     remarks += _of_versions(versions)
     remarks += _of_cluster(health, licence)
     remarks += disk_remarks(settings, disks)
-    index, of_index = await _index(connection, alias)
-    if index:
-        details["index"] = index
+    index, of_index = await _index(connection, alias, collection)
+    details |= index
     known = {name: value for name, value in details.items() if value}
     return ServerInfo(connection.url, ", ".join(versions) or None, known, (*remarks, *of_index))
 
@@ -172,18 +181,32 @@ def _of_cluster(health: Mapping[str, Any], licence: Mapping[str, Any]) -> Iterat
         )
 
 
-async def _index(connection: Connection, alias: str) -> tuple[str, list[Remark]]:
+async def _index(connection: Connection, alias: str, collection: str) -> tuple[dict[str, str], list[Remark]]:
     """The state of the index behind an alias, and what is wrong with it; nothing if there is none."""
     path = segment(alias)
-    settings = await _told(connection, f"/{path}/_settings", flat_settings="true")
-    if len(settings) != 1:
-        return "", []  # several are not ours; opening the collection says so
-    name, of_index = next(iter(settings.items()))
+    answer = await _told(connection, f"/{path}", flat_settings="true")
+    if not answer:
+        return {}, []
+    try:
+        name = our_index(answer, collection, "describe")
+    except Rejected as error:
+        what, _, remedy = str(error).removeprefix(f"{BACKEND} describe: ").partition("\n  ")
+        return {}, [Remark(what.rstrip("."), remedy, is_problem=False)]
+    index = answer[name]
+    settings = index["settings"]
     health = await _told(connection, f"/_cluster/health/{path}", timeout="1s")
-    remarks = list(_of_index(f"/{path}", of_index["settings"], health))
-    copies, shards = (of_index["settings"].get(f"index.number_of_{what}") for what in ("replicas", "shards"))
+    remarks = list(_of_index(f"/{path}", settings, health))
+    with contextlib.suppress(Corrupt):  # opening the collection says so
+        remarks += faults(index, properties_of(read_schema(answer, collection)), alias)
+    remarks += notes(index, alias)
+    copies, shards = (settings.get(f"index.number_of_{what}") for what in ("replicas", "shards"))
     state = f"{health['status']}, " if health else ""
-    return f"{name}: {state}{shards} shards, {copies} replicas", remarks
+    others = sorted(set(index.get("aliases", {})) - {alias})
+    also = f", also called {', '.join(others)}" if others else ""
+    return {
+        "index": f"{name}: {state}{shards} shards, {copies} replicas{also}",
+        "dense index": dense_index(index),
+    }, remarks
 
 
 def _of_index(path: str, settings: Mapping[str, str], health: Mapping[str, Any]) -> Iterator[Remark]:

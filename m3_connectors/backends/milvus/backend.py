@@ -21,7 +21,7 @@ from m3_connectors.backends.milvus import layout as layouts
 from m3_connectors.backends.milvus.client import Connection
 from m3_connectors.backends.milvus.errors import BACKEND
 from m3_connectors.backends.milvus.filters import EVERYTHING, expression
-from m3_connectors.backends.milvus.naming import id_of, key_of, stored_name
+from m3_connectors.backends.milvus.naming import id_of, key_of
 from m3_connectors.backends.milvus.reading import WHOLE, Reader, fields_of
 from m3_connectors.backends.milvus.rows import document_of, entities
 from m3_connectors.backends.milvus.searching import Hit, Searcher
@@ -138,7 +138,7 @@ class MilvusBackend(Backend):
     async def server(self) -> ServerInfo:
         if self._is_nowhere():
             return nothing_there(self._where)
-        return await server_info(await self._connection(), self._where, stored_name(self.collection))
+        return await server_info(await self._connection(), self._where, self.collection)
 
     async def collections(self) -> list[CollectionInfo]:
         if self._is_nowhere():

@@ -13,6 +13,7 @@ from pymilvus.milvus_client.index import IndexParams
 from m3_connectors.backends.base import Schema
 from m3_connectors.backends.listing import CollectionInfo
 from m3_connectors.backends.milvus import layout as layouts
+from m3_connectors.backends.milvus.alterations import faults
 from m3_connectors.backends.milvus.client import Connection
 from m3_connectors.backends.milvus.errors import BACKEND
 from m3_connectors.backends.milvus.layout import Layout
@@ -35,7 +36,14 @@ async def create(connection: Connection, collection: str, schema: Schema, dense_
     """
     name = stored_name(collection)
     if await connection.call("create", "has_collection", name):
-        raise AlreadyExists(f'collection "{collection}" is there.', backend=BACKEND, operation="create")
+        described = await connection.call("create", "describe_collection", name)
+        owner = layouts.named_by(collection, described)
+        what = "is there" if owner == collection else f'is an alias of collection "{owner}"'
+        raise AlreadyExists(
+            f'collection "{collection}" {what}.\n  Open it, or use another collection name.',
+            backend=BACKEND,
+            operation="create",
+        )
     layout = Layout(schema, name, not connection.is_lite, dense_index)
     if layout.has_parts:
         await _create_parts(connection, collection, layout)
@@ -99,12 +107,15 @@ async def opened(connection: Connection, collection: str, dense_index: str) -> L
     Raises:
         CollectionNotFound: It is not there.
         Rejected: It is not this package's.
-        Corrupt: A part of it is gone.
+        Corrupt: A part of it is gone, or an index would give wrong answers.
     """
     name = stored_name(collection)
     if not await connection.call("open", "has_collection", name):
         raise CollectionNotFound(f'no collection "{collection}".', backend=BACKEND, operation="open")
     described = await connection.call("open", "describe_collection", name)
+    # Through an alias, all calls go to the collection itself: its parts have no alias.
+    collection = layouts.named_by(collection, described)
+    name = stored_name(collection)
     layout = layouts.read_layout(collection, described, dense_index)
     if layout.has_parts and not await _has_own_parts(connection, collection, layout.parts_name, "open"):
         raise Corrupt(
@@ -113,13 +124,18 @@ async def opened(connection: Connection, collection: str, dense_index: str) -> L
             backend=BACKEND,
             operation="open",
         )
-    there = await _indexed(connection, layout.name, layouts.document_indexes(layout))
+    await _make_indexes(connection, layout.name, layouts.document_indexes(layout))
+    there = await vector_indexes(connection, layout.name, "open")
+    fault = next(faults(there), None)
+    if fault is not None:
+        raise Corrupt(
+            f'collection "{collection}": {fault.what}.\n  {fault.remedy}', backend=BACKEND, operation="open"
+        )
     if "dense" in there:
-        found = await connection.call("open", "describe_index", name, index_name=there["dense"])
-        layout = dataclasses.replace(layout, dense_index=found["index_type"])
+        layout = dataclasses.replace(layout, dense_index=there["dense"]["index_type"])
     await connection.call("open", "load_collection", name)
     if layout.has_parts:
-        await _indexed(connection, layout.parts_name, layouts.part_indexes())
+        await _make_indexes(connection, layout.parts_name, layouts.part_indexes())
         await connection.call("open", "load_collection", layout.parts_name)
     return layout
 
@@ -140,11 +156,21 @@ async def drop(connection: Connection, collection: str) -> None:
     """Remove a collection and its parts; nothing of another program, or of another collection.
 
     Raises:
-        Rejected: What lies there is not this package's, or another collection's.
+        Rejected: What lies there is not this package's, or another collection's, also where the name is an alias of it.
     """
     name = stored_name(collection)
     if await connection.call("drop", "has_collection", name):
-        layouts.read_schema(collection, await connection.call("drop", "describe_collection", name))
+        described = await connection.call("drop", "describe_collection", name)
+        owner = layouts.named_by(collection, described)
+        if owner != collection:
+            # milvus-lite would remove the collection itself.
+            raise Rejected(
+                f'"{collection}" is an alias of collection "{owner}": nothing was removed.\n'
+                f'  Drop "{owner}", or the alias alone: drop_alias("{name}").',
+                backend=BACKEND,
+                operation="drop",
+            )
+        layouts.read_schema(collection, described)
         await connection.call("drop", "drop_collection", name)
     parts = layouts.parts_name(name)
     if await _has_own_parts(connection, collection, parts, "drop"):
@@ -200,21 +226,22 @@ async def _has_own_parts(connection: Connection, collection: str, parts: str, op
     return layouts.are_parts_of(collection, described)
 
 
-async def _indexed(connection: Connection, name: str, indexes: IndexParams) -> dict[str, str]:
-    """Make the indexes that a collection lacks: all at first, and the rest where a creation was interrupted.
+async def vector_indexes(connection: Connection, name: str, operation: str) -> dict[str, dict[str, Any]]:
+    """The answers of ``describe_index`` for the indexes of dense and sparse vectors, by field."""
+    found: dict[str, dict[str, Any]] = {}
+    for field in ("dense", "sparse"):
+        for index in (await connection.call(operation, "list_indexes", name, field_name=field))[:1]:
+            found[field] = await connection.call(operation, "describe_index", name, index_name=index)
+    return found
 
-    Returns:
-        The names of those that were there, by field.
-    """
-    there: dict[str, str] = {}
+
+async def _make_indexes(connection: Connection, name: str, indexes: IndexParams) -> None:
+    """Make the indexes that a collection lacks: all at first, and the rest where a creation was interrupted."""
     for index in indexes:
-        found = await connection.call("open", "list_indexes", name, field_name=index.field_name)
-        if found:
-            there[index.field_name] = found[0]
+        if await connection.call("open", "list_indexes", name, field_name=index.field_name):
             continue
         alone: Any = IndexParams()
         alone.append(index)
         # Not waiting: the collection is empty, and pymilvus sleeps half a second for each.
         with contextlib.suppress(AlreadyExists):
             await connection.call("create", "create_index", name, write=True, index_params=alone, sync=False)
-    return there

@@ -24,6 +24,9 @@ from m3_connectors.errors import Corrupt, Rejected
 
 DENSE_INDEXES = ("HNSW", "FLAT", "AUTOINDEX")
 
+SCORED_EXACTLY = ("FLAT", "BRUTE_FORCE", "HNSW", "IVF_FLAT")
+"""Dense indexes that keep float32 vectors and score by them."""
+
 MAX_TEXT_BYTES = 65_535
 """A VARCHAR's, everywhere."""
 
@@ -70,6 +73,11 @@ class Layout:
     def exact_dense(self) -> bool:
         """Whether every dense search looks at every vector."""
         return self.dense_index == "FLAT"
+
+    @property
+    def rounds_dense(self) -> bool:
+        """Whether dense searches may score by quantised vectors."""
+        return self.dense_index not in SCORED_EXACTLY
 
 
 def parts_name(name: str) -> str:
@@ -158,6 +166,26 @@ def are_parts_of(collection: str, described: Mapping[str, Any]) -> bool:
     """Whether what lies there says of itself that it holds the parts of this collection."""
     record = _recorded(described)
     return isinstance(record, dict) and record.get("parts_of") == collection
+
+
+def is_ours(described: Mapping[str, Any]) -> bool:
+    """Whether what lies there records that it is a collection of this package."""
+    record = _recorded(described)
+    return isinstance(record, dict) and "schema" in record
+
+
+def named_by(collection: str, described: Mapping[str, Any]) -> str:
+    """The collection that a name stands for: itself, or the one that it is an alias of.
+
+    Args:
+        collection: The name.
+        described: The answer of ``describe_collection`` for it.
+    """
+    record = _recorded(described)
+    owner = record.get("collection") if isinstance(record, dict) else None
+    if not isinstance(owner, str) or stored_name(owner) == stored_name(collection):
+        return collection
+    return owner if described.get("collection_name") == stored_name(owner) else collection
 
 
 def read_schema(collection: str, described: Mapping[str, Any]) -> Schema:

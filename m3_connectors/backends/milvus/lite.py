@@ -16,7 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from m3_connectors.backends.milvus.errors import BACKEND
-from m3_connectors.errors import Busy, Corrupt, MissingDependency, StorageFull, Unavailable, Unsupported
+from m3_connectors.errors import (
+    Busy,
+    Corrupt,
+    MissingDependency,
+    Rejected,
+    StorageFull,
+    Unavailable,
+    Unsupported,
+)
 
 OLDEST = (3, 2, 2)
 """milvus-lite 3.0 to 3.2.1 score a sparse inner product as BM25: wrong lists and wrong scores (measured on 3.1.1 and
@@ -50,7 +58,8 @@ def acquire(directory: Path) -> Embedded:
 
     Raises:
         MissingDependency: milvus-lite is not installed.
-        Unsupported: It is older than 3.2.2.
+        Unsupported: It is older than 3.2.2; or the path is a file of milvus-lite 2.x.
+        Rejected: The path is another file, or a directory of something else, which is left as it is.
         Busy: Another process has the directory open.
         Corrupt: What lies there cannot be read.
         StorageFull: The disk is full.
@@ -98,11 +107,53 @@ def installed() -> str:
         raise MissingDependency("milvus-lite", "milvus") from None
 
 
+_ENTRIES = frozenset({"LOCK", "collections", "databases"})
+"""What milvus-lite 3 makes in its directory."""
+
+_SQLITE = b"SQLite format 3\0"
+"""The beginning of a file of milvus-lite 2.x."""
+
+
+def check_path(path: Path) -> None:
+    """Refuse a path where milvus-lite 3 has no database and cannot make one without touching what is there.
+
+    Raises:
+        Unsupported: It is a file of milvus-lite 2.x.
+        Rejected: It, or what should be its directory, is another file; or it is a directory of something else.
+    """
+    where = {"backend": BACKEND, "operation": "open"}
+    other = "Give another path: a new one, or the directory of a database"
+    if path.is_file():
+        with path.open("rb") as file:
+            start = file.read(len(_SQLITE))
+        if start == _SQLITE:
+            raise Unsupported(
+                f"{path} is a SQLite file, such as milvus-lite 2.x wrote; milvus-lite 3 keeps a directory and cannot "
+                "read it.\n  Index the documents again, into another path."
+            )
+        what = "a file, but not a database of milvus-lite" if start else "an empty file"
+        raise Rejected(f"{path} is {what}: a database is a directory.\n  {other}.", **where)
+    if path.is_dir():
+        # Hidden files, and what file systems keep for themselves, are nobody's documents.
+        entries = {entry.name for entry in path.iterdir() if not entry.name.startswith((".", "lost+found"))}
+        if entries and not entries & _ENTRIES:
+            raise Rejected(
+                f"the directory {path} is not a database of milvus-lite: it holds {', '.join(sorted(entries)[:3])}"
+                f"{', …' if len(entries) > 3 else ''}.\n  {other}, such as {path / 'm3.db'}.",
+                **where,
+            )
+        return
+    above = next((parent for parent in path.parents if parent.is_file()), None)
+    if above is not None:
+        raise Rejected(f"{path} cannot be made: {above} is a file.\n  {other}.", **where)
+
+
 def _start(path: Path) -> Embedded:
     from milvus_lite.adapter.grpc.server import start_server_in_thread
     from milvus_lite.exceptions import DataDirLockedError, MilvusLiteError
 
     try:
+        check_path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         server, database, port = start_server_in_thread(str(path), host="127.0.0.1", port=0)
     except DataDirLockedError as error:

@@ -25,7 +25,7 @@ _MOST_RESULTS = 16_384
 _MOST_EF = 32_768
 
 _MORE = 16
-"""Documents asked for beyond the limit at least, where the server ranks by rounded s_lex."""
+"""Documents asked for beyond the limit at least, where the server ranks by rounded scores."""
 
 _ROUNDED = 1 + 2**-9
 _UNDERFLOW = 2**-24
@@ -70,6 +70,28 @@ class Searcher:
         """
         if component == "sparse" and self._connection.rounds_sparse:
             return await self._with(fields, await self._exact_sparse(query, limit, expression))
+        if component == "sparse" or self._layout.exact_dense:
+            return await self._bringing(fields, component, query, limit, expression, width)
+        if self._layout.rounds_dense:
+            hits = await self._rescored_dense(query, limit, expression, fields, width)
+        else:
+            hits = await self._bringing(fields, component, query, limit, expression, width)
+        if len(hits) < limit and len(hits) < await self._reader.count(expression):
+            # An approximate index may lose its way behind a filter, or look at few of its lists.
+            scanned = await self.scan_for("dense", query, limit, expression)
+            hits = [{"key": key, "distance": value} for key, value in scanned.items()]
+        return await self._with(fields, hits)
+
+    async def _bringing(
+        self,
+        fields: Sequence[str],
+        component: Component,
+        query: M3Embeddings,
+        limit: int,
+        expression: str,
+        width: int,
+    ) -> list[Hit]:
+        """One search whose hits bring these fields, with the server's own scores."""
         try:
             return await self._asked(component, query, limit, expression, fields, width)
         except TooLarge:
@@ -77,6 +99,18 @@ class Searcher:
                 raise
             # By their keys, in as many answers as it takes.
             return await self._with(fields, await self._asked(component, query, limit, expression, (), width))
+
+    async def _rescored_dense(
+        self, query: M3Embeddings, limit: int, expression: str, fields: Sequence[str], width: int
+    ) -> list[Hit]:
+        """The best of more hits than asked for, which the server found by quantised vectors, by exact scores."""
+        asked = int(min(2 * limit + _MORE, self.most_results))
+        wanted = list(dict.fromkeys(("dense", *fields)))
+        hits = await self._bringing(wanted, "dense", query, asked, expression, width)
+        rows = {hit["key"]: hit for hit in hits}
+        scores = (await self._reader.scores_of("search", ["dense"], query, rows))["dense"]
+        best = rank([id_of(key) for key in rows], scores, limit)
+        return [hits[i] | {"distance": float(scores[i])} for i in best]
 
     async def _with(self, fields: Sequence[str], hits: list[Hit]) -> list[Hit]:
         """Hits with these fields; without those that are not stored any more."""
@@ -175,8 +209,8 @@ class Searcher:
         self, component: Component, query: M3Embeddings, keys: Sequence[str]
     ) -> dict[str, float]:
         """One component's scores by key from the store's own search among these keys, of those that are stored."""
-        if component == "sparse" and self._connection.rounds_sparse:
-            return _as_floats((await self._reader.fetched_scores(["sparse"], query, keys))["sparse"])
+        if self._connection.rounds_sparse if component == "sparse" else self._layout.rounds_dense:
+            return _as_floats((await self._reader.fetched_scores([component], query, keys))[component])
         found: dict[str, float] = {}
         for some in by_count(keys, KEYS_AT_ONCE):
             found |= await self.search(component, query, len(some), keys_in(some))

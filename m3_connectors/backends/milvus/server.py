@@ -7,8 +7,12 @@ from typing import Any
 
 from m3_connectors.backends.capabilities import Remark, ServerInfo
 from m3_connectors.backends.endpoint import Endpoint
+from m3_connectors.backends.milvus.alterations import faults, notes
 from m3_connectors.backends.milvus.client import Connection, release
+from m3_connectors.backends.milvus.collection import vector_indexes
+from m3_connectors.backends.milvus.layout import is_ours, named_by
 from m3_connectors.backends.milvus.lite import installed
+from m3_connectors.backends.milvus.naming import stored_name
 from m3_connectors.errors import BackendError
 
 OLDEST = (2, 5)
@@ -27,7 +31,7 @@ async def server_info(connection: Connection, where: Endpoint | Path, collection
     Args:
         connection: To it.
         where: A server, or a data directory.
-        collection: Name as stored.
+        collection: The user's name of it.
     """
     details = {"engine": "Milvus"}
     remarks = []
@@ -40,10 +44,21 @@ async def server_info(connection: Connection, where: Endpoint | Path, collection
     if isinstance(where, Endpoint):
         details["transport"] = "gRPC, TLS" if where.tls else "gRPC, not encrypted"
         details["database"] = where.path.strip("/") or "default"
-    if await connection.call("describe", "has_collection", collection):
-        state = await connection.call("describe", "get_load_state", collection)
+    name = stored_name(collection)
+    if await connection.call("describe", "has_collection", name):
+        described = await connection.call("describe", "describe_collection", name)
+        owner = named_by(collection, described)
+        if owner != collection:
+            details["alias of"] = owner
+            name = stored_name(owner)
+        state = await connection.call("describe", "get_load_state", name)
         details["state"] = str(getattr(state.get("state"), "name", state.get("state")))
-        rows = await _rows(connection, collection)
+        indexes = await vector_indexes(connection, name, "describe")
+        if "dense" in indexes:
+            details["dense index"] = indexes["dense"]["index_type"]
+        if is_ours(described):
+            remarks += [*faults(indexes), *notes(described, indexes)]
+        rows = await _rows(connection, name)
         if connection.is_lite and rows > _LITE_DOCUMENTS:
             remarks.append(
                 Remark(
