@@ -16,7 +16,7 @@ import anyio
 import anyio.lowlevel
 from anyio.from_thread import BlockingPortal
 
-from m3_connectors.adding import AddReport
+from m3_connectors.adding import AddReport, OnCut
 from m3_connectors.backends.base import Schema, Storage
 from m3_connectors.backends.registry import DEFAULT_COLLECTION
 from m3_connectors.documents import Document, Hit
@@ -130,14 +130,13 @@ class Index:
         *,
         embeddings: M3Embeddings | None = None,
         progress: Progress | None = None,
+        on_cut: OnCut | None = None,
     ) -> AddReport:
         """See AsyncIndex.add."""
         adding = self._index._adding()
         # The caller's iterable is read in the caller's thread: it may hold a database cursor, or ask this index.
         for batch, vectors in adding.batches(documents, embeddings):
-            self._loop.run(partial(adding.store, batch, vectors))
-            if progress:
-                progress(adding.report.written)
+            adding.tell(self._loop.run(partial(adding.store, batch, vectors)), on_cut, progress)
         return adding.report
 
     def search(

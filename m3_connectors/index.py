@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from types import TracebackType
@@ -11,7 +12,7 @@ from typing import Any, Protocol
 import anyio
 import anyio.to_thread
 
-from m3_connectors.adding import Adding, AddReport
+from m3_connectors.adding import Adding, AddReport, OnCut
 from m3_connectors.backends.base import Backend, Schema, ScoredId
 from m3_connectors.backends.together import together
 from m3_connectors.documents import Document, Hit
@@ -32,6 +33,8 @@ Progress = Callable[[int], None]
 """Called with the number of documents that are safely stored so far."""
 
 _CONCURRENT_SEARCHES = 16
+
+_log = logging.getLogger(__name__)
 
 
 class Encoder(Protocol):
@@ -107,6 +110,7 @@ class AsyncIndex:
         *,
         embeddings: M3Embeddings | None = None,
         progress: Progress | None = None,
+        on_cut: OnCut | None = None,
     ) -> AddReport:
         """Store documents, replacing those whose ids are there.
 
@@ -120,6 +124,11 @@ class AsyncIndex:
             documents: The documents.
             embeddings: Their embeddings, row i for document i; encoded here by default.
             progress: Called after each batch with the number of documents stored so far.
+            on_cut: Called with each document whose text was longer than the encoder's maximum, once it is stored: only the
+                beginning of such a text is encoded. The report names the first 1,000 of them.
+
+        Returns:
+            How many were stored, which ids came twice, and which documents were cut.
 
         Raises:
             InvalidInput: A document or a vector is not fit to be stored, or there is no encoder.
@@ -128,9 +137,7 @@ class AsyncIndex:
         """
         adding = self._adding()
         for batch, vectors in adding.batches(documents, embeddings):
-            await adding.store(batch, vectors)
-            if progress:
-                progress(adding.report.written)
+            adding.tell(await adding.store(batch, vectors), on_cut, progress)
         return adding.report
 
     async def search(
@@ -274,7 +281,11 @@ class AsyncIndex:
                 )
         texts = [query for query in queries if isinstance(query, str)]
         encoded = iter(await self._encode(texts, self.schema.components)) if texts else iter(())
-        return [next(encoded) if isinstance(query, str) else query for query in queries]
+        vectors = [next(encoded) if isinstance(query, str) else query for query in queries]
+        for i, query in enumerate(vectors):
+            if query.truncated_count:
+                _log.warning("%s", _cut_query(queries, i, query))
+        return vectors
 
     def _adding(self) -> Adding:
         return Adding(self._backend, lambda texts: self._encode(texts, self.schema.components))
@@ -300,6 +311,17 @@ class AsyncIndex:
             ]
             for answer in answers
         ]
+
+
+def _cut_query(queries: Sequence[Query], i: int, vectors: M3Embeddings) -> str:
+    which = "the query" if len(queries) == 1 else f"queries[{i}]"
+    if vectors.token_counts is None or vectors.kept_token_counts is None:
+        return f"{which} is longer than the model reads: its end is not searched for."
+    whole, kept = int(vectors.token_counts[0]), int(vectors.kept_token_counts[0])
+    return (
+        f"{which} has {whole:,} tokens, and the model reads {kept:,}: the last {whole - kept:,} "
+        f"({(whole - kept) / whole:.0%}) are not searched for."
+    )
 
 
 def _ids(ids: Sequence[str]) -> list[str]:

@@ -23,13 +23,13 @@ WIDTH = 3
 def equal(a: M3Embeddings, b: M3Embeddings) -> bool:
     if a.components != b.components or a.model != b.model or len(a) != len(b):
         return False
-    same = [np.array_equal(a.truncated, b.truncated)]  # type: ignore[arg-type]
-    if a.dense is not None and b.dense is not None:
+    same = [np.array_equal(a.truncated, b.truncated)]
+    if "dense" in a.components:
         same.append(a.dense.dtype == b.dense.dtype and np.array_equal(a.dense, b.dense))
-    if a.sparse is not None and b.sparse is not None:
+    if "sparse" in a.components:
         same.append(a.sparse.shape == b.sparse.shape and a.sparse.dtype == b.sparse.dtype)
         same.append(np.array_equal(a.sparse.toarray(), b.sparse.toarray()))
-    if a.multivectors is not None and b.multivectors is not None:
+    if "multivector" in a.components:
         same.append(np.array_equal(a.multivectors.rows, b.multivectors.rows))
         same.append(np.array_equal(a.multivectors.offsets, b.multivectors.offsets))
     return all(same)

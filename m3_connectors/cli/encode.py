@@ -120,11 +120,11 @@ def _document(embeddings: M3Embeddings, texts: list[str], vocabulary: Vocabulary
     rows = []
     for i, (text, row) in enumerate(zip(texts, embeddings, strict=True)):
         entry: dict[str, Any] = {"text": text, "truncated": bool(row.truncated_count)}
-        if row.dense is not None:
+        if "dense" in row.components:
             entry["dense"] = row.dense[0].tolist()
-        if row.sparse is not None:
+        if "sparse" in row.components:
             entry["sparse"] = embeddings.lexical_weights(i, vocabulary)
-        if row.multivectors is not None:
+        if "multivector" in row.components:
             entry["multivectors"] = row.multivectors[0].tolist()
         rows.append(entry)
     model = None if embeddings.model is None else embeddings.model.name
