@@ -11,7 +11,7 @@ import logging
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from m3_connectors.adding import AddReport
+    from m3_connectors.adding import AddReport, CutDocument
     from m3_connectors.backends.base import Storage
     from m3_connectors.blocking import Index, connect
     from m3_connectors.documents import Document, Hit, Scores
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "adding": ("AddReport",),
+    "adding": ("AddReport", "CutDocument"),
     "backends.base": ("Storage",),
     "blocking": ("Index", "connect"),
     "documents": ("Document", "Hit", "Scores"),
@@ -71,6 +71,7 @@ __all__ = [
     "AddReport",
     "AsyncIndex",
     "BackendError",
+    "CutDocument",
     "Document",
     "Explanation",
     "Hit",

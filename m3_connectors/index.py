@@ -124,8 +124,8 @@ class AsyncIndex:
             documents: The documents.
             embeddings: Their embeddings, row i for document i; encoded here by default.
             progress: Called after each batch with the number of documents stored so far.
-            on_cut: Called with each document whose text was longer than the encoder's maximum, once it is stored: only the
-                beginning of such a text is encoded. The report names the first 1,000 of them.
+            on_cut: Called with each document whose text was longer than the encoder's maximum, once it is stored: only
+                the beginning of such a text is encoded. The report names the first 1,000 of them.
 
         Returns:
             How many were stored, which ids came twice, and which documents were cut.

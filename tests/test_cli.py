@@ -146,14 +146,68 @@ class TestIndex:
             report = m3("index", f"qdrant:{store}", "notes", "-m", checkpoint, "--json").json
             assert (report["documents"], report["skipped"]) == (1, 0)
 
-    def test_a_cut_text_is_said(self, m3: M3, tmp_path: Path, checkpoint: Path) -> None:
-        (tmp_path / "long.txt").write_text("fox " * 9000)
-        run = m3("index", "qdrant:./data", "long.txt", "-m", checkpoint)
-        assert "1 longer than the model reads, cut" in run.out
+    def test_texts_that_are_cut_are_named_with_what_is_lost(
+        self, m3: M3, tmp_path: Path, checkpoint: Path, encoder: M3Encoder
+    ) -> None:
+        long, longer = "fox " * 9000, "lake " * 12_000
+        (tmp_path / "notes").mkdir()
+        (tmp_path / "notes" / "long.txt").write_text(long)
+        (tmp_path / "notes" / "short.txt").write_text("a fox")
+        rows = [{"id": "row", "text": longer}, {"id": "other", "text": "a lake"}]
+        (tmp_path / "c.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        kept = encoder.max_length
+        counts = encoder.count_tokens([long, longer])
+        call = ("index", "qdrant:./data", "notes", "c.jsonl", "-m", checkpoint)
+        run = m3(*call)
+        lost = sum(counts) - 2 * kept
+        assert (
+            f"2 longer than the model reads, cut: {lost:,} of their {sum(counts):,} tokens lost, "
+            f"{lost / sum(counts):.0%} (see notes.cut.jsonl, c.cut.jsonl) · " in run.out
+        )
         assert run.err == ""
+
+        def cut(name: str) -> list[dict[str, object]]:
+            return [json.loads(line) for line in Path(name).read_text().splitlines()]
+
+        def row(id: str, file: str, tokens: int) -> dict[str, object]:
+            share = round((tokens - kept) / tokens, 4)
+            return {"id": id, "file": file, "tokens": tokens, "kept": kept, "lost_share": share}
+
+        assert cut("notes.cut.jsonl") == [row("long.txt", "notes/long.txt", counts[0])]
+        assert cut("c.cut.jsonl") == [row("row", "c.jsonl", counts[1])]
+        (tmp_path / "notes" / "long.txt").write_text("short now")
+        report = m3(*call, "--json").json
+        assert (report["truncated"], report["lost_tokens"]) == (1, counts[1] - kept)
+        assert report["cut_documents"] == [str(tmp_path / "c.cut.jsonl")]
+        assert not Path("notes.cut.jsonl").exists()
+
+    def test_reports_of_earlier_runs_are_no_documents_and_files_named_like_them_are(
+        self, m3: M3, tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "notes").mkdir()
+        monkeypatch.chdir(tmp_path / "notes")
+        Path("long.txt").write_text("fox " * 9000)
+        Path("own.cut.jsonl").write_text('{"id": "own", "text": "prices that were cut"}\n')
+        for _ in range(2):
+            report = m3("index", "qdrant:../data", ".", "-m", checkpoint, "--json").json
+            assert (report["documents"], report["skipped"]) == (2, 0)
+        assert Path("notes.cut.jsonl").exists()
 
 
 class TestSearch:
+    def test_a_question_that_is_cut_is_said(self, m3: M3, filled: str, encoder: M3Encoder) -> None:
+        question = "fox " * 9000
+        (tokens,) = encoder.count_tokens([question])
+        for command in (
+            ("search", filled, question, "--json"),
+            ("explain", filled, question, "lake", "--json"),
+        ):
+            run = m3(*command)
+            assert run.json["query"] == question
+            assert run.err.startswith(
+                f"warning  the query has {tokens:,} tokens, and the model reads {encoder.max_length:,}: the last "
+            )
+
     def test_table(self, m3: M3, filled: str) -> None:
         run = m3("search", filled, TEXTS["lake"], "--method", "dense", "-k", "2")
         assert run.code == 0
@@ -399,6 +453,28 @@ class TestEncode:
         Path("lines.txt").write_text("one\n\nthree\n")
         document = m3("encode", "-f", "lines.txt", "--json", "--components", "sparse", "-m", checkpoint).json
         assert [row["text"] for row in document["embeddings"]] == ["one", "", "three"]
+
+    def test_texts_that_are_cut_are_named(self, m3: M3, checkpoint: Path, encoder: M3Encoder) -> None:
+        texts = ["a fox", "the lazy brown fox", *(f"the lazy brown fox {i}" for i in range(11))]
+        counts = encoder.count_tokens(texts)
+        assert counts[0] <= 5 < counts[1]
+        call = ("encode", *texts, "-m", checkpoint, "--max-length", "5", "--components", "dense")
+        run = m3(*call, "--json")
+        assert [(row["truncated"], row["tokens"], row["kept"]) for row in run.json["embeddings"]] == [
+            (count > 5, count, min(count, 5)) for count in counts
+        ]
+        said = run.err.splitlines()
+        lost = counts[1] - 5
+        assert said[0] == (
+            f"warning  text 2 has {counts[1]} tokens and was cut after 5: {lost} of them "
+            f"({lost / counts[1]:.0%}) are lost"
+        )
+        assert len(said) == 11
+        assert said[-1].startswith("warning  2 more texts were cut: ")
+        m3(*call, "--to", "v.safetensors")
+        saved = M3Embeddings.load("v.safetensors").token_counts
+        assert saved is not None
+        assert saved.tolist() == counts
 
     def test_a_bad_record_is_an_error_so_that_rows_stay_aligned(
         self, m3: M3, corpus: Path, checkpoint: Path

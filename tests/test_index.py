@@ -23,6 +23,7 @@ from m3_connectors import (
     ALL,
     DENSE,
     AsyncIndex,
+    CutDocument,
     Document,
     Index,
     M3Embeddings,
@@ -31,6 +32,7 @@ from m3_connectors import (
     aconnect,
     connect,
 )
+from m3_connectors.adding import MOST_CUT_NAMED
 from m3_connectors.errors import InvalidInput, ModelMismatch, NotFound
 from m3_connectors.methods import METHODS, save_weights
 from m3_connectors.scoring import score
@@ -240,10 +242,60 @@ def test_an_iterator_is_stored_in_batches_of_bounded_size(encoder: M3Encoder) ->
     assert progress == [512, 1024, 1100]
 
 
-def test_truncated_documents_are_counted(checkpoint: object) -> None:
+def test_documents_that_are_cut_are_named_with_what_is_lost(checkpoint: object, encoder: M3Encoder) -> None:
     short = M3Encoder(str(checkpoint), precision="float32", max_length=8)
+    told: list[CutDocument] = []
+    with connect("memory:", encoder=short) as index:
+        with pytest.warns(UserWarning, match="cut"):
+            report = index.add(DOCUMENTS, on_cut=told.append)
+        assert index.get(["d0"])[0] == DOCUMENTS[0]  # the text is stored whole
+    lengths = dict(zip([d.id for d in DOCUMENTS], encoder.count_tokens(TEXTS), strict=True))
+    expected = tuple(CutDocument(id, tokens, 8) for id, tokens in lengths.items() if tokens > 8)
+    assert expected
+    assert tuple(told) == report.cut == expected
+    assert report.truncated == len(expected)
+    assert report.lost_tokens == sum(tokens - 8 for tokens in lengths.values() if tokens > 8)
+    assert expected[0].lost_token_count == (expected[0].token_count or 0) - 8
+    assert expected[0].lost_share == 1 - 8 / (expected[0].token_count or 0)
+
+
+def test_a_report_names_so_many_and_on_cut_hears_of_all(checkpoint: object) -> None:
+    short = M3Encoder(str(checkpoint), precision="float32", max_length=4)
+    told: list[str] = []
     with connect("memory:", encoder=short) as index, pytest.warns(UserWarning, match="cut"):
-        assert index.add(DOCUMENTS).truncated > 0
+        report = index.add(
+            (Document(str(i), "the lazy brown fox") for i in range(MOST_CUT_NAMED + 100)),
+            on_cut=lambda document: told.append(document.id),
+        )
+    assert told == [str(i) for i in range(MOST_CUT_NAMED + 100)]
+    assert [document.id for document in report.cut] == told[:MOST_CUT_NAMED]
+    assert report.truncated == len(told)
+
+
+def test_embeddings_that_do_not_say_how_long_their_texts_were(encoder: M3Encoder) -> None:
+    given = encoder.encode(["fox", "lake"]).replace(
+        truncated=np.array([False, True]), token_counts=None, kept_token_counts=None
+    )
+    with connect("memory:", encoder=encoder) as index:
+        report = index.add([Document("a", "fox"), Document("b", "lake")], embeddings=given)
+    assert report.cut == (CutDocument("b", None, None),)
+    assert (report.truncated, report.lost_tokens, report.cut[0].lost_share) == (1, 0, None)
+
+
+def test_a_query_that_is_cut_is_said_each_time(checkpoint: object, caplog: pytest.LogCaptureFixture) -> None:
+    short = M3Encoder(str(checkpoint), precision="float32", max_length=8)
+    with connect("memory:", encoder=short) as index:
+        index.add([Document("a", "fox")])
+        tokens = short.count_tokens(["fox " * 20])[0]
+        with pytest.warns(UserWarning, match="cut"):
+            index.search("fox " * 20)
+        with pytest.warns(UserWarning, match="cut"):
+            index.search_many(["fox", "fox " * 20])
+    whole = f"has {tokens} tokens, and the model reads 8: the last {tokens - 8} ({(tokens - 8) / tokens:.0%})"
+    assert [record.getMessage() for record in caplog.records] == [
+        f"the query {whole} are not searched for.",
+        f"queries[1] {whole} are not searched for.",
+    ]
 
 
 def test_explain_adds_up(index: Index) -> None:

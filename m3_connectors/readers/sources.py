@@ -9,7 +9,7 @@ from typing import Literal
 
 from m3_connectors.documents import Document
 from m3_connectors.errors import InvalidInput
-from m3_connectors.readers.dead_letters import SUFFIX, DeadLetter
+from m3_connectors.readers.dead_letters import DeadLetter, is_report
 from m3_connectors.readers.fields import Fields
 from m3_connectors.readers.pages import read_page
 from m3_connectors.readers.records import Skip, read_csv, read_jsonl
@@ -34,6 +34,7 @@ def read_documents(
     fields: Fields = _DEFAULT_FIELDS,
     on_dead_letter: Callable[[Path, DeadLetter], None],
     on_source: Callable[[Path], None] = lambda _: None,
+    on_file: Callable[[Path, Path], None] = lambda source, file: None,
     without: Path | None = None,
 ) -> Iterator[Document]:
     """The documents of files and folders, one after another, each fit to be stored.
@@ -48,6 +49,7 @@ def read_documents(
         fields: How a record becomes a document.
         on_dead_letter: Called with the source and each record or file that was skipped.
         on_source: Called with each source before it is read.
+        on_file: Called with the source and each of its files before the file is read.
         without: A folder to leave out, such as the one that the store keeps its data in.
 
     Raises:
@@ -64,6 +66,7 @@ def read_documents(
             def skip(line: int | None, reason: str, path: Path = path, source: Path = source) -> None:
                 on_dead_letter(source, DeadLetter(str(path), line, reason))
 
+            on_file(source, path)
             try:
                 yield from _read(path, name, fields, skip)
             except OSError as error:
@@ -147,7 +150,7 @@ def _files(
         )
         for name in sorted(files):
             path = here / name
-            if name.endswith(SUFFIX):
+            if is_report(path):
                 continue  # what an earlier run wrote about this very folder
             if name.startswith("."):
                 skip(path, "a hidden file")
