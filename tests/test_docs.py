@@ -1,8 +1,11 @@
-"""What the README and the docs show is what happens: their Python blocks run, their links lead somewhere."""
+"""What the README and the docs show is what happens: their Python runs, its types fit, their links lead somewhere."""
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -26,6 +29,36 @@ def test_python_blocks_run_in_order(page: Path, tmp_path: Path, monkeypatch: pyt
     for block in BLOCK.finditer(text):
         line = text[: block.start(1)].count("\n")
         exec(compile("\n" * line + block[1], str(page), "exec"), names)
+
+
+def test_python_blocks_pass_mypy_strict(tmp_path: Path) -> None:
+    """As a user's own code would, against the package with its types; each page is one module."""
+    (tmp_path / "pages").mkdir()
+    (tmp_path / "mypy.ini").write_text("[mypy]\nstrict = true\n")
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        module = ""
+        for block in BLOCK.finditer(text):
+            # Lines have the numbers that they have on the page.
+            module += "\n" * (text[: block.start(1)].count("\n") - module.count("\n")) + block[1]
+        if module:
+            (tmp_path / "pages" / f"{_module(page)}.py").write_text(module)
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "mypy", "--config-file", tmp_path / "mypy.ini"),
+            # What is wrong in the package itself is the business of its own check.
+            *("--follow-imports", "silent", "--cache-dir", ROOT / ".mypy_cache" / "docs", "."),
+        ],
+        cwd=tmp_path / "pages",
+        env={**os.environ, "MYPYPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def _module(page: Path) -> str:
+    return re.sub(r"\W", "_", _id(page).removesuffix(".md"))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=_id)

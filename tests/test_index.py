@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import gc
 import inspect
+import pydoc
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import anyio
 import numpy as np
@@ -34,7 +35,7 @@ from m3_connectors import (
 )
 from m3_connectors.adding import MOST_CUT_NAMED
 from m3_connectors.errors import InvalidInput, ModelMismatch, NotFound
-from m3_connectors.methods import METHODS, save_weights
+from m3_connectors.methods import METHODS, MethodName, save_weights
 from m3_connectors.scoring import score
 from m3_connectors.testing.checkpoints import write_checkpoint
 
@@ -528,3 +529,44 @@ def test_the_two_faces_have_the_same_calls() -> None:
     for name in blocking:
         assert str(blocking[name]) == str(awaited[name]), name
     assert list(inspect.signature(connect).parameters) == list(inspect.signature(aconnect).parameters)
+
+
+def test_the_two_faces_say_the_same_in_help() -> None:
+    """Written out in both, so that editors show it; they may not drift apart."""
+    members = [name for name in vars(AsyncIndex) if not name.startswith("_")]
+    assert {"add", "search", "explain", "methods"} < set(members)
+    for name in members:
+        said = inspect.cleandoc(vars(Index)[name].__doc__)
+        assert said == inspect.cleandoc(vars(AsyncIndex)[name].__doc__), name
+        assert "AsyncIndex." not in said
+    assert "method: A name" in pydoc.plain(pydoc.render_doc(Index.search))
+    rest = [inspect.cleandoc(call.__doc__ or "").partition("\n")[2] for call in (connect, aconnect)]
+    assert rest[0] == rest[1]
+    assert "create: Make the collection" in rest[0]
+
+
+def test_the_names_of_methods_are_those_of_the_literal() -> None:
+    assert get_args(MethodName) == tuple(METHODS)
+
+
+def test_a_forgotten_await_says_so(encoder: M3Encoder) -> None:
+    async def main() -> None:
+        forgotten: Any = aconnect("memory:", encoder=encoder)
+        with pytest.raises(InvalidInput, match=r"aconnect was not awaited.*'search'") as raised:
+            await forgotten.search("fox")
+        assert "index = await aconnect" in str(raised.value)
+        with (
+            pytest.raises(InvalidInput, match=r"aconnect was not awaited: .* plain with"),
+            aconnect("memory:"),
+        ):  # type: ignore[attr-defined]
+            raise AssertionError
+        with pytest.raises(InvalidInput, match="no context manager for a plain with"):
+            with await aconnect("memory:", encoder=encoder):  # type: ignore[attr-defined]
+                raise AssertionError
+        with pytest.raises(InvalidInput, match="whose calls block"):
+            async with connect("memory:", encoder=encoder):  # type: ignore[attr-defined]
+                raise AssertionError
+        with pytest.warns(RuntimeWarning, match="aconnect was not awaited"):
+            aconnect("memory:")
+
+    anyio.run(main)
