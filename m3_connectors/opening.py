@@ -67,7 +67,7 @@ class Connecting:
 
 
 _NOT_AWAITED = "the result of aconnect was not awaited"
-_HOW_TO_AWAIT = "\n  Write index = await aconnect(…), or async with aconnect(…) as index; without an event loop, use connect."
+_HOW_TO_AWAIT = "\n  Write index = await aconnect(…), or async with aconnect(…) as index; or use connect."
 
 
 def aconnect(

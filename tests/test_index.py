@@ -555,14 +555,13 @@ def test_a_forgotten_await_says_so(encoder: M3Encoder) -> None:
         with pytest.raises(InvalidInput, match=r"aconnect was not awaited.*'search'") as raised:
             await forgotten.search("fox")
         assert "index = await aconnect" in str(raised.value)
-        with (
-            pytest.raises(InvalidInput, match=r"aconnect was not awaited: .* plain with"),
-            aconnect("memory:"),
-        ):  # type: ignore[attr-defined]
+        plain_with = pytest.raises(InvalidInput, match=r"aconnect was not awaited: .* plain with")
+        with plain_with, aconnect("memory:"):  # type: ignore[attr-defined]
             raise AssertionError
-        with pytest.raises(InvalidInput, match="no context manager for a plain with"):
-            with await aconnect("memory:", encoder=encoder):  # type: ignore[attr-defined]
-                raise AssertionError
+        index: Any = await aconnect("memory:", encoder=encoder)
+        with pytest.raises(InvalidInput, match="no context manager for a plain with"), index:
+            raise AssertionError
+        await index.close()
         with pytest.raises(InvalidInput, match="whose calls block"):
             async with connect("memory:", encoder=encoder):  # type: ignore[attr-defined]
                 raise AssertionError
