@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -285,6 +287,81 @@ class TestSearch:
     def test_nothing_passes(self, m3: M3, filled: str) -> None:
         run = m3("search", filled, "fox", "--filter", '{"size": 0}')
         assert (run.code, run.out) == (0, "  no document passes the filter\n")
+
+
+class TestModelOfACollection:
+    """A collection is opened with the model that wrote it, wherever the command runs."""
+
+    @pytest.fixture
+    def project(self, m3: M3, corpus: Path, tmp_path: Path) -> Path:
+        """A folder with a model and a store that was filled from inside it."""
+        folder = tmp_path / "project"
+        (folder / "models").mkdir(parents=True)
+        write_checkpoint(folder / "models" / "small")
+        (folder / "elsewhere").mkdir()
+        with contextlib.chdir(folder):
+            assert m3("index", "qdrant:./data", corpus, "-m", "models/small").code == 0
+        return folder
+
+    def forget(self) -> None:
+        (Path(os.environ["M3_CACHE_DIR"]) / "models.json").unlink()
+
+    def test_one_that_was_used_on_this_machine_is_found_by_its_fingerprint(
+        self, m3: M3, project: Path, tmp_path: Path
+    ) -> None:
+        (tmp_path / "away").mkdir()
+        (project / "data").rename(tmp_path / "away" / "data")
+        with contextlib.chdir(tmp_path / "away"):
+            run = m3("search", "qdrant:./data", "fox", "--json")
+            again = m3("search", "qdrant:./data", "fox")
+        assert len(run.json["hits"]) == 3
+        assert run.err == f"the collection's model models/small is found in {project}/models/small\n"
+        assert again.code == 0
+
+    def test_one_beside_the_store_is_found(self, m3: M3, project: Path, tmp_path: Path) -> None:
+        self.forget()  # as on another machine
+        moved = tmp_path / "moved"
+        project.rename(moved)
+        (tmp_path / "away").mkdir()
+        with contextlib.chdir(tmp_path / "away"):
+            run = m3("search", f"qdrant:{moved}/data", "fox", "--json")
+            findings = m3("doctor", f"qdrant:{moved}/data", "--json").json["findings"]
+        assert len(run.json["hits"]) == 3
+        assert f"is found in {moved}/models/small" in run.err
+        assert [f["value"].partition(" ")[0] for f in findings if f["what"] == "model"] == [
+            f"{moved}/models/small"
+        ]
+
+    def test_a_namesake_is_passed_over(self, m3: M3, project: Path, tmp_path: Path) -> None:
+        (tmp_path / "away" / "models").mkdir(parents=True)
+        write_checkpoint(tmp_path / "away" / "models" / "small", seed=9)
+        with contextlib.chdir(tmp_path / "away"):
+            run = m3("search", f"qdrant:{project}/data", "fox", "--json")
+        assert len(run.json["hits"]) == 3
+        assert f"is found in {project}/models/small" in run.err
+
+    def test_one_that_is_nowhere_is_named_with_what_to_do(
+        self, m3: M3, project: Path, tmp_path: Path
+    ) -> None:
+        (project / "models" / "small").rename(tmp_path / "kept")
+        (tmp_path / "away" / "models").mkdir(parents=True)
+        write_checkpoint(tmp_path / "away" / "models" / "small", seed=9)
+        (Path(os.environ["M3_CACHE_DIR"]) / "models.json").write_text("{damaged")
+        url = f"qdrant:{project}/data"
+        with contextlib.chdir(tmp_path / "away"):
+            run = m3("search", url, "fox")
+            found = m3("search", url, "fox", "--json", "-m", tmp_path / "kept")
+        assert (run.code, run.out) == (1, "")
+        first, *rest = run.err.splitlines()
+        assert re.fullmatch(
+            r'ModelFormat: collection "documents" was written by models/small \(32 dims\) '
+            r"\(fingerprint [0-9a-f]{12}\), which is not found here\.",
+            first,
+        )
+        assert re.search(r"away/models/small holds another model \(fingerprint [0-9a-f]{12}\)\.", rest[0])
+        assert "A directory models/small was looked for below this directory and its parents" in rest[1]
+        assert rest[-1] == "  Say where it is: --model DIRECTORY, or M3_MODEL=DIRECTORY."
+        assert len(found.json["hits"]) == 3
 
 
 def test_explain(m3: M3, filled: str, encoder: M3Encoder) -> None:
