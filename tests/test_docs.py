@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+import m3_connectors
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -65,3 +68,12 @@ def _module(page: Path) -> str:
 def test_links_into_the_repository_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\((?!https?://|#|mailto:)([^)#]+)", page.read_text(encoding="utf-8")):
         assert (page.parent / target).exists(), target
+
+
+def test_the_api_page_is_what_the_docstrings_say() -> None:
+    made = runpy.run_path(str(ROOT / "docs" / "make_api.py"))
+    assert made["grouped"]() >= set(m3_connectors.__all__), "a public name has no place in docs/make_api.py"
+    on_disk = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    assert made["page"]() == on_disk, "docs/api.md is stale: run python docs/make_api.py"
+    for call in ("search", "search_many", "add", "get", "delete", "count", "describe", "drop", "explain"):
+        assert f"#### Index.{call}\n" in on_disk

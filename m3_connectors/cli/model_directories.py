@@ -2,8 +2,8 @@
 
 A collection records a model directory's last two names and its fingerprint, not its path: paths name people and
 machines, they change, and a collection on a server is opened from many machines. So this machine keeps a list of its
-own of the model directories that were used here, by fingerprint. Whoever opens a model compares its fingerprint with the
-collection's, so a directory that is found wrongly is never used.
+own of the model directories that were used here, by fingerprint. Whoever opens a model compares its fingerprint with
+the collection's, so a directory that is found wrongly is never used.
 """
 
 from __future__ import annotations
