@@ -126,7 +126,7 @@ def searches(index: Index, queries: M3Embeddings, state: str) -> Iterator[Row]:
             yield {
                 "kind": "search",
                 "state": state,
-                "dimension": queries.dense.shape[1] if queries.dense is not None else 0,
+                "dimension": queries.dense.shape[1] if "dense" in queries.components else 0,
                 "method": method,
                 "query": number - _WARM_UP,
                 "seconds": seconds,

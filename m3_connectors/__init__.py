@@ -11,7 +11,7 @@ import logging
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from m3_connectors.adding import AddReport
+    from m3_connectors.adding import AddReport, CutDocument
     from m3_connectors.backends.base import Storage
     from m3_connectors.backends.listing import CollectionInfo
     from m3_connectors.blocking import Index, connect, list_collections
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "adding": ("AddReport",),
+    "adding": ("AddReport", "CutDocument"),
     "backends.base": ("Storage",),
     "backends.listing": ("CollectionInfo",),
     "blocking": ("Index", "connect", "list_collections"),
@@ -76,6 +76,7 @@ __all__ = [
     "AsyncIndex",
     "BackendError",
     "CollectionInfo",
+    "CutDocument",
     "Document",
     "Explanation",
     "Hit",

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 
 import anyio.lowlevel
+import numpy as np
 
 from m3_connectors.backends.base import Backend
 from m3_connectors.backends.checks import check_stored
@@ -18,7 +19,42 @@ _BATCH_DOCUMENTS = 512
 _BATCH_CHARACTERS = 64_000
 """About 16,000 tokens: 64 MB of float32 multi-vectors at 1,024 dimensions, seconds of encoding."""
 
+MOST_CUT_NAMED = 1000
+"""Cut documents that a report names; ``on_cut`` is told of every one."""
+
 Encode = Callable[[list[str]], Awaitable[M3Embeddings]]
+
+
+@dataclasses.dataclass(frozen=True)
+class CutDocument:
+    """A document longer than the encoder's maximum: its text is stored whole, and found by its beginning alone.
+
+    Attributes:
+        id: The document's.
+        token_count: Tokens of its whole text; None where embeddings were given that do not say so.
+        kept_token_count: How many of them, from the first, were encoded; None likewise.
+    """
+
+    id: str
+    token_count: int | None
+    kept_token_count: int | None
+
+    @property
+    def lost_token_count(self) -> int | None:
+        """Tokens that no search can find; None where unknown."""
+        if self.token_count is None or self.kept_token_count is None:
+            return None
+        return self.token_count - self.kept_token_count
+
+    @property
+    def lost_share(self) -> float | None:
+        """Their share of the text, 0 to 1; None where unknown."""
+        lost = self.lost_token_count
+        return None if lost is None or not self.token_count else lost / self.token_count
+
+
+OnCut = Callable[[CutDocument], object]
+"""Called with each document whose text was cut."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,12 +65,17 @@ class AddReport:
         written: Documents stored, each id counted once.
         duplicates: Ids that came more than once in the call; the last one was kept.
         truncated: Documents whose text was longer than the encoder's maximum and was cut.
+        lost_tokens: Tokens that were cut off, of all documents together.
+        cut: Which documents were cut and how far: the first 1,000 of them, so that the report stays small. ``add``
+            tells its ``on_cut`` of every one.
         pooled: Long documents whose multi-vector rows were pooled, as the collection's storage says.
     """
 
     written: int
     duplicates: tuple[str, ...] = ()
     truncated: int = 0
+    lost_tokens: int = 0
+    cut: tuple[CutDocument, ...] = ()
     pooled: int = 0
 
 
@@ -51,7 +92,8 @@ class Adding:
         self._encode = encode
         self._written: set[str] = set()
         self._duplicates: dict[str, None] = {}
-        self._truncated = 0
+        self._truncated = self._lost_tokens = 0
+        self._cut: list[CutDocument] = []
         self._pooled = 0
 
     def batches(
@@ -84,8 +126,8 @@ class Adding:
             )
             start += len(batch)
 
-    async def store(self, batch: Sequence[Document], embeddings: M3Embeddings | None) -> None:
-        """Write one batch; of an id that comes twice, the last one."""
+    async def store(self, batch: Sequence[Document], embeddings: M3Embeddings | None) -> list[CutDocument]:
+        """Write one batch, of an id that comes twice the last one; which documents were cut."""
         last = {document.id: i for i, document in enumerate(batch)}
         repeated = (d.id for i, d in enumerate(batch) if d.id in self._written or last[d.id] != i)
         self._duplicates |= dict.fromkeys(repeated)
@@ -99,13 +141,44 @@ class Adding:
         await anyio.lowlevel.checkpoint()
         await self._backend.upsert(chosen, embeddings)
         self._written.update(last)
-        self._truncated += embeddings.truncated_count
+        cut = list(_cut_documents(chosen, embeddings))
+        self._truncated += len(cut)
+        self._lost_tokens += sum(document.lost_token_count or 0 for document in cut)
+        self._cut += cut[: MOST_CUT_NAMED - len(self._cut)]
         self._pooled += int(long_documents(self._backend.schema.storage, embeddings).sum())
+        return cut
+
+    def tell(
+        self, cut: Sequence[CutDocument], on_cut: OnCut | None, progress: Callable[[int], object] | None
+    ) -> None:
+        """Tell the caller's functions of a batch that is stored."""
+        if on_cut:
+            for document in cut:
+                on_cut(document)
+        if progress:
+            progress(len(self._written))
 
     @property
     def report(self) -> AddReport:
         """What was stored so far."""
-        return AddReport(len(self._written), tuple(self._duplicates), self._truncated, self._pooled)
+        return AddReport(
+            written=len(self._written),
+            duplicates=tuple(self._duplicates),
+            truncated=self._truncated,
+            lost_tokens=self._lost_tokens,
+            cut=tuple(self._cut),
+            pooled=self._pooled,
+        )
+
+
+def _cut_documents(documents: Sequence[Document], embeddings: M3Embeddings) -> Iterator[CutDocument]:
+    counts, kept = embeddings.token_counts, embeddings.kept_token_counts
+    for i in np.flatnonzero(embeddings.truncated).tolist():
+        yield CutDocument(
+            documents[i].id,
+            None if counts is None else int(counts[i]),
+            None if kept is None else int(kept[i]),
+        )
 
 
 def _bounded(documents: Iterable[Document]) -> Iterator[list[Document]]:

@@ -10,13 +10,13 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
 import anyio.lowlevel
 from anyio.from_thread import BlockingPortal
 
-from m3_connectors.adding import AddReport
+from m3_connectors.adding import AddReport, OnCut
 from m3_connectors.backends.base import Schema, Storage
 from m3_connectors.backends.listing import CollectionInfo
 from m3_connectors.backends.registry import DEFAULT_COLLECTION
@@ -33,7 +33,7 @@ from m3_connectors.index import (
     RawFilter,
 )
 from m3_connectors.listing import alist_collections
-from m3_connectors.methods import Method
+from m3_connectors.methods import Method, MethodName
 from m3_connectors.opening import WeightsByMethod, aconnect
 
 T = TypeVar("T")
@@ -123,7 +123,10 @@ class Index:
 
     @property
     def methods(self) -> Mapping[str, Method]:
-        """See AsyncIndex.methods."""
+        """The five methods by name, under the weights that ``search`` gives them when it takes a name.
+
+        These are the weights given to ``connect``, else those that the model ships with, else the paper's for MIRACL.
+        """
         return self._index.methods
 
     def add(
@@ -132,26 +135,66 @@ class Index:
         *,
         embeddings: M3Embeddings | None = None,
         progress: Progress | None = None,
+        on_cut: OnCut | None = None,
     ) -> AddReport:
-        """See AsyncIndex.add."""
+        """Store documents, replacing those whose ids are there.
+
+        A list is checked as a whole before anything is written. Any other iterable is read, checked, encoded and
+        written in batches, so its texts and vectors may take more than memory (its ids are kept, to count each once):
+        an error leaves the batches before it stored. Repeat the call to go on: it changes nothing that is already
+        right. The iterable is read on the event loop (by ``Index``, in the calling thread); one that waits long for
+        its documents is better read in parts.
+
+        Args:
+            documents: The documents.
+            embeddings: Their embeddings, row i for document i; encoded here by default.
+            progress: Called after each batch with the number of documents stored so far.
+            on_cut: Called with each document whose text was longer than the encoder's maximum, once it is stored: only
+                the beginning of such a text is encoded. The report names the first 1,000 of them.
+
+        Returns:
+            How many were stored, which ids came twice, and which documents were cut.
+
+        Raises:
+            InvalidInput: A document or a vector is not fit to be stored, or there is no encoder.
+            ModelMismatch: The embeddings are another model's than the collection's.
+            BackendError: The store failed.
+        """
         adding = self._index._adding()
         # The caller's iterable is read in the caller's thread: it may hold a database cursor, or ask this index.
         for batch, vectors in adding.batches(documents, embeddings):
-            self._loop.run(partial(adding.store, batch, vectors))
-            if progress:
-                progress(adding.report.written)
+            adding.tell(self._loop.run(partial(adding.store, batch, vectors)), on_cut, progress)
         return adding.report
 
     def search(
         self,
         query: Query,
         *,
-        method: Method | str = "all",
+        method: Method | MethodName = "all",
         k: int = 10,
         filter: RawFilter | None = None,
         exact: bool = False,
     ) -> list[Hit]:
-        """See AsyncIndex.search."""
+        """The k best documents for a query.
+
+        Args:
+            query: A text, or embeddings of one text. A text that is longer than the model reads is cut: the log says
+                how far, each time.
+            method: A name (under the weights that ``methods`` shows) or a Method such as
+                ``ALL.weighted(0.15, 0.5, 0.35)`` (exactly these weights). For a name that is a variable, give
+                ``index.methods[name]``.
+            k: Most hits, >= 1.
+            filter: Only documents whose metadata pass, such as ``{"year": {"$gte": 2020}}``.
+            exact: No approximate list in the store.
+
+        Returns:
+            Best first, equal scores by id; each with the scores of all components stored.
+
+        Raises:
+            InvalidInput: A bad query, method, k or filter.
+            ModelMismatch: The query's embeddings are another model's.
+            BackendError: The store failed.
+        """
         call = partial(self._index.search, query, method=method, k=k, filter=filter, exact=exact)
         return self._loop.run(call)
 
@@ -159,46 +202,119 @@ class Index:
         self,
         queries: Iterable[Query],
         *,
-        method: Method | str = "all",
+        method: Method | MethodName = "all",
         k: int = 10,
         filter: RawFilter | None = None,
         exact: bool = False,
     ) -> list[list[Hit]]:
-        """See AsyncIndex.search_many."""
+        """The k best documents for each of many queries, which are encoded together and searched at the same time.
+
+        Args:
+            queries: Texts, or embeddings of one text each.
+            method: As in ``search``; so are k, filter and exact.
+            k: Most hits of each query, >= 1.
+            filter: Only documents whose metadata pass.
+            exact: No approximate list in the store.
+
+        Returns:
+            The hits of each query, in the order of the queries.
+
+        Raises:
+            InvalidInput: A bad query (says which), method, k or filter.
+            ModelMismatch: The embeddings of a query are another model's.
+            BackendError: The store failed.
+        """
         call = partial(self._index.search_many, queries, method=method, k=k, filter=filter, exact=exact)
         return self._loop.run(call)
 
-    def explain(self, query: str, id: str, *, method: Method | str = "all") -> Explanation:
-        """See AsyncIndex.explain."""
+    def explain(self, query: str, id: str, *, method: Method | MethodName = "all") -> Explanation:
+        """Why a document scores as it does for a query, whether or not it would be found.
+
+        Args:
+            query: A text.
+            id: The document's id.
+            method: Whose weights are shown, as in ``search``.
+
+        Returns:
+            The scores, the tokens that both texts share, and the nearest document token of each query token.
+
+        Raises:
+            NotFound: No such document.
+            InvalidInput: No encoder, or a bad query or method.
+            BackendError: The store failed.
+        """
         return self._loop.run(partial(self._index.explain, query, id, method=method))
 
     def delete(self, ids: Sequence[str] | None = None, *, filter: RawFilter | None = None) -> int:
-        """See AsyncIndex.delete."""
+        """Remove documents by id or by filter, one of the two.
+
+        Args:
+            ids: Ids of the documents; those that are not there are passed over.
+            filter: Documents whose metadata pass, such as ``{"year": {"$lt": 2020}}``.
+
+        Returns:
+            How many documents were there and are removed.
+
+        Raises:
+            InvalidInput: Neither or both are given, or the filter is empty (``drop`` removes everything).
+            BackendError: The store failed.
+        """
         return self._loop.run(partial(self._index.delete, ids, filter=filter))
 
     def get(self, ids: Sequence[str]) -> list[Document | None]:
-        """See AsyncIndex.get."""
+        """Documents by id.
+
+        Args:
+            ids: Ids, each any number of times.
+
+        Returns:
+            The documents in the order of their ids; None where there is none.
+
+        Raises:
+            InvalidInput: ``ids`` is no list of strings.
+            BackendError: The store failed.
+        """
         return self._loop.run(partial(self._index.get, ids))
 
     def count(self, filter: RawFilter | None = None) -> int:
-        """See AsyncIndex.count."""
+        """How many documents pass a filter.
+
+        Args:
+            filter: As in ``search``; without one, all documents are counted.
+
+        Raises:
+            InvalidInput: A bad filter.
+            BackendError: The store failed.
+        """
         return self._loop.run(partial(self._index.count, filter))
 
     def describe(self) -> Description:
-        """See AsyncIndex.describe."""
+        """What the collection says about itself: its store, name, model, components, storage and number of documents.
+
+        Raises:
+            BackendError: The store failed.
+        """
         return self._loop.run(self._index.describe)
 
     def optimize(self) -> None:
-        """See AsyncIndex.optimize."""
+        """Let the store build what makes searches faster, such as a graph, and wait for it; nothing if there is none.
+
+        Raises:
+            BackendError: The store failed.
+        """
         self._loop.run(self._index.optimize)
 
     def drop(self) -> None:
-        """See AsyncIndex.drop."""
+        """Remove the collection and all it holds, and close the index.
+
+        Raises:
+            BackendError: The store failed.
+        """
         self._loop.run(self._index.drop)
         self.close()
 
     def close(self) -> None:
-        """Give back connections, locks and the index's thread; safe to call twice."""
+        """Give back connections and locks (and of ``Index``, its thread); safe to call twice."""
         if self in _open:
             _open.discard(self)
             try:
@@ -208,6 +324,17 @@ class Index:
 
     def __enter__(self) -> Index:
         return self
+
+    if not TYPE_CHECKING:  # a type checker finds this mistake by itself
+
+        def __aenter__(self) -> None:
+            raise InvalidInput(
+                "connect gives an Index, whose calls block: it is no context manager for async with.\n"
+                "  Write with connect(…) as index, or async with aconnect(…) as index."
+            )
+
+        def __aexit__(self, *_: object) -> None:
+            """Never comes to be called."""
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -225,16 +352,43 @@ def connect(
     create: bool = True,
     **options: Any,
 ) -> Index:
-    """Open a collection, or make it, at ``memory:``, ``qdrant:DIRECTORY``, ``milvus:FILE.db`` or a server's URL.
+    """Open a collection, or make it: ``index = connect(…)`` or ``with connect(…) as index``.
 
-    ``aconnect``, blocking: its arguments and errors; the options of each store are in docs/servers.md.
+    Args:
+        url: Where it is: ``memory:``, ``qdrant:DIRECTORY``, ``milvus:FILE.db``, or a server's
+            ``qdrant+http(s)://``, ``milvus+http(s)://`` or ``elasticsearch+http(s)://HOST:PORT``.
+        collection: Its name there.
+        encoder: Turns texts into vectors; without one, give embeddings to ``add`` and ``search``.
+        storage: How a new collection keeps its vectors; an existing one must have been made so.
+        weights: A weights file such as ``m3 tune`` writes, or weights by method name: what a method by name uses
+            then, instead of the model's own.
+        create: Make the collection if it is not there (needs an encoder, whose model it records). Of several that
+            start at the same time one makes it, and the others open it.
+        **options: The store's own, such as ``api_key``, ``ca_certs``, ``timeout_seconds`` or ``refresh``: all are in
+            docs/servers.md. Unknown ones are refused.
+
+    Raises:
+        NotFound: No such collection, and ``create`` is false or there is no encoder.
+        ModelMismatch: The collection was written by another model than the encoder's.
+        InvalidInput: An unusable URL, collection name, weights file or option.
+        Unsupported: An option that only other stores take.
+        MissingDependency: The store's client is not installed.
+        FileNotFoundError: There is no such weights file.
+        BackendError: The store failed.
     """
     loop = _Loop()
     try:
-        opening = aconnect(
-            url, collection, encoder=encoder, storage=storage, weights=weights, create=create, **options
+        opened = partial(
+            aconnect,
+            url,
+            collection,
+            encoder=encoder,
+            storage=storage,
+            weights=weights,
+            create=create,
+            **options,
         )
-        return Index(loop.run(lambda: opening), loop)
+        return Index(loop.run(opened), loop)
     except BaseException:
         loop.stop()
         raise

@@ -149,62 +149,153 @@ class MultiVectors:
         return (self[i] for i in range(len(self)))
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
 class M3Embeddings:
-    """The representations of n texts (paper section 3.2); a component that was not asked for is None.
+    """The representations of n texts (paper section 3.2), in columns; immutable.
 
-    Attributes:
+    Args:
         dense: float32 ``[n, d]``, unit rows.
-        sparse: scipy CSR float32 ``[n, vocabulary]``, weights > 0.
+        sparse: scipy CSR float32 ``[n, vocabulary]``, weights > 0; another sparse format is converted.
         multivectors: Per text float32 ``[tokens - 1, d]``, unit rows (the first token, ``<s>``, has none).
-        truncated: bool ``[n]``: the text was longer than the maximum and was cut.
+        truncated: bool ``[n]``: the text was longer than the maximum and was cut; by default none was.
         model: Who made them; None for vectors of unknown origin.
+        token_counts: int64 ``[n]``: tokens of each whole text, ``<s>`` and ``</s>`` included; None where unknown.
+        kept_token_counts: int64 ``[n]``: how many of them the model read; None where unknown.
 
     Raises:
         InvalidInput: No component is given, or shapes and dtypes do not fit each other.
     """
 
-    dense: Float32 | None = None
-    sparse: sp.csr_array | None = None
-    multivectors: MultiVectors | None = None
-    truncated: Bool | None = None
-    model: ModelInfo | None = None
+    __slots__ = (
+        "_dense",
+        "_kept_token_counts",
+        "_model",
+        "_multivectors",
+        "_sparse",
+        "_token_counts",
+        "_truncated",
+    )
 
-    def __post_init__(self) -> None:
-        if self.dense is not None and (
-            not isinstance(self.dense, np.ndarray) or self.dense.ndim != 2 or self.dense.dtype != np.float32
+    def __init__(
+        self,
+        dense: Float32 | None = None,
+        sparse: sp.csr_array | None = None,
+        multivectors: MultiVectors | None = None,
+        truncated: Bool | None = None,
+        model: ModelInfo | None = None,
+        token_counts: Int64 | None = None,
+        kept_token_counts: Int64 | None = None,
+    ) -> None:
+        if dense is not None and (
+            not isinstance(dense, np.ndarray) or dense.ndim != 2 or dense.dtype != np.float32
         ):
-            raise InvalidInput(f"dense is {_shape(self.dense)}; it must be a float32 array [n, d].")
-        if self.sparse is not None:
-            matrix = sp.csr_array(self.sparse)
-            if matrix.dtype != np.float32:
-                raise InvalidInput(f"sparse is {matrix.dtype}; it must be float32.")
-            object.__setattr__(self, "sparse", matrix)
-        sizes = {name: _rows(getattr(self, _ATTRIBUTES[name])) for name in self.components}
+            raise InvalidInput(f"dense is {_shape(dense)}; it must be a float32 array [n, d].")
+        if sparse is not None:
+            sparse = sp.csr_array(sparse)
+            if sparse.dtype != np.float32:
+                raise InvalidInput(f"sparse is {sparse.dtype}; it must be float32.")
+        columns: dict[Component, Float32 | sp.csr_array | MultiVectors | None]
+        columns = {"dense": dense, "sparse": sparse, "multivector": multivectors}
+        sizes = {name: _rows(column) for name, column in columns.items() if column is not None}
         if not sizes:
             raise InvalidInput("M3Embeddings needs at least one of dense, sparse and multivectors.")
         if len(set(sizes.values())) > 1:
             raise InvalidInput(f"the components differ in their number of texts: {sizes}.")
-        if self.truncated is None:
-            object.__setattr__(self, "truncated", np.zeros(len(self), dtype=np.bool_))
-        elif not isinstance(self.truncated, np.ndarray) or self.truncated.shape != (len(self),):
-            raise InvalidInput(
-                f"truncated is {_shape(self.truncated)}; it must be a bool array [{len(self)}]."
-            )
+        self._dense, self._sparse, self._multivectors = dense, sparse, multivectors
+        self._model = model
+        if truncated is None:
+            truncated = np.zeros(len(self), dtype=np.bool_)
+        for name, counts in (
+            ("truncated", truncated),
+            ("token_counts", token_counts),
+            ("kept_token_counts", kept_token_counts),
+        ):
+            if counts is not None and (not isinstance(counts, np.ndarray) or counts.shape != (len(self),)):
+                kind = "a bool" if name == "truncated" else "an int64"
+                raise InvalidInput(f"{name} is {_shape(counts)}; it must be {kind} array [{len(self)}].")
+        self._truncated: Bool = truncated
+        self._token_counts, self._kept_token_counts = token_counts, kept_token_counts
+
+    @property
+    def dense(self) -> Float32:
+        """Dense vectors, float32 ``[n, d]``, unit rows.
+
+        Raises:
+            InvalidInput: They are not there: they were not asked for.
+        """
+        return self._present(self._dense, "dense")
+
+    @property
+    def sparse(self) -> sp.csr_array:
+        """Token weights, scipy CSR float32 ``[n, vocabulary]``, > 0.
+
+        Raises:
+            InvalidInput: They are not there: they were not asked for.
+        """
+        return self._present(self._sparse, "sparse")
+
+    @property
+    def multivectors(self) -> MultiVectors:
+        """Per text float32 ``[tokens - 1, d]``, unit rows (the first token, ``<s>``, has none).
+
+        Raises:
+            InvalidInput: They are not there: they were not asked for.
+        """
+        return self._present(self._multivectors, "multivector")
+
+    @property
+    def truncated(self) -> Bool:
+        """Which texts were longer than the maximum and were cut, bool ``[n]``."""
+        return self._truncated
+
+    @property
+    def token_counts(self) -> Int64 | None:
+        """Tokens of each whole text, ``<s>`` and ``</s>`` included, int64 ``[n]``; None where unknown."""
+        return self._token_counts
+
+    @property
+    def kept_token_counts(self) -> Int64 | None:
+        """How many of these tokens the model read, int64 ``[n]``; None where unknown."""
+        return self._kept_token_counts
+
+    @property
+    def model(self) -> ModelInfo | None:
+        """Who made the vectors; None where unknown."""
+        return self._model
 
     @property
     def components(self) -> tuple[Component, ...]:
         """The components that are there."""
-        return tuple(name for name in COMPONENTS if getattr(self, _ATTRIBUTES[name]) is not None)
+        return tuple(name for name in COMPONENTS if self._column(name) is not None)
 
     @property
     def truncated_count(self) -> int:
         """How many texts were cut."""
-        assert self.truncated is not None
-        return int(self.truncated.sum())
+        return int(self._truncated.sum())
+
+    def replace(self, **parts: Any) -> M3Embeddings:
+        """A copy in which the named arguments of ``M3Embeddings`` are others; None takes a component out."""
+        own = {name.removeprefix("_"): getattr(self, name) for name in self.__slots__}
+        return M3Embeddings(**(own | parts))
+
+    def __repr__(self) -> str:
+        return f"<M3Embeddings of {len(self)} texts: {', '.join(self.components)}; {self._model or 'unknown model'}>"
+
+    def _column(self, component: Component) -> Float32 | sp.csr_array | MultiVectors | None:
+        return {"dense": self._dense, "sparse": self._sparse, "multivector": self._multivectors}[component]
+
+    def _present(self, column: T | None, component: Component) -> T:
+        if column is None:
+            there = ", ".join(self.components)
+            raise InvalidInput(
+                f"these embeddings have no {component} component, only {there}.\n"
+                f"  Encode with components={(*self.components, component)!r}, or ask .components first."
+            )
+        return column
 
     def __len__(self) -> int:
-        return _rows(getattr(self, _ATTRIBUTES[self.components[0]]))
+        return next(
+            _rows(column) for column in (self._dense, self._sparse, self._multivectors) if column is not None
+        )
 
     def __getitem__(self, at: int | slice) -> M3Embeddings:
         """The texts of a slice; an int gives a batch of one."""
@@ -212,11 +303,13 @@ class M3Embeddings:
             i = _position(at, len(self))
             at = slice(i, i + 1)
         return M3Embeddings(
-            dense=None if self.dense is None else self.dense[at],
-            sparse=None if self.sparse is None else self.sparse[at],
-            multivectors=None if self.multivectors is None else self.multivectors[at],
-            truncated=None if self.truncated is None else self.truncated[at],
-            model=self.model,
+            dense=None if self._dense is None else self._dense[at],
+            sparse=None if self._sparse is None else self._sparse[at],
+            multivectors=None if self._multivectors is None else self._multivectors[at],
+            truncated=self._truncated[at],
+            model=self._model,
+            token_counts=None if self._token_counts is None else self._token_counts[at],
+            kept_token_counts=None if self._kept_token_counts is None else self._kept_token_counts[at],
         )
 
     def __iter__(self) -> Iterator[M3Embeddings]:
@@ -237,16 +330,19 @@ class M3Embeddings:
                 raise InvalidInput(
                     f"cannot join {first.components} of {first.model} with {part.components} of {part.model}."
                 )
+        names = first.components
         return cls(
-            dense=None if first.dense is None else np.concatenate([_some(part.dense) for part in parts]),
-            sparse=None
-            if first.sparse is None
-            else sp.csr_array(sp.vstack([_some(part.sparse) for part in parts], format="csr")),
-            multivectors=None
-            if first.multivectors is None
-            else MultiVectors.concatenate([_some(part.multivectors) for part in parts]),
-            truncated=np.concatenate([_some(part.truncated) for part in parts]),
+            dense=np.concatenate([part.dense for part in parts]) if "dense" in names else None,
+            sparse=sp.csr_array(sp.vstack([part.sparse for part in parts], format="csr"))
+            if "sparse" in names
+            else None,
+            multivectors=MultiVectors.concatenate([part.multivectors for part in parts])
+            if "multivector" in names
+            else None,
+            truncated=np.concatenate([part.truncated for part in parts]),
             model=first.model,
+            token_counts=_joined([part.token_counts for part in parts]),
+            kept_token_counts=_joined([part.kept_token_counts for part in parts]),
         )
 
     def lexical_weights(self, i: int, vocabulary: Vocabulary) -> dict[str, float]:
@@ -255,10 +351,6 @@ class M3Embeddings:
         Raises:
             InvalidInput: The sparse component is not there.
         """
-        if self.sparse is None:
-            raise InvalidInput(
-                "these embeddings have no sparse component: encode with components=('sparse',)."
-            )
         row = self.sparse[[_position(i, len(self))]]
         return {
             vocabulary.id_to_token(int(row.indices[j])) or f"<{row.indices[j]}>": float(row.data[j])
@@ -278,20 +370,26 @@ class M3Embeddings:
                 f"{target} cannot be a file: {'it' if target.is_dir() else target.parent} is "
                 f"{'a directory' if target.is_dir() else 'no directory'}."
             )
-        tensors: dict[str, npt.NDArray[np.generic]] = {"truncated": _some(self.truncated)}
-        if self.dense is not None:
-            tensors["dense"] = np.ascontiguousarray(self.dense)
-        if self.sparse is not None:
-            tensors["sparse.indptr"] = self.sparse.indptr.astype(np.int64)
-            tensors["sparse.indices"] = self.sparse.indices.astype(np.int64)
-            tensors["sparse.data"] = self.sparse.data
-        if self.multivectors is not None:
-            tensors["multivectors.rows"] = np.ascontiguousarray(self.multivectors.rows)
-            tensors["multivectors.offsets"] = self.multivectors.offsets
+        tensors: dict[str, npt.NDArray[np.generic]] = {"truncated": self._truncated}
+        for name, counts in (
+            ("token_counts", self._token_counts),
+            ("kept_token_counts", self._kept_token_counts),
+        ):
+            if counts is not None:
+                tensors[name] = np.ascontiguousarray(counts)
+        if self._dense is not None:
+            tensors["dense"] = np.ascontiguousarray(self._dense)
+        if self._sparse is not None:
+            tensors["sparse.indptr"] = self._sparse.indptr.astype(np.int64)
+            tensors["sparse.indices"] = self._sparse.indices.astype(np.int64)
+            tensors["sparse.data"] = self._sparse.data
+        if self._multivectors is not None:
+            tensors["multivectors.rows"] = np.ascontiguousarray(self._multivectors.rows)
+            tensors["multivectors.offsets"] = self._multivectors.offsets
         header = {
             "format": _FORMAT,
-            "vocabulary_size": None if self.sparse is None else int(self.sparse.shape[1]),
-            "model": None if self.model is None else dataclasses.asdict(self.model),
+            "vocabulary_size": None if self._sparse is None else int(self._sparse.shape[1]),
+            "model": None if self._model is None else dataclasses.asdict(self._model),
         }
         partial = target.with_name(f"{target.name}.{os.getpid()}.tmp")
         try:
@@ -344,10 +442,11 @@ class M3Embeddings:
             multivectors=multivectors,
             truncated=tensors["truncated"],
             model=ModelInfo(**header["model"]) if header["model"] else None,
+            token_counts=tensors.get("token_counts"),
+            kept_token_counts=tensors.get("kept_token_counts"),
         )
 
 
-_ATTRIBUTES = {"dense": "dense", "sparse": "sparse", "multivector": "multivectors"}
 _FORMAT = "M3Embeddings/1"
 
 
@@ -368,6 +467,7 @@ def _shape(array: object) -> str:
     return f"{array.dtype} {list(array.shape)}"
 
 
-def _some(value: T | None) -> T:
-    assert value is not None
-    return value
+def _joined(parts: Sequence[Int64 | None]) -> Int64 | None:
+    """The counts of all parts; None where one is unknown."""
+    known = [part for part in parts if part is not None]
+    return np.concatenate(known) if len(known) == len(parts) else None

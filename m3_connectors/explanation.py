@@ -106,7 +106,6 @@ def explain(
 
 
 def _matches(names: Tokens, vectors: M3Embeddings, stored: M3Embeddings) -> tuple[TokenMatch, ...]:
-    assert vectors.sparse is not None and stored.sparse is not None
     ours = dict(zip(vectors.sparse.indices.tolist(), vectors.sparse.data.tolist(), strict=True))
     theirs = dict(zip(stored.sparse.indices.tolist(), stored.sparse.data.tolist(), strict=True))
     shared = [
@@ -124,7 +123,6 @@ def _pairs(
     stored: M3Embeddings,
     pools: Callable[[int], bool],
 ) -> tuple[TokenPair, ...]:
-    assert vectors.multivectors is not None and stored.multivectors is not None
     similarities = vectors.multivectors[0] @ stored.multivectors[0].T
     best = similarities.argmax(axis=1)
     asked = _named(names.token_strings(query), len(similarities))

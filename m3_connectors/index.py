@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from types import TracebackType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import anyio
 import anyio.to_thread
 
-from m3_connectors.adding import Adding, AddReport
+from m3_connectors.adding import Adding, AddReport, OnCut
 from m3_connectors.backends.base import Backend, Schema, ScoredId
 from m3_connectors.backends.together import together
 from m3_connectors.documents import Document, Hit
@@ -19,7 +20,7 @@ from m3_connectors.embeddings import COMPONENTS, Component, M3Embeddings, ModelI
 from m3_connectors.errors import DocumentNotFound, InvalidInput
 from m3_connectors.explanation import Explanation, explain
 from m3_connectors.filters import parse_filter
-from m3_connectors.methods import METHODS, Method, Weights
+from m3_connectors.methods import METHODS, Method, MethodName, Weights
 from m3_connectors.scoring import as_float16
 
 Query = str | M3Embeddings
@@ -32,6 +33,8 @@ Progress = Callable[[int], None]
 """Called with the number of documents that are safely stored so far."""
 
 _CONCURRENT_SEARCHES = 16
+
+_log = logging.getLogger(__name__)
 
 
 class Encoder(Protocol):
@@ -93,7 +96,10 @@ class AsyncIndex:
 
     @property
     def methods(self) -> Mapping[str, Method]:
-        """The five methods by name; weights given to connect, else the model's own, else the paper's for MIRACL."""
+        """The five methods by name, under the weights that ``search`` gives them when it takes a name.
+
+        These are the weights given to ``connect``, else those that the model ships with, else the paper's for MIRACL.
+        """
         recommended = self._encoder.recommended_weights if self._encoder else {}
         chosen: dict[str, Iterable[float]] = {**recommended, **self._weights}
         return {
@@ -107,19 +113,25 @@ class AsyncIndex:
         *,
         embeddings: M3Embeddings | None = None,
         progress: Progress | None = None,
+        on_cut: OnCut | None = None,
     ) -> AddReport:
         """Store documents, replacing those whose ids are there.
 
         A list is checked as a whole before anything is written. Any other iterable is read, checked, encoded and
         written in batches, so its texts and vectors may take more than memory (its ids are kept, to count each once):
         an error leaves the batches before it stored. Repeat the call to go on: it changes nothing that is already
-        right. The iterable is read on the event loop (by
-        ``Index``, in the calling thread); one that waits long for its documents is better read in parts.
+        right. The iterable is read on the event loop (by ``Index``, in the calling thread); one that waits long for
+        its documents is better read in parts.
 
         Args:
             documents: The documents.
             embeddings: Their embeddings, row i for document i; encoded here by default.
             progress: Called after each batch with the number of documents stored so far.
+            on_cut: Called with each document whose text was longer than the encoder's maximum, once it is stored: only
+                the beginning of such a text is encoded. The report names the first 1,000 of them.
+
+        Returns:
+            How many were stored, which ids came twice, and which documents were cut.
 
         Raises:
             InvalidInput: A document or a vector is not fit to be stored, or there is no encoder.
@@ -128,26 +140,26 @@ class AsyncIndex:
         """
         adding = self._adding()
         for batch, vectors in adding.batches(documents, embeddings):
-            await adding.store(batch, vectors)
-            if progress:
-                progress(adding.report.written)
+            adding.tell(await adding.store(batch, vectors), on_cut, progress)
         return adding.report
 
     async def search(
         self,
         query: Query,
         *,
-        method: Method | str = "all",
+        method: Method | MethodName = "all",
         k: int = 10,
         filter: RawFilter | None = None,
         exact: bool = False,
     ) -> list[Hit]:
-        """The k best documents.
+        """The k best documents for a query.
 
         Args:
-            query: A text, or embeddings of one text.
+            query: A text, or embeddings of one text. A text that is longer than the model reads is cut: the log says
+                how far, each time.
             method: A name (under the weights that ``methods`` shows) or a Method such as
-                ``ALL.weighted(0.15, 0.5, 0.35)`` (exactly these weights).
+                ``ALL.weighted(0.15, 0.5, 0.35)`` (exactly these weights). For a name that is a variable, give
+                ``index.methods[name]``.
             k: Most hits, >= 1.
             filter: Only documents whose metadata pass, such as ``{"year": {"$gte": 2020}}``.
             exact: No approximate list in the store.
@@ -166,12 +178,28 @@ class AsyncIndex:
         self,
         queries: Iterable[Query],
         *,
-        method: Method | str = "all",
+        method: Method | MethodName = "all",
         k: int = 10,
         filter: RawFilter | None = None,
         exact: bool = False,
     ) -> list[list[Hit]]:
-        """``search`` for many queries: encoded together, searched at the same time; answers in their order."""
+        """The k best documents for each of many queries, which are encoded together and searched at the same time.
+
+        Args:
+            queries: Texts, or embeddings of one text each.
+            method: As in ``search``; so are k, filter and exact.
+            k: Most hits of each query, >= 1.
+            filter: Only documents whose metadata pass.
+            exact: No approximate list in the store.
+
+        Returns:
+            The hits of each query, in the order of the queries.
+
+        Raises:
+            InvalidInput: A bad query (says which), method, k or filter.
+            ModelMismatch: The embeddings of a query are another model's.
+            BackendError: The store failed.
+        """
         if isinstance(queries, str | M3Embeddings) or not isinstance(queries, Iterable):
             raise InvalidInput(
                 f"queries is {type(queries).__name__}: give a list, or use search for one query."
@@ -185,12 +213,21 @@ class AsyncIndex:
         answers = await together(searches, at_once=_CONCURRENT_SEARCHES)
         return await self._hits(answers)
 
-    async def explain(self, query: str, id: str, *, method: Method | str = "all") -> Explanation:
+    async def explain(self, query: str, id: str, *, method: Method | MethodName = "all") -> Explanation:
         """Why a document scores as it does for a query, whether or not it would be found.
+
+        Args:
+            query: A text.
+            id: The document's id.
+            method: Whose weights are shown, as in ``search``.
+
+        Returns:
+            The scores, the tokens that both texts share, and the nearest document token of each query token.
 
         Raises:
             DocumentNotFound: No such document.
             InvalidInput: No encoder, or a bad query or method.
+            BackendError: The store failed.
         """
         if self._encoder is None:
             raise InvalidInput("explain needs the tokens of the texts: connect(..., encoder=...).")
@@ -207,10 +244,18 @@ class AsyncIndex:
         return explain(self._encoder, chosen, query, vectors, document, stored, pools)
 
     async def delete(self, ids: Sequence[str] | None = None, *, filter: RawFilter | None = None) -> int:
-        """Remove documents by id or by filter (one of the two); how many were there.
+        """Remove documents by id or by filter, one of the two.
+
+        Args:
+            ids: Ids of the documents; those that are not there are passed over.
+            filter: Documents whose metadata pass, such as ``{"year": {"$lt": 2020}}``.
+
+        Returns:
+            How many documents were there and are removed.
 
         Raises:
             InvalidInput: Neither or both are given, or the filter is empty (``drop`` removes everything).
+            BackendError: The store failed.
         """
         parsed = parse_filter(filter)
         if (ids is None) == (parsed is None):
@@ -220,15 +265,38 @@ class AsyncIndex:
         return await self._backend.delete(_ids(ids or ()))
 
     async def get(self, ids: Sequence[str]) -> list[Document | None]:
-        """Documents by id, in this order; None where there is none."""
+        """Documents by id.
+
+        Args:
+            ids: Ids, each any number of times.
+
+        Returns:
+            The documents in the order of their ids; None where there is none.
+
+        Raises:
+            InvalidInput: ``ids`` is no list of strings.
+            BackendError: The store failed.
+        """
         return await self._backend.fetch(_ids(ids))
 
     async def count(self, filter: RawFilter | None = None) -> int:
-        """How many documents pass the filter; all without one."""
+        """How many documents pass a filter.
+
+        Args:
+            filter: As in ``search``; without one, all documents are counted.
+
+        Raises:
+            InvalidInput: A bad filter.
+            BackendError: The store failed.
+        """
         return await self._backend.count(parse_filter(filter))
 
     async def describe(self) -> Description:
-        """What the collection says about itself."""
+        """What the collection says about itself: its store, name, model, components, storage and number of documents.
+
+        Raises:
+            BackendError: The store failed.
+        """
         backend = self._backend
         return Description(backend.name, backend.collection, backend.schema, await backend.count())
 
@@ -241,24 +309,39 @@ class AsyncIndex:
         await self._backend.optimize()
 
     async def drop(self) -> None:
-        """Remove the collection and all it holds, and close the index."""
+        """Remove the collection and all it holds, and close the index.
+
+        Raises:
+            BackendError: The store failed.
+        """
         await self._backend.drop()
         await self.close()
 
     async def close(self) -> None:
-        """Give back connections and locks; safe to call twice."""
+        """Give back connections and locks (and of ``Index``, its thread); safe to call twice."""
         with anyio.CancelScope(shield=True):
             await self._backend.close()
 
     async def __aenter__(self) -> AsyncIndex:
         return self
 
+    if not TYPE_CHECKING:  # a type checker finds this mistake by itself
+
+        def __enter__(self) -> None:
+            raise InvalidInput(
+                "an AsyncIndex is no context manager for a plain with.\n"
+                "  Write async with aconnect(…) as index; without an event loop, use connect."
+            )
+
+        def __exit__(self, *_: object) -> None:
+            """Never comes to be called."""
+
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close()
 
-    def _method(self, method: Method | str) -> Method:
+    def _method(self, method: Method | MethodName) -> Method:
         if isinstance(method, Method):
             return method
         try:
@@ -274,7 +357,11 @@ class AsyncIndex:
                 )
         texts = [query for query in queries if isinstance(query, str)]
         encoded = iter(await self._encode(texts, self.schema.components)) if texts else iter(())
-        return [next(encoded) if isinstance(query, str) else query for query in queries]
+        vectors = [next(encoded) if isinstance(query, str) else query for query in queries]
+        for i, query in enumerate(vectors):
+            if query.truncated_count:
+                _log.warning("%s", _cut_query(queries, i, query))
+        return vectors
 
     def _adding(self) -> Adding:
         return Adding(self._backend, lambda texts: self._encode(texts, self.schema.components))
@@ -300,6 +387,17 @@ class AsyncIndex:
             ]
             for answer in answers
         ]
+
+
+def _cut_query(queries: Sequence[Query], i: int, vectors: M3Embeddings) -> str:
+    which = "the query" if len(queries) == 1 else f"queries[{i}]"
+    if vectors.token_counts is None or vectors.kept_token_counts is None:
+        return f"{which} is longer than the model reads: its end is not searched for."
+    whole, kept = int(vectors.token_counts[0]), int(vectors.kept_token_counts[0])
+    return (
+        f"{which} has {whole:,} tokens, and the model reads {kept:,}: the last {whole - kept:,} "
+        f"({(whole - kept) / whole:.0%}) are not searched for."
+    )
 
 
 def _ids(ids: Sequence[str]) -> list[str]:

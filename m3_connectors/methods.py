@@ -13,11 +13,15 @@ import numbers
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from m3_connectors.embeddings import COMPONENTS, Component, Float32
 from m3_connectors.errors import InvalidInput
+
+MethodName = Literal["dense", "sparse", "multi_vec", "dense_sparse", "all"]
+"""The five methods by name, as ``search`` and ``--method`` take them."""
 
 
 @dataclasses.dataclass(frozen=True)

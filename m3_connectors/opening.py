@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import warnings
 from collections.abc import Callable, Coroutine, Generator, Mapping
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio
 
@@ -27,11 +28,14 @@ class Connecting:
 
     def __init__(self, opening: Callable[[], Coroutine[Any, Any, AsyncIndex]]) -> None:
         self._opening = opening
+        self._begun = False
 
     def __await__(self) -> Generator[Any, None, AsyncIndex]:
+        self._begun = True
         return self._opening().__await__()
 
     async def __aenter__(self) -> AsyncIndex:
+        self._begun = True
         self._index = await self._opening()
         return self._index
 
@@ -39,6 +43,31 @@ class Connecting:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self._index.close()
+
+    def __del__(self) -> None:
+        if not self._begun:  # as Python says it of a coroutine
+            warnings.warn(f"{_NOT_AWAITED}.", RuntimeWarning, stacklevel=2)
+
+    if (
+        not TYPE_CHECKING
+    ):  # a type checker finds these mistakes by itself, as long as it does not see these methods
+
+        def __getattr__(self, name: str) -> None:
+            if name.startswith("_"):
+                raise AttributeError(name)
+            self._begun = True  # it has been said
+            raise InvalidInput(f"{_NOT_AWAITED}, and has no {name!r} yet.{_HOW_TO_AWAIT}")
+
+        def __enter__(self) -> None:
+            self._begun = True
+            raise InvalidInput(f"{_NOT_AWAITED}: it is no context manager for a plain with.{_HOW_TO_AWAIT}")
+
+        def __exit__(self, *_: object) -> None:
+            """Never comes to be called."""
+
+
+_NOT_AWAITED = "the result of aconnect was not awaited"
+_HOW_TO_AWAIT = "\n  Write index = await aconnect(…), or async with aconnect(…) as index; or use connect."
 
 
 def aconnect(

@@ -86,8 +86,8 @@ def as_float16(embeddings: M3Embeddings) -> M3Embeddings:
 
     Measured on Qdrant 1.18: the engine rounds the query too, so both sides of a score must be rounded.
     """
-    if embeddings.multivectors is None:
+    if "multivector" not in embeddings.components:
         return embeddings
     multivectors = embeddings.multivectors
     rounded = MultiVectors(multivectors.rows.astype(np.float16).astype(np.float32), multivectors.offsets)
-    return M3Embeddings(embeddings.dense, embeddings.sparse, rounded, embeddings.truncated, embeddings.model)
+    return embeddings.replace(multivectors=rounded)

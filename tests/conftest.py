@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -77,6 +78,12 @@ def _store(store: StoreName) -> Iterator[Running]:
     finally:
         running.stop()
     assert not left, f"tests left these collections on {running.url}: {sorted(left)}"
+
+
+@pytest.fixture(autouse=True)
+def _no_models_remembered(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each test has a machine on which no model was used before, and leaves none behind; made when it is needed."""
+    monkeypatch.setenv("M3_CACHE_DIR", str(tmp_path_factory.getbasetemp() / f"cache-{uuid.uuid4().hex}"))
 
 
 _WAYS_IN = ("API_KEY", "USERNAME", "PASSWORD", "CA_CERTS", "FINGERPRINT", "GRPC_PORT")

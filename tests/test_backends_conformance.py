@@ -179,7 +179,7 @@ class CutsLongDocuments(MemoryBackend):
         rows = type(embeddings.multivectors).from_list(
             [m[:1023] for m in embeddings.multivectors], embeddings.multivectors.dimension
         )
-        await super()._upsert(documents, dataclasses.replace(embeddings, multivectors=rows))
+        await super()._upsert(documents, embeddings.replace(multivectors=rows))
 
 
 class PoolsAgain(MemoryBackend):

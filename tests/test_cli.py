@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -194,14 +196,68 @@ class TestIndex:
             report = m3("index", f"qdrant:{store}", "notes", "-m", checkpoint, "--json").json
             assert (report["documents"], report["skipped"]) == (1, 0)
 
-    def test_a_cut_text_is_said(self, m3: M3, tmp_path: Path, checkpoint: Path) -> None:
-        (tmp_path / "long.txt").write_text("fox " * 9000)
-        run = m3("index", "qdrant:./data", "long.txt", "-m", checkpoint)
-        assert "1 longer than the model reads, cut" in run.out
+    def test_texts_that_are_cut_are_named_with_what_is_lost(
+        self, m3: M3, tmp_path: Path, checkpoint: Path, encoder: M3Encoder
+    ) -> None:
+        long, longer = "fox " * 9000, "lake " * 12_000
+        (tmp_path / "notes").mkdir()
+        (tmp_path / "notes" / "long.txt").write_text(long)
+        (tmp_path / "notes" / "short.txt").write_text("a fox")
+        rows = [{"id": "row", "text": longer}, {"id": "other", "text": "a lake"}]
+        (tmp_path / "c.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        kept = encoder.max_length
+        counts = encoder.count_tokens([long, longer])
+        call = ("index", "qdrant:./data", "notes", "c.jsonl", "-m", checkpoint)
+        run = m3(*call)
+        lost = sum(counts) - 2 * kept
+        assert (
+            f"2 longer than the model reads, cut: {lost:,} of their {sum(counts):,} tokens lost, "
+            f"{lost / sum(counts):.0%} (see notes.cut.jsonl, c.cut.jsonl) · " in run.out
+        )
         assert run.err == ""
+
+        def cut(name: str) -> list[dict[str, object]]:
+            return [json.loads(line) for line in Path(name).read_text().splitlines()]
+
+        def row(id: str, file: str, tokens: int) -> dict[str, object]:
+            share = round((tokens - kept) / tokens, 4)
+            return {"id": id, "file": file, "tokens": tokens, "kept": kept, "lost_share": share}
+
+        assert cut("notes.cut.jsonl") == [row("long.txt", "notes/long.txt", counts[0])]
+        assert cut("c.cut.jsonl") == [row("row", "c.jsonl", counts[1])]
+        (tmp_path / "notes" / "long.txt").write_text("short now")
+        report = m3(*call, "--json").json
+        assert (report["truncated"], report["lost_tokens"]) == (1, counts[1] - kept)
+        assert report["cut_documents"] == [str(tmp_path / "c.cut.jsonl")]
+        assert not Path("notes.cut.jsonl").exists()
+
+    def test_reports_of_earlier_runs_are_no_documents_and_files_named_like_them_are(
+        self, m3: M3, tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "notes").mkdir()
+        monkeypatch.chdir(tmp_path / "notes")
+        Path("long.txt").write_text("fox " * 9000)
+        Path("own.cut.jsonl").write_text('{"id": "own", "text": "prices that were cut"}\n')
+        for _ in range(2):
+            report = m3("index", "qdrant:../data", ".", "-m", checkpoint, "--json").json
+            assert (report["documents"], report["skipped"]) == (2, 0)
+        assert Path("notes.cut.jsonl").exists()
 
 
 class TestSearch:
+    def test_a_question_that_is_cut_is_said(self, m3: M3, filled: str, encoder: M3Encoder) -> None:
+        question = "fox " * 9000
+        (tokens,) = encoder.count_tokens([question])
+        for command in (
+            ("search", filled, question, "--json"),
+            ("explain", filled, question, "lake", "--json"),
+        ):
+            run = m3(*command)
+            assert run.json["query"] == question
+            assert run.err.startswith(
+                f"warning  the query has {tokens:,} tokens, and the model reads {encoder.max_length:,}: the last "
+            )
+
     def test_table(self, m3: M3, filled: str) -> None:
         run = m3("search", filled, TEXTS["lake"], "--method", "dense", "-k", "2")
         assert run.code == 0
@@ -279,6 +335,81 @@ class TestSearch:
     def test_nothing_passes(self, m3: M3, filled: str) -> None:
         run = m3("search", filled, "fox", "--filter", '{"size": 0}')
         assert (run.code, run.out) == (0, "  no document passes the filter\n")
+
+
+class TestModelOfACollection:
+    """A collection is opened with the model that wrote it, wherever the command runs."""
+
+    @pytest.fixture
+    def project(self, m3: M3, corpus: Path, tmp_path: Path) -> Path:
+        """A folder with a model and a store that was filled from inside it."""
+        folder = tmp_path / "project"
+        (folder / "models").mkdir(parents=True)
+        write_checkpoint(folder / "models" / "small")
+        (folder / "elsewhere").mkdir()
+        with contextlib.chdir(folder):
+            assert m3("index", "qdrant:./data", corpus, "-m", "models/small").code == 0
+        return folder
+
+    def forget(self) -> None:
+        (Path(os.environ["M3_CACHE_DIR"]) / "models.json").unlink()
+
+    def test_one_that_was_used_on_this_machine_is_found_by_its_fingerprint(
+        self, m3: M3, project: Path, tmp_path: Path
+    ) -> None:
+        (tmp_path / "away").mkdir()
+        (project / "data").rename(tmp_path / "away" / "data")
+        with contextlib.chdir(tmp_path / "away"):
+            run = m3("search", "qdrant:./data", "fox", "--json")
+            again = m3("search", "qdrant:./data", "fox")
+        assert len(run.json["hits"]) == 3
+        assert run.err == f"the collection's model models/small is found in {project}/models/small\n"
+        assert again.code == 0
+
+    def test_one_beside_the_store_is_found(self, m3: M3, project: Path, tmp_path: Path) -> None:
+        self.forget()  # as on another machine
+        moved = tmp_path / "moved"
+        project.rename(moved)
+        (tmp_path / "away").mkdir()
+        with contextlib.chdir(tmp_path / "away"):
+            run = m3("search", f"qdrant:{moved}/data", "fox", "--json")
+            findings = m3("doctor", f"qdrant:{moved}/data", "--json").json["findings"]
+        assert len(run.json["hits"]) == 3
+        assert f"is found in {moved}/models/small" in run.err
+        assert [f["value"].partition(" ")[0] for f in findings if f["what"] == "model"] == [
+            f"{moved}/models/small"
+        ]
+
+    def test_a_namesake_is_passed_over(self, m3: M3, project: Path, tmp_path: Path) -> None:
+        (tmp_path / "away" / "models").mkdir(parents=True)
+        write_checkpoint(tmp_path / "away" / "models" / "small", seed=9)
+        with contextlib.chdir(tmp_path / "away"):
+            run = m3("search", f"qdrant:{project}/data", "fox", "--json")
+        assert len(run.json["hits"]) == 3
+        assert f"is found in {project}/models/small" in run.err
+
+    def test_one_that_is_nowhere_is_named_with_what_to_do(
+        self, m3: M3, project: Path, tmp_path: Path
+    ) -> None:
+        (project / "models" / "small").rename(tmp_path / "kept")
+        (tmp_path / "away" / "models").mkdir(parents=True)
+        write_checkpoint(tmp_path / "away" / "models" / "small", seed=9)
+        (Path(os.environ["M3_CACHE_DIR"]) / "models.json").write_text("{damaged")
+        url = f"qdrant:{project}/data"
+        with contextlib.chdir(tmp_path / "away"):
+            run = m3("search", url, "fox")
+            found = m3("search", url, "fox", "--json", "-m", tmp_path / "kept")
+        assert (run.code, run.out) == (1, "")
+        first, *rest = run.err.splitlines()
+        assert re.fullmatch(
+            r'ModelFormat: collection "documents" was written by models/small \(32 dims\) '
+            r"\(fingerprint [0-9a-f]{12}\), which is not found here\.",
+            first,
+        )
+        assert re.search(r"away/models/small holds another model \(fingerprint [0-9a-f]{12}\)\.", rest[0])
+        assert "A directory models/small was looked for below this directory and its parents" in rest[1]
+        assert rest[-1] == "  Say where it is: --model DIRECTORY, or M3_MODEL=DIRECTORY."
+        assert len(found.json["hits"]) == 3
 
 
 def test_explain(m3: M3, filled: str, encoder: M3Encoder) -> None:
@@ -447,6 +578,28 @@ class TestEncode:
         Path("lines.txt").write_text("one\n\nthree\n")
         document = m3("encode", "-f", "lines.txt", "--json", "--components", "sparse", "-m", checkpoint).json
         assert [row["text"] for row in document["embeddings"]] == ["one", "", "three"]
+
+    def test_texts_that_are_cut_are_named(self, m3: M3, checkpoint: Path, encoder: M3Encoder) -> None:
+        texts = ["a fox", "the lazy brown fox", *(f"the lazy brown fox {i}" for i in range(11))]
+        counts = encoder.count_tokens(texts)
+        assert counts[0] <= 5 < counts[1]
+        call = ("encode", *texts, "-m", checkpoint, "--max-length", "5", "--components", "dense")
+        run = m3(*call, "--json")
+        assert [(row["truncated"], row["tokens"], row["kept"]) for row in run.json["embeddings"]] == [
+            (count > 5, count, min(count, 5)) for count in counts
+        ]
+        said = run.err.splitlines()
+        lost = counts[1] - 5
+        assert said[0] == (
+            f"warning  text 2 has {counts[1]} tokens and was cut after 5: {lost} of them "
+            f"({lost / counts[1]:.0%}) are lost"
+        )
+        assert len(said) == 11
+        assert said[-1].startswith("warning  2 more texts were cut: ")
+        m3(*call, "--to", "v.safetensors")
+        saved = M3Embeddings.load("v.safetensors").token_counts
+        assert saved is not None
+        assert saved.tolist() == counts
 
     def test_a_bad_record_is_an_error_so_that_rows_stay_aligned(
         self, m3: M3, corpus: Path, checkpoint: Path

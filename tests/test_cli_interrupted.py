@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -72,8 +73,13 @@ def test_ctrl_c_leaves_a_usable_collection(texts: dict[str, str], checkpoint: Pa
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert out == ""
-    assert err.endswith("documents are safe. Go on with the same command.\n")
-    safe = int(err.split()[0].replace(",", ""))
+    at_once, at_the_end = err.splitlines()
+    assert re.fullmatch(
+        r"Stopping after the current batch \([0-9,]+ documents are safe\); press Ctrl-C again to stop at once\.",
+        at_once,
+    )
+    assert at_the_end.endswith("documents are safe. Go on with the same command.")
+    safe = int(at_the_end.split()[0].replace(",", ""))
     with connect(URL, create=False) as index:
         assert safe <= index.count() < len(texts)
     assert_whole(texts, checkpoint)

@@ -1,11 +1,17 @@
-"""What the README and the docs show is what happens: their Python blocks run, their links lead somewhere."""
+"""What the README and the docs show is what happens: their Python runs, its types fit, their links lead somewhere."""
 
 from __future__ import annotations
 
+import os
 import re
+import runpy
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+
+import m3_connectors
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -28,7 +34,46 @@ def test_python_blocks_run_in_order(page: Path, tmp_path: Path, monkeypatch: pyt
         exec(compile("\n" * line + block[1], str(page), "exec"), names)
 
 
+def test_python_blocks_pass_mypy_strict(tmp_path: Path) -> None:
+    """As a user's own code would, against the package with its types; each page is one module."""
+    (tmp_path / "pages").mkdir()
+    (tmp_path / "mypy.ini").write_text("[mypy]\nstrict = true\n")
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        module = ""
+        for block in BLOCK.finditer(text):
+            # Lines have the numbers that they have on the page.
+            module += "\n" * (text[: block.start(1)].count("\n") - module.count("\n")) + block[1]
+        if module:
+            (tmp_path / "pages" / f"{_module(page)}.py").write_text(module)
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "mypy", "--config-file", tmp_path / "mypy.ini"),
+            # What is wrong in the package itself is the business of its own check.
+            *("--follow-imports", "silent", "--cache-dir", ROOT / ".mypy_cache" / "docs", "."),
+        ],
+        cwd=tmp_path / "pages",
+        env={**os.environ, "MYPYPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def _module(page: Path) -> str:
+    return re.sub(r"\W", "_", _id(page).removesuffix(".md"))
+
+
 @pytest.mark.parametrize("page", PAGES, ids=_id)
 def test_links_into_the_repository_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\((?!https?://|#|mailto:)([^)#]+)", page.read_text(encoding="utf-8")):
         assert (page.parent / target).exists(), target
+
+
+def test_the_api_page_is_what_the_docstrings_say() -> None:
+    made = runpy.run_path(str(ROOT / "docs" / "make_api.py"))
+    assert made["grouped"]() >= set(m3_connectors.__all__), "a public name has no place in docs/make_api.py"
+    on_disk = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    assert made["page"]() == on_disk, "docs/api.md is stale: run python docs/make_api.py"
+    for call in ("search", "search_many", "add", "get", "delete", "count", "describe", "drop", "explain"):
+        assert f"#### Index.{call}\n" in on_disk

@@ -231,7 +231,7 @@ async def test_vectors_that_are_not_of_unit_length_keep_their_inner_products(liv
     assert world.embeddings.dense is not None
     lengths = rng.uniform(0, 30, size=(len(world.documents), 1)).astype(np.float32)
     lengths[0] = 0
-    scaled = dataclasses.replace(world.embeddings, dense=world.embeddings.dense * lengths)
+    scaled = world.embeddings.replace(dense=world.embeddings.dense * lengths)
     backend = live.backend()
     await backend.create(world.schema)
     await backend.upsert(world.documents, scaled)

@@ -37,7 +37,7 @@ def embeddings(seed: int, rows: int = 6) -> M3Embeddings:
 
 
 def join_two(*of: M3Embeddings) -> M3Embeddings:
-    rows = [one.multivectors[0] for one in of if one.multivectors is not None]
+    rows = [one.multivectors[0] for one in of if "multivector" in one.components]
     return join([(some[0], {1: 0.5}, some) for some in rows], MODEL)
 
 

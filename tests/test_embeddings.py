@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,16 @@ WIDTH = 3
 def equal(a: M3Embeddings, b: M3Embeddings) -> bool:
     if a.components != b.components or a.model != b.model or len(a) != len(b):
         return False
-    same = [np.array_equal(a.truncated, b.truncated)]  # type: ignore[arg-type]
-    if a.dense is not None and b.dense is not None:
+    same = [np.array_equal(a.truncated, b.truncated)]
+    for ours, theirs in ((a.token_counts, b.token_counts), (a.kept_token_counts, b.kept_token_counts)):
+        same.append((ours is None) == (theirs is None))
+        same.append(ours is None or theirs is None or np.array_equal(ours, theirs))
+    if "dense" in a.components:
         same.append(a.dense.dtype == b.dense.dtype and np.array_equal(a.dense, b.dense))
-    if a.sparse is not None and b.sparse is not None:
+    if "sparse" in a.components:
         same.append(a.sparse.shape == b.sparse.shape and a.sparse.dtype == b.sparse.dtype)
         same.append(np.array_equal(a.sparse.toarray(), b.sparse.toarray()))
-    if a.multivectors is not None and b.multivectors is not None:
+    if "multivector" in a.components:
         same.append(np.array_equal(a.multivectors.rows, b.multivectors.rows))
         same.append(np.array_equal(a.multivectors.offsets, b.multivectors.offsets))
     return all(same)
@@ -51,6 +55,7 @@ def embeddings(draw: st.DrawFn, components: tuple[str, ...] | None = None) -> M3
         else None,
         rng.random(n) < 0.3,
         draw(st.sampled_from([None, MODEL])),
+        *draw(st.sampled_from([(None, None), (rng.integers(9, 99, size=n), rng.integers(2, 9, size=n))])),
     )
 
 
@@ -166,6 +171,7 @@ DENSE = np.ones((2, 3), dtype=np.float32)
         lambda: M3Embeddings(DENSE, sp.csr_array((3, 5), dtype=np.float32)),
         lambda: M3Embeddings(sparse=sp.csr_array((3, 5), dtype=np.float64)),
         lambda: M3Embeddings(DENSE, truncated=np.zeros(3, dtype=bool)),
+        lambda: M3Embeddings(DENSE, token_counts=np.zeros(3, dtype=np.int64)),
         lambda: MultiVectors(DENSE, np.array([0, 1])[:1]),
         lambda: MultiVectors(DENSE, np.array([0, 2, 1, 2])),
         lambda: MultiVectors(DENSE, np.array([1, 2])),
@@ -194,6 +200,39 @@ def test_any_sparse_format_becomes_csr() -> None:
     kept = M3Embeddings(sparse=sp.coo_array(np.eye(3, dtype=np.float32)))  # type: ignore[arg-type]
     assert isinstance(kept.sparse, sp.csr_array)
     assert kept.components == ("sparse",)
+
+
+def test_a_component_that_was_not_asked_for_says_so() -> None:
+    only_dense = M3Embeddings(DENSE)
+    for name, component in (("sparse", "sparse"), ("multivectors", "multivector")):
+        with pytest.raises(InvalidInput, match=f"have no {component} component, only dense") as raised:
+            getattr(only_dense, name)
+        assert f"Encode with components=('dense', '{component}')" in str(raised.value)
+    with pytest.raises(InvalidInput, match="have no dense component"):
+        M3Embeddings(sparse=sp.csr_array((3, 5), dtype=np.float32)).dense  # noqa: B018
+    assert repr(only_dense) == "<M3Embeddings of 2 texts: dense; unknown model>"
+
+
+def test_embeddings_do_not_change() -> None:
+    embeddings = M3Embeddings(DENSE)
+    for name in ("dense", "model", "anything"):
+        with pytest.raises(AttributeError):
+            setattr(embeddings, name, None)
+    other = embeddings.replace(model=MODEL, truncated=np.array([True, False]))
+    assert (other.model, other.truncated_count, embeddings.model, embeddings.truncated_count) == (
+        MODEL,
+        1,
+        None,
+        0,
+    )
+    assert other.dense is embeddings.dense
+    assert pickle.loads(pickle.dumps(other)).model == MODEL
+
+
+def test_a_file_without_token_counts_loads(tmp_path: Path) -> None:
+    M3Embeddings(DENSE).save(tmp_path / "file")
+    assert "token_counts" not in load_file(tmp_path / "file")  # as files were before there were counts
+    assert M3Embeddings.load(tmp_path / "file").token_counts is None
 
 
 def test_truncated_texts_are_counted() -> None:

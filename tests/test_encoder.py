@@ -187,9 +187,11 @@ def test_a_cut_text_is_reported(encoder: M3Encoder) -> None:
         e = encoder.encode(texts, max_length=20)
     assert len(caught) == 1
     assert caught[0].filename == __file__
-    assert e.truncated is not None
     assert e.truncated.tolist() == [False, True, True]
-    assert e.multivectors is not None
+    assert e.token_counts is not None
+    assert e.kept_token_counts is not None
+    assert e.token_counts.tolist() == encoder.count_tokens(texts)
+    assert e.kept_token_counts.tolist() == [encoder.count_tokens(texts)[0], 20, 20]
     assert e.multivectors.counts[1:].tolist() == [19, 19]
 
 

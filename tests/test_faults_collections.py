@@ -56,8 +56,8 @@ async def test_another_models_vectors_are_refused_and_none_is_stored(target: Tar
         tuned = dataclasses.replace(world.schema.model, name="worlds/tuned")
         other = dataclasses.replace(
             world,
-            embeddings=dataclasses.replace(world.embeddings, model=tuned),
-            queries=[dataclasses.replace(query, model=tuned) for query in world.queries],
+            embeddings=world.embeddings.replace(model=tuned),
+            queries=[query.replace(model=tuned) for query in world.queries],
         )
     case = Case(target.name, f"{name}, of the caller's vectors")
     stored = world.documents[: len(world.documents) // 2]

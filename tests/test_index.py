@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import gc
 import inspect
+import pydoc
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import anyio
 import numpy as np
@@ -23,6 +24,7 @@ from m3_connectors import (
     ALL,
     DENSE,
     AsyncIndex,
+    CutDocument,
     Document,
     Index,
     M3Embeddings,
@@ -31,8 +33,9 @@ from m3_connectors import (
     aconnect,
     connect,
 )
+from m3_connectors.adding import MOST_CUT_NAMED
 from m3_connectors.errors import InvalidInput, ModelMismatch, NotFound
-from m3_connectors.methods import METHODS, save_weights
+from m3_connectors.methods import METHODS, MethodName, save_weights
 from m3_connectors.scoring import score
 from m3_connectors.testing.checkpoints import write_checkpoint
 
@@ -240,10 +243,60 @@ def test_an_iterator_is_stored_in_batches_of_bounded_size(encoder: M3Encoder) ->
     assert progress == [512, 1024, 1100]
 
 
-def test_truncated_documents_are_counted(checkpoint: object) -> None:
+def test_documents_that_are_cut_are_named_with_what_is_lost(checkpoint: object, encoder: M3Encoder) -> None:
     short = M3Encoder(str(checkpoint), precision="float32", max_length=8)
+    told: list[CutDocument] = []
+    with connect("memory:", encoder=short) as index:
+        with pytest.warns(UserWarning, match="cut"):
+            report = index.add(DOCUMENTS, on_cut=told.append)
+        assert index.get(["d0"])[0] == DOCUMENTS[0]  # the text is stored whole
+    lengths = dict(zip([d.id for d in DOCUMENTS], encoder.count_tokens(TEXTS), strict=True))
+    expected = tuple(CutDocument(id, tokens, 8) for id, tokens in lengths.items() if tokens > 8)
+    assert expected
+    assert tuple(told) == report.cut == expected
+    assert report.truncated == len(expected)
+    assert report.lost_tokens == sum(tokens - 8 for tokens in lengths.values() if tokens > 8)
+    assert expected[0].lost_token_count == (expected[0].token_count or 0) - 8
+    assert expected[0].lost_share == 1 - 8 / (expected[0].token_count or 0)
+
+
+def test_a_report_names_so_many_and_on_cut_hears_of_all(checkpoint: object) -> None:
+    short = M3Encoder(str(checkpoint), precision="float32", max_length=4)
+    told: list[str] = []
     with connect("memory:", encoder=short) as index, pytest.warns(UserWarning, match="cut"):
-        assert index.add(DOCUMENTS).truncated > 0
+        report = index.add(
+            (Document(str(i), "the lazy brown fox") for i in range(MOST_CUT_NAMED + 100)),
+            on_cut=lambda document: told.append(document.id),
+        )
+    assert told == [str(i) for i in range(MOST_CUT_NAMED + 100)]
+    assert [document.id for document in report.cut] == told[:MOST_CUT_NAMED]
+    assert report.truncated == len(told)
+
+
+def test_embeddings_that_do_not_say_how_long_their_texts_were(encoder: M3Encoder) -> None:
+    given = encoder.encode(["fox", "lake"]).replace(
+        truncated=np.array([False, True]), token_counts=None, kept_token_counts=None
+    )
+    with connect("memory:", encoder=encoder) as index:
+        report = index.add([Document("a", "fox"), Document("b", "lake")], embeddings=given)
+    assert report.cut == (CutDocument("b", None, None),)
+    assert (report.truncated, report.lost_tokens, report.cut[0].lost_share) == (1, 0, None)
+
+
+def test_a_query_that_is_cut_is_said_each_time(checkpoint: object, caplog: pytest.LogCaptureFixture) -> None:
+    short = M3Encoder(str(checkpoint), precision="float32", max_length=8)
+    with connect("memory:", encoder=short) as index:
+        index.add([Document("a", "fox")])
+        tokens = short.count_tokens(["fox " * 20])[0]
+        with pytest.warns(UserWarning, match="cut"):
+            index.search("fox " * 20)
+        with pytest.warns(UserWarning, match="cut"):
+            index.search_many(["fox", "fox " * 20])
+    whole = f"has {tokens} tokens, and the model reads 8: the last {tokens - 8} ({(tokens - 8) / tokens:.0%})"
+    assert [record.getMessage() for record in caplog.records] == [
+        f"the query {whole} are not searched for.",
+        f"queries[1] {whole} are not searched for.",
+    ]
 
 
 def test_explain_adds_up(index: Index) -> None:
@@ -476,3 +529,43 @@ def test_the_two_faces_have_the_same_calls() -> None:
     for name in blocking:
         assert str(blocking[name]) == str(awaited[name]), name
     assert list(inspect.signature(connect).parameters) == list(inspect.signature(aconnect).parameters)
+
+
+def test_the_two_faces_say_the_same_in_help() -> None:
+    """Written out in both, so that editors show it; they may not drift apart."""
+    members = [name for name in vars(AsyncIndex) if not name.startswith("_")]
+    assert {"add", "search", "explain", "methods"} < set(members)
+    for name in members:
+        said = inspect.cleandoc(vars(Index)[name].__doc__)
+        assert said == inspect.cleandoc(vars(AsyncIndex)[name].__doc__), name
+        assert "AsyncIndex." not in said
+    assert "method: A name" in pydoc.plain(pydoc.render_doc(Index.search))
+    rest = [inspect.cleandoc(call.__doc__ or "").partition("\n")[2] for call in (connect, aconnect)]
+    assert rest[0] == rest[1]
+    assert "create: Make the collection" in rest[0]
+
+
+def test_the_names_of_methods_are_those_of_the_literal() -> None:
+    assert get_args(MethodName) == tuple(METHODS)
+
+
+def test_a_forgotten_await_says_so(encoder: M3Encoder) -> None:
+    async def main() -> None:
+        forgotten: Any = aconnect("memory:", encoder=encoder)
+        with pytest.raises(InvalidInput, match=r"aconnect was not awaited.*'search'") as raised:
+            await forgotten.search("fox")
+        assert "index = await aconnect" in str(raised.value)
+        plain_with = pytest.raises(InvalidInput, match=r"aconnect was not awaited: .* plain with")
+        with plain_with, aconnect("memory:"):  # type: ignore[attr-defined]
+            raise AssertionError
+        index: Any = await aconnect("memory:", encoder=encoder)
+        with pytest.raises(InvalidInput, match="no context manager for a plain with"), index:
+            raise AssertionError
+        await index.close()
+        with pytest.raises(InvalidInput, match="whose calls block"):
+            async with connect("memory:", encoder=encoder):  # type: ignore[attr-defined]
+                raise AssertionError
+        with pytest.warns(RuntimeWarning, match="aconnect was not awaited"):
+            aconnect("memory:")
+
+    anyio.run(main)

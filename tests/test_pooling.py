@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -88,7 +87,7 @@ def test_only_long_documents_are_pooled_and_nothing_else_changes() -> None:
     np.testing.assert_array_equal(after.dense, before.dense)
     assert (after.sparse != before.sparse).nnz == 0  # type: ignore[union-attr]
     assert pool_long(Storage(), before) is before
-    assert not long_documents(POOLED, dataclasses.replace(before, multivectors=None)).any()
+    assert not long_documents(POOLED, before.replace(multivectors=None)).any()
 
 
 @pytest.mark.parametrize(

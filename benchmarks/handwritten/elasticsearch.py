@@ -102,7 +102,7 @@ class Elasticsearch:
             self._add_multivectors(hits)
         scores = self._scores(query, hits)
         if method == "sparse":
-            if query.dense is not None:
+            if "dense" in query.components:
                 among = {"ids": {"values": [hit["_id"] for hit in hits]}}
                 dense = {hit["_id"]: hit for hit in self._dense(query, len(hits), [], filter=among)}
                 scores["dense"] = _dense_scores([dense[hit["_id"]] for hit in hits])
@@ -155,12 +155,12 @@ class Elasticsearch:
             "size": k,
             "query": {"ids": {"values": [ids[i] for i in best]}},
             "_source": ["text", "metadata"],
-            "docvalue_fields": ["multivector_blob"] if query.multivectors is not None else [],
+            "docvalue_fields": ["multivector_blob"] if "multivector" in query.components else [],
         }
         hits = {hit["_id"]: hit for hit in self._search(body)}
         winners = [hits[ids[i]] for i in best]
         own = {name: values[best] for name, values in scores.items()}
-        if query.multivectors is not None:
+        if "multivector" in query.components:
             own["multivector"] = self._scores(query, winners)["multivector"]
         return self._found(winners, fused[best], own)
 

@@ -123,7 +123,7 @@ class Milvus:
         fused = _fused("dense_sparse", scores)
         best = np.argsort(-fused, kind="stable")[:k]
         within = "key in [" + ",".join(f'"{keys[i]}"' for i in best) + "]"
-        fields = ["key", "text", "metadata", *(["multivector"] if query.multivectors is not None else [])]
+        fields = ["key", "text", "metadata", *(["multivector"] if "multivector" in query.components else [])]
         rows = {row["key"]: row for row in self._client.query(self._collection, within, fields)}
         winners = [rows[keys[i]] for i in best]
         own = {name: values[best] for name, values in scores.items()} | self._scores(query, winners, fields)

@@ -41,7 +41,7 @@ class Qdrant(abc.ABC):
 
     def search(self, query: M3Embeddings, method: str, k: int) -> list[Found]:
         asked = self._vectors(query)
-        self._rows = len(query.multivectors.rows) if query.multivectors is not None else 1
+        self._rows = len(query.multivectors.rows) if "multivector" in query.components else 1
         if method in ("dense", "sparse"):
             (found,) = self._ask([Ask(method, asked[method], k)])
             scores = {method: dict(found)}

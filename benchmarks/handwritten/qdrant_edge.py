@@ -65,11 +65,11 @@ class QdrantEdge(Qdrant):
 
     def _vectors(self, query: M3Embeddings) -> dict[str, Any]:
         asked: dict[str, Any] = {}
-        if query.dense is not None:
+        if "dense" in query.components:
             asked["dense"] = query.dense[0].tolist()
-        if query.sparse is not None:
+        if "sparse" in query.components:
             asked["sparse"] = _sparse(query, 0)
-        if query.multivectors is not None:
+        if "multivector" in query.components:
             asked["multivector"] = query.multivectors[0].tolist()
         return asked
 

@@ -91,11 +91,11 @@ class QdrantServer(Qdrant):
 
     def _vectors(self, query: M3Embeddings) -> dict[str, Any]:
         asked: dict[str, Any] = {}
-        if query.dense is not None:
+        if "dense" in query.components:
             asked["dense"] = query.dense[0]
-        if query.sparse is not None:
+        if "sparse" in query.components:
             asked["sparse"] = query.sparse[[0]]
-        if query.multivectors is not None:
+        if "multivector" in query.components:
             asked["multivector"] = query.multivectors[0]
         return asked
 

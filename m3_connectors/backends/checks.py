@@ -60,12 +60,9 @@ def check_stored(schema: Schema, collection: str, documents: int, embeddings: M3
         )
     check_model(schema.model, collection, embeddings.model)
     _check_values(schema, embeddings, "embeddings")
-    return M3Embeddings(
-        embeddings.dense,
-        embeddings.sparse if "sparse" in schema.components else None,
-        embeddings.multivectors if "multivector" in schema.components else None,
-        embeddings.truncated,
-        embeddings.model,
+    return embeddings.replace(
+        sparse=embeddings.sparse if "sparse" in schema.components else None,
+        multivectors=embeddings.multivectors if "multivector" in schema.components else None,
     )
 
 
@@ -97,13 +94,13 @@ def check_query(
 
 def _check_values(schema: Schema, embeddings: M3Embeddings, what: str) -> None:
     dimension, vocabulary = schema.model.dimension, schema.model.vocabulary_size
-    if embeddings.dense is not None:
+    if "dense" in embeddings.components:
         if embeddings.dense.shape[1] != dimension:
             raise InvalidInput(
                 f"{what}.dense is {embeddings.dense.shape[1]} wide; the model's width is {dimension}."
             )
         _check_numbers(embeddings.dense, f"{what}.dense")
-    if embeddings.sparse is not None:
+    if "sparse" in embeddings.components:
         sparse = embeddings.sparse
         if sparse.shape[1] != vocabulary:
             raise InvalidInput(
@@ -117,7 +114,7 @@ def _check_values(schema: Schema, embeddings: M3Embeddings, what: str) -> None:
             raise InvalidInput(
                 f"{what}.sparse has a weight that is not a finite number > 0: drop such weights."
             )
-    if embeddings.multivectors is not None:
+    if "multivector" in embeddings.components:
         multivectors = embeddings.multivectors
         if multivectors.dimension != dimension:
             raise InvalidInput(

@@ -11,8 +11,6 @@ runs. A document is therefore clustered in blocks of about 1,024 consecutive row
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 import scipy.sparse as sp
 from scipy.sparse.csgraph import connected_components
@@ -26,21 +24,21 @@ BLOCK_ROWS = 1024
 
 def long_documents(storage: Storage, embeddings: M3Embeddings) -> Bool:
     """Which texts this storage pools, ``[n]``."""
-    counts = [] if embeddings.multivectors is None else embeddings.multivectors.counts.tolist()
+    counts = embeddings.multivectors.counts.tolist() if "multivector" in embeddings.components else []
     return np.array([storage.pools(rows) for rows in counts], dtype=np.bool_)
 
 
 def pool_long(storage: Storage, embeddings: M3Embeddings) -> M3Embeddings:
     """The embeddings with the rows of long documents pooled; all else as it was."""
     long = long_documents(storage, embeddings)
-    if embeddings.multivectors is None or not long.any():
+    if "multivector" not in embeddings.components or not long.any():
         return embeddings
     rows = [
         pool_rows(rows, storage.pool_factor) if is_long else rows
         for rows, is_long in zip(embeddings.multivectors, long, strict=True)
     ]
     pooled = MultiVectors.from_list(rows, embeddings.multivectors.dimension)
-    return dataclasses.replace(embeddings, multivectors=pooled)
+    return embeddings.replace(multivectors=pooled)
 
 
 def pool_rows(rows: Float32, factor: int, *, block_rows: int = BLOCK_ROWS) -> Float32:

@@ -139,9 +139,6 @@ async def _timed(
 
 def _size_bytes(documents: Sequence[Document], embeddings: M3Embeddings, dtype: str) -> int:
     """Text, dense and sparse vectors in float32 (with the token ids), and rows in their storage precision."""
-    assert (
-        embeddings.dense is not None and embeddings.sparse is not None and embeddings.multivectors is not None
-    )
     text = sum(len(document.text.encode()) for document in documents)
     rows = embeddings.multivectors.rows.size * np.dtype(dtype).itemsize
     return int(text + embeddings.dense.nbytes + 8 * embeddings.sparse.nnz + rows)

@@ -10,7 +10,7 @@ import dataclasses
 import math
 import zlib
 from collections.abc import Awaitable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import anyio
 import anyio.abc
@@ -25,6 +25,7 @@ from m3_connectors.bench.synthetic import Corpus, filter_for, uniform
 from m3_connectors.bench.trips import Trips, counting
 from m3_connectors.documents import Hit
 from m3_connectors.embeddings import M3Embeddings
+from m3_connectors.methods import MethodName
 
 MOST_ERRORS = 100
 """A load with so many failed requests ends."""
@@ -42,7 +43,7 @@ class Search(Protocol):
         self,
         query: M3Embeddings,
         *,
-        method: str,
+        method: MethodName,
         k: int,
         filter: Mapping[str, Any] | None,
         exact: bool,
@@ -62,7 +63,7 @@ class Request:
     """
 
     query: int
-    method: str
+    method: MethodName
     selectivity: float | None
     expected_hits: int
 
@@ -80,7 +81,8 @@ class Mix:
         self.k, self.exact = settings.k, settings.exact
         self.vectors = list(corpus.queries(settings.count))
         rng = np.random.default_rng([seed, 3])
-        names, shares = list(settings.methods), np.array(list(settings.methods.values()))
+        names = cast("list[MethodName]", list(settings.methods))  # the scenario has checked them
+        shares = np.array(list(settings.methods.values()))
         self._methods = [names[i] for i in rng.choice(len(names), size=_MIX, p=shares / shares.sum())]
         selectivities = [None, *(filtered.selectivity for filtered in settings.filters)]
         filtered = np.array([filtered.share for filtered in settings.filters])

@@ -21,7 +21,8 @@ from m3_connectors.backends.checks import check_model
 from m3_connectors.backends.registry import DEFAULT_COLLECTION, backend_for
 from m3_connectors.backends.urls import shown
 from m3_connectors.cli.console import lines_of, plural, print_json, print_table
-from m3_connectors.cli.opening import DEFAULT_MODEL, MISMATCH_ADVICE, find_model, how_to_fill, load_encoder
+from m3_connectors.cli.model_directories import directories, find_by_name
+from m3_connectors.cli.opening import DEFAULT_MODEL, MISMATCH_ADVICE, how_to_fill, load_encoder
 from m3_connectors.cli.options import Collection, Debug, Json, Model, check_store
 from m3_connectors.embeddings import ModelInfo
 from m3_connectors.errors import (
@@ -86,7 +87,7 @@ def doctor(
     if url is not None:
         store = anyio.run(_look, url, collection)
         findings += store.findings
-    findings.append(_model(model, store.written_by, collection))
+    findings.append(_model(model, store.written_by, url, collection))
     well = all(finding.level != "problem" for finding in findings)
     if json:
         listed = [dataclasses.asdict(finding) for finding in findings]
@@ -130,20 +131,29 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _model(asked: str | None, written_by: ModelInfo | None, collection: str) -> Finding:
+def _model(asked: str | None, written_by: ModelInfo | None, url: str | None, collection: str) -> Finding:
     """The model that a command would take: a directory is loaded, and compared with the collection's model."""
     name = asked or (written_by.name if written_by else DEFAULT_MODEL)
     try:
-        directory = find_model(name)
+        place = find_by_name(name)
     except ModelFormat as error:
         return _problem("model", error)
-    if directory is None and Path(name).expanduser().is_dir():
-        directory = name  # without config.json, which loading says
-    if directory is None:
+    places = [place] if place else []
+    if not asked and written_by:
+        places = directories(written_by, url or "")
+    if not places and Path(name).expanduser().is_dir():
+        places = [Path(name)]  # without config.json, which loading says
+    if not places:
         if not asked and written_by and not written_by.revision:  # it was a directory: no hub has it
             remedy = "Say where it is: --model DIRECTORY, or M3_MODEL=DIRECTORY."
             return Finding("model", f"no directory {name} is found from here", "problem", remedy)
         return _hub_model(name)
+    found = [_directory(str(place), written_by, collection) for place in places]
+    return next((finding for finding in found if finding.level != "problem"), found[0])
+
+
+def _directory(directory: str, written_by: ModelInfo | None, collection: str) -> Finding:
+    """A model directory, loaded and compared with the collection's model."""
     try:
         encoder = load_encoder(directory)
         if written_by:

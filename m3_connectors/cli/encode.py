@@ -7,14 +7,18 @@ import time
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import typer
 
-from m3_connectors.cli.console import duration, err, out, plural, print_json
+from m3_connectors.cli.console import duration, err, out, plural, print_json, warn
 from m3_connectors.cli.opening import DEFAULT_MODEL, check_length, load_encoder
 from m3_connectors.cli.options import Debug, Json, Model, at_least, names_of
 from m3_connectors.embeddings import COMPONENTS, Component, M3Embeddings, Vocabulary
 from m3_connectors.errors import InvalidInput
 from m3_connectors.readers import DeadLetter, Fields, is_records, read_documents
+
+_CUT_NAMED = 10
+"""Cut texts that are named on stderr, a line each."""
 
 
 def encode(
@@ -75,12 +79,13 @@ def encode(
     seconds = time.monotonic() - started
     if to:
         embeddings.save(to)
+    _warn_of_cut_texts(embeddings)
     if json:
         print_json(_document(embeddings, wanted, encoder))
         return
     parts = [plural(len(wanted), "text"), ", ".join(chosen)]
     if embeddings.truncated_count:
-        parts.append(f"{embeddings.truncated_count:,} longer than the maximum, cut")
+        parts.append(f"{embeddings.truncated_count:,} longer than the maximum, cut (see above)")
     parts += [duration(seconds), f"written to {to}"]
     out.print("  " + " · ".join(parts), markup=False, soft_wrap=True)
 
@@ -119,15 +124,34 @@ def _read(path: Path, field: str) -> list[str]:
     return [document.text for document in documents]
 
 
+def _warn_of_cut_texts(embeddings: M3Embeddings) -> None:
+    """Name the texts that were cut: the first of them on stderr, all in the result's token counts."""
+    counts, kept = embeddings.token_counts, embeddings.kept_token_counts
+    assert counts is not None and kept is not None  # the encoder's own
+    cut = np.flatnonzero(embeddings.truncated).tolist()
+    for i in cut[:_CUT_NAMED]:
+        lost = int(counts[i] - kept[i])
+        warn(
+            f"text {i + 1:,} has {counts[i]:,} tokens and was cut after {kept[i]:,}: {lost:,} of them "
+            f"({lost / counts[i]:.0%}) are lost"
+        )
+    if len(cut) > _CUT_NAMED:
+        warn(
+            f"{len(cut) - _CUT_NAMED:,} more texts were cut: token_counts and kept_token_counts of the result say which"
+        )
+
+
 def _document(embeddings: M3Embeddings, texts: list[str], vocabulary: Vocabulary) -> dict[str, Any]:
     rows = []
     for i, (text, row) in enumerate(zip(texts, embeddings, strict=True)):
         entry: dict[str, Any] = {"text": text, "truncated": bool(row.truncated_count)}
-        if row.dense is not None:
+        if row.token_counts is not None and row.kept_token_counts is not None:
+            entry |= {"tokens": int(row.token_counts[0]), "kept": int(row.kept_token_counts[0])}
+        if "dense" in row.components:
             entry["dense"] = row.dense[0].tolist()
-        if row.sparse is not None:
+        if "sparse" in row.components:
             entry["sparse"] = embeddings.lexical_weights(i, vocabulary)
-        if row.multivectors is not None:
+        if "multivector" in row.components:
             entry["multivectors"] = row.multivectors[0].tolist()
         rows.append(entry)
     model = None if embeddings.model is None else embeddings.model.name

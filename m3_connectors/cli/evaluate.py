@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 from m3_connectors.cli.console import INTERRUPTED, err, out, plural, print_json, print_table, warn, working
@@ -35,6 +34,7 @@ from m3_connectors.cli.options import (
     choose_method,
     names_of,
 )
+from m3_connectors.cli.progress import Progress, acknowledging_interrupts
 from m3_connectors.errors import InvalidInput, M3Error, MissingDependency, ModelMismatch, NotFound, Rejected
 from m3_connectors.evaluation.baselines.baseline import Baseline
 from m3_connectors.evaluation.baselines.registry import BASELINES, baseline_for
@@ -187,12 +187,16 @@ def evaluate_into(
     from m3_connectors.evaluation.evaluate import without_secrets
 
     command = shlex.join(["m3", *map(without_secrets, sys.argv[1:])])
-    progress = _Shown(f"{plan.url} {plan.collection}")
     keeps = f"{place} keeps what was done."
     on = f"{keeps} Go on with the same command."
     try:
-        with progress, advice(MISMATCH_ADVICE, ModelMismatch):
-            return run(dataset, encoder, plan, place, watch=progress, settings={"command": command})
+        with (
+            Progress() as progress,
+            acknowledging_interrupts(progress, lambda: "Stopping after the current batch"),
+            advice(MISMATCH_ADVICE, ModelMismatch),
+        ):
+            watch = _Watch(f"{plan.url} {plan.collection}", progress)
+            return run(dataset, encoder, plan, place, watch=watch, settings={"command": command})
     except KeyboardInterrupt:
         if kept:
             err.print(on, markup=False, soft_wrap=True)
@@ -285,14 +289,12 @@ def agree(yes: bool) -> Callable[[Sequence[Download]], bool]:
     return ask
 
 
-class _Shown:
-    """How far an evaluation is, shown while a person watches."""
+class _Watch:
+    """Shows what an evaluation tells of its steps."""
 
-    def __init__(self, where: str) -> None:
+    def __init__(self, where: str, progress: Progress) -> None:
         self._where = where
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-        self._bar = Progress(*columns, console=err, transient=True, disable=not err.is_terminal)
-        self._task = self._bar.add_task("")
+        self._progress = progress
 
     def __call__(self, step: str, done: int, total: int) -> None:
         if step == "kept documents":
@@ -301,15 +303,11 @@ class _Shown:
                 markup=False,
                 soft_wrap=True,
             )
+        elif total:
+            doing, _, unit = step.partition(" ")  # "encoding documents"
+            self._progress.update(doing, done, total, unit=unit)
         else:
-            self._bar.update(self._task, description=step, completed=done, total=total or None)
-
-    def __enter__(self) -> _Shown:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
+            self._progress.update(step)
 
 
 def _lengths(query: int | None, passage: int | None) -> str:

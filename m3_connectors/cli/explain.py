@@ -48,7 +48,7 @@ def explain(
     check_store(url, collection)
     asked = choose_method(method, weights)
     with open_index(url, collection, model, create=False) as index:
-        explanation = index.explain(query, id, method=asked or method)
+        explanation = index.explain(query, id, method=asked or index.methods[method])
     if json:
         print_json(
             {

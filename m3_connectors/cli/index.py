@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import time
@@ -10,27 +11,33 @@ from pathlib import Path
 from typing import Annotated, cast
 
 import typer
-from rich.progress import Progress, SpinnerColumn, TextColumn
 
-from m3_connectors.adding import AddReport
+from m3_connectors.adding import AddReport, CutDocument
 from m3_connectors.backends.registry import DEFAULT_COLLECTION
 from m3_connectors.backends.schema import LONG_DOCUMENTS, LongDocuments, Storage
 from m3_connectors.backends.urls import shown
 from m3_connectors.cli.console import INTERRUPTED, duration, err, out, plural, print_json, warn
 from m3_connectors.cli.opening import open_index
 from m3_connectors.cli.options import Collection, Debug, Json, Model, Url, check_store
+from m3_connectors.cli.progress import Progress, acknowledging_interrupts
+from m3_connectors.cli.reading import Reading
 from m3_connectors.documents import Document
 from m3_connectors.errors import InvalidInput, M3Error
 from m3_connectors.readers import (
+    CUT_SUFFIX,
     FORMATS,
+    CutLetter,
     DeadLetter,
     DeadLetterFiles,
     Fields,
     ReadOptions,
+    ReportFiles,
     check_sources,
+    files_of,
     read_documents,
 )
 from m3_connectors.readers.inputs import Format
+from m3_connectors.readers.inputs import shown as shown_path
 
 
 def _known_choice(name: str | None) -> str | None:
@@ -127,7 +134,9 @@ def index(
 ) -> None:
     """Read documents, encode them and store them; the same command again goes on or brings up to date.
 
-    What cannot be read is skipped and written to SOURCE.dead.jsonl with its line number and the reason.
+    What cannot be read is skipped and written to SOURCE.dead.jsonl with its line number and the reason. A document that
+    is longer than the model reads is stored whole but found by its beginning alone; SOURCE.cut.jsonl says which and how
+    much of each is lost.
     """
     check_store(url, collection)
     options = ReadOptions(
@@ -141,41 +150,49 @@ def index(
         warn("memory: is empty again when this command ends; name a folder to keep it, such as qdrant:./data")
     # None leaves an existing collection's storage as it is; a name must be what it was made with.
     storage = None if long_documents is None else Storage(long_documents=cast(LongDocuments, long_documents))
-    counter = _Counter()
-    try:
-        with DeadLetterFiles(Path.cwd()) as dead:
-            repeats = _Repeats(dead)
-            mixed: dict[str, str] = {}
+    left_out = _store_folder(url)
+    reading = Reading(files_of(sources, options, left_out))
+    with DeadLetterFiles(Path.cwd()) as dead, ReportFiles(Path.cwd(), CUT_SUFFIX) as cut:
+        run = _Followed(reading, cut)
+        repeats = _Repeats(dead)
+        mixed: dict[str, str] = {}
+
+        def begin(source: Path) -> None:
+            dead.begin(source)
+            cut.begin(source)
+
+        try:
             documents = read_documents(
                 sources,
                 fields=Fields(text, id),
                 options=options,
-                on_source=dead.begin,
+                on_source=begin,
+                on_file=reading.begin_file,
                 on_dead_letter=dead.add,
                 on_replaced=repeats.add,
                 on_mixed_column=mixed.__setitem__,
-                without=_store_folder(url),
+                without=left_out,
             )
             first = next(documents, None)
             if first is None:  # before a collection is made, which would be bound to this model
                 raise _nothing(sources, dead)
-            outcome = _store(url, collection, model, storage, itertools.chain([first], documents), counter)
-    except KeyboardInterrupt:
-        err.print(f"{plural(counter.safe, 'document')} are safe. Go on with the same command.")
-        raise typer.Exit(INTERRUPTED) from None
-    except M3Error as error:
-        if counter.safe:
-            error.add_note(f"  {plural(counter.safe, 'document')} are safe; go on with the same command.")
-        raise
+            outcome = _store(url, collection, model, storage, itertools.chain([first], documents), run)
+        except KeyboardInterrupt:
+            err.print(f"{_safe(run.safe)}. Go on with the same command.")
+            raise typer.Exit(INTERRUPTED) from None
+        except M3Error as error:
+            if run.safe:
+                error.add_note(f"  {_safe(run.safe)}; go on with the same command.")
+            raise
     for column, cell in itertools.islice(mixed.items(), _SHOWN_REPEATS):
         warn(
             f"column {column!r} is text, though it has numbers: {cell[:40]!r} is none that reads back as written"
         )
     if json:
-        report = {"url": shown(url), "collection": collection, **_document(outcome, dead, repeats)}
+        report = {"url": shown(url), "collection": collection, **_document(outcome, dead, run, repeats)}
         print_json({**report, "text_columns": mixed})
     else:
-        out.print(f"  {_summary(outcome, dead, repeats)}", markup=False, soft_wrap=True)
+        out.print(f"  {_summary(outcome, dead, run, repeats)}", markup=False, soft_wrap=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,12 +222,12 @@ def _store(
     model: str | None,
     storage: Storage | None,
     documents: Iterator[Document],
-    counter: _Counter,
+    run: _Followed,
 ) -> _Outcome:
-    with open_index(url, collection, model, create=True, storage=storage) as index, counter:
+    with open_index(url, collection, model, create=True, storage=storage) as index, run.shown():
         before = index.count()
         started = time.monotonic()
-        report = index.add(counter.reading(documents), progress=counter.stored)
+        report = index.add(run.documents(documents), progress=run.stored, on_cut=run.cut)
         seconds = time.monotonic() - started
         return _Outcome(report, before, index.count(), seconds, index.schema.model.name, index.schema.storage)
 
@@ -232,7 +249,9 @@ class _Repeats:
 _SHOWN_REPEATS = 20
 
 
-def _document(outcome: _Outcome, dead: DeadLetterFiles, repeats: _Repeats) -> dict[str, object]:
+def _document(
+    outcome: _Outcome, dead: DeadLetterFiles, run: _Followed, repeats: _Repeats
+) -> dict[str, object]:
     return {
         "model": outcome.model,
         "documents": outcome.report.written,
@@ -240,6 +259,8 @@ def _document(outcome: _Outcome, dead: DeadLetterFiles, repeats: _Repeats) -> di
         "duplicates": list(outcome.report.duplicates),
         "repeats": [dataclasses.asdict(letter) for letter in repeats.first],
         "truncated": outcome.report.truncated,
+        "lost_tokens": outcome.report.lost_tokens,
+        "cut_documents": [str(path) for path in run.cut_files.paths],
         "pooled": outcome.report.pooled,
         "skipped": dead.count,
         "dead_letters": [str(path) for path in dead.paths],
@@ -249,7 +270,7 @@ def _document(outcome: _Outcome, dead: DeadLetterFiles, repeats: _Repeats) -> di
     }
 
 
-def _summary(outcome: _Outcome, dead: DeadLetterFiles, repeats: _Repeats) -> str:
+def _summary(outcome: _Outcome, dead: DeadLetterFiles, run: _Followed, repeats: _Repeats) -> str:
     report = outcome.report
     parts = [plural(report.written, "document")]
     if outcome.replaced:
@@ -258,7 +279,12 @@ def _summary(outcome: _Outcome, dead: DeadLetterFiles, repeats: _Repeats) -> str
         first = f" ({repeats.first[0]})" if repeats.first else ""
         parts.append(f"{plural(len(report.duplicates), 'id')} came twice, the last was kept{first}")
     if report.truncated:
-        parts.append(f"{report.truncated:,} longer than the model reads, cut")
+        lost = f"{report.lost_tokens:,} of their {run.cut_tokens:,} tokens"
+        share = f"{report.lost_tokens / max(run.cut_tokens, 1):.0%}"
+        parts.append(
+            f"{report.truncated:,} longer than the model reads, cut: {lost} lost, {share} "
+            f"(see {_names(run.cut_files.paths)})"
+        )
     if report.pooled:
         parts.append(f"{report.pooled:,} long, their rows pooled by {outcome.storage.pool_factor}")
     if dead.count:
@@ -271,38 +297,63 @@ def _summary(outcome: _Outcome, dead: DeadLetterFiles, repeats: _Repeats) -> str
     return " · ".join(parts)
 
 
-class _Counter:
-    """How far reading and storing are, shown while a person watches."""
+class _Followed:
+    """One run, shown and noted: how much is read and stored, and which documents were cut.
 
-    def __init__(self) -> None:
+    Args:
+        reading: Knows where documents came from.
+        cut: Where cut documents are named.
+    """
+
+    def __init__(self, reading: Reading, cut: ReportFiles) -> None:
         self.safe = 0
         """Documents stored so far."""
-        self._read = 0
-        columns = (SpinnerColumn(), TextColumn("{task.description}"))
-        self._bar = Progress(*columns, console=err, transient=True, disable=not err.is_terminal)
-        self._task = self._bar.add_task("")
+        self.cut_tokens = 0
+        """Tokens of the whole texts that were cut."""
+        self.cut_files = cut
+        self._reading = reading
+        self._stored_share = 0.0 if reading.share is not None else None
+        self._progress: Progress | None = None
 
-    def reading(self, documents: Iterator[Document]) -> Iterator[Document]:
-        """The documents, counted as they pass."""
-        for document in documents:
-            self._read += 1
+    @contextlib.contextmanager
+    def shown(self) -> Iterator[None]:
+        """Shows how far the run is; Ctrl-C is answered at once, though the current batch is finished."""
+        with (
+            Progress() as self._progress,
+            acknowledging_interrupts(
+                self._progress,
+                lambda: f"Stopping after the current batch ({_safe(self.safe)})",
+            ),
+        ):
+            yield
+
+    def documents(self, documents: Iterator[Document]) -> Iterator[Document]:
+        """The documents, followed as they pass."""
+        for document in self._reading.following(documents):
             self._show()
             yield document
 
     def stored(self, count: int) -> None:
         """So many documents are stored."""
         self.safe = count
+        self._stored_share = self._reading.share
         self._show()
 
+    def cut(self, document: CutDocument) -> None:
+        """A document that is stored was cut."""
+        source, file = self._reading.origin(document.id)
+        tokens, kept = document.token_count or 0, document.kept_token_count or 0
+        self.cut_tokens += tokens
+        self.cut_files.write(
+            source,
+            CutLetter(document.id, shown_path(file), tokens, kept, round(document.lost_share or 0.0, 4)),
+        )
+
     def _show(self) -> None:
-        self._bar.update(self._task, description=f"read {self._read:,} ▸ stored {self.safe:,}")
-
-    def __enter__(self) -> _Counter:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
+        if self._progress is not None:
+            note = f"read {self._reading.count:,}"
+            share = self._stored_share
+            self._progress.update("storing", self.safe, unit="documents", share=share, note=note)
 
 
 def _nothing(sources: list[Path], dead: DeadLetterFiles) -> InvalidInput:
@@ -322,6 +373,10 @@ def _store_folder(url: str) -> Path | None:
     """The folder of an embedded store, which may lie in a folder that is read."""
     path = url.partition(":")[2]  # as it stands: a folder's name may hold "#" and "?"
     return Path(path).expanduser() if path and not path.startswith("//") else None
+
+
+def _safe(count: int) -> str:
+    return f"{plural(count, 'document')} {'is' if count == 1 else 'are'} safe"
 
 
 def _names(paths: list[Path]) -> str:

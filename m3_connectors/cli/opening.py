@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from m3_connectors.backends.checks import check_model
 from m3_connectors.backends.registry import DEFAULT_COLLECTION
 from m3_connectors.backends.urls import shown
-from m3_connectors.cli.console import working
+from m3_connectors.cli.console import err, working
+from m3_connectors.cli.model_directories import directories, find_by_name, remember
 from m3_connectors.embeddings import ModelInfo
 from m3_connectors.errors import M3Error, ModelFormat, ModelMismatch, NotFound, Unavailable
 
@@ -38,7 +40,11 @@ def load_encoder(model: str, *, revision: str | None = None) -> M3Encoder:
     ):
         from m3_connectors.encoder.encoder import M3Encoder
 
-        return M3Encoder(model, revision=revision)
+        encoder = M3Encoder(model, revision=revision)
+    directory = Path(model).expanduser()
+    if directory.is_dir():
+        remember(encoder.info, directory)
+    return encoder
 
 
 def check_length(tokens: int | None, encoder: M3Encoder, option: str) -> None:
@@ -64,7 +70,7 @@ def choose_encoder(url: str, collection: str, model: str | None, *, create: bool
 
     Raises:
         NotFound: No such collection, and ``create`` is false; raised before a model is loaded.
-        ModelFormat: The model that wrote the collection cannot be loaded again from its name alone.
+        ModelFormat: The model that wrote the collection is not found on this machine.
     """
     written_by: ModelInfo | None = None
     try:
@@ -76,7 +82,7 @@ def choose_encoder(url: str, collection: str, model: str | None, *, create: bool
         return load_encoder(model)
     if written_by is None:
         return load_encoder(DEFAULT_MODEL)
-    return _load_again(written_by, collection)
+    return _load_again(written_by, url, collection)
 
 
 def open_index(
@@ -136,36 +142,40 @@ def how_to_fill(url: str, collection: str) -> str:
     return f"Fill it first:  m3 index {shown(url)} SOURCE{name}     or name another one with --collection."
 
 
-def _load_again(info: ModelInfo, collection: str) -> M3Encoder:
-    remedy = "\n  Say where it is: --model DIRECTORY, or M3_MODEL=DIRECTORY."
-    # Without a revision it was a directory: no hub has it.
-    name = info.name if info.revision else find_model(info.name)
-    if name is None:
-        raise ModelFormat(
-            f'collection "{collection}" was written by {info}, and no such directory is found from here.{remedy}'
-        )
-    try:
-        return load_encoder(name, revision=info.revision)
-    except M3Error as error:
-        reason = str(error).splitlines()[0]
-        raise ModelFormat(
-            f'collection "{collection}" was written by {info}, which cannot be loaded: {reason}{remedy}'
-        ) from error
-
-
-def find_model(name: str) -> str | None:
-    """A model directory by its path, or by the last parts of it, which are all that a collection records.
-
-    Looked for below the current directory and its parents; opening a collection then compares fingerprints, so
-    that a namesake is refused. The models of this project are found wherever they are installed. None if there is none.
+def _load_again(info: ModelInfo, url: str, collection: str) -> M3Encoder:
+    """The model that wrote a collection, from the hub or from a directory of the same fingerprint.
 
     Raises:
-        ModelFormat: The model is one of this project's, and its package is not installed.
+        ModelFormat: It is not found here; says which model it is, where it was looked for, and what to do.
     """
-    from m3_connectors.encoder.shipped import shipped_model
+    tried: list[str] = []
+    if info.revision:
+        try:
+            return load_encoder(info.name, revision=info.revision)
+        except M3Error as error:
+            tried.append(str(error).splitlines()[0])
+    for directory in directories(info, url):
+        try:
+            encoder = load_encoder(str(directory))
+            check_model(info, collection, encoder.info)
+        except ModelMismatch:
+            tried.append(f"{directory} holds another model ({_fingerprint(encoder.info)}).")
+        except M3Error as error:
+            tried.append(f"{directory} cannot be loaded: {str(error).splitlines()[0]}")
+        else:
+            if directory != find_by_name(info.name):
+                err.print(
+                    f"the collection's model {info.name} is found in {directory}", style="dim", soft_wrap=True
+                )
+            return encoder
+    places = "below this directory and its parents, beside the store, and among the models used on this machine before"
+    raise ModelFormat(
+        f'collection "{collection}" was written by {info} ({_fingerprint(info)}), which is not found here.\n'
+        + "".join(f"  {reason}\n" for reason in tried)
+        + ("" if info.revision else f"  A directory {info.name} was looked for {places}.\n")
+        + "  Say where it is: --model DIRECTORY, or M3_MODEL=DIRECTORY."
+    )
 
-    here = Path.cwd()
-    places = (base / Path(name).expanduser() for base in (here, *here.parents))
-    found = next((place for place in places if (place / "config.json").is_file()), None)
-    found = found or shipped_model(Path(name).name)
-    return str(found) if found else None
+
+def _fingerprint(info: ModelInfo) -> str:
+    return f"fingerprint {(info.weights_fingerprint or 'unknown')[:12]}"

@@ -40,7 +40,6 @@ from m3_connectors.evaluation.baselines.baseline import Baseline
 from m3_connectors.evaluation.baselines.bm25 import WordBM25
 from m3_connectors.evaluation.datasets.dataset import Corpus, Dataset
 from m3_connectors.evaluation.evaluate import Plan, evaluate
-from m3_connectors.methods import METHODS
 
 if TYPE_CHECKING:
     from m3_connectors.encoder.encoder import M3Encoder
@@ -133,8 +132,8 @@ def _ask(index: Index, question: str) -> None:
     table.add_column("then", style="dim")
     # What the numbers leave of the line is cut here: a table that is too wide would take it from the numbers.
     room = max(40, out.width - 52)
-    for name in METHODS:
-        hits = index.search(question, method=name, k=3)
+    for name, method in index.methods.items():
+        hits = index.search(question, method=method, k=3)
         if not hits:  # no document shares a token with the question
             table.add_row(name, *["–"] * 4, "  nothing found")
             continue

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,7 +27,10 @@ _WINDOW_TEXTS = 1024
 
 
 class TruncationWarning(UserWarning):
-    """Texts were longer than the maximum and were cut; ``M3Embeddings.truncated`` says which."""
+    """Texts were longer than the maximum and were cut.
+
+    ``M3Embeddings.truncated`` says which; ``token_counts`` and ``kept_token_counts`` say how much of each is lost.
+    """
 
 
 class M3Encoder:
@@ -176,7 +178,7 @@ class M3Encoder:
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text, ``<s>`` and ``</s>`` included, however many the model reads of them."""
-        return [len(text.ids) for text in self._tokenise(texts, sys.maxsize, mcls=False)]
+        return [text.token_count for text in self._tokenise(texts, self._max_length, mcls=False)]
 
     def id_to_token(self, id: int) -> str | None:
         """The token of an id, or None; for ``M3Embeddings.lexical_weights``."""
@@ -234,9 +236,11 @@ class M3Encoder:
         cut = result.truncated_count
         if cut:
             more = ", or raise max_length" if limit < self._model_max_length else ""
+            # The lengths are not in it: one text a call, each of another length, would be one warning each.
             warnings.warn(
                 f"{cut} text{'s are' if cut > 1 else ' is'} longer than {limit} tokens and cut there; "
-                f"M3Embeddings.truncated says which.\n  Split long texts into passages{more}.",
+                "M3Embeddings.truncated says which, and token_counts how long they are.\n"
+                f"  Split long texts into passages{more}.",
                 TruncationWarning,
                 stacklevel=3,
             )

@@ -107,6 +107,8 @@ class Runner:
             multivectors=None if rows is None else MultiVectors(rows, row_offsets),
             truncated=np.array([text.truncated for text in texts], dtype=np.bool_),
             model=self._info,
+            token_counts=np.array([text.token_count for text in texts], dtype=np.int64),
+            kept_token_counts=np.array([text.kept_token_count for text in texts], dtype=np.int64),
         )
 
     @torch.inference_mode()

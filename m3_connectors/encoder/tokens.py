@@ -11,6 +11,9 @@ from tokenizers import Tokenizer
 
 from m3_connectors.errors import InvalidInput
 
+_SPECIAL_TOKENS = 2
+"""``<s>`` and ``</s>``; the CLS tokens that MCLS inserts are not the text's."""
+
 MCLS_INTERVAL = 256
 """Tokens of text between two CLS tokens (paper, section 3.3)."""
 
@@ -22,12 +25,19 @@ class TokenisedText:
     Attributes:
         ids: int64 ``[tokens]``, with ``<s>`` and ``</s>``.
         cls: int64, the positions of its CLS tokens: ``[0]``, or more with MCLS.
-        truncated: The text was longer than the maximum.
+        token_count: Tokens of the whole text, ``<s>`` and ``</s>`` included.
+        kept_token_count: How many of them are in ``ids``: fewer if the text was longer than the maximum.
     """
 
     ids: npt.NDArray[np.int64]
     cls: npt.NDArray[np.int64]
-    truncated: bool
+    token_count: int
+    kept_token_count: int
+
+    @property
+    def truncated(self) -> bool:
+        """Whether the text was longer than the maximum."""
+        return self.kept_token_count < self.token_count
 
     @property
     def multivector_count(self) -> int:
@@ -92,7 +102,9 @@ class TextTokeniser:
         interval = MCLS_INTERVAL if mcls else max(1, len(kept))
         starts = np.arange(0, max(1, len(kept)), interval)
         ids = np.append(np.insert(kept, starts, self.cls_id), self.end_id)
-        return TokenisedText(ids, starts + np.arange(len(starts)), len(content) > room)
+        return TokenisedText(
+            ids, starts + np.arange(len(starts)), len(content) + _SPECIAL_TOKENS, len(kept) + _SPECIAL_TOKENS
+        )
 
 
 def _room(max_length: int, mcls: bool) -> int:

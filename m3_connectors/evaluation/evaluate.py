@@ -53,6 +53,9 @@ _QUERIES_AT_ONCE = 8
 
 _DOCUMENTS_AT_ONCE = 1024
 
+_CUT_NAMED = 5
+"""Of the texts that were cut, so many are named in a warning; documents.parquet has the length of each document."""
+
 _PACKAGES = (
     *(
         "m3-connectors",
@@ -256,16 +259,34 @@ def _conclude(
     writer.add_qrels(qrels)
     documents = list(_document_rows(dataset, encoder, wanted))
     writer.add_documents(documents)
-    tokens = [document.tokens or 0 for document in documents]
-    queries = _lengths(encoder, list(dataset.queries.values()))
+    tokens = {document.id: document.tokens or 0 for document in documents}
+    lengths = _lengths(encoder, list(dataset.queries.values()))
+    queries = dict(zip(dataset.queries, lengths, strict=True))
     for counts, limit, what in (
         (queries, plan.query_max_length, "queries"),
         (tokens, plan.passage_max_length, "judged or answered documents"),
     ):
-        most = limit or encoder.max_length
-        if cut := sum(count > most for count in counts):
-            warnings.append(f"{cut:,} of {len(counts):,} {what} are longer than {most:,} tokens and were cut")
+        warnings += _cut_warnings(counts, limit or encoder.max_length, what)
     return warnings
+
+
+def _cut_warnings(counts: Mapping[str, int], most: int, what: str) -> Iterator[str]:
+    """One warning if texts were cut: how many, how much of them is lost, and the longest by name.
+
+    Args:
+        counts: Tokens of each whole text, by id.
+        most: Tokens that were read of each.
+        what: What the texts are.
+    """
+    cut = {id: count for id, count in counts.items() if count > most}
+    if cut:
+        whole, lost = sum(cut.values()), sum(count - most for count in cut.values())
+        longest = sorted(cut, key=lambda id: (-cut[id], id))[:_CUT_NAMED]
+        names = [f"{id} ({cut[id]:,})" for id in longest] + ["…"] * (len(cut) > len(longest))
+        yield (
+            f"{len(cut):,} of {len(counts):,} {what} are longer than {most:,} tokens and were cut: {lost:,} of their "
+            f"{whole:,} tokens are lost ({lost / whole:.0%}); the longest: {', '.join(names)}"
+        )
 
 
 def _document_rows(dataset: Dataset, encoder: M3Encoder, wanted: Collection[str]) -> Iterator[DocumentRow]:

@@ -25,13 +25,11 @@ def quantised(embeddings: M3Embeddings) -> M3Embeddings:
 
     The model is marked, so that a collection of such weights refuses plain ones.
     """
-    assert embeddings.sparse is not None
     weights = embeddings.sparse
     hundredths = np.ceil(weights.data * np.float32(100))
-    return M3Embeddings(
-        dense=embeddings.dense,
+    return embeddings.replace(
         sparse=sp.csr_array((hundredths, weights.indices, weights.indptr), shape=weights.shape),
-        truncated=embeddings.truncated,
+        multivectors=None,
         model=embeddings.model and quantised_model(embeddings.model),
     )
 

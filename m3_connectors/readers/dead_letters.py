@@ -1,4 +1,4 @@
-"""Dead letters: what was not read, and why, so that it can be mended and read again."""
+"""Reports beside a run: dead letters (what was not read, and why), and texts that were cut."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import dataclasses
 import json
 from pathlib import Path
 from types import TracebackType
-from typing import TextIO
+from typing import Self, TextIO
 
 from m3_connectors.readers.inputs import STDIN
 
 SUFFIX = ".dead.jsonl"
+CUT_SUFFIX = ".cut.jsonl"
+_LONGEST_LINE_BYTES = 2**20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,22 +33,56 @@ class DeadLetter:
         return f"{self.file}:{self.line}: {self.reason}" if self.line else f"{self.file}: {self.reason}"
 
 
-class DeadLetterFiles:
-    """Writes each source's dead letters to ``<source-name>.dead.jsonl``, made when the first one comes.
+@dataclasses.dataclass(frozen=True)
+class CutLetter:
+    """One document of whose text the model read only the beginning.
 
-    A file of that name from an earlier run is replaced when its source is read again. A context manager.
+    Attributes:
+        id: The document's.
+        file: Path of the file that it came from, as the caller would type it.
+        tokens: Tokens of its whole text.
+        kept: How many of them, from the first, were encoded.
+        lost_share: The share that was not, 0 to 1.
+    """
+
+    id: str
+    file: str
+    tokens: int
+    kept: int
+    lost_share: float
+
+
+def is_report(path: Path) -> bool:
+    """Whether a file is one that an earlier run wrote about its sources, by its name and its first line."""
+    for suffix, kind in ((SUFFIX, DeadLetter), (CUT_SUFFIX, CutLetter)):
+        if path.name.endswith(suffix):
+            try:
+                with path.open("rb") as file:
+                    first = json.loads(file.readline(_LONGEST_LINE_BYTES))
+            except (OSError, ValueError):
+                return False
+            fields = {field.name for field in dataclasses.fields(kind)}
+            return isinstance(first, dict) and bool(first) and first.keys() <= fields
+    return False
+
+
+class ReportFiles:
+    """Writes what there is to say about each source to ``<source-name><suffix>``, a JSON object a line.
+
+    A file is made when its first line comes. One of that name from an earlier run is replaced when its source is read
+    again. A context manager.
 
     Args:
         directory: Where the files go.
+        suffix: What their names end in.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, suffix: str) -> None:
         self._directory = directory
+        self._suffix = suffix
         self._open: dict[Path, TextIO] = {}
         self.count = 0
-        """Dead letters so far."""
-        self.first: DeadLetter | None = None
-        """The first of them."""
+        """Lines so far."""
 
     @property
     def paths(self) -> list[Path]:
@@ -59,8 +95,8 @@ class DeadLetterFiles:
         if path not in self._open:
             path.unlink(missing_ok=True)
 
-    def add(self, source: Path, letter: DeadLetter) -> None:
-        """Write one dead letter of a source.
+    def write(self, source: Path, letter: DeadLetter | CutLetter) -> None:
+        """Write one line about a source.
 
         Raises:
             OSError: The file cannot be written.
@@ -72,9 +108,8 @@ class DeadLetterFiles:
         self._open[path].write(json.dumps(dataclasses.asdict(letter)) + "\n")
         self._open[path].flush()
         self.count += 1
-        self.first = self.first or letter
 
-    def __enter__(self) -> DeadLetterFiles:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -85,9 +120,27 @@ class DeadLetterFiles:
 
     def _path(self, source: Path) -> Path:
         if source == STDIN:
-            return self._directory / f"stdin{SUFFIX}"
+            return self._directory / f"stdin{self._suffix}"
         name = source.resolve().name
         for ending in (".gz", ".jsonl", ".ndjson", ".json", ".csv", ".tsv"):
             if name.lower().endswith(ending):
                 name = name[: -len(ending)]
-        return self._directory / f"{name or 'root'}{SUFFIX}"
+        return self._directory / f"{name or 'root'}{self._suffix}"
+
+
+class DeadLetterFiles(ReportFiles):
+    """Writes each source's dead letters to ``<source-name>.dead.jsonl``; ``count`` is how many there are so far."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory, SUFFIX)
+        self.first: DeadLetter | None = None
+        """The first of them."""
+
+    def add(self, source: Path, letter: DeadLetter) -> None:
+        """Write one dead letter of a source.
+
+        Raises:
+            OSError: The file cannot be written.
+        """
+        self.write(source, letter)
+        self.first = self.first or letter

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from m3_connectors.readers.dead_letters import SUFFIX, DeadLetter
+from m3_connectors.readers.dead_letters import DeadLetter, is_report
 from m3_connectors.readers.inputs import (
     Input,
     ReadOptions,
@@ -55,7 +55,7 @@ class Walk:
             for name in sorted(files):
                 path = here / name
                 below = path.relative_to(source).as_posix()
-                if name.endswith(SUFFIX) or self._excluded(name, below):
+                if is_report(path) or self._excluded(name, below):
                     continue  # an earlier run wrote the first about this very folder
                 reason = _why_not(path)
                 format = format_of(path)

@@ -47,6 +47,7 @@ def read_documents(
     on_dead_letter: OnDeadLetter,
     on_replaced: OnDeadLetter | None = None,
     on_source: Callable[[Path], None] = lambda _: None,
+    on_file: Callable[[Path, Path], None] = lambda source, path: None,
     on_mixed_column: Callable[[str, str], None] = lambda *_: None,
     without: Path | None = None,
 ) -> Iterator[Document]:
@@ -67,6 +68,7 @@ def read_documents(
         on_replaced: Called likewise with each document whose id a later one has, which replaces it when it is stored.
             None: ids are not compared.
         on_source: Called with each source before it is read.
+        on_file: Called with the source and each of its files before the file is read.
         on_mixed_column: Called before all documents with each column of CSV that is text though it has numbers, and
             with the first cell that is none.
         without: A folder to leave out, such as the one that the store keeps its data in.
@@ -90,6 +92,7 @@ def read_documents(
         for source in sources:
             on_source(source)
             for input in walk.inputs(source, on_dead_letter):
+                on_file(source, input.path)
                 for outcome in reader.outcomes(copies.get(input.path, input)):
                     if isinstance(outcome, Skipped):
                         on_dead_letter(source, DeadLetter(shown(input.path), outcome.line, outcome.reason))
@@ -116,6 +119,14 @@ def check_sources(sources: Iterable[Path], options: ReadOptions = _DEFAULT_OPTIO
                 f"{source} is of no format that is read ({ending_of(source)}).\n"
                 f"  Give a folder, {', '.join(FORMATS)}, or say with --format how to read it."
             )
+
+
+def files_of(sources: Iterable[Path], options: ReadOptions, without: Path | None) -> Iterator[Path]:
+    """The files that ``read_documents`` reads for these sources."""
+    sources = list(sources)
+    walk = Walk(sources, options, without)
+    for source in sources:
+        yield from (input.path for input in walk.inputs(source, lambda *_: None))
 
 
 def _copies(sources: list[Path], walk: Walk, stack: contextlib.ExitStack) -> dict[Path, Input]:

@@ -70,11 +70,11 @@ def index_operation(
     }
     assert embeddings.dense is not None
     source[DENSE] = np.ascontiguousarray(embeddings.dense[0])
-    if embeddings.sparse is not None:
+    if "sparse" in embeddings.components:
         token_ids, weights = embeddings.sparse.indices, embeddings.sparse.data
         source[SPARSE] = _weights(token_ids, weights)
         source[SPARSE_BLOB] = _text(blobs.pack_sparse(token_ids, weights))
-    if embeddings.multivectors is not None:
+    if "multivector" in embeddings.components:
         rows = embeddings.multivectors[0]
         source[ROWS] = len(rows)
         if parts:

@@ -111,7 +111,7 @@ class Writer:
 
     def _planned_parts(self, documents: Sequence[Document], embeddings: M3Embeddings) -> dict[int, list[str]]:
         """New ids for the parts of each document that needs them, by position."""
-        if embeddings.multivectors is None:
+        if "multivector" not in embeddings.components:
             return {}
         counts = embeddings.multivectors.counts
         long = np.flatnonzero(counts > self._rows_per_part).tolist()
@@ -198,9 +198,9 @@ class Writer:
             ]
         )
         sizes += 12 * self._schema.model.dimension
-        if embeddings.sparse is not None:
+        if "sparse" in embeddings.components:
             sizes += 40 * np.diff(embeddings.sparse.indptr)
-        if embeddings.multivectors is not None:
+        if "multivector" in embeddings.components:
             rows = embeddings.multivectors.counts
             sizes += np.where(rows > self._rows_per_part, 0, rows) * self._row_bytes * 4 // 3
         return [int(size) for size in sizes]

@@ -142,11 +142,11 @@ def _entity(
     }
     size = 256 + embeddings.dense[i].nbytes + len(text) + len(metadata)
     size += (TERM_BYTES + 4) * len(found.terms) + bounds_bytes
-    if embeddings.sparse is not None:
+    if "sparse" in embeddings.components:
         row["sparse"] = sparse_of(embeddings.sparse, i) or {NO_TOKEN: 1.0}
         size += 8 * len(row["sparse"])
     parts: tuple[dict[str, Any], ...] = ()
-    if embeddings.multivectors is not None:
+    if "multivector" in embeddings.components:
         rows = embeddings.multivectors[i]
         pieces = list(_base64_pieces(pack_multivector(rows, layout.schema.storage.multivector_dtype)))
         packed = sum(map(len, pieces))

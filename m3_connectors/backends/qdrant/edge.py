@@ -275,11 +275,11 @@ def _check_found(
 def _batches(documents: Sequence[Document], embeddings: M3Embeddings) -> Iterator[tuple[int, int, int]]:
     """Consecutive ``(start, stop, size_bytes)``, each about 8 MiB or a single document."""
     sizes = np.array([len(document.text.encode()) for document in documents], dtype=np.int64)
-    if embeddings.dense is not None:
+    if "dense" in embeddings.components:
         sizes += embeddings.dense.itemsize * embeddings.dense.shape[1]
-    if embeddings.sparse is not None:
+    if "sparse" in embeddings.components:
         sizes += 8 * np.diff(embeddings.sparse.indptr)
-    if embeddings.multivectors is not None:
+    if "multivector" in embeddings.components:
         sizes += 4 * embeddings.multivectors.dimension * embeddings.multivectors.counts
     start, size_bytes = 0, 0
     for i, more in enumerate(sizes.tolist()):

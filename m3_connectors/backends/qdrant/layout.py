@@ -56,7 +56,7 @@ class Layout:
 
     def check_rows(self, documents: Sequence[Document], embeddings: M3Embeddings) -> None:
         """Raise InvalidInput if a document has more multi-vector rows than there is room for."""
-        if embeddings.multivectors is None:
+        if "multivector" not in embeddings.components:
             return
         room = self.rows_per_vector * len(self.multivectors)
         for position in np.flatnonzero(embeddings.multivectors.counts > room)[:1]:
@@ -71,11 +71,11 @@ class Layout:
         """The named vectors of document i; a component without entries has none."""
         assert embeddings.dense is not None
         yield "dense", embeddings.dense[i]
-        if embeddings.sparse is not None:
+        if "sparse" in embeddings.components:
             row = sparse_row(embeddings.sparse, i)
             if len(row[0]):
                 yield "sparse", row
-        if embeddings.multivectors is not None:
+        if "multivector" in embeddings.components:
             rows = embeddings.multivectors[i]
             for name, start in zip(
                 self.multivectors, range(0, len(rows), self.rows_per_vector), strict=False

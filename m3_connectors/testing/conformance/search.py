@@ -69,8 +69,8 @@ class SearchClauses(Suite):
     async def test_b26_nothing_to_find_is_no_error(self, tmp_path: Path) -> None:
         world = make_world(26)
         nothing = parse_filter({"no such field": "x"})
-        without_tokens = dataclasses.replace(
-            world.queries[0], sparse=sp.csr_array((1, world.schema.model.vocabulary_size), dtype=np.float32)
+        without_tokens = world.queries[0].replace(
+            sparse=sp.csr_array((1, world.schema.model.vocabulary_size), dtype=np.float32)
         )
         async with self.stored(tmp_path, dataclasses.replace(world, documents=[])) as backend:
             for method in METHODS.values():
@@ -97,19 +97,18 @@ class SearchClauses(Suite):
     async def test_b27_unusable_questions_are_refused(self, tmp_path: Path) -> None:
         world = make_world(270, documents=4)
         query = world.queries[0]
-        assert query.dense is not None
         async with self.stored(tmp_path, world) as backend:
             for k in (0, -1, True, 1.5):
                 with pytest.raises(InvalidInput):
                     await backend.search(query, ALL, k)  # type: ignore[arg-type]
             for bad in (
                 world.embeddings[:2],
-                dataclasses.replace(query, multivectors=None),
-                dataclasses.replace(query, dense=changed(query.dense, np.nan)),
-                dataclasses.replace(query, dense=query.dense[:, 1:].copy()),
+                query.replace(multivectors=None),
+                query.replace(dense=changed(query.dense, np.nan)),
+                query.replace(dense=query.dense[:, 1:].copy()),
             ):
                 with pytest.raises(InvalidInput):
                     await backend.search(bad, ALL, 3)
             stranger = dataclasses.replace(world.schema.model, name="someone/else")
             with pytest.raises(ModelMismatch):
-                await backend.search(dataclasses.replace(query, model=stranger), ALL, 3)
+                await backend.search(query.replace(model=stranger), ALL, 3)

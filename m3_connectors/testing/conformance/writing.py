@@ -72,25 +72,23 @@ class WritingClauses(Suite):
     async def test_b08_bad_input_stores_nothing(self, tmp_path: Path) -> None:
         world = make_world(8, documents=6)
         good, documents = world.embeddings, world.documents
-        assert good.dense is not None and good.sparse is not None and good.multivectors is not None
         rows, offsets = good.multivectors.rows, good.multivectors.offsets
 
         def with_rows(changed: Any, bounds: Any = offsets) -> M3Embeddings:
-            return dataclasses.replace(good, multivectors=MultiVectors(changed, bounds))
+            return good.replace(multivectors=MultiVectors(changed, bounds))
 
         def with_weights(data: Any, indices: Any = good.sparse.indices) -> M3Embeddings:
-            assert good.sparse is not None
-            return dataclasses.replace(
-                good, sparse=sp.csr_array((data, indices, good.sparse.indptr), shape=good.sparse.shape)
+            return good.replace(
+                sparse=sp.csr_array((data, indices, good.sparse.indptr), shape=good.sparse.shape)
             )
 
         no_rows = offsets.copy()
         no_rows[1] = 0
         bad = {
-            "NaN in dense": dataclasses.replace(good, dense=changed(good.dense, np.nan)),
-            "infinity in dense": dataclasses.replace(good, dense=changed(good.dense, -np.inf)),
-            "dense too narrow": dataclasses.replace(good, dense=good.dense[:, :-1].copy()),
-            "no sparse": dataclasses.replace(good, sparse=None),
+            "NaN in dense": good.replace(dense=changed(good.dense, np.nan)),
+            "infinity in dense": good.replace(dense=changed(good.dense, -np.inf)),
+            "dense too narrow": good.replace(dense=good.dense[:, :-1].copy()),
+            "no sparse": good.replace(sparse=None),
             "sparse weight 0": with_weights(changed(good.sparse.data, 0)),
             "sparse weight < 0": with_weights(changed(good.sparse.data, -0.1)),
             "NaN sparse weight": with_weights(changed(good.sparse.data, np.nan)),
@@ -108,7 +106,7 @@ class WritingClauses(Suite):
                 assert await backend.count() == 0, name
             stranger = dataclasses.replace(world.schema.model, name="someone/else")
             with pytest.raises(ModelMismatch, match="someone/else"):
-                await backend.upsert(documents, dataclasses.replace(good, model=stranger))
+                await backend.upsert(documents, good.replace(model=stranger))
             for document in (
                 Document("", "text"),
                 Document("x" * 513, "text"),

@@ -1,0 +1,103 @@
+"""Where a collection's model is on this machine: by its name, beside the store, or where it was used before.
+
+A collection records a model directory's last two names and its fingerprint, not its path: paths name people and
+machines, they change, and a collection on a server is opened from many machines. So this machine keeps a list of its
+own of the model directories that were used here, by fingerprint. Whoever opens a model compares its fingerprint with
+the collection's, so a directory that is found wrongly is never used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import platformdirs
+
+from m3_connectors.embeddings import ModelInfo
+from m3_connectors.errors import ModelFormat
+
+_MOST_REMEMBERED = 200
+
+
+def remember(info: ModelInfo, directory: Path) -> None:
+    """Note on this machine that a model is in a directory; nothing happens where that cannot be written."""
+    if info.weights_fingerprint is None:
+        return
+    used = _used()
+    place = str(directory.expanduser().resolve())
+    others = [path for path in used.pop(info.weights_fingerprint, []) if path != place]
+    used[info.weights_fingerprint] = [place, *others]
+    kept = dict(list(used.items())[-_MOST_REMEMBERED:])
+    target = _list_path()
+    partial = target.with_name(f"{target.name}.{os.getpid()}.tmp")
+    with contextlib.suppress(OSError):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
+        os.replace(partial, target)
+
+
+def directories(info: ModelInfo, url: str) -> list[Path]:
+    """Directories that may hold a model, the likeliest first; each is one to be looked into, and may hold another.
+
+    Args:
+        info: The model, as a collection records it.
+        url: The store of the collection; an embedded one has a place of its own.
+    """
+    found: dict[Path, Path] = {}
+    for path in (*_used_before(info), *_by_name(info.name, url)):
+        with contextlib.suppress(OSError):
+            if (path / "config.json").is_file():
+                found.setdefault(path.resolve(), path)
+    return list(found.values())
+
+
+def find_by_name(name: str) -> Path | None:
+    """A model directory by its path, or by the last parts of it, below the current directory and its parents.
+
+    The models of this project are found wherever they are installed.
+
+    Raises:
+        ModelFormat: The model is one of this project's, and its package is not installed.
+    """
+    from m3_connectors.encoder.shipped import shipped_model
+
+    here = Path.cwd()
+    places = (base / Path(name).expanduser() for base in (here, *here.parents))
+    found = next((place for place in places if (place / "config.json").is_file()), None)
+    return found or shipped_model(Path(name).name)
+
+
+def _used_before(info: ModelInfo) -> Iterator[Path]:
+    if info.weights_fingerprint is not None:
+        yield from map(Path, _used().get(info.weights_fingerprint, []))
+
+
+def _by_name(name: str, url: str) -> Iterator[Path]:
+    with contextlib.suppress(ModelFormat):  # one of this project's, which is not installed
+        if named := find_by_name(name):
+            yield named
+    if store := _place_of(url):
+        yield from (base / name for base in (store, *store.parents))
+
+
+def _place_of(url: str) -> Path | None:
+    """Where an embedded store keeps its data."""
+    path = url.partition(":")[2]
+    return Path(path).expanduser().resolve() if path and not path.startswith("//") else None
+
+
+def _list_path() -> Path:
+    own = os.environ.get("M3_CACHE_DIR")
+    return (Path(own) if own else platformdirs.user_cache_path("m3-connectors")) / "models.json"
+
+
+def _used() -> dict[str, list[str]]:
+    """Directories by fingerprint; a list that is damaged or not there is empty."""
+    try:
+        used = json.loads(_list_path().read_text(encoding="utf-8"))
+        return {str(fingerprint): [str(path) for path in paths] for fingerprint, paths in used.items()}
+    except (OSError, ValueError, AttributeError, TypeError):
+        return {}
