@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
-from typing import Any
 
 import pytest
 import qdrant_edge as engine
@@ -15,55 +14,19 @@ from m3_connectors.backends.qdrant.payload import document_of, payload_of, point
 from m3_connectors.backends.qdrant.server_filters import server_filter
 from m3_connectors.documents import Document
 from m3_connectors.filters import And, Filter, OneOf, Or, matches, parse_filter
-
-FIELDS = ("a", "a.b", "a.b.c", "x y", "日本", "0")
-VALUES = (
-    "", "en", "EN", "true", "1", "2024-05-31", "2024-05-31T12:00:00Z", "2024-05-31T14:00:00+02:00", "2024-5-31",
-    "2024-06-30T23:59:60Z", "soon", 0, 1, 1.0, -1, 2.5, 0.1, 2**53 - 1, 1e-9, True, False,
-)  # fmt: skip
-BOUNDS = (0, 1, 1.5, -2, 0.1, "2024-05-31", "2024-05-31T12:00:00Z", "2025-01-01")
-
-
-def any_metadata(rng: random.Random) -> dict[str, Any]:
-    def value(depth: int) -> Any:
-        kind = rng.random()
-        if kind < 0.2 and depth < 2:
-            return {key: value(depth + 1) for key in ("b", "c", "d") if rng.random() < 0.6}
-        if kind < 0.4:
-            return [rng.choice((*VALUES, None)) for _ in range(rng.randrange(3))]
-        return rng.choice((*VALUES, None))
-
-    return {key: value(0) for key in ("a", "x y", "日本", "0") if rng.random() < 0.7}
-
-
-def any_filter(rng: random.Random, depth: int = 0) -> dict[str, Any]:
-    kind = rng.random()
-    if kind < 0.3 and depth < 3:
-        parts = [any_filter(rng, depth + 1) for _ in range(rng.randint(1, 3))]
-        return {rng.choice(("$and", "$or")): parts}
-    if kind < 0.45 and depth < 3:
-        return {"$not": any_filter(rng, depth + 1)}
-    operator = rng.choice(("$eq", "$ne", "$in", "$nin", "$exists", "$gt", "$gte", "$lt", "$lte"))
-    operand: Any = rng.choice(VALUES)
-    if operator in ("$in", "$nin"):
-        operand = [rng.choice(VALUES) for _ in range(rng.randint(1, 3))]
-    elif operator == "$exists":
-        operand = rng.random() < 0.5
-    elif operator in ("$gt", "$gte", "$lt", "$lte"):
-        operand = rng.choice(BOUNDS)
-    return {rng.choice(FIELDS): {operator: operand}}
+from m3_connectors.testing.questions import random_filter, random_metadata
 
 
 def filters() -> list[Filter]:
     rng = random.Random(11)
-    parsed = [parse_filter(any_filter(rng)) for _ in range(400)]
+    parsed = [parse_filter(random_filter(rng)) for _ in range(400)]
     return [And(()), Or(()), OneOf("a", ()), *(found for found in parsed if found is not None)]
 
 
 @pytest.fixture(scope="module")
 def documents() -> list[Document]:
     rng = random.Random(10)
-    return [Document(f"d{i}", "text", any_metadata(rng)) for i in range(150)]
+    return [Document(f"d{i}", "text", random_metadata(rng)) for i in range(150)]
 
 
 def expected(filter: Filter, documents: list[Document]) -> int:
