@@ -2,6 +2,7 @@
 
 ``a.b`` reaches every value that is found by going through objects and lists, where a key may itself hold dots:
 ``{"a": {"b": 1}}``, ``{"a.b": 1}``, ``{"a": [{"b": 1}, {"b": 2}]}`` and ``{"a": [[{"b": 1}]]}`` all have the field.
+An empty key, also between dots, is no name, and nothing below it is a field.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ def fields_of(metadata: Mapping[str, Any]) -> dict[str, list[Scalar]]:
 
 def _read_object(value: Mapping[str, Any], prefix: str, fields: dict[str, list[Scalar]]) -> None:
     for key, item in value.items():
+        if not all(key.split(".")):
+            continue
         if 0 < key.count(".") < MAX_PARTS:
             *outer, _ = key.split(".")
             for i in range(len(outer)):

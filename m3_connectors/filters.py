@@ -17,7 +17,7 @@ import dataclasses
 import datetime
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from m3_connectors.dates import parse_date
@@ -105,6 +105,20 @@ def parse_filter(raw: Mapping[str, Any] | Filter | None) -> Filter | None:
 def matches(filter: Filter | None, metadata: Mapping[str, Any]) -> bool:
     """Whether metadata pass a filter: the definition."""
     return filter is None or _holds(filter, fields_of(metadata))
+
+
+def numbers_of(filter: Filter) -> Iterator[int | float]:
+    """Every number that a filter compares with."""
+    match filter:
+        case And(parts) | Or(parts):
+            for part in parts:
+                yield from numbers_of(part)
+        case Not(part):
+            yield from numbers_of(part)
+        case OneOf(values=values):
+            yield from (value for value in values if isinstance(value, int | float))
+        case Compare(bound=int() | float() as bound):
+            yield bound
 
 
 def _check_tree(filter: Filter) -> None:

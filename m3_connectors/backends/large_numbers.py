@@ -49,7 +49,7 @@ def split(compare: Compare) -> tuple[list[str], Compare | None]:
     """
     field, operator, bound = compare.field, compare.operator, compare.bound
     assert isinstance(bound, int | float)
-    if not EXACT <= abs(bound) or not -(2**63) <= bound < 2**63:
+    if not abs(bound) >= EXACT or not -(2**63) <= bound < 2**63:
         return [], compare
     above = operator in ("$gt", "$gte")
     *_, digits = terms_of(bound)

@@ -12,10 +12,10 @@ from __future__ import annotations
 import datetime
 import json
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from m3_connectors.backends.large_numbers import double, is_large, terms_of
+from m3_connectors.backends.large_numbers import is_large, terms_of
 from m3_connectors.dates import parse_date
 from m3_connectors.documents import Document, metadata_json
 from m3_connectors.fields import MAX_PARTS, Scalar, fields_of
@@ -110,8 +110,11 @@ def _plain(values: Iterable[Any]) -> Any:
 
 
 def _value(item: Scalar) -> Scalar:
-    is_whole = isinstance(item, int) and not isinstance(item, bool)
-    return double(item) if is_whole and is_large(item) else item
+    if isinstance(item, bool | str) or not is_large(item) or not -(2**63) <= item < 2**63:
+        return item
+    # ``large`` has the number itself. Here only its side of smaller and of larger bounds counts, and the engine must
+    # not read 2**63 - 1 as 2**63.
+    return max(-(2**62), min(2**62, int(item)))
 
 
 def _flags(items: Iterable[Scalar]) -> list[str]:
