@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import re
 import uuid
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -28,6 +29,7 @@ FLAGS = "flags"
 DATES = "dates"
 LARGE = "large"
 
+_KEY = re.compile(r'"([^"]*)"|([^."]+)')
 _MINUTE = datetime.timedelta(minutes=1)
 _NAMESPACE = uuid.UUID("6ffd1b52-7d3c-5c58-9a46-0d1f2a8f6c3e")
 
@@ -65,6 +67,11 @@ def paths_of(tree: str, field: str) -> list[str]:
     whole = f'{tree}."{field}"'
     nested = ".".join([tree, *(f'"{name}"' for name in names)])
     return [nested, whole] if 1 < len(names) <= MAX_PARTS else [whole]
+
+
+def keys_of(path: str) -> list[str]:
+    """The keys of a payload path: the server reports ours without the quotes that a key does not need."""
+    return [quoted or bare for quoted, bare in _KEY.findall(path)]
 
 
 def flag_form(value: bool) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 import uuid
 from typing import Any, Literal
 
@@ -38,14 +37,6 @@ INDEX_TYPES: dict[str, tuple[tuple[str, models.PayloadSchemaType], ...]] = {
 def indexes_of(field: str, kind: IndexType) -> list[tuple[str, models.PayloadSchemaType]]:
     """The payload paths of a metadata field that are indexed, with their index types."""
     return [(path, type_) for tree, type_ in INDEX_TYPES[kind] for path in paths_of(tree, field)]
-
-
-def keys_of(path: str) -> list[str]:
-    """The keys of a payload path: the server reports ours without the quotes that a key does not need."""
-    return [quoted or bare for quoted, bare in _KEY.findall(path)]
-
-
-_KEY = re.compile(r'"([^"]*)"|([^."]+)')
 
 
 @dataclasses.dataclass(frozen=True)

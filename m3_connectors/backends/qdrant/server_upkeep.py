@@ -9,7 +9,8 @@ from collections.abc import Mapping
 import anyio
 from qdrant_client import models
 
-from m3_connectors.backends.qdrant.server_collection import IndexType, indexes_of, keys_of
+from m3_connectors.backends.qdrant.payload import keys_of
+from m3_connectors.backends.qdrant.server_collection import IndexType, indexes_of
 from m3_connectors.backends.qdrant.server_connection import Connection
 from m3_connectors.backends.qdrant.server_errors import BACKEND, optimiser_failed
 from m3_connectors.backends.qdrant.server_wire import applied
