@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import random
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import qdrant_edge as engine
@@ -12,8 +15,9 @@ from qdrant_client import QdrantClient, models
 from m3_connectors.backends.qdrant.filters import edge_filter
 from m3_connectors.backends.qdrant.payload import document_of, payload_of, point_id
 from m3_connectors.backends.qdrant.server_filters import server_filter
+from m3_connectors.dates import parse_date
 from m3_connectors.documents import Document
-from m3_connectors.filters import And, Filter, OneOf, Or, matches, parse_filter
+from m3_connectors.filters import And, Filter, OneOf, Or, matches, numbers_of, parse_filter
 from m3_connectors.testing.questions import random_filter, random_metadata
 
 
@@ -80,4 +84,62 @@ def test_metadata_come_back_to_the_last_bit(tmp_path: Path) -> None:
     assert record.payload is not None
     assert record.payload["metadata"] != metadata, "the engine keeps floats exactly now: one copy would do"
     assert document_of(record.payload) == document
+    shard.close()
+
+
+def earlier_payload(document: Document) -> dict[str, Any]:
+    """The payload as format 1 has it: the metadata as they came, and flags and dates in the same nesting."""
+
+    def select(tree: dict[str, Any], form: Callable[[Any], str | None]) -> dict[str, Any]:
+        chosen: dict[str, Any] = {}
+        for key, value in tree.items():
+            if isinstance(value, dict):
+                chosen[key] = select(value, form)
+            elif isinstance(value, list):
+                chosen[key] = [found for item in value if (found := form(item)) is not None]
+            else:
+                chosen[key] = form(value)
+        return {key: value for key, value in chosen.items() if value not in (None, {}, [])}
+
+    def date(value: object) -> str | None:
+        found = parse_date(value)
+        return None if found is None else found.isoformat(timespec="microseconds")
+
+    metadata = dict(document.metadata)
+    return {
+        "id": document.id,
+        "text": document.text,
+        "json": json.dumps(metadata),
+        "metadata": metadata,
+        "flags": select(metadata, lambda value: str(value).lower() if isinstance(value, bool) else None),
+        "dates": select(metadata, date),
+    }
+
+
+def test_documents_of_an_earlier_format_answer_what_they_did(tmp_path: Path) -> None:
+    rng = random.Random(13)
+    values = ["en", "", "2024-05-31", "2024-05-31T14:00:00+02:00", 0, 1, 1.0, 2.5, -7, True, False, None]
+
+    def value(depth: int) -> Any:
+        if depth < 3 and rng.random() < 0.3:
+            return {key: value(depth + 1) for key in ("a", "b") if rng.random() < 0.7}
+        if rng.random() < 0.3:
+            return [rng.choice(values) for _ in range(rng.randrange(3))]
+        return rng.choice(values)
+
+    documents = [
+        Document(f"d{i}", "text", {key: value(0) for key in ("a", "b", "c") if rng.random() < 0.8})
+        for i in range(150)
+    ]
+    shard = engine.EdgeShard.create(
+        str(tmp_path), engine.EdgeConfig({"dense": engine.EdgeVectorParams(1, engine.Distance.Dot)})
+    )
+    points = [engine.Point(point_id(d.id), {"dense": [1.0]}, earlier_payload(d)) for d in documents]
+    shard.update(engine.UpdateOperation.upsert_points(points))
+    asked = [filter for filter in filters() if all(abs(number) < 2**53 for number in numbers_of(filter))]
+    assert sum(0 < expected(filter, documents) < len(documents) for filter in asked) > 100
+    for filter in asked:
+        assert shard.count(engine.CountRequest(exact=True, filter=edge_filter(filter))) == expected(
+            filter, documents
+        ), filter
     shard.close()

@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
 
-from m3_connectors.backends.large_numbers import double, is_large, split, terms_of
+from m3_connectors.backends.large_numbers import beyond, double, is_large, terms_beside, terms_of
 from m3_connectors.dates import parse_date
 from m3_connectors.fields import Scalar, fields_of
 from m3_connectors.filters import And, Compare, Exists, Filter, Not, OneOf, Or
@@ -64,15 +64,18 @@ def query_of(filter: Filter) -> dict[str, Any]:
             return {"term": {TERMS: _term(field)}}
         case OneOf(field, values):
             return {"terms": {TERMS: [_term(field, value) for value in values]}}
-        case Compare(field, operator, bound):
-            side = operator.removeprefix("$")
-            if isinstance(bound, datetime.datetime):
-                return {"range": {f"{DATES}.{_name(field)}": {side: _microseconds(bound)}}}
-            large, rest = split(filter)
-            if large:
-                found = {"terms": {TERMS: _large(field, large)}}
-                return _any([found, query_of(rest)]) if rest else found
-            return {"range": {f"{NUMBERS}.{_name(field)}": {side: _double(bound)}}}
+        case Compare(field, _, bound) if isinstance(bound, int | float) and is_large(bound):
+            here = {"terms": {TERMS: _large(field, terms_beside(filter))}}
+            return _any([here, _range(beyond(filter))])
+        case Compare():
+            return _range(filter)
+
+
+def _range(compare: Compare) -> dict[str, Any]:
+    name, side, bound = _name(compare.field), compare.operator.removeprefix("$"), compare.bound
+    if isinstance(bound, datetime.datetime):
+        return {"range": {f"{DATES}.{name}": {side: _microseconds(bound)}}}
+    return {"range": {f"{NUMBERS}.{name}": {side: _double(bound)}}}
 
 
 def _any(queries: list[dict[str, Any]]) -> dict[str, Any]:

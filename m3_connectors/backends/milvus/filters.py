@@ -19,7 +19,7 @@ import datetime
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, assert_never
 
-from m3_connectors.backends.large_numbers import double, is_large, split, terms_of
+from m3_connectors.backends.large_numbers import beyond, double, is_large, terms_beside, terms_of
 from m3_connectors.backends.milvus.naming import digest
 from m3_connectors.dates import parse_date
 from m3_connectors.fields import Scalar, fields_of
@@ -98,6 +98,15 @@ def expression(filter: Filter | None, *, terms_as_array: bool) -> str:
             return joined(map(has, terms), "or", NOTHING)
         return joined(map(lacks, terms), "and", EVERYTHING)
 
+    def on_side(compare: Compare, holds: bool) -> str:
+        field, operator = compare.field, compare.operator
+        kind, value = _kind_and_value(compare.bound)
+        end = "highest" if operator in ("$gt", "$gte") else "lowest"
+        path = f'$meta["{_bound(end, kind, field)}"]'
+        if holds:
+            return f"{path} {_SYMBOL[operator]} {value!r}"
+        return f"{lacks(_comparable(kind, field))} or {path} {_SYMBOL[_NEGATED[operator]]} {value!r}"
+
     def compiled(node: Filter, holds: bool) -> str:
         match node:
             case Not(part):
@@ -111,19 +120,11 @@ def expression(filter: Filter | None, *, terms_as_array: bool) -> str:
                 return has(_exists(field)) if holds else lacks(_exists(field))
             case OneOf(field, values):
                 return among([_equals(field, value) for value in values], holds)
-            case Compare(field, operator, bound):
-                if not isinstance(bound, datetime.datetime):
-                    large, rest = split(node)
-                    if large:
-                        found = [among(_large(field, large), holds)]
-                        found += [compiled(rest, holds)] if rest else []
-                        return joined(found, "or" if holds else "and", NOTHING)
-                kind, value = _kind_and_value(bound)
-                end = "highest" if operator in ("$gt", "$gte") else "lowest"
-                path = f'$meta["{_bound(end, kind, field)}"]'
-                if holds:
-                    return f"{path} {_SYMBOL[operator]} {value!r}"
-                return f"{lacks(_comparable(kind, field))} or {path} {_SYMBOL[_NEGATED[operator]]} {value!r}"
+            case Compare(field, _, bound) if isinstance(bound, int | float) and is_large(bound):
+                here = among(_large(field, terms_beside(node)), holds)
+                return joined((here, on_side(beyond(node), holds)), "or" if holds else "and", NOTHING)
+            case Compare():
+                return on_side(node, holds)
             case _:
                 assert_never(node)
 

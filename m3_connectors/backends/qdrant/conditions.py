@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
-from m3_connectors.backends.large_numbers import is_large, split, terms_of
+from m3_connectors.backends.large_numbers import beyond, is_large, terms_beside, terms_of
 from m3_connectors.backends.qdrant.payload import DATES, FLAGS, LARGE, METADATA, flag_form, paths_of
 from m3_connectors.fields import Scalar
 from m3_connectors.filters import And, Compare, Exists, Filter, Not, OneOf, Or
@@ -61,17 +61,22 @@ def translate(filter: Filter, dialect: Dialect[F]) -> F:
             )
         case OneOf(field, values):
             return _any_of([_equals(field, value, dialect) for value in values], dialect)
-        case Compare(field, operator, bound):
-            name = operator.removeprefix("$")
-            if isinstance(bound, datetime.datetime):
-                instant = bound
-                return _somewhere(DATES, field, lambda path: dialect.in_time(path, {name: instant}), dialect)
-            large, rest = split(filter)
-            if large:
-                found = _somewhere(LARGE, field, lambda path: dialect.is_among(path, large), dialect)
-                return dialect.any_of([found, translate(rest, dialect)]) if rest else found
-            limit = _lower(bound) if operator in ("$gte", "$lt") else _upper(bound)
-            return _somewhere(METADATA, field, lambda path: dialect.in_range(path, {name: limit}), dialect)
+        case Compare(field, operator, bound) if isinstance(bound, datetime.datetime):
+            bounds = {operator.removeprefix("$"): bound}
+            return _somewhere(DATES, field, lambda path: dialect.in_time(path, bounds), dialect)
+        case Compare(field, _, bound) if is_large(bound):
+            terms = terms_beside(filter)
+            here = _somewhere(LARGE, field, lambda path: dialect.is_among(path, terms), dialect)
+            return dialect.any_of([here, _beyond(beyond(filter), dialect)])
+        case Compare():
+            return _beyond(filter, dialect)
+
+
+def _beyond(compare: Compare, dialect: Dialect[F]) -> F:
+    assert isinstance(compare.bound, int | float)
+    limit = _lower(compare.bound) if compare.operator in ("$gte", "$lt") else _upper(compare.bound)
+    bounds = {compare.operator.removeprefix("$"): limit}
+    return _somewhere(METADATA, compare.field, lambda path: dialect.in_range(path, bounds), dialect)
 
 
 def _somewhere(tree: str, field: str, condition: Callable[[str], F], dialect: Dialect[F]) -> F:
@@ -90,7 +95,7 @@ def _equals(field: str, value: Scalar, dialect: Dialect[F]) -> F:
         return _somewhere(FLAGS, field, lambda path: dialect.equals(path, flag_form(value)), dialect)
     if isinstance(value, str):
         return _somewhere(METADATA, field, lambda path: dialect.equals(path, value), dialect)
-    if is_large(value) and -(2**63) <= value < 2**63:
+    if is_large(value):
         *_, exact = terms_of(value)
         return _somewhere(LARGE, field, lambda path: dialect.equals(path, exact), dialect)
     # A match on 1 does not find 1.0, and no match takes a fraction: a range of one point finds both.
@@ -109,4 +114,4 @@ def _upper(value: float) -> float:
 
 
 def _is_short(value: float) -> bool:
-    return isinstance(value, int) or (value.is_integer() and not is_large(value))
+    return isinstance(value, int) or (value.is_integer() and -(2**63) <= value < 2**63)

@@ -16,7 +16,7 @@ import uuid
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from m3_connectors.backends.large_numbers import is_large, terms_of
+from m3_connectors.backends.large_numbers import double, is_large, terms_of
 from m3_connectors.dates import parse_date
 from m3_connectors.documents import Document, metadata_json
 from m3_connectors.fields import MAX_PARTS, Scalar, fields_of
@@ -117,11 +117,8 @@ def _plain(values: Iterable[Any]) -> Any:
 
 
 def _value(item: Scalar) -> Scalar:
-    if isinstance(item, bool | str) or not is_large(item) or not -(2**63) <= item < 2**63:
-        return item
-    # ``large`` has the number itself. Here only its side of smaller and of larger bounds counts, and the engine must
-    # not read 2**63 - 1 as 2**63.
-    return max(-(2**62), min(2**62, int(item)))
+    # As a whole number, because the engine does not read every decimal of 16 digits exactly.
+    return item if isinstance(item, bool | str) or not is_large(item) else int(double(item))
 
 
 def _flags(items: Iterable[Scalar]) -> list[str]:
