@@ -64,7 +64,7 @@ def translate(filter: Filter, dialect: Dialect[F]) -> F:
         case Compare(field, operator, bound) if isinstance(bound, datetime.datetime):
             bounds = {operator.removeprefix("$"): bound}
             return _somewhere(DATES, field, lambda path: dialect.in_time(path, bounds), dialect)
-        case Compare(field, _, bound) if is_large(bound):
+        case Compare(field, _, bound) if isinstance(bound, int | float) and is_large(bound):
             terms = terms_beside(filter)
             here = _somewhere(LARGE, field, lambda path: dialect.is_among(path, terms), dialect)
             return dialect.any_of([here, _beyond(beyond(filter), dialect)])
