@@ -13,6 +13,9 @@ from m3_connectors.errors import InvalidInput
 MAX_ID_BYTES = 512
 """Longest document id in UTF-8 bytes (Elasticsearch's limit, kept everywhere so that ids can move)."""
 
+MIN_WHOLE, MAX_WHOLE = -(2**63), 2**63 - 1
+"""Whole numbers in metadata and in filters: what every store keeps exactly."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Document:
@@ -117,8 +120,10 @@ def _check_json(value: object, where: str, depth: int) -> None:
     if isinstance(value, str):
         check_unicode(value, where)
     elif isinstance(value, int):
-        if not -(2**63) <= value < 2**63:
-            raise InvalidInput(f"{where} is {value}: whole numbers must fit 64 bits; store it as a string.")
+        if not MIN_WHOLE <= value <= MAX_WHOLE:
+            raise InvalidInput(
+                f"{where} is {value}: whole numbers fit 64 bits (-2**63 to 2**63 - 1).\n  Store it as a string."
+            )
     elif isinstance(value, float):
         if not math.isfinite(value):
             raise InvalidInput(f"{where} is {value}: JSON has no such number; leave the field out.")

@@ -4,11 +4,11 @@ A filter is a mapping of field to value or to operators::
 
     {"lang": "en", "year": {"$gte": 2020, "$lt": 2024}, "$or": [{"tag": "a"}, {"tag": {"$exists": False}}]}
 
-Several entries must all hold. ``a.b`` reads field ``b`` of the object in field ``a``. A list holds if any of
-its elements does, for each operator by itself. Types are strict: ``True`` is not ``1``, ``"1"`` is not ``1``,
-but ``1`` equals ``1.0``. A date is an ISO 8601 string (UTC unless it says otherwise) and is compared as an
-instant by ``$gt``, ``$gte``, ``$lt`` and ``$lte``. ``matches`` is the definition that every backend is held to.
-Conditions are nested ``MAX_DEPTH`` deep at most.
+Several entries must all hold. ``a.b`` reaches field ``b`` of the object, or of each object of the list, in field
+``a`` (``fields``). Where a field reaches several values, it holds if any of them does, for each operator by itself.
+Types are strict: ``True`` is not ``1``, ``"1"`` is not ``1``, but ``1`` equals ``1.0``. A date (``dates``) is
+compared as an instant by ``$gt``, ``$gte``, ``$lt`` and ``$lte``. ``matches`` is the definition that every backend
+is held to. Conditions are nested ``MAX_DEPTH`` deep at most. ``docs/filters.md`` is for users.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ import dataclasses
 import datetime
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
-from m3_connectors.documents import check_unicode
+from m3_connectors.dates import parse_date
+from m3_connectors.documents import MAX_WHOLE, MIN_WHOLE, check_unicode
 from m3_connectors.errors import InvalidInput
+from m3_connectors.fields import Scalar, fields_of
 
-Scalar = str | int | float | bool
 Comparison = Literal["$gt", "$gte", "$lt", "$lte"]
 
 MAX_DEPTH = 20
@@ -103,41 +104,21 @@ def parse_filter(raw: Mapping[str, Any] | Filter | None) -> Filter | None:
 
 def matches(filter: Filter | None, metadata: Mapping[str, Any]) -> bool:
     """Whether metadata pass a filter: the definition."""
+    return filter is None or _holds(filter, fields_of(metadata))
+
+
+def numbers_of(filter: Filter) -> Iterator[int | float]:
+    """Every number that a filter compares with."""
     match filter:
-        case None:
-            return True
-        case And(parts):
-            return all(matches(part, metadata) for part in parts)
-        case Or(parts):
-            return any(matches(part, metadata) for part in parts)
+        case And(parts) | Or(parts):
+            for part in parts:
+                yield from numbers_of(part)
         case Not(part):
-            return not matches(part, metadata)
-        case Exists(field):
-            return _read(metadata, field) not in (None, [])
-        case OneOf(field, values):
-            return any(_equal(item, value) for item in _items(metadata, field) for value in values)
-        case Compare(field, operator, bound):
-            holds = _COMPARE[operator]
-            if isinstance(bound, datetime.datetime):
-                dates = (parse_date(item) for item in _items(metadata, field))
-                return any(date is not None and holds(date, bound) for date in dates)
-            return any(_is_number(item) and holds(item, bound) for item in _items(metadata, field))
-
-
-def parse_date(value: object) -> datetime.datetime | None:
-    """An ISO 8601 date or date-time as an aware instant, or None if it is none."""
-    if not isinstance(value, str) or not _DATE.fullmatch(value):
-        return None
-    try:
-        parsed = datetime.datetime.fromisoformat(value)
-    except ValueError:
-        return None
-    return parsed if parsed.tzinfo else parsed.replace(tzinfo=datetime.UTC)
-
-
-def field_path(field: str) -> list[str]:
-    """The keys that lead to a field, outermost first."""
-    return field.split(".")
+            yield from numbers_of(part)
+        case OneOf(values=values):
+            yield from (value for value in values if isinstance(value, int | float))
+        case Compare(bound=int() | float() as bound):
+            yield bound
 
 
 def _check_tree(filter: Filter) -> None:
@@ -150,13 +131,26 @@ def _check_tree(filter: Filter) -> None:
             raise _too_deep()
         inner: list[Filter] = []
         for node in level:
-            if isinstance(node, And | Or):
-                inner += node.parts
-            elif isinstance(node, Not):
-                inner.append(node.part)
-            elif isinstance(node, Compare) and isinstance(node.bound, datetime.datetime):
-                _check_instant(node.bound, f"filter[{node.field!r}]")
+            match node:
+                case And(parts) | Or(parts):
+                    inner += parts
+                case Not(part):
+                    inner.append(part)
+                case _:
+                    _check_leaf(node)
         level = inner
+
+
+def _check_leaf(leaf: OneOf | Compare | Exists) -> None:
+    _check_field(leaf.field, "filter")
+    where = f"filter[{leaf.field!r}]"
+    if isinstance(leaf, OneOf):
+        for value in leaf.values:
+            _scalar(value, where)
+    elif isinstance(leaf, Compare):
+        bound = _bound(leaf.bound, where)
+        if isinstance(bound, datetime.datetime):
+            _check_instant(bound, where)
 
 
 def _check_instant(date: datetime.datetime, where: str) -> None:
@@ -194,7 +188,7 @@ def _parse_mapping(raw: Mapping[str, Any], where: str, depth: int = 1) -> Filter
         elif key.startswith("$"):
             raise InvalidInput(
                 f"{where} has the unknown operator {key!r}.\n  Between filters: $and, $or, $not. "
-                f"On a field: {', '.join(_OPERATORS)}."
+                f"On a field: {', '.join(_OPERATORS)}. A field whose name begins with $ cannot be filtered on."
             )
         else:
             _check_field(key, where)
@@ -260,17 +254,24 @@ def _bound(value: object, where: str) -> int | float | datetime.datetime:
 
 
 def _number(value: float, where: str) -> int | float:
-    if not math.isfinite(value) or abs(value) > _LARGEST:
-        raise InvalidInput(f"{where} is {value}: numbers in filters are finite and less than 2**53 in size.")
+    if isinstance(value, int):
+        if not MIN_WHOLE <= value <= MAX_WHOLE:
+            raise InvalidInput(
+                f"{where} is {value}: whole numbers in filters fit 64 bits (-2**63 to 2**63 - 1), as in metadata.\n"
+                "  Store larger ones as text and compare them with text, or give a float such as 1e30."
+            )
+    elif not math.isfinite(value):
+        raise InvalidInput(f"{where} is {value}: numbers in filters are finite.")
     return value
 
 
 def _check_field(field: str, where: str) -> None:
     check_unicode(field, where)
-    if not all(field_path(field)) or _FORBIDDEN.search(field):
+    if not all(field.split(".")) or _FORBIDDEN.search(field):
         raise InvalidInput(
-            f"{where} has the field {field!r}: a field is keys joined by '.', none empty, without "
-            "quotes, backslashes, square brackets and control characters."
+            f"{where} has the field {field!r}: a field is names joined by '.', none empty, without quotes, "
+            "backslashes, square brackets and control characters.\n"
+            "  Metadata with such a key are stored; to filter on it, give it another name when you add it."
         )
 
 
@@ -286,18 +287,24 @@ def _sequence(value: object, where: str) -> Sequence[Any]:
     return list(value)
 
 
-def _read(metadata: Mapping[str, Any], field: str) -> Any:
-    value: Any = metadata
-    for key in field_path(field):
-        if not isinstance(value, Mapping) or key not in value:
-            return None
-        value = value[key]
-    return list(value) if isinstance(value, tuple) else value
-
-
-def _items(metadata: Mapping[str, Any], field: str) -> list[Any]:
-    value = _read(metadata, field)
-    return value if isinstance(value, list) else [value]
+def _holds(filter: Filter, fields: Mapping[str, Sequence[Scalar]]) -> bool:
+    match filter:
+        case And(parts):
+            return all(_holds(part, fields) for part in parts)
+        case Or(parts):
+            return any(_holds(part, fields) for part in parts)
+        case Not(part):
+            return not _holds(part, fields)
+        case Exists(field):
+            return field in fields
+        case OneOf(field, values):
+            return any(_equal(item, value) for item in fields.get(field, ()) for value in values)
+        case Compare(field, operator, bound):
+            holds = _COMPARE[operator]
+            if isinstance(bound, datetime.datetime):
+                dates = (parse_date(item) for item in fields.get(field, ()))
+                return any(date is not None and holds(date, bound) for date in dates)
+            return any(_is_number(item) and holds(item, bound) for item in fields.get(field, ()))
 
 
 def _is_number(value: object) -> bool:
@@ -317,6 +324,4 @@ _COMPARE: dict[str, Callable[[Any, Any], bool]] = {
     "$lte": lambda a, b: bool(a <= b),
 }
 _OPERATORS = ("$eq", "$ne", "$in", "$nin", "$exists", *_COMPARE)
-_LARGEST = 2**53 - 1
 _FORBIDDEN = re.compile(r"[\x00-\x1f\x7f\"'`\\\[\]]")
-_DATE = re.compile(r"\d{4}-\d{2}-\d{2}([T ]\d{2}:\d{2}:\d{2}(\.\d{1,6})?(Z|[+-]\d{2}:\d{2})?)?", re.ASCII)

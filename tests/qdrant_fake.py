@@ -65,6 +65,30 @@ def sizes_of(asked: models.Filter | None) -> Iterator[int]:
                 yield len(condition.has_id) if isinstance(condition, models.HasIdCondition) else 0
 
 
+def spelled(path: str) -> str:
+    """A payload path as the server reports it: quotes only where a key needs them."""
+    keys = (quoted or bare for quoted, bare in re.findall(r'"([^"]*)"|([^."]+)', path))
+    return ".".join(key if re.fullmatch(r"[\w-]+", key) else f'"{key}"' for key in keys)
+
+
+def needs_of(asked: models.Filter | None) -> Iterator[tuple[str, list[str]]]:
+    """Of each condition on a field its path, and the index types of which one answers it."""
+    if asked is None:
+        return
+    for group in (asked.must, asked.should, asked.must_not):
+        for condition in group if isinstance(group, list) else [group] if group else []:
+            if isinstance(condition, models.Filter):
+                yield from needs_of(condition)
+            elif isinstance(condition, models.IsEmptyCondition):
+                yield spelled(condition.is_empty.key), ["keyword", "integer", "float", "datetime", "bool"]
+            elif isinstance(condition, models.FieldCondition):
+                is_number = isinstance(condition.range, models.Range)
+                kinds = (
+                    ["keyword"] if condition.match else ["float", "integer"] if is_number else ["datetime"]
+                )
+                yield spelled(condition.key), kinds
+
+
 @dataclasses.dataclass
 class Request:
     """One request as it came."""
@@ -234,14 +258,11 @@ class FakeQdrant:
         return info
 
     def index(self, name: str, path: str, kind: str, wait: bool) -> Any:
-        """Kept under the path as the server reports it: quotes only where a key needs them."""
-        keys = (quoted or bare for quoted, bare in re.findall(r'"([^"]*)"|([^."]+)', path))
-        spelled = ".".join(key if re.fullmatch(r"[\w-]+", key) else f'"{key}"' for key in keys)
-        self.indexes.setdefault(name, {})[spelled] = kind
+        self.indexes.setdefault(name, {})[spelled(path)] = kind
         return self.written(wait)
 
     def delete(self, name: str, selector: Any, wait: bool) -> Any:
-        self.check_filter(getattr(selector, "filter", None))
+        self.check_filter(name, getattr(selector, "filter", None), "unindexed_filtering_update")
         by_id = isinstance(selector, models.PointIdsList)
         gone = selector.points if by_id else self.passing(name, selector.filter) or []
         self.check_budget(len(gone), "Write")
@@ -289,8 +310,17 @@ class FakeQdrant:
         if exact and self.strict.get("search_allow_exact") is False:
             raise strict("Exact search disabled!")
 
-    def check_filter(self, asked: models.Filter | None) -> None:
-        """As lib/collection/src/operations/verification/mod.rs does, but for unindexed fields."""
+    def check_filter(
+        self, name: str, asked: models.Filter | None, rule: str = "unindexed_filtering_retrieve"
+    ) -> None:
+        """As lib/collection/src/operations/verification/mod.rs does."""
+        if self.strict.get(rule) is False:
+            for path, kinds in needs_of(asked):
+                if self.indexes.get(name, {}).get(path) not in kinds:
+                    raise strict(
+                        f'Index required but not found for "{path}" of one of the following types: '
+                        f"[{', '.join(kinds)}]. Help: Create an index for this key or use a different filter."
+                    )
         sizes = list(sizes_of(asked))
         self.check_budget(1 + len(sizes), "Read")
         most = self.strict.get("filter_max_conditions", len(sizes))
@@ -301,7 +331,7 @@ class FakeQdrant:
             raise strict(f"Condition size limit reached ({largest} > {self.strict['condition_max_size']})")
 
     def count(self, name: str, asked: models.Filter | None, exact: bool) -> Any:
-        self.check_filter(asked)
+        self.check_filter(name, asked)
         self.check_exact(exact)
         return self.engine.count(name, asked, exact=exact)
 
@@ -323,7 +353,7 @@ class FakeQdrant:
             stages = stages_of(request)
             for part in (request, *stages):
                 self.check_limit(part.limit, "max_query_limit", "limit")
-                self.check_filter(part.filter)
+                self.check_filter(name, part.filter)
                 if part.params is not None:
                     self.check_exact(part.params.exact)
                     self.check_limit(part.params.hnsw_ef, "search_max_hnsw_ef", "hnsw_ef")
@@ -477,7 +507,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _scroll(fake: FakeQdrant, collection: str, body: Any) -> dict[str, Any]:
         asked = models.Filter(**body["filter"]) if body.get("filter") else None
         fake.check_limit(body["limit"], "max_query_limit", "limit")
-        fake.check_filter(asked)
+        fake.check_filter(collection, asked)
         points, offset = fake.engine.scroll(
             collection,
             scroll_filter=asked,

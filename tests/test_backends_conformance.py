@@ -6,7 +6,7 @@ import asyncio
 import dataclasses
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from m3_connectors.backends.memory import MemoryBackend
 from m3_connectors.backends.pooling import pool_long
 from m3_connectors.documents import Document
 from m3_connectors.embeddings import Component, M3Embeddings
-from m3_connectors.filters import Filter
+from m3_connectors.filters import Compare, Filter, OneOf, matches
 from m3_connectors.methods import Method
 from m3_connectors.testing import BackendConformance
 from m3_connectors.testing.worlds import make_world
@@ -123,6 +123,29 @@ class ScansOnePage(MemoryBackend):
     async def scan_ids(self) -> AsyncIterator[str]:
         for id in list(self._documents)[:1000]:
             yield id
+
+
+class LooksIntoNoLists(MemoryBackend):
+    def _passing(self, filter: Filter | None) -> list[str]:
+        def without(value: Any) -> Any:
+            if isinstance(value, Mapping):
+                return {key: without(item) for key, item in value.items() if not isinstance(item, list)}
+            return value
+
+        return [id for id, each in self._documents.items() if matches(filter, without(each.metadata))]
+
+
+class ComparesDoubles(MemoryBackend):
+    def _passing(self, filter: Filter | None) -> list[str]:
+        assert isinstance(filter, OneOf | Compare)
+        asked = (
+            OneOf(filter.field, tuple(float(value) for value in filter.values))
+            if isinstance(filter, OneOf)
+            else Compare(filter.field, filter.operator, float(filter.bound))  # type: ignore[arg-type]
+        )
+        return [
+            id for id, each in self._documents.items() if matches(asked, {"n": float(each.metadata["n"])})
+        ]
 
 
 class FiltersAfterTheCut(MemoryBackend):
@@ -265,6 +288,8 @@ class NeverDeeper(MemoryBackend):
         (FetchesInItsOwnOrder, "b11_fetch", {}),
         (WholeNumbersBecomeFloats, "b11_metadata", {}),
         (CountsUpsertsOnce, "b13_count", {}),
+        (LooksIntoNoLists, "b13_filters_mean", {}),
+        (ComparesDoubles, "b13_whole", {}),
         (StripsIds, "b14", {}),
         (FoldsCase, "b14", {}),
         (ScansOnePage, "b15", {}),

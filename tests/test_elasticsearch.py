@@ -99,17 +99,18 @@ def test_metadata_are_indexed_by_type() -> None:
     }
     assert indexed(metadata) == {
         "terms": [
-            '["a"]', '["a",1]', '["a","1"]', '["a",true]', '["a",1.5]', '["o"]', '["o.d"]', '["o.d","2024-01-01"]',
+            '["a"]', '["a",1]', '["a","1"]', '["a",true]', '["a",1.5]', '["a.b"]', '["a.b",2]', '["o"]', '["o.d"]',
+            '["o.d","2024-01-01"]', '["x"]', '["x.y"]', '["x.y",1]',
         ],
-        "numbers": {"a": [1.0, 1.5]},
+        "numbers": {"a": [1.0, 1.5], "a/b": [2.0], "x/y": [1.0]},
         "dates": {"o/d": [1704067200000000]},
     }  # fmt: skip
 
 
 def test_whole_numbers_beyond_the_doubles_keep_their_side_of_every_bound() -> None:
-    numbers = indexed({"a": [2**53 + 1, -(2**53) - 1, -0.0]})["numbers"]["a"]
-    assert numbers == [2.0**53 + 2, -(2.0**53) - 2, 0.0]
-    assert str(numbers[2]) == "0.0"
+    numbers = indexed({"a": [2**53 + 1, -(2**53) - 1, 2**63 - 1, -0.0]})["numbers"]["a"]
+    assert numbers == [2.0**53, -(2.0**53) - 4096, 2.0**63 - 4096, 0.0]
+    assert str(numbers[3]) == "0.0"
 
 
 def test_scores_below_zero_are_inner_products_again() -> None:

@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 
 from m3_connectors.backends.qdrant.filters import edge_filter
 from m3_connectors.backends.qdrant.points import payload_of
+from m3_connectors.dates import parse_date
 from m3_connectors.documents import Document
 from m3_connectors.errors import InvalidInput
+from m3_connectors.fields import fields_of
 from m3_connectors.filters import (
     MAX_DEPTH,
     And,
@@ -26,7 +28,6 @@ from m3_connectors.filters import (
     OneOf,
     Or,
     matches,
-    parse_date,
     parse_filter,
 )
 
@@ -51,7 +52,10 @@ def passes(raw: dict[str, Any], metadata: dict[str, Any]) -> bool:
         ({"a": {"$gt": "tomorrow"}}, "number or an ISO 8601 date"),
         ({"a": {"$gt": True}}, "number or an ISO 8601 date"),
         ({"a": float("nan")}, "finite"),
-        ({"a": 2**53}, "less than 2"),
+        ({"a": float("inf")}, "finite"),
+        ({"a": 2**63}, r"fit 64 bits.*\n  Store larger ones as text"),
+        ({"a": {"$in": [1, -(2**63) - 1]}}, "fit 64 bits"),
+        ({"a": {"$gt": 10**30}}, "or give a float such as 1e30"),
         ({"a": {"$exists": 1}}, "True or False"),
         ({"a..b": 1}, "has the field"),
         ({"": 1}, "has the field"),
@@ -111,14 +115,23 @@ def test_a_parsed_filter_is_left_as_it_is() -> None:
     ("raw", "yes", "no"),
     [
         ({"a": "x"}, [{"a": "x"}, {"a": ["y", "x"]}], [{}, {"a": "X"}, {"a": None}, {"a": {"x": 1}}, {"b": "x"}]),
-        ({"a": 1}, [{"a": 1}, {"a": 1.0}, {"a": [0, 1]}], [{"a": True}, {"a": "1"}, {"a": [[1]]}, {"a": 1.5}]),
+        ({"a": 1}, [{"a": 1}, {"a": 1.0}, {"a": [0, 1]}, {"a": [[1]]}], [{"a": True}, {"a": "1"}, {"a": 1.5}]),
         ({"a": True}, [{"a": True}, {"a": [False, True]}], [{"a": 1}, {"a": "true"}, {"a": False}, {}]),
         ({"a": None}, [{}, {"a": None}, {"a": []}], [{"a": [None]}, {"a": {}}, {"a": ""}, {"a": 0}]),
         ({"a": {"$ne": "x"}}, [{}, {"a": "y"}, {"a": None}], [{"a": "x"}, {"a": ["x", "y"]}]),
         ({"a": {"$in": [1, "x"]}}, [{"a": 1}, {"a": "x"}], [{"a": "1"}, {}]),
         ({"a": {"$nin": [1, "x"]}}, [{"a": 2}, {}], [{"a": 1}, {"a": ["x"]}]),
         ({"a": {"$gt": 1, "$lte": 3}}, [{"a": 3}, {"a": 1.5}, {"a": [0, 9]}], [{"a": 1}, {"a": "2"}, {"a": True}]),
-        ({"a.b": 1}, [{"a": {"b": 1}}], [{"a.b": 1}, {"a": [{"b": 1}]}, {"a": 1}, {"a": {"c": 1}}]),
+        ({"a.b": 1}, [{"a": {"b": 1}}, {"a.b": 1}], [{"a": 1}, {"a": {"c": 1}}, {"a": {"b": {"c": 1}}}, {"b": 1}]),
+        ({"a.b": 1}, [{"a": [{"b": 1}]}, {"a": [[{"b": [2, 1]}], 3]}, {"a": [{"b": 2}, None, {"b": 1}]}], [{"a": [1]}]),
+        ({"a.b.c": 1}, [{"a.b": {"c": 1}}, {"a": {"b.c": 1}}, {"a": [{"b": [{"c": 1}]}]}, {"a": 1, "a.b.c": 1}], []),
+        ({"a.b": {"$ne": 1}}, [{"a": [{"b": 2}]}, {"a": []}], [{"a": [{"b": 2}, {"b": 1}]}, {"a.b": [1]}]),
+        ({"a.b": {"$gt": 1, "$lt": 3}}, [{"a": [{"b": 0}, {"b": 9}]}, {"a.b": 2}], [{"a": [{"b": 3}]}]),
+        ({"a.b": {"$exists": True}}, [{"a.b": 0}, {"a": [{}, {"b": {}}]}], [{"a": [{"b": None}, {"b": []}]}, {"a": 1}]),
+        ({"a": {"$exists": True}}, [{"a.b": None}, {"a": [{"b": None}]}, {"a": [[]]}], [{"ab": 1}]),
+        ({"a": 2**53 + 1}, [{"a": 2**53 + 1}], [{"a": 2**53}, {"a": 2.0**53}, {"a": 2**53 + 2}]),
+        ({"a": {"$gt": 2**53}}, [{"a": 2**53 + 1}, {"a": 1e30}], [{"a": 2**53}, {"a": 2.0**53}, {"a": 7}]),
+        ({"a": {"$lte": 2**63 - 1}}, [{"a": 2**63 - 1}, {"a": -1e30}, {"a": 0}], [{"a": 2.0**63}]),
         ({"a": {"$exists": True}}, [{"a": 0}, {"a": {}}, {"a": [None]}], [{}, {"a": None}, {"a": []}]),
         ({"$or": [{"a": 1}, {"b": 1}]}, [{"a": 1}, {"b": 1}], [{"a": 2}]),
         ({"$not": {"a": 1, "b": 1}}, [{"a": 1}, {}], [{"a": 1, "b": 1}]),
@@ -131,28 +144,123 @@ def test_meaning(raw: dict[str, Any], yes: list[dict[str, Any]], no: list[dict[s
     assert [passes(raw, metadata) for metadata in no] == [False] * len(no)
 
 
+DATES = {
+    # JavaScript, Python, Go, .NET, Java, Postgres, Ruby and git, and what RFC 3339 and ISO 8601 allow beside them.
+    "2024-01-31": "2024-01-31T00:00:00+00:00",
+    "2024-01-31T10:00": "2024-01-31T10:00:00+00:00",
+    "2024-01-31T10:00Z": "2024-01-31T10:00:00+00:00",
+    "2024-01-31 10:00:00": "2024-01-31T10:00:00+00:00",
+    "2024-01-31T10:00:00.000Z": "2024-01-31T10:00:00+00:00",
+    "2024-01-31T10:00:00.5": "2024-01-31T10:00:00.500000+00:00",
+    "2024-01-31T10:00:00.1234567Z": "2024-01-31T10:00:00.123456+00:00",
+    "2024-01-31T10:00:00.9999999+02:00": "2024-01-31T10:00:00.999999+02:00",
+    "2024-01-31T10:00:00.123456789Z": "2024-01-31T10:00:00.123456+00:00",
+    "2024-01-31T10:00:00,25Z": "2024-01-31T10:00:00.250000+00:00",
+    "2024-01-31T10:00:00+0200": "2024-01-31T10:00:00+02:00",
+    "2024-01-31T10:00:00+02": "2024-01-31T10:00:00+02:00",
+    "2024-01-31T10:00:00-00:00": "2024-01-31T10:00:00+00:00",
+    "2024-01-31T10:00:00+02:00[Europe/Berlin]": "2024-01-31T10:00:00+02:00",
+    "1880-01-31T10:00:00+00:53:28": "1880-01-31T10:00:00+00:53:28",
+    "2024-01-31 10:00:00 +0200": "2024-01-31T10:00:00+02:00",
+    "2024-01-31t10:00:00z": "2024-01-31T10:00:00+00:00",
+    "20240131T100000Z": "2024-01-31T10:00:00+00:00",
+    "20240131T1000": "2024-01-31T10:00:00+00:00",
+    "20240131T100000.123-0530": "2024-01-31T10:00:00.123000-05:30",
+    "2024-01-31T24:00:00": "2024-02-01T00:00:00+00:00",
+    "2016-12-31T23:59:60Z": "2017-01-01T00:00:00+00:00",
+    "2017-01-01T00:59:60.5+01:00": "2017-01-01T01:00:00.500000+01:00",
+}
+NO_DATES = [
+    "", "2024", "2024-01", "20240131", "2024-1-1", "2024-02-30", "2024-13-01", "0000-01-01", "+02024-01-31", "24-01-31",
+    "2024-W05-3", "2024-031", "2024-01-31T10", "2024-01-31T25:00", "2024-01-31T24:00:01", "2024-01-31T10:60",
+    "2024-01-31T10:00:60Z", "2024-01-31T23:59:60+02:00", "2024-01-31T10:00:00.", "2024-01-31T10:00.5",
+    "2024-01-31T10:00:00 UTC", "2024-01-31T10:00:00+24:00", "2024-01-31T10:00:00+02:60", "2024-01-31Z",
+    "2024-01-31  10:00", " 2024-01-31", "2024-01-31\n", "9999-12-31T24:00", "٢٠٢٤-01-31", "20240131T10:00:00",
+    "31.01.2024", "Wed, 31 Jan 2024 10:00:00 GMT", "1706695200",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "instant"), DATES.items())
+def test_dates_as_they_are_written_by_others(text: str, instant: str) -> None:
+    date = parse_date(text)
+    assert date is not None
+    assert date.isoformat() == instant
+    assert passes({"a": {"$gte": text, "$lte": instant}}, {"a": [text]})
+
+
+@pytest.mark.parametrize("text", NO_DATES)
+def test_what_is_no_date(text: str) -> None:
+    assert parse_date(text) is None
+    assert not passes({"a": {"$lt": "9999-12-31"}}, {"a": text})
+    with pytest.raises(InvalidInput, match="ISO 8601"):
+        parse_filter({"a": {"$lt": text}})
+
+
+@given(st.datetimes(timezones=st.none() | st.timezones()))
+def test_every_date_that_python_writes_is_read_as_it_was(date: datetime.datetime) -> None:
+    found = parse_date(date.isoformat())
+    assert found is not None
+    assert found - (date if date.tzinfo else date.replace(tzinfo=datetime.UTC)) == datetime.timedelta()
+    assert parse_date(date.isoformat(" ")) == found
+
+
+def test_a_key_of_very_many_dots_is_one_name() -> None:
+    key = ".".join("a" * 100_000)
+    assert fields_of({key: 1}) == {key: [1]}
+    assert passes({key: 1}, {key: 1})
+
+
+@pytest.mark.parametrize(
+    ("tree", "message"),
+    [
+        (OneOf('a"b', (1,)), "has the field"),
+        (Not(OneOf("a", (2**63,))), "64 bits"),
+        (Or((Compare("a", "$gt", 2**70),)), "64 bits"),
+    ],
+)
+def test_trees_that_no_mapping_gives_are_checked_alike(tree: Filter, message: str) -> None:
+    with pytest.raises(InvalidInput, match=message):
+        parse_filter(tree)
+
+
 # -- the same meaning in the engine
 
-KEYS = st.sampled_from(["a", "b", "a b", "日本", "x-y", "$c", "id", "*", "ключ"])
-FIELDS = st.lists(KEYS, min_size=1, max_size=3).map(".".join).filter(lambda field: not field.startswith("$"))
+
+def in_utc(date: datetime.datetime | None) -> bool:
+    try:
+        return date is not None and bool(date.astimezone(datetime.UTC))
+    except OverflowError:
+        return False
+
+
+NAMES = st.sampled_from(["a", "b", "a b", "日本", "x-y", "$c", "id", "*", "ключ"])
+KEYS = st.lists(NAMES, min_size=1, max_size=2).map(".".join)
+FIELDS = st.lists(NAMES, min_size=1, max_size=3).map(".".join).filter(lambda field: not field.startswith("$"))
+LARGE = st.one_of(
+    st.integers(-(2**63), 2**63 - 1),
+    st.builds(
+        lambda size, step: size + step,
+        st.sampled_from([2**53, -(2**53), 2**62, 1768907725507217522]),
+        st.integers(-2, 2),
+    ),
+    st.sampled_from([2**63 - 1, -(2**63), 2.0**53, -(2.0**53), 2.0**63, -(2.0**63), 1e18, 1e30, -1.7e308]),
+)
 NUMBERS = st.one_of(
     st.integers(-3, 3),
-    st.integers(-(2**53) + 1, 2**53 - 1),
+    LARGE,
     st.sampled_from([0.5, -0.0, 2.0, 0.1, 0.30000000000000004, 1e-9, 1e15]),
     st.floats(-1e6, 1e6).map(lambda value: round(value, 12)),
 )
-DATES = st.one_of(
+WRITTEN_DATES = st.one_of(
     st.datetimes().map(lambda date: date.isoformat()),
     st.datetimes(timezones=st.timezones()).map(lambda date: date.isoformat(" ")),
     st.dates().map(str),
-    st.sampled_from(
-        ["2024-1-1", "2024-02-30", "2024-01-01T10:00", "2016-12-31T23:59:60Z", "2024-01-01T24:00:00"]
-    ),
+    st.sampled_from([*DATES, *NO_DATES, "0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-00:00:01"]),
 )
 STRINGS = st.one_of(
     st.sampled_from(["", "x", "X", "true", "1", "x\x00", '"', "\\", "é", "e\u0301"]),
     st.text(max_size=4),
-    DATES,
+    WRITTEN_DATES,
 )
 STRINGS = STRINGS.filter(lambda text: not any("\ud800" <= letter <= "\udfff" for letter in text))
 LEAVES = st.one_of(st.none(), st.booleans(), NUMBERS, STRINGS)
@@ -162,7 +270,7 @@ METADATA = st.recursive(
     lambda inner: st.dictionaries(KEYS, st.one_of(VALUES, inner, st.lists(inner, max_size=2)), max_size=4),
     max_leaves=6,
 )
-BOUNDS = st.one_of(NUMBERS, DATES.map(parse_date).filter(bool))
+BOUNDS = st.one_of(NUMBERS, WRITTEN_DATES.map(parse_date).filter(in_utc))
 SCALARS = st.one_of(st.booleans(), NUMBERS, STRINGS)
 FILTERS: st.SearchStrategy[Filter] = st.recursive(
     st.one_of(
@@ -218,16 +326,13 @@ def questions(draw: st.DrawFn) -> tuple[list[dict[str, Any]], list[Filter]]:
     """Some metadata, and filters of which many ask for a value that is really there."""
     metadata = draw(st.lists(METADATA, min_size=1, max_size=6))
     filters = draw(st.lists(FILTERS, min_size=1, max_size=6))
-    for each in metadata:
-        for key, value in each.items():
-            if key.startswith("$"):
-                continue
-            item = value[0] if isinstance(value, list) and value else value
-            if isinstance(item, bool | str | int | float):
-                filters.append(OneOf(key, (item,)))
+    operators = st.sampled_from(["$gt", "$gte", "$lt", "$lte"])
+    for field, items in (pair for each in metadata for pair in fields_of(each).items()):
+        for item in () if field.startswith("$") else items[:1]:
+            filters.append(OneOf(field, (item,)))
             bound = parse_date(item) or item
             if isinstance(bound, int | float | datetime.datetime) and not isinstance(bound, bool):
-                filters.append(Compare(key, draw(st.sampled_from(["$gt", "$gte", "$lt", "$lte"])), bound))
+                filters.append(Compare(field, draw(operators), bound))
     return metadata, filters
 
 

@@ -38,13 +38,14 @@ numbers = (
 )
 dates = st.sampled_from(
     ["2024-01-31", "2024-02-29T23:59:59.000001Z", "2024-03-01 00:00:00+02:00", "0001-01-01T00:00:00+14:00",
-     "9999-12-31T23:59:59.999999-14:00", "2024-1-1"]
+     "9999-12-31T23:59:59.999999-14:00", "2024-1-1", "2024-01-31T00:00:00.0000009Z", "2024-02-29T23:59+0000"]
 )  # fmt: skip
 scalars = st.none() | st.booleans() | numbers | dates | texts
 values = st.recursive(
     scalars,
     lambda inner: (
-        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["a", "b", ""]), inner, max_size=2)
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["a", "b", "a.b", ""]), inner, max_size=2)
     ),
     max_leaves=4,
 )
@@ -53,7 +54,24 @@ metadata = st.dictionaries(
     st.sampled_from(["a", "b", "a.b", "ключ", "a key-with_odd:sïgns $", ""]), values, max_size=4
 )
 fields = st.sampled_from(FIELDS)
-bounds = st.sampled_from([0, 1, -1, 0.5, 2**53, -(2**53), 1e-300]) | st.sampled_from(
+bounds = st.sampled_from(
+    [
+        0,
+        1,
+        -1,
+        0.5,
+        2**53 - 1,
+        2**53,
+        -(2**53),
+        2**53 + 1,
+        2.0**53,
+        2**63 - 1,
+        -(2**63),
+        2.0**63,
+        1e300,
+        1e-300,
+    ]
+) | st.sampled_from(
     [
         datetime.datetime(2024, 1, 31, tzinfo=datetime.UTC),
         datetime.datetime(2024, 2, 29, 22, tzinfo=datetime.timezone(datetime.timedelta(hours=-2))),
@@ -61,7 +79,7 @@ bounds = st.sampled_from([0, 1, -1, 0.5, 2**53, -(2**53), 1e-300]) | st.sampled_
         datetime.datetime(9999, 12, 31, 23, 59, 59, 999999, tzinfo=datetime.UTC),
     ]
 )
-filterable = st.booleans() | st.integers(-3, 3) | st.floats(-2, 2) | st.just(2**53) | dates | texts
+filterable = st.booleans() | st.integers(-3, 3) | st.floats(-2, 2) | numbers | dates | texts
 leaves = (
     st.builds(OneOf, fields, st.lists(filterable, min_size=1, max_size=3).map(tuple))
     | st.builds(Compare, fields, st.sampled_from(["$gt", "$gte", "$lt", "$lte"]), bounds)

@@ -30,9 +30,8 @@ from m3_connectors.backends.base import Backend, Storage
 from m3_connectors.backends.capabilities import ServerInfo
 from m3_connectors.backends.qdrant import server_upkeep
 from m3_connectors.backends.qdrant.layout import Layout
-from m3_connectors.backends.qdrant.payload import point_id
+from m3_connectors.backends.qdrant.payload import keys_of, point_id
 from m3_connectors.backends.qdrant.server import QdrantBackend
-from m3_connectors.backends.qdrant.server_collection import keys_of
 from m3_connectors.backends.qdrant.server_errors import Locked
 from m3_connectors.backends.qdrant.server_grpc import point_message, query_message
 from m3_connectors.backends.qdrant.server_points import points_of
@@ -55,8 +54,8 @@ from m3_connectors.errors import (
     Unavailable,
     Unsupported,
 )
-from m3_connectors.filters import parse_filter
-from m3_connectors.methods import ALL, DENSE_SPARSE, METHODS
+from m3_connectors.filters import Or, parse_filter
+from m3_connectors.methods import ALL, DENSE, DENSE_SPARSE, METHODS
 from m3_connectors.search import Candidates, Lists
 from m3_connectors.testing.agreement import compare_scores, compare_search, oracle_of
 from m3_connectors.testing.conformance import BackendConformance, runs
@@ -149,6 +148,7 @@ class TestRealServer(BackendConformance):
             assert set(map(tuple, map(keys_of, info.payload_schema))) == {
                 ("metadata", "lang"),
                 ("metadata", "x y"),
+                ("large", "x y"),
             }
         finally:
             await backend.drop()
@@ -801,8 +801,13 @@ async def test_an_index_that_is_there_is_left_to_a_key_that_may_only_read(fake: 
     assert set(fake.info("notes")["payload_schema"]) == {
         "metadata.lang",
         'metadata.a."x y"',
+        'metadata."a.x y"',
+        'large.a."x y"',
+        'large."a.x y"',
         "dates.日本",
+        "metadata.日本",
         "flags.x-y",
+        "metadata.x-y",
     }
     fake.requests.clear()
     fake.failures.append(("index", Refusal(403, grpc.StatusCode.PERMISSION_DENIED, "Forbidden: read only")))
@@ -969,12 +974,80 @@ async def test_declared_fields_get_an_index_that_sees_every_value(fake: FakeQdra
     assert sent == {
         'metadata."lang"': "keyword",
         'metadata."year"': "float",
+        'large."year"': "keyword",
         'dates."when"': "datetime",
+        'metadata."when"': "keyword",
         'flags."open"': "keyword",
+        'metadata."open"': "keyword",
     }
     await backend.close()
     with pytest.raises(InvalidInput, match="indexes"):
         backend_on(fake, indexes={"year": "integer"})
+
+
+@runs
+async def test_strict_mode_takes_what_is_asked_of_declared_fields_and_says_how_to_declare_others(
+    fake: FakeQdrant,
+) -> None:
+    fields = {"lang": "keyword", "author.name": "keyword", "year": "number", "when": "date", "open": "bool"}
+    world = make_world(54, documents=40)
+    undeclared = backend_on(fake)
+    await undeclared.create(world.schema)
+    await undeclared.upsert(world.documents, world.embeddings)
+    fake.strict = {"unindexed_filtering_retrieve": False, "unindexed_filtering_update": False}
+    declared = backend_on(fake, indexes=fields)
+    await declared.open()
+    asked = {
+        "lang": [{"$in": ["en", "de"]}, {"$exists": True}, None, {"$ne": "en"}],
+        "author.name": ["Ada", {"$exists": False}],
+        "year": [2021, {"$gt": 2020}, {"$exists": True}, 2**60, {"$gte": 2**60}],
+        "when": ["2024-01-31", {"$lt": "2024-01-31"}, {"$exists": True}, {"$nin": ["soon"]}],
+        "open": [True, {"$ne": False}, {"$exists": True}, {"$exists": False}],
+    }
+    for field, operands in asked.items():
+        for operand in operands:
+            raw = {field: operand}
+            filter = parse_filter(raw)
+            assert filter is not None
+            assert await declared.count(filter) == len(world.passing(raw))
+            hits = await declared.search(world.queries[0], DENSE, 40, filter=filter)
+            assert {hit.id for hit in hits} == set(world.passing(raw))
+    assert await declared.delete_where(Or(())) == 0
+    filter = parse_filter({"when": "2024-01-31"})
+    assert filter is not None
+    assert await declared.delete_where(filter) == len(world.passing({"when": "2024-01-31"}))
+    await declared.close()
+    await undeclared.close()
+
+
+@runs
+async def test_the_refusal_of_a_field_without_index_names_the_declaration_that_helps(
+    fake: FakeQdrant,
+) -> None:
+    world = make_world(54, documents=40)
+    undeclared = backend_on(fake)
+    await undeclared.create(world.schema)
+    await undeclared.upsert(world.documents, world.embeddings)
+    fake.strict = {"unindexed_filtering_retrieve": False}
+    for field, operand, kind in (
+        ("lang", "en", "keyword"),
+        ("author.name", {"$exists": True}, "keyword"),
+        ("a key-with_odd:sïgns $", {"$in": [0, 3]}, "number"),
+        ("large", {"$gt": 2**60}, "number"),
+        ("when", {"$lt": "2024-01-31"}, "date"),
+        ("open", True, "bool"),
+    ):
+        filter = parse_filter({field: operand})
+        with pytest.raises(Rejected) as refused:
+            await undeclared.count(filter)
+        assert f'\n  Declare the field when you connect: indexes={{"{field}": "{kind}"}}' in str(
+            refused.value
+        )
+        declared = backend_on(fake, indexes={field: kind})
+        await declared.open()
+        assert await declared.count(filter) == len(world.passing({field: operand}))
+        await declared.close()
+    await undeclared.close()
 
 
 # -- errors

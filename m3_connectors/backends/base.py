@@ -54,7 +54,7 @@ import anyio.to_thread
 import numpy as np
 
 from m3_connectors.backends.capabilities import Capability, Remark, ServerInfo, require
-from m3_connectors.backends.checks import check_query, check_stored
+from m3_connectors.backends.checks import check_filter, check_query, check_stored
 from m3_connectors.backends.listing import CollectionInfo
 from m3_connectors.backends.pooling import long_documents, pool_long
 from m3_connectors.backends.schema import Schema, Storage
@@ -185,7 +185,7 @@ class Backend(abc.ABC):
 
     async def delete_where(self, filter: Filter) -> int:
         """B10. Remove the documents that pass the filter; how many there were."""
-        self._check_open()
+        check_filter(self.schema, self.collection, filter)
         return await self._delete_where(filter)
 
     # -- reading
@@ -207,7 +207,7 @@ class Backend(abc.ABC):
 
     async def count(self, filter: Filter | None = None) -> int:
         """B13. How many documents pass the filter."""
-        self._check_open()
+        check_filter(self.schema, self.collection, filter)
         return await self._count(filter)
 
     @abc.abstractmethod
@@ -237,6 +237,7 @@ class Backend(abc.ABC):
             raise InvalidInput(f"limit is {limit!r}: ask for at least 1 candidate.")
         self._require(Capability.EXACT, asked=exact)
         check_query(self.schema, self.collection, (component,), query)
+        check_filter(self.schema, self.collection, filter)
         found = await self.lists(Lists(query, {component: limit}, filter, exact))
         if not found.keys:
             return Ranking([], np.empty(0, dtype=np.float32))
@@ -291,6 +292,7 @@ class Backend(abc.ABC):
         k = int(k)
         self._require(Capability.EXACT, asked=exact)
         check_query(self.schema, self.collection, method.components, query, f'method "{method.name}"')
+        check_filter(self.schema, self.collection, filter)
         method = method.deep_enough(k)
         for _ in range(_TRIES):
             # A candidate that is deleted before it is scored is no answer, and no error either: ask again, without it.

@@ -1,4 +1,4 @@
-"""Checks of vectors against a collection's schema, before any store sees them."""
+"""Checks of vectors and filters against a collection's schema, before any store sees them."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from m3_connectors.backends.large_numbers import EXACT
 from m3_connectors.backends.schema import Schema
 from m3_connectors.embeddings import Component, Float32, M3Embeddings, ModelInfo
 from m3_connectors.errors import InvalidInput, ModelMismatch
+from m3_connectors.filters import Filter, numbers_of
 
 
 def check_model(
@@ -143,3 +145,15 @@ def _check_numbers(array: Float32, what: str, largest: float = float(np.finfo(np
             f"{what} has {value}, which float16 cannot hold: the model's rows have length 1.\n"
             '  Normalise them, or make the collection with Storage(multivector_dtype="float32").'
         )
+
+
+def check_filter(schema: Schema, collection: str, filter: Filter | None) -> None:
+    """Raise InvalidInput for a number that documents of an earlier format do not answer exactly."""
+    if filter is None or schema.format > 1:
+        return
+    for number in numbers_of(filter):
+        if abs(number) >= EXACT:
+            raise InvalidInput(
+                f'filter asks for {number}, and collection "{collection}" was made by an earlier version, whose '
+                "documents answer numbers below 2**53 in size.\n  Index the documents into a new collection."
+            )

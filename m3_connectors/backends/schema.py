@@ -8,6 +8,10 @@ from typing import Any, Literal
 from m3_connectors.embeddings import COMPONENTS, Component, ModelInfo
 from m3_connectors.errors import InvalidInput
 
+FORMAT = 2
+"""How documents are written. Since 2 their metadata answer filters on keys with dots, on lists of objects, on whole
+numbers beyond 2**53 and on dates of more spellings; documents of 1 answer what they did, and are read as ever."""
+
 LongDocuments = Literal["split", "pool", "error"]
 LONG_DOCUMENTS: tuple[LongDocuments, ...] = ("split", "pool", "error")
 
@@ -65,11 +69,13 @@ class Schema:
         model: Who writes its vectors.
         components: What is stored; dense always, as the paper's methods start from it.
         storage: How it is stored.
+        format: Of the documents that were written first; two schemas that differ in it only are equal.
     """
 
     model: ModelInfo
     components: tuple[Component, ...] = COMPONENTS
     storage: Storage = Storage()
+    format: int = dataclasses.field(default=FORMAT, compare=False)
 
     def __post_init__(self) -> None:
         if "dense" not in self.components or any(name not in COMPONENTS for name in self.components):
@@ -77,7 +83,7 @@ class Schema:
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object that ``from_json`` reads."""
-        return {"format": 1, **dataclasses.asdict(self)}
+        return dataclasses.asdict(self)
 
     @classmethod
     def from_json(cls, raw: dict[str, Any]) -> Schema:
@@ -86,8 +92,11 @@ class Schema:
         Raises:
             InvalidInput: It is none, or of a later version of this package.
         """
-        if raw.get("format") != 1:
+        if raw.get("format") not in range(1, FORMAT + 1):
             raise InvalidInput(
-                f"schema format {raw.get('format')!r} is not 1: written by a later m3-connectors?"
+                f"schema format {raw.get('format')!r} is none of 1 to {FORMAT}.\n"
+                "  A later m3-connectors made the collection: use that version, or index into another collection."
             )
-        return cls(ModelInfo(**raw["model"]), tuple(raw["components"]), Storage(**raw["storage"]))
+        return cls(
+            ModelInfo(**raw["model"]), tuple(raw["components"]), Storage(**raw["storage"]), raw["format"]
+        )

@@ -3,7 +3,8 @@
 Metadata are anyone's: one document has a number where another has a text, and no field may be refused or read in
 another document's type. So three fields of ours hold what filters ask, whatever the caller's fields are called:
 
-- ``terms``: a keyword for each value and for each field that is there, ``["year",2020]`` and ``["year"]`` in JSON;
+- ``terms``: a keyword for each value and for each field that is there, ``["year",2020]`` and ``["year"]`` in JSON,
+  and the terms of ``large_numbers``, ``["year",">","1"]``;
 - ``numbers.FIELD``: every number of a field, as a double, for ranges;
 - ``dates.FIELD``: every text of a field that is a date, as microseconds since 1970, for ranges.
 
@@ -15,19 +16,19 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
 
-from m3_connectors.filters import And, Compare, Exists, Filter, Not, OneOf, Or, Scalar, field_path, parse_date
+from m3_connectors.backends.large_numbers import beyond, double, is_large, terms_beside, terms_of
+from m3_connectors.dates import parse_date
+from m3_connectors.fields import Scalar, fields_of
+from m3_connectors.filters import And, Compare, Exists, Filter, Not, OneOf, Or
 
 TERMS, NUMBERS, DATES = "terms", "numbers", "dates"
 
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 _MICROSECOND = datetime.timedelta(microseconds=1)
-_EXACT = 2**53
-"""Whole numbers up to here are doubles; filters ask for none beyond."""
-
 LONGEST_TERM = 512
 """Longer terms are hashed: Lucene refuses those of 32 KiB, and nobody reads them."""
 
@@ -37,16 +38,16 @@ def indexed(metadata: Mapping[str, Any]) -> dict[str, Any]:
     terms: dict[str, None] = {}
     numbers: dict[str, list[float]] = {}
     dates: dict[str, list[int]] = {}
-    for path, value in _fields(metadata, ()):
-        terms[_term(path)] = None
-        for item in value if isinstance(value, list | tuple) else (value,):
-            if isinstance(item, str | bool | int | float):
-                terms[_term(path, item)] = None
+    for field, items in fields_of(metadata).items():
+        terms[_term(field)] = None
+        for item in items:
+            terms[_term(field, item)] = None
             if isinstance(item, int | float) and not isinstance(item, bool):
-                numbers.setdefault(_name(path), []).append(_double(item))
+                numbers.setdefault(_name(field), []).append(_double(item))
+                terms |= dict.fromkeys(_large(field, terms_of(item)) if is_large(item) else ())
             date = parse_date(item)
             if date is not None:
-                dates.setdefault(_name(path), []).append(_microseconds(date))
+                dates.setdefault(_name(field), []).append(_microseconds(date))
     return {TERMS: list(terms), NUMBERS: numbers, DATES: dates}
 
 
@@ -60,53 +61,46 @@ def query_of(filter: Filter) -> dict[str, Any]:
         case Not(part):
             return {"bool": {"must_not": [query_of(part)]}}
         case Exists(field):
-            return {"term": {TERMS: _term(field_path(field))}}
+            return {"term": {TERMS: _term(field)}}
         case OneOf(field, values):
-            path = field_path(field)
-            return {"terms": {TERMS: [_term(path, value) for value in values]}}
-        case Compare(field, operator, bound):
-            name = _name(field_path(field))
-            side = operator.removeprefix("$")
-            if isinstance(bound, datetime.datetime):
-                return {"range": {f"{DATES}.{name}": {side: _microseconds(bound)}}}
-            return {"range": {f"{NUMBERS}.{name}": {side: _double(bound)}}}
+            return {"terms": {TERMS: [_term(field, value) for value in values]}}
+        case Compare(field, _, bound) if isinstance(bound, int | float) and is_large(bound):
+            here = {"terms": {TERMS: _large(field, terms_beside(filter))}}
+            return _any([here, _range(beyond(filter))])
+        case Compare():
+            return _range(filter)
+
+
+def _range(compare: Compare) -> dict[str, Any]:
+    name, side, bound = _name(compare.field), compare.operator.removeprefix("$"), compare.bound
+    if isinstance(bound, datetime.datetime):
+        return {"range": {f"{DATES}.{name}": {side: _microseconds(bound)}}}
+    return {"range": {f"{NUMBERS}.{name}": {side: _double(bound)}}}
 
 
 def _any(queries: list[dict[str, Any]]) -> dict[str, Any]:
     return {"bool": {"should": queries, "minimum_should_match": 1}} if queries else {"match_none": {}}
 
 
-def _fields(value: Mapping[str, Any], path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Every field that a filter can name and that is there, objects before what they hold."""
-    for key, item in value.items():
-        # A filter reads "a.b" as field b of field a: it cannot name a key with a dot, nor an empty one.
-        if not key or "." in key or item is None or item in ([], ()):
-            continue
-        yield (*path, key), item
-        if isinstance(item, Mapping):
-            yield from _fields(item, (*path, key))
-
-
-def _term(path: Sequence[str], *value: Scalar) -> str:
+def _term(field: str, *value: Scalar) -> str:
     """A field, or a field with a value; JSON keeps apart what differs in type."""
     plain = [int(item) if isinstance(item, float) and item.is_integer() else item for item in value]
-    term = json.dumps([".".join(path), *plain], ensure_ascii=False, separators=(",", ":"))
+    term = json.dumps([field, *plain], ensure_ascii=False, separators=(",", ":"))
     return term if len(term) <= LONGEST_TERM else hashlib.sha256(term.encode()).hexdigest()
 
 
-def _name(path: Sequence[str]) -> str:
+def _large(field: str, terms: list[str]) -> list[str]:
+    return [_term(field, ">", term) for term in terms]
+
+
+def _name(field: str) -> str:
     """A field's name in the index: no dot, so that a field and an object of the same name never meet."""
-    return "/".join(quote(key, safe="") for key in path)
+    return "/".join(quote(name, safe="") for name in field.split("."))
 
 
 def _double(number: float) -> float:
-    """The double that compares with every bound of a filter as the number does."""
-    if isinstance(number, int) and abs(number) > _EXACT:
-        # 2**53 + 1 would round to 2**53, which a filter can ask for.
-        beyond = max(abs(float(number)), _EXACT + 2.0)
-        return beyond if number > 0 else -beyond
     # Elasticsearch orders -0.0 before 0.0.
-    return float(number) + 0.0
+    return double(number) + 0.0
 
 
 def _microseconds(date: datetime.datetime) -> int:

@@ -4,8 +4,8 @@ Milvus' own JSON operators mean other things than ``filters.matches`` (lists, bo
 differently in each version. So a document carries what its metadata answer, worked out by this package when it is
 written, and an expression asks for nothing else:
 
-- *terms*: one digest for each (field, value) that ``OneOf`` finds, each field that ``Exists`` finds, and each field
-  that holds a number or a date;
+- *terms*: one digest for each (field, value) that ``OneOf`` finds, each field that ``Exists`` finds, each field
+  that holds a number or a date, and the terms of ``large_numbers``;
 - *bounds*: the lowest and highest number and date of each field, as dynamic fields. Some element is above a bound
   where the highest is, and below it where the lowest is, so lists need nothing more.
 
@@ -16,20 +16,20 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, assert_never
 
+from m3_connectors.backends.large_numbers import beyond, double, is_large, terms_beside, terms_of
 from m3_connectors.backends.milvus.naming import digest
-from m3_connectors.filters import And, Compare, Comparison, Exists, Filter, Not, OneOf, Or, Scalar, parse_date
+from m3_connectors.dates import parse_date
+from m3_connectors.fields import Scalar, fields_of
+from m3_connectors.filters import And, Compare, Comparison, Exists, Filter, Not, OneOf, Or
 
 EVERYTHING = 'key != ""'
 NOTHING = 'key == ""'
 
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 _MICROSECOND = datetime.timedelta(microseconds=1)
-_BEYOND = 2**53 + 2
-"""Larger than every bound of a filter, and exact in a float: larger numbers are stored as this."""
-
 _NEGATED: dict[Comparison, Comparison] = {"$gt": "$lte", "$gte": "$lt", "$lt": "$gte", "$lte": "$gt"}
 _SYMBOL: dict[Comparison, str] = {"$gt": ">", "$gte": ">=", "$lt": "<", "$lte": "<="}
 
@@ -51,16 +51,15 @@ def answers(metadata: Mapping[str, Any]) -> Answers:
     """The answers of one document's metadata."""
     terms: dict[str, None] = {}
     bounds: dict[str, int | float] = {}
-    for field, value in _fields(metadata, ""):
-        items = list(value) if isinstance(value, list | tuple) else [value]
+    for field, items in fields_of(metadata).items():
         terms[_exists(field)] = None
         numbers: list[int | float] = []
         dates: list[int] = []
         for item in items:
-            if isinstance(item, bool | str | int | float):
-                terms[_equals(field, item)] = None
+            terms[_equals(field, item)] = None
             if isinstance(item, int | float) and not isinstance(item, bool):
-                numbers.append(max(-_BEYOND, min(_BEYOND, item)))
+                numbers.append(double(item) if is_large(item) else item)
+                terms |= dict.fromkeys(_large(field, terms_of(item)) if is_large(item) else ())
             elif (date := parse_date(item)) is not None:
                 dates.append(_instant(date))
         for kind, values in (("number", numbers), ("date", dates)):
@@ -85,8 +84,28 @@ def expression(filter: Filter | None, *, terms_as_array: bool) -> str:
     def lacks(term: str) -> str:
         return f"not ({has(term)})"
 
-    def joined(parts: Iterator[str], word: str, empty: str) -> str:
+    def joined(parts: Iterable[str], word: str, empty: str) -> str:
         return f" {word} ".join(f"({part})" for part in parts) or empty
+
+    def among(alternatives: Sequence[str], holds: bool) -> str:
+        terms = list(dict.fromkeys(alternatives))
+        if terms_as_array and len(terms) > 1:
+            # One node, however many values: a server parses thousands of alternatives by recursion.
+            listed = ",".join(f'"{term}"' for term in terms)
+            found = f"array_contains_any(terms, [{listed}])"
+            return found if holds else f"not ({found})"
+        if holds:
+            return joined(map(has, terms), "or", NOTHING)
+        return joined(map(lacks, terms), "and", EVERYTHING)
+
+    def on_side(compare: Compare, holds: bool) -> str:
+        field, operator = compare.field, compare.operator
+        kind, value = _kind_and_value(compare.bound)
+        end = "highest" if operator in ("$gt", "$gte") else "lowest"
+        path = f'$meta["{_bound(end, kind, field)}"]'
+        if holds:
+            return f"{path} {_SYMBOL[operator]} {value!r}"
+        return f"{lacks(_comparable(kind, field))} or {path} {_SYMBOL[_NEGATED[operator]]} {value!r}"
 
     def compiled(node: Filter, holds: bool) -> str:
         match node:
@@ -100,37 +119,16 @@ def expression(filter: Filter | None, *, terms_as_array: bool) -> str:
             case Exists(field):
                 return has(_exists(field)) if holds else lacks(_exists(field))
             case OneOf(field, values):
-                terms = dict.fromkeys(_equals(field, value) for value in values)
-                if terms_as_array and len(terms) > 1:
-                    # One node, however many values: a server parses thousands of alternatives by recursion.
-                    among = ",".join(f'"{term}"' for term in terms)
-                    found = f"array_contains_any(terms, [{among}])"
-                    return found if holds else f"not ({found})"
-                if holds:
-                    return joined(map(has, terms), "or", NOTHING)
-                return joined(map(lacks, terms), "and", EVERYTHING)
-            case Compare(field, operator, bound):
-                kind, value = _kind_and_value(bound)
-                end = "highest" if operator in ("$gt", "$gte") else "lowest"
-                path = f'$meta["{_bound(end, kind, field)}"]'
-                if holds:
-                    return f"{path} {_SYMBOL[operator]} {value!r}"
-                return f"{lacks(_comparable(kind, field))} or {path} {_SYMBOL[_NEGATED[operator]]} {value!r}"
+                return among([_equals(field, value) for value in values], holds)
+            case Compare(field, _, bound) if isinstance(bound, int | float) and is_large(bound):
+                here = among(_large(field, terms_beside(node)), holds)
+                return joined((here, on_side(beyond(node), holds)), "or" if holds else "and", NOTHING)
+            case Compare():
+                return on_side(node, holds)
             case _:
                 assert_never(node)
 
     return "" if filter is None else compiled(filter, True)
-
-
-def _fields(metadata: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-    """Every field that a filter can name and that is there, with its value."""
-    for key, value in metadata.items():
-        # A key with a dot in it is no one's field: a filter reads "a.b" as field b of the object in field a.
-        if not key or "." in key or value is None or (isinstance(value, list | tuple) and not value):
-            continue
-        yield prefix + key, value
-        if isinstance(value, Mapping):
-            yield from _fields(value, f"{prefix}{key}.")
 
 
 def _equals(field: str, value: Scalar) -> str:
@@ -143,6 +141,10 @@ def _equals(field: str, value: Scalar) -> str:
 
 def _exists(field: str) -> str:
     return digest("exists", field)
+
+
+def _large(field: str, terms: Iterable[str]) -> list[str]:
+    return [digest("large", field, term) for term in terms]
 
 
 def _comparable(kind: str, field: str) -> str:

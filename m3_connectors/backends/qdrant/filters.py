@@ -33,6 +33,9 @@ class _EdgeDialect:
     def equals(self, key: str, text: str) -> engine.Filter:
         return engine.Filter(must=[engine.FieldCondition(key, match=engine.MatchValue(text))])
 
+    def is_among(self, key: str, texts: Sequence[str]) -> engine.Filter:
+        return engine.Filter(must=[engine.FieldCondition(key, match=engine.MatchAny(list(texts)))])
+
     def in_range(self, key: str, bounds: dict[str, float]) -> engine.Filter:
         return engine.Filter(must=[engine.FieldCondition(key, range=engine.RangeFloat(**bounds))])
 

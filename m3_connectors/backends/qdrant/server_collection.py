@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 import uuid
 from typing import Any, Literal
 
 from qdrant_client import models
 
 from m3_connectors.backends.base import Schema
-from m3_connectors.backends.qdrant.conditions import key
 from m3_connectors.backends.qdrant.layout import Layout
-from m3_connectors.backends.qdrant.payload import DATES, FLAGS, METADATA
+from m3_connectors.backends.qdrant.payload import DATES, FLAGS, LARGE, METADATA, paths_of
 from m3_connectors.backends.qdrant.server_errors import BACKEND
 from m3_connectors.errors import Corrupt, InvalidInput, Rejected, Unsupported
 
@@ -25,28 +23,20 @@ CREATION_KEY = "m3_connectors_creation"
 
 IndexType = Literal["keyword", "number", "date", "bool"]
 
-INDEX_TYPES: dict[str, tuple[str, models.PayloadSchemaType]] = {
-    "keyword": (METADATA, models.PayloadSchemaType.KEYWORD),
+INDEX_TYPES: dict[str, tuple[tuple[str, models.PayloadSchemaType], ...]] = {
+    "keyword": ((METADATA, models.PayloadSchemaType.KEYWORD),),
     # Never INTEGER: such an index does not see 2.5 or 2.0, and a filter on it would miss documents.
-    "number": (METADATA, models.PayloadSchemaType.FLOAT),
-    "date": (DATES, models.PayloadSchemaType.DATETIME),
-    "bool": (FLAGS, models.PayloadSchemaType.KEYWORD),
+    "number": ((METADATA, models.PayloadSchemaType.FLOAT), (LARGE, models.PayloadSchemaType.KEYWORD)),
+    # A date is also equal to a text, and may be missing: both are asked of the values themselves.
+    "date": ((DATES, models.PayloadSchemaType.DATETIME), (METADATA, models.PayloadSchemaType.KEYWORD)),
+    "bool": ((FLAGS, models.PayloadSchemaType.KEYWORD), (METADATA, models.PayloadSchemaType.KEYWORD)),
 }
-"""Where in the payload the values of a type are, and the index that fits them."""
+"""Where in the payload what filters ask of a field of a type is (``conditions``), and the index that fits it."""
 
 
-def index_of(field: str, kind: IndexType) -> tuple[str, models.PayloadSchemaType]:
-    """The payload path and index type of a metadata field."""
-    tree, type_ = INDEX_TYPES[kind]
-    return key(tree, field), type_
-
-
-def keys_of(path: str) -> list[str]:
-    """The keys of a payload path: the server reports ours without the quotes that a key does not need."""
-    return [quoted or bare for quoted, bare in _KEY.findall(path)]
-
-
-_KEY = re.compile(r'"([^"]*)"|([^."]+)')
+def indexes_of(field: str, kind: IndexType) -> list[tuple[str, models.PayloadSchemaType]]:
+    """The payload paths of a metadata field that are indexed, with their index types."""
+    return [(path, type_) for tree, type_ in INDEX_TYPES[kind] for path in paths_of(tree, field)]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from collections.abc import Iterator
 
 import grpc
@@ -16,6 +17,7 @@ from qdrant_client.common.client_exceptions import QdrantException, ResourceExha
 from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
 from m3_connectors.backends.endpoint import not_encrypted
+from m3_connectors.backends.qdrant.payload import DATES, FLAGS, LARGE, keys_of
 from m3_connectors.errors import (
     AlreadyExists,
     BackendError,
@@ -161,8 +163,22 @@ def _error(kind: type[BackendError], said: str, code: str, operation: str, url: 
         code == "413" or any(w in lower for w in _TOO_LARGE)
     ):
         kind = TooLarge
-    remedy = _REMEDIES.get(kind, "")
+    remedy = _declare_index(said) or _REMEDIES.get(kind, "")
     return kind(f"{url} answered {code}: {said.strip()[:500]}{remedy}", backend=BACKEND, operation=operation)
+
+
+def _declare_index(said: str) -> str:
+    """What to do where strict mode refuses a filter on a field without the index that it needs; else nothing."""
+    found = re.search(r'index required but not found for "(.*)" of one of .*\[(.*?)\]', said, re.IGNORECASE)
+    if found is None:
+        return ""
+    tree, *names = keys_of(found[1])
+    as_asked = "keyword" if "keyword" in found[2].lower() else "number"
+    kind = {DATES: "date", FLAGS: "bool", LARGE: "number"}.get(tree, as_asked)
+    return (
+        f'\n  Declare the field when you connect: indexes={{"{".".join(names)}": "{kind}"}} (keyword, number, date or '
+        "bool, by what you compare it with); the index is made at once, of what is stored too."
+    )
 
 
 _REMEDIES: dict[type[BackendError], str] = {

@@ -32,6 +32,9 @@ class _ServerDialect:
     def equals(self, key: str, text: str) -> models.Filter:
         return models.Filter(must=[models.FieldCondition(key=key, match=models.MatchValue(value=text))])
 
+    def is_among(self, key: str, texts: Sequence[str]) -> models.Filter:
+        return models.Filter(must=[models.FieldCondition(key=key, match=models.MatchAny(any=list(texts)))])
+
     def in_range(self, key: str, bounds: dict[str, float]) -> models.Filter:
         return models.Filter(must=[models.FieldCondition(key=key, range=models.Range(**bounds))])
 

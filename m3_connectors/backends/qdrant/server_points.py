@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from m3_connectors.backends.qdrant.layout import Layout, Vector
-from m3_connectors.backends.qdrant.payload import ID, JSON, TEXT, payload_of, point_id
+from m3_connectors.backends.qdrant.payload import ID, payload_of, point_id
 from m3_connectors.backends.qdrant.server_errors import BACKEND
 from m3_connectors.documents import Document
 from m3_connectors.embeddings import M3Embeddings
@@ -38,8 +39,8 @@ class Point:
 
     @property
     def text_bytes(self) -> int:
-        """At most the size of its payload, where metadata come three times and as JSON may double in escapes."""
-        return 2 * len(self.payload[TEXT].encode()) + 6 * len(self.payload[JSON].encode()) + 512
+        """At most the size of its payload, whose letters may double in escapes."""
+        return 2 * len(json.dumps(self.payload, ensure_ascii=False).encode()) + 512
 
 
 def points_of(layout: Layout, documents: Sequence[Document], embeddings: M3Embeddings) -> Iterator[Point]:

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 import anyio
 from qdrant_client import models
 
-from m3_connectors.backends.qdrant.server_collection import IndexType, index_of, keys_of
+from m3_connectors.backends.qdrant.payload import keys_of
+from m3_connectors.backends.qdrant.server_collection import IndexType, indexes_of
 from m3_connectors.backends.qdrant.server_connection import Connection
 from m3_connectors.backends.qdrant.server_errors import BACKEND, optimiser_failed
 from m3_connectors.backends.qdrant.server_wire import applied
@@ -25,8 +26,8 @@ async def make_indexes(
     """Make the payload indexes that are declared and not there yet; a key that may only read opens the rest."""
     there = {tuple(keys_of(path)): index.data_type for path, index in info.payload_schema.items()}
     client = connection.client
-    for field, kind in indexes.items():
-        key, type_ = index_of(field, kind)
+    wanted = [index for field, kind in indexes.items() for index in indexes_of(field, kind)]
+    for key, type_ in wanted:
         if there.get(tuple(keys_of(key))) != type_:
             make = functools.partial(client.create_payload_index, collection, key, type_, wait=True)
             await connection.call("index", functools.partial(applied, "index", make))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import random
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -18,6 +19,7 @@ from m3_connectors.filters import MAX_DEPTH, matches, parse_filter
 from m3_connectors.methods import DENSE
 from m3_connectors.scoring import as_float16
 from m3_connectors.testing.conformance.suite import FLOAT16, FLOAT32, Suite, runs
+from m3_connectors.testing.questions import WHOLE, random_filter, random_metadata
 from m3_connectors.testing.worlds import NASTY_IDS, make_world
 
 
@@ -76,6 +78,38 @@ class ReadingClauses(Suite):
                 passing = world.passing(raw)
                 assert 0 < len(passing) < 60
                 assert await backend.count(parse_filter(raw)) == len(passing), raw
+
+    @runs
+    async def test_b13_filters_mean_the_same_on_any_metadata(self, tmp_path: Path) -> None:
+        rng = random.Random(131)
+        world = make_world(131, documents=120, most_rows=2)
+        documents = [Document(each.id, each.text, random_metadata(rng)) for each in world.documents]
+        told_apart = 0
+        async with self.stored(tmp_path, dataclasses.replace(world, documents=documents)) as backend:
+            for _ in range(200):
+                raw = random_filter(rng)
+                filter = parse_filter(raw)
+                passing = sum(matches(filter, document.metadata) for document in documents)
+                told_apart += 0 < passing < len(documents)
+                assert await backend.count(filter) == passing, raw
+            assert await backend.fetch([each.id for each in documents]) == documents
+        assert told_apart > 100
+
+    @runs
+    async def test_b13_whole_numbers_of_64_bits_are_told_apart(self, tmp_path: Path) -> None:
+        rng = random.Random(132)
+        numbers = [*WHOLE, 2.0**53, -(2.0**53), 2.0**63, -(2.0**63), 1e30, 0, 0.5]
+        world = make_world(132, documents=len(numbers), most_rows=2)
+        documents = [
+            Document(each.id, each.text, {"n": number})
+            for each, number in zip(world.documents, numbers, strict=True)
+        ]
+        async with self.stored(tmp_path, dataclasses.replace(world, documents=documents)) as backend:
+            for number in numbers:
+                for operator in ("$eq", "$in", *rng.sample(("$gt", "$gte", "$lt", "$lte"), 2)):
+                    filter = parse_filter({"n": {operator: [number] if operator == "$in" else number}})
+                    passing = sum(matches(filter, document.metadata) for document in documents)
+                    assert await backend.count(filter) == passing, (operator, number)
 
     @runs
     async def test_b13_filters_of_every_depth_and_year_are_taken(self, tmp_path: Path) -> None:
