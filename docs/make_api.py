@@ -37,6 +37,7 @@ _GROUPS = {
         "Scores",
         "Explanation",
     ),
+    "Re-ranking": ("Reranker", "CrossEncoder"),
     "Encoding": ("M3Encoder", "M3Embeddings", "MultiVectors", "ModelInfo"),
     "Methods and weights": ("Method", "Weights"),
 }

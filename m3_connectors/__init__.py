@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from m3_connectors.backends.base import Storage
     from m3_connectors.backends.listing import CollectionInfo
     from m3_connectors.blocking import Index, connect, list_collections
+    from m3_connectors.cross_encoder import CrossEncoder
     from m3_connectors.documents import Document, Hit, Scores
     from m3_connectors.embeddings import M3Embeddings, ModelInfo, MultiVectors
     from m3_connectors.encoder.encoder import M3Encoder
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
         Weights,
     )
     from m3_connectors.opening import aconnect
+    from m3_connectors.reranking import Reranker
 
 __version__ = "0.1.0"
 
@@ -42,6 +44,7 @@ _HOMES = {
     "backends.base": ("Storage",),
     "backends.listing": ("CollectionInfo",),
     "blocking": ("Index", "connect", "list_collections"),
+    "cross_encoder": ("CrossEncoder",),
     "documents": ("Document", "Hit", "Scores"),
     "embeddings": ("M3Embeddings", "ModelInfo", "MultiVectors"),
     "encoder.encoder": ("M3Encoder",),
@@ -49,6 +52,7 @@ _HOMES = {
     "explanation": ("Explanation",),
     "index": ("AsyncIndex",),
     "listing": ("alist_collections",),
+    "reranking": ("Reranker",),
     "opening": ("aconnect",),
     "methods": (
         "ALL",
@@ -76,6 +80,7 @@ __all__ = [
     "AsyncIndex",
     "BackendError",
     "CollectionInfo",
+    "CrossEncoder",
     "CutDocument",
     "Document",
     "Explanation",
@@ -89,6 +94,7 @@ __all__ = [
     "ModelInfo",
     "ModelMismatch",
     "MultiVectors",
+    "Reranker",
     "Scores",
     "Storage",
     "Weights",

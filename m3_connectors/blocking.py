@@ -35,6 +35,7 @@ from m3_connectors.index import (
 from m3_connectors.listing import alist_collections
 from m3_connectors.methods import Method, MethodName
 from m3_connectors.opening import WeightsByMethod, aconnect
+from m3_connectors.reranking import Reranker
 
 T = TypeVar("T")
 
@@ -174,6 +175,10 @@ class Index:
         k: int = 10,
         filter: RawFilter | None = None,
         exact: bool = False,
+        offset: int = 0,
+        min_score: float | None = None,
+        rerank: Reranker | None = None,
+        rerank_depth: int = 50,
     ) -> list[Hit]:
         """The k best documents for a query.
 
@@ -186,17 +191,35 @@ class Index:
             k: Most hits, >= 1.
             filter: Only documents whose metadata pass, such as ``{"year": {"$gte": 2020}}``.
             exact: No approximate list in the store.
+            offset: Hits to skip first, >= 0, so that ``offset=20, k=10`` is the third page of ten.
+            min_score: Leave out hits whose score is lower.
+            rerank: A re-ranker, such as ``CrossEncoder("BAAI/bge-reranker-v2-m3")``, that orders the best hits anew
+                by its own scores. The query must be a text.
+            rerank_depth: How many of the best hits are re-ranked, >= 1; never fewer than ``offset + k``.
 
         Returns:
             Best first, equal scores by id; each with the scores of all components stored.
 
         Raises:
-            InvalidInput: A bad query, method, k or filter.
+            InvalidInput: A bad query, method, k, offset, min_score or filter, or the re-ranker returned something
+                other than one finite score for each document.
             ModelMismatch: The query's embeddings are another model's.
             BackendError: The store failed.
         """
-        call = partial(self._index.search, query, method=method, k=k, filter=filter, exact=exact)
-        return self._loop.run(call)
+        return self._loop.run(
+            partial(
+                self._index.search,
+                query,
+                method=method,
+                k=k,
+                filter=filter,
+                exact=exact,
+                offset=offset,
+                min_score=min_score,
+                rerank=rerank,
+                rerank_depth=rerank_depth,
+            )
+        )
 
     def search_many(
         self,
@@ -206,6 +229,10 @@ class Index:
         k: int = 10,
         filter: RawFilter | None = None,
         exact: bool = False,
+        offset: int = 0,
+        min_score: float | None = None,
+        rerank: Reranker | None = None,
+        rerank_depth: int = 50,
     ) -> list[list[Hit]]:
         """The k best documents for each of many queries, which are encoded together and searched at the same time.
 
@@ -215,17 +242,33 @@ class Index:
             k: Most hits of each query, >= 1.
             filter: Only documents whose metadata pass.
             exact: No approximate list in the store.
+            offset: Hits to skip first, as in ``search``; so are min_score, rerank and rerank_depth.
+            min_score: Leave out hits whose score is lower.
+            rerank: A re-ranker of the best hits.
+            rerank_depth: How many of the best hits are re-ranked.
 
         Returns:
             The hits of each query, in the order of the queries.
 
         Raises:
-            InvalidInput: A bad query (says which), method, k or filter.
+            InvalidInput: A bad query (says which), method, k, offset, min_score or filter, or a bad re-ranker.
             ModelMismatch: The embeddings of a query are another model's.
             BackendError: The store failed.
         """
-        call = partial(self._index.search_many, queries, method=method, k=k, filter=filter, exact=exact)
-        return self._loop.run(call)
+        return self._loop.run(
+            partial(
+                self._index.search_many,
+                queries,
+                method=method,
+                k=k,
+                filter=filter,
+                exact=exact,
+                offset=offset,
+                min_score=min_score,
+                rerank=rerank,
+                rerank_depth=rerank_depth,
+            )
+        )
 
     def explain(self, query: str, id: str, *, method: Method | MethodName = "all") -> Explanation:
         """Why a document scores as it does for a query, whether or not it would be found.

@@ -46,14 +46,38 @@ class Scores:
     sparse: float | None = None
     multivector: float | None = None
 
+    def to_dict(self) -> dict[str, float | None]:
+        """The scores by name, as JSON takes them."""
+        return dataclasses.asdict(self)
+
 
 @dataclasses.dataclass(frozen=True)
 class Hit:
-    """One answer: the document, its fused score, and the scores that it was fused from."""
+    """One answer: the document, its score, and the scores that it was fused from.
+
+    Attributes:
+        document: The document.
+        score: What the hits are ordered by: the fused score, or the re-ranker's where there is one.
+        scores: The component scores.
+        fused_score: The fused score of a hit that was re-ranked; None without a re-ranker.
+    """
 
     document: Document
     score: float
     scores: Scores
+    fused_score: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The hit as JSON takes it: id, score, scores, text and metadata; and fused_score if it was re-ranked."""
+        fused = {} if self.fused_score is None else {"fused_score": self.fused_score}
+        return {
+            "id": self.document.id,
+            "score": self.score,
+            **fused,
+            "scores": self.scores.to_dict(),
+            "text": self.document.text,
+            "metadata": dict(self.document.metadata),
+        }
 
 
 def check_documents(documents: Iterable[Document]) -> list[Document]:

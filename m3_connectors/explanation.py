@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -68,6 +68,19 @@ class Explanation:
     score: float
     tokens: tuple[TokenMatch, ...]
     pairs: tuple[TokenPair, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The explanation as JSON takes it."""
+        return {
+            "id": self.document.id,
+            "method": self.method.name,
+            "weights": list(self.method.weights),
+            "score": self.score,
+            "scores": self.scores.to_dict(),
+            "weighted": self.weighted.to_dict(),
+            "tokens": [dataclasses.asdict(match) for match in self.tokens],
+            "pairs": [dataclasses.asdict(pair) for pair in self.pairs],
+        }
 
 
 def explain(

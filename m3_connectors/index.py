@@ -21,6 +21,8 @@ from m3_connectors.errors import DocumentNotFound, InvalidInput
 from m3_connectors.explanation import Explanation, explain
 from m3_connectors.filters import parse_filter
 from m3_connectors.methods import METHODS, Method, MethodName, Weights
+from m3_connectors.reranking import Page, Reranker, check_rerank_depth
+from m3_connectors.reranking import rerank as reranked
 from m3_connectors.scoring import as_float16
 
 Query = str | M3Embeddings
@@ -151,6 +153,10 @@ class AsyncIndex:
         k: int = 10,
         filter: RawFilter | None = None,
         exact: bool = False,
+        offset: int = 0,
+        min_score: float | None = None,
+        rerank: Reranker | None = None,
+        rerank_depth: int = 50,
     ) -> list[Hit]:
         """The k best documents for a query.
 
@@ -163,16 +169,33 @@ class AsyncIndex:
             k: Most hits, >= 1.
             filter: Only documents whose metadata pass, such as ``{"year": {"$gte": 2020}}``.
             exact: No approximate list in the store.
+            offset: Hits to skip first, >= 0, so that ``offset=20, k=10`` is the third page of ten.
+            min_score: Leave out hits whose score is lower.
+            rerank: A re-ranker, such as ``CrossEncoder("BAAI/bge-reranker-v2-m3")``, that orders the best hits anew
+                by its own scores. The query must be a text.
+            rerank_depth: How many of the best hits are re-ranked, >= 1; never fewer than ``offset + k``.
 
         Returns:
             Best first, equal scores by id; each with the scores of all components stored.
 
         Raises:
-            InvalidInput: A bad query, method, k or filter.
+            InvalidInput: A bad query, method, k, offset, min_score or filter, or the re-ranker returned something
+                other than one finite score for each document.
             ModelMismatch: The query's embeddings are another model's.
             BackendError: The store failed.
         """
-        return (await self.search_many([query], method=method, k=k, filter=filter, exact=exact))[0]
+        (hits,) = await self.search_many(
+            [query],
+            method=method,
+            k=k,
+            filter=filter,
+            exact=exact,
+            offset=offset,
+            min_score=min_score,
+            rerank=rerank,
+            rerank_depth=rerank_depth,
+        )
+        return hits
 
     async def search_many(
         self,
@@ -182,6 +205,10 @@ class AsyncIndex:
         k: int = 10,
         filter: RawFilter | None = None,
         exact: bool = False,
+        offset: int = 0,
+        min_score: float | None = None,
+        rerank: Reranker | None = None,
+        rerank_depth: int = 50,
     ) -> list[list[Hit]]:
         """The k best documents for each of many queries, which are encoded together and searched at the same time.
 
@@ -191,12 +218,16 @@ class AsyncIndex:
             k: Most hits of each query, >= 1.
             filter: Only documents whose metadata pass.
             exact: No approximate list in the store.
+            offset: Hits to skip first, as in ``search``; so are min_score, rerank and rerank_depth.
+            min_score: Leave out hits whose score is lower.
+            rerank: A re-ranker of the best hits.
+            rerank_depth: How many of the best hits are re-ranked.
 
         Returns:
             The hits of each query, in the order of the queries.
 
         Raises:
-            InvalidInput: A bad query (says which), method, k or filter.
+            InvalidInput: A bad query (says which), method, k, offset, min_score or filter, or a bad re-ranker.
             ModelMismatch: The embeddings of a query are another model's.
             BackendError: The store failed.
         """
@@ -204,14 +235,23 @@ class AsyncIndex:
             raise InvalidInput(
                 f"queries is {type(queries).__name__}: give a list, or use search for one query."
             )
-        chosen = self._method(method)
-        parsed = parse_filter(filter)
-        vectors = await self._query_vectors(list(queries))
+        chosen, page = self._method(method), Page(k, offset, min_score)
+        check_rerank_depth(rerank_depth)
+        parsed, asked = parse_filter(filter), list(queries)
+        texts = _texts_to_rerank(asked) if rerank else []
+        depth = max(page.depth, rerank_depth) if rerank else page.depth
+        vectors = await self._query_vectors(asked)
         searches = [
-            partial(self._backend.search, query, chosen, k, filter=parsed, exact=exact) for query in vectors
+            partial(self._backend.search, query, chosen, depth, filter=parsed, exact=exact)
+            for query in vectors
         ]
         answers = await together(searches, at_once=_CONCURRENT_SEARCHES)
-        return await self._hits(answers)
+        ranked = await self._hits(answers)
+        if rerank:
+            # One after another: a model takes all cores for each.
+            for i, text in enumerate(texts):
+                ranked[i] = await anyio.to_thread.run_sync(reranked, rerank, text, ranked[i])
+        return [page.cut(hits) for hits in ranked]
 
     async def explain(self, query: str, id: str, *, method: Method | MethodName = "all") -> Explanation:
         """Why a document scores as it does for a query, whether or not it would be found.
@@ -398,6 +438,16 @@ def _cut_query(queries: Sequence[Query], i: int, vectors: M3Embeddings) -> str:
         f"{which} has {whole:,} tokens, and the model reads {kept:,}: the last {whole - kept:,} "
         f"({(whole - kept) / whole:.0%}) are not searched for."
     )
+
+
+def _texts_to_rerank(queries: Sequence[Query]) -> list[str]:
+    for i, query in enumerate(queries):
+        if not isinstance(query, str):
+            raise InvalidInput(
+                f"queries[{i}] is {type(query).__name__}; a re-ranker reads the query's text.\n"
+                "  Give the query as a text, or search without rerank."
+            )
+    return [query for query in queries if isinstance(query, str)]
 
 
 def _ids(ids: Sequence[str]) -> list[str]:

@@ -253,8 +253,7 @@ def _query(comparison: Comparison, query: QueryChange) -> dict[str, Any]:
                 **{
                     when: {
                         "rank": standing.rank,
-                        "scores": standing.scores
-                        and {name: getattr(standing.scores, name) for name in COMPONENTS},
+                        "scores": standing.scores and standing.scores.to_dict(),
                     }
                     for when, _, standing in _sides(comparison, document)
                 },

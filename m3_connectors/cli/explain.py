@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Annotated
 
 import typer
@@ -50,19 +49,7 @@ def explain(
     with open_index(url, collection, model, create=False) as index:
         explanation = index.explain(query, id, method=asked or index.methods[method])
     if json:
-        print_json(
-            {
-                "query": query,
-                "id": id,
-                "method": method,
-                "weights": list(explanation.method.weights),
-                "score": explanation.score,
-                "scores": dataclasses.asdict(explanation.scores),
-                "weighted": dataclasses.asdict(explanation.weighted),
-                "tokens": [dataclasses.asdict(match) for match in explanation.tokens],
-                "pairs": [dataclasses.asdict(pair) for pair in explanation.pairs],
-            }
-        )
+        print_json({"query": query, **explanation.to_dict()})
     else:
         out.print(explanation_lines(explanation), soft_wrap=True)
 

@@ -24,6 +24,7 @@ from m3_connectors.cli.options import (
     choose_method,
     read_filter,
 )
+from m3_connectors.cross_encoder import CrossEncoder
 from m3_connectors.documents import Hit
 from m3_connectors.embeddings import COMPONENTS
 
@@ -42,6 +43,23 @@ def search(
         ),
     ] = None,
     weights: WeightsText = None,
+    offset: Annotated[
+        int, typer.Option("--offset", metavar="N", help="Skip so many hits first.", parser=at_least(0))
+    ] = 0,
+    min_score: Annotated[
+        float | None, typer.Option("--min-score", metavar="SCORE", help="Leave out hits with a lower score.")
+    ] = None,
+    rerank: Annotated[
+        str | None,
+        typer.Option(
+            "--rerank",
+            metavar="MODEL",
+            help="Order the best hits again by a cross-encoder: a name on the hub or a directory.",
+        ),
+    ] = None,
+    rerank_depth: Annotated[
+        int, typer.Option("--rerank-depth", metavar="N", help="Hits to re-rank.", parser=at_least(1))
+    ] = 50,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -49,54 +67,65 @@ def search(
     check_store(url, collection)
     wanted = read_filter(filter)
     asked = choose_method(method, weights)
+    reranker = CrossEncoder(rerank) if rerank else None
     with open_index(url, collection, model, create=False) as index:
         chosen = asked or index.methods[method]
-        hits = index.search(query, method=chosen, k=k, filter=wanted)
+        hits = index.search(
+            query,
+            method=chosen,
+            k=k,
+            filter=wanted,
+            offset=offset,
+            min_score=min_score,
+            rerank=reranker,
+            rerank_depth=rerank_depth,
+        )
         # A list by the sparse score alone holds only what shares a token with the question.
-        unmatched = index.count(wanted) - len(hits) if method == "sparse" and len(hits) < k else 0
+        is_whole = method == "sparse" and len(hits) < k and not offset and min_score is None
+        unmatched = index.count(wanted) - len(hits) if is_whole else 0
     if json:
         print_json(
             {
                 "query": query,
                 "method": method,
                 "weights": list(chosen.weights),
-                "hits": [
-                    {
-                        "id": hit.document.id,
-                        "score": hit.score,
-                        "scores": {name: getattr(hit.scores, name) for name in COMPONENTS},
-                        "text": hit.document.text,
-                        "metadata": dict(hit.document.metadata),
-                    }
-                    for hit in hits
-                ],
+                "hits": [hit.to_dict() for hit in hits],
             }
         )
         return
     if hits:
-        print_table(hits_table(hits))
+        print_table(hits_table(hits, offset))
         if unmatched:
             others = "other shares" if unmatched == 1 else "others share"
             err.print(f"  {unmatched:,} {others} no word with the question", style="dim")
     elif unmatched:
         out.print("  no document shares a word with the question")
     else:
-        out.print("  no document " + ("passes the filter" if wanted else "is in the collection"))
+        out.print(f"  {_why_nothing(filtered=bool(wanted), page=offset > 0 or min_score is not None)}")
 
 
-def hits_table(hits: list[Hit]) -> Table:
-    """Hits in a table: rank, fused score, component scores, id and the beginning of the text."""
+def _why_nothing(*, filtered: bool, page: bool) -> str:
+    if page:
+        return "no hit is left after --offset and --min-score"
+    return "no document " + ("passes the filter" if filtered else "is in the collection")
+
+
+def hits_table(hits: list[Hit], offset: int = 0) -> Table:
+    """Hits in a table: rank, score, fused score if they were re-ranked, component scores, id and the text's start."""
     table = Table(box=None, pad_edge=True, padding=(0, 1), header_style="dim")
-    for name in ("#", "score", "dense", "sparse", "multi"):
+    reranked = any(hit.fused_score is not None for hit in hits)
+    for name in ("#", "score", *(["fused"] if reranked else []), "dense", "sparse", "multi"):
         table.add_column(name, justify="right", style="bold" if name == "score" else None)
     table.add_column("document")
-    for rank, hit in enumerate(hits, 1):
+    for rank, hit in enumerate(hits, offset + 1):
         scores = [getattr(hit.scores, name) for name in COMPONENTS]
+        if reranked:
+            scores = [hit.fused_score, *scores]
         document = Text.assemble(
             (one_line(hit.document.id), "bold"), (" · ", "dim"), one_line(hit.document.text)
         )
         # What the numbers leave of the line: a table that is too wide would take it from the numbers.
-        document.truncate(max(20, out.width - 42), overflow="ellipsis")
+        document.truncate(max(20, out.width - 42 - 8 * reranked), overflow="ellipsis")
         table.add_row(
             str(rank),
             f"{hit.score:.3f}",

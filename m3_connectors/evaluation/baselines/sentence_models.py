@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from m3_connectors.cross_encoder import not_loaded, weights_fingerprint
 from m3_connectors.embeddings import Float32
-from m3_connectors.errors import InvalidInput, MissingDependency, NotFound
+from m3_connectors.errors import InvalidInput, MissingDependency
 from m3_connectors.evaluation.baselines.options import model_and_options, prefixes, run_name
 from m3_connectors.evaluation.baselines.ranking import nearest
 from m3_connectors.evaluation.datasets.dataset import Dataset
@@ -91,7 +91,7 @@ class SentenceModel:
         self.description = (
             f"{model} by sentence-transformers, exact search by {similarity}"
             f"{f', texts cut at {length} tokens' if length else ''}{self._described_prefixes()}"
-            f", weights {fingerprint(self._model)}"
+            f", weights {weights_fingerprint(self._model)}"
         )
 
     def run(self, dataset: Dataset, folder: EvaluationFolder, encoder: M3Encoder) -> Run:
@@ -146,26 +146,4 @@ def load(name: str, published: Published | None) -> Any:
         pooling = Pooling(transformer.get_embedding_dimension(), published.pooling)
         return SentenceTransformer(modules=[transformer, pooling])
     except (OSError, ValueError, RuntimeError) as error:
-        raise not_found(name, error) from error
-
-
-def fingerprint(model: Any) -> str:
-    """The weights of a torch module in short: a directory that was trained anew has the same name, and others."""
-    import torch
-
-    found = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        found.update(name.encode())
-        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return found.hexdigest()[:16]
-
-
-def not_found(name: str, error: Exception) -> NotFound:
-    """The error of a model whose weights cannot be had."""
-    reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-    return NotFound(
-        f"{name} cannot be loaded: {reason}\n"
-        "  Is it a name on the hub, and is the hub reachable? A directory works too.",
-        backend="sentence-transformers",
-        operation="load",
-    )
+        raise not_loaded(name, error) from error
