@@ -194,7 +194,7 @@ def test_a_vector_without_a_length_is_no_vector(encoder: M3Encoder, monkeypatch:
     monkeypatch.setattr(heads, "multivector_rows", lambda hidden, _: torch.zeros(len(hidden), 32))
     with pytest.raises(ModelFormat, match="computes no multi-vector"):
         encoder.encode(["fox"])
-    assert encoder.encode(["fox"], components=("dense", "sparse")).multivectors is None
+    assert encoder.encode(["fox"], components=("dense", "sparse")).components == ("dense", "sparse")
 
 
 # Shards
