@@ -5,8 +5,8 @@
 
 A random checkpoint of the real model's size (568 million parameters) encodes texts of exact token lengths into all
 three components. Every engine runs in a separate process, so that its peak memory can be measured. Slow engines encode
-long texts with 1 and 3 layers, extrapolated to 24; their rows say so. Raw rows are written to a JSON Lines file, after a
-record of the machine; the table is generated from that file alone.
+long texts with 1 and 3 layers, extrapolated to 24; their rows say so. Raw rows are written to a JSON Lines file, after
+a record of the machine; the table is generated from that file alone.
 
 The share of the matrix rate is (operations of the layers' products and of attention) / seconds / rate, where the rate
 is the best that bfloat16 products of the layers' shapes reached just before and after.
@@ -488,9 +488,7 @@ def main() -> None:
     parser.add_argument("--flag-python", help="a Python with FlagEmbedding==1.4.2 and transformers")
     parser.add_argument("--out", default=ROOT / "benchmarks" / "results" / f"encoder-{today}.jsonl")
     parser.add_argument("--engines", nargs="*", choices=ENGINES, help="only these engines")
-    parser.add_argument(
-        "--models", type=Path, help="folder in which checkpoints are kept and reused (4 GB)"
-    )
+    parser.add_argument("--models", type=Path, help="folder in which checkpoints are kept and reused (4 GB)")
     parser.add_argument("--scale", type=float, default=1, help="factor on the number of texts")
     parser.add_argument(
         "--agreement", type=Path, metavar="MODEL", help="only compare bfloat16 with float32 on a model"

@@ -13,8 +13,8 @@ be among the hits (sparse search, and dense search with ``exact``). At the end, 
 of every method are compared with those of the memory store.
 
 The rows have latency, memory and disk use. One row per second is written to a compressed JSON Lines file, after a
-record of the machine; the table and the plot (a PNG file beside it) are generated from that file. The exit status is 1 if
-anything was wrong.
+record of the machine; the table and the plot (a PNG file beside it) are generated from that file. The exit status is 1
+if anything was wrong.
 """
 
 from __future__ import annotations

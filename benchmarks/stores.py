@@ -7,8 +7,8 @@
 "Ours" is ``connect``, ``Index.add`` and ``Index.search`` with given embeddings: everything but the model. "By hand" are
 direct calls of the vendor's client (``benchmarks/handwritten``). The two sides alternate, block by block in writing and
 query by query in searching, and so does the side that begins. Every query is searched in two ways: with all three of
-its representations, so that every hit has all three scores, and with only those that its method needs. Hits and scores are
-compared each time.
+its representations, so that every hit has all three scores, and with only those that its method needs. Hits and scores
+are compared each time.
 
 The documents are random unit vectors around a common direction and topics, with token ids that follow Zipf's law, so
 that their distribution is as dense as that of M3. One row per call is written to a compressed JSON Lines file, after a
