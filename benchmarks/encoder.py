@@ -431,16 +431,16 @@ def report(path: Path) -> str:
         lines.append(f"| {case} | " + " | ".join(cells) + f" | {share} | {times} | {peaks} |")
     lines += [
         "",
-        f"Median (lowest–highest of the repeats); * extrapolated to {LAYERS} layers from runs of 1 and 3, whose peak "
-        "memory is then theirs; peak memory in the order of the engines. FlagEmbedding computes its first batch (256 "
-        "texts) twice: in long runs of texts of one length it would be up to twice as fast as here. Mixed: 16 to 384 "
-        "tokens; engines that pad pay for the longest.",
+        f"Each cell is the median (lowest–highest of the repeats); * means extrapolated to {LAYERS} from runs with 1 and "
+        "3 layers, in which case the peak memory is that of those runs. Peak memory is listed in the order of the "
+        "engines. FlagEmbedding computes its first batch (256 texts) twice; in long runs of texts of one length it would "
+        "be up to twice as fast as shown. Mixed: 16 to 384 tokens; engines that pad spend the time of the longest text.",
     ]
     agreed = [row for row in rows if row["kind"] == "agreement"]
     if agreed:
         lines += [
             "",
-            "bfloat16 against float32, same texts:",
+            "bfloat16 compared with float32 on the same texts:",
             "",
             "| model | tokens a text | dense cosine, lowest | multi-vector cosine, lowest (mean) "
             "| sparse weight, largest difference | score differences, largest: dense, sparse, multi-vector |",

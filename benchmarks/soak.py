@@ -434,7 +434,7 @@ class Soak:
                     if not self._exact and "dense" in METHODS[method].candidates:
                         continue
                     if not _same(got, want):
-                        found.append(f"query {query} by {method}: other hits than the memory store's")
+                        found.append(f"query {query} by {method}: hits differ from those of the memory store")
         return found
 
 
