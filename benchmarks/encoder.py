@@ -431,10 +431,11 @@ def report(path: Path) -> str:
         lines.append(f"| {case} | " + " | ".join(cells) + f" | {share} | {times} | {peaks} |")
     lines += [
         "",
-        f"Each cell is the median (lowest–highest of the repeats); * means extrapolated to {LAYERS} from runs with 1 and "
-        "3 layers, in which case the peak memory is that of those runs. Peak memory is listed in the order of the "
-        "engines. FlagEmbedding computes its first batch (256 texts) twice; in long runs of texts of one length it would "
-        "be up to twice as fast as shown. Mixed: 16 to 384 tokens; engines that pad spend the time of the longest text.",
+        f"Each cell is the median (lowest–highest of the repeats); * means extrapolated to {LAYERS} from runs with "
+        "1 and 3 layers, in which case the peak memory is that of those runs. Peak memory is listed in the order of "
+        "the engines. FlagEmbedding computes its first batch (256 texts) twice; in long runs of texts of one length "
+        "it would be up to twice as fast as shown. Mixed: 16 to 384 tokens; engines that pad spend the time of the "
+        "longest text.",
     ]
     agreed = [row for row in rows if row["kind"] == "agreement"]
     if agreed:
