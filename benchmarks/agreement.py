@@ -1,16 +1,18 @@
-"""How far each store's answers are from the oracle's: random worlds, both storage precisions, and one long document.
+"""Compare each store's answers with the oracle's: random worlds, both storage precisions, and one long document.
 
     python benchmarks/agreement.py                     # every store that this machine can start
     python benchmarks/agreement.py elasticsearch milvus+http://127.0.0.1:19530 --worlds 20
     python benchmarks/agreement.py --report benchmarks/results/agreement-2025-01-31.jsonl
 
 A world is a seeded collection of documents, vectors, metadata, queries and filters (``m3_connectors.testing.worlds``).
-Every query is asked by every method and by two of random weights and depths, half of them with a filter. Ids and order
-must be the oracle's and each score within 1e-5, else the run ends with the search that disagrees. The long document has
-8,191 rows of 1,024 dimensions; its score is asked with queries of which some rows meet its first, middle and last one.
+Every query is searched with every method and with two methods of random weights and depths, half of them with a filter.
+Ids and order must be those of the oracle and each score within 1e-5; otherwise the run ends with the search that
+disagrees. The long document has 8,191 rows of 1,024 dimensions; it is scored with queries of which some rows match its
+first, middle and last row.
 
-One row a store, precision and world goes to a JSON Lines file, after a record of the machine; the table is made from
-that file alone. Servers are found as the tests find them: named in the environment, a container, or a process here.
+One row per store, precision and world is written to a JSON Lines file, after a record of the machine; the table is
+generated from that file alone. Servers are found in the same way as in tests: named in the environment, a container, or
+a process on this machine.
 """
 
 from __future__ import annotations
@@ -73,7 +75,7 @@ class Store:
 
 
 def started(names: Iterable[str]) -> Generator[Store, None, None]:
-    """Stores by URL, or by name and started here, one after the other; each is gone before the next."""
+    """Yield stores one after the other, by URL or name; a named store is started here and removed afterwards."""
     for name in names:
         if name in EMBEDDED:
             with tempfile.TemporaryDirectory() as directory:
@@ -96,7 +98,7 @@ def started(names: Iterable[str]) -> Generator[Store, None, None]:
 
 
 def run(stores: Iterable[Store], worlds: int) -> Iterator[Row]:
-    """One row a store, precision and world, and one for each store's long document."""
+    """Yield a row for each store, precision and world, and one for each store's long document."""
     packages = (
         "numpy",
         "scipy",
@@ -138,7 +140,7 @@ async def _world(store: Store, precision: Literal["float16", "float32"], seed: i
 
 
 async def _long(store: Store, precision: Literal["float16", "float32"]) -> Row:
-    """A document of 8,191 rows beside short ones: its scores, and searches that must find it."""
+    """Check a document of 8,191 rows among short ones: its scores, and searches that must find it."""
     rng = np.random.default_rng(8191)
     small = make_world(8191, documents=4, dimension=LONG_DIMENSION, storage=Storage(precision))
     rows = unit_rows(rng.normal(size=(LONG_ROWS, LONG_DIMENSION)))
@@ -166,7 +168,7 @@ async def _long(store: Store, precision: Literal["float16", "float32"]) -> Row:
 
 @contextlib.asynccontextmanager
 async def _stored(store: Store, world: World) -> AsyncIterator[Backend]:
-    """A new collection that holds a world, dropped afterwards; never one that was there before."""
+    """Create a collection that holds a world and drop it afterwards; an existing collection is never used."""
     backend = store.backend(f"agreement-{uuid.uuid4().hex[:12]}")
     try:
         await backend.create(world.schema)
@@ -178,9 +180,9 @@ async def _stored(store: Store, world: World) -> AsyncIterator[Backend]:
 
 
 def report(path: Path) -> str:
-    """The table, in Markdown."""
+    """Return the table in Markdown."""
     machine, *rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    rows = [row for row in rows if row["kind"] != "environment"]  # one more for each run that was added
+    rows = [row for row in rows if row["kind"] != "environment"]  # one more for each additional run
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items() if version)
     lines = [f"{describe(machine)}; {versions}.", ""]
     lines += [

@@ -1,12 +1,12 @@
-"""Tokens per second of M3Encoder beside FlagEmbedding, plain transformers and the machine's matrix-product rate.
+"""Measure tokens per second of M3Encoder, FlagEmbedding and plain transformers, and the machine's matrix-product rate.
 
     python benchmarks/encoder.py --threads 2 --flag-python PATH   # PATH: a Python with FlagEmbedding==1.4.2
     python benchmarks/encoder.py --report benchmarks/results/encoder-2025-01-31.jsonl
 
-A random checkpoint of the real model's size (568 million parameters) encodes texts of exact token lengths, all three
-components. Every engine runs in a process of its own, so that its peak memory is its own. Slow engines take long
-texts with 1 and 3 layers, extrapolated to 24; their rows say so. Raw rows go to a JSON Lines file, after a record of
-the machine; the table is made from that file alone.
+A random checkpoint of the real model's size (568 million parameters) encodes texts of exact token lengths into all
+three components. Every engine runs in a separate process, so that its peak memory can be measured. Slow engines encode
+long texts with 1 and 3 layers, extrapolated to 24; their rows say so. Raw rows are written to a JSON Lines file, after
+a record of the machine; the table is generated from that file alone.
 
 The share of the matrix rate is (operations of the layers' products and of attention) / seconds / rate, where the rate
 is the best that bfloat16 products of the layers' shapes reached just before and after.
@@ -35,16 +35,16 @@ LAYERS = 24
 WIDTH = 1024
 LENGTHS = (16, 128, 512, 2048, 8192)
 MIXED = "mixed"
-"""Texts of 16 to 384 tokens, each length as likely: about 60 to 1,500 characters."""
+"""Texts of 16 to 384 tokens, with all lengths equally likely: about 60 to 1,500 characters."""
 
 Row = dict[str, Any]
 
 
-# --- what is encoded ------------------------------------------------------------------------------------------
+# --- the texts and the model ------------------------------------------------------------------------------------------
 
 
 def texts_of(case: int | str, tokens: int) -> list[str]:
-    """Texts of ``case`` tokens each (or of mixed lengths), about ``tokens`` together."""
+    """Return texts of ``case`` tokens each (or of mixed lengths), with about ``tokens`` tokens in total."""
     from m3_connectors.testing.checkpoints import small_tokenizer
 
     tokenizer = small_tokenizer()
@@ -65,13 +65,13 @@ def texts_of(case: int | str, tokens: int) -> list[str]:
 
 
 def operations(lengths: list[int], layers: int) -> float:
-    """Floating-point operations of the layers' products and of attention."""
+    """Return the number of floating-point operations of the layers' products and of attention."""
     per_token = 24 * WIDTH**2
     return layers * sum(n * (per_token + 4 * WIDTH * n) for n in lengths)
 
 
 def write_model(directory: Path) -> None:
-    """The full checkpoint, and beside it the same one cut to 1 and to 3 layers."""
+    """Write the full checkpoint, and beside it the same one reduced to 1 and to 3 layers."""
     from m3_connectors.testing.checkpoints import M3_LARGE, write_checkpoint
 
     full = write_checkpoint(directory / str(LAYERS), config=M3_LARGE)
@@ -85,7 +85,7 @@ def write_model(directory: Path) -> None:
         (short / "config.json").write_text(json.dumps(config))
 
 
-# --- engines, each in its own process -------------------------------------------------------------------------
+# --- the engines, each in a separate process -------------------------------------------------------------------------
 
 Encode = Callable[[list[str]], object]
 
@@ -150,7 +150,7 @@ ENGINES: dict[str, Callable[[Path], Encode]] = {
     "transformers bfloat16": engine_transformers_bfloat16,
 }
 
-# Tokens of one measurement by case, repeats, and the numbers of layers; as much as fits into a few minutes.
+# Tokens per measurement by case, repeats, and numbers of layers; chosen so that a run takes a few minutes.
 Plan = dict[int | str, tuple[int, int, tuple[int, ...]]]
 ALL, CUT = (LAYERS,), (1, 3)
 MIXED_TOKENS = 2000
@@ -184,7 +184,7 @@ PLANS: dict[str, Plan] = {
 
 
 def work(engine: str, models: Path, threads: int, scale: float) -> Iterator[Row]:
-    """Measure one engine; run in a process of its own."""
+    """Measure one engine; runs in a separate process."""
     import torch
 
     torch.set_num_threads(threads)
@@ -214,7 +214,7 @@ def work(engine: str, models: Path, threads: int, scale: float) -> Iterator[Row]
                     "texts": len(texts),
                     "tokens": sum(lengths),
                     "seconds": seconds,
-                    "cpu_seconds": cpu_seconds,  # beside seconds * threads: what other processes took
+                    "cpu_seconds": cpu_seconds,  # less than seconds * threads if others took time
                     "operations": operations(lengths, layers),
                     "matrix_rate_gflops": max(before, matrix_rate()),
                     "peak_memory_gb": peak_memory_gb(),
@@ -223,7 +223,7 @@ def work(engine: str, models: Path, threads: int, scale: float) -> Iterator[Row]
 
 
 def agreement(directory: Path, threads: int, model: str) -> Iterator[Row]:
-    """How far bfloat16 is from float32: cosines of dense vectors and multi-vector rows, differences of scores."""
+    """Compare bfloat16 with float32: cosines of dense vectors and multi-vector rows, differences of scores."""
     import numpy as np
 
     from m3_connectors import scoring
@@ -262,7 +262,7 @@ def agreement(directory: Path, threads: int, model: str) -> Iterator[Row]:
 
 
 def matrix_rate() -> float:
-    """GFLOP/s of bfloat16 products of a layer's shapes, the better of packed and plain weights; about 0.3 s."""
+    """Measure bfloat16 products of a layer's shapes in GFLOP/s: the better of packed and plain weights; about 0.3 s."""
     import torch
 
     global _operands
@@ -292,7 +292,7 @@ _operands: list[list[Any]] | None = None
 
 
 def peak_memory_gb() -> float:
-    """Largest resident set of this process since the last reset."""
+    """Return the largest resident set of this process since the last reset."""
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
         return int(next(line.split()[1] for line in lines if line.startswith("VmHWM"))) / 2**20
@@ -303,7 +303,7 @@ def peak_memory_gb() -> float:
 
 
 def reset_peak_memory() -> None:
-    with contextlib.suppress(OSError):  # not Linux: the peak is then that of the whole process
+    with contextlib.suppress(OSError):  # not Linux: the peak is that of the complete lifetime of the process
         Path("/proc/self/clear_refs").write_text("5")
 
 
@@ -323,7 +323,7 @@ def versions() -> Row:
 
 
 def environment(threads: int) -> Row:
-    """The machine, as far as it decides the numbers."""
+    """Describe the properties of the machine that affect the numbers."""
     cpuinfo = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     fields = dict(line.split(":", 1) for line in cpuinfo.splitlines() if ":" in line)
     fields = {name.strip(): value.strip() for name, value in fields.items()}
@@ -344,7 +344,7 @@ def environment(threads: int) -> Row:
 
 
 def run(options: argparse.Namespace) -> Path:
-    """Measure everything that is there to measure."""
+    """Measure all available engines."""
     out = Path(options.out)
     out.parent.mkdir(parents=True, exist_ok=True)
     pythons = {"m3_connectors": sys.executable}
@@ -391,7 +391,7 @@ def run(options: argparse.Namespace) -> Path:
 
 
 def report(path: Path) -> str:
-    """The table, from raw rows alone."""
+    """Generate the table from raw rows."""
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     machine = next(row for row in rows if row["kind"] == "environment")
     measured = [row for row in rows if row["kind"] == "measurement"]
@@ -431,16 +431,17 @@ def report(path: Path) -> str:
         lines.append(f"| {case} | " + " | ".join(cells) + f" | {share} | {times} | {peaks} |")
     lines += [
         "",
-        f"Median (lowest–highest of the repeats); * extrapolated to {LAYERS} layers from runs of 1 and 3, whose peak "
-        "memory is then theirs; peak memory in the order of the engines. FlagEmbedding computes its first batch (256 "
-        "texts) twice: in long runs of texts of one length it would be up to twice as fast as here. Mixed: 16 to 384 "
-        "tokens; engines that pad pay for the longest.",
+        f"Each cell is the median (lowest–highest of the repeats); * means extrapolated to {LAYERS} from runs with "
+        "1 and 3 layers, in which case the peak memory is that of those runs. Peak memory is listed in the order of "
+        "the engines. FlagEmbedding computes its first batch (256 texts) twice; in long runs of texts of one length "
+        "it would be up to twice as fast as shown. Mixed: 16 to 384 tokens; engines that pad spend the time of the "
+        "longest text.",
     ]
     agreed = [row for row in rows if row["kind"] == "agreement"]
     if agreed:
         lines += [
             "",
-            "bfloat16 against float32, same texts:",
+            "bfloat16 compared with float32 on the same texts:",
             "",
             "| model | tokens a text | dense cosine, lowest | multi-vector cosine, lowest (mean) "
             "| sparse weight, largest difference | score differences, largest: dense, sparse, multi-vector |",
@@ -460,7 +461,7 @@ Speed = tuple[float, float, float, bool]
 
 
 def speed(rows: list[Row]) -> Speed | None:
-    """Median, lowest and highest tokens/s, and whether they are extrapolated."""
+    """Return the median, lowest and highest tokens/s, and whether they are extrapolated."""
     full = [row["tokens"] / row["seconds"] for row in rows if row["layers"] == LAYERS]
     if full:
         return statistics.median(full), min(full), max(full), False
@@ -487,15 +488,13 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--flag-python", help="a Python with FlagEmbedding==1.4.2 and transformers")
     parser.add_argument("--out", default=ROOT / "benchmarks" / "results" / f"encoder-{today}.jsonl")
-    parser.add_argument("--engines", nargs="*", choices=ENGINES, help="only these")
-    parser.add_argument(
-        "--models", type=Path, help="keep the checkpoints here (4 GB), or take them from here"
-    )
-    parser.add_argument("--scale", type=float, default=1, help="of the number of texts")
+    parser.add_argument("--engines", nargs="*", choices=ENGINES, help="only these engines")
+    parser.add_argument("--models", type=Path, help="folder in which checkpoints are kept and reused (4 GB)")
+    parser.add_argument("--scale", type=float, default=1, help="factor on the number of texts")
     parser.add_argument(
         "--agreement", type=Path, metavar="MODEL", help="only compare bfloat16 with float32 on a model"
     )
-    parser.add_argument("--report", type=Path, help="print the table of an earlier run, measure nothing")
+    parser.add_argument("--report", type=Path, help="print the table of an earlier run without measuring")
     parser.add_argument("--work", choices=ENGINES, help=argparse.SUPPRESS)
     parser.add_argument("--write-model", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -1,11 +1,11 @@
-"""What a caller sees when a store fails: runs the tests of faults and makes a table of their cases.
+"""Show what a caller gets when a store fails: run the fault tests and generate a table of their cases.
 
     python benchmarks/faults.py
     python benchmarks/faults.py --report benchmarks/results/faults-2025-01-31.jsonl
 
-Each case is a test that fails if a call ends late, in another error than it should, or with an acknowledged document
-lost or doubled. Its rows (store, case, call, error, first line of the message, seconds, documents lost and doubled) go
-to a JSON Lines file, after a record of the machine; the table is made from that file alone.
+Each case is a test that fails if a call ends late, raises another error than it should, or loses or duplicates an
+acknowledged document. Its rows (store, case, call, error, first line of the message, seconds, documents lost and
+duplicated) are written to a JSON Lines file, after a record of the machine; the table is generated from that file.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ TESTS = (
     "test_backends_qdrant_faults.py::test_a_disk_that_fills_up_loses_nothing",
     "test_elasticsearch_security.py::test_credentials_that_lose_their_rights_are_named_until_they_have_them_again",
 )
-"""Those that write rows."""
+"""The tests that write rows."""
 
 PACKAGES = (
     "qdrant-client",
@@ -59,7 +59,7 @@ NAMES = {
 
 
 def run(path: Path) -> int:
-    """Run the tests, whose rows follow the record of the machine in ``path``; pytest's exit status."""
+    """Run the tests, which append rows to ``path`` after the record of the machine, and return pytest's exit status."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(environment(*PACKAGES, elasticsearch_server=VERSION)) + "\n", encoding="utf-8")
     tests = [str(ROOT / "tests" / name) for name in TESTS]
@@ -70,7 +70,7 @@ def run(path: Path) -> int:
 
 
 def report(path: Path) -> str:
-    """The table, in Markdown."""
+    """Return the table in Markdown."""
     record, *rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     cases: dict[str, dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
@@ -91,7 +91,7 @@ def report(path: Path) -> str:
 
 
 def _seen(rows: list[Row]) -> str:
-    """What the calls of a case ended in, and the longest that each took."""
+    """Return how the calls of a case ended, and the longest time of each."""
     ends: dict[str, dict[str, float]] = defaultdict(dict)
     for row in rows:
         calls = ends[row["error"] or "answer"]
@@ -109,8 +109,8 @@ def _seen(rows: list[Row]) -> str:
 
 
 def _total(by_store: dict[str, list[Row]], name: str) -> str:
-    """Documents of a case, of all stores; nothing where there were none to lose."""
-    # Every row of a case and store has its account.
+    """Return the number of documents of a case on all stores, or an empty text if the case has no documents to lose."""
+    # Every row of a case and store has the numbers of that case.
     counts = [rows[-1][name] for rows in by_store.values() if rows[-1].get(name) is not None]
     return str(sum(counts)) if counts else ""
 

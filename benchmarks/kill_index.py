@@ -1,9 +1,9 @@
-"""Kill -9 during ``m3 index`` at random moments, run it again, compare what is stored with what was given.
+"""Kill ``m3 index`` with SIGKILL at random moments, run it again, and compare the stored with the given documents.
 
     python benchmarks/kill_index.py --model models/m3-tiny --kills 20
 
-Each trial begins with an empty store. Prints one line a trial and exits with 1 if a document is missing, doubled or
-different after the second run.
+Each trial begins with an empty store. The script prints one line per trial and exits with 1 if a document is missing,
+duplicated or different after the second run.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ WORDS = (
 
 
 def write_corpus(path: Path, documents: int, rng: random.Random) -> dict[str, str]:
-    """A seeded corpus; text by id."""
+    """Return a seeded corpus: text by id."""
     texts = {f"doc-{i:05d}": " ".join(rng.choices(WORDS, k=rng.randint(5, 60))) for i in range(documents)}
     path.write_text("".join(json.dumps({"id": id, "text": text}) + "\n" for id, text in texts.items()))
     return texts
 
 
 def start(url: str, corpus: Path, model: str) -> subprocess.Popen[bytes]:
-    """``m3 index`` as a process."""
+    """Start ``m3 index`` as a process."""
     command = [sys.executable, "-c", PROGRAM, "index", url, str(corpus), "--model", model, "--json"]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
@@ -57,7 +57,7 @@ def finish(process: subprocess.Popen[bytes]) -> None:
 
 
 def stored(url: str, ids: list[str]) -> tuple[int, dict[str, str]]:
-    """Number of documents, and text by id."""
+    """Return the number of documents, and text by id."""
     with connect(url, create=False) as index:
         found = index.get(ids)
         return index.count(), {document.id: document.text for document in found if document}
@@ -102,7 +102,7 @@ def main() -> None:
             try:
                 between, _ = stored(f"qdrant:{data}", [])
                 state = f"{between:,} documents stored"
-            except Exception as error:  # noqa: BLE001 (whatever a killed store says is worth a line)
+            except Exception as error:  # noqa: BLE001 (every error of a killed store is reported)
                 state = f"{type(error).__name__}: {str(error).splitlines()[0]}"
             finish(start(f"qdrant:{data}", corpus, options.model))
             count, found = stored(f"qdrant:{data}", list(texts))

@@ -1,11 +1,11 @@
-"""What pooling costs: nDCG@10 and bytes of BEIR folders with their long documents whole and pooled by 2, 4 and 8.
+"""Measure nDCG@10 and bytes of BEIR folders with their long documents unpooled and pooled by 2, 4 and 8.
 
     python benchmarks/pooling.py DATA/openstax-long/en DATA/openstax-long/es --model models/m3-tiny
     python benchmarks/pooling.py --report benchmarks/results/pooling-2025-01-31.jsonl
 
-Each corpus is encoded once. Every variant is pooled as ``Storage(long_documents="pool")`` does it, rounded to float16
-as every store keeps it, and ranked by the definitions of ``scoring`` and ``methods``, without a store between.
-``--whole`` also clusters each document in one piece, to see what clustering it in blocks loses.
+Each corpus is encoded once. Every variant is pooled in the same way as by ``Storage(long_documents="pool")``, rounded
+to float16 as in every store, and ranked by the definitions of ``scoring`` and ``methods``, without a store. ``--whole``
+also clusters each document in one piece, to measure what is lost by clustering in blocks.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ MEASURE = "nDCG@10"
 
 
 def run(folders: list[Path], model: str, block_rows: list[int]) -> Iterator[Row]:
-    """One row a folder, factor and block size; factor 1 is no pooling."""
+    """Yield a row for each folder, factor and block size; factor 1 means no pooling."""
     encoder = M3Encoder(model)
     methods = {"Multi-vec": MULTI_VEC, "All": ALL}
     if "all" in encoder.recommended_weights:
@@ -68,7 +68,7 @@ def run(folders: list[Path], model: str, block_rows: list[int]) -> Iterator[Row]
                 ]
                 seconds = time.perf_counter() - started
                 kept = MultiVectors.from_list(pooled, corpus.multivectors.dimension)
-                del pooled  # at most two copies of the corpus at once
+                del pooled  # at most two copies of the corpus at a time
                 stored = as_float16(dataclasses.replace(corpus, multivectors=kept))
                 runs = rankings(methods, asked, stored, ids)
                 del stored
@@ -93,13 +93,13 @@ def run(folders: list[Path], model: str, block_rows: list[int]) -> Iterator[Row]
 def rankings(
     methods: dict[str, Method], queries: dict[str, M3Embeddings], corpus: M3Embeddings, ids: list[str]
 ) -> dict[str, dict[str, list[str]]]:
-    """The best 100 documents of every query, by method and query."""
+    """Return the best 100 documents of every query, by method and query."""
     runs: dict[str, dict[str, list[str]]] = {name: {} for name in methods}
     for query_id, query in queries.items():
         dense, sparse = score("dense", query, corpus), score("sparse", query, corpus)
-        near = rank(ids, dense, MULTI_VEC.candidates["dense"])  # both methods re-rank Dense's list
+        near = rank(ids, dense, MULTI_VEC.candidates["dense"])  # both methods re-rank the list of Dense
         names = [ids[i] for i in near]
-        # One by one: a copy of the rows of 200 long documents would take longer than their scores.
+        # One by one: copying the rows of 200 long documents would take longer than scoring them.
         late = np.array([score("multivector", query, corpus[i : i + 1])[0] for i in near], dtype=np.float32)
         scores = {"dense": dense[near], "sparse": sparse[near], "multivector": late}
         for name, method in methods.items():
@@ -109,7 +109,7 @@ def rankings(
 
 
 def report(path: Path) -> str:
-    """The table, in Markdown."""
+    """Return the table in Markdown."""
     machine, *rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     methods = list(machine["weights"])
     lines = [f"{machine['model']}; {MEASURE}; weights {machine['weights']}; {describe(machine)}.", ""]

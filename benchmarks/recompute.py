@@ -1,9 +1,10 @@
-"""Measures recomputed from raw files by definition, beside the report's; nothing of the package is used.
+"""Recompute measures from raw files by their definitions and compare them with the report, without using the package.
 
     python benchmarks/recompute.py RUNS        # a tree that ``m3 report RUNS`` was run on
 
-nDCG@10, Recall@100 and MRR@10 from qrels.trec and runs/*.trec of every evaluation; p50, p95, p99 and requests per
-second from requests.parquet of every benchmark. Exit code 1 if one differs by more than 1e-9 from the package's.
+nDCG@10, Recall@100 and MRR@10 are computed from qrels.trec and runs/*.trec of every evaluation; p50, p95, p99 and
+requests per second from requests.parquet of every benchmark. The exit code is 1 if one differs from the package's by
+more than 1e-9.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def of_query(grades: dict[str, int], ranked: list[str]) -> dict[str, float]:
 
 
 def quality(folder: Path) -> tuple[int, float]:
-    """Numbers compared and the largest difference, of one evaluation."""
+    """Return how many numbers of an evaluation were compared, and the largest difference."""
     queries = pq.read_table(folder / "queries.parquet")["query_id"].to_pylist()
     encoded = {query.replace("%", "%25").replace(" ", "%20"): query for query in queries}
     qrels: dict[str, dict[str, int]] = defaultdict(dict)
@@ -60,9 +61,9 @@ def quality(folder: Path) -> tuple[int, float]:
 
 
 def cost(folder: Path) -> tuple[int, float]:
-    """Numbers compared and the largest difference, of one benchmark."""
+    """Return how many numbers of a benchmark were compared, and the largest difference."""
     rows = defaultdict(list)
-    # An interrupted benchmark has its rows in parts still.
+    # The rows of an interrupted benchmark are still in parts.
     files = sorted((folder / "parts").glob("requests-*.parquet")) or [folder / "requests.parquet"]
     for row in (row for file in files for row in pq.read_table(file).to_pylist()):
         if row["phase"] == "measured" and row["error"] is None and row["end_seconds"] is not None:
@@ -73,7 +74,7 @@ def cost(folder: Path) -> tuple[int, float]:
     for load in json.loads((folder / "summary.json").read_text())["loads"]:
         key = load["store"], load["documents"], load["load"]
         begins, ends = np.array(rows[*key, load["method"]]).T
-        first, last = np.array(rows[*key, None]).T  # a rate is of the load's time, whichever method it is of
+        first, last = np.array(rows[*key, None]).T  # rates are of the load's time
         latency = np.sort(ends - begins)
         ours = {f"p{100 * q:g}": latency[math.ceil(len(latency) * q - 1e-9) - 1] for q in (0.5, 0.95, 0.99)}
         pairs = [(ours[name], load["latency_seconds"][name]) for name in ours]

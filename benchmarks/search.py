@@ -1,13 +1,13 @@
-"""Latency of search on Qdrant Edge beyond encoding, and the share of our own Python in it.
+"""Measure the latency of search on Qdrant Edge without encoding, and the share of this package's Python code in it.
 
     python benchmarks/search.py                     # 10,000 documents, all methods, at 256 and 1,024 dimensions
-    python benchmarks/search.py --graph             # also after optimize(): the dense graph, and what it misses
+    python benchmarks/search.py --graph             # also after optimize(): the dense graph and its recall
     python benchmarks/search.py --report benchmarks/results/search-2025-01-31.jsonl
 
-Random unit vectors around common topics; a query is given as embeddings, so a time is all of ``Index.search`` but the
-model: candidates, exact scores, fusion, and the texts of ten hits. The engine's share is measured inside the same
-calls, by a wrapper around its shard. One row a search goes to a JSON Lines file, after a record of the machine; the
-table is made from that file alone.
+Documents are random unit vectors around common topics. Queries are given as embeddings, so a time includes everything
+in ``Index.search`` except the model: candidates, exact scores, fusion, and the texts of ten hits. The engine's share is
+measured inside the same calls, by a wrapper around its shard. One row per search is written to a JSON Lines file, after
+a record of the machine; the table is generated from that file alone.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ Row = dict[str, Any]
 
 VOCABULARY = 30_000
 TOKENS = 48
-"""Tokens with a weight in a document of 64 rows."""
+"""Number of tokens with a weight in a document of 64 rows."""
 
 _CHUNK = 250
 _WARM_UP = 20
 
 
 class Timed:
-    """The engine's shard, adding up the time inside its calls."""
+    """A wrapper of the engine's shard that adds up the time inside its calls."""
 
     def __init__(self, edge: Any) -> None:
         self._edge = edge
@@ -73,7 +73,7 @@ class Timed:
 def texts(
     rng: np.random.Generator, topics: np.ndarray[Any, Any], count: int, rows: int, model: ModelInfo
 ) -> M3Embeddings:
-    """Embeddings of random texts about topics, each of ``rows`` multi-vector rows."""
+    """Return embeddings of random texts about topics, with ``rows`` multi-vector rows each."""
     made = []
     for _ in range(count):
         about = topics[rng.integers(len(topics))] + 0.7 * rng.standard_normal(
@@ -89,7 +89,7 @@ def texts(
 async def fill(
     directory: str, model: ModelInfo, topics: np.ndarray[Any, Any], options: argparse.Namespace
 ) -> Row:
-    """Make the collection; documents a second."""
+    """Create the collection and return the write rate in documents per second."""
     rng = np.random.default_rng(1)
     backend = EdgeBackend(directory)
     await backend.create(Schema(model, storage=Storage()))
@@ -113,7 +113,7 @@ async def fill(
 
 
 def searches(index: Index, queries: M3Embeddings, state: str) -> Iterator[Row]:
-    """One row for each method and query, the methods taking turns."""
+    """Yield one row for each method and query, alternating between the methods."""
     for number, query in enumerate(queries):
         for method in METHODS:
             Timed.seconds = Timed.cpu_seconds = 0.0
@@ -139,7 +139,7 @@ def searches(index: Index, queries: M3Embeddings, state: str) -> Iterator[Row]:
 
 
 def run(options: argparse.Namespace) -> Iterator[Row]:
-    """All rows of a run."""
+    """Yield all rows of a run."""
     packages = ("qdrant-edge-py", "numpy", "scipy", "anyio")
     sizes = {"documents": options.documents, "rows": options.rows, "query_rows": options.query_rows}
     yield environment(*packages, **sizes, storage="float16")
@@ -160,7 +160,7 @@ def run(options: argparse.Namespace) -> Iterator[Row]:
 
 
 async def graph(directory: str, queries: M3Embeddings) -> list[Row]:
-    """Build the dense graph; the share of the exact top 200 that its lists hold."""
+    """Build the dense graph and measure which share of the exact top 200 its lists contain."""
     backend = EdgeBackend(directory)
     await backend.open()
     began = time.perf_counter()
@@ -184,7 +184,7 @@ async def graph(directory: str, queries: M3Embeddings) -> list[Row]:
 
 
 def report(path: Path) -> str:
-    """The tables of one file of rows."""
+    """Return the tables of one file of rows."""
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     machine = next(row for row in rows if row["kind"] == "environment")
     lines = [
@@ -244,14 +244,14 @@ def main() -> None:
     )
     today = datetime.datetime.now(datetime.UTC).date()
     parser.add_argument("--documents", type=int, default=10_000)
-    parser.add_argument("--rows", type=int, default=64, help="multi-vector rows of a document")
+    parser.add_argument("--rows", type=int, default=64, help="multi-vector rows per document")
     parser.add_argument("--query-rows", type=int, default=32)
     parser.add_argument("--queries", type=int, default=200)
     parser.add_argument("--dimensions", type=int, nargs="+", default=[256, 1024])
     parser.add_argument("--graph", action="store_true", help="also build the dense graph (slow)")
-    parser.add_argument("--directory", help="where the data are written for the time of the run")
+    parser.add_argument("--directory", help="folder for the data during the run")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / f"search-{today}.jsonl")
-    parser.add_argument("--report", type=Path, help="print the tables of an earlier run, measure nothing")
+    parser.add_argument("--report", type=Path, help="print the tables of an earlier run without measuring")
     options = parser.parse_args()
     if options.report is None:
         options.out.parent.mkdir(parents=True, exist_ok=True)

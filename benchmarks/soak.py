@@ -1,19 +1,20 @@
-"""A store under searches, deletions and additions for some minutes: errors, wrong answers, latency, memory and disk.
+"""Run searches, deletions and additions on a store for some minutes; record errors, wrong answers and resources.
 
     python benchmarks/soak.py                                             # Qdrant Edge, 10 minutes
     python benchmarks/soak.py --stores elasticsearch milvus --minutes 1   # two others, a minute each
-    python benchmarks/soak.py --stores qdrant+http://localhost:6333       # a server that runs already
+    python benchmarks/soak.py --stores qdrant+http://localhost:6333       # a running server
     python benchmarks/soak.py --report benchmarks/results/soak-2025-01-31.jsonl.gz
 
-Eight threads search without a pause, by all five methods. One thread deletes documents, by id and by filter, adds
-them again with other texts and vectors, and replaces others in place. Everything random is seeded. Searches are
-checked while they run: no call may raise, every hit must be a version of a document that was stored at some moment of
+Eight threads search without a pause with all five methods. One thread deletes documents by id and by filter, adds
+them again with other texts and vectors, and replaces others in place. All random numbers are seeded. Searches are
+checked while they run: no call may raise, every hit must be a version of a document that was stored at some time during
 the search, with the true scores of such a version, and a document that was stored throughout and ranks high enough must
-be among the hits (sparse search, and dense search with ``exact``). At the end the count, the documents and the answers
-by every method are compared with those of the memory store.
+be among the hits (sparse search, and dense search with ``exact``). At the end, the count, the documents and the results
+of every method are compared with those of the memory store.
 
-One row a second goes to a compressed JSON Lines file, after a record of the machine; the table and the plot (a PNG file
-beside it) are made from that file. The exit status is 1 if anything was wrong.
+The rows have latency, memory and disk use. One row per second is written to a compressed JSON Lines file, after a
+record of the machine; the table and the plot (a PNG file beside it) are generated from that file. The exit status is 1
+if anything was wrong.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ SERVERS = ("milvus", "elasticsearch", "qdrant")
 EMBEDDED = {"qdrant-edge": "qdrant:{}/data", "milvus-embedded": "milvus:{}/data.db", "memory": "memory:"}
 
 _GROUP = 30
-"""Documents of one write, which a filter selects too."""
+"""Number of documents in one write; a filter selects the same group."""
 
 _FAULTS_KEPT = 20
 _TOLERANCE = 1e-4
@@ -78,7 +79,7 @@ class Life:
     """One version of a document; the times are those of the calls that stored and removed it.
 
     Attributes:
-        version: Decides the text and the vectors.
+        version: Determines the text and the vectors.
         begun, stored: When its ``add`` was called and when it returned.
         doomed, gone: When the call that removed or replaced it began and when that returned.
     """
@@ -91,7 +92,7 @@ class Life:
 
 
 class Truth:
-    """What is stored at any moment, and what it scores."""
+    """The documents that are stored at any time, and their true scores."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.count = options.documents
@@ -108,7 +109,7 @@ class Truth:
         self._lock = threading.Lock()
 
     def place(self, number: int, version: int) -> int:
-        """Row of the bank that holds this version's vectors."""
+        """Return the row of the bank that holds this version's vectors."""
         return (number + 7 * version) % self.count
 
     def document(self, number: int, version: int) -> Document:
@@ -120,7 +121,7 @@ class Truth:
         return M3Embeddings.concatenate([self.bank[i] for i in places])
 
     def current(self, number: int) -> Life | None:
-        """The version that is stored, if any; asked by the writing thread."""
+        """Return the version that is stored, if any; called by the writing thread."""
         lives = self.lives[number]
         return lives[-1] if lives and lives[-1].gone == math.inf else None
 
@@ -128,7 +129,7 @@ class Truth:
         return self.lives[number][-1].version + 1 if self.lives[number] else 0
 
     def begin(self, numbers: Sequence[int], versions: Sequence[int] | None) -> None:
-        """A call begins that removes these documents, or stores them in these versions."""
+        """Record the start of a call that removes these documents, or stores these versions of them."""
         with self._lock:
             now = time.perf_counter()
             for i, number in enumerate(numbers):
@@ -138,7 +139,7 @@ class Truth:
                     self.lives[number].append(Life(versions[i], now))
 
     def end(self, numbers: Sequence[int]) -> None:
-        """The call returned."""
+        """Record that the call returned."""
         with self._lock:
             now = time.perf_counter()
             for number in numbers:
@@ -149,7 +150,7 @@ class Truth:
                         life.stored = min(life.stored, now)
 
     def between(self, start: float, end: float) -> list[list[tuple[int, bool]]]:
-        """For each document its versions that may have been seen, and whether that one was there throughout."""
+        """Return the visible versions of each document, and whether each was stored throughout."""
         with self._lock:
             return [
                 [
@@ -161,7 +162,7 @@ class Truth:
             ]
 
     def wrong(self, query: int, method: str, k: int, exact: bool, hits: list[Hit], seen: Any) -> str | None:
-        """What is wrong with an answer, if anything."""
+        """Describe what is wrong with an answer, if anything."""
         chosen = METHODS[method]
         ids = [hit.document.id for hit in hits]
         if len(set(ids)) < len(ids) or len(ids) > k:
@@ -194,7 +195,7 @@ class Truth:
         return None
 
     def _missing(self, query: int, name: Component, k: int, found: set[str], seen: Any) -> str | None:
-        """A document that was there throughout and that fewer than k others can have outranked."""
+        """Find a missing document that was stored throughout and that fewer than k others can have outranked."""
         scores = self.scores[name][query]
         best = np.full(self.count, -np.inf)
         throughout = np.zeros(self.count, dtype=bool)
@@ -213,7 +214,7 @@ class Truth:
 
 
 class Tally:
-    """What was counted since the last row; shared by all threads."""
+    """Counters since the last row, shared by all threads."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -235,7 +236,7 @@ class Tally:
             self.faults.append(f"{what}: {message}")
 
     def row(self) -> Row:
-        """All since the last call."""
+        """Return everything counted since the last call."""
         with self.lock:
             latencies, self.latencies = self.latencies, []
             counts, self.counts = self.counts, Counter()
@@ -248,11 +249,11 @@ class Place:
     """A store under test.
 
     Attributes:
-        name: As it is shown.
-        url: For ``connect``.
-        options: For ``connect``.
-        directory: Where its data lie, where that is known.
-        session: Of its server's processes, where they were started here.
+        name: The name in tables.
+        url: The URL for ``connect``.
+        options: The options for ``connect``.
+        directory: The folder of its data, if known.
+        session: The session id of its server's processes, if they were started here.
     """
 
     name: str
@@ -264,7 +265,7 @@ class Place:
 
 @contextlib.contextmanager
 def place_of(store: str, directory: str | None) -> Iterator[Place]:
-    """The store of a name or URL, started and removed where that is up to us."""
+    """Yield the store of a name or URL; a named store is started here and removed afterwards."""
     with tempfile.TemporaryDirectory(prefix="m3-soak-", dir=directory) as made:
         if store in EMBEDDED:
             yield Place(store, EMBEDDED[store].format(made), {}, Path(made) if store != "memory" else None)
@@ -284,7 +285,7 @@ def place_of(store: str, directory: str | None) -> Iterator[Place]:
 
 
 class Soak:
-    """One store's run."""
+    """The run of one store."""
 
     def __init__(self, index: Index, place: Place, truth: Truth, options: argparse.Namespace) -> None:
         self._index, self._place, self._truth, self._options = index, place, truth, options
@@ -293,7 +294,7 @@ class Soak:
         self._exact = Capability.EXACT in index._index._backend.capabilities
 
     def run(self) -> Iterator[Row]:
-        """One row a second, and what the comparison at the end found."""
+        """Yield one row per second, and the result of the comparison at the end."""
         self._store(list(range(self._truth.count)))
         threads = [
             threading.Thread(target=self._guarded, args=(self._search, i), name=f"search-{i}")
@@ -327,7 +328,7 @@ class Soak:
     def _guarded(self, work: Any, number: int) -> None:
         try:
             work(np.random.default_rng([self._options.seed, number]))
-        except Exception:  # noqa: BLE001 (a thread that dies in silence would look like a quiet store)
+        except Exception:  # noqa: BLE001 (a thread that ended silently would look like an idle store)
             self._tally.fault("wrong", traceback.format_exc())
 
     def _search(self, rng: np.random.Generator) -> None:
@@ -365,7 +366,7 @@ class Soak:
                         self._store(members)
             except Exception as error:
                 self._tally.fault("errors", f"writing: {type(error).__name__}: {error}")
-                raise  # what is stored is not known from here on
+                raise  # from here on it is unknown what is stored
             self._over.wait(self._options.pause)
 
     def _remove(self, numbers: list[int], *, by_filter: int | None) -> None:
@@ -403,7 +404,7 @@ class Soak:
         }
 
     def _compared(self) -> list[str]:
-        """How the store differs from a memory store with the documents that it should hold."""
+        """List how the store differs from a memory store with the documents that it should contain."""
         truth, index = self._truth, self._index
         numbers = list(range(truth.count))
         lives = [truth.current(n) for n in numbers]
@@ -429,18 +430,18 @@ class Soak:
                     asked = truth.queries[query : query + 1]
                     got = index.search(asked, method=method, k=self._options.k, exact=self._exact)
                     want = oracle.search(asked, method=method, k=self._options.k, exact=True)
-                    # A dense list that may be approximate can only be compared where the store can be exact.
+                    # A dense list that may be approximate can be compared only if the store supports exact search.
                     if not self._exact and "dense" in METHODS[method].candidates:
                         continue
                     if not _same(got, want):
-                        found.append(f"query {query} by {method}: other hits than the memory store's")
+                        found.append(f"query {query} by {method}: hits differ from those of the memory store")
         return found
 
 
 def _same(got: list[Hit], want: list[Hit]) -> bool:
     if len(got) != len(want):
         return False
-    # Documents of nearly equal scores may change places.
+    # Documents with nearly equal scores may be in a different order.
     return all(abs(a.score - b.score) <= 10 * _TOLERANCE for a, b in zip(got, want, strict=True))
 
 
@@ -450,7 +451,7 @@ def _own_memory_mib() -> float:
 
 
 def run(options: argparse.Namespace) -> Iterator[Row]:
-    """All rows of a run."""
+    """Yield all rows of a run."""
     names = ("minutes", "documents", "dimension", "rows", "query_rows", "threads", "k", "pause", "seed")
     yield environment(*_PACKAGES, **{name: getattr(options, name) for name in names})
     for store in options.stores:
@@ -469,7 +470,7 @@ def run(options: argparse.Namespace) -> Iterator[Row]:
 
 
 def read(paths: Sequence[Path]) -> tuple[list[Row], dict[str, list[Row]]]:
-    """The machines, and the rows of each store."""
+    """Return the machines, and the rows of each store."""
     machines, stores = [], {}
     for path in paths:
         with gzip.open(path, "rt", encoding="utf-8") as file:
@@ -483,7 +484,7 @@ def read(paths: Sequence[Path]) -> tuple[list[Row], dict[str, list[Row]]]:
 
 
 def report(paths: Sequence[Path]) -> tuple[str, bool]:
-    """The table in Markdown, and whether all was well."""
+    """Return the table in Markdown, and whether there were no errors."""
     machines, stores = read(paths)
     machine = machines[0]
     lines = [
@@ -522,7 +523,7 @@ def report(paths: Sequence[Path]) -> tuple[str, bool]:
 
 
 def _change(rows: list[Row], name: str) -> str:
-    """Medians of the second and the last fifth of the run, and the most of all: the first fifth is warming up."""
+    """Format the medians of the second and the last fifth of a run (the first is the warm-up) and its maximum."""
     values = [row[name] for row in rows if row[name] is not None]
     if not values:
         return "–"
@@ -532,7 +533,7 @@ def _change(rows: list[Row], name: str) -> str:
 
 
 def draw(paths: Sequence[Path], out: Path) -> None:
-    """Searches, latency, memory and disk over time, a line for each store."""
+    """Plot searches, latency, memory and disk over time, with a line for each store."""
     from m3_connectors.report.style import drawing, finish, legend, look
 
     machines, stores = read(paths)
@@ -569,7 +570,7 @@ def draw(paths: Sequence[Path], out: Path) -> None:
 
 
 def _smooth(values: Any, width: int = 5) -> Any:
-    """Means over some seconds, so that the lines of several stores can be told apart."""
+    """Average over some seconds, so that the lines of several stores can be distinguished."""
     width = min(width, len(values))
     counts = np.convolve(np.ones(len(values)), np.ones(width), "same")
     return np.convolve(values, np.ones(width), "same") / counts
@@ -584,25 +585,25 @@ def main() -> int:
         "--stores",
         nargs="+",
         default=["qdrant-edge"],
-        help=f"of {', '.join([*EMBEDDED, *SERVERS])}, or a URL as connect takes it",
+        help=f"any of {', '.join([*EMBEDDED, *SERVERS])}, or a URL for connect",
     )
-    parser.add_argument("--minutes", type=float, default=10.0, help="of each store")
-    parser.add_argument("--threads", type=int, default=8, help="that search")
+    parser.add_argument("--minutes", type=float, default=10.0, help="duration per store")
+    parser.add_argument("--threads", type=int, default=8, help="number of searching threads")
     parser.add_argument("--documents", type=int, default=1_500)
-    parser.add_argument("--rows", type=int, default=32, help="multi-vector rows of a document")
+    parser.add_argument("--rows", type=int, default=32, help="multi-vector rows per document")
     parser.add_argument("--dimension", type=int, default=256)
     parser.add_argument("--query-rows", type=int, default=16)
     parser.add_argument("--queries", type=int, default=64)
     parser.add_argument("--k", type=int, default=10)
     parser.add_argument("--pause", type=float, default=0.0, help="seconds between two writes")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--directory", help="where embedded stores write for the time of the run")
+    parser.add_argument("--directory", help="folder for the data of embedded stores during the run")
     parser.add_argument("--out", type=Path, default=RESULTS / f"soak-{today}.jsonl.gz")
     parser.add_argument(
         "--report",
         type=Path,
         nargs="+",
-        help="the table and plot of earlier runs (of one date); measure nothing",
+        help="print the table and write the plot of earlier runs (of one date) without measuring",
     )
     options = parser.parse_args()
     paths = options.report or [options.out]

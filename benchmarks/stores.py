@@ -1,16 +1,18 @@
-"""Write rate and search latency of each store, against client code written by hand for it, in one run.
+"""Compare the write rate and search latency of each store with hand-written client code, in one run.
 
     python benchmarks/stores.py                                          # 10,000 documents, about a quarter of an hour
-    python benchmarks/stores.py --documents 1000 --stores milvus         # less, of one store
+    python benchmarks/stores.py --documents 1000 --stores milvus         # a short run of one store
     python benchmarks/stores.py --report benchmarks/results/stores-2025-01-31.jsonl.gz
 
-Ours is ``connect``, ``Index.add`` and ``Index.search`` with given embeddings: everything but the model. By hand are
-the vendor's own calls (``benchmarks/handwritten``). Both take turns, block by block in writing and query by query in
-searching, and change who begins. A query is asked twice over: with all three of its representations, so that every
-hit has all three scores, and with only those that its method needs. Hits and scores are compared each time.
+"Ours" is ``connect``, ``Index.add`` and ``Index.search`` with given embeddings: everything but the model. "By hand" are
+direct calls of the vendor's client (``benchmarks/handwritten``). The two sides alternate, block by block in writing and
+query by query in searching, and so does the side that begins. Every query is searched in two ways: with all three of
+its representations, so that every hit has all three scores, and with only those that its method needs. Hits and scores
+are compared each time.
 
-Random unit vectors around a common direction and topics, token ids after Zipf's law, so that they are crowded as M3's
-are. One row a call goes to a compressed JSON Lines file, after a record of the machine; the tables are made from it.
+The documents are random unit vectors around a common direction and topics, with token ids that follow Zipf's law, so
+that their distribution is as dense as that of M3. One row per call is written to a compressed JSON Lines file, after a
+record of the machine; the tables are generated from it.
 """
 
 from __future__ import annotations
@@ -46,10 +48,10 @@ Row = dict[str, Any]
 
 VOCABULARY = 250_002
 TOKENS = 48
-"""Drawn for a document of 64 rows; some come twice."""
+"""Number of token ids drawn for a document of 64 rows; some occur twice."""
 
 _BLOCK = 250
-"""Documents of one call of ``add``."""
+"""Number of documents in one call of ``add``."""
 
 _WARM_UP = 3
 _TEXT = "Dense, sparse and multi-vector scores of one model in a passage of about the length that 64 tokens take. "
@@ -66,7 +68,7 @@ _PACKAGES = (
 
 
 class Corpus:
-    """Seeded documents and queries; the documents in blocks, so that memory is bounded."""
+    """Seeded documents and queries; the documents come in blocks to limit memory."""
 
     def __init__(self, documents: int, rows: int, dimension: int) -> None:
         self.model = ModelInfo("benchmark/random", None, dimension, VOCABULARY, "random")
@@ -78,7 +80,7 @@ class Corpus:
         self._topics += rng.standard_normal(dimension, dtype=np.float32)
 
     def blocks(self) -> Iterator[tuple[list[Document], M3Embeddings]]:
-        """All documents."""
+        """Yield all documents in blocks."""
         rng = np.random.default_rng(1)
         for start in range(0, self.count, _BLOCK):
             numbers = range(start, min(start + _BLOCK, self.count))
@@ -89,7 +91,7 @@ class Corpus:
             yield documents, self._embeddings(rng, len(numbers), self._rows)
 
     def queries(self, count: int, rows: int) -> M3Embeddings:
-        """Texts of fewer rows about the same topics."""
+        """Return texts of fewer rows about the same topics."""
         return self._embeddings(np.random.default_rng(2), count, rows)
 
     def _embeddings(self, rng: np.random.Generator, count: int, rows: int) -> M3Embeddings:
@@ -115,7 +117,7 @@ class Corpus:
 
 
 class Fixed:
-    """Stands where an encoder would, so that ``connect`` can make a collection; encodes nothing."""
+    """A placeholder for an encoder, with which ``connect`` can create a collection; it encodes nothing."""
 
     def __init__(self, info: ModelInfo) -> None:
         self.info = info
@@ -127,7 +129,7 @@ class Fixed:
     token_strings = id_to_token = encode
 
 
-# -- stores: each gives an index and the client by hand for it, on the same server
+# -- stores: each yields an index and the hand-written client for it, on the same server
 
 Opened = tuple[Index, Handwritten]
 
@@ -137,14 +139,14 @@ def _qdrant_edge(corpus: Corpus, directory: Path) -> Iterator[Opened]:
     from handwritten.qdrant_edge import QdrantEdge
 
     with connect(f"qdrant:{directory / 'ours'}", encoder=Fixed(corpus.model)) as index:
-        # The engine opens a shard once a process, so both search with the same object.
+        # The engine opens a shard only once per process, so both sides search with the same object.
         shard = index._index._backend._shard._shard
         yield index, QdrantEdge(shard, directory / "handwritten", corpus.model.dimension)
 
 
 @contextlib.contextmanager
 def _qdrant(corpus: Corpus, directory: Path) -> Iterator[Opened]:
-    """The server that M3_QDRANT_URL names, or a container."""
+    """Yield the server named by M3_QDRANT_URL, or a container."""
     from handwritten.qdrant_server import QdrantServer
 
     from m3_connectors.testing.servers.start import start
@@ -183,7 +185,7 @@ def _milvus_embedded(corpus: Corpus, directory: Path) -> Iterator[Opened]:
     from handwritten.milvus import Milvus
 
     with connect(f"milvus:{directory / 'data.db'}", encoder=Fixed(corpus.model)) as index:
-        # pymilvus would start an engine of its own, for which the directory is locked.
+        # pymilvus would start a second engine, but the directory is locked.
         uri = index._index._backend._connected._engine.uri
         yield index, Milvus(uri, "documents", corpus.model.dimension)
 
@@ -212,7 +214,7 @@ STORES: dict[str, Callable[[Corpus, Path], contextlib.AbstractContextManager[Ope
 
 
 def run(options: argparse.Namespace) -> Iterator[Row]:
-    """All rows of a run."""
+    """Yield all rows of a run."""
     settings = {name: getattr(options, name) for name in ("documents", "dimension", "rows", "query_rows")}
     yield environment(*_PACKAGES, **settings, queries=options.queries, k=options.k)
     corpus = Corpus(options.documents, options.rows, options.dimension)
@@ -232,7 +234,7 @@ def run(options: argparse.Namespace) -> Iterator[Row]:
 
 
 def writes(index: Index, handwritten: Handwritten, corpus: Corpus) -> Iterator[Row]:
-    """One row a block and side, and one for what is left at the end; the first block finds a cold server."""
+    """Yield a row for each block and side, and one for the rest at the end; the first block runs on a cold server."""
     for block, (documents, embeddings) in enumerate(corpus.blocks()):
         calls: dict[str, Callable[[], object]] = {
             "ours": lambda d=documents, e=embeddings: index.add(d, embeddings=e),
@@ -247,7 +249,7 @@ def writes(index: Index, handwritten: Handwritten, corpus: Corpus) -> Iterator[R
 
 
 def searches(index: Index, handwritten: Handwritten, queries: M3Embeddings, k: int) -> Iterator[Row]:
-    """One row for each query, method, set of scores and side."""
+    """Yield a row for each query, method, set of scores and side."""
     for number, query in enumerate(queries):
         for name, method in METHODS.items():
             own = M3Embeddings(
@@ -296,7 +298,7 @@ def _taking_turns(calls: dict[str, Callable[[], Any]], turn: int) -> Iterator[tu
 
 
 def compared(ours: list[Hit], theirs: list[Found]) -> tuple[bool, float]:
-    """Whether the same documents came in the same order, and the largest difference of any of their scores."""
+    """Return whether both have the same documents in the same order, and the largest difference of any score."""
     same = [(hit.document.id, hit.document.text, dict(hit.document.metadata)) for hit in ours] == [
         (found.id, found.text, found.metadata) for found in theirs
     ]
@@ -321,7 +323,7 @@ def _unit(rows: Float32) -> Float32:
 
 
 def report(path: Path) -> str:
-    """The tables of one file of rows."""
+    """Return the tables of one file of rows."""
     with gzip.open(path, "rt", encoding="utf-8") as file:
         rows = [json.loads(line) for line in file]
     machine = next(row for row in rows if row["kind"] == "environment")
@@ -385,7 +387,7 @@ def _search_line(case: tuple[str, ...], rows: list[Row]) -> str:
     cells = [*case]
     for percent in (50, 95):
         a, b = np.percentile(ours, percent), np.percentile(theirs, percent)
-        # Pairs are drawn, so that what both suffered at one time counts once.
+        # Pairs are drawn, so that a disturbance that affected both sides at one time counts once.
         ratios = np.percentile(ours[drawn], percent, axis=1) / np.percentile(theirs[drawn], percent, axis=1)
         low, high = np.percentile(ratios, [2.5, 97.5])
         bold = "**" if percent == 50 else ""
@@ -404,7 +406,7 @@ def main() -> None:
     today = datetime.datetime.now(datetime.UTC).date()
     results = ROOT / "benchmarks" / "results"
     parser.add_argument("--documents", type=int, default=10_000)
-    parser.add_argument("--rows", type=int, default=64, help="multi-vector rows of a document")
+    parser.add_argument("--rows", type=int, default=64, help="multi-vector rows per document")
     parser.add_argument("--dimension", type=int, default=1024)
     parser.add_argument("--query-rows", type=int, default=32)
     parser.add_argument("--queries", type=int, default=40)
@@ -412,9 +414,9 @@ def main() -> None:
     parser.add_argument(
         "--stores", nargs="+", choices=STORES, default=["qdrant-edge", "milvus", "elasticsearch"]
     )
-    parser.add_argument("--directory", help="where the data are written for the time of the run")
+    parser.add_argument("--directory", help="folder for the data during the run")
     parser.add_argument("--out", type=Path, default=results / f"stores-{today}.jsonl.gz")
-    parser.add_argument("--report", type=Path, help="print the tables of an earlier run, measure nothing")
+    parser.add_argument("--report", type=Path, help="print the tables of an earlier run without measuring")
     options = parser.parse_args()
     if options.report is None:
         options.out.parent.mkdir(parents=True, exist_ok=True)

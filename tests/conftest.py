@@ -1,4 +1,4 @@
-"""Fixtures that several test files share, and the loud end: what could not run is named."""
+"""Fixtures that several test files share, and the report at the end of the run of what could not run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from m3_connectors.testing.checkpoints import write_checkpoint
 from m3_connectors.testing.servers import CannotStart
 from m3_connectors.testing.servers.start import STORES, Running, StoreName, start
 
-# A shell that starts a job in the background has it ignore Ctrl-C, and its children too: tests send it.
+# A job that a shell starts in the background ignores Ctrl-C, and so do its children, but tests send it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 COMPOSE = Path(__file__).parents[1] / "docker" / "compose.yaml"
@@ -24,7 +24,7 @@ _ran_on: dict[str, None] = {}
 
 @pytest.fixture(scope="session")
 def ran_on() -> Callable[[str, str], None]:
-    """Note what the tests ran on, for the end of the run."""
+    """Note which servers the tests ran on, for the report at the end of the run."""
 
     def note(store: str, server: str) -> None:
         _ran_on[f"RUN on a real {store} server: {server}"] = None
@@ -34,38 +34,38 @@ def ran_on() -> Callable[[str, str], None]:
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small complete checkpoint with random weights."""
+    """Write a small complete checkpoint with random weights."""
     return write_checkpoint(tmp_path_factory.mktemp("checkpoint") / "small-m3")
 
 
 @pytest.fixture(scope="session")
 def encoder(checkpoint: Path) -> M3Encoder:
-    """An encoder on it, in float32."""
+    """Load an encoder with that checkpoint, in float32."""
     return M3Encoder(str(checkpoint), precision="float32")
 
 
 @pytest.fixture(scope="session")
 def qdrant_store() -> Iterator[Running]:
-    """A Qdrant server; see ``_store``."""
+    """Return a Qdrant server; see ``_store``."""
     yield from _store("qdrant")
 
 
 @pytest.fixture(scope="session")
 def milvus_store() -> Iterator[Running]:
-    """A Milvus server; see ``_store``."""
+    """Return a Milvus server; see ``_store``."""
     yield from _store("milvus")
 
 
 @pytest.fixture(scope="session")
 def elasticsearch_store() -> Iterator[Running]:
-    """An Elasticsearch server; see ``_store``."""
+    """Return an Elasticsearch server; see ``_store``."""
     yield from _store("elasticsearch")
 
 
 def _store(store: StoreName) -> Iterator[Running]:
-    """A server for the whole run: named in the environment, a container, or a process; else a loud skip.
+    """Yield a server for the complete run: named in the environment, a container, or a process; else skip the test.
 
-    Tests that leave a collection behind are an error at its end.
+    If tests left a collection behind, this is an error at the end of the run.
     """
     try:
         running = start(store, compose=COMPOSE)
@@ -82,7 +82,7 @@ def _store(store: StoreName) -> Iterator[Running]:
 
 @pytest.fixture(autouse=True)
 def _no_models_remembered(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each test has a machine on which no model was used before, and leaves none behind; made when it is needed."""
+    """Give each test an empty cache of used models; it is created only if the test needs it."""
     monkeypatch.setenv("M3_CACHE_DIR", str(tmp_path_factory.getbasetemp() / f"cache-{uuid.uuid4().hex}"))
 
 
@@ -91,8 +91,8 @@ _WAYS_IN = ("API_KEY", "USERNAME", "PASSWORD", "CA_CERTS", "FINGERPRINT", "GRPC_
 
 @pytest.fixture(autouse=True)
 def _ways_in_of_named_servers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keys and ports of a named server are for the tests that ask it: a stand-in on loopback gets none of them."""
-    # Some ask for a store by a parameter: its name.
+    """Hide the keys and ports of a named server from tests that do not use it, such as those with stand-ins."""
+    # Some tests request a store by a parameter with its name.
     parameters = request.node.callspec.params.values() if hasattr(request.node, "callspec") else ()
     asked = {*request.fixturenames, *(f"{value}_store" for value in parameters if isinstance(value, str))}
     for store in STORES:
@@ -113,7 +113,7 @@ _LIVE_FIXTURES = {"qdrant_store", "milvus_store", "elasticsearch_store"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what starts or asks a store's server; ``make test-quick`` leaves it out."""
+    """Mark the tests that start or use a store's server; ``make test-quick`` leaves them out."""
     for item in items:
         if item.path.name.startswith(_LIVE_FILES) or _LIVE_FIXTURES & set(getattr(item, "fixturenames", ())):
             item.add_marker("live")

@@ -1,4 +1,4 @@
-"""A server that has one collection and answers as a test tells it."""
+"""A stub server that has one collection and answers as a test specifies."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Answer = Callable[[web.Request, bytes], "web.Response | None"]
 
 @contextlib.asynccontextmanager
 async def stub(world: World, answer: Answer, **options: Any) -> AsyncIterator[ElasticsearchBackend]:
-    """An open backend on a server that has the collection and gives ``answer``, or where that is None, success."""
+    """Yield an open backend on a server that returns ``answer``, or success if it is None."""
     collection = "notes"
 
     async def handle(request: web.Request) -> web.StreamResponse:
@@ -64,5 +64,5 @@ def error(status: int, kind: str, reason: str, **headers: str) -> web.Response:
 
 
 def operations(body: bytes) -> list[str]:
-    """Ids of the documents of a bulk request that stores."""
+    """Return the ids of the documents that a bulk request stores."""
     return [orjson.loads(line)["index"]["_id"] for line in body.splitlines()[::2]]

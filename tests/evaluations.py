@@ -1,4 +1,4 @@
-"""Small evaluations with scores of one's own, written as ``m3 eval`` writes them."""
+"""Small evaluations with given scores, written in the same form as by ``m3 eval``."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from m3_connectors.evaluation.writer import DocumentRow, FolderWriter
 from m3_connectors.methods import METHODS, Method
 
 Cells = Mapping[str, Mapping[str, tuple[float, float, float]]]
-"""Query id to document id to its dense, sparse and multi-vector scores."""
+"""Query id → document id → dense, sparse and multi-vector scores."""
 
 MODEL = ModelInfo(
     name="toy",
@@ -51,9 +51,9 @@ def write_evaluation(
     characters: Mapping[str, int] | None = None,
     complete: bool = True,
 ) -> EvaluationFolder:
-    """Every document is in the dense list, and in the sparse one where its sparse score is above 0.
+    """Write an evaluation with every document in the dense list, and in the sparse one if its sparse score is above 0.
 
-    ``languages`` are the queries' and the documents', ``characters`` the lengths of documents (10 where left out).
+    ``languages`` are those of the queries and the documents, ``characters`` the lengths of documents (10 by default).
     """
     record = EvaluationRecord(
         dataset=DatasetRecord(
@@ -98,7 +98,7 @@ def write_evaluation(
 
 
 def without_digests(folder: EvaluationFolder) -> EvaluationFolder:
-    """The folder as versions wrote it that did not know what its files were."""
+    """Change the folder to the form of versions that did not record its files."""
     path = folder.path / "evaluation.json"
     raw = json.loads(path.read_text(encoding="utf-8"))
     del raw["digests"], raw["added"]

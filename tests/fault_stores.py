@@ -1,8 +1,8 @@
-"""Stores that a test may break, and the record of what a caller saw of it; for the files test_faults_*.py.
+"""Stores that a test may break, and the record of what a caller got; for the files test_faults_*.py.
 
 Elasticsearch and Milvus are real servers behind proxies (tests/conftest.py starts them); Qdrant is the fake of
-qdrant_fake.py. With ``M3_FAULT_ROWS=FILE`` each case adds its rows to that file; benchmarks/faults.py runs the cases so
-and makes a table of them.
+qdrant_fake.py. With ``M3_FAULT_ROWS=FILE`` each case adds its rows to that file; benchmarks/faults.py runs the cases in
+this way and generates a table of them.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ HASTE = {"timeout_seconds": 1.0, "attempts": 2, "total_seconds": 2.0}
 FOR_A_RESTART = {"timeout_seconds": 60.0, "attempts": 100, "total_seconds": 300.0}
 
 BUSY_SECONDS = 8.0
-"""What a busy machine may add to the time that a call was given."""
+"""Seconds by which a call may exceed its timeout on a busy machine."""
 
 
 @dataclasses.dataclass
 class Target:
-    """One collection of a store, behind proxies, one for each of the store's ports."""
+    """One collection of a store behind proxies, one for each port of the store."""
 
     name: str
     host: str
@@ -64,7 +64,7 @@ class Target:
 
     @property
     def url(self) -> str:
-        """Where it is, past the proxies."""
+        """The URL of the store without the proxies."""
         return f"{self.store}+http://{self.host}:{self.ports[0]}"
 
     def backend(self, **options: Any) -> Backend:
@@ -74,13 +74,13 @@ class Target:
         return backend_for(url, self.collection, {**PATIENCE, **self.options, **more, **options})
 
     def direct(self, **options: Any) -> Backend:
-        """The same collection without a proxy in between."""
+        """Return a backend for the same collection without proxies."""
         more = {"grpc_port": self.ports[1]} if self.ports[1:] else {}
         return backend_for(self.url, self.collection, {**self.options, **more, **options})
 
     @contextlib.contextmanager
     def proxied(self, tls: Callable[[bool], ssl.SSLContext] | None = None) -> Iterator[Target]:
-        """With a proxy before each port; with TLS, whose context is asked for by whether the port speaks gRPC."""
+        """Put a proxy before each port. With ``tls``, they use TLS; its argument tells whether the port uses gRPC."""
         with contextlib.ExitStack() as proxies:
             for i, port in enumerate(self.ports):
                 context = tls(i == 1 or self.store == "milvus") if tls else None
@@ -98,7 +98,7 @@ class Target:
 
     @contextlib.asynccontextmanager
     async def stored(self, world: World, **options: Any) -> AsyncIterator[Backend]:
-        """The collection with the first half of a world in it; made and dropped patiently and past the proxies."""
+        """Yield the collection with the first half of a world; it is created and dropped without the proxies."""
         patient, backend = self.direct(), self.backend(**options)
         half = len(world.documents) // 2
         try:
@@ -114,7 +114,7 @@ class Target:
 
 
 def target_of(request: pytest.FixtureRequest) -> Iterator[Target]:
-    """The store that a fixture's parameter names, without its proxies."""
+    """Yield the store named by a fixture's parameter, without its proxies."""
     name: str = request.param
     if name.startswith("qdrant"):
         transport = name.partition("-")[2]
@@ -143,7 +143,7 @@ def target_of(request: pytest.FixtureRequest) -> Iterator[Target]:
 
 
 class Case:
-    """One case on one store: its calls, each in time and with the error that it must have; then what is left."""
+    """One case on one store: calls that must end in time and with the expected error, then a check of the data."""
 
     def __init__(self, store: str, name: str) -> None:
         self.rows: list[dict[str, Any]] = []
@@ -154,7 +154,7 @@ class Case:
     def call(
         self, name: str, *errors: type[M3Error], match: str = "", patience: dict[str, float] = PATIENCE
     ) -> Iterator[None]:
-        """A call that ends within its patience, in one of the errors, or in none if none is given."""
+        """Check that a call ends in time, with one of the errors, or without an error if none is given."""
         self.error = None
         started = time.monotonic()
         try:
@@ -165,17 +165,17 @@ class Case:
         self.saw(name, _public_name(self.error) if self.error else None, str(self.error or ""), seconds)
         assert bool(errors) == (self.error is not None), f"{name} raised nothing; {errors} must be raised"
         assert re.search(match, str(self.error)), f"{match!r} is not in {str(self.error)!r}"
-        # The last try may begin when the total is nearly over.
+        # The last attempt may begin shortly before the end of the total timeout.
         limit = patience["total_seconds"] + patience["timeout_seconds"] + BUSY_SECONDS
         assert seconds < limit, f"{name} took {seconds:.1f} s; {limit} were allowed"
 
     def saw(self, call: str, error: str | None, message: str, seconds: float) -> None:
-        """Note a call: the name of its error, or None, and the first line of its message."""
+        """Record a call: the name of its error, or None, and the first line of its message."""
         said = {"error": error, "message": _public(message.partition("\n")[0])}
         self.rows.append({**self._about, "call": call, **said, "seconds": round(seconds, 2)})
 
     async def account(self, backend: Backend, world: World, acknowledged: Sequence[Document]) -> None:
-        """Count what was lost and doubled, then write the whole world, as a user does who repeats the call."""
+        """Count lost and duplicated documents, then write the complete world, like a user who repeats the call."""
         found = await backend.fetch([document.id for document in acknowledged])
         lost = sum(there != document for there, document in zip(found, acknowledged, strict=True))
         await backend.upsert(world.documents, world.embeddings)
@@ -189,7 +189,7 @@ class Case:
         assert len(await backend.search(world.queries[0], ALL, 10)) == min(10, len(ids))
 
     def record(self, **more: Any) -> None:
-        """Write the rows where they are asked for, each with ``more``."""
+        """Write the rows, each with ``more``, if a file for them is given."""
         if path := os.environ.get("M3_FAULT_ROWS"):
             with Path(path).open("a", encoding="utf-8") as file:
                 file.writelines(json.dumps({**row, **more}, ensure_ascii=False) + "\n" for row in self.rows)
@@ -197,12 +197,12 @@ class Case:
 
 
 def _public_name(error: M3Error) -> str:
-    """The kind of an error as users know it; an adapter may have its own kinds of it."""
+    """Return the public class of an error; an adapter may raise its own subclasses."""
     return next(kind.__name__ for kind in type(error).__mro__ if kind.__module__ == M3Error.__module__)
 
 
 def _public(message: str) -> str:
-    """The message without the names of this run: temporary directories, collections, ports."""
+    """Return the message without names that differ from run to run: temporary directories, collections, ports."""
     message = re.sub(rf"{re.escape(tempfile.gettempdir())}/[^\s:'\"]*", "DIRECTORY", message)
     return re.sub(
         r"(127\.0\.0\.1|localhost):\d+",

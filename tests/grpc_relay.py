@@ -1,4 +1,4 @@
-"""A gRPC server that hands every call on to another one as it came, or answers in its stead; for tests."""
+"""A gRPC server for tests that forwards every call to another server unchanged, or answers itself."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import Any
 import grpc
 
 Refusal = tuple[grpc.StatusCode, str] | bytes
-"""A status with its details, or a whole answer."""
+"""A status with its details, or a complete response."""
 
 _UNLIMITED = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
 
 
 class GrpcRelay(grpc.GenericRpcHandler):
-    """Between clients and the gRPC server at ``port`` of ``host``; a context manager.
+    """A relay between clients and the gRPC server at ``port`` of ``host``; a context manager.
 
     Attributes:
-        port: Where it listens, on 127.0.0.1.
-        refusals: What calls get instead of an answer, by the last part of the method's name; ``""`` is for all.
+        port: The port on 127.0.0.1 on which it listens.
+        refusals: Replacements of responses by the last part of the method's name; ``""`` is for all methods.
     """
 
     def __init__(self, host: str, port: int) -> None:

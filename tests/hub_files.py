@@ -1,4 +1,4 @@
-"""Small files of the hub's shapes, and a hub on loopback that serves them."""
+"""Small files in the formats of the hub, and a hub on loopback that serves them."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ SIZES_HERE = {
     ("mkqa", "fr", "test"): Size(3, 2),
     ("narrativeqa", None, "test"): Size(3, 2),
 }
-"""How much the functions below write."""
+"""The number of documents and queries that the functions below write."""
 
 
 @pytest.fixture
 def small_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the functions below write is the whole of their datasets."""
+    """Make the sizes of the datasets those that the functions below write."""
     for task, size in SIZES_HERE.items():
         monkeypatch.setitem(SIZES, task, size)
 
@@ -118,14 +118,14 @@ def write_narrativeqa(root: Path) -> Path:
 
 @contextlib.contextmanager
 def hub(repositories: Mapping[str, Path], gated: Collection[str] = ()) -> Iterator[tuple[str, list[str]]]:
-    """A hub that has the catalogue's repositories, each at its pinned commit and at no other.
+    """Run a hub that has the repositories of the catalogue, each at its pinned commit only.
 
     Args:
-        repositories: Repository name to the folder with its files.
-        gated: Those of them whose files need a login; their lists do not.
+        repositories: Folder with the files of each repository, by its name.
+        gated: Repositories whose files need a login; their lists do not.
 
     Yields:
-        Its address, and the files that it gave away, filled as it goes.
+        The address of the hub, and a list to which each served file is added.
     """
     pinned = {r.name: r.revision for entry in CATALOGUE.values() for r in entry.repositories}
     given: list[str] = []

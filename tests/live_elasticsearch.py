@@ -1,4 +1,4 @@
-"""Collections of one test on a real Elasticsearch, and requests to it behind the adapter's back."""
+"""Collections of one test on a real Elasticsearch, and requests to it that bypass the adapter."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _ONE_NODE = {"replicas": 0}
 
 
 class Live:
-    """Backends of one test, whose collections are named after it and dropped when it ends."""
+    """Backends of one test, whose collections are named after it and dropped at its end."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -28,7 +28,7 @@ class Live:
         return backend
 
     async def clean(self) -> None:
-        """Remove the test's indices and index templates."""
+        """Remove the indices and index templates of the test."""
         backend = self.backend()
         for name in await request(backend, "GET", f"/{self.prefix}*"):
             await request(backend, "DELETE", f"/{segment(name)}")
@@ -40,5 +40,5 @@ class Live:
 async def request(
     backend: ElasticsearchBackend, method: str, path: str, body: Any = None, **params: str
 ) -> Any:
-    """Something done to the server behind the adapter's back."""
+    """Send a request to the server that bypasses the adapter."""
     return await backend._connection.once("test", method, path, body, **params)

@@ -1,6 +1,6 @@
-"""What tests do to real servers: their collections have names of this run, and none of them is left behind.
+"""Helpers for tests on real servers: collections have names of this run, and none of them is left behind.
 
-A server that cannot be had is said loudly, and is an error where it must be had.
+A server that is not available is reported at the end of the run, and is an error if it is required.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from m3_connectors.testing.servers import CannotStart
 from m3_connectors.testing.servers.start import Running, StoreName
 
 RUN = uuid.uuid4().hex[:12]
-"""In the name of every collection that this run makes on a server: others may be working with it."""
+"""Part of the name of every collection that this run creates, because others may use the same server."""
 
 NOT_RUN: dict[StoreName, str] = {}
-"""Why each store could not be had; conftest.py prints it, whole, at the end of the run."""
+"""The reason why each store was not available; conftest.py prints it in full at the end of the run."""
 
 _MUST_RUN_IN_CI: tuple[StoreName, ...] = ("milvus", "elasticsearch")
 
 
 def do_without(store: StoreName, reason: CannotStart) -> NoReturn:
-    """Skip, and have it said at the end of the run.
+    """Skip the test and report the reason at the end of the run.
 
     Raises:
-        CannotStart: With ``CI=true``, Milvus or Elasticsearch is missing: both run on any machine.
+        CannotStart: ``CI=true`` is set and Milvus or Elasticsearch is missing: both run on any machine.
     """
     if os.environ.get("CI") == "true" and store in _MUST_RUN_IN_CI:
         raise reason
@@ -38,12 +38,12 @@ def do_without(store: StoreName, reason: CannotStart) -> NoReturn:
 
 
 def own(name: str) -> str:
-    """The collection of this name that belongs to this run."""
-    return f"{RUN}-{name}"  # in front: a store that bounds names keeps their beginning
+    """Return the name of this run's collection of this name."""
+    return f"{RUN}-{name}"  # a prefix, because stores that limit names keep their beginning
 
 
 async def drop(url: str, collection: str, **options: Any) -> None:
-    """Remove a collection, whether it is there or not."""
+    """Remove a collection if it exists."""
     backend = backend_for(url, collection, options)
     try:
         await backend.drop()
@@ -52,13 +52,13 @@ async def drop(url: str, collection: str, **options: Any) -> None:
 
 
 def left_behind(running: Running, before: set[str]) -> set[str]:
-    """Collections that tests made on a server and did not remove; where others work, those of this run only."""
+    """Return collections that tests did not remove; on a server given by the user, only those of this run."""
     new = collections_of(running) - before
     return {name for name in new if RUN in name} if running.how == "environment" else new
 
 
 def collections_of(running: Running) -> set[str]:
-    """The names of everything that is stored on a server, as its vendor's client tells them."""
+    """Return the names of all collections of a server, as reported by its vendor's client."""
     return anyio.run(_collections, running)
 
 

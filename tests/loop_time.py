@@ -1,4 +1,4 @@
-"""Time on the wall that an event loop's thread took or was held up, without what it waited for a busy processor."""
+"""Wall-clock time of an event loop's thread, without the time that it waited for a busy processor."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def wall_seconds() -> float:
-    """A clock of the calling thread; where the system does not tell how long it queued, that counts too."""
+    """Return the wall clock minus the time that this thread waited for a processor, if the system reports it."""
     try:
         queued = int(Path("/proc/thread-self/schedstat").read_text().split()[1]) / 1e9
     except OSError:

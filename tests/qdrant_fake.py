@@ -1,9 +1,9 @@
 """A stand-in for a Qdrant server 1.18, for machines without one: both protocols on loopback, qdrant-client's local
-mode behind them, and what was measured on the real server where local mode differs.
+mode behind them, and the behaviour measured on the real server where local mode differs.
 
-Measured on 1.18.3 and imitated: multi-vectors in float16 are rounded, and so is the query; 2**20 floats in one
-multi-vector are refused, stored or asked; a REST body over 32 MiB is refused; a collection that is there already is a
-409, one that is not a 404. Every request is kept, so that tests can look at what was really sent.
+Behaviour measured on 1.18.3 and imitated: multi-vectors in float16 are rounded, and so is the query; 2**20 floats in
+one multi-vector are refused in writes and in queries; a REST body over 32 MiB is refused; creating an existing
+collection gives 409, and using a missing one 404. Every request is kept, so that tests can check what was really sent.
 
 Given an ``Operator``, searches are answered by Qdrant's own segments (``qdrant_twin``) under the settings that the
 operator chose.
@@ -36,7 +36,7 @@ MAX_BODY_BYTES = 32 * 2**20
 
 
 class Refusal(Exception):
-    """An answer with an error in it."""
+    """A response with an error."""
 
     def __init__(
         self, status: int, code: grpc.StatusCode, message: str, headers: dict[str, str] | None = None
@@ -54,7 +54,7 @@ def strict(message: str) -> Refusal:
 
 
 def sizes_of(asked: models.Filter | None) -> Iterator[int]:
-    """Of each condition how many values it names: ids, or the alternatives of a match."""
+    """Yield the number of values in each condition: ids, or the alternatives of a match."""
     if asked is None:
         return
     for group in (asked.must, asked.should, asked.must_not):
@@ -66,13 +66,13 @@ def sizes_of(asked: models.Filter | None) -> Iterator[int]:
 
 
 def spelled(path: str) -> str:
-    """A payload path as the server reports it: quotes only where a key needs them."""
+    """Return a payload path as the server reports it, with quotes only around keys that need them."""
     keys = (quoted or bare for quoted, bare in re.findall(r'"([^"]*)"|([^."]+)', path))
     return ".".join(key if re.fullmatch(r"[\w-]+", key) else f'"{key}"' for key in keys)
 
 
 def needs_of(asked: models.Filter | None) -> Iterator[tuple[str, list[str]]]:
-    """Of each condition on a field its path, and the index types of which one answers it."""
+    """Yield the path of each condition on a field, and the index types that can answer it."""
     if asked is None:
         return
     for group in (asked.must, asked.should, asked.must_not):
@@ -91,7 +91,7 @@ def needs_of(asked: models.Filter | None) -> Iterator[tuple[str, list[str]]]:
 
 @dataclasses.dataclass
 class Request:
-    """One request as it came."""
+    """One request as it was received."""
 
     protocol: str
     name: str
@@ -103,11 +103,11 @@ class FakeQdrant:
     """Start with ``start``, or as a context manager; ``stop`` and ``start`` again is a restart that keeps the data.
 
     Args:
-        version: As it greets.
-        api_key: Demanded of every request.
-        grpc_open: Whether the second port answers.
+        version: The version that the server reports.
+        api_key: The key required in every request.
+        grpc_open: Whether the second port accepts connections.
         certificate: Key and certificate chain in PEM, for TLS on both ports.
-        operator: What its operator chose for every collection; None for local mode's own answers.
+        operator: Settings of the operator for every collection; None for the results of local mode.
     """
 
     def __init__(
@@ -124,16 +124,16 @@ class FakeQdrant:
         self.certificate, self.ssl_context = certificate, ssl_context
         self.requests: list[Request] = []
         self.failures: list[tuple[str, Refusal]] = []
-        """(name of a request, what it gets instead of an answer), each used once."""
+        """(name of a request, the error that it gets), each used once."""
         self.before: Callable[[str], None] = lambda name: None
-        """Called with the name of each request before it is carried out."""
+        """Called with the name of each request before it is executed."""
         self.after: Callable[[str], None] = lambda name: None
-        """Called after it is carried out, before it is answered."""
+        """Called after a request is executed, before the response is sent."""
         self.strict: dict[str, Any] = {}
         self.states: list[str] = []
-        """What the next looks at a collection find: its status, or in other words why its optimiser failed."""
+        """Results of the next requests for a collection's state: a status, or the error message of its optimiser."""
         self.statuses: list[str] = []
-        """What the next writes of the REST client are answered instead of "completed"."""
+        """Statuses that the next writes of the REST client get instead of "completed"."""
         self.indexes: dict[str, dict[str, str]] = {}
         self.port = self.grpc_port = 0
         self.engine = QdrantClient(":memory:")
@@ -190,13 +190,13 @@ class FakeQdrant:
             self.twin.close()
 
     def named(self, name: str) -> list[Request]:
-        """The requests of one name so far."""
+        """Return the requests of one name so far."""
         return [request for request in self.requests if request.name == name]
 
     def carry_out(
         self, protocol: str, name: str, body: Any, size: int, key: str | None, call: Callable[[], Any]
     ) -> Any:
-        """Note a request, refuse it if it must be, else answer it."""
+        """Record a request, and refuse or answer it."""
         self.requests.append(Request(protocol, name, body, size))
         if self.api_key is not None and key != self.api_key and name != "greet":
             raise Refusal(401, grpc.StatusCode.UNAUTHENTICATED, "Invalid API key or JWT")
@@ -216,7 +216,7 @@ class FakeQdrant:
         self.after(name)
         return answer
 
-    # -- what both protocols do
+    # -- operations of both protocols
 
     def create(self, name: str, raw: dict[str, Any]) -> bool:
         if name in self.aliases():
@@ -252,7 +252,7 @@ class FakeQdrant:
                 info["optimizer_status"] = {"error": state}
         if self.twin is not None:
             info["config"] |= self.twin.operator.as_said()
-            self.twin.optimise(name)  # a server does so by itself; ``optimize`` looks until it has
+            self.twin.optimise(name)  # a server does this by itself; ``optimize`` polls until it is done
         if self.strict:
             info["config"]["strict_mode_config"] = {"enabled": True, **self.strict}
         return info
@@ -272,7 +272,7 @@ class FakeQdrant:
         return self.written(wait)
 
     def aliases(self) -> dict[str, str]:
-        """The collection behind each alias."""
+        """Return the collection behind each alias."""
         return {alias.alias_name: alias.collection_name for alias in self.engine.get_aliases().aliases}
 
     def drop(self, name: str) -> bool:
@@ -293,7 +293,7 @@ class FakeQdrant:
             raise strict(f'Limit exceeded {value} > {most} for "{name}"')
 
     def check_budget(self, cost: int, kind: str) -> None:
-        """Refuse what costs more than a minute's tokens, which a server never lets in; tokens are not counted."""
+        """Refuse requests that cost more than a minute's tokens, as a server always does; tokens are not counted."""
         if cost > self.strict.get(f"{kind.lower()}_rate_limit", cost):
             raise Refusal(
                 429,
@@ -313,7 +313,7 @@ class FakeQdrant:
     def check_filter(
         self, name: str, asked: models.Filter | None, rule: str = "unindexed_filtering_retrieve"
     ) -> None:
-        """As lib/collection/src/operations/verification/mod.rs does."""
+        """Check a request in the same way as lib/collection/src/operations/verification/mod.rs."""
         if self.strict.get(rule) is False:
             for path, kinds in needs_of(asked):
                 if self.indexes.get(name, {}).get(path) not in kinds:
@@ -370,7 +370,7 @@ class FakeQdrant:
         ]
 
     def passing(self, name: str, asked: models.Filter | None) -> list[str] | None:
-        """The points that pass a filter, None without one."""
+        """Return the points that pass a filter, or None without a filter."""
         if asked is None:
             return None
         records, _ = self.engine.scroll(name, asked, limit=10**6, with_payload=False)
@@ -409,7 +409,7 @@ class _Http(ThreadingHTTPServer):
         super().process_request(request, client_address)
 
     def close_all(self) -> None:
-        """End the connections that clients keep open, as a server does that ends."""
+        """Close the connections that clients keep open, like a server that stops."""
         for open_socket in self._sockets:
             with contextlib.suppress(OSError):
                 open_socket.shutdown(2)
@@ -417,7 +417,7 @@ class _Http(ThreadingHTTPServer):
         self._sockets.clear()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that went away, or a handshake that failed, is no failure of the server."""
+        """Ignore clients that disconnect and failed handshakes: they are not failures of the server."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -425,7 +425,7 @@ class _Handler(BaseHTTPRequestHandler):
     server: _Http
 
     def log_message(self, *_: object) -> None:
-        """Quiet."""
+        """Log nothing."""
 
     def _answer(self) -> None:
         fake = self.server.fake
@@ -583,7 +583,7 @@ class _Points:
         return pb.GetResponse(result=[RestToGrpc.convert_record(record) for record in records])
 
 
-if __name__ == "__main__":  # in a process of its own, so that it does not share the tests' interpreter lock
+if __name__ == "__main__":  # in a separate process, so that it does not share the tests' interpreter lock
     with FakeQdrant() as alone:
         seconds = float(sys.argv[1]) if sys.argv[1:] else 0.0
         alone.before = lambda name: time.sleep(seconds if name == "search" else 0)

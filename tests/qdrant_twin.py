@@ -1,8 +1,8 @@
-"""What answers searches behind the stand-in server as a real one does: Qdrant's own segments, in this process.
+"""Searches for the stand-in server with the results of a real one: Qdrant's own segments, in this process.
 
-qdrant-client's local mode takes quantisation, graphs and thresholds and ignores them; Qdrant Edge is the server's own
-code for one shard, and honours them. So that tests see what an operator's settings do to scores and lists, the twin
-keeps the same points as the stand-in's local mode in an Edge shard and answers the searches from there.
+qdrant-client's local mode accepts quantisation, graphs and thresholds but ignores them; Qdrant Edge is the server's own
+code for one shard and applies them. The twin keeps the same points as the stand-in's local mode in an Edge shard and
+answers searches from there, so that tests see the effect of an operator's settings on scores and lists.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ QUANTISATIONS: dict[str, tuple[Any, dict[str, Any]]] = {
         {"turbo": {"bits": "bits4"}},
     ),
 }
-"""By a short name: the engine's object, and what a server says of it."""
+"""By a short name: the engine's object, and the server's description of it."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Operator:
-    """What a server's operator chose for every collection.
+    """Settings of a server's operator for every collection.
 
     Attributes:
         quantisation: One of ``QUANTISATIONS``, or None.
-        full_scan_threshold: Of the graph, in kB of vectors: so much is compared one by one.
-        m: Links of a point in the graph; 0 for none.
+        full_scan_threshold: Size in kB of vectors up to which a scan is used instead of the graph.
+        m: Number of links per point in the graph; 0 for no graph.
     """
 
     quantisation: str | None = None
@@ -51,7 +51,7 @@ class Operator:
     m: int = 16
 
     def as_said(self) -> dict[str, Any]:
-        """Parts of a collection's configuration as the server says them."""
+        """Return parts of a collection's configuration as the server reports them."""
         quantised = None if self.quantisation is None else QUANTISATIONS[self.quantisation][1]
         return {
             "quantization_config": quantised,
@@ -64,7 +64,7 @@ class Operator:
 
 
 class Twin:
-    """The collections of a stand-in a second time, each in an Edge shard."""
+    """A copy of the collections of a stand-in, each in an Edge shard."""
 
     def __init__(self, operator: Operator) -> None:
         self.operator = operator
@@ -80,7 +80,7 @@ class Twin:
             {using: self._vector(params) for using, params in vectors.items()},
             sparse or None,
             quantization_config=quantisation or None,
-            # A server optimises by itself; here every segment is worth a graph, and ``optimise`` says when.
+            # A server optimises by itself; here every segment gets a graph, when ``optimise`` is called.
             optimizers=edge.EdgeOptimizersConfig(indexing_threshold=1),
         )
         path = Path(tempfile.mkdtemp(dir=self._directory))
@@ -127,7 +127,7 @@ class Twin:
             self._shards[name].update(edge.UpdateOperation.delete_points(list(ids)))
 
     def search(self, name: str, request: models.QueryRequest, passing: Sequence[str] | None) -> QueryResponse:
-        """One search; ``passing`` are the points that pass its filter (its stage's, if it has one), None for all."""
+        """Run one search; ``passing`` are the points that pass its filter (or that of its stage), None for all."""
         only = None if passing is None else edge.Filter(must=[edge.HasIdCondition(set(passing))])
         stages = stages_of(request)
         assert isinstance(request.query, models.NearestQuery)
@@ -156,13 +156,13 @@ class Twin:
 
 
 def stages_of(request: models.QueryRequest) -> list[models.Prefetch]:
-    """The stages before a query: REST says one alone, gRPC a list."""
+    """Return the stages before a query: REST sends a single one, gRPC a list."""
     prefetch = request.prefetch or []
     return prefetch if isinstance(prefetch, list) else [prefetch]
 
 
 def params_of(asked: models.SearchParams | None) -> edge.SearchParams:
-    """How to search, in the engine's classes."""
+    """Convert search parameters to the engine's classes."""
     asked = asked or models.SearchParams()
     quantised = asked.quantization and edge.QuantizationSearchParams(
         ignore=bool(asked.quantization.ignore), rescore=asked.quantization.rescore

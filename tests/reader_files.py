@@ -1,6 +1,6 @@
-"""Files with known content for the readers, made from a seed: each text of a file is read as it is, or skipped by line.
+"""Files with known content for the readers, from a seed: each text of a file must be read unchanged or skipped by line.
 
-``python tests/reader_files.py 20000`` makes and reads so many and prints how many texts went in and came out.
+``python tests/reader_files.py 20000`` writes and reads this many files and prints how many texts were written and read.
 """
 
 from __future__ import annotations
@@ -77,16 +77,16 @@ _CHARSETS = {
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A file, how it is read, and what must come out.
+    """A file, the options to read it, and the expected result.
 
     Attributes:
-        name: Its name.
-        content: Its bytes.
-        texts: The texts that must be stored, in their order.
-        skipped: The lines that must be skipped; None for the whole file.
-        options: How it is read.
-        metadata: Of each text, where it is known.
-        cut: The compressed file is cut: a beginning of the texts, and one skipped.
+        name: The name of the file.
+        content: The bytes of the file.
+        texts: The texts that must be stored, in order.
+        skipped: The lines that must be skipped; None for the complete file.
+        options: The options to read it.
+        metadata: The metadata of each text, if known.
+        cut: Whether the compressed file is truncated: the first texts are read, and one is skipped.
     """
 
     name: str
@@ -99,13 +99,13 @@ class Case:
 
 
 def make(seed: int) -> Case:
-    """The file of a seed."""
+    """Return the file of a seed."""
     pick = random.Random(seed)
     return pick.choice(_KINDS)(pick)
 
 
 def read(case: Case, folder: Path) -> tuple[list[Document], list[DeadLetter]]:
-    """What the readers find in a case's file."""
+    """Return what the readers find in the file of a case."""
     path = folder / case.name
     path.write_bytes(case.content)
     letters: list[DeadLetter] = []
@@ -118,7 +118,7 @@ def read(case: Case, folder: Path) -> tuple[list[Document], list[DeadLetter]]:
 
 
 def check(case: Case, documents: list[Document], letters: list[DeadLetter]) -> None:
-    """Assert that every text came out as it went in, or is named as skipped, and nothing else came out."""
+    """Check that every text is read unchanged or reported as skipped, and that nothing else is read."""
     texts = [document.text for document in documents]
     lines = [letter.line for letter in letters]
     if case.cut:
@@ -137,7 +137,7 @@ def _text(pick: random.Random, words: list[str] | None = None) -> str:
 
 
 def _packed(pick: random.Random, stem: str, ending: str, content: bytes) -> tuple[str, bytes]:
-    """A name in small or capital letters, compressed or not."""
+    """Return a name in lower or upper case, compressed or not."""
     name = stem + ending
     if pick.random() < 0.2:
         name, content = name + ".gz", gzip.compress(content, 1)
@@ -145,7 +145,7 @@ def _packed(pick: random.Random, stem: str, ending: str, content: bytes) -> tupl
 
 
 def _encoded(pick: random.Random, text: str) -> tuple[bytes, ReadOptions]:
-    """Text in one of the encodings that can be told."""
+    """Encode a text in one of the encodings that can be detected."""
     kind = pick.choice(["utf-8", "utf-8", "utf-8-sig", "utf-16", "utf-32", "utf-16-le", "named"])
     if kind == "named":
         return text.encode("gb18030"), ReadOptions(encoding="gb18030")
@@ -157,7 +157,7 @@ def _encoded(pick: random.Random, text: str) -> tuple[bytes, ReadOptions]:
 def _csv(pick: random.Random) -> Case:
     delimiter, end = pick.choice([",", ";", "\t", "|"]), pick.choice(["\n", "\r\n", "\r"])
     file = io.StringIO()
-    # The csv module leaves cells with a line feed unquoted where rows end otherwise.
+    # The csv module does not quote cells with a line feed if rows end with another line end.
     quoting = csv.QUOTE_ALL if end == "\r" else pick.choice([csv.QUOTE_MINIMAL, csv.QUOTE_ALL])
     writer = csv.writer(file, delimiter=delimiter, lineterminator=end, quoting=quoting)
     texts: list[str] = []
@@ -187,7 +187,7 @@ def _csv(pick: random.Random) -> Case:
             skipped.append(line())
             file.write(f'{number}{delimiter}"closed" early{delimiter}1{delimiter}{end}')
         elif wrong < 0.24:
-            # Whatever quote comes next is followed by a letter, so that it closes nothing.
+            # The next quote is followed by a letter, so it does not close the cell.
             skipped.append(line())
             file.write(f'{number}{delimiter}"never closed{delimiter}1{delimiter}{end}')
             file.write(f'x{number}{delimiter}"b"{delimiter}{delimiter}{end}')
@@ -266,7 +266,7 @@ def _jsonl(pick: random.Random) -> Case:
             lines.append(json.dumps(record, ensure_ascii=pick.random() < 0.5))
             texts.append(text)
     joined = "\n".join(lines) + pick.choice(["", "\n"])
-    if pick.random() < 0.2:  # a byte that is not of the encoding
+    if pick.random() < 0.2:  # a byte that is not valid in the encoding
         lines.append("")
         raw = joined.rstrip("\n").encode() + b'\n{"id": "z", "text": "\xff"}\n{"id": "y", "text": "end"}'
         last = joined.rstrip("\n").count("\n") + 2

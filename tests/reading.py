@@ -1,4 +1,4 @@
-"""Reads files as tests do: what is found, and what is skipped."""
+"""Helpers that read files in tests and return what was found and what was skipped."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def read(
 
 
 def texts(*sources: Path, options: ReadOptions | None = None) -> dict[str, str]:
-    """Id to text, of sources of which nothing is skipped."""
+    """Read sources of which nothing is skipped, and return text by id."""
     documents, letters = read(*sources, options=options)
     assert letters == []
     return {document.id: document.text for document in documents}

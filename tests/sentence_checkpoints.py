@@ -19,7 +19,7 @@ WORDS = TEXT.split()
 
 
 def write_sentence_model(directory: Path) -> Path:
-    """A BERT of one layer without a pooling of its own: sentence-transformers takes the mean."""
+    """Write a BERT with one layer and no pooling configuration: sentence-transformers takes the mean."""
     _tokenizer().save_pretrained(directory)
     torch.manual_seed(3)
     BertModel(_config()).save_pretrained(directory)
@@ -27,7 +27,7 @@ def write_sentence_model(directory: Path) -> Path:
 
 
 def write_cross_encoder(directory: Path, labels: int = 1) -> Path:
-    """A BERT with a classifier of so many labels."""
+    """Write a BERT with a classifier of this many labels."""
     _tokenizer().save_pretrained(directory)
     torch.manual_seed(4)
     config = _config()

@@ -1,4 +1,4 @@
-"""A task of five documents and two queries, and an evaluation of it, for the baselines to rank."""
+"""A task of five documents and two queries, and an evaluation of it, for tests of baselines."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from m3_connectors.evaluation.datasets.dataset import Corpus, Dataset
 from m3_connectors.evaluation.folder import EvaluationFolder
 
 NO_ENCODER = cast(Any, None)
-"""For baselines that share nothing with the evaluation's own model."""
+"""Passed instead of an encoder to baselines that do not use the evaluation's model."""
 
 TEXTS = {
     "d1": "rain falls on the hills",
@@ -35,7 +35,7 @@ def small_task() -> Dataset:
 
 
 def small_evaluation(path: Path) -> EvaluationFolder:
-    """Dense: d4, d3, d2, d1 for every query; sparse finds d3 only."""
+    """Write an evaluation: dense ranks d4, d3, d2, d1 for every query; sparse finds d3 only."""
     cells = {
         query: {f"d{i}": (i / 10, 1.0 if i == 3 else 0.0, 0.0) for i in range(1, 5)} for query in QUERIES
     }

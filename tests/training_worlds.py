@@ -1,4 +1,4 @@
-"""A tiny training run for tests: made-up questions whose words stand in their passage."""
+"""A tiny training run for tests: generated questions whose words occur in their passage."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ qa = 1.0
 
 
 def write_world(root: Path) -> Path:
-    """A folder with ``pairs`` (150 passages, two questions each) and ``tiny.toml``."""
+    """Write a folder with ``pairs`` (150 passages, two questions each) and ``tiny.toml``."""
     (root / "pairs").mkdir(parents=True)
     rng = np.random.default_rng(0)
     syllables = [a + b for a in "bdfgklmnprst" for b in ("a", "e", "i", "o", "u", "an", "or", "il")]

@@ -1,4 +1,4 @@
-"""Elasticsearch by hand: elasticsearch-py's own calls, everything that an answer needs asked for at once."""
+"""Hand-written Elasticsearch client: direct calls of elasticsearch-py that request everything at once."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from m3_connectors.documents import Document
 from m3_connectors.embeddings import M3Embeddings
 
 _HEADER = 16
-"""Bytes before the values of a blob."""
+"""Number of bytes before the values of a blob."""
 
 _ROUNDED = (1 + 1e-4) / (1 - 2**-8)
 _BATCH_BYTES = 8 * 2**20
 
 
 class Elasticsearch:
-    """Searches ``index`` as the adapter stored it; writes into one of its own."""
+    """Searches ``index`` as the adapter stored it; writes into a separate index."""
 
     def __init__(self, url: str, index: str, dimension: int) -> None:
         self._client = elasticsearch.Elasticsearch(
@@ -84,7 +84,7 @@ class Elasticsearch:
         self._client.indices.refresh(index="handwritten")
 
     def finish(self) -> None:
-        """Each write ends with what it takes."""
+        """Nothing to do: documents are searchable after each write."""
 
     def drop(self) -> None:
         self._client.indices.delete(index="handwritten")
@@ -168,7 +168,7 @@ class Elasticsearch:
         self._client.close()
 
     def _add_multivectors(self, hits: list[Any]) -> None:
-        # In pages, some at a time: faster than with the list itself, where the server and this side take turns.
+        # In pages, several at a time: faster than with the list itself, where server and client wait for each other.
         def page(ids: list[str]) -> list[Any]:
             body = {
                 "size": len(ids),
@@ -206,7 +206,7 @@ class Elasticsearch:
         )
 
     def _sparse(self, query: M3Embeddings, limit: int, blobs: list[str], source: bool = False) -> list[Any]:
-        """The true list: the server rounds weights, so some more hits are ranked by the exact ones."""
+        """Return the true list: the server rounds weights, so some more hits are ranked by the exact weights."""
         vector = dict(zip(map(str, query.sparse.indices.tolist()), query.sparse.data, strict=True))
         asked = limit + max(limit // 10, 16)
         while True:
@@ -234,7 +234,7 @@ class Elasticsearch:
         return answer.body["hits"]["hits"]
 
     def _scores(self, query: M3Embeddings, hits: list[Any], only: str = "") -> dict[str, Any]:
-        """Scores of the components whose blobs the hits bring."""
+        """Return scores of the components whose blobs the hits contain."""
         scores = {}
         fields = hits[0].get("fields", {}) if hits else {}
         if "sparse_blob" in fields and only in ("", "sparse"):

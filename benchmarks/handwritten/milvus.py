@@ -1,4 +1,4 @@
-"""Milvus by hand: pymilvus' own calls, everything that an answer needs asked for at once."""
+"""Hand-written Milvus client: direct calls of pymilvus that request everything at once."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from m3_connectors.embeddings import M3Embeddings
 
 _PIECE = 49_149
 _HEADER = 16
-"""Bytes before the rows of a packed multi-vector."""
+"""Number of bytes before the rows of a packed multi-vector."""
 
 
 class Milvus:
-    """Searches ``collection`` as the adapter stored it; writes into one of its own."""
+    """Searches ``collection`` as the adapter stored it; writes into a separate collection."""
 
     def __init__(self, uri: str, collection: str, dimension: int) -> None:
         self._client = MilvusClient(uri)
@@ -83,7 +83,7 @@ class Milvus:
             hits = self._list(query, name, limit, fields)
             rows = hits
         else:
-            # The multi-vectors in pages, some at a time: in one answer they take several times as long.
+            # The multi-vectors in pages, several at a time: in one response they take several times as long.
             hits = self._list(query, name, limit, [part for part in fields if part != "multivector"])
             rows = self._with_multivectors(hits)
         scores = self._scores(query, rows, fields) | {name: np.array([hit["distance"] for hit in hits])}
@@ -97,7 +97,7 @@ class Milvus:
         return [self._found(hits[i], fused[i], {n: values[i] for n, values in scores.items()}) for i in best]
 
     def _dense_sparse(self, query: M3Embeddings, k: int) -> list[Found]:
-        # The dense list's hits bring what their s_lex takes; s_dense of what only the sparse list has is searched for.
+        # Hits of the dense list contain the weights for s_lex; a search computes s_dense of all others.
         dense, sparse = self._threads.map(
             lambda ask: ask(),
             (
@@ -171,7 +171,7 @@ class Milvus:
         ]
 
     def _scores(self, query: M3Embeddings, rows: list[Any], fields: list[str]) -> dict[str, Any]:
-        """Scores of the components that the rows bring."""
+        """Return scores of the components that the rows contain."""
         scores = {}
         if "dense" in fields:
             scores["dense"] = np.array([row["dense"] for row in rows], dtype=np.float32) @ query.dense[0]

@@ -1,4 +1,4 @@
-"""What both Qdrant clients by hand share: two batches of requests a search, and the sum of their scores."""
+"""Shared code of both hand-written Qdrant clients: two batches of requests per search, and the sum of the scores."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from m3_connectors.embeddings import M3Embeddings
 
 
 class Ask(NamedTuple):
-    """One search: the best ``limit`` points by a named vector, among ``ids`` only where these are given."""
+    """One search: the best ``limit`` points by a named vector, among ``ids`` only if these are given."""
 
     using: str
     vector: Any
@@ -25,19 +25,19 @@ _USING = {"dense": "dense", "sparse": "sparse", "multivector": "multi_0"}
 
 
 class Qdrant(abc.ABC):
-    """``search``, from what an engine or a server answers to a batch."""
+    """``search``, implemented with the batch requests of an engine or a server."""
 
     @abc.abstractmethod
     def _ask(self, asks: list[Ask]) -> list[list[tuple[Any, float]]]:
-        """Points and scores of each search."""
+        """Return points and scores of each search."""
 
     @abc.abstractmethod
     def _payloads(self, ids: list[Any]) -> dict[Any, dict[str, Any]]:
-        """The payload of each point."""
+        """Return the payload of each point."""
 
     @abc.abstractmethod
     def _vectors(self, query: M3Embeddings) -> dict[str, Any]:
-        """The query's vectors by component, as the engine takes them."""
+        """Return the query's vectors by component, in the form that the engine accepts."""
 
     def search(self, query: M3Embeddings, method: str, k: int) -> list[Found]:
         asked = self._vectors(query)

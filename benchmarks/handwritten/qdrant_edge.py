@@ -1,4 +1,4 @@
-"""Qdrant Edge by hand: the engine's own calls on the shard that the adapter filled."""
+"""Hand-written Qdrant Edge client: direct calls of the engine on the shard that the adapter filled."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _EXACT = engine.SearchParams(exact=True)
 
 
 class QdrantEdge(Qdrant):
-    """Searches ``shard``; writes into a shard of its own in ``directory``."""
+    """Searches ``shard``; writes into a separate shard in ``directory``."""
 
     def __init__(self, shard: engine.EdgeShard, directory: Path, dimension: int) -> None:
         self._shard = shard
@@ -61,7 +61,7 @@ class QdrantEdge(Qdrant):
         shutil.rmtree(self._directory)
 
     def close(self) -> None:
-        """The shard is the adapter's."""
+        """Nothing to close: the shard belongs to the adapter."""
 
     def _vectors(self, query: M3Embeddings) -> dict[str, Any]:
         asked: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""A Qdrant server by hand: qdrant-client for collections, its gRPC stub for points, vectors from raw bytes."""
+"""Hand-written Qdrant server client: qdrant-client for collections, its gRPC stub for points, vectors as raw bytes."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from m3_connectors.documents import Document
 from m3_connectors.embeddings import M3Embeddings
 
 _BATCH = 40
-"""Documents of 64 rows of 1,024: 10 MB a message."""
+"""Number of documents per message: with 64 rows of 1,024 it has 10 MB."""
 
 
 class QdrantServer(Qdrant):
-    """Searches ``collection`` of the server; writes into one of its own."""
+    """Searches ``collection`` of the server; writes into a separate collection."""
 
     def __init__(
         self, url: str, grpc_port: int, collection: str, dimension: int, api_key: str | None = None
@@ -60,7 +60,7 @@ class QdrantServer(Qdrant):
             )
 
     def finish(self) -> None:
-        """The server builds its graph by itself."""
+        """Nothing to do: the server builds its graph by itself."""
 
     def drop(self) -> None:
         self._client.delete_collection(self._own)

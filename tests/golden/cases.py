@@ -38,11 +38,11 @@ SHORT: list[str] = [
 LONG: list[str] = [_long(40), _long(150), _long(2500), "fox" + " fox" * 8189, _long(9000)]
 TEXTS_OF_GOLDEN = [*SHORT, *LONG]
 ROWS_KEPT = 40
-"""Of a long text's multi-vector, only this many rows, evenly spread, are kept in the golden file."""
+"""Number of rows, evenly distributed, that the golden file keeps of a long text's multi-vector."""
 
 
 def kept_rows(count: int) -> list[int]:
-    """Which rows of a multi-vector of ``count`` rows the golden file holds."""
+    """Return which rows of a multi-vector with ``count`` rows the golden file contains."""
     if count <= ROWS_KEPT:
         return list(range(count))
     return sorted({i * (count - 1) // (ROWS_KEPT - 1) for i in range(ROWS_KEPT)})

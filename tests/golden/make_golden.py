@@ -1,4 +1,4 @@
-"""Write ``golden.npz``: what FlagEmbedding 1.4.2 computes in float32 on a seeded random checkpoint.
+"""Write ``golden.npz``: the results of FlagEmbedding 1.4.2 in float32 on a seeded random checkpoint.
 
 PYTHONPATH=.:tests python -m golden.make_golden    # where FlagEmbedding==1.4.2 and transformers<5 are installed
 """
@@ -21,7 +21,7 @@ GOLDEN = Path(__file__).with_name("golden.npz")
 
 
 def reference_outputs(directory: Path) -> dict[str, Any]:
-    """Dense ``[n, d]``, sparse dicts, multi-vectors, and the three score matrices of the short texts."""
+    """Return dense ``[n, d]``, sparse dicts, multi-vectors, and the three score matrices of the short texts."""
     from FlagEmbedding import BGEM3FlagModel
 
     model = BGEM3FlagModel(str(directory), use_fp16=False, devices="cpu")
@@ -53,7 +53,7 @@ def reference_outputs(directory: Path) -> dict[str, Any]:
 
 
 def pack(outputs: dict[str, Any]) -> dict[str, np.ndarray]:
-    """The arrays of the golden file."""
+    """Return the arrays of the golden file."""
     sparse, multivectors = outputs["sparse"], outputs["multivectors"]
     kept = [rows[kept_rows(len(rows))] for rows in multivectors]
     cells = [(i, int(token), float(w)) for i, row in enumerate(sparse) for token, w in row.items()]
