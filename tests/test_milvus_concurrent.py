@@ -1,8 +1,8 @@
-"""Many calls at once on the Milvus adapter: the loop is free, reads pass writes, what is given up is not sent."""
+"""Many calls at once on the Milvus adapter: the loop is free, calls wait in turn, what is given up is not sent."""
 
 from __future__ import annotations
 
-import threading
+import contextlib
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -32,12 +32,12 @@ async def stored(directory: Path, **options: Any) -> AsyncIterator[MilvusBackend
     await backend.close()
 
 
-def lock_of(backend: MilvusBackend) -> threading.Lock:
-    """The engine's, as another connection of this process holds it while it writes."""
+def other_write(backend: MilvusBackend, collection: str = "notes") -> contextlib.AbstractContextManager[None]:
+    """Hold the engine's turn, as another connection of this process holds it while it writes."""
     connection = backend._connected
     assert connection is not None
-    assert connection._write_lock is not None
-    return connection._write_lock
+    assert connection._exclusion is not None
+    return connection._exclusion.turn(collection, True, 0, AssertionError)
 
 
 @asynccontextmanager
@@ -89,25 +89,21 @@ async def test_no_search_of_a_hundred_holds_the_loop_while_the_server_is_slow(
 
 
 @runs
-async def test_reads_pass_writes_that_wait_for_another_and_the_loop_is_free(tmp_path: Path) -> None:
+async def test_writes_that_wait_for_one_elsewhere_hold_up_no_read_and_not_the_loop(tmp_path: Path) -> None:
     async with stored(tmp_path) as backend, longest_stall() as stall:
-        lock_of(backend).acquire()
 
         async def write(i: int) -> None:
             await backend.upsert([Document(f"new {i}", "")], WORLD.embeddings[0])
 
         async with anyio.create_task_group() as tasks:
-            for i in range(20):
-                tasks.start_soon(write, i)
-            await anyio.sleep(0.1)
-            try:
-                with anyio.fail_after(10):
-                    for _ in range(3):
-                        assert await backend.fetch([WORLD.documents[0].id]) == [WORLD.documents[0]]
+            with other_write(backend, "others"):
+                for i in range(20):
+                    tasks.start_soon(write, i)
                 await anyio.sleep(1.5)
                 assert stall() < 1
-            finally:
-                lock_of(backend).release()
+            with anyio.fail_after(10):
+                for _ in range(3):
+                    assert await backend.fetch([WORLD.documents[0].id]) == [WORLD.documents[0]]
         assert await backend.count() == len(WORLD.documents) + 20
 
 
@@ -115,37 +111,40 @@ async def test_reads_pass_writes_that_wait_for_another_and_the_loop_is_free(tmp_
 @runs
 async def test_a_write_that_is_given_up_while_it_waits_is_not_applied(tmp_path: Path, before_it: int) -> None:
     async with stored(tmp_path) as backend:
-        lock_of(backend).acquire()
 
         async def write(text: str) -> None:
             await backend.upsert([Document("it", text)], WORLD.embeddings[0])
 
         async with anyio.create_task_group() as tasks:
-            for _ in range(before_it):
-                tasks.start_soon(write, "before")
-            await anyio.sleep(0.1)
-            with anyio.move_on_after(0.3) as given_up:
-                await write("given up")
-            assert given_up.cancelled_caught
-            lock_of(backend).release()
+            with other_write(backend):
+                for _ in range(before_it):
+                    tasks.start_soon(write, "before")
+                await anyio.sleep(0.1)
+                with anyio.move_on_after(0.3) as given_up:
+                    await write("given up")
+                assert given_up.cancelled_caught
         await anyio.sleep(0.5)
         assert await backend.fetch(["it"]) == [Document("it", "before") if before_it else None]
 
 
 @runs
-async def test_a_write_waits_for_others_no_longer_than_its_deadline(tmp_path: Path) -> None:
+async def test_a_call_waits_for_others_no_longer_than_its_deadline(tmp_path: Path) -> None:
     async with stored(tmp_path, timeout_seconds=0.5, attempts=2, total_seconds=3.0) as backend:
-        lock_of(backend).acquire()
         started = time.monotonic()
 
         async def write(i: int) -> None:
             with pytest.raises(TimedOut, match=r"earlier calls took all of 0\.5 s"):
                 await backend.upsert([Document(f"{i}", "")], WORLD.embeddings[0])
 
-        async with anyio.create_task_group() as tasks:
-            for i in range(5):
-                tasks.start_soon(write, i)
+        async def read() -> None:
+            with pytest.raises(TimedOut, match=r"earlier calls took all of 0\.5 s"):
+                await backend.fetch([WORLD.documents[0].id])
+
+        with other_write(backend):
+            async with anyio.create_task_group() as tasks:
+                for i in range(5):
+                    tasks.start_soon(write, i)
+                tasks.start_soon(read)
         assert time.monotonic() - started < 10
-        lock_of(backend).release()
         await anyio.sleep(0.5)
         assert await backend.count() == len(WORLD.documents)

@@ -28,6 +28,7 @@ from pymilvus.exceptions import MilvusException
 from m3_connectors.backends.endpoint import Endpoint
 from m3_connectors.backends.milvus import lite
 from m3_connectors.backends.milvus.errors import BACKEND, NotLoaded, translated
+from m3_connectors.backends.milvus.exclusion import Exclusion, exclusion_of
 from m3_connectors.backends.retry import Patience, retrying
 from m3_connectors.backends.speaking import check_spoken
 from m3_connectors.backends.together import Turn
@@ -72,7 +73,7 @@ class Connection:
         self._client: MilvusClient | None = client
         self.patience = patience
         self._engine = engine
-        self._write_lock: threading.Lock | None = None
+        self._exclusion: Exclusion | None = None
         # Apart from each other: writes that wait for a slow one leave the threads of searches alone.
         self._readers = anyio.CapacityLimiter(_THREADS)
         self._writers = anyio.CapacityLimiter(_THREADS)
@@ -158,8 +159,7 @@ class Connection:
             self.version = await self.call("connect", "get_server_version")
             if self.is_lite:
                 lite.check_version(self.version)
-                # milvus-lite takes one writer at a time.
-                self._write_lock = engine.write_lock if engine else threading.Lock()
+                self._exclusion = exclusion_of(options["uri"])
                 self._writing = anyio.Semaphore(1)
         except BaseException:
             with anyio.CancelScope(shield=True):
@@ -194,9 +194,10 @@ class Connection:
             # A write that was given up while it waited must not be applied later, after others that were acknowledged.
             given_up = threading.Event()
             deadline = time.monotonic() + self.patience.timeout_seconds
+            collection = kwargs.get("collection_name") or (args[0] if args else "")
 
             def invoke() -> Any:
-                with self._written_alone(operation, deadline) if write else contextlib.nullcontext():
+                with self._turn(operation, collection, write, deadline):
                     if given_up.is_set():
                         return None
                     answer = getattr(self._open_client(operation), method)(
@@ -219,18 +220,14 @@ class Connection:
             await self.call(operation, "load_collection", collection)
             return await retrying(self.patience, once)
 
-    @contextlib.contextmanager
-    def _written_alone(self, operation: str, deadline: float) -> Iterator[None]:
-        """Alone among the writers of milvus-lite: other connections of this process have theirs."""
-        if self._write_lock is None:
-            yield
-            return
-        if not self._write_lock.acquire(timeout=max(0.0, deadline - time.monotonic())):
-            raise self._too_late(operation)
-        try:
-            yield
-        finally:
-            self._write_lock.release()
+    def _turn(
+        self, operation: str, collection: str, is_write: bool, deadline: float
+    ) -> contextlib.AbstractContextManager[None]:
+        """The turn of a call to milvus-lite among all connections of this process; servers need none."""
+        if self._exclusion is None:
+            return contextlib.nullcontext()
+        seconds = deadline - time.monotonic()
+        return self._exclusion.turn(collection, is_write, seconds, lambda: self._too_late(operation))
 
     def _too_late(self, operation: str) -> TimedOut:
         return TimedOut(

@@ -38,12 +38,10 @@ class Embedded:
     Attributes:
         path: Its data directory.
         uri: Where it listens on loopback.
-        write_lock: Held by every write: the engine takes one writer at a time.
     """
 
     path: Path
     uri: str
-    write_lock: threading.Lock
     _server: Any
     _database: Any
     _users: int = 1
@@ -167,4 +165,4 @@ def _start(path: Path) -> Embedded:
     except OSError as error:
         kind = StorageFull if error.errno == errno.ENOSPC else Unavailable
         raise kind(f"{path}: {error}", backend=BACKEND, operation="open") from error
-    return Embedded(path, f"http://127.0.0.1:{port}", threading.Lock(), server, database)
+    return Embedded(path, f"http://127.0.0.1:{port}", server, database)

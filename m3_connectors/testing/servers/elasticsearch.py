@@ -133,7 +133,7 @@ class ElasticsearchServer:
         return self._directory
 
     def start(self) -> None:
-        """Start the process and wait until the cluster is healthy; the port stays what it was.
+        """Start the process and wait until the cluster is healthy and has its licence; the port stays what it was.
 
         Raises:
             CannotStart: It ended, or was not healthy within four minutes.
@@ -257,7 +257,13 @@ class ElasticsearchServer:
         if not found:
             return False
         self.port = int(found[1])
-        request = urllib.request.Request(f"{self.url}/_cluster/health?wait_for_status=yellow&timeout=1s")
+        # A new cluster is healthy before it has made its licence: until then a request for the licence is not found.
+        return self._answers("_cluster/health?wait_for_status=yellow&timeout=1s") and self._answers(
+            "_license"
+        )
+
+    def _answers(self, path: str) -> bool:
+        request = urllib.request.Request(f"{self.url}/{path}")
         for name, password in list(self._users.items())[:1]:
             credentials = base64.b64encode(f"{name}:{password}".encode()).decode()
             request.add_header("Authorization", f"Basic {credentials}")
