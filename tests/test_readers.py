@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import sys
 import tracemalloc
 import zlib
 from pathlib import Path
@@ -200,6 +201,13 @@ class TestFolders:
         documents, letters = read(tmp_path)
         assert [document.id for document in documents] == ["c.txt"]
         assert [letter.reason for letter in letters] == ["cannot be read: Permission denied"] * 2
+
+    @pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
+    def test_a_name_that_is_not_utf_8_is_said(self, tmp_path: Path) -> None:
+        write(Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.txt")), "t")
+        documents, letters = read(tmp_path)
+        assert documents == []
+        assert ["rename the file" in letter.reason for letter in letters] == [True]
 
     def test_a_file_that_vanishes_is_named(self, tmp_path: Path) -> None:
         write(tmp_path / "a.txt", "a")

@@ -104,3 +104,13 @@ def test_memory_does_not_grow_with_the_array(tmp_path: Path) -> None:
     tracemalloc.stop()
     assert count == 30_001
     assert peak_bytes < path.stat().st_size / 10
+
+
+@pytest.mark.parametrize("content", ["", " \n\n", "\ufeff"])
+def test_an_empty_file_is_named_and_an_empty_array_is_not(tmp_path: Path, content: str) -> None:
+    documents, letters = read(write(tmp_path / "a.json", content))
+    assert documents == []
+    assert [letter.reason for letter in letters] == [
+        "empty, which is not JSON: the file may be cut (no records are [])"
+    ]
+    assert read(write(tmp_path / "b.json", " [ ] ")) == ([], [])

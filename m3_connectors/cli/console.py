@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import sys
+import unicodedata
 from collections.abc import Iterator
 from typing import Any
 
@@ -123,6 +124,13 @@ def duration(seconds: float) -> str:
 def plural(count: int, noun: str) -> str:
     """``1 document``, ``1,204 documents``."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def without_controls(line: str) -> str:
+    """A line of text whose control characters are blanks: in a terminal they could do anything, such as clear it."""
+    return "".join(
+        " " if unicodedata.category(letter) == "Cc" and letter != "\t" else letter for letter in line
+    )
 
 
 def one_line(text: str) -> str:

@@ -10,7 +10,7 @@ import typer
 from rich.text import Text
 
 from m3_connectors.backends.registry import DEFAULT_COLLECTION
-from m3_connectors.cli.console import err, lines_of, one_line, out, plural, print_json
+from m3_connectors.cli.console import err, lines_of, one_line, out, plural, print_json, without_controls
 from m3_connectors.cli.opening import how_to_fill
 from m3_connectors.cli.options import Collection, Debug, Json, Url, check_store, read_filter
 from m3_connectors.documents import Document, check_id
@@ -127,9 +127,9 @@ def _opened(url: str, collection: str) -> Index:
 def _check_ids(ids: list[str]) -> None:
     for id in ids:
         try:
-            check_id(id, "ID")
+            check_id(id, "")
         except InvalidInput as error:
-            raise typer.BadParameter(str(error)) from None
+            raise typer.BadParameter(str(error).removeprefix("."), param_hint="ID") from None
 
 
 def _line_of(document: Document) -> str:
@@ -144,4 +144,4 @@ def _print(document: Document) -> None:
         line = f"  {one_line(name)}: {jsons.dumps(value, ensure_ascii=False)}"
         out.print(Text(line, style="dim"), soft_wrap=True)
     for line in document.text.splitlines() or [""]:
-        out.print(Text(f"  {line}"), soft_wrap=True)
+        out.print(Text(f"  {without_controls(line)}"), soft_wrap=True)

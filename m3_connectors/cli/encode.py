@@ -16,6 +16,8 @@ from m3_connectors.cli.options import Debug, Json, Model, at_least, names_of
 from m3_connectors.embeddings import COMPONENTS, Component, M3Embeddings, Vocabulary
 from m3_connectors.errors import InvalidInput
 from m3_connectors.readers import DeadLetter, Fields, is_records, read_documents
+from m3_connectors.readers.encodings import marked_encoding, written
+from m3_connectors.readers.inputs import Input
 
 _CUT_NAMED = 10
 """Cut texts that are named on stderr, a line each."""
@@ -107,18 +109,20 @@ def _read(path: Path, field: str) -> list[str]:
     if not path.exists() or path.is_dir():
         raise FileNotFoundError(f"{path} is no file.\n  Give a file of texts.")
     if not is_records(path):
+        with Input(path, path, path.name, "text").open() as file:
+            raw = file.read()
         try:
-            content = path.read_bytes().decode("utf-8-sig")
+            content = raw.decode(marked_encoding(raw) or "utf-8")
         except UnicodeDecodeError as error:
             raise InvalidInput(
-                f"{path} is not UTF-8 at byte {error.start}.\n"
+                f"{path} is not {written(error.encoding)} at byte {error.start}.\n"
                 f"  Convert it, such as with: iconv -f ISO-8859-1 -t UTF-8 {path} > utf8.txt"
             ) from None
         # Not splitlines(): a form feed or U+2028 inside a text ends no line.
         return [line.removesuffix("\n") for line in io.StringIO(content, newline=None)]
 
     def refuse(_: Path, letter: DeadLetter) -> None:
-        raise InvalidInput(f"{letter}\n  Mend the line or take it out.")
+        raise InvalidInput(f"{letter}\n  Fix the record or remove it.")
 
     documents = read_documents([path], fields=Fields(field), on_dead_letter=refuse)
     return [document.text for document in documents]

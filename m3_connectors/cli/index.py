@@ -46,6 +46,12 @@ def _known_choice(name: str | None) -> str | None:
     return name
 
 
+def _source(value: str) -> Path:
+    if not value:  # Path("") is the current directory
+        raise typer.BadParameter("a SOURCE is empty, as of a shell variable that is not set.")
+    return Path(value)
+
+
 def _checked(options: Callable[[str], ReadOptions]) -> Callable[[str | None], str | None]:
     """A check of one option of reading, which is impossible where its ReadOptions are."""
 
@@ -70,6 +76,7 @@ def index(
         list[Path],
         typer.Argument(
             metavar="SOURCE",
+            parser=_source,
             help="JSON Lines, JSON, CSV, text, Markdown, HTML (each also .gz), folders of them, and - for stdin.",
         ),
     ],
@@ -164,7 +171,8 @@ def index(
         try:
             documents = read_documents(
                 sources,
-                fields=Fields(text, id),
+                # A document without a word would still be a hit of many questions.
+                fields=Fields(text, id, may_be_blank=False),
                 options=options,
                 on_source=begin,
                 on_file=reading.begin_file,
@@ -175,7 +183,7 @@ def index(
             )
             first = next(documents, None)
             if first is None:  # before a collection is made, which would be bound to this model
-                raise _nothing(sources, dead)
+                raise _nothing(sources, dead, excludes=bool(exclude))
             outcome = _store(url, collection, model, storage, itertools.chain([first], documents), run)
         except KeyboardInterrupt:
             err.print(f"{_safe(run.safe)}. Go on with the same command.")
@@ -356,7 +364,7 @@ class _Followed:
             self._progress.update("storing", self.safe, unit="documents", share=share, note=note)
 
 
-def _nothing(sources: list[Path], dead: DeadLetterFiles) -> InvalidInput:
+def _nothing(sources: list[Path], dead: DeadLetterFiles, *, excludes: bool) -> InvalidInput:
     if dead.first:
         return InvalidInput(
             f"nothing was indexed: {plural(dead.count, 'record')} skipped, the first {dead.first}\n"
@@ -364,8 +372,10 @@ def _nothing(sources: list[Path], dead: DeadLetterFiles) -> InvalidInput:
         )
     what = "file of a format that is read" if any(source.is_dir() for source in sources) else "record"
     verb = "holds" if len(sources) == 1 else "hold"
+    left_out = " that --exclude does not leave out" if excludes else ""
     return InvalidInput(
-        f"{', '.join(map(str, sources))} {verb} no {what}.\n  Formats that are read: {', '.join(FORMATS)}."
+        f"{', '.join(map(shown_path, sources))} {verb} no {what}{left_out}.\n"
+        f"  Formats that are read: {', '.join(FORMATS)}."
     )
 
 

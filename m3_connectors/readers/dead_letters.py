@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import itertools
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TextIO
 
+from m3_connectors.errors import InvalidInput
 from m3_connectors.readers.inputs import STDIN
 
 SUFFIX = ".dead.jsonl"
@@ -62,15 +66,15 @@ def is_report(path: Path) -> bool:
             except (OSError, ValueError):
                 return False
             fields = {field.name for field in dataclasses.fields(kind)}
-            return isinstance(first, dict) and bool(first) and first.keys() <= fields
+            return isinstance(first, dict) and "file" in first and first.keys() <= fields
     return False
 
 
 class ReportFiles:
     """Writes what there is to say about each source to ``<source-name><suffix>``, a JSON object a line.
 
-    A file is made when its first line comes. One of that name from an earlier run is replaced when its source is read
-    again. A context manager.
+    A file is made when its first line comes. The report of an earlier run is replaced when its source is read again. A
+    file of that name which no run wrote is left alone: the report's name gets a number then. A context manager.
 
     Args:
         directory: Where the files go.
@@ -93,20 +97,22 @@ class ReportFiles:
         """A source is about to be read: what an earlier run said about it is out of date."""
         path = self._path(source)
         if path not in self._open:
-            path.unlink(missing_ok=True)
+            with self._needed(path):
+                path.unlink(missing_ok=True)
 
     def write(self, source: Path, letter: DeadLetter | CutLetter) -> None:
         """Write one line about a source.
 
         Raises:
-            OSError: The file cannot be written.
+            InvalidInput: The file cannot be written.
         """
         path = self._path(source)
-        if path not in self._open:
-            self._open[path] = path.open("w", encoding="utf-8")
-        # A file name may hold bytes that are not UTF-8; JSON's escapes keep it writable.
-        self._open[path].write(json.dumps(dataclasses.asdict(letter)) + "\n")
-        self._open[path].flush()
+        with self._needed(path):
+            if path not in self._open:
+                self._open[path] = path.open("w", encoding="utf-8")
+            # A file name may hold bytes that are not UTF-8; JSON's escapes keep it writable.
+            self._open[path].write(json.dumps(dataclasses.asdict(letter)) + "\n")
+            self._open[path].flush()
         self.count += 1
 
     def __enter__(self) -> Self:
@@ -118,14 +124,32 @@ class ReportFiles:
         for file in self._open.values():
             file.close()
 
+    @contextlib.contextmanager
+    def _needed(self, path: Path) -> Iterator[None]:
+        """Without its report a run would lose documents silently, so a report that cannot be written ends it."""
+        try:
+            yield
+        except OSError as error:
+            raise InvalidInput(
+                f"the report {path} cannot be written: {error.strerror or error}. It would name documents that are "
+                "skipped or cut.\n  Run m3 index in a folder where files can be written."
+            ) from error
+
     def _path(self, source: Path) -> Path:
+        name = self._name(source)
+        names = itertools.chain([name], (f"{name}.{number}" for number in itertools.count(2)))
+        paths = (self._directory / f"{name}{self._suffix}" for name in names)
+        return next(path for path in paths if path in self._open or not path.exists() or is_report(path))
+
+    @staticmethod
+    def _name(source: Path) -> str:
         if source == STDIN:
-            return self._directory / f"stdin{self._suffix}"
+            return "stdin"
         name = source.resolve().name
         for ending in (".gz", ".jsonl", ".ndjson", ".json", ".csv", ".tsv"):
             if name.lower().endswith(ending):
                 name = name[: -len(ending)]
-        return self._directory / f"{name or 'root'}{self._suffix}"
+        return name or "root"
 
 
 class DeadLetterFiles(ReportFiles):
@@ -140,7 +164,7 @@ class DeadLetterFiles(ReportFiles):
         """Write one dead letter of a source.
 
         Raises:
-            OSError: The file cannot be written.
+            InvalidInput: The file cannot be written.
         """
         self.write(source, letter)
         self.first = self.first or letter

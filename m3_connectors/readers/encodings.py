@@ -59,6 +59,8 @@ def known_encoding(name: str) -> str:
         InvalidInput: There is none.
     """
     try:
+        if name.strip().lower() in ("ascii", "us-ascii"):
+            return "ascii"  # on the web it means windows-1252, which would turn UTF-8 into other letters
         label = webencodings.lookup(name)
         if label is not None and label.name not in ("replacement", "x-user-defined"):
             return _codec_of(label)

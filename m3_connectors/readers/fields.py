@@ -21,10 +21,12 @@ class Fields:
     Attributes:
         text: Field of the text; a field ``title`` is put before it, on a line of its own.
         id: Field of the id; by default ``id`` or ``_id``, and a record without either is named by its place.
+        may_be_blank: Whether a record may have a text of blanks alone.
     """
 
     text: str = "text"
     id: str | None = None
+    may_be_blank: bool = True
 
     def is_text(self, field: str) -> bool:
         """Whether a field is part of the text."""
@@ -54,6 +56,8 @@ class Fields:
             raise InvalidInput(f"{self.text} is {type(text).__name__}, not a string")
         if isinstance(title, str) and title.strip():
             text = f"{title}\n{text}"
+        if not text.strip() and not self.may_be_blank:
+            raise InvalidInput(f"{self.text} is empty")
         nested = record.get(_METADATA)
         metadata = dict(nested) if isinstance(nested, Mapping) else {}
         metadata |= {

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from m3_connectors.readers.dead_letters import DeadLetter, is_report
 from m3_connectors.readers.inputs import (
+    STDIN,
     Input,
     ReadOptions,
     ending_of,
@@ -18,6 +19,9 @@ from m3_connectors.readers.inputs import (
     named_format,
     shown,
 )
+
+_COLLECTION_MARK = "m3.json"
+"""The file that an embedded Qdrant collection has in its folder; some of the files below it would pass for texts."""
 
 
 class Walk:
@@ -39,7 +43,9 @@ class Walk:
         """The files of a source; those that are skipped are dead letters, those excluded are not."""
         if not source.is_dir():
             format = named_format(source, self._options)
-            if format is not None and not self._excluded(source.name, source.as_posix()):
+            # The shell's *.jsonl names the reports of earlier runs too.
+            left_out = len(self._names) > 1 and is_report(source)
+            if format is not None and not left_out and not self._excluded(source.name, source.as_posix()):
                 yield Input(source, source, self._names[source], format)
             return
 
@@ -57,6 +63,8 @@ class Walk:
                 below = path.relative_to(source).as_posix()
                 if is_report(path) or self._excluded(name, below):
                     continue  # an earlier run wrote the first about this very folder
+                if path == STDIN:  # a file of that name, in the current directory
+                    path = path.absolute()
                 reason = _why_not(path)
                 format = format_of(path)
                 if reason is None and format is not None:
@@ -72,6 +80,9 @@ class Walk:
             return False
         if folder.is_symlink():
             skip(folder, "a link to a folder, which is not followed: give the folder itself")
+            return False
+        if (folder / _COLLECTION_MARK).is_file():
+            skip(folder, "a collection that m3 made, which holds no source documents")
             return False
         return folder.resolve() != self._left_out
 

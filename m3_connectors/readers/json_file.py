@@ -40,6 +40,9 @@ def read_json(stream: TextIO, name: str, fields: Fields) -> Iterator[Outcome]:
         return
     values = _Values(first_line, stream)
     in_array = values.take("[")
+    if not in_array and values.at_end():
+        yield Skipped(None, "empty, which is not JSON: the file may be cut (no records are [])")
+        return
     number = 0
     closed = not in_array
     while not values.at_end():

@@ -36,10 +36,20 @@ def read_page(page: Input, codec: str | None) -> Outcome:
         document = Document(page.name, _text(page, raw, codec))
         if not document.text.strip():
             raise InvalidInput("empty")
+        if not _is_unicode(page.name):
+            raise InvalidInput("its name is not UTF-8, and a page's name is its id: rename the file")
         check_documents([document])
     except InvalidInput as error:
         return Skipped(None, reason_of(error))
     return Found(None, document)
+
+
+def _is_unicode(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _text(page: Input, raw: bytes, codec: str | None) -> str:

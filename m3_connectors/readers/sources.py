@@ -79,6 +79,7 @@ def read_documents(
     """
     sources = list(sources)
     check_sources(sources, options)
+    sources = list(dict.fromkeys(sources))
     walk = Walk(sources, options, without)
     with contextlib.ExitStack() as stack:
         copies = _copies(sources, walk, stack)
@@ -123,7 +124,7 @@ def check_sources(sources: Iterable[Path], options: ReadOptions = _DEFAULT_OPTIO
 
 def files_of(sources: Iterable[Path], options: ReadOptions, without: Path | None) -> Iterator[Path]:
     """The files that ``read_documents`` reads for these sources."""
-    sources = list(sources)
+    sources = list(dict.fromkeys(sources))
     walk = Walk(sources, options, without)
     for source in sources:
         yield from (input.path for input in walk.inputs(source, lambda *_: None))
