@@ -413,8 +413,11 @@ class AsyncIndex:
         return await anyio.to_thread.run_sync(lambda: encode(texts, components=components))
 
     async def _hits(self, answers: list[list[ScoredId]]) -> list[list[Hit]]:
-        # What came with the ranking is not asked for again.
-        documents = {found.id: found.document for answer in answers for found in answer}
+        # What came with the ranking of one query is not asked for again, nor for another.
+        documents: dict[str, Document | None] = {}
+        for answer in answers:
+            for found in answer:
+                documents[found.id] = found.document or documents.get(found.id)
         ids = [id for id, document in documents.items() if document is None]
         if ids:
             documents |= zip(ids, await self._backend.fetch(ids), strict=True)

@@ -1,7 +1,8 @@
-"""A search, from top to bottom: lists, their union, the missing scores, fusion, the best k, and what their hits show.
+"""A search, from top to bottom: ``search`` asks a store for lists, scores and documents, and ranks what it answers.
 
-The stores answer the questions of ``Answers``; everything that all searches share is here and nowhere else. A store
-may answer more than it was asked in the same request, and what it has answered is not asked again.
+The steps are the lists and their union, the missing scores, fusion, the best k, and what the hits show. A store answers
+the questions of ``Answers``; everything that all searches share is here and nowhere else. A store may answer more than
+it was asked in the same request, and what it has answered is not asked again.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ from m3_connectors.methods import Method, fuse, rank
 Key = Any
 """What a store calls a document: its id, or the store's own name for it. It can be hashed."""
 
-
 Scored = Sequence[float] | Sequence[np.float32] | Sequence[float | np.float32] | Float32
 """Scores in the order of some keys."""
 
@@ -35,7 +35,8 @@ class Candidates:
 
     Attributes:
         keys: ``[n]``, all different.
-        scores: float32 ``[n]`` for each component; NaN where the score is not known yet.
+        scores: float32 ``[n]`` for each component; NaN where the score is not known yet. No true score is NaN, since
+            vectors whose products could overflow are refused (B8).
         documents: By key, those that a request has brought.
     """
 
@@ -69,6 +70,17 @@ class Candidates:
             self.scores[component] = np.full(len(self), np.nan, dtype=np.float32)
         self.scores[component][self.rows(keys)] = scores
 
+    def bring(self, documents: Mapping[Key, Document]) -> None:
+        """Note the documents, as far as they are still stored.
+
+        Raises:
+            Deleted: One is not. A score need not tell: s_lex is 0 for a document that shares no token, and a store
+                may say nothing of it, as of one that is gone.
+        """
+        if gone := [key for key in self.keys if key not in documents]:
+            raise Deleted(f"{len(gone)} documents were deleted before they were read.")
+        self.documents |= documents
+
     def missing(self, component: Component) -> list[Key]:
         """The documents whose score is not known."""
         if component not in self.scores:
@@ -93,9 +105,9 @@ class Lists:
         depths: Length of each component's list.
         filter: Only documents that pass.
         exact: No approximate list.
-        width: How far an approximate index is searched, at least, as a length of a list.
-        welcome: Components whose scores of the listed documents are asked for next.
-        documents: Whether the listed documents themselves are asked for next.
+        width: An approximate index is searched as far as for a list of this length, if that is more.
+        welcome: Components whose scores of the listed documents are asked for next, so that a store may bring them.
+        documents: Whether the listed documents themselves are asked for next, likewise.
     """
 
     query: M3Embeddings
@@ -131,7 +143,7 @@ class Answers(Protocol):
             query: One text.
             found: The documents; scores are added to it.
             components: Those to score.
-            documents: The documents are wanted too: add them if that takes no longer.
+            documents: The documents are wanted too: ``bring`` them if that takes no longer.
         """
 
     async def ids(self, found: Candidates) -> list[str]:
@@ -139,7 +151,7 @@ class Answers(Protocol):
 
 
 class Deleted(Exception):
-    """A document was listed and then deleted by somebody else: it is no answer, and the search is to be repeated."""
+    """A document was listed and then deleted by another call: it is no answer, and the search has to be repeated."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,7 +179,7 @@ async def search(
         store: Answers the questions.
         stored: The components of the collection.
         query: One text, with the method's components.
-        method: Its lists are at least k deep.
+        method: Its lists are at least k deep, or hold all that is stored.
         k: Most hits.
         filter: Only documents that pass.
         exact: No approximate list.
@@ -221,7 +233,7 @@ async def _head_of_one_list(
         return Lists(query, {component: length}, filter, exact, depth, shown, documents=True)
 
     if store.settles_ties:
-        return await store.lists(ask(k))
+        return await store.lists(ask(min(k, depth)))
     found = await store.lists(ask(min(k + 1, depth)))
     scores = found.scores[component] if found.keys else ()
     if len(scores) > k and scores[k] == scores[k - 1] and depth > k + 1:
@@ -238,10 +250,14 @@ def _check_scored(found: Candidates, components: Sequence[Component]) -> None:
 async def _best(store: Answers, found: Candidates, fused: npt.NDArray[np.float64], k: int) -> list[int]:
     """The rows of the k best documents, best first; equal scores are ordered by id."""
     order = np.argsort(-fused, kind="stable")
-    best = fused[order]
-    end = int(np.searchsorted(-best, -best[k - 1], side="right")) if k < len(best) else len(best)
+    descending = fused[order]
+    # The k best and all that equal the last of them.
+    end = len(fused)
+    if k < end:
+        end = int(np.searchsorted(-descending, -descending[k - 1], side="right"))
     rows: list[int] = order[:end].tolist()
-    if (best[1:end] < best[: end - 1]).all():
+    if (descending[1:end] < descending[: end - 1]).all():
         return rows
+    # Ids are asked for only where they decide.
     ids = await store.ids(found.take(rows))
-    return [rows[i] for i in rank(ids, best[:end], k)]
+    return [rows[i] for i in rank(ids, descending[:end], k)]

@@ -74,8 +74,11 @@ def fake() -> Iterator[FakeQdrant]:
 
 @runs
 async def test_qdrant_server(fake: FakeQdrant) -> None:
-    """Lists, then what they lack, then the scores that hits show and their documents at the same time."""
-    want = table(dense="3 3", sparse="3 3", multi_vec="4 4", dense_sparse="5 5", all="3 3", add=1)
+    """Lists, then what they lack, then the scores that hits show and their documents at the same time.
+
+    The first list that is longer than the collection is asked for twice; from then on its size is known.
+    """
+    want = table(dense="3 3", sparse="3 3", multi_vec="4 4", dense_sparse="6 5", all="3 3", add=1)
     assert await requests_of(fake.url, {"grpc_port": fake.grpc_port}, fake.requests) == want
 
 

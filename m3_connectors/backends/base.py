@@ -11,8 +11,8 @@ Collection
 Writing
  B6  ``upsert`` stores documents with all components of the schema; when it returns, every read sees them.
  B7  ``upsert`` of an id that is there replaces text, metadata and all vectors; repeating a call changes nothing.
- B8  Bad vectors (NaN, infinity, wrong width, no multi-vector row, sparse weights <= 0, another model's) raise
-     InvalidInput or ModelMismatch, and nothing of the call is stored.
+ B8  Bad vectors (NaN, infinity, so large that scores overflow, wrong width, no multi-vector row, sparse weights <= 0,
+     another model's) raise InvalidInput or ModelMismatch, and nothing of the call is stored.
  B9  ``delete`` removes the ids that are there and returns how many; unknown ids are no error.
  B10 ``delete_where`` removes exactly the documents that pass the filter and returns how many.
 Reading
@@ -47,8 +47,8 @@ from __future__ import annotations
 import abc
 import contextlib
 import dataclasses
-from collections.abc import AsyncIterator, Sequence
-from typing import ClassVar
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from typing import ClassVar, TypeVar
 
 import anyio.to_thread
 import numpy as np
@@ -67,6 +67,8 @@ from m3_connectors.search import Candidates, Deleted, Key, Lists, ScoredId, sear
 
 __all__ = ["Backend", "Candidates", "Lists", "Ranking", "Schema", "ScoredId", "Storage"]
 
+T = TypeVar("T")
+
 
 @dataclasses.dataclass(frozen=True)
 class Ranking:
@@ -83,6 +85,10 @@ class Ranking:
 
 _TRIES = 8
 """Of a search while others delete."""
+
+_DEEP = 16_384
+"""A longer list is cut to the number of documents that are stored: stores make room for as many as are asked for, or
+refuse a number that is too large for them."""
 
 
 class Backend(abc.ABC):
@@ -238,12 +244,17 @@ class Backend(abc.ABC):
         self._require(Capability.EXACT, asked=exact)
         check_query(self.schema, self.collection, (component,), query)
         check_filter(self.schema, self.collection, filter)
-        found = await self.lists(Lists(query, {component: limit}, filter, exact))
-        if not found.keys:
-            return Ranking([], np.empty(0, dtype=np.float32))
-        ids, scores = await self.ids(found), found.scores[component]
-        order = rank(ids, scores, limit)
-        return Ranking([ids[i] for i in order], scores[order])
+        depths = await self._reachable({component: limit})
+
+        async def ask() -> Ranking:
+            found = await self.lists(Lists(query, depths, filter, exact))
+            if not found.keys:
+                return Ranking([], np.empty(0, dtype=np.float32))
+            ids, scores = await self.ids(found), found.scores[component]
+            order = rank(ids, scores, limit)
+            return Ranking([ids[i] for i in order], scores[order])
+
+        return await self._until_none_is_deleted(ask)
 
     async def score(self, component: Component, query: M3Embeddings, ids: Sequence[str]) -> Float32:
         """B20–B23. The exact score of each id, float32 ``[len(ids)]``.
@@ -294,10 +305,22 @@ class Backend(abc.ABC):
         check_query(self.schema, self.collection, method.components, query, f'method "{method.name}"')
         check_filter(self.schema, self.collection, filter)
         method = method.deep_enough(k)
+        method = dataclasses.replace(method, candidates=await self._reachable(method.candidates))
+        return await self._until_none_is_deleted(lambda: self._search(query, method, k, filter, exact))
+
+    async def _reachable(self, depths: Mapping[Component, int]) -> Mapping[Component, int]:
+        """The depths of lists, none of them beyond both ``_DEEP`` and the number of documents."""
+        if max(depths.values()) <= _DEEP:
+            return depths
+        most = max(_DEEP, await self._count(None))
+        return {component: min(depth, most) for component, depth in depths.items()}
+
+    async def _until_none_is_deleted(self, ask: Callable[[], Awaitable[T]]) -> T:
+        """The first answer of which no document was deleted in the middle."""
         for _ in range(_TRIES):
             # A candidate that is deleted before it is scored is no answer, and no error either: ask again, without it.
             with contextlib.suppress(Deleted, DocumentNotFound):
-                return await self._search(query, method, k, filter, exact)
+                return await ask()
         raise DocumentNotFound(
             f"candidates were deleted before they were scored, {_TRIES} times in a row.\n"
             "  Repeat the search when fewer documents are being deleted.",
@@ -367,7 +390,7 @@ class Backend(abc.ABC):
         *,
         documents: bool = False,
     ) -> None:
-        """B20–B23. Add every score of these components that is not known; the documents too if that is no slower."""
+        """B20–B23. Add every score of these components that is not known; all documents too if that is no slower."""
 
     def key(self, id: str) -> Key:
         """What this store calls a document."""

@@ -23,25 +23,12 @@ _VERSION = 1
 _MULTIVECTOR, _SPARSE = 1, 2
 _DTYPES: dict[int, np.dtype[np.float16] | np.dtype[np.float32]] = {2: np.dtype("<f2"), 4: np.dtype("<f4")}
 
-HEADER_BYTES = _HEADER.size
-
 
 def pack_multivector(rows: Float32, dtype: str) -> bytes:
     """float32 ``[tokens, d]`` as bytes in ``"float16"`` or ``"float32"``."""
     values = np.ascontiguousarray(rows, dtype=np.dtype(dtype).newbyteorder("<"))
     header = _HEADER.pack(_MAGIC, _VERSION, _MULTIVECTOR, values.itemsize, *values.shape)
     return header + values.tobytes()
-
-
-def unpack_multivector(blob: bytes) -> Float32:
-    """The rows as float32 ``[tokens, d]``.
-
-    Raises:
-        ValueError: The bytes are no such blob.
-    """
-    size, rows, width = _read_header(blob, _MULTIVECTOR)
-    values = np.frombuffer(blob, dtype=_DTYPES[size], offset=_HEADER.size)
-    return values.reshape(rows, width).astype(np.float32)
 
 
 def unpack_multivectors(packed: Sequence[bytes], dimension: int) -> MultiVectors:

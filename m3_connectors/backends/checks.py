@@ -12,6 +12,14 @@ from m3_connectors.embeddings import Component, Float32, M3Embeddings, ModelInfo
 from m3_connectors.errors import InvalidInput, ModelMismatch
 from m3_connectors.filters import Filter, numbers_of
 
+_LARGEST = 1e15
+"""Largest size of a value: all scores of such values are far from the largest float32 (3.4e38). Where they overflow, a
+store's sum may meet infinity and minus infinity, and the document would be in no list."""
+
+_SCALE = (
+    f", and scores of values beyond {_LARGEST:.0e} overflow.\n  Scale the vectors; the model's have length 1."
+)
+
 
 def check_model(
     written_by: ModelInfo, collection: str, model: ModelInfo | None, what: str = "these vectors are from"
@@ -116,6 +124,8 @@ def _check_values(schema: Schema, embeddings: M3Embeddings, what: str) -> None:
             raise InvalidInput(
                 f"{what}.sparse has a weight that is not a finite number > 0: drop such weights."
             )
+        if sparse.nnz and (weight := sparse.data.max()) > _LARGEST:
+            raise InvalidInput(f"{what}.sparse has a weight of {weight}{_SCALE}")
     if "multivector" in embeddings.components:
         multivectors = embeddings.multivectors
         if multivectors.dimension != dimension:
@@ -126,11 +136,11 @@ def _check_values(schema: Schema, embeddings: M3Embeddings, what: str) -> None:
         if len(empty):
             raise InvalidInput(f"{what}.multivectors[{empty[0]}] has no row: every text has at least one.")
         float16 = schema.storage.multivector_dtype == "float16"
-        largest = np.finfo(np.float16 if float16 else np.float32).max
-        _check_numbers(multivectors.rows, f"{what}.multivectors", float(largest))
+        largest = float(np.finfo(np.float16).max) if float16 else _LARGEST
+        _check_numbers(multivectors.rows, f"{what}.multivectors", largest)
 
 
-def _check_numbers(array: Float32, what: str, largest: float = float(np.finfo(np.float32).max)) -> None:
+def _check_numbers(array: Float32, what: str, largest: float = _LARGEST) -> None:
     """Raise unless all values are finite and at most ``largest`` from 0, which only float16 storage can make less."""
     # One pass over memory, a fifth of the time that the questions below take: a sum of squares bounds every value.
     # Half, since it is rounded; NaN is not <= anything.
@@ -140,6 +150,8 @@ def _check_numbers(array: Float32, what: str, largest: float = float(np.finfo(np
     if len(bad):
         raise InvalidInput(f"{what} has NaN or infinity in row {bad[0]}.")
     value = np.abs(array).max()
+    if value > largest == _LARGEST:
+        raise InvalidInput(f"{what} has {value}{_SCALE}")
     if value > largest:
         raise InvalidInput(
             f"{what} has {value}, which float16 cannot hold: the model's rows have length 1.\n"

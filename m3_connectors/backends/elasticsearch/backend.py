@@ -300,7 +300,7 @@ class ElasticsearchBackend(Backend):
             return await ranking.sparse_list(*where, ask.query, limit, condition, fields, texts=whole)
         assert ask.query.dense is not None
         return await ranking.dense_list(
-            *where, ask.query.dense[0], limit, condition, ask.exact, fields, texts=whole
+            *where, ask.query.dense[0], limit, condition, ask.exact, fields, width=ask.width, texts=whole
         )
 
     def _comes_whole(self, ask: Lists, component: Component) -> bool:
@@ -320,7 +320,7 @@ class ElasticsearchBackend(Backend):
             return
         self._read.note_rows(hits)
         if all("_source" in hit for hit in hits):
-            found.documents |= {hit["_id"]: document_of(hit) for hit in hits}
+            found.bring({hit["_id"]: document_of(hit) for hit in hits})
         told = [
             name
             for name in ask.welcome
@@ -345,7 +345,7 @@ class ElasticsearchBackend(Backend):
         if documents and len(found) <= _WHOLE:
             # Of few documents all that is missing comes in one request.
             scores, there = await self._read.shown(list(missing), query, found.keys)
-            found.documents |= there
+            found.bring(there)
         else:
             scores = await self._scores(missing, query)
         for name, known in scores.items():

@@ -35,7 +35,7 @@ _MORE = 16
 """Documents asked for beyond the limit at least, because the server ranks by rounded s_lex."""
 
 _TIED = 1000
-"""The same where the cut goes through equal s_dense, which are ordered by id."""
+"""The same where the cut goes through equal s_dense, which are ordered by id; if those are equal too, ``MOST_HITS``."""
 
 _ROUNDED = (1 + 1e-4) / (1 - 2**-8)
 """No s_lex is larger than the server's by more than this factor: it cuts a document's weights to 9 significant
@@ -54,11 +54,13 @@ async def dense_list(
     exact: bool,
     fields: Sequence[str],
     *,
+    width: int = 0,
     texts: bool = False,
 ) -> tuple[Hits, Float32]:
     """The best hits by s_dense and their scores, best first.
 
-    Hits bring the fields, and the texts where one request was enough.
+    The graph is searched as far as for ``width`` hits, if that is more. Hits bring the fields, and the texts where one
+    request was enough.
     """
 
     async def ask(limit: int, width: int) -> Hits:
@@ -66,10 +68,15 @@ async def dense_list(
         return await connection.search("search", alias, body)
 
     if not exact and limit <= MOST_HITS:
-        width = min(max(2 * limit, 1000), MOST_HITS)
-        hits = await ask(limit + 1, width)
-        if len(hits) > limit and hits[limit]["_score"] == hits[limit - 1]["_score"]:
-            hits = await ask(limit + _TIED, width)
+        width = min(max(2 * limit, width, 1000), MOST_HITS)
+        asked = limit + 1
+        hits = await ask(asked, width)
+        for deeper in (limit + _TIED, MOST_HITS):
+            # Whether hits that were not answered equal the last one, and have lower ids.
+            if not asked == len(hits) < MOST_HITS or hits[-1]["_score"] != hits[limit - 1]["_score"]:
+                break
+            asked = min(deeper, MOST_HITS)
+            hits = await ask(asked, width)
         # A graph may lose its way behind a filter; then fewer come than there are.
         if len(hits) >= limit or len(hits) >= await count(connection, alias, filter):
             return _best(hits, dense_scores(hits), limit)

@@ -289,7 +289,7 @@ class MilvusBackend(Backend):
         if "rows" in brought:
             self._reads.note_rows(hits)
         if "text" in brought:
-            found.documents |= {hit["key"]: document_of(hit) for hit in hits}
+            found.bring({hit["key"]: document_of(hit) for hit in hits})
         told = [name for name in ask.welcome if brought >= set(fields_of([name]))]
         rows = {hit["key"]: hit for hit in hits}
         for name, scores in (await self._reads.scores_of("search", told, ask.query, rows)).items():
@@ -311,7 +311,7 @@ class MilvusBackend(Backend):
             scores = await self._reads.scores_of("search", list(missing), query, rows)
             for name, column in scores.items():
                 found.learn(name, list(rows), column)
-            found.documents |= {key: document_of(row) for key, row in rows.items()}
+            found.bring({key: document_of(row) for key, row in rows.items()})
         elif missing:
             for name, known in (await self._scores(missing, query)).items():
                 found.learn(name, list(known), list(known.values()))

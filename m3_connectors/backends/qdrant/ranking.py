@@ -15,7 +15,7 @@ import qdrant_edge as engine
 from m3_connectors.backends.qdrant.filters import edge_filter
 from m3_connectors.backends.qdrant.points import ID, Layout, PointId, document_of, payloads, point_id, stored
 from m3_connectors.embeddings import Component, Float32, M3Embeddings
-from m3_connectors.search import Candidates, Key, Lists
+from m3_connectors.search import Candidates, Deleted, Key, Lists
 
 T = TypeVar("T")
 
@@ -82,7 +82,7 @@ class EdgeAnswers:
         if documents:
             points: dict[PointId, Key] = {self._point(key): key for key in found.keys}
             read = payloads(self._edge, list(points))
-            found.documents |= {points[point]: document_of(payload) for point, payload in read.items()}
+            found.bring({points[point]: document_of(payload) for point, payload in read.items()})
 
     async def ids(self, found: Candidates) -> list[str]:
         """The documents' own ids."""
@@ -181,6 +181,8 @@ class EdgeAnswers:
     def _ids(self, keys: Sequence[Key]) -> list[str]:
         points = [self._point(key) for key in keys]
         found = payloads(self._edge, points, [ID])
+        if len(found) < len(points):
+            raise Deleted("documents were deleted before their ids were read.")
         return [found[point][ID] for point in points]
 
 
@@ -191,4 +193,5 @@ def at_once(call: Coroutine[Any, Any, T]) -> T:
     except StopIteration as done:
         result: T = done.value
         return result
+    call.close()
     raise RuntimeError(f"{call} waits for something.")

@@ -339,7 +339,7 @@ class QdrantBackend(Backend):
         async def fetch() -> None:
             ids = await self.ids(found)
             there = zip(ids, await self._fetch(ids), strict=True)
-            found.documents.update({id: document for id, document in there if document is not None})
+            found.bring({id: document for id, document in there if document is not None})
 
         await together([score, fetch] if documents else [score])
 

@@ -49,7 +49,8 @@ class Listing:
         vector, limit, filter = scores.vector(component), lists.depths[component], lists.filter
         if vector is None:
             return [], np.empty(0, dtype=np.float32)
-        self._limits.check_list(limit)
+        # The whole list, even where only its head is asked for now: equal scores may need the rest of it.
+        self._limits.check_list(max(limit, lists.width))
         # A sparse search is exact anyway; saying so makes every shard of several give its full list. To compare with
         # all of a few points costs less than to find out that a graph did not miss one of them.
         is_small = self._limits.exact and filter is None and 0 < self._all < limit

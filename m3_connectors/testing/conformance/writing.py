@@ -87,11 +87,13 @@ class WritingClauses(Suite):
         bad = {
             "NaN in dense": good.replace(dense=changed(good.dense, np.nan)),
             "infinity in dense": good.replace(dense=changed(good.dense, -np.inf)),
+            "dense whose scores overflow": good.replace(dense=changed(good.dense, 1e30)),
             "dense too narrow": good.replace(dense=good.dense[:, :-1].copy()),
             "no sparse": good.replace(sparse=None),
             "sparse weight 0": with_weights(changed(good.sparse.data, 0)),
             "sparse weight < 0": with_weights(changed(good.sparse.data, -0.1)),
             "NaN sparse weight": with_weights(changed(good.sparse.data, np.nan)),
+            "sparse weight whose scores overflow": with_weights(changed(good.sparse.data, 1e30)),
             "repeated token": with_weights(good.sparse.data, np.full_like(good.sparse.indices, 7)),
             "NaN in rows": with_rows(changed(rows, np.nan)),
             "rows beyond float16": with_rows(changed(rows, 1e5)),
