@@ -85,4 +85,4 @@ def test_the_command_names_the_file(
     assert main(["bench", "s.toml", "--out", "out"]) == 1
     said = capsys.readouterr().err
     assert "s.toml: stores[0].url: 'qdrnt:./x'" in said
-    assert "keeps what was measured" not in said
+    assert "the measurements so far are in" not in said

@@ -201,14 +201,14 @@ def test_the_command_says_where_the_measured_rows_are(
     Path("tiny.toml").write_text(SCENARIO.format(k=5))
     monkeypatch.setattr(running, "backend_for", lambda *_: Dying())
     assert main(["bench", "tiny.toml", "--out", "out"]) == 1
-    assert "  out keeps what was measured until then: m3 report out" in capsys.readouterr().err.splitlines()
+    assert "  the measurements so far are in out; show them with: m3 report out" in capsys.readouterr().err.splitlines()
 
     async def stopped(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(running, "harness_seconds", stopped)
     assert main(["bench", "tiny.toml", "--out", "other"]) == 130
-    assert "other keeps what was measured" in capsys.readouterr().err
+    assert "the measurements so far are in other" in capsys.readouterr().err
 
 
 class Forgetful(MemoryBackend):

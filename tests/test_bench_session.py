@@ -81,7 +81,7 @@ def test_finished_loads_survive_and_the_same_command_goes_on(here: Path, how: si
     assert len(before) == 20
     if how is not signal.SIGKILL:
         assert code == 130
-        assert "Go on after it: m3 bench tiny.toml --out out" in said
+        assert "To continue, run: m3 bench tiny.toml --out out" in said
 
     assert main(["bench", "tiny.toml", "--out", "out"]) == 0
     whole = BenchFolder(here / "out")

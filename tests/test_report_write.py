@@ -100,7 +100,7 @@ def test_a_record_that_cannot_be_read_hides_no_other(
     told = " ".join(capsys.readouterr().err.split())
     html = (tmp_path / "report" / "report.html").read_text()
     for place in ("bench", "evaluation"):
-        assert f"{tmp_path / place} cannot be read and is in no table" in told
+        assert f"{tmp_path / place} cannot be read and is not in any table" in told
         assert f'<p class="warning">{place}: ' in html
     assert "Answering: whole" in html
     assert "nDCG@10" in html

@@ -1,4 +1,4 @@
-"""``m3 search``: ask a question."""
+"""``m3 search``: search a collection."""
 
 from __future__ import annotations
 
@@ -30,29 +30,33 @@ from m3_connectors.embeddings import COMPONENTS
 
 def search(
     url: Url,
-    query: Annotated[str, typer.Argument(metavar="QUESTION", help="What to look for.")],
+    query: Annotated[str, typer.Argument(metavar="QUESTION", help="The query.")],
     collection: Collection = DEFAULT_COLLECTION,
     model: Model = None,
     method: MethodName = "all",
-    k: Annotated[int, typer.Option("-k", metavar="K", help="Most hits.", parser=at_least(1))] = 10,
+    k: Annotated[
+        int, typer.Option("-k", metavar="K", help="Maximum number of hits.", parser=at_least(1))
+    ] = 10,
     filter: Annotated[
         str | None,
         typer.Option(
-            "--filter", metavar="JSON", help="""Only documents that pass, as '{"year": {"$gte": 2020}}'."""
+            "--filter",
+            metavar="JSON",
+            help="""Search only documents that match, such as '{"year": {"$gte": 2020}}'.""",
         ),
     ] = None,
     weights: WeightsText = None,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Show the best documents for a question, with the scores that ranked them."""
+    """Show the best documents for a query, with the scores that determine their rank."""
     check_store(url, collection)
     wanted = read_filter(filter)
     asked = choose_method(method, weights)
     with open_index(url, collection, model, create=False) as index:
         chosen = asked or index.methods[method]
         hits = index.search(query, method=chosen, k=k, filter=wanted)
-        # A list by the sparse score alone holds only what shares a token with the question.
+        # A sparse list contains only documents that share a token with the query.
         unmatched = index.count(wanted) - len(hits) if method == "sparse" and len(hits) < k else 0
     if json:
         print_json(
@@ -76,16 +80,16 @@ def search(
     if hits:
         print_table(hits_table(hits))
         if unmatched:
-            others = "other shares" if unmatched == 1 else "others share"
-            err.print(f"  {unmatched:,} {others} no word with the question", style="dim")
+            others = "other document shares" if unmatched == 1 else "other documents share"
+            err.print(f"  {unmatched:,} {others} no token with the query", style="dim")
     elif unmatched:
-        out.print("  no document shares a word with the question")
+        out.print("  no document shares a token with the query")
     else:
-        out.print("  no document " + ("passes the filter" if wanted else "is in the collection"))
+        out.print("  no document " + ("matches the filter" if wanted else "is in the collection"))
 
 
 def hits_table(hits: list[Hit]) -> Table:
-    """Hits in a table: rank, fused score, component scores, id and the beginning of the text."""
+    """Return a table of hits: rank, fused score, component scores, id and the beginning of the text."""
     table = Table(box=None, pad_edge=True, padding=(0, 1), header_style="dim")
     for name in ("#", "score", "dense", "sparse", "multi"):
         table.add_column(name, justify="right", style="bold" if name == "score" else None)
@@ -95,7 +99,7 @@ def hits_table(hits: list[Hit]) -> Table:
         document = Text.assemble(
             (one_line(hit.document.id), "bold"), (" · ", "dim"), one_line(hit.document.text)
         )
-        # What the numbers leave of the line: a table that is too wide would take it from the numbers.
+        # The width that the numbers leave: in a table that is too wide, rich would shrink the numbers.
         document.truncate(max(20, out.width - 42), overflow="ellipsis")
         table.add_row(
             str(rank),
