@@ -160,7 +160,7 @@ def test_somebodys_documents_are_left_alone(tmp_path: Path) -> None:
 def test_a_folder_that_holds_a_benchmark_is_not_written_over(tmp_path: Path) -> None:
     measure(tiny("memory:"), tmp_path / "out")
     before = (tmp_path / "out" / "requests.parquet").read_bytes()
-    with pytest.raises(InvalidInput, match="holds a benchmark already"):
+    with pytest.raises(InvalidInput, match="already contains a benchmark"):
         measure(tiny("memory:"), tmp_path / "out")
     assert (tmp_path / "out" / "requests.parquet").read_bytes() == before
 
@@ -201,7 +201,10 @@ def test_the_command_says_where_the_measured_rows_are(
     Path("tiny.toml").write_text(SCENARIO.format(k=5))
     monkeypatch.setattr(running, "backend_for", lambda *_: Dying())
     assert main(["bench", "tiny.toml", "--out", "out"]) == 1
-    assert "  the measurements so far are in out; show them with: m3 report out" in capsys.readouterr().err.splitlines()
+    assert (
+        "  the measurements so far are in out; show them with: m3 report out"
+        in capsys.readouterr().err.splitlines()
+    )
 
     async def stopped(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
@@ -256,11 +259,11 @@ class Failing(Answering):
 @pytest.mark.parametrize(
     ("backend", "reason"),
     [
-        (Forgetful, "the collection holds"),
+        (Forgetful, "the collection contains"),
         (Empty, "no hits"),
-        (Short, "fewer hits than there are"),
+        (Short, "fewer hits than expected"),
         (Repeating, "the same document twice"),
-        (Long, "more hits than asked for"),
+        (Long, "more hits than requested"),
         (Failing, "failed (Unavailable"),
     ],
 )
@@ -311,7 +314,7 @@ def test_the_command_prints_a_table_and_leaves_a_folder(
     assert main(["bench", "run", "tiny.toml", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["name"] == "tiny"
     assert main(["bench", "tiny.toml", "--out", "out"]) == 1
-    assert "holds a benchmark already" in capsys.readouterr().err
+    assert "already contains a benchmark" in capsys.readouterr().err
     assert main(["bench", "absent.toml"]) == 1
     assert "absent.toml does not exist" in capsys.readouterr().err
 
@@ -357,7 +360,7 @@ def test_a_void_result_has_an_exit_code_of_its_own(
     assert main(["bench", str(tmp_path / "tiny.toml"), "--out", str(tmp_path / "out")]) == 3
     printed = capsys.readouterr()
     assert "VOID" in printed.out
-    assert "fewer hits than there are" in printed.err
+    assert "fewer hits than expected" in printed.err
 
 
 def test_milvus_is_measured(milvus_store: Running, tmp_path: Path) -> None:

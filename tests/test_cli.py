@@ -133,7 +133,9 @@ class TestIndex:
         options = ["--encoding", "latin1", "--delimiter", "|", "--exclude", "draft*"]
         run = m3("index", "qdrant:./data", "notes", *options, "-m", checkpoint, "--json")
         assert (run.json["documents"], run.json["skipped"], run.json["text_columns"]) == (2, 0, {"more": "x"})
-        assert "column 'more' contains numbers but is stored as text, because 'x' is not a number" in unboxed(run.err)
+        assert "column 'more' contains numbers but is stored as text, because 'x' is not a number" in unboxed(
+            run.err
+        )
         hits = m3("search", "qdrant:./data", "x", "--json").json["hits"]
         assert {hit["text"]: hit["metadata"] for hit in hits} == {"café": {"more": "x"}, "b": {"more": "7"}}
 
@@ -141,7 +143,7 @@ class TestIndex:
         ("option", "value", "reason"),
         [
             ("--encoding", "undefined", "not a known encoding"),
-            ("--delimiter", "||", "one character"),
+            ("--delimiter", "||", "not a single character"),
             ("--format", "parquet", "not a supported format"),
         ],
     )
@@ -173,7 +175,7 @@ class TestIndex:
         run = m3("index", "qdrant:./data", "c.csv", "-m", checkpoint)
         assert (run.code, run.out) == (1, "")
         assert run.err.startswith(
-            "InvalidInput: nothing was indexed: 1 record skipped, the first c.csv: no column"
+            "InvalidInput: nothing was indexed: 1 record skipped, the first is c.csv: no column"
         )
 
     def test_nothing_to_index_makes_no_collection(self, m3: M3, tmp_path: Path, checkpoint: Path) -> None:
@@ -403,7 +405,7 @@ class TestModelOfACollection:
         first, *rest = run.err.splitlines()
         assert re.fullmatch(
             r'ModelFormat: collection "documents" was written by models/small \(32 dims\) '
-            r"\(fingerprint [0-9a-f]{12}\), which is not found here\.",
+            r"\(fingerprint [0-9a-f]{12}\), which was not found here\.",
             first,
         )
         assert re.search(r"away/models/small contains another model \(fingerprint [0-9a-f]{12}\)\.", rest[0])
@@ -486,7 +488,9 @@ class TestEval:
         assert ["all", "1", "2", "3"] in [line.split()[:4] for line in first.out.splitlines()]
         assert ["dense_sparse", "1", "2", "0"] in [line.split()[:4] for line in first.out.splitlines()]
         second = m3(*call, "--weights", "paper")
-        assert "3 of 3 documents are in qdrant:./data sets-tiny already" in second.err
+        assert (
+            "3 of 3 documents are already in qdrant:./data sets-tiny and are not encoded again" in second.err
+        )
         assert ["all", "1", "0.3", "1"] in [line.split()[:4] for line in second.out.splitlines()]
 
     def test_fusion_and_the_papers_weights(self, m3: M3, dataset: Path, checkpoint: Path) -> None:
@@ -595,7 +599,7 @@ class TestEncode:
             f"({lost / counts[1]:.0%}) are lost"
         )
         assert len(said) == 11
-        assert said[-1].startswith("warning  2 more texts were cut: ")
+        assert said[-1].startswith("warning  2 more texts were truncated: ")
         m3(*call, "--to", "v.safetensors")
         saved = M3Embeddings.load("v.safetensors").token_counts
         assert saved is not None
@@ -634,7 +638,7 @@ class TestEncode:
 
     def test_a_length_that_the_model_cannot_read(self, m3: M3, checkpoint: Path) -> None:
         assert m3("encode", "x", "--json", "-m", checkpoint, "--max-length", "100000").code == 2
-        assert "'2': give a whole number >= 3" in unboxed(
+        assert "'2' is not valid; give an integer of at least 3" in unboxed(
             m3("encode", "x", "--json", "--max-length", "2").err
         )
 
@@ -718,9 +722,7 @@ class TestFailures:
 
     def test_no_collection(self, m3: M3) -> None:
         run = m3("search", "qdrant:./nothing", "x")
-        self.assert_reason(
-            run, 1, "CollectionNotFound:", "\n  Create it:  m3 index qdrant:./nothing SOURCE"
-        )
+        self.assert_reason(run, 1, "CollectionNotFound:", "\n  Create it:  m3 index qdrant:./nothing SOURCE")
         assert not Path("nothing").exists()
 
     def test_an_unknown_store(self, m3: M3, corpus: Path) -> None:
@@ -829,7 +831,9 @@ class TestFailures:
             raise KeyError("inner")
 
         monkeypatch.setattr("m3_connectors.blocking.Index.search", fail)
-        self.assert_reason(m3("search", filled, "x"), 1, "KeyError: 'inner'", "run the command again with --debug")
+        self.assert_reason(
+            m3("search", filled, "x"), 1, "KeyError: 'inner'", "run the command again with --debug"
+        )
 
 
 class TestProcess:

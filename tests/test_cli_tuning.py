@@ -110,7 +110,7 @@ class TestCompare:
             (["e", "nowhere"], 1, "nowhere holds no evaluation"),
             (["e", "other"], 1, "different datasets: toy and other"),
             (["e", "e", "--measure", "nDCG@7"], 1, "has no nDCG@7"),
-            (["e", "e", "--queries", "-1"], 2, "give a whole number >= 0"),
+            (["e", "e", "--queries", "-1"], 2, "give an integer of at least 0"),
         ],
     )
     def test_wrong_usage(self, m3: M3, arguments: list[str], code: int, says: str) -> None:
@@ -178,7 +178,7 @@ class TestTune:
         ("arguments", "code", "says"),
         [
             (["e", "--methods", "dense"], 2, "'dense' is not valid; choose from dense_sparse, all"),
-            (["e", "--folds", "1"], 2, "give a whole number >= 2"),
+            (["e", "--folds", "1"], 2, "give an integer of at least 2"),
             (["unfinished"], 1, "unfinished is incomplete"),
             (["."], 2, ". contains 2 evaluations; choose one, such as e."),
             (["nowhere"], 1, "nowhere"),

@@ -226,7 +226,10 @@ def test_m3_get(filled: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["get", filled, "--", IDS[0], "not there", "nor this", "not there"]) == 1
     captured = capsys.readouterr()
     assert captured.out.startswith(IDS[0])
-    assert captured.err.splitlines() == ["document 'not there' does not exist", "document 'nor this' does not exist"]
+    assert captured.err.splitlines() == [
+        "document 'not there' does not exist",
+        "document 'nor this' does not exist",
+    ]
     assert main(["get", filled, "a", "-c", "other"]) == 1
     assert "m3 index qdrant:./data SOURCE -c other" in capsys.readouterr().err
     assert main(["get", filled, "x" * 600]) == 2

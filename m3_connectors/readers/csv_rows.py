@@ -62,10 +62,10 @@ class Rows:
     def read(self, delimiter: str | None) -> Iterator[Row | Skipped]:
         """Yield the rows.
 
-        Cells may be quoted, as in RFC 4180. If a quote is closed before the end of its cell, or never, the row
-        in which it opens is skipped, and the lines after the first line of that row are read as rows. Such a
-        row is skipped too if it has a quote in an unquoted cell, because it may be the end of a cell of several
-        lines.
+        Cells may be quoted, as in RFC 4180. If a quote is closed before the end of its cell, or never, the
+        row in which it opens is skipped, and the lines after the first line of that row are read as rows.
+        Such a row is skipped too if it has a quote in an unquoted cell, because it may be the end of a cell
+        of several lines.
 
         Args:
             delimiter: The delimiter; None means tabs without quoting.

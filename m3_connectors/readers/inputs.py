@@ -46,8 +46,8 @@ class ReadOptions:
     Attributes:
         encoding: The encoding of files without a byte order mark; overrides the declaration of a page. The
             default is UTF-8, or the encoding that a page declares.
-        delimiter: The delimiter of CSV and TSV cells, one character; cells may then be quoted. By default, CSV
-            uses the delimiter with which the header has a text column, and TSV uses tabs without quoting.
+        delimiter: The delimiter of CSV and TSV cells, one character; cells may then be quoted. By default,
+            CSV uses the delimiter with which the header has a text column, and TSV uses tabs without quoting.
         format: The format of standard input, pipes and files without a known extension. The default is JSON
             Lines for streams, and text for files without any extension.
         exclude: Shell patterns of files and folders to skip. A pattern matches the name or, if it contains a

@@ -53,10 +53,10 @@ def read_documents(
 ) -> Iterator[Document]:
     """Yield the documents of files and folders, one after another; each is valid for storing.
 
-    Each record of JSON Lines, JSON or CSV is a document; so is each file of text, Markdown or HTML, whose id is
-    its path below the source folder, or its name. With several source folders, ids are prefixed with the
-    folder's name; with several source files of the same name, their paths are the ids. Folders are read in the
-    order of their paths; links to folders are not followed. ``Path("-")`` is standard input.
+    Each record of JSON Lines, JSON or CSV is a document; so is each file of text, Markdown or HTML, whose id
+    is its path below the source folder, or its name. With several source folders, ids are prefixed with the
+    folder's name; with several source files of the same name, their paths are the ids. Folders are read in
+    the order of their paths; links to folders are not followed. ``Path("-")`` is standard input.
 
     CSV files are read twice, because the type of a column is the same in all files of the call.
 
@@ -65,12 +65,12 @@ def read_documents(
         fields: The fields of text and id.
         options: Options for files that do not declare their encoding, delimiter or format.
         on_dead_letter: Called with the source and each record or file that was skipped.
-        on_replaced: Called in the same way for each document that a later one with the same id replaces when it
-            is stored. With None, ids are not compared.
+        on_replaced: Called in the same way for each document that a later one with the same id replaces when
+            it is stored. With None, ids are not compared.
         on_source: Called with each source before it is read.
         on_file: Called with the source and each of its files before the file is read.
-        on_mixed_column: Called before the first document with each CSV column that contains numbers but is text,
-            and with its first cell that is not a number.
+        on_mixed_column: Called before the first document with each CSV column that contains numbers but is
+            text, and with its first cell that is not a number.
         without: A folder to skip, such as the data folder of the store.
 
     Raises:
@@ -158,7 +158,7 @@ class _Reader:
         self.columns = Columns()
 
     def look(self, input: Input) -> None:
-        """Infer the types of a table's columns; read errors are ignored here, and reported by ``outcomes``."""
+        """Infer the types of a table's columns; read errors are left to ``outcomes``, which reports them."""
         if input.is_table:
             unreadable = contextlib.suppress(OSError, EOFError, zlib.error)
             with unreadable, input.open_text(self._options.codec) as text:
