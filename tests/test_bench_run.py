@@ -325,7 +325,7 @@ def test_bytes_stand_under_their_own_headings(tmp_path: Path) -> None:
     shown = {str(column.header): next(iter(column.cells)) for column in table.columns}
     (fill,) = summary["fills"]
     assert shown["bytes planned"] == f"{sum(fill['planned_bytes_per_document'].values()):,.0f}"
-    assert str(shown["bytes a document"]).startswith(f"{fill['disk_bytes_per_document']:,.0f}: ")
+    assert str(shown["bytes per document"]).startswith(f"{fill['disk_bytes_per_document']:,.0f}: ")
     assert "" not in shown
     log = fill["component_bytes_per_document"]["log"]
     assert shown["measured"] == f"{fill['disk_bytes_per_document'] - log:,.0f}"

@@ -30,7 +30,7 @@ async def preflight(scenario: Scenario, where: str) -> None:
     for number, store in enumerate(scenario.stores):
         key = f"{where}: stores[{number}]"
         for documents in scenario.corpus.documents:
-            backend = _built(store, f"{store.collection}-{documents}", key)
+            backend = _build_backend(store, f"{store.collection}-{documents}", key)
             if store.url is None:
                 continue
             try:
@@ -46,7 +46,7 @@ async def preflight(scenario: Scenario, where: str) -> None:
                     await backend.close()
 
 
-def _built(store: Store, collection: str, key: str) -> Backend:
+def _build_backend(store: Store, collection: str, key: str) -> Backend:
     url = store.url or f"{store.start}{_NOWHERE}"
     # One after the other, to find out which key is wrong.
     for name, called, options in (

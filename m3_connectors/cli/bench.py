@@ -183,7 +183,7 @@ def _print(summary: dict[str, Any], record: dict[str, Any]) -> None:
         f"queries of {corpus['query_rows']} rows, "
         f"top {record['scenario']['queries']['k']}; nothing is encoded\n"
         f"  {machine['processor']}, {machine['cores']} cores · the harness itself takes "
-        f"{summary['harness_seconds_per_request'] * 1e3:.3f} ms a request",
+        f"{summary['harness_seconds_per_request'] * 1e3:.3f} ms per request",
         markup=False,
         soft_wrap=True,
     )
@@ -218,7 +218,7 @@ def _print(summary: dict[str, Any], record: dict[str, Any]) -> None:
 def _table(*columns: str) -> Table:
     table = Table(box=None, padding=(0, 1), header_style="dim")
     for name in columns:
-        table.add_column(name, justify="left" if name in ("store", "load", "bytes a document") else "right")
+        table.add_column(name, justify="left" if name in ("store", "load", "bytes per document") else "right")
     return table
 
 
@@ -232,13 +232,13 @@ def fills_table(fills: list[dict[str, Any]]) -> Table:
         "documents",
         "docs/s",
         "MB/s",
-        "CPU here",
-        "CPU there",
+        "client CPU",
+        "server CPU",
         "index s",
-        "memory there",
+        "server memory",
         "bytes planned",
         "measured",
-        "bytes a document",
+        "bytes per document",
     )
     for fill in fills:
         parts = fill["component_bytes_per_document"] or {}
@@ -248,7 +248,7 @@ def fills_table(fills: list[dict[str, Any]]) -> Table:
         table.add_row(
             fill["store"],
             f"{fill['documents']:,}",
-            "there already" if fill["reused"] else _number(fill["documents_per_second"], ",.0f"),
+            "reused" if fill["reused"] else _number(fill["documents_per_second"], ",.0f"),
             _number(fill["megabytes_per_second"], ".1f"),
             _number(fill["client_cpu_share"], ".0%"),
             _number(fill["server_cpu_share"], ".0%"),
@@ -265,7 +265,7 @@ def _loads(summary: dict[str, Any]) -> Table:
     recall = _recall_of_methods(summary["recall"])
     table = _table(
         "store", "documents", "load", "method", "n", "p50 ms", "p95", "p99", "p99.9", "req/s", "recall",
-        "in store", "trips", "CPU here", "ms here", "ms there",
+        "in store", "trips", "client CPU", "client ms", "server ms",
     )  # fmt: skip
     methods = {item["method"] for item in summary["loads"]} - {None}
     for item in summary["loads"]:

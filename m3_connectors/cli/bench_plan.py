@@ -140,10 +140,10 @@ def _overview(plans: list[Plan], nodes_memory: float, replicas: int) -> Table:
         "disk",
         "memory",
         "nodes",
-        "disk a node",
-        "bytes a document",
-        "read a query",
-        "sent a query",
+        "disk per node",
+        "bytes per document",
+        "read per query",
+        "sent per query",
         "MaxSim",
     ):
         table.add_column(name, justify="right")
@@ -169,7 +169,7 @@ def _overview(plans: list[Plan], nodes_memory: float, replicas: int) -> Table:
 def _parts(one: Plan) -> Table:
     table = Table(box=None, padding=(0, 2), header_style="dim", title_justify="left")
     table.add_column(f"{one.store}, {one.shape.dtype}")
-    table.add_column("disk, bytes a document", justify="right")
+    table.add_column("disk, bytes per document", justify="right")
     table.add_column("memory", justify="right")
     table.add_column("formula")
     for part in one.parts:

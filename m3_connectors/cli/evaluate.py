@@ -1,4 +1,4 @@
-"""``m3 eval``: measure the methods on a dataset with relevance judgments."""
+"""``m3 eval``: measure the methods on a dataset with relevance judgements."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def evaluate(
         typer.Option(
             "--out",
             metavar="DIR",
-            help="Folder for runs, scores and environment; used to continue after a stop.",
+            help="Folder for runs, scores and environment; an interrupted run continues from it.",
         ),
     ] = None,
     data_dir: DataDir = None,
@@ -131,14 +131,14 @@ def evaluate(
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Index a dataset with relevance judgments, run the methods and print the quality of each."""
+    """Index a dataset with relevance judgements, run the methods and print the quality of each."""
     from m3_connectors.evaluation.datasets.load import load_dataset
     from m3_connectors.evaluation.evaluate import Plan
 
     # Check the arguments now and not after an hour of encoding.
     check_store(to, collection or "documents", "--to")
     names = methods.split(",")
-    given = _given(names, weights)
+    given = _weighted_methods(names, weights)
     for package in ("ir_measures", "pyarrow"):
         _require(package)
     baselines = _baselines(baseline)
@@ -256,7 +256,7 @@ def _baselines(specs: str | None) -> list[Baseline]:
         raise typer.BadParameter(str(error), param_hint="--baseline") from None
 
 
-def _given(names: Sequence[str], weights: str | None) -> dict[str, Method]:
+def _weighted_methods(names: Sequence[str], weights: str | None) -> dict[str, Method]:
     """Return the methods whose weights are given as numbers on the command line.
 
     Raises:

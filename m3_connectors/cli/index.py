@@ -46,7 +46,7 @@ def _known_choice(name: str | None) -> str | None:
     return name
 
 
-def _checked(options: Callable[[str], ReadOptions]) -> Callable[[str | None], str | None]:
+def _check_option(options: Callable[[str], ReadOptions]) -> Callable[[str | None], str | None]:
     """Return a check for a reading option: its value is valid if ReadOptions accepts it."""
 
     def check(value: str | None) -> str | None:
@@ -89,7 +89,7 @@ def index(
         typer.Option(
             "--encoding",
             metavar="NAME",
-            callback=_checked(lambda value: ReadOptions(encoding=value)),
+            callback=_check_option(lambda value: ReadOptions(encoding=value)),
             help="Encoding of files without a byte order mark.",
             show_default="UTF-8, or the encoding that a page declares",
         ),
@@ -99,7 +99,7 @@ def index(
         typer.Option(
             "--delimiter",
             metavar="CHARACTER",
-            callback=_checked(lambda value: ReadOptions(delimiter=_delimiter(value))),
+            callback=_check_option(lambda value: ReadOptions(delimiter=_delimiter(value))),
             help="Delimiter of CSV and TSV files; 'tab' means a tab character.",
             show_default="detected from the header",
         ),
@@ -109,7 +109,7 @@ def index(
         typer.Option(
             "--format",
             metavar="FORMAT",
-            callback=_checked(lambda value: ReadOptions(format=cast(Format, value))),
+            callback=_check_option(lambda value: ReadOptions(format=cast(Format, value))),
             help="Format of - and of files without a known extension: "
             "jsonl, json, csv, tsv, text, markdown, html, xhtml.",
             show_default="jsonl for -",
@@ -158,7 +158,7 @@ def index(
     left_out = _store_folder(url)
     reading = Reading(files_of(sources, options, left_out))
     with DeadLetterFiles(Path.cwd()) as dead, ReportFiles(Path.cwd(), CUT_SUFFIX) as cut:
-        run = _Followed(reading, cut)
+        run = _RunTracker(reading, cut)
         repeats = _Repeats(dead)
         mixed: dict[str, str] = {}
 
@@ -180,7 +180,7 @@ def index(
             )
             first = next(documents, None)
             if first is None:  # checked before a collection is created and bound to this model
-                raise _nothing(sources, dead)
+                raise _nothing_indexed(sources, dead)
             outcome = _store(url, collection, model, storage, itertools.chain([first], documents), run)
         except KeyboardInterrupt:
             err.print(f"{_stored(run.stored_count)}. Run the same command to continue.")
@@ -228,7 +228,7 @@ def _store(
     model: str | None,
     storage: Storage | None,
     documents: Iterator[Document],
-    run: _Followed,
+    run: _RunTracker,
 ) -> _Outcome:
     with open_index(url, collection, model, create=True, storage=storage) as index, run.shown():
         before = index.count()
@@ -256,7 +256,7 @@ _SHOWN_REPEATS = 20
 
 
 def _document(
-    outcome: _Outcome, dead: DeadLetterFiles, run: _Followed, repeats: _Repeats
+    outcome: _Outcome, dead: DeadLetterFiles, run: _RunTracker, repeats: _Repeats
 ) -> dict[str, object]:
     return {
         "model": outcome.model,
@@ -276,7 +276,7 @@ def _document(
     }
 
 
-def _summary(outcome: _Outcome, dead: DeadLetterFiles, run: _Followed, repeats: _Repeats) -> str:
+def _summary(outcome: _Outcome, dead: DeadLetterFiles, run: _RunTracker, repeats: _Repeats) -> str:
     report = outcome.report
     parts = [plural(report.written, "document")]
     if outcome.replaced:
@@ -305,7 +305,7 @@ def _summary(outcome: _Outcome, dead: DeadLetterFiles, run: _Followed, repeats: 
     return " · ".join(parts)
 
 
-class _Followed:
+class _RunTracker:
     """Follows one run: shows how much is read and stored, and records which documents were truncated.
 
     Args:
@@ -364,7 +364,7 @@ class _Followed:
             self._progress.update("storing", self.stored_count, unit="documents", share=share, note=note)
 
 
-def _nothing(sources: list[Path], dead: DeadLetterFiles) -> InvalidInput:
+def _nothing_indexed(sources: list[Path], dead: DeadLetterFiles) -> InvalidInput:
     if dead.first:
         return InvalidInput(
             f"nothing was indexed: {plural(dead.count, 'record')} skipped, the first is {dead.first}\n"

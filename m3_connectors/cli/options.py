@@ -83,7 +83,7 @@ def at_least(smallest: int) -> Callable[[str], int]:
 Split = Annotated[
     str | None,
     typer.Option(
-        "--split", metavar="SPLIT", help="Split of the judgments.", show_default="the paper's, or test"
+        "--split", metavar="SPLIT", help="Split of the judgements.", show_default="the paper's, or test"
     ),
 ]
 DatasetStore = Annotated[

@@ -101,7 +101,7 @@ def tune(
             param_hint="DATASET|DIR",
         )
     else:
-        folder = _evaluated(
+        folder = _load_or_evaluate(
             dataset,
             split=split,
             to=to,
@@ -172,7 +172,7 @@ def gains_table(tuning: Tuning) -> Table:
     return table
 
 
-def _evaluated(
+def _load_or_evaluate(
     name: str,
     *,
     split: str | None,
@@ -196,7 +196,7 @@ def _evaluated(
     if loaded.relevance != "documents":
         raise InvalidInput(
             f"{name} is judged by answers, but weights are tuned by nDCG@10, which needs judged documents.\n"
-            "  Choose a dataset with relevance judgments for documents."
+            "  Choose a dataset with relevance judgements for documents."
         )
     at = collection or collection_name(name, passage_max_length)
     encoder = choose_encoder(to, at, model, create=True)

@@ -90,7 +90,7 @@ class Table:
             if isinstance(row, Skipped):
                 yield row
             elif row.cells and row.line != header.line:
-                yield _checked(row, names, unnamed_end, codec)
+                yield _check_row(row, names, unnamed_end, codec)
 
     def _found_delimiter(self, rows: Rows) -> str:
         headers = {delimiter: rows.first(delimiter) for delimiter in _DELIMITERS}
@@ -113,7 +113,7 @@ class Table:
         return None
 
 
-def _checked(row: Row, names: list[str], named: int, codec: str) -> tuple[int, dict[str, str]] | Skipped:
+def _check_row(row: Row, names: list[str], named: int, codec: str) -> tuple[int, dict[str, str]] | Skipped:
     """Return a row's cells by column if it has the header's columns; other cells must be empty."""
     lines = f", lines {row.line} to {row.last_line}" if row.last_line > row.line else ""
     if any(map(UNDECODABLE.search, row.cells)):
