@@ -9,11 +9,11 @@ Sources:
     B  measured by ``m3 bench`` (docs/benchmarks.md)
     Q  https://qdrant.tech/documentation/capacity-planning/: memory is 1.5 times that of the vectors;
        https://github.com/qdrant/qdrant/issues/4112: a named vector takes space even if a point lacks it
-    M  https://milvus.io/docs/mmap.md: a memory-mapped field needs no memory; not the default;
+    M  https://milvus.io/docs/mmap.md: a memory-mapped field needs no memory of its own; not the
+       default;
        https://milvus.io/ai-quick-reference: a graph has 4 bytes per link
     E  https://www.elastic.co/docs/solutions/search/vector/knn (tune approximate kNN search): 4 d per vector
-    and 4 m
-       for the graph, outside the heap, which has at most half of a node's memory;
+       and 4 m for the graph, outside the heap, which has at most half of a node's memory;
        https://github.com/elastic/elasticsearch/pull/31106: _recovery_source
 """
 
@@ -338,7 +338,7 @@ CHECKED: dict[StoreName, str] = {
     "elasticsearch": "disk 1 %, 2 % and 0.2 % below version 9.2 for the same documents "
     "(only 5,000 of the first), without the second copy; not checked for memory outside the heap",
 }
-"""The errors of the bytes per document, measured by ``m3 bench`` (2026-11-23, 28), as in every run."""
+"""How far the bytes per document were from measurements (2026-11-23, 28); every ``m3 bench`` compares again."""
 
 BESIDE: Mapping[str, tuple[str, ...]] = {"qdrant": ("log",), "elasticsearch": ("second copy until merged",)}
 """Components (``bench.disk``) that a plan omits because they do not grow with the collection or are
