@@ -98,7 +98,7 @@ def test_a_file_that_is_none_is_said_so(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="does not exist"):
         load_scenario(tmp_path / "absent.toml")
     (tmp_path / "broken.toml").write_text("name = ")
-    with pytest.raises(InvalidInput, match=r"broken\.toml is not TOML"):
+    with pytest.raises(InvalidInput, match=r"broken\.toml is not valid TOML"):
         load_scenario(tmp_path / "broken.toml")
 
 
