@@ -166,7 +166,7 @@ def test_a_folder_that_holds_a_benchmark_is_not_written_over(tmp_path: Path) -> 
 
 
 def test_what_is_no_benchmark_is_said_so(tmp_path: Path) -> None:
-    with pytest.raises(InvalidInput, match=r"no bench\.json"):
+    with pytest.raises(InvalidInput, match=r"contains no benchmark: bench\.json is missing"):
         BenchFolder(tmp_path)
     (tmp_path / "bench.json").write_text('{"format": 99}')
     with pytest.raises(InvalidInput, match="format 1"):
@@ -347,7 +347,7 @@ def test_recall_and_the_share_of_a_core_are_printed(
     assert main(["bench", "tiny.toml", "--out", "out"]) == 0
     lines = capsys.readouterr().out.splitlines()
     loads = next(line for line in lines if "p99.9" in line).split()
-    assert loads[-6:] == ["CPU", "here", "ms", "here", "ms", "there"]
+    assert loads[-6:] == ["client", "CPU", "client", "ms", "server", "ms"]
     recall = next(i for i, line in enumerate(lines) if "filter" in line)
     assert {line.split()[3] for line in lines[recall + 1 :] if "all" in line} <= {"–", "0.1"}
 

@@ -144,7 +144,7 @@ def test_ctrl_c_says_how_to_go_on(
     assert scored() >= 2
     assert main(["report", "out"]) == 0
     captured = capsys.readouterr()
-    assert "out is incomplete and in no table" in captured.err
+    assert "out is incomplete and not in any table" in captured.err
     assert "nDCG" not in captured.out
     assert main(command(checkpoint, "out")) == 0
     changed = [*command(checkpoint, "out"), "--query-max-length", "16"]
