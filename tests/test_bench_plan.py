@@ -142,7 +142,7 @@ def test_the_command_takes_the_choice_for_long_documents(capsys: pytest.CaptureF
     assert sizes["split"] - sizes["error"] == pytest.approx(1e6 * 8 * 2048, rel=0.01)
     both = ["--long-documents", "error", "--pool-factor", "2"]
     assert main(["bench", "plan", "--docs", "1e6", "--tokens", "100", *both]) == 2
-    assert "nothing is pooled" in capsys.readouterr().err
+    assert "pooling is not valid" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,7 @@ def test_the_second_store_is_tried_before_the_first_is_measured(
 def test_a_server_that_does_not_answer_is_named(tmp_path: Path) -> None:
     with pytest.raises(Unavailable) as raised:
         measure(tmp_path, {"url": "elasticsearch+http://127.0.0.1:1", "options": FAST})
-    assert "  two.toml: stores[1].url names this store." in raised.value.__notes__
+    assert "  Check two.toml: stores[1].url, which refers to this store." in raised.value.__notes__
     assert not (tmp_path / "first").exists()
 
 
@@ -85,4 +85,4 @@ def test_the_command_names_the_file(
     assert main(["bench", "s.toml", "--out", "out"]) == 1
     said = capsys.readouterr().err
     assert "s.toml: stores[0].url: 'qdrnt:./x'" in said
-    assert "keeps what was measured" not in said
+    assert "the measurements so far are in" not in said

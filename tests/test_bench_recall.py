@@ -71,7 +71,7 @@ def test_which_way_is_asked_first_takes_turns_once_the_store_is_warm(tmp_path: P
 
 @pytest.mark.parametrize(
     ("backend", "error"),
-    [(Failing(), "Unavailable: memory search: gone"), (Hanging(), "TimedOut: no answer within 0.5 s")],
+    [(Failing(), "Unavailable: memory search: gone"), (Hanging(), "TimedOut: no response within 0.5 s")],
 )
 def test_a_question_that_fails_is_a_row_and_many_are_enough(
     tmp_path: Path, backend: MemoryBackend, error: str
@@ -104,7 +104,7 @@ def test_after_a_store_that_fails_the_next_one_is_measured(
         [item for item in summary["recall"] if item["store"] == name] for name in ("broken", "whole")
     )
     search = next(item for item in broken if item["kind"] == "search")
-    assert search["void"] == ["3 of its questions failed (Unavailable: memory search: gone)"]
+    assert search["void"] == ["3 of its queries failed (Unavailable: memory search: gone)"]
     assert search["recall"] is None
     assert all(item["recall"] == 1.0 and not item["void"] for item in whole)
     assert [load["void"] == [] for load in summary["loads"] if load["method"] is None] == [False, True]

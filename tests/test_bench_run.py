@@ -160,13 +160,13 @@ def test_somebodys_documents_are_left_alone(tmp_path: Path) -> None:
 def test_a_folder_that_holds_a_benchmark_is_not_written_over(tmp_path: Path) -> None:
     measure(tiny("memory:"), tmp_path / "out")
     before = (tmp_path / "out" / "requests.parquet").read_bytes()
-    with pytest.raises(InvalidInput, match="holds a benchmark already"):
+    with pytest.raises(InvalidInput, match="already contains a benchmark"):
         measure(tiny("memory:"), tmp_path / "out")
     assert (tmp_path / "out" / "requests.parquet").read_bytes() == before
 
 
 def test_what_is_no_benchmark_is_said_so(tmp_path: Path) -> None:
-    with pytest.raises(InvalidInput, match=r"no bench\.json"):
+    with pytest.raises(InvalidInput, match=r"contains no benchmark: bench\.json is missing"):
         BenchFolder(tmp_path)
     (tmp_path / "bench.json").write_text('{"format": 99}')
     with pytest.raises(InvalidInput, match="format 1"):
@@ -201,14 +201,17 @@ def test_the_command_says_where_the_measured_rows_are(
     Path("tiny.toml").write_text(SCENARIO.format(k=5))
     monkeypatch.setattr(running, "backend_for", lambda *_: Dying())
     assert main(["bench", "tiny.toml", "--out", "out"]) == 1
-    assert "  out keeps what was measured until then: m3 report out" in capsys.readouterr().err.splitlines()
+    assert (
+        "  the measurements so far are in out; show them with: m3 report out"
+        in capsys.readouterr().err.splitlines()
+    )
 
     async def stopped(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(running, "harness_seconds", stopped)
     assert main(["bench", "tiny.toml", "--out", "other"]) == 130
-    assert "other keeps what was measured" in capsys.readouterr().err
+    assert "the measurements so far are in other" in capsys.readouterr().err
 
 
 class Forgetful(MemoryBackend):
@@ -256,11 +259,11 @@ class Failing(Answering):
 @pytest.mark.parametrize(
     ("backend", "reason"),
     [
-        (Forgetful, "the collection holds"),
+        (Forgetful, "the collection contains"),
         (Empty, "no hits"),
-        (Short, "fewer hits than there are"),
+        (Short, "fewer hits than expected"),
         (Repeating, "the same document twice"),
-        (Long, "more hits than asked for"),
+        (Long, "more hits than requested"),
         (Failing, "failed (Unavailable"),
     ],
 )
@@ -311,7 +314,7 @@ def test_the_command_prints_a_table_and_leaves_a_folder(
     assert main(["bench", "run", "tiny.toml", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["name"] == "tiny"
     assert main(["bench", "tiny.toml", "--out", "out"]) == 1
-    assert "holds a benchmark already" in capsys.readouterr().err
+    assert "already contains a benchmark" in capsys.readouterr().err
     assert main(["bench", "absent.toml"]) == 1
     assert "absent.toml does not exist" in capsys.readouterr().err
 
@@ -322,7 +325,7 @@ def test_bytes_stand_under_their_own_headings(tmp_path: Path) -> None:
     shown = {str(column.header): next(iter(column.cells)) for column in table.columns}
     (fill,) = summary["fills"]
     assert shown["bytes planned"] == f"{sum(fill['planned_bytes_per_document'].values()):,.0f}"
-    assert str(shown["bytes a document"]).startswith(f"{fill['disk_bytes_per_document']:,.0f}: ")
+    assert str(shown["bytes per document"]).startswith(f"{fill['disk_bytes_per_document']:,.0f}: ")
     assert "" not in shown
     log = fill["component_bytes_per_document"]["log"]
     assert shown["measured"] == f"{fill['disk_bytes_per_document'] - log:,.0f}"
@@ -344,7 +347,7 @@ def test_recall_and_the_share_of_a_core_are_printed(
     assert main(["bench", "tiny.toml", "--out", "out"]) == 0
     lines = capsys.readouterr().out.splitlines()
     loads = next(line for line in lines if "p99.9" in line).split()
-    assert loads[-6:] == ["CPU", "here", "ms", "here", "ms", "there"]
+    assert loads[-6:] == ["client", "CPU", "client", "ms", "server", "ms"]
     recall = next(i for i, line in enumerate(lines) if "filter" in line)
     assert {line.split()[3] for line in lines[recall + 1 :] if "all" in line} <= {"–", "0.1"}
 
@@ -357,7 +360,7 @@ def test_a_void_result_has_an_exit_code_of_its_own(
     assert main(["bench", str(tmp_path / "tiny.toml"), "--out", str(tmp_path / "out")]) == 3
     printed = capsys.readouterr()
     assert "VOID" in printed.out
-    assert "fewer hits than there are" in printed.err
+    assert "fewer hits than expected" in printed.err
 
 
 def test_milvus_is_measured(milvus_store: Running, tmp_path: Path) -> None:

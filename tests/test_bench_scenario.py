@@ -73,8 +73,8 @@ def test_an_open_loop_may_have_many_requests_under_way_unless_it_says_otherwise(
             {"count": 100_000},
             "queries.count: 100,000 queries of 16 rows of 1,024 dimensions take 7.0 GB",
         ),
-        ("stores", {"name": "a", "url": "memory:"}, "[stores] is one table"),
-        ("loads", {}, "[loads] is one table"),
+        ("stores", {"name": "a", "url": "memory:"}, "[stores] is a single table"),
+        ("loads", {}, "[loads] is a single table"),
         ("queries", {"methods": {"best": 1}}, "'best'"),
         ("queries", {"methods": {}}, "queries.methods"),
         ("queries", {"filters": [{"share": 0.6, "selectivity": 0.1}] * 2}, "more than 1"),
@@ -98,7 +98,7 @@ def test_a_file_that_is_none_is_said_so(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="does not exist"):
         load_scenario(tmp_path / "absent.toml")
     (tmp_path / "broken.toml").write_text("name = ")
-    with pytest.raises(InvalidInput, match=r"broken\.toml is not TOML"):
+    with pytest.raises(InvalidInput, match=r"broken\.toml is not valid TOML"):
         load_scenario(tmp_path / "broken.toml")
 
 
@@ -120,7 +120,7 @@ def test_one_collection_has_one_configuration(
     if not refused:
         read_scenario(SMALLEST | {"stores": stores}, "s")
         return
-    with pytest.raises(InvalidInput, match="'a' and 'b' are one collection with different settings"):
+    with pytest.raises(InvalidInput, match="'a' and 'b' share a collection but not their settings"):
         read_scenario(SMALLEST | {"stores": stores}, "s")
 
 

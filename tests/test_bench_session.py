@@ -81,7 +81,7 @@ def test_finished_loads_survive_and_the_same_command_goes_on(here: Path, how: si
     assert len(before) == 20
     if how is not signal.SIGKILL:
         assert code == 130
-        assert "Go on after it: m3 bench tiny.toml --out out" in said
+        assert "To continue, run: m3 bench tiny.toml --out out" in said
 
     assert main(["bench", "tiny.toml", "--out", "out"]) == 0
     whole = BenchFolder(here / "out")
@@ -157,12 +157,12 @@ def test_what_does_not_belong_together_is_not_gone_on_with(
 ) -> None:
     out = tmp_path / "out"
     stopped_after(monkeypatch, "harness_seconds", out, tiny())
-    with pytest.raises(InvalidInput, match="the beginning of another scenario"):
+    with pytest.raises(InvalidInput, match="an unfinished run of another scenario"):
         anyio.run(running.run, tiny(seed=9), out)
     record = json.loads((out / "bench.json").read_text())
     record["environment"]["cores"] = 999
     (out / "bench.json").write_text(json.dumps(record))
-    with pytest.raises(InvalidInput, match="begun with another cores"):
+    with pytest.raises(InvalidInput, match="started with another cores"):
         anyio.run(running.run, tiny(), out)
 
 
@@ -170,7 +170,7 @@ def test_two_benchmarks_do_not_write_into_one_folder(tmp_path: Path) -> None:
     scenario = tiny().record()
     with (
         Session(tmp_path, scenario, {}),
-        pytest.raises(InvalidInput, match="another benchmark is being written"),
+        pytest.raises(InvalidInput, match="another process is writing a benchmark"),
     ):
         Session(tmp_path, scenario, {})
     with Session(tmp_path, scenario, {}) as again:
@@ -193,5 +193,5 @@ def test_a_part_has_its_name_when_it_is_whole(tmp_path: Path) -> None:
 
 def test_an_interrupted_folder_of_an_earlier_version_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "bench.json").write_text('{"format": 1, "complete": false}')
-    with pytest.raises(InvalidInput, match="holds a benchmark already"):
+    with pytest.raises(InvalidInput, match="already contains a benchmark"):
         anyio.run(running.run, tiny(), tmp_path)

@@ -217,7 +217,7 @@ def test_a_question_that_failed_is_in_no_recall(tmp_path: Path) -> None:
     (one,) = summary["recall"]
     assert summary["void"]
     assert (one["recall"], one["errors"]) == (1.0, {"Busy: x": 1})
-    assert one["void"] == ["1 of its questions failed (Busy: x)"]
+    assert one["void"] == ["1 of its queries failed (Busy: x)"]
     allowed = numbers(tmp_path, sequence(0.1), recall=[row, failed], allow_errors=True)
     assert not allowed["void"]
 
@@ -227,7 +227,7 @@ def test_a_client_that_fills_a_core_is_noted_and_not_void(tmp_path: Path) -> Non
     (load, _) = numbers(tmp_path, rows)["loads"]
     assert not load["void"]
     assert load["noted"] == [
-        "this process used 90% of a core: latency and rate are the client's limit, not the store's"
+        "this process used 90% of a core: the client, not the store, limits latency and rate"
     ]
     assert numbers(tmp_path, sequence(*[0.1] * 20))["loads"][0]["noted"] == []
     # An engine in this process: its work is counted here, and says nothing of the client.
@@ -274,15 +274,15 @@ def test_what_belongs_into_an_exact_list_is_told_by_its_score(
     ("fields", "reason"),
     [
         ({"hits": 0, "distinct_hits": 0}, "no hits"),
-        ({"hits": 9, "distinct_hits": 9}, "fewer hits than there are"),
-        ({"hits": 11, "distinct_hits": 11}, "more hits than asked for"),
+        ({"hits": 9, "distinct_hits": 9}, "fewer hits than expected"),
+        ({"hits": 11, "distinct_hits": 11}, "more hits than requested"),
         ({"distinct_hits": 9}, "the same document twice"),
         ({"error": "Unavailable: gone", "hits": None, "distinct_hits": None}, "failed (Unavailable: gone)"),
         ({"end_seconds": 0.05}, "clock went backwards"),
         ({"start_seconds": 0.1}, "clock went backwards"),
         (
             {
-                "error": "NotSent: it waited",
+                "error": "NotSent: the load ended",
                 "start_seconds": None,
                 "end_seconds": None,
                 "worker": None,

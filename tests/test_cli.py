@@ -117,12 +117,12 @@ class TestIndex:
         for name in ("a", "b"):
             (tmp_path / "tables").mkdir(exist_ok=True)
             (tmp_path / "tables" / f"{name}.csv").write_text("id,text\n1,rain\n2,snow\n")
-        reason = "replaced: tables/b.csv:2 has the same id '1' (to keep both, make the ids different)"
+        reason = "replaced: tables/b.csv:2 has the same id '1' (to keep both, use different ids)"
         report = m3("index", "qdrant:./data", "tables", "-m", checkpoint, "--json").json
         assert (report["documents"], report["skipped"], report["duplicates"]) == (2, 2, ["1", "2"])
         assert report["repeats"][0] == {"file": "tables/a.csv", "line": 2, "reason": reason}
         run = m3("index", "qdrant:./data", "tables")
-        assert f"2 ids came twice, the last was kept (tables/a.csv:2: {reason})" in run.out
+        assert f"2 ids occurred more than once, the last was kept (tables/a.csv:2: {reason})" in run.out
         letters = [json.loads(line) for line in Path("tables.dead.jsonl").read_text().splitlines()]
         assert letters == report["repeats"]
 
@@ -133,16 +133,18 @@ class TestIndex:
         options = ["--encoding", "latin1", "--delimiter", "|", "--exclude", "draft*"]
         run = m3("index", "qdrant:./data", "notes", *options, "-m", checkpoint, "--json")
         assert (run.json["documents"], run.json["skipped"], run.json["text_columns"]) == (2, 0, {"more": "x"})
-        assert "column 'more' is text, though it has numbers: 'x'" in unboxed(run.err)
+        assert "column 'more' contains numbers but is stored as text, because 'x' is not a number" in unboxed(
+            run.err
+        )
         hits = m3("search", "qdrant:./data", "x", "--json").json["hits"]
         assert {hit["text"]: hit["metadata"] for hit in hits} == {"café": {"more": "x"}, "b": {"more": "7"}}
 
     @pytest.mark.parametrize(
         ("option", "value", "reason"),
         [
-            ("--encoding", "undefined", "no encoding that is known"),
-            ("--delimiter", "||", "one character"),
-            ("--format", "parquet", "no format that is read"),
+            ("--encoding", "undefined", "not a known encoding"),
+            ("--delimiter", "||", "not a single character"),
+            ("--format", "parquet", "not a supported format"),
         ],
     )
     def test_impossible_options_of_reading(
@@ -173,14 +175,14 @@ class TestIndex:
         run = m3("index", "qdrant:./data", "c.csv", "-m", checkpoint)
         assert (run.code, run.out) == (1, "")
         assert run.err.startswith(
-            "InvalidInput: nothing was indexed: 1 record skipped, the first c.csv: no column"
+            "InvalidInput: nothing was indexed: 1 record skipped, the first is c.csv: no column"
         )
 
     def test_nothing_to_index_makes_no_collection(self, m3: M3, tmp_path: Path, checkpoint: Path) -> None:
         (tmp_path / "emptydir").mkdir()
         run = m3("index", "qdrant:./data", "emptydir", "-m", checkpoint)
         assert run.code == 1
-        assert "InvalidInput: emptydir holds no file of a format that is read" in run.err
+        assert "InvalidInput: emptydir contains no files of a supported format" in run.err
         (tmp_path / "bad.jsonl").write_text("{broken\n")
         assert m3("index", "qdrant:./data", "bad.jsonl", "-m", checkpoint).code == 1
         assert "CollectionNotFound" in m3("search", "qdrant:./data", "x", "-m", checkpoint).err
@@ -211,7 +213,7 @@ class TestIndex:
         run = m3(*call)
         lost = sum(counts) - 2 * kept
         assert (
-            f"2 longer than the model reads, cut: {lost:,} of their {sum(counts):,} tokens lost, "
+            f"2 truncated to the model's limit: {lost:,} of their {sum(counts):,} tokens lost, "
             f"{lost / sum(counts):.0%} (see notes.cut.jsonl, c.cut.jsonl) · " in run.out
         )
         assert run.err == ""
@@ -323,10 +325,10 @@ class TestSearch:
     def test_documents_without_a_word_of_the_question(self, m3: M3, filled: str) -> None:
         run = m3("search", filled, "fox", "--method", "sparse")
         assert len(run.out.splitlines()) == 2
-        assert run.err == "  2 others share no word with the question\n"
+        assert run.err == "  2 other documents share no token with the query\n"
         assert m3("search", filled, "fox", "--method", "dense").err == ""
         none = m3("search", filled, "fox", "--method", "sparse", "--filter", '{"size": {"$lt": 40}}')
-        assert none.out == "  no document shares a word with the question\n"
+        assert none.out == "  no document shares a token with the query\n"
 
     def test_a_piped_table_has_no_trailing_blanks(self, m3: M3, filled: str) -> None:
         lines = m3("search", filled, "fox").out.splitlines()
@@ -334,7 +336,7 @@ class TestSearch:
 
     def test_nothing_passes(self, m3: M3, filled: str) -> None:
         run = m3("search", filled, "fox", "--filter", '{"size": 0}')
-        assert (run.code, run.out) == (0, "  no document passes the filter\n")
+        assert (run.code, run.out) == (0, "  no document matches the filter\n")
 
 
 class TestModelOfACollection:
@@ -363,7 +365,7 @@ class TestModelOfACollection:
             run = m3("search", "qdrant:./data", "fox", "--json")
             again = m3("search", "qdrant:./data", "fox")
         assert len(run.json["hits"]) == 3
-        assert run.err == f"the collection's model models/small is found in {project}/models/small\n"
+        assert run.err == f"using the collection's model models/small from {project}/models/small\n"
         assert again.code == 0
 
     def test_one_beside_the_store_is_found(self, m3: M3, project: Path, tmp_path: Path) -> None:
@@ -375,7 +377,7 @@ class TestModelOfACollection:
             run = m3("search", f"qdrant:{moved}/data", "fox", "--json")
             findings = m3("doctor", f"qdrant:{moved}/data", "--json").json["findings"]
         assert len(run.json["hits"]) == 3
-        assert f"is found in {moved}/models/small" in run.err
+        assert f"model models/small from {moved}/models/small" in run.err
         assert [f["value"].partition(" ")[0] for f in findings if f["what"] == "model"] == [
             f"{moved}/models/small"
         ]
@@ -386,7 +388,7 @@ class TestModelOfACollection:
         with contextlib.chdir(tmp_path / "away"):
             run = m3("search", f"qdrant:{project}/data", "fox", "--json")
         assert len(run.json["hits"]) == 3
-        assert f"is found in {project}/models/small" in run.err
+        assert f"model models/small from {project}/models/small" in run.err
 
     def test_one_that_is_nowhere_is_named_with_what_to_do(
         self, m3: M3, project: Path, tmp_path: Path
@@ -403,12 +405,12 @@ class TestModelOfACollection:
         first, *rest = run.err.splitlines()
         assert re.fullmatch(
             r'ModelFormat: collection "documents" was written by models/small \(32 dims\) '
-            r"\(fingerprint [0-9a-f]{12}\), which is not found here\.",
+            r"\(fingerprint [0-9a-f]{12}\), which was not found here\.",
             first,
         )
-        assert re.search(r"away/models/small holds another model \(fingerprint [0-9a-f]{12}\)\.", rest[0])
-        assert "A directory models/small was looked for below this directory and its parents" in rest[1]
-        assert rest[-1] == "  Say where it is: --model DIRECTORY, or M3_MODEL=DIRECTORY."
+        assert re.search(r"away/models/small contains another model \(fingerprint [0-9a-f]{12}\)\.", rest[0])
+        assert "Searched for a directory models/small in: the current directory and its parents" in rest[1]
+        assert rest[-1] == "  Give its location: --model DIRECTORY, or M3_MODEL=DIRECTORY."
         assert len(found.json["hits"]) == 3
 
 
@@ -486,7 +488,9 @@ class TestEval:
         assert ["all", "1", "2", "3"] in [line.split()[:4] for line in first.out.splitlines()]
         assert ["dense_sparse", "1", "2", "0"] in [line.split()[:4] for line in first.out.splitlines()]
         second = m3(*call, "--weights", "paper")
-        assert "3 of 3 documents are in qdrant:./data sets-tiny already" in second.err
+        assert (
+            "3 of 3 documents are already in qdrant:./data sets-tiny and are not encoded again" in second.err
+        )
         assert ["all", "1", "0.3", "1"] in [line.split()[:4] for line in second.out.splitlines()]
 
     def test_fusion_and_the_papers_weights(self, m3: M3, dataset: Path, checkpoint: Path) -> None:
@@ -591,11 +595,11 @@ class TestEncode:
         said = run.err.splitlines()
         lost = counts[1] - 5
         assert said[0] == (
-            f"warning  text 2 has {counts[1]} tokens and was cut after 5: {lost} of them "
+            f"warning  text 2 has {counts[1]} tokens and was truncated to 5: {lost} tokens "
             f"({lost / counts[1]:.0%}) are lost"
         )
         assert len(said) == 11
-        assert said[-1].startswith("warning  2 more texts were cut: ")
+        assert said[-1].startswith("warning  2 more texts were truncated: ")
         m3(*call, "--to", "v.safetensors")
         saved = M3Embeddings.load("v.safetensors").token_counts
         assert saved is not None
@@ -634,7 +638,7 @@ class TestEncode:
 
     def test_a_length_that_the_model_cannot_read(self, m3: M3, checkpoint: Path) -> None:
         assert m3("encode", "x", "--json", "-m", checkpoint, "--max-length", "100000").code == 2
-        assert "'2': give a whole number >= 3" in unboxed(
+        assert "'2' is not valid; give an integer of at least 3" in unboxed(
             m3("encode", "x", "--json", "--max-length", "2").err
         )
 
@@ -718,9 +722,7 @@ class TestFailures:
 
     def test_no_collection(self, m3: M3) -> None:
         run = m3("search", "qdrant:./nothing", "x")
-        self.assert_reason(
-            run, 1, "CollectionNotFound:", "\n  Fill it first:  m3 index qdrant:./nothing SOURCE"
-        )
+        self.assert_reason(run, 1, "CollectionNotFound:", "\n  Create it:  m3 index qdrant:./nothing SOURCE")
         assert not Path("nothing").exists()
 
     def test_an_unknown_store(self, m3: M3, corpus: Path) -> None:
@@ -791,16 +793,16 @@ class TestFailures:
     def test_wrong_values_are_named(self, m3: M3, value: str) -> None:
         run = m3("search", "memory:", "x", "-k", value)
         assert run.code == 2
-        assert f"'{value}': give a whole number >= 1" in unboxed(run.err)
+        assert f"'{value}' is not valid; give an integer of at least 1" in unboxed(run.err)
 
     def test_advice_is_for_the_command_line(
         self, m3: M3, filled: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         assert "m3 index qdrant:./data SOURCE -c other" in m3("search", filled, "x", "-c", "other").err
-        assert "memory: is empty at every start" in m3("search", "memory:", "x").err
+        assert "memory: is empty when a command starts" in m3("search", "memory:", "x").err
         other = write_checkpoint(tmp_path / "other-m3", seed=1)
         mismatch = m3("search", filled, "x", "--model", other).err
-        assert "Leave --model" in mismatch
+        assert "Omit --model" in mismatch
         assert "M3Encoder" not in mismatch
 
         def offline(*_: object, **__: object) -> None:
@@ -809,7 +811,7 @@ class TestFailures:
         monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
         hub = m3("encode", "x", "--json", "-m", "some/model").err
         assert hub.startswith("Unavailable:")
-        assert hub.endswith("  Give a directory instead: --model DIRECTORY.\n")
+        assert hub.endswith("  Use a local directory: --model DIRECTORY.\n")
         assert "M3Encoder" not in hub
 
     @pytest.mark.parametrize("value", ["a,b", "1", "1,2,3,4"])
@@ -819,7 +821,7 @@ class TestFailures:
     def test_weights_for_a_single_score(self, m3: M3, filled: str) -> None:
         run = m3("search", filled, "x", "--method", "dense", "--weights", "1,2,3")
         assert run.code == 2
-        assert "ranks by one score" in " ".join(run.err.replace("│", " ").split())
+        assert "method dense takes no weights" in " ".join(run.err.replace("│", " ").split())
 
     def test_debug_shows_the_traceback(self, m3: M3) -> None:
         assert "Traceback" in m3("search", "qdrant:./nothing", "x", "--debug").err
@@ -829,7 +831,9 @@ class TestFailures:
             raise KeyError("inner")
 
         monkeypatch.setattr("m3_connectors.blocking.Index.search", fail)
-        self.assert_reason(m3("search", filled, "x"), 1, "KeyError: 'inner'", "run again with --debug")
+        self.assert_reason(
+            m3("search", filled, "x"), 1, "KeyError: 'inner'", "run the command again with --debug"
+        )
 
 
 class TestProcess:

@@ -75,10 +75,10 @@ def test_ctrl_c_leaves_a_usable_collection(texts: dict[str, str], checkpoint: Pa
     assert out == ""
     at_once, at_the_end = err.splitlines()
     assert re.fullmatch(
-        r"Stopping after the current batch \([0-9,]+ documents are safe\); press Ctrl-C again to stop at once\.",
+        r"Stopping after the current batch \([0-9,]+ documents stored\); press Ctrl-C again to stop at once\.",
         at_once,
     )
-    assert at_the_end.endswith("documents are safe. Go on with the same command.")
+    assert at_the_end.endswith("documents stored. Run the same command to continue.")
     safe = int(at_the_end.split()[0].replace(",", ""))
     with connect(URL, create=False) as index:
         assert safe <= index.count() < len(texts)

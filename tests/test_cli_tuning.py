@@ -100,7 +100,7 @@ class TestCompare:
     @pytest.mark.parametrize(
         ("arguments", "code", "says"),
         [
-            (["e"], 2, "name a second folder"),
+            (["e"], 2, "give a second folder"),
             (
                 ["e", "--methods", "all,bm25"],
                 1,
@@ -110,7 +110,7 @@ class TestCompare:
             (["e", "nowhere"], 1, "nowhere holds no evaluation"),
             (["e", "other"], 1, "different datasets: toy and other"),
             (["e", "e", "--measure", "nDCG@7"], 1, "has no nDCG@7"),
-            (["e", "e", "--queries", "-1"], 2, "give a whole number >= 0"),
+            (["e", "e", "--queries", "-1"], 2, "give an integer of at least 0"),
         ],
     )
     def test_wrong_usage(self, m3: M3, arguments: list[str], code: int, says: str) -> None:
@@ -140,7 +140,7 @@ class TestTune:
         write_evaluation(Path("e"), *world((0.2, 0.3, 0.5)), methods=[in_use])
         run = m3("tune", "e", "--methods", "all", "--out", "w.json")
         assert "\n  all  keep 0.2 0.3 0.5 (as evaluated) · tuned to " in run.out
-        assert "w.json holds the weights to use (of all not the tuned ones)" in run.out
+        assert "w.json contains the recommended weights (for all, not the tuned ones)" in run.out
         assert load_weights("w.json") == {"all": Weights(0.2, 0.3, 0.5)}
         document = json.loads(m3("tune", "e", "--method", "all", "--json").out)
         (found,) = document["methods"]
@@ -177,10 +177,10 @@ class TestTune:
     @pytest.mark.parametrize(
         ("arguments", "code", "says"),
         [
-            (["e", "--methods", "dense"], 2, "'dense' is none of dense_sparse, all"),
-            (["e", "--folds", "1"], 2, "give a whole number >= 2"),
+            (["e", "--methods", "dense"], 2, "'dense' is not valid; choose from dense_sparse, all"),
+            (["e", "--folds", "1"], 2, "give an integer of at least 2"),
             (["unfinished"], 1, "unfinished is incomplete"),
-            (["."], 2, ". holds 2 evaluations: name one, such as e."),
+            (["."], 2, ". contains 2 evaluations; choose one, such as e."),
             (["nowhere"], 1, "nowhere"),
             (["e", "--to", "mysql:"], 0, ""),
             (["nowhere", "--to", "mysql:"], 2, "--to"),

@@ -226,7 +226,10 @@ def test_m3_get(filled: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["get", filled, "--", IDS[0], "not there", "nor this", "not there"]) == 1
     captured = capsys.readouterr()
     assert captured.out.startswith(IDS[0])
-    assert captured.err.splitlines() == ["no document 'not there'", "no document 'nor this'"]
+    assert captured.err.splitlines() == [
+        "document 'not there' does not exist",
+        "document 'nor this' does not exist",
+    ]
     assert main(["get", filled, "a", "-c", "other"]) == 1
     assert "m3 index qdrant:./data SOURCE -c other" in capsys.readouterr().err
     assert main(["get", filled, "x" * 600]) == 2
@@ -237,7 +240,7 @@ def test_m3_delete_by_id(filled: str, capsys: pytest.CaptureFixture[str]) -> Non
     assert main(["delete", filled, "--", IDS[0], IDS[1], "not there", IDS[0]]) == 0
     captured = capsys.readouterr()
     assert captured.out == "  2 documents deleted\n"
-    assert "1 id not there" in captured.err
+    assert "1 id not found" in captured.err
     assert main(["delete", filled, "--json", "--", IDS[0], IDS[2]]) == 0
     assert json.loads(capsys.readouterr().out) == {"deleted": 1}
     assert {one.count for one in list_collections(filled)} == {2}
@@ -257,7 +260,7 @@ def test_m3_delete_by_filter_asks_and_never_takes_everything_by_accident(
     assert count() == 5
     capsys.readouterr()
     assert main(["delete", filled, "--filter", filter]) == 2  # nobody is there to be asked
-    assert "give --yes" in " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert "add --yes" in " ".join(capsys.readouterr().err.replace("│", " ").split())
     assert count() == 5
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
     asked: list[str] = []

@@ -110,7 +110,7 @@ def test_the_answer_that_is_explained_is_a_right_one(
     demonstrate("m3-tiny", entries=200)
     explained = capsys.readouterr().out.partition("4  Explain")[2].partition("5  Measure")[0]
     assert ("“parse the options given on the command line” and getopt:" in explained) == known
-    assert ("which is no right answer" in explained) == (not known)
+    assert ("a wrong answer: this model found no right one" in explained) == (not known)
 
 
 def test_a_missing_model_is_a_reason_not_a_traceback(tmp_path: Path) -> None:

@@ -111,7 +111,7 @@ def test_a_server_is_looked_at_before_and_after_there_is_a_collection(
         environment["M3_QDRANT_GRPC_PORT"] = str(request.getfixturevalue("fake").grpc_port)
     before = doctor(url, "nothing-there", **environment)
     assert before.of("problem") == []
-    assert 'there is no "nothing-there" yet' in before.value("collection")
+    assert '"nothing-there" does not exist yet' in before.value("collection")
     store = url.partition("+")[0]
     assert before.value("store").startswith(f"{store} ")
     assert any(digit.isdigit() for digit in before.value("store"))

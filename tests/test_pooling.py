@@ -136,7 +136,7 @@ def test_m3_index_pools_on_request_and_says_so(
     (tmp_path / "notes" / "short.txt").write_text("fox " * 500)
     call = ["index", f"qdrant:{tmp_path}/store", str(tmp_path / "notes"), "--model", str(checkpoint)]
     assert main([*call, "-c", "pooled", "--long-documents", "pool"]) == 0
-    assert "2 documents · 1 long, their rows pooled by 2 ·" in capsys.readouterr().out
+    assert "2 documents · 1 long, with rows pooled by 2 ·" in capsys.readouterr().out
     assert main([*call, "-c", "pooled", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["pooled"] == 1
     with connect(f"qdrant:{tmp_path}/store", "pooled") as index:

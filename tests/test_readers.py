@@ -131,7 +131,7 @@ class TestCsv:
 
     @pytest.mark.parametrize(
         ("content", "reason"),
-        [("", "header"), ("id,body\n1,x\n", "--text"), ("id,text,text\n1,a,b\n", "one name")],
+        [("", "header"), ("id,body\n1,x\n", "--text"), ("id,text,text\n1,a,b\n", "the same name")],
     )
     def test_a_useless_header_skips_the_file(self, tmp_path: Path, content: str, reason: str) -> None:
         documents, (letter,) = read(write(tmp_path / "c.csv", content))
@@ -165,11 +165,11 @@ class TestFolders:
         assert reasons == {
             ".hidden": "a hidden folder",
             ".x.txt": "a hidden file",
-            "binary.txt": "binary (or UTF-16 without a byte order mark: name it with --encoding)",
-            "latin.txt": "not UTF-8 at byte 3: name its encoding with --encoding, such as windows-1252",
+            "binary.txt": "binary (or UTF-16 without a byte order mark: give it with --encoding)",
+            "latin.txt": "not UTF-8 at byte 3: give its encoding with --encoding, such as windows-1252",
             "empty.md": "empty",
-            "photo.png": "of no format that is read (.png)",
-            "gone.txt": "a link to nothing",
+            "photo.png": "unsupported format (.png)",
+            "gone.txt": "a broken link",
         }
 
     def test_order_is_the_same_each_time(self, tmp_path: Path) -> None:
@@ -229,9 +229,9 @@ class TestFolders:
         documents, letters = read(tmp_path)
         assert [document.id for document in documents] == ["b.txt", "link.txt"]
         assert {Path(letter.file).name: letter.reason for letter in letters} == {
-            "pipe.jsonl": "no regular file",
-            "loop.txt": "a link to nothing",
-            "up": "a link to a folder, which is not followed: give the folder itself",
+            "pipe.jsonl": "not a regular file",
+            "loop.txt": "a broken link",
+            "up": "links to folders are not followed: give the folder itself",
         }
 
     def test_a_fault_of_a_reader_ends_its_file_alone(
@@ -246,7 +246,7 @@ class TestFolders:
         monkeypatch.setattr("m3_connectors.readers.html.html_to_text", fail)
         documents, (letter,) = read(tmp_path)
         assert [document.id for document in documents] == ["b.txt"]
-        assert letter.reason == "cannot be read, by a fault of m3 itself: OverflowError: of a library"
+        assert letter.reason == "cannot be read because of a bug in m3: OverflowError: of a library"
 
     def test_what_the_caller_raises_is_not_caught(self, tmp_path: Path) -> None:
         write(tmp_path / "a.jsonl", "{broken\n")
@@ -325,7 +325,7 @@ class TestFolders:
     def test_sources_that_cannot_be_read_at_all(self, tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError, match="does not exist"):
             check_sources([tmp_path / "nothing"])
-        with pytest.raises(InvalidInput, match="no format that is read"):
+        with pytest.raises(InvalidInput, match=r"x\.parquet has an unsupported format \(\.parquet\)"):
             check_sources([write(tmp_path / "x.parquet", "PAR1")])
 
 

@@ -52,7 +52,7 @@ def test_a_record_that_is_no_document_costs_itself_alone(tmp_path: Path) -> None
         ('\n{"text": "b"}]', 3, "no comma"),
         ('\n]\n{"text": "b"}', 4, "after the end of the array"),
         (",\n" + "[" * 100_000, 3, "nested too deeply"),
-        (',\n{"n": ' + "9" * 5000 + "}]", 3, "number too long"),
+        (',\n{"n": ' + "9" * 5000 + "}]", 3, "number is too long"),
     ],
 )
 def test_where_reading_ends_is_named(tmp_path: Path, rest: str, line: int, reason: str) -> None:
@@ -75,8 +75,8 @@ def test_a_name_that_comes_twice_is_named(tmp_path: Path) -> None:
     )
     assert [d.text for d in documents] == ["d"]
     assert [letter.reason for letter in letters] == [
-        "the field 'text' comes twice in one object",
-        "the field 'w' comes twice in one object",
+        "the field 'text' occurs twice in one object",
+        "the field 'w' occurs twice in one object",
     ]
 
 

@@ -97,7 +97,7 @@ class TestRepeats:
             on_replaced=lambda source, letter: replaced.append((source, str(letter))),
         )
         assert [document.text for document in documents] == ["a", "b", "c", "d"]
-        to_keep = "(to keep both, make the ids different)"
+        to_keep = "(to keep both, use different ids)"
         assert replaced == [
             (one, f"{one}:2: replaced: {one}:4 has the same id '1' {to_keep}"),
             (one, f"{one}:3: replaced: {two}:2 has the same id '2' {to_keep}"),

@@ -141,12 +141,12 @@ class TestHeaders:
     def test_a_named_delimiter(self, tmp_path: Path) -> None:
         path = write(tmp_path / "t.csv", "id|text\n1|a,b\n")
         assert texts(path, options=ReadOptions(delimiter="|")) == {"1": "a,b"}
-        with pytest.raises(InvalidInput, match="one character"):
+        with pytest.raises(InvalidInput, match="not a single character"):
             ReadOptions(delimiter="||")
 
     def test_a_header_without_the_text_names_its_columns(self, tmp_path: Path) -> None:
         _, (letter,) = read(write(tmp_path / "t.csv", "id;body\n1;a\n"))
-        assert letter.reason == "no column 'text', only ['id', 'body']: name the one to read with --text"
+        assert letter.reason == "no column 'text', only ['id', 'body']: choose the text column with --text"
         _, (letter,) = read(write(tmp_path / "u.csv", 'id,"text\n1,a\n'))
         assert "header" in letter.reason
 

@@ -100,7 +100,7 @@ def test_a_record_that_cannot_be_read_hides_no_other(
     told = " ".join(capsys.readouterr().err.split())
     html = (tmp_path / "report" / "report.html").read_text()
     for place in ("bench", "evaluation"):
-        assert f"{tmp_path / place} cannot be read and is in no table" in told
+        assert f"{tmp_path / place} cannot be read and is not in any table" in told
         assert f'<p class="warning">{place}: ' in html
     assert "Answering: whole" in html
     assert "nDCG@10" in html
@@ -125,7 +125,7 @@ def test_where_nothing_is_both_commands_are_named(tmp_path: Path) -> None:
     (tmp_path / "bench.json").write_text("{}")
     with pytest.raises(InvalidInput, match=r"nothing at or below .* can be read") as told:
         write_report(tmp_path)
-    assert "not of format 1" in str(told.value)
+    assert "does not have format 1" in str(told.value)
 
 
 def test_folders_that_are_written_alike_have_figures_of_their_own(tmp_path: Path) -> None:

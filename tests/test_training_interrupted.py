@@ -51,7 +51,7 @@ def test_ctrl_c_saves_the_step_and_the_same_command_goes_on(world: Path) -> None
     assert any("reading pairs" in line for line in seen)
     assert said[-2] == f"Stopping after this step, which will be saved; {ACKNOWLEDGED}"
     saved = json.loads((world / "work-tiny" / "state" / "progress.json").read_text())["step"]
-    assert said[-1] == f"Stopped: {saved:,} steps are saved. Go on with the same command."
+    assert said[-1] == f"Stopped: {saved:,} steps are saved. Run the same command to continue."
     assert saved >= 1
     assert process.returncode == 130
     assert not (world / "model").exists()
@@ -81,7 +81,7 @@ def test_ctrl_c_ends_the_making_of_a_tokenizer_at_once(world: Path) -> None:
     # A line that was being written when the signal came may stand there twice.
     assert said[-2:] == [
         f"Stopping; {ACKNOWLEDGED}",
-        "Stopped before a step was taken. Go on with the same command.",
+        "Stopped before the first step. Run the same command to continue.",
     ]
     assert process.returncode == 130
     assert not (world / "work-tiny" / "tokenizer.json").exists()

@@ -1,1 +1,1 @@
-"""What retrieval costs on a live store: synthetic corpora, load, raw rows, and numbers computed from rows alone."""
+"""Measure the cost of retrieval on a live store: synthetic corpora, load, raw rows, and summaries of rows."""

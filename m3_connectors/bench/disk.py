@@ -1,4 +1,4 @@
-"""What a collection takes on disk, by component, as far as its store can tell."""
+"""Measure the disk use of a collection by component, as far as its store reports it."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ _OTHER = "other"
 
 
 async def disk_bytes(backend: Backend, directory: Path | None) -> dict[str, int] | None:
-    """Bytes on disk by component; None where the store does not tell.
+    """Return the bytes on disk by component, or None if the store does not report them.
 
     Args:
         backend: The open collection.
-        directory: Where a server started here keeps all its data.
+        directory: The data directory of a server that was started here.
     """
     if backend.name == "qdrant" and hasattr(backend, "directory"):
-        # The engine removes what it has rewritten when it is flushed.
+        # The engine removes rewritten files when it is flushed.
         await backend._run("flush", lambda edge: edge.flush())  # type: ignore[attr-defined]
         return _of_files(_files(Path(backend.directory) / backend.collection), _EDGE)
     if backend.name == "milvus":
@@ -66,7 +66,7 @@ def _of_files(files: Iterable[Path], parts: tuple[tuple[str, str], ...]) -> dict
 
 
 def _of_milvus(backend: Backend, root: Path) -> dict[str, int] | None:
-    """milvus-lite keeps a collection in Parquet files, whose columns know what they take."""
+    """Return the sizes of milvus-lite's Parquet files, whose metadata contains the size of each column."""
     from m3_connectors.backends.milvus.layout import parts_name
     from m3_connectors.backends.milvus.naming import stored_name
 
@@ -106,7 +106,7 @@ async def _of_elasticsearch(backend: Backend) -> dict[str, int]:
     index = next(value for name, value in answer.items() if name != "_shards")
     sizes: Counter[str] = Counter()
     for field, usage in index["fields"].items():
-        # Sparse tokens are features of one field, blobs and vectors fields of their own.
+        # Sparse tokens are features of one field; blobs and vectors are separate fields.
         sizes[_ELASTICSEARCH_FIELDS.get(field.partition(".")[0], _OTHER)] += usage["total_in_bytes"]
     sizes[_OTHER] += max(0, index["store_size_in_bytes"] - index["all_fields"]["total_in_bytes"])
     return dict(sizes)
@@ -117,10 +117,10 @@ def _files(root: Path) -> list[Path]:
 
 
 def allocated_bytes(path: Path) -> int:
-    """What a file takes: of one with holes less than its length."""
+    """Return the allocated size of a file, which is less than its length if the file is sparse."""
     try:
         status = path.stat()
-    except FileNotFoundError:  # removed by the store just now
+    except FileNotFoundError:  # the store has just removed it
         return 0
     blocks = getattr(status, "st_blocks", None)
     return status.st_size if blocks is None or os.name != "posix" else 512 * int(blocks)

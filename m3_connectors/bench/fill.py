@@ -1,4 +1,4 @@
-"""A scenario's corpus in a collection: written and timed, or found there already."""
+"""Write a scenario's corpus to a collection and time the writes, or find it already there."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ from m3_connectors.embeddings import M3Embeddings
 
 
 class Rows(Protocol):
-    """``Sink[WriteRow]``, or something in its place."""
+    """``Sink[WriteRow]``, or a substitute."""
 
     def add(self, row: WriteRow) -> None:
-        """Take a row."""
+        """Record a row."""
 
 
 class Unrecorded:
-    """Takes rows and forgets them: of a collection whose writing an earlier session measured."""
+    """Discards rows, for a collection whose writes an earlier session has measured."""
 
     def add(self, row: WriteRow) -> None:
-        """Nothing."""
+        """Discard the row."""
 
 
 async def find(backend: Backend, schema: Schema) -> bool:
-    """Open the collection if it was made for this corpus; one for another corpus of ours is removed.
+    """Open the collection if it was created for this corpus; remove it if it is for another benchmark corpus.
 
     Raises:
-        InvalidInput: It holds somebody's documents.
+        InvalidInput: The collection contains documents that are not from a benchmark.
     """
     there = await owned(backend)
     if there is None or there == schema:
@@ -48,7 +48,7 @@ async def find(backend: Backend, schema: Schema) -> bool:
 
 
 def builds(backend: Backend) -> bool:
-    """Whether the store has something to build once it is filled: such an adapter has an ``optimize`` of its own."""
+    """Return whether the store builds indexes after writing: its adapter then overrides ``optimize``."""
     return type(backend).optimize is not Backend.optimize
 
 
@@ -60,35 +60,35 @@ async def fill(
     meter: Meter,
     progress: Callable[[int], None],
 ) -> bool:
-    """Have the corpus in the store, one write after the other, and its indexes built where the scenario says so.
+    """Write the corpus to the store batch by batch, and build its indexes if the scenario says so.
 
     Args:
-        backend: Not yet open; open afterwards.
-        corpus: What to write.
-        store: How.
-        rows: Where each write is recorded.
-        meter: Clock and CPU time.
-        progress: Called with the number of documents that are there.
+        backend: A backend that is not open; it is open afterwards.
+        corpus: The corpus to write.
+        store: The settings of the store.
+        rows: Records each write.
+        meter: The clock and CPU times.
+        progress: Called after each batch with the number of documents stored so far.
 
     Returns:
-        Whether it was there already: then nothing is written or measured.
+        Whether the corpus was already in the store; then nothing is written or measured.
 
     Raises:
-        InvalidInput: The collection holds somebody's documents.
+        InvalidInput: The collection contains documents that are not from a benchmark.
         BackendError: The store failed.
     """
     schema = corpus.schema
     if await find(backend, schema):
         if await backend.count() == len(corpus):
             progress(len(corpus))
-            if store.optimize:  # an earlier run may have been interrupted before it, or was told not to
+            if store.optimize:  # an earlier run may have been interrupted, or configured to skip it
                 await backend.optimize()
             return True
-        await backend.drop()  # an interrupted run left a part of it
+        await backend.drop()  # an interrupted run has written a part of it
     await backend.create(schema)
     done = 0
     batches = corpus.batches(store.batch_bytes)
-    # Made in a thread while nothing is timed: only the store's own time counts.
+    # Batches are made in a thread while nothing is timed, so that only the store's time counts.
     while (batch := await anyio.to_thread.run_sync(next, batches, None)) is not None:
         size_bytes = _size_bytes(*batch, schema.storage.multivector_dtype)
         call = functools.partial(backend.upsert, *batch)
@@ -138,7 +138,7 @@ async def _timed(
 
 
 def _size_bytes(documents: Sequence[Document], embeddings: M3Embeddings, dtype: str) -> int:
-    """Text, dense and sparse vectors in float32 (with the token ids), and rows in their storage precision."""
+    """Return the bytes of text, float32 dense and sparse vectors (with token ids), and rows as stored."""
     text = sum(len(document.text.encode()) for document in documents)
     rows = embeddings.multivectors.rows.size * np.dtype(dtype).itemsize
     return int(text + embeddings.dense.nbytes + 8 * embeddings.sparse.nnz + rows)

@@ -1,12 +1,12 @@
-"""The folder that one benchmark leaves: raw rows first, numbers computed from them.
+"""The result folder of a benchmark: raw rows, and the numbers computed from them.
 
-bench.json         scenario, environment, and what was noted of each collection: ``BenchRecord``
+bench.json         scenario, environment, and the record of each collection: ``BenchRecord``
 requests.parquet   ``rows.RequestRow``
 writes.parquet     ``rows.WriteRow``
 recall.parquet     ``rows.RecallRow``
-summary.json       ``summary.summarise``; derived
+summary.json       the result of ``summary.summarise``
 
-Until a run is complete its rows lie in ``parts/`` (``bench.session``), and are read from there.
+Until a run is complete, its rows are in ``parts/`` (``bench.session``), and are read from there.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ PARTS = "parts"
 
 
 class BenchFolder:
-    """One benchmark, read from its folder.
+    """One benchmark that is read from its folder.
 
     Args:
         path: The folder.
 
     Attributes:
         path: The folder.
-        record: ``bench.json``: ``format``, ``scenario`` (every key of it), ``environment``, ``collections`` (one entry
-            for each store and size: ``store``, ``backend``, ``documents``, ``count``, ``reused``, ``disk_bytes`` by
-            component or null, ``server_memory_bytes``, ``corpus``, ``server``), ``harness_seconds_per_request``,
-            ``sessions`` (each sitting with its environment; folders of earlier versions lack it), ``finished``
-            (names of parts), ``complete``.
+        record: ``bench.json``: ``format``, ``scenario`` (every key of it), ``environment``, ``collections``
+            (one entry for each store and size: ``store``, ``backend``, ``documents``, ``count``, ``reused``,
+            ``disk_bytes`` by component or null, ``server_memory_bytes``, ``corpus``, ``server``),
+            ``harness_seconds_per_request``, ``sessions`` (with the environment of each; folders of earlier
+            versions lack it), ``finished`` (names of parts), ``complete``.
 
     Raises:
-        InvalidInput: It holds no benchmark, or one of another version's format.
+        InvalidInput: The folder contains no benchmark, or one in an unsupported format.
     """
 
     def __init__(self, path: Path) -> None:
@@ -51,35 +51,39 @@ class BenchFolder:
             self.record: dict[str, Any] = json.loads((path / RECORD).read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise InvalidInput(
-                f"{path} holds no benchmark: there is no {RECORD}.\n  m3 bench SCENARIO.toml --out {path} makes one."
+                f"{path} contains no benchmark: {RECORD} is missing.\n"
+                f"  Create one with: m3 bench SCENARIO.toml --out {path}"
             ) from None
         except ValueError as error:
-            raise InvalidInput(f"{path / RECORD} is not JSON: {error}\n  Run the benchmark again.") from None
+            raise InvalidInput(
+                f"{path / RECORD} is not valid JSON: {error}\n  Run the benchmark again."
+            ) from None
         if not isinstance(self.record, dict) or self.record.get("format") != FORMAT:
             raise InvalidInput(
-                f"{path / RECORD} is not of format {FORMAT}.\n  Was it written by a later m3-connectors?"
+                f"{path / RECORD} does not have format {FORMAT}.\n"
+                "  If a later version of m3-connectors wrote it, upgrade m3-connectors."
             )
 
     def requests(self) -> pa.Table:
-        """One row for each request; columns as ``rows.RequestRow``."""
+        """Return one row per request; the columns are those of ``rows.RequestRow``."""
         return self._table("requests")
 
     def writes(self) -> pa.Table:
-        """One row for each write; columns as ``rows.WriteRow``."""
+        """Return one row per write; the columns are those of ``rows.WriteRow``."""
         return self._table("writes")
 
     def recall(self) -> pa.Table:
-        """One row for each question asked both ways; columns as ``rows.RecallRow``."""
+        """Return one row per comparison; the columns are those of ``rows.RecallRow``."""
         return self._table("recall")
 
     def summary(self) -> dict[str, Any]:
-        """All numbers, computed from the rows."""
+        """Compute all numbers from the rows."""
         from m3_connectors.bench.summary import summarise
 
         return summarise(self.record, self.requests(), self.writes(), self.recall())
 
     def write_summary(self) -> dict[str, Any]:
-        """All numbers, also in ``summary.json``, for readers without this package."""
+        """Compute all numbers, and write them to ``summary.json`` for readers without this package."""
         computed = self.summary()
         write_json(self.path / SUMMARY, computed)
         return computed
@@ -98,7 +102,7 @@ class BenchFolder:
         except (FileNotFoundError, pa.ArrowInvalid) as error:
             raise InvalidInput(
                 f"{path} cannot be read: {error}\n"
-                f"  Was the benchmark killed, or is it still running? Remove {self.path} and run it again."
+                f"  If the benchmark is not still running, remove {self.path} and run it again."
             ) from None
 
     def _of_parts(self, name: str) -> pa.Table:
@@ -113,17 +117,17 @@ class BenchFolder:
 
 
 def parts(folder: Path, name: str) -> list[Path]:
-    """The parts of a kind of rows that are whole, in the scenario's order."""
+    """Return the complete parts of a kind of rows, in the order of the scenario."""
     return sorted((folder / PARTS).glob(f"{name}-*.parquet"))
 
 
 def find_folders(root: Path) -> list[BenchFolder]:
-    """Every benchmark at or below a folder, by path."""
+    """Return all benchmarks in or below a folder, sorted by path."""
     return [BenchFolder(path.parent) for path in sorted(root.rglob(RECORD))]
 
 
 def write_json(path: Path, document: Any) -> None:
-    """A JSON file that appears whole or not at all."""
+    """Write a JSON file atomically."""
     partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         partial.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,7 +1,7 @@
-"""Asking a store: closed loops, where clients wait for their answers, and open loops, where requests come unasked.
+"""Apply load to a store: closed loops, where clients wait for responses, and open loops with a given rate.
 
-An open loop's latency counts from the intended start of a request, so that a store that stalls pays for every request
-that had to wait meanwhile, and not only for the one that it kept (coordinated omission).
+The latency of an open loop is measured from the intended start of a request. A stall of the store therefore
+counts for every request that had to wait, and not only for the one in progress (coordinated omission).
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from m3_connectors.embeddings import M3Embeddings
 from m3_connectors.methods import MethodName
 
 MOST_ERRORS = 100
-"""A load with so many failed requests ends."""
+"""A load stops after this number of failed requests."""
 
-NOT_SENT = "NotSent: it waited until the load had ended"
+NOT_SENT = "NotSent: the load ended before the request was sent"
 
 _FLUSH_SECONDS = 1.0
 _MIX = 4096
 
 
 class Search(Protocol):
-    """``AsyncIndex.search``, or something in its place."""
+    """``AsyncIndex.search``, or a substitute."""
 
     def __call__(
         self,
@@ -48,18 +48,18 @@ class Search(Protocol):
         filter: Mapping[str, Any] | None,
         exact: bool,
     ) -> Awaitable[Sequence[Hit]]:
-        """The k best documents."""
+        """Return the k best documents."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What one request asks.
+    """The parameters of one request.
 
     Attributes:
-        query: Number of the query.
-        method: Name of the method.
-        selectivity: Of its filter; None without one.
-        expected_hits: How many there must be at least.
+        query: The number of the query.
+        method: The name of the method.
+        selectivity: The selectivity of its filter; None without a filter.
+        expected_hits: The minimum number of hits.
     """
 
     query: int
@@ -69,19 +69,19 @@ class Request:
 
 
 class Mix:
-    """The requests of a scenario in an order that its seed decides.
+    """The requests of a scenario, in an order that depends on its seed.
 
     Args:
         settings: Shares, k, number of queries.
-        corpus: What is asked about.
-        seed: Of the order.
+        corpus: The corpus of the queries.
+        seed: The seed of the order.
     """
 
     def __init__(self, settings: Queries, corpus: Corpus, seed: int) -> None:
         self.k, self.exact = settings.k, settings.exact
         self.vectors = list(corpus.queries(settings.count))
         rng = np.random.default_rng([seed, 3])
-        names = cast("list[MethodName]", list(settings.methods))  # the scenario has checked them
+        names = cast("list[MethodName]", list(settings.methods))  # the scenario has validated them
         shares = np.array(list(settings.methods.values()))
         self._methods = [names[i] for i in rng.choice(len(names), size=_MIX, p=shares / shares.sum())]
         selectivities = [None, *(filtered.selectivity for filtered in settings.filters)]
@@ -102,26 +102,26 @@ class Mix:
         query = number % len(self.vectors)
         expected = min(self.k, self._passing[selectivity])
         if method == "sparse":
-            # A dense list has an entry for every document that passes; of a sparse one a single entry is known.
+            # A dense list contains every matching document; of a sparse list, only one entry is known.
             witness = self._witnesses[query]
             expected = int(witness is not None and (selectivity is None or uniform(witness) < selectivity))
         return Request(query, method, selectivity, expected)
 
 
 class Loader:
-    """One load on one store.
+    """Applies one load to one store.
 
     Args:
-        search: What is asked.
-        mix: With what.
-        level: How.
-        rows: Where it is recorded.
-        meter: Clock and CPU time.
-        store: Name of the store, for the rows.
-        documents: Size of the corpus, for the rows.
+        search: The search function.
+        mix: The requests.
+        level: The concurrency, rate and duration.
+        rows: Records each request.
+        meter: The clock and CPU times.
+        store: The name of the store, for the rows.
+        documents: The size of the corpus, for the rows.
         timeout_seconds: A request that takes longer is an error.
-        seed: Of an open loop's arrivals.
-        allow_errors: Go on however many requests fail.
+        seed: The seed of the arrivals of an open loop.
+        allow_errors: Continue regardless of the number of failed requests.
     """
 
     def __init__(
@@ -149,7 +149,7 @@ class Loader:
         self._begin = 0.0
 
     async def run(self) -> None:
-        """Ask until the time or the requests of the level are used up."""
+        """Send requests until the time or the number of requests of the level is reached."""
         self._begin = self._meter.now()
         ask = self._closed if self._level.kind == "closed" else self._open
         try:
@@ -158,7 +158,7 @@ class Loader:
                 await ask()
                 tasks.cancel_scope.cancel()
         except ExceptionGroup as group:
-            # Requests do not raise: this is the one task that writes rows, on a full disk perhaps.
+            # Requests do not raise, so this is the task that writes rows; the disk may be full.
             raise group.exceptions[0] from None
         self._rows.flush()
 
@@ -179,7 +179,7 @@ class Loader:
             await self._ask(number, worker, now)
 
     def _next(self, now: float) -> int | None:
-        """The number of the request that begins now; None if the load is over. Decides where measuring begins."""
+        """Return the number of the next request, or None at the end; also starts the measurement."""
         if self._measure_from is None and now >= self._begin + self._level.warm_up_seconds:
             self._measure_from = now
         if self._measure_from is not None:
@@ -196,7 +196,7 @@ class Loader:
     async def _open(self) -> None:
         send, receive = anyio.create_memory_object_stream[tuple[int, float]](self._level.most_waiting)
         self._measure_from = self._begin + self._level.warm_up_seconds
-        # Bounded whatever the store does: who waits longer than a request may take is not sent any more.
+        # This bounds the load in all cases: a request that waits longer than the timeout is not sent.
         end = self._measure_from + self._level.seconds + self._timeout_seconds
         async with anyio.create_task_group() as senders:
             for worker in range(self._level.concurrency):
@@ -257,7 +257,7 @@ class Loader:
             except TimeoutError:
                 error = timed_out(self._timeout_seconds)
                 self._errors_left -= 1
-            except Exception as caught:  # noqa: BLE001 (whatever a store does wrong is a result, not our end)
+            except Exception as caught:  # noqa: BLE001 (an error is a result and must not end the run)
                 error = named(caught)
                 self._errors_left -= 1
         end, client_cpu = self._meter.now(), self._meter.client_cpu_seconds()
@@ -323,10 +323,10 @@ class Loader:
 
 
 def named(error: BaseException) -> str:
-    """Type and first line of an error, as rows keep it."""
+    """Return the type and first line of an error, as recorded in rows."""
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 
 def timed_out(seconds: float) -> str:
-    """The same of an answer that did not come in time."""
-    return f"TimedOut: no answer within {seconds:g} s"
+    """Return the error text of a request that exceeded the timeout."""
+    return f"TimedOut: no response within {seconds:g} s"

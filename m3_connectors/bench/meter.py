@@ -1,4 +1,4 @@
-"""The clock of a run, and the CPU time and memory of this process and of servers on this machine."""
+"""Clock of a run, and CPU time and memory of this process and of servers on this machine."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import anyio.to_thread
 
 _EVERY_SECONDS = 0.2
 _LIST_EVERY_SECONDS = 5.0
-"""Finding the processes of a session goes over all of the machine; reading those that are known does not."""
+"""The interval for listing processes, because finding those of a session scans all processes."""
 
 
 class Meter:
-    """Readings that go into rows.
+    """Provides the readings that are recorded in rows.
 
     Args:
-        session: Session id of the server's processes (``start_new_session``), where the server is on this machine
-            and was started by us; read from ``/proc``.
+        session: The session id of the server's processes (``start_new_session``), if the server was started
+            by us on this machine; they are read from ``/proc``.
     """
 
     def __init__(self, session: int | None = None) -> None:
@@ -28,26 +28,26 @@ class Meter:
         self._known: list[Path] = []
 
     def of(self, session: int | None) -> Meter:
-        """The same clock beside another server."""
+        """Return a meter with the same clock for another server."""
         other = Meter(session)
         other._origin = self._origin
         return other
 
     def now(self) -> float:
-        """Seconds since the run began, of a clock that never goes back."""
+        """Return the seconds since the start of the run, from a monotonic clock."""
         return time.perf_counter() - self._origin
 
     def client_cpu_seconds(self) -> float:
-        """CPU time of this process, all threads."""
+        """Return the CPU time of this process, all threads."""
         return time.process_time()
 
     def server_cpu_seconds(self) -> float | None:
-        """CPU time of the server's processes up to now; None where they are not known."""
+        """Return the CPU time of the server's processes so far, or None if they are unknown."""
         found = [_cpu_seconds(process) for process in self._processes()]
         return sum(found) if found else None
 
     async def server_cpu_seconds_sometimes(self) -> float | None:
-        """The same at most five times a second, else None; in a thread, as it reads files."""
+        """Return the same at most five times a second, otherwise None; reads the files in a thread."""
         now = time.perf_counter()
         if self._session is None or now - self._read < _EVERY_SECONDS:
             return None
@@ -55,7 +55,7 @@ class Meter:
         return await anyio.to_thread.run_sync(self.server_cpu_seconds)
 
     def server_memory_bytes(self) -> int | None:
-        """Resident memory of the server's processes; None where they are not known."""
+        """Return the resident memory of the server's processes, or None if they are unknown."""
         found = [_resident_bytes(process) for process in self._processes()]
         return sum(found) if found else None
 
@@ -72,9 +72,9 @@ class Meter:
 
 
 def _fields(process: Path) -> list[str]:
-    """Of ``/proc/PID/stat`` from the state on (field 3 in proc(5)); none for a process that has ended."""
+    """Return the fields of ``/proc/PID/stat`` from the state (field 3 in proc(5)); empty after its end."""
     try:
-        # The name before it may hold blanks and brackets.
+        # The process name before it may contain spaces and parentheses.
         return (process / "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
     except OSError:
         return []

@@ -1,18 +1,19 @@
-"""Scale on paper: bytes, memory, nodes and the cost of a query, by formulas from each store's layout and documentation.
+"""Calculate bytes, memory, nodes and the cost of a query from each store's layout and documentation.
 
-A formula gives bytes a document. Where it is our adapter's own layout (blobs, named vectors, packed rows) it is exact;
-what a store adds (graphs, postings, lists of ids) is its vendor's formula or was measured, as each part says. How far
-the sums are from what a store really takes is measured by every ``m3 bench``, and said in ``CHECKED``.
+A formula gives bytes per document. For the layout of our own adapters (blobs, named vectors, packed rows) it
+is exact. For what a store adds (graphs, postings, lists of ids), it is the vendor's formula or a measurement,
+as noted for each part. Every ``m3 bench`` measures how far the sums are from the real sizes; see ``CHECKED``.
 
 Sources:
     L  the layout of this package's adapter (docs/backends.md, docs/milvus.md, docs/elasticsearch.md)
     B  measured by ``m3 bench`` (docs/benchmarks.md)
-    Q  https://qdrant.tech/documentation/capacity-planning/: memory is 1.5 times the vectors';
-       https://github.com/qdrant/qdrant/issues/4112: a named vector that a point lacks takes room all the same
-    M  https://milvus.io/docs/mmap.md: a field that is mapped needs no memory of its own; not the default;
-       https://milvus.io/ai-quick-reference: a graph has 4 bytes a link
-    E  https://www.elastic.co/docs/solutions/search/vector/knn (tune approximate kNN search): 4 d a vector and 4 m for
-       the graph, outside the heap, which has at most half of a node's memory;
+    Q  https://qdrant.tech/documentation/capacity-planning/: memory is 1.5 times that of the vectors;
+       https://github.com/qdrant/qdrant/issues/4112: a named vector takes space even if a point lacks it
+    M  https://milvus.io/docs/mmap.md: a memory-mapped field needs no memory of its own; not the
+       default;
+       https://milvus.io/ai-quick-reference: a graph has 4 bytes per link
+    E  https://www.elastic.co/docs/solutions/search/vector/knn (tune approximate kNN search): 4 d per vector
+       and 4 m for the graph, outside the heap, which has at most half of a node's memory;
        https://github.com/elastic/elasticsearch/pull/31106: _recovery_source
 """
 
@@ -30,7 +31,7 @@ StoreName = Literal["qdrant", "milvus", "elasticsearch"]
 Dtype = Literal["float16", "float32"]
 
 CANDIDATES = 200
-"""Documents whose multi-vectors method all reads (paper, section 4)."""
+"""The number of documents whose multi-vectors the method ``all`` reads (paper, section 4)."""
 
 _BASE64 = 4 / 3
 _BLOB_HEADER = 16
@@ -40,16 +41,16 @@ _LONGEST = 8192
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """What is to be stored.
+    """The documents to be stored.
 
     Attributes:
-        documents: How many.
-        rows: Multi-vector rows of a document, mean: its tokens and one.
-        dimension: Of dense vectors and rows.
-        distinct_tokens: Tokens with a weight, mean.
-        text_bytes: Text and metadata, mean.
-        dtype: Of the rows.
-        long_documents: ``Storage.long_documents``; pooled rows are counted in ``rows``.
+        documents: The number of documents.
+        rows: The mean number of multi-vector rows per document: its tokens plus one.
+        dimension: The dimension of dense vectors and rows.
+        distinct_tokens: The mean number of tokens with a weight.
+        text_bytes: The mean size of text and metadata.
+        dtype: The data type of the rows.
+        long_documents: ``Storage.long_documents``; ``rows`` counts rows after pooling.
     """
 
     documents: int
@@ -63,9 +64,9 @@ class Shape:
     def __post_init__(self) -> None:
         for name in ("documents", "rows", "dimension"):
             if not getattr(self, name) >= 1:
-                raise InvalidInput(f"{name} is {getattr(self, name)}: it must be at least 1.")
+                raise InvalidInput(f"{name} is {getattr(self, name)}; it must be at least 1.")
         if self.dtype not in ("float16", "float32"):
-            raise InvalidInput(f"dtype is {self.dtype!r}: use 'float16' or 'float32'.")
+            raise InvalidInput(f"dtype {self.dtype!r} is not valid; use 'float16' or 'float32'.")
 
     @classmethod
     def of_tokens(
@@ -77,19 +78,20 @@ class Shape:
         pool_factor: float = 1.0,
         long_documents: LongDocuments = "split",
     ) -> Shape:
-        """Texts of so many tokens: of 300 about 168 are distinct (Heaps' law), and each has 4.5 bytes of text.
+        """Return the shape of texts: 300 tokens have about 168 distinct ones (Heaps' law) and 4.5 bytes each.
 
         Args:
-            documents: How many.
-            tokens: Of a document.
-            dimension: Of the model.
-            dtype: Of multi-vector rows.
-            pool_factor: Rows that are pooled into one (``Storage.pool_factor``).
+            documents: The number of documents.
+            tokens: The number of tokens per document.
+            dimension: The dimension of the model.
+            dtype: The data type of multi-vector rows.
+            pool_factor: The number of rows pooled into one (``Storage.pool_factor``).
             long_documents: ``Storage.long_documents``.
         """
         if not (math.isfinite(documents) and math.isfinite(tokens)) or tokens < 1 or pool_factor < 1:
             raise InvalidInput(
-                f"{documents} documents of {tokens} tokens, pooled by {pool_factor}: give finite numbers, at least 1."
+                f"{documents} documents of {tokens} tokens, pooled by {pool_factor}: "
+                "each must be a finite number of at least 1."
             )
         distinct = min(tokens, 2.6 * tokens**0.73)
         rows = max(1.0, (tokens + 1) / pool_factor)
@@ -97,25 +99,25 @@ class Shape:
 
     @property
     def row_bytes(self) -> int:
-        """Of one multi-vector row."""
+        """The size of one multi-vector row."""
         return self.dimension * (2 if self.dtype == "float16" else 4)
 
     @property
     def blob_bytes(self) -> float:
-        """Of a document's packed rows (``backends.blobs``)."""
+        """The size of a document's packed rows (``backends.blobs``)."""
         return _BLOB_HEADER + self.rows * self.row_bytes
 
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """One component, in bytes a document.
+    """One component, in bytes per document.
 
     Attributes:
-        name: As ``bench.disk`` names it.
-        disk_bytes: On disk.
-        memory_bytes: That must be in memory for searches to be fast.
-        formula: Where the bytes come from.
-        source: Letter of the module's sources.
+        name: The name in ``bench.disk``.
+        disk_bytes: The bytes on disk.
+        memory_bytes: The bytes that must be in memory for fast searches.
+        formula: The formula of the bytes.
+        source: The letter of its source in the module's docstring.
     """
 
     name: str
@@ -127,13 +129,13 @@ class Part:
 
 @dataclasses.dataclass(frozen=True)
 class QueryCost:
-    """One search by method all, whose 200 candidates are scored by their multi-vectors.
+    """The cost of one search with method ``all``, which scores 200 candidates by their multi-vectors.
 
     Attributes:
-        read_bytes: Multi-vectors read from disk, where they are not in the page cache.
-        wire_bytes: That travel to the client.
-        products: Multiply-adds of MaxSim, in the store or here.
-        where: Who computes it.
+        read_bytes: The bytes of multi-vectors read from disk, if they are not in the page cache.
+        wire_bytes: The bytes sent to the client.
+        products: The multiply-adds of MaxSim, in the store or in this package.
+        where: Where MaxSim is computed.
     """
 
     read_bytes: float
@@ -144,16 +146,16 @@ class QueryCost:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What a collection takes in one store.
+    """The size of a collection in one store.
 
     Attributes:
-        store: Which.
-        shape: Of what.
-        parts: Components.
-        reserve: Memory is multiplied by this: merging, optimising, requests under way.
-        usable: Share of a node's memory that vectors may take.
-        cost: Of a query.
-        notes: What to know.
+        store: The store.
+        shape: The documents.
+        parts: The components.
+        reserve: The factor on memory for merging, optimising and requests in progress.
+        usable: The share of a node's memory that is available to vectors.
+        cost: The cost of a query.
+        notes: Remarks for the user.
     """
 
     store: StoreName
@@ -166,29 +168,29 @@ class Plan:
 
     @property
     def disk_bytes(self) -> float:
-        """Of the whole collection, one copy."""
+        """The disk size of the whole collection, one copy."""
         return self.shape.documents * sum(part.disk_bytes for part in self.parts)
 
     @property
     def memory_bytes(self) -> float:
-        """Of the whole collection, one copy, with the reserve."""
+        """The memory of the whole collection, one copy, including the reserve."""
         return self.reserve * self.shape.documents * sum(part.memory_bytes for part in self.parts)
 
     def nodes(self, memory_bytes: float, replicas: int = 0) -> int:
-        """Nodes of so much memory that hold the collection and ``replicas`` more copies of it."""
+        """Return the number of nodes of this memory for the collection and ``replicas`` more copies of it."""
         if not memory_bytes > 0:
-            raise InvalidInput(f"a node with {memory_bytes} bytes of memory holds nothing.")
+            raise InvalidInput(f"memory_bytes is {memory_bytes}; it must be more than 0.")
         needed = (1 + replicas) * self.memory_bytes / (self.usable * memory_bytes)
         return max(1 + replicas, math.ceil(needed))
 
 
 def plan(store: StoreName, shape: Shape) -> Plan:
-    """The plan for one store."""
+    """Return the plan for one store."""
     return _PLANS[store](shape)
 
 
 def planned_bytes(backend: str, shape: Shape) -> dict[str, float] | None:
-    """Bytes on disk a document by component, as ``bench.disk`` names them; None for a store without a formula."""
+    """Return the bytes on disk per document by component (``bench.disk``), or None for an unknown store."""
     found = next((name for name in STORES if name == backend), None)
     if found is None:
         return None
@@ -208,7 +210,7 @@ def _qdrant(shape: Shape) -> Plan:
             "sparse",
             8 * tokens + 128 * math.ceil((8 * tokens + 30) / 128) + 10,
             8 * tokens,
-            "8 a posting, and the vector in blocks of 128",
+            "8 per posting, and the vector in blocks of 128",
             "B",
         ),
         Part("multivector", shape.rows * shape.row_bytes + 48, 0, "rows·d·b, on disk (memory=cold)", "L"),
@@ -216,13 +218,13 @@ def _qdrant(shape: Shape) -> Plan:
             "multivector",
             (vectors - 1) * (shape.row_bytes + 14),
             0,
-            f"and a row in each of {vectors - 1} vectors that only documents beyond {rows_a_vector:,} rows fill",
+            f"a row in each of {vectors - 1} vectors that only documents of over {rows_a_vector:,} rows use",
             "Q",
         ),
         Part(
             "text and metadata", 128 * math.ceil((shape.text_bytes + 150) / 128) + 25, 0, "blocks of 128", "B"
         ),
-        Part("other", 32, 60, "ids and their versions", "B"),
+        Part("other", 32, 60, "ids and versions", "B"),
     )
     return Plan(
         "qdrant",
@@ -234,8 +236,8 @@ def _qdrant(shape: Shape) -> Plan:
             CANDIDATES * shape.rows * shape.row_bytes, 10 * shape.text_bytes, _products(shape), "the store"
         ),
         notes=(
-            "Dense vectors are float32 in memory, not quantised: scores are exact. Multi-vectors stay on disk.",
-            "Beside it the write-ahead log, 32 to 64 MB a shard whatever its size.",
+            "Dense vectors are float32 in memory, so that scores are exact. Multi-vectors stay on disk.",
+            "In addition, the write-ahead log takes 32 to 64 MB per shard, whatever the size of the shard.",
         ),
     )
 
@@ -251,10 +253,14 @@ def _milvus(shape: Shape) -> Plan:
             "4·d and 2·M links of 4, M = 32",
             "M",
         ),
-        Part("sparse", 8.3 * shape.distinct_tokens, 8 * shape.distinct_tokens, "8 a posting", "B"),
+        Part("sparse", 8.3 * shape.distinct_tokens, 8 * shape.distinct_tokens, "8 per posting", "B"),
         Part("multivector", packed, 0, "4/3·(16 + rows·d·b), base64, mapped from disk", "L"),
         Part(
-            "text and metadata", shape.text_bytes + 130, 100, "as it is; keys and filter terms in memory", "L"
+            "text and metadata",
+            shape.text_bytes + 130,
+            100,
+            "uncompressed; keys and filter terms in memory",
+            "L",
         ),
     )
     return Plan(
@@ -270,9 +276,9 @@ def _milvus(shape: Shape) -> Plan:
             "this package",
         ),
         notes=(
-            "A query node's memory, with mmap for the packed rows (mmap.scalarField); without it they need "
-            f"{shape.documents * packed / 1e9:,.0f} GB more.",
-            "Object storage as it is written; compression of the log files may take up to a quarter off.",
+            "Memory is that of the query nodes, with mmap for the packed rows (mmap.scalarField); "
+            f"without mmap they need {shape.documents * packed / 1e9:,.0f} GB more.",
+            "Disk is object storage before compression, which may reduce the log files by up to a quarter.",
         ),
     )
 
@@ -288,7 +294,7 @@ def _elasticsearch(shape: Shape) -> Plan:
             "4·d and a graph of 4·m, m = 16",
             "E",
         ),
-        Part("sparse", 16 + 20 * tokens, 12 * tokens, "blob 16 + 8 a token, and 12 a posting", "B"),
+        Part("sparse", 16 + 20 * tokens, 12 * tokens, "blob 16 + 8 per token, and 12 per posting", "B"),
         Part("multivector", shape.blob_bytes, 0, "16 + rows·d·b in binary doc values", "L"),
         Part("text and metadata", 0.8 * shape.text_bytes + 260, 0, "source, compressed", "B"),
         Part("other", 60, 10, "ids, filter terms, versions", "B"),
@@ -306,9 +312,9 @@ def _elasticsearch(shape: Shape) -> Plan:
             "this package",
         ),
         notes=(
-            "Memory is outside the heap, which takes the other half of a node.",
-            "Until segments are merged, a newly written document is there a second time (_recovery_source): about "
-            f"{_BASE64 * shape.blob_bytes:,.0f} bytes more.",
+            "Memory is outside the heap, which uses the other half of a node's memory.",
+            "Until segments are merged, a new document is stored a second time (_recovery_source): "
+            f"about {_BASE64 * shape.blob_bytes:,.0f} bytes more.",
         ),
     )
 
@@ -324,18 +330,19 @@ _PLANS: Mapping[StoreName, Callable[[Shape], Plan]] = {
 }
 
 CHECKED: dict[StoreName, str] = {
-    "qdrant": "disk 0.3 % below the embedded engine's 100,000 documents (256 dimensions, 16 rows), 3 % below its 5,000 "
-    "(512 dimensions, 48 rows), 0.9 % below its 1,500 (1,024 dimensions, 64 rows), its log apart; a server and its "
-    "memory are not checked",
-    "milvus": "disk 1 % above, 2 % below and 0.4 % above milvus-lite's on the same documents, its log included; a "
-    "cluster's object storage and memory are not checked",
-    "elasticsearch": "disk 1 %, 2 % and 0.2 % below version 9.2 on the same documents, of the first only 5,000, the "
-    "second copy apart; memory outside the heap is not checked",
+    "qdrant": "disk 0.3 % below the embedded engine for 100,000 documents (256 dimensions, 16 rows), "
+    "3 % below for 5,000 (512 dimensions, 48 rows), 0.9 % below for 1,500 (1,024 dimensions, 64 rows), "
+    "without the log; not checked for a server or its memory",
+    "milvus": "disk 1 % above, 2 % below and 0.4 % above milvus-lite for the same documents, with the log; "
+    "not checked for a cluster's object storage and memory",
+    "elasticsearch": "disk 1 %, 2 % and 0.2 % below version 9.2 for the same documents "
+    "(only 5,000 of the first), without the second copy; not checked for memory outside the heap",
 }
-"""How far the bytes a document were from what ``m3 bench`` measured (2026-11-23, 28); every run compares them anew."""
+"""How far the bytes per document were from measurements (2026-11-23, 28); every ``m3 bench`` compares again."""
 
 BESIDE: Mapping[str, tuple[str, ...]] = {"qdrant": ("log",), "elasticsearch": ("second copy until merged",)}
-"""Components (``bench.disk``) that a plan leaves out because they do not grow with the collection, or pass; its notes
-say so. They are left out of what it is compared with. milvus-lite's log is none: it holds what the files do not yet."""
+"""Components (``bench.disk``) that a plan omits because they do not grow with the collection or are
+temporary, as its notes say. Comparisons omit them too. milvus-lite's log is not one: it contains what is not
+in the files yet."""
 
 STORES: tuple[StoreName, ...] = tuple(_PLANS)

@@ -1,4 +1,4 @@
-"""Before anything is measured: can every store of a scenario be used? A typing error costs no hours."""
+"""Check every store of a scenario before the measurement, so that a typing error is found early."""
 
 from __future__ import annotations
 
@@ -12,24 +12,25 @@ from m3_connectors.bench.synthetic import MODEL
 from m3_connectors.errors import BackendError, InvalidInput, M3Error, MissingDependency, NotFound
 
 _NOWHERE = "+http://127.0.0.1:1"
-"""Stands for the URL of a server that is yet to be started: enough to see whether it takes the options."""
+"""A placeholder URL for a server that is not started yet, which is enough to validate the options."""
 
 
 async def preflight(scenario: Scenario, where: str) -> None:
-    """Build the backend of every store, hear whether it answers, and see whose documents its collections hold.
+    """Build the backend of every store, check that it responds, and check the owner of its collections.
 
     Args:
-        scenario: What is to be done.
-        where: Its file, for errors.
+        scenario: The scenario.
+        where: The path of its file, for error messages.
 
     Raises:
-        InvalidInput: A URL or option cannot be used, or a collection holds somebody's documents; names the key.
-        BackendError: A server does not answer; names the key.
+        InvalidInput: A URL or option is not valid, or a collection contains documents that are not from a
+            benchmark. The message names the key.
+        BackendError: A server does not respond. The message names the key.
     """
     for number, store in enumerate(scenario.stores):
         key = f"{where}: stores[{number}]"
         for documents in scenario.corpus.documents:
-            backend = _built(store, f"{store.collection}-{documents}", key)
+            backend = _build_backend(store, f"{store.collection}-{documents}", key)
             if store.url is None:
                 continue
             try:
@@ -38,16 +39,16 @@ async def preflight(scenario: Scenario, where: str) -> None:
             except InvalidInput as error:
                 raise InvalidInput(f"{key}.collection: {error}") from error
             except BackendError as error:
-                error.add_note(f"  {key}.url names this store.")
+                error.add_note(f"  Check {key}.url, which refers to this store.")
                 raise
             finally:
                 with anyio.CancelScope(shield=True):
                     await backend.close()
 
 
-def _built(store: Store, collection: str, key: str) -> Backend:
+def _build_backend(store: Store, collection: str, key: str) -> Backend:
     url = store.url or f"{store.start}{_NOWHERE}"
-    # One after the other, to tell which of the keys is wrong.
+    # One after the other, to find out which key is wrong.
     for name, called, options in (
         (".start" if store.url is None else ".url", DEFAULT_COLLECTION, {}),
         (".collection", collection, {}),
@@ -63,10 +64,10 @@ def _built(store: Store, collection: str, key: str) -> Backend:
 
 
 async def owned(backend: Backend) -> Schema | None:
-    """What the collection of an earlier benchmark records; None if there is none.
+    """Return the schema of the collection of an earlier benchmark, or None if it does not exist.
 
     Raises:
-        InvalidInput: It holds somebody's documents.
+        InvalidInput: The collection contains documents that are not from a benchmark.
     """
     try:
         there = await backend.open()
@@ -74,7 +75,8 @@ async def owned(backend: Backend) -> Schema | None:
         return None
     if there.model.name != MODEL:
         raise InvalidInput(
-            f'collection "{backend.collection}" holds documents of {there.model}, and a benchmark would replace them.\n'
-            "  Give the scenario's store another collection."
+            f'collection "{backend.collection}" contains documents of {there.model}, '
+            "which the benchmark would replace.\n"
+            "  Set another collection for this store in the scenario."
         )
     return there

@@ -1,4 +1,4 @@
-"""What a store's approximate lists miss: the same questions asked both ways."""
+"""Measure what a store's approximate lists miss: each query runs approximately and exactly."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from m3_connectors.filters import parse_filter
 from m3_connectors.methods import METHODS
 
 MOST_ERRORS = 5
-"""After so many failed questions a store is not asked any more."""
+"""The comparison of a store stops after this number of failed queries."""
 
 _TIE = 1e-6
-"""Scores so close are equal: which of the two stands in a list is chance."""
+"""Scores that differ by less are equal; which of the two is in a list is arbitrary."""
 
 _WARM_UP = 3
-"""Questions that are asked before any is timed: the first ones load what the others find in memory."""
+"""The number of queries before the timed ones; they load into memory what later queries reuse."""
 
 Ask = Callable[[bool], Awaitable[list[float]]]
-"""The scores of an answer; exact or not."""
+"""Runs a query, exactly or approximately, and returns the scores."""
 
 
 async def compare(
@@ -38,11 +38,12 @@ async def compare(
     documents: int,
     timeout_seconds: float,
 ) -> None:
-    """Ask the first requests of the mix, and for the dense list that methods start from, approximately and exactly.
+    """Run the first requests of the mix, and their dense lists, approximately and exactly.
 
-    Which way is asked first takes turns: the second finds the caches filled. A question that fails is a row.
+    The order of the two alternates, because the second one finds warm caches. A failed query is recorded as a
+    row.
     """
-    # The last ones, so that no question that is timed has been asked before.
+    # Warm up with later queries, so that no timed query has run before.
     for number in range(settings.queries, settings.queries + min(_WARM_UP, settings.queries)):
         for ask in _questions(backend, mix, mix[number], settings).values():
             for exact in (False, True):
@@ -81,7 +82,7 @@ async def compare(
 
 
 def _questions(backend: Backend, mix: Mix, request: Request, settings: Recall) -> dict[str, Ask]:
-    """By kind, as rows name it."""
+    """Return the queries of a request by kind, as named in rows."""
     query = mix.vectors[request.query]
     filter = None if request.selectivity is None else parse_filter(filter_for(request.selectivity))
 
@@ -100,7 +101,7 @@ def _questions(backend: Backend, mix: Mix, request: Request, settings: Recall) -
 
 
 async def _timed(ask: Ask, exact: bool, timeout_seconds: float) -> tuple[list[float], float, str | None]:
-    """Scores, seconds, and what was raised."""
+    """Run a query and return its scores, its seconds, and its error or None."""
     scores: list[float] = []
     error = None
     start = time.perf_counter()
@@ -109,13 +110,13 @@ async def _timed(ask: Ask, exact: bool, timeout_seconds: float) -> tuple[list[fl
             scores = await ask(exact)
     except TimeoutError:
         error = timed_out(timeout_seconds)
-    except Exception as caught:  # noqa: BLE001 (whatever a store does wrong is a result, not our end)
+    except Exception as caught:  # noqa: BLE001 (an error of a store is a result and must not end the run)
         error = named(caught)
     return scores, time.perf_counter() - start, error
 
 
 def found_of(approximate: Sequence[float], exact: Sequence[float]) -> int:
-    """How many entries of an approximate list belong into the exact one, both given by their scores, best first."""
+    """Count the entries of an approximate list that belong to the exact one; both are scores, best first."""
     if not exact:
         return 0
     return min(len(exact), sum(score >= exact[-1] - _TIE for score in approximate))

@@ -1,4 +1,4 @@
-"""The raw rows of a benchmark: what was observed of each write, request and comparison, and nothing computed."""
+"""The raw rows of a benchmark: the observations of each write, request and comparison."""
 
 from __future__ import annotations
 
@@ -13,32 +13,34 @@ import pyarrow.parquet as pq
 
 
 class RequestRow(NamedTuple):
-    """One request. Times are seconds of one monotonic clock, from the beginning of the session (``bench.session``).
+    """One request. Times are seconds of a monotonic clock from the start of the session (``bench.session``).
 
     Attributes:
-        store: Name of the store.
-        documents: Size of the corpus.
-        load: Name of the level, such as ``closed-8``.
+        store: The name of the store.
+        documents: The size of the corpus.
+        load: The name of the level, such as ``closed-8``.
         phase: ``warm-up`` or ``measured``.
-        number: In its load, in the order of intended starts.
-        worker: Which client sent it; null for one that was not sent.
-        query: Number of the query.
-        method: Name of the method.
-        selectivity: Of its filter; null without one.
-        k: Hits asked for.
-        exact: Whether approximate lists were ruled out.
-        expected_hits: How many there must be at least.
-        intended_seconds: When it was to be sent.
-        start_seconds: When it was sent; null: never.
-        end_seconds: When its answer, or its failure, was there.
-        hits: How many came.
-        distinct_hits: How many different ids they have.
-        ids_hash: CRC-32 of their ids in order.
-        error: Type and first line of what was raised; null for an answer.
-        round_trips: Calls to the store (of the embedded engine: into it).
-        store_seconds: Time during which at least one of them was under way, as far as this process saw it (``trips``).
-        client_cpu_seconds: CPU time of this process up to the end, all threads.
-        server_cpu_seconds: The same of the server's processes where known, read five times a second; else null.
+        number: The number within its load, in the order of intended starts.
+        worker: The client that sent it; null if it was not sent.
+        query: The number of the query.
+        method: The name of the method.
+        selectivity: The selectivity of its filter; null without a filter.
+        k: The requested number of hits.
+        exact: Whether approximate lists were disabled.
+        expected_hits: The minimum number of hits.
+        intended_seconds: The time at which it should have been sent.
+        start_seconds: The time at which it was sent; null if it was not sent.
+        end_seconds: The time of its response or failure.
+        hits: The number of hits.
+        distinct_hits: The number of different ids.
+        ids_hash: CRC-32 of the ids in order.
+        error: The type and first line of the error; null for a response.
+        round_trips: The number of calls to the store (or to the embedded engine).
+        store_seconds: The time during which at least one call was in progress, as seen by this process
+            (``trips``).
+        client_cpu_seconds: The CPU time of this process up to the end, all threads.
+        server_cpu_seconds: The CPU time of the server's processes if known, read five times a second; else
+            null.
     """
 
     store: str
@@ -70,19 +72,19 @@ class WriteRow(NamedTuple):
     """One call of ``upsert`` or ``optimize``.
 
     Attributes:
-        store: Name of the store.
-        documents: Size of the corpus.
+        store: The name of the store.
+        documents: The size of the corpus.
         kind: ``upsert`` or ``optimize``.
-        first: Number of its first document.
-        written: Documents in it.
-        size_bytes: Text, and vectors in the precision that they are stored in, as they were given to ``upsert``.
-        start_seconds: As a request's.
-        end_seconds: As a request's.
-        round_trips: As a request's.
-        store_seconds: As a request's.
-        start_cpu_seconds: CPU time of this process up to the start.
-        end_cpu_seconds: CPU time of this process up to the end.
-        server_cpu_seconds: CPU time of the server's processes during the call, where they are known.
+        first: The number of its first document.
+        written: The number of documents in it.
+        size_bytes: The bytes passed to ``upsert``: text, and vectors in their storage precision.
+        start_seconds: See ``RequestRow``.
+        end_seconds: See ``RequestRow``.
+        round_trips: See ``RequestRow``.
+        store_seconds: See ``RequestRow``.
+        start_cpu_seconds: The CPU time of this process up to the start.
+        end_cpu_seconds: The CPU time of this process up to the end.
+        server_cpu_seconds: The CPU time of the server's processes during the call, if they are known.
     """
 
     store: str
@@ -101,22 +103,23 @@ class WriteRow(NamedTuple):
 
 
 class RecallRow(NamedTuple):
-    """One question asked both ways; one that failed has an error and no answers.
+    """One query run approximately and exactly; a failed one has an error and no results.
 
     Attributes:
-        store: Name of the store.
-        documents: Size of the corpus.
+        store: The name of the store.
+        documents: The size of the corpus.
         kind: ``search`` (the k hits of a method) or ``list`` (the dense list that methods start from).
-        query: Number of the query.
-        method: Name of the method; ``dense`` for a list.
-        selectivity: Of its filter; null without one.
-        depth: Entries asked for.
-        expected: Entries of the exact answer.
-        found: Entries of the approximate answer that score no worse than the last of the exact one.
-        approximate_seconds: Time that it took.
-        exact_seconds: Time that it took.
-        exact_first: Which was asked first; they take turns, since the second finds the store's caches warm.
-        error: Type and first line of what was raised; null for answers.
+        query: The number of the query.
+        method: The name of the method; ``dense`` for a list.
+        selectivity: The selectivity of its filter; null without a filter.
+        depth: The requested number of entries.
+        expected: The number of entries of the exact result.
+        found: The number of entries of the approximate result that score no worse than the last exact entry.
+        approximate_seconds: The time of the approximate query.
+        exact_seconds: The time of the exact query.
+        exact_first: Whether the exact query ran first; the order alternates because the second finds warm
+            caches.
+        error: The type and first line of the error; null for results.
     """
 
     store: str
@@ -140,7 +143,7 @@ _ARROW = {"str": pa.string(), "int": pa.int64(), "float": pa.float64(), "bool": 
 
 
 def arrow_schema(kind: type[RequestRow | WriteRow | RecallRow]) -> pa.Schema:
-    """The columns of a kind of rows; texts are dictionary-encoded by Parquet itself."""
+    """Return the columns of a kind of rows; Parquet itself dictionary-encodes texts."""
     fields = []
     for name, hint in get_type_hints(kind).items():
         text = getattr(hint, "__name__", str(hint))
@@ -152,7 +155,7 @@ def arrow_schema(kind: type[RequestRow | WriteRow | RecallRow]) -> pa.Schema:
 
 
 class Sink(Generic[T]):
-    """A Parquet file that grows, and has its name as soon as it is whole: when the block is left, in whatever way."""
+    """Writes a Parquet file in steps; it gets its name when the ``with`` block ends, even by an error."""
 
     def __init__(self, path: Path, kind: type[T]) -> None:
         self._schema = arrow_schema(kind)
@@ -162,11 +165,11 @@ class Sink(Generic[T]):
         self._writing = threading.Lock()
 
     def add(self, row: T) -> None:
-        """Take a row; it is in memory until ``flush``."""
+        """Add a row, which stays in memory until ``flush``."""
         self._waiting.append(row)
 
     def flush(self) -> None:
-        """Write what waits; may run in a thread beside ``add``."""
+        """Write the rows in memory; may run in another thread than ``add``."""
         with self._writing:
             rows, self._waiting = self._waiting, []
             if rows:

@@ -1,4 +1,4 @@
-"""A whole benchmark: every store, size and load of a scenario, recorded in a folder."""
+"""Run a benchmark: every store, size and load of a scenario, recorded in a folder."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ _HARNESS_REQUESTS, _HARNESS_WARM_UP = 2000, 50
 
 @dataclasses.dataclass(frozen=True)
 class Server:
-    """Where a store of a scenario answers.
+    """The server of a store in a scenario.
 
     Attributes:
-        url: As ``connect`` takes it.
-        options: The backend's own.
-        session: Session id of its processes, where it was started for this run.
-        directory: Where it keeps its data, likewise.
+        url: The URL, as for ``connect``.
+        options: The options of the backend.
+        session: The session id of its processes, if it was started for this run.
+        directory: Its data directory, if it was started for this run.
     """
 
     url: str
@@ -63,28 +63,30 @@ class Server:
 
 
 class Servers(Protocol):
-    """Gives the server of a store for the time of its measurement."""
+    """Provides the server of a store during its measurement."""
 
     def __call__(self, store: Store) -> contextlib.AbstractContextManager[Server]:
-        """The server, started if need be."""
+        """Return the server, and start it if necessary."""
 
 
 class Progress(Protocol):
-    """Is told what goes on."""
+    """Progress callback."""
 
     def __call__(self, store: str, documents: int, what: str, done: int | None = None) -> None:
-        """``what`` is ``writing``, ``comparing`` or a load's name; ``done``: documents written so far."""
+        """Called with ``writing``, ``comparing`` or a load's name, and with the documents written so far."""
 
 
 @contextlib.contextmanager
 def named_servers(store: Store) -> Any:
-    """The server that a scenario names by its URL.
+    """Yield the server at the URL in a scenario.
 
     Raises:
-        InvalidInput: The scenario wants it started.
+        InvalidInput: The scenario has no URL for it.
     """
     if store.url is None:
-        raise InvalidInput(f"store {store.name!r} has no url.\n  Start it with: m3 bench SCENARIO.toml")
+        raise InvalidInput(
+            f"store {store.name!r} has no url.\n  To have it started, run: m3 bench SCENARIO.toml"
+        )
     yield Server(store.url, store.options)
 
 
@@ -96,20 +98,22 @@ async def run(
     progress: Progress = lambda *_, **__: None,
     where: str = "the scenario",
 ) -> BenchFolder:
-    """Measure everything that the scenario names; a load that has come to its end is on disk whatever happens then.
+    """Measure everything in the scenario; each finished load is on disk, whatever happens later.
 
-    Where the folder holds the beginning of the same scenario, it is gone on with after the last finished load.
+    If the folder contains the beginning of the same scenario, the run continues after the last finished load.
 
     Args:
-        scenario: What to do.
-        out: A folder that holds no complete benchmark; made if need be.
-        servers: Where its stores are.
-        progress: Is told what goes on.
-        where: The scenario's file, for errors.
+        scenario: The scenario.
+        out: A folder without a complete benchmark; created if it does not exist.
+        servers: Provides the servers of the stores.
+        progress: The progress callback.
+        where: The path of the scenario file, for error messages.
 
     Raises:
-        InvalidInput: The folder holds one, a store cannot be used so, or its collection holds somebody's documents.
-        BackendError: A store did not answer, or failed while it was filled; failed requests are rows.
+        InvalidInput: The folder contains a complete benchmark, a store's settings are not valid, or its
+            collection contains documents that are not from a benchmark.
+        BackendError: A store did not respond, or failed while it was filled; failed requests are recorded as
+            rows.
     """
     await preflight(scenario, where)
     with Session(out, scenario.record(), environment(*_PACKAGES)) as session:
@@ -144,17 +148,17 @@ class _Run:
         return self.scenario.recall.queries > 0 and not self.scenario.queries.exact
 
     def _loads(self, number: int) -> list[tuple[int, Level]]:
-        """The loads of a collection with the numbers of their parts."""
+        """Return the loads of a collection with the numbers of their parts."""
         levels = self.scenario.levels()
         return list(enumerate(levels, number * len(levels)))
 
     def is_done(self, number: int) -> bool:
-        """Whether nothing is left to ask of a collection, given by its number."""
+        """Return whether the measurement of a collection, given by its number, is finished."""
         compared = not self._compares or self.session.has(RecallRow, number)
         return compared and all(self.session.has(RequestRow, part) for part, _ in self._loads(number))
 
     async def collection(self, number: int, store: Store, server: Server, documents: int) -> None:
-        """Fill one collection and ask it what it has not been asked yet."""
+        """Fill one collection and run the loads that are not finished yet."""
         scenario, session = self.scenario, self.session
         corpus = Corpus(scenario.corpus, documents, scenario.seed)
         meter = self.meter.of(server.session)
@@ -162,7 +166,7 @@ class _Run:
         with observed(type(backend)):
             try:
                 note = functools.partial(self.progress, store.name, documents, "writing")
-                # An earlier session may have written it, and been killed before that was noted.
+                # An earlier session may have written it, and been killed before this was recorded.
                 written = session.has(WriteRow, number)
                 recorded: contextlib.AbstractContextManager[Rows] = (
                     contextlib.nullcontext(Unrecorded()) if written else session.rows(WriteRow, number)
@@ -231,10 +235,10 @@ class _Run:
 
 
 async def harness_seconds(scenario: Scenario) -> float:
-    """CPU time that the harness adds to a request: all that runs during a load, around a search that does nothing.
+    """Measure the CPU time that the harness adds to a request, with a search that does nothing.
 
-    That is the loop, clocks and rows, their writing, and the reading of a server's CPU time (in its place this
-    session's processes are read).
+    It consists of the loop, the clocks, the rows and their writing, and the reading of a server's CPU time
+    (here, the processes of this session are read instead).
     """
     corpus = Corpus(CorpusSettings(dimension=8, vocabulary=100, topics=1), 100, scenario.seed)
     hits = [Hit(Document(f"d{i}", ""), 1.0, Scores(1.0, 1.0, 1.0)) for i in range(scenario.queries.k)]
@@ -246,10 +250,10 @@ async def harness_seconds(scenario: Scenario) -> float:
     mix = Mix(Queries(count=10, k=scenario.queries.k), corpus, scenario.seed)
     meter = Meter(os.getsid(0) if hasattr(os, "getsid") else None)
     spent = 0.0
-    # The first time only warms up: pyarrow imports what it needs when it is used, which is no request's cost.
+    # The first iteration is a warm-up: pyarrow imports modules on first use, which is not a cost per request.
     for requests in (_HARNESS_WARM_UP, _HARNESS_REQUESTS):
         level = Level(seconds=60, requests=requests)
-        # Not the time that passes: nothing is waited for, and what else the machine does is not the harness.
+        # CPU time, not wall time: nothing is waited for, and other work on the machine does not count.
         start = meter.client_cpu_seconds()
         with (
             tempfile.TemporaryDirectory() as directory,
@@ -272,7 +276,7 @@ async def harness_seconds(scenario: Scenario) -> float:
 
 
 async def _server_info(backend: Backend) -> dict[str, Any] | None:
-    """What a server says about itself; None for an engine in this process."""
+    """Return the version and details of a server, or None for an engine in this process."""
     ask = getattr(backend, "server", None)
     if ask is None:
         return None

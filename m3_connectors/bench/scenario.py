@@ -1,6 +1,7 @@
-"""What a benchmark does, read from TOML: which stores, which corpora, which requests, how fast and for how long.
+"""The scenario of a benchmark, read from TOML: stores, corpora, requests, rates and durations.
 
-Every key has a default but ``name``, ``stores`` and ``loads``; an unknown key is an error. See docs/benchmarks.md.
+Every key except ``name``, ``stores`` and ``loads`` has a default; an unknown key is an error. See
+docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -21,15 +22,15 @@ from m3_connectors.methods import METHODS
 FORMAT = 1
 
 MOST_DOCUMENTS = 1_000_000
-"""Of one corpus."""
+"""The maximum size of one corpus."""
 
 MOST_CONCURRENT = 64
 
 MOST_TOKENS = 2**24
-"""Of a vocabulary: its frequencies are in memory, 8 bytes each, several times while they are made."""
+"""The maximum size of a vocabulary: its frequencies are in memory, 8 bytes each, several times at first."""
 
 MOST_QUERY_BYTES = 2 * 10**9
-"""Of all queries' vectors, which are in memory while they are asked."""
+"""The maximum size of the vectors of all queries, which are in memory during a load."""
 
 _SECRET = re.compile(r"key|password|token|secret|authorization|credential", re.IGNORECASE)
 
@@ -37,7 +38,7 @@ Share = Annotated[float, Field(gt=0, le=1)]
 
 
 def _as_tuple(value: object) -> object:
-    """``8`` and ``[1, 8]`` are both a list of values."""
+    """Accept both ``8`` and ``[1, 8]`` as a list of values."""
     return value if isinstance(value, tuple) else (value,)
 
 
@@ -46,12 +47,12 @@ class _Table(BaseModel):
 
 
 class Rows(_Table):
-    """Multi-vector rows of a document, a log-normal number.
+    """The number of multi-vector rows of a document, which is log-normally distributed.
 
     Attributes:
-        mean: Of the rows.
-        spread: Standard deviation over mean; 0 for the same number everywhere.
-        most: Longer documents are cut here.
+        mean: The mean number of rows.
+        spread: The standard deviation divided by the mean; 0 gives all documents the same number.
+        most: The maximum; longer documents are truncated.
     """
 
     mean: float = Field(default=64.0, ge=1, le=8191)
@@ -60,7 +61,7 @@ class Rows(_Table):
 
 
 class StorageSettings(_Table):
-    """How collections keep vectors: the keys of ``Storage``, and what each means, are its own."""
+    """How collections store vectors; the keys are those of ``Storage``."""
 
     multivector_dtype: Literal["float16", "float32"] = "float16"
     long_documents: LongDocuments = "split"
@@ -74,21 +75,22 @@ class StorageSettings(_Table):
 
     @property
     def chosen(self) -> Storage:
-        """It as a collection records it."""
+        """The settings as a ``Storage``, as a collection records them."""
         return Storage(**self.model_dump())
 
 
 class CorpusSettings(_Table):
-    """Documents to make; see ``bench.synthetic``.
+    """The documents to generate; see ``bench.synthetic``.
 
     Attributes:
-        documents: Sizes; each is a collection of its own, and the smaller one is the beginning of the larger.
-        dimension: Of dense vectors and rows; BGE-M3's is 1,024.
-        rows: Of a document's multi-vector.
-        query_rows: Of a query's multi-vector.
-        vocabulary: Token ids; BGE-M3's are 250,002.
-        topics: Clusters of the dense vectors.
-        storage: How they are kept.
+        documents: The numbers of documents; each is a separate collection, and a smaller one is the start of
+            a larger one.
+        dimension: The dimension of dense vectors and rows; that of BGE-M3 is 1,024.
+        rows: The number of rows of a document's multi-vector.
+        query_rows: The number of rows of a query's multi-vector.
+        vocabulary: The number of token ids; BGE-M3 has 250,002.
+        topics: The number of clusters of the dense vectors.
+        storage: How the vectors are stored.
     """
 
     documents: Annotated[
@@ -105,16 +107,16 @@ class CorpusSettings(_Table):
 
 
 class Store(_Table):
-    """Where to measure: a URL, or a server to be started on this machine for the time of the run.
+    """The store to measure: a URL, or a server that is started on this machine during the run.
 
     Attributes:
-        name: In tables; different for each store.
-        url: As ``connect`` takes it.
-        start: Instead of a URL: a local server of ``m3_connectors.testing.servers``.
-        collection: Prefix of the collections' names; the number of documents follows.
-        options: The backend's own.
-        optimize: Have the store build its indexes after writing, and measure that.
-        batch_bytes: Vectors and text in one call of ``upsert``.
+        name: The name in tables, unique among the stores.
+        url: The URL, as for ``connect``.
+        start: Instead of a URL, the local server of ``m3_connectors.testing.servers`` to start.
+        collection: The prefix of the collection names, which is followed by the number of documents.
+        options: The options of the backend.
+        optimize: Whether the store builds its indexes after writing, which is measured.
+        batch_bytes: The size of vectors and text in one call of ``upsert``.
     """
 
     name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]*$")
@@ -128,7 +130,7 @@ class Store(_Table):
     @model_validator(mode="after")
     def _one_place(self) -> Store:
         if (self.url is None) == (self.start is None):
-            raise ValueError('give url = "…" or start = "milvus", one of the two')
+            raise ValueError('give either url = "…" or start = "milvus"')
         return self
 
 
@@ -136,8 +138,8 @@ class Filtered(_Table):
     """Requests with a filter.
 
     Attributes:
-        share: Of all requests.
-        selectivity: Of the documents pass.
+        share: The share of all requests.
+        selectivity: The share of the documents that match.
     """
 
     share: Share
@@ -148,11 +150,11 @@ class Queries(_Table):
     """The mix of requests.
 
     Attributes:
-        count: Different queries; they take turns.
-        k: Hits asked for.
-        exact: No approximate list in the store.
-        methods: Share of the requests by method; shares are scaled to 1.
-        filters: The rest of the requests has none.
+        count: The number of different queries, which are used in turn.
+        k: The requested number of hits.
+        exact: Whether approximate lists are disabled.
+        methods: The share of the requests by method; shares are scaled to a sum of 1.
+        filters: The requests with filters; the others have none.
     """
 
     count: int = Field(default=200, ge=1, le=100_000)
@@ -165,25 +167,28 @@ class Queries(_Table):
     def _known(self) -> Queries:
         for name in self.methods:
             if name not in METHODS:
-                raise ValueError(f"methods: {name!r} is none of {', '.join(METHODS)}")
+                raise ValueError(f"methods: {name!r} is not valid; choose from {', '.join(METHODS)}")
         if sum(filtered.share for filtered in self.filters) > 1 + 1e-9:
-            raise ValueError("filters: their shares add up to more than 1")
+            raise ValueError("filters: the sum of the shares is more than 1")
         return self
 
 
 class Load(_Table):
-    """One way of asking; with several concurrencies or rates it is repeated for each.
+    """One load; with several concurrencies or rates it is repeated for each.
 
     Attributes:
-        kind: ``closed``: each of so many clients asks, waits for the answer, asks again. ``open``: requests come at
-            their own times, however slow the store is, and latency counts from the time that was intended.
-        concurrency: Clients of a closed loop (default 1); most requests under way at a time of an open one (64).
-        requests_per_second: Of an open loop.
-        arrivals: Of an open loop: ``poisson`` (as of independent users) or ``constant``.
-        warm_up_seconds: Of the same load before it counts.
-        seconds: Longest measured time.
-        requests: Most measured requests.
-        most_waiting: Of an open loop: requests that wait to be sent; one more, and it ends as saturated.
+        kind: With ``closed``, each client sends a request, waits for the response, and sends the next one.
+            With ``open``, requests start at a given rate, however slow the store is, and the latency is
+            measured from the intended start.
+        concurrency: The number of clients of a closed loop (default 1), or the maximum number of requests in
+            progress of an open loop (default 64).
+        requests_per_second: The rate of an open loop.
+        arrivals: The arrivals of an open loop: ``poisson`` (like independent users) or ``constant``.
+        warm_up_seconds: The duration of the same load before the measurement.
+        seconds: The maximum measured time.
+        requests: The maximum number of measured requests.
+        most_waiting: The maximum number of requests of an open loop that wait to be sent; when it is
+            exceeded, the load ends as saturated.
     """
 
     kind: Literal["closed", "open"] = "closed"
@@ -203,11 +208,11 @@ class Load(_Table):
     @model_validator(mode="after")
     def _rate(self) -> Load:
         if (self.kind == "open") != bool(self.requests_per_second):
-            raise ValueError("an open loop has requests_per_second, and a closed one has none")
+            raise ValueError("an open loop needs requests_per_second, and a closed loop must not have it")
         return self
 
     def levels(self) -> list[Level]:
-        """Each combination by itself."""
+        """Return the load for each combination of concurrency and rate."""
         shared = {name: getattr(self, name) for name in _SHARED}
         most = 1 if self.kind == "closed" else MOST_CONCURRENT
         return [
@@ -218,7 +223,7 @@ class Load(_Table):
 
 
 class Level(_Table):
-    """One load: attributes as ``Load``'s, each a single value."""
+    """One load with single values; the attributes are those of ``Load``."""
 
     kind: Literal["closed", "open"] = "closed"
     concurrency: int = 1
@@ -231,7 +236,7 @@ class Level(_Table):
 
     @property
     def name(self) -> str:
-        """Such as ``closed-8`` or ``open-20-at-64``."""
+        """The name, such as ``closed-8`` or ``open-20-at-64``."""
         if self.requests_per_second is None:
             return f"closed-{self.concurrency}"
         return f"open-{self.requests_per_second:g}-at-{self.concurrency}"
@@ -241,11 +246,11 @@ _SHARED = ("kind", "arrivals", "warm_up_seconds", "seconds", "requests", "most_w
 
 
 class Recall(_Table):
-    """What approximate lists miss.
+    """The comparison of approximate and exact results.
 
     Attributes:
-        queries: Requests of the mix that are asked both ways; 0 for none.
-        depth: Of the dense list; the paper re-ranks 200.
+        queries: The number of requests of the mix that run both ways; 0 disables the comparison.
+        depth: The depth of the dense list; the paper re-ranks 200.
     """
 
     queries: int = Field(default=50, ge=0, le=10_000)
@@ -256,15 +261,15 @@ class Scenario(_Table):
     """A whole benchmark.
 
     Attributes:
-        name: In the report.
-        stores: Measured one after the other.
-        loads: Each asked of every store and size, in this order.
-        corpus: What is stored.
-        queries: What is asked.
-        recall: What is asked twice.
-        seed: Of everything drawn.
+        name: The name in the report.
+        stores: The stores, measured one after the other.
+        loads: The loads, each applied to every store and size, in this order.
+        corpus: The documents.
+        queries: The requests.
+        recall: The comparison of approximate and exact results.
+        seed: The seed of everything random.
         timeout_seconds: A request that takes longer is an error.
-        allow_errors: Failed requests are listed and left out; without it they make a result void.
+        allow_errors: Whether failed requests are listed and excluded; otherwise they make a result void.
     """
 
     format: Literal[1] = 1
@@ -281,9 +286,9 @@ class Scenario(_Table):
     @model_validator(mode="after")
     def _distinct(self) -> Scenario:
         for what, names in (
-            ("stores: two have the name", [store.name for store in self.stores]),
-            ("loads: two are", [level.name for level in self.levels()]),
-            ("corpus.documents: twice", [f"{size}" for size in self.corpus.documents]),
+            ("stores: more than one has the name", [store.name for store in self.stores]),
+            ("loads: more than one is", [level.name for level in self.levels()]),
+            ("corpus.documents: repeated value", [f"{size}" for size in self.corpus.documents]),
         ):
             repeated = next((name for name in names if names.count(name) > 1), None)
             if repeated is not None:
@@ -292,7 +297,7 @@ class Scenario(_Table):
 
     @model_validator(mode="after")
     def _apart(self) -> Scenario:
-        """A second store would find the first one's collection and be measured on its settings."""
+        """Refuse a shared collection: the second store would be measured with the first one's settings."""
         there: dict[tuple[str | None, str], Store] = {}
         for store in self.stores:
             place = ((store.url or "").rstrip("/") or store.start, store.collection)
@@ -300,8 +305,9 @@ class Scenario(_Table):
             same = dict(first.options) == dict(store.options) and first.optimize == store.optimize
             if not same and store.url != "memory:":
                 raise ValueError(
-                    f"stores: {first.name!r} and {store.name!r} are one collection with different settings, and the "
-                    'second would be measured on the first one\'s.\n  Give one of them another collection = "…"'
+                    f"stores: {first.name!r} and {store.name!r} share a collection but not their settings, "
+                    "so the second would be measured with those of the first.\n"
+                    '  Give one of them another collection = "…"'
                 )
         return self
 
@@ -312,16 +318,16 @@ class Scenario(_Table):
             raise ValueError(
                 f"queries.count: {self.queries.count:,} queries of {self.corpus.query_rows} rows of "
                 f"{self.corpus.dimension:,} dimensions take {size_bytes / 1e9:,.1f} GB of memory, more than "
-                f"{MOST_QUERY_BYTES / 1e9:g} GB.\n  Ask fewer different ones: they take turns"
+                f"{MOST_QUERY_BYTES / 1e9:g} GB.\n  Reduce queries.count; queries are used in turn"
             )
         return self
 
     def levels(self) -> list[Level]:
-        """All loads in their order."""
+        """Return all loads in order."""
         return [level for load in self.loads for level in load.levels()]
 
     def record(self) -> dict[str, Any]:
-        """As JSON, without keys and passwords."""
+        """Return the scenario as JSON with API keys and passwords redacted."""
         raw = self.model_dump(mode="json")
         for store in raw["stores"]:
             store["options"] = _masked(store["options"])
@@ -333,33 +339,35 @@ def load_scenario(path: Path) -> Scenario:
     """Read a scenario file.
 
     Raises:
-        InvalidInput: No such file, no TOML, or a key that is unknown, missing or has a value that cannot be.
+        InvalidInput: The file does not exist or is not TOML, or a key is unknown, missing or not valid.
     """
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InvalidInput(
-            f"{path} does not exist.\n  Give a scenario (TOML), see docs/benchmarks.md."
+            f"{path} does not exist.\n  Give a scenario file (TOML); see docs/benchmarks.md."
         ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InvalidInput(f"{path} is not TOML: {error}\n  Mend the file.") from None
+        raise InvalidInput(f"{path} is not valid TOML: {error}\n  Fix the file.") from None
     if raw.get("format", FORMAT) != FORMAT:
         raise InvalidInput(
-            f"{path}: format is {raw['format']!r}, not {FORMAT}.\n  Was it written for a later m3-connectors?"
+            f"{path}: format is {raw['format']!r}, not {FORMAT}.\n"
+            "  If it was written for a later version of m3-connectors, upgrade m3-connectors."
         )
     return read_scenario(raw, str(path))
 
 
 def read_scenario(raw: Mapping[str, Any], where: str) -> Scenario:
-    """A scenario from what TOML gave; ``where`` stands first in errors.
+    """Validate a scenario parsed from TOML; error messages begin with ``where``.
 
     Raises:
-        InvalidInput: Names the first key that is wrong, and its value.
+        InvalidInput: A key is not valid. The message names the first such key and its value.
     """
     for key in ("stores", "loads"):
         if isinstance(raw.get(key), Mapping):
             raise InvalidInput(
-                f"{where}: [{key}] is one table, and {key} is a list of them.\n  Write [[{key}]], with two brackets."
+                f"{where}: [{key}] is a single table, but {key} must be a list of tables.\n"
+                f"  Write [[{key}]] with two brackets."
             )
     try:
         return Scenario.model_validate(_lists_as_tuples(dict(raw)))
@@ -369,15 +377,15 @@ def read_scenario(raw: Mapping[str, Any], where: str) -> Scenario:
         what = first["msg"].removeprefix("Value error, ")
         if first["type"] == "missing":
             raise InvalidInput(
-                f"{where} lacks the key {key}.\n  Add it; docs/benchmarks.md lists all."
+                f"{where} lacks the key {key}.\n  Add it; docs/benchmarks.md lists all keys."
             ) from None
         if first["type"] == "extra_forbidden":
             raise InvalidInput(
-                f"{where} has an unknown key {key}.\n  Is it misspelt? docs/benchmarks.md lists all keys."
+                f"{where} has an unknown key {key}.\n  Check its spelling; docs/benchmarks.md lists all keys."
             ) from None
         value = "" if isinstance(first["input"], Mapping | BaseModel) else f" is {first['input']!r}"
         if "\n" not in what:
-            what += ".\n  Mend it; docs/benchmarks.md lists all keys."
+            what += ".\n  Fix it; docs/benchmarks.md lists all keys."
         raise InvalidInput(f"{where}: {key}{value}: {what}") from None
 
 
@@ -389,14 +397,14 @@ def _key(location: tuple[int | str, ...]) -> str:
 
 
 def _lists_as_tuples(value: Any) -> Any:
-    """Strict tables take tuples, TOML gives lists; options stay as they are."""
+    """Convert the lists of TOML to the tuples of strict tables; options are not converted."""
     if isinstance(value, dict):
         return {key: item if key == "options" else _lists_as_tuples(item) for key, item in value.items()}
     return tuple(map(_lists_as_tuples, value)) if isinstance(value, list) else value
 
 
 def _masked(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options with ``***`` for texts that are secrets by their name."""
+    """Replace texts whose option name indicates a secret by ``***``."""
     return {
         name: _masked(value)
         if isinstance(value, Mapping)

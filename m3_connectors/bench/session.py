@@ -1,10 +1,11 @@
-"""Writing the folder of a benchmark: each part of its rows is there whole or not at all, whenever the run is killed.
+"""Write the folder of a benchmark; each part of its rows is written atomically, even if the run is killed.
 
-``parts/requests-00003.parquet`` holds the rows of one load, ``writes-…`` and ``recall-…`` those of one collection,
-numbered in the scenario's order. A part has its name once it is whole; ``finished`` in the record names those whose
-measurement came to its end. The same command goes on after them, in a further session: its clock begins anew, and the
-record names its machine, so that nobody takes the numbers for those of one sitting. A complete run has its parts
-joined, one file a kind.
+``parts/requests-00003.parquet`` contains the rows of one load; ``writes-…`` and ``recall-…`` contain those of
+one collection. Parts are numbered in the order of the scenario. A part gets its name when it is complete;
+``finished`` in the record lists the parts whose measurement is finished. Running the same command again
+continues after them in a new session, whose clock starts at zero. The record describes the machine of each
+session, so that the numbers are not mistaken for those of a single session. When a run is complete, its parts
+are joined to one file per kind.
 """
 
 from __future__ import annotations
@@ -30,22 +31,22 @@ T = TypeVar("T", RequestRow, WriteRow, RecallRow)
 _LOCK = ".bench.lock"
 _ROWS: dict[type, str] = {RequestRow: "requests", WriteRow: "writes", RecallRow: "recall"}
 _SAME = ("processor", "cores", "python", "versions", "commit")
-"""What two sessions must agree in to stand in one table."""
+"""The properties that must be equal in all sessions of a benchmark, so that their numbers are comparable."""
 
 
 class Session:
-    """One sitting of a benchmark, for the time of a ``with`` block.
+    """One session of a benchmark, for the duration of a ``with`` block.
 
     Args:
-        out: Its folder; made if need be.
-        scenario: As ``bench.json`` records it.
-        environment: This machine's.
+        out: The folder; created if it does not exist.
+        scenario: The scenario as recorded in ``bench.json``.
+        environment: The environment of this machine.
 
     Attributes:
-        record: ``bench.json``.
+        record: The content of ``bench.json``.
 
     Raises:
-        InvalidInput: The folder holds a complete benchmark, or one that this cannot go on with.
+        InvalidInput: The folder contains a complete benchmark, or one that cannot be continued.
     """
 
     def __init__(self, out: Path, scenario: dict[str, Any], environment: dict[str, Any]) -> None:
@@ -55,14 +56,14 @@ class Session:
             self._lock = ProcessLock(out / _LOCK, operation="bench")
         except Busy:
             raise InvalidInput(
-                f"another benchmark is being written to {out}.\n  Give another folder: --out DIR."
+                f"another process is writing a benchmark to {out}.\n  Use another folder: --out DIR."
             ) from None
         try:
             self.record = self._begun(scenario, environment)
         except BaseException:
             self._lock.release(remove=True)
             raise
-        # Not before: a reader takes the parts where there are any.
+        # Created only now, because readers prefer the parts if the folder exists.
         (out / PARTS).mkdir(exist_ok=True)
         self.record["sessions"].append({"environment": environment})
 
@@ -83,44 +84,44 @@ class Session:
             record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         except ValueError:
             record = {}
-        another = "Give another folder: --out DIR."
+        another = "Use another folder: --out DIR."
         if record.get("complete") is not False or "finished" not in record:
-            raise InvalidInput(f"{self.out} holds a benchmark already.\n  {another}")
+            raise InvalidInput(f"{self.out} already contains a benchmark.\n  {another}")
         if record["scenario"] != json.loads(json.dumps(scenario)):
-            raise InvalidInput(f"{self.out} holds the beginning of another scenario.\n  {another}")
+            raise InvalidInput(f"{self.out} contains an unfinished run of another scenario.\n  {another}")
         changed = [key for key in _SAME if record["environment"].get(key) != environment.get(key)]
         if changed:
             raise InvalidInput(
-                f"{self.out} was begun with another {' and '.join(changed)}: its numbers and new ones do not belong "
-                f"into one table.\n  {another}"
+                f"{self.out} was started with another {' and '.join(changed)}, so new numbers would not be "
+                f"comparable.\n  {another}"
             )
         return record
 
     def collection(self, store: str, documents: int) -> dict[str, Any] | None:
-        """What an earlier session noted of a collection when it had been filled."""
+        """Return the record of a collection that an earlier session has filled, or None."""
         found = (c for c in self.record["collections"] if (c["store"], c["documents"]) == (store, documents))
         return next(found, None)
 
     def note(self, **keys: Any) -> None:
-        """Put something into the record, on disk."""
+        """Add keys to the record, and write it."""
         self.record |= keys
         self.save()
 
     def save(self) -> None:
-        """Write the record as it is."""
+        """Write the record to disk."""
         write_json(self.out / RECORD, self.record)
 
     def has(self, kind: type[T], number: int) -> bool:
-        """Whether this part is finished."""
+        """Return whether this part is finished."""
         return _name(kind, number) in self.record["finished"]
 
     @contextlib.contextmanager
     def rows(self, kind: type[T], number: int) -> Iterator[Sink[T]]:
-        """Where the rows of one part go; finished if the block comes to its end.
+        """Yield a sink for the rows of one part, which is finished when the block ends without an error.
 
         Args:
-            kind: Of the rows.
-            number: Of the part, in the scenario's order.
+            kind: The kind of the rows.
+            number: The number of the part in the order of the scenario.
         """
         name = _name(kind, number)
         with Sink(self.out / PARTS / f"{name}.parquet", kind) as sink:
@@ -129,7 +130,7 @@ class Session:
         self.save()
 
     def complete(self) -> None:
-        """Join the parts; nothing is left to do."""
+        """Join the parts and mark the benchmark as complete."""
         for kind, name in _ROWS.items():
             target = self.out / f"{name}.parquet"
             partial = target.with_suffix(".tmp")
@@ -138,7 +139,7 @@ class Session:
                     writer.write_table(pq.read_table(path))
             os.replace(partial, target)
         self.note(complete=True)
-        # By one rename, since a reader takes the parts as long as they are there.
+        # Remove them by a single rename, because readers use the parts as long as they exist.
         joined = self.out / f".{PARTS}.tmp"
         os.rename(self.out / PARTS, joined)
         shutil.rmtree(joined)

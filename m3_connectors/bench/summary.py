@@ -1,4 +1,4 @@
-"""Every number of a benchmark, computed from its raw rows (and from what was noted of each collection)."""
+"""Compute all numbers of a benchmark from its raw rows and the records of its collections."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99, "p99.9": 0.999}
 
 FULL_CORE = 0.85
-"""CPU share of this process from which on it is what limits a load."""
+"""The CPU share of this process above which it limits a load."""
 
 Floats = npt.NDArray[np.float64]
 
@@ -25,19 +25,21 @@ Floats = npt.NDArray[np.float64]
 def summarise(
     record: Mapping[str, Any], requests: pa.Table, writes: pa.Table, recall: pa.Table
 ) -> dict[str, Any]:
-    """The numbers of a run.
+    """Compute the numbers of a run.
 
     Args:
-        record: ``bench.json``.
-        requests: ``RequestRow``.
-        writes: ``WriteRow``.
-        recall: ``RecallRow``.
+        record: The content of ``bench.json``.
+        requests: A table of ``RequestRow``.
+        writes: A table of ``WriteRow``.
+        recall: A table of ``RecallRow``.
 
     Returns:
-        A JSON object: ``fills`` (one for each collection), ``loads`` (one for each level, ``method`` null, and one for
-        each of its methods), ``recall`` (one for each method and filter), ``void``: whether any of them must not be
-        used, ``complete``: whether the run came to its end, and ``sessions``: in how many sittings. A reason in
-        ``void`` forbids to use numbers; one in ``noted`` forbids to take them for the store's.
+        A JSON object: ``fills`` (one for each collection), ``loads`` (one for each level, with ``method``
+            null, and
+        one for each of its methods), ``recall`` (one for each method and filter), ``void`` (whether any of
+        them must not be used), ``complete`` (whether the run is finished), and ``sessions`` (the number of
+        sessions). With a reason in ``void``, numbers must not be used; with one in ``noted``, they do not
+        describe the store alone.
     """
     allow_errors = bool(record["scenario"]["allow_errors"])
     corpus = record["scenario"]["corpus"]
@@ -77,18 +79,19 @@ def summarise(
 
 
 def quantile(latencies: Floats, q: float) -> float | None:
-    """The smallest latency that a share ``q`` of the requests did not exceed; None where the requests cannot tell.
+    """Return the smallest latency that a share ``q`` of the requests did not exceed; None with too few.
 
-    Of fewer than ``1 / (1 - q)`` requests none lies beyond it: their slowest would only look like it.
+    Among fewer than ``1 / (1 - q)`` requests none is beyond the quantile, so their slowest is not an estimate
+    of it.
     """
-    # The rounding keeps 0.999 from asking for 1,001 requests.
+    # Without rounding, 0.999 would require 1,001 requests.
     if len(latencies) < round(1 / (1 - q)):
         return None
     return float(np.quantile(latencies, q, method="inverted_cdf"))
 
 
 def _fill(noted: Mapping[str, Any], corpus: Mapping[str, Any], writes: Columns) -> dict[str, Any]:
-    """One collection: how fast it was written, how long its index took, what it takes."""
+    """Summarise one collection: the rate of writing, the time for its index, and its size."""
     own = _where(writes, (writes["store"] == noted["store"]) & (writes["documents"] == noted["documents"]))
     upserts, optimizes = (_where(own, own["kind"] == kind) for kind in ("upsert", "optimize"))
     seconds = float((upserts["end_seconds"] - upserts["start_seconds"]).sum())
@@ -122,7 +125,7 @@ def _fill(noted: Mapping[str, Any], corpus: Mapping[str, Any], writes: Columns) 
 
 
 def _planned(noted: Mapping[str, Any], corpus: Mapping[str, Any]) -> dict[str, float] | None:
-    """What ``m3 bench plan`` would have said of the same documents, by component."""
+    """Return the plan of ``m3 bench plan`` for the same documents, by component."""
     shape = Shape(
         noted["documents"],
         noted["corpus"]["rows"],
@@ -140,9 +143,9 @@ def _answered(rows: Columns) -> Columns:
 
 
 def _window(rows: Columns) -> float:
-    """Seconds from a load's first intended start to its last answer.
+    """Return the seconds from a load's first intended start to its last response.
 
-    Every method's rate is told of it: a method's own first and last request may be a moment apart.
+    The rate of every method uses it, because the first and last request of one method may be close together.
     """
     answered = _answered(rows)
     if not len(answered["number"]):
@@ -151,14 +154,14 @@ def _window(rows: Columns) -> float:
 
 
 def _load(rows: Columns, window: float, *, together: bool, alone: bool) -> dict[str, Any]:
-    """Latency, throughput, and where the time goes; of requests that were answered.
+    """Summarise the answered requests: latency, throughput, and the distribution of time.
 
     Args:
-        rows: Measured requests.
-        window: Seconds of the whole load.
-        together: They are all of their load, so that the server's CPU time was spent on them.
-        alone: They are that, or were asked one after the other: this process' CPU time between two answers is the
-            later one's.
+        rows: The measured requests.
+        window: The duration of the whole load in seconds.
+        together: Whether they are all requests of their load, so that the server's CPU time belongs to them.
+        alone: Whether they are all requests of their load or ran one after the other, so that the CPU time of
+            this process between two responses belongs to the later one.
     """
     answered = _answered(rows)
     latency = answered["end_seconds"] - answered["intended_seconds"]
@@ -191,7 +194,7 @@ def _load(rows: Columns, window: float, *, together: bool, alone: bool) -> dict[
 
 
 def _server_cpu(rows: Columns) -> dict[str, Any]:
-    """CPU time of the server for a request, from its readings, which only some rows have."""
+    """Compute the server's CPU time per request from its readings, which only some rows have."""
     order = np.argsort(rows["end_seconds"])
     read = rows["server_cpu_seconds"][order]
     at = np.flatnonzero(~np.isnan(read))
@@ -209,7 +212,7 @@ _RECALL_KEYS = ("store", "documents", "kind", "method", "depth", "selectivity")
 
 
 def _recall(key: Sequence[Any], rows: Columns, *, allow_errors: bool) -> dict[str, Any]:
-    errors = errors_of(rows) if "error" in rows else {}  # folders of earlier versions lack it
+    errors = errors_of(rows) if "error" in rows else {}  # missing in folders of earlier versions
     rows = _answered(rows) if errors else rows
     some = rows["expected"] > 0
     return dict(zip(_RECALL_KEYS, key, strict=True)) | {
@@ -224,21 +227,22 @@ def _recall(key: Sequence[Any], rows: Columns, *, allow_errors: bool) -> dict[st
 
 
 def _in_process(store: Mapping[str, Any]) -> bool:
-    """Whether the engine runs in this process, so that its CPU time is counted here."""
+    """Return whether the engine runs in this process, whose CPU time then includes the engine's."""
     return store["url"] is not None and "+http" not in store["url"]
 
 
 def _noted(client_cpu_share: float | None) -> list[str]:
-    """Python runs on one core at a time: a client that fills it is what limits, and what a request waits for."""
+    """Return a remark if this process used a whole core, which limits the load: Python uses only one."""
     if client_cpu_share is None or client_cpu_share < FULL_CORE:
         return []
     return [
-        f"this process used {client_cpu_share:.0%} of a core: latency and rate are the client's limit, not the store's"
+        f"this process used {client_cpu_share:.0%} of a core: "
+        "the client, not the store, limits latency and rate"
     ]
 
 
 def _with_cpu(rows: Columns) -> Columns:
-    """The rows, each with the CPU time of this process since the answer before it in its load."""
+    """Add to each row the CPU time of this process since the previous response in its load."""
     spent: Floats = np.full(len(rows["number"]), np.nan)
     order = np.lexsort(
         (rows["end_seconds"], rows["load"].astype(str), rows["documents"], rows["store"].astype(str))
@@ -258,7 +262,7 @@ def _mean(values: Floats) -> float | None:
 
 
 def _columns(table: pa.Table) -> dict[str, npt.NDArray[Any]]:
-    """NumPy columns; nulls are NaN in numbers and None in texts."""
+    """Convert a table to NumPy columns; nulls are NaN in numbers and None in texts."""
     return {name: table.column(name).to_numpy() for name in table.column_names}
 
 
@@ -267,7 +271,7 @@ def _where(rows: Columns, mask: npt.NDArray[np.bool_]) -> dict[str, npt.NDArray[
 
 
 def _groups(rows: Columns, *names: str) -> Iterator[tuple[tuple[Any, ...], dict[str, npt.NDArray[Any]]]]:
-    """Rows that agree in these columns, in the order of their first; nulls agree."""
+    """Group rows that are equal in these columns, in the order of first occurrence; nulls are equal."""
     columns = ([None if value != value else value for value in rows[name].tolist()] for name in names)
     keys = list(zip(*columns, strict=True))
     places: dict[tuple[Any, ...], list[int]] = {}

@@ -1,15 +1,19 @@
-"""Corpora of any size, shaped like M3's output and never held in memory: document n follows from the seed and n.
+"""Synthetic corpora of any size, similar to M3's output; document n is computed from n and the seed.
 
-What is imitated, because costs depend on it:
+These properties are imitated, because costs depend on them:
 
-- dense vectors share a mean direction (texts that have nothing to do with each other score about 0.35, as on BGE-M3's
-  model card) and lie in clusters, and few directions vary more than the others: a graph index meets real neighbours;
-- token ids follow Zipf's law, partly by topic; frequent tokens weigh little, a repeated one keeps its maximum;
-- multi-vector rows lean on their text's dense vector and on their token, one row a token and one for ``</s>``;
-- a query paraphrases one document: it shares its topic, some of its tokens and a part of its direction, so that the
-  document is among the best but not always the first, and every list has rivals close to each other.
+- dense vectors share a mean direction (unrelated texts score about 0.35, as on BGE-M3's model card), form
+  clusters, and vary more in a few directions than in others, so that a graph index finds real neighbours;
+- token ids follow Zipf's law, partly by topic; frequent tokens have low weights, and a repeated token keeps
+  its maximum;
+- multi-vector rows depend on their text's dense vector and on their token; there is one row per token and one
+  for ``</s>``;
+- a query paraphrases one document: it shares its topic, some of its tokens and a part of its direction, so
+  that the document is among the best but not always the first, and every list has entries with similar
+  scores.
 
-Nothing is encoded: a benchmark on these measures the store and this package's adapters, not the model.
+Nothing is encoded: a benchmark with such a corpus measures the store and this package's adapters, not the
+model.
 """
 
 from __future__ import annotations
@@ -30,34 +34,34 @@ from m3_connectors.documents import Document
 from m3_connectors.embeddings import COMPONENTS, Float32, Int64, M3Embeddings, ModelInfo, MultiVectors
 
 VERSION = 1
-"""Of what is drawn: another one makes other documents from the same seed."""
+"""The version of the generator: another version generates other documents from the same seed."""
 
 MODEL = "bench/synthetic"
-"""Name of the model that collections of such documents record."""
+"""The model name that is recorded in collections of synthetic documents."""
 
 FIELD = "uniform"
-"""Metadata field: a number that is spread evenly over [0, 1), so that ``{"uniform": {"$lt": 0.1}}`` passes a tenth."""
+"""A metadata field with values spread evenly over [0, 1): ``{"uniform": {"$lt": 0.1}}`` matches a tenth."""
 
 _MEAN, _TOPIC, _OWN = 0.35, 0.20, 0.45
-"""Parts of a dense vector's square: common to all, to its topic, its own."""
+"""The parts of a dense vector's squared norm: common to all, common to its topic, individual."""
 
 _QUERY_RECALLS = 0.3
-"""Cosine between a query's own part and its document's."""
+"""The cosine between the individual parts of a query and its document."""
 
 _ROW_MEAN, _ROW_TEXT, _ROW_TOKEN, _ROW_NOISE = 0.20, 0.25, 0.35, 0.20
-"""Parts of a row's square."""
+"""The parts of a row's squared norm."""
 
 _ON_TOPIC = 0.4
-"""Share of tokens that are drawn from the topic's own."""
+"""The share of tokens that depend on the topic."""
 
 _FROM_DOCUMENT = 0.35
-"""Share of a query's tokens that stand in its document."""
+"""The share of a query's tokens that are taken from its document."""
 
 _FIRST_TOKEN = 4
-"""Token ids below are special (``<s>``, ``<pad>``, ``</s>``, ``<unk>``) and have no weight."""
+"""Lower token ids are special (``<s>``, ``<pad>``, ``</s>``, ``<unk>``) and have no weight."""
 
 _END = 2
-"""``</s>``."""
+"""The token id of ``</s>``."""
 
 _TOKEN_VECTORS = 4096
 _GOLDEN = (math.sqrt(5) - 1) / 2
@@ -66,10 +70,10 @@ _MOST_BATCH = 512
 
 
 class _Text(NamedTuple):
-    """What is drawn for one text before its vectors are made.
+    """The random values of one text from which its vectors are computed.
 
     Attributes:
-        topic: Its cluster.
+        topic: The number of its cluster.
         own: float32 ``[d]``, standard normal.
         tokens: int64 ``[rows - 1]``.
         weights: float32 ``[rows - 1]``, > 0.
@@ -85,9 +89,9 @@ class Corpus:
     """Synthetic documents and queries about them.
 
     Args:
-        settings: Their shape.
-        documents: How many.
-        seed: Of everything; the same document has the same number in corpora of any size.
+        settings: The shape of the documents.
+        documents: The number of documents.
+        seed: The seed. A document with a given number is the same in corpora of any size.
     """
 
     def __init__(self, settings: CorpusSettings, documents: int, seed: int) -> None:
@@ -97,7 +101,7 @@ class Corpus:
         shape = settings.model_dump(mode="json", exclude={"documents", "query_rows", "storage"})
         identity = json.dumps([VERSION, seed, documents, shape], sort_keys=True)
         self.fingerprint = hashlib.sha256(identity.encode()).hexdigest()
-        """Equal ones hold equal documents."""
+        """Corpora with equal fingerprints contain equal documents."""
         width = settings.dimension
         self.model = ModelInfo(MODEL, None, width, settings.vocabulary, "synthetic", self.fingerprint)
         rng = self._rng(_WORLD, 0)
@@ -114,11 +118,11 @@ class Corpus:
 
     @property
     def schema(self) -> Schema:
-        """Of a collection of it, which records by its model's fingerprint which corpus it holds."""
+        """The schema of its collection, which identifies the corpus by the fingerprint of the model."""
         return Schema(self.model, COMPONENTS, self._settings.storage.chosen)
 
     def batch(self, start: int, stop: int) -> tuple[list[Document], M3Embeddings]:
-        """Documents ``start`` to ``stop`` (exclusive) with their embeddings."""
+        """Return the documents ``start`` to ``stop`` (exclusive) with their embeddings."""
         texts, generators = [], []
         for number in range(start, stop):
             rng = self._rng(_DOCUMENT, number)
@@ -133,7 +137,7 @@ class Corpus:
         return documents, self._embeddings(texts, generators)
 
     def batches(self, size_bytes: int) -> Iterator[tuple[list[Document], M3Embeddings]]:
-        """All documents, about ``size_bytes`` of float32 vectors at a time."""
+        """Yield all documents in batches of about ``size_bytes`` of float32 vectors."""
         rows = min(self._settings.rows.mean, self._settings.rows.most)
         per_document = 4 * self._settings.dimension * (rows + 1)
         step = max(1, min(_MOST_BATCH, int(size_bytes / per_document)))
@@ -141,7 +145,7 @@ class Corpus:
             yield self.batch(start, min(start + step, self._documents))
 
     def queries(self, count: int) -> M3Embeddings:
-        """The first ``count`` queries; each paraphrases a document."""
+        """Return the first ``count`` queries; each paraphrases a document."""
         texts, generators = [], []
         for number in range(count):
             rng = self._rng(_QUERY, number)
@@ -151,17 +155,17 @@ class Corpus:
         return self._embeddings(texts, generators)
 
     def source(self, query: int) -> int:
-        """Number of the document that a query paraphrases."""
+        """Return the number of the document that a query paraphrases."""
         return int(self._rng(_QUERY, query).integers(self._documents))
 
     def shares_a_token(self, query: int) -> bool:
-        """Whether a query and the document that it paraphrases have a token in common."""
+        """Return whether a query and the document that it paraphrases have a token in common."""
         rng = self._rng(_QUERY, query)
         about = self._text(self._rng(_DOCUMENT, int(rng.integers(self._documents))))
         return bool(np.isin(self._paraphrase(rng, about).tokens, about.tokens).any())
 
     def shape(self, sample: int = 2000) -> dict[str, float]:
-        """Means over the first documents: ``rows`` as they are kept, ``distinct_tokens`` and ``text_bytes`` of one."""
+        """Return means over the first documents: stored ``rows``, ``distinct_tokens`` and ``text_bytes``."""
         storage = self._settings.storage.chosen
         texts = [self._text(self._rng(_DOCUMENT, number)) for number in range(min(sample, self._documents))]
         counts = [len(text.tokens) + 1 for text in texts]
@@ -174,7 +178,7 @@ class Corpus:
         }
 
     def passing(self, selectivity: float) -> int:
-        """How many documents pass ``filter_for(selectivity)``."""
+        """Return the number of documents that match ``filter_for(selectivity)``."""
         return sum(uniform(number) < selectivity for number in range(self._documents))
 
     def _rng(self, what: int, number: int) -> np.random.Generator:
@@ -205,7 +209,7 @@ class Corpus:
         return chosen
 
     def _weights(self, rng: np.random.Generator, tokens: Int64) -> Float32:
-        """Gamma around a token's own mean: 0.02 for the most frequent, 0.25 for rare ones."""
+        """Draw gamma-distributed weights with a mean from 0.02 (most frequent token) to 0.25 (rare ones)."""
         rarity = np.log1p(tokens - _FIRST_TOKEN) / math.log(len(self._cumulated))
         drawn = rng.gamma(4.0, 0.25, len(tokens)) * (0.02 + 0.23 * rarity)
         return np.maximum(drawn, 1e-3).astype(np.float32)
@@ -234,7 +238,7 @@ class Corpus:
         )
 
     def _sparse(self, texts: Sequence[_Text]) -> sp.csr_array:
-        """Each distinct token with the greatest of its weights."""
+        """Return each distinct token with its maximum weight."""
         owners = np.repeat(np.arange(len(texts)), [len(text.tokens) for text in texts])
         tokens = np.concatenate([text.tokens for text in texts])
         weights = np.concatenate([text.weights for text in texts])
@@ -249,22 +253,22 @@ class Corpus:
 
 
 def filter_for(selectivity: float) -> dict[str, Any]:
-    """The filter that so large a share of the documents passes."""
+    """Return the filter that matches this share of the documents."""
     return {FIELD: {"$lt": selectivity}}
 
 
 def uniform(number: int) -> float:
-    """The value of ``FIELD`` of a document."""
-    # A low-discrepancy sequence: any beginning of the corpus is spread evenly, and topics know nothing of it.
+    """Return the value of ``FIELD`` of a document."""
+    # A low-discrepancy sequence: every prefix of the corpus is spread evenly, independently of topics.
     return round((number + 1) * _GOLDEN % 1.0, 9)
 
 
 def _words(tokens: npt.NDArray[np.integer]) -> str:
-    """A text of about the length that so many tokens have."""
+    """Return a text of about the length of this number of tokens."""
     return " ".join(f"{token:x}" for token in tokens.tolist())
 
 
 def _unit(rows: Float32) -> Float32:
-    """The rows scaled to length 1, in place."""
+    """Scale the rows to length 1 in place, and return them."""
     rows /= np.sqrt(np.einsum("ij,ij->i", rows, rows))[:, None]
     return rows

@@ -1,14 +1,14 @@
-"""Where a request's time goes: its calls to the store, counted and timed from outside the adapters.
+"""Count and time the calls of a request to the store, from outside the adapters.
 
-Each adapter speaks to its store through few functions; for the time of a benchmark these are wrapped, as near to the
-transport as they go. What is counted belongs to the request that made the call, however many run at the same time,
-because it travels in the task's context, into worker threads too.
+Each adapter calls its store through a few functions. During a benchmark these are wrapped, as close to the
+transport as possible. A call is counted for the request that made it, even with concurrent requests, because
+the counter is in the context of the task, which worker threads inherit.
 
-When a call ends is seen in this process only: blocking clients (the embedded engine, pymilvus) are stamped in their
-own thread and Qdrant's gRPC in the thread that completes the call, so that waiting for the event loop is not the
-store's time; HTTP clients (Elasticsearch, Qdrant over REST) live on the event loop, where an answer is seen when its
-turn comes. Either way Python runs one thread at a time: where this process fills a core, calls end later than the
-store answered (``summary`` notes such loads).
+The end of a call is measured in this process. For blocking clients (the embedded engine, pymilvus) it is
+taken in their thread, and for Qdrant's gRPC in the thread that completes the call, so that waiting for the
+event loop does not count as the store's time. HTTP clients (Elasticsearch, Qdrant over REST) run on the event
+loop, where a response is seen when the loop gets to it. In all cases Python runs one thread at a time: if
+this process uses a whole core, calls end later than the store responded (``summary`` notes such loads).
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class Trips:
     """The calls of one request.
 
     Attributes:
-        count: How many.
-        seconds: Time during which at least one was under way.
+        count: The number of calls.
+        seconds: The time during which at least one call was in progress.
     """
 
     count: int = 0
@@ -41,7 +41,7 @@ class Trips:
     _lock: threading.Lock = dataclasses.field(default_factory=threading.Lock, repr=False)
 
     def begin(self) -> None:
-        """A call has begun; from any thread."""
+        """Record the start of a call; may be called from any thread."""
         now = time.perf_counter()
         with self._lock:
             self.count += 1
@@ -50,7 +50,7 @@ class Trips:
             self._open += 1
 
     def end(self) -> None:
-        """It has ended; from any thread."""
+        """Record the end of a call; may be called from any thread."""
         now = time.perf_counter()
         with self._lock:
             self._open -= 1
@@ -70,7 +70,7 @@ _current: contextvars.ContextVar[Trips | None] = contextvars.ContextVar("m3_benc
 
 @contextlib.contextmanager
 def counting() -> Iterator[Trips]:
-    """Count the calls of what runs inside."""
+    """Count the calls that are made inside the ``with`` block."""
     trips = Trips()
     token = _current.set(trips)
     try:
@@ -81,10 +81,10 @@ def counting() -> Iterator[Trips]:
 
 @contextlib.contextmanager
 def observed(adapter: type) -> Iterator[None]:
-    """Make the calls of an adapter's connection countable; it must be opened inside.
+    """Make the calls of an adapter's connection countable; it must be opened inside the ``with`` block.
 
     Args:
-        adapter: Class of the backend.
+        adapter: The class of the backend.
     """
     family = adapter.__module__.rpartition(".")[0]
     with contextlib.ExitStack() as wrapped:
@@ -118,7 +118,7 @@ def _counted(function: Any) -> Any:
 
 
 def _counted_future(method: Any) -> Any:
-    """gRPC's own thread ends the call, before anything waits for the event loop."""
+    """Count a gRPC call, which ends in gRPC's own thread, before it waits for the event loop."""
 
     @functools.wraps(method)
     async def call(stub: Any, request: Any, **kwargs: Any) -> Any:
@@ -129,7 +129,7 @@ def _counted_future(method: Any) -> Any:
 
 
 class _Stub:
-    """A method of a gRPC stub; each future that it makes is a call to the store."""
+    """Wraps a method of a gRPC stub; each future that it creates is a call to the store."""
 
     def __init__(self, stub: Any, trips: Trips) -> None:
         self._stub, self._trips = stub, trips
@@ -150,7 +150,7 @@ def _counted_client(opened: Any) -> Any:
 
 
 class _Calls:
-    """An object that is called from worker threads, and blocks them; each of its methods is a call to the store."""
+    """Wraps an object with blocking methods, used in worker threads; each method is a call to the store."""
 
     def __init__(self, called: Any) -> None:
         self._called = called
@@ -177,6 +177,6 @@ _WAYS: dict[tuple[str, str, str, str], Callable[[Any], Any]] = {
     ("qdrant", "m3_connectors.backends.qdrant.server_grpc", "", "unary"): _counted_future,
     ("qdrant", "qdrant_client.http.api_client", "AsyncApiClient", "send_inner"): _counted,
 }
-"""Adapter, module, class ("" for a function of the module) and name of what every request goes through."""
+"""Adapter, module, class ("" for a module function) and name of the function that every request uses."""
 
 _EDGE = "m3_connectors.backends.qdrant.shard"

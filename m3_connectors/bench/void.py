@@ -1,4 +1,4 @@
-"""What makes a measured number void: an answer that is none is fast, and so is one that is wrong."""
+"""Decide which measured numbers are void, because failed and wrong responses are fast too."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ Columns = Mapping[str, npt.NDArray[Any]]
 _MOST_SHOWN = 60
 
 _FEWEST = 12
-"""Of so few requests nothing can be said."""
+"""The minimum number of requests for a decision."""
 
 _TOLERATED = 0.05
-"""Share of the requests that may be unanswered beyond what is under way: they count as kept up with."""
+"""The share of requests that may be unanswered, in addition to those in progress, without saturation."""
 
 _BY_CHANCE = 3.0
-"""Standard deviations."""
+"""The number of standard deviations that are attributed to chance."""
 
 _BURST = 0.05
-"""Share of all requests that a burst before the last one may consist of."""
+"""The share of all requests that may arrive in a burst before the last one."""
 
 
 def void_of_load(load: Columns, *, allow_errors: bool) -> list[str]:
-    """Why the numbers of a load must not be used; empty if they may.
+    """Return the reasons why the numbers of a load must not be used; empty if they are valid.
 
     Args:
-        load: All ``RequestRow`` of one load, its warm-up too: a queue may have begun there.
-        allow_errors: Requests that failed are listed elsewhere and make nothing void.
+        load: All ``RequestRow`` of one load, including its warm-up, where a queue may have started.
+        allow_errors: Whether failed requests are accepted; they are listed elsewhere.
     """
     measured = load["phase"] == "measured"
     rows = {name: column[measured] for name, column in load.items()}
@@ -43,7 +43,7 @@ def void_of_load(load: Columns, *, allow_errors: bool) -> list[str]:
     unsent = sum(count for error, count in errors.items() if error.startswith("NotSent"))
     failed = sum(errors.values()) - unsent
     if unsent or (str(rows["load"][0]).startswith("open") and saturated(load)):
-        reasons.append("saturated: requests came faster than they were answered")
+        reasons.append("saturated: requests arrived faster than the store answered them")
     if failed and not allow_errors:
         first = next(error for error in errors if not error.startswith("NotSent"))
         reasons.append(f"{_requests(failed)} failed ({_short(first)})")
@@ -55,29 +55,29 @@ def void_of_load(load: Columns, *, allow_errors: bool) -> list[str]:
 
 
 def errors_of(rows: Columns) -> dict[str, int]:
-    """How many requests failed, by error, the most frequent first."""
+    """Return the number of failed requests by error, the most frequent first."""
     return dict(Counter(error for error in rows["error"].tolist() if error is not None).most_common())
 
 
 def void_of_fill(expected: int, count: int) -> list[str]:
-    """Why nothing that was measured on a collection may be used."""
+    """Return the reasons why no measurement of a collection may be used; empty if they are valid."""
     if count == expected:
         return []
-    return [f"the collection holds {count:,} documents, the scenario's corpus has {expected:,}"]
+    return [f"the collection contains {count:,} documents, but the scenario's corpus has {expected:,}"]
 
 
 def saturated(load: Columns) -> bool:
-    """Whether an open loop asked for more than was answered, all of its time or at its end.
+    """Return whether an open loop sent requests faster than they were answered, throughout or at its end.
 
-    In a queue that grows the latency grows with it, wherever the queue is: here, where requests wait to be sent, or in
-    the store. Two signs, each beyond what Poisson arrivals do by chance (a burst of n requests varies by √n):
+    A growing queue increases the latency, whether requests wait here to be sent or in the store. There are
+    two criteria, each beyond what Poisson arrivals do by chance (a burst of n requests varies by √n):
 
-    - when the last request was to be sent, more were unanswered than the first quarter's latencies explain (Little's
-      law: rate times latency are under way) and than a twentieth of all requests;
-    - the last third took longer than the first by the time of so many requests.
+    - at the intended start of the last request, more requests were unanswered than the latencies of the first
+      quarter explain (Little's law: rate times latency are in progress) plus a twentieth of all requests;
+    - the latency of the last third exceeds that of the first by the time of the same number of requests.
 
     Args:
-        load: All ``RequestRow`` of the load.
+        load: All ``RequestRow`` of one load.
     """
     order = np.argsort(load["intended_seconds"], kind="stable")
     intended, end = load["intended_seconds"][order], load["end_seconds"][order]
@@ -98,18 +98,18 @@ def saturated(load: Columns) -> bool:
 
 
 def void_of_recall(errors: Mapping[str, int], *, allow_errors: bool) -> list[str]:
-    """Why a recall must not be used: ``errors`` are of its questions, by error."""
+    """Return the reasons why a recall must not be used; ``errors`` counts its failed queries by error."""
     if not errors or allow_errors:
         return []
-    return [f"{sum(errors.values()):,} of its questions failed ({_short(next(iter(errors)))})"]
+    return [f"{sum(errors.values()):,} of its queries failed ({_short(next(iter(errors)))})"]
 
 
 def _wrong_answers(rows: Columns) -> list[str]:
     hits, expected = rows["hits"], rows["expected_hits"]
     found = (
         ("had no hits", (hits == 0) & (expected > 0)),
-        ("had fewer hits than there are", (hits > 0) & (hits < expected)),
-        ("had more hits than asked for", hits > rows["k"]),
+        ("had fewer hits than expected", (hits > 0) & (hits < expected)),
+        ("had more hits than requested", hits > rows["k"]),
         ("had the same document twice", rows["distinct_hits"] < hits),
     )
     return [f"{_requests(int(bad.sum()))} {what}" for what, bad in found if bad.any()]

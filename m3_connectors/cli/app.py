@@ -1,4 +1,4 @@
-"""The program ``m3``: its commands, and how each failure looks to a person."""
+"""The program ``m3``: its commands, and how it reports a failure to the user."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _print_version(wanted: bool) -> None:
 
 app = typer.Typer(
     name="m3",
-    help="BGE-M3 retrieval: dense, sparse and multi-vector, exactly fused, in the store of your choice.",
+    help="BGE-M3 retrieval: dense, sparse and multi-vector search with exact fusion, in a store you choose.",
     epilog="Start here:  m3 index qdrant:./notes ~/notes   then   m3 search qdrant:./notes 'a question'",
     no_args_is_help=True,
     add_completion=False,
@@ -75,10 +75,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Args:
-        arguments: What follows ``m3``; the process's own by default.
+        arguments: The arguments after ``m3``; those of the process by default.
 
     Returns:
-        Exit code: 0 done, 1 failed with a reason on stderr, 2 wrong usage, 130 interrupted.
+        The exit code: 0 for success, 1 for a failure (the reason is on stderr), 2 for wrong usage, 130 for
+        Ctrl-C.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     debug = "--debug" in arguments
@@ -86,14 +87,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with warnings.catch_warnings(), logged(debug=debug):
             if not debug:
-                warnings.simplefilter("ignore")  # what matters to a person is said by the command itself
+                warnings.simplefilter("ignore")  # the command itself prints what the user needs
             app(args=arguments, prog_name="m3")
     except SystemExit as exit:
         return exit.code if isinstance(exit.code, int) else 1
     except BrokenPipeError:
-        sys.stderr.close()  # `m3 … | head`: the reader has what it wanted
+        sys.stderr.close()  # `m3 … | head`: the reader has closed the pipe
         return 0
-    except Exception as error:  # noqa: BLE001 (the last stop: a reason for a person, never a traceback)
+    except Exception as error:  # noqa: BLE001 (the user gets a reason, not a traceback)
         if debug:
             traceback.print_exc()
         else:
@@ -111,5 +112,5 @@ def _reason(error: Exception) -> str:
         return f"{kind}: {error.strerror}{where}" if error.strerror else f"{kind}: {error}"
     first = str(error).splitlines()[0] if str(error) else "no message"
     return (
-        f"{kind}: {first}\n  This is a fault of m3 itself: run again with --debug and report what it prints."
+        f"{kind}: {first}\n  This is a bug in m3: run the command again with --debug and report its output."
     )

@@ -1,4 +1,4 @@
-"""``m3 bench``: what retrieval costs on live stores, and what it would cost at another scale."""
+"""``m3 bench``: measure the cost of retrieval on live stores, or calculate it for another scale."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
     from m3_connectors.bench.scenario import Store
 
 VOID = 3
-"""Exit code where a result must not be used."""
+"""Exit code when a result is void, that is, must not be used."""
 
 
 class _RunByDefault(TyperGroup):
-    """``m3 bench SCENARIO.toml`` is ``m3 bench run SCENARIO.toml``."""
+    """Makes ``m3 bench SCENARIO.toml`` an alias of ``m3 bench run SCENARIO.toml``."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if args and args[0] not in (*self.commands, "--help"):
@@ -43,7 +43,8 @@ class _RunByDefault(TyperGroup):
 bench = typer.Typer(
     cls=_RunByDefault,
     no_args_is_help=True,
-    help="Measure live stores: m3 bench SCENARIO.toml. Or calculate: m3 bench plan --docs 100e6 --tokens 300.",
+    help="Measure live stores with m3 bench SCENARIO.toml, "
+    "or calculate costs with m3 bench plan --docs 100e6 --tokens 300.",
 )
 bench.command()(plan)
 
@@ -51,18 +52,21 @@ bench.command()(plan)
 @bench.command()
 def run(
     scenario: Annotated[
-        Path, typer.Argument(metavar="SCENARIO.toml", help="What to do: docs/benchmarks.md.")
+        Path, typer.Argument(metavar="SCENARIO.toml", help="The scenario; see docs/benchmarks.md.")
     ],
     folder: Annotated[
         Path | None,
         typer.Option(
-            "--out", metavar="DIR", help="Folder for rows and numbers.", show_default="NAME-DATE-TIME"
+            "--out", metavar="DIR", help="Folder for the measured data.", show_default="NAME-DATE-TIME"
         ),
     ] = None,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Fill the stores of a scenario, ask them, and print what it cost. [dim]Exit code 3: a result is void.[/dim]"""
+    """Fill the stores of a scenario, query them and print the costs.
+
+    The exit code is 3 if a result is void.
+    """
     for package in ("pyarrow", "pydantic"):
         try:
             importlib.import_module(package)
@@ -76,8 +80,8 @@ def run(
     where = folder or Path(f"{loaded.name}-{datetime.datetime.now():%Y%m%d-%H%M%S}")
     began = time.perf_counter()
     kept = (
-        f"{where} keeps what was measured until then: m3 report {where}\n"
-        f"  Go on after it: m3 bench {scenario} --out {where}"
+        f"the measurements so far are in {where}; show them with: m3 report {where}\n"
+        f"  To continue, run: m3 bench {scenario} --out {where}"
     )
 
     async def measuring(progress: _Progress) -> BenchFolder:
@@ -90,7 +94,7 @@ def run(
         err.print(kept, markup=False, soft_wrap=True)
         raise typer.Exit(INTERRUPTED) from None
     except BackendError as error:
-        if (where / RECORD).exists():  # else nothing was begun
+        if (where / RECORD).exists():  # otherwise no measurement has started
             error.add_note(f"  {kept}")
         raise
     summary = measured.write_summary()
@@ -105,13 +109,13 @@ def run(
 
 @contextlib.contextmanager
 def _terminated_as_interrupted() -> Iterator[None]:
-    """SIGTERM does what Ctrl-C does: rows are written and started servers end."""
+    """Handle SIGTERM like Ctrl-C, so that rows are written and started servers are stopped."""
 
     def interrupt(*_: object) -> None:
         signal.raise_signal(signal.SIGINT)
 
     if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may ask for signals
+        yield  # only the main thread may install signal handlers
         return
     before = signal.signal(signal.SIGTERM, interrupt)
     try:
@@ -122,7 +126,7 @@ def _terminated_as_interrupted() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _server(store: Store) -> Iterator[Server]:
-    """A store's server: the one that its URL names, or one that is started for the time of its measurement."""
+    """Yield a store's server: the one at its URL, or one that is started for the measurement."""
     from m3_connectors.bench.run import Server, named_servers
 
     if store.start is None:
@@ -147,7 +151,7 @@ def _server(store: Store) -> Iterator[Server]:
 
 
 class _Progress:
-    """A line where a person watches, a line for each step where nobody does."""
+    """Shows a live line in a terminal, and prints one line per step otherwise."""
 
     def __init__(self, status: Any) -> None:
         self._status = status
@@ -179,7 +183,7 @@ def _print(summary: dict[str, Any], record: dict[str, Any]) -> None:
         f"queries of {corpus['query_rows']} rows, "
         f"top {record['scenario']['queries']['k']}; nothing is encoded\n"
         f"  {machine['processor']}, {machine['cores']} cores · the harness itself takes "
-        f"{summary['harness_seconds_per_request'] * 1e3:.3f} ms a request",
+        f"{summary['harness_seconds_per_request'] * 1e3:.3f} ms per request",
         markup=False,
         soft_wrap=True,
     )
@@ -189,11 +193,11 @@ def _print(summary: dict[str, Any], record: dict[str, Any]) -> None:
         print_table(recall_table(summary["recall"]))
     busy = (machine["load_average"] or [0.0])[0]
     if busy > machine["cores"]:
-        warn(f"the machine was busy before this began (load {busy:.1f}): others' work is in these numbers.")
+        warn(f"the machine was busy before the start (load {busy:.1f}): other work affects these numbers.")
     if summary["sessions"] > 1:
-        warn(f"measured in {summary['sessions']} sessions: the record has the machine of each.")
+        warn(f"measured in {summary['sessions']} sessions: the record describes the machine of each.")
     for kind in ("void", "noted"):
-        told = dict.fromkeys(
+        reasons = dict.fromkeys(
             (
                 item["store"],
                 item["documents"],
@@ -203,7 +207,7 @@ def _print(summary: dict[str, Any], record: dict[str, Any]) -> None:
             for item in (*summary["fills"], *summary["loads"], *summary["recall"])
             for reason in item.get(kind, ())
         )
-        for store, documents, load, reason in told:
+        for store, documents, load, reason in reasons:
             warn(f"{kind}: {store} · {documents:,} documents · {load}: {reason}")
     for item in summary["loads"]:
         if item["method"] is None and item["errors"]:
@@ -214,27 +218,27 @@ def _print(summary: dict[str, Any], record: dict[str, Any]) -> None:
 def _table(*columns: str) -> Table:
     table = Table(box=None, padding=(0, 1), header_style="dim")
     for name in columns:
-        table.add_column(name, justify="left" if name in ("store", "load", "bytes a document") else "right")
+        table.add_column(name, justify="left" if name in ("store", "load", "bytes per document") else "right")
     return table
 
 
 def fills_table(fills: list[dict[str, Any]]) -> Table:
-    """Writing, a row for each collection: how fast, and how many bytes a document takes.
+    """Return a table of the writes, one row per collection: the speed, and the bytes per document.
 
-    Planned bytes stand beside the measured ones of the same components; the last column has all of them.
+    Planned bytes are next to the measured bytes of the same components; the last column has all components.
     """
     table = _table(
         "store",
         "documents",
         "docs/s",
         "MB/s",
-        "CPU here",
-        "CPU there",
+        "client CPU",
+        "server CPU",
         "index s",
-        "memory there",
+        "server memory",
         "bytes planned",
         "measured",
-        "bytes a document",
+        "bytes per document",
     )
     for fill in fills:
         parts = fill["component_bytes_per_document"] or {}
@@ -244,7 +248,7 @@ def fills_table(fills: list[dict[str, Any]]) -> Table:
         table.add_row(
             fill["store"],
             f"{fill['documents']:,}",
-            "there already" if fill["reused"] else _number(fill["documents_per_second"], ",.0f"),
+            "reused" if fill["reused"] else _number(fill["documents_per_second"], ",.0f"),
             _number(fill["megabytes_per_second"], ".1f"),
             _number(fill["client_cpu_share"], ".0%"),
             _number(fill["server_cpu_share"], ".0%"),
@@ -261,7 +265,7 @@ def _loads(summary: dict[str, Any]) -> Table:
     recall = _recall_of_methods(summary["recall"])
     table = _table(
         "store", "documents", "load", "method", "n", "p50 ms", "p95", "p99", "p99.9", "req/s", "recall",
-        "in store", "trips", "CPU here", "ms here", "ms there",
+        "in store", "trips", "client CPU", "client ms", "server ms",
     )  # fmt: skip
     methods = {item["method"] for item in summary["loads"]} - {None}
     for item in summary["loads"]:
@@ -288,7 +292,7 @@ def _loads(summary: dict[str, Any]) -> Table:
 
 
 def _recall_of_methods(recall: list[dict[str, Any]]) -> dict[tuple[str, int, str], float]:
-    """Of each method, with and without filters together, as its requests are."""
+    """Return the recall of each method over all queries, with and without filters, as in its requests."""
     asked: dict[tuple[str, int, str], list[tuple[int, float]]] = {}
     for item in recall:
         if item["kind"] == "search" and item["recall"] is not None:
@@ -301,7 +305,7 @@ def _recall_of_methods(recall: list[dict[str, Any]]) -> dict[tuple[str, int, str
 
 
 def recall_table(recall: list[dict[str, Any]]) -> Table:
-    """Recall and its latency both ways, apart for each filter."""
+    """Return a table of recall, approximate latency and exact latency, one row per filter."""
     table = _table("store", "documents", "of", "filter", "queries", "recall", "worst", "p50 ms", "exact p50")
     for item in recall:
         table.add_row(

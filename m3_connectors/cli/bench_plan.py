@@ -1,4 +1,4 @@
-"""``m3 bench plan``: bytes, memory, nodes and the cost of a query on paper."""
+"""``m3 bench plan``: calculate bytes, memory, nodes and the cost of a query."""
 
 from __future__ import annotations
 
@@ -27,41 +27,49 @@ def _count(value: str) -> float:
     except ValueError:
         number = 0.0
     if not 1 <= number < float("inf"):
-        raise typer.BadParameter(f"'{value}': give a number >= 1, such as 100e6.")
+        raise typer.BadParameter(f"'{value}' is not valid; give a number of at least 1, such as 100e6.")
     return number
 
 
 def _memory(value: str) -> float:
-    """``64GB``, ``512 MB`` or ``6.4e10`` in bytes; units are decimal."""
+    """Return ``64GB``, ``512 MB`` or ``6.4e10`` in bytes; units are decimal."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?(?:[eE]\d+)?) ?([KMGTkmgt]?)[bB]?", value.strip())
     number = float(found[1]) * _UNITS[found[2].upper()] if found else 0.0
     if not 0 < number < float("inf"):
-        raise typer.BadParameter(f"'{value}': give bytes, such as 64GB.")
+        raise typer.BadParameter(f"'{value}' is not valid; give a size in bytes, such as 64GB.")
     return number
 
 
 def _long_documents(value: str) -> str:
     if value not in ("split", "error"):
-        raise typer.BadParameter(f"'{value}': use split or error; pooled documents are --pool-factor.")
+        raise typer.BadParameter(
+            f"'{value}' is not valid; choose split or error, or pool rows with --pool-factor."
+        )
     return value
 
 
 def plan(
     documents: Annotated[
-        float, typer.Option("--docs", metavar="N", parser=_count, help="Documents, such as 100e6.")
+        float, typer.Option("--docs", metavar="N", parser=_count, help="Number of documents, such as 100e6.")
     ],
     tokens: Annotated[
-        float, typer.Option("--tokens", metavar="N", parser=_count, help="Tokens of a document, mean.")
+        float,
+        typer.Option("--tokens", metavar="N", parser=_count, help="Mean number of tokens per document."),
     ],
-    dimension: Annotated[int, typer.Option("--dimension", min=1, max=4096, help="Of the model.")] = 1024,
+    dimension: Annotated[
+        int, typer.Option("--dimension", min=1, max=4096, help="Dimension of the model.")
+    ] = 1024,
     dtype: Annotated[
         str,
         typer.Option(
-            "--dtype", metavar=_DTYPES, callback=names_of(_DTYPES.split(",")), help="Of multi-vector rows."
+            "--dtype",
+            metavar=_DTYPES,
+            callback=names_of(_DTYPES.split(",")),
+            help="Data types of multi-vector rows.",
         ),
     ] = _DTYPES,
     pool_factor: Annotated[
-        float, typer.Option("--pool-factor", min=1, help="Multi-vector rows that are pooled into one.")
+        float, typer.Option("--pool-factor", min=1, help="Number of multi-vector rows pooled into one.")
     ] = 1.0,
     long_documents: Annotated[
         str,
@@ -69,19 +77,22 @@ def plan(
             "--long-documents",
             metavar="split|error",
             callback=_long_documents,
-            help="As Storage's: error refuses what one record does not hold, and Qdrant keeps no room for the rest.",
+            help="As in Storage. With error, documents that do not fit in one record are refused, and Qdrant "
+            "reserves no space for further parts.",
         ),
     ] = "split",
     store: Annotated[
         str,
         typer.Option(
-            "--store", metavar="S1,S2,…", callback=names_of(_STORES.split(",")), help=f"Of {_STORES}."
+            "--store", metavar="S1,S2,…", callback=names_of(_STORES.split(",")), help=f"Stores: {_STORES}."
         ),
     ] = _STORES,
     nodes_memory: Annotated[
-        float, typer.Option("--nodes-memory", metavar="BYTES", parser=_memory, help="Of one node.")
-    ] = "64GB",  # type: ignore[assignment]  # parsed as if it had been typed
-    replicas: Annotated[int, typer.Option("--replicas", min=0, help="Further copies of everything.")] = 0,
+        float, typer.Option("--nodes-memory", metavar="BYTES", parser=_memory, help="Memory of one node.")
+    ] = "64GB",  # type: ignore[assignment]  # parsed like a typed value
+    replicas: Annotated[
+        int, typer.Option("--replicas", min=0, help="Number of additional copies of the data.")
+    ] = 0,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -90,7 +101,9 @@ def plan(
     from m3_connectors.bench.plan import plan as calculate
 
     if long_documents == "error" and pool_factor > 1:
-        raise typer.BadParameter("nothing is pooled with --long-documents error.", param_hint="--pool-factor")
+        raise typer.BadParameter(
+            "pooling is not valid with --long-documents error; omit one.", param_hint="--pool-factor"
+        )
     shapes = [
         Shape.of_tokens(
             documents, tokens, dimension, kind, pool_factor, "error" if long_documents == "error" else "split"
@@ -103,7 +116,8 @@ def plan(
         print_json({"plans": [_document(one, nodes_memory, replicas) for one in plans], "checked": CHECKED})
         return
     out.print(
-        f"  {int(documents):,} documents of {tokens:g} tokens ({shapes[0].rows:g} rows of {dimension:,} dimensions), "
+        f"  {int(documents):,} documents of {tokens:g} tokens "
+        f"({shapes[0].rows:g} rows of {dimension:,} dimensions), "
         f"{1 + replicas} cop{'y' if not replicas else 'ies'}, nodes of {_bytes(nodes_memory)}",
         markup=False,
         soft_wrap=True,
@@ -126,10 +140,10 @@ def _overview(plans: list[Plan], nodes_memory: float, replicas: int) -> Table:
         "disk",
         "memory",
         "nodes",
-        "disk a node",
-        "bytes a document",
-        "read a query",
-        "sent a query",
+        "disk per node",
+        "bytes per document",
+        "read per query",
+        "sent per query",
         "MaxSim",
     ):
         table.add_column(name, justify="right")
@@ -155,7 +169,7 @@ def _overview(plans: list[Plan], nodes_memory: float, replicas: int) -> Table:
 def _parts(one: Plan) -> Table:
     table = Table(box=None, padding=(0, 2), header_style="dim", title_justify="left")
     table.add_column(f"{one.store}, {one.shape.dtype}")
-    table.add_column("disk, bytes a document", justify="right")
+    table.add_column("disk, bytes per document", justify="right")
     table.add_column("memory", justify="right")
     table.add_column("formula")
     for part in one.parts:
@@ -178,7 +192,7 @@ def _document(one: Plan, nodes_memory: float, replicas: int) -> dict[str, Any]:
 
 
 def _bytes(size: float) -> str:
-    """Three figures and a decimal unit, such as ``64.2 TB``."""
+    """Format a size with three digits and a decimal unit, such as ``64.2 TB``."""
     power = 0
     while size >= 999.5 and power < len(_NAMES) - 1:
         size, power = size / 1000, power + 1

@@ -1,4 +1,4 @@
-"""``m3 collections``: what a store holds."""
+"""``m3 collections``: list the collections of a store."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from m3_connectors.cli.options import Debug, Json, Url, check_store
 
 
 def collections(url: Url, json: Json = False, debug: Debug = False) -> None:
-    """List the collections of a store: model, documents, components and storage of each."""
+    """List the collections of a store with their model, documents, components and storage."""
     check_store(url, DEFAULT_COLLECTION)
     from m3_connectors.blocking import list_collections
 
@@ -23,7 +23,7 @@ def collections(url: Url, json: Json = False, debug: Debug = False) -> None:
     if ours:
         print_table(_table(ours))
     else:
-        out.print("  no collection of m3-connectors is here")
+        out.print("  this store contains no collection of m3-connectors")
     if others:
         names = ", ".join(one_line(one.name) for one in others[:10])
         more = ", …" if len(others) > 10 else ""

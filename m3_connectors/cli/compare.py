@@ -1,4 +1,4 @@
-"""``m3 compare``: is one evaluation, or one method, really better than another?"""
+"""``m3 compare``: test whether one evaluation or method is significantly better than another."""
 
 from __future__ import annotations
 
@@ -19,19 +19,20 @@ if TYPE_CHECKING:
     from m3_connectors.evaluation.significance import PairedTest
 
 _SHOWN_QUERIES = 3
-"""Of each direction, where one pair is compared."""
+"""The number of queries shown for each direction where one pair is compared."""
 
 _SHOWN_DOCUMENTS = 3
-"""Relevant documents of a query that a person gets to see; ``--json`` has them all."""
+"""The number of relevant documents shown for a query; ``--json`` prints all of them."""
 
 
 def compare(
     before: Annotated[
-        Path, typer.Argument(metavar="DIR", help="An evaluation that m3 eval --out left, or a tree of them.")
+        Path,
+        typer.Argument(metavar="DIR", help="A folder written by m3 eval --out, or a tree of such folders."),
     ],
     after: Annotated[
         Path | None,
-        typer.Argument(metavar="[DIR]", help="Another one of the same datasets.", show_default=False),
+        typer.Argument(metavar="[DIR]", help="A second one, for the same datasets.", show_default=False),
     ] = None,
     methods: Annotated[
         str | None,
@@ -39,14 +40,19 @@ def compare(
             "--methods",
             "--method",
             metavar="M1,M2,…",
-            help="Two folders: each method in both. One folder: the first method against each of the others.",
+            help="With two folders: compare each method in both. "
+            "With one folder: compare the first method with "
+            "each of the others.",
             show_default="all",
         ),
     ] = None,
     measure: Annotated[
         str | None,
         typer.Option(
-            "--measure", metavar="MEASURE", help="What to compare.", show_default="the dataset's own"
+            "--measure",
+            metavar="MEASURE",
+            help="Measure to compare.",
+            show_default="the measure of the dataset",
         ),
     ] = None,
     queries: Annotated[
@@ -55,7 +61,7 @@ def compare(
             "--queries",
             metavar="N",
             parser=at_least(0),
-            help="Show the N queries that gained and that lost most.",
+            help="Show the N queries that gained most and the N queries that lost most.",
             show_default=f"{_SHOWN_QUERIES}, or 0 for several comparisons",
         ),
     ] = None,
@@ -70,7 +76,7 @@ def compare(
     if after is None:
         if len(names) < 2:
             raise typer.BadParameter(
-                "name a second folder, or --methods with two methods of this one.", param_hint="[DIR]"
+                "give a second folder, or --methods with two methods of this folder.", param_hint="[DIR]"
             )
         pairs = evaluations.pairs_of_methods(before, names)
     else:
@@ -102,7 +108,7 @@ def compare(
 
 
 def comparison_table(comparisons: list[Comparison]) -> Table:
-    """Comparisons, a row each: means, difference with its interval, p-values, wins."""
+    """Return a table with a row per comparison: means, difference with interval, p-values, wins."""
     measures = {one.measure for one in comparisons}
     measure = measures.pop() if len(measures) == 1 else None
     table = Table(box=None, padding=(0, 1), header_style="dim")
@@ -129,7 +135,7 @@ def comparison_table(comparisons: list[Comparison]) -> Table:
 
 
 def change_lines(comparison: Comparison, changes: Changes) -> str:
-    """The queries that changed most, each with where its relevant documents stand and why."""
+    """Return the queries that changed most, with the ranks and scores of their relevant documents."""
     lines = []
     for word, queries in (("better", changes.better), ("worse", changes.worse)):
         for query in queries:
@@ -161,12 +167,12 @@ def _sides(comparison: Comparison, document: DocumentChange) -> list[tuple[str, 
 
 
 def _sum(ranking: Ranking, standing: Standing) -> str:
-    """How the score of a document comes about, where it is one of M3's."""
+    """Return the sum that gives a document's score, if the method is one of M3's."""
     weights, depths = ranking.record.weights, ranking.record.candidates
     if weights is None or depths is None:
         return ""
     if not standing.candidate:
-        return f"in no list: {' and '.join(f'{name} {depth:,}' for name, depth in depths.items())} deep"
+        return f"not in the top {' or '.join(f'{depth:,} {name}' for name, depth in depths.items())}"
     parts = [
         (f"{COMPONENT_LABELS[name]} {score:.3f} × {weight:g}", score * weight)
         for name, weight in zip(COMPONENTS, weights, strict=True)
@@ -190,7 +196,7 @@ def _methods(comparison: Comparison) -> str:
 
 
 def p_text(value: float) -> str:
-    """A p-value for people."""
+    """Format a p-value for people."""
     return f"{value:.4f}" if value >= 0.0001 else "< 0.0001"
 
 
@@ -220,7 +226,7 @@ def _document(comparison: Comparison, changes: Changes | None) -> dict[str, Any]
 
 
 def paired_document(test: PairedTest) -> dict[str, Any]:
-    """A paired test as JSON; a bound that is not known is null."""
+    """Return a paired test as JSON; an unknown bound is null."""
     return {
         "queries": test.queries,
         "difference": test.difference,

@@ -1,4 +1,4 @@
-"""How things look: results on stdout, everything else on stderr, plain where nobody watches."""
+"""Output: results on stdout, everything else on stderr, plain text where the stream is not a terminal."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from rich.table import Table
 from rich.text import Text
 
 _PLAIN_WIDTH = 140
-"""Columns where stdout is no terminal: wide enough to read, and independent of who runs it."""
+"""Width in columns where stdout is not a terminal: wide enough to read, and the same everywhere."""
 
 INTERRUPTED = 130
-"""Exit code after Ctrl-C, as shells give it."""
+"""Exit code after Ctrl-C, as in shells."""
 
 COMPONENT_LABELS = {"dense": "dense", "sparse": "sparse", "multivector": "multi"}
-"""Short names of the components, for lines of scores and weights."""
+"""Short names of the components, used in lines of scores and weights."""
 
 
 class _Console(Console):
-    """A console that writes to the stream of the moment, so that redirected streams are respected."""
+    """A console that writes to the current sys.stdout or sys.stderr, so that redirection works."""
 
     def __init__(self, *, stderr: bool) -> None:
         stream = sys.stderr if stderr else sys.stdout
@@ -34,20 +34,20 @@ class _Console(Console):
 
 
 out = _Console(stderr=False)
-"""Results."""
+"""Console for results."""
 
 err = _Console(stderr=True)
-"""Progress, warnings, reasons."""
+"""Console for progress, warnings and error messages."""
 
 
 def print_json(document: Any) -> None:
-    """The one JSON document of a ``--json`` call, on stdout."""
+    """Print the JSON document of a ``--json`` call on stdout."""
     is_utf8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
     sys.stdout.write(json.dumps(document, ensure_ascii=not is_utf8, indent=2, allow_nan=False) + "\n")
 
 
 def print_table(table: Table) -> None:
-    """A table on stdout; where nobody watches, without the blanks that fill its lines."""
+    """Print a table on stdout; without a terminal, trailing spaces are removed from its lines."""
     if out.is_terminal:
         out.print(table)
         return
@@ -57,15 +57,15 @@ def print_table(table: Table) -> None:
 
 
 def warn(message: str) -> None:
-    """A warning for people, on stderr."""
+    """Print a warning on stderr."""
     err.print(Text.assemble(("warning  ", "yellow"), message), soft_wrap=True)
 
 
 class _Warnings(logging.Handler):
-    """The package's own log, for people."""
+    """Prints the log records of the package on stderr."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """One line on stderr."""
+        """Print the record as one line."""
         if record.levelno >= logging.WARNING:
             warn(record.getMessage())
         else:
@@ -74,7 +74,7 @@ class _Warnings(logging.Handler):
 
 @contextlib.contextmanager
 def logged(*, debug: bool) -> Iterator[None]:
-    """Shows what the package logs: warnings, and with ``debug`` also what goes well, such as a second try."""
+    """Show the log of the package: warnings and, with ``debug``, also information such as retries."""
     log, handler = logging.getLogger("m3_connectors"), _Warnings()
     level = log.level
     log.setLevel(logging.INFO if debug else logging.WARNING)
@@ -87,7 +87,7 @@ def logged(*, debug: bool) -> Iterator[None]:
 
 
 def escape_what_cannot_be_printed() -> None:
-    """A letter that the terminal's encoding lacks, or a file name that is no Unicode, is shown as an escape."""
+    """Print characters that the terminal cannot encode, and file names that are not Unicode, as escapes."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -95,7 +95,7 @@ def escape_what_cannot_be_printed() -> None:
 
 @contextlib.contextmanager
 def working(what: str) -> Iterator[None]:
-    """Says what is going on while it goes on, where a person watches."""
+    """Show a status line during an operation if stderr is a terminal."""
     if err.is_terminal:
         with err.status(what):
             yield
@@ -104,13 +104,13 @@ def working(what: str) -> Iterator[None]:
 
 
 def lines_of(error: Exception) -> list[str]:
-    """An error's message with the notes added on its way: what happened, then what to do."""
+    """Return the lines of an error's message and of its notes: what happened, then what to do."""
     notes: list[str] = getattr(error, "__notes__", [])
     return [*str(error).splitlines(), *notes]
 
 
 def duration(seconds: float) -> str:
-    """Seconds for people: ``0.4 s``, ``12 s``, ``2 min 10 s``, ``3 h 12 min``."""
+    """Format seconds for people: ``0.4 s``, ``12 s``, ``2 min 10 s``, ``3 h 12 min``."""
     if seconds < 9.95:
         return f"{seconds:.1f} s"
     whole = round(seconds)
@@ -122,7 +122,7 @@ def duration(seconds: float) -> str:
 
 
 def plural(count: int, noun: str) -> str:
-    """``1 document``, ``1,204 documents``."""
+    """Return the count with the noun: ``1 document``, ``1,204 documents``."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
@@ -134,5 +134,5 @@ def without_controls(line: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """Text with every run of blanks and control characters as one blank."""
+    """Return the text with every run of whitespace and control characters replaced by one space."""
     return " ".join("".join(letter if letter.isprintable() else " " for letter in text[:1000]).split())

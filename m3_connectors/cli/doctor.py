@@ -1,4 +1,4 @@
-"""``m3 doctor``: what is installed, what the machine can do, and what is wrong with a store."""
+"""``m3 doctor``: check the installation, the machine, the model and a store."""
 
 from __future__ import annotations
 
@@ -46,24 +46,24 @@ _PACKAGES = {
     "bm25s": "eval",
     "ir-measures": "eval",
 }
-"""Distributions and the extra that installs each; None comes with m3-connectors itself."""
+"""Distributions and the extra that installs each; None means that m3-connectors itself requires it."""
 
 _TRY_SECONDS = 10.0
 _SECONDS = 60.0
-"""For one request to a server, and for all of them."""
+"""Timeouts for one request to a server, and for all requests together."""
 
 _MARKS = {"ok": ("✓ ", "green"), "note": ("· ", "yellow"), "problem": ("✗ ", "red")}
 
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """One thing looked at.
+    """The result of one check.
 
     Attributes:
-        what: Its name.
+        what: What was checked.
         value: What was found.
-        level: ``note`` if something could be had that is not there, ``problem`` if something does not work.
-        remedy: What to do about it.
+        level: ``note`` if something optional is missing, ``problem`` if something does not work.
+        remedy: How to fix it.
     """
 
     what: str
@@ -73,13 +73,13 @@ class Finding:
 
 
 def doctor(
-    url: Annotated[str | None, typer.Argument(metavar="URL", help="A store to look at.")] = None,
+    url: Annotated[str | None, typer.Argument(metavar="URL", help="The store to check.")] = None,
     collection: Collection = DEFAULT_COLLECTION,
     model: Model = None,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Check the installation, the machine, the model and a store, and say how to mend what is wrong."""
+    """Check the installation, the machine, the model and a store, and say how to fix each problem."""
     if url is not None:
         check_store(url, collection)
     findings = [*_installation(), *_machine()]
@@ -122,7 +122,7 @@ def _machine() -> list[Finding]:
         else f"{_cores()} cores, {platform.machine()}"
     )
     why = {"bfloat16": "computed natively", "float16": "computed natively"}.get(
-        precision, "bfloat16 would be emulated"
+        precision, "because bfloat16 would be emulated"
     )
     return [Finding("device", f"{device} ({name})"), Finding("precision", f"{precision}, {why}")]
 
@@ -132,7 +132,7 @@ def _cores() -> int:
 
 
 def _model(asked: str | None, written_by: ModelInfo | None, url: str | None, collection: str) -> Finding:
-    """The model that a command would take: a directory is loaded, and compared with the collection's model."""
+    """Check the model that a command would use: load its directory and compare it with the collection's."""
     name = asked or (written_by.name if written_by else DEFAULT_MODEL)
     try:
         place = find_by_name(name)
@@ -142,18 +142,20 @@ def _model(asked: str | None, written_by: ModelInfo | None, url: str | None, col
     if not asked and written_by:
         places = directories(written_by, url or "")
     if not places and Path(name).expanduser().is_dir():
-        places = [Path(name)]  # without config.json, which loading says
+        places = [Path(name)]  # without config.json; loading it reports that
     if not places:
-        if not asked and written_by and not written_by.revision:  # it was a directory: no hub has it
-            remedy = "Say where it is: --model DIRECTORY, or M3_MODEL=DIRECTORY."
-            return Finding("model", f"no directory {name} is found from here", "problem", remedy)
+        if (
+            not asked and written_by and not written_by.revision
+        ):  # it was a directory, so it is not on the hub
+            remedy = "Give its location: --model DIRECTORY, or M3_MODEL=DIRECTORY."
+            return Finding("model", f"the directory {name} was not found", "problem", remedy)
         return _hub_model(name)
     found = [_directory(str(place), written_by, collection) for place in places]
     return next((finding for finding in found if finding.level != "problem"), found[0])
 
 
 def _directory(directory: str, written_by: ModelInfo | None, collection: str) -> Finding:
-    """A model directory, loaded and compared with the collection's model."""
+    """Load a model directory and compare it with the collection's model."""
     try:
         encoder = load_encoder(directory)
         if written_by:
@@ -173,7 +175,7 @@ def _hub_model(name: str) -> Finding:
         cached = isinstance(try_to_load_from_cache(name, "config.json"), str)
     except ValueError:
         return Finding(
-            "model", f"{name} is neither a directory nor a hub name", "problem", "Give -m DIRECTORY."
+            "model", f"{name} is neither a directory nor a hub name", "problem", "Use -m DIRECTORY."
         )
     if cached:
         return Finding("model", f"{name} (in the hub's cache)")
@@ -181,18 +183,19 @@ def _hub_model(name: str) -> Finding:
         "model",
         f"{name} is not on this machine",
         "note",
-        f"It is fetched on first use, if it is on the hub: m3 encode hello --json -m {name}, or give -m DIRECTORY.",
+        f"If it is on the hub, it is downloaded on first use: m3 encode hello --json -m {name}. "
+        "Otherwise use -m DIRECTORY.",
     )
 
 
 @dataclasses.dataclass
 class _Store:
-    """What was found out about a store.
+    """The findings about a store.
 
     Attributes:
-        findings: In the order of the report.
-        capabilities: Whether it takes what can be asked, by name; empty if it was not reached.
-        written_by: The collection's model, if there is one.
+        findings: The findings in the order of the report.
+        capabilities: Whether the store has each capability, by name; empty if the store was not reached.
+        written_by: The collection's model, if the collection exists.
     """
 
     findings: list[Finding] = dataclasses.field(default_factory=list)
@@ -201,7 +204,7 @@ class _Store:
 
 
 async def _look(url: str, collection: str) -> _Store:
-    """Ask the server, then the collection; what goes wrong is a finding."""
+    """Check the server, then the collection; each failure becomes a finding."""
     found = _Store()
     backend = backend_for(url, collection)
     seconds = None
@@ -216,15 +219,19 @@ async def _look(url: str, collection: str) -> _Store:
     except M3Error as error:
         found.findings.append(_problem("collection" if found.findings else shown(url), error))
     except TimeoutError:
-        remedy = "The server is overloaded, or something between drops what is sent: see its log."
-        found.findings.append(Finding(shown(url), f"no full answer within {seconds} s", "problem", remedy))
+        remedy = (
+            "The server may be overloaded, or a proxy or firewall may drop packets: check the server's log."
+        )
+        found.findings.append(
+            Finding(shown(url), f"no complete response within {seconds} s", "problem", remedy)
+        )
     finally:
         with anyio.CancelScope(shield=True):
             await backend.close()
     if found.findings[0].what == "store":
-        # After opening: a collection may do less than its store.
+        # After opening, because a collection may have fewer capabilities than its store.
         found.capabilities = {one.name: one in backend.capabilities for one in Capability}
-        for what, wanted in (("takes", True), ("does not take", False)):
+        for what, wanted in (("supports", True), ("does not support", False)):
             names = [one.asked for one in Capability if (one in backend.capabilities) is wanted]
             found.findings.append(Finding(what, " · ".join(names) or "nothing"))
     return found
@@ -234,7 +241,7 @@ async def _look_at_server(backend: Backend, found: _Store) -> None:
     info = await backend.server()
     found.findings += [
         Finding("store", f"{backend.name} {info.version or ''}".strip()),
-        Finding("at", info.url),
+        Finding("URL", info.url),
     ]
     found.findings += [Finding(name, value) for name, value in info.details.items()]
     for remark in info.remarks:
@@ -243,7 +250,7 @@ async def _look_at_server(backend: Backend, found: _Store) -> None:
 
 
 async def _look_at_collections(backend: Backend, found: _Store) -> None:
-    """What else is there; not being allowed to ask is no fault."""
+    """List the collections; lacking the permission to list them is not a problem."""
     try:
         listed = sorted(await backend.collections(), key=lambda one: one.name)
     except NotFound:
@@ -253,13 +260,16 @@ async def _look_at_collections(backend: Backend, found: _Store) -> None:
         return
     names = [one.name for one in listed if one.is_ours]
     others = len(listed) - len(names)
-    value = ", ".join(names) or "none of m3-connectors"
+    value = ", ".join(names) or "none made by m3-connectors"
     found.findings.append(
         Finding("collections", value + (f" (and {others:,} of other programs)" if others else ""))
     )
     found.findings += [
         Finding(
-            "collections", f"{one.name}: {one.problem}", "problem", "Index its documents again, elsewhere."
+            "collections",
+            f"{one.name}: {one.problem}",
+            "problem",
+            "Index its documents again into another collection.",
         )
         for one in listed
         if one.is_ours and one.problem
@@ -270,7 +280,7 @@ async def _look_at_collection(backend: Backend, found: _Store, url: str) -> None
     try:
         schema = await backend.open()
     except NotFound:
-        value = f'there is no "{backend.collection}" yet'
+        value = f'"{backend.collection}" does not exist yet'
         remedy = how_to_fill(url, backend.collection)
         found.findings.append(Finding("collection", value, "note", remedy))
         return
@@ -288,7 +298,7 @@ async def _look_at_collection(backend: Backend, found: _Store, url: str) -> None
     except M3Error as error:
         found.findings.append(_problem("read back", error))
     else:
-        read = "one document with its vectors" if count else "nothing yet"
+        read = "one document with its vectors" if count else "no document yet"
         found.findings.append(Finding("read back", read))
     found.findings += [
         Finding("collection", remark.what, "problem" if remark.is_problem else "note", remark.remedy)
@@ -297,7 +307,7 @@ async def _look_at_collection(backend: Backend, found: _Store, url: str) -> None
 
 
 async def _read_one(backend: Backend) -> None:
-    """Read a document: what a store says about itself does not show that its data can be read."""
+    """Read one document, because a store's status does not prove that its data can be read."""
     async for id in backend.scan_ids():
         await backend.fetch([id])
         await backend.vectors([id])

@@ -1,4 +1,4 @@
-"""``m3 get`` and ``m3 delete``: documents by id, or by a filter."""
+"""``m3 get`` and ``m3 delete``: print or delete documents by id or by a filter."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def get(
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Print documents by id, in this order; exits with 1 if one of them is not there.
+    """Print documents by id, in this order; the exit code is 1 if one of them does not exist.
 
-    With --json one document a line (JSON Lines, which m3 index reads again); missing ids are named on stderr.
+    With --json, print one document per line (JSON Lines, which m3 index can read). Missing ids go to stderr.
     """
     check_store(url, collection)
     _check_ids(ids)
-    with _opened(url, collection) as index:
+    with _open_existing(url, collection) as index:
         found = index.get(ids)
     for document in found:
         if document is None:
@@ -44,7 +44,7 @@ def get(
             _print(document)
     missing = [id for id, document in zip(ids, found, strict=True) if document is None]
     for id in dict.fromkeys(missing):
-        err.print(f"no document {id!r}", markup=False, soft_wrap=True)
+        err.print(f"document {id!r} does not exist", markup=False, soft_wrap=True)
     if missing:
         raise typer.Exit(1)
 
@@ -58,30 +58,32 @@ def delete(
     filter: Annotated[
         str | None,
         typer.Option(
-            "--filter", metavar="JSON", help="""Delete all that pass, as '{"year": {"$lt": 2020}}'."""
+            "--filter",
+            metavar="JSON",
+            help="""Delete all documents that match, such as '{"year": {"$lt": 2020}}'.""",
         ),
     ] = None,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before deleting by a filter.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Delete by a filter without asking.")] = False,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Delete documents by id, or all that pass a filter, and say how many there were.
+    """Delete documents by id, or all that match a filter, and print how many were deleted.
 
-    Ids that are not there are no error. Deleting by a filter says how many documents pass and asks first; where
-    nobody can be asked, it needs --yes.
+    Missing ids are not an error. Before deleting by a filter, the command prints the number of matching
+    documents and asks for confirmation; without a terminal, --yes is required.
     """
     check_store(url, collection)
     wanted = read_filter(filter)
     if bool(ids) == (filter is not None):
-        raise typer.BadParameter("give ids or --filter, one of the two.")
+        raise typer.BadParameter("give either ids or --filter.")
     if filter is not None and not wanted:
         raise typer.BadParameter(
-            "an empty filter would delete every document. Say which ones are meant; "
+            "an empty filter would delete every document. Give a condition; "
             "Index.drop() removes a whole collection.",
             param_hint="--filter",
         )
     _check_ids(ids or [])
-    with _opened(url, collection) as index:
+    with _open_existing(url, collection) as index:
         if ids:
             deleted = index.delete(ids)
         else:
@@ -95,25 +97,25 @@ def delete(
     out.print(f"  {plural(deleted, 'document')} deleted")
     absent = len(set(ids or ())) - deleted
     if ids and absent:
-        err.print(f"  {plural(absent, 'id')} not there", style="dim")
+        err.print(f"  {plural(absent, 'id')} not found", style="dim")
 
 
 def _ask(passing: int, collection: str) -> None:
-    """Let a person confirm.
+    """Ask the user to confirm.
 
     Raises:
-        typer.BadParameter: Nobody is there to be asked.
-        typer.Abort: They declined.
+        typer.BadParameter: stdin is not a terminal, so the user cannot be asked.
+        typer.Abort: The user declined.
     """
     what = f'{plural(passing, "document")} of collection "{collection}"'
     if not sys.stdin.isatty():
         raise typer.BadParameter(
-            f"this deletes {what}: give --yes, as nobody can be asked.", param_hint="--filter"
+            f"this deletes {what}, and stdin is not a terminal; add --yes to confirm.", param_hint="--filter"
         )
     typer.confirm(f"Delete {what}?", abort=True, err=True)
 
 
-def _opened(url: str, collection: str) -> Index:
+def _open_existing(url: str, collection: str) -> Index:
     from m3_connectors.blocking import connect
 
     try:

@@ -1,4 +1,4 @@
-"""``m3 encode``: texts to vectors, without a store."""
+"""``m3 encode``: encode texts without a store."""
 
 from __future__ import annotations
 
@@ -20,25 +20,30 @@ from m3_connectors.readers.encodings import marked_encoding, written
 from m3_connectors.readers.inputs import Input
 
 _CUT_NAMED = 10
-"""Cut texts that are named on stderr, a line each."""
+"""The number of truncated texts that are listed on stderr, one per line."""
 
 
 def encode(
     texts: Annotated[
-        list[str] | None, typer.Argument(metavar="TEXT", help="Texts, each an argument.")
+        list[str] | None, typer.Argument(metavar="TEXT", help="Texts to encode, one per argument.")
     ] = None,
     file: Annotated[
         Path | None,
         typer.Option(
-            "--file", "-f", metavar="FILE", help="JSON Lines or CSV of texts; any other: one text a line."
+            "--file",
+            "-f",
+            metavar="FILE",
+            help="JSON Lines or CSV file of texts; in other files, one text per line.",
         ),
     ] = None,
     text: Annotated[
-        str, typer.Option("--text", metavar="FIELD", help="Field or column of the text.")
+        str, typer.Option("--text", metavar="FIELD", help="Field or column that contains the text.")
     ] = "text",
     to: Annotated[
         Path | None,
-        typer.Option("--to", "-o", metavar="FILE", help="Write a safetensors file for M3Embeddings.load."),
+        typer.Option(
+            "--to", "-o", metavar="FILE", help="Write a safetensors file, to be read with M3Embeddings.load."
+        ),
     ] = None,
     components: Annotated[
         str,
@@ -46,7 +51,7 @@ def encode(
             "--components",
             metavar="C1,C2,…",
             callback=names_of(COMPONENTS),
-            help=f"Of {', '.join(COMPONENTS)}.",
+            help=f"Components to compute: {', '.join(COMPONENTS)}.",
         ),
     ] = ",".join(COMPONENTS),
     model: Model = None,
@@ -56,8 +61,8 @@ def encode(
             "--max-length",
             metavar="TOKENS",
             parser=at_least(3),
-            help="Cut texts here.",
-            show_default="the model's own",
+            help="Truncate texts to this number of tokens.",
+            show_default="the model's limit",
         ),
     ] = None,
     json: Json = False,
@@ -65,9 +70,9 @@ def encode(
 ) -> None:
     """Encode texts into one safetensors file (--to) or JSON (--json)."""
     if bool(texts) == bool(file):
-        raise typer.BadParameter("give texts or --file, one of the two.")
+        raise typer.BadParameter("give either texts or --file.")
     if not (to or json):
-        raise typer.BadParameter("say where the vectors go: --to FILE or --json.")
+        raise typer.BadParameter("no output was given; use --to FILE or --json.")
     if to:
         _check_writable(to)
     wanted = _read(file, text) if file else texts or []
@@ -87,27 +92,27 @@ def encode(
         return
     parts = [plural(len(wanted), "text"), ", ".join(chosen)]
     if embeddings.truncated_count:
-        parts.append(f"{embeddings.truncated_count:,} longer than the maximum, cut (see above)")
+        parts.append(f"{embeddings.truncated_count:,} truncated to the maximum length (see above)")
     parts += [duration(seconds), f"written to {to}"]
     out.print("  " + " · ".join(parts), markup=False, soft_wrap=True)
 
 
 def _check_writable(path: Path) -> None:
-    """Said before the texts are encoded, which may take an hour."""
+    """Check the output path before the texts are encoded, which may take an hour."""
     if path.is_dir():
         raise InvalidInput(
-            f"--to {path} is a folder.\n  Name a file, such as {path / 'vectors.safetensors'}."
+            f"--to {path} is a folder.\n  Give a file, such as {path / 'vectors.safetensors'}."
         )
     if not path.parent.is_dir():
         raise InvalidInput(
-            f"--to {path}: there is no folder {path.parent}.\n  Make it first, or name another."
+            f"--to {path}: the folder {path.parent} does not exist.\n  Create it, or choose another one."
         )
 
 
 def _read(path: Path, field: str) -> list[str]:
-    """The texts of a file, one a row of the result: so that rows and lines agree, nothing may be skipped."""
+    """Return the texts of a file, one per row of the result. Nothing is skipped, so that rows match lines."""
     if not path.exists() or path.is_dir():
-        raise FileNotFoundError(f"{path} is no file.\n  Give a file of texts.")
+        raise FileNotFoundError(f"{path} is not a file.\n  Give a file of texts.")
     if not is_records(path):
         with Input(path, path, path.name, "text").open() as file:
             raw = file.read()
@@ -116,9 +121,9 @@ def _read(path: Path, field: str) -> list[str]:
         except UnicodeDecodeError as error:
             raise InvalidInput(
                 f"{path} is not {written(error.encoding)} at byte {error.start}.\n"
-                f"  Convert it, such as with: iconv -f ISO-8859-1 -t UTF-8 {path} > utf8.txt"
+                f"  Convert it, for example with: iconv -f ISO-8859-1 -t UTF-8 {path} > utf8.txt"
             ) from None
-        # Not splitlines(): a form feed or U+2028 inside a text ends no line.
+        # Not splitlines(), which also splits at a form feed or U+2028 inside a text.
         return [line.removesuffix("\n") for line in io.StringIO(content, newline=None)]
 
     def refuse(_: Path, letter: DeadLetter) -> None:
@@ -129,19 +134,20 @@ def _read(path: Path, field: str) -> list[str]:
 
 
 def _warn_of_cut_texts(embeddings: M3Embeddings) -> None:
-    """Name the texts that were cut: the first of them on stderr, all in the result's token counts."""
+    """List the first truncated texts on stderr; the token counts of the result show all of them."""
     counts, kept = embeddings.token_counts, embeddings.kept_token_counts
-    assert counts is not None and kept is not None  # the encoder's own
+    assert counts is not None and kept is not None  # the encoder always sets them
     cut = np.flatnonzero(embeddings.truncated).tolist()
     for i in cut[:_CUT_NAMED]:
         lost = int(counts[i] - kept[i])
         warn(
-            f"text {i + 1:,} has {counts[i]:,} tokens and was cut after {kept[i]:,}: {lost:,} of them "
-            f"({lost / counts[i]:.0%}) are lost"
+            f"text {i + 1:,} has {counts[i]:,} tokens and was truncated to {kept[i]:,}: "
+            f"{lost:,} tokens ({lost / counts[i]:.0%}) are lost"
         )
     if len(cut) > _CUT_NAMED:
         warn(
-            f"{len(cut) - _CUT_NAMED:,} more texts were cut: token_counts and kept_token_counts of the result say which"
+            f"{len(cut) - _CUT_NAMED:,} more texts were truncated: "
+            "compare token_counts and kept_token_counts of the result"
         )
 
 

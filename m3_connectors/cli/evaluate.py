@@ -1,4 +1,4 @@
-"""``m3 eval``: measure the methods on a judged dataset."""
+"""``m3 eval``: measure the methods on a dataset with relevance judgements."""
 
 from __future__ import annotations
 
@@ -51,12 +51,12 @@ if TYPE_CHECKING:
 _PAPER = "paper"
 
 _METHODS = (*METHODS, *(f"{name}-{_PAPER}" for name in WEIGHTED))
-"""``all-paper`` is All under the paper's weights, beside the model's own."""
+"""``all-paper`` is ``all`` with the paper's weights instead of the model's."""
 
 
 def _fusion(value: str) -> str:
     if value not in ("exact", _PAPER):
-        raise typer.BadParameter(f"{value!r} is neither exact nor paper.")
+        raise typer.BadParameter(f"{value!r} is not valid; choose exact or paper.")
     return value
 
 
@@ -65,8 +65,8 @@ def evaluate(
         str,
         typer.Argument(
             metavar="DATASET",
-            help="A BEIR folder, a folder of one's own JSON lines, miracl/LANGUAGE, mkqa/LANGUAGE, mldr/LANGUAGE, "
-            "narrativeqa, or irds:ID.",
+            help="A BEIR folder, a folder of your own JSON Lines, miracl/LANGUAGE, mkqa/LANGUAGE, "
+            "mldr/LANGUAGE, narrativeqa, or irds:ID.",
         ),
     ],
     split: Split = None,
@@ -76,13 +76,16 @@ def evaluate(
     methods: Annotated[
         str,
         typer.Option(
-            "--methods", metavar="M1,M2,…", callback=names_of(_METHODS), help=f"Of {', '.join(_METHODS)}."
+            "--methods",
+            metavar="M1,M2,…",
+            callback=names_of(_METHODS),
+            help=f"Methods: {', '.join(_METHODS)}.",
         ),
     ] = ",".join(METHODS),
     baseline: Annotated[
         str | None,
         typer.Option(
-            "--baseline", metavar="B1,B2,…", help=f"What to compare with, of {', '.join(BASELINES)}."
+            "--baseline", metavar="B1,B2,…", help=f"Baselines to compare with: {', '.join(BASELINES)}."
         ),
     ] = None,
     weights: Annotated[
@@ -90,8 +93,8 @@ def evaluate(
         typer.Option(
             "--weights",
             metavar="W1,W2,W3|FILE|paper",
-            help="Weights of the fused methods. [dim]default: those that the model ships with, else the paper's for "
-            "the dataset[/dim]",
+            help="Weights of the fused methods. "
+            "[dim]default: the weights shipped with the model, or those of the paper for the dataset[/dim]",
         ),
     ] = None,
     fusion: Annotated[
@@ -100,7 +103,7 @@ def evaluate(
             "--fusion",
             metavar="exact|paper",
             callback=_fusion,
-            help="paper: lists, sparse weights and lengths as the reference's scripts have them.",
+            help="With paper, use the lists, sparse weights and lengths of the reference scripts.",
         ),
     ] = "exact",
     passage_max_length: PassageMaxLength = None,
@@ -111,14 +114,16 @@ def evaluate(
             "--limit-queries",
             metavar="N",
             parser=at_least(1),
-            help="Ask only the first N.",
+            help="Use only the first N queries.",
             show_default="all",
         ),
     ] = None,
     folder: Annotated[
         Path | None,
         typer.Option(
-            "--out", metavar="DIR", help="Keep runs, scores and environment here; an interrupted one goes on."
+            "--out",
+            metavar="DIR",
+            help="Folder for runs, scores and environment; an interrupted run continues from it.",
         ),
     ] = None,
     data_dir: DataDir = None,
@@ -126,14 +131,14 @@ def evaluate(
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Index a judged dataset, run the methods, and print how good each is."""
+    """Index a dataset with relevance judgements, run the methods and print the quality of each."""
     from m3_connectors.evaluation.datasets.load import load_dataset
     from m3_connectors.evaluation.evaluate import Plan
 
-    # What is wrong is said now and not after an hour of encoding.
+    # Check the arguments now and not after an hour of encoding.
     check_store(to, collection or "documents", "--to")
     names = methods.split(",")
-    given = _given(names, weights)
+    given = _weighted_methods(names, weights)
     for package in ("ir_measures", "pyarrow"):
         _require(package)
     baselines = _baselines(baseline)
@@ -169,10 +174,11 @@ def evaluate(
             print_json(_document(found, folder))
             return
         record = found.record
+        lengths = _lengths(record.protocol.query_max_length, record.protocol.passage_max_length)
         out.print(
             f"  {dataset} · split {record.dataset.split} · {encoder.info.name} · "
-            f"{plural(record.dataset.documents, 'document')} · {record.dataset.queries:,} queries · {to} {at} · "
-            f"{_lengths(record.protocol.query_max_length, record.protocol.passage_max_length)}{fusion} fusion",
+            f"{plural(record.dataset.documents, 'document')} · {record.dataset.queries:,} queries · "
+            f"{to} {at} · {lengths}{fusion} fusion",
             markup=False,
             soft_wrap=True,
         )
@@ -182,13 +188,13 @@ def evaluate(
 def evaluate_into(
     dataset: Dataset, encoder: M3Encoder, plan: Plan, place: Path, *, kept: bool
 ) -> EvaluationFolder:
-    """Evaluate and show how far it is; where the folder is kept, say so when it is interrupted."""
+    """Evaluate and show the progress. After an interrupt, say how to continue if the folder is kept."""
     from m3_connectors.evaluation.evaluate import evaluate as run
     from m3_connectors.evaluation.evaluate import without_secrets
 
     command = shlex.join(["m3", *map(without_secrets, sys.argv[1:])])
-    keeps = f"{place} keeps what was done."
-    on = f"{keeps} Go on with the same command."
+    keeps = f"The results so far are in {place}."
+    on = f"{keeps} Run the same command to continue."
     try:
         with (
             Progress() as progress,
@@ -203,15 +209,15 @@ def evaluate_into(
         raise typer.Exit(INTERRUPTED) from None
     except M3Error as error:
         if kept and not isinstance(error, InvalidInput | ModelMismatch):
-            # What was refused is refused again: something in the command has to change, a baseline's name perhaps.
+            # A rejected request would be rejected again: the command must change, such as a baseline's name.
             error.add_note(f"  {keeps}" if isinstance(error, NotFound | Rejected) else f"  {on}")
         raise
 
 
 def collection_name(dataset: str | Path, passage_max_length: int | None = None) -> str:
-    """The collection of a dataset: the last two parts of its name, so that ``mldr/en`` and ``mldr/de`` differ.
+    """Return a dataset's collection name: its last two parts, so that ``mldr/en`` and ``mldr/de`` differ.
 
-    Where documents are cut (in tokens), that stands behind: they are other vectors.
+    The maximum length in tokens, if there is one, is appended, because it changes the vectors.
     """
     path = Path(dataset)
     parts = (path.resolve() if path.is_dir() else path).parts[-2:]
@@ -221,7 +227,7 @@ def collection_name(dataset: str | Path, passage_max_length: int | None = None) 
 
 
 def measures_table(folder: EvaluationFolder) -> Table:
-    """Methods with their weights and the means of their measures, a row each."""
+    """Return a table of the methods with their weights and the means of their measures."""
     table = Table(box=None, padding=(0, 2), header_style="dim")
     table.add_column("method", style="bold")
     table.add_column("weights", style="dim")
@@ -250,15 +256,15 @@ def _baselines(specs: str | None) -> list[Baseline]:
         raise typer.BadParameter(str(error), param_hint="--baseline") from None
 
 
-def _given(names: Sequence[str], weights: str | None) -> dict[str, Method]:
-    """The methods whose weights the command line gives as numbers.
+def _weighted_methods(names: Sequence[str], weights: str | None) -> dict[str, Method]:
+    """Return the methods whose weights are given as numbers on the command line.
 
     Raises:
-        typer.BadParameter: Weights, and no method that has some to choose.
+        typer.BadParameter: Weights are given, but none of the methods takes weights.
     """
     if weights and not any(name in WEIGHTED for name in names):
         raise typer.BadParameter(
-            f"no weights can be chosen for {', '.join(names)}: they are for {' and '.join(WEIGHTED)}.",
+            f"{', '.join(names)} takes no weights; weights apply to {' and '.join(WEIGHTED)}.",
             param_hint="--weights",
         )
     numbers = None if weights == _PAPER else weights
@@ -267,7 +273,7 @@ def _given(names: Sequence[str], weights: str | None) -> dict[str, Method]:
 
 
 def preset(name: str, encoder: M3Encoder, dataset: Dataset, *, paper: bool) -> Method:
-    """A method under the weights that the model ships with, else (or if asked for) the paper's for this dataset."""
+    """Return a method with the weights shipped with the model, or (fallback, or ``paper``) the paper's."""
     base = name.removesuffix(f"-{_PAPER}")
     method = METHODS[base]
     if base not in WEIGHTED:
@@ -279,7 +285,7 @@ def preset(name: str, encoder: M3Encoder, dataset: Dataset, *, paper: bool) -> M
 
 
 def agree(yes: bool) -> Callable[[Sequence[Download]], bool]:
-    """Shows what a dataset would download, and asks a person who watches; ``--yes`` is the answer already."""
+    """Return a callback that lists a dataset's downloads and, without ``--yes``, asks for confirmation."""
 
     def ask(downloads: Sequence[Download]) -> bool:
         for download in downloads:
@@ -290,7 +296,7 @@ def agree(yes: bool) -> Callable[[Sequence[Download]], bool]:
 
 
 class _Watch:
-    """Shows what an evaluation tells of its steps."""
+    """Shows the progress of an evaluation."""
 
     def __init__(self, where: str, progress: Progress) -> None:
         self._where = where
@@ -299,7 +305,8 @@ class _Watch:
     def __call__(self, step: str, done: int, total: int) -> None:
         if step == "kept documents":
             err.print(
-                f"{done:,} of {plural(total, 'document')} are in {self._where} already: not encoded again",
+                f"{done:,} of {plural(total, 'document')} are already in {self._where} "
+                "and are not encoded again",
                 markup=False,
                 soft_wrap=True,
             )
@@ -312,7 +319,7 @@ class _Watch:
 
 def _lengths(query: int | None, passage: int | None) -> str:
     cuts = ((query, "queries"), (passage, "documents"))
-    return "".join(f"{what} cut at {tokens:,} tokens · " for tokens, what in cuts if tokens)
+    return "".join(f"{what} truncated to {tokens:,} tokens · " for tokens, what in cuts if tokens)
 
 
 def _document(folder: EvaluationFolder, out: Path | None) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""``m3 explain``: why a document scores as it does."""
+"""``m3 explain``: show how a document's score is computed."""
 
 from __future__ import annotations
 
@@ -26,16 +26,18 @@ from m3_connectors.embeddings import COMPONENTS
 from m3_connectors.explanation import Explanation
 
 _SHOWN = 8
-"""Tokens and pairs that a person gets to see; ``--json`` has them all."""
+"""The number of tokens and pairs shown; ``--json`` prints all of them."""
 
 _INDENT = 19
-"""Columns before the first item of a line."""
+"""Width in columns before the first item of a line."""
 
 
 def explain(
     url: Url,
-    query: Annotated[str, typer.Argument(metavar="QUESTION", help="What was looked for.")],
-    id: Annotated[str, typer.Argument(metavar="ID", help="A document's id, found or not.")],
+    query: Annotated[str, typer.Argument(metavar="QUESTION", help="The query.")],
+    id: Annotated[
+        str, typer.Argument(metavar="ID", help="The id of any document, whether or not it was found.")
+    ],
     collection: Collection = DEFAULT_COLLECTION,
     model: Model = None,
     method: MethodName = "all",
@@ -43,7 +45,7 @@ def explain(
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Show how a document's score comes about: weighted parts, shared tokens, nearest token pairs."""
+    """Show how a document's score is computed: weighted parts, shared tokens, nearest token pairs."""
     check_store(url, collection)
     asked = choose_method(method, weights)
     with open_index(url, collection, model, create=False) as index:
@@ -55,9 +57,9 @@ def explain(
 
 
 def explanation_lines(explanation: Explanation) -> Text:
-    """The sum, the matched tokens and the token pairs; broken between items where a terminal is narrower.
+    """Return the sum, the matched tokens and the token pairs, wrapped between items to the terminal's width.
 
-    Print it with ``soft_wrap``: it is laid out already.
+    Print it with ``soft_wrap``, because it is already wrapped.
     """
     parts = [
         f"{COMPONENT_LABELS[name]} {score:.3f} × {weight:g}"

@@ -1,4 +1,4 @@
-"""``m3 index``: files and folders into a collection."""
+"""``m3 index``: store files and folders in a collection."""
 
 from __future__ import annotations
 
@@ -42,18 +42,18 @@ from m3_connectors.readers.inputs import shown as shown_path
 
 def _known_choice(name: str | None) -> str | None:
     if name is not None and name not in LONG_DOCUMENTS:
-        raise typer.BadParameter(f"{name!r} is none of {', '.join(LONG_DOCUMENTS)}.")
+        raise typer.BadParameter(f"{name!r} is not valid; choose one of {', '.join(LONG_DOCUMENTS)}.")
     return name
 
 
 def _source(value: str) -> Path:
     if not value:  # Path("") is the current directory
-        raise typer.BadParameter("a SOURCE is empty, as of a shell variable that is not set.")
+        raise typer.BadParameter("a SOURCE is empty; is a shell variable not set?")
     return Path(value)
 
 
-def _checked(options: Callable[[str], ReadOptions]) -> Callable[[str | None], str | None]:
-    """A check of one option of reading, which is impossible where its ReadOptions are."""
+def _check_option(options: Callable[[str], ReadOptions]) -> Callable[[str | None], str | None]:
+    """Return a check for a reading option: its value is valid if ReadOptions accepts it."""
 
     def check(value: str | None) -> str | None:
         try:
@@ -77,25 +77,28 @@ def index(
         typer.Argument(
             metavar="SOURCE",
             parser=_source,
-            help="JSON Lines, JSON, CSV, text, Markdown, HTML (each also .gz), folders of them, and - for stdin.",
+            help="A file (JSON Lines, JSON, CSV, text, Markdown, HTML; also .gz), a folder, or - for stdin.",
         ),
     ],
     collection: Collection = DEFAULT_COLLECTION,
     model: Model = None,
     text: Annotated[
-        str, typer.Option("--text", metavar="FIELD", help="Field or column of the text.")
+        str, typer.Option("--text", metavar="FIELD", help="Field or column that contains the text.")
     ] = "text",
     id: Annotated[
-        str | None, typer.Option("--id", metavar="FIELD", help="Field of the id.", show_default="id or _id")
+        str | None,
+        typer.Option(
+            "--id", metavar="FIELD", help="Field or column that contains the id.", show_default="id or _id"
+        ),
     ] = None,
     encoding: Annotated[
         str | None,
         typer.Option(
             "--encoding",
             metavar="NAME",
-            callback=_checked(lambda value: ReadOptions(encoding=value)),
+            callback=_check_option(lambda value: ReadOptions(encoding=value)),
             help="Encoding of files without a byte order mark.",
-            show_default="UTF-8, or what a page declares",
+            show_default="UTF-8, or the encoding that a page declares",
         ),
     ] = None,
     delimiter: Annotated[
@@ -103,9 +106,9 @@ def index(
         typer.Option(
             "--delimiter",
             metavar="CHARACTER",
-            callback=_checked(lambda value: ReadOptions(delimiter=_delimiter(value))),
-            help="What stands between cells of CSV and TSV; 'tab' for a tab.",
-            show_default="found in the header",
+            callback=_check_option(lambda value: ReadOptions(delimiter=_delimiter(value))),
+            help="Delimiter of CSV and TSV files; 'tab' means a tab character.",
+            show_default="detected from the header",
         ),
     ] = None,
     format: Annotated[
@@ -113,8 +116,9 @@ def index(
         typer.Option(
             "--format",
             metavar="FORMAT",
-            callback=_checked(lambda value: ReadOptions(format=cast(Format, value))),
-            help="How - and files without a known ending are read: jsonl, json, csv, tsv, text, markdown, html, xhtml.",
+            callback=_check_option(lambda value: ReadOptions(format=cast(Format, value))),
+            help="Format of - and of files without a known extension: "
+            "jsonl, json, csv, tsv, text, markdown, html, xhtml.",
             show_default="jsonl for -",
         ),
     ] = None,
@@ -123,7 +127,8 @@ def index(
         typer.Option(
             "--exclude",
             metavar="GLOB",
-            help="Leave out files and folders of this name, or, with a slash, of this path below SOURCE. Repeatable.",
+            help="Skip files and folders with this name or, if it contains a slash, with this path below "
+            "SOURCE. Repeatable.",
         ),
     ] = None,
     long_documents: Annotated[
@@ -132,18 +137,18 @@ def index(
             "--long-documents",
             metavar="HOW",
             callback=_known_choice,
-            help=f"How a new collection keeps long documents: {', '.join(LONG_DOCUMENTS)}. "
+            help=f"How a new collection stores long documents: {', '.join(LONG_DOCUMENTS)}. "
             "[dim]default: split, which is exact[/dim]",
         ),
     ] = None,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Read documents, encode them and store them; the same command again goes on or brings up to date.
+    """Read documents, encode them and store them. Run the same command again to continue or to update.
 
-    What cannot be read is skipped and written to SOURCE.dead.jsonl with its line number and the reason. A document that
-    is longer than the model reads is stored whole but found by its beginning alone; SOURCE.cut.jsonl says which and how
-    much of each is lost.
+    Records that cannot be read are skipped and written to SOURCE.dead.jsonl with the line number and the
+    reason. A document that exceeds the model's limit is stored with its whole text, but only its beginning is
+    encoded; SOURCE.cut.jsonl lists these documents and how much of each is lost.
     """
     check_store(url, collection)
     options = ReadOptions(
@@ -154,13 +159,13 @@ def index(
     )
     check_sources(sources, options)
     if url == "memory:":
-        warn("memory: is empty again when this command ends; name a folder to keep it, such as qdrant:./data")
-    # None leaves an existing collection's storage as it is; a name must be what it was made with.
+        warn("memory: is discarded when this command ends; use a folder such as qdrant:./data to keep it")
+    # None keeps the storage of an existing collection; a value must equal the one it was created with.
     storage = None if long_documents is None else Storage(long_documents=cast(LongDocuments, long_documents))
     left_out = _store_folder(url)
     reading = Reading(files_of(sources, options, left_out))
     with DeadLetterFiles(Path.cwd()) as dead, ReportFiles(Path.cwd(), CUT_SUFFIX) as cut:
-        run = _Followed(reading, cut)
+        run = _RunTracker(reading, cut)
         repeats = _Repeats(dead)
         mixed: dict[str, str] = {}
 
@@ -182,19 +187,20 @@ def index(
                 without=left_out,
             )
             first = next(documents, None)
-            if first is None:  # before a collection is made, which would be bound to this model
-                raise _nothing(sources, dead, excludes=bool(exclude))
+            if first is None:  # checked before a collection is created and bound to this model
+                raise _nothing_indexed(sources, dead, excludes=bool(exclude))
             outcome = _store(url, collection, model, storage, itertools.chain([first], documents), run)
         except KeyboardInterrupt:
-            err.print(f"{_safe(run.safe)}. Go on with the same command.")
+            err.print(f"{_stored(run.stored_count)}. Run the same command to continue.")
             raise typer.Exit(INTERRUPTED) from None
         except M3Error as error:
-            if run.safe:
-                error.add_note(f"  {_safe(run.safe)}; go on with the same command.")
+            if run.stored_count:
+                error.add_note(f"  {_stored(run.stored_count)}. Run the same command to continue.")
             raise
     for column, cell in itertools.islice(mixed.items(), _SHOWN_REPEATS):
         warn(
-            f"column {column!r} is text, though it has numbers: {cell[:40]!r} is none that reads back as written"
+            f"column {column!r} contains numbers but is stored as text, because "
+            f"{cell[:40]!r} is not a number that converts back to the same text"
         )
     if json:
         report = {"url": shown(url), "collection": collection, **_document(outcome, dead, run, repeats)}
@@ -205,7 +211,7 @@ def index(
 
 @dataclasses.dataclass(frozen=True)
 class _Outcome:
-    """What a run did: the report, documents before and after, how long it took, who wrote the vectors and how."""
+    """The result of a run: report, document counts before and after, time, model and storage."""
 
     report: AddReport
     before: int
@@ -216,7 +222,7 @@ class _Outcome:
 
     @property
     def replaced(self) -> int:
-        """Documents that were there before."""
+        """The number of documents that replaced earlier ones."""
         return self.before + self.report.written - self.after
 
     @property
@@ -230,7 +236,7 @@ def _store(
     model: str | None,
     storage: Storage | None,
     documents: Iterator[Document],
-    run: _Followed,
+    run: _RunTracker,
 ) -> _Outcome:
     with open_index(url, collection, model, create=True, storage=storage) as index, run.shown():
         before = index.count()
@@ -241,14 +247,14 @@ def _store(
 
 
 class _Repeats:
-    """Records that a later one with the same id replaced: dead letters, of which the first few are shown."""
+    """Records that a later record with the same id replaced: dead letters, of which the first are shown."""
 
     def __init__(self, dead: DeadLetterFiles) -> None:
         self._dead = dead
         self.first: list[DeadLetter] = []
 
     def add(self, source: Path, letter: DeadLetter) -> None:
-        """Write one to the source's dead letters."""
+        """Write a replaced record to the dead letters of its source."""
         self._dead.add(source, letter)
         if len(self.first) < _SHOWN_REPEATS:
             self.first.append(letter)
@@ -258,7 +264,7 @@ _SHOWN_REPEATS = 20
 
 
 def _document(
-    outcome: _Outcome, dead: DeadLetterFiles, run: _Followed, repeats: _Repeats
+    outcome: _Outcome, dead: DeadLetterFiles, run: _RunTracker, repeats: _Repeats
 ) -> dict[str, object]:
     return {
         "model": outcome.model,
@@ -278,23 +284,25 @@ def _document(
     }
 
 
-def _summary(outcome: _Outcome, dead: DeadLetterFiles, run: _Followed, repeats: _Repeats) -> str:
+def _summary(outcome: _Outcome, dead: DeadLetterFiles, run: _RunTracker, repeats: _Repeats) -> str:
     report = outcome.report
     parts = [plural(report.written, "document")]
     if outcome.replaced:
-        parts.append(f"{outcome.replaced:,} of them in place of earlier ones")
+        parts.append(f"{outcome.replaced:,} of them replaced earlier ones")
     if report.duplicates:
         first = f" ({repeats.first[0]})" if repeats.first else ""
-        parts.append(f"{plural(len(report.duplicates), 'id')} came twice, the last was kept{first}")
+        parts.append(
+            f"{plural(len(report.duplicates), 'id')} occurred more than once, the last was kept{first}"
+        )
     if report.truncated:
         lost = f"{report.lost_tokens:,} of their {run.cut_tokens:,} tokens"
         share = f"{report.lost_tokens / max(run.cut_tokens, 1):.0%}"
         parts.append(
-            f"{report.truncated:,} longer than the model reads, cut: {lost} lost, {share} "
+            f"{report.truncated:,} truncated to the model's limit: {lost} lost, {share} "
             f"(see {_names(run.cut_files.paths)})"
         )
     if report.pooled:
-        parts.append(f"{report.pooled:,} long, their rows pooled by {outcome.storage.pool_factor}")
+        parts.append(f"{report.pooled:,} long, with rows pooled by {outcome.storage.pool_factor}")
     if dead.count:
         parts.append(f"{dead.count:,} skipped (see {_names(dead.paths)})")
     rate = outcome.documents_per_second
@@ -305,19 +313,19 @@ def _summary(outcome: _Outcome, dead: DeadLetterFiles, run: _Followed, repeats: 
     return " · ".join(parts)
 
 
-class _Followed:
-    """One run, shown and noted: how much is read and stored, and which documents were cut.
+class _RunTracker:
+    """Follows one run: shows how much is read and stored, and records which documents were truncated.
 
     Args:
-        reading: Knows where documents came from.
-        cut: Where cut documents are named.
+        reading: Maps documents to the files that they came from.
+        cut: The report files that list truncated documents.
     """
 
     def __init__(self, reading: Reading, cut: ReportFiles) -> None:
-        self.safe = 0
-        """Documents stored so far."""
+        self.stored_count = 0
+        """The number of documents stored so far."""
         self.cut_tokens = 0
-        """Tokens of the whole texts that were cut."""
+        """The number of tokens of the truncated texts before truncation."""
         self.cut_files = cut
         self._reading = reading
         self._stored_share = 0.0 if reading.share is not None else None
@@ -325,30 +333,30 @@ class _Followed:
 
     @contextlib.contextmanager
     def shown(self) -> Iterator[None]:
-        """Shows how far the run is; Ctrl-C is answered at once, though the current batch is finished."""
+        """Show the progress. Ctrl-C is acknowledged at once, and the run stops after the current batch."""
         with (
             Progress() as self._progress,
             acknowledging_interrupts(
                 self._progress,
-                lambda: f"Stopping after the current batch ({_safe(self.safe)})",
+                lambda: f"Stopping after the current batch ({_stored(self.stored_count)})",
             ),
         ):
             yield
 
     def documents(self, documents: Iterator[Document]) -> Iterator[Document]:
-        """The documents, followed as they pass."""
+        """Yield the documents, and update the progress for each."""
         for document in self._reading.following(documents):
             self._show()
             yield document
 
     def stored(self, count: int) -> None:
-        """So many documents are stored."""
-        self.safe = count
+        """Called after each batch with the number of documents stored so far."""
+        self.stored_count = count
         self._stored_share = self._reading.share
         self._show()
 
     def cut(self, document: CutDocument) -> None:
-        """A document that is stored was cut."""
+        """Called for each stored document that was truncated."""
         source, file = self._reading.origin(document.id)
         tokens, kept = document.token_count or 0, document.kept_token_count or 0
         self.cut_tokens += tokens
@@ -361,32 +369,32 @@ class _Followed:
         if self._progress is not None:
             note = f"read {self._reading.count:,}"
             share = self._stored_share
-            self._progress.update("storing", self.safe, unit="documents", share=share, note=note)
+            self._progress.update("storing", self.stored_count, unit="documents", share=share, note=note)
 
 
-def _nothing(sources: list[Path], dead: DeadLetterFiles, *, excludes: bool) -> InvalidInput:
+def _nothing_indexed(sources: list[Path], dead: DeadLetterFiles, *, excludes: bool) -> InvalidInput:
     if dead.first:
         return InvalidInput(
-            f"nothing was indexed: {plural(dead.count, 'record')} skipped, the first {dead.first}\n"
-            f"  All of them with their reasons: {_names(dead.paths)}"
+            f"nothing was indexed: {plural(dead.count, 'record')} skipped, the first is {dead.first}\n"
+            f"  Fix the records, which are listed with their reasons in {_names(dead.paths)}"
         )
-    what = "file of a format that is read" if any(source.is_dir() for source in sources) else "record"
-    verb = "holds" if len(sources) == 1 else "hold"
+    what = "files of a supported format" if any(source.is_dir() for source in sources) else "records"
+    verb = "contains" if len(sources) == 1 else "contain"
     left_out = " that --exclude does not leave out" if excludes else ""
     return InvalidInput(
         f"{', '.join(map(shown_path, sources))} {verb} no {what}{left_out}.\n"
-        f"  Formats that are read: {', '.join(FORMATS)}."
+        f"  Supported formats: {', '.join(FORMATS)}."
     )
 
 
 def _store_folder(url: str) -> Path | None:
-    """The folder of an embedded store, which may lie in a folder that is read."""
-    path = url.partition(":")[2]  # as it stands: a folder's name may hold "#" and "?"
+    """Return the folder of an embedded store, which may be inside a source folder and must not be read."""
+    path = url.partition(":")[2]  # not parsed as a URL: a folder's name may contain "#" and "?"
     return Path(path).expanduser() if path and not path.startswith("//") else None
 
 
-def _safe(count: int) -> str:
-    return f"{plural(count, 'document')} {'is' if count == 1 else 'are'} safe"
+def _stored(count: int) -> str:
+    return f"{plural(count, 'document')} stored"
 
 
 def _names(paths: list[Path]) -> str:

@@ -1,9 +1,9 @@
-"""Where a collection's model is on this machine: by its name, beside the store, or where it was used before.
+"""Find a collection's model on this machine: by its name, next to the store, or where it was used before.
 
-A collection records a model directory's last two names and its fingerprint, not its path: paths name people and
-machines, they change, and a collection on a server is opened from many machines. So this machine keeps a list of its
-own of the model directories that were used here, by fingerprint. Whoever opens a model compares its fingerprint with
-the collection's, so a directory that is found wrongly is never used.
+A collection records the last two parts of a model directory and its fingerprint, not its path: paths contain
+names of people and machines, they change, and a collection on a server is opened from many machines.
+Therefore each machine keeps its own list of the model directories that were used on it, by fingerprint. The
+code that opens a model compares its fingerprint with the collection's, so a wrong directory is never used.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _MOST_REMEMBERED = 200
 
 
 def remember(info: ModelInfo, directory: Path) -> None:
-    """Note on this machine that a model is in a directory; nothing happens where that cannot be written."""
+    """Record on this machine that a model is in a directory; a failure to write the list is ignored."""
     if info.weights_fingerprint is None:
         return
     used = _used()
@@ -40,11 +40,11 @@ def remember(info: ModelInfo, directory: Path) -> None:
 
 
 def directories(info: ModelInfo, url: str) -> list[Path]:
-    """Directories that may hold a model, the likeliest first; each is one to be looked into, and may hold another.
+    """Return directories that may contain a model, the most likely first; the caller checks the fingerprint.
 
     Args:
-        info: The model, as a collection records it.
-        url: The store of the collection; an embedded one has a place of its own.
+        info: The model as recorded in a collection.
+        url: The store of the collection; the folder of an embedded store is searched too.
     """
     found: dict[Path, Path] = {}
     for path in (*_used_before(info), *_by_name(info.name, url)):
@@ -55,12 +55,12 @@ def directories(info: ModelInfo, url: str) -> list[Path]:
 
 
 def find_by_name(name: str) -> Path | None:
-    """A model directory by its path, or by the last parts of it, below the current directory and its parents.
+    """Find a model directory by its path or its last parts, below the current directory and its parents.
 
     The models of this project are found wherever they are installed.
 
     Raises:
-        ModelFormat: The model is one of this project's, and its package is not installed.
+        ModelFormat: The model belongs to this project, and its package is not installed.
     """
     from m3_connectors.encoder.shipped import shipped_model
 
@@ -76,7 +76,7 @@ def _used_before(info: ModelInfo) -> Iterator[Path]:
 
 
 def _by_name(name: str, url: str) -> Iterator[Path]:
-    with contextlib.suppress(ModelFormat):  # one of this project's, which is not installed
+    with contextlib.suppress(ModelFormat):  # a model of this project that is not installed
         if named := find_by_name(name):
             yield named
     if store := _place_of(url):
@@ -84,7 +84,7 @@ def _by_name(name: str, url: str) -> Iterator[Path]:
 
 
 def _place_of(url: str) -> Path | None:
-    """Where an embedded store keeps its data."""
+    """Return the folder of an embedded store, or None for a server."""
     path = url.partition(":")[2]
     return Path(path).expanduser().resolve() if path and not path.startswith("//") else None
 
@@ -95,7 +95,7 @@ def _list_path() -> Path:
 
 
 def _used() -> dict[str, list[str]]:
-    """Directories by fingerprint; a list that is damaged or not there is empty."""
+    """Return directories by fingerprint; a missing or damaged list counts as empty."""
     try:
         used = json.loads(_list_path().read_text(encoding="utf-8"))
         return {str(fingerprint): [str(path) for path in paths] for fingerprint, paths in used.items()}

@@ -1,4 +1,4 @@
-"""Which model a command uses, and the index that it works on."""
+"""Choose the model of a command, and open the index that it works on."""
 
 from __future__ import annotations
 
@@ -25,18 +25,20 @@ if TYPE_CHECKING:
 
 DEFAULT_MODEL = "BAAI/bge-m3"
 
-MISMATCH_ADVICE = "Leave --model (and M3_MODEL) out to use the collection's own, or take another -c NAME."
+MISMATCH_ADVICE = (
+    "Omit --model and M3_MODEL to use the collection's model, or choose another collection with -c."
+)
 
 
 def load_encoder(model: str, *, revision: str | None = None) -> M3Encoder:
-    """The encoder of a hub name or directory; PyTorch is imported here and not before.
+    """Return the encoder of a hub name or directory. PyTorch is imported here, because that is slow.
 
     Raises:
-        ModelFormat, NotFound, Unauthorised, Unavailable: As M3Encoder raises them.
+        ModelFormat, NotFound, Unauthorised, Unavailable: See M3Encoder.
     """
     with (
         working(f"loading {model} …"),
-        advice("Give a directory instead: --model DIRECTORY.", NotFound, Unavailable),
+        advice("Use a local directory: --model DIRECTORY.", NotFound, Unavailable),
     ):
         from m3_connectors.encoder.encoder import M3Encoder
 
@@ -48,29 +50,30 @@ def load_encoder(model: str, *, revision: str | None = None) -> M3Encoder:
 
 
 def check_length(tokens: int | None, encoder: M3Encoder, option: str) -> None:
-    """Refuse a length that the model cannot read, before anything is encoded.
+    """Reject a length that exceeds the model's limit, before anything is encoded.
 
     Raises:
-        typer.BadParameter: It is one.
+        typer.BadParameter: The length exceeds the model's limit.
     """
     if tokens is not None and tokens > encoder.max_length:
         raise typer.BadParameter(
-            f"'{tokens}': this model reads at most {encoder.max_length} tokens.", param_hint=option
+            f"{tokens} exceeds the limit of this model; give at most {encoder.max_length} tokens.",
+            param_hint=option,
         )
 
 
 def choose_encoder(url: str, collection: str, model: str | None, *, create: bool) -> M3Encoder:
-    """The encoder for a collection.
+    """Return the encoder for a collection.
 
     Args:
         url: The store.
-        collection: Name in the store.
-        model: As ``--model`` gives it; None takes the model that wrote the collection, else ``DEFAULT_MODEL``.
-        create: It is no error if the collection is not there.
+        collection: The name of the collection.
+        model: The value of ``--model``; None means the model that wrote the collection, or ``DEFAULT_MODEL``.
+        create: Whether the collection may be missing.
 
     Raises:
-        NotFound: No such collection, and ``create`` is false; raised before a model is loaded.
-        ModelFormat: The model that wrote the collection is not found on this machine.
+        NotFound: The collection does not exist and ``create`` is false. Raised before a model is loaded.
+        ModelFormat: The model that wrote the collection was not found on this machine.
     """
     written_by: ModelInfo | None = None
     try:
@@ -88,7 +91,7 @@ def choose_encoder(url: str, collection: str, model: str | None, *, create: bool
 def open_index(
     url: str, collection: str, model: str | None, *, create: bool, storage: Storage | None = None
 ) -> Index:
-    """A collection with its encoder; arguments and errors as ``choose_encoder``'s and ``connect_index``'s."""
+    """Open a collection with its encoder; see ``choose_encoder`` and ``connect_index``."""
     encoder = choose_encoder(url, collection, model, create=create)
     return connect_index(url, collection, encoder, create=create, storage=storage)
 
@@ -96,10 +99,10 @@ def open_index(
 def connect_index(
     url: str, collection: str, encoder: Encoder, *, create: bool, storage: Storage | None = None
 ) -> Index:
-    """A collection with this encoder; ``storage`` as ``connect`` takes it.
+    """Open a collection with this encoder; ``storage`` is passed to ``connect``.
 
     Raises:
-        ModelMismatch: The collection was written by another model; says what to do about it here.
+        ModelMismatch: Another model wrote the collection. The message names the options that fix it.
     """
     from m3_connectors.blocking import connect
 
@@ -109,7 +112,7 @@ def connect_index(
 
 @contextlib.contextmanager
 def advice(advice: str, *kinds: type[M3Error]) -> Iterator[None]:
-    """What to do on the command line, instead of what to write in Python."""
+    """Replace the advice of an error, which is for Python callers, by advice for the command line."""
     try:
         yield
     except kinds as error:
@@ -119,10 +122,10 @@ def advice(advice: str, *kinds: type[M3Error]) -> Iterator[None]:
 
 
 def describe(url: str, collection: str) -> Description:
-    """What a collection says about itself.
+    """Return the description of a collection.
 
     Raises:
-        NotFound: There is none; says how to make it.
+        NotFound: The collection does not exist. The message says how to create it.
     """
     from m3_connectors.blocking import connect
 
@@ -135,18 +138,18 @@ def describe(url: str, collection: str) -> Description:
 
 
 def how_to_fill(url: str, collection: str) -> str:
-    """What to do about a collection that is not there."""
+    """Return the advice for a collection that does not exist."""
     if url == "memory:":
-        return "memory: is empty at every start: use a folder, such as qdrant:./data."
+        return "memory: is empty when a command starts. Use a folder, such as qdrant:./data."
     name = "" if collection == DEFAULT_COLLECTION else f" -c {collection}"
-    return f"Fill it first:  m3 index {shown(url)} SOURCE{name}     or name another one with --collection."
+    return f"Create it:  m3 index {shown(url)} SOURCE{name}     or choose another one with --collection."
 
 
 def _load_again(info: ModelInfo, url: str, collection: str) -> M3Encoder:
-    """The model that wrote a collection, from the hub or from a directory of the same fingerprint.
+    """Load the model that wrote a collection, from the hub or from a directory with the same fingerprint.
 
     Raises:
-        ModelFormat: It is not found here; says which model it is, where it was looked for, and what to do.
+        ModelFormat: The model was not found. The message names the model and the places that were searched.
     """
     tried: list[str] = []
     if info.revision:
@@ -159,21 +162,23 @@ def _load_again(info: ModelInfo, url: str, collection: str) -> M3Encoder:
             encoder = load_encoder(str(directory))
             check_model(info, collection, encoder.info)
         except ModelMismatch:
-            tried.append(f"{directory} holds another model ({_fingerprint(encoder.info)}).")
+            tried.append(f"{directory} contains another model ({_fingerprint(encoder.info)}).")
         except M3Error as error:
             tried.append(f"{directory} cannot be loaded: {str(error).splitlines()[0]}")
         else:
             if directory != find_by_name(info.name):
                 err.print(
-                    f"the collection's model {info.name} is found in {directory}", style="dim", soft_wrap=True
+                    f"using the collection's model {info.name} from {directory}", style="dim", soft_wrap=True
                 )
             return encoder
-    places = "below this directory and its parents, beside the store, and among the models used on this machine before"
+    places = (
+        "the current directory and its parents, next to the store, and the models used on this machine before"
+    )
     raise ModelFormat(
-        f'collection "{collection}" was written by {info} ({_fingerprint(info)}), which is not found here.\n'
+        f'collection "{collection}" was written by {info} ({_fingerprint(info)}), which was not found here.\n'
         + "".join(f"  {reason}\n" for reason in tried)
-        + ("" if info.revision else f"  A directory {info.name} was looked for {places}.\n")
-        + "  Say where it is: --model DIRECTORY, or M3_MODEL=DIRECTORY."
+        + ("" if info.revision else f"  Searched for a directory {info.name} in: {places}.\n")
+        + "  Give its location: --model DIRECTORY, or M3_MODEL=DIRECTORY."
     )
 
 

@@ -1,4 +1,4 @@
-"""Arguments and options that several commands share, and what their values mean."""
+"""Arguments and options that several commands share, and the parsing of their values."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from m3_connectors.methods import METHODS, Method, Weights
 
 def _known_method(name: str) -> str:
     if name not in METHODS:
-        raise typer.BadParameter(f"{name!r} is none of {', '.join(METHODS)}.")
+        raise typer.BadParameter(f"{name!r} is not valid; choose one of {', '.join(METHODS)}.")
     return name
 
 
 Url = Annotated[
     str,
     typer.Argument(
-        metavar="URL", help="The store, such as qdrant:./data (a folder that is made if need be)."
+        metavar="URL", help="The store, such as qdrant:./data (the folder is created if it does not exist)."
     ),
 ]
 Collection = Annotated[
-    str, typer.Option("--collection", "-c", metavar="NAME", help="Collection in the store.")
+    str, typer.Option("--collection", "-c", metavar="NAME", help="Name of the collection.")
 ]
 Model = Annotated[
     str | None,
@@ -38,13 +38,14 @@ Model = Annotated[
         "-m",
         metavar="MODEL",
         envvar="M3_MODEL",
-        help="Hub name, directory, or m3-tiny. [dim]default: the collection's own model, else BAAI/bge-m3[/dim]",
+        help="Hub name, directory or m3-tiny. "
+        "[dim]default: the model of the collection, or BAAI/bge-m3[/dim]",
     ),
 ]
 MethodName = Annotated[
     str,
     typer.Option(
-        "--method", metavar="METHOD", callback=_known_method, help=f"How to rank: {', '.join(METHODS)}."
+        "--method", metavar="METHOD", callback=_known_method, help=f"Ranking method: {', '.join(METHODS)}."
     ),
 ]
 WeightsText = Annotated[
@@ -52,21 +53,21 @@ WeightsText = Annotated[
     typer.Option(
         "--weights",
         metavar="W1,W2,W3|FILE",
-        help="Weights of dense, sparse and multi-vector scores, or a weights file. "
-        "[dim]default: those that the model ships with, else the paper's[/dim]",
+        help="Weights of the dense, sparse and multi-vector scores, or a weights file. "
+        "[dim]default: the weights shipped with the model, or those of the paper[/dim]",
     ),
 ]
-Json = Annotated[
-    bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document, and nothing else, on stdout.")]
+Debug = Annotated[
+    bool, typer.Option("--debug", help="Show all warnings, and the traceback if the command fails.")
 ]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of a failure, and all warnings.")]
 
 WEIGHTED = ("dense_sparse", "all")
-"""The methods that fuse several scores."""
+"""The methods that fuse several scores and therefore take weights."""
 
 
 def at_least(smallest: int) -> Callable[[str], int]:
-    """Parses an option's whole number; names the value that it refuses."""
+    """Return a parser for an integer option that rejects values below ``smallest``."""
 
     def parse(value: str) -> int:
         try:
@@ -74,7 +75,7 @@ def at_least(smallest: int) -> Callable[[str], int]:
         except ValueError:
             number = smallest - 1
         if number < smallest:
-            raise typer.BadParameter(f"'{value}': give a whole number >= {smallest}.")
+            raise typer.BadParameter(f"'{value}' is not valid; give an integer of at least {smallest}.")
         return number
 
     return parse
@@ -82,11 +83,15 @@ def at_least(smallest: int) -> Callable[[str], int]:
 
 Split = Annotated[
     str | None,
-    typer.Option("--split", metavar="SPLIT", help="Which judgements.", show_default="the paper's, or test"),
+    typer.Option(
+        "--split", metavar="SPLIT", help="Split of the judgements.", show_default="the paper's, or test"
+    ),
 ]
 DatasetStore = Annotated[
     str,
-    typer.Option("--to", metavar="URL", help="The store; what it holds already is not encoded again."),
+    typer.Option(
+        "--to", metavar="URL", help="The store. Documents that are already in it are not encoded again."
+    ),
 ]
 DatasetCollection = Annotated[
     str | None,
@@ -94,8 +99,8 @@ DatasetCollection = Annotated[
         "--collection",
         "-c",
         metavar="NAME",
-        help="Collection in the store.",
-        show_default="named after DATASET",
+        help="Name of the collection.",
+        show_default="derived from DATASET",
     ),
 ]
 PassageMaxLength = Annotated[
@@ -104,8 +109,8 @@ PassageMaxLength = Annotated[
         "--passage-max-length",
         metavar="TOKENS",
         parser=at_least(3),
-        help="Cut documents here.",
-        show_default="the model's own",
+        help="Truncate documents to this number of tokens.",
+        show_default="the model's limit",
     ),
 ]
 QueryMaxLength = Annotated[
@@ -114,36 +119,37 @@ QueryMaxLength = Annotated[
         "--query-max-length",
         metavar="TOKENS",
         parser=at_least(3),
-        help="Cut queries here.",
-        show_default="the model's own",
+        help="Truncate queries to this number of tokens.",
+        show_default="the model's limit",
     ),
 ]
 DataDir = Annotated[
     Path | None,
-    typer.Option("--data-dir", metavar="DIR", help="Files of the hub's datasets, instead of the hub."),
+    typer.Option("--data-dir", metavar="DIR", help="Read hub datasets from this folder instead of the hub."),
 ]
-Yes = Annotated[bool, typer.Option("--yes", help="Download what the dataset needs without asking.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Download the files of the dataset without asking.")]
 
 
 def names_of(known: Iterable[str]) -> Callable[[str], str]:
-    """A check of an option that takes names with commas between them; returns them without blanks."""
+    """Return a check for an option of comma-separated names; the check removes spaces around the names."""
     choices = tuple(known)
 
     def check(value: str) -> str:
         names = [name.strip() for name in value.split(",")]
         for name in names:
             if name not in choices:
-                raise typer.BadParameter(f"{name!r} is none of {', '.join(choices)}.")
+                raise typer.BadParameter(f"{name!r} is not valid; choose from {', '.join(choices)}.")
         return ",".join(names)
 
     return check
 
 
 def check_store(url: str, collection: str, url_hint: str = "URL") -> None:
-    """Refuse a URL or a collection name that no store can have, before anything is opened.
+    """Reject a URL or a collection name that no store accepts, before anything is opened.
 
     Raises:
-        typer.BadParameter: It is one; an adapter that is not installed is said when the store is opened.
+        typer.BadParameter: The URL or the name is not valid. A missing adapter is reported later, when the
+            store is opened.
     """
     try:
         backend_for(url)
@@ -158,25 +164,25 @@ def check_store(url: str, collection: str, url_hint: str = "URL") -> None:
 
 
 def choose_method(name: str, weights: str | None) -> Method | None:
-    """The values of ``--method`` and ``--weights`` as a method; None without weights: the model's own then.
+    """Return the method that ``--method`` and ``--weights`` describe, or None to use the model's weights.
 
     Args:
-        name: Value of ``--method``, a known one.
-        weights: Value of ``--weights``: a weights file, or numbers. dense_sparse takes two, and leaves out the
-            third of three; all takes three.
+        name: The value of ``--method``, already validated.
+        weights: The value of ``--weights``: a weights file, or numbers. dense_sparse takes two numbers, and
+            ignores the last of three; all takes three.
 
     Raises:
-        typer.BadParameter: Weights for a method that has none to choose, or none that it can take.
-        InvalidInput: A file without weights for this method.
+        typer.BadParameter: The method takes no weights, or these weights are not valid for it.
+        InvalidInput: The file has no weights for this method.
     """
     if weights is None:
         return None
     if name not in WEIGHTED:
-        raise _bad_weights(f"method {name} ranks by one score: weights are for {' and '.join(WEIGHTED)}.")
+        raise _bad_weights(f"method {name} takes no weights; choose {' or '.join(WEIGHTED)}.")
     numbers = list(Weights.load(weights, name)) if Path(weights).is_file() else _numbers(weights)
     if len(numbers) != 3 and not (name == "dense_sparse" and len(numbers) == 2):
-        wanted = "2, dense and sparse" if name == "dense_sparse" else "3, dense, sparse and multi-vector"
-        raise _bad_weights(f"{weights!r} has {len(numbers)} numbers: method {name} takes {wanted}.")
+        wanted = "2 (dense, sparse)" if name == "dense_sparse" else "3 (dense, sparse, multi-vector)"
+        raise _bad_weights(f"{weights!r} has {len(numbers)} numbers; method {name} takes {wanted}.")
     dense, sparse, *rest = numbers
     try:
         return METHODS[name].weighted(dense, sparse, rest[0] if name == "all" else 0)
@@ -188,7 +194,7 @@ def _numbers(value: str) -> list[float]:
     try:
         return [float(part) for part in value.split(",")]
     except ValueError:
-        raise _bad_weights(f"{value!r} is neither a file nor numbers such as 1,0.3,1.") from None
+        raise _bad_weights(f"{value!r} is neither a file nor a list of numbers such as 1,0.3,1.") from None
 
 
 def _bad_weights(message: str) -> typer.BadParameter:
@@ -196,22 +202,22 @@ def _bad_weights(message: str) -> typer.BadParameter:
 
 
 def read_filter(value: str | None) -> dict[str, Any] | None:
-    """The value of ``--filter``.
+    """Return the parsed value of ``--filter``.
 
     Raises:
-        typer.BadParameter: It is no JSON object, or no filter.
+        typer.BadParameter: The value is not a JSON object, or not a valid filter.
     """
     if value is None:
         return None
     try:
         parsed = json.loads(value, object_pairs_hook=_without_repeats)
         if not isinstance(parsed, dict):
-            raise _bad_filter(f"{value!r} is not a JSON object.")
+            raise _bad_filter(f'{value!r} is not a JSON object; give one such as {{"year": 2020}}.')
         parse_filter(parsed)
     except json.JSONDecodeError as error:
-        raise _bad_filter(f"{value!r} is not JSON: {error}") from None
+        raise _bad_filter(f"{value!r} is not valid JSON: {error}") from None
     except RecursionError:
-        raise _bad_filter(f"it is nested too deeply: at most {MAX_DEPTH} levels.") from None
+        raise _bad_filter(f"it is nested too deeply; the maximum is {MAX_DEPTH} levels.") from None
     except InvalidInput as error:
         raise _bad_filter(str(error)) from None
     except ValueError:  # Python reads no whole number of more than 4,300 digits

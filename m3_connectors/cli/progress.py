@@ -1,4 +1,4 @@
-"""How far a long command is: a live line in a terminal, a line on stderr now and then anywhere else, and Ctrl-C."""
+"""Progress of long commands (a live line in a terminal, otherwise occasional lines on stderr) and Ctrl-C."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from m3_connectors.cli.console import duration, err
 
 _FIRST_LINE_SECONDS = 10.0
 _LONGEST_PAUSE_SECONDS = 60.0
-"""Without a terminal: the first line after 10 s, then pauses of 20, 40, 60, 60 … s."""
+"""Without a terminal, the first line is printed after 10 s, the next after pauses of 20, 40, 60, 60 … s."""
 
 _TICK_SECONDS = 1.0
 _ENOUGH_SECONDS = 3.0
-"""A rate is not shown before it has been measured for so long: the first batch alone says little."""
+"""The time before a rate is shown, because the rate of the first batch alone is not reliable."""
 
 
 @dataclasses.dataclass(frozen=True)
 class _Position:
-    """Where a step was at a time, and which share of it was done (None: nobody knows)."""
+    """The state of a step at a point in time; ``share`` is None if the total is unknown."""
 
     seconds: float
     done: int
@@ -36,14 +36,14 @@ class _Position:
 
 
 class Progress:
-    """Shows how far a command is; a context manager.
+    """Shows the progress of a command; a context manager.
 
-    In a terminal it is one live line. Without one, a line is printed on stderr after 10 seconds and then at growing
-    intervals of up to a minute, also while a single batch takes longer than that. Nothing is ever written to stdout.
+    In a terminal it is one live line. Otherwise, a line is printed on stderr after 10 seconds and then at
+    growing intervals of up to a minute, even while a single batch takes longer. Nothing is written to stdout.
 
     Args:
-        console: Where to.
-        clock: Seconds from any start, such as ``time.monotonic``.
+        console: The console to write to.
+        clock: Returns seconds from an arbitrary start, such as ``time.monotonic``.
     """
 
     def __init__(self, *, console: Console = err, clock: Callable[[], float] = time.monotonic) -> None:
@@ -77,15 +77,15 @@ class Progress:
         share: float | None = None,
         note: str = "",
     ) -> None:
-        """Say how far the command is. Call it when a step begins and whenever something of it is done.
+        """Update the progress. Call this when a step begins and whenever a part of it is done.
 
         Args:
-            step: What is being done, such as ``"encoding"``. Rate and time left are measured anew for each step.
-            done: How much of it is done.
-            total: How much there is to do, where that is known.
-            unit: What is counted, in the plural, such as ``"documents"``.
-            share: The share that is done, 0 to 1, where it is known otherwise than from ``total``.
-            note: What else to say, such as ``"loss 0.512"``.
+            step: The current step, such as ``"encoding"``. The rate and the time left are measured per step.
+            done: The number of units done in this step.
+            total: The number of units in this step, if known.
+            unit: The plural of what is counted, such as ``"documents"``.
+            share: The share that is done, 0 to 1, if it cannot be computed from ``total``.
+            note: Additional text, such as ``"loss 0.512"``.
         """
         with self._lock:
             if share is None and total:
@@ -101,13 +101,13 @@ class Progress:
             self._show()
 
     def stop(self) -> None:
-        """Take the live line away and print no more; safe to call twice, and in a signal handler."""
+        """Remove the live line and stop printing; safe to call twice, and in a signal handler."""
         self._stopped.set()
         if self._bar is not None:
             self._bar.stop()
 
     def tick(self) -> None:
-        """Print the line that is due, if one is; called every second, so that one long batch is not a silence."""
+        """Print a line if one is due; called every second, so that lines appear during a long batch too."""
         with self._lock:
             if self._step and not self._stopped.is_set():
                 self._show()
@@ -163,22 +163,23 @@ def _interrupt() -> None:
 def acknowledging_interrupts(
     progress: Progress, message: Callable[[], str], on_interrupt: Callable[[], None] = _interrupt
 ) -> Iterator[None]:
-    """Answers the first Ctrl-C at once, though the work may have to reach a safe place; the second one kills.
+    """Acknowledge the first Ctrl-C at once, even if the work must reach a safe point; the second one kills.
 
     Args:
-        progress: Its live line is taken away, so that a second Ctrl-C leaves the terminal as it was.
-        message: Says what happens now, such as ``"stopping after the current batch"``; how to stop at once is added.
-        on_interrupt: Called after the message; raises KeyboardInterrupt by default. A loop that must end between two
-            steps sets a flag here instead.
+        progress: Its live line is removed, so that a second Ctrl-C leaves the terminal in a clean state.
+        message: Returns what happens next, such as ``"stopping after the current batch"``. How to stop at
+            once is appended.
+        on_interrupt: Called after the message; raises KeyboardInterrupt by default. A loop that must end
+            between two steps sets a flag here instead.
     """
     standard = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if not standard or threading.current_thread() is not threading.main_thread():
-        yield  # Ctrl-C is another's matter, such as a test's or that of a shell that ignores it
+        yield  # someone else handles Ctrl-C, such as a test or a shell that ignores it
         return
 
     def acknowledge(number: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # ends the process even while it computes
-        with contextlib.suppress(RuntimeError):  # Ctrl-C came in the middle of writing another line
+        with contextlib.suppress(RuntimeError):  # Ctrl-C interrupted the writing of another line
             progress.stop()
             err.print(f"{message()}; press Ctrl-C again to stop at once.", markup=False, soft_wrap=True)
         on_interrupt()

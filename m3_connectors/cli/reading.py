@@ -1,4 +1,4 @@
-"""What ``m3 index`` has read so far: which file each document came from, and which share of the bytes it was."""
+"""Track what ``m3 index`` has read: the file of each document, and the share of the bytes."""
 
 from __future__ import annotations
 
@@ -9,34 +9,34 @@ from pathlib import Path
 from m3_connectors.documents import Document
 
 _REMEMBERED_DOCUMENTS = 4096
-"""More than ``add`` holds at a time (512); of each of them the file is remembered."""
+"""The number of documents whose file is remembered; more than ``add`` holds at a time (512)."""
 
 
 class Reading:
-    """Follows the documents on their way from the files into the store.
+    """Tracks the documents on their way from the files into the store.
 
     Args:
-        files: Those that will be read.
+        files: The files that will be read.
     """
 
     def __init__(self, files: Iterable[Path]) -> None:
         self.count = 0
-        """Documents read so far."""
+        """The number of documents read so far."""
         self._origins: dict[str, tuple[Path, Path]] = {}
         self._source = self._file = Path()
         self._total_bytes = _total_bytes(files)
         self._finished_bytes = self._file_bytes = self._text_bytes = 0
 
     def begin_file(self, source: Path, file: Path) -> None:
-        """A file of a source is about to be read."""
+        """Called before a file of a source is read."""
         self._finished_bytes += self._file_bytes
         self._source, self._file = source, file
         self._file_bytes = self._text_bytes = 0
-        with contextlib.suppress(OSError):  # the reader says so
+        with contextlib.suppress(OSError):  # the reader reports it
             self._file_bytes = file.stat().st_size
 
     def following(self, documents: Iterable[Document]) -> Iterator[Document]:
-        """The documents, remembered as they pass."""
+        """Yield the documents, and record the file of each."""
         for document in documents:
             self.count += 1
             self._text_bytes += len(document.text.encode())
@@ -47,21 +47,21 @@ class Reading:
             yield document
 
     def origin(self, id: str) -> tuple[Path, Path]:
-        """Source and file of a document that was just stored."""
+        """Return the source and the file of a document that was just stored."""
         return self._origins[id]
 
     @property
     def share(self) -> float | None:
-        """About which share of the bytes has been read, 0 to 1; None where their number is not known."""
+        """The approximate share of the bytes read so far, 0 to 1; None if the total is unknown."""
         if not self._total_bytes:
             return None
-        # Within a file its texts stand for its bytes: of a file of records they are most of it.
+        # Within a file, the bytes of the texts approximate the position: texts are most of a file of records.
         read = self._finished_bytes + min(self._text_bytes, self._file_bytes)
         return min(read / self._total_bytes, 1.0)
 
 
 def _total_bytes(files: Iterable[Path]) -> int | None:
-    """The size of all files; None if that says little: of compressed files, of a stream."""
+    """Return the size of all files in bytes; None for streams and compressed files, where it is no guide."""
     total = 0
     try:
         for path in files:

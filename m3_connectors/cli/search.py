@@ -1,4 +1,4 @@
-"""``m3 search``: ask a question."""
+"""``m3 search``: search a collection."""
 
 from __future__ import annotations
 
@@ -31,15 +31,19 @@ from m3_connectors.embeddings import COMPONENTS
 
 def search(
     url: Url,
-    query: Annotated[str, typer.Argument(metavar="QUESTION", help="What to look for.")],
+    query: Annotated[str, typer.Argument(metavar="QUESTION", help="The query.")],
     collection: Collection = DEFAULT_COLLECTION,
     model: Model = None,
     method: MethodName = "all",
-    k: Annotated[int, typer.Option("-k", metavar="K", help="Most hits.", parser=at_least(1))] = 10,
+    k: Annotated[
+        int, typer.Option("-k", metavar="K", help="Maximum number of hits.", parser=at_least(1))
+    ] = 10,
     filter: Annotated[
         str | None,
         typer.Option(
-            "--filter", metavar="JSON", help="""Only documents that pass, as '{"year": {"$gte": 2020}}'."""
+            "--filter",
+            metavar="JSON",
+            help="""Search only documents that match, such as '{"year": {"$gte": 2020}}'.""",
         ),
     ] = None,
     weights: WeightsText = None,
@@ -63,7 +67,7 @@ def search(
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Show the best documents for a question, with the scores that ranked them."""
+    """Show the best documents for a query, with the scores that determine their rank."""
     check_store(url, collection)
     wanted = read_filter(filter)
     asked = choose_method(method, weights)
@@ -80,7 +84,7 @@ def search(
             rerank=reranker,
             rerank_depth=rerank_depth,
         )
-        # A list by the sparse score alone holds only what shares a token with the question.
+        # A sparse list contains only documents that share a token with the query.
         is_whole = method == "sparse" and len(hits) < k and not offset and min_score is None
         unmatched = index.count(wanted) - len(hits) if is_whole else 0
     if json:
@@ -96,10 +100,10 @@ def search(
     if hits:
         print_table(hits_table(hits, offset))
         if unmatched:
-            others = "other shares" if unmatched == 1 else "others share"
-            err.print(f"  {unmatched:,} {others} no word with the question", style="dim")
+            others = "other document shares" if unmatched == 1 else "other documents share"
+            err.print(f"  {unmatched:,} {others} no token with the query", style="dim")
     elif unmatched:
-        out.print("  no document shares a word with the question")
+        out.print("  no document shares a token with the query")
     else:
         out.print(f"  {_why_nothing(filtered=bool(wanted), page=offset > 0 or min_score is not None)}")
 
@@ -107,11 +111,11 @@ def search(
 def _why_nothing(*, filtered: bool, page: bool) -> str:
     if page:
         return "no hit is left after --offset and --min-score"
-    return "no document " + ("passes the filter" if filtered else "is in the collection")
+    return "no document " + ("matches the filter" if filtered else "is in the collection")
 
 
 def hits_table(hits: list[Hit], offset: int = 0) -> Table:
-    """Hits in a table: rank, score, fused score if they were re-ranked, component scores, id and the text's start."""
+    """Return a table of hits: rank, score, fused score if re-ranked, component scores, id and start of the text."""
     table = Table(box=None, pad_edge=True, padding=(0, 1), header_style="dim")
     reranked = any(hit.fused_score is not None for hit in hits)
     for name in ("#", "score", *(["fused"] if reranked else []), "dense", "sparse", "multi"):
@@ -124,7 +128,7 @@ def hits_table(hits: list[Hit], offset: int = 0) -> Table:
         document = Text.assemble(
             (one_line(hit.document.id), "bold"), (" · ", "dim"), one_line(hit.document.text)
         )
-        # What the numbers leave of the line: a table that is too wide would take it from the numbers.
+        # The width that the numbers leave: in a table that is too wide, rich would shrink the numbers.
         document.truncate(max(20, out.width - 42 - 8 * reranked), overflow="ellipsis")
         table.add_row(
             str(rank),

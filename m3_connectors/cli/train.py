@@ -1,4 +1,4 @@
-"""``m3 train``: train a model as a configuration says."""
+"""``m3 train``: train a model from a configuration."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from m3_connectors.cli.progress import Progress, acknowledging_interrupts
 
 
 def train(
-    config: Annotated[Path, typer.Argument(metavar="CONFIG.toml", help="Such as recipes/m3-tiny.toml.")],
+    config: Annotated[
+        Path, typer.Argument(metavar="CONFIG.toml", help="Configuration, such as recipes/m3-tiny.toml.")
+    ],
     data: Annotated[
         Path | None,
-        typer.Option(
-            "--data", metavar="DIR", help="Folder of training pairs, instead of the configuration's."
-        ),
+        typer.Option("--data", metavar="DIR", help="Folder of training pairs; overrides the configuration."),
     ] = None,
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", metavar="DIR", help="Where to write the model, instead of the configuration's."
+            "--output", metavar="DIR", help="Output folder of the model; overrides the configuration."
         ),
     ] = None,
     work: Annotated[
@@ -33,14 +33,14 @@ def train(
         typer.Option(
             "--work",
             metavar="DIR",
-            help="Token cache and state of the run; the same command goes on from there.",
+            help="Folder for the token cache and the state of the run; run the same command to continue.",
             show_default="work-CONFIG",
         ),
     ] = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Train a model on pairs of queries and passages (JSONL), and tune its weights on held-out ones."""
+    """Train a model on pairs of queries and passages (JSONL), and tune its weights on held-out pairs."""
     from m3_connectors.training.run import train as run
 
     shown = _Shown()
@@ -60,11 +60,11 @@ def train(
 
 
 class _Shown:
-    """A run as a person sees it: what it does now, its first step at once, then how far it is now and then."""
+    """Shows a run to the user: each phase, the first step at once, and then the progress."""
 
     def __init__(self) -> None:
         self.stopping = False
-        """Ctrl-C came while steps were taken: the run ends after the step, which is saved."""
+        """Whether Ctrl-C was pressed during training: the run ends after the current step, which is saved."""
         self._in_steps = False
         self._steps: int | None = None
         self._progress = Progress()
@@ -82,7 +82,7 @@ class _Shown:
             self._show_step(record)
         elif record["event"] == "phase":
             self._in_steps = record["phase"] == "training"
-            if record["phase"] != "training":  # its first line comes with its first step
+            if record["phase"] != "training":  # training prints its first line with its first step
                 self._say(f"· {record['phase']}")
             self._progress.update(record["phase"])
         elif record["event"] == "warning":
@@ -93,10 +93,10 @@ class _Shown:
 
     def where_it_goes_on(self) -> str:
         if self._steps is None:
-            return "Stopped before a step was taken. Go on with the same command."
+            return "Stopped before the first step. Run the same command to continue."
         if self.stopping:
-            return f"Stopped: {self._steps:,} steps are saved. Go on with the same command."
-        return "Stopped. Go on with the same command: it takes up what was saved last."
+            return f"Stopped: {self._steps:,} steps are saved. Run the same command to continue."
+        return "Stopped. Run the same command to continue from the last saved state."
 
     def _show_step(self, record: dict[str, Any]) -> None:
         rate = record["tokens"] / max(record["seconds"], 1e-9)

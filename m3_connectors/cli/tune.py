@@ -1,4 +1,4 @@
-"""``m3 tune``: find the weights of the fused methods on one's own queries, and whether they hold."""
+"""``m3 tune``: find weights of the fused methods on your own queries, and test whether they help."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def tune(
         str,
         typer.Argument(
             metavar="DATASET|DIR",
-            help="A dataset as m3 eval takes it, or an evaluation that m3 eval --out left: nothing is encoded then.",
+            help="A dataset of m3 eval, or a folder written by m3 eval --out, for which nothing is encoded.",
         ),
     ],
     split: Split = None,
@@ -58,7 +58,7 @@ def tune(
             "--method",
             metavar="M1,M2",
             callback=names_of(WEIGHTED),
-            help="Which weights, of all and dense_sparse.",
+            help="Methods to tune: all, dense_sparse.",
         ),
     ] = "all,dense_sparse",
     folds: Annotated[
@@ -67,18 +67,18 @@ def tune(
             "--folds",
             metavar="N",
             parser=at_least(2),
-            help="Parts of the queries; each is measured under weights chosen by the others.",
+            help="Number of folds; each fold is measured with weights that are chosen on the others.",
         ),
     ] = 5,
     seed: Annotated[
-        int, typer.Option("--seed", metavar="N", parser=at_least(0), help="Of folds and tests.")
+        int, typer.Option("--seed", metavar="N", parser=at_least(0), help="Random seed of folds and tests.")
     ] = 0,
     weights_file: Annotated[
         Path | None,
         typer.Option(
             "--out",
             metavar="FILE",
-            help="Write the weights to use here, for --weights and connect(weights=…).",
+            help="Write the recommended weights to this file, for --weights and connect(weights=…).",
         ),
     ] = None,
     passage_max_length: PassageMaxLength = None,
@@ -88,7 +88,7 @@ def tune(
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Find weights on judged queries, measure them on queries they were not chosen by, and say whether they help."""
+    """Find weights on judged queries, measure them on held-out queries, and say whether they help."""
     from m3_connectors.evaluation.folder import RECORD, EvaluationFolder
     from m3_connectors.evaluation.tune import tune_together
 
@@ -97,11 +97,11 @@ def tune(
         folder = EvaluationFolder(place).require_complete()
     elif inside := sorted(path.parent for path in place.rglob(RECORD)):
         raise typer.BadParameter(
-            f"{dataset} holds {plural(len(inside), 'evaluation')}: name one, such as {inside[0]}.",
+            f"{dataset} contains {plural(len(inside), 'evaluation')}; choose one, such as {inside[0]}.",
             param_hint="DATASET|DIR",
         )
     else:
-        folder = _evaluated(
+        folder = _load_or_evaluate(
             dataset,
             split=split,
             to=to,
@@ -131,12 +131,12 @@ def tune(
         print_table(gains_table(tuning))
     if weights_file:
         untuned = [tuning.method for tuning in found if not tuning.recommended]
-        note = f" (of {' and '.join(untuned)} not the tuned ones)" if untuned else ""
-        out.print(f"\n  {weights_file} holds the weights to use{note}", markup=False, soft_wrap=True)
+        note = f" (for {' and '.join(untuned)}, not the tuned ones)" if untuned else ""
+        out.print(f"\n  {weights_file} contains the recommended weights{note}", markup=False, soft_wrap=True)
 
 
 def tuning_lines(tuning: Tuning) -> str:
-    """The weights to use and why, and how sharp the optimum is."""
+    """Return the recommended weights with the reason, and how sharp the optimum is."""
     from m3_connectors.evaluation.tune import FLAT
 
     spans = [
@@ -152,7 +152,7 @@ def tuning_lines(tuning: Tuning) -> str:
 
 
 def gains_table(tuning: Tuning) -> Table:
-    """The held-out nDCG@10 against each baseline."""
+    """Return a table of the held-out nDCG@10 compared with each baseline."""
     table = Table(box=None, padding=(0, 2), header_style="dim")
     table.add_column("baseline", style="bold")
     table.add_column("weights", style="dim")
@@ -172,7 +172,7 @@ def gains_table(tuning: Tuning) -> Table:
     return table
 
 
-def _evaluated(
+def _load_or_evaluate(
     name: str,
     *,
     split: str | None,
@@ -184,7 +184,7 @@ def _evaluated(
     data_dir: Path | None,
     yes: bool,
 ) -> EvaluationFolder:
-    """The evaluation of a dataset in the user's cache, made or completed if need be."""
+    """Return the evaluation of a dataset from the user's cache; run or complete it if necessary."""
     from m3_connectors.evaluation.datasets.load import load_dataset
     from m3_connectors.evaluation.evaluate import Plan
 
@@ -195,7 +195,8 @@ def _evaluated(
         warn(message)
     if loaded.relevance != "documents":
         raise InvalidInput(
-            f"{name} is judged by answers: weights are tuned by nDCG@10, which needs documents."
+            f"{name} is judged by answers, but weights are tuned by nDCG@10, which needs judged documents.\n"
+            "  Choose a dataset with relevance judgements for documents."
         )
     at = collection or collection_name(name, passage_max_length)
     encoder = choose_encoder(to, at, model, create=True)
@@ -223,7 +224,7 @@ def _cache() -> Path:
 
 
 def _key(*parts: object) -> str:
-    """Tells evaluations apart that would not be the same one."""
+    """Return a key that differs for evaluations that are not the same."""
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
 
 

@@ -1,4 +1,4 @@
-"""``python -m m3_connectors.demo``: real text that every machine has, searched with all that M3 gives."""
+"""``python -m m3_connectors.demo``: search text that every machine has with all methods of M3."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ URL = "qdrant:./demo-data"
 COLLECTION = "pydocs"
 KNOWN_ITEMS = "known-items"
 ENTRIES = 6000
-"""Documents of the demo: all of the standard library and as many of installed packages."""
+"""The number of documents: all of the standard library, and then those of installed packages."""
 KNOWN_ITEM_DOCUMENTS = 1500
 KNOWN_ITEM_QUERIES = 300
 QUESTIONS = {
@@ -58,11 +58,11 @@ QUESTIONS = {
     "cómo abrir una página web en el navegador": ("webbrowser",),
     "ein Archiv mit komprimierten Dateien lesen": ("tarfile", "zipfile", "shutil.unpack_archive"),
 }
-"""Questions, each with what answers it: these names and everything below them."""
+"""Questions, each with the names of right answers; names below them are right too."""
 
 
 def main() -> int:
-    """Run the demo; exit code 0, or 1 with a reason."""
+    """Run the demo and return the exit code: 0, 1 (the reason is on stderr), or 130 after Ctrl-C."""
     parser = argparse.ArgumentParser(prog="python -m m3_connectors.demo", description=__doc__)
     parser.add_argument(
         "--model", default=os.environ.get("M3_MODEL", "m3-tiny"), help="m3-tiny, a directory or a hub name"
@@ -76,7 +76,7 @@ def main() -> int:
         err.print(f"{type(error).__name__}: {lines}", markup=False, soft_wrap=True)
         return 1
     except KeyboardInterrupt:
-        err.print("stopped; the next run begins anew")
+        err.print("stopped; the next run starts from the beginning")
         return 130
     return 0
 
@@ -89,18 +89,18 @@ def demonstrate(
     known_items: int = KNOWN_ITEM_DOCUMENTS,
     known_item_queries: int = KNOWN_ITEM_QUERIES,
 ) -> None:
-    """Index the documentation of this Python, ask, explain, measure.
+    """Index the documentation of this Python, search it, explain a score, and measure the methods.
 
     Args:
-        model: Hub name or directory.
-        url: A store; the demo's collections in it are made anew.
-        entries: Most documents.
-        known_items: Most documents of the known-item evaluation.
-        known_item_queries: Most of its queries.
+        model: A hub name or directory.
+        url: A store. The demo's collections in it are replaced.
+        entries: The maximum number of documents.
+        known_items: The maximum number of documents of the known-item evaluation.
+        known_item_queries: The maximum number of its queries.
     """
     began = time.monotonic()
     encoder = load_encoder(model)
-    _heading("1  Read", "the documentation of this Python, from its source files, without importing them")
+    _heading("1  Read", "the documentation of this Python from its source files, without importing them")
     with working("reading …"):
         documented = collect(entries)
     counts = ", ".join(f"{sum(entry.kind == kind for entry in documented):,} {kind}s" for kind in _KINDS)
@@ -111,15 +111,17 @@ def demonstrate(
         _add(index, documents)
         _heading(
             "3  Ask",
-            "five methods, each with its first answer (✓ a right one); the last two questions are not in English",
+            "five methods with their first hits (✓ means right); the last two questions are not in English",
         )
         for question in QUESTIONS:
             _ask(index, question)
-        _heading("4  Explain", "where the score of a first answer comes from")
+        _heading("4  Explain", "how the score of a first hit is computed")
         _explain(index)
-    _heading("5  Measure", "known items: the summary line as query, the rest of the docstring as document")
+    _heading(
+        "5  Measure", "known items: the summary line is the query, the rest of the docstring the document"
+    )
     _measure(url, encoder, documented, known_items, known_item_queries)
-    _heading("6  Go on", f"all of it took {_since(began)}; now it is your turn")
+    _heading("6  Next steps", f"the demo took {_since(began)}; now try your own queries and texts")
     _next_steps(url, model)
 
 
@@ -128,9 +130,9 @@ def _ask(index: Index, question: str) -> None:
     table.add_column("method")
     for name in ("score", "dense", "sparse", "multi"):
         table.add_column(name, justify="right")
-    table.add_column("first answer")
-    table.add_column("then", style="dim")
-    # What the numbers leave of the line is cut here: a table that is too wide would take it from the numbers.
+    table.add_column("first hit")
+    table.add_column("next hits", style="dim")
+    # Truncate to the width that the numbers leave: in too wide a table, rich would shrink the numbers.
     room = max(40, out.width - 52)
     for name, method in index.methods.items():
         hits = index.search(question, method=method, k=3)
@@ -156,17 +158,17 @@ def _name_and_summary(hit: Hit, question: str) -> Text:
 
 
 def is_right(question: str, name: str) -> bool:
-    """Whether the object of this name answers one of ``QUESTIONS``."""
+    """Return whether the object of this name answers the question."""
     return any(name == right or name.startswith(f"{right}.") for right in QUESTIONS[question])
 
 
 def _explain(index: Index) -> None:
-    """Explain the first of the answers that is right; the first of all, and say so, if none is."""
+    """Explain the first right answer; if there is none, explain the first answer and say so."""
     answers = {question: index.search(question, k=1)[0].document for question in QUESTIONS}
     right = [question for question, best in answers.items() if is_right(question, best.id)]
     question = next(iter(right or answers))
     best = answers[question]
-    _say(f"“{question}” and {best.id}{'' if right else ', which is no right answer: this model has none'}:")
+    _say(f"“{question}” and {best.id}{'' if right else ' (a wrong answer: this model found no right one)'}:")
     out.print(explanation_lines(index.explain(question, best.id)), soft_wrap=True)
 
 
@@ -182,20 +184,20 @@ def _measure(url: str, encoder: M3Encoder, entries: Iterable[Entry], documents: 
     with tempfile.TemporaryDirectory() as place, working("searching with each method …"):
         folder = evaluate(dataset, encoder, plan, Path(place))
         table = measures_table(folder)
-    _say(f"{len(dataset.queries):,} queries, {len(dataset.documents):,} documents, one of them right")
+    _say(f"{len(dataset.queries):,} queries, {len(dataset.documents):,} documents, one right for each query")
     out.print(table)
 
 
 def known_item_dataset(entries: Iterable[Entry], documents: int, queries: int) -> Dataset:
-    """Documents without their first paragraph, to be found by it.
+    """Return a dataset of documents without their first paragraph, which is the query.
 
-    Entries qualify whose summary is a sentence of 4 to 30 words that no other entry has, and whose rest has at
-    least 100 characters.
+    An entry qualifies if its summary has 4 to 30 words and is unique, and if the rest has at least 100
+    characters.
 
     Args:
-        entries: Where to choose from; the first that qualify are taken.
-        documents: Most documents.
-        queries: Most queries; spread evenly over the documents.
+        entries: The candidates; the first that qualify are used.
+        documents: The maximum number of documents.
+        queries: The maximum number of queries, which are spread evenly over the documents.
     """
     seen: set[str] = set()
 
@@ -218,7 +220,7 @@ def known_item_dataset(entries: Iterable[Entry], documents: int, queries: int) -
 
 
 def _fresh(url: str, collection: str, encoder: M3Encoder) -> Index:
-    """An empty collection; what an earlier run left, maybe by another model, is removed."""
+    """Create an empty collection; the collection of an earlier run, maybe by another model, is removed."""
     with contextlib.suppress(NotFound):
         connect(url, collection, create=False).drop()
     return connect(url, collection, encoder=encoder)
@@ -265,7 +267,7 @@ def _next_steps(url: str, model: str) -> None:
     m3 = "m3" if shutil.which("m3") else os.path.relpath(os.path.join(os.path.dirname(sys.executable), "m3"))
     ask = f"{m3} search {url} -c {COLLECTION}"
     steps = (
-        ("ask", f'{ask} "your own question"'),
+        ("search", f'{ask} "your own question"'),
         ("filter", f"""{ask} "sort a list" --filter '{{"kind": "function"}}'"""),
         ("your own texts", f"{m3} index qdrant:./notes FOLDER --model {model}"),
         ("everything else", f"{m3} --help"),

@@ -1,4 +1,4 @@
-"""The documentation of this Python, read from source files without importing them."""
+"""Read the documentation of this Python from source files without importing them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from types import ModuleType
 
 COMPILED = ("builtins", "math", "itertools", "time", "sys", "posix", "zlib", "array", "select", "unicodedata")
-"""Modules of the standard library that have no source file in Python; importing these has no effects."""
+"""Standard library modules without a Python source file; importing them has no side effects."""
 
 _LEFT_OUT = frozenset(
     {
@@ -32,7 +32,7 @@ _LEFT_OUT = frozenset(
 )
 _SHORTEST = 40
 _LONGEST = 1200
-"""Characters of a docstring that are kept; later ones rarely say what a thing is."""
+"""The maximum number of characters of a docstring; later ones are rarely part of the description."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,9 +40,9 @@ class Entry:
     """One documented object.
 
     Attributes:
-        name: Qualified name with its module, such as ``pathlib.Path.exists``.
-        signature: Arguments in brackets; empty for modules.
-        docstring: Cleaned of its indentation.
+        name: The qualified name with its module, such as ``pathlib.Path.exists``.
+        signature: The arguments in parentheses; empty for modules and classes.
+        docstring: The docstring without indentation.
         kind: ``module``, ``class`` or ``function``.
     """
 
@@ -53,25 +53,25 @@ class Entry:
 
     @property
     def text(self) -> str:
-        """What is searched: name, signature and documentation."""
+        """The text that is indexed: name, signature and documentation."""
         return f"{self.name}{self.signature}\n{self.docstring[:_LONGEST]}"
 
     @property
     def summary(self) -> str:
-        """The first paragraph in one line."""
+        """The first paragraph as one line."""
         return " ".join(self.docstring.partition("\n\n")[0].split())
 
     @property
     def details(self) -> str:
-        """What follows the first paragraph."""
+        """The text after the first paragraph."""
         return self.docstring.partition("\n\n")[2].strip()[:_LONGEST]
 
 
 def collect(limit: int) -> list[Entry]:
-    """Public documented objects: the standard library first, then installed packages, in a fixed choice and order.
+    """Return public documented objects: first the standard library, then installed packages, in fixed order.
 
     Args:
-        limit: Most entries.
+        limit: The maximum number of entries.
     """
     standard = Path(sysconfig.get_path("stdlib"))
     entries = list(_unique([*_compiled(), *_from_sources(standard, limit)]))
@@ -82,7 +82,7 @@ def collect(limit: int) -> list[Entry]:
 
 
 def _from_sources(root: Path, limit: int) -> Iterator[Entry]:
-    """Entries of the files below a folder, file by file in an order that mixes packages, until there are enough."""
+    """Yield entries of the files below a folder until the limit, in a file order that mixes packages."""
     found = 0
     for path in sorted(_source_files(root), key=lambda path: _mix(path.relative_to(root).as_posix())):
         for entry in _entries(path, root):
@@ -104,9 +104,9 @@ def _entries(path: Path, root: Path) -> Iterator[Entry]:
     module = ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of other people's escape sequences
+            warnings.simplefilter("ignore")  # about invalid escape sequences in other packages
             tree = ast.parse(path.read_bytes())
-    except (SyntaxError, ValueError, OSError):  # templates and tests of parsers are no Python
+    except (SyntaxError, ValueError, OSError):  # templates and tests of parsers are not valid Python
         return
     yield from _documented(tree, module)
 
@@ -153,7 +153,7 @@ def _entry(name: str, signature: str, docstring: str | None, kind: str) -> Itera
 
 
 def _unique(entries: Iterable[Entry]) -> Iterator[Entry]:
-    """The first of each name and of each docstring: subclasses often repeat their parents'."""
+    """Yield the first entry of each name and docstring, because subclasses often repeat docstrings."""
     names: set[str] = set()
     docstrings: set[str] = set()
     for entry in entries:

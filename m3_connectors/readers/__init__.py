@@ -1,6 +1,6 @@
-"""Files and folders as documents: JSON Lines, JSON, CSV, text, Markdown and HTML, read in constant memory.
+"""Read files and folders (JSON Lines, JSON, CSV, text, Markdown, HTML) as documents in constant memory.
 
-What cannot be read becomes a dead letter with its file, line number and reason; the rest is read.
+A record that cannot be read becomes a dead letter with its file, line number and reason; the rest is read.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What type a column of a CSV file is of: whole numbers, numbers or text, in all rows the same."""
+"""Infer the type of a CSV column: integer, number or text, the same in all rows."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import enum
 import re
 
 EXACT_INTEGER = 2**53
-"""Whole numbers up to here are the same in every store; longer ones are identifiers, kept as they are written."""
+"""The largest integer that every store represents exactly; longer ones are kept as text, as identifiers."""
 
 _DIGITS = re.compile(r"-?[0-9]{1,16}", re.ASCII)
 _DECIMAL = re.compile(r"-?[0-9]+(\.[0-9]+)?(e[+-][0-9]+)?", re.ASCII)
 
 
 class ColumnType(enum.IntEnum):
-    """From the narrowest to the widest."""
+    """The types of a column, from the narrowest to the widest."""
 
     INTEGER = 0
     NUMBER = 1
@@ -21,7 +21,7 @@ class ColumnType(enum.IntEnum):
 
 
 class Columns:
-    """Column types, found by looking at every cell once, before any is read for good."""
+    """Column types, inferred in a first pass over all cells."""
 
     def __init__(self) -> None:
         self._types: dict[str, ColumnType] = {}
@@ -29,7 +29,7 @@ class Columns:
         self._first_texts: dict[str, str] = {}
 
     def look_at(self, column: str, cell: str) -> None:
-        """Widen a column's type so that it holds a cell; an empty one says nothing."""
+        """Widen a column's type so that it can represent a cell; empty cells are ignored."""
         if not cell or (column in self._first_texts and column in self._with_numbers):
             return
         type = _type_of(cell)
@@ -41,11 +41,11 @@ class Columns:
 
     @property
     def mixed(self) -> dict[str, str]:
-        """The columns that are text though they have numbers, each with the first cell that is none."""
+        """The text columns that contain numbers, each with its first cell that is not a number."""
         return {column: cell for column, cell in self._first_texts.items() if column in self._with_numbers}
 
     def value(self, column: str, cell: str) -> str | int | float:
-        """A cell as its column's type; text if it is not of that type, as when the file has changed since."""
+        """Return a cell as its column's type, or as text if it does not fit, as in a changed file."""
         type = self._types.get(column, ColumnType.TEXT)
         if type == ColumnType.TEXT or _type_of(cell) > type:
             return cell
@@ -53,7 +53,7 @@ class Columns:
 
 
 def _type_of(cell: str) -> ColumnType:
-    """A number is one that reads back as it is written: "007", "1.10" and "1e3" would lose something."""
+    """Return a numeric type only if the number converts back to the same text, unlike "007" or "1e3"."""
     if _DIGITS.fullmatch(cell):
         number = int(cell)
         exact = str(number) == cell and abs(number) <= EXACT_INTEGER

@@ -1,4 +1,4 @@
-"""Rows of CSV and TSV, with the lines that each stands on."""
+"""Read rows of CSV and TSV with their line numbers."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from m3_connectors.readers.lines import TOO_LONG
 from m3_connectors.readers.outcomes import Skipped
 
 MAX_ROW_CHARACTERS = 8 * 2**20
-"""What a row on several lines may hold: in a longer one a quote was not closed."""
+"""The limit for a row of several lines; in a longer one, a quote is assumed to be unclosed."""
 
 _LONGEST_CELL = 2**31 - 1
-"""The csv module refuses cells over 128 KiB unless told otherwise."""
+"""The limit for a cell; the default of the csv module is 128 KiB."""
 
 _DELIMITER_LINE = re.compile(r'"?sep=([^"\r\n])"?\r?\n?', re.IGNORECASE)
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """Cells, and the first and last line that they stand on; without cells the line is blank."""
+    """The cells of a row with its first and last line number; a blank line has no cells."""
 
     line: int
     last_line: int
@@ -33,16 +33,16 @@ class Rows:
     """The rows of a stream of lines.
 
     Args:
-        lines: Lines with their ends; None is one that is too long.
+        lines: Lines with their line ends; None stands for a line that is too long.
     """
 
     def __init__(self, lines: Iterator[str | None]) -> None:
         self._lines = _Lines(lines)
         self._doubtful_until = 0
-        """The last line of those that a wrong quote holds, and that are read as rows nevertheless."""
+        """The last line of a row with a wrong quote; the rows up to it are read, but may be wrong."""
 
     def declared_delimiter(self) -> str | None:
-        """What a first line such as ``sep=;`` says (Excel reads and writes it), which is not read as a row then."""
+        """Return the delimiter of a first line such as ``sep=;`` (used by Excel), and consume that line."""
         try:
             declared = _DELIMITER_LINE.fullmatch(next(self._lines, ""))
         except _TooLong:
@@ -54,20 +54,21 @@ class Rows:
         return declared[1]
 
     def first(self, delimiter: str | None) -> Row | Skipped | None:
-        """The first row that is not blank, as ``read`` gives it; it is not used up."""
+        """Return the first row that is not blank, without consuming it."""
         row = next((row for row in self.read(delimiter) if isinstance(row, Skipped) or row.cells), None)
         self._lines.again()
         return row
 
     def read(self, delimiter: str | None) -> Iterator[Row | Skipped]:
-        """The rows.
+        """Yield the rows.
 
-        Cells may be quoted, as RFC 4180 describes. A quote that is closed before its cell ends, or never, makes the row
-        where it opens a skipped one, and the lines after that row's first are read as rows. Of these, one that has a
-        quote in an unquoted cell is skipped too: it may be the end of a cell on several lines.
+        Cells may be quoted, as in RFC 4180. If a quote is closed before the end of its cell, or never, the
+        row in which it opens is skipped, and the lines after the first line of that row are read as rows.
+        Such a row is skipped too if it has a quote in an unquoted cell, because it may be the end of a cell
+        of several lines.
 
         Args:
-            delimiter: What stands between cells; None: tabs, and quotes are characters like any other.
+            delimiter: The delimiter; None means tabs without quoting.
         """
         return self._tab_separated() if delimiter is None else self._quoted(delimiter)
 
@@ -92,7 +93,7 @@ class Rows:
                         self._lines.held, delimiter
                     ):
                         yield Skipped(
-                            self._lines.first, "a quote in a cell that is not quoted, after a wrong quote"
+                            self._lines.first, "a quote in an unquoted cell, after a row with a wrong quote"
                         )
                     else:
                         yield Row(self._lines.first, self._lines.last, cells)
@@ -117,21 +118,21 @@ class Rows:
 
 
 def _well_formed(text: str, delimiter: str) -> bool:
-    """Whether quotes stand only around cells, and doubled inside them."""
+    """Return whether quotes occur only around cells, and doubled inside them."""
     cell = rf'(?:"[^"]*(?:""[^"]*)*"|[^"{re.escape(delimiter)}]*)'
     return re.fullmatch(rf"{cell}(?:{re.escape(delimiter)}{cell})*", text.rstrip("\r\n")) is not None
 
 
 class _TooLong(Exception):
-    """A line, or a row of several lines, is too long to be held."""
+    """A line, or a row of several lines, exceeds the memory limit."""
 
 
 class _Lines:
-    """Lines that are held until they are forgotten, so that they can be given again."""
+    """Lines that are buffered until ``forget``, so that they can be read again."""
 
     def __init__(self, lines: Iterator[str | None]) -> None:
         self.last = 0
-        """Number of the last line that was given."""
+        """The number of the last line that was read."""
         self._lines = lines
         self._held: list[str | None] = []
         self._held_characters = 0
@@ -139,12 +140,12 @@ class _Lines:
 
     @property
     def first(self) -> int:
-        """Number of the first line that is held."""
+        """The number of the first buffered line."""
         return self.last - len(self._held) + 1
 
     @property
     def held(self) -> str:
-        """The text of the lines that are held."""
+        """The text of the buffered lines."""
         return "".join(line or "" for line in self._held)
 
     def __iter__(self) -> Iterator[str]:
@@ -164,7 +165,7 @@ class _Lines:
         self._held_characters = 0
 
     def again(self) -> None:
-        """Give the lines that are held again."""
+        """Push the buffered lines back, so that they are read again."""
         self.last -= len(self._held)
         self._again.extendleft(reversed(self._held))
         self.forget()

@@ -1,4 +1,4 @@
-"""Reports beside a run: dead letters (what was not read, and why), and texts that were cut."""
+"""Report files of a run: dead letters (skipped records with reasons) and truncated texts."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class DeadLetter:
     """One record or file that was skipped.
 
     Attributes:
-        file: Path of the file, as the caller would type it.
-        line: Its line number, from 1; None if the whole file (or folder) was skipped.
-        reason: What is wrong with it, in one line.
+        file: The path of the file, as the caller would type it.
+        line: The line number of the record, from 1; None if the whole file (or folder) was skipped.
+        reason: Why it was skipped, in one line.
     """
 
     file: str
@@ -39,14 +39,14 @@ class DeadLetter:
 
 @dataclasses.dataclass(frozen=True)
 class CutLetter:
-    """One document of whose text the model read only the beginning.
+    """One document of which only the beginning was encoded.
 
     Attributes:
-        id: The document's.
-        file: Path of the file that it came from, as the caller would type it.
-        tokens: Tokens of its whole text.
-        kept: How many of them, from the first, were encoded.
-        lost_share: The share that was not, 0 to 1.
+        id: The id of the document.
+        file: The path of the file that it came from, as the caller would type it.
+        tokens: The number of tokens of its whole text.
+        kept: The number of tokens, from the first, that were encoded.
+        lost_share: The share of tokens that were not encoded, 0 to 1.
     """
 
     id: str
@@ -57,7 +57,7 @@ class CutLetter:
 
 
 def is_report(path: Path) -> bool:
-    """Whether a file is one that an earlier run wrote about its sources, by its name and its first line."""
+    """Return whether a file is a report of an earlier run, judged by its name and its first line."""
     for suffix, kind in ((SUFFIX, DeadLetter), (CUT_SUFFIX, CutLetter)):
         if path.name.endswith(suffix):
             try:
@@ -71,14 +71,15 @@ def is_report(path: Path) -> bool:
 
 
 class ReportFiles:
-    """Writes what there is to say about each source to ``<source-name><suffix>``, a JSON object a line.
+    """Writes a report for each source to ``<source-name><suffix>``, one JSON object per line.
 
-    A file is made when its first line comes. The report of an earlier run is replaced when its source is read again. A
-    file of that name which no run wrote is left alone: the report's name gets a number then. A context manager.
+    A file is created with its first line. A report of an earlier run is replaced when its source is read again. A file
+    of that name that was not written by a run is left unchanged: the name of the report then gets a number. This is a
+    context manager.
 
     Args:
-        directory: Where the files go.
-        suffix: What their names end in.
+        directory: The folder of the files.
+        suffix: The suffix of their names.
     """
 
     def __init__(self, directory: Path, suffix: str) -> None:
@@ -86,15 +87,15 @@ class ReportFiles:
         self._suffix = suffix
         self._open: dict[Path, TextIO] = {}
         self.count = 0
-        """Lines so far."""
+        """The number of lines written so far."""
 
     @property
     def paths(self) -> list[Path]:
-        """The files written."""
+        """The files that were written."""
         return list(self._open)
 
     def begin(self, source: Path) -> None:
-        """A source is about to be read: what an earlier run said about it is out of date."""
+        """Called before a source is read: deletes the report of an earlier run, which is stale."""
         path = self._path(source)
         if path not in self._open:
             with self._needed(path):
@@ -110,7 +111,7 @@ class ReportFiles:
         with self._needed(path):
             if path not in self._open:
                 self._open[path] = path.open("w", encoding="utf-8")
-            # A file name may hold bytes that are not UTF-8; JSON's escapes keep it writable.
+            # A file name may contain bytes that are not UTF-8; JSON escapes make it possible to write them.
             self._open[path].write(json.dumps(dataclasses.asdict(letter)) + "\n")
             self._open[path].flush()
         self.count += 1
@@ -153,12 +154,12 @@ class ReportFiles:
 
 
 class DeadLetterFiles(ReportFiles):
-    """Writes each source's dead letters to ``<source-name>.dead.jsonl``; ``count`` is how many there are so far."""
+    """Writes each source's dead letters to ``<source-name>.dead.jsonl``; ``count`` is their number so far."""
 
     def __init__(self, directory: Path) -> None:
         super().__init__(directory, SUFFIX)
         self.first: DeadLetter | None = None
-        """The first of them."""
+        """The first dead letter."""
 
     def add(self, source: Path, letter: DeadLetter) -> None:
         """Write one dead letter of a source.

@@ -1,4 +1,4 @@
-"""Which encoding a file is in: byte order marks, the labels of the WHATWG Encoding Standard, and what is left."""
+"""Detect a file's encoding: byte order marks, labels of the WHATWG Encoding Standard, and fallbacks."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ _MARKS = (
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 _NOT_CHARSETS = frozenset({"undefined", "idna", "punycode", "unicode-escape", "raw-unicode-escape"})
-"""Codecs of Python that decode text to text, or nothing at all."""
+"""Python codecs that are not encodings of characters."""
 
 _GBK = "gbk"
-"""The standard decodes it, and so gb2312, as gb18030, which holds all of it and more."""
+"""The standard decodes gbk, and therefore gb2312, as gb18030, which is a superset."""
 
 _C1 = "m3_connectors.c1"
 _MARK_UNDECODABLE = "m3_connectors.mark_undecodable"
 UNDECODABLE = re.compile("[\udc00-\udcff]")
-"""What ``text_stream`` puts for a byte that is not of the encoding; no encoding decodes to it."""
+"""The characters that ``text_stream`` returns for undecodable bytes; no encoding decodes to them."""
 
 
 def _c1_controls(error: UnicodeError) -> tuple[str, int]:
-    """The bytes that Python's windows-1252 leaves undefined are control characters by the standard."""
+    """Decode bytes that Python's windows-1252 does not define to control characters, as in the standard."""
     if isinstance(error, UnicodeDecodeError) and error.encoding == "charmap":
         wrong = error.object[error.start : error.end]
         if all(0x80 <= byte < 0xA0 for byte in wrong):
@@ -53,10 +53,10 @@ codecs.register_error(_MARK_UNDECODABLE, _mark_undecodable)
 
 
 def known_encoding(name: str) -> str:
-    """The codec of an encoding that a person names: a label of the web, else a codec of Python.
+    """Return the codec of an encoding given by the user: a web label, or a Python codec.
 
     Raises:
-        InvalidInput: There is none.
+        InvalidInput: The encoding is unknown.
     """
     try:
         if name.strip().lower() in ("ascii", "us-ascii"):
@@ -70,21 +70,21 @@ def known_encoding(name: str) -> str:
     except (LookupError, UnicodeError):
         pass
     raise InvalidInput(
-        f"{name!r} is no encoding that is known.\n  Name one such as utf-8, windows-1252 or gb18030."
+        f"{name!r} is not a known encoding.\n  Use one such as utf-8, windows-1252 or gb18030."
     )
 
 
 def marked_encoding(head: bytes) -> str | None:
-    """The codec that a byte order mark says, which stands above anything declared."""
+    """Return the codec of a byte order mark, which takes precedence over any declaration."""
     return next((codec for mark, codec in _MARKS if head.startswith(mark)), None)
 
 
 def record_encoding(head: bytes, declared: str | None) -> str:
-    """The codec of a file of records, which begin with two ASCII characters (RFC 4627, section 3).
+    """Return the codec of a file of records, which begins with two ASCII characters (RFC 4627, section 3).
 
     Args:
         head: The first bytes of the file.
-        declared: What the caller says it is in.
+        declared: The codec given by the caller.
     """
     marked = marked_encoding(head)
     if marked or declared:
@@ -95,36 +95,37 @@ def record_encoding(head: bytes, declared: str | None) -> str:
 
 
 def written(codec: str) -> str:
-    """A codec's name as people write it."""
+    """Return a codec's name for messages."""
     return codec.removesuffix("-sig").upper()
 
 
 def text_stream(raw: IO[bytes], codec: str, newline: str) -> io.TextIOWrapper:
-    """A stream of text whose undecodable bytes match ``UNDECODABLE``, so that only their record is lost."""
+    """Return a text stream; undecodable bytes match ``UNDECODABLE``, so that only their record is lost."""
     return io.TextIOWrapper(raw, codec, _MARK_UNDECODABLE, newline=newline)
 
 
 def decode(raw: bytes, codec: str) -> str:
-    """All of a file's bytes as text.
+    """Decode all bytes of a file.
 
     Raises:
-        InvalidInput: They are not of that encoding; the message is the reason alone.
+        InvalidInput: The bytes are not valid in that encoding; the message contains only the reason.
     """
     try:
         return raw.decode(codec, _C1)
     except UnicodeDecodeError as error:
         raise InvalidInput(
-            f"not {written(codec)} at byte {error.start}: name its encoding with --encoding, such as windows-1252"
+            f"not {written(codec)} at byte {error.start}: "
+            "give its encoding with --encoding, such as windows-1252"
         ) from None
     except UnicodeError as error:
         raise InvalidInput(f"not {written(codec)}: {error}") from None
 
 
 def encoding_of_label(label: str) -> str | None:
-    """The codec that a page's own label means by the HTML standard; None if the label is unknown.
+    """Return the codec of a page's label by the HTML standard, or None if the label is unknown.
 
     Raises:
-        InvalidInput: The label is of an encoding that browsers refuse to decode.
+        InvalidInput: Browsers refuse to decode this encoding.
     """
     try:
         encoding = webencodings.lookup(label)
@@ -133,9 +134,9 @@ def encoding_of_label(label: str) -> str | None:
     if encoding is None:
         return None
     if encoding.name == "replacement":
-        raise InvalidInput(f"says that it is {label!r}, which no browser decodes: name it with --encoding")
+        raise InvalidInput(f"declares the encoding {label!r}, which browsers reject: give it with --encoding")
     if encoding.name in ("utf-16le", "utf-16be"):
-        return "utf-8"  # a label that could be read as ASCII is not in UTF-16
+        return "utf-8"  # the label was read as ASCII, so the page is not in UTF-16
     if encoding.name == "x-user-defined":
         return "windows-1252"
     return _codec_of(encoding)
@@ -146,10 +147,10 @@ def _codec_of(encoding: webencodings.Encoding) -> str:
 
 
 def likely_windows_1252(text: str) -> bool:
-    """Whether text decoded as windows-1252 can be what was meant, not another alphabet of eight bits.
+    """Return whether text decoded as windows-1252 is plausible, and not in another 8-bit encoding.
 
-    Languages that windows-1252 is for use accents here and there; Cyrillic, Greek or East Asian text comes out as long
-    runs of accented letters, or as mostly accented letters.
+    Languages that use windows-1252 have few accents; Cyrillic, Greek or East Asian text would decode to long
+    runs of accented letters, or to mostly accented letters.
     """
     letters = sum(letter.isalpha() for letter in text)
     accented = sum(letter.isalpha() and not letter.isascii() for letter in text)

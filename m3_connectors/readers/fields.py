@@ -1,4 +1,4 @@
-"""Which fields of a record are its id, its text and its metadata."""
+"""Map the fields of a record to id, text and metadata."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ _METADATA = "metadata"
 
 @dataclasses.dataclass(frozen=True)
 class Fields:
-    """How a record becomes a document.
+    """Settings for converting a record to a document.
 
     Attributes:
-        text: Field of the text; a field ``title`` is put before it, on a line of its own.
-        id: Field of the id; by default ``id`` or ``_id``, and a record without either is named by its place.
-        may_be_blank: Whether a record may have a text of blanks alone.
+        text: The field of the text. A field ``title`` is put before it, on a separate line.
+        id: The field of the id, by default ``id`` or ``_id``. A record without either gets an id from its
+            position.
+        may_be_blank: Whether a record may have a text of whitespace only.
     """
 
     text: str = "text"
@@ -29,27 +30,27 @@ class Fields:
     may_be_blank: bool = True
 
     def is_text(self, field: str) -> bool:
-        """Whether a field is part of the text."""
+        """Return whether a field is part of the text."""
         return field in (self.text, _TITLE)
 
     def is_id(self, field: str) -> bool:
-        """Whether a field may be the id."""
+        """Return whether a field may be the id."""
         return field == self.id if self.id else field in _ID_FIELDS
 
     def document(self, record: Mapping[str, Any], default_id: str) -> Document:
-        """A record as a document; an object in the field ``metadata`` is merged into the metadata.
+        """Convert a record to a document; an object in the field ``metadata`` is merged into the metadata.
 
         Args:
-            record: Field to value.
-            default_id: The id of a record without one.
+            record: The values by field.
+            default_id: The id if the record has none.
 
         Raises:
-            InvalidInput: The id or the text is missing or of a wrong type.
+            InvalidInput: The id or the text is missing or has the wrong type.
         """
         id_field = self.id or next((field for field in _ID_FIELDS if field in record), None)
         if self.text not in record:
             raise InvalidInput(
-                f"no field {self.text!r}, only {sorted(record)}: name the one to read with --text"
+                f"no field {self.text!r}, only {sorted(record)}: choose the text field with --text"
             )
         text, title = record[self.text], record.get(_TITLE) if self.text != _TITLE else None
         if not isinstance(text, str):
@@ -72,8 +73,8 @@ class Fields:
     @staticmethod
     def _id(record: Mapping[str, Any], field: str) -> str:
         if field not in record:
-            raise InvalidInput(f"no field {field!r}, only {sorted(record)}: name the one to read with --id")
+            raise InvalidInput(f"no field {field!r}, only {sorted(record)}: choose the id field with --id")
         id = record[field]
         if isinstance(id, bool) or not isinstance(id, str | int):
-            raise InvalidInput(f"{field} is {type(id).__name__}: an id is a string or a whole number")
+            raise InvalidInput(f"{field} is {type(id).__name__}: an id must be a string or an integer")
         return str(id)

@@ -1,4 +1,4 @@
-"""The files that sources name: a file, a stream, or all below a folder."""
+"""Find the files of sources: a file, a stream, or all files below a folder."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class Walk:
 
     Args:
         sources: Files, folders and streams, all of which exist.
-        options: What is left out, and how files without a known ending are read.
-        without: A folder to leave out.
+        options: The exclusions, and the format of files without a known extension.
+        without: A folder to skip.
     """
 
     def __init__(self, sources: list[Path], options: ReadOptions, without: Path | None) -> None:
@@ -40,7 +40,7 @@ class Walk:
         self._names = _file_names([source for source in sources if not source.is_dir()])
 
     def inputs(self, source: Path, on_dead_letter: Callable[[Path, DeadLetter], None]) -> Iterator[Input]:
-        """The files of a source; those that are skipped are dead letters, those excluded are not."""
+        """Yield the files of a source; skipped files become dead letters, excluded files do not."""
         if not source.is_dir():
             format = named_format(source, self._options)
             # The shell's *.jsonl names the reports of earlier runs too.
@@ -62,7 +62,7 @@ class Walk:
                 path = here / name
                 below = path.relative_to(source).as_posix()
                 if is_report(path) or self._excluded(name, below):
-                    continue  # an earlier run wrote the first about this very folder
+                    continue  # the first is a report of an earlier run about this folder
                 if path == STDIN:  # a file of that name, in the current directory
                     path = path.absolute()
                 reason = _why_not(path)
@@ -70,7 +70,7 @@ class Walk:
                 if reason is None and format is not None:
                     yield Input(source, path, self._prefixes.get(source, "") + below, format)
                 else:
-                    skip(path, reason or f"of no format that is read ({ending_of(path)})")
+                    skip(path, reason or f"unsupported format ({ending_of(path)})")
 
     def _enters(self, source: Path, folder: Path, skip: Callable[[Path, str], None]) -> bool:
         if self._excluded(folder.name, folder.relative_to(source).as_posix()):
@@ -79,7 +79,7 @@ class Walk:
             skip(folder, "a hidden folder")
             return False
         if folder.is_symlink():
-            skip(folder, "a link to a folder, which is not followed: give the folder itself")
+            skip(folder, "links to folders are not followed: give the folder itself")
             return False
         if (folder / _COLLECTION_MARK).is_file():
             skip(folder, "a collection that m3 made, which holds no source documents")
@@ -94,16 +94,16 @@ class Walk:
 
 
 def _why_not(path: Path) -> str | None:
-    """Why a file of a folder is not read, whatever its format is."""
+    """Return why a file of a folder is skipped regardless of its format, or None."""
     if path.name.startswith("."):
         return "a hidden file"
     if format_of(path) is not None and not path.is_file():
-        return "no regular file" if path.exists() else "a link to nothing"
+        return "not a regular file" if path.exists() else "a broken link"
     return None
 
 
 def _folder_prefixes(folders: list[Path]) -> dict[Path, str]:
-    """What stands before the ids of each of several folders, so that equal names below them are not one id."""
+    """Return the prefix of the ids of each folder, so that equal names in several folders do not collide."""
     if len(folders) < 2:
         return {}
     names = [folder.resolve().name for folder in folders]
@@ -113,7 +113,7 @@ def _folder_prefixes(folders: list[Path]) -> dict[Path, str]:
 
 
 def _file_names(files: list[Path]) -> dict[Path, str]:
-    """What the ids of each file's documents begin with: its name, or its path where another has the same name."""
+    """Return the prefix of the ids of each file: its name, or its path if another file has the same name."""
     count = Counter(file.name for file in set(files))
     return {
         file: shown(file) if is_stream(file) else file.name if count[file.name] == 1 else file.as_posix()

@@ -1,4 +1,4 @@
-"""The front matter of Markdown: a YAML block of fields before the text (Jekyll, Hugo, Obsidian)."""
+"""Markdown front matter: a YAML block of fields before the text (Jekyll, Hugo, Obsidian)."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ _BLOCK = re.compile(
     re.DOTALL | re.MULTILINE,
 )
 _HEADING = re.compile(r"^[ \t]*\r?\n#", re.MULTILINE)
-"""A comment of YAML after a blank line, which is a heading of Markdown."""
+"""A YAML comment after a blank line, which is a Markdown heading."""
 
 _NAME = re.compile(r"[^\W\d][\w .\-/]{0,63}")
-"""A field's name; a sentence with a colon in it has other marks, or is longer."""
+"""A field name; a sentence with a colon has other punctuation, or is longer."""
 
 
 def without_front_matter(text: str) -> str:
-    """Markdown without the front matter before it, whose title stands first in its place.
+    """Remove the front matter of Markdown; its title becomes the first line.
 
-    What stands between two rules and is anything but fields, from the first line to the last, is text.
+    A block between two rules that contains anything other than fields is kept as text.
     """
     block = _BLOCK.match(text)
     fields = None if block is None else _fields(block["fields"])
@@ -32,11 +32,11 @@ def without_front_matter(text: str) -> str:
 
 
 def _fields(block: str) -> dict[str, object] | None:
-    """The fields of a block; None if it is anything else than fields."""
+    """Return the fields of a block, or None if it contains anything else."""
     if _HEADING.search(block):
         return None
     try:
-        # BaseLoader makes strings of all values: no date can be wrong, no merge key can multiply.
+        # BaseLoader returns all values as strings: dates cannot be invalid, and merge keys cannot expand.
         fields = yaml.load(block, Loader=yaml.BaseLoader)
     except (yaml.YAMLError, RecursionError, ValueError):
         return None

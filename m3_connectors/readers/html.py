@@ -1,4 +1,4 @@
-"""HTML to plain text: the title first, then the text a reader would see, one line for each block."""
+"""Convert HTML to plain text: the title, then the visible text, one line per block."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from m3_connectors.errors import InvalidInput
 
 UNSEEN = frozenset(
     {"script", "style", "template", "noscript", "svg", "head"}
-    | {"iframe", "noembed", "noframes"}  # shown by browsers that lack what every browser has
+    | {"iframe", "noembed", "noframes"}  # fallback content that no current browser shows
 )
 _INLINE = frozenset(
-    {"script", "style", "template"}  # may stand inside a line of text
+    {"script", "style", "template"}  # these may occur inside a line of text
     | {"a", "abbr", "b", "bdi", "bdo", "cite", "code", "data", "del", "dfn", "em", "font", "i", "ins", "kbd"}
     | {
         "label",
@@ -43,26 +43,26 @@ _WITHOUT_END = frozenset(
 )
 _FEW_TAGS = 20_000
 _MOST_STEPS = 500_000_000
-"""What the parser may look through, a few seconds: some of its rules look at all the elements that are open."""
+"""The limit of the parser's work, a few seconds: some of its rules visit all open elements."""
 
 
 class Lines:
-    """Text and tags in their order, as the lines that a reader would see."""
+    """Collects text and tags in document order, and returns the lines that a reader sees."""
 
     def __init__(self) -> None:
         self._title: list[str] = []
         self._text: list[str] = []
 
     def title(self, text: str) -> None:
-        """A piece of a title."""
+        """Add a piece of the title."""
         self._title.append(text.replace("\n", " "))
 
     def text(self, text: str) -> None:
-        """A piece of text, whose line ends are blanks: only blocks break lines."""
+        """Add a piece of text. Its line ends become spaces, because only blocks break lines."""
         self._text.append(text.replace("\n", " "))
 
     def tag(self, name: str) -> None:
-        """An element begins or ends here."""
+        """Add the start or end of an element."""
         if name not in _INLINE:
             (self._title if name == "title" else self._text).append("\n")
 
@@ -72,30 +72,30 @@ class Lines:
 
 
 def html_to_text(html: str) -> str:
-    """The text of a page as a browser reads it; scripts, styles and other unseen parts dropped, entities decoded.
+    """Return a page's text as a browser shows it: without scripts, styles and hidden parts, entities decoded.
 
     Raises:
-        InvalidInput: Its elements are nested so deeply that reading them would take minutes.
+        InvalidInput: The elements are nested so deeply that parsing would take minutes.
     """
     return text_of(parse(html))
 
 
 def parse(html: str) -> LexborHTMLParser:
-    """A page's tree.
+    """Parse a page.
 
     Raises:
-        InvalidInput: Its elements are nested so deeply that reading them would take minutes.
+        InvalidInput: The elements are nested so deeply that parsing would take minutes.
     """
     raw = html.encode()
     if raw.count(b"<") > _FEW_TAGS and _steps(raw) > _MOST_STEPS:
-        raise InvalidInput("its elements are nested too deeply, thousands of them never closed")
+        raise InvalidInput("elements are nested too deeply; thousands of them are never closed")
     return LexborHTMLParser(html)
 
 
 def text_of(page: LexborHTMLParser) -> str:
-    """The text of a page's tree."""
+    """Return the text of a parsed page."""
     lines = Lines()
-    # Without recursion: a page may be nested deeper than Python's stack.
+    # Not recursive, because a page may be nested deeper than Python's stack allows.
     node: LexborNode | None = page.root
     while node is not None:
         following = _enter(node, lines)
@@ -110,7 +110,7 @@ def text_of(page: LexborHTMLParser) -> str:
 
 
 def declared_labels(page: LexborHTMLParser) -> Iterator[str]:
-    """The encodings that a page's ``meta`` elements declare; the first that is known counts."""
+    """Yield the encodings that a page's ``meta`` elements declare; the first known one applies."""
     for meta in page.css("meta"):
         attributes = meta.attributes
         if attributes.get("charset"):
@@ -125,12 +125,12 @@ _CHARSET = re.compile(r"""charset\s*=\s*(?:"([^"]*)"|'([^']*)'|([^\s;"']+))""", 
 
 
 def _enter(node: LexborNode, lines: Lines) -> LexborNode | None:
-    """Note where an element begins, or a text; the first node to read inside it."""
+    """Add the start of an element, or a text; return the first node inside it to visit."""
     name = node.tag or ""
     if node.is_text_node:
         lines.text(node.text_content or "")
         return None
-    if name == "title":  # not SVG's, which is not entered
+    if name == "title":  # not a title in SVG, because svg elements are skipped
         lines.tag(name)
         lines.title(node.text(deep=True))
         return None
@@ -148,7 +148,7 @@ def _leave(node: LexborNode, lines: Lines) -> None:
 
 
 def _steps(raw: bytes) -> int:
-    """How many open elements lie above all the elements of a page, about."""
+    """Return the approximate number of open elements above each element, summed over the page."""
     depth = steps = 0
     for end, name in _TAG.findall(raw):
         if name.lower() in _WITHOUT_END:

@@ -1,4 +1,4 @@
-"""Files and streams to read: what format each is of, and its bytes without compression."""
+"""Files and streams to read: their formats, and their decompressed bytes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _FORMATS: dict[str, Format] = {
     ".xhtml": "xhtml",
 }
 FORMATS = tuple(_FORMATS)
-"""Endings of the files that are read, in small or capital letters, each also with ``.gz`` behind."""
+"""The supported file extensions, in lower or upper case, each optionally followed by ``.gz``."""
 
 STDIN = Path("-")
 _STDIN_DESCRIPTOR = 0
@@ -41,19 +41,20 @@ _STDIN_DESCRIPTOR = 0
 
 @dataclasses.dataclass(frozen=True)
 class ReadOptions:
-    """How files are read where they do not say it themselves.
+    """Options for reading files that do not declare their encoding, delimiter or format.
 
     Attributes:
-        encoding: Of files without a byte order mark, whatever a page declares; by default UTF-8 or the page's own.
-        delimiter: One character between the cells of CSV and TSV, which may be quoted then; by default the one by which
-            the header of a CSV file has a column of the text, and a tab without quoting in TSV.
-        format: Of standard input, pipes and files named without a known ending; by default JSON Lines for the first
-            two and text for files without any ending.
-        exclude: Patterns of files and folders to leave out, as the shell's: of the name, or with a slash of the path
-            below the source.
+        encoding: The encoding of files without a byte order mark; overrides the declaration of a page. The
+            default is UTF-8, or the encoding that a page declares.
+        delimiter: The delimiter of CSV and TSV cells, one character; cells may then be quoted. By default,
+            CSV uses the delimiter with which the header has a text column, and TSV uses tabs without quoting.
+        format: The format of standard input, pipes and files without a known extension. The default is JSON
+            Lines for streams, and text for files without any extension.
+        exclude: Shell patterns of files and folders to skip. A pattern matches the name or, if it contains a
+            slash, the path below the source.
 
     Raises:
-        InvalidInput: One of them is impossible.
+        InvalidInput: An option is not valid.
     """
 
     encoding: str | None = None
@@ -66,16 +67,16 @@ class ReadOptions:
             known_encoding(self.encoding)
         if self.delimiter is not None and (len(self.delimiter) != 1 or self.delimiter in '"\r\n'):
             raise InvalidInput(
-                f"the delimiter {self.delimiter!r} is not one character that can stand between cells.\n"
-                "  Give one such as ';' or '|', or the word tab."
+                f"the delimiter {self.delimiter!r} is not a single character that can separate cells.\n"
+                "  Use one such as ';' or '|', or the word tab."
             )
         if self.format is not None and self.format not in get_args(Format):
             known = ", ".join(get_args(Format))
-            raise InvalidInput(f"{self.format!r} is no format that is read.\n  Give one of {known}.")
+            raise InvalidInput(f"{self.format!r} is not a supported format.\n  Choose one of {known}.")
 
     @property
     def codec(self) -> str | None:
-        """The codec of ``encoding``."""
+        """The Python codec of ``encoding``."""
         return None if self.encoding is None else known_encoding(self.encoding)
 
 
@@ -84,11 +85,11 @@ class Input:
     """One file to read.
 
     Attributes:
-        source: The file or folder that it was named by.
-        path: The file; ``STDIN`` is standard input.
-        name: What its id, or those of its records, begin with.
-        format: How it is read.
-        copy: Where a stream was copied to, so that it can be read twice.
+        source: The source that it belongs to, a file or a folder.
+        path: The path of the file; ``STDIN`` is standard input.
+        name: The prefix of its id, or of the ids of its records.
+        format: The format in which it is read.
+        copy: The path of the copy of a stream, which makes it possible to read it twice.
     """
 
     source: Path
@@ -99,15 +100,15 @@ class Input:
 
     @property
     def is_table(self) -> bool:
-        """Whether it is CSV or TSV."""
+        """Whether the file is CSV or TSV."""
         return self.format in ("csv", "tsv")
 
     @contextlib.contextmanager
     def open(self) -> Iterator[BufferedReader]:
-        """Its bytes, decompressed if its name ends in ``.gz``.
+        """Open the bytes of the file, decompressed if its name ends in ``.gz``.
 
         Raises:
-            OSError: It cannot be read.
+            OSError: The file cannot be read.
         """
         with contextlib.ExitStack() as stack:
             raw = stack.enter_context(self._stored())
@@ -118,24 +119,24 @@ class Input:
 
     @contextlib.contextmanager
     def open_text(self, codec: str | None) -> Iterator[TextIO]:
-        """The text of a file of records, whose undecodable bytes match ``UNDECODABLE``.
+        """Open the text of a file of records; undecodable bytes match ``UNDECODABLE``.
 
         Args:
-            codec: The encoding, if there is no byte order mark; None finds UTF-8 and UTF-16.
+            codec: The codec if there is no byte order mark; None detects UTF-8 and UTF-16.
 
         Raises:
-            OSError, EOFError, zlib.error: It cannot be read.
+            OSError, EOFError, zlib.error: The file cannot be read.
         """
-        # Line ends stay as they are written. In JSON Lines, others than line feeds may stand in a text.
+        # Line ends are not converted: in JSON Lines, a text may contain line ends other than line feeds.
         newline = "\n" if self.format == "jsonl" else ""
         with self.open() as raw, text_stream(raw, record_encoding(raw.peek(4)[:4], codec), newline) as text:
             yield text
 
     def copied(self, folder: Path) -> Input:
-        """The same input, to be read from a copy of its bytes in a folder.
+        """Copy the bytes to a file in a folder, and return an input that reads the copy.
 
         Raises:
-            OSError: It cannot be read, or the copy cannot be written.
+            OSError: The input cannot be read, or the copy cannot be written.
         """
         descriptor, name = tempfile.mkstemp(dir=folder)
         with self._stored() as stored, os.fdopen(descriptor, "wb") as copy:
@@ -143,14 +144,14 @@ class Input:
         return dataclasses.replace(self, copy=Path(name))
 
     def _stored(self) -> BufferedReader:
-        """Its bytes as they are stored."""
-        # A descriptor of its own: closing it leaves standard input open.
+        """Open the bytes as they are stored, without decompression."""
+        # The descriptor is duplicated, so that closing it leaves standard input open.
         path = self.copy or self.path
         return open(os.dup(_STDIN_DESCRIPTOR) if path == STDIN else path, "rb")
 
 
 class _Decompressed(RawIOBase):
-    """What a compressed file holds, up to the place where it is damaged."""
+    """The content of a compressed file, up to the position where it is damaged."""
 
     def __init__(self, file: gzip.GzipFile) -> None:
         self._file = file
@@ -159,40 +160,40 @@ class _Decompressed(RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        # GzipFile's own would read on until the buffer is full, and lose what it has where it meets damage.
+        # GzipFile.readinto reads until the buffer is full, and loses what it has read when it finds damage.
         part = self._file.read1(len(buffer))
         buffer[: len(part)] = part
         return len(part)
 
 
 def shown(path: Path) -> str:
-    """A path as a person would write it."""
+    """Return a path for messages."""
     return "stdin" if path == STDIN else str(path)
 
 
 def is_stream(path: Path) -> bool:
-    """Whether a path can be read once only: standard input, a pipe, a device."""
+    """Return whether a path can be read only once: standard input, a pipe, a device."""
     return path == STDIN or (path.exists() and not path.is_file() and not path.is_dir())
 
 
 def is_records(path: Path) -> bool:
-    """Whether a file holds one document a record (JSON Lines, JSON, CSV), not one in all."""
+    """Return whether each record of a file is a document (JSON Lines, JSON, CSV), and not the whole file."""
     return format_of(path) in ("jsonl", "json", "csv", "tsv")
 
 
 def format_of(path: Path) -> Format | None:
-    """The format that a name's ending says; a name without an ending is of a text."""
+    """Return the format of a file extension; a name without an extension is a text."""
     ending = ending_of(path)
     return _FORMATS.get(ending) if ending else "text"
 
 
 def ending_of(path: Path) -> str:
-    """The ending of a name in small letters, without ``.gz``."""
+    """Return the extension of a name in lower case, without ``.gz``."""
     name = Path(path.name.lower())
     return Path(name.stem).suffix if name.suffix == ".gz" else name.suffix
 
 
 def named_format(path: Path, options: ReadOptions) -> Format | None:
-    """The format of a file that was named by itself: its ending's, else the option's."""
+    """Return the format of a file given as a source: that of its extension, or that of the options."""
     otherwise: Format | None = "jsonl" if is_stream(path) else format_of(path)
     return _FORMATS.get(ending_of(path)) or options.format or otherwise

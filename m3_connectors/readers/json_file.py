@@ -1,4 +1,4 @@
-"""JSON files: an array of records, one record, or JSON Lines under another name; read in constant memory."""
+"""Read JSON files (an array of records, one record, or JSON Lines) in constant memory."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from m3_connectors.readers.lines import text_lines
 from m3_connectors.readers.outcomes import Outcome, Skipped
 
 MAX_VALUE_CHARACTERS = 64 * 2**20
-"""A record is held in memory as a whole."""
+"""The limit of a record, because it is held in memory as a whole."""
 
 _CHUNK_CHARACTERS = 2**16
 _BLANK = re.compile(r"[ \t\n\r\ufeff]*")
 
 
 def read_json(stream: TextIO, name: str, fields: Fields) -> Iterator[Outcome]:
-    """Documents of a JSON array, or of one or more JSON objects one after another, or of JSON Lines.
+    """Yield the documents of a JSON array, of consecutive JSON objects, or of JSON Lines.
 
-    Records without an id are ``name:1``, ``name:2`` and so on in their order. After text that is not JSON nothing
-    more can be told apart, so the rest of the file is skipped, with the line where it begins.
+    Records without an id get the ids ``name:1``, ``name:2`` and so on. After text that is not JSON, records
+    cannot be separated, so the rest of the file is skipped and reported with the line where it begins.
 
     Args:
-        stream: Its text; undecodable bytes match ``UNDECODABLE``.
-        name: Prefix of the ids of records without one.
-        fields: Which fields are text and id.
+        stream: The text of the file; undecodable bytes match ``UNDECODABLE``.
+        name: The prefix of the ids of records without an id.
+        fields: The fields of text and id.
     """
     encoding = written(stream.encoding)
     first_line = stream.readline(_CHUNK_CHARACTERS)
@@ -54,7 +54,7 @@ def read_json(stream: TextIO, name: str, fields: Fields) -> Iterator[Outcome]:
         try:
             record, undecodable = values.next_value()
         except _NotJson as error:
-            yield Skipped(line, f"{error}: the file is read up to here, record {number}")
+            yield Skipped(line, f"{error}: the file was read only up to here, record {number}")
             return
         if undecodable:
             yield Skipped(line, f"record {number} is not {encoding}")
@@ -66,17 +66,19 @@ def read_json(stream: TextIO, name: str, fields: Fields) -> Iterator[Outcome]:
                 break
             if not values.at_end() and not values.take(","):
                 yield Skipped(
-                    values.line, "not JSON: no comma between two records: the file is read up to here"
+                    values.line, "not JSON: no comma between two records; the file was read only up to here"
                 )
                 return
     if not closed:
-        yield Skipped(values.line, f"the array is not closed: the file may be cut after record {number}")
+        yield Skipped(
+            values.line, f"the array is not closed: the file may be truncated after record {number}"
+        )
     elif not values.at_end():
-        yield Skipped(values.line, "text after the end of the array, which is not read")
+        yield Skipped(values.line, "the text after the end of the array was ignored")
 
 
 def _is_object(line: str) -> bool:
-    """Whether a line is a JSON object by itself, and not the beginning of one."""
+    """Return whether a line is a complete JSON object, and not only the beginning of one."""
     try:
         return line.endswith(("\n", "\r", "}")) and isinstance(json.loads(line.removeprefix("\ufeff")), dict)
     except (ValueError, RecursionError):
@@ -84,38 +86,38 @@ def _is_object(line: str) -> bool:
 
 
 class _NotJson(Exception):
-    """Nothing after this can be told apart."""
+    """The text is not JSON, so the records after it cannot be separated."""
 
 
 class _Values:
-    """JSON values of a stream, of which a part is held."""
+    """Reads JSON values from a stream, of which a part is buffered."""
 
     def __init__(self, begun: str, stream: TextIO) -> None:
         self.decoder = Decoder()
         self.line = 1
-        """Where the next thing begins."""
+        """The line number where the next token begins."""
         self._stream = stream
         self._held = begun
         self._at = 0
         self._ended = False
 
     def at_end(self) -> bool:
-        """Whether there is nothing but blanks any more."""
+        """Return whether only whitespace is left."""
         self._skip_blanks()
         return self._at == len(self._held)
 
     def take(self, mark: str) -> bool:
-        """Go past a mark if it comes next."""
+        """Consume a character if it comes next, and return whether it did."""
         if self.at_end() or self._held[self._at] != mark:
             return False
         self._at += 1
         return True
 
     def next_value(self) -> tuple[Any, bool]:
-        """The value that comes next, and whether bytes in it are undecodable.
+        """Return the next value, and whether it contains undecodable bytes.
 
         Raises:
-            _NotJson: There is none.
+            _NotJson: The text is not a JSON value.
         """
         self._skip_blanks()
         while True:
@@ -130,7 +132,7 @@ class _Values:
                     limit = f"{MAX_VALUE_CHARACTERS // 2**20} Mi characters"
                     raise _NotJson(f"not JSON, or a record of more than {limit}: {error.msg}") from None
             except (RecursionError, ValueError):
-                raise _NotJson("nested too deeply, or a number too long") from None
+                raise _NotJson("nested too deeply, or a number is too long") from None
             self._read_more()
         text = self._held[self._at : end]
         self.line += text.count("\n")
@@ -138,7 +140,7 @@ class _Values:
         return value, UNDECODABLE.search(text) is not None
 
     def _is_whole(self, value: Any, end: int) -> bool:
-        """Whether a value ends where it was decoded to, and is not the beginning of a longer number."""
+        """Return whether the value is complete, and not the beginning of a longer number."""
         if isinstance(value, dict | list | str):
             return True
         too_long = len(self._held) - self._at > MAX_VALUE_CHARACTERS
@@ -155,7 +157,7 @@ class _Values:
             self._read_more()
 
     def _read_more(self) -> None:
-        """Hold twice as much, so that a long value is not decoded over and over."""
+        """Double the buffer, so that a long value is not decoded many times."""
         kept = self._held[self._at :]
         more = self._stream.read(max(_CHUNK_CHARACTERS, len(kept)))
         self._held, self._at, self._ended = kept + more, 0, not more

@@ -1,4 +1,4 @@
-"""JSON Lines: one document a line."""
+"""Read JSON Lines: one document per line."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from m3_connectors.readers.outcomes import Outcome, Skipped, outcome_of
 
 
 def read_jsonl(lines: Iterable[str | None], name: str, fields: Fields, encoding: str) -> Iterator[Outcome]:
-    """Documents of JSON Lines.
+    """Yield the documents of JSON Lines.
 
     Args:
-        lines: The lines; None is one that is too long. Undecodable bytes match ``UNDECODABLE``.
-        name: Prefix of the ids of records without one: ``name:line``.
-        fields: Which fields are text and id.
-        encoding: What the lines are decoded from.
+        lines: The lines; None stands for a line that is too long. Undecodable bytes match ``UNDECODABLE``.
+        name: The prefix of the ids of records without an id: ``name:line``.
+        fields: The fields of text and id.
+        encoding: The encoding of the lines, for messages.
     """
     decoder = Decoder()
     for line, text in enumerate(lines, 1):
         if text is None:
             yield Skipped(line, TOO_LONG)
             continue
-        record_text = text.removeprefix("\ufeff")  # files put together keep their marks
+        record_text = text.removeprefix("\ufeff")  # concatenated files keep their byte order marks
         if record_text.isspace() or not record_text:
             continue
         undecodable = UNDECODABLE.search(text)
@@ -38,31 +38,31 @@ def read_jsonl(lines: Iterable[str | None], name: str, fields: Fields, encoding:
             record = decoder.decode(record_text)
         except json.JSONDecodeError as error:
             yield Skipped(line, f"not JSON: {error.msg} at character {error.pos + 1}")
-        except (RecursionError, ValueError):  # absurd nesting; a whole number of thousands of digits
-            yield Skipped(line, "not JSON that can be read: nested too deeply, or a number too long")
+        except (RecursionError, ValueError):  # very deep nesting, or an integer of thousands of digits
+            yield Skipped(line, "not readable JSON: nested too deeply, or a number is too long")
         else:
             yield record_outcome(record, decoder, fields, f"{name}:{line}", line)
 
 
 class Decoder:
-    """Decodes JSON and remembers the names that came twice in one object of the last value."""
+    """Decodes JSON, and records the names that occur twice in one object of the last value."""
 
     def __init__(self) -> None:
         self.repeated: list[str] = []
         self._decoder = json.JSONDecoder(object_pairs_hook=self._object)
 
     def decode(self, text: str) -> Any:
-        """One JSON value.
+        """Decode one JSON value.
 
         Raises:
-            json.JSONDecodeError: It is not JSON.
-            RecursionError, ValueError: It is nested too deeply, or has a number too long.
+            json.JSONDecodeError: The text is not JSON.
+            RecursionError, ValueError: The value is nested too deeply, or contains a number that is too long.
         """
         self.repeated.clear()
         return self._decoder.decode(text)
 
     def first(self, text: str, start: int) -> tuple[Any, int]:
-        """The JSON value that begins at a position, and where it ends; errors as ``decode``'s."""
+        """Decode the value at a position, and return it with its end; raises the errors of ``decode``."""
         self.repeated.clear()
         return self._decoder.raw_decode(text, start)
 
@@ -75,11 +75,11 @@ class Decoder:
 
 
 def record_outcome(record: Any, decoder: Decoder, fields: Fields, default_id: str, line: int) -> Outcome:
-    """A decoded value as a document, or the reason why it is none."""
+    """Convert a decoded value to a document, or to the reason why it is skipped."""
     if not isinstance(record, dict):
         return Skipped(line, f"a JSON {_json_type(record)}, not an object")
     if decoder.repeated:
-        return Skipped(line, f"the field {decoder.repeated[0]!r} comes twice in one object")
+        return Skipped(line, f"the field {decoder.repeated[0]!r} occurs twice in one object")
     return outcome_of(record, fields, default_id, line)
 
 

@@ -1,4 +1,4 @@
-"""Lines of a text stream, of bounded length."""
+"""Read lines of bounded length from a text stream."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ TOO_LONG = f"a line of more than {MAX_LINE_CHARACTERS // 2**20} Mi characters"
 
 
 def text_lines(stream: TextIO) -> Iterator[str | None]:
-    """The lines with their ends; None stands for one that is too long to be held in memory."""
+    """Yield the lines with their line ends; None stands for a line that is too long to hold in memory."""
     while line := stream.readline(MAX_LINE_CHARACTERS):
         if len(line) < MAX_LINE_CHARACTERS or line.endswith(("\n", "\r")):
             yield line

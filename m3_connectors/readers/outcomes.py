@@ -1,4 +1,4 @@
-"""What a reader finds in a file: documents, and what it had to skip."""
+"""The results of a reader: documents and skipped records."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Found:
     """A document that can be stored.
 
     Attributes:
-        line: Line number where its record begins, from 1; None if the whole file is the document.
+        line: The line number where its record begins, from 1; None if the whole file is the document.
         document: The document.
     """
 
@@ -26,11 +26,11 @@ class Found:
 
 @dataclasses.dataclass(frozen=True)
 class Skipped:
-    """A record or file that is no document.
+    """A record or file that was skipped.
 
     Attributes:
-        line: Line number where the record begins, from 1; None if the whole file is skipped.
-        reason: What is wrong with it, in one line.
+        line: The line number where the record begins, from 1; None if the whole file was skipped.
+        reason: Why it was skipped, in one line.
     """
 
     line: int | None
@@ -41,13 +41,13 @@ Outcome = Found | Skipped
 
 
 def outcome_of(record: Mapping[str, Any], fields: Fields, default_id: str, line: int) -> Outcome:
-    """A record as a document, or the reason why it is none.
+    """Convert a record to a document, or to the reason why it is skipped.
 
     Args:
-        record: Field to value.
-        fields: Which fields are id and text.
-        default_id: The id of a record without one.
-        line: Where the record begins.
+        record: The values by field.
+        fields: The fields of id and text.
+        default_id: The id if the record has none.
+        line: The line number where the record begins.
     """
     try:
         document = fields.document(record, default_id)
@@ -58,11 +58,11 @@ def outcome_of(record: Mapping[str, Any], fields: Fields, default_id: str, line:
 
 
 def reason_of(error: Exception) -> str:
-    """The first line of an error's message, without the position in the list that was checked."""
+    """Return the first line of an error's message, without the position in the checked list."""
     text = str(error) or type(error).__name__
     reason = text.splitlines()[0].removeprefix("documents[0]").removeprefix(".")
     return reason if len(reason) <= _LONGEST_REASON else reason[:_LONGEST_REASON] + "…"
 
 
 _LONGEST_REASON = 1_000
-"""A value of any length may stand in a message."""
+"""The limit for a reason, because a message may contain a value of any length."""

@@ -1,4 +1,4 @@
-"""Text, Markdown and HTML: one document a file."""
+"""Read text, Markdown and HTML: one document per file."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from m3_connectors.readers.outcomes import Found, Outcome, Skipped, reason_of
 from m3_connectors.readers.xhtml import xhtml_to_text
 
 MAX_FILE_BYTES = 64 * 2**20
-"""A file is held in memory as a whole; a larger one is no page."""
+"""The limit of a file, because it is held in memory as a whole."""
 
 _XML_DECLARATION = re.compile(rb"""\s*<\?xml\s[^>]*?encoding\s*=\s*["']([\w.:-]{1,40})["']""")
 
 
 def read_page(page: Input, codec: str | None) -> Outcome:
-    """A file as a document, or the reason why it is none: binary, empty, too large or of another encoding.
+    """Read a file as a document, or return why it is skipped: binary, empty, too large or wrongly encoded.
 
     Args:
-        page: The file. HTML gives the text that is seen; Markdown loses its front matter, but for the title.
-        codec: Its encoding, if it has no byte order mark.
+        page: The file. HTML is reduced to its visible text; Markdown loses its front matter except the title.
+        codec: The codec if the file has no byte order mark.
 
     Raises:
         OSError, EOFError, zlib.error: The file cannot be read.
@@ -32,7 +32,9 @@ def read_page(page: Input, codec: str | None) -> Outcome:
         raw = file.read(MAX_FILE_BYTES + 1)
     try:
         if len(raw) > MAX_FILE_BYTES:
-            raise InvalidInput(f"larger than {MAX_FILE_BYTES // 2**20} MiB: split it, or make it JSON Lines")
+            raise InvalidInput(
+                f"larger than {MAX_FILE_BYTES // 2**20} MiB: split it, or convert it to JSON Lines"
+            )
         document = Document(page.name, _text(page, raw, codec))
         if not document.text.strip():
             raise InvalidInput("empty")
@@ -55,7 +57,7 @@ def _is_unicode(name: str) -> bool:
 def _text(page: Input, raw: bytes, codec: str | None) -> str:
     codec = encodings.marked_encoding(raw) or codec
     if codec is None and b"\0" in raw[:8192]:
-        raise InvalidInput("binary (or UTF-16 without a byte order mark: name it with --encoding)")
+        raise InvalidInput("binary (or UTF-16 without a byte order mark: give it with --encoding)")
     if page.format == "html":
         return _html_text(raw, codec)
     if page.format == "xhtml":
@@ -67,7 +69,7 @@ def _text(page: Input, raw: bytes, codec: str | None) -> str:
 
 
 def _html_text(raw: bytes, codec: str | None) -> str:
-    """The text of a page, in the encoding that a browser finds; a guess must be likely, or the page is refused."""
+    """Return a page's text, decoded as in a browser; reject a page whose guessed encoding is implausible."""
     codec = codec or _declared(raw)
     if codec is not None:
         return html.html_to_text(encodings.decode(raw, codec))
@@ -81,7 +83,7 @@ def _html_text(raw: bytes, codec: str | None) -> str:
 
 
 def _declared(raw: bytes) -> str | None:
-    """The codec that a page declares; None if it declares none, or one that is unknown."""
+    """Return the codec that a page declares, or None if it declares none or an unknown one."""
     labels: list[str] = []
     if b"charset" in raw.lower():
         labels += html.declared_labels(html.parse(raw.decode("latin-1")))

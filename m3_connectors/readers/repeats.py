@@ -1,4 +1,4 @@
-"""Which ids were read before, and where."""
+"""Find ids that occurred before, and where."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from m3_connectors.readers.outcomes import Found
 
 
 class Repeats:
-    """Remembers the place of each id in a temporary database, so that memory does not grow with the ids.
+    """Stores the position of each id in a temporary database, so that memory does not grow with the ids.
 
-    A context manager.
+    This is a context manager.
     """
 
     def __init__(self) -> None:
-        # An empty name is a database in memory that moves to a temporary file once it is large. Documents may be
-        # drawn from another thread than the one that began.
+        # An empty name means a database in memory that moves to a temporary file when it is large. Documents
+        # may be read from a thread other than the one that created it.
         self._places = sqlite3.connect("", isolation_level=None, check_same_thread=False)
         self._places.execute("PRAGMA journal_mode = OFF")
         self._places.execute("PRAGMA synchronous = OFF")
@@ -29,9 +29,9 @@ class Repeats:
         self._places.execute("BEGIN")
 
     def replaced(self, input: Input, found: Found) -> tuple[Path, Path, int | None] | None:
-        """Note the place of a document; the source, file and line of the one before that has its id, or None.
+        """Record a document's position; return source, file and line of an earlier one with its id, or None.
 
-        The same record of the same file, reached twice, does not count.
+        The same record of the same file, read twice, does not count as a repeat.
         """
         id = found.document.id
         query = self._places.execute("SELECT source, file, line FROM places WHERE id = ?", (id,))

@@ -1,4 +1,4 @@
-"""Sources, files and folders, as one stream of documents."""
+"""Read sources (files, folders, streams) as one stream of documents."""
 
 from __future__ import annotations
 
@@ -51,30 +51,30 @@ def read_documents(
     on_mixed_column: Callable[[str, str], None] = lambda *_: None,
     without: Path | None = None,
 ) -> Iterator[Document]:
-    """The documents of files and folders, one after another, each fit to be stored.
+    """Yield the documents of files and folders, one after another; each is valid for storing.
 
-    A record of JSON Lines, JSON or CSV is a document; so is a file of text, Markdown or HTML, with its path below
-    the source folder (or its name) as id. Where several folders are given, the folder's name stands before it; where
-    several files of one name are given, their paths are their ids. Folders are read in the order of their paths;
-    links to folders are not followed. ``Path("-")`` is standard input.
+    Each record of JSON Lines, JSON or CSV is a document; so is each file of text, Markdown or HTML, whose id
+    is its path below the source folder, or its name. With several source folders, ids are prefixed with the
+    folder's name; with several source files of the same name, their paths are the ids. Folders are read in
+    the order of their paths; links to folders are not followed. ``Path("-")`` is standard input.
 
-    CSV files are read twice: a column is of one type in all files of the call, which shows only at their end.
+    CSV files are read twice, because the type of a column is the same in all files of the call.
 
     Args:
         sources: Files and folders.
-        fields: How a record becomes a document.
-        options: How files are read where they do not say it themselves.
+        fields: The fields of text and id.
+        options: Options for files that do not declare their encoding, delimiter or format.
         on_dead_letter: Called with the source and each record or file that was skipped.
-        on_replaced: Called likewise with each document whose id a later one has, which replaces it when it is stored.
-            None: ids are not compared.
+        on_replaced: Called in the same way for each document that a later one with the same id replaces when
+            it is stored. With None, ids are not compared.
         on_source: Called with each source before it is read.
         on_file: Called with the source and each of its files before the file is read.
-        on_mixed_column: Called before all documents with each column of CSV that is text though it has numbers, and
-            with the first cell that is none.
-        without: A folder to leave out, such as the one that the store keeps its data in.
+        on_mixed_column: Called before the first document with each CSV column that contains numbers but is
+            text, and with its first cell that is not a number.
+        without: A folder to skip, such as the data folder of the store.
 
     Raises:
-        InvalidInput: A source is no file of a format that is read.
+        InvalidInput: A source has an unsupported format.
         FileNotFoundError: A source does not exist.
     """
     sources = list(sources)
@@ -104,26 +104,26 @@ def read_documents(
 
 
 def check_sources(sources: Iterable[Path], options: ReadOptions = _DEFAULT_OPTIONS) -> None:
-    """Raise InvalidInput or FileNotFoundError if a source cannot be read at all, before any is."""
+    """Raise InvalidInput or FileNotFoundError if a source cannot be read, before any source is read."""
     seen = set()
     for source in sources:
         if is_stream(source):
             if source in seen:
                 raise InvalidInput(
-                    f"{shown(source)} is given twice, and can be read once only.\n  Give it once."
+                    f"{shown(source)} is given twice, but can be read only once.\n  Give it once."
                 )
             seen.add(source)
         elif not source.exists():
             raise FileNotFoundError(f"{source} does not exist.\n  Give files or folders to read.")
         elif not source.is_dir() and named_format(source, options) is None:
             raise InvalidInput(
-                f"{source} is of no format that is read ({ending_of(source)}).\n"
-                f"  Give a folder, {', '.join(FORMATS)}, or say with --format how to read it."
+                f"{source} has an unsupported format ({ending_of(source)}).\n"
+                f"  Give a folder or one of {', '.join(FORMATS)}, or set its format with --format."
             )
 
 
 def files_of(sources: Iterable[Path], options: ReadOptions, without: Path | None) -> Iterator[Path]:
-    """The files that ``read_documents`` reads for these sources."""
+    """Yield the files that ``read_documents`` reads for these sources."""
     sources = list(dict.fromkeys(sources))
     walk = Walk(sources, options, without)
     for source in sources:
@@ -131,7 +131,7 @@ def files_of(sources: Iterable[Path], options: ReadOptions, without: Path | None
 
 
 def _copies(sources: list[Path], walk: Walk, stack: contextlib.ExitStack) -> dict[Path, Input]:
-    """Streams that are read twice, by their paths, copied to a temporary folder."""
+    """Copy streams that must be read twice to a temporary folder, and return the copies by path."""
     copies: dict[Path, Input] = {}
     for source in filter(is_stream, sources):
         for input in walk.inputs(source, lambda *_: None):
@@ -146,14 +146,12 @@ def _compare(repeats: Repeats, input: Input, found: Found, on_replaced: OnDeadLe
     if before is not None:
         source, file, line = before
         place = f"{shown(input.path)}:{found.line}" if found.line else shown(input.path)
-        reason = (
-            f"replaced: {place} has the same id {found.document.id!r} (to keep both, make the ids different)"
-        )
+        reason = f"replaced: {place} has the same id {found.document.id!r} (to keep both, use different ids)"
         on_replaced(source, DeadLetter(shown(file), line, reason))
 
 
 class _Reader:
-    """Reads inputs of every format."""
+    """Reads inputs of all formats."""
 
     def __init__(self, fields: Fields, options: ReadOptions) -> None:
         self._fields = fields
@@ -161,14 +159,14 @@ class _Reader:
         self.columns = Columns()
 
     def look(self, input: Input) -> None:
-        """Find the types of a table's columns; what cannot be read is skipped when it is read."""
+        """Infer the types of a table's columns; read errors are left to ``outcomes``, which reports them."""
         if input.is_table:
             unreadable = contextlib.suppress(OSError, EOFError, zlib.error)
             with unreadable, input.open_text(self._options.codec) as text:
                 self._table(input).look(text, self.columns)
 
     def outcomes(self, input: Input) -> Iterator[Outcome]:
-        """What is found in an input; whatever goes wrong, the last outcome says so."""
+        """Yield the outcomes of an input; if reading fails, the last outcome reports it."""
         last: int | None = None
         try:
             for outcome in self._read(input):
@@ -180,10 +178,10 @@ class _Reader:
             yield Skipped(last, f"cannot be read{_after(last)}: {error.strerror or error}")
         except MemoryError:
             raise
-        # One file must not end the reading of all, whatever a library raises for it.
+        # One file must not stop the reading of the others, whatever a library raises for it.
         except Exception as error:  # noqa: BLE001
             what = f"{type(error).__name__}: {error}".splitlines()[0]
-            yield Skipped(last, f"cannot be read{_after(last)}, by a fault of m3 itself: {what}")
+            yield Skipped(last, f"cannot be read{_after(last)} because of a bug in m3: {what}")
 
     def _read(self, input: Input) -> Iterator[Outcome]:
         codec = self._options.codec

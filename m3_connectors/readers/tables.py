@@ -1,4 +1,4 @@
-"""CSV and TSV: one document a row."""
+"""Read CSV and TSV: one document per row."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ from m3_connectors.readers.lines import text_lines
 from m3_connectors.readers.outcomes import Outcome, Skipped, outcome_of
 
 _DELIMITERS = (",", ";", "\t")
-"""What may stand between the cells of a CSV file; the one by which the header has a column of the text."""
+"""Possible delimiters of a CSV file; the one with which the header has a text column is used."""
 
 
 class Table:
     """A CSV or TSV file.
 
     Args:
-        fields: Which columns are text and id.
-        delimiter: What stands between cells; None finds it.
-        is_tsv: Whether it is TSV: cells between tabs, never quoted, unless a delimiter is given.
+        fields: The columns of text and id.
+        delimiter: The delimiter; None detects it.
+        is_tsv: Whether the file is TSV: cells are separated by tabs and never quoted, unless a delimiter is
+            given.
     """
 
     def __init__(self, fields: Fields, delimiter: str | None, *, is_tsv: bool) -> None:
@@ -31,7 +32,7 @@ class Table:
         self._is_tsv = is_tsv
 
     def look(self, stream: TextIO, columns: Columns) -> None:
-        """Find the types of the columns that become metadata."""
+        """Infer the types of the columns that become metadata."""
         for row in self._rows(stream):
             if not isinstance(row, Skipped):
                 for column, cell in row[1].items():
@@ -39,12 +40,12 @@ class Table:
                         columns.look_at(column, cell)
 
     def read(self, stream: TextIO, name: str, columns: Columns) -> Iterator[Outcome]:
-        """The documents; empty cells of metadata are left out.
+        """Yield the documents; empty metadata cells are omitted.
 
         Args:
-            stream: Its text, with line ends as they are written; undecodable bytes match ``UNDECODABLE``.
-            name: Prefix of the ids of rows without one: ``name:line``.
-            columns: The types of the columns, found by ``look``.
+            stream: The text of the file with its original line ends; undecodable bytes match ``UNDECODABLE``.
+            name: The prefix of the ids of rows without an id: ``name:line``.
+            columns: The types of the columns, inferred by ``look``.
         """
         for row in self._rows(stream):
             if isinstance(row, Skipped):
@@ -63,7 +64,7 @@ class Table:
         return self._fields.is_text(column) or self._fields.is_id(column)
 
     def _rows(self, stream: TextIO) -> Iterator[tuple[int, dict[str, str]] | Skipped]:
-        """Rows with the line where each begins, as column to cell."""
+        """Yield each row as its first line number and its cells by column."""
         codec = written(stream.encoding)
         rows = Rows(text_lines(stream))
         delimiter = self._delimiter
@@ -72,7 +73,7 @@ class Table:
             delimiter = delimiter or declared or self._found_delimiter(rows)
         header = rows.first(delimiter)
         if header is None:
-            yield Skipped(None, "empty: a CSV file begins with a header")
+            yield Skipped(None, "empty: a CSV file must begin with a header")
             return
         if isinstance(header, Skipped):
             yield Skipped(None, f"the header, line {header.line}: {header.reason}")
@@ -89,7 +90,7 @@ class Table:
             if isinstance(row, Skipped):
                 yield row
             elif row.cells and row.line != header.line:
-                yield _checked(row, names, unnamed_end, codec)
+                yield _check_row(row, names, unnamed_end, codec)
 
     def _found_delimiter(self, rows: Rows) -> str:
         headers = {delimiter: rows.first(delimiter) for delimiter in _DELIMITERS}
@@ -97,23 +98,23 @@ class Table:
         has_text = [delimiter for delimiter, names in cells.items() if self._fields.text in names]
         if (
             has_text or "," not in cells
-        ):  # or the header's quotes are wrong, which is said of the usual delimiter
+        ):  # or the quotes of the header are wrong, which is reported for the usual delimiter
             return has_text[0] if has_text else ","
-        # Without a column of the text, the one that tells most columns apart, so that they can be named.
+        # Without a text column, use the delimiter that gives most columns, so that the message can list them.
         return max(cells, key=lambda delimiter: len(cells[delimiter]))
 
     def _problem(self, names: list[str], header: list[str], codec: str) -> str | None:
         if any(map(UNDECODABLE.search, header)):
-            return f"the header is not {codec}: name the encoding with --encoding"
+            return f"the header is not {codec}: give the encoding with --encoding"
         if len(set(names)) < len(names):
-            return f"two columns have one name: {names}"
+            return f"two columns have the same name: {names}"
         if self._fields.text not in names:
-            return f"no column {self._fields.text!r}, only {header}: name the one to read with --text"
+            return f"no column {self._fields.text!r}, only {header}: choose the text column with --text"
         return None
 
 
-def _checked(row: Row, names: list[str], named: int, codec: str) -> tuple[int, dict[str, str]] | Skipped:
-    """A row as column to cell, if it has the columns of the header; cells without a column must be empty."""
+def _check_row(row: Row, names: list[str], named: int, codec: str) -> tuple[int, dict[str, str]] | Skipped:
+    """Return a row's cells by column if it has the header's columns; other cells must be empty."""
     lines = f", lines {row.line} to {row.last_line}" if row.last_line > row.line else ""
     if any(map(UNDECODABLE.search, row.cells)):
         return Skipped(row.line, f"not {codec}{lines}")

@@ -1,4 +1,4 @@
-"""XHTML to plain text: XML, where ``<script src="…"/>`` and ``<title/>`` end themselves."""
+"""Convert XHTML to plain text. In XML, ``<script src="…"/>`` and ``<title/>`` are self-closing."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from m3_connectors.readers.html import UNSEEN, Lines
 
 
 def xhtml_to_text(xhtml: str) -> str:
-    """The text of a page, as ``html_to_text`` gives it.
+    """Return the text of a page in the format of ``html_to_text``.
 
     Raises:
-        InvalidInput: It is not well-formed; the message is the reason alone.
+        InvalidInput: The page is not well-formed; the message contains only the reason.
     """
     page = _Page()
     parser = expat.ParserCreate("utf-8")
-    # Expat asks for the entities of HTML, which stand in a DTD that is not fetched, only if there may be one.
+    # Expat reports entities of HTML, whose DTD is not fetched, only if there may be an external DTD.
     parser.UseForeignDTD(True)
     parser.buffer_text = True
     parser.StartElementHandler = page.start
@@ -28,8 +28,8 @@ def xhtml_to_text(xhtml: str) -> str:
         parser.Parse(xhtml.encode(), True)
     except expat.ExpatError as error:
         raise InvalidInput(
-            f"not well-formed XHTML at line {error.lineno}: {expat.errors.messages[error.code]} (a file named .html is "
-            "read as browsers read HTML)"
+            f"not well-formed XHTML at line {error.lineno}: {expat.errors.messages[error.code]} "
+            "(rename it to .html to have it parsed like a browser does)"
         ) from None
     return str(page.lines)
 
@@ -67,6 +67,6 @@ class _Page:
             self.lines.text(text)
 
     def entity(self, name: str, is_parameter: bool) -> None:
-        """An entity that no DTD here declares: HTML's, or one that is kept as it is written."""
+        """Decode an HTML entity that no DTD declares; keep an unknown entity as it is written."""
         if not is_parameter:
             self.data(html.entities.html5.get(f"{name};", f"&{name};"))
