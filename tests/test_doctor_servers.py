@@ -272,7 +272,7 @@ def test_a_blocked_index_is_a_problem_with_the_request_that_lifts_it(
         (300, {}, None),
         (140, {}, "low watermark"),
         (90, {}, "high watermark"),
-        (40, {}, "flood stage"),
+        (40, {}, "flood-stage watermark"),
         (40, {"flood_stage": "10gb", "high": "20gb", "low": "0.9"}, "low watermark"),
         (140, {"low.max_headroom": "100GB"}, None),
         (0, {"threshold_enabled": "false"}, None),
