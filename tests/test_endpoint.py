@@ -41,7 +41,7 @@ def test_the_environment_counts_where_no_option_is_given() -> None:
         ({"username": 5, "password": "p"}, "username is 5"),
         ({"fingerprint": 5}, "fingerprint is 5"),
         ({"ca_certs": True}, "ca_certs is True"),
-        ({"api_key": 5}, "api_key is int"),
+        ({"api_key": 5}, "api_key is of type int"),
         ({"timeout_seconds": "5"}, "timeout_seconds is '5'"),
     ],
 )

@@ -97,7 +97,7 @@ def prefix(
     try:
         info = anyio.run(server_of, qdrant_store.url, options)
     except Unavailable as reason:
-        if "no gRPC" not in str(reason):
+        if "gRPC is not available" not in str(reason):
             raise
         pytest.skip(f"{qdrant_store.url}: {reason}")
     ran_on("qdrant", f"{info.version} at {info.url}, {info.details['transport']} ({qdrant_store.how})")
@@ -608,11 +608,11 @@ async def test_batch_limits_that_are_lowered_while_the_collection_is_open_are_ke
 @pytest.mark.parametrize(
     ("operator", "strict", "what", "is_problem"),
     [
-        (Operator("int8"), {}, "quantised (scalar of all vectors): searches ignore it", False),
+        (Operator("int8"), {}, "quantised (scalar of all vectors), which searches do not use", False),
         (Operator("turbo"), {}, "quantised (turbo of all vectors)", False),
-        (Operator(m=0), {}, "no graph (hnsw_config.m is 0): each search compares", False),
+        (Operator(m=0), {}, "no graph (hnsw_config.m is 0), so each search scans", False),
         (Operator(m=0), {"search_allow_exact": False}, "strict mode refuses every dense search", True),
-        (Operator(full_scan_threshold=1), {"search_allow_exact": False}, "covers 10 documents", False),
+        (Operator(full_scan_threshold=1), {"search_allow_exact": False}, "covers only 10 documents", False),
         (Operator(), {"write_rate_limit": 100}, "100 writes of documents a minute (write_rate_limit)", False),
         (Operator(), {"read_rate_limit": 1000}, "1,000 reads a minute (read_rate_limit)", False),
     ],
@@ -696,7 +696,7 @@ async def test_without_grpc_rest_is_used_and_said(caplog: pytest.LogCaptureFixtu
         assert {request.protocol for request in fake.requests} == {"REST"}
         assert "using REST" in caplog.text
         demanding = backend_on(fake, grpc_port=fake.port, transport="grpc")
-        with pytest.raises(Unavailable, match="no gRPC"):
+        with pytest.raises(Unavailable, match="gRPC is not available"):
             await demanding.open()
         await backend.close()
         await demanding.close()
@@ -832,7 +832,7 @@ async def test_a_server_says_what_it_is_before_there_is_a_collection(fake: FakeQ
     await backend.close()
     fallen_back = backend_on(fake, grpc_port=fake.port)
     (remark,) = (await fallen_back.server()).remarks
-    assert "no gRPC at port" in remark.what
+    assert "gRPC is not available at port" in remark.what
     assert "6334" in remark.remedy
     assert not remark.is_problem
     await fallen_back.close()
@@ -881,7 +881,7 @@ async def test_another_programs_collection_is_neither_opened_nor_dropped(fake: F
         "notes", vectors_config=models.VectorParams(size=4, distance=models.Distance.DOT)
     )
     backend = backend_on(fake)
-    with pytest.raises(Rejected, match="did not make it"):
+    with pytest.raises(Rejected, match="it was not created by m3-connectors"):
         await backend.open()
     with pytest.raises(AlreadyExists):
         await backend.create(make_world(52).schema)
@@ -1141,7 +1141,7 @@ async def test_what_was_not_written_is_named_and_the_rest_is_there(fake: FakeQdr
 async def test_something_else_than_qdrant_is_no_qdrant(fake: FakeQdrant) -> None:
     fake.version = "not a version"
     backend = backend_on(fake)
-    with pytest.raises(Rejected, match="is it a Qdrant server"):
+    with pytest.raises(Rejected, match="which is not a version of Qdrant"):
         await backend.open()
     await backend.close()
 
