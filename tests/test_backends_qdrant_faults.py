@@ -451,11 +451,11 @@ def test_a_directory_of_something_else_is_no_collection(tmp_path: Path) -> None:
         (tmp_path / "c").mkdir()
         (tmp_path / "c" / "thesis.txt").write_text("precious")
         backend = EdgeBackend(tmp_path, "c")
-        with pytest.raises(NotFound, match="is no collection"):
+        with pytest.raises(NotFound, match="is not a collection"):
             await backend.open()
         with pytest.raises(AlreadyExists):
             await backend.create(make_world(0).schema)
-        with pytest.raises(BackendError, match="is no collection"):
+        with pytest.raises(BackendError, match="is not a collection"):
             await backend.drop()
         assert (tmp_path / "c" / "thesis.txt").read_text() == "precious"
 

@@ -139,7 +139,7 @@ async def test_a_write_waits_for_others_no_longer_than_its_deadline(tmp_path: Pa
         started = time.monotonic()
 
         async def write(i: int) -> None:
-            with pytest.raises(TimedOut, match=r"earlier calls took all of 0\.5 s"):
+            with pytest.raises(TimedOut, match=r"busy with earlier calls of this process for 0\.5 s"):
                 await backend.upsert([Document(f"{i}", "")], WORLD.embeddings[0])
 
         async with anyio.create_task_group() as tasks:
