@@ -80,7 +80,8 @@ def test_what_is_no_collection_is_neither_opened_nor_taken(tmp_path: Path, what:
             home.touch()
         else:
             (home / "collections").mkdir(parents=True)
-        with pytest.raises(NotFound, match="no collection"):
+        said = "there is no collection at" if what == "a file" else "is not a collection of m3-connectors"
+        with pytest.raises(NotFound, match=said):
             await EdgeBackend(tmp_path, "c").open()
         with pytest.raises(
             AlreadyExists,

@@ -245,7 +245,7 @@ def _directory_of_documents(path: Path) -> None:
     ("make", "error", "says"),
     [
         (_empty, Rejected, "is an empty file; a database is a directory"),
-        (_of_milvus_lite_2, Unsupported, r"milvus-lite 2\.x wrote"),
+        (_of_milvus_lite_2, Unsupported, r"milvus-lite 2\.x writes"),
         (_text, Rejected, "is a file, but not a database of milvus-lite"),
         (_directory_of_documents, Rejected, "not a database of milvus-lite: it contains thesis.txt"),
     ],

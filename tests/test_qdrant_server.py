@@ -613,8 +613,13 @@ async def test_batch_limits_that_are_lowered_while_the_collection_is_open_are_ke
         (Operator(m=0), {}, "no graph (hnsw_config.m is 0), so each search scans", False),
         (Operator(m=0), {"search_allow_exact": False}, "strict mode refuses every dense search", True),
         (Operator(full_scan_threshold=1), {"search_allow_exact": False}, "covers only 10 documents", False),
-        (Operator(), {"write_rate_limit": 100}, "100 writes of documents a minute (write_rate_limit)", False),
-        (Operator(), {"read_rate_limit": 1000}, "1,000 reads a minute (read_rate_limit)", False),
+        (
+            Operator(),
+            {"write_rate_limit": 100},
+            "writes of documents to 100 a minute (write_rate_limit)",
+            False,
+        ),
+        (Operator(), {"read_rate_limit": 1000}, "reads to 1,000 a minute (read_rate_limit)", False),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )

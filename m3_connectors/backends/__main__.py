@@ -1,4 +1,4 @@
-"""``python -m m3_connectors.backends [FILE]``: print the table of capabilities, or update it in a Markdown page."""
+"""``python -m m3_connectors.backends [FILE]``: print the table of capabilities, or update it in a page."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ STORES = {
     "milvus+http:": "milvus+http://localhost",
     "elasticsearch+http:": "elasticsearch+http://localhost",
 }
-"""The columns of the table, each with an example URL; an https URL has the same capabilities as an http URL."""
+"""The columns of the table, each with an example URL; an https URL has the same capabilities as an http
+URL."""
 
 _BETWEEN = re.compile(r"(?<=<!-- capabilities -->\n).*?(?=<!-- /capabilities -->)", re.DOTALL)
 
 
 def table() -> str:
-    """Return the capabilities of each store as a Markdown table; needs every client installed, but no server."""
+    """Return the capabilities of each store as a Markdown table; needs all clients, but no server."""
     declared = [backend_for(url).capabilities for url in STORES.values()]
     lines = [["what", "asked by", "capability", *(f"`{name}`" for name in STORES)]]
     lines.append(["---"] * 3 + [":-:"] * len(STORES))

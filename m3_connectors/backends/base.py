@@ -4,8 +4,8 @@ Collection
  B1  ``create`` makes an empty collection that records its schema; a second ``create`` raises AlreadyExists.
  B2  ``open`` returns the schema that was given to ``create``; if the collection does not exist it raises
      CollectionNotFound.
- B3  ``drop`` removes the collection and its content; afterwards ``open`` raises CollectionNotFound and ``create``
-     works.
+ B3  ``drop`` removes the collection and its content; afterwards ``open`` raises CollectionNotFound and
+     ``create`` works.
  B4  After ``close`` and a new ``open``, everything acknowledged before is still stored (persistent stores).
  B5  Calls on one backend may run concurrently; each returns what it would return if it ran alone.
 Writing
@@ -16,28 +16,32 @@ Writing
  B9  ``delete`` removes the stored ids and returns their number; unknown ids are not an error.
  B10 ``delete_where`` removes exactly the documents that pass the filter and returns their number.
 Reading
- B11 ``fetch`` returns documents in the order of the ids, None for unknown ids; text and metadata are unchanged.
- B12 ``vectors`` returns vectors in the order of the ids: dense and sparse in float32, multi-vectors in the storage
-     precision.
+ B11 ``fetch`` returns documents in the order of the ids, None for unknown ids; text and metadata are
+ unchanged.
+ B12 ``vectors`` returns vectors in the order of the ids: dense and sparse in float32, multi-vectors in the
+     storage precision.
  B13 ``count`` counts the documents that pass a filter, or all documents without one.
  B14 Ids are any Unicode of 1 to 512 bytes and are never confused with each other or with query syntax.
  B15 ``scan_ids`` yields every stored id once, in any order.
 Candidates
  B16 ``candidates("dense", exact=True)`` is the true top list by s_dense, best first, with exact scores;
      of documents with equal scores at the cut, any may be listed.
- B17 ``candidates("dense")`` and a search without ``exact`` may be approximate in which documents are listed, never in
-     the scores, whatever index or quantisation the operator chose: they are those of B20 and of ``score``.
+ B17 ``candidates("dense")`` and a search without ``exact`` may be approximate in which documents are listed,
+     never in the scores, whatever index or quantisation the operator chose: they are those of B20 and of
+     ``score``.
  B18 ``candidates("sparse")`` is the true top list by s_lex among documents that share a token with the query.
  B19 A filter is applied before the cut: the list has ``limit`` entries if that many documents pass (and, for
      sparse, share a token).
 Scores
- B20 ``score`` is exact for each component, in the order of the ids; a document without a shared token scores 0.
+ B20 ``score`` is exact for each component, in the order of the ids; a document without a shared token scores
+ 0.
  B21 float16 multi-vector storage rounds documents and query to float16 and is exact otherwise (within 1e-5).
  B22 A document of 8,191 rows is scored exactly, or was refused or pooled as the storage says; for a pooled
      document, ``vectors`` returns the pooled rows, and these are scored exactly.
  B23 ``score`` of an id that is not stored raises DocumentNotFound.
 Search
- B24 ``search`` equals the reference for every method and any weights: same ids, same order, scores within 1e-5.
+ B24 ``search`` equals the reference for every method and any weights: same ids, same order, scores within
+ 1e-5.
  B25 Every hit has the scores of all stored components; equal fused scores are ordered by id.
  B26 An empty collection, a filter that no document passes and a query that shares no token are not errors.
  B27 ``k`` beyond the paper's depths deepens the lists, so that k hits are returned if that many exist.
@@ -146,7 +150,7 @@ class Backend(abc.ABC):
         return ServerInfo(self.name)
 
     async def collections(self) -> list[CollectionInfo]:
-        """Return all collections of the store, also of other programs, uncounted and in any order; needs no collection.
+        """Return all collections of the store, also of other programs, in any order, without opening one.
 
         Raises:
             NotFound: The directory does not exist.
@@ -305,7 +309,8 @@ class Backend(abc.ABC):
         check_filter(self.schema, self.collection, filter)
         method = method.deep_enough(k)
         for _ in range(_TRIES):
-            # A candidate that is deleted before it is scored is not a hit and not an error: search again without it.
+            # A candidate that is deleted before it is scored is not a hit and not an error: search again
+            # without it.
             with contextlib.suppress(Deleted, DocumentNotFound):
                 return await self._search(query, method, k, filter, exact)
         raise DocumentNotFound(
@@ -318,7 +323,7 @@ class Backend(abc.ABC):
     async def _search(
         self, query: M3Embeddings, method: Method, k: int, filter: Filter | None, exact: bool
     ) -> list[ScoredId]:
-        """Run a checked search; stores override it to limit how many run at once, or to run them in a thread."""
+        """Run a checked search; stores override it to limit concurrent searches, or to use a thread."""
         return await search(self, self.schema.components, query, method, k, filter, exact)
 
     # -- what an adapter writes
@@ -377,7 +382,7 @@ class Backend(abc.ABC):
         *,
         documents: bool = False,
     ) -> None:
-        """B20–B23. Add all missing scores of these components, and the documents too if that is not slower."""
+        """B20–B23. Add all missing scores of these components, and the documents if that is not slower."""
 
     def key(self, id: str) -> Key:
         """Return the key that this store uses for a document."""

@@ -1,8 +1,8 @@
-"""Vectors as bytes, for stores that only return them and do not search them: self-describing, little-endian, no pickle.
+"""Vectors as bytes, for stores that do not search them: self-describing, little-endian, no pickle.
 
-A blob is a header (magic, version, kind, dtype, rows, width) and the raw values. Multi-vectors are row-major in the
-storage dtype; sparse weights are ``uint32`` token ids followed by ``float32`` weights, so that the exact weights
-survive in stores that round their own (Elasticsearch keeps 9 bits).
+A blob is a header (magic, version, kind, dtype, rows, width) and the raw values. Multi-vectors are row-major
+in the storage dtype; sparse weights are ``uint32`` token ids followed by ``float32`` weights, so that the
+exact weights survive in stores that round their own (Elasticsearch keeps 9 bits).
 """
 
 from __future__ import annotations

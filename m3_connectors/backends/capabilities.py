@@ -1,7 +1,7 @@
-"""The optional features of a store, as data: ``python -m m3_connectors.backends`` prints which store supports which.
+"""The optional features of stores, as data: ``python -m m3_connectors.backends`` prints them as a table.
 
-A store that declares a capability passes the conformance clauses listed for it. A store that does not declare it raises
-``Unsupported``, which names the capability and a call that works.
+A store that declares a capability passes the conformance clauses listed for it. A store that does not declare
+it raises ``Unsupported``, which names the capability and a call that works.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ class Capability(enum.Enum):
     EXACT = _Request(
         "search without approximate lists",
         "search(…, exact=True)",
-        "Use exact=False, or allow exact searches of the collection (Qdrant: search_allow_exact in its strict mode).",
+        "Use exact=False, or allow exact searches of the collection (Qdrant: search_allow_exact in its "
+        "strict mode).",
         clauses=("b16", "b24"),
     )
     KEY = _Request(

@@ -18,9 +18,10 @@ def check_model(
 ) -> None:
     """Raise ModelMismatch unless vectors of ``model`` are comparable with those in the collection.
 
-    Widths and vocabularies must be equal. If both sides have a fingerprint of the weights, it decides, because a
-    directory may be renamed and a fine-tuned copy may keep its name. Otherwise the name and the known revisions
-    decide. ``model=None`` (vectors of unknown origin) passes: the widths are checked together with the vectors.
+    Widths and vocabularies must be equal. If both sides have a fingerprint of the weights, it decides,
+    because a directory may be renamed and a fine-tuned copy may keep its name. Otherwise the name and the
+    known revisions decide. ``model=None`` (vectors of unknown origin) passes: the widths are checked together
+    with the vectors.
     """
     if model is None:
         return
@@ -79,7 +80,8 @@ def check_query(
     """Raise unless ``query`` is one text that this collection can score by these components.
 
     Raises:
-        InvalidInput: It is not one text, a component is missing, a width is wrong, or a value is NaN or infinite.
+        InvalidInput: It is not one text, a component is missing, a width is wrong, or a value is NaN or
+        infinite.
         ModelMismatch: The query comes from another model.
     """
     if not isinstance(query, M3Embeddings):
@@ -112,7 +114,8 @@ def _check_values(schema: Schema, embeddings: M3Embeddings, what: str) -> None:
     if "dense" in embeddings.components:
         if embeddings.dense.shape[1] != dimension:
             raise InvalidInput(
-                f"{what}.dense is {embeddings.dense.shape[1]} wide; the collection's model has width {dimension}.\n"
+                f"{what}.dense is {embeddings.dense.shape[1]} wide; the collection's model has width "
+                f"{dimension}.\n"
                 "  Encode with the model that the collection was created with."
             )
         _check_numbers(embeddings.dense, f"{what}.dense")
@@ -120,7 +123,8 @@ def _check_values(schema: Schema, embeddings: M3Embeddings, what: str) -> None:
         sparse = embeddings.sparse
         if sparse.shape[1] != vocabulary:
             raise InvalidInput(
-                f"{what}.sparse has {sparse.shape[1]} columns; the model's vocabulary has {vocabulary} tokens.\n"
+                f"{what}.sparse has {sparse.shape[1]} columns; the model's vocabulary has {vocabulary} "
+                "tokens.\n"
                 "  Encode with the model that the collection was created with."
             )
         if sparse.nnz and not 0 <= sparse.indices.min() <= sparse.indices.max() < vocabulary:
@@ -154,9 +158,9 @@ def _check_values(schema: Schema, embeddings: M3Embeddings, what: str) -> None:
 
 
 def _check_numbers(array: Float32, what: str, largest: float = float(np.finfo(np.float32).max)) -> None:
-    """Raise unless all values are finite and at most ``largest`` in size (less than the maximum only for float16)."""
-    # The sum of squares bounds every value in one pass over memory, in a fifth of the time of the checks below.
-    # The bound is half of ``largest`` because the sum is rounded. NaN is never <= anything.
+    """Raise unless all values are finite and at most ``largest`` in size (the float16 or float32 maximum)."""
+    # The sum of squares bounds every value in one pass over memory, in a fifth of the time of the checks
+    # below. The bound is half of ``largest`` because the sum is rounded. NaN is never <= anything.
     if float(np.vdot(array, array)) <= (largest / 2) ** 2:
         return
     bad = np.flatnonzero(~np.isfinite(array).all(axis=1))

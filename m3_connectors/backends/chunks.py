@@ -1,4 +1,4 @@
-"""Split lists into pieces: by bytes for the size limit of a server's messages, and by count for lists of ids."""
+"""Split lists into pieces: by bytes for the size limit of messages, and by count for lists of ids."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ T = TypeVar("T")
 
 
 def by_bytes(items: Sequence[T], size: Callable[[T], int], budget_bytes: int) -> Iterator[list[T]]:
-    """Yield runs of items of at most ``budget_bytes`` together; an item larger than that is a run of its own."""
+    """Yield runs of items of at most ``budget_bytes`` together; a larger item is a run of its own."""
     run: list[T] = []
     total = 0
     for item in items:

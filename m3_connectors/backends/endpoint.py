@@ -93,12 +93,12 @@ class Endpoint:
         declared: Collection[Capability],
         own: tuple[str, ...] = (),
     ) -> tuple[Endpoint, dict[str, Any]]:
-        """Parse ``store+http(s)://[user:password@]host[:port][/path]``; return the endpoint and the unused options.
+        """Parse ``store+http(s)://[user:password@]host[:port][/path]``; return endpoint and unused options.
 
-        Options take precedence over the URL, and the URL over the environment (``M3_STORE_API_KEY``, ``…_USERNAME``,
-        ``…_PASSWORD``, ``…_CA_CERTS``, ``…_FINGERPRINT``; an empty variable counts as not set). A key or password is
-        sent over http only to loopback, and to other hosts only with ``allow_unencrypted_key``
-        (``…_ALLOW_UNENCRYPTED_KEY=true``).
+        Options take precedence over the URL, and the URL over the environment (``M3_STORE_API_KEY``,
+        ``…_USERNAME``, ``…_PASSWORD``, ``…_CA_CERTS``, ``…_FINGERPRINT``; an empty variable counts as not
+        set). A key or password is sent over http only to loopback, and to other hosts only with
+        ``allow_unencrypted_key`` (``…_ALLOW_UNENCRYPTED_KEY=true``).
 
         Args:
             url: URL of the server.
@@ -200,7 +200,7 @@ def _is_loopback(host: str) -> bool:
 
 
 def _clean(name: str, value: str | SecretStr) -> SecretStr:
-    """Return the secret as a request can carry it; clients show a secret in their error if they cannot send it."""
+    """Return the secret as a request can carry it; a client that cannot send it would show it in an error."""
     # Files and environment variables often end in a line break that is not part of the secret.
     secret = (value.get_secret_value() if isinstance(value, SecretStr) else value).strip("\r\n")
     if name == "api_key":

@@ -1,10 +1,10 @@
 """Exact comparison of numbers beyond 2**53 in stores that compare numbers as doubles.
 
-For such a number a store keeps the double of its block of 4,096 numbers, and terms for the position within the block:
-the prefixes of its hexadecimal digits that extend into the last three digits. A comparison then matches larger (or
-smaller) blocks, or the terms within the bound's own block that are on the right side: those that agree with the bound
-up to some digit and have a larger (or smaller) digit there. In this way any store that can find a string in a list
-compares 64-bit integers exactly.
+For such a number a store keeps the double of its block of 4,096 numbers, and terms for the position within
+the block: the prefixes of its hexadecimal digits that extend into the last three digits. A comparison then
+matches larger (or smaller) blocks, or the terms within the bound's own block that are on the right side:
+those that agree with the bound up to some digit and have a larger (or smaller) digit there. In this way any
+store that can find a string in a list compares 64-bit integers exactly.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _ZERO = 16 ** (_WIDTH - 1)
 
 
 def is_large(number: float) -> bool:
-    """Whether a number has terms: it is a 64-bit integer (or a double of that size, always an integer) beyond 2**53."""
+    """Whether a number has terms: a 64-bit integer beyond 2**53 (doubles of that size are integers)."""
     return abs(number) >= EXACT and -(2**63) <= number < 2**63
 
 
@@ -32,13 +32,13 @@ def terms_of(number: float) -> list[str]:
 
 
 def double(number: float) -> float:
-    """Return the double that a number is compared by: its own, or that of its block if the number is large."""
+    """Return the double that a number is compared by: its own, or that of a large number's block."""
     block = 16**_BLOCK_DIGITS
     return float(int(number) // block * block) if is_large(number) else float(number)
 
 
 def terms_beside(compare: Compare) -> list[str]:
-    """Return the terms for a comparison with a large number; a match of any of them, or of ``beyond``, is enough."""
+    """Return the terms for a comparison with a large number; one of them, or ``beyond``, must match."""
     assert isinstance(compare.bound, int | float)
     above = compare.operator in ("$gt", "$gte")
     *_, digits = terms_of(compare.bound)

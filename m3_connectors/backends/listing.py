@@ -18,7 +18,8 @@ class CollectionInfo:
 
     Attributes:
         name: The name that ``connect`` takes; for a collection of another program, its name in the store.
-        schema: Model, components and storage, as recorded at creation; None if there is none or it is unreadable.
+        schema: Model, components and storage, as recorded at creation; None if there is none or it is
+        unreadable.
         count: The number of documents; None if they were not counted.
         problem: Why the schema or the count is missing, in one line.
     """

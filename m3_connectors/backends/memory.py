@@ -1,7 +1,7 @@
-"""The in-memory store: plain numpy over all documents, and the reference that every other backend is tested against.
+"""The in-memory store: plain numpy over all documents, and the reference for all other backends.
 
-The data exists as long as the backend object. Each ``connect("memory:")`` makes a new, empty store, and ``close``
-deletes its content.
+The data exists as long as the backend object. Each ``connect("memory:")`` makes a new, empty store, and
+``close`` deletes its content.
 """
 
 from __future__ import annotations

@@ -1,12 +1,14 @@
 """Fewer multi-vector rows for long documents: token pooling with Ward's hierarchical clustering.
 
-Similar rows of one document are replaced by their mean, normalised to unit length (B. Clavié, A. Chaffin
-and G. Adams, "Reducing the Footprint of Multi-Vector Retrieval with Minimal Performance Impact via Token Pooling",
-2024, arXiv:2409.14683, section 2: hierarchical clustering with Ward's method lost the least quality of three methods).
-Pooling happens once, before a store receives the rows, so that every store keeps and scores the same rows.
+Similar rows of one document are replaced by their mean, normalised to unit length (B. Clavié, A. Chaffin and
+G. Adams, "Reducing the Footprint of Multi-Vector Retrieval with Minimal Performance Impact via Token
+Pooling", 2024, arXiv:2409.14683, section 2: hierarchical clustering with Ward's method lost the least quality
+of three methods). Pooling happens once, before a store receives the rows, so that every store keeps and
+scores the same rows.
 
-Ward's method needs the distances of all pairs. For 8,191 rows that is 1 GB, and seconds in which no other thread of the
-process runs. A document is therefore clustered in blocks of about 1,024 consecutive rows, each separately.
+Ward's method needs the distances of all pairs. For 8,191 rows that is 1 GB, and seconds in which no other
+thread of the process runs. A document is therefore clustered in blocks of about 1,024 consecutive rows, each
+separately.
 """
 
 from __future__ import annotations
@@ -54,7 +56,8 @@ def pool_rows(rows: Float32, factor: int, *, block_rows: int = BLOCK_ROWS) -> Fl
     """
     if factor == 1:
         return rows
-    # The block size is a multiple of the factor, so that the blocks together give the promised number of rows.
+    # The block size is a multiple of the factor, so that the blocks together give the promised number of
+    # rows.
     step = max(1, block_rows // factor) * factor
     blocks = [rows[start : start + step] for start in range(0, len(rows), step)]
     return np.concatenate([_means(block, _clusters(block, -(-len(block) // factor))) for block in blocks])
@@ -71,7 +74,8 @@ def _clusters(rows: Float32, count: int) -> Int64:
     # |a - b|² = 2 - 2 <a, b> for unit rows: one matrix product instead of a loop over all pairs.
     distances = np.sqrt(np.maximum(2 - 2 * (rows @ rows.T), 0))
     merges = linkage(squareform(distances, checks=False), "ward")[: len(rows) - count, :2]
-    # The tree is cut at a number of merges and not at a height: merges of equal height would leave fewer clusters.
+    # The tree is cut at a number of merges and not at a height: merges of equal height would leave fewer
+    # clusters.
     parents = np.repeat(np.arange(len(rows), len(rows) + len(merges)), 2)
     nodes = len(rows) + len(merges)
     joined = sp.coo_array(

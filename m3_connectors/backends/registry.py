@@ -38,8 +38,8 @@ def backend_for(
     """Return the backend that a URL names, without opening it.
 
     Args:
-        url: ``memory:``, ``qdrant:DIRECTORY``, ``milvus:FILE.db``, or ``STORE+http(s)://HOST:PORT`` with qdrant, milvus
-            or elasticsearch as STORE.
+        url: ``memory:``, ``qdrant:DIRECTORY``, ``milvus:FILE.db``, or ``STORE+http(s)://HOST:PORT`` with
+            qdrant, milvus or elasticsearch as STORE.
         collection: 1 to 200 letters, digits, ``-``, ``_`` or ``.``, the first a letter or digit.
         options: The adapter's own options.
 
@@ -66,5 +66,6 @@ def _check_collection(collection: str) -> None:
     if not isinstance(collection, str) or not _COLLECTION.fullmatch(collection):
         raise InvalidInput(
             f"collection name {collection!r} is not valid.\n"
-            "  Use 1 to 200 ASCII letters, digits, '-', '_' or '.', starting and ending with a letter or digit."
+            "  Use 1 to 200 ASCII letters, digits, '-', '_' or '.', starting and ending with a letter or "
+            "digit."
         )

@@ -1,8 +1,8 @@
 """Timeouts and retries of network calls.
 
-All writes of this package are idempotent (an upsert by id, a delete by id), so ``BackendError.retryable`` alone decides
-whether a call is retried. The pause doubles after each try, with jitter; a ``Retry-After`` of the server takes
-precedence. If a pause would exceed the total time limit, the error is raised immediately.
+All writes of this package are idempotent (an upsert by id, a delete by id), so ``BackendError.retryable``
+alone decides whether a call is retried. The pause doubles after each try, with jitter; a ``Retry-After`` of
+the server takes precedence. If a pause would exceed the total time limit, the error is raised immediately.
 This module's logger logs each retry at level INFO.
 """
 
@@ -32,7 +32,8 @@ _JITTER_SECONDS = 0.25
 _log = logging.getLogger(__name__)
 _ours = contextvars.ContextVar("m3_retrying", default=False)
 
-# stamina logs a warning for each retry, without the name of the call; without logging, Python prints it on stderr.
+# stamina logs a warning for each retry, without the name of the call; without logging, Python prints it on
+# stderr.
 logging.getLogger("stamina").addFilter(lambda record: not _ours.get())
 
 
@@ -62,7 +63,8 @@ class Patience:
 def asked_seconds(retry_after: str | None) -> float | None:
     """Return the pause in seconds that a ``Retry-After`` header requests, given in seconds or as a date.
 
-    None if it is neither, and for a date in the past: the clocks may differ, so it is not a request to retry at once.
+    None if it is neither, and for a date in the past: the clocks may differ, so it is not a request to retry
+    at once.
     """
     if retry_after is None:
         return None
@@ -84,8 +86,8 @@ async def retrying(patience: Patience, call: Callable[[], Awaitable[T]]) -> T:
     """Await ``call()`` until it succeeds, fails with an error that is not retryable, or reaches a limit.
 
     Raises:
-        BackendError: The last error. Its message is extended by the number of tries and their duration, and by the
-            pause that the server requested if it was too long.
+        BackendError: The last error. Its message is extended by the number of tries and their duration, and
+            by the pause that the server requested if it was too long.
     """
     started = time.monotonic()
     tries = 0

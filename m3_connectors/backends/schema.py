@@ -1,4 +1,4 @@
-"""What a collection records about itself: the model of its vectors, the components, and how they are stored."""
+"""What a collection records about itself: the model of its vectors, the components, and their storage."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from m3_connectors.embeddings import COMPONENTS, Component, ModelInfo
 from m3_connectors.errors import InvalidInput
 
 FORMAT = 2
-"""The version of the document format. Since format 2, filters match keys with dots, lists of objects, integers beyond
-2**53 and more spellings of dates. Documents of format 1 support the same filters as before, and remain readable."""
+"""The version of the document format. Since format 2, filters match keys with dots, lists of objects,
+integers beyond 2**53 and more spellings of dates. Documents of format 1 support the same filters as before,
+and remain readable."""
 
 LongDocuments = Literal["split", "pool", "error"]
 LONG_DOCUMENTS: tuple[LongDocuments, ...] = ("split", "pool", "error")
@@ -22,10 +23,10 @@ class Storage:
 
     Attributes:
         multivector_dtype: Precision of multi-vector rows; float16 halves the space.
-        long_documents: ``"split"`` keeps every row, in several records of the store if one record cannot hold them
-            (exact). ``"pool"`` replaces similar rows of a long document by their mean before a store receives them
-            (lossy, see ``backends.pooling``), and then splits. ``"error"`` refuses a document that does not fit in
-            one record of the store.
+        long_documents: ``"split"`` keeps every row, in several records of the store if one record cannot hold
+            them (exact). ``"pool"`` replaces similar rows of a long document by their mean before a store
+            receives them (lossy, see ``backends.pooling``), and then splits. ``"error"`` refuses a document
+            that does not fit in one record of the store.
         pool_factor: With ``"pool"``: the average number of rows of a long document that become one, >= 2.
         pool_from_rows: With ``"pool"``: a document with at least this number of rows is long.
 
@@ -54,7 +55,8 @@ class Storage:
             # Two storages with the same effect are equal; opening a collection relies on this.
             if self.long_documents != "pool" and value != getattr(Storage, name):
                 raise InvalidInput(
-                    f"{name} is {value}, but long_documents is {self.long_documents!r}, which does not pool.\n"
+                    f"{name} is {value}, but long_documents is {self.long_documents!r}, which does not "
+                    "pool.\n"
                     f"  Leave {name} out, or set long_documents='pool'."
                 )
 
@@ -71,7 +73,8 @@ class Schema:
         model: The model that produces its vectors.
         components: The stored components; dense is always one, because the paper's methods start from it.
         storage: How the vectors are stored.
-        format: The format of the documents that were written first; it does not count in comparisons of schemas.
+        format: The format of the documents that were written first; it does not count in comparisons of
+        schemas.
     """
 
     model: ModelInfo
@@ -91,15 +94,17 @@ class Schema:
 
     @classmethod
     def from_json(cls, raw: dict[str, Any]) -> Schema:
-        """Return the schema that ``to_json`` wrote; fields that an earlier version did not write get their default.
+        """Return the schema that ``to_json`` wrote; fields that an earlier version lacks get their default.
 
         Raises:
             InvalidInput: The record is not a schema, or was written by a later version of this package.
         """
         if raw.get("format") not in range(1, FORMAT + 1):
             raise InvalidInput(
-                f"the collection's schema has format {raw.get('format')!r}; this version reads 1 to {FORMAT}.\n"
-                "  Update m3-connectors to the version that created the collection, or index into another collection."
+                f"the collection's schema has format {raw.get('format')!r}; this version reads 1 to "
+                f"{FORMAT}.\n"
+                "  Update m3-connectors to the version that created the collection, or index into another "
+                "collection."
             )
         return cls(
             ModelInfo(**raw["model"]), tuple(raw["components"]), Storage(**raw["storage"]), raw["format"]

@@ -1,6 +1,7 @@
 """Detect the protocol of a port after a client failed to talk to it.
 
-The client's error says only that the connection broke, and a wrong port is another fault than a server that is down.
+The client's error says only that the connection broke, and a wrong port is another fault than a server that
+is down.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ _NAMES = {"HTTP/1": "HTTP", "HTTP/2": "gRPC", "something else": "something else"
 async def check_spoken(
     endpoint: Endpoint, backend: str, operation: str, *, wanted: Literal["HTTP/1", "HTTP/2"], remedy: str
 ) -> None:
-    """Raise an error that names the protocol of the port, if it is not the client's protocol; otherwise return.
+    """Raise an error that names the protocol of the port, if it is not the client's; otherwise return.
 
     Call it after a failed call whose error says only that the connection broke.
 
@@ -52,7 +53,8 @@ async def check_spoken(
     said = await _speech(host, port, tls=tls)
     if said in ("HTTP/1", "HTTP/2") and said != wanted:
         raise Rejected(
-            f"{endpoint.url} answers with {_NAMES[said]}, not {_NAMES[wanted]}: this is another port.\n  {remedy}",
+            f"{endpoint.url} answers with {_NAMES[said]}, not {_NAMES[wanted]}: this is another port.\n"
+            f"  {remedy}",
             backend=backend,
             operation=operation,
         )
@@ -65,7 +67,8 @@ async def _speaks_tls(host: str, port: int) -> bool:
         async with _connected(host, port, _context()):
             return True
     except ssl.SSLError as error:
-        # An alert comes from a TLS server that refuses us, for example because it requires a client certificate.
+        # An alert comes from a TLS server that refuses us, for example because it requires a client
+        # certificate.
         return "ALERT" in (error.reason or "")
     except (OSError, TimeoutError, anyio.BrokenResourceError, anyio.EndOfStream):
         return False
@@ -83,7 +86,7 @@ async def _speech(host: str, port: int, *, tls: bool) -> Speech:
 
 
 async def _first_bytes(host: str, port: int, question: bytes, context: ssl.SSLContext | None) -> bytes | None:
-    """Return the first bytes of the answer: empty if the peer closed without one, None if it did not connect."""
+    """Return the first bytes of the answer: empty if it closed without one, None if it did not connect."""
     connected = False
     try:
         async with _connected(host, port, context) as stream:

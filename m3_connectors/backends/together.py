@@ -1,4 +1,4 @@
-"""Concurrent calls: run several and collect their results, share one result, and limit how many run at once."""
+"""Concurrent calls: collect the results of several, share one result, limit how many run at once."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Shared(Generic[T]):
         self._under_way: _Attempt[T] | None = None
 
     async def of(self, call: Callable[[], Awaitable[T]]) -> T:
-        """Return the result of the running call, or run this one; if the running call is cancelled, it is repeated.
+        """Return the result of the running call, or run this one; a cancelled running call is repeated.
 
         Raises:
             Exception: Any exception of the call.
@@ -78,7 +78,8 @@ class _Attempt(Generic[T]):
 class Turn:
     """Hold one slot of a semaphore or limiter; raises ``late()`` if none is free within ``seconds``."""
 
-    # This is not a generator: Python would warn about one that starts while the loop closes, to finish a scan.
+    # This is not a generator: Python would warn about one that starts while the loop closes, to finish a
+    # scan.
     def __init__(
         self, turns: anyio.Semaphore | anyio.CapacityLimiter, seconds: float, late: Callable[[], Exception]
     ) -> None:

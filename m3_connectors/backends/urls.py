@@ -25,8 +25,8 @@ _HOST_AND_PORT = re.compile(
 def split_url(url: object, schemes: Sequence[str]) -> tuple[str, str]:
     """Return the scheme of a store's URL in lower case, and the URL with that scheme.
 
-    An address in place of a directory would become a directory of that name, so it is refused before anything is
-    created.
+    An address in place of a directory would become a directory of that name, so it is refused before anything
+    is created.
 
     Args:
         url: The URL as the user gave it.
@@ -40,7 +40,8 @@ def split_url(url: object, schemes: Sequence[str]) -> tuple[str, str]:
     scheme = scheme.lower()
     if scheme in _WEB and colon:
         raise InvalidInput(
-            f"{shown(text)} does not say which store it is.\n  Use {_any_of(_servers(shown(rest), scheme, schemes))}."
+            f"{shown(text)} does not say which store it is.\n  Use "
+            f"{_any_of(_servers(shown(rest), scheme, schemes))}."
         )
     if not colon or scheme not in schemes:
         raise InvalidInput(_unknown(url, schemes))
@@ -77,7 +78,7 @@ def _check_directory(url: str, scheme: str, rest: str, schemes: Sequence[str]) -
 
 
 def _server_of(store: str, rest: str, schemes: Sequence[str]) -> str | None:
-    """Return the URL of the server that the text after ``STORE:`` means, or None if it is not a server's address."""
+    """Return the URL of the server that the text after ``STORE:`` means, or None if it means none."""
     web, bare = "http", rest.lstrip("/")
     if address := _ADDRESS.fullmatch(rest):
         web, bare = address[1].lower(), address[2].lstrip("/")

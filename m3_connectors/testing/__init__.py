@@ -1,7 +1,7 @@
-"""Helpers for testing that are part of the package: the backend contract as pytest tests, worlds and checkpoints.
+"""Test helpers that are part of the package: the contract as pytest tests, worlds and checkpoints.
 
-``from m3_connectors.testing import BackendConformance`` imports pytest. The modules ``worlds``, ``agreement`` and
-``checkpoints`` can be used without a test framework.
+``from m3_connectors.testing import BackendConformance`` imports pytest. The modules ``worlds``, ``agreement``
+and ``checkpoints`` can be used without a test framework.
 """
 
 from __future__ import annotations

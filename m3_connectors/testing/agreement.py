@@ -41,10 +41,10 @@ async def compare_search(
     filter: Filter | None = None,
     tolerance: float = 1e-5,
 ) -> dict[str, float]:
-    """Search both stores and compare the results: same ids in the same order, every score within the tolerance.
+    """Search both stores and compare: same ids in the same order, every score within the tolerance.
 
-    Two documents whose true scores differ by at most twice the tolerance may be swapped, so that no store fails
-    because of the last bit of a sum.
+    Two documents whose true scores differ by at most twice the tolerance may be swapped, so that no store
+    fails because of the last bit of a sum.
 
     Returns:
         The largest difference by name of the score; ``fused`` is the score of the ranking itself.
@@ -69,7 +69,8 @@ async def compare_search(
         true = truth[ours.id]
         apart = abs(true.score - theirs.score)
         assert ours.id == theirs.id or apart <= 2 * tolerance, (
-            f"{where}: position {position} is {ours.id!r} ({true.score}) instead of {theirs.id!r} ({theirs.score})"
+            f"{where}: position {position} is {ours.id!r} ({true.score}) instead of {theirs.id!r} "
+            f"({theirs.score})"
         )
         for name, difference in _differences(ours, true).items():
             assert difference <= tolerance, f"{where}: {name} of {ours.id!r} differs by {difference}"
@@ -89,9 +90,10 @@ async def compare_scores(
 ) -> dict[str, float]:
     """Search without ``exact`` and compare every hit with the reference's exact scores of the same document.
 
-    The lists may be approximate (B17), but the scores of a listed document may not be. Each hit must pass the filter,
-    must have the exact score of every component, the fused score that follows from them, and the scores that
-    ``score`` returns for its id. There must be as many hits as the longest list of the method guarantees.
+    The lists may be approximate (B17), but the scores of a listed document may not be. Each hit must pass the
+    filter, must have the exact score of every component, the fused score that follows from them, and the
+    scores that ``score`` returns for its id. There must be as many hits as the longest list of the method
+    guarantees.
 
     Returns:
         The largest difference by name of the score; ``fused`` is the score of the ranking itself.
@@ -127,8 +129,8 @@ async def compare_scores(
             for value, source in ((shown, "search"), (said[name][i], "score()")):
                 difference = abs(float(value) - float(true[name][i]))
                 assert difference <= tolerance, (
-                    f"{where}: {name} of {hit.id!r} is {value} by {source}; the true score is {true[name][i]} "
-                    f"(differs by {difference:.1e})"
+                    f"{where}: {name} of {hit.id!r} is {value} by {source}; the true score is "
+                    f"{true[name][i]} (differs by {difference:.1e})"
                 )
                 largest[name] = max(largest[name], difference)
         difference = abs(hit.score - float(fused[i]))
@@ -167,7 +169,8 @@ async def compare_world(
 def same_answer(got: Sequence[ScoredId], want: Sequence[ScoredId], *, tolerance: float = 1e-5) -> None:
     """Compare two results of one store: same ids in the same order, every score within the tolerance.
 
-    After a flush or a merge, stores may score the same vectors with another kernel, which changes the last bit.
+    After a flush or a merge, stores may score the same vectors with another kernel, which changes the last
+    bit.
 
     Raises:
         AssertionError: The results differ; the message says where.

@@ -61,7 +61,8 @@ M3_LARGE = ModelConfig(
 def small_tokenizer() -> Tokenizer:
     """Return a unigram tokenizer over ``TEXTS`` with about a thousand pieces, in the layout of XLM-RoBERTa's.
 
-    Its pieces are counted and not trained, because the library's trainer gives a different vocabulary in every run.
+    Its pieces are counted and not trained, because the library's trainer gives a different vocabulary in
+    every run.
     """
     normalizer = normalizers.NFKC()
     words = [f"▁{word}" for text in TEXTS.values() for word in normalizer.normalize_str(text).split()]

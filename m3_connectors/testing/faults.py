@@ -8,8 +8,9 @@
         index.add(documents)                          # must be retried, and succeed
         assert proxy.faults == 1
 
-It runs on its own event loop in its own thread, so that blocking and asynchronous clients are tested in the same way
-and a blocked client cannot stop it. It listens only on 127.0.0.1. All random choices depend only on ``seed``.
+It runs on its own event loop in its own thread, so that blocking and asynchronous clients are tested in the
+same way and a blocked client cannot stop it. It listens only on 127.0.0.1. All random choices depend only on
+``seed``.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ class Refuse(Fault):
 
 @dataclasses.dataclass(frozen=True)
 class Hang(Fault):
-    """A server that hangs: it accepts connections and requests, but sends no response while the fault lasts."""
+    """A server that hangs: it accepts connections and requests, but sends no response."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +101,8 @@ class Reply(Fault):
         status: The status of the response.
         body: The body of the response.
         headers: The headers of the response, in addition to those for its length and end.
-        to: Only requests whose first line, such as ``POST /notes/_bulk HTTP/1.1``, contains this text are affected.
+        to: Only requests whose first line, such as ``POST /notes/_bulk HTTP/1.1``, contains this text are
+        affected.
     """
 
     status: int

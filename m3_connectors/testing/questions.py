@@ -1,4 +1,4 @@
-"""Seeded random metadata and filters that fail on a store which reads a field, a number or a date differently.
+"""Seeded random metadata and filters that fail if a store reads a field, a number or a date differently.
 
 ``filters.matches`` defines the correct result.
 """
@@ -41,7 +41,7 @@ _BOUNDS = tuple(
 
 
 def random_metadata(rng: random.Random) -> dict[str, Any]:
-    """Return metadata of scalars, lists, objects, nested lists and objects, and keys with dots, with few names."""
+    """Return metadata of scalars, nested lists and objects, and keys with dots, with few names."""
     return _object(rng, 0)
 
 

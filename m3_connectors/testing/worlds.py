@@ -86,7 +86,8 @@ def make_world(
     Args:
         seed: The seed of all random values.
         documents: The number of documents.
-        queries: The number of queries; the last but one shares no token with a document, the last has one row.
+        queries: The number of queries; the last but one shares no token with a document, the last has one
+        row.
         dimension: The width of dense vectors and rows.
         vocabulary: The number of token ids.
         most_rows: The maximum number of multi-vector rows of a document.
@@ -174,7 +175,7 @@ def _text(
 
 
 def _metadata(rng: np.random.Generator, i: int) -> dict[str, Any]:
-    """Return fields of every JSON type, sometimes missing, null, empty, nested, in lists or of another type."""
+    """Return fields of every JSON type, sometimes missing, null, empty, nested, or of another type."""
     fields: dict[str, Any] = {
         "lang": ["en", "de", "sw", "日本", "", None, ["en", "de"], 7][rng.integers(8)],
         "year": [2019, 2020, 2021.0, 2022.5, "2020", None, [2018, 2023], True][rng.integers(8)],

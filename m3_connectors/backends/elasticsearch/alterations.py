@@ -1,8 +1,9 @@
 """Compare a collection's index with what the adapter created, to find changes by templates and operators.
 
-Elasticsearch merges every matching index template into a new index, and operators can change mappings, settings and
-aliases later. ``faults`` finds changes that would give wrong results or lose data without an error; the collection is
-then not used. ``notes`` finds changes that are handled, or that fail with an error, and are worth knowing.
+Elasticsearch merges every matching index template into a new index, and operators can change mappings,
+settings and aliases later. ``faults`` finds changes that would give wrong results or lose data without an
+error; the collection is then not used. ``notes`` finds changes that are handled, or that fail with an error,
+and are worth knowing.
 """
 
 from __future__ import annotations
@@ -60,8 +61,8 @@ def faults(index: Mapping[str, Any], properties: Mapping[str, Any], alias: str) 
     longest = settings.get(_IGNORE_ABOVE)
     if longest is not None and int(longest) < LONGEST_TERM:
         yield Remark(
-            f"{_IGNORE_ABOVE} is {longest}, so filters do not find longer values; values have up to {LONGEST_TERM} "
-            "characters",
+            f"{_IGNORE_ABOVE} is {longest}, so filters do not find longer values; values have up to "
+            f"{LONGEST_TERM} characters",
             f"Remove the setting from the index template. {_AGAIN}",
         )
     if settings.get(_IGNORE_FIELDS) == "true":
@@ -73,18 +74,20 @@ def faults(index: Mapping[str, Any], properties: Mapping[str, Any], alias: str) 
     if pipeline != "_none":
         yield Remark(
             f'the ingest pipeline "{pipeline}" (index.final_pipeline) may change or drop what is written',
-            f'PUT /{alias}/_settings {{"index.final_pipeline": "_none"}}, and remove it from the index template.',
+            f'PUT /{alias}/_settings {{"index.final_pipeline": "_none"}}, and remove it from the index '
+            "template.",
         )
     for what in ("filter", "index_routing", "search_routing"):
         if what in index.get("aliases", {}).get(alias, {}):
             yield Remark(
-                f'the alias "{alias}" has a {what}, so searches see only some documents while reads by id see all',
+                f'the alias "{alias}" has a {what}, so searches see only some documents while reads by id '
+                "see all",
                 "Use an alias without it.",
             )
 
 
 def notes(index: Mapping[str, Any], alias: str) -> Iterator[Remark]:
-    """Yield what the adapter compensates for, what fails with an error of the server, and what may be surprising.
+    """Yield what the adapter compensates for, what fails with a server error, and what may be surprising.
 
     Args:
         index: The index in the response to ``GET /ALIAS`` with flat settings.
@@ -94,8 +97,8 @@ def notes(index: Mapping[str, Any], alias: str) -> Iterator[Remark]:
     kind = dense_index(index)
     if kind not in ("hnsw", "flat"):
         yield Remark(
-            f"the dense index is quantised ({kind}), which affects which documents are candidates; scores are computed "
-            "from the float32 vectors and remain exact",
+            f"the dense index is quantised ({kind}), which affects which documents are candidates; scores "
+            "are computed from the float32 vectors and remain exact",
             "Search with exact=True if the candidates must be exact, too.",
             is_problem=False,
         )
@@ -120,8 +123,8 @@ def notes(index: Mapping[str, Any], alias: str) -> Iterator[Remark]:
         )
     if settings.get("index.translog.durability") == "async":
         yield Remark(
-            "index.translog.durability is async, so a crash of the server loses the writes of the last seconds, "
-            "although they were acknowledged",
+            "index.translog.durability is async, so a crash of the server loses the writes of the last "
+            "seconds, although they were acknowledged",
             f'PUT /{alias}/_settings {{"index.translog.durability": "request"}}',
         )
     if policy := settings.get("index.lifecycle.name"):
@@ -157,8 +160,8 @@ def _of_fields(found: Mapping[str, Any], expected: Mapping[str, Any]) -> Iterato
         for name, field in found.get(parent, {}).get("properties", {}).items():
             if field.get("type") != kind or field.get("index") is False:
                 yield Remark(
-                    f'the field "{parent}.{name}" has the type {field.get("type", "object")}; it must be an indexed '
-                    f"{kind}",
+                    f'the field "{parent}.{name}" has the type {field.get("type", "object")}; it must be an '
+                    f"indexed {kind}",
                     _AGAIN,
                 )
 
@@ -182,7 +185,8 @@ def _of_dynamic_templates(mappings: Mapping[str, Any]) -> Iterator[Remark]:
     if not has_own_dynamic_templates(mappings):
         names = ", ".join(name for template in mappings.get("dynamic_templates", []) for name in template)
         yield Remark(
-            f'the dynamic templates are {names or "missing"}; those of the collection ("{NUMBERS}", "{DATES}") must '
+            f'the dynamic templates are {names or "missing"}; those of the collection ("{NUMBERS}", '
+            f'"{DATES}") must '
             "come first, or numbers and dates get another type",
             _AGAIN,
         )

@@ -48,7 +48,8 @@ from m3_connectors.search import search
 
 _PORT = 9200
 _WHOLE = 16
-"""Up to this number, documents are returned with their texts and vectors in one response, whatever their size."""
+"""Up to this number, documents are returned with their texts and vectors in one response, whatever their
+size."""
 
 _SEARCHES_AT_ONCE = 16
 
@@ -77,9 +78,10 @@ class ElasticsearchBackend(Backend):
         Args:
             endpoint: The server.
             collection: The name of the collection.
-            refresh: When writes become visible to searches. ``True``: before a write returns, which creates a small
-                segment each time, so use few large writes. ``"wait_for"``: the same without that segment, but each
-                write takes up to the index's refresh interval (1 s). ``False``: within that interval after the write.
+            refresh: When writes become visible to searches. ``True``: before a write returns, which creates a
+                small segment each time, so use few large writes. ``"wait_for"``: the same without that
+                segment, but each write takes up to the index's refresh interval (1 s). ``False``: within that
+                interval after the write.
             shards: The number of shards of a new index; None for the server's default, 1.
             replicas: The number of replicas of a new index; None for the server's default, 1.
 
@@ -180,7 +182,8 @@ class ElasticsearchBackend(Backend):
         if fault is not None and operation == "create":
             raise Rejected(
                 f"an index template of the server makes the new collection unusable: {fault.what}.\n"
-                "  Exclude the collection from the template, or use another collection name. No index was created.",
+                "  Exclude the collection from the template, or use another collection name. No index was "
+                "created.",
                 **where,
             )
         if fault is not None:
@@ -188,8 +191,9 @@ class ElasticsearchBackend(Backend):
         never = index.get("settings", {}).get("index.refresh_interval", "").startswith("-")
         if never and self.refresh is not True:
             raise Rejected(
-                f'index.refresh_interval of collection "{self.collection}" is -1, so with refresh={self.refresh!r} '
-                "searches would never see a write.\n  Connect with refresh=True, or set the interval.",
+                f'index.refresh_interval of collection "{self.collection}" is -1, so with '
+                f"refresh={self.refresh!r} searches would never see a write.\n"
+                "  Connect with refresh=True, or set the interval.",
                 **where,
             )
 
@@ -202,7 +206,7 @@ class ElasticsearchBackend(Backend):
                 await self._connection.request("drop", "DELETE", path)
 
     async def optimize(self) -> None:
-        """Merge each shard into one segment, which is faster to search, and free the space of deleted documents."""
+        """Merge each shard into one segment, which is faster to search and without deleted documents."""
         self._check_open()
         await merge(self._connection, self._alias)
 
@@ -353,7 +357,7 @@ class ElasticsearchBackend(Backend):
             found.learn(name, list(known), list(known.values()))
 
     async def _scores(self, missing: Mapping[Component, Sequence[str]], query: M3Embeddings) -> Known:
-        """Return the missing scores of the documents that are stored; blobs are read once for both components."""
+        """Return the missing scores of stored documents; blobs are read once for both components."""
         from_blobs = [name for name in missing if name != "dense"]
         ids = list(dict.fromkeys(id for name in from_blobs for id in missing[name]))
 

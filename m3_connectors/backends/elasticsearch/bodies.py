@@ -34,7 +34,8 @@ from m3_connectors.embeddings import Float32, M3Embeddings
 Query = dict[str, Any]
 
 MOST_HITS = 10_000
-"""``index.max_result_window`` and the maximum number of candidates of a vector search, by default on every server."""
+"""``index.max_result_window`` and the maximum number of candidates of a vector search, by default on every
+server."""
 
 PART_BYTES = 4 * 2**20
 """The maximum size of the rows in one document, in bytes."""
@@ -104,12 +105,12 @@ def documents_only(filter: Query | None = None) -> Query:
 
 
 def part_name(version: str, part: int) -> str:
-    """Return the id of a part of a document's version; it starts with the time, which gives the age of orphans."""
+    """Return the id of a part of a document's version; it starts with the time, to find old orphans."""
     return f"{int(time.time()):010x}-{version}-{part:04d}"
 
 
 def written_seconds(part: str) -> float:
-    """Return when a part was named, in seconds since 1970; 0 for names by earlier versions of this package."""
+    """Return when a part was named, in seconds since 1970; 0 for names by earlier versions."""
     seconds, dash, _ = part.partition("-")
     return int(seconds, 16) if dash and len(seconds) == 10 else 0
 
@@ -132,7 +133,7 @@ def parts_of(document_ids: Sequence[str], but: Collection[str]) -> Query:
 def of_ids(
     ids: Sequence[str], *, blobs: Sequence[str] = (), fields: Sequence[str] = (), texts: bool = False
 ) -> Query:
-    """Return a search for fields of at most ``MOST_HITS`` documents; ``texts`` adds what ``document_of`` reads."""
+    """Return a search for fields of documents, at most ``MOST_HITS``; ``texts`` is for ``document_of``."""
     return {
         "size": len(ids),
         "query": {"ids": {"values": ids}},
@@ -182,14 +183,15 @@ def dense_search(
 ) -> Query:
     """Return a search for the nearest documents by inner product.
 
-    If an operator replaced the dense index by a quantised one, the server scores all considered candidates again with
-    the float32 vectors. Other types of index score with them anyway, and the server then ignores the option.
+    If an operator replaced the dense index by a quantised one, the server scores all considered candidates
+    again with the float32 vectors. Other types of index score with them anyway, and the server then ignores
+    the option.
 
     Args:
         query: float32 ``[d]``.
         limit: The maximum number of hits.
-        width: The number of candidates considered in each shard, at least ``limit``. If at most this many documents
-            pass the filter, the search is exact.
+        width: The number of candidates considered in each shard, at least ``limit``. If at most this many
+            documents pass the filter, the search is exact.
         filter: Only documents that pass it are returned.
         blobs: The doc values to return.
         texts: Also return what ``document_of`` reads.
@@ -212,13 +214,13 @@ def dense_search(
 
 
 def dense_scores(hits: Sequence[Mapping[str, Any]]) -> Float32:
-    """Return the inner products for the scores of ``dense_search`` (``1 + x`` for x >= 0, else ``1 / (1 - x)``)."""
+    """Return inner products x for scores of ``dense_search`` (x >= 0: ``1 + x``, else ``1 / (1 - x)``)."""
     scores = np.array([hit["_score"] for hit in hits], dtype=np.float64)
     return np.where(scores >= 1, scores - 1, 1 - 1 / np.maximum(scores, _SMALLEST)).astype(np.float32)
 
 
 def sparse_query(query: M3Embeddings, filter: Query | None) -> Query:
-    """Return a query for documents that share a token, scored by the server's rounded s_lex, without pruning."""
+    """Return a query for documents that share a token, by the server's rounded s_lex, without pruning."""
     assert query.sparse is not None
     vector = _weights(query.sparse.indices, query.sparse.data)
     scoring: Query = {"sparse_vector": {"field": SPARSE, "query_vector": vector, "prune": False}}

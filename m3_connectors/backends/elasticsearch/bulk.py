@@ -1,4 +1,4 @@
-"""Bulk writes: retried where that helps, split where they are too large; the error names each failed document."""
+"""Bulk writes: retried where that helps, split where too large; errors name each failed document."""
 
 from __future__ import annotations
 
@@ -105,7 +105,8 @@ async def write(
         before = {id: reason for id, reason in failed.items() if id not in left}
         return Outcome(results | rest.results, before | rest.failed)
     except BackendError:
-        # Items that failed in every try are reported by id; if the request got no response, the caller sees the error.
+        # Items that failed in every try are reported by id; if the request got no response, the caller sees
+        # the error.
         if not all(id in failed for id in left):
             raise
     return Outcome(results, failed)

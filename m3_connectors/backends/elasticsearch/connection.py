@@ -44,7 +44,7 @@ class _Body(io.BytesIO):
 
 
 class _Node(elastic_transport.AiohttpHttpNode):
-    """The client's own transport, changed for bodies of many megabytes, which as bytes would block the event loop."""
+    """The client's transport, changed for bodies of many megabytes, which would block the event loop."""
 
     async def perform_request(  # type: ignore[override]
         self,
@@ -81,10 +81,11 @@ class Connection:
         divisible: bool = False,
         **params: str,
     ) -> Any:
-        """Send one request and return the response, with retries; a body of bytes is sent unchanged, as JSON lines.
+        """Send one request and return the response, with retries; bytes are sent unchanged, as JSON lines.
 
         Raises:
-            TooMuch: The server lacks memory for the request; not retried if the caller can split it (``divisible``).
+            TooMuch: The server lacks memory for the request; not retried if the caller can split it
+            (``divisible``).
             BackendError: The request failed with an error that is not retryable, or after all retries.
         """
         self.closed = False
@@ -138,11 +139,12 @@ class Connection:
         return answer.body
 
     def turn(self, operation: str, turns: anyio.CapacityLimiter, seconds: float) -> Turn:
-        """Return one slot of ``turns``; it raises TimedOut if earlier calls occupy all slots for this many seconds."""
+        """Return one slot of ``turns``; it raises TimedOut if none is free within this number of seconds."""
 
         def late() -> TimedOut:
             return TimedOut(
-                f"{self.url} was busy with earlier calls of this process for {seconds:g} s; this call was not sent.\n"
+                f"{self.url} was busy with earlier calls of this process for {seconds:g} s; this call was "
+                "not sent.\n"
                 "  Send fewer requests at the same time, or raise timeout_seconds and total_seconds.",
                 backend=BACKEND,
                 operation=operation,

@@ -53,7 +53,7 @@ def disk_remarks(settings: Mapping[str, Any], nodes: Mapping[str, Any]) -> Itera
 
 
 def _must_be_free(marks: Mapping[str, str], stage: str, total: int) -> int:
-    """Return the free bytes below which a stage begins; a setting is the share in use, or the bytes to keep free."""
+    """Return the free bytes below which a stage begins; settings are the share in use, or free bytes."""
     mark = str(marks.get(stage, "100%"))
     if mark.endswith("%") or mark.replace(".", "", 1).isdigit():
         used = float(mark.rstrip("%")) / (100 if mark.endswith("%") else 1)

@@ -62,7 +62,8 @@ def translated(error: Exception, operation: str, url: str) -> BackendError:
                 return not_encrypted(url, BACKEND, operation)
             return Unauthorised(
                 f"the certificate of {url} is not trusted: {why}\n"
-                "  Pass the CA certificate that signed it (ca_certs='FILE.pem' or M3_ELASTICSEARCH_CA_CERTS), or its "
+                "  Pass the CA certificate that signed it (ca_certs='FILE.pem' or "
+                "M3_ELASTICSEARCH_CA_CERTS), or its "
                 "SHA-256 (fingerprint=…).",
                 **where,
             )

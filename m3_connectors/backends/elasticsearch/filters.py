@@ -1,7 +1,8 @@
-"""Metadata filters in Elasticsearch: the indexed form of a document's metadata, and filter trees as queries on it.
+"""Metadata filters in Elasticsearch: the fields that are indexed for them, and filter trees as queries.
 
-Metadata are arbitrary: a field can be a number in one document and a text in another, and no field may be refused or
-read as the type that it has in another document. Three fields of this package therefore hold what filters need:
+Metadata are arbitrary: a field can be a number in one document and a text in another, and no field may be
+refused or read as the type that it has in another document. Three fields of this package therefore hold what
+filters need:
 
 - ``terms``: a keyword for each value and for each existing field, ``["year",2020]`` and ``["year"]`` in JSON,
   and the terms of ``large_numbers``, ``["year",">","1"]``;
@@ -30,7 +31,8 @@ TERMS, NUMBERS, DATES = "terms", "numbers", "dates"
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 _MICROSECOND = datetime.timedelta(microseconds=1)
 LONGEST_TERM = 512
-"""Longer terms are hashed, because Lucene refuses terms of 32 KiB. Terms are never shown, so nothing is lost."""
+"""Longer terms are hashed, because Lucene refuses terms of 32 KiB. Terms are never shown, so nothing is
+lost."""
 
 
 def indexed(metadata: Mapping[str, Any]) -> dict[str, Any]:
@@ -94,7 +96,7 @@ def _large(field: str, terms: list[str]) -> list[str]:
 
 
 def _name(field: str) -> str:
-    """Return a field's name in the index: without dots, so that it never collides with an object of the same name."""
+    """Return a field's name in the index: without dots, so that it never collides with an object."""
     return "/".join(quote(name, safe="") for name in field.split("."))
 
 

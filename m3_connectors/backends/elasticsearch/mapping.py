@@ -1,8 +1,8 @@
 """The index of a collection: its names, its fields, and the schema that is stored in its ``_meta``.
 
-A collection is an alias of one index (``notes`` for ``notes@1``). Writes require the alias. A write to a dropped
-collection therefore fails, instead of creating an index with guessed field types, and an operator may point the alias
-to another index.
+A collection is an alias of one index (``notes`` for ``notes@1``). Writes require the alias. A write to a
+dropped collection therefore fails, instead of creating an index with guessed field types, and an operator may
+point the alias to another index.
 """
 
 from __future__ import annotations
@@ -25,10 +25,12 @@ SPARSE_BLOB, MULTIVECTOR_BLOB = "sparse_blob", "multivector_blob"
 """The exact values (``backends.blobs``) in doc values, outside the stored JSON."""
 
 PARTS, PART_OF = "parts", "part_of"
-"""The ids of the documents that hold a long document's multi-vectors, and in each of those the document's id."""
+"""The ids of the documents that hold a long document's multi-vectors, and in each of those the document's
+id."""
 
 BUCKETS = 2**30
-"""The number of buckets that documents are assigned to by a hash of their id, so that a collection can be divided."""
+"""The number of buckets that documents are assigned to by a hash of their id, so that a collection can be
+divided."""
 
 OUTSIDE_SOURCE = (SPARSE, SPARSE_BLOB, MULTIVECTOR_BLOB)
 """Fields that are left out of the stored JSON."""
@@ -63,8 +65,8 @@ def alias_of(collection: str) -> str:
 def first_index_of(alias: str) -> str:
     """Return the name of the index of a new collection; no collection name contains ``@``.
 
-    Elasticsearch creates a data stream for every index whose name matches its built-in templates (``logs-*-*``). Such
-    an index gets another name, and the collection keeps its own.
+    Elasticsearch creates a data stream for every index whose name matches its built-in templates
+    (``logs-*-*``). Such an index gets another name, and the collection keeps its own.
     """
     return f"{_RENAMED}{alias}@1" if alias.startswith(_OF_TEMPLATES) else f"{alias}@1"
 
@@ -135,7 +137,8 @@ def our_index(answer: Mapping[str, Any], collection: str, operation: str) -> str
         )
     if len(answer) > 1:
         raise Rejected(
-            f'"{collection}" is an alias of several indices ({", ".join(sorted(answer))}); a collection has one.\n'
+            f'"{collection}" is an alias of several indices ({", ".join(sorted(answer))}); a collection has '
+            "one.\n"
             "  Use the name of a collection, or remove the alias from all indices but one.",
             **where,
         )
@@ -148,7 +151,7 @@ def our_index(answer: Mapping[str, Any], collection: str, operation: str) -> str
 
 
 def listed(answer: Mapping[str, Any]) -> list[CollectionInfo]:
-    """Return the collections of a server, from the response to ``GET /_all``; other indices by their own names."""
+    """Return the collections in the response to ``GET /_all``; other indices by their own names."""
     found: dict[str, CollectionInfo] = {}
     for index, described in answer.items():
         record = described.get("mappings", {}).get("_meta", {}).get(_META)
@@ -168,9 +171,9 @@ def _collection_of(alias: str) -> str:
 def droppable_index(answer: Mapping[str, Any], collection: str) -> str:
     """Return the index to delete with the collection, from a non-empty response to ``GET /ALIAS``.
 
-    An alias that an operator gave to the index of another collection must not be dropped as a collection: the other
-    collection would lose its documents. An index belongs to the collection that it is named after, or whose alias is
-    its only alias.
+    An alias that an operator gave to the index of another collection must not be dropped as a collection: the
+    other collection would lose its documents. An index belongs to the collection that it is named after, or
+    whose alias is its only alias.
 
     Raises:
         Rejected: The index belongs to another collection, or not to this package.
@@ -201,7 +204,8 @@ def read_schema(answer: Mapping[str, Any], collection: str) -> Schema:
     where = {"backend": BACKEND, "operation": "open"}
     if not answer:
         raise CollectionNotFound(
-            f'there is no collection "{collection}".\n  Create it, or list the collections with m3 collections URL.',
+            f'there is no collection "{collection}".\n  Create it, or list the collections with m3 '
+            "collections URL.",
             **where,
         )
     name = our_index(answer, collection, "open")

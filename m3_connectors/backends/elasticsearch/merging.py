@@ -1,4 +1,4 @@
-"""Merge each shard into one segment; the server does this in a task that may outlast any timeout, so it is polled."""
+"""Merge each shard into one segment, in a task of the server that is polled until it completes."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ async def merge(connection: Connection, alias: str) -> None:
     """Merge the segments, make searches use the result, and return when that is done, however long it takes.
 
     Raises:
-        BackendError: The server failed, or refuses to merge; or these credentials may not read the state of the
-            task, in which case the merge may have started.
+        BackendError: The server failed, or refuses to merge; or these credentials may not read the state of
+            the task, in which case the merge may have started.
     """
     path = f"/{segment(alias)}"
-    # A merge keeps deleted documents that the last commit still refers to; a flush makes a newer commit. Documents
-    # deleted in about the last 30 s remain in any case, for replicas that have to catch up.
+    # A merge keeps deleted documents that the last commit still refers to; a flush makes a newer commit.
+    # Documents deleted in about the last 30 s remain in any case, for replicas that have to catch up.
     await connection.request("optimize", "POST", f"{path}/_flush")
     begun = await connection.request(
         "optimize", "POST", f"{path}/_forcemerge", max_num_segments="1", wait_for_completion="false"

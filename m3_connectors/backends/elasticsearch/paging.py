@@ -62,8 +62,9 @@ async def pages(
                 return
             pit, after = answer["pit_id"], hits[-1]["sort"]
     finally:
-        # The point in time would expire by itself. A server that is gone needs no such request, and a cancelled caller
-        # should not wait. A scan that is abandoned may end when its event loop does, after the connection is closed.
+        # The point in time would expire by itself. A server that is gone needs no such request, and a
+        # cancelled caller should not wait. A scan that is abandoned may end when its event loop does, after
+        # the connection is closed.
         if not connection.closed:
             with anyio.move_on_after(5, shield=True), contextlib.suppress(BackendError):
                 await connection.once(operation, "DELETE", "/_pit", {"id": pit})

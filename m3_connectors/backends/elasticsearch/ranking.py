@@ -1,4 +1,4 @@
-"""Candidate lists: the server lists candidates; what it rounds or cuts off is proven correct or requested again."""
+"""Candidate lists from the server; what it rounds or cuts off is proven correct or requested again."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ from m3_connectors.methods import rank
 Hits = list[dict[str, Any]]
 
 _SCANNED = 8_000
-"""The number of documents in a part that is searched exactly: if at most ``MOST_HITS`` pass, no graph is used."""
+"""The number of documents in a part that is searched exactly: if at most ``MOST_HITS`` pass, no graph is
+used."""
 
 _MORE = 16
 """The minimum number of documents requested beyond the limit, because the server ranks by rounded s_lex."""
@@ -38,8 +39,8 @@ _TIED = 1000
 """The same where the cut separates equal s_dense; these are ordered by id."""
 
 _ROUNDED = (1 + 1e-4) / (1 - 2**-8)
-"""The largest factor by which s_lex exceeds the server's: the server truncates a document's weights to 9 significant
-bits; the rest of the factor covers sums in float32."""
+"""The largest factor by which s_lex exceeds the server's: the server truncates a document's weights to 9
+significant bits; the rest of the factor covers sums in float32."""
 
 _PAGE = 1000
 _PARTS_AT_ONCE = 4
@@ -84,7 +85,7 @@ async def _scan(
     filter: Query | None,
     fields: Sequence[str],
 ) -> tuple[Hits, Float32]:
-    """Return the true list, from parts of the collection that are small enough for the server to scan them."""
+    """Return the true list, from parts of the collection that are small enough to be scanned."""
     parts = max(1, -(-await count(connection, alias, filter) // _SCANNED))
     bounds = [BUCKETS * i // parts for i in range(parts + 1)]
 

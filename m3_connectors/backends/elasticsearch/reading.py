@@ -1,4 +1,4 @@
-"""Read given documents from the index: texts, vectors, and exact scores, which are computed here from the blobs."""
+"""Read given documents from the index: texts, vectors, and exact scores, computed here from blobs."""
 
 from __future__ import annotations
 
@@ -47,7 +47,8 @@ _PAGE_BYTES = 8 * 2**20
 
 _PAGES_AT_ONCE = 3
 _SCORED_PAGES = 6
-"""The number of pages that are unpacked and scored together; one product per page would make the cores wait."""
+"""The number of pages that are unpacked and scored together; one product per page would make the cores
+wait."""
 
 _DOCUMENTS = 100
 """The number of texts in one response, because their length is not known."""
@@ -58,8 +59,8 @@ _SPARSE_BYTES = 8 * 1024
 _MOST_HINTS = 200_000
 
 _PAUSES_SECONDS = (0.0, 1.0)
-"""The pauses before documents with missing parts are read again: the document was replaced in between, or its parts
-are in a shard that is refreshed later (every second by default)."""
+"""The pauses before documents with missing parts are read again: the document was replaced in between, or its
+parts are in a shard that is refreshed later (every second by default)."""
 
 
 class Reader:
@@ -70,12 +71,14 @@ class Reader:
         self._alias = alias
         self._schema = schema
         self._large_answers = anyio.CapacityLimiter(_PAGES_AT_ONCE)
-        # One matrix product at a time: each uses all cores, and concurrent ones spend half of their time waiting.
+        # One matrix product at a time: each uses all cores, and concurrent ones spend half of their time
+        # waiting.
         self._scoring = anyio.CapacityLimiter(1)
         self._row_bytes = schema.model.dimension * np.dtype(schema.storage.multivector_dtype).itemsize
         self._most_rows = 0
         self._rows: dict[str, int] = {}
-        """The number of rows by id, where known; used only to plan the size of responses, so it may be outdated."""
+        """The number of rows by id, where known; used only to plan the size of responses, so it may be
+        outdated."""
 
     async def documents(self, ids: Sequence[str]) -> dict[str, Document]:
         """Return the documents that are stored, by id."""
@@ -110,7 +113,7 @@ class Reader:
     async def blob_scores(
         self, components: Sequence[Component], query: M3Embeddings, ids: Sequence[str]
     ) -> Known:
-        """Return s_lex, s_mul or both by id, of the stored ids, with one read of their blobs; the ids must differ."""
+        """Return s_lex, s_mul or both by id, of stored ids, with one read of their blobs; ids must differ."""
         known: Known = {name: {} for name in components}
         fields = blobs_of(components)
         runs = await self._planned(ids, "multivector" in components, "score")
@@ -212,14 +215,15 @@ class Reader:
             await anyio.sleep(pause)
         if broken is not None:
             raise Corrupt(
-                f"parts of the multi-vectors of document {broken!r} are missing.\n  Index the document again.",
+                f"parts of the multi-vectors of document {broken!r} are missing.\n  Index the document "
+                "again.",
                 backend=BACKEND,
                 operation=operation,
             )
         return hits
 
     async def _add_parts(self, operation: str, hits: Hits) -> str | None:
-        """Add the blobs of the parts to the hits of long documents; return the id of one with missing parts."""
+        """Add the blobs of the parts to the hits of long documents; return an id with missing parts."""
         split = [hit for hit in hits if PARTS in hit.get("fields", {})]
         names = [name for hit in split for name in hit["fields"][PARTS]]
         found: dict[str, list[str]] = {}

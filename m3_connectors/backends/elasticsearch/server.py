@@ -1,4 +1,4 @@
-"""Describe an Elasticsearch server and find its problems; features are detected, not derived from its edition."""
+"""Describe an Elasticsearch server and find its problems; features are detected, not assumed."""
 
 from __future__ import annotations
 
@@ -30,19 +30,21 @@ _SCORING = {
     "rank-vectors": "rank_vectors",
     "rank-rrf": "fusion retrievers",
 }
-"""Optional modules for scoring in the server. None is needed or used, because they score rounded sparse weights."""
+"""Optional modules for scoring in the server. None is needed or used, because they score rounded sparse
+weights."""
 
 _PAID = ("enterprise", "trial")
 
 
 async def server_info(connection: Connection, alias: str, collection: str) -> ServerInfo:
-    """Return version, licence, modules and health of the server, and the state of the collection's index, if any.
+    """Return version, licence, modules and health of the server, and the state of the collection's index.
 
     Raises:
         BackendError: The server cannot be reached, or refuses the credentials for every request.
     """
     remarks: list[Remark] = []
-    # GET / is not used because a reduced Elasticsearch lacks it. This call is first, so that bad credentials raise.
+    # GET / is not used because a reduced Elasticsearch lacks it. This call is first, so that bad credentials
+    # raise.
     health: dict[str, Any] = {}
     try:
         health = await connection.request("describe", "GET", "/_cluster/health")
@@ -61,8 +63,8 @@ async def server_info(connection: Connection, alias: str, collection: str) -> Se
             raise
         remarks.append(
             Remark(
-                "this server does not report its cluster (typical for serverless), so health, version and disks "
-                "are unknown",
+                "this server does not report its cluster (typical for serverless), so health, version and "
+                "disks are unknown",
                 "Nothing needs to be done: only this report uses them.",
                 is_problem=False,
             )
@@ -94,7 +96,7 @@ async def server_info(connection: Connection, alias: str, collection: str) -> Se
 
 
 async def check_version(connection: Connection, operation: str) -> None:
-    """Refuse servers that are too old; a server that does not report its version to these credentials is accepted.
+    """Refuse servers that are too old; a server whose version these credentials cannot read is accepted.
 
     Raises:
         Unsupported: A node is older than ``OLDEST``.
@@ -104,8 +106,8 @@ async def check_version(connection: Connection, operation: str) -> None:
         if _is_old(version):
             oldest = ".".join(map(str, OLDEST))
             raise Unsupported(
-                f"{connection.url} is Elasticsearch {version}; m3-connectors needs {oldest} or 9.x, which can search "
-                f"sparse vectors without pruning.\n  Update the server to {oldest} or 9.x."
+                f"{connection.url} is Elasticsearch {version}; m3-connectors needs {oldest} or 9.x, which "
+                f"can search sparse vectors without pruning.\n  Update the server to {oldest} or 9.x."
             )
 
 
@@ -231,7 +233,8 @@ def _of_index(path: str, settings: Mapping[str, str], health: Mapping[str, Any])
         )
     elif health.get("status") == "yellow":
         yield Remark(
-            f"{health['unassigned_shards']} replicas have no node (yellow), so the loss of one node may lose data",
+            f"{health['unassigned_shards']} replicas have no node (yellow), so the loss of one node may lose "
+            "data",
             f'Add a node; on a single node, use PUT {path}/_settings {{"index.number_of_replicas": 0}}',
             is_problem=False,
         )

@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 def multivectors(hits: Hits, dimension: int) -> MultiVectors:
-    """Return the multi-vectors of hits, in their order; a hit may have several blobs, which are joined in order.
+    """Return the multi-vectors of hits, in their order; several blobs of a hit are joined in order.
 
     Raises:
         Corrupt: A hit has no readable blob.

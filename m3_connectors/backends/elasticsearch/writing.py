@@ -1,11 +1,11 @@
 """Writes of one open collection.
 
-Elasticsearch refuses an operation larger than about 2 % of its heap (it counts five times its bytes against a tenth of
-the heap). Multi-vectors of more than ``PART_BYTES`` are therefore stored in parts: separate documents, whose ids are
-listed in the main document. Parts are written first and under new ids, so a document never refers to a part that is
-missing or belongs to another version. Only the parts of the replaced version are removed, so concurrent calls for one
-id never remove each other's parts. The caller did not ask for this removal: if it fails, the call still succeeds, and
-the next delete of the document removes the rest.
+Elasticsearch refuses an operation larger than about 2 % of its heap (it counts five times its bytes against a
+tenth of the heap). Multi-vectors of more than ``PART_BYTES`` are therefore stored in parts: separate
+documents, whose ids are listed in the main document. Parts are written first and under new ids, so a document
+never refers to a part that is missing or belongs to another version. Only the parts of the replaced version
+are removed, so concurrent calls for one id never remove each other's parts. The caller did not ask for this
+removal: if it fails, the call still succeeds, and the next delete of the document removes the rest.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ _BATCHES_AT_ONCE = 2
 _IDS = 1000
 
 _ORPHANED_SECONDS = 3600.0
-"""Parts of this age that no document refers to come from a failed call; younger ones may belong to a running call."""
+"""Parts of this age that no document refers to come from a failed call; younger ones may belong to a running
+call."""
 
 
 _log = logging.getLogger(__name__)
@@ -68,12 +69,14 @@ class Writer:
         """Store checked documents.
 
         Raises:
-            InvalidInput: A document has more rows than fit in one part, and the collection does not split documents.
+            InvalidInput: A document has more rows than fit in one part, and the collection does not split
+            documents.
             PartialWrite: Some documents were not stored; the error names them.
             BackendError: The server failed.
         """
         parts = self._planned_parts(documents, embeddings)
-        # Parts that a concurrent call writes for these ids from now on are removed by that call, or by the next one.
+        # Parts that a concurrent call writes for these ids from now on are removed by that call, or by the
+        # next one.
         old = await self._named_parts([document.id for document in documents], "upsert")
         failed: dict[str, BackendError] = {}
         for i, names in parts.items():
@@ -97,7 +100,7 @@ class Writer:
         await self._end([*outcomes, Outcome({}, failed)], old, "upsert")
 
     async def delete(self, ids: Sequence[str]) -> int:
-        """Delete documents by distinct ids, and what failed calls left of them; return how many were stored."""
+        """Delete documents by distinct ids, and remains of failed calls; return how many were stored."""
         old = await self._named_parts(ids, "delete")
         outcomes = [
             await self._write({id: delete_operation(id) for id in part}, "delete")
@@ -118,9 +121,10 @@ class Writer:
         if long and self._schema.storage.long_documents == "error":
             i = long[0]
             raise InvalidInput(
-                f"documents[{i}] (id {documents[i].id!r}) has {counts[i]} multi-vector rows; this collection stores "
-                f"at most {self._rows_per_part} for a document.\n"
-                '  Split the text, or create the collection with Storage(long_documents="split"), which is exact.'
+                f"documents[{i}] (id {documents[i].id!r}) has {counts[i]} multi-vector rows; this "
+                f"collection stores at most {self._rows_per_part} for a document.\n"
+                '  Split the text, or create the collection with Storage(long_documents="split"), which is '
+                "exact."
             )
         return {
             i: [part_name(version, part) for part in range(-(-int(counts[i]) // self._rows_per_part))]
@@ -145,7 +149,7 @@ class Writer:
         return "multivector" in self._schema.components and self._schema.storage.long_documents != "error"
 
     async def _named_parts(self, ids: Sequence[str], operation: str) -> dict[str, list[str]]:
-        """Return the ids of documents' parts, by document id, as last written; this does not depend on a refresh."""
+        """Return the ids of documents' parts, by document id, as last written, even before a refresh."""
         named: dict[str, list[str]] = {}
         for some in by_count(ids if self._splits else (), _IDS):
             answer: dict[str, Any] = await self._connection.request(
@@ -175,7 +179,7 @@ class Writer:
     async def _end(
         self, outcomes: list[Outcome], old: Mapping[str, Sequence[str]], operation: str
     ) -> dict[str, str]:
-        """Return the results of a whole call, once searches see them and the old parts of the documents are removed."""
+        """Return the results of a call, once searches see them and the old parts of documents are removed."""
         done = [id for outcome in outcomes for id in outcome.results]
         try:
             if self._refresh is True and done:
@@ -210,7 +214,7 @@ class Writer:
 
 @contextlib.contextmanager
 def _best_effort() -> Iterator[None]:
-    """Remove unused parts; a failure is only logged, because the documents themselves are stored as requested."""
+    """Remove unused parts; a failure is only logged, because the documents are stored as requested."""
     try:
         yield
     except BackendError as error:

@@ -1,8 +1,8 @@
 """Compare a collection's indexes and properties with what the adapter created, to find changes by operators.
 
-An index can be dropped and created again with any type and metric. ``faults`` finds changes that would give wrong
-lists or scores without an error; the collection is then not used. ``notes`` finds changes that are handled, or that
-may be surprising.
+An index can be dropped and created again with any type and metric. ``faults`` finds changes that would give
+wrong lists or scores without an error; the collection is then not used. ``notes`` finds changes that are
+handled, or that may be surprising.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from m3_connectors.backends.milvus.layout import SCORED_EXACTLY
 
 _SPARSE_INDEXES = ("SPARSE_INVERTED_INDEX", "SPARSE_WAND")
 _SPARSE_PRECISIONS = ("", "fp32", "fp16")
-"""Precisions of the postings; the lists of servers that may round to fp16 are proven with the stored vectors."""
+"""Precisions of the postings; the lists of servers that may round to fp16 are proven with the stored
+vectors."""
 
 _TTL = "collection.ttl.seconds"
 
@@ -28,7 +29,7 @@ def faults(indexes: Mapping[str, Mapping[str, Any]]) -> Iterator[Remark]:
     """
     for field, index in indexes.items():
         name = index.get("index_name", field)
-        again = f'Release the collection and drop the index "{name}"; opening the collection creates the correct index.'
+        again = f'Release the collection and drop the index "{name}"; opening the collection creates it correctly.'
         metric = index.get("metric_type")
         if metric != "IP":
             yield Remark(
@@ -38,8 +39,8 @@ def faults(indexes: Mapping[str, Mapping[str, Any]]) -> Iterator[Remark]:
             continue
         if index["index_type"] not in _SPARSE_INDEXES:
             yield Remark(
-                f'the index "{name}" of the field "{field}" is of type {index["index_type"]}, whose lists may be '
-                "incomplete",
+                f'the index "{name}" of the field "{field}" is of type {index["index_type"]}, whose lists '
+                "may be incomplete",
                 again,
             )
         if float(index.get("drop_ratio_build") or 0) > 0:
@@ -50,7 +51,8 @@ def faults(indexes: Mapping[str, Mapping[str, Any]]) -> Iterator[Remark]:
             )
         if str(index.get("quant_type") or "").lower() not in _SPARSE_PRECISIONS:
             yield Remark(
-                f'the index "{name}" of the field "{field}" rounds weights (quant_type={index["quant_type"]})',
+                f'the index "{name}" of the field "{field}" rounds weights '
+                f"(quant_type={index['quant_type']})",
                 again,
             )
 
@@ -65,8 +67,8 @@ def notes(described: Mapping[str, Any], indexes: Mapping[str, Mapping[str, Any]]
     kind = indexes.get("dense", {}).get("index_type")
     if kind is not None and kind not in SCORED_EXACTLY:
         yield Remark(
-            f"the dense index ({kind}) may be quantised, which affects which documents are candidates; scores are "
-            "computed here from the stored vectors and remain exact, which takes longer",
+            f"the dense index ({kind}) may be quantised, which affects which documents are candidates; "
+            "scores are computed here from the stored vectors and remain exact, which takes longer",
             "Use HNSW or FLAT, which score exactly themselves.",
             is_problem=False,
         )

@@ -62,8 +62,8 @@ class MilvusBackend(Backend):
     Args:
         where: A server's endpoint, or the data directory of the embedded milvus-lite.
         collection: The name of the collection.
-        index: The dense index of a new collection. ``FLAT`` scans every vector (exact; the default for milvus-lite).
-            ``HNSW`` is approximate in which documents are found (the default for servers).
+        index: The dense index of a new collection. ``FLAT`` scans every vector (exact; the default for
+            milvus-lite). ``HNSW`` is approximate in which documents are found (the default for servers).
         max_row_bytes: The maximum size of an entity; it must fit in a message of the server's log, 2 MiB with
             Pulsar. The multi-vector of a longer document is stored in parts.
         batch_bytes: The maximum size of a write request.
@@ -334,8 +334,8 @@ class MilvusBackend(Backend):
     ) -> Mapping[Component, Mapping[str, float | np.float32]]:
         """Return the missing scores by key, of the documents that are stored.
 
-        Multi-vectors must be fetched; for few documents everything is fetched, with all that is missing in one
-        request. Otherwise the store searches among the keys.
+        Multi-vectors must be fetched; for few documents everything is fetched, with all that is missing in
+        one request. Otherwise the store searches among the keys.
         """
         union = list(dict.fromkeys(key for keys in missing.values() for key in keys))
         if "multivector" in missing or len(union) <= _FETCHED_RATHER_THAN_SEARCHED:

@@ -1,9 +1,9 @@
 """One connection: pymilvus' blocking client in worker threads, with timeouts, typed errors and retries.
 
-pymilvus also has an asyncio client, which is marked experimental. It decodes responses on the event loop (35 MB of
-packed vectors would block it for a tenth of a second), and a cancelled call may leave its shared channel closed. The
-blocking client, with one thread per call, has neither problem: an abandoned call ends at its own timeout without
-effects on others, and a call that was not sent yet is never sent.
+pymilvus also has an asyncio client, which is marked experimental. It decodes responses on the event loop (35
+MB of packed vectors would block it for a tenth of a second), and a cancelled call may leave its shared
+channel closed. The blocking client, with one thread per call, has neither problem: an abandoned call ends at
+its own timeout without effects on others, and a call that was not sent yet is never sent.
 """
 
 from __future__ import annotations
@@ -39,12 +39,13 @@ _THREADS = 16
 """The number of concurrent reads of one connection, and of concurrent writes."""
 
 _GRPC_OPTIONS = {
-    # A restarted server is found within a second; gRPC's own pause grows to minutes, for all channels together.
+    # A restarted server is found within a second; gRPC's own pause grows to minutes, for all channels
+    # together.
     "grpc.initial_reconnect_backoff_ms": 200,
     "grpc.max_reconnect_backoff_ms": 1_000,
     "grpc.use_local_subchannel_pool": 1,
-    # A connection that broke silently is detected after 40 s. milvus-lite mistakes pymilvus' ping every 10 s, also
-    # between calls, for an attack, and closes the connection (GOAWAY, too_many_pings).
+    # A connection that broke silently is detected after 40 s. milvus-lite mistakes pymilvus' ping every 10 s,
+    # also between calls, for an attack, and closes the connection (GOAWAY, too_many_pings).
     "grpc.keepalive_time_ms": 30_000,
     "grpc.keepalive_timeout_ms": 10_000,
     "grpc.keepalive_permit_without_calls": 0,
@@ -89,8 +90,9 @@ class Connection:
     def rounds_sparse(self) -> bool:
         """Whether sparse searches may score with rounded weights.
 
-        Servers from 3.0 may store them as 16-bit floats (SINDI), in the interim index of a segment regardless of the
-        collection's own index (the review of milvus #52361); older ones and milvus-lite are exact to float32.
+        Servers from 3.0 may store them as 16-bit floats (SINDI), in the interim index of a segment regardless
+        of the collection's own index (the review of milvus #52361); older ones and milvus-lite are exact to
+        float32.
         """
         return not self.is_lite and release(self.version) >= (3,)
 
@@ -186,7 +188,8 @@ class Connection:
             method: The name of a method that takes ``timeout``.
             *args: Its positional arguments.
             write: Whether it changes the collection; it must be safe to repeat.
-            then: Applied to the response in the same thread, because pymilvus decodes rows when they are read.
+            then: Applied to the response in the same thread, because pymilvus decodes rows when they are
+            read.
             **kwargs: Its keyword arguments.
 
         Raises:
@@ -194,7 +197,8 @@ class Connection:
         """
 
         async def once() -> Any:
-            # A write that was abandoned while it waited must not be applied after later writes were acknowledged.
+            # A write that was abandoned while it waited must not be applied after later writes were
+            # acknowledged.
             given_up = threading.Event()
             deadline = time.monotonic() + self.patience.timeout_seconds
 
@@ -237,8 +241,9 @@ class Connection:
 
     def _too_late(self, operation: str) -> TimedOut:
         return TimedOut(
-            f"{self.where} was busy with earlier calls of this process for {self.patience.timeout_seconds:g} s; this "
-            "call was not sent.\n  Send fewer requests at the same time, or raise timeout_seconds.",
+            f"{self.where} was busy with earlier calls of this process for "
+            f"{self.patience.timeout_seconds:g} s; this call was not sent.\n"
+            "  Send fewer requests at the same time, or raise timeout_seconds.",
             backend=BACKEND,
             operation=operation,
         )
@@ -292,7 +297,7 @@ _calling = contextvars.ContextVar("m3_milvus_calling", default=False)
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep pymilvus from logging a traceback for each failed call of this package, which raises an error anyway."""
+    """Keep pymilvus from logging a traceback for each failed call, which raises an error anyway."""
     token = _calling.set(True)
     try:
         yield

@@ -1,4 +1,4 @@
-"""Operations on a whole collection: create it, open it, drop it, and wait for its indexes after many writes."""
+"""Operations on a whole collection: create, open, drop, and wait for its indexes after many writes."""
 
 from __future__ import annotations
 
@@ -67,8 +67,9 @@ async def create(connection: Connection, collection: str, schema: Schema, dense_
 
 
 async def _create_parts(connection: Connection, collection: str, layout: Layout) -> None:
-    # The parts may exist: from a drop that did not complete, or from another process that creates the same collection
-    # now. Dropping them would delete its documents; old parts are never read, and are removed by ``optimize``.
+    # The parts may exist: from a drop that did not complete, or from another process that creates the same
+    # collection now. Dropping them would delete its documents; old parts are never read, and are removed by
+    # ``optimize``.
     with contextlib.suppress(AlreadyExists):
         await connection.call(
             "create",
@@ -89,8 +90,8 @@ async def _create_parts(connection: Connection, collection: str, layout: Layout)
         own = await _has_own_parts(connection, collection, layout.parts_name, "create")
     if not own:
         raise Rejected(
-            f'the parts of long documents of "{collection}" need the name "{layout.parts_name}", which is already '
-            "used by another collection.\n  Use another collection name.",
+            f'the parts of long documents of "{collection}" need the name "{layout.parts_name}", which is '
+            "already used by another collection.\n  Use another collection name.",
             backend=BACKEND,
             operation="create",
         )
@@ -124,7 +125,8 @@ async def opened(connection: Connection, collection: str, dense_index: str) -> L
     layout = layouts.read_layout(collection, described, dense_index)
     if layout.has_parts and not await _has_own_parts(connection, collection, layout.parts_name, "open"):
         raise Corrupt(
-            f'the collection "{layout.parts_name}", which holds the parts of long documents of "{collection}", is '
+            f'the collection "{layout.parts_name}", which holds the parts of long documents of '
+            f'"{collection}", is '
             "missing or belongs to another collection.\n  Index into another collection.",
             backend=BACKEND,
             operation="open",
@@ -161,7 +163,8 @@ async def drop(connection: Connection, collection: str) -> None:
     """Remove a collection and its parts, but nothing of another program or of another collection.
 
     Raises:
-        Rejected: The collection does not belong to this package, or the name is an alias of another collection.
+        Rejected: The collection does not belong to this package, or the name is an alias of another
+        collection.
     """
     name = stored_name(collection)
     if await connection.call("drop", "has_collection", name):
@@ -214,7 +217,8 @@ async def _index_built(connection: Connection, name: str, index: str) -> None:
             rows, grown = said["indexed_rows"], time.monotonic()
         elif time.monotonic() - grown > connection.patience.total_seconds:
             raise TimedOut(
-                f'the index "{index}" at {connection.where} has not grown for {connection.patience.total_seconds:g} s: '
+                f'the index "{index}" at {connection.where} has not grown for '
+                f"{connection.patience.total_seconds:g} s: "
                 f"it holds {rows} rows, and {said['pending_index_rows']} are waiting.\n"
                 "  Check the load of the server, and call optimize again.",
                 backend=BACKEND,
@@ -242,7 +246,7 @@ async def vector_indexes(connection: Connection, name: str, operation: str) -> d
 
 
 async def _make_indexes(connection: Connection, name: str, indexes: IndexParams) -> None:
-    """Create the indexes that a collection lacks: all for a new one, the rest if a creation was interrupted."""
+    """Create missing indexes: all for a new collection, the rest if a creation was interrupted."""
     for index in indexes:
         if await connection.call("open", "list_indexes", name, field_name=index.field_name):
             continue

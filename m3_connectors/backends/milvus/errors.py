@@ -1,8 +1,8 @@
 """Translate errors of pymilvus and gRPC into errors of this package.
 
-pymilvus raises two kinds: ``MilvusException`` if the server answered, and a plain ``grpc.RpcError`` if the call itself
-failed (timeout, message too large). The code numbers of milvus-lite differ from the server's, so the message decides
-where both use the same number.
+pymilvus raises two kinds: ``MilvusException`` if the server answered, and a plain ``grpc.RpcError`` if the
+call itself failed (timeout, message too large). The code numbers of milvus-lite differ from the server's, so
+the message decides where both use the same number.
 """
 
 from __future__ import annotations
@@ -77,7 +77,8 @@ _BY_WORDS: tuple[tuple[str, type[BackendError]], ...] = (
     ("retry run out", Unavailable),
     ("rate limit", Throttled),
     ("larger than max", TooLarge),
-    # Responses that are too large: of the proxy, of the query nodes, and since 2026-08 of both (milvus #52607).
+    # Responses that are too large: of the proxy, of the query nodes, and since 2026-08 of both (milvus
+    # #52607).
     ("exceed the maxoutputsize limit", TooLarge),
     ("exceed the limit size", TooLarge),
     ("exceeds the configured maximum output size", TooLarge),

@@ -1,15 +1,16 @@
-"""Exact metadata filters: the fields that are stored with a document for filters, and the expression of a filter.
+"""Exact metadata filters: the fields that are stored for them, and the expression of a filter.
 
-Milvus' own JSON operators differ from ``filters.matches`` (lists, booleans, null, missing fields, ``not``), in another
-way in each version. This package therefore derives fields from a document's metadata when it is written, and an
-expression uses only these:
+Milvus' own JSON operators differ from ``filters.matches`` (lists, booleans, null, missing fields, ``not``),
+in another way in each version. This package therefore derives fields from a document's metadata when it is
+written, and an expression uses only these:
 
-- *terms*: one digest for each (field, value) that ``OneOf`` finds, each field that ``Exists`` finds, each field
-  that holds a number or a date, and the terms of ``large_numbers``;
-- *bounds*: the lowest and highest number and date of each field, as dynamic fields. An element is above a bound if
-  the highest is, and below it if the lowest is, so lists need nothing else.
+- *terms*: one digest for each (field, value) that ``OneOf`` finds, each field that ``Exists`` finds, each
+  field that holds a number or a date, and the terms of ``large_numbers``;
+- *bounds*: the lowest and highest number and date of each field, as dynamic fields. An element is above a
+  bound if the highest is, and below it if the lowest is, so lists need nothing else.
 
-``Not`` is pushed down to these two, because in Milvus a comparison with a missing field is neither true nor false.
+``Not`` is pushed down to these two, because in Milvus a comparison with a missing field is neither true nor
+false.
 """
 
 from __future__ import annotations
@@ -132,7 +133,7 @@ def expression(filter: Filter | None, *, terms_as_array: bool) -> str:
 
 
 def _equals(field: str, value: Scalar) -> str:
-    """Return one term for all values that are equal to each other, and for no others: True is not 1, but 1.0 is."""
+    """Return one term for all values that are equal, and for no others: True is not 1, but 1.0 is."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     kind = "bool" if isinstance(value, bool) else "text" if isinstance(value, str) else "number"

@@ -1,9 +1,10 @@
 """The layout of a collection in Milvus: its fields and indexes, and what it records about itself.
 
-The documents' collection has one entity per document. Multi-vectors are in the same entity in packed form: base64 of
-the rows in an array of texts, the only type of field that holds this size on every server (JSON and texts are limited
-to 64 KB, arrays of numbers to 4,096 elements). If an entity would exceed ``max_row_bytes``, its packed rows are stored
-in parts in a second collection; the keys of the parts follow from the entity's ``version``.
+The documents' collection has one entity per document. Multi-vectors are in the same entity in packed form:
+base64 of the rows in an array of texts, the only type of field that holds this size on every server (JSON and
+texts are limited to 64 KB, arrays of numbers to 4,096 elements). If an entity would exceed ``max_row_bytes``,
+its packed rows are stored in parts in a second collection; the keys of the parts follow from the entity's
+``version``.
 """
 
 from __future__ import annotations
@@ -49,8 +50,8 @@ class Layout:
     Attributes:
         schema: What the collection records about itself.
         name: The name of the documents' collection in Milvus.
-        terms_as_array: Whether filter terms are an ARRAY with an inverted index (servers) or one text (milvus-lite,
-            which scans arrays row by row in Python).
+        terms_as_array: Whether filter terms are an ARRAY with an inverted index (servers) or one text
+            (milvus-lite, which scans arrays row by row in Python).
         dense_index: The type of the dense index as the server names it.
     """
 
@@ -118,7 +119,7 @@ def document_fields(layout: Layout, collection: str) -> CollectionSchema:
 
 
 def document_indexes(layout: Layout) -> IndexParams:
-    """Return the indexes: dense by inner product, sparse in the inverted index, and filter terms in theirs."""
+    """Return the indexes: dense by inner product, sparse and filter terms in inverted indexes."""
     indexes = MilvusClient.prepare_index_params()
     indexes.add_index(
         "dense",
@@ -209,7 +210,8 @@ def read_schema(collection: str, described: Mapping[str, Any]) -> Schema:
         ) from None
     if owner != collection:
         raise Rejected(
-            f'the name "{collection}" is already used by collection "{owner}".\n  Use another collection name.',
+            f'the name "{collection}" is already used by collection "{owner}".\n  Use another collection '
+            "name.",
             backend=BACKEND,
             operation="open",
         )
@@ -256,8 +258,8 @@ def read_layout(collection: str, described: Mapping[str, Any], dense_index: str)
         missing.append(f"dense of {schema.model.dimension} dimensions")
     if missing:
         raise Corrupt(
-            f'collection "{collection}" lacks {", ".join(missing)}, or has it with another type: the server does not '
-            "support it, or the collection was changed.\n  Index into another collection.",
+            f'collection "{collection}" lacks {", ".join(missing)}, or has it with another type: the server '
+            "does not support it, or the collection was changed.\n  Index into another collection.",
             backend=BACKEND,
             operation="open",
         )
@@ -283,8 +285,8 @@ def _recorded(described: Mapping[str, Any]) -> Any:
 
 
 def _add_texts(fields: CollectionSchema, name: str, *, on_server: bool) -> None:
-    # Servers load every field into the memory of their query nodes. These fields are most of a document's size and are
-    # read for a few hits only. milvus-lite has no such setting.
+    # Servers load every field into the memory of their query nodes. These fields are most of a document's
+    # size and are read for a few hits only. milvus-lite has no such setting.
     fields.add_field(
         name,
         DataType.ARRAY,

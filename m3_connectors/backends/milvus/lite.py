@@ -1,8 +1,8 @@
 """The embedded engine: milvus-lite in this process, with one server object per data directory.
 
-milvus-lite locks its directory and serves it over loopback gRPC. pymilvus can start such a server itself, but never
-stops it: after its client is closed, the lock remains until the process ends. This module counts the users of a server
-and closes it with the last one.
+milvus-lite locks its directory and serves it over loopback gRPC. pymilvus can start such a server itself, but
+never stops it: after its client is closed, the lock remains until the process ends. This module counts the
+users of a server and closes it with the last one.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from m3_connectors.errors import (
 )
 
 OLDEST = (3, 2, 2)
-"""milvus-lite 3.0 to 3.2.1 score a sparse inner product as BM25: wrong lists and wrong scores (measured on 3.1.1 and
-3.2.1). 2.x cannot store what this package needs (a None kills its process)."""
+"""milvus-lite 3.0 to 3.2.1 score a sparse inner product as BM25: wrong lists and wrong scores (measured on
+3.1.1 and 3.2.1). 2.x cannot store what this package needs (a None kills its process)."""
 
 
 @dataclasses.dataclass
@@ -54,7 +54,7 @@ _lock = threading.Lock()
 
 
 def acquire(directory: Path) -> Embedded:
-    """Return the engine for a directory, and start it if this process does not run it yet; end with ``release``.
+    """Return the engine for a directory, started if necessary; call ``release`` when it is no longer needed.
 
     Raises:
         MissingDependency: milvus-lite is not installed.
@@ -94,7 +94,8 @@ def check_version(version: str) -> None:
     numbers = tuple(int(part) for part in re.findall(r"\d+", version)[:3])
     if numbers < OLDEST:
         raise Unsupported(
-            f"milvus-lite {'.'.join(map(str, numbers))} scores sparse vectors incorrectly (as BM25, or not at all).\n"
+            f"milvus-lite {'.'.join(map(str, numbers))} scores sparse vectors incorrectly (as BM25, or not "
+            "at all).\n"
             '  Update it: pip install "milvus-lite>=3.2.2"'
         )
 
@@ -115,11 +116,12 @@ _SQLITE = b"SQLite format 3\0"
 
 
 def check_path(path: Path) -> None:
-    """Refuse a path that is not a database of milvus-lite 3 and cannot become one without changing what is there.
+    """Refuse a path that is not a database of milvus-lite 3 and cannot become one without changing data.
 
     Raises:
         Unsupported: The path is a file of milvus-lite 2.x.
-        Rejected: The path or one of its parents is another file, or the path is a directory with other content.
+        Rejected: The path or one of its parents is another file, or the path is a directory with other
+        content.
     """
     where = {"backend": BACKEND, "operation": "open"}
     other = "Use another path: a new one, or the directory of a database"
@@ -128,8 +130,8 @@ def check_path(path: Path) -> None:
             start = file.read(len(_SQLITE))
         if start == _SQLITE:
             raise Unsupported(
-                f"{path} is a SQLite file, as milvus-lite 2.x writes; milvus-lite 3 uses a directory and cannot "
-                "read it.\n  Index the documents again into another path."
+                f"{path} is a SQLite file, as milvus-lite 2.x writes; milvus-lite 3 uses a directory and "
+                "cannot read it.\n  Index the documents again into another path."
             )
         what = "a file, but not a database of milvus-lite" if start else "an empty file"
         raise Rejected(f"{path} is {what}; a database is a directory.\n  {other}.", **where)
@@ -138,7 +140,8 @@ def check_path(path: Path) -> None:
         entries = {entry.name for entry in path.iterdir() if not entry.name.startswith((".", "lost+found"))}
         if entries and not entries & _ENTRIES:
             raise Rejected(
-                f"the directory {path} is not a database of milvus-lite: it contains {', '.join(sorted(entries)[:3])}"
+                f"the directory {path} is not a database of milvus-lite: it contains "
+                f"{', '.join(sorted(entries)[:3])}"
                 f"{', …' if len(entries) > 3 else ''}.\n  {other}, such as {path / 'm3.db'}.",
                 **where,
             )
@@ -165,14 +168,16 @@ def _start(path: Path) -> Embedded:
         ) from error
     except MilvusLiteError as error:
         raise Corrupt(
-            f"milvus-lite cannot read {path}: {error}\n  Restore it from a backup, or index into another path.",
+            f"milvus-lite cannot read {path}: {error}\n  Restore it from a backup, or index into another "
+            "path.",
             backend=BACKEND,
             operation="open",
         ) from error
     except OSError as error:
         kind = StorageFull if error.errno == errno.ENOSPC else Unavailable
         raise kind(
-            f"milvus-lite cannot open {path}: {error}\n  Check the free space and the permissions of that path.",
+            f"milvus-lite cannot open {path}: {error}\n  Check the free space and the permissions of that "
+            "path.",
             backend=BACKEND,
             operation="open",
         ) from error

@@ -1,7 +1,8 @@
 """Names and literals: how a collection name, a document id or a field is represented in Milvus.
 
-No text of a user ever appears in an expression. Ids are percent-encoded into a plain alphabet, which is reversible, so
-the primary key is the id itself, readable if the id is plain. Fields and values of filters become digests.
+No text of a user ever appears in an expression. Ids are percent-encoded into a plain alphabet, which is
+reversible, so the primary key is the id itself, readable if the id is plain. Fields and values of filters
+become digests.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ _MADE_HERE = re.compile(rf"{PARTS}$|^m3_.*_[0-9a-f]{{12}}$")
 
 
 def key_of(id: str) -> str:
-    """Return the primary key of a document id: ASCII without quotes, backslashes, control characters or spaces."""
+    """Return the primary key of a document id: ASCII, no quotes, backslashes, control characters, spaces."""
     return quote(id, safe=_SAFE)
 
 
@@ -49,10 +50,10 @@ def digest(*parts: str) -> str:
 
 
 def stored_name(collection: str) -> str:
-    """Return the collection's name in Milvus, which allows only letters, digits and ``_``, and no digit first.
+    """Return the collection's name in Milvus, which allows letters, digits and ``_``, and no digit first.
 
-    A name that Milvus allows is unchanged, unless it looks like one of the names made here. Any other name gets a
-    digest, so that two names never collide.
+    A name that Milvus allows is unchanged, unless it looks like one of the names made here. Any other name
+    gets a digest, so that two names never collide.
     """
     if re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", collection) and not _MADE_HERE.search(collection):
         return collection

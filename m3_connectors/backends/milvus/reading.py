@@ -23,11 +23,13 @@ from m3_connectors.scoring import as_float16, score
 
 KEYS_AT_ONCE = 8_192
 _ANSWER_BYTES = 4 * 2**20
-"""Packed vectors in one response: 35 MB in eight responses took 60 ms, in one response 300 ms (milvus-lite 3.2.2)."""
+"""Packed vectors in one response: 35 MB in eight responses took 60 ms, in one response 300 ms (milvus-lite
+3.2.2)."""
 
 _ANSWERS_AT_ONCE = 4
 _SCORED_BYTES = 48 * 2**20
-"""Packed vectors that are unpacked and scored together; one product per response would make the cores wait."""
+"""Packed vectors that are unpacked and scored together; one product per response would make the cores
+wait."""
 
 WHOLE = 16
 """This number of entities is read in one response whatever their size: each has at most a megabyte or two."""
@@ -45,7 +47,8 @@ class Reader:
     def __init__(self, connection: Connection, layout: Layout) -> None:
         self.layout = layout
         self._connection = connection
-        # One matrix product at a time: each uses all cores, and concurrent ones spend half of their time waiting.
+        # One matrix product at a time: each uses all cores, and concurrent ones spend half of their time
+        # waiting.
         self._scoring = anyio.CapacityLimiter(1)
         self._counts: dict[str, int] = {}
 
@@ -84,8 +87,8 @@ class Reader:
     ) -> AsyncIterator[Sequence[Row]]:
         """Yield all rows that an expression finds, a thousand at a time, in the order of their keys.
 
-        The fields must include ``key``. pymilvus' own iterator waits forever for a server that hangs, and cannot
-        continue after a failed request.
+        The fields must include ``key``. pymilvus' own iterator waits forever for a server that hangs, and
+        cannot continue after a failed request.
         """
         after, size = "", _PAGE
         while True:
@@ -116,7 +119,8 @@ class Reader:
     async def count(self, expression: str) -> int:
         """Return the number of rows that an expression finds; all rows for an empty one."""
         if expression and self._connection.is_lite:
-            # milvus-lite counts by reading every field of the rows that it finds; reading the keys is cheaper.
+            # milvus-lite counts by reading every field of the rows that it finds; reading the keys is
+            # cheaper.
             found = await self._connection.call(
                 "count", "query", self.layout.name, filter=expression, output_fields=["key"]
             )
@@ -191,7 +195,7 @@ class Reader:
         return {key: rows[key] for key in keys}
 
     def note_rows(self, rows: Iterable[Row]) -> None:
-        """Store the numbers of multi-vector rows; they only serve to plan responses, so they may be outdated."""
+        """Store the numbers of multi-vector rows; they only help to plan responses and may be outdated."""
         if len(self._counts) > _MOST_HINTS:
             self._counts.clear()
         self._counts.update((row["key"], int(row["rows"])) for row in rows)
@@ -220,7 +224,7 @@ class Reader:
     async def _vectors(
         self, operation: str, rows: Mapping[str, Row], components: Sequence[Component]
     ) -> AsyncIterator[tuple[list[str], M3Embeddings]]:
-        """Yield the vectors of rows that have the fields of these components, in order, in pieces of limited size.
+        """Yield the vectors of rows with the fields of these components, in order, in pieces of limited size.
 
         Raises:
             DocumentNotFound: The document of a row is no longer stored.
@@ -247,7 +251,7 @@ class Reader:
                 ) from error
 
     async def _packed(self, operation: str, rows: Mapping[str, Row]) -> list[list[str]]:
-        """Return the elements of each row's multi-vector; those of long documents are read from their parts."""
+        """Return the elements of each row's multi-vector; long documents are read from their parts."""
         keys = list(rows)
         torn = ""
         for _ in range(3):

@@ -29,10 +29,12 @@ from m3_connectors.embeddings import Component, M3Embeddings, MultiVectors
 from m3_connectors.errors import InvalidInput
 
 NO_TOKEN = 2**32 - 2
-"""The token id in a sparse vector without tokens: milvus-lite refuses an empty one, and no vocabulary has this id."""
+"""The token id in a sparse vector without tokens: milvus-lite refuses an empty one, and no vocabulary has
+this id."""
 
 _PIECE_BYTES = MAX_TEXT_BYTES // 4 * 3
-"""The number of bytes whose base64 fills one element; a multiple of 3, so only the end of a document has padding."""
+"""The number of bytes whose base64 fills one element; a multiple of 3, so only the end of a document has
+padding."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +111,7 @@ def sparse_of(matrix: sp.csr_array, i: int) -> dict[int, float]:
 
 
 def stamp(seconds: float) -> str:
-    """Return the prefix of versions (and of their parts' keys) created at this time: 12 digits that sort by time."""
+    """Return the prefix of versions (and of their parts' keys) of this time: 12 digits that sort by time."""
     return f"{int(1e3 * seconds):012x}"
 
 
@@ -120,14 +122,15 @@ def _entity(
     found = answers(document.metadata)
     if len(found.terms) > MAX_ELEMENTS:
         raise InvalidInput(
-            f"{where} has metadata with {len(found.terms)} filterable values; Milvus stores at most {MAX_ELEMENTS} for "
-            "a document.\n  Move long lists from the metadata to the text, or leave them out."
+            f"{where} has metadata with {len(found.terms)} filterable values; Milvus stores at most "
+            f"{MAX_ELEMENTS} for a document.\n"
+            "  Move long lists from the metadata to the text, or leave them out."
         )
     bounds_bytes = len(json.dumps(found.bounds))
     if bounds_bytes > MAX_DYNAMIC_BYTES:
         raise InvalidInput(
-            f"{where} has numbers or dates in {len(found.bounds) // 2} fields of its metadata; Milvus stores about "
-            f"{len(found.bounds) // 2 * MAX_DYNAMIC_BYTES // bounds_bytes} for a document.\n"
+            f"{where} has numbers or dates in {len(found.bounds) // 2} fields of its metadata; Milvus "
+            f"stores about {len(found.bounds) // 2 * MAX_DYNAMIC_BYTES // bounds_bytes} for a document.\n"
             "  Leave wide tables out of the metadata."
         )
     text = document.text.encode()
@@ -156,9 +159,9 @@ def _entity(
         if size + packed > max_row_bytes:
             if not layout.has_parts:
                 raise InvalidInput(
-                    f"{where} takes {size + packed} bytes with its {len(rows)} rows; a row of Milvus holds at most "
-                    f"{max_row_bytes} (max_row_bytes).\n  Create the collection with "
-                    "Storage(long_documents='split'), which stores it exactly."
+                    f"{where} takes {size + packed} bytes with its {len(rows)} rows; a row of Milvus holds "
+                    f"at most {max_row_bytes} (max_row_bytes).\n"
+                    "  Create the collection with Storage(long_documents='split'), which stores it exactly."
                 )
             parts = tuple(_parts(version, pieces, max_row_bytes))
             row |= {"multivector": [], "parts": len(parts)}
@@ -166,8 +169,8 @@ def _entity(
             size += packed
     if size > max_row_bytes:
         raise InvalidInput(
-            f"{where} takes {size} bytes without its multi-vector; a row of Milvus holds at most {max_row_bytes} "
-            "(max_row_bytes).\n"
+            f"{where} takes {size} bytes without its multi-vector; a row of Milvus holds at most "
+            f"{max_row_bytes} (max_row_bytes).\n"
             "  Split its text into several documents, or raise max_row_bytes if the server accepts more."
         )
     return Entity(row, parts, size)

@@ -1,4 +1,4 @@
-"""Search one collection: the store's lists, made exact where it rounds, and split where they are too large."""
+"""Search one collection: the store's lists, made exact where it rounds, split where they are too large."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ _MORE = 16
 
 _ROUNDED = 1 + 2**-9
 _UNDERFLOW = 2**-24
-"""The largest factor by which s_lex exceeds the server's, and the largest difference per unit of the query's weights.
-The server rounds a document's weights to 16-bit floats (relative 2**-11, and 2**-25 near zero); the rest covers the
-query's own rounding and sums in float32."""
+"""The largest factor by which s_lex exceeds the server's, and the largest difference per unit of the query's
+weights. The server rounds a document's weights to 16-bit floats (relative 2**-11, and 2**-25 near zero); the
+rest covers the query's own rounding and sums in float32."""
 
 Hit = dict[str, Any]
 
@@ -58,7 +58,7 @@ class Searcher:
         fields: Sequence[str] = (),
         width: int = 0,
     ) -> list[Hit]:
-        """Return the best rows that an expression finds, best first, with exact scores; dense may be approximate.
+        """Return the best rows that an expression finds, best first, with exact scores; dense is approximate.
 
         Args:
             component: dense or sparse.
@@ -121,7 +121,7 @@ class Searcher:
         return [hit | dict(rows[hit["key"]]) for hit in hits if hit["key"] in rows]
 
     async def _exact_sparse(self, query: M3Embeddings, limit: int, expression: str) -> list[Hit]:
-        """Return the true list by s_lex from a server that ranks by rounded scores; proven, or requested again."""
+        """Return the true list by s_lex from a server with rounded scores; proven, or requested again."""
         assert query.sparse is not None
         asked = min(limit + max(limit // 10, _MORE), self.most_results)
         while True:
@@ -191,7 +191,7 @@ class Searcher:
     async def scan_for(
         self, component: Component, query: M3Embeddings, limit: int, expression: str
     ) -> dict[str, float]:
-        """Return the same from every stored vector, read page by page: exact where the index is not, but slow."""
+        """Return the same from every stored vector, read page by page: always exact, but slow."""
         found: dict[str, float] = {}
         async for page in self._reader.pages("search", expression or EVERYTHING, ["key", component]):
             scores = score(component, query, embeddings_of(self._layout, page, [component]))
@@ -208,7 +208,7 @@ class Searcher:
     async def searched_scores(
         self, component: Component, query: M3Embeddings, keys: Sequence[str]
     ) -> dict[str, float]:
-        """Return one component's scores by key with a search among these keys, for the keys that are stored."""
+        """Return one component's scores by key, of the stored keys, with a search among them."""
         if self._connection.rounds_sparse if component == "sparse" else self._layout.rounds_dense:
             return _as_floats((await self._reader.fetched_scores([component], query, keys))[component])
         found: dict[str, float] = {}

@@ -65,7 +65,8 @@ async def server_info(connection: Connection, where: Endpoint | Path, collection
         if connection.is_lite and rows > _LITE_DOCUMENTS:
             remarks.append(
                 Remark(
-                    f"milvus-lite keeps {rows:,} documents in memory and searches them in Python, which is slow",
+                    f"milvus-lite keeps {rows:,} documents in memory and searches them in Python, which is "
+                    "slow",
                     f"Use a server for more than about {_LITE_DOCUMENTS:,} documents.",
                     is_problem=False,
                 )

@@ -17,7 +17,8 @@ from m3_connectors.backends.milvus.rows import Entity, part_keys, stamp
 from m3_connectors.errors import PartialWrite, Rejected, StorageFull
 
 _FLUSH_ROWS = 1_000
-"""milvus-lite scans unflushed rows one by one (measured: a search over 10,000 of them takes 2 s, flushed 40 ms)."""
+"""milvus-lite scans unflushed rows one by one (measured: a search over 10,000 of them takes 2 s, flushed 40
+ms)."""
 
 _KEYS_AT_ONCE = 8_192
 
@@ -25,14 +26,16 @@ _HOPELESS = 64
 """After this number of refused rows, if none was accepted, the remaining ones are not tried one by one."""
 
 _ORPHANED_SECONDS = 3600.0
-"""Parts of this age that no document refers to come from a failed call; younger ones may belong to a running call."""
+"""Parts of this age that no document refers to come from a failed call; younger ones may belong to a running
+call."""
 
 
 class Writer:
     """Writes to the collection of a layout.
 
-    A document is replaced in three steps, so that a reader sees the whole old or the whole new one: first the parts of
-    the new version are written, then its entity, which refers to that version, and last the old parts are removed.
+    A document is replaced in three steps, so that a reader sees the whole old or the whole new one: first the
+    parts of the new version are written, then its entity, which refers to that version, and last the old
+    parts are removed.
     """
 
     def __init__(self, connection: Connection, layout: Layout, reader: Reader, batch_bytes: int) -> None:
@@ -44,7 +47,7 @@ class Writer:
         self._torn = False
 
     async def upsert(self, entities: Sequence[Entity]) -> None:
-        """Write documents; when it returns, they are in the server's storage or log, and every read sees them.
+        """Write documents; when it returns, they are in the server's storage or log and visible to reads.
 
         Raises:
             PartialWrite: The server refused some documents; all others are written.
@@ -201,8 +204,8 @@ class Writer:
     async def _mend(self) -> None:
         """Make milvus-lite start a new log after a full disk cut the old one, now that a write succeeded.
 
-        It continues after the incomplete record, but at its next start it reads only up to that record: writes that it
-        acknowledged in between would be lost.
+        It continues after the incomplete record, but at its next start it reads only up to that record:
+        writes that it acknowledged in between would be lost.
         """
         if self._torn:
             for collection in self._collections:

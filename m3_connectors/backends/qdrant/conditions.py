@@ -85,7 +85,8 @@ def _somewhere(tree: str, field: str, condition: Callable[[str], F], dialect: Di
 
 def _any_of(parts: Sequence[F], dialect: Dialect[F]) -> F:
     if not parts:
-        # In Qdrant an empty ``should`` is true. The negation of an empty conjunction is always false, without an index.
+        # In Qdrant an empty ``should`` is true. The negation of an empty conjunction is always false, without
+        # an index.
         return dialect.none_of(dialect.all_of([]))
     return parts[0] if len(parts) == 1 else dialect.any_of(parts)
 
@@ -104,8 +105,9 @@ def _equals(field: str, value: Scalar, dialect: Dialect[F]) -> F:
 
 
 def _lower(value: float) -> float:
-    # The engine reads decimals of 16 and 17 digits with an error of up to two units in the last place (measured).
-    # Equality allows for that error, so fractions that differ only in their last two bits are equal.
+    # The engine reads decimals of 16 and 17 digits with an error of up to two units in the last place
+    # (measured). Equality allows for that error, so fractions that differ only in their last two bits are
+    # equal.
     return value if _is_short(value) else math.nextafter(math.nextafter(value, -math.inf), -math.inf)
 
 

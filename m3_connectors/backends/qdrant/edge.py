@@ -33,10 +33,12 @@ from m3_connectors.search import Key, search
 T = TypeVar("T")
 
 _BATCH_BYTES = 8 * 2**20
-"""Vectors and text in one write; limits the memory of Python's lists of floats, and the duration of one call."""
+"""Vectors and text in one write; limits the memory of Python's lists of floats, and the duration of one
+call."""
 
 _WRITE_FACTOR = 3
-"""The disk space that a write may need, relative to its size: in the log, in the storage, and for overhead."""
+"""The disk space that a write may need, relative to its size: in the log, in the storage, and for
+overhead."""
 
 _DELETION_BYTES = 64
 """What the deletion of one document adds to the log."""
@@ -88,10 +90,11 @@ class EdgeBackend(Backend):
     async def optimize(self) -> None:
         """Build the dense graph (HNSW) and rewrite the data without deleted and replaced documents.
 
-        Before that every dense list is an exact scan. Afterwards lists are approximate unless ``exact`` is True, and
-        faster for large collections. The engine blocks the whole process in the meantime, for a few milliseconds
-        per document, and needs as much free disk space as the collection takes. The graph is lost when the space of
-        deleted documents is reclaimed, which happens automatically once they take half of the data.
+        Before that every dense list is an exact scan. Afterwards lists are approximate unless ``exact`` is
+        True, and faster for large collections. The engine blocks the whole process in the meantime, for a few
+        milliseconds per document, and needs as much free disk space as the collection takes. The graph is
+        lost when the space of deleted documents is reclaimed, which happens automatically once they take half
+        of the data.
 
         Raises:
             StorageFull: There is less free disk space than that; nothing was changed.
@@ -114,8 +117,8 @@ class EdgeBackend(Backend):
             f"({usage.deleted:,} deleted documents, {usage.live:,} live)"
         )
         remedy = (
-            "This happens automatically once half is deleted, in a program that keeps the index open and writes. "
-            "Call Index.optimize() to do it now."
+            "This happens automatically once half is deleted, in a program that keeps the index open and "
+            "writes. Call Index.optimize() to do it now."
         )
         return (Remark(what, remedy, is_problem=False),)
 

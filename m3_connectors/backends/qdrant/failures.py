@@ -22,13 +22,13 @@ from m3_connectors.errors import (
 BACKEND = "qdrant"
 
 RESERVE_BYTES = 96 * 2**20
-"""Disk space that must stay free. The engine writes through memory maps: if the disk is full, the system kills the
-process (SIGBUS, measured), and there is no error to catch."""
+"""Disk space that must stay free. The engine writes through memory maps: if the disk is full, the system
+kills the process (SIGBUS, measured), and there is no error to catch."""
 
 
 @contextlib.contextmanager
 def translated(operation: str, home: Path) -> Iterator[None]:
-    """Convert the engine's plain ``Exception`` and panics, and the system's errors, into errors of this package."""
+    """Convert the engine's ``Exception`` and panics, and the system's errors, to errors of this package."""
     try:
         yield
     except M3Error:

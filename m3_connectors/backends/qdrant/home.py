@@ -1,4 +1,4 @@
-"""The directory of a collection on disk: its record, other files in it, and the list of collections in a directory."""
+"""The directory of a collection on disk: its record, its other files, and the list of collections."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The layout of a document's vectors in a Qdrant point, for both engines.
 
-The vectors are ``dense``, ``sparse`` and ``multi_0`` … ``multi_k``: a Qdrant server refuses a multi-vector of 2**20
-floats or more (in points and in queries), so the rows of a longer document continue in the next one.
+The vectors are ``dense``, ``sparse`` and ``multi_0`` … ``multi_k``: a Qdrant server refuses a multi-vector of
+2**20 floats or more (in points and in queries), so the rows of a longer document continue in the next one.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ class Layout:
         for position in np.flatnonzero(embeddings.multivectors.counts > room)[:1]:
             raise InvalidInput(
                 f"documents[{position}] (id {documents[position].id!r}) has "
-                f"{embeddings.multivectors.counts[position]} multi-vector rows; this collection stores at most {room} "
-                "for a document.\n"
+                f"{embeddings.multivectors.counts[position]} multi-vector rows; this collection stores at "
+                f"most {room} for a document.\n"
                 '  Split the text, or create the collection with Storage(long_documents="split") (up to '
                 f"{MAX_ROWS} rows)."
             )

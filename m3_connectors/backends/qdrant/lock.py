@@ -1,4 +1,4 @@
-"""A lock file for one process at a time; the operating system releases it when its holder ends for any reason."""
+"""A lock file for one process at a time; the operating system releases it when its holder ends."""
 
 from __future__ import annotations
 
@@ -72,8 +72,8 @@ def _busy(path: Path, holder: str) -> str:
     who = f"process {holder}" if holder else "another process"
     return (
         f"{who} has opened {what}, and only one process at a time can use a directory.\n"
-        "  Close it there, or wait for that process to end. To share it between processes (such as web workers), use a "
-        "server: qdrant+http://HOST:6333."
+        "  Close it there, or wait for that process to end. To share it between processes (such as web "
+        "workers), use a server: qdrant+http://HOST:6333."
     )
 
 

@@ -1,10 +1,11 @@
 """The payload of a document's point, for both engines.
 
-The keys of this package are at the top level, so that they never collide with the caller's. Metadata are stored as JSON
-text, which is what reads return (the engine changes the last bit of one float in eight), and as trees for filters, with
-what ``fields_of`` finds. ``metadata`` has every field with its values. ``flags``, ``dates`` and ``large`` have what the
-engine cannot distinguish in that tree: Edge 0.9 confuses a match on True with one on 1, Qdrant accepts ``2024-1-1`` and
-the 61st second of a minute as dates, and its ranges use doubles (``large_numbers``).
+The keys of this package are at the top level, so that they never collide with the caller's. Metadata are
+stored as JSON text, which is what reads return (the engine changes the last bit of one float in eight), and
+as trees for filters, with what ``fields_of`` finds. ``metadata`` has every field with its values. ``flags``,
+``dates`` and ``large`` have what the engine cannot distinguish in that tree: Edge 0.9 confuses a match on
+True with one on 1, Qdrant accepts ``2024-1-1`` and the 61st second of a minute as dates, and its ranges use
+doubles (``large_numbers``).
 """
 
 from __future__ import annotations
@@ -59,9 +60,10 @@ def document_of(payload: Mapping[str, Any]) -> Document:
 
 
 def paths_of(tree: str, field: str) -> list[str]:
-    """Return the payload paths of a metadata field in one of the trees; a document uses one of them (see ``_tree``).
+    """Return the payload paths of a metadata field in a tree; a document uses one of them (see ``_tree``).
 
-    The paths are quoted, so that spaces, dashes and any script are literal; ``filters`` forbids quotes in fields.
+    The paths are quoted, so that spaces, dashes and any script are literal; ``filters`` forbids quotes in
+    fields.
     """
     names = field.split(".")
     whole = f'{tree}."{field}"'
@@ -70,7 +72,7 @@ def paths_of(tree: str, field: str) -> list[str]:
 
 
 def keys_of(path: str) -> list[str]:
-    """Return the keys of a payload path: the server reports paths without the quotes that a key does not need."""
+    """Return the keys of a payload path: the server reports paths without unnecessary quotes."""
     return [quoted or bare for quoted, bare in _KEY.findall(path)]
 
 
@@ -80,7 +82,7 @@ def flag_form(value: bool) -> str:
 
 
 def date_form(date: datetime.datetime) -> str:
-    """Return the form of an instant in ``dates`` and in conditions: RFC 3339, in UTC if the year has four digits."""
+    """Return the form of an instant in ``dates`` and conditions: RFC 3339, in UTC for 4-digit years."""
     try:
         date = date.astimezone(datetime.UTC)
     except OverflowError:
@@ -93,7 +95,7 @@ def date_form(date: datetime.datetime) -> str:
 
 
 def _tree(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Return fields as nested objects; a field goes under its whole name if a shorter field has a value on its path.
+    """Return fields as nested objects; a field has its whole name if a shorter field is on its path.
 
     They are nested because those of earlier versions are: their objects were stored unchanged.
     """

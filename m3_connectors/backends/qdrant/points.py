@@ -38,7 +38,7 @@ class Layout(shared.Layout):
     """The named vectors of a collection in the engine."""
 
     def edge_config(self) -> engine.EdgeConfig:
-        """Return the engine's configuration: inner products, one graph (dense), and exact scans of everything else."""
+        """Return the engine's configuration: inner products, one graph (dense), exact scans of the rest."""
         float16 = self.schema.storage.multivector_dtype == "float16"
         datatype = engine.VectorStorageDatatype.Float16 if float16 else engine.VectorStorageDatatype.Float32
         width = self.schema.model.dimension
@@ -72,7 +72,7 @@ class Layout(shared.Layout):
         ]
 
     def nearest(self, component: Component, query: M3Embeddings) -> engine.Query:
-        """Return the query of one component of one text; ``multivector`` uses the first of the multi-vectors."""
+        """Return the query of one component of one text; ``multivector`` uses the first multi-vector."""
         if component == "dense":
             assert query.dense is not None
             return engine.Query.Nearest(query.dense[0].tolist(), using="dense")
@@ -121,7 +121,8 @@ def vectors(edge: engine.EdgeShard, points: Sequence[PointId]) -> dict[PointId, 
 
 
 def _as_sent(vector: Vector) -> Any:
-    # Lists, because the engine's binding reads them faster than arrays (28 ms instead of 42 ms for 512 x 1,024).
+    # Lists, because the engine's binding reads them faster than arrays (28 ms instead of 42 ms for 512 x
+    # 1,024).
     if isinstance(vector, np.ndarray):
         return vector.tolist()
     return engine.SparseVector(vector[0].tolist(), vector[1].tolist())

@@ -22,11 +22,12 @@ T = TypeVar("T")
 _EXACT = engine.SearchParams(exact=True)
 
 _QUERIES_AT_ONCE = 1024
-"""The maximum number of queries in one batch when long documents are scored; it limits the memory of their results."""
+"""The maximum number of queries in one batch when long documents are scored; it limits the memory of their
+results."""
 
 
 def key_of(id: str) -> Key:
-    """Return the key of a document in a search: its point's number, which Python compares faster than a UUID."""
+    """Return the key of a document in a search: its point's number, which compares faster than a UUID."""
     return point_id(id).int
 
 
@@ -59,7 +60,7 @@ class EdgeAnswers:
         *,
         documents: bool = False,
     ) -> None:
-        """Add all missing scores with one engine call, and the documents with another one if they are wanted."""
+        """Add all missing scores with one engine call, and wanted documents with another one."""
         missing = {name: keys for name in components if (keys := found.missing(name))}
         requests = [self._among(keys, self._layout.nearest(name, query)) for name, keys in missing.items()]
         several = "multivector" in missing and len(self._layout.multivectors) > 1
@@ -124,7 +125,7 @@ class EdgeAnswers:
         return {name: self._cut(points, depths[name]) for name, points in lists.items()}
 
     def _cut(self, points: list[engine.ScoredPoint], depth: int) -> list[engine.ScoredPoint]:
-        """Return the first ``depth`` of a list that includes all ties with the last one; of these the lowest ids."""
+        """Return the first ``depth`` of a list with all ties of the last one; of the ties the lowest ids."""
         if len(points) <= depth:
             return points
         tied_score = points[depth - 1].score
@@ -138,9 +139,10 @@ class EdgeAnswers:
     # -- scores
 
     def _of_long(self, query: M3Embeddings, keys: Sequence[Key]) -> dict[Key, float]:
-        """Return s_mul of documents in several multi-vectors: the best of each query row over all, then the mean.
+        """Return s_mul of documents in several multi-vectors: the best per query row over all, then the mean.
 
-        The engine can only sum the best rows of one multi-vector, so each query row is a separate query for each.
+        The engine can only sum the best rows of one multi-vector, so each query row is a separate query for
+        each.
         """
         rows, parts = self._layout.query_rows(query), len(self._layout.multivectors)
         at = {key: i for i, key in enumerate(keys)}

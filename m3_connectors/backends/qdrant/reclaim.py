@@ -1,9 +1,9 @@
 """The space of deleted documents: how much it is, and the copy of a shard without them.
 
-The engine only marks a deleted document; its vectors stay in the files, and new documents take new space.
-The engine's own remedy (``optimize``) blocks the whole process while it runs. Therefore the live documents are
-copied to a new shard next to the old one, a page at a time, so that searches and writes can run between two pages.
-Writes go to both shards in the meantime, so the copy is complete after its last page.
+The engine only marks a deleted document; its vectors stay in the files, and new documents take new space. The
+engine's own remedy (``optimize``) blocks the whole process while it runs. Therefore the live documents are
+copied to a new shard next to the old one, a page at a time, so that searches and writes can run between two
+pages. Writes go to both shards in the meantime, so the copy is complete after its last page.
 """
 
 from __future__ import annotations
@@ -21,14 +21,16 @@ import qdrant_edge as engine
 from m3_connectors.backends.qdrant.points import Layout, PointId
 
 CHECK_POINTS = 1000
-"""Documents written or deleted before garbage is measured; more in a large collection, where it matters less."""
+"""Documents written or deleted before garbage is measured; more in a large collection, where it matters
+less."""
 
 LEAST_BYTES = 16 * 2**20
 """The smallest amount of garbage that is reclaimed."""
 
 _PAGE_BYTES, _MOST_PAGE_BYTES = 2**19, 2**23
-"""The size of vectors and text in one page. The smaller size takes the engine 20 ms, during which no search can run.
-After a larger write, which took as long, a page has the size of that write, so the copy keeps up with writers."""
+"""The size of vectors and text in one page. The smaller size takes the engine 20 ms, during which no search
+can run. After a larger write, which took as long, a page has the size of that write, so the copy keeps up
+with writers."""
 
 _MOST_POINTS = 256
 _FLUSH_BYTES = 64 * 2**20
@@ -70,7 +72,7 @@ class Usage:
 
     @property
     def due(self) -> bool:
-        """Whether half of the data is garbage: a copy then costs no more than it cost to write what was deleted."""
+        """Whether half of the data is garbage: a copy then costs no more than the deleted data did."""
         return self.deleted >= self.live and self.reclaimable_bytes >= LEAST_BYTES
 
 

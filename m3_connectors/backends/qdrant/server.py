@@ -1,8 +1,8 @@
 """A Qdrant server as a store: one collection, three named vectors, exact scores.
 
-A search takes two round trips: candidate lists, then all missing scores of all candidates, requested by id. The server
-computes the scores. A document whose multi-vector had to be split is scored row by row over its parts; these scores are
-combined here.
+A search takes two round trips: candidate lists, then all missing scores of all candidates, requested by id.
+The server computes the scores. A document whose multi-vector had to be split is scored row by row over its
+parts; these scores are combined here.
 """
 
 from __future__ import annotations
@@ -62,7 +62,8 @@ _OPTIONS = ("transport", "grpc_port", "indexes", "shards")
 _IDS_AT_ONCE = 1000
 _DOCUMENTS_AT_ONCE = 256
 _VECTORS_AT_ONCE = 4
-"""Concurrent requests for one document each: a long document's rows take 32 MB, and their number is not known yet."""
+"""Concurrent requests for one document each: a long document's rows take 32 MB, and their number is not known
+yet."""
 
 
 class QdrantBackend(Backend):
@@ -109,8 +110,9 @@ class QdrantBackend(Backend):
     def from_url(cls, url: str, collection: str, options: Mapping[str, Any]) -> QdrantBackend:
         """Return the backend of ``qdrant+http(s)://HOST[:6333]``.
 
-        Options in addition to the common ones of ``Endpoint``: ``transport`` ("auto", "grpc", "rest"), ``grpc_port``
-        (REST port + 1), ``indexes`` (metadata field to "keyword", "number", "date" or "bool"), ``shards``.
+        Options in addition to the common ones of ``Endpoint``: ``transport`` ("auto", "grpc", "rest"),
+        ``grpc_port`` (REST port + 1), ``indexes`` (metadata field to "keyword", "number", "date" or "bool"),
+        ``shards``.
 
         Raises:
             InvalidInput: The URL or an option is not valid.
@@ -158,7 +160,7 @@ class QdrantBackend(Backend):
         return found
 
     async def optimize(self) -> None:
-        """Wait until the server has built its graphs, which it does by itself after writes; at most an hour."""
+        """Wait until the server has built its graphs, which it does after writes; at most an hour."""
         self._check_open()
         await wait_optimized(self._connection, self.collection)
 
@@ -218,7 +220,8 @@ class QdrantBackend(Backend):
             check_ours(info, self.collection, "drop")
             client = self._connection.client
             dropped = await self._connection.call("drop", lambda: client.delete_collection(self.collection))
-            # False means that the collection no longer exists, or that the name is an alias, which stays unchanged.
+            # False means that the collection no longer exists, or that the name is an alias, which stays
+            # unchanged.
             if not dropped and await self._info("drop") is not None:
                 what = await what_is(self._connection, self.collection, "drop")
                 message = f"{what}; nothing was removed or changed.\n  Drop the collection by its own name."

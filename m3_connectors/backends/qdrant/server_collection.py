@@ -1,4 +1,4 @@
-"""A collection on a Qdrant server: how it is created, what it must look like when it is opened, and its limits."""
+"""A collection on a Qdrant server: how it is created, how it is checked when it is opened, its limits."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ METADATA_KEY = "m3_connectors"
 """The key in the collection's metadata whose value is the schema, as JSON text."""
 
 CREATION_KEY = "m3_connectors_creation"
-"""The key whose value identifies the call that created the collection, so that a retry recognises its own first try."""
+"""The key whose value identifies the call that created the collection, so that a retry recognises its own
+first try."""
 
 IndexType = Literal["keyword", "number", "date", "bool"]
 
@@ -31,7 +32,8 @@ INDEX_TYPES: dict[str, tuple[tuple[str, models.PayloadSchemaType], ...]] = {
     "date": ((DATES, models.PayloadSchemaType.DATETIME), (METADATA, models.PayloadSchemaType.KEYWORD)),
     "bool": ((FLAGS, models.PayloadSchemaType.KEYWORD), (METADATA, models.PayloadSchemaType.KEYWORD)),
 }
-"""The trees of the payload that filters on a field of a type use (``conditions``), with the matching index."""
+"""The trees of the payload that filters on a field of a type use (``conditions``), with the matching
+index."""
 
 
 def indexes_of(field: str, kind: IndexType) -> list[tuple[str, models.PayloadSchemaType]]:
@@ -62,7 +64,7 @@ class Limits:
     condition: int | None = None
 
     def at_once(self, most: int) -> int:
-        """Return how many points one search may cover: at most ``most``, within the limits of lists and conditions."""
+        """Return how many points a search may cover: at most ``most``, within the limits of strict mode."""
         return min(most, self.query or most, self.condition or most)
 
     def check_list(self, limit: int) -> None:
@@ -71,7 +73,8 @@ class Limits:
             raise Unsupported(
                 f"the method needs a list of {limit:,} candidates; the collection's strict mode allows "
                 f"{self.query:,} (max_query_limit).\n  Use a method with shorter lists, such as "
-                f'Method("shallow", {{"dense": {self.query}}}, weights), and k up to {self.query}, or raise the limit.'
+                f'Method("shallow", {{"dense": {self.query}}}, weights), and k up to {self.query}, or raise '
+                "the limit."
             )
 
 
@@ -88,8 +91,8 @@ def creation(schema: Schema, *, shards: int | None) -> dict[str, Any]:
             distance=models.Distance.DOT,
             datatype=models.Datatype.FLOAT16 if float16 else models.Datatype.FLOAT32,
             multivector_config=models.MultiVectorConfig(comparator=models.MultiVectorComparator.MAX_SIM),
-            # Only scored by id, so no graph, and no memory beyond the page cache. ``memory=cold`` means the same
-            # since 1.19, but older servers do not have it.
+            # Only scored by id, so no graph, and no memory beyond the page cache. ``memory=cold`` means the
+            # same since 1.19, but older servers do not have it.
             hnsw_config=models.HnswConfigDiff(m=0),
             on_disk=True,
         )
@@ -132,7 +135,8 @@ def check_ours(info: models.CollectionInfo, collection: str, operation: str) -> 
 def check_vectors(info: models.CollectionInfo, collection: str, schema: Schema) -> None:
     """Raise Corrupt unless the collection has the vectors that its schema requires.
 
-    Since 1.18 a vector can be dropped from a live collection, and any client can create it again in another form.
+    Since 1.18 a vector can be dropped from a live collection, and any client can create it again in another
+    form.
     """
     found = info.config.params.vectors
     vectors = found if isinstance(found, dict) else {}
@@ -161,7 +165,9 @@ def check_vectors(info: models.CollectionInfo, collection: str, schema: Schema) 
         elif sparse["sparse"].modifier not in (None, models.Modifier.NONE):
             problem = 'the vector "sparse" has a modifier (IDF), which changes its scores'
         elif (index := sparse["sparse"].index) is not None and _datatype(index.datatype) != "float32":
-            problem = f'the vector "sparse" has an index of type {_datatype(index.datatype)}, which rounds its scores'
+            problem = (
+                f'the vector "sparse" has an index of type {_datatype(index.datatype)}, which rounds scores'
+            )
     if problem:
         raise Corrupt(
             f'collection "{collection}" was changed: {problem}.\n'
@@ -178,7 +184,8 @@ def _datatype(said: models.Datatype | None) -> str:
 def check_scorable(info: models.CollectionInfo, collection: str, layout: Layout, limits: Limits) -> None:
     """Raise Unsupported if multi-vectors could not be scored exactly.
 
-    If strict mode forbids exact searches, multi-vectors are scored in a second stage, which is exact only without a
+    If strict mode forbids exact searches, multi-vectors are scored in a second stage, which is exact only
+    without a
     graph: if a graph misses a part of a split document, the score would be too low without any error.
     """
     found = info.config.params.vectors
@@ -187,8 +194,9 @@ def check_scorable(info: models.CollectionInfo, collection: str, layout: Layout,
         m = links_of(info, vectors[name])
         if m and not limits.exact:
             raise Unsupported(
-                f'the vector "{name}" of collection "{collection}" has a graph (hnsw_config.m is {m}), and strict mode '
-                "forbids exact searches (search_allow_exact is false), so multi-vector scores would be incomplete.\n"
+                f'the vector "{name}" of collection "{collection}" has a graph (hnsw_config.m is {m}), and '
+                "strict mode forbids exact searches (search_allow_exact is false), so multi-vector scores "
+                "would be incomplete.\n"
                 "  Set hnsw_config.m of its multi_… vectors back to 0, or set search_allow_exact to true."
             )
 
@@ -213,7 +221,8 @@ def limits_of(info: models.CollectionInfo) -> Limits:
         query=strict.max_query_limit,
         hnsw_ef=strict.search_max_hnsw_ef,
         searches=strict.search_max_batchsize,
-        # A write costs one token per point; a request that costs more than the limit of a minute never succeeds.
+        # A write costs one token per point; a request that costs more than the limit of a minute never
+        # succeeds.
         upserts=_least(strict.upsert_max_batchsize, strict.write_rate_limit),
         writes=strict.write_rate_limit,
         condition=strict.condition_max_size,

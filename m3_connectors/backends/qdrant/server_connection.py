@@ -102,7 +102,7 @@ class Connection:
         try:
             return await self.client.info()
         except (ResponseHandlingException, UnexpectedResponse):
-            remedy = "Use the port of Qdrant's REST interface, 6333 by default, and pass the gRPC port as grpc_port=…."
+            remedy = "Use Qdrant's REST port, 6333 by default, and pass the gRPC port as grpc_port=…."
             await check_spoken(self._endpoint, BACKEND, "connect", wanted="HTTP/1", remedy=remedy)
             raise
 
@@ -136,7 +136,8 @@ class Connection:
 
     def _make_client(self) -> AsyncQdrantClient:
         endpoint = self._endpoint
-        # The key is passed as a header: as ``api_key``, the client would warn about an http URL that the user allowed.
+        # The key is passed as a header: as ``api_key``, the client would warn about an http URL that the user
+        # allowed.
         key = endpoint.api_key
         return AsyncQdrantClient(
             url=f"{endpoint.scheme}://{_bracketed(endpoint.host)}:{endpoint.port}",
@@ -220,7 +221,7 @@ def _check_version(version: str, url: str) -> None:
         raise Rejected(message, backend=BACKEND, operation="connect")
     if tuple(map(int, numbers.groups())) < OLDEST:
         raise Unsupported(
-            f"{url} is Qdrant {version}; m3-connectors needs {OLDEST[0]}.{OLDEST[1]} or later, because an older server "
-            "cannot record which model wrote a collection.\n"
+            f"{url} is Qdrant {version}; m3-connectors needs {OLDEST[0]}.{OLDEST[1]} or later, because an "
+            "older server cannot record which model wrote a collection.\n"
             "  Update the server, or use the engine in this process: qdrant:./data."
         )

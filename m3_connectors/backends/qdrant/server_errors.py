@@ -58,7 +58,8 @@ FAILED_PRECONDITION: it means a shard without an active replica, which is a 500 
 
 _FULL = ("no space left", "os error 28", "out of disk", "disk is full", "not enough disk")
 _LOCKED = "storage locked"
-"""The beginning of the message of a write lock: 403 over REST, FAILED_PRECONDITION over gRPC. It is not about keys."""
+"""The beginning of the message of a write lock: 403 over REST, FAILED_PRECONDITION over gRPC. It is not about
+keys."""
 
 _IS_ALIAS = "alias with the same name already exists"
 """The server's message, with the status of bad input, when the name of a new collection is an alias."""
@@ -73,7 +74,8 @@ _TOO_LARGE = (
     'for "search batch size"',
 )
 _OVER_BUDGET = "please try to split your request"
-"""The end of the server's message about a request that costs more than its rate limit allows in a whole minute."""
+"""The end of the server's message about a request that costs more than its rate limit allows in a whole
+minute."""
 
 _LATE = "{url} did not answer in time.\n  Check the load of the server, or raise timeout_seconds."
 
@@ -83,7 +85,7 @@ class TooLarge(Rejected):
 
 
 class OverBudget(TooLarge):
-    """One request costs more than the collection's rate limit allows in a minute; unchanged, it can never succeed."""
+    """One request costs more than the rate limit of a minute; unchanged, it can never succeed."""
 
 
 class Locked(Rejected):
@@ -143,7 +145,7 @@ def _of_rpc(error: grpc.RpcError, operation: str, url: str) -> BackendError:
 
 
 def _slow_down(said: str, operation: str, url: str, seconds: float | None) -> BackendError:
-    """Return the error of a rate limit: retryable, unless the request costs more than the limit of a minute."""
+    """Return the error of a rate limit: retryable, unless the request exceeds the limit of a minute."""
     if _OVER_BUDGET in said.lower():
         limit = "write_rate_limit" if "write rate limit" in said.lower() else "read_rate_limit"
         return OverBudget(
@@ -174,7 +176,7 @@ def _error(kind: type[BackendError], said: str, code: str, operation: str, url: 
 
 
 def _declare_index(said: str) -> str:
-    """Return what to do if strict mode refuses a filter on a field that lacks the required index; else ``""``."""
+    """Return what to do if strict mode refuses a filter on a field without an index; else ``""``."""
     found = re.search(r'index required but not found for "(.*)" of one of .*\[(.*?)\]', said, re.IGNORECASE)
     if found is None:
         return ""
@@ -182,8 +184,9 @@ def _declare_index(said: str) -> str:
     as_asked = "keyword" if "keyword" in found[2].lower() else "number"
     kind = {DATES: "date", FLAGS: "bool", LARGE: "number"}.get(tree, as_asked)
     return (
-        f'\n  Declare the field when you connect: indexes={{"{".".join(names)}": "{kind}"}} (keyword, number, date or '
-        "bool, depending on what you compare it with); the index is built at once, also for stored documents."
+        f'\n  Declare the field when you connect: indexes={{"{".".join(names)}": "{kind}"}} (keyword, '
+        "number, date or bool, depending on what you compare it with); the index is built at once, also "
+        "for stored documents."
     )
 
 
@@ -207,7 +210,8 @@ _SEE_LOG = "\n  See the server's log; searches are correct in the meantime, only
 def not_ours(point: str, collection: str) -> Corrupt:
     """Return the error for a point that another program wrote or changed."""
     return Corrupt(
-        f'point {point} of collection "{collection}" lacks the payload of m3-connectors: another program changed it.\n'
+        f'point {point} of collection "{collection}" lacks the payload of m3-connectors: another program '
+        "changed it.\n"
         "  Delete that point, or index its document again.",
         backend=BACKEND,
         operation="read",

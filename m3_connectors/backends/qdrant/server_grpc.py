@@ -1,8 +1,8 @@
 """The requests that carry vectors, over gRPC: vectors are sent as raw float32, four bytes for a number.
 
-Messages are assembled from bytes (1.1 ms for 512 x 1,024 floats; through Python lists 72 ms). Calls use the futures of
-the blocking stub, which a gRPC thread completes. Unlike ``grpc.aio``, they work with several event loops in one
-process, and waiting for one does not block a loop.
+Messages are assembled from bytes (1.1 ms for 512 x 1,024 floats; through Python lists 72 ms). Calls use the
+futures of the blocking stub, which a gRPC thread completes. Unlike ``grpc.aio``, they work with several event
+loops in one process, and waiting for one does not block a loop.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ _NOTHING = pb.WithPayloadSelector(enable=False)
 OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
-    # After a restart of the server our own next try connects again, instead of waiting gRPC's own two minutes.
+    # After a restart of the server our own next try connects again, instead of waiting gRPC's own two
+    # minutes.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 300),
     ("grpc.keepalive_time_ms", 120_000),
@@ -185,7 +186,7 @@ def _fill(message: Any, vector: Vector) -> None:
 
 @functools.cache
 def _dense_prefix(width: int) -> bytes:
-    """Return the bytes before the raw floats of a dense vector, taken from a message that the library encoded."""
+    """Return the bytes before the raw floats of a dense vector, from a message that the library encoded."""
     return bytes(pb.DenseVector(data=[0.0] * width).SerializeToString()[: -4 * width])
 
 
@@ -208,7 +209,8 @@ def _read(vector: Any) -> Vector:
         return np.array([row.data[:] for row in vector.multi_dense.vectors], dtype=np.float32)
     if kind == "dense":
         return np.array(vector.dense.data[:], dtype=np.float32)
-    # The older form of the same value, which a server may still send in addition to the new one or instead of it.
+    # The older form of the same value, which a server may still send in addition to the new one or instead of
+    # it.
     if vector.HasField("indices"):
         return _sparse(vector.indices.data, vector.data)
     flat: Float32 = np.array(vector.data[:], dtype=np.float32)

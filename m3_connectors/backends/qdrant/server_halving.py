@@ -16,7 +16,7 @@ R = TypeVar("R")
 async def halving(
     connection: Connection, operation: str, items: Sequence[T], send: Callable[[Sequence[T]], Awaitable[R]]
 ) -> list[R]:
-    """Return the results in the order of the items: one, or several if the server refused the request as too large.
+    """Return the results in the order of the items: one, or several if the request was too large.
 
     Args:
         connection: The connection to the server.

@@ -66,7 +66,8 @@ def _index_remarks(info: models.CollectionInfo) -> Iterator[Remark]:
     config = info.config
     if quantised := _quantised(info):
         yield Remark(
-            f"the vectors are quantised ({quantised}), which searches do not use because its scores are not exact",
+            f"the vectors are quantised ({quantised}), which searches do not use because its scores are not "
+            "exact",
             "It wastes memory and disk; disable it with update_collection(quantization_config=Disabled).",
             is_problem=False,
         )
@@ -88,14 +89,16 @@ def _index_remarks(info: models.CollectionInfo) -> Iterator[Remark]:
         )
     elif dense is not None and not exact and _scanned_points(info, dense) <= _IDS_AT_ONCE:
         yield Remark(
-            f"full_scan_threshold covers only {_scanned_points(info, dense):,} documents, and strict mode refuses "
-            "exact searches, so some dense scores are computed here from vectors that are read, which is slower",
+            f"full_scan_threshold covers only {_scanned_points(info, dense):,} documents, and strict mode "
+            "refuses exact searches, so some dense scores are computed here from vectors that are read, "
+            "which is slower",
             f"Raise hnsw_config.full_scan_threshold to {4 * dense.size * _IDS_AT_ONCE // 1000:,} or more.",
             is_problem=False,
         )
     if config.optimizer_config.prevent_unoptimized:
         yield Remark(
-            "new documents become visible to searches only after the server has optimised them (prevent_unoptimized)",
+            "new documents become visible to searches only after the server has optimised them "
+            "(prevent_unoptimized)",
             "Writes wait for that and take longer; disable it in the collection's optimizers_config.",
             is_problem=False,
         )

@@ -37,7 +37,8 @@ class Listing:
         self._limits = limits
         self._search = search
         self._all = 0
-        """The number of points when a list last held all of them; 0 if none did, or if there are more points now."""
+        """The number of points when a list last held all of them; 0 if none did, or if there are more points
+        now."""
 
     async def best(
         self,
@@ -50,8 +51,8 @@ class Listing:
         if vector is None:
             return [], np.empty(0, dtype=np.float32)
         self._limits.check_list(limit)
-        # A sparse search is exact anyway; with exact=True each of several shards returns its full list. For few points
-        # a full scan costs less than a check whether the graph missed one of them.
+        # A sparse search is exact anyway; with exact=True each of several shards returns its full list. For
+        # few points a full scan costs less than a check whether the graph missed one of them.
         is_small = self._limits.exact and filter is None and 0 < self._all < limit
         thorough = lists.exact or component == "sparse" or is_small
         ask = Ask(
@@ -68,8 +69,8 @@ class Listing:
         hits: Sequence[Found]
         (hits,) = await self._search([ask])
         if not thorough and len(hits) < limit:
-            # Few points pass, or the filter disconnects the graph and the server saw only one piece of it: it may then
-            # return 1 of 159 points (measured).
+            # Few points pass, or the filter disconnects the graph and the server saw only one piece of it: it
+            # may then return 1 of 159 points (measured).
             hits = await (self._compared(ask) if self._limits.exact else self._filled(scores, ask, hits))
             thorough = True
         if component == "dense" and filter is None and thorough:
@@ -84,7 +85,7 @@ class Listing:
         return hits
 
     async def _filled(self, scores: ExactScores, ask: Ask, hits: Sequence[Found]) -> Sequence[Found]:
-        """Return the list, filled up with other points that pass; any may be added, as no exact search is allowed."""
+        """Return the list, filled up with any other points that pass, because no exact search is allowed."""
         listed = {hit.point for hit in hits}
         others: dict[str, str | None] = {}
         found = pages(self._connection, self._collection, self._limits, filter=ask.filter, with_id=True)

@@ -7,7 +7,7 @@ from m3_connectors.errors import Unauthorised
 
 
 async def what_is(connection: Connection, name: str, operation: str) -> str:
-    """Return the beginning of a message: that a collection exists, or which collection the name is an alias of."""
+    """Return the beginning of a message: that a collection exists, or which one the name is an alias of."""
     there = f'collection "{name}" already exists'
     try:
         aliases = (await connection.call(operation, connection.client.get_aliases)).aliases

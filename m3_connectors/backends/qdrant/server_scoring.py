@@ -39,7 +39,7 @@ class ExactScores:
         self._read = read
 
     def vector(self, component: Component) -> Vector | None:
-        """Return the query's vector of one component; None for an empty sparse vector, which scores nothing."""
+        """Return the query's vector of one component; None for an empty sparse vector, which scores 0."""
         if component == "dense":
             assert self._query.dense is not None
             dense: Float32 = self._query.dense[0]
@@ -101,8 +101,8 @@ class ExactScores:
     async def _of_unseen(self, points: Sequence[str]) -> dict[str, float]:
         """Return dense scores, from their vectors, of points that a search among them did not return.
 
-        If no exact search is allowed and ``full_scan_threshold`` is low, the server uses its graph even for given
-        points and finds only some of them. The other components have no graph.
+        If no exact search is allowed and ``full_scan_threshold`` is low, the server uses its graph even for
+        given points and finds only some of them. The other components have no graph.
         """
         dense = self.vector("dense")
         assert isinstance(dense, np.ndarray)
@@ -113,7 +113,7 @@ class ExactScores:
         }
 
     async def _of_split(self, points: Sequence[str]) -> dict[str, float]:
-        """Return scores of documents in several vectors: for each query row the best over all vectors, then the mean.
+        """Return scores of documents in several vectors: for each query row the best over all, then the mean.
 
         (The best whole score of one vector would be too low, because each row has its own best vector.)
         """

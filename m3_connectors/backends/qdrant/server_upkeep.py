@@ -23,7 +23,7 @@ _LOOK_EVERY_SECONDS = 0.5
 async def make_indexes(
     connection: Connection, collection: str, info: models.CollectionInfo, indexes: Mapping[str, IndexType]
 ) -> None:
-    """Create the declared payload indexes that are missing; with a read-only key this fails only if one is missing."""
+    """Create the declared payload indexes that are missing; a read-only key fails only if one is missing."""
     there = {tuple(keys_of(path)): index.data_type for path, index in info.payload_schema.items()}
     client = connection.client
     wanted = [index for field, kind in indexes.items() for index in indexes_of(field, kind)]
@@ -61,8 +61,8 @@ async def wait_optimized(connection: Connection, collection: str) -> None:
             woken = True
         if time.monotonic() - began > _OPTIMIZE_SECONDS:
             raise TimedOut(
-                f'collection "{collection}" at {connection.url} is not optimised after {_OPTIMIZE_SECONDS / 60:.0f} '
-                "minutes; the server continues.\n"
+                f'collection "{collection}" at {connection.url} is not optimised after '
+                f"{_OPTIMIZE_SECONDS / 60:.0f} minutes; the server continues.\n"
                 "  Call optimize again to wait longer; searches are correct in the meantime.",
                 backend=BACKEND,
                 operation="optimize",

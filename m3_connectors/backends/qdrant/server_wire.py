@@ -1,7 +1,8 @@
 """The requests that carry vectors, and their REST form: searches, points to write, points to read.
 
-``Wire`` has two implementations, REST here and gRPC in ``server_grpc``, with the same behaviour. The REST form works
-with any ``AsyncQdrantClient``, also with the client's local mode, which lets tests run it without a server.
+``Wire`` has two implementations, REST here and gRPC in ``server_grpc``, with the same behaviour. The REST
+form works with any ``AsyncQdrantClient``, also with the client's local mode, which lets tests run it without
+a server.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ from m3_connectors.errors import TimedOut
 class Ask:
     """One search by one named vector, always with the vectors as stored.
 
-    An operator may have quantised them in addition, and most kinds of quantisation return scores with errors of 1e-3
-    to 1e-1 unless the request disables it; so each request does.
+    An operator may have quantised them in addition, and most kinds of quantisation return scores with errors
+    of 1e-3 to 1e-1 unless the request disables it; so each request does.
 
     Attributes:
         using: The name of the vector.
@@ -101,7 +102,7 @@ class Wire(Protocol):
     async def retrieve(
         self, points: Sequence[str], *, payload: bool, vectors: bool | Sequence[str]
     ) -> list[Record]:
-        """Return the points that are stored, in any order, with all their vectors, none, or those of some names."""
+        """Return the stored points, in any order, with all their vectors, none, or those of some names."""
 
     async def close(self) -> None:
         """Close the connection."""
@@ -202,7 +203,7 @@ def _is_short(vector: Vector, point: Point) -> bool:
 
 
 def _shortened(vector: Vector, point: Point) -> Vector:
-    """Return rows of float16 storage with five significant digits: float16 has no more, and this halves the JSON."""
+    """Return float16 rows with five significant digits: float16 has no more, and this halves the JSON."""
     if not _is_short(vector, point):
         return vector
     assert isinstance(vector, np.ndarray)

@@ -66,7 +66,7 @@ def _check_sizes(points: Sequence[Point], wire: Wire) -> None:
     for point in points:
         if wire.largest_bytes is not None and wire.size(point) > wire.largest_bytes:
             raise Unsupported(
-                f"document {point.document_id!r} takes up to {wire.size(point) / 2**20:.0f} MiB over {wire.name}; "
-                f"the server's limit is {wire.largest_bytes / 2**20:.0f} MiB.\n"
+                f"document {point.document_id!r} takes up to {wire.size(point) / 2**20:.0f} MiB over "
+                f"{wire.name}; the server's limit is {wire.largest_bytes / 2**20:.0f} MiB.\n"
                 "  Open its gRPC port (6334), which has no limit, or split the text."
             )

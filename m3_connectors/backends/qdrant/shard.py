@@ -1,9 +1,9 @@
-"""One engine shard in one directory: how it is created and opened, who may use it, and how its failures are handled.
+"""One engine shard in one directory: how it is created and opened, who may use it, how it fails.
 
 The layout of ``DIRECTORY`` for a collection NAME::
 
-    NAME/m3.json     the schema and the name of the active shard; written last, so a directory that has it is a
-                     complete collection; replaced atomically when another shard takes over
+    NAME/m3.json     the schema and the name of the active shard; written last, so a directory that has it is
+                     a complete collection; replaced atomically when another shard takes over
     NAME/shard/      the engine's files; once deletions were reclaimed, NAME/shard-*/ as named in the record
     .NAME.lock       the process that has it open
     .NAME~*.tmp      something being created or removed; left by a killed process, deleted by the next one
@@ -50,8 +50,8 @@ T = TypeVar("T")
 _LOG = logging.getLogger(__name__)
 
 _CLOSING_SECONDS = 3.0
-"""A copy that can be completed in this time is completed when its shard is closed. Otherwise programs that are short
-but run often would never complete one."""
+"""A copy that can be completed in this time is completed when its shard is closed. Otherwise programs that
+are short but run often would never complete one."""
 
 
 _FLUSH_BYTES = 64 * 2**20
@@ -63,10 +63,11 @@ class Shard:
 
     A call that has started runs to its end, even if its caller is cancelled; the next one waits for it.
 
-    The engine holds Python's interpreter lock during a call. The worker thread therefore keeps calls in order, but
-    other Python threads (such as an event loop) do not run during a call.
+    The engine holds Python's interpreter lock during a call. The worker thread therefore keeps calls in
+    order, but other Python threads (such as an event loop) do not run during a call.
 
-    Once half of the data is garbage, a separate thread copies the live documents to another shard (see ``reclaim``).
+    Once half of the data is garbage, a separate thread copies the live documents to another shard (see
+    ``reclaim``).
     """
 
     def __init__(self, home: Path, schema: Schema, name: str, lock: ProcessLock) -> None:
@@ -83,8 +84,8 @@ class Shard:
         self._process = os.getpid()
         self._fault = ""
         self._limiter = anyio.CapacityLimiter(1)  # so that calls wait in the event loop and not in threads
-        # The limiter is released as soon as asyncio cancels a caller (asyncio.timeout, Task.cancel), while its
-        # thread continues in the engine: this lock makes the next thread wait.
+        # The limiter is released as soon as asyncio cancels a caller (asyncio.timeout, Task.cancel), while
+        # its thread continues in the engine: this lock makes the next thread wait.
         self._turn = threading.Lock()
         self._unflushed_bytes = 0
         _OPEN.add(self)
@@ -227,7 +228,7 @@ class Shard:
         edge.flush()
         self._unflushed_bytes = 0
 
-    # -- reclaiming; all but _reclaim run within a call that ``run`` makes, so that nothing else happens meanwhile
+    # -- reclaiming; all but _reclaim run within a call of ``run``, so that nothing else happens meanwhile
 
     def _reclaim_if_due(self, edge: engine.EdgeShard) -> None:
         with self._or_give_up():
@@ -247,7 +248,7 @@ class Shard:
             self._reclaiming.start()
 
     def _reclaim_page(self, copy: Copy) -> float | None:
-        """Copy a page when it is our turn; return the seconds that it took, or None if nothing is left to do."""
+        """Copy a page when it is our turn; return the seconds it took, or None if nothing is left to do."""
         left = None
         with self._turn:
             if self._copy is not copy or self._shard is None or self._fault:
@@ -269,7 +270,8 @@ class Shard:
         self._copy, self._unflushed_bytes = None, 0
         assert old is not None
         old.close()
-        # The old one is removed only after a sync, or else at the next opening: a power failure could restore its name.
+        # The old one is removed only after a sync, or else at the next opening: a power failure could restore
+        # its name.
         sync(self._home)
         return left
 
@@ -326,7 +328,8 @@ class Shard:
     def abandon(self) -> None:
         """In a forked child: leave the shard to the parent, even when this process ends."""
         if self._shard is not None:
-            # Destroying the engine's object would flush, in the middle of the parent's work, so it must never happen.
+            # Destroying the engine's object would flush, in the middle of the parent's work, so it must never
+            # happen.
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._shard))
             if self._copy is not None:
                 ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._copy.shard))
@@ -371,7 +374,7 @@ def _after_fork_in_child() -> None:
 
 @contextlib.contextmanager
 def _locked(directory: Path, collection: str, operation: str) -> Iterator[ProcessLock]:
-    """Hold the collection's lock, and keep it if the body succeeds; delete what killed processes left behind first."""
+    """Hold the collection's lock, and keep it if the body succeeds; delete remains of killed processes."""
     lock = ProcessLock(directory / f".{collection}.lock", operation=operation)
     try:
         for left in directory.glob(f".{collection}~*.tmp"):

@@ -21,8 +21,8 @@ from m3_connectors.testing.worlds import World, make_world
 class ApproximateClauses(Suite):
     """B17: searches without ``exact``, on a collection that is large enough for graphs and quantisation.
 
-    Run it also on collections with the configurations that an operator may choose: with each quantisation and index
-    type, and with thresholds so low that ``approximate_documents`` documents reach them.
+    Run it also on collections with the configurations that an operator may choose: with each quantisation and
+    index type, and with thresholds so low that ``approximate_documents`` documents reach them.
     """
 
     approximate_documents: ClassVar[int] = 400
@@ -87,7 +87,8 @@ class ApproximateClauses(Suite):
         other = self._world(172).embeddings
         async with self.stored(tmp_path, world) as backend:
             await backend.optimize()
-            # A third is deleted, a third gets new vectors, a third stays as indexed, and some are new and not indexed.
+            # A third is deleted, a third gets new vectors, a third stays as indexed, and some are new and not
+            # indexed.
             await backend.delete([document.id for document in world.documents[:third]])
             replaced = world.documents[third : 2 * third]
             await backend.upsert(replaced, other[third : 2 * third])

@@ -178,8 +178,8 @@ class CollectionClauses(Suite):
 
     @runs
     async def test_b05_cancelled_calls_leave_a_working_store(self, tmp_path: Path) -> None:
-        # Every call leaves the collection unchanged, so it does not matter which calls completed. asyncio's own
-        # cancellation passes through the shields of anyio.
+        # Every call leaves the collection unchanged, so it does not matter which calls completed. asyncio's
+        # own cancellation passes through the shields of anyio.
         world = make_world(52)
         everything = M3Embeddings.concatenate([world.embeddings] * 4)
         again = [

@@ -32,7 +32,8 @@ class Suite(abc.ABC):
     """The store under test."""
 
     worlds: ClassVar[int] = 5
-    """The number of random collections on which search is compared with the reference, for each storage dtype."""
+    """The number of random collections on which search is compared with the reference, for each storage
+    dtype."""
 
     long_dimension: ClassVar[int] = 256
     """The width of the document of 8,191 rows."""

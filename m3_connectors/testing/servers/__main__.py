@@ -1,4 +1,4 @@
-"""``python -m m3_connectors.testing.servers``: start what this machine can run, print the URLs, stop on Ctrl-C."""
+"""``python -m m3_connectors.testing.servers``: start available stores, print the URLs, stop on Ctrl-C."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""A real Elasticsearch on this machine, without containers: the server that Elastic publishes on Maven Central.
+"""A real Elasticsearch on this machine, without containers: the server from Elastic on Maven Central.
 
-``integ-test-zip`` is the distribution for Elastic's own integration tests: the real server with the search engine,
-vectors and security, without scripting and the other optional modules. It needs JDK 21 to 25 and about 2 GB of
+``integ-test-zip`` is the distribution for Elastic's own integration tests: the real server with the search
+engine, vectors and security, without scripting and the other optional modules. It needs JDK 21 to 25 and
+about 2 GB of
 memory, listens only on 127.0.0.1, and starts in about ten seconds::
 
     with elasticsearch_server() as server:
@@ -91,7 +92,8 @@ class ElasticsearchServer:
             version: The version of Elasticsearch.
             heap_megabytes: The size of its Java heap; a document of 8,191 rows needs 1,024.
             tls: Listen with TLS, which requires users; without it connections are not encrypted.
-            users: Superusers, as passwords by name; if there are any, requests without credentials are refused.
+            users: Superusers, as passwords by name; if there are any, requests without credentials are
+            refused.
 
         Raises:
             InvalidInput: TLS is requested without users.
@@ -185,7 +187,8 @@ class ElasticsearchServer:
     def _configure(self) -> None:
         config = self._directory / "config"
         shutil.copytree(self._home / "config", config)
-        # Version 8 would write the log of its garbage collector into the shared installation, which is read-only here.
+        # Version 8 would write the log of its garbage collector into the shared installation, which is
+        # read-only here.
         options = config / "jvm.options"
         lines = options.read_text().splitlines(keepends=True)
         options.write_text("".join(line for line in lines if "Xlog:gc" not in line))
@@ -231,7 +234,7 @@ class ElasticsearchServer:
         (directory / "config" / "elasticsearch.yml").write_text(text)
 
     def _as_user(self) -> dict[str, Any]:
-        """Return arguments for a process of the unprivileged user, with only the environment that it needs."""
+        """Return arguments for a process of the unprivileged user, with the environment that it needs."""
         environment = {
             "PATH": os.environ.get("PATH", os.defpath),
             "HOME": str(self._directory),
@@ -280,7 +283,7 @@ def elasticsearch_server(
     tls: Tls | None = None,
     users: Mapping[str, str] | None = None,
 ) -> Iterator[ElasticsearchServer]:
-    """Run a server in the ``with`` block, and delete it afterwards. The arguments are those of ``ElasticsearchServer``.
+    """Run a server in the ``with`` block, and delete it afterwards; arguments of ``ElasticsearchServer``.
 
     Raises:
         CannotStart: Something that it needs is missing, or it did not start.
@@ -294,7 +297,7 @@ def elasticsearch_server(
 
 
 def find_jdk(version: str = VERSION) -> Path:
-    """Return the newest suitable JDK of ``ES_JAVA_HOME``, ``JAVA_HOME``, the usual places, and ``java`` on the path.
+    """Return the newest suitable JDK: ``ES_JAVA_HOME``, ``JAVA_HOME``, usual places, ``java`` on the path.
 
     Raises:
         CannotStart: There is no suitable JDK.
@@ -319,7 +322,7 @@ def find_jdk(version: str = VERSION) -> Path:
 
 
 def install(version: str = VERSION) -> Path:
-    """Return the server's directory in the user's cache; it is downloaded with Maven and unpacked on first use.
+    """Return the server's directory in the cache; it is downloaded with Maven and unpacked on first use.
 
     Raises:
         CannotStart: It is not in the local Maven repository, and Maven is not installed or failed.

@@ -28,7 +28,7 @@ _PORTS_TRIED = 3
 
 
 class MilvusServer:
-    """A milvus-lite server with its own data directory; ``stop`` ends it, and ``remove`` also deletes its data.
+    """A milvus-lite server with its own data directory; ``stop`` ends it, ``remove`` also deletes its data.
 
     Attributes:
         port: The port on 127.0.0.1 where it listens; a restart does not change it.
@@ -125,7 +125,7 @@ class MilvusServer:
         shutil.rmtree(self._directory, ignore_errors=True)
 
     def _listens(self, begin: int) -> bool:
-        """Whether the process has reported, after this position of its log, that it listens, and it is reachable.
+        """Whether the process has reported, after this position of its log, that it listens, and does listen.
 
         It is not enough that something listens on the port, because it may be another program.
         """

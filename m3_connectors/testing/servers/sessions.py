@@ -1,4 +1,4 @@
-"""Shared by servers that run as processes: they end together with the process that started them, however it ends."""
+"""Shared by servers that run as processes: they end together with the process that started them."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import subprocess
 from pathlib import Path
 
 _END = 'read -r _ || { kill -KILL "-$0"; sleep 1; rm -rf -- "$1"; }'
-"""A line on the pipe ends this script; the end of the pipe without a line means that the starting process is gone.
+"""A line on the pipe ends this script; the end of the pipe without a line means that its owner is gone.
 
-The server is then killed without a shutdown, because its data are deleted too; the pause is for its last writes.
+The server is then killed without a shutdown, because its data are deleted too; the pause is for its last
+writes.
 """
 
 
@@ -22,7 +23,8 @@ class Watch:
             pid: The process id of the leader of its session.
             directory: The directory of its data.
         """
-        # The system closes our end of the pipe when we die. In a session of its own, so that Ctrl-C does not reach it.
+        # The system closes our end of the pipe when we die. In a session of its own, so that Ctrl-C does not
+        # reach it.
         self._process = subprocess.Popen(
             ["/bin/sh", "-c", _END, str(pid), str(directory)],
             stdin=subprocess.PIPE,

@@ -1,8 +1,9 @@
-"""Get a store for a test: a server named in the environment, a container, a process on this machine, or a reason.
+"""Get a store for a test: a named server, a container, a process on this machine, or the reason why not.
 
 They are tried in this order: the URL in the environment (``M3_QDRANT_URL``, ``M3_MILVUS_URL``,
-``M3_ELASTICSEARCH_URL``, as ``connect`` takes it, or without ``STORE+`` or ``STORE+http://``), a container if an engine
-is running, and a process. A Qdrant server needs a container; its engine in the process (``qdrant:DIRECTORY``) does not.
+``M3_ELASTICSEARCH_URL``, as ``connect`` takes it, or without ``STORE+`` or ``STORE+http://``), a container if
+an engine is running, and a process. A Qdrant server needs a container; its engine in the process
+(``qdrant:DIRECTORY``) does not.
 """
 
 from __future__ import annotations
@@ -98,7 +99,8 @@ def start(
             return way(store, compose)
         except CannotStart as error:
             reasons.append(str(error))
-    # The reasons are complete, because their last lines say what to install and what a server printed before it died.
+    # The reasons are complete, because their last lines say what to install and what a server printed before
+    # it died.
     raise CannotStart(f"no {store} server can be started: {'; '.join(reasons)}")
 
 
@@ -140,7 +142,8 @@ def _container(store: StoreName, compose: Path | None) -> Running:
     settings = Path(tempfile.mkdtemp(prefix="m3-compose-")) / "settings.env"
     # With free ports and a separate project, so that servers in use are not affected.
     settings.write_text(
-        f"COMPOSE_PROJECT_NAME=m3-test-{store}-{os.getpid()}\nM3_{store.upper()}_PORT=0\nM3_QDRANT_GRPC_PORT=0\n"
+        f"COMPOSE_PROJECT_NAME=m3-test-{store}-{os.getpid()}\nM3_{store.upper()}_PORT=0\n"
+        "M3_QDRANT_GRPC_PORT=0\n"
     )
     composed = DockerCompose(
         compose.parent,
