@@ -298,7 +298,7 @@ def test_a_second_worker_is_told_which_collection_is_busy_and_what_to_use_instea
         (tmp_path / ".other.lock").touch()
         with pytest.raises(Busy) as caught:
             await backend_for(f"qdrant:{tmp_path}", "notes").open()
-        assert f'collection "notes" in {tmp_path} open' in str(caught.value)
+        assert f'has already opened collection "notes" in {tmp_path}.' in str(caught.value)
         await first.close()
 
     anyio.run(main)

@@ -302,7 +302,7 @@ class Backend(abc.ABC):
             ModelMismatch: The query comes from another model.
         """
         if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
-            raise InvalidInput(f"k is {k!r}; k must be a whole number.\n  Pass k=1 or more.")
+            raise InvalidInput(f"k is {k!r}; k must be a whole number >= 1.\n  Pass k=10, for example.")
         k = int(k)
         self._require(Capability.EXACT, asked=exact)
         check_query(self.schema, self.collection, method.components, query, f'method "{method.name}"')
@@ -326,7 +326,7 @@ class Backend(abc.ABC):
         """Run a checked search; stores override it to limit concurrent searches, or to use a thread."""
         return await search(self, self.schema.components, query, method, k, filter, exact)
 
-    # -- what an adapter writes
+    # -- what an adapter implements
 
     @abc.abstractmethod
     async def _create(self, schema: Schema) -> None:
@@ -364,7 +364,7 @@ class Backend(abc.ABC):
     async def _count(self, filter: Filter | None) -> int:
         """B13."""
 
-    # -- what an adapter answers to a search; see ``search.Answers``
+    # -- what an adapter implements for a search; see ``search.Answers``
 
     settles_ties: bool = False
     """Whether a list that is cut among equal scores keeps the lowest of their ids."""

@@ -170,7 +170,7 @@ def refuse_unknown(
         taken = {name for capability in declared for name in capability.value.options} | set(known)
         raise InvalidInput(
             f"{unknown[0]!r} is not an option of {where}.\n"
-            f"  Leave it out, or use one of its options: {', '.join(sorted(taken)) or 'it has none'}."
+            f"  Leave it out; {where} takes {', '.join(sorted(taken)) or 'no options'}."
         )
 
 

@@ -108,13 +108,15 @@ def from_status(
     kind, reason = _reason(body)
     words = reason or f"{url} answered with status {status}."
     if kind == "index_not_found_exception":
-        return CollectionNotFound(words, **where)
+        return CollectionNotFound(
+            f"{words}\n  Create the collection, or list the collections with m3 collections URL.", **where
+        )
     if kind in (
         "resource_already_exists_exception",
         "invalid_index_name_exception",
         "invalid_alias_name_exception",
     ):
-        return AlreadyExists(words, **where)
+        return AlreadyExists(f"{words}\n  Use another collection name.", **where)
     if kind == "media_type_header_exception":
         return Rejected(
             f"{words}\n  Check that {url} is Elasticsearch 8.19 or 9.x; update it if it is older.", **where
@@ -131,9 +133,8 @@ def from_status(
         )
     if kind == "illegal_argument_exception" and "creates data streams only" in words:
         return Rejected(f"{words}\n  Use another collection name.", **where)
-    if (
-        "exceeds the maximum allowed limit" in words
-    ):  # of one operation: the status is 429, but no retry succeeds
+    # The limit of one operation: the status is 429, but no retry succeeds.
+    if "exceeds the maximum allowed limit" in words:
         return TooLarge(
             f"a document is too large for {url}: {words}\n"
             "  Split the text into several documents, or give the server more heap.",
@@ -149,14 +150,20 @@ def from_status(
         # A server that sends Retry-After expects the same request again after the pause.
         of_size = kind == "circuit_breaking_exception" or "_bytes=" in words
         throttled = TooMuch if of_size and retry_after is None else Throttled
-        return throttled(words, **where, retry_after_seconds=asked_seconds(retry_after))
+        advice = "" if retry_after is not None else "\n  Send fewer or smaller requests at the same time."
+        return throttled(f"{words}{advice}", **where, retry_after_seconds=asked_seconds(retry_after))
     if status == 408:
-        return TimedOut(words, **where)
+        return TimedOut(
+            f"{words}\n  Check the load of the server, and repeat the call; writes are safe to repeat.",
+            **where,
+        )
     if status in (502, 503, 504):
-        return Unavailable(words, **where)
+        return Unavailable(
+            f"{words}\n  Check the server, and any proxy in front of it, and repeat the call.", **where
+        )
     if "no space left on device" in words.lower():
-        return StorageFull(words, **where)
-    return Rejected(words, **where)
+        return StorageFull(f"{words}\n  Free space on the server's disk, then repeat the call.", **where)
+    return Rejected(f"{words}\n  See the log of {url} for details.", **where)
 
 
 def _blocked(words: str, where: Mapping[str, str]) -> BackendError:

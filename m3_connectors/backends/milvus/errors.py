@@ -124,9 +124,11 @@ def translated(error: Exception, operation: str, where: str) -> BackendError:
     if kind is None and getattr(error, "retriable", False):
         # The server says (since pymilvus 3) that a retry may succeed: it is starting, or moves data.
         kind = Unavailable
-    advice = _ADVICE.get(kind, "") if kind else ""
-    return (kind or Rejected)(
-        f"{words.strip().rstrip('.')} at {where}.{advice}", backend=BACKEND, operation=operation
+    kind = kind or Rejected
+    return kind(
+        f"{words.strip().rstrip('.')} at {where}.{_ADVICE.get(kind, '')}",
+        backend=BACKEND,
+        operation=operation,
     )
 
 
@@ -144,4 +146,10 @@ _ADVICE: dict[type[BackendError], str] = {
     Unavailable: "\n  Is the server up, and are host and port right?",
     Unauthorised: "\n  Use api_key=… (a token, or user:password) or username=… and password=….",
     StorageFull: "\n  Free space and repeat the call; acknowledged writes are stored.",
+    CollectionNotFound: "\n  Create the collection, or list the collections with m3 collections URL.",
+    AlreadyExists: "\n  Open it, or use another collection name.",
+    TimedOut: "\n  Check the load of the server, or raise timeout_seconds.",
+    Throttled: "\n  Send fewer requests at the same time, or repeat the call later.",
+    TooLarge: "\n  Split long texts, or raise the message size limit of the server.",
+    Rejected: "\n  See the log of the server for details.",
 }

@@ -98,9 +98,8 @@ class EdgeAnswers:
 
         If the cut is among equal scores, those with the lowest ids are kept; that takes more calls.
         """
-        stored_points = (
-            self._edge.info().points_count
-        )  # deeper there is nothing; the engine's integers end at 2**64
+        # A list cannot be longer than this, and the engine's integers end at 2**64.
+        stored_points = self._edge.info().points_count
         depths = {name: min(depth, stored_points) for name, depth in ask.depths.items()}
         width = min(ask.width, stored_points)
         condition = None if ask.filter is None else edge_filter(ask.filter)

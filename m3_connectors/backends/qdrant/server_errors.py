@@ -171,7 +171,7 @@ def _error(kind: type[BackendError], said: str, code: str, operation: str, url: 
         code == "413" or any(w in lower for w in _TOO_LARGE)
     ):
         kind = TooLarge
-    remedy = _declare_index(said) or _REMEDIES.get(kind, "")
+    remedy = _declare_index(said) or _REMEDIES.get(kind, _OTHERWISE)
     return kind(f"{url} answered {code}: {said.strip()[:500]}{remedy}", backend=BACKEND, operation=operation)
 
 
@@ -194,7 +194,13 @@ _REMEDIES: dict[type[BackendError], str] = {
     Locked: "\n  Remove the server's write lock and repeat the call; reads still work.",
     Unauthorised: "\n  Use a valid API key with the required rights (api_key=… or M3_QDRANT_API_KEY).",
     StorageFull: "\n  Free space on the server's disk and repeat the call; acknowledged writes are stored.",
+    CollectionNotFound: "\n  Create the collection, or list the collections with m3 collections URL.",
+    AlreadyExists: "\n  Open it, or use another collection name.",
+    TimedOut: "\n  Check the load of the server, or raise timeout_seconds.",
+    Unavailable: "\n  Check the server and its log, and repeat the call.",
+    TooLarge: "\n  Split long texts, or raise the limit on the server (or on a proxy in front of it).",
 }
+_OTHERWISE = "\n  See the log of the server for details."
 
 
 def optimiser_failed(said: str, url: str) -> BackendError:

@@ -75,7 +75,7 @@ class ScoreClauses(Suite):
                     np.testing.assert_allclose(got, want, atol=1e-5)
                     if component == "multivector" and storage == FLOAT16:
                         unrounded = score(component, query, world.embeddings)[::-1]
-                        assert np.abs(unrounded - want).max() > 2e-5, "this world cannot tell rounding"
+                        assert np.abs(unrounded - want).max() > 2e-5, "this world cannot detect rounding"
             none_shared = await backend.score("sparse", world.queries[-2], ids)
             assert none_shared.tolist() == [0.0] * len(ids)
             assert (await backend.score("dense", world.queries[0], [])).shape == (0,)
