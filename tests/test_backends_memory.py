@@ -44,7 +44,7 @@ async def test_a_collection_of_an_earlier_format_refuses_numbers_that_its_docume
             backend.candidates("dense", world.queries[0], 3, filter=filter),
             backend.search(world.queries[0], DENSE, 3, filter=filter),
         ):
-            with pytest.raises(InvalidInput, match='collection "notes" was made by an earlier version'):
+            with pytest.raises(InvalidInput, match='collection "notes" was created by an earlier version'):
                 await call
     assert await backend.count(parse_filter({"n": 2**53 - 1, "m": {"$ne": True}})) == 1
     await backend.close()
@@ -58,5 +58,7 @@ def test_a_schema_says_its_format_and_later_ones_are_refused() -> None:
     assert earlier.format == 1
     assert earlier == schema
     for bad in (FORMAT + 1, 0, None, "2"):
-        with pytest.raises(InvalidInput, match=re.escape(f"schema format {bad!r} is none of 1 to {FORMAT}")):
+        with pytest.raises(
+            InvalidInput, match=re.escape(f"has format {bad!r}; this version reads 1 to {FORMAT}.")
+        ):
             Schema.from_json({**raw, "format": bad})

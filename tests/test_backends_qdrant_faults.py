@@ -80,10 +80,12 @@ def test_what_is_no_collection_is_neither_opened_nor_taken(tmp_path: Path, what:
             home.touch()
         else:
             (home / "collections").mkdir(parents=True)
-        with pytest.raises(NotFound, match="no collection"):
+        said = "there is no collection at" if what == "a file" else "is not a collection of m3-connectors"
+        with pytest.raises(NotFound, match=said):
             await EdgeBackend(tmp_path, "c").open()
         with pytest.raises(
-            AlreadyExists, match=f"c is {what} of something else.\n  Use another collection name"
+            AlreadyExists,
+            match=f"c already exists and is {what} that m3-connectors did not create.\n  Use another collection name",
         ):
             await EdgeBackend(tmp_path, "c").create(make_world(0).schema)
         if what == "a directory":
@@ -114,11 +116,11 @@ def test_another_process_is_named_and_its_end_frees_the_data(tmp_path: Path) -> 
         assert holder.stdout.readline() == "ready\n"
         for call in ("open", "drop"):
             with pytest.raises(
-                Busy, match=f'process {holder.pid} has collection "c" in {tmp_path} open'
+                Busy, match=f'process {holder.pid} has opened collection "c" in {tmp_path}'
             ) as caught:
                 await getattr(EdgeBackend(tmp_path, "c"), call)()
             assert caught.value.retryable
-            assert "wait for it to end" in str(caught.value)
+            assert "wait for that process to end" in str(caught.value)
             assert "a server: qdrant+http://HOST:6333" in str(caught.value)
         with pytest.raises(AlreadyExists):
             await EdgeBackend(tmp_path, "c").create(make_world(0).schema)
@@ -450,11 +452,11 @@ def test_a_directory_of_something_else_is_no_collection(tmp_path: Path) -> None:
         (tmp_path / "c").mkdir()
         (tmp_path / "c" / "thesis.txt").write_text("precious")
         backend = EdgeBackend(tmp_path, "c")
-        with pytest.raises(NotFound, match="is no collection"):
+        with pytest.raises(NotFound, match="is not a collection"):
             await backend.open()
         with pytest.raises(AlreadyExists):
             await backend.create(make_world(0).schema)
-        with pytest.raises(BackendError, match="is no collection"):
+        with pytest.raises(BackendError, match="is not a collection"):
             await backend.drop()
         assert (tmp_path / "c" / "thesis.txt").read_text() == "precious"
 
@@ -635,7 +637,7 @@ def test_a_document_without_room_is_refused_before_writing(tmp_path: Path) -> No
         position = int((world.embeddings.multivectors.counts > 1023).argmax())
         backend = EdgeBackend(tmp_path, "c")
         await backend.create(world.schema)
-        with pytest.raises(InvalidInput, match=rf"documents\[{position}\].*has room for 1023"):
+        with pytest.raises(InvalidInput, match=rf"documents\[{position}\].*stores at most 1023"):
             await backend.upsert(world.documents, world.embeddings)
         assert await backend.count() == 0
         await backend.close()
@@ -647,7 +649,7 @@ def test_a_file_in_place_of_a_directory_is_said(tmp_path: Path) -> None:
     async def main() -> None:
         (tmp_path / "file").write_text("")
         for directory in (tmp_path / "file", tmp_path / "file" / "below"):
-            with pytest.raises(InvalidInput, match=r"file.* is no directory: give qdrant:DIRECTORY"):
+            with pytest.raises(InvalidInput, match=r"file.* is not a directory\.\n  Use qdrant:DIRECTORY"):
                 await EdgeBackend(directory, "c").create(make_world(0).schema)
 
     run(main)

@@ -29,10 +29,10 @@ def test_urls_name_their_backend(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("url", "message"),
     [
-        ("./data", "names no store"),
+        ("./data", "does not name a store"),
         ("sqlite:./data", "memory:, qdrant:"),
-        ("", "names no store"),
-        (None, "names no store"),
+        ("", "does not name a store"),
+        (None, "does not name a store"),
         ("qdrant:", "qdrant:DIRECTORY"),
         ("qdrant://localhost:6333", "qdrant:DIRECTORY"),
         (

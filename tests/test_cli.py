@@ -726,7 +726,7 @@ class TestFailures:
         assert not Path("nothing").exists()
 
     def test_an_unknown_store(self, m3: M3, corpus: Path) -> None:
-        self.assert_reason(m3("index", "no:where", corpus), 2, "'no:where' names no store")
+        self.assert_reason(m3("index", "no:where", corpus), 2, "'no:where' does not name a store")
 
     def test_a_directory_that_is_no_model(self, m3: M3, corpus: Path, tmp_path: Path) -> None:
         (tmp_path / "empty").mkdir()

@@ -141,7 +141,7 @@ def test_a_store_that_is_not_there_is_no_empty_store(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "file").touch()
     for call in (list_collections, lambda url: connect(url, create=False)):
-        with pytest.raises(InvalidInput, match="is no directory: give qdrant:DIRECTORY"):
+        with pytest.raises(InvalidInput, match=r"is not a directory\.\n  Use qdrant:DIRECTORY"):
             call(f"qdrant:{tmp_path}/file")
     assert list_collections("memory:") == []
     with pytest.raises(Unsupported, match="api_key"):
@@ -163,7 +163,7 @@ def test_collections_that_cannot_be_opened_or_read_are_listed_with_the_reason(tm
         assert "cannot be read" in broken.problem
         assert (held.schema, held.count) == (WORLD.schema, None)
         assert held.problem is not None
-        assert f'this process has collection "held" in {tmp_path} open already' in held.problem
+        assert f'this process has already opened collection "held" in {tmp_path}' in held.problem
         await backend.close()
         assert (await alist_collections(f"qdrant:{tmp_path}"))[1].count == 0
 
@@ -301,7 +301,7 @@ def test_a_second_worker_is_told_which_collection_is_busy_and_what_to_use_instea
         (tmp_path / ".other.lock").touch()
         with pytest.raises(Busy) as caught:
             await backend_for(f"qdrant:{tmp_path}", "notes").open()
-        assert f'collection "notes" in {tmp_path} open' in str(caught.value)
+        assert f'has already opened collection "notes" in {tmp_path}.' in str(caught.value)
         await first.close()
 
     anyio.run(main)

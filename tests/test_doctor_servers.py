@@ -183,7 +183,7 @@ def test_no_password_of_a_url_is_shown(
 def test_a_qdrant_without_grpc_is_a_note(doctor: Doctor, fake: FakeQdrant) -> None:
     report = doctor(fake.url, M3_QDRANT_GRPC_PORT=str(fake.port))
     assert report.value("transport") == "REST, not encrypted"
-    assert any("no gRPC at port" in note and "6334" in note for note in report.of("note"))
+    assert any("gRPC is not available at port" in note and "6334" in note for note in report.of("note"))
     assert report.of("problem") == []
 
 
@@ -199,7 +199,7 @@ def test_a_strict_qdrant_says_what_it_refuses(doctor: Doctor, fake: FakeQdrant) 
     fake.strict = {"unindexed_filtering_retrieve": False, "search_allow_exact": False}
     report = doctor(fake.url, M3_QDRANT_GRPC_PORT=str(fake.grpc_port))
     (problem,) = report.of("problem")
-    assert "none has one" in problem
+    assert "no field has one" in problem
     assert "indexes=" in problem
     assert any("search_allow_exact" in note for note in report.of("note"))
     assert report.json["capabilities"]["EXACT"] is False
@@ -272,7 +272,7 @@ def test_a_blocked_index_is_a_problem_with_the_request_that_lifts_it(
         (300, {}, None),
         (140, {}, "low watermark"),
         (90, {}, "high watermark"),
-        (40, {}, "flood stage"),
+        (40, {}, "flood-stage watermark"),
         (40, {"flood_stage": "10gb", "high": "20gb", "low": "0.9"}, "low watermark"),
         (140, {"low.max_headroom": "100GB"}, None),
         (0, {"threshold_enabled": "false"}, None),

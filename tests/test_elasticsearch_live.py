@@ -301,11 +301,11 @@ async def test_an_index_of_another_program_is_refused_and_left_alone(live: Live)
     backend = live.backend("foreign")
     path = f"/{segment(alias_of(backend.collection))}"
     await request(backend, "PUT", path, {"mappings": {"properties": {"dense": {"type": "keyword"}}}})
-    with pytest.raises(Rejected, match="not made by"):
+    with pytest.raises(Rejected, match="not created by"):
         await backend.open()
     with pytest.raises(AlreadyExists):
         await backend.create(make_world(1).schema)
-    with pytest.raises(Rejected, match="not made by"):
+    with pytest.raises(Rejected, match="not created by"):
         await backend.drop()
     assert await request(backend, "GET", path)
     await backend.close()

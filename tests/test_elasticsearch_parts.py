@@ -214,7 +214,7 @@ async def test_a_write_whose_clean_up_fails_is_done_and_says_what_was_refused(
     await index.writer().upsert([LONG], embeddings(1))
     await index.writer(_no_deletes_of_parts).upsert(documents, both)
     await index.check_whole(embeddings(2))
-    assert "are left in the index" in caplog.text
+    assert "remain in the index" in caplog.text
     with pytest.raises(PartialWrite) as caught:
         await index.writer(_no_deletes_of_parts, refused="short").upsert(documents, both)
     assert set(caught.value.failed) == {"short"}
@@ -292,6 +292,7 @@ async def test_a_document_that_lacks_parts_is_corrupt_by_its_own_id(monkeypatch:
     del index.documents[min(index.parts)]
     monkeypatch.setattr("m3_connectors.backends.elasticsearch.reading._PAUSES_SECONDS", (0.0, 0.0))
     with pytest.raises(
-        Corrupt, match=r"document 'long' lacks parts of its multi-vectors\.\n  Index it again\."
+        Corrupt,
+        match=r"parts of the multi-vectors of document 'long' are missing\.\n  Index the document again\.",
     ):
         await index.reader().vectors(["long"])

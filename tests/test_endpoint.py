@@ -41,7 +41,7 @@ def test_the_environment_counts_where_no_option_is_given() -> None:
         ({"username": 5, "password": "p"}, "username is 5"),
         ({"fingerprint": 5}, "fingerprint is 5"),
         ({"ca_certs": True}, "ca_certs is True"),
-        ({"api_key": 5}, "api_key is int"),
+        ({"api_key": 5}, "api_key is of type int"),
         ({"timeout_seconds": "5"}, "timeout_seconds is '5'"),
     ],
 )
@@ -59,7 +59,7 @@ def test_a_key_is_cleaned_of_the_blanks_of_its_file(key: str | SecretStr) -> Non
 
 @pytest.mark.parametrize("key", ["hun\nter2", "hun ter2", "hünter2", "hunter2\x00"])
 def test_a_key_that_no_request_can_carry_is_refused_and_not_shown(key: str) -> None:
-    with pytest.raises(InvalidInput, match="api_key holds a blank") as caught:
+    with pytest.raises(InvalidInput, match="api_key contains a space") as caught:
         parsed({}, api_key=key)
     assert "ter2" not in str(caught.value)
 
@@ -122,8 +122,8 @@ def test_a_path_is_shown_as_it_is(url: str) -> None:
 def test_an_authority_that_is_no_such_file_is_refused_with_what_to_give(store: str, tmp_path: Path) -> None:
     garbage = tmp_path / "garbage.pem"
     garbage.write_text("nothing of the kind\n")
-    for path, why in ((tmp_path / "nope.pem", "No such file"), (garbage, "holds no certificate")):
+    for path, why in ((tmp_path / "nope.pem", "No such file"), (garbage, "contains no certificate")):
         with pytest.raises(
-            InvalidInput, match=rf"{path.name}.*{why}.*\n  Give the PEM file .*M3_{store.upper()}_CA"
+            InvalidInput, match=rf"{path.name}.*{why}.*\n  Pass the PEM file .*M3_{store.upper()}_CA"
         ):
             backend_for(f"{store}+https://localhost", "notes", {"ca_certs": str(path)})

@@ -390,9 +390,9 @@ def test_bad_embeddings_are_refused_before_the_store(encoder: M3Encoder) -> None
         for bad, says in (
             (wide, "5 wide"),
             (nan, "NaN"),
-            (outside, "beyond the vocabulary"),
+            (outside, "outside the vocabulary"),
             (good[:0], "0 embeddings"),
-            (M3Embeddings(good.dense), "lack"),
+            (M3Embeddings(good.dense), "do not have"),
         ):
             with pytest.raises(InvalidInput, match=says):
                 index.add([Document("a", "fox")], embeddings=bad)
@@ -458,7 +458,7 @@ def test_without_an_encoder_texts_are_refused_with_what_to_do(encoder: M3Encoder
 
 @pytest.mark.parametrize("url", ["mysql://x", "", "qdrant", None, 7])
 def test_unusable_urls(url: str) -> None:
-    with pytest.raises(InvalidInput, match="names no store"):
+    with pytest.raises(InvalidInput, match="does not name a store"):
         connect(url)
 
 

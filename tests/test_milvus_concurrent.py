@@ -133,7 +133,7 @@ async def test_a_call_waits_for_others_no_longer_than_its_deadline(tmp_path: Pat
         started = time.monotonic()
 
         async def write(i: int) -> None:
-            with pytest.raises(TimedOut, match=r"earlier calls took all of 0\.5 s"):
+            with pytest.raises(TimedOut, match=r"busy with earlier calls of this process for 0\.5 s"):
                 await backend.upsert([Document(f"{i}", "")], WORLD.embeddings[0])
 
         async def read() -> None:

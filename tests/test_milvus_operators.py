@@ -120,7 +120,7 @@ async def test_an_index_of_another_metric_is_refused_by_name(
 ) -> None:
     backend = await filled(embedded(tmp_path))
     index_again(client, "notes", "FLAT", metric)
-    with pytest.raises(Corrupt, match=f'"dense" is by {metric}; it must be by IP'):
+    with pytest.raises(Corrupt, match=f'"dense" uses the metric {metric}; it must use IP'):
         await backend.open()
     assert any(metric in remark.what and remark.is_problem for remark in (await backend.server()).remarks)
     client.release_collection("notes")
@@ -191,7 +191,7 @@ async def test_a_collection_works_through_an_alias_and_is_not_dropped_through_it
     assert len(await other.search(WORLD.queries[0], ALL, 5)) == 5
     assert (await other.server()).details["alias of"] == "notes"
 
-    with pytest.raises(Rejected, match='"other" is an alias of collection "notes": nothing was removed'):
+    with pytest.raises(Rejected, match='"other" is an alias of collection "notes"; nothing was removed'):
         await other.drop()
     assert await backend.count() == 39
     client.drop_alias("other")
@@ -210,7 +210,7 @@ async def test_an_alias_of_another_programs_collection_is_refused_and_left_alone
     client.create_alias("theirs", "notes")
     backend = embedded(tmp_path)
     for call in (backend.open, backend.drop):
-        with pytest.raises(Rejected, match="not made by m3-connectors"):
+        with pytest.raises(Rejected, match="not created by m3-connectors"):
             await call()
     with pytest.raises(AlreadyExists):
         await backend.create(WORLD.schema)
@@ -244,10 +244,10 @@ def _directory_of_documents(path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "error", "says"),
     [
-        (_empty, Rejected, "is an empty file: a database is a directory"),
-        (_of_milvus_lite_2, Unsupported, r"milvus-lite 2\.x wrote"),
+        (_empty, Rejected, "is an empty file; a database is a directory"),
+        (_of_milvus_lite_2, Unsupported, r"milvus-lite 2\.x writes"),
         (_text, Rejected, "is a file, but not a database of milvus-lite"),
-        (_directory_of_documents, Rejected, "not a database of milvus-lite: it holds thesis.txt"),
+        (_directory_of_documents, Rejected, "not a database of milvus-lite: it contains thesis.txt"),
     ],
 )
 @runs
@@ -271,7 +271,7 @@ async def test_a_path_that_is_no_database_is_named_and_left_as_it_is(
 async def test_a_path_below_a_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     backend = embedded(tmp_path / "file")
-    with pytest.raises(Rejected, match=r"cannot be made: .*file is a file"):
+    with pytest.raises(Rejected, match=r"cannot be created because .*file is a file"):
         await backend.create(WORLD.schema)
     await backend.close()
 

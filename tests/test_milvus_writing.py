@@ -210,7 +210,9 @@ async def test_optimize_waits_for_a_servers_indexes_as_long_as_they_grow(
     assert server.asked[:2] == ["flush notes", "flush notes__m3_parts"]
     assert server.asked.count("describe_index notes") == 2 + 7
     assert time.monotonic() - started > 0.2
-    with pytest.raises(TimedOut, match=r'index "sparse".* holds 1 rows since .*, and 4 wait'):
+    with pytest.raises(
+        TimedOut, match=r'index "sparse".* has not grown for .*it holds 1 rows, and 4 are waiting'
+    ):
         await collections.built(Building(("InProgress", 1, 4)), layout)  # type: ignore[arg-type]
     with pytest.raises(Rejected, match='cannot build the index "sparse"'):
         await collections.built(Building(("Failed", 1, 4)), layout)  # type: ignore[arg-type]

@@ -98,8 +98,8 @@ def test_only_long_documents_are_pooled_and_nothing_else_changes() -> None:
         ({"long_documents": "pool", "pool_factor": 2.5}, "pool_factor is 2.5"),
         ({"long_documents": "pool", "pool_factor": True}, "pool_factor is True"),
         ({"long_documents": "pool", "pool_from_rows": 0}, "pool_from_rows is 0"),
-        ({"pool_factor": 4}, "pools nothing"),
-        ({"long_documents": "error", "pool_from_rows": 50}, "pools nothing"),
+        ({"pool_factor": 4}, "which does not pool"),
+        ({"long_documents": "error", "pool_from_rows": 50}, "which does not pool"),
     ],
 )
 def test_a_storage_that_cannot_be_is_refused(arguments: dict[str, Any], named: str) -> None:

@@ -81,7 +81,7 @@ def test_a_library_prints_nothing_when_a_certificate_is_not_trusted(encrypted: t
 
 @pytest.mark.parametrize(
     ("scheme", "port", "said"),
-    [("http", "1", "after 2 tries"), ("https", None, "does not speak TLS")],
+    [("http", "1", "after 2 tries"), ("https", None, "does not use TLS")],
     ids=["wrong port", "https of a plain server"],
 )
 def test_a_library_prints_nothing_when_there_is_no_connection(

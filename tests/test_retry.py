@@ -27,7 +27,7 @@ async def test_a_wait_beyond_the_patience_is_not_begun_and_is_named(asked: float
 
     started = time.monotonic()
     with pytest.raises(
-        Throttled, match=rf"asks to wait {asked:g} s, more than total_seconds=60 leaves\.\n  Call"
+        Throttled, match=rf"asks to wait {asked:g} s, more than total_seconds=60 allows\.\n  Call"
     ):
         await retrying(Patience(total_seconds=60), call)
     assert tries == 1

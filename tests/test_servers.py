@@ -77,7 +77,7 @@ def test_a_named_server_may_leave_out_what_the_variable_says(store: StoreName, n
 
 def test_without_any_way_the_reasons_are_given(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(starting, "container_engine", lambda: None)
-    with pytest.raises(CannotStart, match="M3_QDRANT_URL names no server; no container engine"):
+    with pytest.raises(CannotStart, match="M3_QDRANT_URL is not set; no container engine is running"):
         start("qdrant", environment={}, compose=COMPOSE)
 
 
@@ -196,7 +196,9 @@ def test_a_server_that_does_not_come_up_is_named_with_all_that_it_said(
     program.write_text("#!/bin/sh\necho cannot run here\necho '  for this reason' >&2\nexit 3\n")
     program.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(program))
-    with pytest.raises(CannotStart, match=r"did not come up:\ncannot run here\n  for this reason$"):
+    with pytest.raises(
+        CannotStart, match=r"did not start\. The end of its log:\ncannot run here\n  for this reason$"
+    ):
         start("milvus", environment={}, compose=COMPOSE)
 
 
@@ -262,7 +264,10 @@ def test_a_damaged_archive_is_fetched_once_more(cache: Path, monkeypatch: pytest
 def test_each_failure_to_fetch_says_what_to_do(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _maven(cache, monkeypatch, "exec sleep 60")
     monkeypatch.setattr(elasticsearch, "_FETCH_SECONDS", 0.2)
-    with pytest.raises(CannotStart, match=r"within 0.2 s\.\n  Fetch it yourself.*: \S*mvn .*dependency:get"):
+    with pytest.raises(
+        CannotStart,
+        match=r"within 0.2 s\.\n  Run this command yourself, without a time limit: \S*mvn .*dependency:get",
+    ):
         elasticsearch.install("9.9.9")
     monkeypatch.setattr(elasticsearch, "_FETCH_SECONDS", 60)
     _maven(cache, monkeypatch, "echo 'no such host' >&2; exit 1")
@@ -285,7 +290,7 @@ def test_java_on_the_path_is_found_by_way_of_links(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("PATH", str(tmp_path))
     assert elasticsearch.find_jdk() == home
     (home / "release").write_text('JAVA_VERSION="17.0.4"\n')
-    with pytest.raises(CannotStart, match="JDK of 21 to 25"):
+    with pytest.raises(CannotStart, match="needs JDK 21 to 25"):
         elasticsearch.find_jdk()
 
 

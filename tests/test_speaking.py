@@ -52,19 +52,19 @@ def ports() -> Iterator[dict[str, int]]:
 @pytest.mark.parametrize(
     ("store", "scheme", "port", "kind", "what", "remedy"),
     [
-        ("qdrant", "http", "grpc", Rejected, "answers in gRPC, not in HTTP", "grpc_port="),
-        ("qdrant", "https", "grpc", Rejected, "answers in gRPC, not in HTTP", "grpc_port="),
-        ("qdrant", "http", "https", Unavailable, "speaks TLS", "qdrant+https://localhost"),
-        ("qdrant", "http", "grpcs", Unavailable, "speaks TLS", "qdrant+https://localhost"),
-        ("qdrant", "https", "grpcs", Rejected, "answers in gRPC, not in HTTP", "grpc_port="),
-        ("qdrant", "https", "http", Unavailable, "does not speak TLS", "qdrant+http://localhost"),
-        ("elasticsearch", "http", "grpc", Rejected, "answers in gRPC, not in HTTP", "9200"),
-        ("elasticsearch", "http", "https", Unavailable, "speaks TLS", "elasticsearch+https://localhost"),
-        ("elasticsearch", "https", "http", Unavailable, "does not speak TLS", "elasticsearch+http://"),
-        ("milvus", "http", "http", Rejected, "answers in HTTP, not in gRPC", "19530"),
-        ("milvus", "https", "http", Rejected, "answers in HTTP, not in gRPC", "19530"),
-        ("milvus", "http", "grpcs", Unavailable, "speaks TLS", "milvus+https://localhost"),
-        ("milvus", "https", "grpc", Unavailable, "does not speak TLS", "milvus+http://localhost"),
+        ("qdrant", "http", "grpc", Rejected, "answers with gRPC, not HTTP", "grpc_port="),
+        ("qdrant", "https", "grpc", Rejected, "answers with gRPC, not HTTP", "grpc_port="),
+        ("qdrant", "http", "https", Unavailable, "uses TLS", "qdrant+https://localhost"),
+        ("qdrant", "http", "grpcs", Unavailable, "uses TLS", "qdrant+https://localhost"),
+        ("qdrant", "https", "grpcs", Rejected, "answers with gRPC, not HTTP", "grpc_port="),
+        ("qdrant", "https", "http", Unavailable, "does not use TLS", "qdrant+http://localhost"),
+        ("elasticsearch", "http", "grpc", Rejected, "answers with gRPC, not HTTP", "9200"),
+        ("elasticsearch", "http", "https", Unavailable, "uses TLS", "elasticsearch+https://localhost"),
+        ("elasticsearch", "https", "http", Unavailable, "does not use TLS", "elasticsearch+http://"),
+        ("milvus", "http", "http", Rejected, "answers with HTTP, not gRPC", "19530"),
+        ("milvus", "https", "http", Rejected, "answers with HTTP, not gRPC", "19530"),
+        ("milvus", "http", "grpcs", Unavailable, "uses TLS", "milvus+https://localhost"),
+        ("milvus", "https", "grpc", Unavailable, "does not use TLS", "milvus+http://localhost"),
         ("qdrant", "http", "silent", Unavailable, "no connection", "Is the server up"),
         ("elasticsearch", "http", "silent", Unavailable, "no connection", "Is the server up"),
         ("milvus", "http", "silent", Unavailable, "no connection", "Is the server up"),
@@ -97,7 +97,7 @@ def test_doctor_says_so_and_does_not_advise_itself(
 ) -> None:
     assert main(["doctor", f"qdrant+http://localhost:{ports['grpc']}", "--json"]) == 1
     findings = json.loads(capsys.readouterr().out)["findings"]
-    (problem,) = [one for one in findings if "answers in gRPC" in one["value"]]
+    (problem,) = [one for one in findings if "answers with gRPC" in one["value"]]
     assert problem["level"] == "problem"
     assert "grpc_port" in problem["remedy"]
     assert not any("m3 doctor" in (one["remedy"] or "") for one in findings)

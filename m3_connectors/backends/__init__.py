@@ -1,1 +1,1 @@
-"""Stores of M3 embeddings behind one contract (``base``); each is imported on use (``registry``)."""
+"""Stores of M3 embeddings behind one contract (``base``); ``registry`` imports each adapter on first use."""

@@ -1,4 +1,4 @@
-"""``python -m m3_connectors.backends [FILE]``: the table of what each store can be asked, printed or put in a page."""
+"""``python -m m3_connectors.backends [FILE]``: print the table of capabilities, or update it in a page."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ STORES = {
     "milvus+http:": "milvus+http://localhost",
     "elasticsearch+http:": "elasticsearch+http://localhost",
 }
-"""Columns of the table, each with a URL of its kind; a URL with https is the same."""
+"""The columns of the table, each with an example URL; an https URL has the same capabilities as an http
+URL."""
 
 _BETWEEN = re.compile(r"(?<=<!-- capabilities -->\n).*?(?=<!-- /capabilities -->)", re.DOTALL)
 
 
 def table() -> str:
-    """What each store declares, as Markdown; needs every store's client, and no server."""
+    """Return the capabilities of each store as a Markdown table; needs all clients, but no server."""
     declared = [backend_for(url).capabilities for url in STORES.values()]
     lines = [["what", "asked by", "capability", *(f"`{name}`" for name in STORES)]]
     lines.append(["---"] * 3 + [":-:"] * len(STORES))
@@ -34,7 +35,7 @@ def table() -> str:
 
 
 def with_table(page: str) -> str:
-    """A page with the table of now between its two marks."""
+    """Return the page with the table between its two marks replaced by the current one."""
     return _BETWEEN.sub(table(), page)
 
 

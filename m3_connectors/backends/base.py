@@ -1,45 +1,50 @@
-"""The contract between an index and a store, in numbered clauses; ``testing.BackendConformance`` tests each by number.
+"""The contract between an index and a store, in numbered clauses that ``testing.BackendConformance`` tests.
 
 Collection
  B1  ``create`` makes an empty collection that records its schema; a second ``create`` raises AlreadyExists.
- B2  ``open`` reads the schema back equal to the one given to ``create``; without a collection it raises
+ B2  ``open`` returns the schema that was given to ``create``; if the collection does not exist it raises
      CollectionNotFound.
- B3  ``drop`` removes the collection and all it holds; afterwards ``open`` raises CollectionNotFound and ``create``
-     works.
- B4  After ``close`` and a new ``open``, everything acknowledged before is there (stores that persist).
- B5  Calls on one backend may run concurrently; each answers as if it ran alone.
+ B3  ``drop`` removes the collection and its content; afterwards ``open`` raises CollectionNotFound and
+     ``create`` works.
+ B4  After ``close`` and a new ``open``, everything acknowledged before is still stored (persistent stores).
+ B5  Calls on one backend may run concurrently; each returns what it would return if it ran alone.
 Writing
  B6  ``upsert`` stores documents with all components of the schema; when it returns, every read sees them.
- B7  ``upsert`` of an id that is there replaces text, metadata and all vectors; repeating a call changes nothing.
- B8  Bad vectors (NaN, infinity, so large that scores overflow, wrong width, no multi-vector row, sparse weights <= 0,
-     another model's) raise InvalidInput or ModelMismatch, and nothing of the call is stored.
- B9  ``delete`` removes the ids that are there and returns how many; unknown ids are no error.
- B10 ``delete_where`` removes exactly the documents that pass the filter and returns how many.
+ B7  ``upsert`` of a stored id replaces text, metadata and all vectors; repeating a call changes nothing.
+ B8  Bad vectors (NaN, infinity, values so large that scores overflow, wrong width, no multi-vector row, sparse
+     weights <= 0, another model's) raise InvalidInput or ModelMismatch, and nothing of the call is stored.
+ B9  ``delete`` removes the stored ids and returns their number; unknown ids are not an error.
+ B10 ``delete_where`` removes exactly the documents that pass the filter and returns their number.
 Reading
- B11 ``fetch`` answers in the order asked, None for unknown ids; text and metadata come back equal to what went in.
- B12 ``vectors`` answers in the order asked: dense and sparse in float32, multi-vectors in the storage precision.
- B13 ``count`` counts the documents that pass a filter, all without one.
+ B11 ``fetch`` returns documents in the order of the ids, None for unknown ids; text and metadata are
+ unchanged.
+ B12 ``vectors`` returns vectors in the order of the ids: dense and sparse in float32, multi-vectors in the
+     storage precision.
+ B13 ``count`` counts the documents that pass a filter, or all documents without one.
  B14 Ids are any Unicode of 1 to 512 bytes and are never confused with each other or with query syntax.
  B15 ``scan_ids`` yields every stored id once, in any order.
 Candidates
- B16 ``candidates("dense", exact=True)`` are the true top list by s_dense, best first, with exact scores;
-     of equal scores at the cut, any.
- B17 ``candidates("dense")`` and a search without ``exact`` may be approximate in who is listed, never in the scores,
-     whatever index or quantisation the store's operator chose: they are those of B20 and of ``score``.
- B18 ``candidates("sparse")`` are the true top list by s_lex among documents that share a token with the query.
- B19 A filter holds before the cut: the list has ``limit`` entries whenever so many documents pass (and, for
+ B16 ``candidates("dense", exact=True)`` is the true top list by s_dense, best first, with exact scores;
+     of documents with equal scores at the cut, any may be listed.
+ B17 ``candidates("dense")`` and a search without ``exact`` may be approximate in which documents are listed,
+     never in the scores, whatever index or quantisation the operator chose: they are those of B20 and of
+     ``score``.
+ B18 ``candidates("sparse")`` is the true top list by s_lex among documents that share a token with the query.
+ B19 A filter is applied before the cut: the list has ``limit`` entries if that many documents pass (and, for
      sparse, share a token).
 Scores
- B20 ``score`` is exact for each component, in the order of the ids; no shared token scores 0.
+ B20 ``score`` is exact for each component, in the order of the ids; a document without a shared token scores
+ 0.
  B21 float16 multi-vector storage rounds documents and query to float16 and is exact otherwise (within 1e-5).
- B22 A document of 8,191 rows is scored exactly, or was refused or pooled as the storage choice says; of a pooled
-     one, the pooled rows are what ``vectors`` gives and what is scored exactly.
+ B22 A document of 8,191 rows is scored exactly, or was refused or pooled as the storage says; for a pooled
+     document, ``vectors`` returns the pooled rows, and these are scored exactly.
  B23 ``score`` of an id that is not stored raises DocumentNotFound.
 Search
- B24 ``search`` equals the oracle for every method and any weights: same ids in the same order, scores within 1e-5.
+ B24 ``search`` equals the reference for every method and any weights: same ids, same order, scores within
+ 1e-5.
  B25 Every hit has the scores of all stored components; equal fused scores are ordered by id.
- B26 An empty collection, a filter that nothing passes and a query without tokens in common answer without error.
- B27 ``k`` beyond the paper's depths deepens the lists, so that k hits come back where so many exist.
+ B26 An empty collection, a filter that no document passes and a query that shares no token are not errors.
+ B27 ``k`` beyond the paper's depths deepens the lists, so that k hits are returned if that many exist.
 """
 
 from __future__ import annotations
@@ -84,7 +89,7 @@ class Ranking:
 
 
 _TRIES = 8
-"""Of a search while others delete."""
+"""The number of tries of a search while other clients delete documents."""
 
 _DEEP = 16_384
 """A longer list is cut to the number of documents that are stored: stores make room for as many as are asked for, or
@@ -95,33 +100,33 @@ class Backend(abc.ABC):
     """One collection in one store; all calls are coroutines on one event loop.
 
     The public methods check their input and then call the method of the same name with an underscore, which
-    an adapter writes: an adapter sees valid input only, and nothing invalid ever reaches a store.
+    an adapter implements: an adapter receives valid input only, and nothing invalid reaches a store.
     """
 
     name: ClassVar[str]
-    """Short name, as in errors and URLs."""
+    """The short name, as used in errors and URLs."""
 
     collection: str
     """Name of the collection."""
 
     capabilities: frozenset[Capability]
-    """What this store does of what can be asked; the rest is refused. An open collection may do less than its class."""
+    """The features that this store supports; others are refused. An open collection may support fewer."""
 
     _schema: Schema | None = None
 
     @property
     def schema(self) -> Schema:
-        """What the open collection records about itself."""
+        """The schema that the open collection records."""
         if self._schema is None:
             raise InvalidInput(
-                f"{self.name} collection {self.collection!r} is not open: await open() or create()."
+                f"{self.name} collection {self.collection!r} is not open.\n  Await open() or create() first."
             )
         return self._schema
 
     # -- the collection
 
     async def create(self, schema: Schema) -> None:
-        """B1. Make an empty collection and open it."""
+        """B1. Create an empty collection and open it."""
         await self._create(schema)
         self._schema = schema
 
@@ -131,94 +136,99 @@ class Backend(abc.ABC):
         return self._schema
 
     async def drop(self) -> None:
-        """B3. Remove the collection; no error if there is none."""
+        """B3. Remove the collection; it is not an error if it does not exist."""
         await self._drop()
         self._schema = None
 
     @abc.abstractmethod
     async def close(self) -> None:
-        """B4. Give back what the adapter holds; safe to call twice."""
+        """B4. Release the resources of the adapter; safe to call twice."""
 
-    async def optimize(self) -> None:  # noqa: B027 (most stores do it by themselves)
-        """Build what makes searches faster, such as a graph, or wait until the store has; nothing if there is none."""
+    async def optimize(self) -> None:  # noqa: B027 (most stores do this themselves)
+        """Build what makes searches faster, such as a graph, or wait until the store has built it."""
 
     async def server(self) -> ServerInfo:
-        """What the store is, and what is wrong with it; needs no collection.
+        """Return what the store is and what is wrong with it; needs no collection.
 
         Raises:
-            BackendError: It cannot be reached, or refuses the credentials.
+            BackendError: The store cannot be reached, or refuses the credentials.
         """
         return ServerInfo(self.name)
 
     async def collections(self) -> list[CollectionInfo]:
-        """Every collection of the store, of other programs too, in any order and not counted; needs no collection.
+        """Return all collections of the store, also of other programs, in any order, without opening one.
 
         Raises:
-            NotFound: There is no such directory.
-            Unsupported: This store cannot list.
-            BackendError: It cannot be reached, or the credentials do not allow it.
+            NotFound: The directory does not exist.
+            Unsupported: This store cannot list its collections.
+            BackendError: The store cannot be reached, or the credentials do not allow the call.
         """
-        raise Unsupported(f"{self.name} cannot list its collections.\n  Name the one that you mean.")
+        raise Unsupported(
+            f"{self.name} cannot list its collections.\n  Name the collection that you want to use."
+        )
 
     async def remarks(self) -> tuple[Remark, ...]:
-        """What a user should know about the open collection."""
+        """Return what a user should know about the open collection."""
         return ()
 
     # -- writing
 
     async def upsert(self, documents: Sequence[Document], embeddings: M3Embeddings) -> None:
-        """B6–B8. Store documents with their embeddings, row i for document i; ids differ from each other.
+        """B6–B8. Store documents with their embeddings, row i for document i; all ids must differ.
 
-        Long documents are pooled here where the schema says so, so that all stores get the same rows.
+        Long documents are pooled here if the schema says so, so that all stores receive the same rows.
 
         Raises:
-            InvalidInput: Documents or vectors are not fit to be stored; nothing was.
-            ModelMismatch: The vectors are another model's; nothing was stored.
+            InvalidInput: The documents or vectors cannot be stored; nothing was stored.
+            ModelMismatch: The vectors come from another model; nothing was stored.
         """
         documents = check_documents(documents)
         if len({document.id for document in documents}) < len(documents):
-            raise InvalidInput("two documents of one upsert have the same id: keep the last of each.")
+            raise InvalidInput(
+                "two documents of one upsert have the same id.\n  Keep only the last document of each id."
+            )
         embeddings = check_stored(self.schema, self.collection, len(documents), embeddings)
         storage = self.schema.storage
-        if long_documents(storage, embeddings).any():  # a thread: pooling takes half a second for 8,191 rows
+        if long_documents(storage, embeddings).any():
+            # In a thread, because pooling takes half a second for 8,191 rows.
             embeddings = await anyio.to_thread.run_sync(pool_long, storage, embeddings)
         if documents:
             await self._upsert(documents, embeddings)
 
     async def delete(self, ids: Sequence[str]) -> int:
-        """B9. Remove documents by id; how many were there."""
+        """B9. Remove documents by id; return how many were stored."""
         return await self._delete(self._checked(ids)) if ids else 0
 
     async def delete_where(self, filter: Filter) -> int:
-        """B10. Remove the documents that pass the filter; how many there were."""
+        """B10. Remove the documents that pass the filter; return how many there were."""
         check_filter(self.schema, self.collection, filter)
         return await self._delete_where(filter)
 
     # -- reading
 
     async def fetch(self, ids: Sequence[str]) -> list[Document | None]:
-        """B11. Documents by id."""
+        """B11. Return documents by id."""
         return await self._fetch(self._checked(ids)) if ids else []
 
     async def vectors(self, ids: Sequence[str]) -> M3Embeddings:
-        """B12. What is stored for these ids; at least one.
+        """B12. Return the stored vectors of these ids, at least one.
 
         Raises:
-            InvalidInput: No id is given.
+            InvalidInput: The list of ids is empty.
             DocumentNotFound: An id is not stored.
         """
         if not ids:
-            raise InvalidInput("vectors of no ids: give at least one id.")
+            raise InvalidInput("vectors was called with no ids.\n  Pass at least one id.")
         return await self._vectors(self._checked(ids))
 
     async def count(self, filter: Filter | None = None) -> int:
-        """B13. How many documents pass the filter."""
+        """B13. Return the number of documents that pass the filter."""
         check_filter(self.schema, self.collection, filter)
         return await self._count(filter)
 
     @abc.abstractmethod
     def scan_ids(self) -> AsyncIterator[str]:
-        """B15. Every stored id once."""
+        """B15. Yield every stored id once."""
 
     # -- ranking
 
@@ -231,16 +241,16 @@ class Backend(abc.ABC):
         filter: Filter | None = None,
         exact: bool = False,
     ) -> Ranking:
-        """B16–B19. The best documents by one component, dense or sparse.
+        """B16–B19. Return the best documents by one component, dense or sparse.
 
         Raises:
-            InvalidInput: The component proposes nothing, ``limit`` < 1, or the query is unfit.
-            ModelMismatch: The query is another model's.
+            InvalidInput: The component cannot list candidates, ``limit`` < 1, or the query is not valid.
+            ModelMismatch: The query comes from another model.
         """
         if component not in ("dense", "sparse"):
-            raise InvalidInput(f"{component} cannot propose candidates; dense and sparse can.")
+            raise InvalidInput(f"{component!r} cannot list candidates.\n  Use 'dense' or 'sparse'.")
         if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
-            raise InvalidInput(f"limit is {limit!r}: ask for at least 1 candidate.")
+            raise InvalidInput(f"limit is {limit!r}.\n  Pass a whole number >= 1.")
         self._require(Capability.EXACT, asked=exact)
         check_query(self.schema, self.collection, (component,), query)
         check_filter(self.schema, self.collection, filter)
@@ -257,11 +267,11 @@ class Backend(abc.ABC):
         return await self._until_none_is_deleted(ask)
 
     async def score(self, component: Component, query: M3Embeddings, ids: Sequence[str]) -> Float32:
-        """B20–B23. The exact score of each id, float32 ``[len(ids)]``.
+        """B20–B23. Return the exact score of each id, float32 ``[len(ids)]``.
 
         Raises:
-            InvalidInput: The query is unfit, or the component is not stored.
-            ModelMismatch: The query is another model's.
+            InvalidInput: The query is not valid, or the component is not stored.
+            ModelMismatch: The query comes from another model.
             DocumentNotFound: An id is not stored.
         """
         check_query(self.schema, self.collection, (component,), query)
@@ -273,7 +283,11 @@ class Backend(abc.ABC):
         missing = set(found.missing(component))
         for id, key in zip(ids, keys, strict=True):
             if key in missing:
-                raise DocumentNotFound(f"no document {id!r}.", backend=self.name, operation="score")
+                raise DocumentNotFound(
+                    f"there is no document {id!r}.\n  Check the id, or add the document first.",
+                    backend=self.name,
+                    operation="score",
+                )
         return found.scores[component][found.rows(keys)]
 
     async def search(
@@ -285,21 +299,21 @@ class Backend(abc.ABC):
         filter: Filter | None = None,
         exact: bool = False,
     ) -> list[ScoredId]:
-        """B24–B27. The k best documents by a method.
+        """B24–B27. Return the k best documents by a method.
 
         Args:
-            query: One text; at least the method's components.
-            method: Candidates and weights.
-            k: Most hits, >= 1.
-            filter: Only documents that pass.
-            exact: No approximate list; slower, for evaluation.
+            query: One text, with at least the components of the method.
+            method: Candidate lists and weights.
+            k: The largest number of hits, >= 1.
+            filter: Only documents that pass it are returned.
+            exact: Use no approximate list; slower, for evaluation.
 
         Raises:
-            InvalidInput: ``k`` < 1, or the query lacks a component, is not finite or of another width.
-            ModelMismatch: The query is another model's.
+            InvalidInput: ``k`` < 1, or the query lacks a component, is not finite or has a wrong width.
+            ModelMismatch: The query comes from another model.
         """
         if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
-            raise InvalidInput(f"k is {k!r}: ask for at least 1 hit, as a whole number.")
+            raise InvalidInput(f"k is {k!r}; k must be a whole number >= 1.\n  Pass k=10, for example.")
         k = int(k)
         self._require(Capability.EXACT, asked=exact)
         check_query(self.schema, self.collection, method.components, query, f'method "{method.name}"')
@@ -318,7 +332,8 @@ class Backend(abc.ABC):
     async def _until_none_is_deleted(self, ask: Callable[[], Awaitable[T]]) -> T:
         """The first answer of which no document was deleted in the middle."""
         for _ in range(_TRIES):
-            # A candidate that is deleted before it is scored is no answer, and no error either: ask again, without it.
+            # A candidate that is deleted before it is scored is not a hit and not an error: search again
+            # without it.
             with contextlib.suppress(Deleted, DocumentNotFound):
                 return await ask()
         raise DocumentNotFound(
@@ -331,26 +346,26 @@ class Backend(abc.ABC):
     async def _search(
         self, query: M3Embeddings, method: Method, k: int, filter: Filter | None, exact: bool
     ) -> list[ScoredId]:
-        """Run a checked search; overridden by stores that limit how many run at once, or run them elsewhere."""
+        """Run a checked search; stores override it to limit concurrent searches, or to use a thread."""
         return await search(self, self.schema.components, query, method, k, filter, exact)
 
-    # -- what an adapter writes
+    # -- what an adapter implements
 
     @abc.abstractmethod
     async def _create(self, schema: Schema) -> None:
-        """Make the collection; AlreadyExists if it is there."""
+        """Create the collection; raise AlreadyExists if it exists."""
 
     @abc.abstractmethod
     async def _open(self) -> Schema:
-        """Open the collection and read its schema; CollectionNotFound if it is not there."""
+        """Open the collection and read its schema; raise CollectionNotFound if it does not exist."""
 
     @abc.abstractmethod
     async def _drop(self) -> None:
-        """Remove the collection if it is there."""
+        """Remove the collection if it exists."""
 
     @abc.abstractmethod
     async def _upsert(self, documents: Sequence[Document], embeddings: M3Embeddings) -> None:
-        """Store checked documents; at least one, ids distinct."""
+        """Store checked documents; at least one, with distinct ids."""
 
     @abc.abstractmethod
     async def _delete(self, ids: Sequence[str]) -> int:
@@ -372,14 +387,14 @@ class Backend(abc.ABC):
     async def _count(self, filter: Filter | None) -> int:
         """B13."""
 
-    # -- what an adapter answers to a search; see ``search.Answers``
+    # -- what an adapter implements for a search; see ``search.Answers``
 
     settles_ties: bool = False
-    """Whether a list that is cut through equal scores holds the lowest ids of them."""
+    """Whether a list that is cut among equal scores keeps the lowest of their ids."""
 
     @abc.abstractmethod
     async def lists(self, ask: Lists) -> Candidates:
-        """B16–B19. The union of lists, with the exact scores that they are ordered by."""
+        """B16–B19. Return the union of lists, with the exact scores that they are ordered by."""
 
     @abc.abstractmethod
     async def complete(
@@ -390,18 +405,18 @@ class Backend(abc.ABC):
         *,
         documents: bool = False,
     ) -> None:
-        """B20–B23. Add every score of these components that is not known; all documents too if that is no slower."""
+        """B20–B23. Add all missing scores of these components, and all documents if that is not slower."""
 
     def key(self, id: str) -> Key:
-        """What this store calls a document."""
+        """Return the key that this store uses for a document."""
         return id
 
     async def ids(self, found: Candidates) -> list[str]:
-        """The documents' ids, in the order of the rows; overridden together with ``key``."""
+        """Return the ids of the documents, in the order of the rows; override it together with ``key``."""
         return [str(key) for key in found.keys]
 
     def _require(self, capability: Capability, *, asked: bool) -> None:
-        """Raise Unsupported if the capability is asked for and not there."""
+        """Raise Unsupported if the capability is requested and not supported."""
         if asked:
             require(f'{self.name} collection "{self.collection}"', self.capabilities, [capability])
 

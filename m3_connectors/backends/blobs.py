@@ -1,8 +1,8 @@
-"""Vectors as bytes, for stores that keep them only to give them back: self-describing, little-endian, no pickle.
+"""Vectors as bytes, for stores that do not search them: self-describing, little-endian, no pickle.
 
-A blob is a header (magic, version, kind, dtype, rows, width) and the raw values. Multi-vectors are row-major in the
-storage dtype; sparse weights are ``uint32`` token ids followed by ``float32`` weights, so that the exact weights
-survive in stores that round their own (Elasticsearch keeps 9 bits).
+A blob is a header (magic, version, kind, dtype, rows, width) and the raw values. Multi-vectors are row-major
+in the storage dtype; sparse weights are ``uint32`` token ids followed by ``float32`` weights, so that the
+exact weights survive in stores that round their own (Elasticsearch keeps 9 bits).
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ _DTYPES: dict[int, np.dtype[np.float16] | np.dtype[np.float32]] = {2: np.dtype("
 
 
 def pack_multivector(rows: Float32, dtype: str) -> bytes:
-    """float32 ``[tokens, d]`` as bytes in ``"float16"`` or ``"float32"``."""
+    """Encode float32 rows ``[tokens, d]`` as a blob of ``"float16"`` or ``"float32"`` values."""
     values = np.ascontiguousarray(rows, dtype=np.dtype(dtype).newbyteorder("<"))
     header = _HEADER.pack(_MAGIC, _VERSION, _MULTIVECTOR, values.itemsize, *values.shape)
     return header + values.tobytes()
 
 
 def unpack_multivectors(packed: Sequence[bytes], dimension: int) -> MultiVectors:
-    """The rows of many documents end to end, converted in one pass.
+    """Decode the rows of many documents into one array, converted in one pass.
 
     Raises:
-        ValueError: A blob is none, or its rows are not ``dimension`` wide.
+        ValueError: An item is not a multi-vector blob, or its rows are not ``dimension`` wide.
     """
     headers = [_read_header(blob, _MULTIVECTOR) for blob in packed]
     if any(width != dimension for _, _, width in headers):
-        raise ValueError(f"a vector blob has rows of another width than {dimension}")
+        raise ValueError(f"a vector blob has rows whose width is not {dimension}")
     offsets = np.cumsum([0, *(rows for _, rows, _ in headers)], dtype=np.int64)
     joined = np.empty((int(offsets[-1]), dimension), dtype=np.float32)
     for blob, (size, rows, _), start in zip(packed, headers, offsets, strict=False):
@@ -49,16 +49,16 @@ def unpack_multivectors(packed: Sequence[bytes], dimension: int) -> MultiVectors
 
 
 def pack_sparse(token_ids: npt.NDArray[np.integer], weights: Float32) -> bytes:
-    """Token ids and weights, both ``[tokens]``, as bytes."""
+    """Encode token ids and weights, both ``[tokens]``, as a blob."""
     header = _HEADER.pack(_MAGIC, _VERSION, _SPARSE, 4, len(token_ids), 1)
     return header + token_ids.astype("<u4").tobytes() + weights.astype("<f4").tobytes()
 
 
 def unpack_sparse(blob: bytes) -> tuple[npt.NDArray[np.int64], Float32]:
-    """Token ids (int64) and weights (float32).
+    """Decode token ids (int64) and weights (float32), both ``[tokens]``.
 
     Raises:
-        ValueError: The bytes are no such blob.
+        ValueError: The bytes are not a sparse blob.
     """
     _, count, _ = _read_header(blob, _SPARSE)
     token_ids = np.frombuffer(blob, dtype="<u4", count=count, offset=_HEADER.size).astype(np.int64)
@@ -71,8 +71,8 @@ def _read_header(blob: bytes, kind: int) -> tuple[int, int, int]:
         raise ValueError(f"a vector blob of {len(blob)} bytes is shorter than its header")
     magic, version, found, size, rows, width = _HEADER.unpack_from(blob)
     if magic != _MAGIC or version != _VERSION or found != kind or size not in _DTYPES:
-        raise ValueError(f"not a vector blob of kind {kind}: {blob[: _HEADER.size]!r}")
+        raise ValueError(f"the bytes are not a vector blob of kind {kind}: {blob[: _HEADER.size]!r}")
     per_row = 8 if kind == _SPARSE else size * width
     if len(blob) != _HEADER.size + rows * per_row:
-        raise ValueError(f"a vector blob of {rows} rows has {len(blob)} bytes")
+        raise ValueError(f"a vector blob of {rows} rows has {len(blob)} bytes, which is not its full length")
     return size, rows, width

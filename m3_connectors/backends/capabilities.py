@@ -1,7 +1,7 @@
-"""What can be asked of a store and may be refused, as data: ``python -m m3_connectors.backends`` prints who does what.
+"""The optional features of stores, as data: ``python -m m3_connectors.backends`` prints them as a table.
 
-A store that declares a capability passes the clauses that are named with it; one that does not raises ``Unsupported``,
-which names the capability and a call that works.
+A store that declares a capability passes the conformance clauses listed for it. A store that does not declare
+it raises ``Unsupported``, which names the capability and a call that works.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from m3_connectors.errors import InvalidInput, Unsupported
 
 @dataclasses.dataclass(frozen=True)
 class _Request:
-    """One thing that a user can ask for.
+    """One feature that a user can request.
 
     Attributes:
-        what: It, in words.
-        call: How it is asked for.
-        instead: What works where it is not.
-        options: Those of ``connect`` that ask for it.
-        clauses: Of the contract (``backends.base``), which hold it.
+        what: What it does, in words.
+        call: The call or option that requests it.
+        instead: What to do where the feature is not supported.
+        options: The options of ``connect`` that request it.
+        clauses: The clauses of the contract (``backends.base``) that test it.
     """
 
     what: str
@@ -34,7 +34,7 @@ class _Request:
 
 
 class Capability(enum.Enum):
-    """One thing that a user can ask for and not every store, or not every server, does."""
+    """A feature that a user can request and that some stores or servers do not support."""
 
     PERSISTENT = _Request(
         "keep the data after the program",
@@ -45,102 +45,103 @@ class Capability(enum.Enum):
     EXACT = _Request(
         "search without approximate lists",
         "search(…, exact=True)",
-        "Search with exact=False, or let the collection allow it (Qdrant: search_allow_exact of its strict mode).",
+        "Use exact=False, or allow exact searches of the collection (Qdrant: search_allow_exact in its "
+        "strict mode).",
         clauses=("b16", "b24"),
     )
     KEY = _Request(
-        "let in by a key or token",
+        "authenticate with an API key or token",
         "api_key=…",
-        "Leave it out, or name a server that asks for one.",
+        "Leave the option out, or use the URL of a server that requires a key.",
         ("api_key", "allow_unencrypted_key"),
     )
     PASSWORD = _Request(
-        "let in by name and password",
+        "authenticate with a username and password",
         "username=…, password=…",
-        "Give api_key=… to a server, and nothing to a store in this process.",
+        "Use api_key=… for a server, and no credentials for a store in this process.",
         ("username", "password"),
     )
     AUTHORITY = _Request(
-        "trust an authority of one's own",
+        "use a custom CA",
         "ca_certs=FILE",
-        "Leave it out, or name a server: STORE+https://HOST.",
+        "Leave the option out, or use the URL of a server: STORE+https://HOST.",
         ("ca_certs",),
     )
     FINGERPRINT = _Request(
         "trust one certificate by its SHA-256",
         "fingerprint=…",
-        "Give a server ca_certs=FILE (a self-signed certificate is its own authority).",
+        "Use ca_certs=FILE (a self-signed certificate is its own CA certificate).",
         ("fingerprint",),
     )
     UNVERIFIED = _Request(
-        "leave certificates unchecked",
+        "disable certificate verification",
         "verify=False",
-        "Give a server ca_certs=FILE (a self-signed certificate is its own authority).",
+        "Use ca_certs=FILE (a self-signed certificate is its own CA certificate).",
         ("verify",),
     )
     DEADLINES = _Request(
-        "choose deadlines and tries",
+        "configure timeouts and retries",
         "timeout_seconds=…, attempts=…, total_seconds=…",
-        "Leave them out: there is no network between.",
+        "Leave these options out: this store does not use a network.",
         ("timeout_seconds", "attempts", "total_seconds"),
     )
     REFRESH = _Request(
-        "choose when writes are searched",
+        "choose when writes become visible to searches",
         "refresh=…",
-        "Leave it out: a write is searched when it returns.",
+        "Leave the option out: a write is visible to searches as soon as the call returns.",
         ("refresh",),
     )
     SHARDS = _Request(
-        "spread a new collection over shards",
+        "choose the number of shards of a new collection",
         "shards=…",
-        "Leave it out: the store spreads by itself, or not at all.",
+        "Leave the option out: the store chooses the number of shards itself, or does not use shards.",
         ("shards",),
     )
     REPLICAS = _Request(
-        "choose the copies of a new collection",
+        "choose the number of replicas of a new collection",
         "replicas=…",
-        "Leave it out, and set copies in the server.",
+        "Leave the option out, and configure replication on the server.",
         ("replicas",),
     )
     FIELD_INDEXES = _Request(
-        "index chosen metadata fields",
+        "index selected metadata fields",
         "indexes={…}",
-        "Leave it out: filters work on every field.",
+        "Leave the option out: filters work on every field without it.",
         ("indexes",),
     )
     DENSE_INDEX = _Request(
-        "choose the dense index",
+        "choose the type of the dense index",
         "index=…",
-        "Leave it out: the store has one kind.",
+        "Leave the option out: the store has only one type of dense index.",
         ("index",),
     )
 
     @property
     def asked(self) -> str:
-        """The call that asks for it."""
+        """The call or option that requests it."""
         return self.value.call
 
     @property
     def clauses(self) -> tuple[str, ...]:
-        """Beginnings of the names of the conformance tests that hold it."""
+        """Prefixes of the names of the conformance tests that test it."""
         return self.value.clauses
 
 
 def require(where: str, declared: Collection[Capability], asked: Iterable[Capability]) -> None:
-    """Refuse what is asked and not declared.
+    """Refuse capabilities that are requested but not declared.
 
     Args:
-        where: The store, for the message.
-        declared: What it does.
-        asked: What is wanted of it.
+        where: The store's name, for the message.
+        declared: The capabilities of the store.
+        asked: The capabilities that are requested.
 
     Raises:
-        Unsupported: Names the first capability that is missing and what works instead.
+        Unsupported: A capability is missing; the message names the first one and an alternative.
     """
     for capability in asked:
         if capability not in declared:
             raise Unsupported(
-                f"{where} does not take {capability.value.call} (capability {capability.name}: "
+                f"{where} does not support {capability.value.call} (capability {capability.name}: "
                 f"{capability.value.what}).\n  {capability.value.instead}"
             )
 
@@ -148,17 +149,17 @@ def require(where: str, declared: Collection[Capability], asked: Iterable[Capabi
 def refuse_unknown(
     where: str, declared: Collection[Capability], options: Mapping[str, Any], known: tuple[str, ...] = ()
 ) -> None:
-    """Refuse options that are left over and not the adapter's own.
+    """Refuse options that neither the connection nor the adapter used.
 
     Args:
-        where: The store, for the message.
-        declared: What it does.
-        options: Left over.
-        known: The adapter's own.
+        where: The store's name, for the message.
+        declared: The capabilities of the store.
+        options: The options that are left over.
+        known: The names of the adapter's own options.
 
     Raises:
-        Unsupported: Another store takes such an option.
-        InvalidInput: None does.
+        Unsupported: The option belongs to a capability that this store does not have.
+        InvalidInput: No store has such an option.
     """
     unknown = sorted(set(options) - set(known))
     for name in unknown:
@@ -168,18 +169,19 @@ def refuse_unknown(
     if unknown:
         taken = {name for capability in declared for name in capability.value.options} | set(known)
         raise InvalidInput(
-            f"unknown option {unknown[0]!r}; {where} takes {', '.join(sorted(taken)) or 'none'}."
+            f"{unknown[0]!r} is not an option of {where}.\n"
+            f"  Leave it out; {where} takes {', '.join(sorted(taken)) or 'no options'}."
         )
 
 
 @dataclasses.dataclass(frozen=True)
 class Remark:
-    """Something that a user should know about a server or a collection.
+    """A finding about a server or a collection that a user should know.
 
     Attributes:
-        what: It, in one line.
+        what: The finding, in one line.
         remedy: What to do about it.
-        is_problem: It does not work so; otherwise it could be better.
+        is_problem: True if something does not work; False if it works and could be better.
     """
 
     what: str
@@ -189,13 +191,13 @@ class Remark:
 
 @dataclasses.dataclass(frozen=True)
 class ServerInfo:
-    """What a server says about itself; what it does not tell these credentials is left out.
+    """What a server reports about itself; what these credentials may not read is left out.
 
     Attributes:
-        url: Where it is, without secrets.
-        version: Its own version.
-        details: More, by name, such as ``licence``.
-        remarks: What is wrong or could be better.
+        url: The server's URL, without secrets.
+        version: The version of the server.
+        details: Other facts by name, such as ``licence``.
+        remarks: Problems and possible improvements.
     """
 
     url: str

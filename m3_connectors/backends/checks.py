@@ -1,4 +1,4 @@
-"""Checks of vectors and filters against a collection's schema, before any store sees them."""
+"""Checks of vectors and filters against a collection's schema; they run before a store receives them."""
 
 from __future__ import annotations
 
@@ -24,11 +24,12 @@ _SCALE = (
 def check_model(
     written_by: ModelInfo, collection: str, model: ModelInfo | None, what: str = "these vectors are from"
 ) -> None:
-    """Raise ModelMismatch unless vectors of ``model`` may be compared with those in the collection.
+    """Raise ModelMismatch unless vectors of ``model`` are comparable with those in the collection.
 
-    Widths and vocabularies must agree. Beyond them the weights' fingerprint decides: a directory may be renamed,
-    and a fine-tuned copy may keep its name. Where a side has none, name and known revisions decide. None (vectors
-    of unknown origin) passes: their widths are checked with the vectors.
+    Widths and vocabularies must be equal. If both sides have a fingerprint of the weights, it decides,
+    because a directory may be renamed and a fine-tuned copy may keep its name. Otherwise the name and the
+    known revisions decide. ``model=None`` (vectors of unknown origin) passes: the widths are checked together
+    with the vectors.
     """
     if model is None:
         return
@@ -51,21 +52,22 @@ def check_model(
 
 
 def check_stored(schema: Schema, collection: str, documents: int, embeddings: M3Embeddings) -> M3Embeddings:
-    """The embeddings, reduced to the schema's components, if each of them is fit to be stored.
+    """Return the embeddings, reduced to the schema's components, if all of them can be stored.
 
     Raises:
-        InvalidInput: Another number of texts, a missing component, wrong width, NaN, infinity, a sparse weight
-            <= 0, or a text without a multi-vector row.
-        ModelMismatch: They are another model's.
+        InvalidInput: The number of texts differs, a component is missing, a width is wrong, a value is NaN or
+            infinite, a sparse weight is <= 0, or a text has no multi-vector row.
+        ModelMismatch: The embeddings come from another model.
     """
     if len(embeddings) != documents:
         raise InvalidInput(
-            f"{documents} documents came with {len(embeddings)} embeddings: give one for each."
+            f"there are {documents} documents and {len(embeddings)} embeddings.\n"
+            "  Pass one embedding for each document."
         )
     missing = [name for name in schema.components if name not in embeddings.components]
     if missing:
         raise InvalidInput(
-            f'collection "{collection}" stores {", ".join(schema.components)}; the embeddings lack '
+            f'collection "{collection}" stores {", ".join(schema.components)}; the embeddings do not have '
             f"{', '.join(missing)}.\n  Encode with components={schema.components}."
         )
     check_model(schema.model, collection, embeddings.model)
@@ -83,21 +85,34 @@ def check_query(
     query: M3Embeddings,
     who: str = "this call",
 ) -> None:
-    """Raise unless ``query`` is one text that this collection can rank by these components.
+    """Raise unless ``query`` is one text that this collection can score by these components.
 
     Raises:
-        InvalidInput: Not one text, a missing component, wrong width, NaN or infinity.
-        ModelMismatch: It is another model's.
+        InvalidInput: It is not one text, a component is missing, a width is wrong, or a value is NaN or
+        infinite.
+        ModelMismatch: The query comes from another model.
     """
     if not isinstance(query, M3Embeddings):
-        raise InvalidInput(f"the query is {type(query).__name__}: a backend takes M3Embeddings of one text.")
+        raise InvalidInput(
+            f"the query is of type {type(query).__name__}; a backend needs M3Embeddings of one text.\n"
+            "  Encode the text first: encoder.encode_queries([text])."
+        )
     if len(query) != 1:
-        raise InvalidInput(f"a query is one text; these embeddings hold {len(query)}: use search_many.")
+        raise InvalidInput(
+            f"a query must be one text; these embeddings hold {len(query)} texts.\n"
+            "  Use search_many for several queries."
+        )
     for name in components:
         if name not in query.components:
-            raise InvalidInput(f"{who} needs {name}, which the query does not have.")
+            raise InvalidInput(
+                f"{who} needs {name}, which the query does not have.\n"
+                f"  Encode the query with components that include {name!r}."
+            )
         if name not in schema.components:
-            raise InvalidInput(f'{who} needs {name}; collection "{collection}" stores {schema.components}.')
+            raise InvalidInput(
+                f'{who} needs {name}; collection "{collection}" stores {", ".join(schema.components)}.\n'
+                "  Use a method that needs only these, or index into a collection that stores all components."
+            )
     check_model(schema.model, collection, query.model)
     _check_values(schema, query, "query")
 
@@ -107,22 +122,31 @@ def _check_values(schema: Schema, embeddings: M3Embeddings, what: str) -> None:
     if "dense" in embeddings.components:
         if embeddings.dense.shape[1] != dimension:
             raise InvalidInput(
-                f"{what}.dense is {embeddings.dense.shape[1]} wide; the model's width is {dimension}."
+                f"{what}.dense is {embeddings.dense.shape[1]} wide; the collection's model has width "
+                f"{dimension}.\n"
+                "  Encode with the model that the collection was created with."
             )
         _check_numbers(embeddings.dense, f"{what}.dense")
     if "sparse" in embeddings.components:
         sparse = embeddings.sparse
         if sparse.shape[1] != vocabulary:
             raise InvalidInput(
-                f"{what}.sparse has {sparse.shape[1]} columns; the vocabulary has {vocabulary}."
+                f"{what}.sparse has {sparse.shape[1]} columns; the model's vocabulary has {vocabulary} "
+                "tokens.\n"
+                "  Encode with the model that the collection was created with."
             )
         if sparse.nnz and not 0 <= sparse.indices.min() <= sparse.indices.max() < vocabulary:
-            raise InvalidInput(f"{what}.sparse has a token id beyond the vocabulary of {vocabulary}.")
+            raise InvalidInput(
+                f"{what}.sparse has a token id outside the vocabulary of {vocabulary} tokens.\n"
+                "  Encode with the model that the collection was created with."
+            )
         if not sparse.has_canonical_format:
-            raise InvalidInput(f"{what}.sparse has unsorted or repeated token ids: call .sum_duplicates().")
+            raise InvalidInput(
+                f"{what}.sparse has unsorted or repeated token ids.\n  Call .sum_duplicates() on it."
+            )
         if not (np.isfinite(sparse.data) & (sparse.data > 0)).all():
             raise InvalidInput(
-                f"{what}.sparse has a weight that is not a finite number > 0: drop such weights."
+                f"{what}.sparse has a weight that is not a finite number > 0.\n  Remove such weights."
             )
         if sparse.nnz and (weight := sparse.data.max()) > _LARGEST:
             raise InvalidInput(f"{what}.sparse has a weight of {weight}{_SCALE}")
@@ -130,42 +154,49 @@ def _check_values(schema: Schema, embeddings: M3Embeddings, what: str) -> None:
         multivectors = embeddings.multivectors
         if multivectors.dimension != dimension:
             raise InvalidInput(
-                f"{what}.multivectors is {multivectors.dimension} wide; the model's is {dimension}."
+                f"{what}.multivectors is {multivectors.dimension} wide; the collection's model has width "
+                f"{dimension}.\n  Encode with the model that the collection was created with."
             )
         empty = np.flatnonzero(multivectors.counts == 0)
         if len(empty):
-            raise InvalidInput(f"{what}.multivectors[{empty[0]}] has no row: every text has at least one.")
+            raise InvalidInput(
+                f"{what}.multivectors[{empty[0]}] has no rows.\n  Pass at least one row for every text."
+            )
         float16 = schema.storage.multivector_dtype == "float16"
         largest = float(np.finfo(np.float16).max) if float16 else _LARGEST
         _check_numbers(multivectors.rows, f"{what}.multivectors", largest)
 
 
 def _check_numbers(array: Float32, what: str, largest: float = _LARGEST) -> None:
-    """Raise unless all values are finite and at most ``largest`` from 0, which only float16 storage can make less."""
-    # One pass over memory, a fifth of the time that the questions below take: a sum of squares bounds every value.
-    # Half, since it is rounded; NaN is not <= anything.
+    """Raise unless all values are finite and at most ``largest`` in size, which is smaller for float16 storage."""
+    # The sum of squares bounds every value in one pass over memory, in a fifth of the time of the checks
+    # below. The bound is half of ``largest`` because the sum is rounded. NaN is never <= anything.
     if float(np.vdot(array, array)) <= (largest / 2) ** 2:
         return
     bad = np.flatnonzero(~np.isfinite(array).all(axis=1))
     if len(bad):
-        raise InvalidInput(f"{what} has NaN or infinity in row {bad[0]}.")
+        raise InvalidInput(
+            f"{what} has NaN or infinity in row {bad[0]}.\n"
+            "  Check the model that produced it, or drop that text."
+        )
     value = np.abs(array).max()
     if value > largest == _LARGEST:
         raise InvalidInput(f"{what} has {value}{_SCALE}")
     if value > largest:
         raise InvalidInput(
-            f"{what} has {value}, which float16 cannot hold: the model's rows have length 1.\n"
-            '  Normalise them, or make the collection with Storage(multivector_dtype="float32").'
+            f"{what} has the value {value}, which float16 cannot hold; rows of the model have length 1.\n"
+            '  Normalise the rows, or create the collection with Storage(multivector_dtype="float32").'
         )
 
 
 def check_filter(schema: Schema, collection: str, filter: Filter | None) -> None:
-    """Raise InvalidInput for a number that documents of an earlier format do not answer exactly."""
+    """Raise InvalidInput for a number that documents of an earlier format cannot be compared with exactly."""
     if filter is None or schema.format > 1:
         return
     for number in numbers_of(filter):
         if abs(number) >= EXACT:
             raise InvalidInput(
-                f'filter asks for {number}, and collection "{collection}" was made by an earlier version, whose '
-                "documents answer numbers below 2**53 in size.\n  Index the documents into a new collection."
+                f'the filter contains {number}; collection "{collection}" was created by an earlier version, '
+                "which compares exactly only numbers below 2**53 in size.\n"
+                "  Index the documents into a new collection."
             )

@@ -1,4 +1,4 @@
-"""Lists in pieces: by bytes for what a server takes in one message, by count for lists of ids."""
+"""Split lists into pieces: by bytes for the size limit of messages, and by count for lists of ids."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ T = TypeVar("T")
 
 
 def by_bytes(items: Sequence[T], size: Callable[[T], int], budget_bytes: int) -> Iterator[list[T]]:
-    """Runs of items of at most ``budget_bytes``; an item beyond it comes alone."""
+    """Yield runs of items of at most ``budget_bytes`` together; a larger item is a run of its own."""
     run: list[T] = []
     total = 0
     for item in items:
@@ -24,6 +24,6 @@ def by_bytes(items: Sequence[T], size: Callable[[T], int], budget_bytes: int) ->
 
 
 def by_count(items: Sequence[T], count: int) -> Iterator[Sequence[T]]:
-    """Runs of at most ``count`` items."""
+    """Yield runs of at most ``count`` items."""
     for start in range(0, len(items), count):
         yield items[start : start + count]

@@ -1,4 +1,4 @@
-"""Where a server is and how to be let in: the options that every networked adapter takes, secrets kept secret."""
+"""The address of a server and how to authenticate: the options that all networked adapters share."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from m3_connectors.errors import InvalidInput, Unavailable
 
 @dataclasses.dataclass(frozen=True)
 class Endpoint:
-    """A server's address and the way in.
+    """The address of a server, with the credentials and TLS settings to use.
 
     Attributes:
         scheme: ``http`` or ``https``.
-        host: Name or address.
+        host: Host name or IP address.
         port: TCP port.
-        path: Prefix of every request's path, such as ``/search``; empty without.
-        api_key: Key or token.
-        username: For basic authentication, with ``password``.
-        password: For basic authentication.
-        ca_certs: PEM file of the authority that signed the server's certificate.
-        fingerprint: SHA-256 of the server's certificate, instead of an authority.
-        verify: Whether the certificate is checked; False only for experiments.
-        patience: Deadlines and retries.
+        path: Prefix of every request's path, such as ``/search``; empty if there is none.
+        api_key: API key or token.
+        username: Username for basic authentication, together with ``password``.
+        password: Password for basic authentication.
+        ca_certs: Path of a PEM file with the CA certificate that signed the server's certificate.
+        fingerprint: SHA-256 of the server's certificate, as an alternative to ``ca_certs``.
+        verify: Whether the certificate is verified; set it to False only for experiments.
+        patience: Timeouts and retries.
     """
 
     scheme: str
@@ -50,7 +50,7 @@ class Endpoint:
 
     @property
     def url(self) -> str:
-        """The address without any secret; fit for errors and logs."""
+        """The URL without secrets, safe to show in errors and logs."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{self.scheme}://{host}:{self.port}{self.path}"
 
@@ -61,13 +61,13 @@ class Endpoint:
 
     @property
     def lets_others_read_secrets(self) -> bool:
-        """Whether a key or password would go over a network as it is."""
+        """Whether a key or password would be sent over a network without encryption."""
         has_secret = self.api_key is not None or self.password is not None
         return has_secret and not self.tls and not _is_loopback(self.host)
 
     @property
     def asks(self) -> list[Capability]:
-        """What a store must take to be reached so."""
+        """The capabilities that a store needs for this connection."""
         asked = {
             Capability.KEY: self.api_key is not None,
             Capability.PASSWORD: self.password is not None,
@@ -78,7 +78,9 @@ class Endpoint:
         return [capability for capability, is_asked in asked.items() if is_asked]
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError("an Endpoint holds secrets: connect again where it is needed instead of pickling it.")
+        raise TypeError(
+            "an Endpoint holds secrets and cannot be pickled; call connect() in the other process."
+        )
 
     @classmethod
     def parse(
@@ -91,23 +93,24 @@ class Endpoint:
         declared: Collection[Capability],
         own: tuple[str, ...] = (),
     ) -> tuple[Endpoint, dict[str, Any]]:
-        """The endpoint of ``store+http(s)://[user:password@]host[:port][/path]``, and the options left over.
+        """Parse ``store+http(s)://[user:password@]host[:port][/path]``; return endpoint and unused options.
 
-        Options win over the URL, the URL over the environment (``M3_STORE_API_KEY``, ``…_USERNAME``, ``…_PASSWORD``,
-        ``…_CA_CERTS``, ``…_FINGERPRINT``; one that is empty counts as not set). A key or password goes over http on
-        loopback, and elsewhere where ``allow_unencrypted_key`` (``…_ALLOW_UNENCRYPTED_KEY=true``) says so.
+        Options take precedence over the URL, and the URL over the environment (``M3_STORE_API_KEY``,
+        ``…_USERNAME``, ``…_PASSWORD``, ``…_CA_CERTS``, ``…_FINGERPRINT``; an empty variable counts as not
+        set). A key or password is sent over http only to loopback, and to other hosts only with
+        ``allow_unencrypted_key`` (``…_ALLOW_UNENCRYPTED_KEY=true``).
 
         Args:
-            url: Of the server.
-            options: As given to ``connect``.
-            default_port: Where the URL names none.
-            environment: The process's.
-            declared: What the store does.
-            own: Options of the adapter's own, which are left over.
+            url: URL of the server.
+            options: The options given to ``connect``.
+            default_port: The port to use if the URL has none.
+            environment: The environment variables of the process.
+            declared: The capabilities of the store.
+            own: Names of the adapter's own options, which are returned unused.
 
         Raises:
-            InvalidInput: An unusable URL or option; the message holds no secret.
-            Unsupported: The store cannot be reached so, or takes no such option.
+            InvalidInput: The URL or an option is not valid; the message contains no secret.
+            Unsupported: The store does not support an option.
         """
         parts = urlsplit(url)
         store, _, scheme = parts.scheme.partition("+")
@@ -115,11 +118,15 @@ class Endpoint:
         try:
             port = parts.port or default_port
         except ValueError:
-            raise InvalidInput(f"the port of {shown(url)} is not a number from 1 to 65535.") from None
+            raise InvalidInput(
+                f"the port of {shown(url)} is not a number from 1 to 65535.\n"
+                f"  Use {store}+http://HOST:PORT, such as {store}+http://localhost:{default_port}."
+            ) from None
         if scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
             raise InvalidInput(
-                f"{shown(url)} is no server: use {store}+http://HOST:PORT or {store}+https://….\n"
-                "  Keys and passwords are options: api_key=…, password=…. In a URL / ? # @ become %2F %3F %23 %40."
+                f"{shown(url)} is not a server URL.\n"
+                f"  Use {store}+http://HOST:PORT or {store}+https://…. Pass keys and passwords as options "
+                "(api_key=…, password=…), or escape / ? # @ in the URL as %2F %3F %23 %40."
             )
         left = dict(options)
 
@@ -134,13 +141,13 @@ class Endpoint:
             if isinstance(value, os.PathLike):
                 value = os.fspath(value)
             if value is not None and not isinstance(value, str):
-                raise InvalidInput(f"{name} is {value!r}: give a text.")
+                raise InvalidInput(f"{name} is {value!r}.\n  Pass a string.")
             return value
 
         def secret(name: str, from_url: str | None = None) -> SecretStr | None:
             value = setting(name, from_url)
             if value is not None and not isinstance(value, str | SecretStr):
-                raise InvalidInput(f"{name} is {type(value).__name__}: give a text.")
+                raise InvalidInput(f"{name} is of type {type(value).__name__}.\n  Pass a string.")
             return _clean(name, value) if value else None
 
         allowed = setting("allow_unencrypted_key")
@@ -163,16 +170,18 @@ class Endpoint:
             ),
         )
         if not isinstance(endpoint.verify, bool):
-            raise InvalidInput(f"verify is {endpoint.verify!r}: give True or False.")
+            raise InvalidInput(f"verify is {endpoint.verify!r}.\n  Pass True or False.")
         if (endpoint.username is None) != (endpoint.password is None):
-            raise InvalidInput("username and password go together; one of them is missing.")
+            given, other = ("username", "password") if endpoint.password is None else ("password", "username")
+            raise InvalidInput(f"{given} is set and {other} is not.\n  Set both, or use api_key=….")
         if not endpoint.tls and (endpoint.ca_certs or endpoint.fingerprint):
             raise InvalidInput(
-                f"{endpoint.url} is not encrypted: ca_certs and fingerprint need an https URL."
+                f"ca_certs or fingerprint is set, and {endpoint.url} does not use TLS.\n"
+                f"  Use {store}+https://…, or leave ca_certs and fingerprint out."
             )
         if endpoint.lets_others_read_secrets and allowed not in (True, "true"):
             raise InvalidInput(
-                f"{endpoint.url} is not encrypted: the key or password could be read on the way.\n"
+                f"{endpoint.url} is not encrypted, so others on the network could read the key or password.\n"
                 f"  Use {store}+https://…, or, on a network that you trust, allow_unencrypted_key=True "
                 f"({prefix}_ALLOW_UNENCRYPTED_KEY=true)."
             )
@@ -191,14 +200,15 @@ def _is_loopback(host: str) -> bool:
 
 
 def _clean(name: str, value: str | SecretStr) -> SecretStr:
-    """A secret as a request can carry it; a client that meets an unfit one shows it in its error."""
-    # Files and variables end in a line break that is no part of it.
+    """Return the secret as a request can carry it; a client that cannot send it would show it in an error."""
+    # Files and environment variables often end in a line break that is not part of the secret.
     secret = (value.get_secret_value() if isinstance(value, SecretStr) else value).strip("\r\n")
     if name == "api_key":
         secret = secret.strip()
         if not secret.isascii() or not secret.isprintable() or " " in secret:
             raise InvalidInput(
-                "api_key holds a blank, a control character or a letter beyond ASCII: no key does."
+                "api_key contains a space, a control character or a character outside ASCII.\n"
+                "  Check that the whole key was copied, and nothing else."
             )
     return SecretStr(secret)
 
@@ -208,25 +218,30 @@ def _check_authority(path: str, variable: str) -> None:
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
     except OSError as error:
         why = (
-            "holds no certificate" if isinstance(error, ssl.SSLError) else f"cannot be read: {error.strerror}"
+            "contains no certificate"
+            if isinstance(error, ssl.SSLError)
+            else f"cannot be read: {error.strerror}"
         )
         raise InvalidInput(
             f"ca_certs is {path!r}, which {why}.\n"
-            f"  Give the PEM file of the authority that signed the server's certificate (ca_certs= or {variable})."
+            f"  Pass the PEM file of the CA that signed the server's certificate (ca_certs= or {variable})."
         ) from error
 
 
 def encrypted(url: str, backend: str, operation: str) -> Unavailable:
-    """The error of an http URL for a port that encrypts; the same call fails again."""
-    message = f"{url} speaks TLS.\n  Use {backend}+{url.replace('http', 'https', 1)}."
+    """Return the error for an http URL whose port uses TLS; a retry would fail again."""
+    message = f"{url} uses TLS.\n  Use {backend}+{url.replace('http', 'https', 1)}."
     error = Unavailable(message, backend=backend, operation=operation)
     error.retryable = False
     return error
 
 
 def not_encrypted(url: str, backend: str, operation: str) -> Unavailable:
-    """The error of an https URL for a port that does not encrypt; the same call fails again."""
-    message = f"{url} does not speak TLS.\n  Use {backend}+{url.replace('https', 'http', 1)}, if the way there is safe."
+    """Return the error for an https URL whose port does not use TLS; a retry would fail again."""
+    message = (
+        f"{url} does not use TLS.\n"
+        f"  Use {backend}+{url.replace('https', 'http', 1)} if you trust the network in between."
+    )
     error = Unavailable(message, backend=backend, operation=operation)
     error.retryable = False
     return error

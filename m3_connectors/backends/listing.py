@@ -1,4 +1,4 @@
-"""What a store says of the collections that it holds, without opening any of them."""
+"""What a store reports about the collections that it holds, without opening them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from m3_connectors.backends.schema import Schema
 from m3_connectors.errors import M3Error
 
 OTHERS = "made by another program"
-"""The problem of a collection that does not record a schema of ours."""
+"""The ``problem`` of a collection that does not record a schema of this package."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,10 +17,11 @@ class CollectionInfo:
     """One collection of a store.
 
     Attributes:
-        name: As ``connect`` takes it; of another program's collection, its name in the store.
-        schema: Model, components and storage, as recorded at creation; None if it is another program's, or unreadable.
-        count: Documents stored; None if they were not counted.
-        problem: Why there is no schema or no count, in one line.
+        name: The name that ``connect`` takes; for a collection of another program, its name in the store.
+        schema: Model, components and storage, as recorded at creation; None if there is none or it is
+        unreadable.
+        count: The number of documents; None if they were not counted.
+        problem: Why the schema or the count is missing, in one line.
     """
 
     name: str
@@ -30,12 +31,12 @@ class CollectionInfo:
 
     @property
     def is_ours(self) -> bool:
-        """Whether m3-connectors made it."""
+        """Whether m3-connectors created it."""
         return self.problem != OTHERS
 
     @classmethod
     def read(cls, name: str, schema: Callable[[], Schema]) -> CollectionInfo:
-        """A collection of ours; where its record cannot be read, that is its problem."""
+        """Return a collection of this package; if its record cannot be read, ``problem`` says why."""
         try:
             return cls(name, schema())
         except (M3Error, KeyError, TypeError, ValueError) as error:
@@ -43,5 +44,5 @@ class CollectionInfo:
 
     @classmethod
     def other(cls, name: str) -> CollectionInfo:
-        """A collection of another program."""
+        """Return a collection of another program."""
         return cls(name, problem=OTHERS)

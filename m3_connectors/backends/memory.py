@@ -1,6 +1,7 @@
-"""The store in memory: plain numpy over everything, and the oracle that every other backend is held to.
+"""The in-memory store: plain numpy over all documents, and the reference for all other backends.
 
-It lives as long as its object: another ``connect("memory:")`` is another, empty store, and ``close`` forgets all.
+The data exists as long as the backend object. Each ``connect("memory:")`` makes a new, empty store, and
+``close`` deletes its content.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from m3_connectors.search import Candidates, Key, Lists
 
 
 class MemoryBackend(Backend):
-    """Documents and embeddings in dictionaries; every answer is computed from all of them."""
+    """Documents and embeddings in dictionaries; every search scores all of them."""
 
     name: ClassVar[str] = "memory"
     capabilities = frozenset({Capability.EXACT})
@@ -35,15 +36,15 @@ class MemoryBackend(Backend):
         self._documents: dict[str, Document] = {}
         self._embeddings: dict[str, M3Embeddings] = {}
         self._columns: M3Embeddings | None = None
-        """All of ``_embeddings`` in their order; made on use, forgotten on every write."""
+        """All of ``_embeddings`` in their order; computed on first use and discarded on every write."""
 
     @classmethod
     def from_url(cls, url: str, collection: str, options: Mapping[str, Any]) -> MemoryBackend:
-        """The backend of ``memory:``, which takes no options.
+        """Return the backend of ``memory:``, which takes no options.
 
         Raises:
-            Unsupported: A path, or an option of other stores.
-            InvalidInput: Another option.
+            Unsupported: The URL has a path, or the option belongs to other stores.
+            InvalidInput: No store has the option.
         """
         if url != "memory:":
             require("memory:", cls.capabilities, [Capability.PERSISTENT])
@@ -56,14 +57,19 @@ class MemoryBackend(Backend):
     async def _create(self, schema: Schema) -> None:
         if self._created is not None:
             raise AlreadyExists(
-                f'collection "{self.collection}" is there.', backend=self.name, operation="create"
+                f'collection "{self.collection}" already exists.\n  Open it, or choose another name.',
+                backend=self.name,
+                operation="create",
             )
         self._created = schema
 
     async def _open(self) -> Schema:
         if self._created is None:
             raise CollectionNotFound(
-                f'no collection "{self.collection}".', backend=self.name, operation="open"
+                f'there is no collection "{self.collection}".\n'
+                "  Create it; a memory: store keeps nothing after close().",
+                backend=self.name,
+                operation="open",
             )
         return self._created
 
@@ -102,7 +108,11 @@ class MemoryBackend(Backend):
     async def _vectors(self, ids: Sequence[str]) -> M3Embeddings:
         missing = next((id for id in ids if id not in self._embeddings), None)
         if missing is not None:
-            raise DocumentNotFound(f"no document {missing!r}.", backend=self.name, operation="vectors")
+            raise DocumentNotFound(
+                f"there is no document {missing!r}.\n  Check the id, or add the document first.",
+                backend=self.name,
+                operation="vectors",
+            )
         return M3Embeddings.concatenate([self._embeddings[id] for id in ids])
 
     async def _count(self, filter: Filter | None) -> int:

@@ -1,4 +1,4 @@
-"""URL to backend: the one place that knows which adapters exist; each is imported on use."""
+"""From a URL to a backend: the only list of adapters; each adapter is imported on first use."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _ADAPTERS = {
     "elasticsearch+http": "m3_connectors.backends.elasticsearch.backend:ElasticsearchBackend",
     "elasticsearch+https": "m3_connectors.backends.elasticsearch.backend:ElasticsearchBackend",
 }
-"""URL scheme to ``module:class``; the class has ``from_url(url, collection, options)``."""
+"""From URL scheme to ``module:class``; the class has ``from_url(url, collection, options)``."""
 
 _COLLECTION = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,198}[A-Za-z0-9])?")
 
 _DISTRIBUTIONS = {"qdrant_edge": "qdrant-edge-py", "qdrant_client": "qdrant-client"}
-"""Distributions whose module has another name."""
+"""The distributions of modules that have another name than their distribution."""
 
 DEFAULT_COLLECTION = "documents"
 
@@ -35,18 +35,18 @@ DEFAULT_COLLECTION = "documents"
 def backend_for(
     url: str, collection: str = DEFAULT_COLLECTION, options: Mapping[str, Any] | None = None
 ) -> Backend:
-    """The backend that a URL names, not yet open.
+    """Return the backend that a URL names, without opening it.
 
     Args:
-        url: ``memory:``, ``qdrant:DIRECTORY``, ``milvus:FILE.db``, or ``STORE+http(s)://HOST:PORT`` with qdrant, milvus
-            or elasticsearch as STORE.
+        url: ``memory:``, ``qdrant:DIRECTORY``, ``milvus:FILE.db``, or ``STORE+http(s)://HOST:PORT`` with
+            qdrant, milvus or elasticsearch as STORE.
         collection: 1 to 200 letters, digits, ``-``, ``_`` or ``.``, the first a letter or digit.
         options: The adapter's own options.
 
     Raises:
-        InvalidInput: Unknown scheme, unusable collection name, unknown option.
-        Unsupported: The store does not take what is asked of it.
-        MissingDependency: The adapter's client is not installed.
+        InvalidInput: The scheme is unknown, the collection name is not valid, or an option is unknown.
+        Unsupported: The store does not support an option.
+        MissingDependency: The client library of the store is not installed.
     """
     scheme, url = split_url(url, tuple(_ADAPTERS))
     _check_collection(collection)
@@ -65,6 +65,7 @@ def backend_for(
 def _check_collection(collection: str) -> None:
     if not isinstance(collection, str) or not _COLLECTION.fullmatch(collection):
         raise InvalidInput(
-            f"collection name {collection!r}: use 1 to 200 ASCII letters, digits, '-', '_' or '.', "
-            "starting and ending with a letter or digit."
+            f"collection name {collection!r} is not valid.\n"
+            "  Use 1 to 200 ASCII letters, digits, '-', '_' or '.', starting and ending with a letter or "
+            "digit."
         )

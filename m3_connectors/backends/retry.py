@@ -1,9 +1,9 @@
-"""Calls over a network: a deadline for each try, and tries again only where they can help.
+"""Timeouts and retries of network calls.
 
-Every write of this package may be repeated (an upsert by id, a delete by id), so what is retryable is decided by the
-error alone: ``BackendError.retryable``. The pause doubles with jitter; a server's own ``Retry-After`` is obeyed. A
-pause that would outlast the call's patience is not begun: the failure is raised at once.
-Each new try is logged, by this module's logger, at level INFO.
+All writes of this package are idempotent (an upsert by id, a delete by id), so ``BackendError.retryable``
+alone decides whether a call is retried. The pause doubles after each try, with jitter; a ``Retry-After`` of
+the server takes precedence. If a pause would exceed the total time limit, the error is raised immediately.
+This module's logger logs each retry at level INFO.
 """
 
 from __future__ import annotations
@@ -32,18 +32,19 @@ _JITTER_SECONDS = 0.25
 _log = logging.getLogger(__name__)
 _ours = contextvars.ContextVar("m3_retrying", default=False)
 
-# stamina warns of each new try, without saying of what; where no logging is set up Python prints that on stderr.
+# stamina logs a warning for each retry, without the name of the call; without logging, Python prints it on
+# stderr.
 logging.getLogger("stamina").addFilter(lambda record: not _ours.get())
 
 
 @dataclasses.dataclass(frozen=True)
 class Patience:
-    """How long a call may take.
+    """The timeouts and the number of tries of a call.
 
     Attributes:
-        timeout_seconds: Of one try.
-        attempts: Tries in all; 1 means none again.
-        total_seconds: Of all tries and the pauses between them; no new try begins after it.
+        timeout_seconds: The time limit of one try.
+        attempts: The total number of tries; 1 means that the call is not retried.
+        total_seconds: The time limit of all tries and the pauses between them; no try starts after it.
     """
 
     timeout_seconds: float = 60.0
@@ -54,15 +55,16 @@ class Patience:
         for name in ("timeout_seconds", "total_seconds"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-                raise InvalidInput(f"{name} is {value!r}: give a number of seconds > 0.")
+                raise InvalidInput(f"{name} is {value!r}.\n  Pass a number of seconds > 0.")
         if isinstance(self.attempts, bool) or not isinstance(self.attempts, int) or self.attempts < 1:
-            raise InvalidInput(f"attempts is {self.attempts!r}: give a whole number >= 1.")
+            raise InvalidInput(f"attempts is {self.attempts!r}.\n  Pass a whole number >= 1.")
 
 
 def asked_seconds(retry_after: str | None) -> float | None:
-    """The pause that a ``Retry-After`` asks for, given in seconds or as a date.
+    """Return the pause in seconds that a ``Retry-After`` header requests, given in seconds or as a date.
 
-    None where it says neither, and for a date that is over: clocks may differ, so it is no request to hurry.
+    None if it is neither, and for a date in the past: the clocks may differ, so it is not a request to retry
+    at once.
     """
     if retry_after is None:
         return None
@@ -75,17 +77,17 @@ def asked_seconds(retry_after: str | None) -> float | None:
     except ValueError:
         return None
     now = datetime.datetime.now(datetime.UTC)
-    # A date of HTTP is always GMT.
+    # An HTTP date is always in GMT.
     seconds = (date.replace(tzinfo=date.tzinfo or datetime.UTC) - now).total_seconds()
     return seconds if seconds > 0 else None
 
 
 async def retrying(patience: Patience, call: Callable[[], Awaitable[T]]) -> T:
-    """Await ``call()`` until it answers, fails for good, or patience ends.
+    """Await ``call()`` until it succeeds, fails with an error that is not retryable, or reaches a limit.
 
     Raises:
-        BackendError: The last failure, its message completed by the number of tries and the time they took, and by
-            the pause that the server asks for where that is too long.
+        BackendError: The last error. Its message is extended by the number of tries and their duration, and
+            by the pause that the server requested if it was too long.
     """
     started = time.monotonic()
     tries = 0
@@ -94,7 +96,7 @@ async def retrying(patience: Patience, call: Callable[[], Awaitable[T]]) -> T:
     token = _ours.set(True)
 
     def again(error: Exception) -> bool | float:
-        """The pause before the next try in seconds, or False."""
+        """Return the pause before the next try in seconds, or False to stop."""
         nonlocal refused
         if not isinstance(error, BackendError) or not error.retryable:
             return False
@@ -104,7 +106,7 @@ async def retrying(patience: Patience, call: Callable[[], Awaitable[T]]) -> T:
             pause = doubled + random.uniform(0, _JITTER_SECONDS)
         else:
             pause = max(asked, 0.0)
-        # False for nan, too.
+        # The comparison is False for NaN, too.
         if time.monotonic() - started + pause <= patience.total_seconds:
             return pause
         refused = asked
@@ -119,7 +121,7 @@ async def retrying(patience: Patience, call: Callable[[], Awaitable[T]]) -> T:
             with attempt:
                 tries += 1
                 if tries > 1:
-                    _log.info("try %d of %d, since: %s", tries, patience.attempts, why)
+                    _log.info("retry: try %d of %d, because of: %s", tries, patience.attempts, why)
                 try:
                     return await call()
                 except BackendError as error:
@@ -132,9 +134,9 @@ async def retrying(patience: Patience, call: Callable[[], Awaitable[T]]) -> T:
             added = f" after {tries} tries in {time.monotonic() - started:.0f} s"
         if refused is not None:
             added += (
-                f"; it asks to wait {refused:g} s, more than total_seconds={patience.total_seconds:g} leaves"
+                f"; it asks to wait {refused:g} s, more than total_seconds={patience.total_seconds:g} allows"
             )
-            advice = advice or "  Call again after that, or raise total_seconds."
+            advice = advice or "  Call again after that time, or raise total_seconds."
         if added:
             error.args = (f"{what.rstrip('.')}{added}." + (advice and f"\n{advice}"),)
         raise

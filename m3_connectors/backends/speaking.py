@@ -1,6 +1,7 @@
-"""What a port speaks, asked after a client failed to talk to it.
+"""Detect the protocol of a port after a client failed to talk to it.
 
-The client knows only that the connection broke, and a wrong port is another fault than a server that is down.
+The client's error says only that the connection broke, and a wrong port is another fault than a server that
+is down.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ from m3_connectors.errors import Rejected
 Speech = Literal["HTTP/1", "HTTP/2", "something else", "nothing"]
 
 _SECONDS = 3.0
-"""For each of the questions."""
+"""The timeout of each probe."""
 
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"
-"""How every HTTP/2 connection begins, with a SETTINGS frame that sets nothing."""
+"""The connection preface of HTTP/2, with an empty SETTINGS frame."""
 
 _NAMES = {"HTTP/1": "HTTP", "HTTP/2": "gRPC", "something else": "something else"}
 
@@ -30,20 +31,20 @@ _NAMES = {"HTTP/1": "HTTP", "HTTP/2": "gRPC", "something else": "something else"
 async def check_spoken(
     endpoint: Endpoint, backend: str, operation: str, *, wanted: Literal["HTTP/1", "HTTP/2"], remedy: str
 ) -> None:
-    """Raise an error that says what the port speaks, if it is not what we speak to it; otherwise return.
+    """Raise an error that names the protocol of the port, if it is not the client's; otherwise return.
 
-    For a call that has just failed, whose own error says only that the connection broke.
+    Call it after a failed call whose error says only that the connection broke.
 
     Args:
-        endpoint: What was called.
+        endpoint: The server that was called.
         backend: Name of the store, for errors.
-        operation: What was being done, for errors.
-        wanted: What its client speaks.
-        remedy: Which port to give instead.
+        operation: The operation that failed, for errors.
+        wanted: The protocol of the client.
+        remedy: Which port to use instead.
 
     Raises:
-        Unavailable: It encrypts and we do not, or the reverse; not to be tried again.
-        Rejected: It speaks another protocol, so that it is another port of the server or another program.
+        Unavailable: The port uses TLS and the URL does not, or the reverse; not retryable.
+        Rejected: The port uses another protocol, so it is another port of the server or another program.
     """
     host, port = endpoint.host, endpoint.port
     tls = await _speaks_tls(host, port)
@@ -52,7 +53,8 @@ async def check_spoken(
     said = await _speech(host, port, tls=tls)
     if said in ("HTTP/1", "HTTP/2") and said != wanted:
         raise Rejected(
-            f"{endpoint.url} answers in {_NAMES[said]}, not in {_NAMES[wanted]}: it is another port.\n  {remedy}",
+            f"{endpoint.url} answers with {_NAMES[said]}, not {_NAMES[wanted]}: this is another port.\n"
+            f"  {remedy}",
             backend=backend,
             operation=operation,
         )
@@ -65,7 +67,8 @@ async def _speaks_tls(host: str, port: int) -> bool:
         async with _connected(host, port, _context()):
             return True
     except ssl.SSLError as error:
-        # An alert is TLS that refuses us, for example for want of a client certificate.
+        # An alert comes from a TLS server that refuses us, for example because it requires a client
+        # certificate.
         return "ALERT" in (error.reason or "")
     except (OSError, TimeoutError, anyio.BrokenResourceError, anyio.EndOfStream):
         return False
@@ -83,7 +86,7 @@ async def _speech(host: str, port: int, *, tls: bool) -> Speech:
 
 
 async def _first_bytes(host: str, port: int, question: bytes, context: ssl.SSLContext | None) -> bytes | None:
-    """The beginning of the answer; empty if the connection is ended without one, None if there is no connection."""
+    """Return the first bytes of the answer: empty if it closed without one, None if it did not connect."""
     connected = False
     try:
         async with _connected(host, port, context) as stream:
@@ -110,7 +113,7 @@ async def _connected(host: str, port: int, context: ssl.SSLContext | None) -> As
 
 
 def _context(*protocols: str) -> ssl.SSLContext:
-    # No certificate is checked, since nothing is told to the other side and nothing believed but that it encrypts.
+    # The certificate is not verified: nothing is sent but a probe, and only the use of TLS is learnt from it.
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE

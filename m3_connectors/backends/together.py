@@ -1,4 +1,4 @@
-"""Several calls at a time: their results together, one outcome for all, turns."""
+"""Concurrent calls: collect the results of several, share one result, limit how many run at once."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ T = TypeVar("T")
 
 
 async def together(calls: Sequence[Callable[[], Awaitable[T]]], at_once: int | None = None) -> list[T]:
-    """Await all calls, at most ``at_once`` at a time; their results in order.
+    """Await all calls, at most ``at_once`` at a time, and return their results in order.
 
     Raises:
-        Exception: The first that a call raised, as itself and not in a group; the other calls are cancelled.
+        Exception: The first exception of a call, not wrapped in a group; the other calls are cancelled.
     """
     if len(calls) == 1:
-        return [await calls[0]()]  # what a task of its own costs is a fifth of a short search
+        return [await calls[0]()]  # the overhead of a task would be a fifth of a short search
     results: dict[int, T] = {}
     limiter = anyio.CapacityLimiter(at_once or max(1, len(calls)))
 
@@ -39,16 +39,16 @@ async def together(calls: Sequence[Callable[[], Awaitable[T]]], at_once: int | N
 
 
 class Shared(Generic[T]):
-    """A call that everybody needs and nobody twice: who asks while it is under way gets its result, or its error."""
+    """A call whose result is shared: a caller that arrives while it runs gets the same result or error."""
 
     def __init__(self) -> None:
         self._under_way: _Attempt[T] | None = None
 
     async def of(self, call: Callable[[], Awaitable[T]]) -> T:
-        """The result of the call under way, or of this one; one that was cancelled is made again.
+        """Return the result of the running call, or run this one; a cancelled running call is repeated.
 
         Raises:
-            Exception: Whatever the call raised.
+            Exception: Any exception of the call.
         """
         while (attempt := self._under_way) is not None:
             await attempt.over.wait()
@@ -76,9 +76,10 @@ class _Attempt(Generic[T]):
 
 
 class Turn:
-    """One of the turns; ``late()`` is raised where none is free within ``seconds``."""
+    """Hold one slot of a semaphore or limiter; raises ``late()`` if none is free within ``seconds``."""
 
-    # No generator: one that begins while the loop ends, to tidy up what a scan left behind, would be warned of.
+    # This is not a generator: Python would warn about one that starts while the loop closes, to finish a
+    # scan.
     def __init__(
         self, turns: anyio.Semaphore | anyio.CapacityLimiter, seconds: float, late: Callable[[], Exception]
     ) -> None:

@@ -1,4 +1,4 @@
-"""Store URLs as users write them: what they name, what is wrong with them, and how they may be shown."""
+"""Store URLs as users write them: parse them, explain what is wrong with them, and redact them."""
 
 from __future__ import annotations
 
@@ -14,32 +14,34 @@ _DIRECTORIES = ("memory", "qdrant", "milvus")
 _WEB = ("http", "https")
 _CALLS = ("grpc", "grpcs", "tcp")
 _ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/{1,}(.*)", re.DOTALL)
-"""``http://HOST``, also with one slash. Two letters at least: one is a drive (``C:/data``)."""
+"""``http://HOST``, also with one slash. At least two letters: one letter is a drive (``C:/data``)."""
 
 _HOST_AND_PORT = re.compile(
     r"(?:[^@/\\]+@)?(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_-][A-Za-z0-9._-]+):[0-9]{1,5}(/.*)?", re.DOTALL
 )
-"""Of two letters at least, as above."""
+"""The host has at least two characters, for the same reason."""
 
 
 def split_url(url: object, schemes: Sequence[str]) -> tuple[str, str]:
-    """The scheme of a store's URL, in lower case, and the URL with it.
+    """Return the scheme of a store's URL in lower case, and the URL with that scheme.
 
-    An address where a directory should be would become a directory of that name: it is refused before anything is made.
+    An address in place of a directory would become a directory of that name, so it is refused before anything
+    is created.
 
     Args:
-        url: As a user gave it.
-        schemes: The known ones.
+        url: The URL as the user gave it.
+        schemes: The known schemes.
 
     Raises:
-        InvalidInput: It names no store; or a server in the spelling of a directory.
+        InvalidInput: The URL does not name a store, or names a server where it should name a directory.
     """
     text = url if isinstance(url, str) else ""
     scheme, colon, rest = text.partition(":")
     scheme = scheme.lower()
     if scheme in _WEB and colon:
         raise InvalidInput(
-            f"{shown(text)} does not say which store it is.\n  Use {_any_of(_servers(shown(rest), scheme, schemes))}."
+            f"{shown(text)} does not say which store it is.\n  Use "
+            f"{_any_of(_servers(shown(rest), scheme, schemes))}."
         )
     if not colon or scheme not in schemes:
         raise InvalidInput(_unknown(url, schemes))
@@ -49,16 +51,16 @@ def split_url(url: object, schemes: Sequence[str]) -> tuple[str, str]:
 
 
 def _check_directory(url: str, scheme: str, rest: str, schemes: Sequence[str]) -> None:
-    """Raise InvalidInput if what should be a directory is an address, or the root of everything."""
+    """Raise InvalidInput if what should be a directory is an address or the root of the file system."""
     server = _server_of(scheme, rest, schemes)
     if rest.startswith("//"):  # with or without an address behind it
         raise InvalidInput(
-            f"{shown(url)!r} names no directory: give {scheme}:DIRECTORY, such as {scheme}:./data.\n"
+            f"{shown(url)!r} does not name a directory.\n  Use {scheme}:DIRECTORY, such as {scheme}:./data.\n"
             f"  A server is {server or f'{scheme}+http://HOST'}."
         )
     is_folder = Path(rest).exists()
     if server is not None and not (_HOST_AND_PORT.fullmatch(rest) and is_folder):
-        # One that a URL made is still there: versions before this one made a directory of every address.
+        # Earlier versions created a directory for every address, and such a directory may still exist.
         also = f" A directory of that name is {scheme}:./{rest}."
         also = "" if "@" in rest or not (is_folder or _HOST_AND_PORT.fullmatch(rest)) else also
         raise InvalidInput(
@@ -71,12 +73,12 @@ def _check_directory(url: str, scheme: str, rest: str, schemes: Sequence[str]) -
         )
     if re.fullmatch(r"[/\\]+", rest):
         raise InvalidInput(
-            f"{url!r} is the root of the file system.\n  Give a directory of its own, such as {scheme}:./data."
+            f"{url!r} is the root of the file system.\n  Use a separate directory, such as {scheme}:./data."
         )
 
 
 def _server_of(store: str, rest: str, schemes: Sequence[str]) -> str | None:
-    """The URL of the server that was meant by what follows ``STORE:``; None if that is no server's address."""
+    """Return the URL of the server that the text after ``STORE:`` means, or None if it means none."""
     web, bare = "http", rest.lstrip("/")
     if address := _ADDRESS.fullmatch(rest):
         web, bare = address[1].lower(), address[2].lstrip("/")
@@ -91,21 +93,21 @@ def _server_of(store: str, rest: str, schemes: Sequence[str]) -> str | None:
 
 
 def _unknown(url: object, schemes: Sequence[str]) -> str:
-    """The message for a URL whose scheme is none of ours."""
+    """Return the message for a URL with an unknown scheme."""
     text = url if isinstance(url, str) else ""
-    named = f"{(shown(text) if text else url)!r} names no store"
+    named = f"{(shown(text) if text else url)!r} does not name a store"
     store = re.match(r"[A-Za-z]*", text)[0].lower()  # type: ignore[index]
     rest = text[len(store) :].lstrip("+:")
     if f"{store}+http" in schemes:
         server = _server_of(store, rest, schemes) or f"{store}+http://HOST"
-        directory = f", a directory {store}:./data" if store in _DIRECTORIES else ""
-        return f"{named}.\n  A server is {server}{directory}."
+        directory = f", for a directory {store}:./data" if store in _DIRECTORIES else ""
+        return f"{named}.\n  For a server use {server}{directory}."
     address = _ADDRESS.fullmatch(text)
     if (address and address[1].lower() in _CALLS) or _HOST_AND_PORT.fullmatch(text):
         web = "https" if address and address[1].lower() == "grpcs" else "http"
         bare = address[2] if address else text
         return f"{named}.\n  Use {_any_of(_servers(shown(f'//{bare}'), web, schemes))}."
-    return f"{named}: use one of {', '.join(f'{name}:' for name in schemes)}, such as qdrant:./data."
+    return f"{named}.\n  Use one of {', '.join(f'{name}:' for name in schemes)}, such as qdrant:./data."
 
 
 def _servers(rest: str, web: str, schemes: Sequence[str]) -> list[str]:
@@ -117,12 +119,12 @@ def _any_of(forms: Sequence[str]) -> str:
 
 
 def shown(url: str) -> str:
-    """A store's URL without user, password, query and fragment, whatever characters they hold; a path as it is."""
+    """Return a store's URL without user, password, query and fragment; a path is returned unchanged."""
     scheme, slashes, rest = url.partition("//")
     if not slashes:
         scheme, slashes, rest = url.partition(":")
-        # A directory may have an @ in its name; behind another colon it is an address that lacks its slashes.
+        # A directory name may contain an @. After a second colon it is an address without its slashes.
         if scheme in _DIRECTORIES and not re.match("[^@]*:[^@]*@", rest):
             return url
-    # Up to the last @, since people forget to escape a / or ? in a password.
+    # Up to the last @, because people forget to escape a / or ? in a password.
     return scheme + slashes + re.split("[?#]", rest.rpartition("@")[2])[0]

@@ -1,7 +1,7 @@
-"""Shipped helpers for testing: the backend contract as pytest tests, random collections and checkpoints.
+"""Test helpers that are part of the package: the contract as pytest tests, worlds and checkpoints.
 
-``BackendConformance`` is here for ``from m3_connectors.testing import BackendConformance``; pytest is imported then and
-not before, so that ``worlds``, ``agreement`` and ``checkpoints`` need no test framework.
+``from m3_connectors.testing import BackendConformance`` imports pytest. The modules ``worlds``, ``agreement``
+and ``checkpoints`` can be used without a test framework.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How far a store's answers are from the oracle's: the memory backend over the same world."""
+"""Compare a store's results with the reference: the memory backend with the same world."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ METHODS_TO_COMPARE = (
     Method("by the other list", {"sparse": 6}, Weights(1.0, 0.0, 0.5)),
     Method("scored by one", {"dense": 8}, Weights(0.0, 1.0, 0.0)),
 )
-"""The five methods, and some whose lists are shallow or whose candidates come from one list alone."""
+"""The five methods, some with short lists, and some whose candidates come from only one list."""
 
 
 async def oracle_of(world: World) -> MemoryBackend:
-    """The memory backend filled with a world."""
+    """Return a memory backend filled with a world."""
     oracle = MemoryBackend("oracle")
     await oracle.create(world.schema)
     await oracle.upsert(world.documents, world.embeddings)
@@ -41,35 +41,36 @@ async def compare_search(
     filter: Filter | None = None,
     tolerance: float = 1e-5,
 ) -> dict[str, float]:
-    """Search both and hold one to the other: same ids in the same order, every score within the tolerance.
+    """Search both stores and compare: same ids in the same order, every score within the tolerance.
 
-    Two documents whose true scores lie within twice the tolerance of each other may change places, so that no
-    store fails by the last bit of a sum.
+    Two documents whose true scores differ by at most twice the tolerance may be swapped, so that no store
+    fails because of the last bit of a sum.
 
     Returns:
-        The largest difference by name of the score; ``fused`` is the ranking's own.
+        The largest difference by name of the score; ``fused`` is the score of the ranking itself.
 
     Raises:
-        AssertionError: They disagree; says where.
+        AssertionError: The results differ; the message says where.
     """
-    # All candidates of the lists that k asks for, ranked to the end.
+    # The full ranking of all candidates of the lists that k requires.
     everyone = await oracle._search(query, method.deep_enough(k), 10**6, filter, True)
     got = await backend.search(query, method, k, filter=filter, exact=True)
     want = everyone[:k]
     where = f"{method.name}, k={k}, filter={filter}"
     assert len(got) == len(want), f"{where}: {len(got)} hits instead of {len(want)}"
     assert got == sorted(got, key=lambda hit: (-hit.score, hit.id)), (
-        f"{where}: hits are not ordered by score and id"
+        f"{where}: the hits are not ordered by score and id"
     )
-    assert len({hit.id for hit in got}) == len(got), f"{where}: a document comes twice"
+    assert len({hit.id for hit in got}) == len(got), f"{where}: a document appears twice"
     truth = {hit.id: hit for hit in everyone}
     largest = dict.fromkeys(("dense", "sparse", "multivector", "fused"), 0.0)
     for position, (ours, theirs) in enumerate(zip(got, want, strict=True)):
-        assert ours.id in truth, f"{where}: {ours.id!r} at {position} is no answer at all"
+        assert ours.id in truth, f"{where}: {ours.id!r} at position {position} is not a candidate"
         true = truth[ours.id]
         apart = abs(true.score - theirs.score)
         assert ours.id == theirs.id or apart <= 2 * tolerance, (
-            f"{where}: position {position} is {ours.id!r} ({true.score}) instead of {theirs.id!r} ({theirs.score})"
+            f"{where}: position {position} is {ours.id!r} ({true.score}) instead of {theirs.id!r} "
+            f"({theirs.score})"
         )
         for name, difference in _differences(ours, true).items():
             assert difference <= tolerance, f"{where}: {name} of {ours.id!r} differs by {difference}"
@@ -87,17 +88,18 @@ async def compare_scores(
     filter: Filter | None = None,
     tolerance: float = 1e-5,
 ) -> dict[str, float]:
-    """Search without ``exact`` and hold every hit to the oracle's exact scores of the same document.
+    """Search without ``exact`` and compare every hit with the reference's exact scores of the same document.
 
-    Which documents are listed may be approximate (B17); what is said of a listed document may not be. Each hit must
-    pass the filter, must have the exact score of every component, the fused score that follows from them, and the
-    scores that ``score`` gives for its id. There are as many hits as the method's longest list promises.
+    The lists may be approximate (B17), but the scores of a listed document may not be. Each hit must pass the
+    filter, must have the exact score of every component, the fused score that follows from them, and the
+    scores that ``score`` returns for its id. There must be as many hits as the longest list of the method
+    guarantees.
 
     Returns:
-        The largest difference by name of the score; ``fused`` is the ranking's own.
+        The largest difference by name of the score; ``fused`` is the score of the ranking itself.
 
     Raises:
-        AssertionError: They disagree; says where.
+        AssertionError: The results differ; the message says where.
     """
     got = await backend.search(query, method, k, filter=filter)
     ids = [hit.id for hit in got]
@@ -108,9 +110,9 @@ async def compare_scores(
     ]
     least = min(k, max(len(found.ids) for found in lists))
     assert least <= len(got) <= k, f"{where}: {len(got)} hits instead of at least {least}"
-    assert len(set(ids)) == len(ids), f"{where}: a document comes twice"
+    assert len(set(ids)) == len(ids), f"{where}: a document appears twice"
     assert got == sorted(got, key=lambda hit: (-hit.score, hit.id)), (
-        f"{where}: hits are not ordered by score and id"
+        f"{where}: the hits are not ordered by score and id"
     )
     passing = set(oracle._passing(filter))
     assert set(ids) <= passing, f"{where}: {set(ids) - passing} do not pass the filter"
@@ -127,8 +129,8 @@ async def compare_scores(
             for value, source in ((shown, "search"), (said[name][i], "score()")):
                 difference = abs(float(value) - float(true[name][i]))
                 assert difference <= tolerance, (
-                    f"{where}: {name} of {hit.id!r} is {value} by {source}, {true[name][i]} in truth "
-                    f"(differs by {difference:.1e})"
+                    f"{where}: {name} of {hit.id!r} is {value} by {source}; the true score is "
+                    f"{true[name][i]} (differs by {difference:.1e})"
                 )
                 largest[name] = max(largest[name], difference)
         difference = abs(hit.score - float(fused[i]))
@@ -140,19 +142,19 @@ async def compare_scores(
 async def compare_world(
     backend: Backend, world: World, *, methods: Sequence[Method] = METHODS_TO_COMPARE, shift: int = 0
 ) -> list[dict[str, float]]:
-    """Compare searches of a backend that holds a world: every query by every method, half of them filtered.
+    """Compare searches of a backend that holds a world: every query with every method, half of them filtered.
 
     Args:
-        backend: Holds exactly the world's documents.
-        world: With the schema that the backend was made with.
-        methods: Those to search by.
-        shift: Another number pairs methods with other filters.
+        backend: A backend with exactly the world's documents.
+        world: A world with the schema that the backend was created with.
+        methods: The methods to search with.
+        shift: Another value pairs the methods with other filters.
 
     Returns:
-        The largest differences of each search, as ``compare_search`` gives them.
+        The largest differences of each search, as ``compare_search`` returns them.
 
     Raises:
-        AssertionError: A search disagrees; says which.
+        AssertionError: The results of a search differ; the message says which.
     """
     oracle = await oracle_of(world)
     parts = []
@@ -165,12 +167,13 @@ async def compare_world(
 
 
 def same_answer(got: Sequence[ScoredId], want: Sequence[ScoredId], *, tolerance: float = 1e-5) -> None:
-    """Hold two answers of one store to each other: same ids in the same order, every score within the tolerance.
+    """Compare two results of one store: same ids in the same order, every score within the tolerance.
 
-    Stores may score the same vectors by another kernel after a flush or a merge, which changes the last bit.
+    After a flush or a merge, stores may score the same vectors with another kernel, which changes the last
+    bit.
 
     Raises:
-        AssertionError: They disagree; says where.
+        AssertionError: The results differ; the message says where.
     """
     assert [hit.id for hit in got] == [hit.id for hit in want]
     for ours, theirs in zip(got, want, strict=True):
@@ -179,7 +182,7 @@ def same_answer(got: Sequence[ScoredId], want: Sequence[ScoredId], *, tolerance:
 
 
 def largest_of(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """The largest value of each name."""
+    """Return the largest value of each name."""
     names = dict.fromkeys(name for part in parts for name in part)
     return {name: max(part.get(name, 0.0) for part in parts) for name in names}
 

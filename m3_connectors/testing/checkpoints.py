@@ -1,7 +1,7 @@
 """Seeded random checkpoints: a complete M3 model directory in a second, without any download.
 
-The vectors mean nothing, but everything about them is real: the file formats, the tokenizer, the shapes and the
-arithmetic. ``M3_LARGE`` is the published model's size, for benchmarks.
+The vectors have no meaning, but everything else is real: the file formats, the tokenizer, the shapes and the
+arithmetic. ``M3_LARGE`` has the size of the published model, for benchmarks.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ TEXTS: dict[str, str] = {
     "Hangul": "빠른 갈색 여우가 게으른 개를 뛰어넘는다. 책은 도시 도서관의 책상 위에 있다.",
     "Ethiopic": "ፈጣኑ ቡናማ ቀበሮ ሰነፉን ውሻ ይዘላል። መጽሐፉ በከተማው ቤተ መጻሕፍት ጠረጴዛ ላይ ነው።",
 }
-"""A few words in each of 12 scripts; ``small_tokenizer`` is made from them."""
+"""A few words in each of 12 scripts, from which ``small_tokenizer`` is built."""
 
 SMALL = ModelConfig(
     vocab_size=1200,
@@ -59,9 +59,10 @@ M3_LARGE = ModelConfig(
 
 
 def small_tokenizer() -> Tokenizer:
-    """A unigram tokenizer over ``TEXTS``, about a thousand pieces, laid out as XLM-RoBERTa's.
+    """Return a unigram tokenizer over ``TEXTS`` with about a thousand pieces, in the layout of XLM-RoBERTa's.
 
-    Its pieces are counted rather than trained: the library's trainer gives another vocabulary at every run.
+    Its pieces are counted and not trained, because the library's trainer gives a different vocabulary in
+    every run.
     """
     normalizer = normalizers.NFKC()
     words = [f"▁{word}" for text in TEXTS.values() for word in normalizer.normalize_str(text).split()]
@@ -100,11 +101,11 @@ def write_checkpoint(
     """Write a complete M3 checkpoint with random weights.
 
     Args:
-        directory: Where; made if it is not there.
-        config: The sizes.
+        directory: The target directory; created if it does not exist.
+        config: The sizes of the model.
         seed: Equal seeds give equal weights on every machine (numpy's PCG64).
         tokenizer: ``small_tokenizer()`` by default; its ids must fit into the configuration's vocabulary.
-        weights: The format of the backbone.
+        weights: The file format of the backbone.
 
     Returns:
         The directory.
@@ -129,7 +130,7 @@ def write_checkpoint(
 
 
 def _random_state(config: ModelConfig, seed: int) -> dict[str, torch.Tensor]:
-    """Weights of a scale at which every layer matters: products keep the variance of what enters them."""
+    """Return weights of a scale at which every layer matters: products keep the variance of their input."""
     rng = np.random.default_rng(seed)
     with torch.device("meta"):
         shapes = {name: tuple(tensor.shape) for name, tensor in M3Model(config).state_dict().items()}
@@ -143,6 +144,6 @@ def _random_state(config: ModelConfig, seed: int) -> dict[str, torch.Tensor]:
         else:
             values *= shape[-1] ** -0.5
         if name == "sparse_linear.bias":
-            values = np.ones(shape, np.float32)  # or, by chance, a model may give no token any weight
+            values = np.ones(shape, np.float32)  # otherwise a random model may give every token the weight 0
         state[name] = torch.from_numpy(values)
     return state

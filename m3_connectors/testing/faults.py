@@ -1,15 +1,16 @@
-"""A TCP proxy that does to a connection what networks and dying servers do; for tests of anything with a client.
+"""A TCP proxy that simulates faults of networks and servers, for tests of anything that has a client.
 
 ::
 
     with FaultProxy(9200) as proxy:
         index = connect(f"elasticsearch+http://127.0.0.1:{proxy.port}", "notes", encoder=encoder)
-        proxy.fault = Cut(after_bytes=100, times=1)   # the next answer ends in its middle
-        index.add(documents)                          # must be tried again, and succeed
+        proxy.fault = Cut(after_bytes=100, times=1)   # the next response is cut in the middle
+        index.add(documents)                          # must be retried, and succeed
         assert proxy.faults == 1
 
-It runs on an event loop of its own in a thread of its own, so that blocking and asynchronous clients are tested the
-same way and no client's stall can stop it. It listens on 127.0.0.1 only. What chance decides follows from ``seed``.
+It runs on its own event loop in its own thread, so that blocking and asynchronous clients are tested in the
+same way and a blocked client cannot stop it. It listens only on 127.0.0.1. All random choices depend only on
+``seed``.
 """
 
 from __future__ import annotations
@@ -31,11 +32,11 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True)
 class Fault:
-    """Something that goes wrong.
+    """A fault of a network or a server.
 
     Attributes:
-        times: How often it happens before it is over by itself; None until it is taken away.
-        probability: That it happens at a chunk of an answer, else the chunk passes.
+        times: How often it happens before it ends; None to continue until it is removed.
+        probability: The probability that it happens for a chunk of a response; otherwise the chunk passes.
     """
 
     times: int | None = dataclasses.field(default=None, kw_only=True)
@@ -44,21 +45,21 @@ class Fault:
 
 @dataclasses.dataclass(frozen=True)
 class Refuse(Fault):
-    """Nobody listens: new connections are refused, open ones are reset. A server that is down."""
+    """A server that is down: new connections are refused, and open ones are reset."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Hang(Fault):
-    """Connections open and requests are taken, but no byte of an answer comes while it lasts."""
+    """A server that hangs: it accepts connections and requests, but sends no response."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Delay(Fault):
-    """Every chunk of an answer comes late.
+    """Every chunk of a response is delayed.
 
     Attributes:
-        seconds: How late, at least.
-        jitter_seconds: And up to so much more, by chance.
+        seconds: The minimum delay.
+        jitter_seconds: The maximum random delay in addition.
     """
 
     seconds: float
@@ -67,10 +68,10 @@ class Delay(Fault):
 
 @dataclasses.dataclass(frozen=True)
 class Cut(Fault):
-    """An answer ends in its middle, and the connection with it.
+    """A response is cut in the middle, and the connection is closed.
 
     Attributes:
-        after_bytes: Of answers that still pass, counted from when the fault was set.
+        after_bytes: The number of response bytes that still pass, counted from when the fault was set.
     """
 
     after_bytes: int = 0
@@ -78,15 +79,15 @@ class Cut(Fault):
 
 @dataclasses.dataclass(frozen=True)
 class Reset(Cut):
-    """The same, but the connection is reset and not closed."""
+    """A response is cut in the middle, and the connection is reset."""
 
 
 @dataclasses.dataclass(frozen=True)
 class DropRequest(Fault):
-    """A request is cut in its middle: the server sees a part of it, the client a closed connection.
+    """A request is cut in the middle: the server receives a part of it, and the client a closed connection.
 
     Attributes:
-        after_bytes: Of requests that still pass, counted from when the fault was set.
+        after_bytes: The number of request bytes that still pass, counted from when the fault was set.
     """
 
     after_bytes: int = 0
@@ -94,13 +95,14 @@ class DropRequest(Fault):
 
 @dataclasses.dataclass(frozen=True)
 class Reply(Fault):
-    """A request of HTTP/1.1 gets this answer and does not reach the server.
+    """An HTTP/1.1 request gets this response and does not reach the server.
 
     Attributes:
-        status: Of the answer.
-        body: Of the answer.
-        headers: Of the answer, beside those of its length and its end.
-        to: Only requests get it whose first line, such as ``POST /notes/_bulk HTTP/1.1``, holds this.
+        status: The status of the response.
+        body: The body of the response.
+        headers: The headers of the response, in addition to those for its length and end.
+        to: Only requests whose first line, such as ``POST /notes/_bulk HTTP/1.1``, contains this text are
+        affected.
     """
 
     status: int
@@ -109,26 +111,26 @@ class Reply(Fault):
     to: str = ""
 
     def message(self) -> bytes:
-        """The answer as it is sent."""
+        """Return the response as bytes."""
         headers = {**self.headers, "Content-Length": len(self.body), "Connection": "close"}
         lines = [f"HTTP/1.1 {self.status} -", *(f"{name}: {value}" for name, value in headers.items())]
         return "\r\n".join([*lines, "", ""]).encode() + self.body
 
 
 class FaultProxy:
-    """Stands between clients and one server.
+    """A proxy between clients and one server.
 
     Args:
-        port: Of the server.
-        host: Of the server.
-        listen: Port to listen on; any free one by default.
-        seed: Of what chance decides.
-        tls: Take connections with this server's TLS and go on without; for a client's side of encryption.
+        port: The port of the server.
+        host: The host of the server.
+        listen: The port to listen on; any free port by default.
+        seed: The seed of all random choices.
+        tls: Accept connections with this server-side TLS context, and forward them without encryption.
 
     Attributes:
-        port: Where it listens, on 127.0.0.1.
-        faults: How often a fault happened so far.
-        connections: How many connections came so far.
+        port: The port on 127.0.0.1 where it listens.
+        faults: How many times a fault has happened.
+        connections: How many connections were opened.
     """
 
     def __init__(
@@ -157,7 +159,7 @@ class FaultProxy:
 
     @property
     def fault(self) -> Fault | None:
-        """What goes wrong now; None for nothing. Setting it takes effect before the statement is over."""
+        """The current fault, or None. A new value takes effect before the assignment returns."""
         return self._fault
 
     @fault.setter
@@ -216,7 +218,7 @@ class FaultProxy:
 
     async def _serve(self, client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
         self.connections += 1
-        # When the proxy ends: asyncio would log a cancelled task of a server as an error.
+        # Ignored at shutdown, because asyncio would log a cancelled task of a server as an error.
         with contextlib.suppress(asyncio.CancelledError):
             try:
                 server, to_server = await asyncio.open_connection(*self._target)
@@ -231,7 +233,7 @@ class FaultProxy:
                     self._pump(server, to_client, connection, self._on_answer),
                 )
             except OSError:
-                # One side broke the connection: the other must hear of it now.
+                # One side broke the connection: close the other side now.
                 connection.end(reset=True)
             finally:
                 connection.end(reset=False)
@@ -296,19 +298,19 @@ class FaultProxy:
 
 
 def _end_of(writer: asyncio.StreamWriter) -> bool:
-    """End one direction of a connection; false where that is not possible, in TLS."""
+    """Close one direction of a connection; return False if that is not possible, as with TLS."""
     if possible := writer.can_write_eof():
         writer.write_eof()
     return possible
 
 
 class _Connection:
-    """A client's connection and ours to the server, which end together and once."""
+    """A client's connection and the proxy's connection to the server, which are closed together, once."""
 
     def __init__(self, to_client: asyncio.StreamWriter, to_server: asyncio.StreamWriter) -> None:
         self.to_client, self.to_server = to_client, to_server
         self.answered = self.ended = False
-        # Asked for now: an encrypted connection that is closed forgets it.
+        # Read now, because a TLS connection does not return its socket after it is closed.
         self._sockets = [writer.get_extra_info("socket") for writer in (to_client, to_server)]
 
     def end(self, *, reset: bool) -> None:
@@ -321,6 +323,6 @@ class _Connection:
                     writer.close()
                     continue
                 if endpoint.fileno() >= 0:
-                    # To linger for no time is to send a reset.
+                    # Closing with a linger time of zero sends a reset.
                     endpoint.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 writer.transport.abort()

@@ -1,6 +1,6 @@
-"""Seeded random metadata and filters, made so that a store which reads a field, a number or a date otherwise fails.
+"""Seeded random metadata and filters that fail if a store reads a field, a number or a date differently.
 
-``filters.matches`` says what is right.
+``filters.matches`` defines the correct result.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ DATES = (
     "2024-05-31T24:00", "2016-12-31T23:59:60Z", "1880-01-01T00:00:00+00:53:28", "0001-01-01T00:00:00+14:00",
     "9999-12-31T23:59:59.999999-12:00",
 )  # fmt: skip
-"""As others write them; the last two are outside the years 1 to 9999 in UTC."""
+"""Dates as other programs write them; the last two are outside the years 1 to 9999 in UTC."""
 
 WHOLE = tuple(
     sign * size + step
@@ -25,7 +25,7 @@ WHOLE = tuple(
     for size in (2**53, 2**62, 1768907725507217522, 2**63 - 2)
     for step in (-1, 0, 1)
 )
-"""Around the sizes at which doubles, and 64 bits, end."""
+"""Integers around the limits of doubles and of 64 bits."""
 
 SCALARS: tuple[str | int | float | bool, ...] = (
     "", "en", "EN", "true", "1", "2024-5-31", "20240531", "2024-05-31T12:00:60Z", "soon", *DATES, *WHOLE,
@@ -41,12 +41,12 @@ _BOUNDS = tuple(
 
 
 def random_metadata(rng: random.Random) -> dict[str, Any]:
-    """Metadata of scalars, lists, objects, lists of both in each other, and keys with dots, few names in all."""
+    """Return metadata of scalars, nested lists and objects, and keys with dots, with few names."""
     return _object(rng, 0)
 
 
 def random_filter(rng: random.Random, depth: int = 0) -> dict[str, Any]:
-    """A filter in the form that users write, on fields that ``random_metadata`` often has."""
+    """Return a filter in the form that users write, on fields that ``random_metadata`` often has."""
     kind = rng.random()
     if kind < 0.3 and depth < 3:
         parts = [random_filter(rng, depth + 1) for _ in range(rng.randint(1, 3))]

@@ -1,6 +1,6 @@
-"""Seeded random collections: documents, vectors, queries and filters that a store must get right.
+"""Seeded random collections: documents, vectors, queries and filters that a store must handle correctly.
 
-Needs no test framework, so that examples and benchmarks can use it too.
+The module needs no test framework, so that examples and benchmarks can use it too.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ TEXTS = (
     " ",
     "",
 )
-"""Texts in many scripts, a blank and an empty one."""
+"""Texts in many scripts, one of only a space, and an empty one."""
 
 NASTY_IDS = (
     "a", "A", " a", "a ", "0", "00", "1", "-1", "1.0", "null", "None", "true", "*", "%", "_", "?", "#",
@@ -43,19 +43,19 @@ NASTY_IDS = (
     "' OR 1=1 --", "a\nb", "a\tb", "a\x00b", "é", "e\u0301", "ß", "ss", "Ａ", "文档", "مستند", "🇰🇪", "\u200b", "\ufeff",
     "x" * 512, "é" * 256, "🙂" * 128,
 )  # fmt: skip
-"""Ids that a careless adapter confuses, cuts, quotes wrongly or refuses."""
+"""Ids that a careless adapter confuses, truncates, quotes incorrectly or refuses."""
 
 
 @dataclasses.dataclass(frozen=True)
 class World:
-    """A collection to store and questions to ask it.
+    """A collection to store, with queries and filters for it.
 
     Attributes:
-        schema: Of the collection.
-        documents: Ids distinct.
-        embeddings: Row i belongs to document i.
-        queries: Each one text.
-        filters: Each passes some of the documents and not others.
+        schema: The schema of the collection.
+        documents: Documents with distinct ids.
+        embeddings: The embeddings; row i belongs to document i.
+        queries: Queries of one text each.
+        filters: Filters; each passes some of the documents and not others.
     """
 
     schema: Schema
@@ -65,7 +65,7 @@ class World:
     filters: list[Mapping[str, Any]]
 
     def passing(self, raw: Mapping[str, Any] | None) -> list[str]:
-        """Ids of the documents that pass a filter, by its definition."""
+        """Return the ids of the documents that pass a filter, by the definition of filters."""
         filter = parse_filter(raw)
         return [document.id for document in self.documents if matches(filter, document.metadata)]
 
@@ -81,20 +81,21 @@ def make_world(
     storage: Storage | None = None,
     components: tuple[Component, ...] = COMPONENTS,
 ) -> World:
-    """A random collection, the same for the same arguments.
+    """Return a random collection, which is the same for the same arguments.
 
     Args:
-        seed: Of everything random.
-        documents: How many.
-        queries: How many; the last but one shares no token with any document, the last has one row.
-        dimension: Width of dense vectors and rows.
-        vocabulary: Number of token ids.
-        most_rows: Most multi-vector rows of a document.
-        storage: Of the schema; None for the default.
-        components: Of the schema, the documents and the queries.
+        seed: The seed of all random values.
+        documents: The number of documents.
+        queries: The number of queries; the last but one shares no token with a document, the last has one
+        row.
+        dimension: The width of dense vectors and rows.
+        vocabulary: The number of token ids.
+        most_rows: The maximum number of multi-vector rows of a document.
+        storage: The storage of the schema; None for the default.
+        components: The components of the schema, the documents and the queries.
     """
     rng = np.random.default_rng(seed)
-    # The first token ids are kept free for the query that shares none.
+    # No document uses the first token ids; they are for the query that shares no token.
     topics = rng.normal(size=(5, dimension))
     model = ModelInfo("worlds/random", None, dimension, vocabulary, f"{vocabulary} tokens")
     made = [_text(rng, topics, vocabulary, int(rng.integers(1, most_rows + 1))) for _ in range(documents)]
@@ -123,12 +124,12 @@ def join(
     model: ModelInfo,
     components: tuple[Component, ...] = COMPONENTS,
 ) -> M3Embeddings:
-    """Embeddings of texts given one by one.
+    """Return the embeddings of texts that are given one by one.
 
     Args:
-        texts: Of each text the dense vector ``[d]``, weight by token id, and multi-vector rows ``[t, d]``.
-        model: Who made them.
-        components: Those to keep.
+        texts: For each text the dense vector ``[d]``, weights by token id, and multi-vector rows ``[t, d]``.
+        model: The model to record.
+        components: The components to keep.
     """
     indices = [sorted(weights) for _, weights, _ in texts]
     values = [
@@ -153,7 +154,7 @@ def join(
 
 
 def unit_rows(matrix: Any) -> Float32:
-    """float32 rows of length 1."""
+    """Return the rows as float32, normalised to length 1."""
     rows = np.asarray(matrix, dtype=np.float64)
     unit: Float32 = (rows / np.linalg.norm(rows, axis=-1, keepdims=True)).astype(np.float32)
     return unit
@@ -162,7 +163,7 @@ def unit_rows(matrix: Any) -> Float32:
 def _text(
     rng: np.random.Generator, topics: np.ndarray[Any, Any], vocabulary: int, rows: int
 ) -> tuple[Float32, dict[int, float], Float32]:
-    """One text about a topic: its dense vector, Zipf-distributed token weights and multi-vector rows."""
+    """Return one text about a topic: dense vector, Zipf-distributed token weights and multi-vector rows."""
     width = topics.shape[1]
     about = topics[rng.integers(len(topics))] + rng.normal(scale=0.7, size=width)
     tokens = 2 + rng.zipf(1.4, size=rng.integers(0, 12)) % (vocabulary - 2)
@@ -174,7 +175,7 @@ def _text(
 
 
 def _metadata(rng: np.random.Generator, i: int) -> dict[str, Any]:
-    """Fields of every JSON type, sometimes missing, null, empty, nested, in lists or of another type."""
+    """Return fields of every JSON type, sometimes missing, null, empty, nested, or of another type."""
     fields: dict[str, Any] = {
         "lang": ["en", "de", "sw", "日本", "", None, ["en", "de"], 7][rng.integers(8)],
         "year": [2019, 2020, 2021.0, 2022.5, "2020", None, [2018, 2023], True][rng.integers(8)],

@@ -1,4 +1,4 @@
-"""Elasticsearch as a store: it proposes candidates, and keeps exact vectors that are scored here."""
+"""Elasticsearch as a store: it lists candidates, and keeps exact vectors that are scored in this process."""
 
 from __future__ import annotations
 
@@ -48,12 +48,13 @@ from m3_connectors.search import search
 
 _PORT = 9200
 _WHOLE = 16
-"""So many documents come with their texts and vectors in one answer, whatever their size."""
+"""Up to this number, documents are returned with their texts and vectors in one response, whatever their
+size."""
 
 _SEARCHES_AT_ONCE = 16
 
 _BLOBS: dict[Component, str] = {"sparse": SPARSE_BLOB, "multivector": MULTIVECTOR_BLOB}
-"""What the exact scores are computed from."""
+"""The fields that the exact scores are computed from."""
 
 
 class ElasticsearchBackend(Backend):
@@ -72,31 +73,32 @@ class ElasticsearchBackend(Backend):
         shards: int | None = None,
         replicas: int | None = None,
     ) -> None:
-        """A collection on a server; nothing is sent yet.
+        """Set up access to a collection on a server; nothing is sent yet.
 
         Args:
             endpoint: The server.
-            collection: Its name there.
-            refresh: When writes can be searched: ``True``, before a write returns, by making a small segment each
-                time, best with few large writes; ``"wait_for"``, the same without that segment, but each write then
-                takes up to the index's refresh interval (1 s); ``False``, within that interval after the write.
-            shards: Of a new index; None for the server's default, 1.
-            replicas: Of a new index; None for the server's default, 1.
+            collection: The name of the collection.
+            refresh: When writes become visible to searches. ``True``: before a write returns, which creates a
+                small segment each time, so use few large writes. ``"wait_for"``: the same without that
+                segment, but each write takes up to the index's refresh interval (1 s). ``False``: within that
+                interval after the write.
+            shards: The number of shards of a new index; None for the server's default, 1.
+            replicas: The number of replicas of a new index; None for the server's default, 1.
 
         Raises:
-            InvalidInput: An option or the collection's name cannot be used.
+            InvalidInput: An option or the collection's name is not valid.
         """
         if refresh not in (True, False, "wait_for"):
-            raise InvalidInput(f"refresh is {refresh!r}: give True, False or 'wait_for'.")
+            raise InvalidInput(f"refresh is {refresh!r}.\n  Pass True, False or 'wait_for'.")
         for option, value, least in (("shards", shards, 1), ("replicas", replicas, 0)):
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
-                raise InvalidInput(f"{option} is {value!r}: give a whole number >= {least}.")
+                raise InvalidInput(f"{option} is {value!r}.\n  Pass a whole number >= {least}.")
         self.collection = collection
         self.refresh = refresh
         self._shards, self._replicas = shards, replicas
         self._alias = alias_of(collection)
         self._connection = Connection(endpoint)
-        # More would only wait for each other, in the event loop and for connections.
+        # More concurrent searches would only wait for each other, in the event loop and for connections.
         self._searches = anyio.CapacityLimiter(_SEARCHES_AT_ONCE)
         self._version_checked = False
         self._reader: Reader | None = None
@@ -104,10 +106,10 @@ class ElasticsearchBackend(Backend):
 
     @classmethod
     def from_url(cls, url: str, collection: str, options: Mapping[str, Any]) -> ElasticsearchBackend:
-        """The backend of ``elasticsearch+http(s)://[USER:PASSWORD@]HOST[:9200]``.
+        """Return the backend of ``elasticsearch+http(s)://[USER:PASSWORD@]HOST[:9200]``.
 
         Raises:
-            InvalidInput: An unusable URL or option.
+            InvalidInput: The URL or an option is not valid.
         """
         endpoint, left = Endpoint.parse(
             url,
@@ -123,7 +125,7 @@ class ElasticsearchBackend(Backend):
         return await server_info(self._connection, self._alias, self.collection)
 
     async def collections(self) -> list[CollectionInfo]:
-        # Closed and hidden ones too; what is not ours is named by its index.
+        # Closed and hidden indices are listed too; an index of another program is listed by its own name.
         answer = await self._connection.request(
             "list",
             "GET",
@@ -139,17 +141,18 @@ class ElasticsearchBackend(Backend):
     async def _create(self, schema: Schema) -> None:
         if await self._behind_alias("create"):
             raise AlreadyExists(
-                f'there is an index or alias "{self._alias}".\n  Open it, drop it, or use another collection name.',
+                f'an index or alias "{self._alias}" already exists.\n'
+                "  Open it, drop it, or use another collection name.",
                 backend=BACKEND,
                 operation="create",
             )
         path = f"/{segment(first_index_of(self._alias))}"
         body = index_body(schema, self._alias, self._shards, self._replicas)
         await self._connection.once("create", "PUT", path, body)
-        # Read back, because the server merges its index templates into what was asked.
+        # The index is read back because the server merges its index templates into the request.
         index = next(iter((await self._behind_alias("create")).values()))
         if not has_own_dynamic_templates(index["mappings"]):
-            # Those of a template come first; an update puts ours in their place.
+            # The dynamic templates of an index template come first; an update replaces them by ours.
             ours = {"dynamic_templates": body["mappings"]["dynamic_templates"]}
             await self._connection.request("create", "PUT", f"{path}/_mapping", ours)
             index = next(iter((await self._behind_alias("create")).values()))
@@ -168,18 +171,19 @@ class ElasticsearchBackend(Backend):
         return schema
 
     def _check_index(self, schema: Schema, index: Mapping[str, Any], operation: str) -> None:
-        """Refuse an index that would answer wrongly, or would never show what is written.
+        """Refuse an index that would return wrong results, or would never show what is written.
 
         Raises:
-            Rejected: A template of the server made it so; it is new.
-            Corrupt: It was changed since it was made.
+            Rejected: The index is new, and an index template of the server caused the fault.
+            Corrupt: The index was changed after its creation.
         """
         where = {"backend": BACKEND, "operation": operation}
         fault = next(faults(index, properties_of(schema), self._alias), None)
         if fault is not None and operation == "create":
             raise Rejected(
-                f"an index template of the server would make a collection that cannot be used: {fault.what}.\n"
-                "  Take the collection out of the template, or use another collection name. No index was made.",
+                f"an index template of the server makes the new collection unusable: {fault.what}.\n"
+                "  Exclude the collection from the template, or use another collection name. No index was "
+                "created.",
                 **where,
             )
         if fault is not None:
@@ -187,8 +191,9 @@ class ElasticsearchBackend(Backend):
         never = index.get("settings", {}).get("index.refresh_interval", "").startswith("-")
         if never and self.refresh is not True:
             raise Rejected(
-                f'index.refresh_interval of collection "{self.collection}" is -1, so with refresh={self.refresh!r} no '
-                "write would ever be found.\n  Connect with refresh=True, or set the interval.",
+                f'index.refresh_interval of collection "{self.collection}" is -1, so with '
+                f"refresh={self.refresh!r} searches would never see a write.\n"
+                "  Connect with refresh=True, or set the interval.",
                 **where,
             )
 
@@ -196,12 +201,12 @@ class ElasticsearchBackend(Backend):
         there = await self._behind_alias("drop")
         if there:
             path = f"/{segment(droppable_index(there, self.collection))}"
-            # A second try finds nothing left where the first one's answer was lost.
+            # A retry finds no index if the first try succeeded and its response was lost.
             with contextlib.suppress(CollectionNotFound):
                 await self._connection.request("drop", "DELETE", path)
 
     async def optimize(self) -> None:
-        """Merge each shard into one segment, whose graph is searched faster, and give back what merging frees."""
+        """Merge each shard into one segment, which is faster to search and without deleted documents."""
         self._check_open()
         await merge(self._connection, self._alias)
 
@@ -214,7 +219,7 @@ class ElasticsearchBackend(Backend):
         self._writer = Writer(self._connection, self._alias, schema, self.refresh)
 
     async def _behind_alias(self, operation: str) -> dict[str, Any]:
-        """What the server answers about the alias; empty if there is none.
+        """Return the server's response about the alias; empty if there is no such alias.
 
         Raises:
             Unsupported: The server is too old.
@@ -287,13 +292,13 @@ class ElasticsearchBackend(Backend):
         return found
 
     async def _list(self, ask: Lists, component: Component) -> tuple[ranking.Hits, Float32]:
-        """The hits of one list, with the fields that tell what is asked for next."""
+        """Return the hits of one list, with the fields that are needed to plan the next requests."""
         where, limit, condition = (self._connection, self._alias), ask.depths[component], _query(ask.filter)
         whole = self._comes_whole(ask, component)
         if whole:
             fields = [*blobs_of(ask.welcome), *([ROWS] if "multivector" in ask.welcome else [])]
         else:
-            # How much the multi-vectors weigh, and the small blobs that s_lex takes.
+            # The number of multi-vector rows, and the small blobs that s_lex is computed from.
             fields = [ROWS] if "multivector" in self.schema.components else []
             fields += [SPARSE_BLOB] if "sparse" in ask.welcome and not ask.documents else []
         if component == "sparse":
@@ -304,18 +309,18 @@ class ElasticsearchBackend(Backend):
         )
 
     def _comes_whole(self, ask: Lists, component: Component) -> bool:
-        """Whether a list is so short that its hits bring their texts and blobs."""
+        """Whether a list is short enough that its hits include their texts and blobs."""
         limit = ask.depths[component]
         if not ask.documents or limit > _WHOLE or ask.exact:
             return False
         if component == "sparse" and ask.welcome:
-            return False  # more are listed than are asked for, so what hits show is asked for them alone
+            return False  # the list is longer than the limit, so texts are requested later, for the hits only
         return "multivector" not in ask.welcome or self._read.likely_fit(limit)
 
     async def _read_hits(
         self, ask: Lists, component: Component, hits: ranking.Hits, found: Candidates
     ) -> None:
-        """Add what the fields of hits tell: scores, documents, the size of multi-vectors."""
+        """Add what the fields of hits contain: scores, documents, and the sizes of multi-vectors."""
         if not hits:
             return
         self._read.note_rows(hits)
@@ -343,7 +348,7 @@ class ElasticsearchBackend(Backend):
         missing = {name: ids for name in components if (ids := found.missing(name))}
         documents = documents and any(id not in found.documents for id in found.keys)
         if documents and len(found) <= _WHOLE:
-            # Of few documents all that is missing comes in one request.
+            # For few documents, everything that is missing is read in one request.
             scores, there = await self._read.shown(list(missing), query, found.keys)
             found.bring(there)
         else:
@@ -352,7 +357,7 @@ class ElasticsearchBackend(Backend):
             found.learn(name, list(known), list(known.values()))
 
     async def _scores(self, missing: Mapping[Component, Sequence[str]], query: M3Embeddings) -> Known:
-        """Scores of the documents whose scores are missing, as far as they are stored; blobs are read once for both."""
+        """Return the missing scores of stored documents; blobs are read once for both components."""
         from_blobs = [name for name in missing if name != "dense"]
         ids = list(dict.fromkeys(id for name in from_blobs for id in missing[name]))
 

@@ -1,4 +1,4 @@
-"""Requests as plain values, and what their answers say: nothing here talks to a server."""
+"""Build the bodies of requests and read the responses; this module does not use the network."""
 
 from __future__ import annotations
 
@@ -34,17 +34,18 @@ from m3_connectors.embeddings import Float32, M3Embeddings
 Query = dict[str, Any]
 
 MOST_HITS = 10_000
-"""``index.max_result_window`` and the most candidates of a vector search, as every server has them by default."""
+"""``index.max_result_window`` and the maximum number of candidates of a vector search, by default on every
+server."""
 
 PART_BYTES = 4 * 2**20
-"""Most bytes of rows in one document."""
+"""The maximum size of the rows in one document, in bytes."""
 
 _SMALLEST = np.finfo(np.float32).tiny
-"""Elasticsearch refuses smaller weights; the exact ones are in the blob."""
+"""Elasticsearch refuses smaller weights; the exact weights are in the blob."""
 
 
 def encoded(body: Mapping[str, Any]) -> bytes:
-    """A body as JSON; numpy values are numbers."""
+    """Encode a body as JSON; numpy values become numbers."""
     return orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
@@ -54,13 +55,13 @@ def encoded(body: Mapping[str, Any]) -> bytes:
 def index_operation(
     schema: Schema, document: Document, embeddings: M3Embeddings, parts: Sequence[str] = ()
 ) -> bytes:
-    """Two lines of a bulk request that store one document.
+    """Return two lines of a bulk request that store one document.
 
     Args:
-        schema: Of the collection.
+        schema: The schema of the collection.
         document: The document.
-        embeddings: Its own, a batch of one.
-        parts: Ids of the documents that hold its multi-vectors, where it does not hold them itself.
+        embeddings: Its embeddings, a batch of one.
+        parts: The ids of the documents that hold its multi-vectors, if they are stored in parts.
     """
     source: dict[str, Any] = {
         TEXT: document.text,
@@ -85,12 +86,12 @@ def index_operation(
 
 
 def part_operation(id: str, document_id: str, rows: Float32, dtype: str) -> bytes:
-    """Two lines of a bulk request that store some rows of a long document."""
+    """Return two lines of a bulk request that store some rows of a long document."""
     return _index(id, {PART_OF: document_id, MULTIVECTOR_BLOB: _text(blobs.pack_multivector(rows, dtype))})
 
 
 def delete_operation(id: str) -> bytes:
-    """One line of a bulk request that removes one document."""
+    """Return one line of a bulk request that deletes one document."""
     return encoded({"delete": {"_id": id}}) + b"\n"
 
 
@@ -98,24 +99,24 @@ def delete_operation(id: str) -> bytes:
 
 
 def documents_only(filter: Query | None = None) -> Query:
-    """The documents that pass a filter, without the parts of long ones."""
+    """Return a query for the documents that pass a filter, without the parts of long documents."""
     documents: Query = {"exists": {"field": BUCKET}}
     return {"bool": {"filter": [documents] if filter is None else [documents, filter]}}
 
 
 def part_name(version: str, part: int) -> str:
-    """The id of a part of a version of a document: it begins with the time, which tells the age of orphans."""
+    """Return the id of a part of a document's version; it starts with the time, to find old orphans."""
     return f"{int(time.time()):010x}-{version}-{part:04d}"
 
 
 def written_seconds(part: str) -> float:
-    """When a part was named, in seconds since 1970; 0 for the names of earlier versions of this package."""
+    """Return when a part was named, in seconds since 1970; 0 for names by earlier versions."""
     seconds, dash, _ = part.partition("-")
     return int(seconds, 16) if dash and len(seconds) == 10 else 0
 
 
 def parts_of(document_ids: Sequence[str], but: Collection[str]) -> Query:
-    """The parts of some documents, but some."""
+    """Return a search for the parts of these documents, except those in ``but``."""
     return {
         "size": MOST_HITS,
         "query": {
@@ -132,7 +133,7 @@ def parts_of(document_ids: Sequence[str], but: Collection[str]) -> Query:
 def of_ids(
     ids: Sequence[str], *, blobs: Sequence[str] = (), fields: Sequence[str] = (), texts: bool = False
 ) -> Query:
-    """Some fields of some documents, at most ``MOST_HITS``; with ``texts`` also what ``document_of`` reads."""
+    """Return a search for fields of documents, at most ``MOST_HITS``; ``texts`` is for ``document_of``."""
     return {
         "size": len(ids),
         "query": {"ids": {"values": ids}},
@@ -153,12 +154,12 @@ def page(
     sort: Sequence[str],
     fields: Sequence[str],
 ) -> Query:
-    """The next page of a search over a point in time, after the sort values of the last hit."""
+    """Return a search for the next page over a point in time, after the sort values of the last hit."""
     body = {
         "size": size,
         "pit": {"id": pit, "keep_alive": keep_alive},
         "query": query,
-        # Unique and last, so that no page repeats or misses a hit.
+        # A unique last key, so that no page repeats or skips a hit.
         "sort": [*sort, "_shard_doc"],
         "track_scores": "_score" in sort,
         "_source": False,
@@ -180,19 +181,20 @@ def dense_search(
     *,
     texts: bool = False,
 ) -> Query:
-    """The nearest documents by inner product.
+    """Return a search for the nearest documents by inner product.
 
-    Where an operator made the vectors' index a quantised one, all candidates that are considered are scored again by
-    the server from the float32 vectors; other kinds of index score by them anyway, and servers ignore it there.
+    If an operator replaced the dense index by a quantised one, the server scores all considered candidates
+    again with the float32 vectors. Other types of index score with them anyway, and the server then ignores
+    the option.
 
     Args:
         query: float32 ``[d]``.
-        limit: Most hits.
-        width: Candidates considered in each shard, at least ``limit``; a filter that at most so many documents pass
-            is searched exactly.
-        filter: Only documents that pass.
-        blobs: Doc values to answer with.
-        texts: Answer with what ``document_of`` reads, too.
+        limit: The maximum number of hits.
+        width: The number of candidates considered in each shard, at least ``limit``. If at most this many
+            documents pass the filter, the search is exact.
+        filter: Only documents that pass it are returned.
+        blobs: The doc values to return.
+        texts: Also return what ``document_of`` reads.
     """
     width = max(limit, width)
     knn = {
@@ -212,13 +214,13 @@ def dense_search(
 
 
 def dense_scores(hits: Sequence[Mapping[str, Any]]) -> Float32:
-    """Inner products from the scores of ``dense_search`` (``1 + x`` from 0 up, ``1 / (1 - x)`` below)."""
+    """Return inner products x for scores of ``dense_search`` (x >= 0: ``1 + x``, else ``1 / (1 - x)``)."""
     scores = np.array([hit["_score"] for hit in hits], dtype=np.float64)
     return np.where(scores >= 1, scores - 1, 1 - 1 / np.maximum(scores, _SMALLEST)).astype(np.float32)
 
 
 def sparse_query(query: M3Embeddings, filter: Query | None) -> Query:
-    """Documents that share a token, by the server's rounded s_lex; nothing is pruned."""
+    """Return a query for documents that share a token, by the server's rounded s_lex, without pruning."""
     assert query.sparse is not None
     vector = _weights(query.sparse.indices, query.sparse.data)
     scoring: Query = {"sparse_vector": {"field": SPARSE, "query_vector": vector, "prune": False}}
@@ -226,7 +228,7 @@ def sparse_query(query: M3Embeddings, filter: Query | None) -> Query:
 
 
 def sparse_search(query: Query, limit: int, blobs: Sequence[str], *, texts: bool = False) -> Query:
-    """The best documents of ``sparse_query``."""
+    """Return a search for the best documents by ``sparse_query``."""
     return {
         "size": limit,
         "query": query,
@@ -237,13 +239,13 @@ def sparse_search(query: Query, limit: int, blobs: Sequence[str], *, texts: bool
 
 
 def in_buckets(start: int, stop: int, filter: Query | None) -> Query:
-    """The documents of a range of buckets that pass a filter."""
+    """Return a query for the documents in a range of buckets that pass a filter."""
     part: Query = {"range": {BUCKET: {"gte": start, "lt": stop}}}
     return part if filter is None else {"bool": {"filter": [part, filter]}}
 
 
 def document_of(hit: Mapping[str, Any]) -> Document:
-    """The document of a hit that brings its texts."""
+    """Return the document of a hit that includes its text."""
     source = hit["_source"]
     return Document(hit["_id"], source[TEXT], json.loads(source[METADATA]))
 

@@ -1,4 +1,4 @@
-"""Writes: bulk requests that are repeated where that helps, cut where they are too large, and that name what failed."""
+"""Bulk writes: retried where that helps, split where too large; errors name each failed document."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from m3_connectors.errors import (
 )
 
 _OF_THE_INDEX = (CollectionNotFound, Unauthorised, StorageFull, Blocked, Throttled, TimedOut, Unavailable)
-"""Errors that say nothing about one document."""
+"""Errors whose cause is not a single document."""
 
 _ANSWER = "items.*.result,items.*.status,items.*.error"
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What became of the operations of one request.
+    """The results of the operations of one request.
 
     Attributes:
         results: ``created``, ``updated``, ``deleted`` or ``not_found``, by document id.
-        failed: The error of each that was not done, by document id.
+        failed: The error of each operation that was not done, by document id.
     """
 
     results: dict[str, str]
@@ -47,10 +47,10 @@ async def write(
     operation: str,
     params: Mapping[str, str],
 ) -> Outcome:
-    """Do the operations, each given by the id of its document.
+    """Run the operations, which are given by document id.
 
     Raises:
-        BackendError: The request as a whole failed.
+        BackendError: The whole request failed.
     """
     left = dict(operations)
     results: dict[str, str] = {}
@@ -66,7 +66,7 @@ async def write(
                 path,
                 body,
                 require_alias="true",
-                # An index template may name one, which would change documents on their way into the index.
+                # An index template may set a pipeline, which would change the documents.
                 pipeline="_none",
                 filter_path=_ANSWER,
                 **params,
@@ -97,15 +97,16 @@ async def write(
     try:
         await retrying(connection.endpoint.patience, attempt)
     except (TooLarge, TooMuch) as error:
-        if len(left) == 1 and isinstance(error, TooMuch):  # smaller it cannot be, and patience has ended
+        if len(left) == 1 and isinstance(error, TooMuch):  # it cannot be split, and the retries are used up
             failed |= dict.fromkeys(left, error)
             return Outcome(results, failed)
         rest = await _halved(connection, alias, left, operation, error, params)
-        # What an earlier try said of the others stands; of what is halved the last word counts.
+        # Earlier errors of other items remain valid; for the items that were split, the last result counts.
         before = {id: reason for id, reason in failed.items() if id not in left}
         return Outcome(results | rest.results, before | rest.failed)
     except BackendError:
-        # Items that were refused to the last are named; a request that got no answer at all is the caller's to see.
+        # Items that failed in every try are reported by id; if the request got no response, the caller sees
+        # the error.
         if not all(id in failed for id in left):
             raise
     return Outcome(results, failed)
@@ -125,18 +126,18 @@ async def _halved(
     middle = len(ids) // 2
     first = await write(connection, alias, {id: operations[id] for id in ids[:middle]}, operation, params)
     if not first.results and all(isinstance(reason, TooMuch) for reason in first.failed.values()):
-        # It takes nothing, however small: each other document would wait as long again for the same answer.
+        # Nothing succeeded at any size, and each remaining document would wait as long for the same error.
         return Outcome({}, dict.fromkeys(ids, error))
     second = await write(connection, alias, {id: operations[id] for id in ids[middle:]}, operation, params)
     return Outcome(first.results | second.results, first.failed | second.failed)
 
 
 def joined(outcomes: list[Outcome], operation: str) -> dict[str, str]:
-    """The results of all requests of one call.
+    """Return the results of all requests of one call.
 
     Raises:
-        PartialWrite: Something was not done; names it.
-        BackendError: Nothing was done, for a reason that lies in the index and not in the documents.
+        PartialWrite: Some operations were not done; the error names them.
+        BackendError: No operation was done, and the cause is the index and not a document.
     """
     results: dict[str, str] = {}
     failed: dict[str, BackendError] = {}

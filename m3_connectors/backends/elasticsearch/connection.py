@@ -1,4 +1,4 @@
-"""One client of one server: each request with its deadline, its retries and its errors in our terms."""
+"""One client of one server: each request with its timeout and its retries, and with this package's errors."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from m3_connectors.errors import InvalidInput, TimedOut
 
 _CONNECTIONS = 16
 _JSON = "application/vnd.elasticsearch+json; compatible-with=8"
-"""Servers of both 8.19 and 9.x take it; a client of version 9 would by itself send what only 9.x takes."""
+"""Servers of versions 8.19 and 9.x accept it; the default of a version 9 client is accepted by 9.x only."""
 
 _LINES = "application/vnd.elasticsearch+x-ndjson; compatible-with=8"
 
@@ -32,19 +32,19 @@ _FAILURES = (elastic_transport.TransportError, elasticsearch.ApiError, elasticse
 
 
 class _Body(io.BytesIO):
-    """A request's body, sent in pieces and logged by its size."""
+    """The body of a request, sent in pieces and logged by its size."""
 
     def __init__(self, content: bytes) -> None:
         super().__init__(content)
         self._size = len(content)
 
     def decode(self, *_: str) -> str:
-        """What the client logs of it."""
+        """Return what the client logs in place of the body."""
         return f"({self._size} bytes)"
 
 
 class _Node(elastic_transport.AiohttpHttpNode):
-    """The client's own way to a server, for bodies of many megabytes: as bytes they would block the event loop."""
+    """The client's transport, changed for bodies of many megabytes, which would block the event loop."""
 
     async def perform_request(  # type: ignore[override]
         self,
@@ -59,16 +59,16 @@ class _Node(elastic_transport.AiohttpHttpNode):
 
 
 class Connection:
-    """Requests to one server; made without touching the network."""
+    """Requests to one server; the constructor does not use the network."""
 
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
         self.url = endpoint.url
         self._client = _client(endpoint)
         self.closed = False
-        """Nothing is open: a request would begin a session that nobody closes again."""
-        self._answered = False  # once it has, its port is right
-        # Waiting for a free connection would count as the server's time.
+        """No connection is open: a request now would open a session that nothing closes."""
+        self._answered = False  # a port that has answered once is the right one
+        # The wait for a free connection would otherwise count as time of the server.
         self._connections = anyio.CapacityLimiter(_CONNECTIONS)
 
     async def request(
@@ -81,11 +81,12 @@ class Connection:
         divisible: bool = False,
         **params: str,
     ) -> Any:
-        """The answer to one request, tried again while that can help; bytes are sent as lines, and as they are.
+        """Send one request and return the response, with retries; bytes are sent unchanged, as JSON lines.
 
         Raises:
-            TooMuch: The server has not the memory for it; at once where the caller can ask for less (``divisible``).
-            BackendError: It failed, for good or after all retries.
+            TooMuch: The server lacks memory for the request; not retried if the caller can split it
+            (``divisible``).
+            BackendError: The request failed with an error that is not retryable, or after all retries.
         """
         self.closed = False
         content = encoded(body) if isinstance(body, Mapping) else body
@@ -108,7 +109,7 @@ class Connection:
         body: Mapping[str, Any] | bytes | None = None,
         **params: str,
     ) -> Any:
-        """The same, not tried again."""
+        """Send one request without retries, otherwise like ``request``."""
         content = encoded(body) if isinstance(body, Mapping) else body
         return await self._once(
             operation, method, path, content, params, _LINES if isinstance(body, bytes) else _JSON
@@ -131,19 +132,20 @@ class Connection:
                 )
         except _FAILURES as error:
             if not self._answered and isinstance(error, elastic_transport.ConnectionError):
-                remedy = "Give Elasticsearch's HTTP port, 9200 by default."
+                remedy = "Use the HTTP port of Elasticsearch, 9200 by default."
                 await check_spoken(self.endpoint, BACKEND, operation, wanted="HTTP/1", remedy=remedy)
             raise translated(error, operation, self.url) from error
         self._answered = True
         return answer.body
 
     def turn(self, operation: str, turns: anyio.CapacityLimiter, seconds: float) -> Turn:
-        """One of the turns; TimedOut where earlier calls take all of these seconds."""
+        """Return one slot of ``turns``; it raises TimedOut if none is free within this number of seconds."""
 
         def late() -> TimedOut:
             return TimedOut(
-                f"no answer from {self.url} in time: earlier calls took all of {seconds:g} s.\n"
-                "  Is it overloaded? Ask or write less at the same time, or raise timeout_seconds and total_seconds.",
+                f"{self.url} was busy with earlier calls of this process for {seconds:g} s; this call was "
+                "not sent.\n"
+                "  Send fewer requests at the same time, or raise timeout_seconds and total_seconds.",
                 backend=BACKEND,
                 operation=operation,
             )
@@ -153,7 +155,7 @@ class Connection:
     async def search(
         self, operation: str, alias: str, body: Mapping[str, Any], *, divisible: bool = False
     ) -> list[Any]:
-        """The hits of a search; of all shards, or it fails."""
+        """Return the hits of a search over all shards; if a shard fails, the search fails."""
         answer = await self.request(
             operation,
             "POST",
@@ -166,13 +168,13 @@ class Connection:
         return hits
 
     async def close(self) -> None:
-        """Close all connections; safe to call twice, and a request after it opens them again."""
+        """Close all connections; safe to call twice. A later request opens them again."""
         self.closed = True
         await self._client.close()
 
 
 def segment(name: str) -> str:
-    """A name as one segment of a path."""
+    """Return a name quoted as one segment of a path."""
     return quote(name, safe="")
 
 
@@ -183,12 +185,12 @@ def _client(endpoint: Endpoint) -> elasticsearch.AsyncElasticsearch:
         if endpoint.ca_certs:
             options["ca_certs"] = endpoint.ca_certs
         if endpoint.fingerprint:
-            # The client takes it only in place of an authority.
+            # The client accepts it only instead of a CA certificate.
             options |= {"ssl_assert_fingerprint": endpoint.fingerprint}
     if endpoint.api_key is not None:
         options["api_key"] = endpoint.api_key.get_secret_value()
     if endpoint.username is not None and endpoint.password is not None:
-        # Encoded here, as the client would take ASCII only.
+        # Encoded here because the client accepts only ASCII.
         credentials = f"{endpoint.username}:{endpoint.password.get_secret_value()}"
         options["basic_auth"] = base64.b64encode(credentials.encode()).decode("ascii")
     try:
@@ -202,4 +204,7 @@ def _client(endpoint: Endpoint) -> elasticsearch.AsyncElasticsearch:
             **options,
         )
     except (ValueError, OSError) as error:
-        raise InvalidInput(f"{endpoint.url} cannot be used so: {error}") from error
+        raise InvalidInput(
+            f"the client cannot connect to {endpoint.url} with these options: {error}\n"
+            "  Check ca_certs, fingerprint, verify, username and password."
+        ) from error

@@ -1,4 +1,4 @@
-"""How near the nodes' disks are to where Elasticsearch stops taking writes."""
+"""Check how close the nodes' disks are to the point where Elasticsearch stops accepting writes."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ _UNITS = {"b": 0, "kb": 1, "mb": 2, "gb": 3, "tb": 4, "pb": 5}
 
 
 def disk_remarks(settings: Mapping[str, Any], nodes: Mapping[str, Any]) -> Iterator[Remark]:
-    """Each node whose disk is beyond a watermark, by the worst one.
+    """Yield a finding for each node whose disk is beyond a watermark; the worst watermark counts.
 
     Args:
-        settings: Answer of ``/_cluster/settings`` with defaults; what is set in it wins over what is default.
-        nodes: Answer of ``/_nodes/stats/fs``.
+        settings: The response of ``/_cluster/settings`` with defaults; explicit settings take precedence.
+        nodes: The response of ``/_nodes/stats/fs``.
     """
     disk: dict[str, Any] = {}
     marks: dict[str, Any] = {}
@@ -33,21 +33,27 @@ def disk_remarks(settings: Mapping[str, Any], nodes: Mapping[str, Any]) -> Itera
         return
     for node in nodes.get("nodes", {}).values():
         total, free = (node["fs"]["total"][f"{what}_in_bytes"] for what in ("total", "available"))
-        where = f"node {node['name']} has {free / 2**30:,.1f} GiB of disk left"
+        where = f"node {node['name']} has {free / 2**30:,.1f} GiB of free disk space"
         if free < _must_be_free(marks, "flood_stage", total):
-            yield Remark(f"{where}: beyond the flood stage, its indices take no writes", "Free space on it.")
+            yield Remark(
+                f"{where}, beyond the flood-stage watermark: its indices are read-only",
+                "Free space on the disk.",
+            )
         elif free < _must_be_free(marks, "high", total):
-            yield Remark(f"{where}: beyond the high watermark, shards move away", "Free space on it.")
+            yield Remark(
+                f"{where}, beyond the high watermark: its shards are moved to other nodes",
+                "Free space on the disk.",
+            )
         elif free < _must_be_free(marks, "low", total):
             yield Remark(
-                f"{where}: beyond the low watermark, it gets no new shards",
-                "Free space on it.",
+                f"{where}, beyond the low watermark: it gets no new shards",
+                "Free space on the disk.",
                 is_problem=False,
             )
 
 
 def _must_be_free(marks: Mapping[str, str], stage: str, total: int) -> int:
-    """Free bytes below which a stage begins; settings are a share that may be used, or bytes that must be free."""
+    """Return the free bytes below which a stage begins; settings are the share in use, or free bytes."""
     mark = str(marks.get(stage, "100%"))
     if mark.endswith("%") or mark.replace(".", "", 1).isdigit():
         used = float(mark.rstrip("%")) / (100 if mark.endswith("%") else 1)

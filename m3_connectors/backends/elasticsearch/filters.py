@@ -1,14 +1,15 @@
-"""Metadata filters in Elasticsearch: what is indexed of a document's metadata, and filter trees as queries on it.
+"""Metadata filters in Elasticsearch: the fields that are indexed for them, and filter trees as queries.
 
-Metadata are anyone's: one document has a number where another has a text, and no field may be refused or read in
-another document's type. So three fields of ours hold what filters ask, whatever the caller's fields are called:
+Metadata are arbitrary: a field can be a number in one document and a text in another, and no field may be
+refused or read as the type that it has in another document. Three fields of this package therefore hold what
+filters need:
 
-- ``terms``: a keyword for each value and for each field that is there, ``["year",2020]`` and ``["year"]`` in JSON,
+- ``terms``: a keyword for each value and for each existing field, ``["year",2020]`` and ``["year"]`` in JSON,
   and the terms of ``large_numbers``, ``["year",">","1"]``;
 - ``numbers.FIELD``: every number of a field, as a double, for ranges;
-- ``dates.FIELD``: every text of a field that is a date, as microseconds since 1970, for ranges.
+- ``dates.FIELD``: every text of a field that is a date, in microseconds since 1970, for ranges.
 
-``filters.matches`` is what the queries must mean.
+``filters.matches`` defines the meaning of the queries.
 """
 
 from __future__ import annotations
@@ -30,11 +31,12 @@ TERMS, NUMBERS, DATES = "terms", "numbers", "dates"
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 _MICROSECOND = datetime.timedelta(microseconds=1)
 LONGEST_TERM = 512
-"""Longer terms are hashed: Lucene refuses those of 32 KiB, and nobody reads them."""
+"""Longer terms are hashed, because Lucene refuses terms of 32 KiB. Terms are never shown, so nothing is
+lost."""
 
 
 def indexed(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """The filter fields of one document's metadata."""
+    """Return the filter fields for one document's metadata."""
     terms: dict[str, None] = {}
     numbers: dict[str, list[float]] = {}
     dates: dict[str, list[int]] = {}
@@ -52,7 +54,7 @@ def indexed(metadata: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def query_of(filter: Filter) -> dict[str, Any]:
-    """The same condition as a query that scores nothing."""
+    """Return the same condition as a query without scores."""
     match filter:
         case And(parts):
             return {"bool": {"filter": [query_of(part) for part in parts]}} if parts else {"match_all": {}}
@@ -83,7 +85,7 @@ def _any(queries: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _term(field: str, *value: Scalar) -> str:
-    """A field, or a field with a value; JSON keeps apart what differs in type."""
+    """Return the term of a field, or of a field with a value; JSON keeps values of different types apart."""
     plain = [int(item) if isinstance(item, float) and item.is_integer() else item for item in value]
     term = json.dumps([field, *plain], ensure_ascii=False, separators=(",", ":"))
     return term if len(term) <= LONGEST_TERM else hashlib.sha256(term.encode()).hexdigest()
@@ -94,12 +96,12 @@ def _large(field: str, terms: list[str]) -> list[str]:
 
 
 def _name(field: str) -> str:
-    """A field's name in the index: no dot, so that a field and an object of the same name never meet."""
+    """Return a field's name in the index: without dots, so that it never collides with an object."""
     return "/".join(quote(name, safe="") for name in field.split("."))
 
 
 def _double(number: float) -> float:
-    # Elasticsearch orders -0.0 before 0.0.
+    # Elasticsearch sorts -0.0 before 0.0.
     return double(number) + 0.0
 
 

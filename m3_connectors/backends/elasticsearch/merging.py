@@ -1,4 +1,4 @@
-"""Each shard merged into one segment: a job of the server's that outlasts any deadline, so it is asked how it goes."""
+"""Merge each shard into one segment, in a task of the server that is polled until it completes."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.05, 5.0
 
 
 async def merge(connection: Connection, alias: str) -> None:
-    """Merge, and have searches use what came of it; until it is done, however long that is.
+    """Merge the segments, make searches use the result, and return when that is done, however long it takes.
 
     Raises:
-        BackendError: The server failed, or may not do it; or these credentials may not ask how it goes, and then it
-            may have begun.
+        BackendError: The server failed, or refuses to merge; or these credentials may not read the state of
+            the task, in which case the merge may have started.
     """
     path = f"/{segment(alias)}"
-    # A merge keeps the deleted documents that the last commit still needs; this makes a later one. Those of about the
-    # last 30 s stay in any case, for replicas that have to catch up.
+    # A merge keeps deleted documents that the last commit still refers to; a flush makes a newer commit.
+    # Documents deleted in about the last 30 s remain in any case, for replicas that have to catch up.
     await connection.request("optimize", "POST", f"{path}/_flush")
     begun = await connection.request(
         "optimize", "POST", f"{path}/_forcemerge", max_num_segments="1", wait_for_completion="false"
@@ -35,5 +35,5 @@ async def merge(connection: Connection, alias: str) -> None:
     error = told.get("error") or (failures[0]["reason"] if failures else None)
     if error:
         raise from_status(500, error, "optimize", connection.url)
-    # Searches that still use what was merged hold its place on the disk.
+    # Searches that still use the old segments keep their files on the disk.
     await connection.request("optimize", "POST", f"{path}/_refresh")

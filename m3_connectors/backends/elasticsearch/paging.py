@@ -1,4 +1,4 @@
-"""Everything that passes a query, counted or page by page over a point in time."""
+"""All documents that match a query, counted or read page by page from a point in time."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _KEEP_ALIVE = "5m"
 
 
 async def count(connection: Connection, alias: str, filter: Query | None) -> int:
-    """How many documents pass."""
+    """Return the number of documents that pass."""
     body = {"size": 0, "track_total_hits": True, "query": documents_only(filter)}
     answer = await connection.request(
         "count", "POST", f"/{segment(alias)}/_search", body, allow_partial_search_results="false"
@@ -35,7 +35,7 @@ async def pages(
     size: int = 5000,
     fields: Sequence[str] = (),
 ) -> AsyncIterator[list[dict[str, Any]]]:
-    """All hits, as they were when the first page was asked for; each once."""
+    """Yield all hits once, as they were when the first page was requested."""
     opened = await connection.request(operation, "POST", f"/{segment(alias)}/_pit", keep_alive=_KEEP_ALIVE)
     pit, after = opened["id"], None
     try:
@@ -62,8 +62,9 @@ async def pages(
                 return
             pit, after = answer["pit_id"], hits[-1]["sort"]
     finally:
-        # It would end by itself; a server that has gone needs no such request, and a cancelled caller no wait. A scan
-        # that is left in its middle may end as late as its event loop, after the connection.
+        # The point in time would expire by itself. A server that is gone needs no such request, and a
+        # cancelled caller should not wait. A scan that is abandoned may end when its event loop does, after
+        # the connection is closed.
         if not connection.closed:
             with anyio.move_on_after(5, shield=True), contextlib.suppress(BackendError):
                 await connection.once(operation, "DELETE", "/_pit", {"id": pit})

@@ -1,4 +1,4 @@
-"""Candidate lists: the server proposes, and what it rounds or cuts is proven or asked for again."""
+"""Candidate lists from the server; what it rounds or cuts off is proven correct or requested again."""
 
 from __future__ import annotations
 
@@ -29,17 +29,19 @@ from m3_connectors.methods import rank
 Hits = list[dict[str, Any]]
 
 _SCANNED = 8_000
-"""Documents of a part that is searched exactly; a filter that up to ``MOST_HITS`` pass makes no use of the graph."""
+"""The number of documents in a part that is searched exactly: if at most ``MOST_HITS`` pass, no graph is
+used."""
 
 _MORE = 16
-"""Documents asked for beyond the limit at least, because the server ranks by rounded s_lex."""
+"""The minimum number of documents requested beyond the limit, because the server ranks by rounded s_lex."""
 
 _TIED = 1000
-"""The same where the cut goes through equal s_dense, which are ordered by id; if those are equal too, ``MOST_HITS``."""
+"""The same where the cut separates equal s_dense, which are ordered by id; if all of those are equal too,
+``MOST_HITS``."""
 
 _ROUNDED = (1 + 1e-4) / (1 - 2**-8)
-"""No s_lex is larger than the server's by more than this factor: it cuts a document's weights to 9 significant
-bits, downwards; the rest is for sums in float32."""
+"""The largest factor by which s_lex exceeds the server's: the server truncates a document's weights to 9
+significant bits; the rest of the factor covers sums in float32."""
 
 _PAGE = 1000
 _PARTS_AT_ONCE = 4
@@ -57,10 +59,10 @@ async def dense_list(
     width: int = 0,
     texts: bool = False,
 ) -> tuple[Hits, Float32]:
-    """The best hits by s_dense and their scores, best first.
+    """Return the best hits by s_dense with their scores, best first.
 
-    The graph is searched as far as for ``width`` hits, if that is more. Hits bring the fields, and the texts where one
-    request was enough.
+    The graph is searched at least as far as for ``width`` hits. The hits include the fields, and also the texts if
+    one request was enough.
     """
 
     async def ask(limit: int, width: int) -> Hits:
@@ -72,12 +74,12 @@ async def dense_list(
         asked = limit + 1
         hits = await ask(asked, width)
         for deeper in (limit + _TIED, MOST_HITS):
-            # Whether hits that were not answered equal the last one, and have lower ids.
+            # Hits that were not returned may equal the last one and have lower ids.
             if not asked == len(hits) < MOST_HITS or hits[-1]["_score"] != hits[limit - 1]["_score"]:
                 break
             asked = min(deeper, MOST_HITS)
             hits = await ask(asked, width)
-        # A graph may lose its way behind a filter; then fewer come than there are.
+        # A filter can disconnect the graph; the search then returns fewer hits than there are.
         if len(hits) >= limit or len(hits) >= await count(connection, alias, filter):
             return _best(hits, dense_scores(hits), limit)
     return await _scan(connection, alias, query, limit, filter, fields)
@@ -91,7 +93,7 @@ async def _scan(
     filter: Query | None,
     fields: Sequence[str],
 ) -> tuple[Hits, Float32]:
-    """The true list: parts of the collection so small that the server compares each document of them."""
+    """Return the true list, from parts of the collection that are small enough to be scanned."""
     parts = max(1, -(-await count(connection, alias, filter) // _SCANNED))
     bounds = [BUCKETS * i // parts for i in range(parts + 1)]
 
@@ -100,7 +102,7 @@ async def _scan(
         asked = min(limit + 1, MOST_HITS)
         hits = await connection.search("search", alias, dense_search(query, asked, MOST_HITS, within, fields))
         if len(hits) == asked < MOST_HITS and hits[-1]["_score"] == hits[limit - 1]["_score"]:
-            # Many equal scores at the cut: which ids come first can only be told when all are here.
+            # There are many equal scores at the cut; the order of their ids is known only when all are read.
             hits = await connection.search(
                 "search", alias, dense_search(query, MOST_HITS, MOST_HITS, within, fields)
             )
@@ -121,7 +123,7 @@ async def sparse_list(
     *,
     texts: bool = False,
 ) -> tuple[Hits, Float32]:
-    """The true list by s_lex, best first; hits bring the same."""
+    """Return the true list by s_lex, best first; the hits include the same as those of ``dense_list``."""
     assert query.sparse is not None
     if query.sparse.nnz == 0:
         return [], np.empty(0, dtype=np.float32)
@@ -147,7 +149,7 @@ def _sparse_pages(
 
 
 def _proven(hits: Hits, scores: Float32, limit: int) -> bool:
-    """Whether no document after these can be among the best, though the server ranked them by rounded scores."""
+    """Whether no later document can be among the best, although the server ranked by rounded scores."""
     if len(hits) < limit:
         return False
     at_the_cut = np.partition(scores, len(scores) - limit)[len(scores) - limit]

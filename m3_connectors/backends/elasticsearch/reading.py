@@ -1,4 +1,4 @@
-"""What the index keeps of given documents: texts, vectors, and exact scores computed here from the vectors' blobs."""
+"""Read given documents from the index: texts, vectors, and exact scores, computed here from blobs."""
 
 from __future__ import annotations
 
@@ -43,42 +43,45 @@ Hits = list[dict[str, Any]]
 Known = dict[Component, dict[str, np.float32]]
 
 _PAGE_BYTES = 8 * 2**20
-"""Blobs in one answer: bounds the server's memory and how long the event loop reads JSON."""
+"""The maximum size of the blobs in one response; it limits the server's memory and the time to parse JSON."""
 
 _PAGES_AT_ONCE = 3
 _SCORED_PAGES = 6
-"""Unpacked and scored at once: a product for each page has its cores wait for each other."""
+"""The number of pages that are unpacked and scored together; one product per page would make the cores
+wait."""
 
 _DOCUMENTS = 100
-"""Texts in one answer, as nothing is known of their length."""
+"""The number of texts in one response, because their length is not known."""
 
 _SPARSE_BYTES = 8 * 1024
-"""What a document's other values are taken to weigh."""
+"""The assumed size of a document's other values."""
 
 _MOST_HINTS = 200_000
 
 _PAUSES_SECONDS = (0.0, 1.0)
-"""Before each new reading of documents whose parts are missing: they were replaced meanwhile, or their parts are on a
-shard that is refreshed later (every second, by the servers' default)."""
+"""The pauses before documents with missing parts are read again: the document was replaced in between, or its
+parts are in a shard that is refreshed later (every second by default)."""
 
 
 class Reader:
-    """Reads of one open collection."""
+    """Reads from one open collection."""
 
     def __init__(self, connection: Connection, alias: str, schema: Schema) -> None:
         self._connection = connection
         self._alias = alias
         self._schema = schema
         self._large_answers = anyio.CapacityLimiter(_PAGES_AT_ONCE)
-        # One product at a time: each takes all cores, and several at once spend half their time on waiting.
+        # One matrix product at a time: each uses all cores, and concurrent ones spend half of their time
+        # waiting.
         self._scoring = anyio.CapacityLimiter(1)
         self._row_bytes = schema.model.dimension * np.dtype(schema.storage.multivector_dtype).itemsize
         self._most_rows = 0
         self._rows: dict[str, int] = {}
-        """Rows by id, where seen; only to plan the size of answers, so one out of date does no harm."""
+        """The number of rows by id, where known; used only to plan the size of responses, so it may be
+        outdated."""
 
     async def documents(self, ids: Sequence[str]) -> dict[str, Document]:
-        """Those that are there, by id."""
+        """Return the documents that are stored, by id."""
         path, wanted = f"/{segment(self._alias)}/_mget", f"{TEXT},{METADATA}"
 
         async def part(ids: Sequence[str]) -> list[dict[str, Any]]:
@@ -90,7 +93,7 @@ class Reader:
                 if len(ids) == 1:
                     raise
                 return [found for half in _halves(ids) for found in await part(half)]
-            # A part of a long document has no text; nobody but the adapter knows its id.
+            # A part of a long document has no text, and only the adapter uses its id.
             return [found for found in answer["docs"] if found.get("found") and TEXT in found["_source"]]
 
         parts = await together(
@@ -99,7 +102,7 @@ class Reader:
         return {hit["_id"]: document_of(hit) for found in parts for hit in found}
 
     async def dense_scores(self, query: Float32, ids: Sequence[str]) -> dict[str, np.float32]:
-        """s_dense by id, of those that are stored; a filter on ids makes the server compare each of them."""
+        """Return s_dense by id, of the stored ids; with a filter on ids the server compares each of them."""
         found: dict[str, np.float32] = {}
         for part in by_count(ids, MOST_HITS):
             body = dense_search(query, len(part), len(part), {"ids": {"values": part}})
@@ -110,7 +113,7 @@ class Reader:
     async def blob_scores(
         self, components: Sequence[Component], query: M3Embeddings, ids: Sequence[str]
     ) -> Known:
-        """s_lex, s_mul or both by id, of those that are stored, in one reading of their blobs; ids differ."""
+        """Return s_lex, s_mul or both by id, of stored ids, with one read of their blobs; ids must differ."""
         known: Known = {name: {} for name in components}
         fields = blobs_of(components)
         runs = await self._planned(ids, "multivector" in components, "score")
@@ -123,7 +126,7 @@ class Reader:
         return known
 
     async def vectors(self, ids: Sequence[str]) -> M3Embeddings:
-        """All that is stored for these ids, in their order; ids may repeat."""
+        """Return all stored vectors of these ids, in their order; ids may repeat."""
         schema = self._schema
         fields = blobs_of(schema.components)
         distinct = list(dict.fromkeys(ids))
@@ -148,7 +151,7 @@ class Reader:
     async def shown(
         self, components: Sequence[Component], query: M3Embeddings, ids: Sequence[str]
     ) -> tuple[Known, dict[str, Document]]:
-        """Scores and documents of a few ids: in one request, unless their multi-vectors are large."""
+        """Return scores and documents of a few ids: in one request, unless their multi-vectors are large."""
         large: list[Component] = []
         if "multivector" in components and len(await self._planned(ids, True, "search")) > 1:
             large = ["multivector"]
@@ -172,7 +175,7 @@ class Reader:
     async def scores_in(
         self, components: Sequence[Component], query: M3Embeddings, hits: Hits
     ) -> dict[Component, Float32]:
-        """s_lex and s_mul, those of them that are components, of hits that bring their blobs."""
+        """Return s_lex and s_mul, if they are among the components, of hits that include their blobs."""
         if not {"sparse", "multivector"} & set(components):
             return {}
         rounded = as_float16(query) if self._schema.storage.multivector_dtype == "float16" else query
@@ -180,13 +183,13 @@ class Reader:
         return await anyio.to_thread.run_sync(scores_in, components, rounded, hits, limiter=limiter)
 
     def likely_fit(self, count: int) -> bool:
-        """Whether so many multi-vectors, as long as the longest that was seen, make one answer of bounded size."""
+        """Whether this number of multi-vectors, each as long as the longest seen, fits in one response."""
         return count * self._most_rows * self._row_bytes <= _PAGE_BYTES
 
     async def _hits(
         self, operation: str, ids: Sequence[str], blob_fields: list[str], fields: Sequence[str] = ()
     ) -> Hits:
-        """Hits that bring these fields, wherever their blobs are."""
+        """Return hits with these fields, including the blobs of documents that are stored in parts."""
         body = of_ids(ids, blobs=blob_fields, fields=fields)
         try:
             async with self._large_answers:
@@ -199,10 +202,10 @@ class Reader:
         ]
 
     async def _whole(self, operation: str, body: dict[str, Any], *, divisible: bool = False) -> Hits:
-        """The hits of a search, those of long documents with the blobs that are kept beside them.
+        """Return the hits of a search, with the separately stored blobs of long documents.
 
         Raises:
-            Corrupt: Parts are missing, and were not only replaced while they were read.
+            Corrupt: Parts are missing, and not only because they were replaced during the read.
         """
         for pause in (*_PAUSES_SECONDS, None):
             hits = await self._connection.search(operation, self._alias, body, divisible=divisible)
@@ -212,14 +215,15 @@ class Reader:
             await anyio.sleep(pause)
         if broken is not None:
             raise Corrupt(
-                f"document {broken!r} lacks parts of its multi-vectors.\n  Index it again.",
+                f"parts of the multi-vectors of document {broken!r} are missing.\n  Index the document "
+                "again.",
                 backend=BACKEND,
                 operation=operation,
             )
         return hits
 
     async def _add_parts(self, operation: str, hits: Hits) -> str | None:
-        """Give the hits of long documents the blobs of their parts; the id of one whose parts are missing."""
+        """Add the blobs of the parts to the hits of long documents; return an id with missing parts."""
         split = [hit for hit in hits if PARTS in hit.get("fields", {})]
         names = [name for hit in split for name in hit["fields"][PARTS]]
         found: dict[str, list[str]] = {}
@@ -236,7 +240,7 @@ class Reader:
         return None
 
     def note_rows(self, hits: Hits) -> None:
-        """Remember how long the multi-vectors of these hits are, if they say so."""
+        """Store the numbers of multi-vector rows of these hits, if the hits include them."""
         if len(self._rows) > _MOST_HINTS:
             self._rows.clear()
         seen = {hit["_id"]: hit["fields"][ROWS][0] for hit in hits if ROWS in hit.get("fields", {})}
@@ -244,7 +248,7 @@ class Reader:
         self._most_rows = max(self._most_rows, *seen.values(), 0)
 
     async def _planned(self, ids: Sequence[str], multivectors: bool, operation: str) -> list[list[str]]:
-        """The ids in runs whose answers are of bounded size."""
+        """Return the ids in runs whose responses have a limited size."""
         if multivectors:
             unknown = [id for id in ids if id not in self._rows]
             for part in by_count(unknown, MOST_HITS):
@@ -260,11 +264,15 @@ class Reader:
     def _check_found(self, ids: Sequence[str], found: Any, operation: str) -> None:
         missing = next((id for id in ids if id not in found), None)
         if missing is not None:
-            raise DocumentNotFound(f"no document {missing!r}.", backend=BACKEND, operation=operation)
+            raise DocumentNotFound(
+                f"there is no document {missing!r}.\n  Check the id, or add the document first.",
+                backend=BACKEND,
+                operation=operation,
+            )
 
 
 def blobs_of(components: Sequence[Component]) -> list[str]:
-    """The fields that the exact s_lex and s_mul take, where they are components."""
+    """Return the fields that the exact s_lex and s_mul need, if these are among the components."""
     blobs = [SPARSE_BLOB] if "sparse" in components else []
     return [*blobs, MULTIVECTOR_BLOB, PARTS] if "multivector" in components else blobs
 

@@ -1,4 +1,4 @@
-"""What an Elasticsearch server is, found by asking it and never by its edition's name, and what is wrong with it."""
+"""Describe an Elasticsearch server and find its problems; features are detected, not assumed."""
 
 from __future__ import annotations
 
@@ -30,19 +30,21 @@ _SCORING = {
     "rank-vectors": "rank_vectors",
     "rank-rrf": "fusion retrievers",
 }
-"""Optional modules that score in the server. None is needed, and none is used: sparse weights are rounded there."""
+"""Optional modules for scoring in the server. None is needed or used, because they score rounded sparse
+weights."""
 
 _PAID = ("enterprise", "trial")
 
 
 async def server_info(connection: Connection, alias: str, collection: str) -> ServerInfo:
-    """Version, licence, modules and health of the server, and the state of a collection's index, if there is one.
+    """Return version, licence, modules and health of the server, and the state of the collection's index.
 
     Raises:
-        BackendError: The server cannot be reached, or refuses the credentials altogether.
+        BackendError: The server cannot be reached, or refuses the credentials for every request.
     """
     remarks: list[Remark] = []
-    # Not GET /, which an Elasticsearch of a few modules lacks; and first, so that wrong credentials are an error.
+    # GET / is not used because a reduced Elasticsearch lacks it. This call is first, so that bad credentials
+    # raise.
     health: dict[str, Any] = {}
     try:
         health = await connection.request("describe", "GET", "/_cluster/health")
@@ -51,8 +53,8 @@ async def server_info(connection: Connection, alias: str, collection: str) -> Se
             raise
         remarks.append(
             Remark(
-                "these credentials may not look at the cluster",
-                "Nothing needs it but this report: the privilege is called monitor.",
+                "these credentials may not read the state of the cluster",
+                "Grant the privilege monitor if you want a complete report; nothing else needs it.",
                 is_problem=False,
             )
         )
@@ -61,9 +63,9 @@ async def server_info(connection: Connection, alias: str, collection: str) -> Se
             raise
         remarks.append(
             Remark(
-                "this server tells nothing of its cluster, as serverless ones do not: health, version and disks "
-                "could not be asked for",
-                "Nothing needs it but this report.",
+                "this server does not report its cluster (typical for serverless), so health, version and "
+                "disks are unknown",
+                "Nothing needs to be done: only this report uses them.",
                 is_problem=False,
             )
         )
@@ -94,29 +96,29 @@ async def server_info(connection: Connection, alias: str, collection: str) -> Se
 
 
 async def check_version(connection: Connection, operation: str) -> None:
-    """Refuse servers that are too old; one that does not say what it is, or not to these credentials, may pass.
+    """Refuse servers that are too old; a server whose version these credentials cannot read is accepted.
 
     Raises:
-        Unsupported: A node of it is older than ``OLDEST``.
+        Unsupported: A node is older than ``OLDEST``.
     """
     nodes = await _told(connection, "/_nodes/_all/_none", operation, filter_path="nodes.*.version")
     for version in sorted({node["version"] for node in nodes.get("nodes", {}).values()}):
         if _is_old(version):
             oldest = ".".join(map(str, OLDEST))
             raise Unsupported(
-                f"{connection.url} is Elasticsearch {version}; m3-connectors needs {oldest} or 9.x, whose sparse "
-                f"vectors can be searched unpruned.\n  Update the server to {oldest} or 9.x."
+                f"{connection.url} is Elasticsearch {version}; m3-connectors needs {oldest} or 9.x, which "
+                f"can search sparse vectors without pruning.\n  Update the server to {oldest} or 9.x."
             )
 
 
 def from_elasticsearch(error: BackendError) -> bool:
-    """Whether an error is Elasticsearch's own answer, and not a proxy's or another program's."""
+    """Whether an error is a response of Elasticsearch, and not of a proxy or another program."""
     cause = error.__cause__
     return isinstance(cause, elasticsearch.ApiError) and "x-elastic-product" in cause.meta.headers
 
 
 async def _told(connection: Connection, path: str, operation: str = "describe", **params: str) -> Any:
-    """An answer, empty where these credentials may not have it or the server has no such thing."""
+    """Return a response; empty if these credentials may not read it or the server does not support it."""
     try:
         return await connection.request(operation, "GET", path, None, divisible=False, **params)
     except (Unauthorised, Rejected, CollectionNotFound):
@@ -127,7 +129,7 @@ def _transport(connection: Connection) -> str:
     endpoint = connection.endpoint
     if not endpoint.tls:
         return "HTTP, not encrypted"
-    return "HTTPS" if endpoint.verify else "HTTPS, certificate not checked"
+    return "HTTPS" if endpoint.verify else "HTTPS, certificate not verified"
 
 
 def _cluster(health: Mapping[str, Any], nodes: int) -> str:
@@ -172,17 +174,18 @@ def _of_versions(versions: list[str]) -> Iterator[Remark]:
 def _of_cluster(health: Mapping[str, Any], licence: Mapping[str, Any]) -> Iterator[Remark]:
     if health.get("status") == "red":
         yield Remark(
-            "a part of the cluster's data is unavailable (red)", "See GET /_cluster/allocation/explain."
+            "some of the cluster's data is unavailable (red)",
+            "See GET /_cluster/allocation/explain.",
         )
     if licence.get("status", "active") != "active":
         yield Remark(
             f"the licence ({licence['type']}) is {licence['status']}",
-            "Renew it, or POST /_license/start_basic, which is enough.",
+            "Renew it, or use the free basic licence, which is sufficient: POST /_license/start_basic.",
         )
 
 
 async def _index(connection: Connection, alias: str, collection: str) -> tuple[dict[str, str], list[Remark]]:
-    """The state of the index behind an alias, and what is wrong with it; nothing if there is none."""
+    """Return the state of the index behind an alias and its problems; both are empty if there is no index."""
     path = segment(alias)
     answer = await _told(connection, f"/{path}", flat_settings="true")
     if not answer:
@@ -196,7 +199,7 @@ async def _index(connection: Connection, alias: str, collection: str) -> tuple[d
     settings = index["settings"]
     health = await _told(connection, f"/_cluster/health/{path}", timeout="1s")
     remarks = list(_of_index(f"/{path}", settings, health))
-    with contextlib.suppress(Corrupt):  # opening the collection says so
+    with contextlib.suppress(Corrupt):  # opening the collection reports it
         remarks += faults(index, properties_of(read_schema(answer, collection)), alias)
     remarks += notes(index, alias)
     copies, shards = (settings.get(f"index.number_of_{what}") for what in ("replicas", "shards"))
@@ -211,12 +214,12 @@ async def _index(connection: Connection, alias: str, collection: str) -> tuple[d
 
 def _of_index(path: str, settings: Mapping[str, str], health: Mapping[str, Any]) -> Iterator[Remark]:
     if settings.get("index.verified_before_close") == "true":
-        yield Remark("the index is closed", f"POST {path}/_open")
+        yield Remark("the index is closed", f"Open it: POST {path}/_open.")
     for block, why in {
-        "read_only_allow_delete": "the server's disk was full",
-        "read_only": "somebody set it so",
-        "write": "somebody set it so",
-        "read": "somebody set it so",
+        "read_only_allow_delete": "the disk of the server was full",
+        "read_only": "a user set it",
+        "write": "a user set it",
+        "read": "a user set it",
     }.items():
         if settings.get(f"index.blocks.{block}") == "true":
             yield Remark(
@@ -225,10 +228,13 @@ def _of_index(path: str, settings: Mapping[str, str], health: Mapping[str, Any])
                 f'{{"index.blocks.{block}": null}}',
             )
     if health.get("status") == "red":
-        yield Remark("a part of the collection is unavailable (red)", "See GET /_cluster/allocation/explain.")
+        yield Remark(
+            "some of the collection's data is unavailable (red)", "See GET /_cluster/allocation/explain."
+        )
     elif health.get("status") == "yellow":
         yield Remark(
-            f"{health['unassigned_shards']} replicas have no node (yellow): one lost node may lose data",
-            f'Add a node; where one is all there is, PUT {path}/_settings {{"index.number_of_replicas": 0}}',
+            f"{health['unassigned_shards']} replicas have no node (yellow), so the loss of one node may lose "
+            "data",
+            f'Add a node; on a single node, use PUT {path}/_settings {{"index.number_of_replicas": 0}}',
             is_problem=False,
         )

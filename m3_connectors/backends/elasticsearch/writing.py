@@ -1,11 +1,11 @@
 """Writes of one open collection.
 
-Elasticsearch refuses an operation of about 2 % of its heap (it counts five times its bytes against a tenth of it), so
-multi-vectors of more than ``PART_BYTES`` are kept in parts: documents of their own beside the document that names
-them. Parts are written first and under new ids, so a document never names a part that is not there, or not its own;
-and of the parts only those are removed that the replaced version named, so that calls at the same time for one id never
-remove each other's. Removing them is not what the caller asked for: where it fails, the call has still done its
-work, and what is left behind goes with the next delete of the document.
+Elasticsearch refuses an operation larger than about 2 % of its heap (it counts five times its bytes against a
+tenth of the heap). Multi-vectors of more than ``PART_BYTES`` are therefore stored in parts: separate
+documents, whose ids are listed in the main document. Parts are written first and under new ids, so a document
+never refers to a part that is missing or belongs to another version. Only the parts of the replaced version
+are removed, so concurrent calls for one id never remove each other's parts. The caller did not ask for this
+removal: if it fails, the call still succeeds, and the next delete of the document removes the rest.
 """
 
 from __future__ import annotations
@@ -47,14 +47,15 @@ _BATCHES_AT_ONCE = 2
 _IDS = 1000
 
 _ORPHANED_SECONDS = 3600.0
-"""Of this age, parts that no document names are a failed call's; younger ones may be those of a call at work."""
+"""Parts of this age that no document refers to come from a failed call; younger ones may belong to a running
+call."""
 
 
 _log = logging.getLogger(__name__)
 
 
 class Writer:
-    """Stores and removes documents, and with them the parts of long ones."""
+    """Stores and deletes documents, together with the parts of long documents."""
 
     def __init__(self, connection: Connection, alias: str, schema: Schema, refresh: Refresh) -> None:
         self._connection = connection
@@ -68,12 +69,14 @@ class Writer:
         """Store checked documents.
 
         Raises:
-            InvalidInput: One has more rows than one part takes, and the collection splits none.
-            PartialWrite: Some were not stored; names them.
+            InvalidInput: A document has more rows than fit in one part, and the collection does not split
+            documents.
+            PartialWrite: Some documents were not stored; the error names them.
             BackendError: The server failed.
         """
         parts = self._planned_parts(documents, embeddings)
-        # What a call at the same time makes of these ids after this is that call's to remove, or the next one's.
+        # Parts that a concurrent call writes for these ids from now on are removed by that call, or by the
+        # next one.
         old = await self._named_parts([document.id for document in documents], "upsert")
         failed: dict[str, BackendError] = {}
         for i, names in parts.items():
@@ -97,20 +100,20 @@ class Writer:
         await self._end([*outcomes, Outcome({}, failed)], old, "upsert")
 
     async def delete(self, ids: Sequence[str]) -> int:
-        """Remove documents by distinct ids, and what failed calls left of them; how many were there."""
+        """Delete documents by distinct ids, and remains of failed calls; return how many were stored."""
         old = await self._named_parts(ids, "delete")
         outcomes = [
             await self._write({id: delete_operation(id) for id in part}, "delete")
             for part in by_count(ids, _IDS)
         ]
         results = await self._end(outcomes, old, "delete")
-        # Of ids that are gone already, too: the call that removed them may not have come to this.
+        # Also for ids that were already gone: the call that deleted them may have failed before this step.
         with _best_effort():
             await self._sweep(list(results), {name for names in old.values() for name in names})
         return sum(result == "deleted" for result in results.values())
 
     def _planned_parts(self, documents: Sequence[Document], embeddings: M3Embeddings) -> dict[int, list[str]]:
-        """New ids for the parts of each document that needs them, by position."""
+        """Return new ids for the parts of each document that needs them, by position."""
         if "multivector" not in embeddings.components:
             return {}
         counts = embeddings.multivectors.counts
@@ -118,9 +121,10 @@ class Writer:
         if long and self._schema.storage.long_documents == "error":
             i = long[0]
             raise InvalidInput(
-                f"documents[{i}] (id {documents[i].id!r}) has {counts[i]} multi-vector rows; this collection takes "
-                f"{self._rows_per_part}.\n"
-                '  Split the text, or make the collection with Storage(long_documents="split"), which is exact.'
+                f"documents[{i}] (id {documents[i].id!r}) has {counts[i]} multi-vector rows; this "
+                f"collection stores at most {self._rows_per_part} for a document.\n"
+                '  Split the text, or create the collection with Storage(long_documents="split"), which is '
+                "exact."
             )
         return {
             i: [part_name(version, part) for part in range(-(-int(counts[i]) // self._rows_per_part))]
@@ -145,7 +149,7 @@ class Writer:
         return "multivector" in self._schema.components and self._schema.storage.long_documents != "error"
 
     async def _named_parts(self, ids: Sequence[str], operation: str) -> dict[str, list[str]]:
-        """The parts that documents name, by id, as last written: nothing here waits for a refresh."""
+        """Return the ids of documents' parts, by document id, as last written, even before a refresh."""
         named: dict[str, list[str]] = {}
         for some in by_count(ids if self._splits else (), _IDS):
             answer: dict[str, Any] = await self._connection.request(
@@ -156,7 +160,7 @@ class Writer:
         return named
 
     async def _sweep(self, ids: Sequence[str], removed: Collection[str]) -> None:
-        """Remove what calls that failed long ago left of documents that are gone."""
+        """Delete what calls that failed long ago left of deleted documents."""
         before = time.time() - _ORPHANED_SECONDS
         for some in by_count(ids if self._splits else (), _IDS):
             hits = await self._connection.search("delete", self._alias, parts_of(some, but=removed))
@@ -175,22 +179,24 @@ class Writer:
     async def _end(
         self, outcomes: list[Outcome], old: Mapping[str, Sequence[str]], operation: str
     ) -> dict[str, str]:
-        """The results of a whole call, once they can be searched and the old parts of what was written are gone."""
+        """Return the results of a call, once searches see them and the old parts of documents are removed."""
         done = [id for outcome in outcomes for id in outcome.results]
         try:
             if self._refresh is True and done:
                 await self._connection.request(operation, "POST", f"/{segment(self._alias)}/_refresh")
         except BackendError:
-            joined(outcomes, operation)  # which documents were refused is worth more than that
+            joined(
+                outcomes, operation
+            )  # which documents were refused is more important than the failed refresh
             raise
         with _best_effort():
             await self._remove([name for id in done for name in old.get(id, ())], operation)
         return joined(outcomes, operation)
 
     def _sizes(self, documents: Sequence[Document], embeddings: M3Embeddings) -> list[int]:
-        """About how many bytes each document takes in a bulk request."""
-        # JSON takes 12 bytes for a float and 40 for a token in both its forms; base64 adds a third.
-        # Metadata come as JSON and again as the terms, numbers and dates that filters ask.
+        """Return the approximate size of each document in a bulk request, in bytes."""
+        # JSON needs 12 bytes for a float and 40 for a token in both its forms; base64 adds a third.
+        # Metadata are sent as JSON and again as the terms, numbers and dates for filters.
         sizes = np.array(
             [
                 len(document.text.encode()) + 4 * len(metadata_json(document.metadata).encode())
@@ -208,8 +214,8 @@ class Writer:
 
 @contextlib.contextmanager
 def _best_effort() -> Iterator[None]:
-    """Remove parts that nobody reads any more; a failure is logged, as the documents themselves are as asked."""
+    """Remove unused parts; a failure is only logged, because the documents are stored as requested."""
     try:
         yield
     except BackendError as error:
-        _log.warning("parts of replaced or removed documents are left in the index: %s", error)
+        _log.warning("parts of replaced or deleted documents remain in the index: %s", error)

@@ -2,6 +2,6 @@
 
 import os
 
-# gRPC's core prints every failed handshake on stderr, past Python's logging; each becomes an error of ours. It reads
-# this once, when it is first imported; whoever wants to see them sets the variable.
+# The core of gRPC prints every failed handshake on stderr, outside Python's logging; each becomes an error
+# here anyway. gRPC reads this variable once, when it is first imported; set it yourself to see the messages.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")

@@ -1,7 +1,8 @@
-"""What operators made of a collection's indexes and properties, compared with what the adapter asked for.
+"""Compare a collection's indexes and properties with what the adapter created, to find changes by operators.
 
-An index can be dropped and made again with any type and metric. ``faults`` finds what would give wrong lists or scores
-without an error, so that the collection is not used; ``notes`` finds what is handled, or may surprise.
+An index can be dropped and created again with any type and metric. ``faults`` finds changes that would give
+wrong lists or scores without an error; the collection is then not used. ``notes`` finds changes that are
+handled, or that may be surprising.
 """
 
 from __future__ import annotations
@@ -14,30 +15,32 @@ from m3_connectors.backends.milvus.layout import SCORED_EXACTLY
 
 _SPARSE_INDEXES = ("SPARSE_INVERTED_INDEX", "SPARSE_WAND")
 _SPARSE_PRECISIONS = ("", "fp32", "fp16")
-"""Of the postings; the lists of servers that may round to fp16 are proven from the stored vectors."""
+"""Precisions of the postings; the lists of servers that may round to fp16 are proven with the stored
+vectors."""
 
 _TTL = "collection.ttl.seconds"
 
 
 def faults(indexes: Mapping[str, Mapping[str, Any]]) -> Iterator[Remark]:
-    """What makes lists or scores wrong.
+    """Yield what makes lists or scores wrong.
 
     Args:
-        indexes: Answers of ``describe_index`` by field.
+        indexes: The responses of ``describe_index`` by field.
     """
     for field, index in indexes.items():
         name = index.get("index_name", field)
-        again = (
-            f'Release the collection and drop the index "{name}": opening it makes the index as it must be.'
-        )
+        again = f'Release the collection and drop the index "{name}"; opening the collection creates it correctly.'
         metric = index.get("metric_type")
         if metric != "IP":
-            yield Remark(f'the index "{name}" of the field "{field}" is by {metric}; it must be by IP', again)
+            yield Remark(
+                f'the index "{name}" of the field "{field}" uses the metric {metric}; it must use IP', again
+            )
         if field != "sparse":
             continue
         if index["index_type"] not in _SPARSE_INDEXES:
             yield Remark(
-                f'the index "{name}" of the field "{field}" is {index["index_type"]}, whose lists may lack documents',
+                f'the index "{name}" of the field "{field}" is of type {index["index_type"]}, whose lists '
+                "may be incomplete",
                 again,
             )
         if float(index.get("drop_ratio_build") or 0) > 0:
@@ -48,29 +51,30 @@ def faults(indexes: Mapping[str, Mapping[str, Any]]) -> Iterator[Remark]:
             )
         if str(index.get("quant_type") or "").lower() not in _SPARSE_PRECISIONS:
             yield Remark(
-                f'the index "{name}" of the field "{field}" rounds weights (quant_type={index["quant_type"]})',
+                f'the index "{name}" of the field "{field}" rounds weights '
+                f"(quant_type={index['quant_type']})",
                 again,
             )
 
 
 def notes(described: Mapping[str, Any], indexes: Mapping[str, Mapping[str, Any]]) -> Iterator[Remark]:
-    """What the adapter makes up for, and what may surprise.
+    """Yield what the adapter compensates for, and what may be surprising.
 
     Args:
-        described: The answer of ``describe_collection``.
-        indexes: Answers of ``describe_index`` by field.
+        described: The response of ``describe_collection``.
+        indexes: The responses of ``describe_index`` by field.
     """
     kind = indexes.get("dense", {}).get("index_type")
     if kind is not None and kind not in SCORED_EXACTLY:
         yield Remark(
-            f"the dense index ({kind}) may be quantised, which decides what documents are proposed; scores are "
-            "computed here from the stored vectors and stay exact, which takes longer",
-            "HNSW and FLAT score exactly by themselves.",
+            f"the dense index ({kind}) may be quantised, which affects which documents are candidates; "
+            "scores are computed here from the stored vectors and remain exact, which takes longer",
+            "Use HNSW or FLAT, which score exactly themselves.",
             is_problem=False,
         )
     seconds = described.get("properties", {}).get(_TTL)
     if seconds is not None and int(seconds) > 0:
         yield Remark(
-            f"the server removes documents {seconds} s after they were written ({_TTL})",
-            f'alter_collection_properties(…, {{"{_TTL}": "0"}}) keeps them.',
+            f"the server deletes documents {seconds} s after they were written ({_TTL})",
+            f'To keep them, use alter_collection_properties(…, {{"{_TTL}": "0"}}).',
         )

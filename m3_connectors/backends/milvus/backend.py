@@ -46,14 +46,14 @@ _EMBEDDED = frozenset(
         Capability.DENSE_INDEX,
     }
 )
-"""What it does in this process."""
+"""The capabilities of milvus-lite in this process."""
 
 _TEXTS = ["text", "metadata"]
 _DOCUMENTS_AT_ONCE = 256
-"""Whole texts in one answer."""
+"""The number of whole texts in one response."""
 
 _FETCHED_RATHER_THAN_SEARCHED = 64
-"""Up to so many missing scores it is faster to fetch the vectors than to search among the ids."""
+"""Up to this number of missing scores it is faster to fetch the vectors than to search among the ids."""
 
 
 class MilvusBackend(Backend):
@@ -61,12 +61,12 @@ class MilvusBackend(Backend):
 
     Args:
         where: A server's endpoint, or the data directory of the embedded milvus-lite.
-        collection: Its name.
-        index: Dense index of a new collection. ``FLAT`` looks at every vector (exact, and what milvus-lite is given
-            by default), ``HNSW`` is approximate in who is found (servers' default).
-        max_row_bytes: Largest entity that the server takes; one row must fit a message of its log, 2 MiB with
-            Pulsar. A longer document's multi-vector is stored in parts.
-        batch_bytes: Largest request of a write.
+        collection: The name of the collection.
+        index: The dense index of a new collection. ``FLAT`` scans every vector (exact; the default for
+            milvus-lite). ``HNSW`` is approximate in which documents are found (the default for servers).
+        max_row_bytes: The maximum size of an entity; it must fit in a message of the server's log, 2 MiB with
+            Pulsar. The multi-vector of a longer document is stored in parts.
+        batch_bytes: The maximum size of a write request.
     """
 
     name: ClassVar[str] = BACKEND
@@ -83,10 +83,10 @@ class MilvusBackend(Backend):
         patience: Patience | None = None,
     ) -> None:
         if index not in (None, *layouts.DENSE_INDEXES):
-            raise InvalidInput(f"index is {index!r}: use one of {', '.join(layouts.DENSE_INDEXES)}.")
+            raise InvalidInput(f"index is {index!r}.\n  Use one of {', '.join(layouts.DENSE_INDEXES)}.")
         for name, value in (("max_row_bytes", max_row_bytes), ("batch_bytes", batch_bytes)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 2**17:
-                raise InvalidInput(f"{name} is {value!r}: give at least {2**17}.")
+                raise InvalidInput(f"{name} is {value!r}.\n  Pass a whole number of bytes >= {2**17}.")
         self.collection = collection
         if isinstance(where, Path):
             self.capabilities = _EMBEDDED
@@ -103,17 +103,17 @@ class MilvusBackend(Backend):
 
     @classmethod
     def from_url(cls, url: str, collection: str, options: Mapping[str, Any]) -> MilvusBackend:
-        """The backend of ``milvus:PATH`` (embedded) or ``milvus+http(s)://HOST[:PORT][/DATABASE]``.
+        """Return the backend of ``milvus:PATH`` (embedded) or ``milvus+http(s)://HOST[:PORT][/DATABASE]``.
 
         Raises:
-            InvalidInput: An unusable URL, or an unknown option.
-            Unsupported: An option that only other stores take.
+            InvalidInput: The URL is not valid, or an option is unknown.
+            Unsupported: The option belongs to other stores.
         """
         if urlsplit(url).scheme == "milvus":
             path = url.removeprefix("milvus:")
             if not path or path.startswith("//"):
                 raise InvalidInput(
-                    f"{shown(url)!r} names no data directory: use milvus:./data.db.\n"
+                    f"{shown(url)!r} does not name a data directory.\n  Use milvus:./data.db.\n"
                     f"  A server is milvus+http://HOST:{_PORT}."
                 )
             left = dict(options)
@@ -142,7 +142,11 @@ class MilvusBackend(Backend):
 
     async def collections(self) -> list[CollectionInfo]:
         if self._is_nowhere():
-            raise NotFound(f"there is nothing at {self._where}.", backend=self.name, operation="list")
+            raise NotFound(
+                f"there is nothing at {self._where}.\n  Check the path, or index documents into it first.",
+                backend=self.name,
+                operation="list",
+            )
         return await collections.listed(await self._connection())
 
     # -- the collection
@@ -150,14 +154,17 @@ class MilvusBackend(Backend):
     async def _create(self, schema: Schema) -> None:
         connection = await self._connection()
         await collections.create(connection, self.collection, schema, self._new_index(connection))
-        # Read back: milvus-lite drops what it does not know without a word.
+        # The collection is read back because milvus-lite silently drops what it does not support.
         await self._open()
 
     async def _open(self) -> Schema:
         if self._is_nowhere():
-            # Only a creation makes a data directory: a mistyped path is left as it is.
+            # Only create makes a data directory, so that a mistyped path does not.
             raise CollectionNotFound(
-                f'no collection "{self.collection}".', backend=self.name, operation="open"
+                f'there is no collection "{self.collection}": {self._where} does not exist.\n'
+                "  Check the path, or index documents into it first.",
+                backend=self.name,
+                operation="open",
             )
         connection = await self._connection()
         layout = await collections.opened(connection, self.collection, self._new_index(connection))
@@ -195,7 +202,7 @@ class MilvusBackend(Backend):
         return self._connected
 
     def _is_nowhere(self) -> bool:
-        """Whether the data directory of the embedded engine is not there."""
+        """Whether the data directory of the embedded engine does not exist."""
         return self._connected is None and isinstance(self._where, Path) and not self._where.exists()
 
     @property
@@ -230,7 +237,7 @@ class MilvusBackend(Backend):
         return await self._writes.delete_where(self._expression(filter))
 
     async def optimize(self) -> None:
-        """Flush, wait until a server's indexes hold everything, and remove parts that no document names."""
+        """Flush, wait until a server's indexes are complete, and remove parts that no document refers to."""
         await self._writes.optimize()
 
     # -- reading
@@ -267,7 +274,7 @@ class MilvusBackend(Backend):
         return found
 
     async def _list(self, ask: Lists, component: Component) -> list[Hit]:
-        """The hits of one list, with the fields that tell what is asked for next."""
+        """Return the hits of one list, with the fields that are needed to plan the next requests."""
         limit, expression = ask.depths[component], self._expression(ask.filter)
         exact_scan = component == "dense" and ask.exact and not self._reads.layout.exact_dense
         if exact_scan or limit > self._searches.most_results:
@@ -276,13 +283,13 @@ class MilvusBackend(Backend):
         if _is_short(ask):
             fields = [*_TEXTS, *fields_of(ask.welcome)]
         else:
-            # A dense list brings its small sparse vectors, and how large its multi-vectors are.
+            # A dense list includes the small sparse vectors, and the numbers of multi-vector rows.
             fields = ["sparse"] if "sparse" in ask.welcome and component == "dense" else []
             fields += ["rows"] if "multivector" in ask.welcome else []
         return await self._searches.hits(component, ask.query, limit, expression, fields, ask.width)
 
     async def _read_hits(self, ask: Lists, hits: Sequence[Hit], found: Candidates) -> None:
-        """Add what the fields of hits tell: scores, documents, the size of multi-vectors."""
+        """Add what the fields of hits contain: scores, documents, and the sizes of multi-vectors."""
         if not hits:
             return
         brought = hits[0].keys()
@@ -306,7 +313,7 @@ class MilvusBackend(Backend):
         missing = {name: keys for name in components if (keys := found.missing(name))}
         documents = documents and any(key not in found.documents for key in found.keys)
         if documents and len(found) <= WHOLE:
-            # Of few documents all that is missing comes in one request.
+            # For few documents, everything that is missing is read in one request.
             rows = await self._reads.rows("search", found.keys, [*_TEXTS, *fields_of(list(missing))])
             scores = await self._reads.scores_of("search", list(missing), query, rows)
             for name, column in scores.items():
@@ -325,10 +332,10 @@ class MilvusBackend(Backend):
     async def _scores(
         self, missing: Mapping[Component, Sequence[str]], query: M3Embeddings
     ) -> Mapping[Component, Mapping[str, float | np.float32]]:
-        """Scores by key of the documents whose scores are missing, as far as they are stored.
+        """Return the missing scores by key, of the documents that are stored.
 
-        Multi-vectors must be fetched, and of few documents everything is fetched: with all that is missing in one
-        request. Else the store is asked to search among the keys.
+        Multi-vectors must be fetched; for few documents everything is fetched, with all that is missing in
+        one request. Otherwise the store searches among the keys.
         """
         union = list(dict.fromkeys(key for keys in missing.values() for key in keys))
         if "multivector" in missing or len(union) <= _FETCHED_RATHER_THAN_SEARCHED:
@@ -344,5 +351,5 @@ class MilvusBackend(Backend):
 
 
 def _is_short(ask: Lists) -> bool:
-    """Whether a list is so short that its hits bring whole documents and vectors."""
+    """Whether a list is short enough that its hits include whole documents and vectors."""
     return ask.documents and max(ask.depths.values()) <= WHOLE + 1

@@ -1,9 +1,9 @@
-"""One connection: pymilvus' blocking client in worker threads, with deadlines, typed errors and retries.
+"""One connection: pymilvus' blocking client in worker threads, with timeouts, typed errors and retries.
 
-pymilvus has an asyncio client, marked experimental. It decodes answers on the event loop (35 MB of packed vectors would
-stop it for a tenth of a second), and a cancelled call may leave its shared channel closed. The blocking client, one
-thread for each call, does neither: an abandoned call ends by its own deadline and disturbs nobody; one that was not
-sent yet is not sent any more.
+pymilvus also has an asyncio client, which is marked experimental. It decodes responses on the event loop (35
+MB of packed vectors would block it for a tenth of a second), and a cancelled call may leave its shared
+channel closed. The blocking client, with one thread per call, has neither problem: an abandoned call ends at
+its own timeout without effects on others, and a call that was not sent yet is never sent.
 """
 
 from __future__ import annotations
@@ -37,15 +37,16 @@ from m3_connectors.errors import InvalidInput, TimedOut, Unavailable
 T = TypeVar("T")
 
 _THREADS = 16
-"""Reads of one connection at the same time, and writes."""
+"""The number of concurrent reads of one connection, and of concurrent writes."""
 
 _GRPC_OPTIONS = {
-    # A server that came back is found within a second; gRPC's own pause grows to minutes, for all channels together.
+    # A restarted server is found within a second; gRPC's own pause grows to minutes, for all channels
+    # together.
     "grpc.initial_reconnect_backoff_ms": 200,
     "grpc.max_reconnect_backoff_ms": 1_000,
     "grpc.use_local_subchannel_pool": 1,
-    # A connection that died without a word is noticed after 40 s. milvus-lite takes pymilvus' ping every 10 s, also
-    # between calls, for an attack, and ends the connection (GOAWAY, too_many_pings).
+    # A connection that broke silently is detected after 40 s. milvus-lite mistakes pymilvus' ping every 10 s,
+    # also between calls, for an attack, and closes the connection (GOAWAY, too_many_pings).
     "grpc.keepalive_time_ms": 30_000,
     "grpc.keepalive_timeout_ms": 10_000,
     "grpc.keepalive_permit_without_calls": 0,
@@ -53,12 +54,12 @@ _GRPC_OPTIONS = {
 
 
 class Connection:
-    """A server, or the engine embedded here, and how to call it.
+    """A connection to a server, or to the engine embedded in this process.
 
     Attributes:
-        where: Address or path for errors; no secret in it.
-        patience: How long its calls may take.
-        version: What the server says, such as ``"2.6.4"`` or ``"milvus_lite-3.2.2"``.
+        where: The address or path for errors, without secrets.
+        patience: Timeouts and retries.
+        version: The version that the server reports, such as ``"2.6.4"`` or ``"milvus_lite-3.2.2"``.
     """
 
     def __init__(
@@ -74,33 +75,34 @@ class Connection:
         self.patience = patience
         self._engine = engine
         self._exclusion: Exclusion | None = None
-        # Apart from each other: writes that wait for a slow one leave the threads of searches alone.
+        # Separate, so that writes that wait for a slow one leave the threads of searches free.
         self._readers = anyio.CapacityLimiter(_THREADS)
         self._writers = anyio.CapacityLimiter(_THREADS)
-        # Waiting for a turn takes no thread.
+        # Waiting for a slot does not occupy a thread.
         self._reading = anyio.Semaphore(_THREADS)
         self._writing = anyio.Semaphore(_THREADS)
 
     @property
     def is_lite(self) -> bool:
-        """Whether milvus-lite answers, embedded or as a server."""
+        """Whether the server is milvus-lite, embedded or as a server."""
         return "lite" in self.version
 
     @property
     def rounds_sparse(self) -> bool:
-        """Whether sparse searches may score by rounded weights.
+        """Whether sparse searches may score with rounded weights.
 
-        Servers from 3.0 may keep them as 16-bit floats (SINDI), in a segment's interim index whatever the collection's
-        own asks for (the review of milvus #52361); older ones and milvus-lite are exact to float32.
+        Servers from 3.0 may store them as 16-bit floats (SINDI), in the interim index of a segment regardless
+        of the collection's own index (the review of milvus #52361); older ones and milvus-lite are exact to
+        float32.
         """
         return not self.is_lite and release(self.version) >= (3,)
 
     @classmethod
     async def embedded(cls, path: Any, patience: Patience) -> Connection:
-        """The engine on a data directory, in this process.
+        """Open a data directory with the engine in this process.
 
         Raises:
-            Busy: Another process has it open.
+            Busy: Another process has the directory open.
             Unsupported: milvus-lite is older than 3.2.2.
         """
         engine = await anyio.to_thread.run_sync(lite.acquire, path)
@@ -113,12 +115,12 @@ class Connection:
 
     @classmethod
     async def to(cls, endpoint: Endpoint) -> Connection:
-        """A server.
+        """Connect to a server.
 
         Raises:
-            Unavailable: It cannot be reached.
-            Unauthorised: It does not accept the credentials.
-            Unsupported: It is a milvus-lite older than 3.2.2.
+            Unavailable: The server cannot be reached.
+            Unauthorised: The server does not accept the credentials.
+            Unsupported: The server is a milvus-lite older than 3.2.2.
         """
         options: dict[str, Any] = {"uri": f"{endpoint.scheme}://{endpoint.host}:{endpoint.port}"}
         if endpoint.api_key is not None:
@@ -129,12 +131,15 @@ class Connection:
             options["db_name"] = endpoint.path.strip("/")
         if endpoint.ca_certs:
             if not Path(endpoint.ca_certs).is_file():
-                raise InvalidInput(f"ca_certs is {endpoint.ca_certs!r}: there is no such file.")
+                raise InvalidInput(
+                    f"ca_certs is {endpoint.ca_certs!r}, and there is no such file.\n"
+                    "  Pass the PEM file of the CA that signed the server's certificate."
+                )
             options["server_pem_path"] = endpoint.ca_certs
         try:
             return await cls._connected(endpoint.url, endpoint.patience, options, None)
         except Unavailable:
-            remedy = "Give Milvus's gRPC port, 19530 by default."
+            remedy = "Use the gRPC port of Milvus, 19530 by default."
             await check_spoken(endpoint, BACKEND, "connect", wanted="HTTP/2", remedy=remedy)
             raise
 
@@ -142,7 +147,7 @@ class Connection:
     async def _connected(
         cls, where: str, patience: Patience, options: dict[str, Any], engine: lite.Embedded | None
     ) -> Connection:
-        # Not shared: pymilvus shares by address and token alone, whatever the other options say.
+        # Not shared: pymilvus shares connections by address and token alone, whatever the other options are.
         connect = functools.partial(
             MilvusClient,
             **options,
@@ -176,22 +181,24 @@ class Connection:
         then: Callable[[Any], Any] | None = None,
         **kwargs: Any,
     ) -> Any:
-        """``MilvusClient.method(*args, **kwargs)`` within the deadline, tried again where that can help.
+        """Call ``MilvusClient.method(*args, **kwargs)`` with a timeout, and with retries where they can help.
 
         Args:
-            operation: For errors, such as ``"upsert"``.
-            method: Name of a method that takes ``timeout``.
-            *args: Its arguments.
-            write: It changes the collection; it must be safe to repeat.
-            then: What is to be done with the answer in the same thread: pymilvus decodes rows when they are read.
-            **kwargs: Its arguments.
+            operation: The operation for errors, such as ``"upsert"``.
+            method: The name of a method that takes ``timeout``.
+            *args: Its positional arguments.
+            write: Whether it changes the collection; it must be safe to repeat.
+            then: Applied to the response in the same thread, because pymilvus decodes rows when they are
+            read.
+            **kwargs: Its keyword arguments.
 
         Raises:
-            BackendError: What went wrong, the most specific kind.
+            BackendError: The failure, as the most specific class.
         """
 
         async def once() -> Any:
-            # A write that was given up while it waited must not be applied later, after others that were acknowledged.
+            # A write that was abandoned while it waited must not be applied after later writes were
+            # acknowledged.
             given_up = threading.Event()
             deadline = time.monotonic() + self.patience.timeout_seconds
             collection = kwargs.get("collection_name") or (args[0] if args else "")
@@ -215,7 +222,7 @@ class Connection:
         try:
             return await retrying(self.patience, once)
         except NotLoaded:
-            # A milvus-lite that was started again has its collections on disk only.
+            # After a restart of milvus-lite its collections are on disk only.
             collection = kwargs.get("collection_name") or args[0]
             await self.call(operation, "load_collection", collection)
             return await retrying(self.patience, once)
@@ -223,7 +230,7 @@ class Connection:
     def _turn(
         self, operation: str, collection: str, is_write: bool, deadline: float
     ) -> contextlib.AbstractContextManager[None]:
-        """The turn of a call to milvus-lite among all connections of this process; servers need none."""
+        """Return the turn of a call to milvus-lite among all connections of this process; servers need none."""
         if self._exclusion is None:
             return contextlib.nullcontext()
         seconds = deadline - time.monotonic()
@@ -231,14 +238,15 @@ class Connection:
 
     def _too_late(self, operation: str) -> TimedOut:
         return TimedOut(
-            f"no answer in time from {self.where}: earlier calls took all of {self.patience.timeout_seconds:g} s.\n"
-            "  Is it overloaded? Ask or write less at the same time, or raise timeout_seconds.",
+            f"{self.where} was busy with earlier calls of this process for "
+            f"{self.patience.timeout_seconds:g} s; this call was not sent.\n"
+            "  Send fewer requests at the same time, or raise timeout_seconds.",
             backend=BACKEND,
             operation=operation,
         )
 
     async def close(self) -> None:
-        """Close the connection; the embedded engine stops with its last user."""
+        """Close the connection; the embedded engine stops with its last connection."""
         await anyio.to_thread.run_sync(self._client_close)
         if self._engine is not None:
             engine, self._engine = self._engine, None
@@ -246,7 +254,11 @@ class Connection:
 
     def _open_client(self, operation: str) -> MilvusClient:
         if self._client is None:
-            raise Unavailable("this connection is closed.", backend=BACKEND, operation=operation)
+            raise Unavailable(
+                f"the connection to {self.where} is closed.\n  Open the index again with connect().",
+                backend=BACKEND,
+                operation=operation,
+            )
         return self._client
 
     def _client_close(self) -> None:
@@ -256,7 +268,7 @@ class Connection:
 
 
 def release(version: str) -> tuple[int, ...]:
-    """The first two numbers of a version, such as ``"v2.6.4"``."""
+    """Return the first two numbers of a version, such as ``"v2.6.4"``."""
     return tuple(int(number) for number in re.findall(r"\d+", version)[:2])
 
 
@@ -282,7 +294,7 @@ _calling = contextvars.ContextVar("m3_milvus_calling", default=False)
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep pymilvus from logging a traceback for every failed call of ours: each becomes an error of its own."""
+    """Keep pymilvus from logging a traceback for each failed call, which raises an error anyway."""
     token = _calling.set(True)
     try:
         yield

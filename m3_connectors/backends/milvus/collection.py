@@ -1,4 +1,4 @@
-"""One collection as a whole: made, opened, removed, and brought to rest after many writes."""
+"""Operations on a whole collection: create, open, drop, and wait for its indexes after many writes."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ from m3_connectors.backends.milvus.naming import stored_name
 from m3_connectors.errors import AlreadyExists, CollectionNotFound, Corrupt, Rejected, TimedOut
 
 _LOOK_SECONDS = 0.5
-"""Between two looks at what is being made."""
+"""The pause between two checks of something that is being created."""
 
 _LOOKS = 10
-"""At a collection that another creation is making."""
+"""The number of checks of a collection that another call is creating."""
 
 
 async def create(connection: Connection, collection: str, schema: Schema, dense_index: str) -> None:
-    """Make a collection, without its indexes: ``opened`` makes those that are missing.
+    """Create a collection without its indexes; ``opened`` creates the missing ones.
 
     Raises:
-        AlreadyExists: It is there.
-        Rejected: Where its parts would lie, there is another collection.
+        AlreadyExists: The collection exists.
+        Rejected: The name of the collection for its parts is used by another collection.
     """
     name = stored_name(collection)
     if await connection.call("create", "has_collection", name):
         described = await connection.call("create", "describe_collection", name)
         owner = layouts.named_by(collection, described)
-        what = "is there" if owner == collection else f'is an alias of collection "{owner}"'
+        what = "already exists" if owner == collection else f'is an alias of collection "{owner}"'
         raise AlreadyExists(
             f'collection "{collection}" {what}.\n  Open it, or use another collection name.',
             backend=BACKEND,
@@ -58,7 +58,7 @@ async def create(connection: Connection, collection: str, schema: Schema, dense_
             consistency_level="Strong",
         )
     except AlreadyExists:
-        # milvus-lite refuses a second creation before it shows the first: once this returns, ``open`` finds it.
+        # milvus-lite refuses a second creation before it lists the first: after this loop ``open`` finds it.
         for _ in range(_LOOKS):
             if await connection.call("create", "has_collection", name):
                 break
@@ -67,8 +67,9 @@ async def create(connection: Connection, collection: str, schema: Schema, dense_
 
 
 async def _create_parts(connection: Connection, collection: str, layout: Layout) -> None:
-    # They may be there: of a drop that did not come to its end, or of another process that creates the same now.
-    # Dropping them would take its documents; what is left over of old ones is never asked for, and swept.
+    # The parts may exist: from a drop that did not complete, or from another process that creates the same
+    # collection now. Dropping them would delete its documents; old parts are never read, and are removed by
+    # ``optimize``.
     with contextlib.suppress(AlreadyExists):
         await connection.call(
             "create",
@@ -79,48 +80,54 @@ async def _create_parts(connection: Connection, collection: str, layout: Layout)
             properties=layouts.parts_properties(collection) if connection.is_lite else None,
             consistency_level="Strong",
         )
-    # Asked in any case: a server that has an equal collection says nothing of it.
+    # Checked in any case: a server that already has an equal collection does not report an error.
     own = await _has_own_parts(connection, collection, layout.parts_name, "create")
     for _ in range(_LOOKS):
         if own is not None:
             break
-        # Another creation is at it: milvus-lite refuses a second one before it shows the first.
+        # Another creation is running: milvus-lite refuses a second one before it lists the first.
         await anyio.sleep(_LOOK_SECONDS)
         own = await _has_own_parts(connection, collection, layout.parts_name, "create")
     if not own:
         raise Rejected(
-            f'where the parts of long documents of "{collection}" would lie, there is another collection, '
-            f'"{layout.parts_name}".\n  Use another collection name.',
+            f'the parts of long documents of "{collection}" need the name "{layout.parts_name}", which is '
+            "already used by another collection.\n  Use another collection name.",
             backend=BACKEND,
             operation="create",
         )
 
 
 async def opened(connection: Connection, collection: str, dense_index: str) -> Layout:
-    """The layout of a collection that is loaded and has all its indexes.
+    """Return the layout of a collection, loaded and with all its indexes.
 
     Args:
-        connection: To its server.
-        collection: The user's name of it.
-        dense_index: Type of its dense index, if it has none yet.
+        connection: A connection to its server.
+        collection: The user's name of the collection.
+        dense_index: The type of the dense index to create if it is missing.
 
     Raises:
-        CollectionNotFound: It is not there.
-        Rejected: It is not this package's.
-        Corrupt: A part of it is gone, or an index would give wrong answers.
+        CollectionNotFound: The collection does not exist.
+        Rejected: The collection does not belong to this package.
+        Corrupt: A part of it is missing, or an index would give wrong results.
     """
     name = stored_name(collection)
     if not await connection.call("open", "has_collection", name):
-        raise CollectionNotFound(f'no collection "{collection}".', backend=BACKEND, operation="open")
+        raise CollectionNotFound(
+            f'there is no collection "{collection}" at {connection.where}.\n'
+            "  Create it, or list the collections with m3 collections URL.",
+            backend=BACKEND,
+            operation="open",
+        )
     described = await connection.call("open", "describe_collection", name)
-    # Through an alias, all calls go to the collection itself: its parts have no alias.
+    # If the name is an alias, all calls use the collection itself, because its parts have no alias.
     collection = layouts.named_by(collection, described)
     name = stored_name(collection)
     layout = layouts.read_layout(collection, described, dense_index)
     if layout.has_parts and not await _has_own_parts(connection, collection, layout.parts_name, "open"):
         raise Corrupt(
-            f'collection "{collection}" lacks "{layout.parts_name}", which holds the parts of its long documents, '
-            "or another collection lies there.\n  Index into another collection.",
+            f'the collection "{layout.parts_name}", which holds the parts of long documents of '
+            f'"{collection}", is '
+            "missing or belongs to another collection.\n  Index into another collection.",
             backend=BACKEND,
             operation="open",
         )
@@ -141,10 +148,10 @@ async def opened(connection: Connection, collection: str, dense_index: str) -> L
 
 
 async def listed(connection: Connection) -> list[CollectionInfo]:
-    """Every collection of the database; parts of long documents are none of their own."""
+    """Return all collections of the database, without those that hold parts of long documents."""
     found = []
     for name in await connection.call("list", "list_collections"):
-        with contextlib.suppress(CollectionNotFound):  # dropped since
+        with contextlib.suppress(CollectionNotFound):  # dropped in the meantime
             described = await connection.call("list", "describe_collection", name)
             info = layouts.listed(name, described)
             if info is not None:
@@ -153,20 +160,21 @@ async def listed(connection: Connection) -> list[CollectionInfo]:
 
 
 async def drop(connection: Connection, collection: str) -> None:
-    """Remove a collection and its parts; nothing of another program, or of another collection.
+    """Remove a collection and its parts, but nothing of another program or of another collection.
 
     Raises:
-        Rejected: What lies there is not this package's, or another collection's, also where the name is an alias of it.
+        Rejected: The collection does not belong to this package, or the name is an alias of another
+        collection.
     """
     name = stored_name(collection)
     if await connection.call("drop", "has_collection", name):
         described = await connection.call("drop", "describe_collection", name)
         owner = layouts.named_by(collection, described)
         if owner != collection:
-            # milvus-lite would remove the collection itself.
+            # milvus-lite would remove the collection that the alias refers to.
             raise Rejected(
-                f'"{collection}" is an alias of collection "{owner}": nothing was removed.\n'
-                f'  Drop "{owner}", or the alias alone: drop_alias("{name}").',
+                f'"{collection}" is an alias of collection "{owner}"; nothing was removed.\n'
+                f'  Drop "{owner}", or only the alias: drop_alias("{name}").',
                 backend=BACKEND,
                 operation="drop",
             )
@@ -178,11 +186,11 @@ async def drop(connection: Connection, collection: str) -> None:
 
 
 async def built(connection: Connection, layout: Layout) -> None:
-    """Have a server seal what was written and wait for its indexes, as long as they grow.
+    """Make a server seal what was written, and wait for its indexes as long as they grow.
 
     Raises:
         Rejected: An index cannot be built.
-        TimedOut: One has not grown for ``total_seconds``.
+        TimedOut: An index has not grown for ``total_seconds``.
     """
     for name in (layout.name, *([layout.parts_name] if layout.has_parts else ())):
         await connection.call("optimize", "flush", name, write=True)
@@ -201,7 +209,7 @@ async def _index_built(connection: Connection, name: str, index: str) -> None:
             return
         if said["state"] == "Failed":
             raise Rejected(
-                f'{connection.where} cannot build the index "{index}": see its log.',
+                f'{connection.where} cannot build the index "{index}".\n  See the log of the server.',
                 backend=BACKEND,
                 operation="optimize",
             )
@@ -209,8 +217,10 @@ async def _index_built(connection: Connection, name: str, index: str) -> None:
             rows, grown = said["indexed_rows"], time.monotonic()
         elif time.monotonic() - grown > connection.patience.total_seconds:
             raise TimedOut(
-                f'the index "{index}" at {connection.where} holds {rows} rows since '
-                f"{connection.patience.total_seconds:g} s, and {said['pending_index_rows']} wait.",
+                f'the index "{index}" at {connection.where} has not grown for '
+                f"{connection.patience.total_seconds:g} s: "
+                f"it holds {rows} rows, and {said['pending_index_rows']} are waiting.\n"
+                "  Check the load of the server, and call optimize again.",
                 backend=BACKEND,
                 operation="optimize",
             )
@@ -218,7 +228,7 @@ async def _index_built(connection: Connection, name: str, index: str) -> None:
 
 
 async def _has_own_parts(connection: Connection, collection: str, parts: str, operation: str) -> bool | None:
-    """Whether the parts of this collection lie there, and no other collection; None where nothing does."""
+    """Whether the parts' collection belongs to this collection; None if it does not exist."""
     try:
         described = await connection.call(operation, "describe_collection", parts)
     except CollectionNotFound:
@@ -227,7 +237,7 @@ async def _has_own_parts(connection: Connection, collection: str, parts: str, op
 
 
 async def vector_indexes(connection: Connection, name: str, operation: str) -> dict[str, dict[str, Any]]:
-    """The answers of ``describe_index`` for the indexes of dense and sparse vectors, by field."""
+    """Return the responses of ``describe_index`` for the indexes of dense and sparse vectors, by field."""
     found: dict[str, dict[str, Any]] = {}
     for field in ("dense", "sparse"):
         for index in (await connection.call(operation, "list_indexes", name, field_name=field))[:1]:
@@ -236,12 +246,12 @@ async def vector_indexes(connection: Connection, name: str, operation: str) -> d
 
 
 async def _make_indexes(connection: Connection, name: str, indexes: IndexParams) -> None:
-    """Make the indexes that a collection lacks: all at first, and the rest where a creation was interrupted."""
+    """Create missing indexes: all for a new collection, the rest if a creation was interrupted."""
     for index in indexes:
         if await connection.call("open", "list_indexes", name, field_name=index.field_name):
             continue
         alone: Any = IndexParams()
         alone.append(index)
-        # Not waiting: the collection is empty, and pymilvus sleeps half a second for each.
+        # Without waiting: the collection is empty, and pymilvus would sleep half a second for each index.
         with contextlib.suppress(AlreadyExists):
             await connection.call("create", "create_index", name, write=True, index_params=alone, sync=False)

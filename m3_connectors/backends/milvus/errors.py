@@ -1,8 +1,8 @@
-"""What pymilvus and gRPC raise, as this package's errors.
+"""Translate errors of pymilvus and gRPC into errors of this package.
 
-Both kinds reach the caller of pymilvus: ``MilvusException`` where the server answered, and a raw ``grpc.RpcError``
-where the call itself failed (deadline, message too large). Code numbers of milvus-lite are not the server's, so the
-words decide where a number is shared.
+pymilvus raises two kinds: ``MilvusException`` if the server answered, and a plain ``grpc.RpcError`` if the
+call itself failed (timeout, message too large). The code numbers of milvus-lite differ from the server's, so
+the message decides where both use the same number.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ _UNAUTHENTICATED = 1800
 
 
 class TooLarge(Rejected):
-    """The request, or its answer, was larger than the server takes; halves of it may pass."""
+    """The request or its response was larger than the server accepts; a half of it may succeed."""
 
 
 class NotLoaded(BackendError):
-    """The collection is not in the server's memory; loading it mends that."""
+    """The collection is not loaded in the server's memory; loading it fixes that."""
 
 
 _BY_STATUS: dict[grpc.StatusCode, type[BackendError]] = {
@@ -47,7 +47,7 @@ _BY_STATUS: dict[grpc.StatusCode, type[BackendError]] = {
     grpc.StatusCode.UNAUTHENTICATED: Unauthorised,
     grpc.StatusCode.PERMISSION_DENIED: Unauthorised,
     grpc.StatusCode.RESOURCE_EXHAUSTED: TooLarge,
-    # What the channel makes of a connection that breaks in the middle of an answer.
+    # The channel's status for a connection that breaks in the middle of a response.
     grpc.StatusCode.INTERNAL: Unavailable,
     grpc.StatusCode.UNKNOWN: Unavailable,
 }
@@ -66,7 +66,7 @@ _BY_WORDS: tuple[tuple[str, type[BackendError]], ...] = (
     ("disk limit", StorageFull),
     ("already exist", AlreadyExists),
     ("duplicate collection", AlreadyExists),
-    ("file exists", AlreadyExists),  # milvus-lite, of two creations at the same time
+    ("file exists", AlreadyExists),  # milvus-lite, if two creations run at the same time
     ("auth check failure", Unauthorised),
     ("unauthenticated", Unauthorised),
     ("permission deny", Unauthorised),
@@ -77,27 +77,28 @@ _BY_WORDS: tuple[tuple[str, type[BackendError]], ...] = (
     ("retry run out", Unavailable),
     ("rate limit", Throttled),
     ("larger than max", TooLarge),
-    # Answers: of the proxy, of the query nodes, and as of 2026-08 of both (milvus #52607).
+    # Responses that are too large: of the proxy, of the query nodes, and since 2026-08 of both (milvus
+    # #52607).
     ("exceed the maxoutputsize limit", TooLarge),
     ("exceed the limit size", TooLarge),
     ("exceeds the configured maximum output size", TooLarge),
-    # Code 9 and 103, which milvus-lite may use for others.
+    # Codes 9 and 103, which milvus-lite may use for other errors.
     ("memory quota", Throttled),
     ("not fully loaded", Unavailable),
 )
 
 
 def translated(error: Exception, operation: str, where: str) -> BackendError:
-    """The error to raise instead of ``error``, in the server's own words.
+    """Return the error to raise instead of ``error``, with the server's own message.
 
     Args:
-        error: What pymilvus or gRPC raised.
-        operation: What was being done.
-        where: The server's address or the data's path.
+        error: The error of pymilvus or gRPC.
+        operation: The operation that failed.
+        where: The server's address or the path of the data.
     """
     code, words = _code_and_words(error)
     if code == _CONNECT_FAILED and isinstance(error.__cause__, grpc.RpcError):
-        # pymilvus says "illegal connection params or server unavailable"; gRPC knew why.
+        # pymilvus only says "illegal connection params or server unavailable"; gRPC has the reason.
         code, reason = _code_and_words(error.__cause__)
         reason = reason.rpartition("last error: ")[2]
         words = f"no connection ({reason.removeprefix('UNKNOWN: ')})"
@@ -105,7 +106,7 @@ def translated(error: Exception, operation: str, where: str) -> BackendError:
             why = reason.rpartition("CERTIFICATE_VERIFY_FAILED: ")[2].removesuffix(": OK")
             return Unauthorised(
                 f"the certificate of {where} is not trusted: {why}\n"
-                "  Give the authority that signed it: ca_certs='FILE.pem' or M3_MILVUS_CA_CERTS.",
+                "  Pass the CA certificate that signed it: ca_certs='FILE.pem' or M3_MILVUS_CA_CERTS.",
                 backend=BACKEND,
                 operation=operation,
             )
@@ -115,17 +116,19 @@ def translated(error: Exception, operation: str, where: str) -> BackendError:
     if isinstance(code, grpc.StatusCode):
         kind = _BY_STATUS.get(code)
         if kind is TooLarge and "rate limit" in words.lower():
-            kind = Throttled  # gRPC has one status for both
+            kind = Throttled  # gRPC has one status for both errors
     if kind is None:
         kind = next((found for text, found in _BY_WORDS if text in words.lower()), None)
     if kind is None and isinstance(code, int):
         kind = _BY_CODE.get(code)
     if kind is None and getattr(error, "retriable", False):
-        # The server's own word (since pymilvus 3) that the same call may pass later: it is starting, or moves data.
+        # The server says (since pymilvus 3) that a retry may succeed: it is starting, or moves data.
         kind = Unavailable
-    advice = _ADVICE.get(kind, "") if kind else ""
-    return (kind or Rejected)(
-        f"{words.strip().rstrip('.')} at {where}.{advice}", backend=BACKEND, operation=operation
+    kind = kind or Rejected
+    return kind(
+        f"{words.strip().rstrip('.')} at {where}.{_ADVICE.get(kind, '')}",
+        backend=BACKEND,
+        operation=operation,
     )
 
 
@@ -141,6 +144,12 @@ def _code_and_words(error: Exception) -> tuple[int | grpc.StatusCode | None, str
 
 _ADVICE: dict[type[BackendError], str] = {
     Unavailable: "\n  Is the server up, and are host and port right?",
-    Unauthorised: "\n  Give api_key= (a token, or user:password) or username= and password=.",
-    StorageFull: "\n  Free some space and repeat the call; what was acknowledged is stored.",
+    Unauthorised: "\n  Use api_key=… (a token, or user:password) or username=… and password=….",
+    StorageFull: "\n  Free space and repeat the call; acknowledged writes are stored.",
+    CollectionNotFound: "\n  Create the collection, or list the collections with m3 collections URL.",
+    AlreadyExists: "\n  Open it, or use another collection name.",
+    TimedOut: "\n  Check the load of the server, or raise timeout_seconds.",
+    Throttled: "\n  Send fewer requests at the same time, or repeat the call later.",
+    TooLarge: "\n  Split long texts, or raise the message size limit of the server.",
+    Rejected: "\n  See the log of the server for details.",
 }

@@ -1,15 +1,16 @@
-"""Metadata filters, exactly: what is stored beside a document for them, and the expression of a filter.
+"""Exact metadata filters: the fields that are stored for them, and the expression of a filter.
 
-Milvus' own JSON operators mean other things than ``filters.matches`` (lists, booleans, null, missing fields, ``not``),
-differently in each version. So a document carries what its metadata answer, worked out by this package when it is
-written, and an expression asks for nothing else:
+Milvus' own JSON operators differ from ``filters.matches`` (lists, booleans, null, missing fields, ``not``),
+in another way in each version. This package therefore derives fields from a document's metadata when it is
+written, and an expression uses only these:
 
-- *terms*: one digest for each (field, value) that ``OneOf`` finds, each field that ``Exists`` finds, each field
-  that holds a number or a date, and the terms of ``large_numbers``;
-- *bounds*: the lowest and highest number and date of each field, as dynamic fields. Some element is above a bound
-  where the highest is, and below it where the lowest is, so lists need nothing more.
+- *terms*: one digest for each (field, value) that ``OneOf`` finds, each field that ``Exists`` finds, each
+  field that holds a number or a date, and the terms of ``large_numbers``;
+- *bounds*: the lowest and highest number and date of each field, as dynamic fields. An element is above a
+  bound if the highest is, and below it if the lowest is, so lists need nothing else.
 
-``Not`` is pushed down to these two, because a comparison with a missing field is neither true nor false to Milvus.
+``Not`` is pushed down to these two, because in Milvus a comparison with a missing field is neither true nor
+false.
 """
 
 from __future__ import annotations
@@ -36,11 +37,11 @@ _SYMBOL: dict[Comparison, str] = {"$gt": ">", "$gte": ">=", "$lt": "<", "$lte": 
 
 @dataclasses.dataclass(frozen=True)
 class Answers:
-    """What a document's metadata answer to filters.
+    """The fields for filters on a document's metadata.
 
     Attributes:
-        terms: Digests, each once.
-        bounds: Dynamic field to number.
+        terms: Distinct digests.
+        bounds: Numbers by the name of their dynamic field.
     """
 
     terms: tuple[str, ...]
@@ -48,7 +49,7 @@ class Answers:
 
 
 def answers(metadata: Mapping[str, Any]) -> Answers:
-    """The answers of one document's metadata."""
+    """Return the filter fields for one document's metadata."""
     terms: dict[str, None] = {}
     bounds: dict[str, int | float] = {}
     for field, items in fields_of(metadata).items():
@@ -71,11 +72,11 @@ def answers(metadata: Mapping[str, Any]) -> Answers:
 
 
 def expression(filter: Filter | None, *, terms_as_array: bool) -> str:
-    """The Milvus expression that holds exactly where ``matches`` does; empty for None.
+    """Return the Milvus expression with the same meaning as ``matches``; empty for None.
 
     Args:
         filter: A parsed filter.
-        terms_as_array: As the collection's layout says.
+        terms_as_array: The value in the collection's layout.
     """
 
     def has(term: str) -> str:
@@ -90,7 +91,7 @@ def expression(filter: Filter | None, *, terms_as_array: bool) -> str:
     def among(alternatives: Sequence[str], holds: bool) -> str:
         terms = list(dict.fromkeys(alternatives))
         if terms_as_array and len(terms) > 1:
-            # One node, however many values: a server parses thousands of alternatives by recursion.
+            # One node for any number of values, because a server parses alternatives recursively.
             listed = ",".join(f'"{term}"' for term in terms)
             found = f"array_contains_any(terms, [{listed}])"
             return found if holds else f"not ({found})"
@@ -132,7 +133,7 @@ def expression(filter: Filter | None, *, terms_as_array: bool) -> str:
 
 
 def _equals(field: str, value: Scalar) -> str:
-    """One term for all values that are equal to each other, and to no others: True is not 1, but 1.0 is."""
+    """Return one term for all values that are equal, and for no others: True is not 1, but 1.0 is."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     kind = "bool" if isinstance(value, bool) else "text" if isinstance(value, str) else "number"
@@ -160,5 +161,5 @@ def _kind_and_value(bound: int | float | datetime.datetime) -> tuple[str, int | 
 
 
 def _instant(date: datetime.datetime) -> int:
-    """Microseconds since 1970, exact."""
+    """Return the exact number of microseconds since 1970."""
     return (date - _EPOCH) // _MICROSECOND

@@ -1,9 +1,10 @@
-"""How a collection lies in Milvus: its fields and indexes, and what it records about itself.
+"""The layout of a collection in Milvus: its fields and indexes, and what it records about itself.
 
-The documents' collection has one entity a document. Multi-vectors stand beside it in packed form: base64 of the rows
-in an array of texts, the only kind of field that every server takes at this size (JSON ends at 64 KB, a text too, an
-array of numbers at 4,096 elements). A document whose entity would pass ``max_row_bytes`` keeps its packed rows in a
-second collection, in parts, whose keys the entity derives from its ``version``.
+The documents' collection has one entity per document. Multi-vectors are in the same entity in packed form:
+base64 of the rows in an array of texts, the only type of field that holds this size on every server (JSON and
+texts are limited to 64 KB, arrays of numbers to 4,096 elements). If an entity would exceed ``max_row_bytes``,
+its packed rows are stored in parts in a second collection; the keys of the parts follow from the entity's
+``version``.
 """
 
 from __future__ import annotations
@@ -25,16 +26,16 @@ from m3_connectors.errors import Corrupt, Rejected
 DENSE_INDEXES = ("HNSW", "FLAT", "AUTOINDEX")
 
 SCORED_EXACTLY = ("FLAT", "BRUTE_FORCE", "HNSW", "IVF_FLAT")
-"""Dense indexes that keep float32 vectors and score by them."""
+"""Dense indexes that keep float32 vectors and score with them."""
 
 MAX_TEXT_BYTES = 65_535
-"""A VARCHAR's, everywhere."""
+"""The maximum size of a VARCHAR on every server."""
 
 MAX_ELEMENTS = 4_096
-"""An ARRAY's, everywhere."""
+"""The maximum length of an ARRAY on every server."""
 
 MAX_DYNAMIC_BYTES = 65_536
-"""Of all dynamic fields of one entity together, as JSON."""
+"""The maximum size of all dynamic fields of one entity together, as JSON."""
 
 TERM_BYTES = 32
 
@@ -48,9 +49,9 @@ class Layout:
 
     Attributes:
         schema: What the collection records about itself.
-        name: The documents' collection in Milvus.
-        terms_as_array: Filter terms are an ARRAY with an inverted index (servers), else one text (milvus-lite,
-            which goes through arrays row by row in Python).
+        name: The name of the documents' collection in Milvus.
+        terms_as_array: Whether filter terms are an ARRAY with an inverted index (servers) or one text
+            (milvus-lite, which scans arrays row by row in Python).
         dense_index: The type of the dense index as the server names it.
     """
 
@@ -61,7 +62,7 @@ class Layout:
 
     @property
     def parts_name(self) -> str:
-        """The collection of the packed rows of long documents."""
+        """The name of the collection with the packed rows of long documents."""
         return parts_name(self.name)
 
     @property
@@ -71,22 +72,22 @@ class Layout:
 
     @property
     def exact_dense(self) -> bool:
-        """Whether every dense search looks at every vector."""
+        """Whether every dense search scans all vectors."""
         return self.dense_index == "FLAT"
 
     @property
     def rounds_dense(self) -> bool:
-        """Whether dense searches may score by quantised vectors."""
+        """Whether dense searches may score with quantised vectors."""
         return self.dense_index not in SCORED_EXACTLY
 
 
 def parts_name(name: str) -> str:
-    """The collection that holds the parts of collection ``name``."""
+    """Return the name of the collection that holds the parts of collection ``name``."""
     return name + PARTS
 
 
 def document_fields(layout: Layout, collection: str) -> CollectionSchema:
-    """The fields of the documents' collection."""
+    """Return the fields of the documents' collection."""
     schema = layout.schema
     # milvus-lite drops descriptions; servers show them in their tools.
     fields = MilvusClient.create_schema(
@@ -112,13 +113,13 @@ def document_fields(layout: Layout, collection: str) -> CollectionSchema:
             max_length=TERM_BYTES,
         )
     else:
-        # milvus-lite knows no limit of a text; this one is the array's.
+        # milvus-lite does not limit a text; this limit is that of the array.
         fields.add_field("terms", DataType.VARCHAR, max_length=MAX_ELEMENTS * (TERM_BYTES + 1))
     return fields
 
 
 def document_indexes(layout: Layout) -> IndexParams:
-    """Dense by inner product, sparse in the inverted index, filter terms in theirs."""
+    """Return the indexes: dense by inner product, sparse and filter terms in inverted indexes."""
     indexes = MilvusClient.prepare_index_params()
     indexes.add_index(
         "dense",
@@ -127,7 +128,7 @@ def document_indexes(layout: Layout) -> IndexParams:
         params=_HNSW if layout.dense_index == "HNSW" else {},
     )
     if "sparse" in layout.schema.components:
-        # No algorithm named: milvus-lite refuses it, servers choose their fastest exact one.
+        # No algorithm is set: milvus-lite refuses the option, and servers choose their fastest exact one.
         indexes.add_index("sparse", index_type="SPARSE_INVERTED_INDEX", metric_type="IP")
     if layout.terms_as_array:
         indexes.add_index("terms", index_type="INVERTED")
@@ -135,7 +136,7 @@ def document_indexes(layout: Layout) -> IndexParams:
 
 
 def part_fields(collection: str, *, on_server: bool) -> CollectionSchema:
-    """The fields of the parts' collection; Milvus wants a vector in each, so there is an idle one."""
+    """Return the fields of the parts' collection; Milvus requires a vector, so there is an unused one."""
     fields = MilvusClient.create_schema(
         auto_id=False, enable_dynamic_field=False, description=_parts_record(collection)
     )
@@ -146,40 +147,40 @@ def part_fields(collection: str, *, on_server: bool) -> CollectionSchema:
 
 
 def part_indexes() -> IndexParams:
-    """The index that Milvus wants on the idle vector."""
+    """Return the index that Milvus requires on the unused vector."""
     indexes = MilvusClient.prepare_index_params()
     indexes.add_index("idle", index_type="FLAT", metric_type="IP")
     return indexes
 
 
 def properties(schema: Schema, collection: str) -> dict[str, str]:
-    """The collection's own record as a property, which milvus-lite keeps."""
+    """Return the collection's own record as a property, which milvus-lite keeps."""
     return {_RECORD: _record(schema, collection)}
 
 
 def parts_properties(collection: str) -> dict[str, str]:
-    """The same of the parts' collection."""
+    """Return the same for the parts' collection."""
     return {_RECORD: _parts_record(collection)}
 
 
 def are_parts_of(collection: str, described: Mapping[str, Any]) -> bool:
-    """Whether what lies there says of itself that it holds the parts of this collection."""
+    """Whether a collection records that it holds the parts of this collection."""
     record = _recorded(described)
     return isinstance(record, dict) and record.get("parts_of") == collection
 
 
 def is_ours(described: Mapping[str, Any]) -> bool:
-    """Whether what lies there records that it is a collection of this package."""
+    """Whether a collection records that it belongs to this package."""
     record = _recorded(described)
     return isinstance(record, dict) and "schema" in record
 
 
 def named_by(collection: str, described: Mapping[str, Any]) -> str:
-    """The collection that a name stands for: itself, or the one that it is an alias of.
+    """Return the collection that a name refers to: itself, or the one that it is an alias of.
 
     Args:
         collection: The name.
-        described: The answer of ``describe_collection`` for it.
+        described: The response of ``describe_collection`` for it.
     """
     record = _recorded(described)
     owner = record.get("collection") if isinstance(record, dict) else None
@@ -189,27 +190,28 @@ def named_by(collection: str, described: Mapping[str, Any]) -> str:
 
 
 def read_schema(collection: str, described: Mapping[str, Any]) -> Schema:
-    """What a collection records about itself.
+    """Return the schema that a collection records.
 
     Args:
-        collection: The user's name of it.
-        described: The answer of ``describe_collection``.
+        collection: The user's name of the collection.
+        described: The response of ``describe_collection``.
 
     Raises:
-        Rejected: It is not this package's, or another collection's.
+        Rejected: The collection does not belong to this package, or it is another collection.
     """
     record = _recorded(described)
     try:
         owner, schema = record["collection"], record["schema"]
     except (TypeError, KeyError):
         raise Rejected(
-            f'collection "{collection}" was not made by m3-connectors.\n  Use another collection name.',
+            f'collection "{collection}" was not created by m3-connectors.\n  Use another collection name.',
             backend=BACKEND,
             operation="open",
         ) from None
     if owner != collection:
         raise Rejected(
-            f'where "{collection}" would lie, there is "{owner}".\n  Use another collection name.',
+            f'the name "{collection}" is already used by collection "{owner}".\n  Use another collection '
+            "name.",
             backend=BACKEND,
             operation="open",
         )
@@ -217,11 +219,11 @@ def read_schema(collection: str, described: Mapping[str, Any]) -> Schema:
 
 
 def listed(name: str, described: Mapping[str, Any]) -> CollectionInfo | None:
-    """How a collection is listed; None for one that holds the parts of another.
+    """Return how a collection is listed; None if it holds the parts of another one.
 
     Args:
-        name: Of the collection in Milvus.
-        described: The answer of ``describe_collection``.
+        name: The name of the collection in Milvus.
+        described: The response of ``describe_collection``.
     """
     record = _recorded(described)
     if isinstance(record, dict) and "parts_of" in record:
@@ -232,16 +234,16 @@ def listed(name: str, described: Mapping[str, Any]) -> CollectionInfo | None:
 
 
 def read_layout(collection: str, described: Mapping[str, Any], dense_index: str) -> Layout:
-    """The layout of a collection from what the server says of it.
+    """Return the layout of a collection from the server's description.
 
     Args:
-        collection: The user's name of it.
-        described: The answer of ``describe_collection``.
+        collection: The user's name of the collection.
+        described: The response of ``describe_collection``.
         dense_index: The type of the dense index.
 
     Raises:
-        Rejected: It is not this package's.
-        Corrupt: A field of it is gone, or of another type.
+        Rejected: The collection does not belong to this package.
+        Corrupt: A field is missing, or has another type.
     """
     schema = read_schema(collection, described)
     types = {field["name"]: field["type"] for field in described["fields"]}
@@ -256,8 +258,8 @@ def read_layout(collection: str, described: Mapping[str, Any], dense_index: str)
         missing.append(f"dense of {schema.model.dimension} dimensions")
     if missing:
         raise Corrupt(
-            f'collection "{collection}" lacks {", ".join(missing)}, or has it in another type: the server cannot '
-            "hold it, or it was changed.\n  Index into another collection.",
+            f'collection "{collection}" lacks {", ".join(missing)}, or has it with another type: the server '
+            "does not support it, or the collection was changed.\n  Index into another collection.",
             backend=BACKEND,
             operation="open",
         )
@@ -273,7 +275,7 @@ def _parts_record(collection: str) -> str:
 
 
 def _recorded(described: Mapping[str, Any]) -> Any:
-    """What a collection records about itself; None where that is nothing of this package's."""
+    """Return the record of a collection; None if it has no record of this package."""
     try:
         return json.loads(
             described.get("properties", {}).get(_RECORD) or described.get("description") or "null"
@@ -283,8 +285,8 @@ def _recorded(described: Mapping[str, Any]) -> Any:
 
 
 def _add_texts(fields: CollectionSchema, name: str, *, on_server: bool) -> None:
-    # Servers load every field into the memory of their query nodes; these are the bulk of a document and are read for
-    # a few hits only. milvus-lite has no such setting.
+    # Servers load every field into the memory of their query nodes. These fields are most of a document's
+    # size and are read for a few hits only. milvus-lite has no such setting.
     fields.add_field(
         name,
         DataType.ARRAY,

@@ -1,8 +1,8 @@
-"""The embedded engine: milvus-lite in this process, one server object for each data directory.
+"""The embedded engine: milvus-lite in this process, with one server object per data directory.
 
-milvus-lite owns its directory by a lock and serves it over loopback gRPC. pymilvus starts such a server by itself, but
-never gives it back: closing its client leaves the lock taken until the process ends. Here it is counted, and closed
-with its last user.
+milvus-lite locks its directory and serves it over loopback gRPC. pymilvus can start such a server itself, but
+never stops it: after its client is closed, the lock remains until the process ends. This module counts the
+users of a server and closes it with the last one.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from m3_connectors.errors import (
 )
 
 OLDEST = (3, 2, 2)
-"""milvus-lite 3.0 to 3.2.1 score a sparse inner product as BM25: wrong lists and wrong scores (measured on 3.1.1 and
-3.2.1); 2.x cannot hold what this package stores (a None kills its process)."""
+"""milvus-lite 3.0 to 3.2.1 score a sparse inner product as BM25: wrong lists and wrong scores (measured on
+3.1.1 and 3.2.1). 2.x cannot store what this package needs (a None kills its process)."""
 
 
 @dataclasses.dataclass
@@ -36,8 +36,8 @@ class Embedded:
     """One running engine.
 
     Attributes:
-        path: Its data directory.
-        uri: Where it listens on loopback.
+        path: The data directory.
+        uri: Its address on loopback.
     """
 
     path: Path
@@ -52,16 +52,16 @@ _lock = threading.Lock()
 
 
 def acquire(directory: Path) -> Embedded:
-    """The engine on a directory, started if this process does not run it yet; give it back with ``release``.
+    """Return the engine for a directory, started if necessary; call ``release`` when it is no longer needed.
 
     Raises:
         MissingDependency: milvus-lite is not installed.
-        Unsupported: It is older than 3.2.2; or the path is a file of milvus-lite 2.x.
-        Rejected: The path is another file, or a directory of something else, which is left as it is.
+        Unsupported: milvus-lite is older than 3.2.2, or the path is a file of milvus-lite 2.x.
+        Rejected: The path is another file, or a directory with other content; it is not changed.
         Busy: Another process has the directory open.
-        Corrupt: What lies there cannot be read.
+        Corrupt: The data cannot be read.
         StorageFull: The disk is full.
-        Unavailable: It cannot be opened.
+        Unavailable: The directory cannot be opened.
     """
     check_version(installed())
     path = directory.expanduser().resolve()
@@ -74,7 +74,7 @@ def acquire(directory: Path) -> Embedded:
 
 
 def release(engine: Embedded) -> None:
-    """Give one use back; the last one stops the engine and frees its directory."""
+    """End one use of an engine; the last one stops the engine and unlocks its directory."""
     with _lock:
         engine._users -= 1
         if engine._users == 0:
@@ -87,18 +87,19 @@ def check_version(version: str) -> None:
     """Raise Unsupported for a milvus-lite older than 3.2.2.
 
     Args:
-        version: ``"3.2.1"``, or as servers say it: ``"milvus_lite-3.2.1"``.
+        version: ``"3.2.1"``, or in the form that servers report: ``"milvus_lite-3.2.1"``.
     """
     numbers = tuple(int(part) for part in re.findall(r"\d+", version)[:3])
     if numbers < OLDEST:
         raise Unsupported(
-            f"milvus-lite {'.'.join(map(str, numbers))} scores sparse vectors wrongly (as BM25, or not at all).\n"
-            '  pip install "milvus-lite>=3.2.2"'
+            f"milvus-lite {'.'.join(map(str, numbers))} scores sparse vectors incorrectly (as BM25, or not "
+            "at all).\n"
+            '  Update it: pip install "milvus-lite>=3.2.2"'
         )
 
 
 def installed() -> str:
-    """The version of milvus-lite here; MissingDependency without it."""
+    """Return the installed version of milvus-lite; raise MissingDependency if it is not installed."""
     try:
         return importlib.metadata.version("milvus-lite")
     except importlib.metadata.PackageNotFoundError:
@@ -106,44 +107,46 @@ def installed() -> str:
 
 
 _ENTRIES = frozenset({"LOCK", "collections", "databases"})
-"""What milvus-lite 3 makes in its directory."""
+"""The names that milvus-lite 3 creates in its directory."""
 
 _SQLITE = b"SQLite format 3\0"
-"""The beginning of a file of milvus-lite 2.x."""
+"""The first bytes of a file of milvus-lite 2.x."""
 
 
 def check_path(path: Path) -> None:
-    """Refuse a path where milvus-lite 3 has no database and cannot make one without touching what is there.
+    """Refuse a path that is not a database of milvus-lite 3 and cannot become one without changing data.
 
     Raises:
-        Unsupported: It is a file of milvus-lite 2.x.
-        Rejected: It, or what should be its directory, is another file; or it is a directory of something else.
+        Unsupported: The path is a file of milvus-lite 2.x.
+        Rejected: The path or one of its parents is another file, or the path is a directory with other
+        content.
     """
     where = {"backend": BACKEND, "operation": "open"}
-    other = "Give another path: a new one, or the directory of a database"
+    other = "Use another path: a new one, or the directory of a database"
     if path.is_file():
         with path.open("rb") as file:
             start = file.read(len(_SQLITE))
         if start == _SQLITE:
             raise Unsupported(
-                f"{path} is a SQLite file, such as milvus-lite 2.x wrote; milvus-lite 3 keeps a directory and cannot "
-                "read it.\n  Index the documents again, into another path."
+                f"{path} is a SQLite file, as milvus-lite 2.x writes; milvus-lite 3 uses a directory and "
+                "cannot read it.\n  Index the documents again into another path."
             )
         what = "a file, but not a database of milvus-lite" if start else "an empty file"
-        raise Rejected(f"{path} is {what}: a database is a directory.\n  {other}.", **where)
+        raise Rejected(f"{path} is {what}; a database is a directory.\n  {other}.", **where)
     if path.is_dir():
-        # Hidden files, and what file systems keep for themselves, are nobody's documents.
+        # Hidden files and the entries of file systems themselves are not data of another program.
         entries = {entry.name for entry in path.iterdir() if not entry.name.startswith((".", "lost+found"))}
         if entries and not entries & _ENTRIES:
             raise Rejected(
-                f"the directory {path} is not a database of milvus-lite: it holds {', '.join(sorted(entries)[:3])}"
+                f"the directory {path} is not a database of milvus-lite: it contains "
+                f"{', '.join(sorted(entries)[:3])}"
                 f"{', …' if len(entries) > 3 else ''}.\n  {other}, such as {path / 'm3.db'}.",
                 **where,
             )
         return
     above = next((parent for parent in path.parents if parent.is_file()), None)
     if above is not None:
-        raise Rejected(f"{path} cannot be made: {above} is a file.\n  {other}.", **where)
+        raise Rejected(f"{path} cannot be created because {above} is a file.\n  {other}.", **where)
 
 
 def _start(path: Path) -> Embedded:
@@ -156,13 +159,24 @@ def _start(path: Path) -> Embedded:
         server, database, port = start_server_in_thread(str(path), host="127.0.0.1", port=0)
     except DataDirLockedError as error:
         raise Busy(
-            f"{path} is open in another process.\n  Close it there, or serve it: milvus-lite server --host 127.0.0.1",
+            f"another process has opened {path}.\n"
+            "  Close it there, or share it with a server: milvus-lite server --host 127.0.0.1",
             backend=BACKEND,
             operation="open",
         ) from error
     except MilvusLiteError as error:
-        raise Corrupt(f"{path}: {error}", backend=BACKEND, operation="open") from error
+        raise Corrupt(
+            f"milvus-lite cannot read {path}: {error}\n  Restore it from a backup, or index into another "
+            "path.",
+            backend=BACKEND,
+            operation="open",
+        ) from error
     except OSError as error:
         kind = StorageFull if error.errno == errno.ENOSPC else Unavailable
-        raise kind(f"{path}: {error}", backend=BACKEND, operation="open") from error
+        raise kind(
+            f"milvus-lite cannot open {path}: {error}\n  Check the free space and the permissions of that "
+            "path.",
+            backend=BACKEND,
+            operation="open",
+        ) from error
     return Embedded(path, f"http://127.0.0.1:{port}", server, database)

@@ -1,4 +1,4 @@
-"""Reads of one collection: rows by key, counts, pages, vectors and their exact scores."""
+"""Read from one collection: rows by key, counts, pages, vectors and their exact scores."""
 
 from __future__ import annotations
 
@@ -23,14 +23,16 @@ from m3_connectors.scoring import as_float16, score
 
 KEYS_AT_ONCE = 8_192
 _ANSWER_BYTES = 4 * 2**20
-"""Packed vectors asked for at once: 35 MB in eight answers came in 60 ms, in one answer in 300 (milvus-lite 3.2.2)."""
+"""Packed vectors in one response: 35 MB in eight responses took 60 ms, in one response 300 ms (milvus-lite
+3.2.2)."""
 
 _ANSWERS_AT_ONCE = 4
 _SCORED_BYTES = 48 * 2**20
-"""Packed vectors unpacked and scored at once: a product for each answer has its cores wait for each other."""
+"""Packed vectors that are unpacked and scored together; one product per response would make the cores
+wait."""
 
 WHOLE = 16
-"""So many entities are asked for at once whatever their size: each holds a megabyte or two at most."""
+"""This number of entities is read in one response whatever their size: each has at most a megabyte or two."""
 
 _PACKED = ("rows", "multivector", "version", "parts")
 _MOST_HINTS = 200_000
@@ -40,12 +42,13 @@ Row = Mapping[str, Any]
 
 
 class Reader:
-    """Reads what a layout describes; all expressions come from ``filters`` and ``naming``."""
+    """Reads from the collection of a layout; all expressions come from ``filters`` and ``naming``."""
 
     def __init__(self, connection: Connection, layout: Layout) -> None:
         self.layout = layout
         self._connection = connection
-        # One product at a time: each takes all cores, and several at once spend half their time on waiting.
+        # One matrix product at a time: each uses all cores, and concurrent ones spend half of their time
+        # waiting.
         self._scoring = anyio.CapacityLimiter(1)
         self._counts: dict[str, int] = {}
 
@@ -59,7 +62,7 @@ class Reader:
         collection: str | None = None,
         at_once: int = KEYS_AT_ONCE,
     ) -> dict[str, Row]:
-        """The stored ones of these keys, with ``key`` and the fields, ``at_once`` in one answer."""
+        """Return the stored rows of these keys, with ``key`` and the fields, ``at_once`` in one response."""
         found: dict[str, Row] = {}
         for some in by_count(list(dict.fromkeys(keys)), at_once):
             try:
@@ -82,9 +85,10 @@ class Reader:
     async def pages(
         self, operation: str, expression: str, fields: Sequence[str], collection: str | None = None
     ) -> AsyncIterator[Sequence[Row]]:
-        """All rows that an expression finds, a thousand at a time, in the order of their keys; ``key`` is a field.
+        """Yield all rows that an expression finds, a thousand at a time, in the order of their keys.
 
-        pymilvus' own iterator waits for ever on a server that hangs, and cannot go on where one request failed.
+        The fields must include ``key``. pymilvus' own iterator waits forever for a server that hangs, and
+        cannot continue after a failed request.
         """
         after, size = "", _PAGE
         while True:
@@ -96,7 +100,7 @@ class Reader:
                     filter=f'key > "{after}" and ({expression})',
                     output_fields=list(fields),
                     limit=size,
-                    # As that iterator does: by these the server answers with the first keys, in their order.
+                    # Like that iterator: these options make the server return the first keys, in order.
                     iterator="True",
                     reduce_stop_for_best="True",
                     consistency_level="Strong",
@@ -113,9 +117,10 @@ class Reader:
             after = page[-1]["key"]
 
     async def count(self, expression: str) -> int:
-        """How many rows an expression finds; all for an empty one."""
+        """Return the number of rows that an expression finds; all rows for an empty one."""
         if expression and self._connection.is_lite:
-            # milvus-lite counts by reading every field of what it finds; the keys alone are cheaper.
+            # milvus-lite counts by reading every field of the rows that it finds; reading the keys is
+            # cheaper.
             found = await self._connection.call(
                 "count", "query", self.layout.name, filter=expression, output_fields=["key"]
             )
@@ -135,7 +140,7 @@ class Reader:
     async def embeddings(
         self, operation: str, keys: Sequence[str], components: Sequence[Component]
     ) -> M3Embeddings:
-        """What is stored for these keys, in their order; keys may repeat.
+        """Return the stored vectors of these keys, in their order; keys may repeat.
 
         Raises:
             DocumentNotFound: A key is not stored.
@@ -151,7 +156,7 @@ class Reader:
     async def fetched_scores(
         self, components: Sequence[Component], query: M3Embeddings, keys: Sequence[str]
     ) -> dict[Component, dict[str, np.float32]]:
-        """Scores by key from the fetched vectors, of those that are stored."""
+        """Return scores by key from the fetched vectors, for the keys that are stored."""
         found: dict[Component, dict[str, np.float32]] = {name: {} for name in components}
         for wave in await self._planned("score", keys, components):
             answers = self._answers(wave) if "multivector" in components else [wave]
@@ -168,7 +173,7 @@ class Reader:
     async def scores_of(
         self, operation: str, components: Sequence[Component], query: M3Embeddings, rows: Mapping[str, Row]
     ) -> dict[Component, Float32]:
-        """Scores of rows that have the fields of these components, in the order of the rows."""
+        """Return the scores of rows that have the fields of these components, in the order of the rows."""
         if self.layout.schema.storage.multivector_dtype == "float16":
             query = as_float16(query)
         parts: list[dict[Component, Float32]] = [{name: np.empty(0, np.float32) for name in components}]
@@ -180,7 +185,7 @@ class Reader:
         return {name: np.concatenate([part[name] for part in parts]) for name in components}
 
     async def existing(self, operation: str, keys: Sequence[str], fields: Sequence[str]) -> dict[str, Row]:
-        """Rows of keys that must be there, in their order.
+        """Return the rows of keys that must be stored, in their order.
 
         Raises:
             DocumentNotFound: A key is not stored.
@@ -190,7 +195,7 @@ class Reader:
         return {key: rows[key] for key in keys}
 
     def note_rows(self, rows: Iterable[Row]) -> None:
-        """Remember how many multi-vector rows these have: only to plan answers, so one out of date does no harm."""
+        """Store the numbers of multi-vector rows; they only help to plan responses and may be outdated."""
         if len(self._counts) > _MOST_HINTS:
             self._counts.clear()
         self._counts.update((row["key"], int(row["rows"])) for row in rows)
@@ -198,7 +203,7 @@ class Reader:
     async def _planned(
         self, operation: str, keys: Sequence[str], components: Sequence[Component]
     ) -> list[Sequence[str]]:
-        """The distinct keys in runs whose vectors are held at once."""
+        """Return the distinct keys in runs whose vectors are held in memory together."""
         distinct = list(dict.fromkeys(keys))
         if "multivector" not in components:
             return list(by_count(distinct, KEYS_AT_ONCE))
@@ -208,7 +213,7 @@ class Reader:
         return list(by_bytes(distinct, self._answer_bytes, _SCORED_BYTES))
 
     def _answers(self, keys: Sequence[str]) -> Iterator[Sequence[str]]:
-        """The same in runs that are one answer each."""
+        """Return the same in runs that are one response each."""
         return by_bytes(keys, self._answer_bytes, _ANSWER_BYTES)
 
     def _answer_bytes(self, key: str) -> int:
@@ -219,11 +224,11 @@ class Reader:
     async def _vectors(
         self, operation: str, rows: Mapping[str, Row], components: Sequence[Component]
     ) -> AsyncIterator[tuple[list[str], M3Embeddings]]:
-        """The vectors of rows that have the fields of these components, in their order, in pieces of bounded size.
+        """Yield the vectors of rows with the fields of these components, in order, in pieces of limited size.
 
         Raises:
-            DocumentNotFound: A row's document is not stored any more.
-            Corrupt: What is stored is no multi-vector.
+            DocumentNotFound: The document of a row is no longer stored.
+            Corrupt: What is stored is not a multi-vector.
         """
         columns = [name for name in components if name != "multivector"]
         if "multivector" not in components:
@@ -241,10 +246,12 @@ class Reader:
             try:
                 yield some, await anyio.to_thread.run_sync(read)
             except ValueError as error:
-                raise _corrupt(some[0], f"or one beside it: {error}", operation) from error
+                raise _corrupt(
+                    some[0], f"its vectors, or those of a neighbour, are damaged: {error}", operation
+                ) from error
 
     async def _packed(self, operation: str, rows: Mapping[str, Row]) -> list[list[str]]:
-        """The elements of each row's multi-vector; those of long documents are read from their parts."""
+        """Return the elements of each row's multi-vector; long documents are read from their parts."""
         keys = list(rows)
         torn = ""
         for _ in range(3):
@@ -261,13 +268,13 @@ class Reader:
                     for row in rows.values()
                 ]
             torn = next(key for key, row in rows.items() if not parts.keys() >= set(part_keys(row)))
-            # Replaced between the two requests: its new version has other parts.
+            # The document was replaced between the two requests: its new version has other parts.
             rows = await self.existing(operation, keys, _PACKED)
         raise _corrupt(torn, "parts of its multi-vector are missing", operation)
 
 
 def fields_of(components: Sequence[Component]) -> list[str]:
-    """The fields that the vectors of these components take."""
+    """Return the fields that the vectors of these components are stored in."""
     columns = [name for name in components if name != "multivector"]
     return [*columns, *(_PACKED if "multivector" in components else ())]
 
@@ -279,13 +286,19 @@ def _scores(
 
 
 def check_found(keys: Sequence[str], found: Mapping[str, object], operation: str) -> None:
-    """Raise DocumentNotFound for the first key that is not found."""
+    """Raise DocumentNotFound for the first key that was not found."""
     for key in keys:
         if key not in found:
-            raise DocumentNotFound(f"no document {id_of(key)!r}.", backend=BACKEND, operation=operation)
+            raise DocumentNotFound(
+                f"there is no document {id_of(key)!r}.\n  Check the id, or add the document first.",
+                backend=BACKEND,
+                operation=operation,
+            )
 
 
 def _corrupt(key: str, why: str, operation: str) -> Corrupt:
     return Corrupt(
-        f"document {id_of(key)!r}: {why}.\n  Index it again.", backend=BACKEND, operation=operation
+        f"document {id_of(key)!r} cannot be read: {why}.\n  Index it again.",
+        backend=BACKEND,
+        operation=operation,
     )

@@ -1,4 +1,4 @@
-"""Documents and their embeddings as Milvus entities, and back."""
+"""Convert documents and their embeddings to Milvus entities, and back."""
 
 from __future__ import annotations
 
@@ -29,20 +29,22 @@ from m3_connectors.embeddings import Component, M3Embeddings, MultiVectors
 from m3_connectors.errors import InvalidInput
 
 NO_TOKEN = 2**32 - 2
-"""Token id of a sparse vector without tokens: milvus-lite refuses an empty one, and no vocabulary reaches this id."""
+"""The token id in a sparse vector without tokens: milvus-lite refuses an empty one, and no vocabulary has
+this id."""
 
 _PIECE_BYTES = MAX_TEXT_BYTES // 4 * 3
-"""Bytes whose base64 fills one element; a multiple of 3, so that there is no padding inside a document."""
+"""The number of bytes whose base64 fills one element; a multiple of 3, so only the end of a document has
+padding."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Entity:
-    """One document as it is sent.
+    """One document in the form in which it is sent.
 
     Attributes:
         row: The entity of the documents' collection.
-        parts: Entities of the parts' collection, to be written before it; mostly none.
-        size_bytes: About what ``row`` takes on the wire.
+        parts: Entities of the parts' collection, which are written before it; usually none.
+        size_bytes: The approximate size of ``row`` in a request.
     """
 
     row: dict[str, Any]
@@ -53,31 +55,31 @@ class Entity:
 def entities(
     layout: Layout, documents: Sequence[Document], embeddings: M3Embeddings, max_row_bytes: int
 ) -> list[Entity]:
-    """Every document with its embeddings, row i for document i.
+    """Return an entity for each document with its embeddings, row i for document i.
 
     Raises:
-        InvalidInput: A document does not fit into one row, or has more filterable values than one can hold.
+        InvalidInput: A document does not fit into one row, or has more filterable values than a row can hold.
     """
     return [_entity(layout, document, embeddings, i, max_row_bytes) for i, document in enumerate(documents)]
 
 
 def document_of(row: Mapping[str, Any]) -> Document:
-    """The document of an entity with ``key``, ``text`` and ``metadata``."""
+    """Return the document of an entity with ``key``, ``text`` and ``metadata``."""
     return Document(id_of(row["key"]), "".join(row["text"]), json.loads("".join(row["metadata"])))
 
 
 def part_keys(row: Mapping[str, Any]) -> list[str]:
-    """Keys of the parts that an entity with ``version`` and ``parts`` refers to."""
+    """Return the keys of the parts that an entity with ``version`` and ``parts`` refers to."""
     return [f"{row['version']}.{i}" for i in range(row["parts"])]
 
 
 def unpack(packed: Sequence[Sequence[str]], dimension: int) -> MultiVectors:
-    """The multi-vectors of documents, each given by its elements in order.
+    """Return the multi-vectors of documents, each given by its elements in order.
 
     Raises:
-        ValueError: The elements of one are no packed multi-vector.
+        ValueError: The elements of a document are not a packed multi-vector.
     """
-    # Only the last element of a document is padded, so that all of them are one base64 text.
+    # Only the last element of a document has padding, so all elements together are one base64 text.
     blobs = [pybase64.b64decode("".join(pieces), validate=True) for pieces in packed]
     return unpack_multivectors(blobs, dimension)
 
@@ -88,7 +90,7 @@ def embeddings_of(
     components: Sequence[Component],
     multivectors: MultiVectors | None = None,
 ) -> M3Embeddings:
-    """Columns of the dense and sparse vectors of entities, and the multi-vectors where given."""
+    """Return the dense and sparse vectors of entities as columns, together with the given multi-vectors."""
     model = layout.schema.model
     return M3Embeddings(
         dense=np.array([row["dense"] for row in rows], dtype=np.float32).reshape(-1, model.dimension)
@@ -103,13 +105,13 @@ def embeddings_of(
 
 
 def sparse_of(matrix: sp.csr_array, i: int) -> dict[int, float]:
-    """Row i of a CSR matrix as pymilvus takes it."""
+    """Return row i of a CSR matrix in the form that pymilvus accepts."""
     start, stop = matrix.indptr[i], matrix.indptr[i + 1]
     return dict(zip(matrix.indices[start:stop].tolist(), matrix.data[start:stop].tolist(), strict=True))
 
 
 def stamp(seconds: float) -> str:
-    """How versions begin that are made at this time, and so the keys of their parts: 12 digits that sort by it."""
+    """Return the prefix of versions (and of their parts' keys) of this time: 12 digits that sort by time."""
     return f"{int(1e3 * seconds):012x}"
 
 
@@ -120,14 +122,16 @@ def _entity(
     found = answers(document.metadata)
     if len(found.terms) > MAX_ELEMENTS:
         raise InvalidInput(
-            f"{where} has metadata with {len(found.terms)} filterable values; Milvus holds {MAX_ELEMENTS} a "
-            "document.\n  Keep long lists out of the metadata, or in its text."
+            f"{where} has metadata with {len(found.terms)} filterable values; Milvus stores at most "
+            f"{MAX_ELEMENTS} for a document.\n"
+            "  Move long lists from the metadata to the text, or leave them out."
         )
     bounds_bytes = len(json.dumps(found.bounds))
     if bounds_bytes > MAX_DYNAMIC_BYTES:
         raise InvalidInput(
-            f"{where} has numbers or dates in {len(found.bounds) // 2} fields of its metadata; Milvus holds about "
-            f"{len(found.bounds) // 2 * MAX_DYNAMIC_BYTES // bounds_bytes}.\n  Keep wide tables out of the metadata."
+            f"{where} has numbers or dates in {len(found.bounds) // 2} fields of its metadata; Milvus "
+            f"stores about {len(found.bounds) // 2 * MAX_DYNAMIC_BYTES // bounds_bytes} for a document.\n"
+            "  Leave wide tables out of the metadata."
         )
     text = document.text.encode()
     metadata = metadata_json(document.metadata).encode()
@@ -156,8 +160,8 @@ def _entity(
             if not layout.has_parts:
                 raise InvalidInput(
                     f"{where} takes {size + packed} bytes with its {len(rows)} rows; a row of Milvus holds "
-                    f"{max_row_bytes} (max_row_bytes).\n  Make the collection with "
-                    "Storage(long_documents='split'), which stores it exactly."
+                    f"at most {max_row_bytes} (max_row_bytes).\n"
+                    "  Create the collection with Storage(long_documents='split'), which stores it exactly."
                 )
             parts = tuple(_parts(version, pieces, max_row_bytes))
             row |= {"multivector": [], "parts": len(parts)}
@@ -165,8 +169,9 @@ def _entity(
             size += packed
     if size > max_row_bytes:
         raise InvalidInput(
-            f"{where} takes {size} bytes without its multi-vector; a row of Milvus holds {max_row_bytes} "
-            "(max_row_bytes).\n  Cut its text into several documents, or raise max_row_bytes if the server takes more."
+            f"{where} takes {size} bytes without its multi-vector; a row of Milvus holds at most "
+            f"{max_row_bytes} (max_row_bytes).\n"
+            "  Split its text into several documents, or raise max_row_bytes if the server accepts more."
         )
     return Entity(row, parts, size)
 
@@ -183,7 +188,7 @@ def _base64_pieces(blob: bytes) -> Iterator[str]:
 
 
 def _text_pieces(text: bytes) -> list[str]:
-    """UTF-8 in pieces of at most ``MAX_TEXT_BYTES``, cut between characters."""
+    """Return UTF-8 in pieces of at most ``MAX_TEXT_BYTES``, cut between characters."""
     pieces = []
     start = 0
     while start < len(text):

@@ -1,4 +1,4 @@
-"""Searches of one collection: the store's lists, made exact where it rounds and cut up where they are too large."""
+"""Search one collection: the store's lists, made exact where it rounds, split where they are too large."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ from m3_connectors.methods import rank
 from m3_connectors.scoring import score
 
 _MOST_RESULTS = 16_384
-"""Of one search or query, on servers."""
+"""The maximum number of results of one search or query, on servers."""
 
 _MOST_EF = 32_768
 
 _MORE = 16
-"""Documents asked for beyond the limit at least, where the server ranks by rounded scores."""
+"""The minimum number of documents requested beyond the limit, where the server ranks by rounded scores."""
 
 _ROUNDED = 1 + 2**-9
 _UNDERFLOW = 2**-24
-"""No s_lex is larger than the server's by more than this factor, and this for each unit of the query's weights: it
-rounds a document's weights to 16-bit floats (relative 2**-11, and 2**-25 near zero); the rest is for the query's own
-rounding and for sums in float32."""
+"""The largest factor by which s_lex exceeds the server's, and the largest difference per unit of the query's
+weights. The server rounds a document's weights to 16-bit floats (relative 2**-11, and 2**-25 near zero); the
+rest covers the query's own rounding and sums in float32."""
 
 Hit = dict[str, Any]
 
 
 class Searcher:
-    """Searches what a reader reads."""
+    """Searches the collection of a reader."""
 
     def __init__(self, connection: Connection, reader: Reader) -> None:
         self._connection = connection
@@ -46,7 +46,7 @@ class Searcher:
 
     @property
     def most_results(self) -> float:
-        """Longest list that one search answers."""
+        """The maximum length of the list of one search."""
         return math.inf if self._connection.is_lite else _MOST_RESULTS
 
     async def hits(
@@ -58,15 +58,15 @@ class Searcher:
         fields: Sequence[str] = (),
         width: int = 0,
     ) -> list[Hit]:
-        """The best that an expression finds, best first, with exact scores; dense may be approximate in who.
+        """Return the best rows that an expression finds, best first, with exact scores; dense is approximate.
 
         Args:
             component: dense or sparse.
             query: One text.
-            limit: Most hits.
-            expression: Only what it finds; all for an empty one.
-            fields: Those that hits bring besides ``key`` and ``distance``, their score.
-            width: An approximate index looks as far as for so many hits, if that is more.
+            limit: The maximum number of hits.
+            expression: Only rows that it finds are returned; all for an empty one.
+            fields: Fields of the hits in addition to ``key`` and ``distance``, their score.
+            width: An approximate index searches as far as for this number of hits, if it is larger.
         """
         if component == "sparse" and self._connection.rounds_sparse:
             return await self._with(fields, await self._exact_sparse(query, limit, expression))
@@ -77,7 +77,7 @@ class Searcher:
         else:
             hits = await self._bringing(fields, component, query, limit, expression, width)
         if len(hits) < limit and len(hits) < await self._reader.count(expression):
-            # An approximate index may lose its way behind a filter, or look at few of its lists.
+            # A filter can disconnect an approximate index, or the index searches few of its lists.
             scanned = await self.scan_for("dense", query, limit, expression)
             hits = [{"key": key, "distance": value} for key, value in scanned.items()]
         return await self._with(fields, hits)
@@ -91,19 +91,19 @@ class Searcher:
         expression: str,
         width: int,
     ) -> list[Hit]:
-        """One search whose hits bring these fields, with the server's own scores."""
+        """Run one search whose hits include these fields, with the server's own scores."""
         try:
             return await self._asked(component, query, limit, expression, fields, width)
         except TooLarge:
             if not fields:
                 raise
-            # By their keys, in as many answers as it takes.
+            # The fields are read by key instead, in as many responses as it takes.
             return await self._with(fields, await self._asked(component, query, limit, expression, (), width))
 
     async def _rescored_dense(
         self, query: M3Embeddings, limit: int, expression: str, fields: Sequence[str], width: int
     ) -> list[Hit]:
-        """The best of more hits than asked for, which the server found by quantised vectors, by exact scores."""
+        """Return the best by exact scores among more hits than requested, found by quantised vectors."""
         asked = int(min(2 * limit + _MORE, self.most_results))
         wanted = list(dict.fromkeys(("dense", *fields)))
         hits = await self._bringing(wanted, "dense", query, asked, expression, width)
@@ -113,7 +113,7 @@ class Searcher:
         return [hits[i] | {"distance": float(scores[i])} for i in best]
 
     async def _with(self, fields: Sequence[str], hits: list[Hit]) -> list[Hit]:
-        """Hits with these fields; without those that are not stored any more."""
+        """Return hits with these fields, without those that are no longer stored."""
         missing = [name for name in fields if any(name not in hit for hit in hits)]
         if not missing:
             return hits
@@ -121,7 +121,7 @@ class Searcher:
         return [hit | dict(rows[hit["key"]]) for hit in hits if hit["key"] in rows]
 
     async def _exact_sparse(self, query: M3Embeddings, limit: int, expression: str) -> list[Hit]:
-        """The true list by s_lex of a server that ranks by rounded ones, which is proven or asked for again."""
+        """Return the true list by s_lex from a server with rounded scores; proven, or requested again."""
         assert query.sparse is not None
         asked = min(limit + max(limit // 10, _MORE), self.most_results)
         while True:
@@ -130,7 +130,7 @@ class Searcher:
             scores = (await self._reader.scores_of("search", ["sparse"], query, rows))["sparse"]
             best = rank([id_of(key) for key in rows], scores, limit)
             found = [hits[i] | {"distance": float(scores[i])} for i in best]
-            # What is not among these has at most this score.
+            # Rows that are not among these have at most this score.
             if len(hits) < asked or (
                 hits[-1]["distance"] * _ROUNDED + _UNDERFLOW * float(query.sparse.data.sum())
                 < found[-1]["distance"]
@@ -151,7 +151,7 @@ class Searcher:
         fields: Sequence[str],
         width: int,
     ) -> list[Hit]:
-        """One search, with the server's own scores."""
+        """Run one search, with the server's own scores."""
         if component == "sparse":
             assert query.sparse is not None
             data: Any = sparse_of(query.sparse, 0)
@@ -184,14 +184,14 @@ class Searcher:
     async def search(
         self, component: Component, query: M3Embeddings, limit: int, expression: str
     ) -> dict[str, float]:
-        """Scores by key of ``hits``."""
+        """Return the scores of ``hits`` by key."""
         hits = await self.hits(component, query, limit, expression)
         return {hit["key"]: hit["distance"] for hit in hits}
 
     async def scan_for(
         self, component: Component, query: M3Embeddings, limit: int, expression: str
     ) -> dict[str, float]:
-        """The same from every stored vector, read page by page: exact where the index is not, and slow."""
+        """Return the same from every stored vector, read page by page: always exact, but slow."""
         found: dict[str, float] = {}
         async for page in self._reader.pages("search", expression or EVERYTHING, ["key", component]):
             scores = score(component, query, embeddings_of(self._layout, page, [component]))
@@ -208,7 +208,7 @@ class Searcher:
     async def searched_scores(
         self, component: Component, query: M3Embeddings, keys: Sequence[str]
     ) -> dict[str, float]:
-        """One component's scores by key from the store's own search among these keys, of those that are stored."""
+        """Return one component's scores by key, of the stored keys, with a search among them."""
         if self._connection.rounds_sparse if component == "sparse" else self._layout.rounds_dense:
             return _as_floats((await self._reader.fetched_scores([component], query, keys))[component])
         found: dict[str, float] = {}
@@ -216,10 +216,10 @@ class Searcher:
             found |= await self.search(component, query, len(some), keys_in(some))
         left = [key for key in keys if key not in found]
         if left and component == "dense":
-            # An approximate index may miss some even among so few.
+            # An approximate index may miss some keys even among so few.
             found |= _as_floats((await self._reader.fetched_scores(["dense"], query, left))["dense"])
         elif left:
-            # No shared token, or not stored.
+            # These share no token, or are not stored.
             found |= dict.fromkeys(await self._reader.rows("score", left, []), 0.0)
         return found
 

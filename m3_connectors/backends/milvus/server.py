@@ -1,4 +1,4 @@
-"""What a Milvus server, or the embedded milvus-lite, says about itself and a collection, and what is wrong with it."""
+"""Describe a Milvus server or the embedded milvus-lite and a collection, and find their problems."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ _LITE_DOCUMENTS = 10_000
 
 
 def nothing_there(where: Endpoint | Path) -> ServerInfo:
-    """The report of an embedded engine that was never started: it is not started for this."""
+    """Return the report for an embedded engine without a data directory; the engine is not started."""
     return ServerInfo(str(where), f"milvus_lite-{installed()}", {"engine": "milvus-lite, no data yet"})
 
 
 async def server_info(connection: Connection, where: Endpoint | Path, collection: str) -> ServerInfo:
-    """The report.
+    """Return the report.
 
     Args:
-        connection: To it.
+        connection: A connection to the server or engine.
         where: A server, or a data directory.
-        collection: The user's name of it.
+        collection: The user's name of the collection.
     """
     details = {"engine": "Milvus"}
     remarks = []
@@ -39,7 +39,10 @@ async def server_info(connection: Connection, where: Endpoint | Path, collection
         details["engine"] = "milvus-lite" + ("" if isinstance(where, Endpoint) else " in this process")
     elif release(connection.version) < OLDEST:
         remarks.append(
-            Remark(f"Milvus {connection.version} is older than {OLDEST[0]}.{OLDEST[1]}", "Update it.")
+            Remark(
+                f"Milvus {connection.version} is older than {OLDEST[0]}.{OLDEST[1]}",
+                f"Update it to {OLDEST[0]}.{OLDEST[1]} or later.",
+            )
         )
     if isinstance(where, Endpoint):
         details["transport"] = "gRPC, TLS" if where.tls else "gRPC, not encrypted"
@@ -62,8 +65,9 @@ async def server_info(connection: Connection, where: Endpoint | Path, collection
         if connection.is_lite and rows > _LITE_DOCUMENTS:
             remarks.append(
                 Remark(
-                    f"milvus-lite holds {rows:,} documents in memory, and searches them in Python",
-                    f"Use a server beyond some {_LITE_DOCUMENTS:,}.",
+                    f"milvus-lite keeps {rows:,} documents in memory and searches them in Python, which is "
+                    "slow",
+                    f"Use a server for more than about {_LITE_DOCUMENTS:,} documents.",
                     is_problem=False,
                 )
             )

@@ -1,4 +1,4 @@
-"""Writes to one collection: upserts in batches by bytes, deletes with all that belongs to a document."""
+"""Writes to one collection: upserts in batches by size, and deletes with all parts of a document."""
 
 from __future__ import annotations
 
@@ -17,22 +17,25 @@ from m3_connectors.backends.milvus.rows import Entity, part_keys, stamp
 from m3_connectors.errors import PartialWrite, Rejected, StorageFull
 
 _FLUSH_ROWS = 1_000
-"""milvus-lite searches unflushed rows one by one (measured: 10,000 of them cost 2 s a search, flushed 40 ms)."""
+"""milvus-lite scans unflushed rows one by one (measured: a search over 10,000 of them takes 2 s, flushed 40
+ms)."""
 
 _KEYS_AT_ONCE = 8_192
 
 _HOPELESS = 64
-"""After so many refused rows, and none that was taken, no more are tried one by one."""
+"""After this number of refused rows, if none was accepted, the remaining ones are not tried one by one."""
 
 _ORPHANED_SECONDS = 3600.0
-"""Of this age, parts that no document names are a failed call's; younger ones may be those of a call at work."""
+"""Parts of this age that no document refers to come from a failed call; younger ones may belong to a running
+call."""
 
 
 class Writer:
-    """Writes what a layout describes.
+    """Writes to the collection of a layout.
 
-    A document is replaced in three steps, so that a reader sees the old one or the new one whole: the parts of its
-    new version, its entity, which names that version, and last the parts of the old version are removed.
+    A document is replaced in three steps, so that a reader sees the whole old or the whole new one: first the
+    parts of the new version are written, then its entity, which refers to that version, and last the old
+    parts are removed.
     """
 
     def __init__(self, connection: Connection, layout: Layout, reader: Reader, batch_bytes: int) -> None:
@@ -44,11 +47,11 @@ class Writer:
         self._torn = False
 
     async def upsert(self, entities: Sequence[Entity]) -> None:
-        """Write documents; when it returns, they are on the server's disk or log, and every read sees them.
+        """Write documents; when it returns, they are in the server's storage or log and visible to reads.
 
         Raises:
-            PartialWrite: The server refused some; all the others are written.
-            BackendError: The server failed on the way; repeat the call.
+            PartialWrite: The server refused some documents; all others are written.
+            BackendError: The server failed during the call; repeat the call.
         """
         refused: dict[str, str] = {}
         for batch in by_bytes(entities, lambda entity: entity.size_bytes, self._batch_bytes):
@@ -63,7 +66,7 @@ class Writer:
                     owners[part]: why
                     for part, why in (await self._send(self._layout.parts_name, some)).items()
                 }
-            # An entity whose parts are not all there is not written: its old version stays whole.
+            # An entity with missing parts is not written, so its old version stays complete.
             whole = [entity.row for entity in batch if entity.row["key"] not in failed]
             failed |= await self._send(self._layout.name, whole)
             useless = [part for key in new for part in (new if key in failed else old).get(key, ())]
@@ -77,13 +80,13 @@ class Writer:
             raise PartialWrite(refused, backend=BACKEND, operation="upsert")
 
     async def delete(self, keys: Sequence[str]) -> int:
-        """Remove documents; how many were there."""
+        """Delete documents; return how many were stored."""
         count = await self._remove(keys)
         await self._mend()
         return count
 
     async def delete_where(self, expression: str) -> int:
-        """Remove the documents that an expression finds; how many there were."""
+        """Delete the documents that an expression finds; return how many there were."""
         found = [
             row["key"] async for page in self._reader.pages("delete", expression, ["key"]) for row in page
         ]
@@ -92,13 +95,13 @@ class Writer:
         return count
 
     async def _remove(self, keys: Sequence[str], condition: str = "") -> int:
-        """Remove those of the keys that a condition finds, with their parts; how many there were."""
+        """Delete the keys that a condition finds, with their parts; return how many there were."""
         count = 0
         fields = ["version", "parts"] if self._layout.has_parts else []
         for some in by_count(keys, _KEYS_AT_ONCE):
             rows = await self._reader.rows("delete", some, fields)
             await self._delete_keys(self._layout.name, list(rows), condition)
-            # One that was replaced in between, and is not found any more, stays as it is.
+            # A document that was replaced in the meantime, and no longer matches, is kept.
             left = await self._reader.rows("delete", list(rows), []) if condition else {}
             gone = [row for key, row in rows.items() if key not in left]
             if self._layout.has_parts:
@@ -109,10 +112,10 @@ class Writer:
         return count
 
     async def optimize(self) -> None:
-        """Have all that was written in the indexes, and nothing stored that no document needs.
+        """Complete the indexes, and remove what no document needs.
 
         Raises:
-            TimedOut: The server does not go on with its indexes.
+            TimedOut: The server makes no progress with its indexes.
         """
         await self._sweep()
         if not self._connection.is_lite:
@@ -123,7 +126,7 @@ class Writer:
             self._unflushed_rows = 0
 
     async def _sweep(self) -> None:
-        """Remove what calls that failed long ago, or that replaced a document at the same time, left of its parts."""
+        """Delete parts left by calls that failed long ago, or that replaced a document at the same time."""
         if not self._layout.has_parts:
             return
         old = f'key < "{stamp(time.time() - _ORPHANED_SECONDS)}"'
@@ -137,8 +140,8 @@ class Writer:
         await self._delete_keys(self._layout.parts_name, [key for key in parts if key not in named])
 
     async def settle(self) -> None:
-        """Move what was written into milvus-lite's segments; a server does so by itself."""
-        # Nothing is flushed to a full disk: milvus-lite would show none of it until its next start.
+        """Move what was written into milvus-lite's segments; a server does this itself."""
+        # Nothing is flushed to a full disk: milvus-lite would not show it until its next start.
         if self._unflushed_rows and self._connection.is_lite and not self._torn:
             await self._connection.call("flush", "flush", self._layout.name, write=True)
         self._unflushed_rows = 0
@@ -148,17 +151,17 @@ class Writer:
         return [self._layout.name, *([self._layout.parts_name] if self._layout.has_parts else ())]
 
     async def _parts_of(self, keys: Sequence[str]) -> dict[str, list[str]]:
-        """Keys of the parts of each stored document."""
+        """Return the keys of the parts of each stored document."""
         if not self._layout.has_parts:
             return {}
         rows = await self._reader.rows("upsert", keys, ["version", "parts"])
         return {key: part_keys(row) for key, row in rows.items()}
 
     async def _send(self, collection: str, rows: list[dict[str, Any]]) -> dict[str, str]:
-        """Write rows, in halves where the server refuses them together; why it refused a key.
+        """Write rows, in halves if the server refuses them together; return the reason for each refused key.
 
         Raises:
-            Rejected: It refuses row after row, so it is not the rows that it minds.
+            Rejected: The server refuses row after row, so the cause is not a single row.
         """
         refused: dict[str, str] = {}
         reasons: dict[str, Rejected] = {}
@@ -199,10 +202,10 @@ class Writer:
             raise
 
     async def _mend(self) -> None:
-        """Have milvus-lite begin a new log where a full disk tore the old one, now that a write passed.
+        """Make milvus-lite start a new log after a full disk cut the old one, now that a write succeeded.
 
-        It goes on behind the half of a record that fitted, but after its next start reads up to that half only: what it
-        acknowledged since would be lost.
+        It continues after the incomplete record, but at its next start it reads only up to that record:
+        writes that it acknowledged in between would be lost.
         """
         if self._torn:
             for collection in self._collections:

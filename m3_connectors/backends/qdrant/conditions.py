@@ -1,6 +1,6 @@
-"""What a filter means in Qdrant's terms, once for the server and the engine in this process.
+"""Filters in Qdrant's terms, for both the server and the engine in this process.
 
-The two have different classes for the same conditions; a ``Dialect`` makes them.
+The two libraries have different classes for the same conditions; a ``Dialect`` creates them.
 """
 
 from __future__ import annotations
@@ -19,35 +19,35 @@ F = TypeVar("F")
 
 
 class Dialect(Protocol[F]):
-    """The conditions that are needed, as filters of one library."""
+    """The required conditions, as filters of one library."""
 
     def all_of(self, parts: Sequence[F]) -> F:
-        """Every part holds."""
+        """Return a filter that requires every part."""
 
     def any_of(self, parts: Sequence[F]) -> F:
-        """Some part holds; at least one part."""
+        """Return a filter that requires one of the parts; there is at least one part."""
 
     def none_of(self, part: F) -> F:
-        """The part does not hold."""
+        """Return a filter that excludes the part."""
 
     def is_empty(self, key: str) -> F:
-        """Missing, null or an empty list."""
+        """Return a filter for a key that is missing, null or an empty list."""
 
     def equals(self, key: str, text: str) -> F:
-        """This very text, or a list with it."""
+        """Return a filter for exactly this text, or a list with it."""
 
     def is_among(self, key: str, texts: Sequence[str]) -> F:
-        """One of these texts, or a list with one."""
+        """Return a filter for one of these texts, or a list with one of them."""
 
     def in_range(self, key: str, bounds: dict[str, float]) -> F:
-        """A number (or a list with one) within ``gt``, ``gte``, ``lt``, ``lte``."""
+        """Return a filter for a number (or a list with one) within ``gt``, ``gte``, ``lt``, ``lte``."""
 
     def in_time(self, key: str, bounds: dict[str, datetime.datetime]) -> F:
-        """The same of instants."""
+        """Return the same filter for instants."""
 
 
 def translate(filter: Filter, dialect: Dialect[F]) -> F:
-    """The same condition in Qdrant's terms; ``filters.matches`` is what it must mean."""
+    """Return the same condition in Qdrant's terms; ``filters.matches`` defines its meaning."""
     match filter:
         case And(parts):
             return dialect.all_of([translate(part, dialect) for part in parts])
@@ -85,7 +85,8 @@ def _somewhere(tree: str, field: str, condition: Callable[[str], F], dialect: Di
 
 def _any_of(parts: Sequence[F], dialect: Dialect[F]) -> F:
     if not parts:
-        # An empty ``should`` is true in Qdrant; that nothing at all holds is never so, and it needs no index.
+        # In Qdrant an empty ``should`` is true. The negation of an empty conjunction is always false, without
+        # an index.
         return dialect.none_of(dialect.all_of([]))
     return parts[0] if len(parts) == 1 else dialect.any_of(parts)
 
@@ -98,14 +99,15 @@ def _equals(field: str, value: Scalar, dialect: Dialect[F]) -> F:
     if is_large(value):
         *_, exact = terms_of(value)
         return _somewhere(LARGE, field, lambda path: dialect.equals(path, exact), dialect)
-    # A match on 1 does not find 1.0, and no match takes a fraction: a range of one point finds both.
+    # A match on 1 does not find 1.0, and a match does not accept a fraction: a range of one point finds both.
     bounds = {"gte": _lower(value), "lte": _upper(value)}
     return _somewhere(METADATA, field, lambda path: dialect.in_range(path, bounds), dialect)
 
 
 def _lower(value: float) -> float:
-    # The engine reads back decimals of 16 and 17 digits up to two units in the last place off (measured): an equal
-    # fraction is found within that much, so fractions that differ in their last two bits only are equal to it.
+    # The engine reads decimals of 16 and 17 digits with an error of up to two units in the last place
+    # (measured). Equality allows for that error, so fractions that differ only in their last two bits are
+    # equal.
     return value if _is_short(value) else math.nextafter(math.nextafter(value, -math.inf), -math.inf)
 
 

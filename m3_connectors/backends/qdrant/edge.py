@@ -33,16 +33,18 @@ from m3_connectors.search import Key, search
 T = TypeVar("T")
 
 _BATCH_BYTES = 8 * 2**20
-"""Vectors and text in one write: bounds the memory of Python's lists of floats, and how long one call lasts."""
+"""Vectors and text in one write; limits the memory of Python's lists of floats, and the duration of one
+call."""
 
 _WRITE_FACTOR = 3
-"""Disk that a write may need for its own size: in the log, in the storage, and around them."""
+"""The disk space that a write may need, relative to its size: in the log, in the storage, and for
+overhead."""
 
 _DELETION_BYTES = 64
 """What the deletion of one document adds to the log."""
 
 _REMARKABLE_BYTES = 10**6
-"""Of deleted documents: less is not worth a line."""
+"""The smallest space of deleted documents that is reported."""
 
 _PAGE = 1000
 
@@ -51,8 +53,8 @@ class EdgeBackend(Backend):
     """One collection in ``DIRECTORY/COLLECTION``, open in one process at a time.
 
     Args:
-        directory: Where collections lie; made with the first of them.
-        collection: Name of the collection.
+        directory: The directory of the collections; created with the first of them.
+        collection: The name of the collection.
     """
 
     name: ClassVar[str] = BACKEND
@@ -66,16 +68,16 @@ class EdgeBackend(Backend):
 
     @classmethod
     def from_url(cls, url: str, collection: str, options: Mapping[str, Any]) -> EdgeBackend:
-        """The backend of ``qdrant:DIRECTORY``, which takes no options.
+        """Return the backend of ``qdrant:DIRECTORY``, which takes no options.
 
         Raises:
-            InvalidInput: There is no directory in the URL, or an unknown option.
-            Unsupported: An option of other stores.
+            InvalidInput: The URL has no directory, or an option is unknown.
+            Unsupported: The option belongs to other stores.
         """
         directory = url.removeprefix("qdrant:")
         if not directory or directory.startswith("//"):
             raise InvalidInput(
-                f"{shown(url)!r} names no directory: give qdrant:DIRECTORY, such as qdrant:./data.\n"
+                f"{shown(url)!r} does not name a directory.\n  Use qdrant:DIRECTORY, such as qdrant:./data.\n"
                 "  A server is qdrant+http://HOST:6333."
             )
         refuse_unknown("qdrant:DIRECTORY", cls.capabilities, options)
@@ -86,15 +88,16 @@ class EdgeBackend(Backend):
         return ServerInfo(str(self.directory), version, {"engine": "Qdrant Edge in this process"})
 
     async def optimize(self) -> None:
-        """Build the dense graph (HNSW) and rewrite the data without what was deleted or replaced.
+        """Build the dense graph (HNSW) and rewrite the data without deleted and replaced documents.
 
-        Until then every dense list is an exact scan. Afterwards lists are approximate unless ``exact`` is asked,
-        and faster for large collections. The engine blocks the whole process meanwhile, for a few milliseconds
-        a document, and needs as much free disk as the collection takes. The graph is left behind when the space of
-        deleted documents is reclaimed, which happens by itself once half of the data is theirs.
+        Before that every dense list is an exact scan. Afterwards lists are approximate unless ``exact`` is
+        True, and faster for large collections. The engine blocks the whole process in the meantime, for a few
+        milliseconds per document, and needs as much free disk space as the collection takes. The graph is
+        lost when the space of deleted documents is reclaimed, which happens automatically once they take half
+        of the data.
 
         Raises:
-            StorageFull: There is less free disk than that; nothing was changed.
+            StorageFull: There is less free disk space than that; nothing was changed.
         """
         shard = self._opened()
         shard.check_space(shard.size_bytes(), "optimize")
@@ -114,8 +117,8 @@ class EdgeBackend(Backend):
             f"({usage.deleted:,} deleted documents, {usage.live:,} live)"
         )
         remedy = (
-            "That happens by itself once half is deleted, in a program that keeps the index open and writes; "
-            "Index.optimize() does it at once."
+            "This happens automatically once half is deleted, in a program that keeps the index open and "
+            "writes. Call Index.optimize() to do it now."
         )
         return (Remark(what, remedy, is_problem=False),)
 
@@ -235,7 +238,7 @@ class EdgeBackend(Backend):
     async def _search(
         self, query: M3Embeddings, method: Method, k: int, filter: Filter | None, exact: bool
     ) -> list[ScoredId]:
-        """The whole of it in the shard's worker, so that no other call comes in between."""
+        """Run the whole search in the shard's worker, so that no other call comes in between."""
         stored = self.schema.components
         return await self._answer(
             "search", lambda answers: search(answers, stored, query, method, k, filter, exact)
@@ -269,11 +272,15 @@ def _check_found(
 ) -> None:
     for id, point in zip(ids, points, strict=True):
         if point not in found:
-            raise DocumentNotFound(f"no document {id!r}.", backend=BACKEND, operation=operation)
+            raise DocumentNotFound(
+                f"there is no document {id!r}.\n  Check the id, or add the document first.",
+                backend=BACKEND,
+                operation=operation,
+            )
 
 
 def _batches(documents: Sequence[Document], embeddings: M3Embeddings) -> Iterator[tuple[int, int, int]]:
-    """Consecutive ``(start, stop, size_bytes)``, each about 8 MiB or a single document."""
+    """Yield consecutive ``(start, stop, size_bytes)``, each about 8 MiB or a single document."""
     sizes = np.array([len(document.text.encode()) for document in documents], dtype=np.int64)
     if "dense" in embeddings.components:
         sizes += embeddings.dense.itemsize * embeddings.dense.shape[1]

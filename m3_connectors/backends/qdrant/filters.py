@@ -1,4 +1,4 @@
-"""A filter tree as a filter of the engine in this process."""
+"""Convert a filter tree into a filter of the engine in this process."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from m3_connectors.filters import Filter
 
 
 def edge_filter(filter: Filter) -> engine.Filter:
-    """The same condition in the engine's terms."""
+    """Return the same condition as a filter of the engine."""
     return translate(filter, _EdgeDialect())
 
 

@@ -1,4 +1,4 @@
-"""The directory of a collection on disk: its record, what else may lie there, and the collections side by side."""
+"""The directory of a collection on disk: its record, its other files, and the list of collections."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from m3_connectors.backends.qdrant.failures import BACKEND, broken, translated
 from m3_connectors.errors import AlreadyExists, CollectionNotFound, Corrupt, InvalidInput, NotFound
 
 FIRST_SHARD = "shard"
-"""Name of the directory with the engine's files in a new collection."""
+"""The name of the directory with the engine's files in a new collection."""
 
 _SHARD = re.compile(r"shard(-[0-9a-f]{32})?")
 
 
 def write_record(home: Path, schema: Schema, name: str) -> None:
-    """Record the schema, and the directory whose shard counts, in one step."""
+    """Write the schema and the name of the active shard directory atomically."""
     with open(home / "m3.json.tmp", "w", encoding="utf-8") as file:
         json.dump({**schema.to_json(), "shard": name}, file, indent=1, ensure_ascii=False)
         file.flush()
@@ -29,11 +29,11 @@ def write_record(home: Path, schema: Schema, name: str) -> None:
 
 
 def read_record(home: Path) -> tuple[Schema, str]:
-    """The schema, and the directory whose shard counts.
+    """Read the schema and the name of the active shard directory.
 
     Raises:
         CollectionNotFound: There is no record.
-        Corrupt: It cannot be read.
+        Corrupt: The record cannot be read.
     """
     try:
         raw = json.loads((home / "m3.json").read_text(encoding="utf-8"))
@@ -48,16 +48,20 @@ def read_record(home: Path) -> tuple[Schema, str]:
 
 
 def collections_in(directory: Path) -> list[CollectionInfo]:
-    """The collections in a directory, and shards that another program made there.
+    """Return the collections in a directory, and shards there that another program created.
 
     Raises:
-        NotFound: There is no such directory.
-        InvalidInput: It is a file.
+        NotFound: The directory does not exist.
+        InvalidInput: The path is a file.
     """
     with translated("list", directory):
         check_directory(directory)
         if not directory.exists():
-            raise NotFound(f"there is no directory {directory}.", backend=BACKEND, operation="list")
+            raise NotFound(
+                f"there is no directory {directory}.\n  Check the path, or index documents into it first.",
+                backend=BACKEND,
+                operation="list",
+            )
         homes = [path for path in directory.iterdir() if path.is_dir() and not path.name.startswith(".")]
         ours = [home for home in homes if (home / "m3.json").exists()]
         others = [home for home in homes if home not in ours and (home / "edge_config.json").exists()]
@@ -68,28 +72,28 @@ def collections_in(directory: Path) -> list[CollectionInfo]:
 
 
 def remove_other_shards(home: Path, name: str) -> None:
-    """Remove what killed processes left behind: copies that the record does not name."""
+    """Delete copies that the record does not name, which killed processes left behind."""
     for left in home.glob("shard*"):
         if left.name != name and _SHARD.fullmatch(left.name):
             shutil.rmtree(left, ignore_errors=True)
 
 
 def check_directory(directory: Path) -> None:
-    """Raise InvalidInput if a file lies where the directory of collections should be."""
+    """Raise InvalidInput if the path for the directory of collections is a file."""
     if directory.exists() and not directory.is_dir():
-        raise InvalidInput(f"{directory} is no directory: give qdrant:DIRECTORY, such as qdrant:./data.")
+        raise InvalidInput(f"{directory} is not a directory.\n  Use qdrant:DIRECTORY, such as qdrant:./data.")
 
 
 def no_collection(home: Path, operation: str) -> CollectionNotFound:
-    """The error for a directory without a record."""
+    """Return the error for a directory without a record."""
     message = (
-        f"{home} is no collection of m3-connectors: it has no m3.json.\n  Use another directory or name."
+        f"{home} is not a collection of m3-connectors: it has no m3.json.\n  Use another directory or name."
     )
     return CollectionNotFound(message, backend=BACKEND, operation=operation)
 
 
 def sync(directory: Path) -> None:
-    """Make a rename in this directory survive a power cut, where the system lets directories be synced."""
+    """Make a rename in this directory survive a power failure, if the system can sync directories."""
     if os.name == "posix":
         handle = os.open(directory, os.O_RDONLY)
         try:
@@ -99,12 +103,13 @@ def sync(directory: Path) -> None:
 
 
 def check_absent(home: Path) -> None:
-    """Raise AlreadyExists if anything lies where a new collection should be."""
+    """Raise AlreadyExists if the path of a new collection already exists."""
     if home.exists():
-        message = f"{home} is there.\n  Open it, drop it, or use another collection name."
+        message = f"{home} already exists.\n  Open it, drop it, or use another collection name."
         if not (home / "m3.json").exists():
             what = "a directory" if home.is_dir() else "a file"
             message = (
-                f"{home} is {what} of something else.\n  Use another collection name or another directory."
+                f"{home} already exists and is {what} that m3-connectors did not create.\n"
+                "  Use another collection name or another directory."
             )
         raise AlreadyExists(message, backend=BACKEND, operation="create")

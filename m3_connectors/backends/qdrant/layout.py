@@ -1,7 +1,7 @@
-"""How a document's vectors are laid out in a Qdrant point, whichever engine keeps it.
+"""The layout of a document's vectors in a Qdrant point, for both engines.
 
-Vectors ``dense``, ``sparse`` and ``multi_0`` … ``multi_k``: a Qdrant server refuses a multi-vector of 2**20 floats or
-more (stored or asked), so a longer document continues in the next one.
+The vectors are ``dense``, ``sparse`` and ``multi_0`` … ``multi_k``: a Qdrant server refuses a multi-vector of
+2**20 floats or more (in points and in queries), so the rows of a longer document continue in the next one.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from m3_connectors.embeddings import Float32, Int64, M3Embeddings, MultiVectors
 from m3_connectors.errors import InvalidInput
 
 MAX_FLOATS = 2**20 - 1
-"""Most floats in one multi-vector (server 1.18: ``MAX_MULTIVECTOR_FLATTENED_LEN``)."""
+"""The maximum number of floats in one multi-vector (server 1.18: ``MAX_MULTIVECTOR_FLATTENED_LEN``)."""
 
 MAX_ROWS = 8192
-"""Rows that the layout has room for: the model's longest text."""
+"""The number of rows that the layout can hold: those of the model's longest text."""
 
 SparseRow = tuple[Int64, Float32]
 """Token ids, sorted, and their weights."""
@@ -36,9 +36,9 @@ class Layout:
     """The named vectors of a collection.
 
     Attributes:
-        schema: What the collection holds.
-        rows_per_vector: Most rows in one of the multi-vectors, and in one multi-vector query.
-        multivectors: Their names, in the order of the document's rows.
+        schema: The schema of the collection.
+        rows_per_vector: The maximum number of rows in one multi-vector, and in one multi-vector query.
+        multivectors: The names of the multi-vectors, in the order of the document's rows.
     """
 
     schema: Schema
@@ -47,7 +47,7 @@ class Layout:
 
     @classmethod
     def of(cls, schema: Schema) -> Self:
-        """The layout for a schema."""
+        """Return the layout for a schema."""
         rows = max(1, MAX_FLOATS // schema.model.dimension)
         vectors = 0
         if "multivector" in schema.components:
@@ -55,20 +55,21 @@ class Layout:
         return cls(schema, rows, tuple(f"multi_{i}" for i in range(vectors)))
 
     def check_rows(self, documents: Sequence[Document], embeddings: M3Embeddings) -> None:
-        """Raise InvalidInput if a document has more multi-vector rows than there is room for."""
+        """Raise InvalidInput if a document has more multi-vector rows than the layout can hold."""
         if "multivector" not in embeddings.components:
             return
         room = self.rows_per_vector * len(self.multivectors)
         for position in np.flatnonzero(embeddings.multivectors.counts > room)[:1]:
             raise InvalidInput(
                 f"documents[{position}] (id {documents[position].id!r}) has "
-                f"{embeddings.multivectors.counts[position]} multi-vector rows; this collection has room for {room}.\n"
-                '  Split the text, or make the collection with Storage(long_documents="split") (up to '
+                f"{embeddings.multivectors.counts[position]} multi-vector rows; this collection stores at "
+                f"most {room} for a document.\n"
+                '  Split the text, or create the collection with Storage(long_documents="split") (up to '
                 f"{MAX_ROWS} rows)."
             )
 
     def vectors(self, embeddings: M3Embeddings, i: int) -> Iterator[tuple[str, Vector]]:
-        """The named vectors of document i; a component without entries has none."""
+        """Yield the named vectors of document i; a component without entries has no vector."""
         assert embeddings.dense is not None
         yield "dense", embeddings.dense[i]
         if "sparse" in embeddings.components:
@@ -83,7 +84,7 @@ class Layout:
                 yield name, rows[start : start + self.rows_per_vector]
 
     def embeddings(self, vectors: Sequence[Mapping[str, Any]]) -> M3Embeddings:
-        """Embeddings of points that were read with their vectors (by name, as ``Vector``)."""
+        """Return the embeddings of points that were read with their vectors (by name, as ``Vector``)."""
         schema = self.schema
         dense: Float32 = np.array([vector["dense"] for vector in vectors], dtype=np.float32)
         sparse = multivectors = None
@@ -97,12 +98,12 @@ class Layout:
 
 
 def floats(vector: Vector) -> int:
-    """How many numbers a vector has."""
+    """Return the number of numbers in a vector."""
     return vector.size if isinstance(vector, np.ndarray) else 2 * len(vector[0])
 
 
 def sparse_row(matrix: sp.csr_array, i: int) -> SparseRow:
-    """Token ids and weights of one row of a canonical CSR matrix."""
+    """Return token ids and weights of one row of a canonical CSR matrix."""
     row = slice(matrix.indptr[i], matrix.indptr[i + 1])
     return matrix.indices[row], matrix.data[row]
 

@@ -1,4 +1,4 @@
-"""One process at a time: a lock file that the operating system releases when its holder ends, however it ends."""
+"""A lock file for one process at a time; the operating system releases it when its holder ends."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from pathlib import Path
 from m3_connectors.errors import Busy
 
 _BYTE = 2**20
-"""Where the locked byte lies: beyond the process id, which Windows would otherwise hide from readers."""
+"""The position of the locked byte: beyond the process id, because Windows hides locked bytes from readers."""
 
 
 class ProcessLock:
     """An exclusive lock on a path, held from construction until ``release``.
 
     Raises:
-        Busy: It is held already, by another process or by this one.
-        OSError: The file cannot be made.
+        Busy: Another process or this one already holds it.
+        OSError: The file cannot be created.
     """
 
     def __init__(self, path: Path, *, operation: str) -> None:
@@ -33,7 +33,7 @@ class ProcessLock:
                 if not isinstance(error, BlockingIOError | PermissionError):
                     raise
                 raise Busy(_busy(path, holder), backend="qdrant", operation=operation) from error
-            # Its last holder may have removed the file between our opening and locking it.
+            # The last holder may have deleted the file between our opening and locking it.
             if _is_at(handle, path):
                 break
             os.close(handle)
@@ -42,10 +42,10 @@ class ProcessLock:
         self._handle = handle
 
     def release(self, *, remove: bool = False) -> None:
-        """Give the lock back; a second call does nothing.
+        """Release the lock; a second call does nothing.
 
         Args:
-            remove: Also delete the file, for a collection that is gone.
+            remove: Also delete the file, for a collection that was dropped.
         """
         if self._handle is None:
             return
@@ -59,7 +59,7 @@ class ProcessLock:
         self.release()
 
     def abandon(self) -> None:
-        """Forget the lock in a forked child: the parent keeps it, and the child must not keep it alive."""
+        """Drop the lock in a forked child: the parent keeps it, and the child must not keep it alive."""
         if self._handle is not None:
             os.close(self._handle)
             self._handle = None
@@ -68,12 +68,12 @@ class ProcessLock:
 def _busy(path: Path, holder: str) -> str:
     what = f'collection "{path.name.removeprefix(".").removesuffix(".lock")}" in {path.parent}'
     if holder == str(os.getpid()):
-        return f"this process has {what} open already.\n  Use that index, or close it first."
+        return f"this process has already opened {what}.\n  Use that index, or close it first."
     who = f"process {holder}" if holder else "another process"
     return (
-        f"{who} has {what} open, and a directory can be used by one process at a time.\n"
-        "  Close it there, or wait for it to end. Several processes (web workers, say) need a server: "
-        "qdrant+http://HOST:6333."
+        f"{who} has opened {what}, and only one process at a time can use a directory.\n"
+        "  Close it there, or wait for that process to end. To share it between processes (such as web "
+        "workers), use a server: qdrant+http://HOST:6333."
     )
 
 

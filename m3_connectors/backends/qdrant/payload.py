@@ -1,10 +1,11 @@
-"""What a Qdrant point holds of a document beside its vectors, whichever engine keeps it.
+"""The payload of a document's point, for both engines.
 
-Our own keys are at the top, so that they and the caller's never meet. The metadata are there as JSON text, which is
-what is given back (the engine changes the last bit of one float in eight), and as trees to filter on, which hold what
-``fields_of`` reaches: ``metadata`` every field and its values, ``flags``, ``dates`` and ``large`` what the engine
-cannot tell apart in that tree: Edge 0.9 takes a match on True for one on 1, Qdrant takes ``2024-1-1`` and the 61st
-second of a minute for dates, and its ranges are of doubles (``large_numbers``).
+The keys of this package are at the top level, so that they never collide with the caller's. Metadata are
+stored as JSON text, which is what reads return (the engine changes the last bit of one float in eight), and
+as trees for filters, with what ``fields_of`` finds. ``metadata`` has every field with its values. ``flags``,
+``dates`` and ``large`` have what the engine cannot distinguish in that tree: Edge 0.9 confuses a match on
+True with one on 1, Qdrant accepts ``2024-1-1`` and the 61st second of a minute as dates, and its ranges use
+doubles (``large_numbers``).
 """
 
 from __future__ import annotations
@@ -35,15 +36,15 @@ _NAMESPACE = uuid.UUID("6ffd1b52-7d3c-5c58-9a46-0d1f2a8f6c3e")
 
 
 def point_id(id: str) -> uuid.UUID:
-    """The id that Qdrant knows a document by (it takes 64-bit integers and UUIDs only)."""
+    """Return the id of a document's point (Qdrant accepts only 64-bit integers and UUIDs)."""
     return uuid.uuid5(_NAMESPACE, id)
 
 
 def payload_of(document: Document) -> dict[str, Any]:
-    """The payload of a document's point, which ``document_of`` reads."""
+    """Return the payload of a document's point, which ``document_of`` reads."""
     fields = fields_of(document.metadata)
     payload: dict[str, Any] = {ID: document.id, TEXT: document.text, JSON: metadata_json(document.metadata)}
-    # A field without values is there all the same, and an empty object is not empty to Qdrant.
+    # A field without values still exists; Qdrant does not treat an empty object as empty.
     payload[METADATA] = _tree(
         {field: _plain(map(_value, items)) if items else {} for field, items in fields.items()}
     )
@@ -54,14 +55,15 @@ def payload_of(document: Document) -> dict[str, Any]:
 
 
 def document_of(payload: Mapping[str, Any]) -> Document:
-    """The document that a point's payload holds; KeyError or ValueError if it holds none."""
+    """Return the document of a point's payload; raise KeyError or ValueError if the payload has none."""
     return Document(payload[ID], payload[TEXT], json.loads(payload[JSON]))
 
 
 def paths_of(tree: str, field: str) -> list[str]:
-    """The payload paths of a metadata field in one of the trees, of which a document has one (see ``_tree``).
+    """Return the payload paths of a metadata field in a tree; a document uses one of them (see ``_tree``).
 
-    Quoted, so that spaces, dashes and any script are taken as they are; ``filters`` forbids quotes in fields.
+    The paths are quoted, so that spaces, dashes and any script are literal; ``filters`` forbids quotes in
+    fields.
     """
     names = field.split(".")
     whole = f'{tree}."{field}"'
@@ -70,21 +72,21 @@ def paths_of(tree: str, field: str) -> list[str]:
 
 
 def keys_of(path: str) -> list[str]:
-    """The keys of a payload path: the server reports ours without the quotes that a key does not need."""
+    """Return the keys of a payload path: the server reports paths without unnecessary quotes."""
     return [quoted or bare for quoted, bare in _KEY.findall(path)]
 
 
 def flag_form(value: bool) -> str:
-    """How ``flags`` spell a truth value."""
+    """Return the form of a truth value in ``flags``."""
     return "true" if value else "false"
 
 
 def date_form(date: datetime.datetime) -> str:
-    """How ``dates`` and conditions on them spell an instant: RFC 3339, in UTC where its year has four digits there."""
+    """Return the form of an instant in ``dates`` and conditions: RFC 3339, in UTC for 4-digit years."""
     try:
         date = date.astimezone(datetime.UTC)
     except OverflowError:
-        # Qdrant takes no seconds in an offset; a larger offset leads back into the years 1 to 9999.
+        # Qdrant does not accept seconds in an offset; a larger offset leads back into the years 1 to 9999.
         ahead = date.utcoffset() or datetime.timedelta()
         minutes = -(-abs(ahead) // _MINUTE) * (1 if ahead > datetime.timedelta() else -1)
         local = date.replace(tzinfo=None) + (minutes * _MINUTE - ahead)
@@ -93,9 +95,9 @@ def date_form(date: datetime.datetime) -> str:
 
 
 def _tree(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields as nested objects; where a shorter field has values in the way, under their whole name.
+    """Return fields as nested objects; a field has its whole name if a shorter field is on its path.
 
-    Nested, because documents of earlier versions are: their objects were stored as they came.
+    They are nested because those of earlier versions are: their objects were stored unchanged.
     """
     tree: dict[str, Any] = {}
     for field in sorted(fields, key=lambda name: name.count(".")):
@@ -111,13 +113,13 @@ def _tree(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _plain(values: Iterable[Any]) -> Any:
-    """One value as itself, several as a list."""
+    """Return a single value itself, and several values as a list."""
     found = list(values)
     return found[0] if len(found) == 1 else found
 
 
 def _value(item: Scalar) -> Scalar:
-    # As a whole number, because the engine does not read every decimal of 16 digits exactly.
+    # As an integer, because the engine does not read every decimal of 16 digits exactly.
     return item if isinstance(item, bool | str) or not is_large(item) else int(double(item))
 
 

@@ -1,6 +1,6 @@
-"""Points of the engine in this process: the shared layout and payload in its classes.
+"""Points of the engine in this process: the shared layout and payload, in the engine's classes.
 
-The engine has no limit of rows in a multi-vector, but keeps the server's layout.
+The engine does not limit the rows of a multi-vector, but uses the server's layout.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ __all__ = [
 ]
 
 PointId = int | uuid.UUID | str
-"""An id as the engine's binding types it; ours are UUIDs."""
+"""An id as the engine's binding declares it; the ids of this package are UUIDs."""
 
 
 class Layout(shared.Layout):
     """The named vectors of a collection in the engine."""
 
     def edge_config(self) -> engine.EdgeConfig:
-        """The engine's configuration: inner products, one graph (dense), everything else scanned exactly."""
+        """Return the engine's configuration: inner products, one graph (dense), exact scans of the rest."""
         float16 = self.schema.storage.multivector_dtype == "float16"
         datatype = engine.VectorStorageDatatype.Float16 if float16 else engine.VectorStorageDatatype.Float32
         width = self.schema.model.dimension
@@ -55,13 +55,13 @@ class Layout(shared.Layout):
         return engine.EdgeConfig(
             vectors,
             {"sparse": engine.EdgeSparseVectorParams()} if "sparse" in self.schema.components else None,
-            # ``optimize`` is called only when a graph is wanted: then every segment is worth one.
+            # ``optimize`` is called only when a graph is wanted, so every segment gets one.
             optimizers=engine.EdgeOptimizersConfig(indexing_threshold=1),
             wal_enabled=True,
         )
 
     def points(self, documents: Sequence[Document], embeddings: M3Embeddings) -> list[engine.Point]:
-        """The points of checked documents."""
+        """Return the points of checked documents."""
         return [
             engine.Point(
                 point_id(document.id),
@@ -72,7 +72,7 @@ class Layout(shared.Layout):
         ]
 
     def nearest(self, component: Component, query: M3Embeddings) -> engine.Query:
-        """The query of one component of one text; ``multivector`` asks the first of the multi-vectors."""
+        """Return the query of one component of one text; ``multivector`` uses the first multi-vector."""
         if component == "dense":
             assert query.dense is not None
             return engine.Query.Nearest(query.dense[0].tolist(), using="dense")
@@ -84,44 +84,45 @@ class Layout(shared.Layout):
         return engine.Query.Nearest(query.multivectors[0].tolist(), using=self.multivectors[0])
 
     def nearest_row(self, query: M3Embeddings, row: int, part: int) -> engine.Query:
-        """The query of one multi-vector row of one text, asking one of the multi-vectors."""
+        """Return the query of one multi-vector row of one text against one of the multi-vectors."""
         assert query.multivectors is not None
         return engine.Query.Nearest([query.multivectors[0][row].tolist()], using=self.multivectors[part])
 
     @staticmethod
     def query_rows(query: M3Embeddings) -> int:
-        """Multi-vector rows of one text."""
+        """Return the number of multi-vector rows of one text."""
         assert query.multivectors is not None
         return len(query.multivectors.rows)
 
     def embeddings(self, vectors: Sequence[Mapping[str, Any]]) -> M3Embeddings:
-        """Embeddings of points that were read with their vectors."""
+        """Return the embeddings of points that were read with their vectors."""
         return super().embeddings(
             [{name: _as_read(vector) for name, vector in named.items()} for named in vectors]
         )
 
 
 def stored(edge: engine.EdgeShard, points: Sequence[PointId]) -> set[PointId]:
-    """Those of the points that are stored."""
+    """Return the points that are stored."""
     return {record.id for record in edge.retrieve(list(points), False, False)}
 
 
 def payloads(
     edge: engine.EdgeShard, points: Sequence[PointId], fields: Sequence[str] | None = None
 ) -> dict[PointId, dict[str, Any]]:
-    """Payloads, whole or some fields of them, of those points that are stored."""
+    """Return the payloads, or some fields of them, of the points that are stored."""
     records = edge.retrieve(list(points), True if fields is None else list(fields), False)
     return {record.id: record.payload or {} for record in records}
 
 
 def vectors(edge: engine.EdgeShard, points: Sequence[PointId]) -> dict[PointId, Mapping[str, Any]]:
-    """Named vectors of those points that are stored."""
+    """Return the named vectors of the points that are stored."""
     records = edge.retrieve(list(points), False, True)
     return {record.id: record.vector for record in records if isinstance(record.vector, Mapping)}
 
 
 def _as_sent(vector: Vector) -> Any:
-    # Lists, because the engine's binding reads them faster than arrays (28 ms against 42 ms for 512 x 1,024).
+    # Lists, because the engine's binding reads them faster than arrays (28 ms instead of 42 ms for 512 x
+    # 1,024).
     if isinstance(vector, np.ndarray):
         return vector.tolist()
     return engine.SparseVector(vector[0].tolist(), vector[1].tolist())

@@ -1,6 +1,6 @@
-"""What a search asks of the engine in this process, in few engine calls.
+"""The engine calls of one search in this process, in small number.
 
-All of it runs in the shard's worker, one search without another in between.
+All calls run in the shard's worker, without another search in between.
 """
 
 from __future__ import annotations
@@ -22,16 +22,17 @@ T = TypeVar("T")
 _EXACT = engine.SearchParams(exact=True)
 
 _QUERIES_AT_ONCE = 1024
-"""Most queries in one batch while scoring long documents: bounds the memory of their answers."""
+"""The maximum number of queries in one batch when long documents are scored; it limits the memory of their
+results."""
 
 
 def key_of(id: str) -> Key:
-    """The name of a document in a search: its point's number, which Python compares faster than a UUID."""
+    """Return the key of a document in a search: its point's number, which compares faster than a UUID."""
     return point_id(id).int
 
 
 class EdgeAnswers:
-    """What one search asks of the engine; nothing here waits, so ``at_once`` runs it to the end."""
+    """What one search needs from the engine; nothing here waits, so ``at_once`` runs it to the end."""
 
     settles_ties = True
 
@@ -39,10 +40,10 @@ class EdgeAnswers:
         self._edge = edge
         self._layout = layout
         self._points: dict[Key, uuid.UUID] = {}
-        """The points of keys that the engine has named, which are not built again."""
+        """The points of keys that the engine has returned, which saves building them again."""
 
     async def lists(self, ask: Lists) -> Candidates:
-        """The union of the lists: one engine call."""
+        """Return the union of the lists, with one engine call."""
         ranked = self._ranked(ask)
         return Candidates.union(
             {
@@ -59,18 +60,18 @@ class EdgeAnswers:
         *,
         documents: bool = False,
     ) -> None:
-        """Every missing score: one engine call for all; and one for the documents, if they are wanted."""
+        """Add all missing scores with one engine call, and wanted documents with another one."""
         missing = {name: keys for name in components if (keys := found.missing(name))}
         requests = [self._among(keys, self._layout.nearest(name, query)) for name, keys in missing.items()]
         several = "multivector" in missing and len(self._layout.multivectors) > 1
         if several:
-            # Which of them go on in a second multi-vector: any query row tells.
+            # This finds the documents that continue in a second multi-vector; any query row serves.
             requests.append(self._among(missing["multivector"], self._layout.nearest_row(query, 0, 1)))
         answers = self._ask(requests)
         for (name, keys), answer in zip(missing.items(), answers, strict=False):
             scores = {self._key(point): point.score for point in answer}
             if name == "sparse":
-                # The engine leaves out points that share no token with the query: their score is 0.
+                # The engine leaves out points that share no token with the query; their score is 0.
                 silent = [key for key in keys if key not in scores]
                 scores |= dict.fromkeys(silent if found.listed else self._stored(silent), 0.0)
             elif name == "multivector":
@@ -85,7 +86,7 @@ class EdgeAnswers:
             found.bring({points[point]: document_of(payload) for point, payload in read.items()})
 
     async def ids(self, found: Candidates) -> list[str]:
-        """The documents' own ids."""
+        """Return the documents' own ids."""
         if all(key in found.documents for key in found.keys):
             return [found.documents[key].id for key in found.keys]
         return self._ids(found.keys)
@@ -93,13 +94,12 @@ class EdgeAnswers:
     # -- lists
 
     def _ranked(self, ask: Lists) -> dict[Component, list[engine.ScoredPoint]]:
-        """The best points of each component, best first, with their exact scores.
+        """Return the best points of each component, best first, with their exact scores.
 
-        Where the cut goes through equal scores, those with the lowest ids are in; that takes more calls.
+        If the cut is among equal scores, those with the lowest ids are kept; that takes more calls.
         """
-        stored_points = (
-            self._edge.info().points_count
-        )  # deeper there is nothing; the engine's integers end at 2**64
+        # A list cannot be longer than this, and the engine's integers end at 2**64.
+        stored_points = self._edge.info().points_count
         depths = {name: min(depth, stored_points) for name, depth in ask.depths.items()}
         width = min(ask.width, stored_points)
         condition = None if ask.filter is None else edge_filter(ask.filter)
@@ -110,11 +110,11 @@ class EdgeAnswers:
             nearest = self._layout.nearest(component, ask.query)
             return engine.QueryRequest(limit=limit, query=nearest, filter=condition, params=params)
 
-        # One more than asked for tells whether the cut goes through equal scores.
+        # One more result than requested shows whether the cut is among equal scores.
         asked = self._ask([request(name, depth + 1, ask.exact) for name, depth in depths.items()])
         lists = dict(zip(depths, asked, strict=True))
         if not ask.exact and len(lists.get("dense", ())) < depths.get("dense", 0):
-            # Few points pass, or the graph's way to them is cut off by the filter: look at all that pass.
+            # Few points pass, or the filter disconnects the graph: scan all points that pass.
             (lists["dense"],) = self._ask([request("dense", depths["dense"] + 1, True)])
         for name, depth in depths.items():
             limit = depth + 1
@@ -124,7 +124,7 @@ class EdgeAnswers:
         return {name: self._cut(points, depths[name]) for name, points in lists.items()}
 
     def _cut(self, points: list[engine.ScoredPoint], depth: int) -> list[engine.ScoredPoint]:
-        """The first ``depth`` of a list that holds all that equal the last of them; of these the lowest ids."""
+        """Return the first ``depth`` of a list with all ties of the last one; of the ties the lowest ids."""
         if len(points) <= depth:
             return points
         tied_score = points[depth - 1].score
@@ -138,9 +138,10 @@ class EdgeAnswers:
     # -- scores
 
     def _of_long(self, query: M3Embeddings, keys: Sequence[Key]) -> dict[Key, float]:
-        """s_mul of documents in several multi-vectors: for each query row the best of all of them, then the mean.
+        """Return s_mul of documents in several multi-vectors: the best per query row over all, then the mean.
 
-        The engine can only add up the best rows of one multi-vector, so each query row asks each of them by itself.
+        The engine can only sum the best rows of one multi-vector, so each query row is a separate query for
+        each.
         """
         rows, parts = self._layout.query_rows(query), len(self._layout.multivectors)
         at = {key: i for i, key in enumerate(keys)}
@@ -187,11 +188,11 @@ class EdgeAnswers:
 
 
 def at_once(call: Coroutine[Any, Any, T]) -> T:
-    """The result of a coroutine that never waits, without an event loop."""
+    """Return the result of a coroutine that never waits, without an event loop."""
     try:
         call.send(None)
     except StopIteration as done:
         result: T = done.value
         return result
     call.close()
-    raise RuntimeError(f"{call} waits for something.")
+    raise RuntimeError(f"{call} waits, which a call of the engine must not do.")

@@ -1,9 +1,9 @@
-"""Space that deleted documents take: how much it is, and the copy of a shard that leaves them behind.
+"""The space of deleted documents: how much it is, and the copy of a shard without them.
 
-The engine only marks a deleted document; its vectors stay in the files, and what is added afterwards takes new space.
-The engine's own remedy (``optimize``) blocks the whole process for as long as it takes. So the live documents are
-copied to a new shard beside the old one, a page at a time, and between two pages searches and writes have their turn.
-Writes go to both shards meanwhile, so the copy is whole when its last page is.
+The engine only marks a deleted document; its vectors stay in the files, and new documents take new space. The
+engine's own remedy (``optimize``) blocks the whole process while it runs. Therefore the live documents are
+copied to a new shard next to the old one, a page at a time, so that searches and writes can run between two
+pages. Writes go to both shards in the meantime, so the copy is complete after its last page.
 """
 
 from __future__ import annotations
@@ -21,29 +21,31 @@ import qdrant_edge as engine
 from m3_connectors.backends.qdrant.points import Layout, PointId
 
 CHECK_POINTS = 1000
-"""Documents written or deleted before garbage is measured; more in a large collection, where it matters less."""
+"""Documents written or deleted before garbage is measured; more in a large collection, where it matters
+less."""
 
 LEAST_BYTES = 16 * 2**20
-"""Less garbage than this is left where it is."""
+"""The smallest amount of garbage that is reclaimed."""
 
 _PAGE_BYTES, _MOST_PAGE_BYTES = 2**19, 2**23
-"""Of vectors and text in one page. The smaller one takes the engine 20 ms, in which no search can run. Behind a larger
-write, which took as long, a page is as large as that: so the copy keeps up with whoever writes without a pause."""
+"""The size of vectors and text in one page. The smaller size takes the engine 20 ms, during which no search
+can run. After a larger write, which took as long, a page has the size of that write, so the copy keeps up
+with writers."""
 
 _MOST_POINTS = 256
 _FLUSH_BYTES = 64 * 2**20
 _VERSION_BYTES = 8
-"""Of each place for a document in a segment's ``*id_tracker.versions``, whether or not it was deleted since."""
+"""The size of each place of a document in a segment's ``*id_tracker.versions``, deleted or not."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Usage:
-    """What a shard's files hold, as of its last flush.
+    """The content of a shard's files, as of its last flush.
 
     Attributes:
-        live: Documents.
-        places: Places that documents take or took.
-        size_bytes: Of the data on disk, without the log.
+        live: The number of documents.
+        places: The number of places of live and deleted documents.
+        size_bytes: The size of the data on disk, without the log.
     """
 
     live: int
@@ -52,7 +54,7 @@ class Usage:
 
     @classmethod
     def of(cls, directory: Path, edge: engine.EdgeShard) -> Usage:
-        """The usage of a shard that was just flushed."""
+        """Return the usage of a shard that was just flushed."""
         segments = directory / "segments"
         places = sum(path.stat().st_size for path in segments.glob("*/*id_tracker.versions"))
         live = edge.count(engine.CountRequest(exact=True))
@@ -60,38 +62,38 @@ class Usage:
 
     @property
     def deleted(self) -> int:
-        """Places of deleted documents."""
+        """The number of places of deleted documents."""
         return self.places - self.live
 
     @property
     def reclaimable_bytes(self) -> int:
-        """About what these take."""
+        """About how many bytes these take."""
         return self.size_bytes * self.deleted // self.places if self.places else 0
 
     @property
     def due(self) -> bool:
-        """Half of the data is garbage: then copying costs no more than what was deleted had cost to write."""
+        """Whether half of the data is garbage: a copy then costs no more than the deleted data did."""
         return self.deleted >= self.live and self.reclaimable_bytes >= LEAST_BYTES
 
 
 class Copy:
-    """A new shard that takes over what is live in another one.
+    """A new shard that takes over the live documents of another one.
 
     Attributes:
-        directory: Of the new shard.
-        shard: It, open; whole once ``step`` returned True.
+        directory: The directory of the new shard.
+        shard: The open shard; complete once ``step`` returned True.
     """
 
     def __init__(
         self, home: Path, layout: Layout, usage: Usage, check_space: Callable[[int, str], None]
     ) -> None:
-        """An empty shard.
+        """Create an empty shard.
 
         Args:
-            home: Of the collection; the new shard lies in it.
-            layout: Of the collection.
-            usage: Of the shard that is copied.
-            check_space: Raises StorageFull if so many bytes do not fit.
+            home: The directory of the collection, in which the new shard is created.
+            layout: The layout of the collection.
+            usage: The usage of the shard that is copied.
+            check_space: Raises StorageFull if this number of bytes does not fit.
 
         Raises:
             StorageFull: There is no room for the live documents.
@@ -119,7 +121,7 @@ class Copy:
         return self._seconds / self._copied * max(0, self._live - self._copied)
 
     def step(self, source: engine.EdgeShard) -> bool:
-        """Copy one more page; whether it was the last."""
+        """Copy one more page; return whether it was the last."""
         began = time.perf_counter()
         page_bytes = min(max(_PAGE_BYTES, self._owed_bytes), _MOST_PAGE_BYTES)
         limit = min(max(1, page_bytes // self._point_bytes), _MOST_POINTS)
@@ -136,7 +138,7 @@ class Copy:
         return self._offset is None
 
     def update(self, operation: engine.UpdateOperation, size_bytes: int) -> None:
-        """Write what was written to the other shard, too."""
+        """Repeat a write to the other shard in this one."""
         self._check_space(3 * size_bytes, "reclaim")
         self.shard.update(operation)
         self._owed_bytes += size_bytes
@@ -146,7 +148,7 @@ class Copy:
             self._unflushed_bytes = 0
 
     def discard(self) -> None:
-        """Close and remove the new shard."""
+        """Close and delete the new shard."""
         try:
             self.shard.close()
         finally:
@@ -154,15 +156,17 @@ class Copy:
 
 
 def size_bytes(directory: Path) -> int:
-    """What the files below a directory take on disk."""
+    """Return the space on disk of the files below a directory."""
     return sum(_allocated_bytes(path) for path in directory.rglob("*"))
 
 
 def _allocated_bytes(path: Path) -> int:
     try:
         status = os.stat(path)
-    except FileNotFoundError:  # the engine, or the thread that removes an old shard, was quicker
+    except (
+        FileNotFoundError
+    ):  # deleted in the meantime by the engine, or by the thread that removes an old shard
         return 0
     blocks = getattr(status, "st_blocks", None)
-    # The engine makes large files with holes: what they take is less than their length.
+    # The engine creates large sparse files, which take less space than their length.
     return status.st_size if blocks is None else 512 * blocks

@@ -1,7 +1,8 @@
 """A Qdrant server as a store: one collection, three named vectors, exact scores.
 
-A search takes two round trips: candidates, then every missing score of every candidate, asked by id. Scores are the
-server's own; a document whose multi-vector had to be split is scored row by row over its parts and put together here.
+A search takes two round trips: candidate lists, then all missing scores of all candidates, requested by id.
+The server computes the scores. A document whose multi-vector had to be split is scored row by row over its
+parts; these scores are combined here.
 """
 
 from __future__ import annotations
@@ -61,17 +62,18 @@ _OPTIONS = ("transport", "grpc_port", "indexes", "shards")
 _IDS_AT_ONCE = 1000
 _DOCUMENTS_AT_ONCE = 256
 _VECTORS_AT_ONCE = 4
-"""Requests for one document each: a long one's rows take 32 MB, and nothing says before how many it has."""
+"""Concurrent requests for one document each: a long document's rows take 32 MB, and their number is not known
+yet."""
 
 
 class QdrantBackend(Backend):
     """One collection on one server; any number of processes may use it at the same time.
 
     Args:
-        connection: The way there.
-        collection: Its name.
+        connection: The connection to the server.
+        collection: The name of the collection.
         indexes: Metadata fields that get a payload index, with their type.
-        shards: Of a new collection; the server's own choice if None.
+        shards: The number of shards of a new collection; the server chooses if it is None.
     """
 
     name: ClassVar[str] = BACKEND
@@ -106,13 +108,14 @@ class QdrantBackend(Backend):
 
     @classmethod
     def from_url(cls, url: str, collection: str, options: Mapping[str, Any]) -> QdrantBackend:
-        """The backend of ``qdrant+http(s)://HOST[:6333]``.
+        """Return the backend of ``qdrant+http(s)://HOST[:6333]``.
 
-        Options beside the common ones of ``Endpoint``: ``transport`` ("auto", "grpc", "rest"), ``grpc_port`` (the
-        REST port + 1), ``indexes`` (metadata field to "keyword", "number", "date" or "bool"), ``shards``.
+        Options in addition to the common ones of ``Endpoint``: ``transport`` ("auto", "grpc", "rest"),
+        ``grpc_port`` (REST port + 1), ``indexes`` (metadata field to "keyword", "number", "date" or "bool"),
+        ``shards``.
 
         Raises:
-            InvalidInput: An unusable URL or option.
+            InvalidInput: The URL or an option is not valid.
         """
         endpoint, left = Endpoint.parse(
             url,
@@ -124,20 +127,20 @@ class QdrantBackend(Backend):
         )
         transport = left.get("transport", "auto")
         if transport not in get_args(Transport):
-            raise InvalidInput(f"transport is {transport!r}: use {', '.join(get_args(Transport))}.")
+            raise InvalidInput(f"transport is {transport!r}.\n  Use one of {', '.join(get_args(Transport))}.")
         indexes = left.get("indexes") or {}
         for field, kind in indexes.items():
             if kind not in INDEX_TYPES:
-                raise InvalidInput(f"indexes[{field!r}] is {kind!r}: use {', '.join(INDEX_TYPES)}.")
+                raise InvalidInput(f"indexes[{field!r}] is {kind!r}.\n  Use one of {', '.join(INDEX_TYPES)}.")
         grpc_port = left.get("grpc_port") or os.environ.get("M3_QDRANT_GRPC_PORT") or endpoint.port + 1
         if not str(grpc_port).isdecimal() or not 0 < int(grpc_port) < 65536:
-            raise InvalidInput(f"grpc_port is {grpc_port!r}: give a port from 1 to 65535.")
+            raise InvalidInput(f"grpc_port is {grpc_port!r}.\n  Pass a port number from 1 to 65535.")
         connection = Connection(endpoint, collection, transport, int(grpc_port))
         return cls(connection, collection, indexes=indexes, shards=left.get("shards"))
 
     async def server(self) -> ServerInfo:
         await self._connection.connect()
-        # The greeting is given to anyone; this is not.
+        # The version information is public; this request checks the credentials.
         return server_info(self._connection, await self._info("describe"))
 
     async def collections(self) -> list[CollectionInfo]:
@@ -146,7 +149,7 @@ class QdrantBackend(Backend):
         answer = await self._connection.call("list", client.get_collections)
         found = []
         for name in [one.name for one in answer.collections]:
-            with contextlib.suppress(CollectionNotFound):  # dropped since
+            with contextlib.suppress(CollectionNotFound):  # dropped in the meantime
                 info = await self._connection.call("list", functools.partial(client.get_collection, name))
                 ours = METADATA_KEY in (info.config.metadata or {})
                 found.append(
@@ -157,7 +160,7 @@ class QdrantBackend(Backend):
         return found
 
     async def optimize(self) -> None:
-        """Wait until the server has built its graphs, which it does by itself after writes; an hour at most."""
+        """Wait until the server has built its graphs, which it does after writes; at most an hour."""
         self._check_open()
         await wait_optimized(self._connection, self.collection)
 
@@ -177,13 +180,13 @@ class QdrantBackend(Backend):
             exists = True
         info = await self._info("create")
         found = (info and info.config.metadata) or {}
-        # It is ours even so if only the answer to our first try was lost.
+        # It may still be our collection, if only the response of our first try was lost.
         if exists and found.get(CREATION_KEY) != metadata[CREATION_KEY]:
             what = await what_is(self._connection, self.collection, "create")
             message = f"{what}; nothing was created.\n  Open it, or use another name."
             raise AlreadyExists(message, backend=BACKEND, operation="create")
         if METADATA_KEY not in found:
-            # Measured is that an update sets the metadata; that creation does is documented since 1.16.
+            # That an update sets the metadata was measured; that creation does is documented since 1.16.
             await self._connection.call(
                 "create", lambda: client.update_collection(self.collection, metadata=metadata)
             )
@@ -194,7 +197,8 @@ class QdrantBackend(Backend):
         info = await self._info("open")
         if info is None:
             raise CollectionNotFound(
-                f'no collection "{self.collection}" at {self._connection.url}.',
+                f'there is no collection "{self.collection}" at {self._connection.url}.\n'
+                "  Create it, or list the collections with m3 collections URL.",
                 backend=BACKEND,
                 operation="open",
             )
@@ -216,10 +220,11 @@ class QdrantBackend(Backend):
             check_ours(info, self.collection, "drop")
             client = self._connection.client
             dropped = await self._connection.call("drop", lambda: client.delete_collection(self.collection))
-            # It says no where there is nothing any more, and to an alias, which it leaves with all that is behind it.
+            # False means that the collection no longer exists, or that the name is an alias, which stays
+            # unchanged.
             if not dropped and await self._info("drop") is not None:
                 what = await what_is(self._connection, self.collection, "drop")
-                message = f"{what}, and was not removed: nothing was changed.\n  Drop the collection by its own name."
+                message = f"{what}; nothing was removed or changed.\n  Drop the collection by its own name."
                 raise Rejected(message, backend=BACKEND, operation="drop")
 
     async def close(self) -> None:
@@ -254,7 +259,7 @@ class QdrantBackend(Backend):
         condition = server_filter(filter)
         if not there:
             return 0
-        with contextlib.suppress(TooLarge):  # more than the rate limit lets one request remove
+        with contextlib.suppress(TooLarge):  # one request would remove more than the rate limit allows
             await self._remove(models.FilterSelector(filter=condition))
             return there
         listed = pages(self._connection, self.collection, self._limits, filter=condition, with_id=False)
@@ -263,7 +268,7 @@ class QdrantBackend(Backend):
         return len(points)
 
     async def _remove_points(self, points: Sequence[str]) -> None:
-        """Remove points by name."""
+        """Delete points by id."""
 
         def remove(some: Sequence[str]) -> Awaitable[None]:
             return self._removal(models.PointIdsList(points=list(some)))
@@ -275,7 +280,7 @@ class QdrantBackend(Backend):
         await self._connection.call("delete", functools.partial(self._removal, selector))
 
     def _removal(self, selector: models.PointsSelector) -> Awaitable[None]:
-        """One try."""
+        """Make one try of a deletion."""
         delete = functools.partial(self._connection.client.delete, self.collection, selector, wait=True)
         return applied("delete", delete)
 
@@ -306,7 +311,7 @@ class QdrantBackend(Backend):
         self._opened()
         client = self._connection.client
         condition = None if filter is None else server_filter(filter)
-        if not self._limits.exact:  # strict mode refuses an exact count as it does an exact search
+        if not self._limits.exact:  # strict mode refuses an exact count, too
             listed = pages(self._connection, self.collection, self._limits, filter=condition, with_id=False)
             return sum([len(page) async for page in listed])
         call = functools.partial(client.count, self.collection, count_filter=condition, exact=True)
@@ -350,14 +355,14 @@ class QdrantBackend(Backend):
         for name, ids in missing.items():
             of_points = scores[name]
             if name == "sparse":
-                # No score means that no token is shared, or that there is no such document.
+                # A missing score means that no token is shared, or that the document does not exist.
                 silent = [point for point in wanted[name] if point not in of_points]
                 of_points |= dict.fromkeys(silent if found.listed else await self._stored(silent), 0.0)
             scored = [id for id in ids if point_of(id) in of_points]
             found.learn(name, scored, [of_points[point_of(id)] for id in scored])
 
     async def _stored(self, points: Sequence[str]) -> list[str]:
-        """Those of the points that are stored."""
+        """Return the points that are stored."""
         runs = by_count(points, _IDS_AT_ONCE)
         return [record.point for some in runs for record in await self._records(some, "score")]
 
@@ -381,7 +386,7 @@ class QdrantBackend(Backend):
         return answers
 
     async def _read(self, points: Sequence[str], vector: str) -> Mapping[str, Vector]:
-        """One named vector of those of the points that are there and have it."""
+        """Return one named vector of each point that is stored and has it."""
         wire, width = self._connection.wire, self.schema.model.dimension
         most = max(1, wire.message_bytes // (wire.bytes_per_float * width))
         found: dict[str, Vector] = {}

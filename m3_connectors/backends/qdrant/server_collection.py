@@ -1,4 +1,4 @@
-"""A collection on a Qdrant server: how it is made, what it must look like when it is opened, what it limits."""
+"""A collection on a Qdrant server: how it is created, how it is checked when it is opened, its limits."""
 
 from __future__ import annotations
 
@@ -16,41 +16,43 @@ from m3_connectors.backends.qdrant.server_errors import BACKEND
 from m3_connectors.errors import Corrupt, InvalidInput, Rejected, Unsupported
 
 METADATA_KEY = "m3_connectors"
-"""Under it the collection's own metadata hold our schema, as JSON text."""
+"""The key in the collection's metadata whose value is the schema, as JSON text."""
 
 CREATION_KEY = "m3_connectors_creation"
-"""Under it they hold a mark of the one call that made it, so that a second try of it knows its own first."""
+"""The key whose value identifies the call that created the collection, so that a retry recognises its own
+first try."""
 
 IndexType = Literal["keyword", "number", "date", "bool"]
 
 INDEX_TYPES: dict[str, tuple[tuple[str, models.PayloadSchemaType], ...]] = {
     "keyword": ((METADATA, models.PayloadSchemaType.KEYWORD),),
-    # Never INTEGER: such an index does not see 2.5 or 2.0, and a filter on it would miss documents.
+    # Never INTEGER: such an index leaves out 2.5 and 2.0, and a filter on it would miss documents.
     "number": ((METADATA, models.PayloadSchemaType.FLOAT), (LARGE, models.PayloadSchemaType.KEYWORD)),
-    # A date is also equal to a text, and may be missing: both are asked of the values themselves.
+    # A date can also be compared as a text, or be missing: both conditions use the values themselves.
     "date": ((DATES, models.PayloadSchemaType.DATETIME), (METADATA, models.PayloadSchemaType.KEYWORD)),
     "bool": ((FLAGS, models.PayloadSchemaType.KEYWORD), (METADATA, models.PayloadSchemaType.KEYWORD)),
 }
-"""Where in the payload what filters ask of a field of a type is (``conditions``), and the index that fits it."""
+"""The trees of the payload that filters on a field of a type use (``conditions``), with the matching
+index."""
 
 
 def indexes_of(field: str, kind: IndexType) -> list[tuple[str, models.PayloadSchemaType]]:
-    """The payload paths of a metadata field that are indexed, with their index types."""
+    """Return the payload paths of a metadata field that are indexed, with their index types."""
     return [(path, type_) for tree, type_ in INDEX_TYPES[kind] for path in paths_of(tree, field)]
 
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What the collection's strict mode refuses; None where it does not care.
+    """The limits of the collection's strict mode; None where there is no limit.
 
     Attributes:
-        exact: Whether a search may compare with every point.
-        query: Most answers of one search, and of one page.
-        hnsw_ef: Widest approximate search.
-        searches: Most searches in one request.
-        upserts: Most points in one write of documents.
-        writes: Most points that one request may change.
-        condition: Most values in one condition, ids among them.
+        exact: Whether a search may scan all points.
+        query: The maximum number of results of one search, and of one page.
+        hnsw_ef: The maximum width of an approximate search.
+        searches: The maximum number of searches in one request.
+        upserts: The maximum number of points in one write of documents.
+        writes: The maximum number of points that one request may change.
+        condition: The maximum number of values in one condition, such as ids.
     """
 
     exact: bool = True
@@ -62,25 +64,26 @@ class Limits:
     condition: int | None = None
 
     def at_once(self, most: int) -> int:
-        """How many points one search may be about: at most so many, and as many as a list and a condition hold."""
+        """Return how many points a search may cover: at most ``most``, within the limits of strict mode."""
         return min(most, self.query or most, self.condition or most)
 
     def check_list(self, limit: int) -> None:
-        """Raise Unsupported for a list that is longer than an answer may be."""
+        """Raise Unsupported for a list that is longer than the limit of a response."""
         if self.query is not None and limit > self.query:
             raise Unsupported(
-                f"a list of {limit:,} candidates is asked for; the collection's strict mode answers {self.query:,} at "
-                f"most (max_query_limit).\n  Use a method whose lists are no longer, "
-                f'Method("shallow", {{"dense": {self.query}}}, weights), and k up to {self.query}, or raise the limit.'
+                f"the method needs a list of {limit:,} candidates; the collection's strict mode allows "
+                f"{self.query:,} (max_query_limit).\n  Use a method with shorter lists, such as "
+                f'Method("shallow", {{"dense": {self.query}}}, weights), and k up to {self.query}, or raise '
+                "the limit."
             )
 
 
 def creation(schema: Schema, *, shards: int | None) -> dict[str, Any]:
-    """The arguments of ``create_collection``."""
+    """Return the arguments of ``create_collection``."""
     layout = Layout.of(schema)
     width = schema.model.dimension
     float16 = schema.storage.multivector_dtype == "float16"
-    # Inner products: COSINE would store other vectors than those given.
+    # Inner products: COSINE would normalise the stored vectors.
     vectors = {"dense": models.VectorParams(size=width, distance=models.Distance.DOT)}
     for name in layout.multivectors:
         vectors[name] = models.VectorParams(
@@ -88,12 +91,12 @@ def creation(schema: Schema, *, shards: int | None) -> dict[str, Any]:
             distance=models.Distance.DOT,
             datatype=models.Datatype.FLOAT16 if float16 else models.Datatype.FLOAT32,
             multivector_config=models.MultiVectorConfig(comparator=models.MultiVectorComparator.MAX_SIM),
-            # Only ever scored by id: no graph, and no memory beyond the page cache. ``memory=cold`` says the same
-            # since 1.19, but not to the servers before.
+            # Only scored by id, so no graph, and no memory beyond the page cache. ``memory=cold`` means the
+            # same since 1.19, but older servers do not have it.
             hnsw_config=models.HnswConfigDiff(m=0),
             on_disk=True,
         )
-    # No modifier: plain inner products; IDF would be applied on top of the model's own weights.
+    # Without a modifier: plain inner products. IDF would be applied in addition to the model's own weights.
     sparse = {"sparse": models.SparseVectorParams()} if "sparse" in schema.components else None
     record = json.dumps(schema.to_json(), ensure_ascii=False)
     metadata = {METADATA_KEY: record, CREATION_KEY: uuid.uuid4().hex}
@@ -106,16 +109,16 @@ def creation(schema: Schema, *, shards: int | None) -> dict[str, Any]:
 
 
 def check_ours(info: models.CollectionInfo, collection: str, operation: str) -> Schema:
-    """The schema that the collection records.
+    """Return the schema that the collection records.
 
     Raises:
-        Rejected: Another program made it.
-        Corrupt: Its record cannot be read.
+        Rejected: Another program created the collection.
+        Corrupt: The record cannot be read.
     """
     record = (info.config.metadata or {}).get(METADATA_KEY)
     if record is None:
         raise Rejected(
-            f'a collection "{collection}" is there, but m3-connectors did not make it.\n'
+            f'a collection "{collection}" exists, but it was not created by m3-connectors.\n'
             "  Use another collection name; nothing was changed.",
             backend=BACKEND,
             operation=operation,
@@ -130,9 +133,10 @@ def check_ours(info: models.CollectionInfo, collection: str, operation: str) -> 
 
 
 def check_vectors(info: models.CollectionInfo, collection: str, schema: Schema) -> None:
-    """Raise Corrupt unless the collection has the vectors that its schema promises.
+    """Raise Corrupt unless the collection has the vectors that its schema requires.
 
-    Since 1.18 a vector can be dropped from a live collection, and any client may recreate it otherwise.
+    Since 1.18 a vector can be dropped from a live collection, and any client can create it again in another
+    form.
     """
     found = info.config.params.vectors
     vectors = found if isinstance(found, dict) else {}
@@ -143,31 +147,31 @@ def check_vectors(info: models.CollectionInfo, collection: str, schema: Schema) 
     for name in ("dense", *multivectors):
         params = vectors.get(name)
         if params is None:
-            problem = f'the vector "{name}" is not there any more'
+            problem = f'the vector "{name}" is missing'
         elif params.size != width:
-            problem = f'the vector "{name}" has {params.size} dimensions, the model {width}'
+            problem = f'the vector "{name}" has {params.size} dimensions, but the model has {width}'
         elif params.distance != models.Distance.DOT:
             problem = f'the vector "{name}" is compared by {params.distance.value}, not by inner product'
         elif name in multivectors and params.multivector_config is None:
-            problem = f'the vector "{name}" holds one row, not many'
+            problem = f'the vector "{name}" has one row instead of many'
         elif _datatype(params.datatype) != (kept := float_of_rows if name in multivectors else "float32"):
-            problem = f'the vector "{name}" is kept in {_datatype(params.datatype)}, not in {kept}'
+            problem = f'the vector "{name}" is stored as {_datatype(params.datatype)}, not as {kept}'
         if problem:
             break
     sparse = info.config.params.sparse_vectors or {}
     if problem is None and "sparse" in schema.components:
         if "sparse" not in sparse:
-            problem = 'the vector "sparse" is not there any more'
+            problem = 'the vector "sparse" is missing'
         elif sparse["sparse"].modifier not in (None, models.Modifier.NONE):
-            problem = 'the vector "sparse" is modified by the server (IDF), which changes its scores'
+            problem = 'the vector "sparse" has a modifier (IDF), which changes its scores'
         elif (index := sparse["sparse"].index) is not None and _datatype(index.datatype) != "float32":
             problem = (
-                f'the vector "sparse" has an index in {_datatype(index.datatype)}, which rounds its scores'
+                f'the vector "sparse" has an index of type {_datatype(index.datatype)}, which rounds scores'
             )
     if problem:
         raise Corrupt(
             f'collection "{collection}" was changed: {problem}.\n'
-            "  Index the documents into a new collection; what is in this one can still be read with other tools.",
+            "  Index the documents into a new collection; other tools can still read the data in this one.",
             backend=BACKEND,
             operation="open",
         )
@@ -180,8 +184,9 @@ def _datatype(said: models.Datatype | None) -> str:
 def check_scorable(info: models.CollectionInfo, collection: str, layout: Layout, limits: Limits) -> None:
     """Raise Unsupported if multi-vectors could not be scored exactly.
 
-    Where strict mode forbids exact searches they are scored as a second stage, which is exact only without a graph; and
-    a part of a split document that a graph does not show would lower its score without a word.
+    If strict mode forbids exact searches, multi-vectors are scored in a second stage, which is exact only
+    without a
+    graph: if a graph misses a part of a split document, the score would be too low without any error.
     """
     found = info.config.params.vectors
     vectors = found if isinstance(found, dict) else {}
@@ -189,14 +194,15 @@ def check_scorable(info: models.CollectionInfo, collection: str, layout: Layout,
         m = links_of(info, vectors[name])
         if m and not limits.exact:
             raise Unsupported(
-                f'the vector "{name}" of collection "{collection}" has a graph (hnsw_config.m is {m}), and strict mode '
-                "forbids exact searches (search_allow_exact is false): multi-vector scores would be incomplete.\n"
-                "  Set hnsw_config.m of its multi_… vectors to 0, as it was made, or allow exact searches."
+                f'the vector "{name}" of collection "{collection}" has a graph (hnsw_config.m is {m}), and '
+                "strict mode forbids exact searches (search_allow_exact is false), so multi-vector scores "
+                "would be incomplete.\n"
+                "  Set hnsw_config.m of its multi_… vectors back to 0, or set search_allow_exact to true."
             )
 
 
 def links_of(info: models.CollectionInfo, params: models.VectorParams) -> int:
-    """Links of a point in a vector's graph; 0 if it has none and every search compares with all points."""
+    """Return the links per point in a vector's graph; 0 means no graph, so every search scans all points."""
     own = params.hnsw_config.m if params.hnsw_config is not None else None
     return info.config.hnsw_config.m if own is None else own
 
@@ -206,7 +212,7 @@ def _least(*limits: int | None) -> int | None:
 
 
 def limits_of(info: models.CollectionInfo) -> Limits:
-    """What the collection's strict mode refuses."""
+    """Return the limits of the collection's strict mode."""
     strict = info.config.strict_mode_config
     if strict is None or not strict.enabled:
         return Limits()
@@ -215,7 +221,8 @@ def limits_of(info: models.CollectionInfo) -> Limits:
         query=strict.max_query_limit,
         hnsw_ef=strict.search_max_hnsw_ef,
         searches=strict.search_max_batchsize,
-        # A write costs as many tokens as it has points; what costs more than a minute has is never let in.
+        # A write costs one token per point; a request that costs more than the limit of a minute never
+        # succeeds.
         upserts=_least(strict.upsert_max_batchsize, strict.write_rate_limit),
         writes=strict.write_rate_limit,
         condition=strict.condition_max_size,

@@ -1,4 +1,4 @@
-"""How a Qdrant server is reached: its clients, which protocol it speaks to us, deadlines and tries."""
+"""The connection to a Qdrant server: its clients, the choice of the protocol, timeouts and retries."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ T = TypeVar("T")
 Transport = Literal["auto", "grpc", "rest"]
 
 OLDEST = (1, 16)
-"""The first server whose collections can hold a description of themselves."""
+"""The first server version whose collections can hold metadata."""
 
 _PROBE_SECONDS = 3.0
-"""How long gRPC may take to greet us before REST is used."""
+"""How long the gRPC health check may take before REST is used."""
 
 _log = logging.getLogger(__name__)
 
 
 class Connection:
-    """The way to one collection on one server; nothing is sent before ``connect``.
+    """The connection to one collection on one server; nothing is sent before ``connect``.
 
     Attributes:
-        url: The server, without secrets.
-        version: Of the server, such as ``"1.18.3"``; empty before ``connect``.
-        no_grpc: Why gRPC is not used although it may be; empty if it is.
+        url: The server's URL, without secrets.
+        version: The server's version, such as ``"1.18.3"``; empty before ``connect``.
+        no_grpc: Why gRPC is not used although it is allowed; empty if it is used.
     """
 
     def __init__(self, endpoint: Endpoint, collection: str, transport: Transport, grpc_port: int) -> None:
@@ -67,23 +67,23 @@ class Connection:
 
     @property
     def wire(self) -> Wire:
-        """What vectors go over."""
+        """The protocol for requests that carry vectors."""
         assert self._wire is not None
         return self._wire
 
     @property
     def transport(self) -> str:
-        """How we talk: protocol and encryption."""
+        """The protocol and whether it is encrypted."""
         endpoint = self._endpoint
         if not endpoint.tls:
             return f"{self.wire.name}, not encrypted"
-        return f"{self.wire.name}, TLS" + ("" if endpoint.verify else ", certificate not checked")
+        return f"{self.wire.name}, TLS" + ("" if endpoint.verify else ", certificate not verified")
 
     async def connect(self) -> None:
-        """Greet the server once and settle the protocol; a second call does nothing.
+        """Contact the server once and choose the protocol; a second call does nothing.
 
         Raises:
-            Unavailable: Nobody answers there, or gRPC was demanded and does not answer.
+            Unavailable: The server does not answer, or gRPC was required and does not answer.
             Unsupported: The server is older than 1.16.
         """
         if self._wire is None:
@@ -98,22 +98,20 @@ class Connection:
         self._wire = await self._grpc_wire(info.version) or RestWire(self._client, self._collection)
 
     async def _information(self) -> models.VersionInfo:
-        """The server's greeting, or what answers there instead."""
+        """Return the server's version information, or raise an error that says what answers instead."""
         try:
             return await self.client.info()
         except (ResponseHandlingException, UnexpectedResponse):
-            remedy = (
-                "Give the port of Qdrant's REST interface, 6333 by default, and the gRPC port as grpc_port=…."
-            )
+            remedy = "Use Qdrant's REST port, 6333 by default, and pass the gRPC port as grpc_port=…."
             await check_spoken(self._endpoint, BACKEND, "connect", wanted="HTTP/1", remedy=remedy)
             raise
 
     async def call(self, operation: str, call: Callable[[], Awaitable[T]]) -> T:
-        """The answer of one request, each try with its deadline.
+        """Return the result of one request, with retries and a timeout for each try.
 
         Args:
-            operation: What is being done, for errors.
-            call: Makes the request; it must be safe to repeat.
+            operation: The operation, for errors.
+            call: Sends the request; it must be safe to repeat.
 
         Raises:
             BackendError: The last failure.
@@ -128,7 +126,7 @@ class Connection:
         return await retrying(patience, once)
 
     async def close(self) -> None:
-        """Close both clients; a later ``connect`` makes new ones."""
+        """Close both clients; a later ``connect`` creates new ones."""
         wire, self._wire = self._wire, None
         client, self._client = self._client, None
         if wire is not None:
@@ -138,16 +136,17 @@ class Connection:
 
     def _make_client(self) -> AsyncQdrantClient:
         endpoint = self._endpoint
-        # As a header: given as ``api_key``, the client would warn of an http URL that was allowed on purpose.
+        # The key is passed as a header: as ``api_key``, the client would warn about an http URL that the user
+        # allowed.
         key = endpoint.api_key
         return AsyncQdrantClient(
             url=f"{endpoint.scheme}://{_bracketed(endpoint.host)}:{endpoint.port}",
             prefix=endpoint.path or None,
             headers={"api-key": key.get_secret_value()} if key else None,
             timeout=math.ceil(endpoint.patience.timeout_seconds),
-            # Its check would make a blocking request here and now.
+            # The client's check would make a blocking request here.
             check_compatibility=False,
-            # Its own default for localhost is a new connection for each request.
+            # For localhost the client's default is a new connection for each request.
             limits=httpx.Limits(max_connections=100, max_keepalive_connections=20),
             verify=self._trust(),
         )
@@ -159,7 +158,8 @@ class Connection:
             return ssl.create_default_context(cafile=self._endpoint.ca_certs)
         except (OSError, ssl.SSLError) as error:
             raise InvalidInput(
-                f"ca_certs {self._endpoint.ca_certs!r} is no readable PEM file: {error}"
+                f"ca_certs is {self._endpoint.ca_certs!r}, which is not a readable PEM file: {error}\n"
+                "  Pass the PEM file of the CA that signed the server's certificate."
             ) from error
 
     async def _grpc_wire(self, version: str) -> GrpcWire | None:
@@ -168,9 +168,9 @@ class Connection:
         endpoint = self._endpoint
         reason = ""
         if endpoint.path:
-            reason = "gRPC has no path prefix"
+            reason = "gRPC does not support a path prefix"
         elif endpoint.tls and not endpoint.verify:
-            reason = "gRPC cannot leave certificates unchecked"
+            reason = "gRPC cannot disable certificate verification"
         else:
             channel = self._channel()
             try:
@@ -180,22 +180,22 @@ class Connection:
                     key = endpoint.api_key.get_secret_value() if endpoint.api_key else None
                     seconds = endpoint.patience.timeout_seconds
                     return GrpcWire(channel, self._collection, api_key=key, timeout_seconds=seconds)
-                reason = f"another Qdrant ({reply.version}) answers there"
+                reason = f"another Qdrant server (version {reply.version}) answers there"
             except grpc.RpcError as error:
                 reason = f"{error.code().name} {error.details()}"
             except BaseException:
                 channel.close()
                 raise
             channel.close()
-        message = f"no gRPC at port {self._grpc_port} of {endpoint.host} ({reason})"
+        message = f"gRPC is not available at port {self._grpc_port} of {endpoint.host} ({reason})"
         if self._transport == "grpc":
             raise Unavailable(
-                f'{message}.\n  Open the port, give grpc_port=…, or use transport="rest".',
+                f'{message}.\n  Open the port, set grpc_port=…, or use transport="rest".',
                 backend=BACKEND,
                 operation="connect",
             )
         self.no_grpc = message
-        _log.warning("qdrant: %s; using REST, which is slower and takes at most 32 MB a document.", message)
+        _log.warning("qdrant: %s; using REST, which is slower and limited to 32 MB for a document.", message)
         return None
 
     def _channel(self) -> grpc.Channel:
@@ -214,11 +214,14 @@ def _bracketed(host: str) -> str:
 def _check_version(version: str, url: str) -> None:
     numbers = re.match(r"(\d+)\.(\d+)", version)
     if numbers is None:
-        message = f"{url} gives its version as {version!r}: is it a Qdrant server?"
+        message = (
+            f"{url} reports {version!r} as its version, which is not a version of Qdrant.\n"
+            "  Check host and port; Qdrant's REST interface listens on 6333 by default."
+        )
         raise Rejected(message, backend=BACKEND, operation="connect")
     if tuple(map(int, numbers.groups())) < OLDEST:
         raise Unsupported(
-            f"{url} is Qdrant {version}; collections describe themselves since {OLDEST[0]}.{OLDEST[1]}, and an "
-            "older server cannot tell whose vectors it holds.\n"
-            "  Update it, or use the engine in this process: qdrant:./data."
+            f"{url} is Qdrant {version}; m3-connectors needs {OLDEST[0]}.{OLDEST[1]} or later, because an "
+            "older server cannot record which model wrote a collection.\n"
+            "  Update the server, or use the engine in this process: qdrant:./data."
         )

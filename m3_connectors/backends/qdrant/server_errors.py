@@ -1,6 +1,6 @@
-"""What a Qdrant server's failures mean: REST, gRPC and transport errors as this package's own.
+"""Translate the failures of a Qdrant server (REST, gRPC and transport errors) into errors of this package.
 
-Which of them are tried again is decided by their class (``BackendError.retryable``): 408, 429, 5xx, broken
+The class of an error decides whether it is retried (``BackendError.retryable``): 408, 429, 5xx, broken
 connections and their gRPC counterparts are; other 4xx and a full disk (507) are not.
 """
 
@@ -53,59 +53,67 @@ _CODES: dict[grpc.StatusCode, type[BackendError]] = {
     grpc.StatusCode.UNIMPLEMENTED: Rejected,
     grpc.StatusCode.RESOURCE_EXHAUSTED: StorageFull,
 }
-"""Everything else (UNAVAILABLE, INTERNAL, ABORTED, UNKNOWN, CANCELLED by the other side) is worth another try;
-FAILED_PRECONDITION too: a shard without an active replica, which is a 500 over REST."""
+"""All other codes (UNAVAILABLE, INTERNAL, ABORTED, UNKNOWN, CANCELLED by the peer) are retried. So is
+FAILED_PRECONDITION: it means a shard without an active replica, which is a 500 over REST."""
 
 _FULL = ("no space left", "os error 28", "out of disk", "disk is full", "not enough disk")
 _LOCKED = "storage locked"
-"""How a write lock begins to speak: 403 over REST, FAILED_PRECONDITION over gRPC. No key opens it."""
+"""The beginning of the message of a write lock: 403 over REST, FAILED_PRECONDITION over gRPC. It is not about
+keys."""
 
 _IS_ALIAS = "alias with the same name already exists"
-"""What the server says, as bad input, of a collection to create whose name is an alias."""
+"""The server's message, with the status of bad input, when the name of a new collection is an alias."""
 
 _TOO_LARGE = (
     "larger than allowed",
     "larger than max",
     "message length too large",
     "payload too large",
-    # Strict mode's batch limits, where they were lowered after the collection was opened.
+    # The batch limits of strict mode, if they were lowered after the collection was opened.
     'for "upsert limit"',
     'for "search batch size"',
 )
 _OVER_BUDGET = "please try to split your request"
-"""How the server ends what it says of a request that costs more than its rate limit allows in a whole minute."""
+"""The end of the server's message about a request that costs more than its rate limit allows in a whole
+minute."""
+
+_LATE = "{url} did not answer in time.\n  Check the load of the server, or raise timeout_seconds."
 
 
 class TooLarge(Rejected):
-    """One message held more than the server (or a proxy before it) takes; half of it may pass."""
+    """One request was larger than the server (or a proxy) accepts; a half of it may succeed."""
 
 
 class OverBudget(TooLarge):
-    """One request costs more than the collection's rate limit allows in a minute: as it is, it can never pass."""
+    """One request costs more than the rate limit of a minute; unchanged, it can never succeed."""
 
 
 class Locked(Rejected):
-    """Somebody locked the server's storage against writes."""
+    """The server's storage is locked against writes."""
 
 
 @contextlib.contextmanager
 def translated(operation: str, url: str) -> Iterator[None]:
-    """Raise what the clients raise as this package's errors, their cause kept.
+    """Convert errors of the clients into errors of this package, with the original error as their cause.
 
     Args:
-        operation: What is being done, such as ``"upsert"``.
-        url: Where, without secrets.
+        operation: The operation, such as ``"upsert"``.
+        url: The server's URL, without secrets.
     """
     try:
         yield
     except TimeoutError as error:
-        raise TimedOut(f"no answer in time from {url}.", backend=BACKEND, operation=operation) from error
+        raise TimedOut(_LATE.format(url=url), backend=BACKEND, operation=operation) from error
     except UnexpectedResponse as error:
         raise _of_status(error, operation, url) from error
     except ResourceExhaustedResponse as error:
         raise _slow_down(f"{error}", operation, url, float(error.retry_after_s)) from error
     except QdrantException as error:
-        raise Throttled(f"{url}: {error}", backend=BACKEND, operation=operation) from error
+        raise Throttled(
+            f"{url} refused the request: {error}\n  Repeat the call later.",
+            backend=BACKEND,
+            operation=operation,
+        ) from error
     except ResponseHandlingException as error:
         raise _of_transport(error.source, operation, url) from error
     except grpc.RpcError as error:
@@ -117,7 +125,7 @@ def translated(operation: str, url: str) -> Iterator[None]:
 def _of_status(error: UnexpectedResponse, operation: str, url: str) -> BackendError:
     status = error.status_code or 0
     said = _said(error.content) or error.reason_phrase
-    if operation == "connect" and status in (400, 404, 405):  # the greeting of every Qdrant
+    if operation == "connect" and status in (400, 404, 405):  # every Qdrant answers this request
         return _no_qdrant(operation, url, f"{status} {said}")
     if status == 429:
         return _slow_down(said, operation, url, None)
@@ -137,21 +145,21 @@ def _of_rpc(error: grpc.RpcError, operation: str, url: str) -> BackendError:
 
 
 def _slow_down(said: str, operation: str, url: str, seconds: float | None) -> BackendError:
-    """The error of a rate limit: worth another try later, unless the request is more than a minute's worth."""
+    """Return the error of a rate limit: retryable, unless the request exceeds the limit of a minute."""
     if _OVER_BUDGET in said.lower():
         limit = "write_rate_limit" if "write rate limit" in said.lower() else "read_rate_limit"
         return OverBudget(
-            f"{url} refuses it for good: {said.strip()[:500]}\n"
-            f"  This is the smallest request for it: raise {limit} in the collection's strict mode.",
+            f"{url} can never accept this request: {said.strip()[:500]}\n"
+            f"  The request cannot be made smaller. Raise {limit} in the collection's strict mode.",
             backend=BACKEND,
             operation=operation,
         )
-    message = f"{url} asks to slow down: {said}"
+    message = f"{url} asks for fewer requests: {said}\n  Send fewer requests at the same time."
     return Throttled(message, backend=BACKEND, operation=operation, retry_after_seconds=seconds)
 
 
 def _error(kind: type[BackendError], said: str, code: str, operation: str, url: str) -> BackendError:
-    """The error of a class, unless the server's words say that it is a more special one."""
+    """Return the error of this class, or of a more specific one if the server's message says so."""
     lower = said.lower()
     if any(words in lower for words in _FULL):
         kind = StorageFull
@@ -163,12 +171,12 @@ def _error(kind: type[BackendError], said: str, code: str, operation: str, url: 
         code == "413" or any(w in lower for w in _TOO_LARGE)
     ):
         kind = TooLarge
-    remedy = _declare_index(said) or _REMEDIES.get(kind, "")
+    remedy = _declare_index(said) or _REMEDIES.get(kind, _OTHERWISE)
     return kind(f"{url} answered {code}: {said.strip()[:500]}{remedy}", backend=BACKEND, operation=operation)
 
 
 def _declare_index(said: str) -> str:
-    """What to do where strict mode refuses a filter on a field without the index that it needs; else nothing."""
+    """Return what to do if strict mode refuses a filter on a field without an index; else ``""``."""
     found = re.search(r'index required but not found for "(.*)" of one of .*\[(.*?)\]', said, re.IGNORECASE)
     if found is None:
         return ""
@@ -176,33 +184,41 @@ def _declare_index(said: str) -> str:
     as_asked = "keyword" if "keyword" in found[2].lower() else "number"
     kind = {DATES: "date", FLAGS: "bool", LARGE: "number"}.get(tree, as_asked)
     return (
-        f'\n  Declare the field when you connect: indexes={{"{".".join(names)}": "{kind}"}} (keyword, number, date or '
-        "bool, by what you compare it with); the index is made at once, of what is stored too."
+        f'\n  Declare the field when you connect: indexes={{"{".".join(names)}": "{kind}"}} (keyword, '
+        "number, date or bool, depending on what you compare it with); the index is built at once, also "
+        "for stored documents."
     )
 
 
 _REMEDIES: dict[type[BackendError], str] = {
-    Locked: "\n  Lift the server's write lock, and repeat the call; reading works meanwhile.",
-    Unauthorised: "\n  Give a valid key (api_key=… or M3_QDRANT_API_KEY) that may do this.",
-    StorageFull: "\n  Free some space there and repeat the call; what was acknowledged is safe.",
+    Locked: "\n  Remove the server's write lock and repeat the call; reads still work.",
+    Unauthorised: "\n  Use a valid API key with the required rights (api_key=… or M3_QDRANT_API_KEY).",
+    StorageFull: "\n  Free space on the server's disk and repeat the call; acknowledged writes are stored.",
+    CollectionNotFound: "\n  Create the collection, or list the collections with m3 collections URL.",
+    AlreadyExists: "\n  Open it, or use another collection name.",
+    TimedOut: "\n  Check the load of the server, or raise timeout_seconds.",
+    Unavailable: "\n  Check the server and its log, and repeat the call.",
+    TooLarge: "\n  Split long texts, or raise the limit on the server (or on a proxy in front of it).",
 }
+_OTHERWISE = "\n  See the log of the server for details."
 
 
 def optimiser_failed(said: str, url: str) -> BackendError:
-    """The error of an optimiser that gave up; the same call fails again until its cause is mended."""
+    """Return the error of an optimiser that failed; a retry fails again until the cause is fixed."""
     kind = StorageFull if any(words in said.lower() for words in _FULL) else Rejected
     message = f"the optimiser of {url} failed: {said.strip()[:500]}{_REMEDIES.get(kind) or _SEE_LOG}"
     return kind(message, backend=BACKEND, operation="optimize")
 
 
-_SEE_LOG = "\n  See the server's log; searches are right meanwhile, only slower."
+_SEE_LOG = "\n  See the server's log; searches are correct in the meantime, only slower."
 
 
 def not_ours(point: str, collection: str) -> Corrupt:
-    """The error of a point that another program wrote, or wrote over."""
+    """Return the error for a point that another program wrote or changed."""
     return Corrupt(
-        f'point {point} of collection "{collection}" lacks our payload: another program changed it.\n'
-        "  Remove that point, or index its document again.",
+        f'point {point} of collection "{collection}" lacks the payload of m3-connectors: another program '
+        "changed it.\n"
+        "  Delete that point, or index its document again.",
         backend=BACKEND,
         operation="read",
     )
@@ -215,7 +231,7 @@ def _of_transport(source: Exception, operation: str, url: str) -> BackendError:
     if "WRONG_VERSION_NUMBER" in text:
         return not_encrypted(url, BACKEND, operation)
     if isinstance(source, httpx.TimeoutException):
-        return TimedOut(f"no answer in time from {url}.", backend=BACKEND, operation=operation)
+        return TimedOut(_LATE.format(url=url), backend=BACKEND, operation=operation)
     if isinstance(source, httpx.TransportError):
         message = (
             f"no connection to {url} ({text.rstrip('.')}).\n  Is the server up, and are host and port right?"
@@ -227,7 +243,7 @@ def _of_transport(source: Exception, operation: str, url: str) -> BackendError:
 def _untrusted(operation: str, url: str, said: str) -> Unauthorised:
     return Unauthorised(
         f"the certificate of {url} is not trusted: {said}\n"
-        "  Give the authority that signed it: ca_certs='FILE.pem' or M3_QDRANT_CA_CERTS.",
+        "  Pass the certificate of the CA that signed it: ca_certs='FILE.pem' or M3_QDRANT_CA_CERTS.",
         backend=BACKEND,
         operation=operation,
     )
@@ -235,15 +251,15 @@ def _untrusted(operation: str, url: str, said: str) -> Unauthorised:
 
 def _no_qdrant(operation: str, url: str, said: str) -> Rejected:
     return Rejected(
-        f"{url} does not answer as Qdrant does: {' '.join(said.split())[:300]}\n"
-        "  Give the address of Qdrant's REST interface (port 6333 by default).",
+        f"{url} does not look like a Qdrant server: {' '.join(said.split())[:300]}\n"
+        "  Use the address of Qdrant's REST interface (port 6333 by default).",
         backend=BACKEND,
         operation=operation,
     )
 
 
 def _said(content: bytes) -> str:
-    """The server's own words: ``{"status": {"error": …}}``, or the answer's first characters."""
+    """Return the server's message: ``{"status": {"error": …}}``, or the first characters of the response."""
     try:
         return str(json.loads(content)["status"]["error"])
     except (ValueError, KeyError, TypeError):

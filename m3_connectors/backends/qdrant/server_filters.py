@@ -1,4 +1,4 @@
-"""A filter tree as a Qdrant server's filter."""
+"""Convert a filter tree into a filter of a Qdrant server."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from m3_connectors.filters import Filter
 
 
 def server_filter(filter: Filter) -> models.Filter:
-    """The same condition in the server's terms."""
+    """Return the same condition as a filter of the server."""
     return translate(filter, _ServerDialect())
 
 

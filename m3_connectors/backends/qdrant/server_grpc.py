@@ -1,8 +1,8 @@
-"""The requests that carry vectors, over gRPC: vectors go as raw float32, four bytes a number.
+"""The requests that carry vectors, over gRPC: vectors are sent as raw float32, four bytes for a number.
 
-Messages are built by hand from bytes (1.1 ms for 512 x 1,024 floats; through Python lists 72 ms). Calls are made with
-the blocking stub's futures, which a thread of gRPC's own completes: unlike ``grpc.aio`` they may be used from several
-event loops in one process, and waiting for one blocks no loop.
+Messages are assembled from bytes (1.1 ms for 512 x 1,024 floats; through Python lists 72 ms). Calls use the
+futures of the blocking stub, which a gRPC thread completes. Unlike ``grpc.aio``, they work with several event
+loops in one process, and waiting for one does not block a loop.
 """
 
 from __future__ import annotations
@@ -30,21 +30,22 @@ _NOTHING = pb.WithPayloadSelector(enable=False)
 OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
-    # A server that comes back is found again by our own next try, not after gRPC's own two minutes.
+    # After a restart of the server our own next try connects again, instead of waiting gRPC's own two
+    # minutes.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 300),
     ("grpc.keepalive_time_ms", 120_000),
     ("grpc.keepalive_timeout_ms", 20_000),
 )
-"""Of a channel."""
+"""The options of a channel."""
 
 
 class GrpcWire:
-    """Over gRPC; owns the channel."""
+    """The gRPC form; it owns the channel."""
 
     name = "gRPC"
     bytes_per_float = 4
-    message_bytes = 12 * 2**20  # the server has no limit; more in one message is no faster
+    message_bytes = 12 * 2**20  # the server has no limit; larger messages are not faster
     largest_bytes: int | None = None
 
     def __init__(
@@ -107,7 +108,7 @@ class GrpcWire:
 async def unary(
     method: Any, request: Any, *, timeout_seconds: float, metadata: Sequence[tuple[str, str]] = ()
 ) -> Any:
-    """The answer of one call; cancelling the coroutine cancels the call.
+    """Return the response of one call; cancelling the coroutine cancels the call.
 
     Raises:
         grpc.RpcError: The call failed.
@@ -124,7 +125,7 @@ async def unary(
                 answer.set_result(call.result())
 
     def completed(call: grpc.Future) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+        with contextlib.suppress(RuntimeError):  # the loop is closed, so nothing waits for the result
             loop.call_soon_threadsafe(deliver, call)
 
     call = method.future(request, timeout=timeout_seconds, metadata=metadata)
@@ -137,7 +138,7 @@ async def unary(
 
 
 def point_message(point: Point) -> pb.PointStruct:
-    """A point, its vectors from raw bytes."""
+    """Return the message of a point, with its vectors as raw bytes."""
     message = pb.PointStruct(id=pb.PointId(uuid=point.id), payload=payload_to_grpc(point.payload))
     for name, vector in point.vectors.items():
         _fill(message.vectors.vectors.vectors[name], vector)
@@ -145,7 +146,7 @@ def point_message(point: Point) -> pb.PointStruct:
 
 
 def query_message(collection: str, ask: Ask) -> pb.QueryPoints:
-    """One search of a batch."""
+    """Return the message of one search of a batch."""
     message = pb.QueryPoints(
         collection_name=collection,
         using=ask.using,
@@ -169,7 +170,7 @@ def query_message(collection: str, ask: Ask) -> pb.QueryPoints:
 
 
 def _fill(message: Any, vector: Vector) -> None:
-    """Put a vector into a ``Vector`` or ``VectorInput``, whose variants have the same names."""
+    """Write a vector into a ``Vector`` or ``VectorInput``, whose variants have the same names."""
     if not isinstance(vector, np.ndarray):
         message.sparse.indices.extend(vector[0].tolist())
         message.sparse.values.extend(vector[1].tolist())
@@ -185,13 +186,13 @@ def _fill(message: Any, vector: Vector) -> None:
 
 @functools.cache
 def _dense_prefix(width: int) -> bytes:
-    """What stands before the raw floats of a dense vector: the bytes of one made the public way, less the floats."""
+    """Return the bytes before the raw floats of a dense vector, from a message that the library encoded."""
     return bytes(pb.DenseVector(data=[0.0] * width).SerializeToString()[: -4 * width])
 
 
 @functools.cache
 def _multi_prefix(width: int) -> bytes:
-    """What stands before each row of a multi-vector."""
+    """Return the bytes before each row of a multi-vector."""
     row = pb.DenseVector(data=[0.0] * width)
     return bytes(pb.MultiDenseVector(vectors=[row]).SerializeToString()[: -4 * width])
 
@@ -208,7 +209,8 @@ def _read(vector: Any) -> Vector:
         return np.array([row.data[:] for row in vector.multi_dense.vectors], dtype=np.float32)
     if kind == "dense":
         return np.array(vector.dense.data[:], dtype=np.float32)
-    # The older form of the same, which a server may still send beside or instead of the new one.
+    # The older form of the same value, which a server may still send in addition to the new one or instead of
+    # it.
     if vector.HasField("indices"):
         return _sparse(vector.indices.data, vector.data)
     flat: Float32 = np.array(vector.data[:], dtype=np.float32)

@@ -1,4 +1,4 @@
-"""One request about several things, or as many smaller ones as the server's limits ask for."""
+"""Send one request for several items, or several smaller ones if the server's limits require it."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ R = TypeVar("R")
 async def halving(
     connection: Connection, operation: str, items: Sequence[T], send: Callable[[Sequence[T]], Awaitable[R]]
 ) -> list[R]:
-    """The answers, in the order of the items: one, or two and more where the server refused them as too many.
+    """Return the results in the order of the items: one, or several if the request was too large.
 
     Args:
-        connection: The way there.
-        operation: What is being done, for errors.
-        items: At least one.
-        send: Makes the request about some of them; it must be safe to repeat.
+        connection: The connection to the server.
+        operation: The operation, for errors.
+        items: At least one item.
+        send: Sends the request for some of the items; it must be safe to repeat.
 
     Raises:
-        TooLarge: Even one of them is refused so.
-        BackendError: Another failure; of the items before, the requests may have been carried out.
+        TooLarge: Even a request for one item is too large.
+        BackendError: Another failure; the requests for the items before may have been carried out.
     """
     try:
         return [await connection.call(operation, functools.partial(send, items))]

@@ -1,4 +1,4 @@
-"""The candidates of one component: the head of a list, as long as was asked wherever so many points pass."""
+"""The candidates of one component: the head of a list, with the requested length if that many points pass."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from m3_connectors.search import Lists
 
 
 class Listing:
-    """Lists of candidates of an open collection.
+    """Candidate lists of an open collection.
 
     Args:
-        connection: The way there.
-        collection: Its name.
-        limits: Of the collection.
-        search: Answers searches.
+        connection: The connection to the server.
+        collection: The name of the collection.
+        limits: The limits of the collection.
+        search: Runs searches.
     """
 
     def __init__(self, connection: Connection, collection: str, limits: Limits, search: Search) -> None:
@@ -37,7 +37,8 @@ class Listing:
         self._limits = limits
         self._search = search
         self._all = 0
-        """How many points there were when a list last held all of them; 0 if it never did, or they are more now."""
+        """The number of points when a list last held all of them; 0 if none did, or if there are more points
+        now."""
 
     async def best(
         self,
@@ -45,14 +46,14 @@ class Listing:
         component: Component,
         lists: Lists,
     ) -> tuple[list[str], Float32]:
-        """The ids of one list and their scores, best first."""
+        """Return the ids of one list with their scores, best first."""
         vector, limit, filter = scores.vector(component), lists.depths[component], lists.filter
         if vector is None:
             return [], np.empty(0, dtype=np.float32)
-        # The whole list, even where only its head is asked for now: equal scores may need the rest of it.
+        # The whole list, even if only its head is requested now: equal scores may need the rest of it.
         self._limits.check_list(max(limit, lists.width))
-        # A sparse search is exact anyway; saying so makes every shard of several give its full list. To compare with
-        # all of a few points costs less than to find out that a graph did not miss one of them.
+        # A sparse search is exact anyway; with exact=True each of several shards returns its full list. For
+        # few points a full scan costs less than a check whether the graph missed one of them.
         is_small = self._limits.exact and filter is None and 0 < self._all < limit
         thorough = lists.exact or component == "sparse" or is_small
         ask = Ask(
@@ -69,15 +70,15 @@ class Listing:
         hits: Sequence[Found]
         (hits,) = await self._search([ask])
         if not thorough and len(hits) < limit:
-            # Few points pass, or the filter cut the graph to pieces, of which the server saw one: it may then show
-            # 1 of 159 (measured).
+            # Few points pass, or the filter disconnects the graph and the server saw only one piece of it: it
+            # may then return 1 of 159 points (measured).
             hits = await (self._compared(ask) if self._limits.exact else self._filled(scores, ask, hits))
             thorough = True
         if component == "dense" and filter is None and thorough:
             self._all = len(hits) if len(hits) < limit else 0
         ids = [self._document_id(hit) for hit in hits]
         found = np.array([hit.score for hit in hits], dtype=np.float32)
-        order = rank(ids, found, limit)  # the server's order of equal scores is by chance
+        order = rank(ids, found, limit)  # the server orders equal scores randomly
         return [ids[i] for i in order], found[order]
 
     async def _compared(self, ask: Ask) -> Sequence[Found]:
@@ -85,7 +86,7 @@ class Listing:
         return hits
 
     async def _filled(self, scores: ExactScores, ask: Ask, hits: Sequence[Found]) -> Sequence[Found]:
-        """The list with other points that pass, of which any may be, for no exact search is allowed here."""
+        """Return the list, filled up with any other points that pass, because no exact search is allowed."""
         listed = {hit.point for hit in hits}
         others: dict[str, str | None] = {}
         found = pages(self._connection, self._collection, self._limits, filter=ask.filter, with_id=True)

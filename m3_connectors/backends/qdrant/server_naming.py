@@ -1,4 +1,4 @@
-"""What a name on a Qdrant server stands for: a collection, or an alias of one."""
+"""Find out whether a name on a Qdrant server is a collection or an alias of one."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from m3_connectors.errors import Unauthorised
 
 
 async def what_is(connection: Connection, name: str, operation: str) -> str:
-    """In words, as the beginning of a message: that a collection is there, or whose alias the name is."""
-    there = f'collection "{name}" is there'
+    """Return the beginning of a message: that a collection exists, or which one the name is an alias of."""
+    there = f'collection "{name}" already exists'
     try:
         aliases = (await connection.call(operation, connection.client.get_aliases)).aliases
-    except Unauthorised:  # a key for this collection only
+    except Unauthorised:  # the key is for this collection only
         return there
     behind = next((alias.collection_name for alias in aliases if alias.alias_name == name), None)
     return there if behind is None else f'"{name}" is an alias of collection "{behind}"'

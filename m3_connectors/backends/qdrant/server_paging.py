@@ -1,4 +1,4 @@
-"""The points of a Qdrant collection, page by page."""
+"""Read the points of a Qdrant collection page by page."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ async def pages(
     filter: models.Filter | None = None,
     with_id: bool,
 ) -> AsyncGenerator[list[models.Record], None]:
-    """Every point once, without vectors; ``with_id``: with the caller's own id."""
+    """Yield every point once, without vectors; with ``with_id`` also the caller's own id."""
     client = connection.client
     offset: Any = None
     while True:

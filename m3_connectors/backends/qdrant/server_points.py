@@ -1,4 +1,4 @@
-"""A document as a server is sent it, and the point that an id names there."""
+"""The form in which a document is sent to a server, and the point of an id."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from m3_connectors.errors import DocumentNotFound
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """One document as it is sent.
+    """One document in the form in which it is sent.
 
     Attributes:
         id: Its ``point_id``.
-        payload: Our keys.
-        vectors: By name; a component without entries has none.
-        float16: Whether its multi-vectors are kept in float16, so that no more of them need be sent.
+        payload: The payload, with the keys of this package.
+        vectors: Vectors by name; a component without entries has none.
+        float16: Whether its multi-vectors are stored in float16, so that fewer digits need to be sent.
     """
 
     id: str
@@ -39,12 +39,12 @@ class Point:
 
     @property
     def text_bytes(self) -> int:
-        """At most the size of its payload, whose letters may double in escapes."""
+        """An upper bound of the size of the payload; escapes may double its characters."""
         return 2 * len(json.dumps(self.payload, ensure_ascii=False).encode()) + 512
 
 
 def points_of(layout: Layout, documents: Sequence[Document], embeddings: M3Embeddings) -> Iterator[Point]:
-    """The points of checked documents, made one at a time."""
+    """Yield the points of checked documents, built one at a time."""
     float16 = layout.schema.storage.multivector_dtype == "float16"
     for i, document in enumerate(documents):
         vectors = dict(layout.vectors(embeddings, i))
@@ -53,18 +53,22 @@ def points_of(layout: Layout, documents: Sequence[Document], embeddings: M3Embed
 
 @functools.lru_cache(maxsize=2**16)
 def point_of(id: str) -> str:
-    """The point of a document's id."""
-    # Each search asks for the same few hundred several times, and hashing them was a fifth of its own time.
+    """Return the point of a document's id."""
+    # Each search needs the same few hundred points several times; hashing them took a fifth of its own time.
     return str(point_id(id))
 
 
 def distinct_points(ids: Sequence[str]) -> list[str]:
-    """The points of these ids, each once."""
+    """Return the distinct points of these ids."""
     return [point_of(id) for id in dict.fromkeys(ids)]
 
 
 def check_found(ids: Sequence[str], found: Mapping[str, object], operation: str) -> None:
-    """Raise DocumentNotFound if the point of an id is not among those found."""
+    """Raise DocumentNotFound if the point of an id was not found."""
     missing = next((id for id in ids if point_of(id) not in found), None)
     if missing is not None:
-        raise DocumentNotFound(f"no document {missing!r}.", backend=BACKEND, operation=operation)
+        raise DocumentNotFound(
+            f"there is no document {missing!r}.\n  Check the id, or add the document first.",
+            backend=BACKEND,
+            operation=operation,
+        )

@@ -1,4 +1,4 @@
-"""Exact scores of given points, asked of the server in as few requests as its limits allow."""
+"""Exact scores of given points, requested from the server in as few requests as its limits allow."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class ExactScores:
     """The scores of one query.
 
     Args:
-        layout: Of the collection.
+        layout: The layout of the collection.
         query: One text.
-        limits: Of the collection.
-        search: Answers searches.
-        read: One named vector of those points that are stored, by point.
+        limits: The limits of the collection.
+        search: Runs searches.
+        read: Returns one named vector of the points that are stored, by point.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class ExactScores:
         self._read = read
 
     def vector(self, component: Component) -> Vector | None:
-        """The query's vector of one component; None if it is sparse and empty, for then nothing scores."""
+        """Return the query's vector of one component; None for an empty sparse vector, which scores 0."""
         if component == "dense":
             assert self._query.dense is not None
             dense: Float32 = self._query.dense[0]
@@ -52,12 +52,12 @@ class ExactScores:
         return self._query.multivectors[0]
 
     async def of(self, wanted: Mapping[Component, Sequence[str]]) -> dict[Component, dict[str, float]]:
-        """Scores by component and point; a point that is gone, or shares no token, has none.
+        """Return scores by component and point; a point that is gone or shares no token has no score.
 
-        One request, and for each multi-vector that a split document among the points has, one more.
+        This takes one request, and one more for each multi-vector that a split document among the points has.
         """
         asks: list[Ask] = []
-        owners: list[Component | None] = []  # None: who is split?
+        owners: list[Component | None] = []  # None marks the search for split documents
         for component, points in wanted.items():
             for owner, ask in self._asks(component, points):
                 owners.append(owner)
@@ -89,20 +89,20 @@ class ExactScores:
             if component != "multivector":
                 yield component, self._ask(component, vector, some)
                 continue
-            # The server sums over the query's rows, so a query beyond its limit can be asked in parts.
+            # The server sums over the rows of the query, so a query beyond its limit can be sent in parts.
             rows = self._rows()
             first, *others = self._layout.multivectors
             for start in range(0, len(rows), self._layout.rows_per_vector):
                 yield component, self._ask(first, rows[start : start + self._layout.rows_per_vector], some)
             if others:
-                # Only points that have a second vector answer; most have none.
+                # Only points with a second vector are returned; most have none.
                 yield None, self._ask(others[0], rows[:1], some)
 
     async def _of_unseen(self, points: Sequence[str]) -> dict[str, float]:
-        """Dense scores of points that a search among them did not show, from their vectors; none if they are gone.
+        """Return dense scores, from their vectors, of points that a search among them did not return.
 
-        Where no exact search is allowed and ``full_scan_threshold`` is low, the server walks its graph even for points
-        that are named, and sees some of them only. Other components have no graph.
+        If no exact search is allowed and ``full_scan_threshold`` is low, the server uses its graph even for
+        given points and finds only some of them. The other components have no graph.
         """
         dense = self.vector("dense")
         assert isinstance(dense, np.ndarray)
@@ -113,9 +113,9 @@ class ExactScores:
         }
 
     async def _of_split(self, points: Sequence[str]) -> dict[str, float]:
-        """Scores of documents in several vectors: for each query row the best over all of them, then the mean.
+        """Return scores of documents in several vectors: for each query row the best over all, then the mean.
 
-        (The best per vector of whole scores would be too low: each row has its own best vector.)
+        (The best whole score of one vector would be too low, because each row has its own best vector.)
         """
         rows = self._rows()
         best = {point: np.full(len(rows), -np.inf) for point in points}

@@ -1,4 +1,4 @@
-"""What a collection on a Qdrant server needs beside documents: payload indexes, and time to optimise itself."""
+"""Maintenance of a collection on a Qdrant server: create payload indexes, and wait for the optimiser."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _LOOK_EVERY_SECONDS = 0.5
 async def make_indexes(
     connection: Connection, collection: str, info: models.CollectionInfo, indexes: Mapping[str, IndexType]
 ) -> None:
-    """Make the payload indexes that are declared and not there yet; a key that may only read opens the rest."""
+    """Create the declared payload indexes that are missing; a read-only key fails only if one is missing."""
     there = {tuple(keys_of(path)): index.data_type for path, index in info.payload_schema.items()}
     client = connection.client
     wanted = [index for field, kind in indexes.items() for index in indexes_of(field, kind)]
@@ -34,12 +34,12 @@ async def make_indexes(
 
 
 async def wait_optimized(connection: Connection, collection: str) -> None:
-    """Wait until the server has optimised what was written; green twice, since it begins a moment after a write.
+    """Wait until the server has optimised all writes: green twice, because it starts a moment after a write.
 
     Raises:
         Rejected: The optimiser failed, or the collection is red.
-        StorageFull: It failed for want of space.
-        TimedOut: It takes more than an hour; it goes on.
+        StorageFull: The optimiser failed for lack of space.
+        TimedOut: It takes more than an hour; the server continues.
     """
     client = connection.client
     wake = functools.partial(
@@ -56,13 +56,14 @@ async def wait_optimized(connection: Connection, collection: str) -> None:
         if greens == 2:
             return
         if info.status is models.CollectionStatus.GREY and not woken:
-            # Since its start the server has seen no write; an update that changes nothing sets it going.
+            # The server has seen no write since its start; an update without changes starts the optimiser.
             await connection.call("optimize", wake)
             woken = True
         if time.monotonic() - began > _OPTIMIZE_SECONDS:
             raise TimedOut(
-                f'collection "{collection}" at {connection.url} is not optimised after {_OPTIMIZE_SECONDS / 60:.0f} '
-                "minutes; the server goes on.\n  Call it again to wait on; searches are right meanwhile.",
+                f'collection "{collection}" at {connection.url} is not optimised after '
+                f"{_OPTIMIZE_SECONDS / 60:.0f} minutes; the server continues.\n"
+                "  Call optimize again to wait longer; searches are correct in the meantime.",
                 backend=BACKEND,
                 operation="optimize",
             )

@@ -1,7 +1,8 @@
 """The requests that carry vectors, and their REST form: searches, points to write, points to read.
 
-``Wire`` has two forms, REST here and gRPC in ``server_grpc``; an adapter cannot tell them apart. The REST form works
-on any ``AsyncQdrantClient``, so also on the client's local mode, which is how the tests run it without a server.
+``Wire`` has two implementations, REST here and gRPC in ``server_grpc``, with the same behaviour. The REST
+form works with any ``AsyncQdrantClient``, also with the client's local mode, which lets tests run it without
+a server.
 """
 
 from __future__ import annotations
@@ -23,21 +24,21 @@ from m3_connectors.errors import TimedOut
 
 @dataclasses.dataclass(frozen=True)
 class Ask:
-    """One search by one named vector, always by the vectors as stored.
+    """One search by one named vector, always with the vectors as stored.
 
-    The server's operator may have quantised them beside, and most kinds of quantisation answer with scores that are
-    off by 1e-3 to 1e-1 unless the request says to ignore them; so each request does.
+    An operator may have quantised them in addition, and most kinds of quantisation return scores with errors
+    of 1e-3 to 1e-1 unless the request disables it; so each request does.
 
     Attributes:
-        using: Name of the vector.
+        using: The name of the vector.
         vector: The query: ``[d]``, ``[rows, d]`` or a sparse row.
-        limit: Most answers.
-        filter: Only points that pass.
-        ids: Only these points (by ``point_id``).
-        exact: Compare with every point, and (with several shards) take the full limit from each of them.
-        hnsw_ef: Width of the approximate search; the server's own choice if None.
-        staged: Rank the points of ``ids`` as a second stage, which a server that forbids exact search allows.
-        with_id: Answer with the caller's own id.
+        limit: The maximum number of results.
+        filter: Only points that pass it are returned.
+        ids: Only these points (by ``point_id``) are returned.
+        exact: Scan every point, and (with several shards) take the full limit from each of them.
+        hnsw_ef: The width of the approximate search; the server chooses if it is None.
+        staged: Rank the points of ``ids`` in a second stage, which a server that forbids exact search allows.
+        with_id: Also return the caller's own id.
     """
 
     using: str
@@ -52,13 +53,13 @@ class Ask:
 
     @property
     def bytes(self) -> int:
-        """About its size over gRPC."""
+        """The approximate size over gRPC."""
         return 4 * floats(self.vector) + 42 * len(self.ids or ()) + 64
 
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """One answer: the point, its score, and the caller's id if it was asked for."""
+    """One result: the point, its score, and the caller's id if it was requested."""
 
     point: str
     score: float
@@ -67,7 +68,7 @@ class Found:
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """One stored point; ``vectors`` is empty unless asked for."""
+    """One stored point; ``vectors`` is empty unless requested."""
 
     point: str
     payload: Mapping[str, Any]
@@ -75,45 +76,45 @@ class Record:
 
 
 class Wire(Protocol):
-    """What both protocols do; raises the clients' own errors."""
+    """What both protocols do; methods raise the clients' own errors."""
 
     name: str
     """``"gRPC"`` or ``"REST"``."""
 
     bytes_per_float: int
-    """Of a float32 in a message, at most."""
+    """The maximum size of a float32 in a message."""
 
     message_bytes: int
-    """What one message may hold."""
+    """The maximum size of one message."""
 
     largest_bytes: int | None
-    """Largest single point; None if there is no limit."""
+    """The maximum size of a single point; None if there is no limit."""
 
     def size(self, point: Point) -> int:
-        """At most so many bytes a point takes in a message."""
+        """Return an upper bound of the size of a point in a message."""
 
     async def upsert(self, points: Sequence[Point]) -> None:
-        """Write points as wholes; readers see them when it returns."""
+        """Write whole points; readers see them when it returns."""
 
     async def search(self, asks: Sequence[Ask]) -> list[list[Found]]:
-        """The answers of each search, in one request."""
+        """Return the results of all searches, with one request."""
 
     async def retrieve(
         self, points: Sequence[str], *, payload: bool, vectors: bool | Sequence[str]
     ) -> list[Record]:
-        """The points that are there, in any order, with all their vectors, none, or those of some names."""
+        """Return the stored points, in any order, with all their vectors, none, or those of some names."""
 
     async def close(self) -> None:
-        """Give the connection back."""
+        """Close the connection."""
 
 
 class RestWire:
-    """Over HTTP as JSON."""
+    """The REST form: JSON over HTTP."""
 
     name = "REST"
     bytes_per_float = 21  # measured 19.7 for float32 as JSON numbers
     message_bytes = 24 * 2**20
-    largest_bytes: int | None = 32 * 2**20  # the server's limit of a request, ``max_request_size_mb``
+    largest_bytes: int | None = 32 * 2**20  # the server's limit for a request, ``max_request_size_mb``
 
     def __init__(self, client: AsyncQdrantClient, collection: str) -> None:
         self._client = client
@@ -155,20 +156,21 @@ class RestWire:
         return [Record(str(record.id), record.payload or {}, _vectors(record.vector)) for record in records]
 
     async def close(self) -> None:
-        """The client is the connection's, which closes it."""
+        """Do nothing: the connection owns the client and closes it."""
 
 
 def check_completed(completed: bool, operation: str) -> None:
-    """Raise TimedOut unless a write was applied, not only noted."""
+    """Raise TimedOut unless a write was applied, and not only acknowledged."""
     if not completed:
         message = (
-            "the write is noted but not applied yet.\n  Repeat the call; it changes nothing that is right."
+            "the server acknowledged the write but has not applied it yet.\n"
+            "  Repeat the call; repeating a write is safe."
         )
         raise TimedOut(message, backend=BACKEND, operation=operation)
 
 
 async def applied(operation: str, call: Callable[[], Awaitable[models.UpdateResult]]) -> None:
-    """One try of a write through the client; see ``check_completed``."""
+    """Make one try of a write through the client; see ``check_completed``."""
     check_completed((await call()).status == models.UpdateStatus.COMPLETED, operation)
 
 
@@ -193,7 +195,7 @@ def _request(ask: Ask) -> models.QueryRequest:
 
 
 _SHORT_BYTES = 12
-"""Of a number with five digits in JSON: ``-0.00012345,``."""
+"""The size of a number with five digits in JSON: ``-0.00012345,``."""
 
 
 def _is_short(vector: Vector, point: Point) -> bool:
@@ -201,7 +203,7 @@ def _is_short(vector: Vector, point: Point) -> bool:
 
 
 def _shortened(vector: Vector, point: Point) -> Vector:
-    """Rows that are kept in float16, in five significant digits: float16 tells no more apart, and JSON halves."""
+    """Return float16 rows with five significant digits: float16 has no more, and this halves the JSON."""
     if not _is_short(vector, point):
         return vector
     assert isinstance(vector, np.ndarray)

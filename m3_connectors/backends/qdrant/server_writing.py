@@ -1,4 +1,4 @@
-"""Writing points: cut by bytes, a few requests at a time, and an account of what was not written."""
+"""Write points: split by size, a few requests at a time, with a report of what was not written."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ _WRITES_AT_ONCE = 2
 
 
 async def write(connection: Connection, points: Sequence[Point], most_points: int | None) -> None:
-    """Write points; all of them are seen by every reader when it returns.
+    """Write points; when it returns, every reader sees all of them.
 
     Args:
-        connection: The way there.
-        points: What to write.
-        most_points: In one request; None for no limit.
+        connection: The connection to the server.
+        points: The points to write.
+        most_points: The maximum number of points in one request; None for no limit.
 
     Raises:
         Unsupported: A point is larger than a request may be; nothing was sent.
-        PartialWrite: Some were not written; the cause is the first failure.
-        BackendError: None was written.
+        PartialWrite: Some points were not written; the cause is the first failure.
+        BackendError: No point was written.
     """
     wire = connection.wire
     _check_sizes(points, wire)
     failed: dict[str, BackendError] = {}
 
     async def attempt(batch: Sequence[Point]) -> None:
-        # Once the server is gone for good, the other batches need not find it out one by one.
+        # If the server is gone for good, the other batches need not try it one by one.
         error = next((error for error in failed.values() if error.retryable), None)
         if error is None:
             try:
@@ -66,7 +66,7 @@ def _check_sizes(points: Sequence[Point], wire: Wire) -> None:
     for point in points:
         if wire.largest_bytes is not None and wire.size(point) > wire.largest_bytes:
             raise Unsupported(
-                f"document {point.document_id!r} may take {wire.size(point) / 2**20:.0f} MiB over {wire.name}; "
-                f"the server's limit is {wire.largest_bytes / 2**20:.0f} MiB.\n"
+                f"document {point.document_id!r} takes up to {wire.size(point) / 2**20:.0f} MiB over "
+                f"{wire.name}; the server's limit is {wire.largest_bytes / 2**20:.0f} MiB.\n"
                 "  Open its gRPC port (6334), which has no limit, or split the text."
             )

@@ -1,12 +1,12 @@
-"""One engine shard in one directory: how it is made and opened, who may use it, and what its failures mean.
+"""One engine shard in one directory: how it is created and opened, who may use it, how it fails.
 
 The layout of ``DIRECTORY`` for a collection NAME::
 
-    NAME/m3.json     the schema, and which shard counts; written last, so a directory that has it holds a whole
-                     collection, and replaced in one step when another shard takes over
-    NAME/shard/      the engine's files; after deletions were reclaimed in NAME/shard-*/, of which the record names one
-    .NAME.lock       who has it open
-    .NAME~*.tmp      something being made or removed; left by a killed process, cleared by the next
+    NAME/m3.json     the schema and the name of the active shard; written last, so a directory that has it is
+                     a complete collection; replaced atomically when another shard takes over
+    NAME/shard/      the engine's files; once deletions were reclaimed, NAME/shard-*/ as named in the record
+    .NAME.lock       the process that has it open
+    .NAME~*.tmp      something being created or removed; left by a killed process, deleted by the next one
 """
 
 from __future__ import annotations
@@ -50,23 +50,24 @@ T = TypeVar("T")
 _LOG = logging.getLogger(__name__)
 
 _CLOSING_SECONDS = 3.0
-"""A copy that is whole after so long is finished when its shard is closed: programs that are short, but run often,
-would otherwise never finish one."""
+"""A copy that can be completed in this time is completed when its shard is closed. Otherwise programs that
+are short but run often would never complete one."""
 
 
 _FLUSH_BYTES = 64 * 2**20
-"""Vectors written between two flushes: bounds what the log must replay after a kill."""
+"""Vectors written between two flushes; limits what the log must replay after a kill."""
 
 
 class Shard:
     """An open shard; calls run one after the other in a worker thread.
 
-    A call that has begun runs to its end, even where its caller was cancelled; the next one waits for it.
+    A call that has started runs to its end, even if its caller is cancelled; the next one waits for it.
 
-    The engine holds Python's interpreter lock during a call, so a worker thread keeps the order but does not
-    keep other Python threads (an event loop among them) running.
+    The engine holds Python's interpreter lock during a call. The worker thread therefore keeps calls in
+    order, but other Python threads (such as an event loop) do not run during a call.
 
-    Once half of the data is garbage, a thread of its own copies what is live to another shard (see ``reclaim``).
+    Once half of the data is garbage, a separate thread copies the live documents to another shard (see
+    ``reclaim``).
     """
 
     def __init__(self, home: Path, schema: Schema, name: str, lock: ProcessLock) -> None:
@@ -77,26 +78,26 @@ class Shard:
         self._copy: Copy | None = None
         self._reclaiming: threading.Thread | None = None
         self._ended = threading.Event()
-        self._touched = 0  # points, since garbage was last measured
+        self._touched = 0  # points written or deleted since garbage was last measured
         self._places = 0
-        self._lock = lock  # after the shard, so that a forgotten one is destroyed before it is unlocked
+        self._lock = lock  # after the shard, so that an unreferenced one is destroyed before it is unlocked
         self._process = os.getpid()
         self._fault = ""
-        self._limiter = anyio.CapacityLimiter(1)  # so that calls wait on the event loop, not in threads
-        # The limiter is free again as soon as asyncio cancels a caller (asyncio.timeout, Task.cancel), while its
-        # thread goes on in the engine: this is what keeps the next thread out.
+        self._limiter = anyio.CapacityLimiter(1)  # so that calls wait in the event loop and not in threads
+        # The limiter is released as soon as asyncio cancels a caller (asyncio.timeout, Task.cancel), while
+        # its thread continues in the engine: this lock makes the next thread wait.
         self._turn = threading.Lock()
         self._unflushed_bytes = 0
         _OPEN.add(self)
 
     @classmethod
     def create(cls, directory: Path, collection: str, schema: Schema) -> Shard:
-        """Make an empty collection and open it.
+        """Create an empty collection and open it.
 
         Raises:
-            AlreadyExists: There is one.
-            Busy: Another process works on it.
-            StorageFull: There is no room for an empty one.
+            AlreadyExists: The collection exists.
+            Busy: Another process is using it.
+            StorageFull: There is no room for an empty collection.
         """
         home = directory / collection
         with translated("create", home):
@@ -105,7 +106,7 @@ class Shard:
             directory.mkdir(parents=True, exist_ok=True)
             check_space(directory, 0, "create")
             with _locked(directory, collection, "create") as lock:
-                check_absent(home)  # nor made by another process just now
+                check_absent(home)  # another process may have created it just now
                 partial = _temporary(directory, collection)
                 try:
                     (partial / "shard").mkdir(parents=True)
@@ -122,7 +123,7 @@ class Shard:
         """Open a collection.
 
         Raises:
-            CollectionNotFound: There is none.
+            CollectionNotFound: The collection does not exist.
             Busy: Another process has it open.
             Corrupt: Its files cannot be read.
         """
@@ -131,7 +132,10 @@ class Shard:
             check_directory(directory)
             if not home.is_dir():
                 raise CollectionNotFound(
-                    f"there is no collection at {home}.", backend=BACKEND, operation="open"
+                    f"there is no collection at {home}.\n"
+                    f"  Create it, or list the collections with m3 collections qdrant:{directory}.",
+                    backend=BACKEND,
+                    operation="open",
                 )
             with _locked(directory, collection, "open") as lock:
                 schema, name = read_record(home)
@@ -140,7 +144,7 @@ class Shard:
 
     @staticmethod
     def drop(directory: Path, collection: str) -> None:
-        """Remove a collection that no process has open; nothing if there is none."""
+        """Remove a collection that no process has open; do nothing if it does not exist."""
         home = directory / collection
         if not home.is_dir():
             return
@@ -149,7 +153,7 @@ class Shard:
                 raise no_collection(home, "drop")
             lock = ProcessLock(directory / f".{collection}.lock", operation="drop")
             try:
-                # Renamed first: a process killed in the middle leaves no half of a collection.
+                # Renamed first, so that a process killed in the middle does not leave a part of a collection.
                 doomed = _temporary(directory, collection)
                 os.rename(home, doomed)
                 shutil.rmtree(doomed)
@@ -157,12 +161,12 @@ class Shard:
                 lock.release(remove=True)
 
     async def run(self, operation: str, call: Callable[[engine.EdgeShard], T]) -> T:
-        """The result of one or several engine calls, made in a worker thread when it is their turn.
+        """Return the result of one or several engine calls, which run in a worker thread, in order.
 
         Raises:
-            Busy: This is a forked child; the shard is its parent's.
-            Corrupt: The engine panicked, now or before.
-            BackendError: It is closed, or the engine refused.
+            Busy: This is a forked child, and the shard belongs to its parent.
+            Corrupt: The engine panicked, now or earlier.
+            BackendError: The shard is closed, or the engine refused the call.
         """
         self._check(operation)
         return await anyio.to_thread.run_sync(self._run, operation, call, limiter=self._limiter)
@@ -178,32 +182,32 @@ class Shard:
                 raise
 
     def check_space(self, size_bytes: int, operation: str) -> None:
-        """Raise StorageFull unless a write of about this size is sure to fit."""
+        """Raise StorageFull unless a write of about this size certainly fits on the disk."""
         check_space(self._home, size_bytes, operation)
 
     def size_bytes(self) -> int:
-        """What the collection takes on disk."""
+        """Return the disk space of the collection."""
         return size_bytes(self._home)
 
     def usage(self, edge: engine.EdgeShard) -> Usage:
-        """How much of the data is garbage. For calls that ``run`` makes."""
+        """Return how much of the data is garbage. Use it in calls that ``run`` makes."""
         self._flush(edge)
         return Usage.of(self._directory, edge)
 
     def update(
         self, edge: engine.EdgeShard, operation: engine.UpdateOperation, points: int, size_bytes: int
     ) -> None:
-        """Write, and flush when enough has come together. For calls that ``run`` makes.
+        """Write, and flush after enough writes. Use it in calls that ``run`` makes.
 
         Args:
-            edge: The shard, as ``run`` gives it.
-            operation: What to write.
-            points: Documents that it writes or deletes.
-            size_bytes: What is written.
+            edge: The shard, as passed by ``run``.
+            operation: The operation to write.
+            points: The number of documents that it writes or deletes.
+            size_bytes: The size of the data.
         """
         edge.update(operation)
         if self._copy is not None:
-            # Whatever goes wrong there: the write itself is done, in the shard that counts.
+            # If this fails, the write itself is still done, in the active shard.
             with self._or_give_up():
                 self._copy.update(operation, size_bytes)
         self._unflushed_bytes += size_bytes
@@ -215,16 +219,16 @@ class Shard:
                 self._reclaim_if_due(edge)
 
     def optimize(self, edge: engine.EdgeShard) -> None:
-        """Rewrite everything at once. For calls that ``run`` makes."""
+        """Rewrite all data now. Use it in calls that ``run`` makes."""
         self._stop_copying()
         edge.optimize()
-        self._flush(edge)  # the old segments stay on disk until then
+        self._flush(edge)  # the old segments stay on disk until the flush
 
     def _flush(self, edge: engine.EdgeShard) -> None:
         edge.flush()
         self._unflushed_bytes = 0
 
-    # -- reclaiming; all but _reclaim within a call that ``run`` makes, so that nothing else happens meanwhile
+    # -- reclaiming; all but _reclaim run within a call of ``run``, so that nothing else happens meanwhile
 
     def _reclaim_if_due(self, edge: engine.EdgeShard) -> None:
         with self._or_give_up():
@@ -232,9 +236,11 @@ class Shard:
             self._touched, self._places = 0, usage.places
             if not usage.due:
                 return
-            home = self._home  # the copy must not know this object, which may be forgotten while it goes on
+            home = (
+                self._home
+            )  # the copy must not refer to this object, which may be discarded while it continues
             self._copy = Copy(home, self.layout, usage, lambda *asked: check_space(home, *asked))
-            # Nor must the thread.
+            # Neither may the thread.
             arguments = (weakref.ref(self), self._copy, self._ended)
             self._reclaiming = threading.Thread(
                 target=_reclaim, args=arguments, name="m3-reclaim", daemon=True
@@ -242,7 +248,7 @@ class Shard:
             self._reclaiming.start()
 
     def _reclaim_page(self, copy: Copy) -> float | None:
-        """Copy a page when it is our turn; how many seconds that took, None if there is no more to do."""
+        """Copy a page when it is our turn; return the seconds it took, or None if nothing is left to do."""
         left = None
         with self._turn:
             if self._copy is not copy or self._shard is None or self._fault:
@@ -257,24 +263,25 @@ class Shard:
         return None
 
     def _take_over(self, copy: Copy) -> Path:
-        """Let the copy, which is whole, be the shard that counts; the directory of the old one, for removal."""
+        """Make the complete copy the active shard; return the directory of the old one, for removal."""
         write_record(self._home, self.layout.schema, copy.directory.name)
         old, self._shard = self._shard, copy.shard
         left, self._directory = self._directory, copy.directory
         self._copy, self._unflushed_bytes = None, 0
         assert old is not None
         old.close()
-        # Removed only when a power cut cannot bring its name back; where that cannot be had, at the next opening.
+        # The old one is removed only after a sync, or else at the next opening: a power failure could restore
+        # its name.
         sync(self._home)
         return left
 
     @contextlib.contextmanager
     def _or_give_up(self) -> Iterator[None]:
-        """Let nothing that goes wrong in reclaiming reach a caller, who did not ask for it."""
+        """Keep any failure of reclaiming from the caller, who did not ask for it."""
         try:
             with translated("reclaim", self._home):
                 yield
-        except Exception as error:  # noqa: BLE001 (it is logged, and the collection goes on with its garbage)
+        except Exception as error:  # noqa: BLE001 (it is logged, and the collection keeps its garbage)
             _LOG.warning(
                 "%s: the space of deleted documents is not reclaimed: %s", self._home, first_line(error)
             )
@@ -287,7 +294,7 @@ class Shard:
                 copy.discard()
 
     def _end_copying(self) -> None:
-        """Bring a copy to its end that is nearly there; leave any other one."""
+        """Complete a copy that is nearly complete; leave any other one."""
         with self._or_give_up():
             while self._copy is not None and self._shard is not None and not self._fault:
                 if self._copy.seconds_left > _CLOSING_SECONDS:
@@ -321,7 +328,8 @@ class Shard:
     def abandon(self) -> None:
         """In a forked child: leave the shard to the parent, even when this process ends."""
         if self._shard is not None:
-            # Destroying the engine's object flushes, in the middle of the parent's work: never let it happen.
+            # Destroying the engine's object would flush, in the middle of the parent's work, so it must never
+            # happen.
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._shard))
             if self._copy is not None:
                 ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._copy.shard))
@@ -330,8 +338,8 @@ class Shard:
     def _check(self, operation: str) -> engine.EdgeShard:
         if self._process != os.getpid():
             raise Busy(
-                f"{self._home} was opened by process {self._process}; this is a forked "
-                "child of it, where the engine would hang.\n"
+                f"{self._home} was opened by process {self._process}; this process is a forked "
+                "child of it, in which the engine would hang.\n"
                 "  Open the index after the fork, or start processes with the 'spawn' method.",
                 backend=BACKEND,
                 operation=operation,
@@ -350,11 +358,11 @@ class Shard:
 
 
 def _reclaim(shard: weakref.ref[Shard], copy: Copy, ended: threading.Event) -> None:
-    """Copy page after page; in a thread of its own."""
+    """Copy page after page, in a separate thread."""
     pause_seconds: float | None = 0.0
     while pause_seconds is not None and not ended.wait(pause_seconds):
         owner = shard()
-        # A pause as long as the page took: half of the time is left to others.
+        # The pause is as long as the page took, so that half of the time is left to others.
         pause_seconds = owner._reclaim_page(copy) if owner else None
         del owner
 
@@ -366,7 +374,7 @@ def _after_fork_in_child() -> None:
 
 @contextlib.contextmanager
 def _locked(directory: Path, collection: str, operation: str) -> Iterator[ProcessLock]:
-    """The collection's lock, kept if the body succeeds; what killed processes left behind is cleared first."""
+    """Hold the collection's lock, and keep it if the body succeeds; delete remains of killed processes."""
     lock = ProcessLock(directory / f".{collection}.lock", operation=operation)
     try:
         for left in directory.glob(f".{collection}~*.tmp"):

@@ -8,8 +8,8 @@
         def make_backend(self, directory, collection):
             return MyStore(url=..., collection=collection)
 
-Each test carries the number of its clause in ``m3_connectors.backends.base``. Answers are compared with the
-memory backend's, ids and scores, on seeded random collections (``worlds``).
+The name of each test has the number of its clause in ``m3_connectors.backends.base``. Ids and scores are compared
+with those of the memory backend, on seeded random collections (``worlds``).
 """
 
 from __future__ import annotations

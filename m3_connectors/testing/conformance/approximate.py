@@ -1,4 +1,4 @@
-"""B17: what may be approximate, after the store has built what makes it so; scores never are."""
+"""B17: results may be approximate after the store has built its index; scores may not be."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from m3_connectors.testing.worlds import World, make_world
 class ApproximateClauses(Suite):
     """B17: searches without ``exact``, on a collection that is large enough for graphs and quantisation.
 
-    Run it also on collections that are configured as an operator may have configured them: with each quantisation and
-    index type, and with the thresholds lowered so far that ``approximate_documents`` are enough for them.
+    Run it also on collections with the configurations that an operator may choose: with each quantisation and
+    index type, and with thresholds so low that ``approximate_documents`` documents reach them.
     """
 
     approximate_documents: ClassVar[int] = 400
-    """Documents of a world on which the store should search approximately."""
+    """The number of documents with which the store should search approximately."""
 
     approximate_dimension: ClassVar[int] = 64
-    """Width of their vectors; 400 of 64 float32 numbers are 100 kB."""
+    """The width of their vectors; 400 vectors of 64 float32 numbers take 100 kB."""
 
     @runs
     async def test_b17_approximate_candidates_have_exact_scores(self, tmp_path: Path) -> None:
@@ -78,7 +78,7 @@ class ApproximateClauses(Suite):
                     parts.append(await compare_scores(backend, oracle, query, method, k, filter=filter))
         largest = ", ".join(f"{part} {value:.1e}" for part, value in largest_of(parts).items())
         print(f"\n{type(self).__name__}, {storage.multivector_dtype}: {len(parts)} searches without exact, "  # noqa: T201
-              f"largest differences from the oracle: {largest}")  # fmt: skip
+              f"largest differences from the reference: {largest}")  # fmt: skip
 
     @runs
     async def test_b17_scores_stay_exact_while_the_collection_changes(self, tmp_path: Path) -> None:
@@ -87,7 +87,8 @@ class ApproximateClauses(Suite):
         other = self._world(172).embeddings
         async with self.stored(tmp_path, world) as backend:
             await backend.optimize()
-            # A third goes, a third gets other vectors, a third stays as it was indexed; some are new and not indexed.
+            # A third is deleted, a third gets new vectors, a third stays as indexed, and some are new and not
+            # indexed.
             await backend.delete([document.id for document in world.documents[:third]])
             replaced = world.documents[third : 2 * third]
             await backend.upsert(replaced, other[third : 2 * third])

@@ -1,4 +1,4 @@
-"""B1 to B5: the collection, what outlives its close, and calls at the same time."""
+"""B1 to B5: the collection itself, persistence after close, and concurrent calls."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from m3_connectors.testing.worlds import make_world
 
 
 class CollectionClauses(Suite):
-    """B1 to B5: the collection, what outlives its close, and calls at the same time."""
+    """B1 to B5: the collection itself, persistence after close, and concurrent calls."""
 
     @runs
     async def test_b01_create_records_the_schema_and_refuses_a_second(self, tmp_path: Path) -> None:
@@ -40,11 +40,11 @@ class CollectionClauses(Suite):
         schema = make_world(11, documents=1).schema
         several = [self.make_backend(tmp_path, "together") for _ in range(4)]
         if Capability.PERSISTENT not in several[0].capabilities:
-            return  # each has a collection of its own
+            return  # each backend has its own collection
         opened: list[Backend] = []
 
         async def start(backend: Backend) -> None:
-            with contextlib.suppress(Busy):  # a store of one owner
+            with contextlib.suppress(Busy):  # a store that only one process can open
                 assert await open_or_create(backend, schema) == schema
                 opened.append(backend)
 
@@ -178,8 +178,8 @@ class CollectionClauses(Suite):
 
     @runs
     async def test_b05_cancelled_calls_leave_a_working_store(self, tmp_path: Path) -> None:
-        # Every call leaves the collection as it is, so that it does not matter which came to their end. asyncio's
-        # own cancellation goes through anyio's shields.
+        # Every call leaves the collection unchanged, so it does not matter which calls completed. asyncio's
+        # own cancellation passes through the shields of anyio.
         world = make_world(52)
         everything = M3Embeddings.concatenate([world.embeddings] * 4)
         again = [

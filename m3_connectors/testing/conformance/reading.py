@@ -1,4 +1,4 @@
-"""B11 to B15: what comes back."""
+"""B11 to B15: reads return what was stored."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from m3_connectors.testing.worlds import NASTY_IDS, make_world
 
 
 class ReadingClauses(Suite):
-    """B11 to B15: what comes back."""
+    """B11 to B15: reads return what was stored."""
 
     @runs
     async def test_b11_fetch_gives_back_what_went_in(self, tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ class ReadingClauses(Suite):
         ]
         deep: dict[str, Any] = {"when": {"$gte": "2024-05-31T00:00:00Z"}}
         for level in range(MAX_DEPTH - 1):
-            other = {"when": "soon"}  # passes nobody
+            other = {"when": "soon"}  # passes no date filter
             deep = ({"$or": [other, deep]}, {"$and": [{"$not": other}, deep]}, {"$not": deep})[level % 3]
         async with self.stored(tmp_path, dataclasses.replace(world, documents=dated)) as backend:
             for raw in (

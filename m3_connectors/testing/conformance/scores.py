@@ -44,7 +44,7 @@ class ScoreClauses(Suite):
     @runs
     async def test_b19_a_filter_holds_before_the_cut(self, tmp_path: Path) -> None:
         world = make_world(19, documents=300, most_rows=3)
-        # One document in sixty passes, so a filter after the cut would leave nearly nothing of 4 candidates.
+        # One document in sixty passes, so a filter after the cut would leave almost nothing of 4 candidates.
         documents = [
             dataclasses.replace(document, metadata={"rare": i % 60 == 0})
             for i, document in enumerate(world.documents)
@@ -75,7 +75,7 @@ class ScoreClauses(Suite):
                     np.testing.assert_allclose(got, want, atol=1e-5)
                     if component == "multivector" and storage == FLOAT16:
                         unrounded = score(component, query, world.embeddings)[::-1]
-                        assert np.abs(unrounded - want).max() > 2e-5, "this world cannot tell rounding"
+                        assert np.abs(unrounded - want).max() > 2e-5, "this world cannot detect rounding"
             none_shared = await backend.score("sparse", world.queries[-2], ids)
             assert none_shared.tolist() == [0.0] * len(ids)
             assert (await backend.score("dense", world.queries[0], [])).shape == (0,)
@@ -97,7 +97,7 @@ class ScoreClauses(Suite):
                 want = await oracle.score("multivector", query, ids)
                 np.testing.assert_allclose(await backend.score("multivector", query, ids), want, atol=1e-5)
                 await compare_search(backend, oracle, query, ALL, 4)
-            # A query of which one row meets each part of the longest document.
+            # The query has one row for each part of the longest document.
             ends = np.stack([texts[0][2][0], texts[0][2][4095], texts[0][2][-1]])
             query = join([(texts[0][0], {2: 1.0}, ends)], small.schema.model)
             assert await backend.score("multivector", query, ids[:1]) == pytest.approx(1.0, abs=1e-3)

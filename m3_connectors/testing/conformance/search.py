@@ -1,4 +1,4 @@
-"""B24 to B27: whole searches against the oracle."""
+"""B24 to B27: whole searches compared with the reference."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from m3_connectors.testing.worlds import make_world
 
 
 class SearchClauses(Suite):
-    """B24 to B27: whole searches against the oracle."""
+    """B24 to B27: whole searches compared with the reference."""
 
     @pytest.mark.parametrize("storage", [FLOAT32, FLOAT16], ids=["float32", "float16"])
     @runs
@@ -37,7 +37,7 @@ class SearchClauses(Suite):
         name = type(self).__name__
         largest = ", ".join(f"{part} {value:.1e}" for part, value in largest_of(parts).items())
         print(f"\n{name}, {storage.multivector_dtype}: {self.worlds} worlds, {len(parts)} searches, "  # noqa: T201
-              f"largest differences from the oracle: {largest}")  # fmt: skip
+              f"largest differences from the reference: {largest}")  # fmt: skip
 
     @runs
     async def test_b24_collections_without_all_components(self, tmp_path: Path) -> None:

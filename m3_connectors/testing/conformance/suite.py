@@ -1,4 +1,4 @@
-"""What all groups of clauses share: the store under test, and coroutines as tests."""
+"""Shared by all groups of clauses: the store under test, and coroutines as tests."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ POOLED = Storage(long_documents="pool", pool_factor=4, pool_from_rows=1000)
 
 
 def runs(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
-    """Run a coroutine test to its end on an event loop of its own."""
+    """Run a coroutine test to its end on its own event loop."""
 
     @functools.wraps(test)
     def blocking(*args: Any, **kwargs: Any) -> None:
@@ -32,23 +32,24 @@ class Suite(abc.ABC):
     """The store under test."""
 
     worlds: ClassVar[int] = 5
-    """Random collections on which search is compared with the oracle, for each storage dtype."""
+    """The number of random collections on which search is compared with the reference, for each storage
+    dtype."""
 
     long_dimension: ClassVar[int] = 256
-    """Width of the document of 8,191 rows."""
+    """The width of the document of 8,191 rows."""
 
     @abc.abstractmethod
     def make_backend(self, directory: Path, collection: str) -> Backend:
-        """An adapter for the collection of this name, not yet open.
+        """Return a backend for the collection of this name, not yet open.
 
         Args:
-            directory: An empty directory of this test's own, the same for all calls of one test.
-            collection: Name of the collection.
+            directory: An empty directory for this test, the same for all calls of one test.
+            collection: The name of the collection.
         """
 
     @contextlib.asynccontextmanager
     async def stored(self, directory: Path, world: World) -> AsyncIterator[Backend]:
-        """A new collection that holds a world."""
+        """Create a collection that holds a world, and remove it afterwards."""
         backend = self.make_backend(directory, "conformance")
         await backend.create(world.schema)
         try:
@@ -61,7 +62,7 @@ class Suite(abc.ABC):
 
 
 def changed(array: Any, value: float) -> Any:
-    """A copy with ``value`` in its middle."""
+    """Return a copy with ``value`` in its middle."""
     copy = array.copy()
     copy.reshape(-1)[copy.size // 2] = value
     return copy

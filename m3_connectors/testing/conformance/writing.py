@@ -1,4 +1,4 @@
-"""B6 to B10: what is stored, replaced, refused and deleted."""
+"""B6 to B10: store, replace, refuse and delete documents."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from m3_connectors.testing.worlds import join, make_world, unit_rows
 
 
 class WritingClauses(Suite):
-    """B6 to B10: what is stored, replaced, refused and deleted."""
+    """B6 to B10: store, replace, refuse and delete documents."""
 
     @runs
     async def test_b06_what_upsert_returned_for_is_read_at_once(self, tmp_path: Path) -> None:

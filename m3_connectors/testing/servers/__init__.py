@@ -1,4 +1,4 @@
-"""Real stores for tests, started on this machine where it can."""
+"""Real stores for tests, started on this machine if possible."""
 
 from __future__ import annotations
 

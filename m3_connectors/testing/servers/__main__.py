@@ -1,4 +1,4 @@
-"""``python -m m3_connectors.testing.servers``: start what this machine can start, print the URLs, end on Ctrl-C."""
+"""``python -m m3_connectors.testing.servers``: start available stores, print the URLs, stop on Ctrl-C."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from m3_connectors.testing.servers.start import STORES, start
 
 
 def main() -> None:
-    """Start the stores that are named, all three by default."""
+    """Start the named stores, or all three by default."""
     parser = argparse.ArgumentParser(prog="m3_connectors.testing.servers", description=__doc__)
-    parser.add_argument("stores", nargs="*", help=f"of {', '.join(STORES)}; all by default")
-    parser.add_argument("--compose", type=Path, help="compose file, where a container engine runs")
+    parser.add_argument("stores", nargs="*", help=f"any of {', '.join(STORES)}; all by default")
+    parser.add_argument("--compose", type=Path, help="compose file to use if a container engine is running")
     arguments = parser.parse_args()
     for name in arguments.stores:
         if name not in STORES:
-            parser.error(f"unknown store {name!r}: choose of {', '.join(STORES)}")
-    # To be ended by the system is to be interrupted: nothing that was started may stay behind.
+            parser.error(f"{name!r} is not a store; choose from {', '.join(STORES)}")
+    # A termination signal is handled like Ctrl-C, so that no server is left running.
     for ending in (signal.SIGTERM, signal.SIGINT):
         signal.signal(ending, signal.default_int_handler)
     with contextlib.suppress(KeyboardInterrupt), contextlib.ExitStack() as running:
@@ -41,7 +41,7 @@ def main() -> None:
             print(f"{store:14} M3_{store.upper()}_URL={found.url}{also}  ({found.how})", flush=True)  # noqa: T201
         if not started:
             parser.exit(1)
-        print("Ctrl-C ends them.", flush=True)  # noqa: T201
+        print("Press Ctrl-C to stop them.", flush=True)  # noqa: T201
         threading.Event().wait()
 
 

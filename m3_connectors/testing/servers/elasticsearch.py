@@ -1,8 +1,9 @@
-"""A real Elasticsearch on this machine, without containers: the server that its makers publish on Maven Central.
+"""A real Elasticsearch on this machine, without containers: the server from Elastic on Maven Central.
 
-``integ-test-zip`` is the distribution of Elastic's own integration tests: the true server with the search engine,
-vectors and security, without scripting and the other optional modules. It needs a JDK of 21 to 25 and about 2 GB of
-memory, listens on 127.0.0.1 only, and is up in about ten seconds::
+``integ-test-zip`` is the distribution for Elastic's own integration tests: the real server with the search
+engine, vectors and security, without scripting and the other optional modules. It needs JDK 21 to 25 and
+about 2 GB of
+memory, listens only on 127.0.0.1, and starts in about ten seconds::
 
     with elasticsearch_server() as server:
         index = connect(f"elasticsearch+{server.url}", "notes", encoder=encoder)
@@ -38,20 +39,20 @@ from m3_connectors.testing.servers import CannotStart
 from m3_connectors.testing.servers.sessions import Watch, tail
 
 VERSION = "9.2.4"
-"""The version that is started unless another is named."""
+"""The default version."""
 
 OLDEST_VERSION = "8.19.0"
-"""The oldest that m3-connectors works with; it needs a JDK of 17 to 25."""
+"""The oldest version that m3-connectors supports; it needs JDK 17 to 25."""
 
 _GROUP = "org.elasticsearch.distribution.integ-test-zip"
 _JDK_RELEASES = {"8": range(17, 26), "9": range(21, 26)}
-"""Java releases that each major version of Elasticsearch runs on."""
+"""The Java releases that each major version of Elasticsearch supports."""
 
 _START_SECONDS = 240.0
 _STOP_SECONDS = 20.0
 _FETCH_SECONDS = 600
 _UNPRIVILEGED_UID = 61_317
-"""Elasticsearch refuses to run as root; for root it runs under this number, which belongs to no account."""
+"""Elasticsearch refuses to run as root; root starts it with this user id, which belongs to no account."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +62,7 @@ class Tls:
     Attributes:
         certificate: The server's certificate chain, for 127.0.0.1.
         key: Its private key.
-        authority: The certificate of the authority that signed it.
+        authority: The certificate of the CA that signed it.
     """
 
     certificate: Path
@@ -70,11 +71,11 @@ class Tls:
 
 
 class ElasticsearchServer:
-    """A server of one node in a directory of its own; ends with ``stop``, and what it holds goes with ``remove``.
+    """A server of one node in its own directory; ``stop`` ends it, and ``remove`` also deletes its data.
 
     Attributes:
-        port: Where it listens on 127.0.0.1; kept over a restart.
-        log: Its own log, for looking at what went wrong.
+        port: The port on 127.0.0.1 where it listens; a restart does not change it.
+        log: The file with its output, to find out what went wrong.
     """
 
     def __init__(
@@ -85,20 +86,24 @@ class ElasticsearchServer:
         tls: Tls | None = None,
         users: Mapping[str, str] | None = None,
     ) -> None:
-        """A server that is installed but not yet started.
+        """Install a server without starting it.
 
         Args:
-            version: Of Elasticsearch.
-            heap_megabytes: Memory of its Java heap; a document of 8,191 rows needs 1,024.
-            tls: Listen with TLS, which needs users; without it connections are plain.
-            users: Password by name of each superuser; with any, requests without credentials are refused.
+            version: The version of Elasticsearch.
+            heap_megabytes: The size of its Java heap; a document of 8,191 rows needs 1,024.
+            tls: Listen with TLS, which requires users; without it connections are not encrypted.
+            users: Superusers, as passwords by name; if there are any, requests without credentials are
+            refused.
 
         Raises:
-            InvalidInput: TLS without users.
-            CannotStart: A JDK, or the server and Maven to fetch it, are not here.
+            InvalidInput: TLS is requested without users.
+            CannotStart: There is no JDK, or neither the server nor Maven to download it.
         """
         if tls and not users:
-            raise InvalidInput("tls without users: Elasticsearch encrypts only where it asks who is there.")
+            raise InvalidInput(
+                "tls is set without users; Elasticsearch uses TLS only together with authentication.\n"
+                '  Pass users={"NAME": "PASSWORD"}, or leave tls out.'
+            )
         self._java = find_jdk(version)
         self._home = install(version)
         self._tls = tls
@@ -123,17 +128,17 @@ class ElasticsearchServer:
 
     @property
     def pid(self) -> int:
-        """Of the running launcher, and of the session that the server itself is in."""
+        """The process id of the running launcher, which is also the session of the server."""
         assert self._process is not None
         return self._process.pid
 
     @property
     def directory(self) -> Path:
-        """Where its configuration, its data (``data``) and its logs lie."""
+        """The directory of its configuration, its data (``data``) and its logs."""
         return self._directory
 
     def start(self) -> None:
-        """Start the process and wait until the cluster is healthy and has its licence; the port stays what it was.
+        """Start the process and wait until the cluster is healthy and has its licence; a restart uses the same port.
 
         Raises:
             CannotStart: It ended, or was not healthy within four minutes.
@@ -154,11 +159,11 @@ class ElasticsearchServer:
         while not self._healthy():
             if self._process.poll() is not None or time.monotonic() > deadline:
                 self.stop()
-                raise CannotStart(f"Elasticsearch did not come up:\n{tail(self.log)}")
+                raise CannotStart(f"Elasticsearch did not start. The end of its log:\n{tail(self.log)}")
             time.sleep(0.2)
 
     def stop(self, *, kill: bool = False) -> None:
-        """End the process, at once with ``kill``; nothing if it is not running."""
+        """Stop the process, immediately with ``kill``; do nothing if it is not running."""
         process, self._process = self._process, None
         if process is None:
             return
@@ -166,7 +171,7 @@ class ElasticsearchServer:
             process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(_STOP_SECONDS)
-        # Its session holds the launcher and the server that the launcher started, and nothing else.
+        # Its session contains only the launcher and the server that the launcher started.
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
@@ -175,14 +180,15 @@ class ElasticsearchServer:
             self._watch = None
 
     def remove(self) -> None:
-        """End the process and delete its directory."""
+        """Stop the process and delete its directory."""
         self.stop()
         shutil.rmtree(self._directory, ignore_errors=True)
 
     def _configure(self) -> None:
         config = self._directory / "config"
         shutil.copytree(self._home / "config", config)
-        # Version 8 would write its collector's log into its own directory, which is not ours to write to.
+        # Version 8 would write the log of its garbage collector into the shared installation, which is
+        # read-only here.
         options = config / "jvm.options"
         lines = options.read_text().splitlines(keepends=True)
         options.write_text("".join(line for line in lines if "Xlog:gc" not in line))
@@ -228,12 +234,12 @@ class ElasticsearchServer:
         (directory / "config" / "elasticsearch.yml").write_text(text)
 
     def _as_user(self) -> dict[str, Any]:
-        """Arguments for a process under the unprivileged user, with only the environment it needs."""
+        """Return arguments for a process of the unprivileged user, with the environment that it needs."""
         environment = {
             "PATH": os.environ.get("PATH", os.defpath),
             "HOME": str(self._directory),
             "TMPDIR": str(self._directory),
-            # Passwords on a command line are read in the locale's encoding.
+            # Passwords on a command line are decoded with the locale's encoding.
             "LC_ALL": "C.UTF-8",
             "ES_JAVA_HOME": str(self._java),
             "ES_PATH_CONF": str(self._directory / "config"),
@@ -283,10 +289,10 @@ def elasticsearch_server(
     tls: Tls | None = None,
     users: Mapping[str, str] | None = None,
 ) -> Iterator[ElasticsearchServer]:
-    """A running server; it and its data are gone afterwards. Arguments as for ``ElasticsearchServer``.
+    """Run a server in the ``with`` block, and delete it afterwards; arguments of ``ElasticsearchServer``.
 
     Raises:
-        CannotStart: What it needs is not here, or it did not come up.
+        CannotStart: Something that it needs is missing, or it did not start.
     """
     server = ElasticsearchServer(version=version, heap_megabytes=heap_megabytes, tls=tls, users=users)
     try:
@@ -297,10 +303,10 @@ def elasticsearch_server(
 
 
 def find_jdk(version: str = VERSION) -> Path:
-    """The home of the newest fitting JDK: ``ES_JAVA_HOME``, ``JAVA_HOME``, usual places, ``java`` on the path.
+    """Return the newest suitable JDK: ``ES_JAVA_HOME``, ``JAVA_HOME``, usual places, ``java`` on the path.
 
     Raises:
-        CannotStart: There is none.
+        CannotStart: There is no suitable JDK.
     """
     fitting = _JDK_RELEASES.get(version.partition(".")[0], _JDK_RELEASES["9"])
     on_path = shutil.which("java")
@@ -310,24 +316,24 @@ def find_jdk(version: str = VERSION) -> Path:
         *Path("/Library/Java/JavaVirtualMachines").glob("*/Contents/Home"),
     ]
     installed = sorted(places, key=_java_release, reverse=True)
-    # A program on the path is bin/java of its home, most often by way of links.
+    # A program on the path is bin/java in its home, usually through symbolic links.
     found = [Path(on_path).resolve().parents[1]] if on_path else []
     for home in (*named, *installed, *found):
         if _java_release(home) in fitting:
             return home
     raise CannotStart(
-        f"Elasticsearch {version} needs a JDK of {fitting.start} to {fitting.stop - 1}, and none is here.\n"
-        "  Install one, or name its home in ES_JAVA_HOME."
+        f"Elasticsearch {version} needs JDK {fitting.start} to {fitting.stop - 1}, and none was found.\n"
+        "  Install one, or set ES_JAVA_HOME to its directory."
     )
 
 
 def install(version: str = VERSION) -> Path:
-    """The server's directory in the user's cache, fetched with Maven and unpacked on first use.
+    """Return the server's directory in the cache; it is downloaded with Maven and unpacked on first use.
 
     Raises:
-        CannotStart: It is not in the local Maven repository, and Maven is not here or failed.
+        CannotStart: It is not in the local Maven repository, and Maven is not installed or failed.
     """
-    # What root installs must be readable for the unprivileged user that runs it.
+    # What root installs must be readable by the unprivileged user that runs it.
     cache = (
         platformdirs.site_cache_path("m3-connectors")
         if _is_root()
@@ -337,7 +343,7 @@ def install(version: str = VERSION) -> Path:
     if not home.is_dir():
         archive = _fetch(version)
         if not zipfile.is_zipfile(archive):
-            # A transfer that was cut leaves it so, and Maven would not look at it again.
+            # An interrupted download leaves a damaged file, which Maven would not check again.
             archive.unlink()
             archive = _fetch(version)
         cache.mkdir(parents=True, exist_ok=True)
@@ -347,12 +353,12 @@ def install(version: str = VERSION) -> Path:
                     unpacking.extractall(partial)
             except (zipfile.BadZipFile, zlib.error, EOFError) as error:
                 raise CannotStart(
-                    f"{archive} is damaged: {error}\n  Delete it; it is fetched again."
+                    f"{archive} is damaged: {error}\n  Delete the file; it will be downloaded again."
                 ) from error
             unpacked = Path(partial) / f"elasticsearch-{version}"
             for program in (unpacked / "bin").iterdir():
                 program.chmod(0o755)
-            # Another process may have been faster; its directory is as good.
+            # Another process may have finished first; its directory is equivalent.
             with contextlib.suppress(OSError):
                 unpacked.rename(home)
     return home
@@ -368,8 +374,8 @@ def _fetch(version: str) -> Path:
     maven = shutil.which("mvn")
     if maven is None:
         raise CannotStart(
-            f"Elasticsearch {version} has not been fetched yet, and Maven (mvn) is not installed.\n"
-            "  Install Maven (Debian: apt-get install maven), or name a server in M3_ELASTICSEARCH_URL."
+            f"Elasticsearch {version} has not been downloaded yet, and Maven (mvn) is not installed.\n"
+            "  Install Maven (Debian: apt-get install maven), or set M3_ELASTICSEARCH_URL to a server."
         )
     command = [
         maven,
@@ -384,18 +390,19 @@ def _fetch(version: str) -> Path:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_FETCH_SECONDS, check=False)
     except subprocess.TimeoutExpired as error:
         raise CannotStart(
-            f"Maven did not fetch Elasticsearch {version} within {_FETCH_SECONDS} s.\n"
-            f"  Fetch it yourself, which may take longer: {shlex.join(command)}"
+            f"Maven did not download Elasticsearch {version} within {_FETCH_SECONDS} s.\n"
+            f"  Run this command yourself, without a time limit: {shlex.join(command)}"
         ) from error
     if done.returncode != 0 or not archive.is_file():
         raise CannotStart(
-            f"Maven could not fetch Elasticsearch {version}:\n{(done.stdout + done.stderr)[-1000:]}"
+            f"Maven could not download Elasticsearch {version}. The end of its output:\n"
+            f"{(done.stdout + done.stderr)[-1000:]}"
         )
     return archive
 
 
 def _java_release(home: Path) -> int:
-    """The release of a JDK, such as 21; 0 if there is none."""
+    """Return the release of a JDK, such as 21; 0 if the directory is not a JDK."""
     try:
         text = (home / "release").read_text(encoding="utf-8")
     except OSError:

@@ -1,6 +1,6 @@
-"""A Milvus server on this machine without containers: milvus-lite's own server, in a process on loopback.
+"""A Milvus server on this machine without containers: the server of milvus-lite, in a process on loopback.
 
-It speaks the servers' protocol, is up in about a second, and keeps its data over a restart::
+It uses the protocol of Milvus servers, starts in about a second, and keeps its data over a restart::
 
     with milvus_server() as server:
         index = connect(f"milvus+{server.url}", "notes", encoder=encoder)
@@ -28,21 +28,21 @@ _PORTS_TRIED = 3
 
 
 class MilvusServer:
-    """A milvus-lite server with a data directory of its own; ends with ``stop``, forgets with ``remove``.
+    """A milvus-lite server with its own data directory; ``stop`` ends it, ``remove`` also deletes its data.
 
     Attributes:
-        port: Where it listens on 127.0.0.1; kept over a restart.
-        log: What it printed, for looking at what went wrong.
+        port: The port on 127.0.0.1 where it listens; a restart does not change it.
+        log: The file with its output, to find out what went wrong.
     """
 
     def __init__(self) -> None:
-        """A server that is not yet started.
+        """Prepare a server without starting it.
 
         Raises:
             CannotStart: milvus-lite is not installed.
         """
         if importlib.util.find_spec("milvus_lite") is None:
-            raise CannotStart('milvus-lite is not installed: pip install "m3-connectors[milvus]"')
+            raise CannotStart('milvus-lite is not installed.\n  pip install "m3-connectors[milvus]"')
         self._directory = Path(tempfile.mkdtemp(prefix="m3-milvus-"))
         self._process: subprocess.Popen[bytes] | None = None
         self._watch: Watch | None = None
@@ -56,39 +56,39 @@ class MilvusServer:
 
     @property
     def pid(self) -> int:
-        """Of the running process, and of its session."""
+        """The process id of the running process, which is also its session."""
         assert self._process is not None
         return self._process.pid
 
     @property
     def directory(self) -> Path:
-        """Where its data (``data``) and its log lie."""
+        """The directory of its data (``data``) and its log."""
         return self._directory
 
     def start(self) -> None:
-        """Start the process and wait until it answers; the port stays what it was.
+        """Start the process and wait until it answers; a restart uses the same port.
 
         Raises:
             CannotStart: It ended, or did not answer within two minutes.
         """
         kept = self.port
         for _ in range(_PORTS_TRIED):
-            # Between our look at a free port and the server's own, another program may take it.
+            # Another program may take the port between our check and the server's start.
             self.port = kept or _free_port()
             if self._comes_up():
                 return
             self.stop(kill=True)
             if kept or "bind" not in tail(self.log):
                 break
-        raise CannotStart(f"milvus-lite did not come up:\n{tail(self.log)}")
+        raise CannotStart(f"milvus-lite did not start. The end of its log:\n{tail(self.log)}")
 
     def _comes_up(self) -> bool:
-        # By default it would listen on every address of the machine, without authentication.
+        # By default it would listen on all addresses of the machine, without authentication.
         arguments = ["server", "--host", "127.0.0.1", "--port", str(self.port)]
         arguments += ["--data-dir", str(self._directory / "data")]
         with self.log.open("ab") as log:
             begin = log.tell()
-            # Unbuffered, so that what it says is in the log when it is so.
+            # Unbuffered, so that its output is in the log immediately.
             self._process = subprocess.Popen(
                 [sys.executable, "-u", "-m", "milvus_lite", *arguments],
                 stdin=subprocess.DEVNULL,
@@ -105,7 +105,7 @@ class MilvusServer:
         return False
 
     def stop(self, *, kill: bool = False) -> None:
-        """End the process, at once with ``kill``; nothing if it is not running."""
+        """Stop the process, immediately with ``kill``; do nothing if it is not running."""
         process, self._process = self._process, None
         if process is None:
             return
@@ -120,14 +120,14 @@ class MilvusServer:
             self._watch = None
 
     def remove(self) -> None:
-        """End the process and delete its data."""
+        """Stop the process and delete its data."""
         self.stop(kill=True)
         shutil.rmtree(self._directory, ignore_errors=True)
 
     def _listens(self, begin: int) -> bool:
-        """Whether the process itself says, behind this place of its log, that it listens, and it can be reached.
+        """Whether the process has reported, after this position of its log, that it listens, and does listen.
 
-        That something listens on the port is not enough: it may be another program.
+        It is not enough that something listens on the port, because it may be another program.
         """
         said = self.log.read_bytes()[begin:]
         if f"listening on 127.0.0.1:{self.port}".encode() not in said:
@@ -139,7 +139,7 @@ class MilvusServer:
 
 @contextlib.contextmanager
 def milvus_server() -> Iterator[MilvusServer]:
-    """A running server, ended and deleted at the end of the block.
+    """Run a server in the ``with`` block; afterwards it is stopped and its data are deleted.
 
     Raises:
         CannotStart: It cannot run here.

@@ -1,4 +1,4 @@
-"""What the servers that run as processes share: they end with whoever started them, however that ends."""
+"""Shared by servers that run as processes: they end together with the process that started them."""
 
 from __future__ import annotations
 
@@ -6,23 +6,25 @@ import subprocess
 from pathlib import Path
 
 _END = 'read -r _ || { kill -KILL "-$0"; sleep 1; rm -rf -- "$1"; }'
-"""A line that comes is the order to go home; the pipe's end without one means that nobody is left to give it.
+"""A line on the pipe ends this script; the end of the pipe without a line means that its owner is gone.
 
-The server is killed and not asked, since its data go too; the second is for the last of its writes.
+The server is then killed without a shutdown, because its data are deleted too; the pause is for its last
+writes.
 """
 
 
 class Watch:
-    """Ends a server's session and deletes its directory, should this process die, by SIGKILL too."""
+    """Ends a server's session and deletes its directory if this process dies, even by SIGKILL."""
 
     def __init__(self, pid: int, directory: Path) -> None:
-        """Watch over a server that runs.
+        """Watch over a running server.
 
         Args:
-            pid: Of the leader of its session.
-            directory: Of its data.
+            pid: The process id of the leader of its session.
+            directory: The directory of its data.
         """
-        # Our end of the pipe is closed by the system when we die. A session of its own: Ctrl-C must not reach it.
+        # The system closes our end of the pipe when we die. In a session of its own, so that Ctrl-C does not
+        # reach it.
         self._process = subprocess.Popen(
             ["/bin/sh", "-c", _END, str(pid), str(directory)],
             stdin=subprocess.PIPE,
@@ -32,14 +34,14 @@ class Watch:
         )
 
     def end(self) -> None:
-        """Watch no longer: the server has ended."""
+        """Stop watching, because the server has ended."""
         self._process.communicate(b"\n")
 
 
 def tail(log: Path) -> str:
-    """The end of a server's log, for the message that says why it did not come up."""
+    """Return the end of a server's log, for the message that says why it did not start."""
     try:
         text = log.read_text(errors="replace").strip()
     except OSError:
         text = ""
-    return text[-2000:] or "it printed nothing."
+    return text[-2000:] or "It printed nothing."

@@ -1,8 +1,9 @@
-"""Any of the three stores for a test: a server that is named, a container, a process on this machine, or a reason.
+"""Get a store for a test: a named server, a container, a process on this machine, or the reason why not.
 
-The order is: the URL in the environment (``M3_QDRANT_URL``, ``M3_MILVUS_URL``, ``M3_ELASTICSEARCH_URL``, as ``connect``
-takes it, or without ``STORE+`` or ``STORE+http://``), a container where an engine runs, a process of our own. There is
-no Qdrant server without a container; its engine in the process (``qdrant:DIRECTORY``) needs none.
+They are tried in this order: the URL in the environment (``M3_QDRANT_URL``, ``M3_MILVUS_URL``,
+``M3_ELASTICSEARCH_URL``, as ``connect`` takes it, or without ``STORE+`` or ``STORE+http://``), a container if
+an engine is running, and a process. A Qdrant server needs a container; its engine in the process
+(``qdrant:DIRECTORY``) does not.
 """
 
 from __future__ import annotations
@@ -30,41 +31,41 @@ _ENGINE_SECONDS = 10.0
 
 
 class LocalServer(Protocol):
-    """A process on this machine that a test may end and start again."""
+    """A process on this machine that a test may stop and restart."""
 
     @property
     def url(self) -> str:
-        """``http://127.0.0.1:PORT``; the port stays over a restart."""
+        """``http://127.0.0.1:PORT``; a restart does not change the port."""
 
     @property
     def pid(self) -> int:
-        """Of the process while it runs, and of the session of all that it started."""
+        """The process id while it runs, which is also the session of all processes that it started."""
 
     @property
     def directory(self) -> Path:
-        """Where its data lie, in ``data``."""
+        """The directory with its data in ``data``."""
 
     def start(self) -> None:
         """Start it and wait until it answers."""
 
     def stop(self, *, kill: bool = False) -> None:
-        """End it; its data stay."""
+        """Stop it and keep its data."""
 
     def remove(self) -> None:
-        """End it and delete its data."""
+        """Stop it and delete its data."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Running:
-    """A store that answers.
+    """A store that is running.
 
     Attributes:
-        store: Which.
-        url: As ``connect`` takes it.
+        store: The name of the store.
+        url: The URL for ``connect``.
         how: ``"environment"``, ``"container"`` or ``"process"``.
-        options: For ``connect``, beside the URL.
+        options: Options for ``connect``.
         server: The process, if it is one.
-        stop: Ends what was started; nothing for a server that was there.
+        stop: Stops what was started; does nothing for a server that was already running.
     """
 
     store: StoreName
@@ -78,35 +79,36 @@ class Running:
 def start(
     store: StoreName, *, environment: Mapping[str, str] | None = None, compose: Path | None = None
 ) -> Running:
-    """A running store.
+    """Return a running store.
 
     Args:
-        store: Which.
-        environment: Where a URL may be named; the process's own by default.
-        compose: A compose file with a service of the store's name; without one no container is started.
+        store: The name of the store.
+        environment: The variables that may contain a URL; those of the process by default.
+        compose: A compose file with a service of the store's name; without it no container is started.
 
     Raises:
-        CannotStart: None of the ways is open; says what would open one.
+        CannotStart: No way is possible; the message says what each one needs.
     """
     environment = os.environ if environment is None else environment
     name = f"M3_{store.upper()}_URL"
     if named := environment.get(name):
         return Running(store, url_of(store, named), "environment")
-    reasons = [f"{name} names no server"]
+    reasons = [f"{name} is not set"]
     for way in (_container, _process):
         try:
             return way(store, compose)
         except CannotStart as error:
             reasons.append(str(error))
-    # Whole, since its last lines tell what to install and what a server said before it died.
-    raise CannotStart(f"no {store} server: {'; '.join(reasons)}")
+    # The reasons are complete, because their last lines say what to install and what a server printed before
+    # it died.
+    raise CannotStart(f"no {store} server can be started: {'; '.join(reasons)}")
 
 
 def url_of(store: StoreName, named: str) -> str:
-    """What ``connect`` takes for a server of this store: ``HOST[:PORT]`` and ``http(s)://…`` are completed."""
+    """Return the URL for ``connect``; ``HOST[:PORT]`` and ``http(s)://…`` are completed."""
     if named.startswith(("http://", "https://")):
         return f"{store}+{named}"
-    # ``qdrant:6333`` is a host of that name, ``qdrant:./data`` a directory.
+    # ``qdrant:6333`` is a host with that name; ``qdrant:./data`` is a directory.
     if named.startswith(f"{store}+") or (
         named.startswith(f"{store}:") and not named[len(store) + 1 :].isdigit()
     ):
@@ -115,7 +117,7 @@ def url_of(store: StoreName, named: str) -> str:
 
 
 def container_engine() -> str | None:
-    """The command of a container engine that runs, or None."""
+    """Return the command of a running container engine, or None."""
     for command in ("docker", "podman"):
         if shutil.which(command) is None:
             continue
@@ -132,15 +134,16 @@ def container_engine() -> str | None:
 def _container(store: StoreName, compose: Path | None) -> Running:
     engine = container_engine() if compose else None
     if engine is None or compose is None:
-        raise CannotStart("no container engine runs here")
+        raise CannotStart("no container engine is running")
     try:
         from testcontainers.compose import DockerCompose
     except ImportError:
         raise CannotStart("testcontainers is not installed") from None
     settings = Path(tempfile.mkdtemp(prefix="m3-compose-")) / "settings.env"
-    # Free ports and a project of our own: servers that somebody works with are left alone.
+    # With free ports and a separate project, so that servers in use are not affected.
     settings.write_text(
-        f"COMPOSE_PROJECT_NAME=m3-test-{store}-{os.getpid()}\nM3_{store.upper()}_PORT=0\nM3_QDRANT_GRPC_PORT=0\n"
+        f"COMPOSE_PROJECT_NAME=m3-test-{store}-{os.getpid()}\nM3_{store.upper()}_PORT=0\n"
+        "M3_QDRANT_GRPC_PORT=0\n"
     )
     composed = DockerCompose(
         compose.parent,
@@ -161,9 +164,7 @@ def _container(store: StoreName, compose: Path | None) -> Running:
         stop()
         if isinstance(error, subprocess.CalledProcessError | OSError):
             said = (getattr(error, "stderr", None) or b"").decode(errors="replace")[-2000:]
-            raise CannotStart(
-                f"the container of {store} did not come up: {error}\n{said}".rstrip()
-            ) from error
+            raise CannotStart(f"the container of {store} did not start: {error}\n{said}".rstrip()) from error
         raise
     options = {"grpc_port": others[0]} if others else {}
     return Running(store, f"{store}+http://127.0.0.1:{host}", "container", options, stop=stop)
@@ -180,7 +181,7 @@ def _process(store: StoreName, compose: Path | None) -> Running:
 
         server = ElasticsearchServer()
     else:
-        raise CannotStart("a Qdrant server comes in containers only")
+        raise CannotStart("a Qdrant server is available only as a container")
     try:
         server.start()
     except BaseException:
