@@ -79,6 +79,33 @@ def test_recommended_weights(copy: Path, encoder: M3Encoder) -> None:
     }
 
 
+def test_a_configuration_may_begin_with_a_byte_order_mark(copy: Path, encoder: M3Encoder) -> None:
+    content = (copy / "config.json").read_bytes()
+    (copy / "config.json").write_bytes(b"\xef\xbb\xbf" + content)
+    assert M3Encoder(copy, device="cpu").info.weights_fingerprint == encoder.info.weights_fingerprint
+
+
+def test_a_tokenizer_with_far_fewer_tokens_than_the_model_is_named(
+    copy: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    M3Encoder(copy, device="cpu")
+    assert not caplog.records
+    raw = json.loads((copy / "config.json").read_text())
+    rows = raw["vocab_size"] + 2000
+    (copy / "config.json").write_text(json.dumps(raw | {"vocab_size": rows}))
+    add_tensors(**{"embeddings.word_embeddings.weight": torch.ones(rows, raw["hidden_size"])})(copy)
+    M3Encoder(copy, device="cpu")
+    [record] = caplog.records
+    assert f"the model has vectors for {rows:,}" in record.getMessage()
+
+
+@pytest.mark.parametrize("value", [0, -1, 2.5, "8", True])
+@pytest.mark.parametrize("name", ["token_budget", "threads", "max_length"])
+def test_sizes_are_whole_numbers(copy: Path, name: str, value: object) -> None:
+    with pytest.raises(InvalidInput, match=f"{name} is {value!r}"):
+        M3Encoder(copy, device="cpu", **{name: value})  # type: ignore[arg-type]
+
+
 def remove(name: str) -> Callable[[Path], None]:
     return lambda directory: (directory / name).unlink()
 
@@ -107,6 +134,29 @@ def truncate(name: str, share: float) -> Callable[[Path], None]:
     return change
 
 
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 2271064456\n"
+
+
+def add_tensors(**tensors: torch.Tensor) -> Callable[[Path], None]:
+    def change(directory: Path) -> None:
+        state = load_file(directory / "model.safetensors")
+        save_file(state | tensors, directory / "model.safetensors")
+
+    return change
+
+
+def as_directory(name: str) -> Callable[[Path], None]:
+    def change(directory: Path) -> None:
+        (directory / name).unlink()
+        (directory / name).mkdir()
+
+    return change
+
+
+def sparse_head_as_multivector_head(directory: Path) -> None:
+    shutil.copy(directory / "sparse_linear.pt", directory / "colbert_linear.pt")
+
+
 def drop_tensor(directory: Path) -> None:
     state = load_file(directory / "model.safetensors")
     del state["encoder.layer.1.output.dense.bias"]
@@ -121,6 +171,24 @@ def drop_tensor(directory: Path) -> None:
         (write("config.json", "[]"), "config.json holds a JSON list"),
         (configure(model_type="bert"), "model_type 'bert'"),
         (configure(hidden_act="relu"), "hidden_act 'relu'"),
+        (configure(position_embedding_type="relative_key"), "position_embedding_type 'relative_key'"),
+        (configure(is_decoder=True), "is_decoder True"),
+        (as_directory("config.json"), "config.json cannot be read"),
+        # Each of these gave other vectors, without a word.
+        (configure(num_hidden_layers=1), "holds encoder.layer.1.attention.*, which no model of the sizes"),
+        (configure(pad_token_id=0), "gives <pad> the id 1, but config.json says pad_token_id 0"),
+        (
+            add_tensors(**{"encoder.layer.0.attention.self.query.lora_A": torch.ones(2, 2)}),
+            "holds encoder.layer.0.attention.self.query.lora_A, which no model",
+        ),
+        (
+            add_tensors(**{"roberta.embeddings.LayerNorm.bias": torch.ones(32)}),
+            "holds embeddings.LayerNorm.bias twice",
+        ),
+        (sparse_head_as_multivector_head, "rows of one dimension are all 1 or -1"),
+        (write("model.safetensors", POINTER), "model.safetensors is a Git LFS pointer"),
+        (write("tokenizer.json", POINTER), "tokenizer.json is a Git LFS pointer"),
+        (write("sparse_linear.pt", POINTER), "sparse_linear.pt is a Git LFS pointer"),
         (configure(hidden_size="wide"), "config.json says hidden_size 'wide'"),
         (write("config.json", '{"model_type": "xlm-roberta"}'), "config.json lacks a size"),
         (remove("tokenizer.json"), "tokenizer.json is missing"),

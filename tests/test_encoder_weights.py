@@ -308,7 +308,7 @@ def test_an_index_that_is_none_is_named(copy: Path, content: str) -> None:
 # Narrow multi-vectors
 
 
-@pytest.mark.parametrize("width", [1, 8, 31])
+@pytest.mark.parametrize("width", [2, 8, 31])
 def test_a_narrower_multi_vector_head_is_padded_and_scores_as_it_should(
     copy: Path, encoder: M3Encoder, width: int
 ) -> None:

@@ -57,6 +57,8 @@ LOSS, OPTIMIZER, RUN = (f"[{table}]\n" for table in ("loss", "optimizer", "run")
     [
         (RUN, "[loss]\ntemperature = 0.0\n[run]\n", "loss: temperature is 0.0"),
         (RUN, "[loss]\ntemperature = -0.02\n[run]\n", "loss: temperature is -0.02"),
+        (RUN, "[loss]\ntemperature = 1e30\n[run]\n", "loss: temperature is 1e+30"),
+        (RUN, f"[run]\nseed = {2**63}\n", f"run: seed is {2**63}"),
         (RUN, "[loss]\ntemperature = nan\n[run]\n", "loss: temperature is nan"),
         (RUN, "[loss]\ninter_weights = [0, 0, 0]\n[run]\n", "loss: inter_weights is (0.0, 0.0, 0.0)"),
         (RUN, "[loss]\nlambdas = [1, -1, 1]\n[run]\n", "loss: lambdas is (1.0, -1.0, 1.0)"),
@@ -442,3 +444,46 @@ def test_a_start_keeps_its_tokenizer_exactly(world: Path, tmp_path: Path) -> Non
         Tokenizer.from_file(str(path / "tokenizer.json")) for path in (start, tmp_path / "model")
     )
     assert json.loads(after.to_str())["model"] == json.loads(before.to_str())["model"]
+
+
+# Texts and files of the pairs
+
+
+def test_texts_longer_than_a_short_model_are_cut_everywhere(tmp_path: Path) -> None:
+    world = write_world(tmp_path / "training")
+    pairs = world / "pairs" / "qa.jsonl"
+    long = [json.loads(line) for line in pairs.read_text().splitlines()]
+    for pair in long:
+        pair["query"], pair["positive"] = pair["query"] * 20, pair["positive"] * 20
+    pairs.write_text("".join(json.dumps(pair) + "\n" for pair in long))
+    assert train(configured(world, ("max_length = 64", "max_length = 32")), work=tmp_path / "work")
+
+
+def test_a_vocabulary_without_room_for_the_characters_is_refused(world: Path, tmp_path: Path) -> None:
+    config = configured(world, ("vocabulary_size = 300", "vocabulary_size = 9"))
+    with pytest.raises(InvalidInput, match="vocabulary_size is 9, but the texts have 21 frequent characters"):
+        train(config, work=tmp_path / "work")
+
+
+def test_files_keys_and_pairs_that_do_not_count_are_named(tmp_path: Path) -> None:
+    world = write_world(tmp_path / "training")
+    pairs = world / "pairs"
+    lines = [json.loads(line) for line in (pairs / "qa.jsonl").read_text().splitlines()]
+    (pairs / "qa.jsonl").unlink()
+    content = [{**line, "negative": "other", "score": 0.5, "note": None} for line in lines + lines[:7]]
+    (pairs / "QA.JSONL").write_text("".join(json.dumps(line) + "\n" for line in content))
+    (pairs / "more.csv").write_text("query,positive\n")
+    (pairs / "older").mkdir()
+    records: list[dict[str, object]] = []
+    config = configured(
+        world,
+        ("qa = 1.0\n[tokenizer]", "QA = 1.0\n[tokenizer]"),
+        ("[tune_importance]\nqa", "[tune_importance]\nQA"),
+    )
+    train(config, work=tmp_path / "work", report=records.append)
+    assert warnings_of(records) == [
+        f"{pairs}: only .jsonl and .jsonl.gz files are read, not more.csv, older.",
+        f"negative of {len(content)} lines of the training pairs: not used.",
+        f"score of {len(content)} lines of the training pairs: not used.",
+        f"7 of {len(content)} pairs are repetitions of another.",
+    ]

@@ -10,6 +10,13 @@ from typing import Any
 from m3_connectors.errors import ModelFormat
 
 _FETCH_AGAIN = "\n  Fetch the file again."
+_ARCHITECTURE = {
+    "model_type": "xlm-roberta",
+    "hidden_act": "gelu",
+    "position_embedding_type": "absolute",
+    "is_decoder": False,
+}
+"""What M3 computes; a model of another kind would load and give wrong numbers."""
 _FRACTIONS = ("layer_norm_eps", "initializer_range")
 _SHORTEST = 3
 """Tokens of the shortest text that is read: ``<s>``, one token, ``</s>``."""
@@ -49,25 +56,27 @@ class ModelConfig:
             ModelFormat: The file is missing, not JSON, of another architecture, lacks a size, or has one out of range.
         """
         try:
-            raw: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            raw: dict[str, Any] = json.loads(path.read_text(encoding="utf-8-sig"))
         except FileNotFoundError:
             raise ModelFormat(
                 f"{path} is missing: {path.parent} is not an M3 checkpoint directory.\n"
                 "  Give a directory with config.json, tokenizer.json, the weights, sparse_linear.pt and "
                 "colbert_linear.pt, or a hub name such as BAAI/bge-m3."
             ) from None
+        except OSError as error:
+            raise ModelFormat(
+                f"{path} cannot be read: {error.strerror}.\n  Replace it with the config.json of the checkpoint."
+            ) from error
         except (ValueError, RecursionError) as error:
             raise ModelFormat(f"{path} is not JSON: {error}{_FETCH_AGAIN}") from error
         if not isinstance(raw, dict):
             raise ModelFormat(f"{path} holds a JSON {type(raw).__name__}, not an object.{_FETCH_AGAIN}")
-        if raw.get("model_type") != "xlm-roberta":
-            raise ModelFormat(
-                f"{path} says model_type {raw.get('model_type')!r}; M3 checkpoints are 'xlm-roberta'.{_TAKE_M3}"
-            )
-        if raw.get("hidden_act", "gelu") != "gelu":
-            raise ModelFormat(
-                f"{path} says hidden_act {raw['hidden_act']!r}; M3 checkpoints use 'gelu'.{_TAKE_M3}"
-            )
+        for name, expected in _ARCHITECTURE.items():
+            found = raw.get(name, None if name == "model_type" else expected)
+            if found != expected:
+                raise ModelFormat(
+                    f"{path} says {name} {found!r}; M3 checkpoints have {expected!r}.{_TAKE_M3}"
+                )
         sizes = {field.name: raw[field.name] for field in dataclasses.fields(cls) if field.name in raw}
         for name, value in sizes.items():
             kinds = (int, float) if name in _FRACTIONS else (int,)

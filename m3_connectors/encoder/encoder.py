@@ -70,8 +70,8 @@ class M3Encoder:
         threads: int | None = None,
     ) -> None:
         for name, value in (("token_budget", token_budget), ("threads", threads)):
-            if value is not None and value < 1:
-                raise InvalidInput(f"{name} is {value}; it must be at least 1.")
+            if value is not None and not (_is_whole(value) and value >= 1):
+                raise InvalidInput(f"{name} is {value!r}; it must be a whole number of at least 1.")
         if threads is not None:
             torch.set_num_threads(threads)
         self._device = choose_device(device)
@@ -130,7 +130,7 @@ class M3Encoder:
             progress: ``True`` for a bar on stderr, or a function called with ``(done, total)`` after each batch.
 
         Returns:
-            One row per text, in the given order; a component that was not asked for is None.
+            One row per text, in the given order. Reading a component that was not asked for raises ``InvalidInput``.
 
         Raises:
             InvalidInput: A text is no string (says which), or an argument is out of its range.
@@ -167,8 +167,8 @@ class M3Encoder:
             InvalidInput: As ``encode`` does, at the batch that holds the text.
         """
         _check_texts(texts, "encode_stream")
-        if batch_texts < 1:
-            raise InvalidInput(f"batch_texts is {batch_texts}; it must be at least 1.")
+        if not (_is_whole(batch_texts) and batch_texts >= 1):
+            raise InvalidInput(f"batch_texts is {batch_texts!r}; it must be a whole number of at least 1.")
         wanted, limit = _check_components(components), self._check_length(max_length, self._max_length)
         return self._stream(texts, batch_texts, wanted, limit, mcls)
 
@@ -249,12 +249,16 @@ class M3Encoder:
     def _check_length(self, asked: int | None, limit: int) -> int:
         if asked is None:
             return limit
-        if not 3 <= asked <= self._model_max_length:
+        if not (_is_whole(asked) and 3 <= asked <= self._model_max_length):
             raise InvalidInput(
-                f"max_length is {asked}; this model takes 3 to {self._model_max_length} tokens, "
+                f"max_length is {asked!r}; this model takes 3 to {self._model_max_length} tokens, "
                 "<s> and </s> included."
             )
         return asked
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _check_texts(texts: Iterable[str], call: str) -> Iterable[str]:

@@ -39,6 +39,9 @@ _log = logging.getLogger(__name__)
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _HUB_FILES = ("config.json", "tokenizer.json", "weights.json", "sparse_linear.pt", "colbert_linear.pt")
 _HEADS = ("sparse_linear", "colbert_linear")
+_POINTERS = ("*.json", "*.safetensors", "*.bin", "*.pt")
+_PADDED_ROWS = 1024
+"""Rows of the word embeddings without a token that are usual: tables are padded to round sizes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +74,7 @@ def load(model: str, *, revision: str | None, dtype: torch.dtype) -> Checkpoint:
         NotFound, Unauthorised, Unavailable: The hub has no such model, refuses it, or cannot be reached.
     """
     directory, name, commit = _locate(model, revision)
+    _refuse_pointers(directory)
     config = ModelConfig.load(directory / "config.json")
     tokenizer = _load_tokenizer(directory / "tokenizer.json", config)
     network, weights_fingerprint = _load_model(directory, config, dtype)
@@ -155,6 +159,21 @@ def _download(model: str, revision: str | None) -> tuple[Path, str, str | None]:
     return path, model, path.name
 
 
+def _refuse_pointers(directory: Path) -> None:
+    """Refuse what a clone without Git LFS holds instead of large files: texts that name them."""
+    for pattern in _POINTERS:
+        for path in sorted(directory.glob(pattern)):
+            if (
+                path.is_file()
+                and path.stat().st_size < 1024
+                and path.read_bytes().startswith(b"version https://git-lfs")
+            ):
+                raise ModelFormat(
+                    f"{path} is a Git LFS pointer, not the file itself.\n"
+                    f"  Install Git LFS, then run `git lfs pull` in {directory}."
+                )
+
+
 def _load_tokenizer(path: Path, config: ModelConfig) -> Tokenizer:
     if not path.exists():
         raise ModelFormat(
@@ -166,19 +185,36 @@ def _load_tokenizer(path: Path, config: ModelConfig) -> Tokenizer:
         raise ModelFormat(f"{path} is not a tokenizer: {error}{FETCH_AGAIN}") from error
     tokenizer.no_truncation()
     tokenizer.no_padding()
+    _check_vocabulary(tokenizer, path, config)
+    return tokenizer
+
+
+def _check_vocabulary(tokenizer: Tokenizer, path: Path, config: ModelConfig) -> None:
+    """Check that the tokenizer is the model's, as far as its ids show it."""
     for token in ("<s>", "</s>", "<pad>", "<unk>"):
         if tokenizer.token_to_id(token) is None:
             raise ModelFormat(
                 f"{path} has no token {token}: it is not the tokenizer of an XLM-RoBERTa model."
                 f"{FETCH_TOGETHER}"
             )
-    largest = max(tokenizer.get_vocab(with_added_tokens=True).values())
-    if largest >= config.vocab_size:
+    padding = tokenizer.token_to_id("<pad>")
+    if padding != config.pad_token_id:  # positions are counted from it
         raise ModelFormat(
-            f"{path} has the token id {largest}, but config.json says vocab_size {config.vocab_size}."
+            f"{path} gives <pad> the id {padding}, but config.json says pad_token_id {config.pad_token_id}."
             f"{FETCH_TOGETHER}"
         )
-    return tokenizer
+    ids = set(tokenizer.get_vocab(with_added_tokens=True).values())
+    if max(ids) >= config.vocab_size:
+        raise ModelFormat(
+            f"{path} has the token id {max(ids)}, but config.json says vocab_size {config.vocab_size}."
+            f"{FETCH_TOGETHER}"
+        )
+    unused = config.vocab_size - len(ids)
+    if unused > max(_PADDED_ROWS, config.vocab_size // 100):
+        _log.warning(
+            f"{path} has {len(ids):,} tokens, but the model has vectors for {config.vocab_size:,}: it may be the "
+            f"tokenizer of another model.{FETCH_TOGETHER}"
+        )
 
 
 def _load_model(directory: Path, config: ModelConfig, dtype: torch.dtype) -> tuple[M3Model, str]:
@@ -197,10 +233,16 @@ def _load_model(directory: Path, config: ModelConfig, dtype: torch.dtype) -> tup
             prints[stored.name] = hashlib.sha256(content).digest()
 
     path, backbone = read_backbone(directory)
-    for name, tensor, file in backbone:
-        name = name.removeprefix("roberta.")
-        if name in expected and not name.startswith(_HEADS):  # the pooler and position_ids are not M3's
+    for stored_name, tensor, file in backbone:
+        name = stored_name.removeprefix("roberta.")
+        if name in state:
+            raise ModelFormat(f"{file} holds {name} twice, with and without the prefix roberta.{FETCH_AGAIN}")
+        if name in expected and not name.startswith(_HEADS):
             take(StoredTensor(name, tensor, file), expected[name])
+        elif name.startswith(("encoder.", "embeddings.")) and not name.endswith("position_ids"):
+            raise ModelFormat(
+                f"{file} holds {name}, which no model of the sizes in config.json has.{FETCH_TOGETHER}"
+            )
     missing = [name for name in expected if name not in state and not name.startswith(_HEADS)]
     if missing:
         raise ModelFormat(f"{path} lacks {len(missing)} tensors, the first {missing[0]}.{FETCH_TOGETHER}")
@@ -235,11 +277,16 @@ def _head_width(head: str, weight: Tensor, expected: torch.Size, path: Path) -> 
     rows, full = len(weight) if weight.dim() == 2 else 0, expected[0]
     if head != "colbert_linear" or not rows or rows == full:
         return full
+    if rows == 1:
+        raise ModelFormat(
+            f"{path}: colbert_linear.weight is {list(weight.shape)}: rows of one dimension are all 1 or -1. "
+            f"sparse_linear.pt has this shape.{FETCH_TOGETHER}"
+        )
     if rows > full:
         raise ModelFormat(
             f"{path}: colbert_linear.weight is {list(weight.shape)}: it makes multi-vectors of {rows:,} dimensions, "
             f"more than the {full:,} of the dense vectors.\n"
-            f"  Train the head with a colbert_dim of 1 to {full:,}; narrower rows are padded with zeros."
+            f"  Train the head with a colbert_dim of 2 to {full:,}; narrower rows are padded with zeros."
         )
     _log.info(
         f"{path}: multi-vectors of {rows:,} dimensions are padded with zeros to {full:,}; no score changes."

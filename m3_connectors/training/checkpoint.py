@@ -7,10 +7,12 @@ import dataclasses
 import json
 import math
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor
@@ -22,6 +24,8 @@ from m3_connectors.errors import Diverged, InvalidInput, ModelFormat, NotFound, 
 from m3_connectors.training.interchange import write_interchange_files
 from m3_connectors.training.optimizer import RowAdamW
 from m3_connectors.training.tokenizer import FIRST_SPECIALS, save_tokenizer
+
+T = TypeVar("T")
 
 HEADS = ("sparse_linear", "colbert_linear")
 
@@ -132,12 +136,18 @@ def claim_folder(folder: Path, identity: Mapping[str, str], made: Sequence[str])
         InvalidInput: The folder holds the state of a run with another fingerprint.
     """
     path = folder / "identity.json"
-    known = json.loads(path.read_text()) if path.exists() else {}
-    other = [what for what, value in identity.items() if known.get(what, value) != value]
+    try:
+        known = json.loads(path.read_text())
+    except (OSError, ValueError):
+        known = {}
+    other = [what for what, value in identity.items() if known.get(what) != value]
     if other and (_is_whole(folder / "state") or _is_whole(folder / "state.new")):
         raise InvalidInput(
             f"{folder} belongs to a run with other {' and '.join(other)}.\n"
             "  Go on with those that began it, or give another working folder (--work DIR) to begin anew."
+            if known
+            else f"{path} is missing or damaged, so that the saved run cannot be told from another one.\n"
+            "  Restore the file, or give another working folder (--work DIR) to begin anew."
         )
     for name in made if other else ():
         (folder / name).unlink(missing_ok=True)
@@ -169,13 +179,42 @@ def load_state(folder: Path, model: M3Model, optimizer: RowAdamW) -> Progress:
     if not _is_whole(kept):
         # Killed in its first save, or between removing the old state and renaming the new one.
         if not _is_whole(fresh):
+            if kept.exists():
+                lost = next(name for name in _STATE_FILES if not (kept / name).exists())
+                raise _damaged(kept, f"it lacks {lost}")
             return Progress()
         shutil.rmtree(kept, ignore_errors=True)
         fresh.rename(kept)
-    saved = json.loads((kept / "progress.json").read_text())
-    model.load_state_dict(load_file(kept / "model.safetensors"))
-    optimizer.load_state(load_file(kept / "optimizer.safetensors"))
-    return Progress(saved["step"], saved["seconds"])
+    try:
+        saved = json.loads((kept / "progress.json").read_text())
+        progress = Progress(saved["step"], saved["seconds"])
+        model.load_state_dict(load_file(kept / "model.safetensors"))
+        optimizer.load_state(load_file(kept / "optimizer.safetensors"))
+    except (OSError, ValueError, LookupError, TypeError, RuntimeError, SafetensorError) as error:
+        raise _damaged(kept, str(error).partition("\n")[0]) from error
+    return progress
+
+
+def _damaged(state: Path, reason: str) -> InvalidInput:
+    return InvalidInput(
+        f"{state} is damaged: {reason}.\n"
+        "  Restore the folder from a copy, or remove it to begin again at step 0: the steps that it held are lost."
+    )
+
+
+def read_kept(path: Path, read: Callable[[], T]) -> T:
+    """Read a file of the working folder that can be made again.
+
+    Raises:
+        InvalidInput: It is damaged.
+    """
+    try:
+        return read()
+    except Exception as error:  # the libraries raise many kinds, bare Exception among them
+        raise InvalidInput(
+            f"{path} is damaged: {str(error) or type(error).__name__}\n"
+            "  Remove the file: the same command makes it again."
+        ) from error
 
 
 def _is_whole(state: Path) -> bool:

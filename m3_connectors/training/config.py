@@ -19,6 +19,7 @@ from m3_connectors.training.losses import LossSettings
 from m3_connectors.training.optimizer import OptimizerSettings
 from m3_connectors.training.ranges import (
     POSITIVE,
+    SEED,
     SHARE,
     SHARE_BELOW_1,
     at_least,
@@ -164,7 +165,7 @@ class RunSettings:
             save_every=at_least(1),
             distil_from=at_least(0),
             threads=at_least(0),
-            seed=at_least(0),
+            seed=SEED,
         )
         if self.dtype not in DTYPES:
             raise InvalidInput(f"dtype is {self.dtype!r}.\n  Give one of {', '.join(DTYPES)}.")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,7 +23,9 @@ from tokenizers import Tokenizer
 
 from m3_connectors.training.pairs import fingerprint_files, read_lines
 
-_CACHE_FORMAT = 3
+_log = logging.getLogger(__name__)
+
+_CACHE_FORMAT = 4
 _TOKENISE_AT_ONCE = 4096
 
 
@@ -41,7 +44,7 @@ class PairStore:
         held_out: bool ``[pairs]``, kept from training, for validation.
         sources: Names of the files, without suffix.
         languages: Language codes.
-        unused: How many lines hold a key that is not used (``pairs.UNUSED_KEYS``), by key.
+        unused: How many lines hold a key that is not used (``pairs.Line.unused``), by key.
     """
 
     tokens: NDArray[Any]
@@ -119,10 +122,23 @@ def open_pairs(
         "linked_sources": list(linked_sources),
     }
     fingerprint = hashlib.sha256(json.dumps(settings).encode()).hexdigest()
+    try:
+        if kept := _open(cache, fingerprint):
+            return kept
+    except (OSError, ValueError, EOFError, KeyError, TypeError) as error:
+        _log.warning(f"{cache} is damaged and is made again: {error}")
+    _build(folder, tokenizer, cache, fingerprint, longest, held_out_share, linked_sources)
+    fresh = _open(cache, fingerprint)
+    assert fresh is not None
+    return fresh
+
+
+def _open(cache: Path, fingerprint: str) -> PairStore | None:
+    """A cache as it was written; None if there is none, or another one."""
     index = cache / "index.json"
-    if not index.exists() or json.loads(index.read_text())["fingerprint"] != fingerprint:
-        _build(folder, tokenizer, cache, fingerprint, longest, held_out_share, linked_sources)
-    names = json.loads(index.read_text())
+    names: dict[str, Any] = json.loads(index.read_text()) if index.exists() else {"fingerprint": None}
+    if names["fingerprint"] != fingerprint:
+        return None
     arrays = {name: np.load(cache / f"{name}.npy", mmap_mode="r") for name in _ARRAYS}
     return PairStore(
         **arrays,

@@ -14,7 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from m3_connectors.training.ranges import POSITIVE, at_least, require, require_one_above_0
+from m3_connectors.training.ranges import Range, at_least, require, require_one_above_0
+
+_TEMPERATURE = Range(0, 100, open_low=True)
+"""Scores are about 1: far above it, all passages have one probability, and nothing is learnt."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class LossSettings:
     mask_lexical_across_languages: bool = True
 
     def __post_init__(self) -> None:
-        require(self, temperature=POSITIVE, inter_weights=at_least(0), lambdas=at_least(0))
+        require(self, temperature=_TEMPERATURE, inter_weights=at_least(0), lambdas=at_least(0))
         require_one_above_0(self, "inter_weights")
 
 

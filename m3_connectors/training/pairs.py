@@ -23,9 +23,9 @@ from m3_connectors.errors import InvalidInput
 UNDETERMINED = "und"
 """The language of texts whose file says none (ISO 639-2)."""
 
-UNUSED_KEYS = ("neg", "pos_scores", "neg_scores", "prompt", "type")
-"""What FlagEmbedding's files may hold beside the texts, and this trainer does not use."""
-
+_ENDINGS = (".jsonl", ".jsonl.gz")
+_KEYS = ("query", "positive", "lang_q", "lang_p")
+_FLAG_EMBEDDING_KEYS = ("query", "pos", "lang_q", "lang_p")
 _UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _FORMS = (
     '  A line is {"query": "…", "positive": "…", "lang_q": "en", "lang_p": "en"}, or FlagEmbedding\'s '
@@ -50,7 +50,7 @@ class Line:
 
     Attributes:
         pairs: One, or one for each text of ``pos``.
-        unused: Which of ``UNUSED_KEYS`` the line holds.
+        unused: Keys with a value that the trainer does not use, such as FlagEmbedding's ``neg`` and ``prompt``.
     """
 
     pairs: tuple[Pair, ...]
@@ -66,6 +66,8 @@ def read_pairs(folder: Path) -> Iterator[Pair]:
 def read_lines(folder: Path) -> Iterator[Line]:
     """Read every ``*.jsonl`` and ``*.jsonl.gz`` file of a folder, in the order of their names.
 
+    Endings may be in capital letters.
+
     Raises:
         InvalidInput: The folder holds no such file or no pair, a file cannot be decoded, or a line is not a pair
             (file and line number are named).
@@ -77,7 +79,7 @@ def read_lines(folder: Path) -> Iterator[Line]:
         )
     found = False
     for file in files:
-        source = file.name.removesuffix(".gz").removesuffix(".jsonl")
+        source = file.name[: file.name.lower().rindex(".jsonl")]
         for number, text in _texts(file):
             if text.strip():
                 found = True
@@ -98,15 +100,27 @@ def fingerprint_files(folder: Path) -> dict[str, str]:
     return prints
 
 
+def other_files(folder: Path) -> list[str]:
+    """Names of the files and folders that ``read_pairs`` does not read; hidden ones are left out."""
+    read = set(_files(folder))
+    return sorted(
+        path.name for path in folder.iterdir() if path not in read and not path.name.startswith(".")
+    )
+
+
 def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in [*folder.glob("*.jsonl"), *folder.glob("*.jsonl.gz")] if path.is_file())
+    if not folder.is_dir():
+        return []
+    return sorted(
+        path for path in folder.iterdir() if path.name.lower().endswith(_ENDINGS) and path.is_file()
+    )
 
 
 def _texts(file: Path) -> Iterator[tuple[int, str]]:
     """Number and text of each line."""
     number = 0
     try:
-        with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as content:
+        with gzip.open(file) if file.suffix.lower() == ".gz" else file.open("rb") as content:
             if content.peek(2)[:2] in _UTF_16:
                 # Lines of UTF-16 cannot be told apart before they are decoded.
                 with io.TextIOWrapper(content, "utf-16", newline="\n") as texts:
@@ -143,13 +157,11 @@ def _parse(source: str, text: str, where: str) -> Line:
         raise _refusal(where, f"a JSON {type(raw).__name__}, not an object")
     if "pos" in raw and "positive" not in raw:
         return _flag_embedding(source, raw, where)
-    for key in ("query", "positive", "lang_q", "lang_p"):
+    for key in _KEYS:
         if key not in raw:
             raise _refusal(where, f"it lacks {key!r}")
-    pair = Pair(source, raw["query"], raw["positive"], raw["lang_q"], raw["lang_p"])
-    for key in ("query", "positive", "lang_q", "lang_p"):
         _check_text(where, key, raw[key])
-    return Line((pair,))
+    return Line((Pair(source, *(raw[key] for key in _KEYS)),), _unused(raw, _KEYS))
 
 
 def _flag_embedding(source: str, raw: dict[str, Any], where: str) -> Line:
@@ -166,8 +178,12 @@ def _flag_embedding(source: str, raw: dict[str, Any], where: str) -> Line:
         _check_text(where, f"pos[{number}]", positive)
     return Line(
         tuple(Pair(source, raw["query"], positive, *languages) for positive in dict.fromkeys(positives)),
-        tuple(key for key in UNUSED_KEYS if raw.get(key)),
+        _unused(raw, _FLAG_EMBEDDING_KEYS),
     )
+
+
+def _unused(raw: dict[str, Any], used: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(key for key, value in raw.items() if key not in used and value not in (None, "", [], {}))
 
 
 def _check_text(where: str, key: str, value: object) -> None:

@@ -38,6 +38,7 @@ def at_least(low: float) -> Range:
 
 POSITIVE = Range(0, open_low=True, open_high=True)
 FINITE = Range(open_low=True, open_high=True)
+SEED = Range(0, 2**63 - 1)
 SHARE = Range(0, 1)
 SHARE_BELOW_1 = Range(0, 1, open_high=True)
 

@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from m3_connectors.errors import InvalidInput
+from m3_connectors.training.checkpoint import replacing
 from m3_connectors.training.config import TrainingConfig
 from m3_connectors.training.trainer import Trainer
 
@@ -62,7 +63,8 @@ class RunLog:
         """Drop the records of step ``step`` and later: they belong to steps that were not saved."""
         kept = [record for record in self.records() if record.get("step", -1) < step]
         self._file.close()
-        self._path.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+        with replacing(self._path) as fresh:
+            fresh.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
         self._file = self._path.open("a", encoding="utf-8")
 
     def save_thinned(self, path: Path) -> None:

@@ -264,7 +264,7 @@ def _fit_sparse_head(
     """Least squares of ``lexical_scale * sqrt(idf)`` on the hidden states of some passages."""
     kept = np.unique(store.passage[~np.asarray(store.held_out)])
     chosen = np.random.default_rng(0).choice(kept, min(400, len(kept)), replace=False)
-    texts = [wrap(store.text(number), 128) for number in chosen]
+    texts = [wrap(store.text(number), min(128, model.config.max_length)) for number in chosen]
     ids = torch.from_numpy(np.concatenate(texts))
     with torch.no_grad():
         hidden = torch.cat(

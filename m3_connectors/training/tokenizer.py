@@ -129,7 +129,16 @@ def train_tokenizer(texts: Iterable[str], vocabulary_size: int, *, min_character
         unk_token=UNKNOWN,
         show_progress=False,
     )
-    _interruptibly(lambda: learner.train_from_iterator(frequent(), trainer))
+    try:
+        _interruptibly(lambda: learner.train_from_iterator(frequent(), trainer))
+    except Exception as error:  # the library raises bare Exception, whatever is wrong
+        if "vocabulary" not in str(error):
+            raise
+        characters = len(counts) - len(rare)
+        raise InvalidInput(
+            f"vocabulary_size is {vocabulary_size:,}, but the texts have {characters:,} frequent characters, and each "
+            f"is a piece.\n  Give at least {characters + len(FIRST_SPECIALS) + 2:,}; words need several times as many."
+        ) from None
     pieces = json.loads(learner.to_str())["model"]["vocab"]
     return build_tokenizer([(piece, score) for piece, score in pieces if piece not in FIRST_SPECIALS])
 

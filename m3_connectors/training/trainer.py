@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from m3_connectors.training.checkpoint import (
     export_model,
     import_model,
     load_state,
+    read_kept,
     replacing,
     save_state,
 )
@@ -38,12 +39,14 @@ from m3_connectors.training.data import open_pairs
 from m3_connectors.training.forward import TrainingEncoder, split
 from m3_connectors.training.losses import objective, score_all
 from m3_connectors.training.optimizer import RowAdamW
-from m3_connectors.training.pairs import fingerprint_files, read_pairs
+from m3_connectors.training.pairs import fingerprint_files, other_files, read_pairs
 from m3_connectors.training.start import build_start
 from m3_connectors.training.tokenizer import sample_texts, save_tokenizer, train_tokenizer
 from m3_connectors.training.validate import Task, Validation, make_tasks, unmatched
 
 _TOKENIZER, _START = "tokenizer.json", "start.pt"
+_NAMED = 10
+"""Names that one warning lists."""
 
 Report = Callable[[dict[str, Any]], None]
 """Called with every record of the log."""
@@ -139,8 +142,20 @@ class Trainer:
 
     def _warn_of_pairs(self) -> None:
         """Say what of the pairs is not used, or teaches nothing."""
-        for what, count in self.store.unused.items():
+        unread = other_files(self._data)
+        if unread:
+            self._warn(
+                f"{self._data}: only .jsonl and .jsonl.gz files are read, not {_listed(unread)}.",
+            )
+        unused = sorted(self.store.unused.items(), key=lambda item: -item[1])
+        for what, count in unused[:_NAMED]:
             self._warn(f"{what} of {count:,} lines of the training pairs: not used.")
+        if len(unused) > _NAMED:
+            self._warn(f"{len(unused) - _NAMED:,} other keys of the training pairs: not used.")
+        pairs = np.asarray(self.store.query, np.int64) << 32 | np.asarray(self.store.passage, np.int64)
+        repeated = len(pairs) - len(np.unique(pairs))
+        if repeated:
+            self._warn(f"{repeated:,} of {len(self.store):,} pairs are repetitions of another.")
         equal = int((np.asarray(self.store.query) == np.asarray(self.store.passage)).sum())
         if equal:
             self._warn(f"{equal:,} of {len(self.store):,} pairs have one text as query and as passage.")
@@ -154,7 +169,7 @@ class Trainer:
             with replacing(path) as fresh:
                 save_tokenizer(learn_tokenizer(self._data, self._config.tokenizer), fresh)
             self._report({"event": "tokenizer", "seconds": round(time.perf_counter() - began, 1)})
-        return Tokenizer.from_file(str(path))
+        return read_kept(path, lambda: Tokenizer.from_file(str(path)))
 
     def _scratch(self) -> M3Model:
         """The start of a run from scratch, kept in the working folder."""
@@ -171,7 +186,7 @@ class Trainer:
         kept = self._work / _START
         if kept.exists():
             model = M3Model(config)
-            model.load_state_dict(torch.load(kept, weights_only=True))
+            read_kept(kept, lambda: model.load_state_dict(torch.load(kept, weights_only=True)))
             return model
         self._phase("making the start")
         began = time.perf_counter()
@@ -319,6 +334,11 @@ class Trainer:
             output / "weights.json", {method: Weights(*values) for method, values in weights.items()}
         )
         return weights
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _NAMED:,} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more
 
 
 def learn_tokenizer(data: Path, settings: TokenizerSettings) -> Tokenizer:

@@ -205,8 +205,8 @@ class Validation:
         store: The pairs.
         tasks: From :func:`make_tasks`.
         dtype: Of the products.
-        passage_longest: Passages are cut to this many tokens.
-        query_longest: Queries are cut to this many tokens.
+        passage_longest: Passages are cut to this many tokens, and to the model's maximum.
+        query_longest: Queries are cut to this many tokens, and to the model's maximum.
     """
 
     def __init__(
@@ -221,6 +221,9 @@ class Validation:
     ) -> None:
         self.tasks = list(tasks)
         self._scores = []
+        passage_longest, query_longest = (
+            min(longest, model.config.max_length) for longest in (passage_longest, query_longest)
+        )
         for _, same_corpus in itertools.groupby(self.tasks, key=lambda task: task.corpus.tobytes()):
             group = list(same_corpus)
             corpus = encode(
