@@ -255,7 +255,8 @@ class TestSearch:
             run = m3(*command)
             assert run.json["query"] == question
             assert run.err.startswith(
-                f"warning  the query has {tokens:,} tokens, and the model reads {encoder.max_length:,}: the last "
+                f"warning  the query has {tokens:,} tokens, but the model reads at most "
+                f"{encoder.max_length:,}: the last "
             )
 
     def test_table(self, m3: M3, filled: str) -> None:

@@ -144,7 +144,7 @@ def drop_tensor(directory: Path) -> None:
         (save("sparse_linear.pt", {"weight": 1, "bias": 2}), "sparse_linear.pt holds no state dict"),
         (write("sparse_linear.pt", "no zip"), "sparse_linear.pt cannot be read as plain tensors"),
         (truncate("colbert_linear.pt", 0.7), "colbert_linear.pt cannot be read as plain tensors"),
-        (write("weights.json", '{"all": [1, 2]}'), "must map method names to three weights"),
+        (write("weights.json", '{"all": [1, 2]}'), "does not map method names to three weights"),
         (write("weights.json", "[1]"), "weights.json is not a table of weights"),
     ],
 )
