@@ -26,8 +26,8 @@ class CrossEncoderRanking:
     """The baseline ``rerank:MODEL``: the 100 best of Dense, ranked by a cross-encoder of sentence-transformers.
 
     Args:
-        spec: A name on the hub or a directory; ``?of=RUN`` takes the candidates of another run of the evaluation, a
-            method's or an earlier baseline's.
+        spec: A name on the hub or a directory; ``?of=RUN`` takes the candidates of another run of the
+            evaluation, a method's or an earlier baseline's.
 
     Raises:
         InvalidInput: An unknown option, or the model gives more than one score.
@@ -47,7 +47,8 @@ class CrossEncoderRanking:
             raise not_found(model, error) from error
         if self._model.num_labels != 1:
             raise InvalidInput(
-                f"{model} gives {self._model.num_labels} scores for a pair: a re-ranker gives one."
+                f"{model} returns {self._model.num_labels} scores per pair; a re-ranker must return one.\n"
+                "  Use another model."
             )
         self._of = options.get("of")
         self.name = run_name("rerank", model) + (f"-of-{self._of}" if self._of else "")
