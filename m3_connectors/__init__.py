@@ -105,7 +105,7 @@ __all__ = [
 ]
 
 
-# A library does not print: whoever wants its log sets up logging.
+# A library does not print. An application that wants the log configures logging.
 logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 

@@ -1,4 +1,4 @@
-"""One call of ``add``: documents in batches of bounded size, encoded and written one after the other."""
+"""One ``add`` call: documents are encoded and written in batches of bounded size, one after the other."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from m3_connectors.errors import InvalidInput
 
 _BATCH_DOCUMENTS = 512
 _BATCH_CHARACTERS = 64_000
-"""About 16,000 tokens: 64 MB of float32 multi-vectors at 1,024 dimensions, seconds of encoding."""
+"""About 16,000 tokens: 64 MB of float32 multi-vectors at 1,024 dimensions, and seconds of encoding."""
 
 MOST_CUT_NAMED = 1000
-"""Cut documents that a report names; ``on_cut`` is told of every one."""
+"""The number of truncated documents that a report lists; ``on_cut`` is called for every one."""
 
 Encode = Callable[[list[str]], Awaitable[M3Embeddings]]
 
 
 @dataclasses.dataclass(frozen=True)
 class CutDocument:
-    """A document longer than the encoder's maximum: its text is stored whole, and found by its beginning alone.
+    """A document longer than the encoder's maximum: it is stored whole, but only its beginning is searchable.
 
     Attributes:
-        id: The document's.
-        token_count: Tokens of its whole text; None where embeddings were given that do not say so.
-        kept_token_count: How many of them, from the first, were encoded; None likewise.
+        id: The id of the document.
+        token_count: The number of tokens in the whole text; None if the embeddings passed to ``add`` lack it.
+        kept_token_count: The number of tokens that were encoded, from the first; None in the same case.
     """
 
     id: str
@@ -41,34 +41,34 @@ class CutDocument:
 
     @property
     def lost_token_count(self) -> int | None:
-        """Tokens that no search can find; None where unknown."""
+        """The number of tokens that no search can find; None if unknown."""
         if self.token_count is None or self.kept_token_count is None:
             return None
         return self.token_count - self.kept_token_count
 
     @property
     def lost_share(self) -> float | None:
-        """Their share of the text, 0 to 1; None where unknown."""
+        """The share of the text's tokens that no search can find, 0 to 1; None if unknown."""
         lost = self.lost_token_count
         return None if lost is None or not self.token_count else lost / self.token_count
 
 
 OnCut = Callable[[CutDocument], object]
-"""Called with each document whose text was cut."""
+"""Called with each document whose text was truncated."""
 
 
 @dataclasses.dataclass(frozen=True)
 class AddReport:
-    """What ``add`` did.
+    """The result of ``add``.
 
     Attributes:
-        written: Documents stored, each id counted once.
-        duplicates: Ids that came more than once in the call; the last one was kept.
-        truncated: Documents whose text was longer than the encoder's maximum and was cut.
-        lost_tokens: Tokens that were cut off, of all documents together.
-        cut: Which documents were cut and how far: the first 1,000 of them, so that the report stays small. ``add``
-            tells its ``on_cut`` of every one.
-        pooled: Long documents whose multi-vector rows were pooled, as the collection's storage says.
+        written: The number of documents stored; each id is counted once.
+        duplicates: Ids that occurred more than once in the call; the last document of each was kept.
+        truncated: The number of documents whose text was longer than the encoder's maximum and was truncated.
+        lost_tokens: The number of tokens that were cut off, over all documents.
+        cut: The truncated documents with their token counts. Only the first 1,000 are listed, to keep the
+            report small; ``add`` calls ``on_cut`` for every one.
+        pooled: The number of long documents whose multi-vector rows were pooled, as the storage specifies.
     """
 
     written: int
@@ -80,11 +80,11 @@ class AddReport:
 
 
 class Adding:
-    """Stores the batches of one call and counts.
+    """Stores the batches of one ``add`` call and counts the documents.
 
     Args:
-        backend: Where to.
-        encode: Texts to embeddings, for batches that come without.
+        backend: The store to write to.
+        encode: Encodes the texts of batches that have no embeddings.
     """
 
     def __init__(self, backend: Backend, encode: Encode) -> None:
@@ -99,20 +99,24 @@ class Adding:
     def batches(
         self, documents: Iterable[Document], embeddings: M3Embeddings | None
     ) -> Iterator[tuple[list[Document], M3Embeddings | None]]:
-        """The call's documents in batches. A list, and embeddings given, are checked whole before the first.
+        """Yield the documents of the call in batches.
+
+        A list, and embeddings if given, are checked completely before the first batch.
 
         Raises:
-            InvalidInput: Something is not fit to be stored; for a list, before anything was.
-            ModelMismatch: The embeddings are another model's than the collection's.
+            InvalidInput: A document or a vector cannot be stored. For a list, nothing has been stored yet.
+            ModelMismatch: The embeddings come from a different model than the collection's.
         """
         if isinstance(documents, Document | str | bytes | Mapping) or not isinstance(documents, Iterable):
             raise InvalidInput(
-                f"documents is {type(documents).__name__}: give a list (or any iterable) of Document."
+                f"documents is {type(documents).__name__}; it must be an iterable of Document.\n"
+                "  Pass a list, such as [Document(id, text)]."
             )
         if embeddings is not None:
             if not isinstance(embeddings, M3Embeddings):
                 raise InvalidInput(
-                    f"embeddings is {type(embeddings).__name__}: give M3Embeddings, as encode does."
+                    f"embeddings is {type(embeddings).__name__}; it must be M3Embeddings.\n"
+                    "  Pass what M3Encoder.encode returns."
                 )
             documents = check_documents(documents)
             check_stored(self._backend.schema, self._backend.collection, len(documents), embeddings)
@@ -127,7 +131,7 @@ class Adding:
             start += len(batch)
 
     async def store(self, batch: Sequence[Document], embeddings: M3Embeddings | None) -> list[CutDocument]:
-        """Write one batch, of an id that comes twice the last one; which documents were cut."""
+        """Write one batch and return its truncated documents; the last document of a repeated id is kept."""
         last = {document.id: i for i, document in enumerate(batch)}
         repeated = (d.id for i, d in enumerate(batch) if d.id in self._written or last[d.id] != i)
         self._duplicates |= dict.fromkeys(repeated)
@@ -137,7 +141,7 @@ class Adding:
             embeddings = await self._encode([document.text for document in chosen])
         elif len(kept) < len(batch):
             embeddings = M3Embeddings.concatenate([embeddings[i] for i in kept])
-        # Encoding in a thread is not cancelled: a call cancelled meanwhile must not write any more.
+        # Encoding runs in a thread and is not cancelled: a call that was cancelled meanwhile must not write.
         await anyio.lowlevel.checkpoint()
         await self._backend.upsert(chosen, embeddings)
         self._written.update(last)
@@ -151,7 +155,7 @@ class Adding:
     def tell(
         self, cut: Sequence[CutDocument], on_cut: OnCut | None, progress: Callable[[int], object] | None
     ) -> None:
-        """Tell the caller's functions of a batch that is stored."""
+        """Call the caller's callbacks for a batch that has been stored."""
         if on_cut:
             for document in cut:
                 on_cut(document)
@@ -160,7 +164,7 @@ class Adding:
 
     @property
     def report(self) -> AddReport:
-        """What was stored so far."""
+        """The report on what has been stored so far."""
         return AddReport(
             written=len(self._written),
             duplicates=tuple(self._duplicates),
@@ -182,7 +186,7 @@ def _cut_documents(documents: Sequence[Document], embeddings: M3Embeddings) -> I
 
 
 def _bounded(documents: Iterable[Document]) -> Iterator[list[Document]]:
-    """Documents in batches of bounded text, so that memory is bounded whatever their length."""
+    """Yield documents in batches of bounded text size, so that memory is bounded for texts of any length."""
     batch: list[Document] = []
     characters = 0
     for document in documents:

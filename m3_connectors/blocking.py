@@ -1,4 +1,4 @@
-"""Index: the calls of AsyncIndex, blocking, for code without an event loop."""
+"""Index: the blocking counterpart of AsyncIndex, for code without an event loop."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ T = TypeVar("T")
 
 
 class _Loop:
-    """An event loop in a daemon thread, so that an index that was never closed cannot hold up the interpreter's end."""
+    """An event loop in a daemon thread, so that an index that is not closed cannot block interpreter exit."""
 
     def __init__(self) -> None:
         ready: Future[BlockingPortal] = Future()
@@ -59,7 +59,7 @@ class _Loop:
 
     def run(self, call: Callable[[], Awaitable[T]]) -> T:
         if not self._thread.is_alive():
-            raise InvalidInput("this index is closed: connect again.")
+            raise InvalidInput("this index is closed.\n  Call connect again.")
         over = threading.Event()
         abandoned = False
         scope: anyio.CancelScope | None = None
@@ -74,10 +74,10 @@ class _Loop:
                     return await call()
             finally:
                 over.set()
-            raise InvalidInput("the call was interrupted.")  # nobody waits for it any more
+            raise InvalidInput("the call was interrupted.")  # the caller has already got KeyboardInterrupt
 
         def abandon() -> bool:
-            """In the loop's thread: from now on the call ends, or does not begin; whether it has begun."""
+            """Cancel or prevent the call (in the loop's thread); return whether it has started."""
             nonlocal abandoned
             abandoned = True
             if scope is not None:
@@ -87,15 +87,15 @@ class _Loop:
         try:
             return self._portal.start_task_soon(watched).result()
         except KeyboardInterrupt:
-            # The call must not go on behind the caller's back, even where Ctrl-C came while it was handed over: cancel
-            # it and wait until it has let go. What runs in a thread (encoding a batch) runs to its end first; a second
-            # Ctrl-C does not wait for it.
+            # The call must not continue after this method has raised, even if Ctrl-C arrived while it was
+            # being submitted: cancel it and wait until it has ended. Work in a thread (encoding a batch) runs
+            # to its end first; a second Ctrl-C does not wait for it.
             if self._portal.call(abandon):
                 over.wait()
             raise
 
     def stop(self) -> None:
-        """End the loop; from its own thread (a collected index) without waiting for the end."""
+        """Stop the loop and wait for it, unless called from its own thread (when an index is collected)."""
         if self._thread.is_alive():
             self._portal.start_task_soon(self._portal.stop)
             if threading.current_thread() is not self._thread:
@@ -103,17 +103,17 @@ class _Loop:
 
 
 class Index:
-    """Texts in, ranked hits out; made by ``connect``.
+    """An open collection: add documents and search them. Created by ``connect``.
 
-    Use it as a context manager, or call ``close``. Every call is AsyncIndex's of the same name, run on the
-    index's own event loop; several threads may call at the same time.
+    Use it as a context manager, or call ``close``. Each method runs the AsyncIndex method of the same name on
+    the index's own event loop; several threads may call it at the same time.
     """
 
     def __init__(self, index: AsyncIndex, loop: _Loop) -> None:
         self._index = index
         self._loop = loop
         _open.add(self)
-        # An index that is forgotten without close() takes its thread with it.
+        # If an index is collected without close(), its thread is stopped too.
         self._forgotten = weakref.finalize(self, loop.stop)
         self._forgotten.atexit = False
 
@@ -124,9 +124,10 @@ class Index:
 
     @property
     def methods(self) -> Mapping[str, Method]:
-        """The five methods by name, under the weights that ``search`` gives them when it takes a name.
+        """The five methods by name, with the weights that ``search`` uses when it is given a name.
 
-        These are the weights given to ``connect``, else those that the model ships with, else the paper's for MIRACL.
+        These are the weights passed to ``connect``, otherwise those distributed with the model, otherwise the
+        paper's weights for MIRACL.
         """
         return self._index.methods
 
@@ -138,31 +139,31 @@ class Index:
         progress: Progress | None = None,
         on_cut: OnCut | None = None,
     ) -> AddReport:
-        """Store documents, replacing those whose ids are there.
+        """Store documents, replacing existing documents with the same ids.
 
-        A list is checked as a whole before anything is written. Any other iterable is read, checked, encoded and
-        written in batches, so its texts and vectors may take more than memory (its ids are kept, to count each once):
-        an error leaves the batches before it stored. Repeat the call to go on: it changes nothing that is already
-        right. The iterable is read on the event loop (by ``Index``, in the calling thread); one that waits long for
-        its documents is better read in parts.
+        A list is checked completely before anything is written. Any other iterable is read, checked, encoded
+        and written in batches, so its texts and vectors may exceed memory (only the ids are kept, to count
+        each once). After an error, the batches before it remain stored. Repeat the call to continue: it does
+        not change what is already correct. ``AsyncIndex`` reads the iterable on the event loop, ``Index`` in
+        the calling thread. If the iterable waits long for its documents, read it in parts.
 
         Args:
-            documents: The documents.
-            embeddings: Their embeddings, row i for document i; encoded here by default.
+            documents: The documents to store.
+            embeddings: Their embeddings, row i for document i; by default, the encoder computes them.
             progress: Called after each batch with the number of documents stored so far.
-            on_cut: Called with each document whose text was longer than the encoder's maximum, once it is stored: only
-                the beginning of such a text is encoded. The report names the first 1,000 of them.
+            on_cut: Called with each document whose text was longer than the encoder's maximum, after it is
+                stored: only the beginning of such a text is encoded. The report lists the first 1,000.
 
         Returns:
-            How many were stored, which ids came twice, and which documents were cut.
+            A report: how many documents were stored, which ids were repeated, which texts were truncated.
 
         Raises:
-            InvalidInput: A document or a vector is not fit to be stored, or there is no encoder.
-            ModelMismatch: The embeddings are another model's than the collection's.
-            BackendError: The store failed.
+            InvalidInput: A document or a vector cannot be stored, or there is no encoder.
+            ModelMismatch: The embeddings come from a different model than the collection's.
+            BackendError: The store failed or refused the operation.
         """
         adding = self._index._adding()
-        # The caller's iterable is read in the caller's thread: it may hold a database cursor, or ask this index.
+        # The caller's iterable is read in the caller's thread: it may use a database cursor, or this index.
         for batch, vectors in adding.batches(documents, embeddings):
             adding.tell(self._loop.run(partial(adding.store, batch, vectors)), on_cut, progress)
         return adding.report
@@ -180,31 +181,31 @@ class Index:
         rerank: Reranker | None = None,
         rerank_depth: int = 50,
     ) -> list[Hit]:
-        """The k best documents for a query.
+        """Return the k best documents for a query.
 
         Args:
-            query: A text, or embeddings of one text. A text that is longer than the model reads is cut: the log says
-                how far, each time.
-            method: A name (under the weights that ``methods`` shows) or a Method such as
-                ``ALL.weighted(0.15, 0.5, 0.35)`` (exactly these weights). For a name that is a variable, give
+            query: A text, or embeddings of one text. A text that is longer than the model's maximum is
+                truncated, and a warning is logged each time.
+            method: A name (with the weights that ``methods`` shows) or a Method such as
+                ``ALL.weighted(0.15, 0.5, 0.35)`` (exactly these weights). For a name in a variable, use
                 ``index.methods[name]``.
-            k: Most hits, >= 1.
-            filter: Only documents whose metadata pass, such as ``{"year": {"$gte": 2020}}``.
-            exact: No approximate list in the store.
-            offset: Hits to skip first, >= 0, so that ``offset=20, k=10`` is the third page of ten.
-            min_score: Leave out hits whose score is lower.
-            rerank: A re-ranker, such as ``CrossEncoder("BAAI/bge-reranker-v2-m3")``, that orders the best hits anew
-                by its own scores. The query must be a text.
+            k: The maximum number of hits, >= 1.
+            filter: Search only documents whose metadata match, such as ``{"year": {"$gte": 2020}}``.
+            exact: Whether the store must search exactly, without its approximate index.
+            offset: The number of hits to skip first, >= 0: ``offset=20, k=10`` is the third page of ten.
+            min_score: Leave out hits with a lower score.
+            rerank: A re-ranker, such as ``CrossEncoder("BAAI/bge-reranker-v2-m3")``, that orders the best hits
+                again by its own scores. The query must be a text.
             rerank_depth: How many of the best hits are re-ranked, >= 1; never fewer than ``offset + k``.
 
         Returns:
-            Best first, equal scores by id; each with the scores of all components stored.
+            The hits, best first, equal scores by id; each has the scores of all components stored.
 
         Raises:
-            InvalidInput: A bad query, method, k, offset, min_score or filter, or the re-ranker returned something
-                other than one finite score for each document.
-            ModelMismatch: The query's embeddings are another model's.
-            BackendError: The store failed.
+            InvalidInput: The query, method, k, offset, min_score or filter is not valid, or the re-ranker did
+                not return one finite score for each document.
+            ModelMismatch: The embeddings of the query come from a different model.
+            BackendError: The store failed or refused the operation.
         """
         return self._loop.run(
             partial(
@@ -234,26 +235,27 @@ class Index:
         rerank: Reranker | None = None,
         rerank_depth: int = 50,
     ) -> list[list[Hit]]:
-        """The k best documents for each of many queries, which are encoded together and searched at the same time.
+        """Return the k best documents for each of many queries, encoded together and searched concurrently.
 
         Args:
             queries: Texts, or embeddings of one text each.
-            method: As in ``search``; so are k, filter and exact.
-            k: Most hits of each query, >= 1.
-            filter: Only documents whose metadata pass.
-            exact: No approximate list in the store.
-            offset: Hits to skip first, as in ``search``; so are min_score, rerank and rerank_depth.
-            min_score: Leave out hits whose score is lower.
-            rerank: A re-ranker of the best hits.
-            rerank_depth: How many of the best hits are re-ranked.
+            method: As in ``search``.
+            k: The maximum number of hits of each query, >= 1.
+            filter: As in ``search``.
+            exact: As in ``search``.
+            offset: As in ``search``.
+            min_score: As in ``search``.
+            rerank: As in ``search``; every query must be a text.
+            rerank_depth: As in ``search``.
 
         Returns:
             The hits of each query, in the order of the queries.
 
         Raises:
-            InvalidInput: A bad query (says which), method, k, offset, min_score or filter, or a bad re-ranker.
-            ModelMismatch: The embeddings of a query are another model's.
-            BackendError: The store failed.
+            InvalidInput: A query (the message says which), the method, k, offset, min_score or the filter is
+                not valid, or the re-ranker did not return one finite score for each document.
+            ModelMismatch: The embeddings of a query come from a different model.
+            BackendError: The store failed or refused the operation.
         """
         return self._loop.run(
             partial(
@@ -271,93 +273,94 @@ class Index:
         )
 
     def explain(self, query: str, id: str, *, method: Method | MethodName = "all") -> Explanation:
-        """Why a document scores as it does for a query, whether or not it would be found.
+        """Explain the score of a document for a query, whether or not a search would find it.
 
         Args:
             query: A text.
             id: The document's id.
-            method: Whose weights are shown, as in ``search``.
+            method: The method whose weights are used, as in ``search``.
 
         Returns:
-            The scores, the tokens that both texts share, and the nearest document token of each query token.
+            The scores, the tokens that both texts share, and for each query token the most similar document
+            token.
 
         Raises:
-            NotFound: No such document.
-            InvalidInput: No encoder, or a bad query or method.
-            BackendError: The store failed.
+            DocumentNotFound: There is no document with this id.
+            InvalidInput: There is no encoder, or the query or method is not valid.
+            BackendError: The store failed or refused the operation.
         """
         return self._loop.run(partial(self._index.explain, query, id, method=method))
 
     def delete(self, ids: Sequence[str] | None = None, *, filter: RawFilter | None = None) -> int:
-        """Remove documents by id or by filter, one of the two.
+        """Remove documents, either by id or by filter.
 
         Args:
-            ids: Ids of the documents; those that are not there are passed over.
-            filter: Documents whose metadata pass, such as ``{"year": {"$lt": 2020}}``.
+            ids: The ids of the documents to remove; ids that do not exist are ignored.
+            filter: Remove the documents whose metadata match, such as ``{"year": {"$lt": 2020}}``.
 
         Returns:
-            How many documents were there and are removed.
+            The number of documents that were removed.
 
         Raises:
             InvalidInput: Neither or both are given, or the filter is empty (``drop`` removes everything).
-            BackendError: The store failed.
+            BackendError: The store failed or refused the operation.
         """
         return self._loop.run(partial(self._index.delete, ids, filter=filter))
 
     def get(self, ids: Sequence[str]) -> list[Document | None]:
-        """Documents by id.
+        """Return documents by id.
 
         Args:
-            ids: Ids, each any number of times.
+            ids: The ids, in any order; an id may be repeated.
 
         Returns:
-            The documents in the order of their ids; None where there is none.
+            The document of each id, in the order of the ids; None if it does not exist.
 
         Raises:
-            InvalidInput: ``ids`` is no list of strings.
-            BackendError: The store failed.
+            InvalidInput: ``ids`` is not a list of strings.
+            BackendError: The store failed or refused the operation.
         """
         return self._loop.run(partial(self._index.get, ids))
 
     def count(self, filter: RawFilter | None = None) -> int:
-        """How many documents pass a filter.
+        """Return the number of documents that match a filter.
 
         Args:
-            filter: As in ``search``; without one, all documents are counted.
+            filter: As in ``search``; without a filter, all documents are counted.
 
         Raises:
-            InvalidInput: A bad filter.
-            BackendError: The store failed.
+            InvalidInput: The filter is not valid.
+            BackendError: The store failed or refused the operation.
         """
         return self._loop.run(partial(self._index.count, filter))
 
     def describe(self) -> Description:
-        """What the collection says about itself: its store, name, model, components, storage and number of documents.
+        """Return the collection's store, name, model, components, storage and number of documents.
 
         Raises:
-            BackendError: The store failed.
+            BackendError: The store failed or refused the operation.
         """
         return self._loop.run(self._index.describe)
 
     def optimize(self) -> None:
-        """Let the store build what makes searches faster, such as a graph, and wait for it; nothing if there is none.
+        """Make the store build what speeds up searches, such as a graph, and wait for it; may do nothing.
 
         Raises:
-            BackendError: The store failed.
+            BackendError: The store failed or refused the operation.
         """
         self._loop.run(self._index.optimize)
 
     def drop(self) -> None:
-        """Remove the collection and all it holds, and close the index.
+        """Delete the collection with all its documents, and close the index.
 
         Raises:
-            BackendError: The store failed.
+            BackendError: The store failed or refused the operation.
         """
         self._loop.run(self._index.drop)
         self.close()
 
     def close(self) -> None:
-        """Give back connections and locks (and of ``Index``, its thread); safe to call twice."""
+        """Release connections and locks (and the thread of an ``Index``); safe to call more than once."""
         if self in _open:
             _open.discard(self)
             try:
@@ -368,16 +371,16 @@ class Index:
     def __enter__(self) -> Index:
         return self
 
-    if not TYPE_CHECKING:  # a type checker finds this mistake by itself
+    if not TYPE_CHECKING:  # without these methods, a type checker reports the mistake
 
         def __aenter__(self) -> None:
             raise InvalidInput(
-                "connect gives an Index, whose calls block: it is no context manager for async with.\n"
+                "connect returns an Index, which is blocking and cannot be used in async with.\n"
                 "  Write with connect(…) as index, or async with aconnect(…) as index."
             )
 
         def __aexit__(self, *_: object) -> None:
-            """Never comes to be called."""
+            """Never called, because ``__aenter__`` raises."""
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -395,29 +398,29 @@ def connect(
     create: bool = True,
     **options: Any,
 ) -> Index:
-    """Open a collection, or make it: ``index = connect(…)`` or ``with connect(…) as index``.
+    """Open or create a collection: ``index = connect(…)`` or ``with connect(…) as index``.
 
     Args:
-        url: Where it is: ``memory:``, ``qdrant:DIRECTORY``, ``milvus:FILE.db``, or a server's
+        url: The URL of the store: ``memory:``, ``qdrant:DIRECTORY``, ``milvus:FILE.db``, or a server at
             ``qdrant+http(s)://``, ``milvus+http(s)://`` or ``elasticsearch+http(s)://HOST:PORT``.
-        collection: Its name there.
-        encoder: Turns texts into vectors; without one, give embeddings to ``add`` and ``search``.
-        storage: How a new collection keeps its vectors; an existing one must have been made so.
-        weights: A weights file such as ``m3 tune`` writes, or weights by method name: what a method by name uses
-            then, instead of the model's own.
-        create: Make the collection if it is not there (needs an encoder, whose model it records). Of several that
-            start at the same time one makes it, and the others open it.
-        **options: The store's own, such as ``api_key``, ``ca_certs``, ``timeout_seconds`` or ``refresh``: all are in
-            docs/servers.md. Unknown ones are refused.
+        collection: The name of the collection.
+        encoder: Computes the embeddings of texts; without it, pass embeddings to ``add`` and ``search``.
+        storage: How a new collection stores its vectors; an existing collection must have the same storage.
+        weights: A weights file, as ``m3 tune`` writes it, or weights by method name. Methods given by name
+            use these weights instead of the model's.
+        create: Whether to create the collection if it does not exist (this needs an encoder, whose model is
+            recorded). If several callers start at the same time, one creates it and the others open it.
+        **options: The options of the store, such as ``api_key``, ``ca_certs``, ``timeout_seconds`` or
+            ``refresh``; docs/servers.md lists them. Unknown options are refused.
 
     Raises:
-        NotFound: No such collection, and ``create`` is false or there is no encoder.
-        ModelMismatch: The collection was written by another model than the encoder's.
-        InvalidInput: An unusable URL, collection name, weights file or option.
-        Unsupported: An option that only other stores take.
+        CollectionNotFound: The collection does not exist, and ``create`` is false or there is no encoder.
+        ModelMismatch: The collection was written by a different model than the encoder's.
+        InvalidInput: The URL, collection name, weights file or an option is not valid.
+        Unsupported: An option belongs to other stores.
         MissingDependency: The store's client is not installed.
-        FileNotFoundError: There is no such weights file.
-        BackendError: The store failed.
+        FileNotFoundError: The weights file does not exist.
+        BackendError: The store failed or refused the operation.
     """
     loop = _Loop()
     try:
@@ -438,21 +441,23 @@ def connect(
 
 
 def list_collections(url: str, **options: Any) -> list[CollectionInfo]:
-    """The collections of a store, by name: ``alist_collections``, blocking.
+    """Return the collections of a store, by name: the blocking counterpart of ``alist_collections``.
 
-    Those of m3-connectors are opened one after the other to count their documents; one that cannot be opened (it is
-    open in another process, say) is listed with its problem. Those of other programs are listed and never opened.
+    The collections of m3-connectors are opened one after the other to count their documents. One that cannot
+    be opened (for example, because another process has it open) is listed with its problem. The collections
+    of other programs are listed, but never opened.
 
     Args:
-        url: The store, as ``connect`` takes it. ``memory:`` holds nothing: it lives as long as its index.
-        **options: The store's own, as ``connect`` takes them.
+        url: The URL of the store, as for ``connect``. ``memory:`` has no collections to list: they exist only
+            as long as their index.
+        **options: The options of the store, as for ``connect``.
 
     Raises:
-        NotFound: There is no such directory.
-        InvalidInput: An unusable URL or option.
-        Unsupported: An option that only other stores take, or a store that cannot list.
+        NotFound: The directory does not exist.
+        InvalidInput: The URL or an option is not valid.
+        Unsupported: An option belongs to other stores, or the store cannot list its collections.
         MissingDependency: The store's client is not installed.
-        BackendError: The store failed, or the credentials do not allow listing.
+        BackendError: The store failed, or the credentials do not permit listing.
     """
     loop = _Loop()
     try:
@@ -462,7 +467,7 @@ def list_collections(url: str, **options: Any) -> list[CollectionInfo]:
 
 
 _open: weakref.WeakSet[Index] = weakref.WeakSet()
-"""Indexes not yet closed, so that the interpreter's end closes them."""
+"""The open indexes; they are closed when the interpreter exits."""
 
 
 @atexit.register

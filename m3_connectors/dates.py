@@ -1,4 +1,4 @@
-"""Which texts are dates, for filters and for every store that keeps what filters ask for."""
+"""The date formats that filters accept, and that every store indexes for them."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import re
 
 
 def parse_date(value: object) -> datetime.datetime | None:
-    """A date or date-time of ISO 8601 or RFC 3339 as an aware instant, or None if the value is none.
+    """Parse an ISO 8601 or RFC 3339 date or date-time to a timezone-aware datetime; None if it is not a date.
 
-    Without an offset it is UTC, without a time midnight. Digits beyond microseconds are cut, not rounded. ``24:00`` is
-    the next midnight, and so is the leap second ``23:59:60Z``, as POSIX counts. A bare ``20240131`` is a number in a
-    text, no date. ``docs/filters.md`` lists the spellings.
+    Without an offset the date is in UTC; without a time it is midnight. Digits beyond microseconds are
+    truncated, not rounded. ``24:00`` is the next midnight, and so is the leap second ``23:59:60Z``, as in
+    POSIX time. A bare ``20240131`` is a number, not a date. ``docs/filters.md`` lists the formats.
     """
     if not isinstance(value, str):
         return None
@@ -39,7 +39,7 @@ def parse_date(value: object) -> datetime.datetime | None:
         instant += datetime.timedelta(days=whole_day, seconds=leap)
         if leap and instant.astimezone(datetime.UTC).timetz().replace(microsecond=0) != _MIDNIGHT:
             return None
-    except (ValueError, OverflowError):  # no such day or hour, or after the year 9999
+    except (ValueError, OverflowError):  # the day or hour does not exist, or the year is after 9999
         return None
     return instant
 
@@ -57,7 +57,7 @@ def _zone(offset: str | None) -> datetime.tzinfo:
 
 
 _TOO_FAR = datetime.timedelta(hours=23, minutes=59, seconds=1)
-"""Beyond it no offset of whole minutes says the same."""
+"""Larger offsets cannot be written as whole minutes."""
 
 _MIDNIGHT = datetime.time(tzinfo=datetime.UTC)
 _OFFSET = re.compile(r"(\d\d):?(\d\d)?:?(\d\d)?", re.ASCII)

@@ -1,4 +1,4 @@
-"""What goes into an index and what comes out of it."""
+"""The documents that an index stores and the hits that it returns."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Any
 from m3_connectors.errors import InvalidInput
 
 MAX_ID_BYTES = 512
-"""Longest document id in UTF-8 bytes (Elasticsearch's limit, kept everywhere so that ids can move)."""
+"""The longest document id in UTF-8 bytes (Elasticsearch's limit, applied everywhere to keep ids portable)."""
 
 MIN_WHOLE, MAX_WHOLE = -(2**63), 2**63 - 1
-"""Whole numbers in metadata and in filters: what every store keeps exactly."""
+"""The range of integers in metadata and in filters that every store keeps exactly."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,9 +22,9 @@ class Document:
     """A text with an id and metadata.
 
     Attributes:
-        id: The caller's own id, 1 to 512 bytes of UTF-8.
-        text: What is encoded and returned.
-        metadata: A JSON object; its fields can be filtered on.
+        id: The caller's id, 1 to 512 bytes of UTF-8.
+        text: The text that is encoded and returned.
+        metadata: A JSON object whose fields can be used in filters.
     """
 
     id: str
@@ -34,12 +34,12 @@ class Document:
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-    """The paper's three scores of one document; None where a component is not stored or not asked.
+    """The paper's three scores of one document; None if a component is not stored or was not requested.
 
     Attributes:
-        dense: Inner product of the dense vectors.
-        sparse: Sum over shared tokens of the products of their weights.
-        multivector: Mean over query rows of the best inner product with a document row.
+        dense: The inner product of the dense vectors.
+        sparse: The sum, over the tokens that both texts share, of the product of their weights.
+        multivector: The mean, over query rows, of the highest inner product with a document row.
     """
 
     dense: float | None = None
@@ -53,11 +53,11 @@ class Scores:
 
 @dataclasses.dataclass(frozen=True)
 class Hit:
-    """One answer: the document, its score, and the scores that it was fused from.
+    """One search result: the document, its score, and the scores that it was fused from.
 
     Attributes:
         document: The document.
-        score: What the hits are ordered by: the fused score, or the re-ranker's where there is one.
+        score: The score that orders the hits: the re-ranker's score if there is a re-ranker, else the fused score.
         scores: The component scores.
         fused_score: The fused score of a hit that was re-ranked; None without a re-ranker.
     """
@@ -81,23 +81,24 @@ class Hit:
 
 
 def check_documents(documents: Iterable[Document]) -> list[Document]:
-    """All documents, each fit to be stored.
+    """Return all documents as a list after checking that each can be stored.
 
     Raises:
-        InvalidInput: Names the first document that is not, by position and id.
+        InvalidInput: A document cannot be stored; the message gives the position and id of the first one.
     """
     checked = list(documents)
     for position, document in enumerate(checked):
         if not isinstance(document, Document):
             raise InvalidInput(
-                f"documents[{position}] is {type(document).__name__}: give m3_connectors.Document(id, text)."
+                f"documents[{position}] is {type(document).__name__}; it must be a Document.\n"
+                "  Pass m3_connectors.Document(id, text)."
             )
         where = f"documents[{position}]"
         check_id(document.id, where)
         if not isinstance(document.text, str):
             raise InvalidInput(
-                f"{where}.text is {type(document.text).__name__} (id {document.id!r}): "
-                "every document needs a text."
+                f"{where}.text is {type(document.text).__name__} (id {document.id!r}); it must be a string.\n"
+                "  Pass the text of the document as a str."
             )
         check_unicode(document.text, f"{where}.text (id {document.id!r})")
         check_metadata(document.metadata, f"{where}.metadata (id {document.id!r})")
@@ -107,38 +108,48 @@ def check_documents(documents: Iterable[Document]) -> list[Document]:
 def check_id(id: object, where: str) -> None:
     """Raise InvalidInput unless ``id`` is a string of 1 to 512 bytes of UTF-8."""
     if not isinstance(id, str):
-        raise InvalidInput(f"{where}.id is {type(id).__name__}: ids are strings; use str(id).")
+        raise InvalidInput(f"{where}.id is {type(id).__name__}; ids must be strings.\n  Use str(id).")
     check_unicode(id, f"{where}.id")
     size = len(id.encode())
     if size == 0:
-        raise InvalidInput(f"{where}.id is empty: ids have 1 to {MAX_ID_BYTES} bytes of UTF-8.")
+        raise InvalidInput(
+            f"{where}.id is empty; an id must have 1 to {MAX_ID_BYTES} bytes of UTF-8.\n"
+            "  Give each document a unique id, such as its path."
+        )
     if size > MAX_ID_BYTES:
         raise InvalidInput(
-            f"{where}.id has {size} bytes ({id[:40]!r}…): ids have 1 to {MAX_ID_BYTES} bytes of UTF-8."
+            f"{where}.id has {size} bytes ({id[:40]!r}…); an id must have 1 to {MAX_ID_BYTES} bytes of "
+            "UTF-8.\n  Shorten it, or use a hash of it as the id."
         )
 
 
 def check_unicode(text: str, where: str) -> None:
-    """Raise InvalidInput if the text has a lone surrogate, which UTF-8 cannot hold."""
+    """Raise InvalidInput if the text contains a lone surrogate, which UTF-8 cannot encode."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise InvalidInput(
-            f"{where} has a lone surrogate at character {error.start}: it is not valid Unicode.\n"
+            f"{where} has a lone surrogate at character {error.start}, so it is not valid Unicode.\n"
             "  Decode the source with errors='replace'."
         ) from None
 
 
 def check_metadata(metadata: object, where: str) -> None:
-    """Raise InvalidInput unless ``metadata`` is a JSON object: string keys, finite numbers, no other types."""
+    """Raise InvalidInput unless ``metadata`` is a JSON object: string keys, finite numbers, JSON types."""
     if not isinstance(metadata, Mapping):
-        raise InvalidInput(f"{where} is {type(metadata).__name__}: it must be a JSON object (a dict).")
+        raise InvalidInput(
+            f"{where} is {type(metadata).__name__}; it must be a JSON object.\n"
+            "  Pass a dict with string keys."
+        )
     _check_json(metadata, where, depth=0)
 
 
 def _check_json(value: object, where: str, depth: int) -> None:
     if depth > _MAX_DEPTH:
-        raise InvalidInput(f"{where} is nested deeper than {_MAX_DEPTH} levels.")
+        raise InvalidInput(
+            f"{where} is nested more than {_MAX_DEPTH} levels deep.\n"
+            "  Flatten it, or store the inner part as JSON text."
+        )
     if value is None or isinstance(value, bool):
         return
     if isinstance(value, str):
@@ -146,15 +157,18 @@ def _check_json(value: object, where: str, depth: int) -> None:
     elif isinstance(value, int):
         if not MIN_WHOLE <= value <= MAX_WHOLE:
             raise InvalidInput(
-                f"{where} is {value}: whole numbers fit 64 bits (-2**63 to 2**63 - 1).\n  Store it as a string."
+                f"{where} is {value}; integers must fit into 64 bits (-2**63 to 2**63 - 1).\n"
+                "  Store it as a string."
             )
     elif isinstance(value, float):
         if not math.isfinite(value):
-            raise InvalidInput(f"{where} is {value}: JSON has no such number; leave the field out.")
+            raise InvalidInput(f"{where} is {value}, which is not a JSON number.\n  Omit the field.")
     elif isinstance(value, Mapping):
         for key, item in value.items():
             if not isinstance(key, str):
-                raise InvalidInput(f"{where} has the key {key!r}: keys of metadata are strings.")
+                raise InvalidInput(
+                    f"{where} has the key {key!r}; metadata keys must be strings.\n  Use {str(key)!r}."
+                )
             check_unicode(key, where)
             _check_json(item, f"{where}[{key!r}]", depth + 1)
     elif isinstance(value, list | tuple):
@@ -162,18 +176,19 @@ def _check_json(value: object, where: str, depth: int) -> None:
             _check_json(item, f"{where}[{i}]", depth + 1)
     else:
         raise InvalidInput(
-            f"{where} is {type(value).__name__}, which JSON cannot hold: convert it to text or a number."
+            f"{where} is {type(value).__name__}, which JSON cannot represent.\n"
+            "  Convert it to a string or a number."
         )
 
 
 def metadata_json(metadata: Mapping[str, Any]) -> str:
-    """Checked metadata as JSON text."""
-    # The only objects in it that json does not know are mappings other than dict.
+    """Return checked metadata as JSON text."""
+    # The only objects in it that json cannot serialize are mappings other than dict.
     return json.dumps(metadata, ensure_ascii=False, default=dict)
 
 
 def canonical_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """Metadata as JSON gives it back (tuples become lists), independent of the caller's objects."""
+    """Return a copy of the metadata as JSON round-trips it (tuples become lists)."""
     result: dict[str, Any] = json.loads(metadata_json(metadata))
     return result
 

@@ -1,4 +1,4 @@
-"""M3Embeddings: the three representations of a batch of texts, in columns and without padding."""
+"""M3Embeddings: the three representations of a batch of texts, stored by component and without padding."""
 
 from __future__ import annotations
 
@@ -28,24 +28,24 @@ COMPONENTS: tuple[Component, ...] = ("dense", "sparse", "multivector")
 
 
 class Vocabulary(Protocol):
-    """What turns a token id into readable text; ``tokenizers.Tokenizer`` and ``M3Encoder`` are such."""
+    """Converts token ids to readable text, as ``tokenizers.Tokenizer`` and ``M3Encoder`` do."""
 
     def id_to_token(self, id: int) -> str | None:
-        """The token of an id, or None."""
+        """Return the token of an id, or None if there is no such id."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelInfo:
-    """Who wrote a vector; two vectors may be compared only if theirs agree.
+    """The model that produced a vector; two vectors can be compared only if their models match.
 
     Attributes:
-        name: Hub name or directory name of the model.
-        revision: Commit of the hub repository, where known.
-        dimension: Width of dense vectors and of multi-vector rows.
-        vocabulary_size: Number of token ids.
-        vocabulary_fingerprint: SHA-256 (hex) of the vocabulary; equal ids mean equal tokens.
-        weights_fingerprint: SHA-256 (hex) of the network's heads and last layer, where known: a fine-tuned
-            copy differs in it, a renamed directory does not.
+        name: The hub name or directory name of the model.
+        revision: The commit of the hub repository; None if unknown.
+        dimension: The width of dense vectors and of multi-vector rows.
+        vocabulary_size: The number of token ids.
+        vocabulary_fingerprint: The SHA-256 (hex) of the vocabulary; where it agrees, so do the token ids.
+        weights_fingerprint: The SHA-256 (hex) of the network's heads and last layer; None if unknown.
+            Fine-tuning changes it; renaming the directory does not.
     """
 
     name: str
@@ -62,14 +62,15 @@ class ModelInfo:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class MultiVectors:
-    """One matrix of unit rows per text, all texts end to end.
+    """One matrix of unit rows per text, with the matrices of all texts concatenated.
 
     Attributes:
         rows: float32 ``[total, d]``.
-        offsets: int64 ``[n + 1]``, from 0 to ``total``; text i owns ``rows[offsets[i]:offsets[i + 1]]``.
+        offsets: int64 ``[n + 1]``, from 0 to ``total``; the rows of text i are
+            ``rows[offsets[i]:offsets[i + 1]]``.
 
     Raises:
-        InvalidInput: Shapes or dtypes do not fit each other.
+        InvalidInput: The shapes or dtypes are inconsistent.
     """
 
     rows: Float32
@@ -77,7 +78,10 @@ class MultiVectors:
 
     def __post_init__(self) -> None:
         if self.rows.ndim != 2 or self.rows.dtype != np.float32:
-            raise InvalidInput(f"multivectors.rows is {_shape(self.rows)}; it must be float32 [total, d].")
+            raise InvalidInput(
+                f"multivectors.rows is {_shape(self.rows)}; it must be float32 [total, d].\n"
+                "  Build it with MultiVectors.from_list, which also converts the dtype."
+            )
         offsets = self.offsets
         if (
             offsets.ndim != 1
@@ -88,29 +92,34 @@ class MultiVectors:
             or (np.diff(offsets) < 0).any()
         ):
             raise InvalidInput(
-                f"multivectors.offsets is {_shape(offsets)}; it must be int64 [n + 1], rising from 0 to "
-                f"{len(self.rows)} (the number of rows)."
+                f"multivectors.offsets is {_shape(offsets)}; it must be int64 [n + 1] and increase from 0 to "
+                f"{len(self.rows)} (the number of rows).\n  Build it with MultiVectors.from_list."
             )
 
     @classmethod
     def from_list(cls, matrices: Sequence[npt.ArrayLike], dimension: int) -> MultiVectors:
-        """Join per-text matrices ``[tokens_i, dimension]`` (any float dtype); an empty list is a text without rows.
+        """Concatenate one matrix ``[tokens_i, dimension]`` per text; an empty list is a text without rows.
+
+        The matrices may have any float dtype.
 
         Raises:
-            InvalidInput: A matrix has another shape.
+            InvalidInput: A matrix has a different shape.
         """
         arrays = [np.asarray(matrix, dtype=np.float32) for matrix in matrices]
         arrays = [array.reshape(0, dimension) if array.size == 0 else array for array in arrays]
         for i, array in enumerate(arrays):
             if array.ndim != 2 or array.shape[1] != dimension:
-                raise InvalidInput(f"matrices[{i}] is {_shape(array)}; it must be [tokens, {dimension}].")
+                raise InvalidInput(
+                    f"matrices[{i}] is {_shape(array)}; it must be [tokens, {dimension}].\n"
+                    "  Check the dimension, and give one matrix per text."
+                )
         offsets = np.cumsum([0, *(len(array) for array in arrays)], dtype=np.int64)
         rows = np.concatenate(arrays) if arrays else np.empty((0, dimension), dtype=np.float32)
         return cls(rows, offsets)
 
     @classmethod
     def concatenate(cls, parts: Sequence[MultiVectors]) -> MultiVectors:
-        """Join batches end to end; at least one."""
+        """Concatenate batches; at least one is needed."""
         counts = np.concatenate([part.counts for part in parts])
         return cls(
             np.concatenate([part.rows for part in parts]),
@@ -119,12 +128,12 @@ class MultiVectors:
 
     @property
     def counts(self) -> Int64:
-        """Rows of each text, int64 ``[n]``."""
+        """The number of rows of each text, int64 ``[n]``."""
         return np.diff(self.offsets)
 
     @property
     def dimension(self) -> int:
-        """Width of a row."""
+        """The width of a row."""
         return int(self.rows.shape[1])
 
     def __len__(self) -> int:
@@ -150,19 +159,21 @@ class MultiVectors:
 
 
 class M3Embeddings:
-    """The representations of n texts (paper section 3.2), in columns; immutable.
+    """The representations of n texts (paper section 3.2), one array per component; immutable.
 
     Args:
         dense: float32 ``[n, d]``, unit rows.
-        sparse: scipy CSR float32 ``[n, vocabulary]``, weights > 0; another sparse format is converted.
+        sparse: scipy CSR float32 ``[n, vocabulary]``, weights > 0; other sparse formats are converted.
         multivectors: Per text float32 ``[tokens - 1, d]``, unit rows (the first token, ``<s>``, has none).
-        truncated: bool ``[n]``: the text was longer than the maximum and was cut; by default none was.
-        model: Who made them; None for vectors of unknown origin.
-        token_counts: int64 ``[n]``: tokens of each whole text, ``<s>`` and ``</s>`` included; None where unknown.
-        kept_token_counts: int64 ``[n]``: how many of them the model read; None where unknown.
+        truncated: bool ``[n]``: whether the text was longer than the maximum and was truncated; all False by
+            default.
+        model: The model that produced the vectors; None if unknown.
+        token_counts: int64 ``[n]``: the number of tokens of each whole text, including ``<s>`` and ``</s>``;
+            None if unknown.
+        kept_token_counts: int64 ``[n]``: how many of these tokens the model read; None if unknown.
 
     Raises:
-        InvalidInput: No component is given, or shapes and dtypes do not fit each other.
+        InvalidInput: No component is given, or the shapes or dtypes are inconsistent.
     """
 
     __slots__ = (
@@ -188,18 +199,30 @@ class M3Embeddings:
         if dense is not None and (
             not isinstance(dense, np.ndarray) or dense.ndim != 2 or dense.dtype != np.float32
         ):
-            raise InvalidInput(f"dense is {_shape(dense)}; it must be a float32 array [n, d].")
+            raise InvalidInput(
+                f"dense is {_shape(dense)}; it must be a float32 array [n, d].\n"
+                "  Convert it with numpy.asarray(dense, dtype=numpy.float32)."
+            )
         if sparse is not None:
             sparse = sp.csr_array(sparse)
             if sparse.dtype != np.float32:
-                raise InvalidInput(f"sparse is {sparse.dtype}; it must be float32.")
+                raise InvalidInput(
+                    f"sparse is {sparse.dtype}; it must be float32.\n"
+                    "  Convert it with sparse.astype('float32')."
+                )
         columns: dict[Component, Float32 | sp.csr_array | MultiVectors | None]
         columns = {"dense": dense, "sparse": sparse, "multivector": multivectors}
         sizes = {name: _rows(column) for name, column in columns.items() if column is not None}
         if not sizes:
-            raise InvalidInput("M3Embeddings needs at least one of dense, sparse and multivectors.")
+            raise InvalidInput(
+                "M3Embeddings was created without a component.\n"
+                "  Pass at least one of dense, sparse and multivectors."
+            )
         if len(set(sizes.values())) > 1:
-            raise InvalidInput(f"the components differ in their number of texts: {sizes}.")
+            raise InvalidInput(
+                f"the components have different numbers of texts: {sizes}.\n"
+                "  Give every component one row (or matrix) per text."
+            )
         self._dense, self._sparse, self._multivectors = dense, sparse, multivectors
         self._model = model
         if truncated is None:
@@ -211,74 +234,78 @@ class M3Embeddings:
         ):
             if counts is not None and (not isinstance(counts, np.ndarray) or counts.shape != (len(self),)):
                 kind = "a bool" if name == "truncated" else "an int64"
-                raise InvalidInput(f"{name} is {_shape(counts)}; it must be {kind} array [{len(self)}].")
+                raise InvalidInput(
+                    f"{name} is {_shape(counts)}; it must be {kind} array [{len(self)}].\n"
+                    "  Give one value per text, or leave it out."
+                )
         self._truncated: Bool = truncated
         self._token_counts, self._kept_token_counts = token_counts, kept_token_counts
 
     @property
     def dense(self) -> Float32:
-        """Dense vectors, float32 ``[n, d]``, unit rows.
+        """The dense vectors, float32 ``[n, d]``, unit rows.
 
         Raises:
-            InvalidInput: They are not there: they were not asked for.
+            InvalidInput: This component was not requested when the texts were encoded.
         """
         return self._present(self._dense, "dense")
 
     @property
     def sparse(self) -> sp.csr_array:
-        """Token weights, scipy CSR float32 ``[n, vocabulary]``, > 0.
+        """The token weights, scipy CSR float32 ``[n, vocabulary]``, > 0.
 
         Raises:
-            InvalidInput: They are not there: they were not asked for.
+            InvalidInput: This component was not requested when the texts were encoded.
         """
         return self._present(self._sparse, "sparse")
 
     @property
     def multivectors(self) -> MultiVectors:
-        """Per text float32 ``[tokens - 1, d]``, unit rows (the first token, ``<s>``, has none).
+        """One float32 ``[tokens - 1, d]`` per text, unit rows (the first token, ``<s>``, has none).
 
         Raises:
-            InvalidInput: They are not there: they were not asked for.
+            InvalidInput: This component was not requested when the texts were encoded.
         """
         return self._present(self._multivectors, "multivector")
 
     @property
     def truncated(self) -> Bool:
-        """Which texts were longer than the maximum and were cut, bool ``[n]``."""
+        """Which texts were longer than the maximum and were truncated, bool ``[n]``."""
         return self._truncated
 
     @property
     def token_counts(self) -> Int64 | None:
-        """Tokens of each whole text, ``<s>`` and ``</s>`` included, int64 ``[n]``; None where unknown."""
+        """The tokens of each whole text, including ``<s>`` and ``</s>``, int64 ``[n]``; None if unknown."""
         return self._token_counts
 
     @property
     def kept_token_counts(self) -> Int64 | None:
-        """How many of these tokens the model read, int64 ``[n]``; None where unknown."""
+        """How many of these tokens the model read, int64 ``[n]``; None if unknown."""
         return self._kept_token_counts
 
     @property
     def model(self) -> ModelInfo | None:
-        """Who made the vectors; None where unknown."""
+        """The model that produced the vectors; None if unknown."""
         return self._model
 
     @property
     def components(self) -> tuple[Component, ...]:
-        """The components that are there."""
+        """The components that are present."""
         return tuple(name for name in COMPONENTS if self._column(name) is not None)
 
     @property
     def truncated_count(self) -> int:
-        """How many texts were cut."""
+        """The number of texts that were truncated."""
         return int(self._truncated.sum())
 
     def replace(self, **parts: Any) -> M3Embeddings:
-        """A copy in which the named arguments of ``M3Embeddings`` are others; None takes a component out."""
+        """Return a copy with the named arguments of ``M3Embeddings`` replaced; None removes a component."""
         own = {name.removeprefix("_"): getattr(self, name) for name in self.__slots__}
         return M3Embeddings(**(own | parts))
 
     def __repr__(self) -> str:
-        return f"<M3Embeddings of {len(self)} texts: {', '.join(self.components)}; {self._model or 'unknown model'}>"
+        parts, model = ", ".join(self.components), self._model or "unknown model"
+        return f"<M3Embeddings of {len(self)} texts: {parts}; {model}>"
 
     def _column(self, component: Component) -> Float32 | sp.csr_array | MultiVectors | None:
         return {"dense": self._dense, "sparse": self._sparse, "multivector": self._multivectors}[component]
@@ -288,7 +315,7 @@ class M3Embeddings:
             there = ", ".join(self.components)
             raise InvalidInput(
                 f"these embeddings have no {component} component, only {there}.\n"
-                f"  Encode with components={(*self.components, component)!r}, or ask .components first."
+                f"  Encode with components={(*self.components, component)!r}, or check .components first."
             )
         return column
 
@@ -298,7 +325,7 @@ class M3Embeddings:
         )
 
     def __getitem__(self, at: int | slice) -> M3Embeddings:
-        """The texts of a slice; an int gives a batch of one."""
+        """Return the texts of a slice; an int returns a batch of one."""
         if isinstance(at, int):
             i = _position(at, len(self))
             at = slice(i, i + 1)
@@ -317,18 +344,19 @@ class M3Embeddings:
 
     @classmethod
     def concatenate(cls, parts: Sequence[M3Embeddings]) -> M3Embeddings:
-        """Join batches of one model end to end.
+        """Concatenate batches of one model.
 
         Raises:
-            InvalidInput: No part, or parts of different components or models.
+            InvalidInput: There are no parts, or they have different components or models.
         """
         if not parts:
-            raise InvalidInput("nothing to concatenate: give at least one M3Embeddings.")
+            raise InvalidInput("there is nothing to concatenate.\n  Pass at least one M3Embeddings.")
         first = parts[0]
         for part in parts[1:]:
             if part.components != first.components or part.model != first.model:
                 raise InvalidInput(
-                    f"cannot join {first.components} of {first.model} with {part.components} of {part.model}."
+                    f"{first.components} of {first.model} cannot be concatenated with {part.components} of "
+                    f"{part.model}.\n  Encode all parts with one model and the same components."
                 )
         names = first.components
         return cls(
@@ -346,10 +374,10 @@ class M3Embeddings:
         )
 
     def lexical_weights(self, i: int, vocabulary: Vocabulary) -> dict[str, float]:
-        """The sparse weights of text i by readable token, heaviest first.
+        """Return the sparse weights of text i by readable token, highest first.
 
         Raises:
-            InvalidInput: The sparse component is not there.
+            InvalidInput: The embeddings have no sparse component.
         """
         row = self.sparse[[_position(i, len(self))]]
         return {
@@ -358,17 +386,18 @@ class M3Embeddings:
         }
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write one safetensors file; a file that was there is replaced as a whole or not at all.
+        """Write one safetensors file; an existing file is replaced atomically.
 
         Raises:
-            InvalidInput: The path is a directory, or in none.
-            OSError: It cannot be written.
+            InvalidInput: The path is a directory, or its parent is not a directory.
+            OSError: The file cannot be written.
         """
         target = Path(path)
         if target.is_dir() or not target.parent.is_dir():
             raise InvalidInput(
-                f"{target} cannot be a file: {'it' if target.is_dir() else target.parent} is "
-                f"{'a directory' if target.is_dir() else 'no directory'}."
+                f"{target} cannot be written: {'it' if target.is_dir() else target.parent} is "
+                f"{'a directory' if target.is_dir() else 'not a directory'}.\n"
+                "  Choose a file name in an existing directory."
             )
         tensors: dict[str, npt.NDArray[np.generic]] = {"truncated": self._truncated}
         for name, counts in (
@@ -396,32 +425,38 @@ class M3Embeddings:
             save_file(tensors, partial, metadata={"m3_connectors": json.dumps(header)})
             os.replace(partial, target)
         except SafetensorError as error:
-            raise OSError(f"{target} cannot be written: {error}") from error
+            raise OSError(
+                f"{target} cannot be written: {error}\n  Check the free disk space and the permissions."
+            ) from error
         finally:
             partial.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> M3Embeddings:
-        """Read a file that ``save`` wrote.
+        """Read a file written by ``save``.
 
         Raises:
-            InvalidInput: The file is not such a file.
-            FileNotFoundError: There is no such file.
+            InvalidInput: The file was not written by ``save``, or it is damaged.
+            FileNotFoundError: The file does not exist.
         """
         try:
             with safe_open(os.fspath(path), framework="numpy") as file:
                 header = json.loads((file.metadata() or {}).get("m3_connectors", "{}"))
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
         except SafetensorError as error:
-            raise InvalidInput(f"{path} is not a file of M3Embeddings.save: {error}") from error
+            raise InvalidInput(
+                f"{path} was not written by M3Embeddings.save, or it is damaged: {error}\n"
+                "  Check the path, or encode the texts again."
+            ) from error
         if header.get("format") != _FORMAT:
             raise InvalidInput(
-                f"{path} is not a file of M3Embeddings.save (format {header.get('format')!r})."
+                f"{path} was not written by M3Embeddings.save (format {header.get('format')!r}).\n"
+                "  Check the path, or encode the texts again."
             )
         try:
             return cls._from_tensors(tensors, header)
         except (KeyError, TypeError, ValueError) as error:
-            raise InvalidInput(f"{path} is damaged: {error}") from error
+            raise InvalidInput(f"{path} is damaged: {error}\n  Encode the texts again.") from error
 
     @classmethod
     def _from_tensors(cls, tensors: Mapping[str, Any], header: Mapping[str, Any]) -> M3Embeddings:
@@ -451,9 +486,9 @@ _FORMAT = "M3Embeddings/1"
 
 
 def _position(at: int, length: int) -> int:
-    """An index, counted from the end if negative; iteration relies on IndexError beyond it."""
+    """Return an index >= 0, counting from the end if negative; iteration relies on IndexError at the end."""
     if not -length <= at < length:
-        raise IndexError(f"text {at} of {length}")
+        raise IndexError(f"text {at} is out of range for {length} texts")
     return at % length
 
 
@@ -468,6 +503,6 @@ def _shape(array: object) -> str:
 
 
 def _joined(parts: Sequence[Int64 | None]) -> Int64 | None:
-    """The counts of all parts; None where one is unknown."""
+    """Return the counts of all parts; None if one is unknown."""
     known = [part for part in parts if part is not None]
     return np.concatenate(known) if len(known) == len(parts) else None

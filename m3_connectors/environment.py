@@ -1,4 +1,4 @@
-"""The record that stands beside every measured number: machine, commit and versions."""
+"""The record that accompanies every measurement: machine, commit and package versions."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from typing import Any
 
 
 def environment(*packages: str, **settings: Any) -> dict[str, Any]:
-    """What numbers depend on.
+    """Return a description of what measured numbers depend on.
 
     Args:
-        *packages: Distributions whose versions are noted, None where one is not installed.
-        **settings: The run's own settings, added as they are.
+        *packages: Distributions whose versions are recorded; None if one is not installed.
+        **settings: The settings of the run, added unchanged.
 
     Returns:
-        A JSON object. ``commit`` is that of the working tree which this package is imported from (``-dirty`` with
-        changes in it), None for an installed package.
+        A JSON object. ``commit`` is the commit of the working tree that this package is imported from (with
+        ``-dirty`` if it has uncommitted changes), or None for an installed package.
     """
     cpu = _cpu()
     memory_bytes = (
@@ -44,12 +44,12 @@ def environment(*packages: str, **settings: Any) -> dict[str, Any]:
 
 
 def describe(record: dict[str, Any]) -> str:
-    """One line of an environment, to stand beside numbers."""
+    """Return a one-line summary of an environment, to be printed next to measurements."""
     return f"{record['processor']}, {record['cores']} cores, {record['date'][:10]}, commit {record['commit']}"
 
 
 def _commit() -> str | None:
-    """The commit of the checkout that holds this package; a site-packages folder inside another one is none."""
+    """The commit of the checkout that contains this package; None if it is installed from elsewhere."""
     root = Path(__file__).resolve().parents[1]
     if not (root / ".git").exists():
         return None
@@ -62,7 +62,7 @@ def _commit() -> str | None:
 
 
 def _cpu() -> dict[str, str]:
-    """The first processor of /proc/cpuinfo; nothing where there is none."""
+    """The fields of the first processor in /proc/cpuinfo; empty if the file does not exist."""
     try:
         first = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0]
     except OSError:

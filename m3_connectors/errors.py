@@ -1,28 +1,28 @@
 """Every error that m3_connectors raises on purpose.
 
     M3Error
-    ├── InvalidInput (ValueError)          wrong shape, dtype, NaN, empty id, k < 1, bad filter; nothing was sent
-    ├── MissingDependency (ImportError)    an optional package is not installed; says the command that installs it
+    ├── InvalidInput (ValueError)          wrong shape, dtype, id, k or filter, NaN; nothing was sent
+    ├── MissingDependency (ImportError)    an optional package is not installed; says how to install it
     ├── Unsupported (NotImplementedError)  the backend cannot do this; names a call that works
-    ├── ModelMismatch                      the collection was written by another model; names both
-    ├── ModelFormat                        a checkpoint lacks a file or holds a wrong shape; names the file
-    ├── Diverged                           a training run's numbers are no longer finite; names the saved batch
+    ├── ModelMismatch                      the collection was written by a different model; names both
+    ├── ModelFormat                        a checkpoint lacks a file or has a wrong shape; names the file
+    ├── Diverged                           training produced a value that is not finite; names the saved batch
     └── BackendError                       the store failed: ``.backend``, ``.operation``, ``.retryable``
-        ├── NotFound                       what was asked for is not there, such as a model on the hub
+        ├── NotFound                       the requested item does not exist, such as a model on the hub
         │   ├── CollectionNotFound         the store has no such collection
         │   └── DocumentNotFound           the collection has no such document
-        ├── AlreadyExists                  a collection of that name is there already
+        ├── AlreadyExists                  a collection of that name already exists
         ├── Rejected                       the store refused the request
-        ├── Corrupt                        stored data cannot be read back
-        ├── Busy                           another process owns the data
-        ├── StorageFull                    no space left on the store's disk
-        ├── Unauthorised                   missing or wrong credentials, ours or the server's
+        ├── Corrupt                        stored data cannot be decoded
+        ├── Busy                           another process has the data open
+        ├── StorageFull                    no space is left on the store's disk
+        ├── Unauthorised                   missing or wrong credentials, or an untrusted server certificate
         ├── Unavailable                    the store cannot be reached
-        ├── TimedOut                       no answer within the deadline
-        ├── Throttled                      the store asks to slow down: ``.retry_after_seconds``
+        ├── TimedOut                       no response within the timeout
+        ├── Throttled                      the store limits the request rate: ``.retry_after_seconds``
         └── PartialWrite                   some documents were not written: ``.failed``
 
-The first line of a message says what, where and with which value; the next line says what to do.
+The first line of a message says what happened, where and with which value; the next line says what to do.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _E = TypeVar("_E", bound=Exception)
 
 
 def _again(kind: type[_E], args: tuple[Any, ...], attributes: dict[str, Any]) -> _E:
-    """An error as it was before it was pickled."""
+    """Restore an error from its pickled parts."""
     error = kind.__new__(kind)
     error.args = args
     error.__dict__.update(attributes)
@@ -42,7 +42,7 @@ def _again(kind: type[_E], args: tuple[Any, ...], attributes: dict[str, Any]) ->
 
 
 class M3Error(Exception):
-    """Base of every error raised on purpose by this package."""
+    """The base class of every error that this package raises on purpose."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Exceptions are pickled by calling their class with ``args``, which is the message alone.
@@ -50,7 +50,7 @@ class M3Error(Exception):
 
 
 class InvalidInput(M3Error, ValueError):
-    """The caller's input is wrong; raised before anything is sent or written."""
+    """The caller's input is invalid; raised before anything is sent or written."""
 
 
 class MissingDependency(M3Error, ImportError):
@@ -68,28 +68,28 @@ class MissingDependency(M3Error, ImportError):
 
 
 class Unsupported(M3Error, NotImplementedError):
-    """The backend cannot do what was asked; the message names a call that works."""
+    """The backend does not support the operation; the message names a call that works."""
 
 
 class ModelMismatch(M3Error):
-    """The collection was written by another model than the encoder that opens it."""
+    """The collection was written by a different model than the encoder that opens it."""
 
 
 class ModelFormat(M3Error):
-    """A directory is not an M3 checkpoint, or one of its files has a wrong content."""
+    """A directory is not an M3 checkpoint, or one of its files has unexpected content."""
 
 
 class Diverged(M3Error):
-    """A training run gave a loss, a gradient or a weight that is not finite; nothing was written as a model."""
+    """A training run produced a loss, gradient or weight that is not finite; no model was written."""
 
 
 class BackendError(M3Error):
-    """A store failed.
+    """A store failed or refused an operation.
 
     Attributes:
-        backend: Name of the backend, such as ``"qdrant"``.
-        operation: What was being done, such as ``"upsert"``.
-        retryable: Whether the same call may work later without a change.
+        backend: The name of the backend, such as ``"qdrant"``.
+        operation: The operation that failed, such as ``"upsert"``.
+        retryable: Whether the same call may succeed later without a change.
     """
 
     retryable: bool = False
@@ -101,7 +101,7 @@ class BackendError(M3Error):
 
 
 class NotFound(BackendError):
-    """What was asked for is not there."""
+    """The requested item does not exist."""
 
 
 class CollectionNotFound(NotFound):
@@ -113,7 +113,7 @@ class DocumentNotFound(NotFound):
 
 
 class AlreadyExists(BackendError):
-    """A collection of that name exists already."""
+    """A collection of that name already exists."""
 
 
 class Rejected(BackendError):
@@ -121,11 +121,11 @@ class Rejected(BackendError):
 
 
 class Corrupt(BackendError):
-    """What is stored cannot be read back."""
+    """Stored data cannot be decoded."""
 
 
 class Busy(BackendError):
-    """Another process owns the data."""
+    """Another process has the data open."""
 
     retryable = True
 
@@ -135,7 +135,7 @@ class StorageFull(BackendError):
 
 
 class Unauthorised(BackendError):
-    """Credentials are missing, wrong or expired, or the server's own (its certificate) are not trusted."""
+    """Credentials are missing, wrong or expired, or the server's certificate is not trusted."""
 
 
 class Unavailable(BackendError):
@@ -145,16 +145,16 @@ class Unavailable(BackendError):
 
 
 class TimedOut(BackendError):
-    """The store did not answer within the deadline."""
+    """The store did not respond within the timeout."""
 
     retryable = True
 
 
 class Throttled(BackendError):
-    """The store asks its client to slow down.
+    """The store refused the request because the client sends too many.
 
     Attributes:
-        retry_after_seconds: The pause that the store asked for, or None.
+        retry_after_seconds: The delay that the store requested, or None.
     """
 
     retryable = True
@@ -167,10 +167,10 @@ class Throttled(BackendError):
 
 
 class PartialWrite(BackendError):
-    """Some documents of a call were not written; all the others were.
+    """Some documents of a call were not written; all others were.
 
     Attributes:
-        failed: Reason by document id.
+        failed: The reason for each document id.
     """
 
     def __init__(self, failed: Mapping[str, str], *, backend: str, operation: str) -> None:

@@ -1,4 +1,4 @@
-"""Why a document scores as it does: component scores, matched tokens, best token pairs."""
+"""Explanations of a document's score: component scores, matching tokens and best token pairs."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from m3_connectors.scoring import score
 
 
 class Tokens(Protocol):
-    """What names tokens; ``M3Encoder`` does."""
+    """Converts texts and ids to token names, as ``M3Encoder`` does."""
 
     def token_strings(self, text: str) -> list[str]:
-        """The token of each multi-vector row of the text."""
+        """Return the token of each multi-vector row of the text."""
 
     def id_to_token(self, id: int) -> str | None:
-        """The token of an id."""
+        """Return the token of an id, or None if there is no such id."""
 
 
 @dataclasses.dataclass(frozen=True)
 class TokenMatch:
-    """A token of both texts; ``query_weight * document_weight`` is its part of s_lex."""
+    """A token that both texts contain; ``query_weight * document_weight`` is its contribution to s_lex."""
 
     token: str
     query_weight: float
@@ -34,13 +34,13 @@ class TokenMatch:
 
     @property
     def score(self) -> float:
-        """Its part of s_lex."""
+        """The token's contribution to s_lex."""
         return self.query_weight * self.document_weight
 
 
 @dataclasses.dataclass(frozen=True)
 class TokenPair:
-    """A query token and the document token nearest to it; the mean similarity of all pairs is s_mul."""
+    """A query token and the most similar document token; the mean similarity of all pairs is s_mul."""
 
     query_token: str
     document_token: str
@@ -49,16 +49,16 @@ class TokenPair:
 
 @dataclasses.dataclass(frozen=True)
 class Explanation:
-    """How one document's score comes about.
+    """How the score of one document is computed.
 
     Attributes:
         document: The document.
-        method: Whose weights were used.
-        scores: The three scores; None where a component is not stored.
-        weighted: Each score times its weight; they add up to ``score``.
+        method: The method whose weights were used.
+        scores: The three scores; None for a component that is not stored.
+        weighted: Each score times its weight; their sum is ``score``.
         score: The fused score.
-        tokens: Tokens of both texts, the largest part of s_lex first.
-        pairs: For each query token, in order, its best document token.
+        tokens: The tokens that both texts contain, the largest contribution to s_lex first.
+        pairs: The most similar document token of each query token, in the order of the query.
     """
 
     document: Document
@@ -92,17 +92,17 @@ def explain(
     stored: M3Embeddings,
     pools: Callable[[int], bool] = lambda _rows: False,
 ) -> Explanation:
-    """Explain one document.
+    """Explain the score of one document.
 
     Args:
-        names: Names the tokens.
-        method: Gives the weights.
-        query: The query's text.
-        vectors: Its embeddings, one row.
+        names: Converts tokens to names.
+        method: The method whose weights are used.
+        query: The text of the query.
+        vectors: The embeddings of the query, one row.
         document: The document.
         stored: The document's embeddings as stored, one row.
-        pools: Whether the collection pools a document of so many rows. Its rows stand for several tokens each, so
-            they are numbered and not named.
+        pools: Whether the collection pools a document with this number of rows. A pooled row represents
+            several tokens, so it gets a number instead of a name.
     """
     both = [name for name in stored.components if name in vectors.components]
     values = {name: float(score(name, vectors, stored)[0]) for name in both}
@@ -148,11 +148,11 @@ def _pairs(
 
 
 def _named(tokens: Sequence[str], rows: int) -> list[str]:
-    # Rows may outnumber the names where the vectors were made elsewhere, with another maximum length.
+    # There may be more rows than names if the vectors were made elsewhere with a different maximum length.
     named = [_readable(token) for token in tokens[:rows]]
     return named + [f"row {i}" for i in range(len(named), rows)]
 
 
 def _readable(token: str) -> str:
-    """A piece without the unigram tokenizer's word mark; the mark alone stays, so that nothing is empty."""
+    """Strip the word marker of the unigram tokenizer; a marker alone is kept, so that no name is empty."""
     return token.lstrip("▁") or token

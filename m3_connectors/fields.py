@@ -1,8 +1,8 @@
-"""What a field name of a filter reaches in a document's metadata: the one rule of the oracle and of every store.
+"""Which metadata values a field name in a filter refers to: the one rule that all stores follow.
 
-``a.b`` reaches every value that is found by going through objects and lists, where a key may itself hold dots:
-``{"a": {"b": 1}}``, ``{"a.b": 1}``, ``{"a": [{"b": 1}, {"b": 2}]}`` and ``{"a": [[{"b": 1}]]}`` all have the field.
-An empty key, also between dots, is no name, and nothing below it is a field.
+``a.b`` refers to every value that can be reached through objects and lists; a key may itself contain dots.
+``{"a": {"b": 1}}``, ``{"a.b": 1}``, ``{"a": [{"b": 1}, {"b": 2}]}`` and ``{"a": [[{"b": 1}]]}`` all have the
+field. An empty key, or an empty part between dots, is not a field name, and values below it are not fields.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from typing import Any
 Scalar = str | int | float | bool
 
 MAX_PARTS = 20
-"""Keys with more dots than this are one name: their beginnings are no fields of their own."""
+"""A key with at least this many dots is a single name: its prefixes are not fields."""
 
 
 def fields_of(metadata: Mapping[str, Any]) -> dict[str, list[Scalar]]:
-    """Every field that is there (neither null nor an empty list), with the scalars that it reaches.
+    """Return every field that exists (neither null nor an empty list), with the scalars that it refers to.
 
     Args:
         metadata: A JSON object.
 
     Returns:
-        Field name to scalars in their order; an object's field, and a list of nulls, has none.
+        A dict from field name to scalars in their order. A field that holds an object or only nulls has none.
     """
     fields: dict[str, list[Scalar]] = {}
     _read_object(metadata, "", fields)

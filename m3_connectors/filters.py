@@ -1,14 +1,15 @@
-"""Metadata filters: one small tree, parsed from a mapping, with one meaning in Python.
+"""Metadata filters: a small tree that is parsed from a mapping, and its reference semantics in Python.
 
-A filter is a mapping of field to value or to operators::
+A filter is a mapping from field to value or to operators::
 
     {"lang": "en", "year": {"$gte": 2020, "$lt": 2024}, "$or": [{"tag": "a"}, {"tag": {"$exists": False}}]}
 
-Several entries must all hold. ``a.b`` reaches field ``b`` of the object, or of each object of the list, in field
-``a`` (``fields``). Where a field reaches several values, it holds if any of them does, for each operator by itself.
-Types are strict: ``True`` is not ``1``, ``"1"`` is not ``1``, but ``1`` equals ``1.0``. A date (``dates``) is
-compared as an instant by ``$gt``, ``$gte``, ``$lt`` and ``$lte``. ``matches`` is the definition that every backend
-is held to. Conditions are nested ``MAX_DEPTH`` deep at most. ``docs/filters.md`` is for users.
+All entries must hold. ``a.b`` refers to field ``b`` of the object in field ``a``, or of each object in the
+list there (see ``fields``). If a field has several values, a condition holds if any of them fulfils it,
+separately for each operator. Types are strict: ``True`` is not ``1``, ``"1"`` is not ``1``, but ``1`` equals
+``1.0``. ``$gt``, ``$gte``, ``$lt`` and ``$lte`` compare dates (see ``dates``) as instants. ``matches`` is the
+definition that every backend must follow. Conditions can be nested up to ``MAX_DEPTH`` deep.
+``docs/filters.md`` describes filters for users.
 """
 
 from __future__ import annotations
@@ -28,21 +29,21 @@ from m3_connectors.fields import Scalar, fields_of
 Comparison = Literal["$gt", "$gte", "$lt", "$lte"]
 
 MAX_DEPTH = 20
-"""Conditions around each other, the innermost counted. Elasticsearch takes 30 bool queries in each other
-(``indices.query.bool.max_nested_depth``), of which we add some; a gRPC message to Qdrant holds 100 messages in each
-other, two or three a condition."""
+"""The maximum nesting depth of conditions, including the innermost. Elasticsearch allows 30 nested bool
+queries (``indices.query.bool.max_nested_depth``), some of which we add ourselves. A gRPC message to Qdrant
+allows 100 nested messages, of which a condition needs two or three."""
 
 
 @dataclasses.dataclass(frozen=True)
 class And:
-    """Every part holds; true without parts."""
+    """All parts hold; true if there are no parts."""
 
     parts: tuple[Filter, ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class Or:
-    """Some part holds; false without parts."""
+    """At least one part holds; false if there are no parts."""
 
     parts: tuple[Filter, ...]
 
@@ -64,7 +65,7 @@ class OneOf:
 
 @dataclasses.dataclass(frozen=True)
 class Compare:
-    """The field is a number (or a date) on one side of the bound."""
+    """The field is a number (or a date) that compares to the bound as the operator says."""
 
     field: str
     operator: Comparison
@@ -73,7 +74,7 @@ class Compare:
 
 @dataclasses.dataclass(frozen=True)
 class Exists:
-    """The field is there, and is neither null nor an empty list."""
+    """The field exists and is neither null nor an empty list."""
 
     field: str
 
@@ -82,18 +83,20 @@ Filter = And | Or | Not | OneOf | Compare | Exists
 
 
 def parse_filter(raw: Mapping[str, Any] | Filter | None) -> Filter | None:
-    """A mapping as a filter; None (and an empty mapping) filter nothing.
+    """Parse a mapping to a filter; None and an empty mapping select all documents and return None.
 
     Raises:
-        InvalidInput: Unknown operator, a value of a wrong type, an unusable field name, a date that is outside the
-            years 1 to 9999 in UTC, more than ``MAX_DEPTH`` conditions around each other.
+        InvalidInput: An operator is unknown, a value has a wrong type, a field name is not valid, a date is
+            outside the years 1 to 9999 in UTC, or conditions are nested more than ``MAX_DEPTH`` deep.
     """
     if raw is None:
         return None
     if isinstance(raw, And | Or | Not | OneOf | Compare | Exists):
         parsed: Filter = raw
     elif not isinstance(raw, Mapping):
-        raise InvalidInput(f"filter is {type(raw).__name__}: give a mapping such as {{'lang': 'en'}}.")
+        raise InvalidInput(
+            f"filter is {type(raw).__name__}; it must be a mapping.\n  Pass a dict such as {{'lang': 'en'}}."
+        )
     elif not raw:
         return None
     else:
@@ -103,12 +106,12 @@ def parse_filter(raw: Mapping[str, Any] | Filter | None) -> Filter | None:
 
 
 def matches(filter: Filter | None, metadata: Mapping[str, Any]) -> bool:
-    """Whether metadata pass a filter: the definition."""
+    """Return whether the metadata match a filter; this is the reference definition."""
     return filter is None or _holds(filter, fields_of(metadata))
 
 
 def numbers_of(filter: Filter) -> Iterator[int | float]:
-    """Every number that a filter compares with."""
+    """Yield every number that a filter compares with."""
     match filter:
         case And(parts) | Or(parts):
             for part in parts:
@@ -122,10 +125,10 @@ def numbers_of(filter: Filter) -> Iterator[int | float]:
 
 
 def _check_tree(filter: Filter) -> None:
-    """Raise InvalidInput for what some store would not take, also of a tree that was not made from a mapping."""
+    """Raise InvalidInput for a tree that some store would refuse, whether or not it was parsed here."""
     level: list[Filter] = [filter]
     depth = 0
-    while level:  # no recursion, which a tree of any depth would exhaust
+    while level:  # a loop, because a deep tree would exceed the recursion limit
         depth += 1
         if depth > MAX_DEPTH:
             raise _too_deep()
@@ -154,18 +157,18 @@ def _check_leaf(leaf: OneOf | Compare | Exists) -> None:
 
 
 def _check_instant(date: datetime.datetime, where: str) -> None:
-    """An offset can lead out of the years 1 to 9999, which stores keep dates in."""
+    """Raise InvalidInput if the offset moves the date out of the years 1 to 9999, the range of the stores."""
     try:
         date.astimezone(datetime.UTC)
     except OverflowError:
-        message = f"{where} is {date.isoformat()}: dates in filters are in the years 1 to 9999 in UTC."
-        raise InvalidInput(message) from None
+        message = f"{where} is {date.isoformat()}; dates must be in the years 1 to 9999 in UTC."
+        raise InvalidInput(f"{message}\n  Use a date in this range, or omit the condition.") from None
 
 
 def _too_deep() -> InvalidInput:
     return InvalidInput(
-        f"filter has more than {MAX_DEPTH} conditions around each other.\n"
-        "  Write a chain of $and or $or as one list, and two $not around each other as none."
+        f"filter has conditions that are nested more than {MAX_DEPTH} deep.\n"
+        "  Merge nested $and or $or into one list, and remove double $not."
     )
 
 
@@ -175,7 +178,9 @@ def _parse_mapping(raw: Mapping[str, Any], where: str, depth: int = 1) -> Filter
     parts: list[Filter] = []
     for key, value in raw.items():
         if not isinstance(key, str):
-            raise InvalidInput(f"{where} has the key {key!r}: fields are strings.")
+            raise InvalidInput(
+                f"{where} has the key {key!r}; field names must be strings.\n  Use {str(key)!r}."
+            )
         inside = f"{where}[{key!r}]"
         if key in ("$and", "$or"):
             branches = tuple(
@@ -187,8 +192,8 @@ def _parse_mapping(raw: Mapping[str, Any], where: str, depth: int = 1) -> Filter
             parts.append(Not(_parse_mapping(_mapping(value, inside), inside, depth + 1)))
         elif key.startswith("$"):
             raise InvalidInput(
-                f"{where} has the unknown operator {key!r}.\n  Between filters: $and, $or, $not. "
-                f"On a field: {', '.join(_OPERATORS)}. A field whose name begins with $ cannot be filtered on."
+                f"{where} has the unknown operator {key!r}.\n  Use $and, $or or $not between filters, and "
+                f"{', '.join(_OPERATORS)} on a field. A field whose name begins with $ cannot be filtered on."
             )
         else:
             _check_field(key, where)
@@ -200,7 +205,7 @@ def _parse_field(field: str, value: object, where: str) -> list[Filter]:
     if not isinstance(value, Mapping):
         return [_equals(field, value, where)]
     if not value:
-        raise InvalidInput(f"{where} is empty: give a value or one of {', '.join(_OPERATORS)}.")
+        raise InvalidInput(f"{where} is empty.\n  Give a value or one of {', '.join(_OPERATORS)}.")
     return [_parse_operator(field, operator, operand, where) for operator, operand in value.items()]
 
 
@@ -216,11 +221,13 @@ def _parse_operator(field: str, operator: object, operand: object, where: str) -
             return OneOf(field, values) if operator == "$in" else Not(OneOf(field, values))
         case "$exists":
             if not isinstance(operand, bool):
-                raise InvalidInput(f"{where} is {operand!r}: give True or False.")
+                raise InvalidInput(f"{where} is {operand!r}; it must be a bool.\n  Use True or False.")
             return Exists(field) if operand else Not(Exists(field))
         case "$gt" | "$gte" | "$lt" | "$lte":
             return Compare(field, operator, _bound(operand, where))
-    raise InvalidInput(f"{where}: unknown operator {operator!r}.\n  Use one of {', '.join(_OPERATORS)}.")
+    raise InvalidInput(
+        f"{where} has the unknown operator {operator!r}.\n  Use one of {', '.join(_OPERATORS)}."
+    )
 
 
 def _equals(field: str, value: object, where: str) -> Filter:
@@ -236,7 +243,8 @@ def _scalar(value: object, where: str) -> Scalar:
     if isinstance(value, int | float):
         return _number(value, where)
     raise InvalidInput(
-        f"{where} is {type(value).__name__}: compare a field with text, a number, True or False."
+        f"{where} is {type(value).__name__}, which cannot be compared with a field.\n"
+        "  Use a string, a number, True or False."
     )
 
 
@@ -249,7 +257,10 @@ def _bound(value: object, where: str) -> int | float | datetime.datetime:
         return datetime.datetime(value.year, value.month, value.day, tzinfo=datetime.UTC)
     date = parse_date(value)
     if date is None:
-        raise InvalidInput(f"{where} is {value!r}: give a number or an ISO 8601 date such as '2024-05-31'.")
+        raise InvalidInput(
+            f"{where} is {value!r}, which is neither a number nor a date.\n"
+            "  Use a number or an ISO 8601 date such as '2024-05-31'."
+        )
     return date
 
 
@@ -257,11 +268,12 @@ def _number(value: float, where: str) -> int | float:
     if isinstance(value, int):
         if not MIN_WHOLE <= value <= MAX_WHOLE:
             raise InvalidInput(
-                f"{where} is {value}: whole numbers in filters fit 64 bits (-2**63 to 2**63 - 1), as in metadata.\n"
-                "  Store larger ones as text and compare them with text, or give a float such as 1e30."
+                f"{where} is {value}; integers in filters, as in metadata, must fit into 64 bits "
+                "(-2**63 to 2**63 - 1).\n"
+                "  Store larger ones as strings and compare with strings, or use a float such as 1e30."
             )
     elif not math.isfinite(value):
-        raise InvalidInput(f"{where} is {value}: numbers in filters are finite.")
+        raise InvalidInput(f"{where} is {value}; numbers in filters must be finite.\n  Use a finite bound.")
     return value
 
 
@@ -269,21 +281,27 @@ def _check_field(field: str, where: str) -> None:
     check_unicode(field, where)
     if not all(field.split(".")) or _FORBIDDEN.search(field):
         raise InvalidInput(
-            f"{where} has the field {field!r}: a field is names joined by '.', none empty, without quotes, "
-            "backslashes, square brackets and control characters.\n"
-            "  Metadata with such a key are stored; to filter on it, give it another name when you add it."
+            f"{where} has the field {field!r}; a field consists of non-empty names joined by '.', without "
+            "quotes, backslashes, square brackets and control characters.\n"
+            "  Such a key can be stored, but not filtered on. Rename it when you add the documents."
         )
 
 
 def _mapping(value: object, where: str) -> Mapping[str, Any]:
     if not isinstance(value, Mapping) or not value:
-        raise InvalidInput(f"{where} is {value!r}: give a filter such as {{'lang': 'en'}}.")
+        raise InvalidInput(
+            f"{where} is {value!r}; it must be a filter that is not empty.\n"
+            "  Use a mapping such as {'lang': 'en'}."
+        )
     return value
 
 
 def _sequence(value: object, where: str) -> Sequence[Any]:
     if not isinstance(value, list | tuple | set | frozenset) or not value:
-        raise InvalidInput(f"{where} is {value!r}: give a list with at least one element.")
+        raise InvalidInput(
+            f"{where} is {value!r}; it must be a list that is not empty.\n"
+            "  Use a list with at least one element."
+        )
     return list(value)
 
 

@@ -1,4 +1,4 @@
-"""AsyncIndex: texts in, ranked hits out. It joins an encoder, a backend and a method."""
+"""AsyncIndex stores and searches documents: it combines an encoder, a backend and a method."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ RawFilter = Mapping[str, Any]
 """A filter as ``m3_connectors.filters`` reads it, such as ``{"lang": "en"}``."""
 
 Progress = Callable[[int], None]
-"""Called with the number of documents that are safely stored so far."""
+"""Called after each batch with the number of documents stored so far."""
 
 _CONCURRENT_SEARCHES = 16
 
@@ -40,35 +40,35 @@ _log = logging.getLogger(__name__)
 
 
 class Encoder(Protocol):
-    """What an index needs of an encoder; ``M3Encoder`` is one."""
+    """The methods of an encoder that an index uses; ``M3Encoder`` has them."""
 
     @property
     def info(self) -> ModelInfo:
-        """Who the model is."""
+        """The identity of the model."""
 
     @property
     def recommended_weights(self) -> Mapping[str, tuple[float, float, float]]:
-        """Weights by method name that the model ships with; may be empty."""
+        """The weights by method name that are distributed with the model; may be empty."""
 
     def encode(self, texts: Sequence[str], *, components: Sequence[Component] = COMPONENTS) -> M3Embeddings:
-        """One row for each text."""
+        """Return one row for each text."""
 
     def token_strings(self, text: str) -> list[str]:
-        """The token of each multi-vector row of the text."""
+        """Return the token of each multi-vector row of the text."""
 
     def id_to_token(self, id: int) -> str | None:
-        """The token of an id."""
+        """Return the token of an id, or None if there is no such id."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Description:
-    """What a collection says about itself.
+    """The properties of a collection.
 
     Attributes:
-        backend: Name of the store.
-        collection: Name of the collection.
-        schema: Model, components and storage, as recorded at creation.
-        count: Documents stored.
+        backend: The name of the store.
+        collection: The name of the collection.
+        schema: The model, components and storage that were recorded when it was created.
+        count: The number of documents stored.
     """
 
     backend: str
@@ -78,10 +78,10 @@ class Description:
 
 
 class AsyncIndex:
-    """Texts in, ranked hits out, on an event loop; made by ``aconnect``.
+    """An open collection: add documents and search them, on an event loop. Created by ``aconnect``.
 
-    Use it as an async context manager, or call ``close``. Encoding runs in a worker thread and does not
-    block the loop.
+    Use it as an async context manager, or call ``close``. Encoding runs in a worker thread, so it does not
+    block the event loop.
     """
 
     def __init__(
@@ -98,9 +98,10 @@ class AsyncIndex:
 
     @property
     def methods(self) -> Mapping[str, Method]:
-        """The five methods by name, under the weights that ``search`` gives them when it takes a name.
+        """The five methods by name, with the weights that ``search`` uses when it is given a name.
 
-        These are the weights given to ``connect``, else those that the model ships with, else the paper's for MIRACL.
+        These are the weights passed to ``connect``, otherwise those distributed with the model, otherwise the
+        paper's weights for MIRACL.
         """
         recommended = self._encoder.recommended_weights if self._encoder else {}
         chosen: dict[str, Iterable[float]] = {**recommended, **self._weights}
@@ -117,28 +118,28 @@ class AsyncIndex:
         progress: Progress | None = None,
         on_cut: OnCut | None = None,
     ) -> AddReport:
-        """Store documents, replacing those whose ids are there.
+        """Store documents, replacing existing documents with the same ids.
 
-        A list is checked as a whole before anything is written. Any other iterable is read, checked, encoded and
-        written in batches, so its texts and vectors may take more than memory (its ids are kept, to count each once):
-        an error leaves the batches before it stored. Repeat the call to go on: it changes nothing that is already
-        right. The iterable is read on the event loop (by ``Index``, in the calling thread); one that waits long for
-        its documents is better read in parts.
+        A list is checked completely before anything is written. Any other iterable is read, checked, encoded
+        and written in batches, so its texts and vectors may exceed memory (only the ids are kept, to count
+        each once). After an error, the batches before it remain stored. Repeat the call to continue: it does
+        not change what is already correct. ``AsyncIndex`` reads the iterable on the event loop, ``Index`` in
+        the calling thread. If the iterable waits long for its documents, read it in parts.
 
         Args:
-            documents: The documents.
-            embeddings: Their embeddings, row i for document i; encoded here by default.
+            documents: The documents to store.
+            embeddings: Their embeddings, row i for document i; by default, the encoder computes them.
             progress: Called after each batch with the number of documents stored so far.
-            on_cut: Called with each document whose text was longer than the encoder's maximum, once it is stored: only
-                the beginning of such a text is encoded. The report names the first 1,000 of them.
+            on_cut: Called with each document whose text was longer than the encoder's maximum, after it is
+                stored: only the beginning of such a text is encoded. The report lists the first 1,000.
 
         Returns:
-            How many were stored, which ids came twice, and which documents were cut.
+            A report: how many documents were stored, which ids were repeated, which texts were truncated.
 
         Raises:
-            InvalidInput: A document or a vector is not fit to be stored, or there is no encoder.
-            ModelMismatch: The embeddings are another model's than the collection's.
-            BackendError: The store failed.
+            InvalidInput: A document or a vector cannot be stored, or there is no encoder.
+            ModelMismatch: The embeddings come from a different model than the collection's.
+            BackendError: The store failed or refused the operation.
         """
         adding = self._adding()
         for batch, vectors in adding.batches(documents, embeddings):
@@ -158,31 +159,31 @@ class AsyncIndex:
         rerank: Reranker | None = None,
         rerank_depth: int = 50,
     ) -> list[Hit]:
-        """The k best documents for a query.
+        """Return the k best documents for a query.
 
         Args:
-            query: A text, or embeddings of one text. A text that is longer than the model reads is cut: the log says
-                how far, each time.
-            method: A name (under the weights that ``methods`` shows) or a Method such as
-                ``ALL.weighted(0.15, 0.5, 0.35)`` (exactly these weights). For a name that is a variable, give
+            query: A text, or embeddings of one text. A text that is longer than the model's maximum is
+                truncated, and a warning is logged each time.
+            method: A name (with the weights that ``methods`` shows) or a Method such as
+                ``ALL.weighted(0.15, 0.5, 0.35)`` (exactly these weights). For a name in a variable, use
                 ``index.methods[name]``.
-            k: Most hits, >= 1.
-            filter: Only documents whose metadata pass, such as ``{"year": {"$gte": 2020}}``.
-            exact: No approximate list in the store.
-            offset: Hits to skip first, >= 0, so that ``offset=20, k=10`` is the third page of ten.
-            min_score: Leave out hits whose score is lower.
-            rerank: A re-ranker, such as ``CrossEncoder("BAAI/bge-reranker-v2-m3")``, that orders the best hits anew
-                by its own scores. The query must be a text.
+            k: The maximum number of hits, >= 1.
+            filter: Search only documents whose metadata match, such as ``{"year": {"$gte": 2020}}``.
+            exact: Whether the store must search exactly, without its approximate index.
+            offset: The number of hits to skip first, >= 0: ``offset=20, k=10`` is the third page of ten.
+            min_score: Leave out hits with a lower score.
+            rerank: A re-ranker, such as ``CrossEncoder("BAAI/bge-reranker-v2-m3")``, that orders the best hits
+                again by its own scores. The query must be a text.
             rerank_depth: How many of the best hits are re-ranked, >= 1; never fewer than ``offset + k``.
 
         Returns:
-            Best first, equal scores by id; each with the scores of all components stored.
+            The hits, best first, equal scores by id; each has the scores of all components stored.
 
         Raises:
-            InvalidInput: A bad query, method, k, offset, min_score or filter, or the re-ranker returned something
-                other than one finite score for each document.
-            ModelMismatch: The query's embeddings are another model's.
-            BackendError: The store failed.
+            InvalidInput: The query, method, k, offset, min_score or filter is not valid, or the re-ranker did
+                not return one finite score for each document.
+            ModelMismatch: The embeddings of the query come from a different model.
+            BackendError: The store failed or refused the operation.
         """
         (hits,) = await self.search_many(
             [query],
@@ -210,30 +211,32 @@ class AsyncIndex:
         rerank: Reranker | None = None,
         rerank_depth: int = 50,
     ) -> list[list[Hit]]:
-        """The k best documents for each of many queries, which are encoded together and searched at the same time.
+        """Return the k best documents for each of many queries, encoded together and searched concurrently.
 
         Args:
             queries: Texts, or embeddings of one text each.
-            method: As in ``search``; so are k, filter and exact.
-            k: Most hits of each query, >= 1.
-            filter: Only documents whose metadata pass.
-            exact: No approximate list in the store.
-            offset: Hits to skip first, as in ``search``; so are min_score, rerank and rerank_depth.
-            min_score: Leave out hits whose score is lower.
-            rerank: A re-ranker of the best hits.
-            rerank_depth: How many of the best hits are re-ranked.
+            method: As in ``search``.
+            k: The maximum number of hits of each query, >= 1.
+            filter: As in ``search``.
+            exact: As in ``search``.
+            offset: As in ``search``.
+            min_score: As in ``search``.
+            rerank: As in ``search``; every query must be a text.
+            rerank_depth: As in ``search``.
 
         Returns:
             The hits of each query, in the order of the queries.
 
         Raises:
-            InvalidInput: A bad query (says which), method, k, offset, min_score or filter, or a bad re-ranker.
-            ModelMismatch: The embeddings of a query are another model's.
-            BackendError: The store failed.
+            InvalidInput: A query (the message says which), the method, k, offset, min_score or the filter is
+                not valid, or the re-ranker did not return one finite score for each document.
+            ModelMismatch: The embeddings of a query come from a different model.
+            BackendError: The store failed or refused the operation.
         """
         if isinstance(queries, str | M3Embeddings) or not isinstance(queries, Iterable):
             raise InvalidInput(
-                f"queries is {type(queries).__name__}: give a list, or use search for one query."
+                f"queries is {type(queries).__name__}; it must be a list of queries.\n"
+                "  Use search for one query."
             )
         chosen, page = self._method(method), Page(k, offset, min_score)
         check_rerank_depth(rerank_depth)
@@ -254,127 +257,137 @@ class AsyncIndex:
         return [page.cut(hits) for hits in ranked]
 
     async def explain(self, query: str, id: str, *, method: Method | MethodName = "all") -> Explanation:
-        """Why a document scores as it does for a query, whether or not it would be found.
+        """Explain the score of a document for a query, whether or not a search would find it.
 
         Args:
             query: A text.
             id: The document's id.
-            method: Whose weights are shown, as in ``search``.
+            method: The method whose weights are used, as in ``search``.
 
         Returns:
-            The scores, the tokens that both texts share, and the nearest document token of each query token.
+            The scores, the tokens that both texts share, and for each query token the most similar document
+            token.
 
         Raises:
-            DocumentNotFound: No such document.
-            InvalidInput: No encoder, or a bad query or method.
-            BackendError: The store failed.
+            DocumentNotFound: There is no document with this id.
+            InvalidInput: There is no encoder, or the query or method is not valid.
+            BackendError: The store failed or refused the operation.
         """
         if self._encoder is None:
-            raise InvalidInput("explain needs the tokens of the texts: connect(..., encoder=...).")
+            raise InvalidInput(
+                "explain needs an encoder, and this index has none.\n  Use connect(..., encoder=...)."
+            )
         chosen = self._method(method)
         (document,) = await self._backend.fetch([id])
         if document is None:
-            where = f'no document {id!r} in collection "{self._backend.collection}".'
-            raise DocumentNotFound(where, backend=self._backend.name, operation="explain")
+            message = (
+                f'there is no document {id!r} in collection "{self._backend.collection}".\n'
+                "  Check the id; search returns the ids of the documents."
+            )
+            raise DocumentNotFound(message, backend=self._backend.name, operation="explain")
         stored = await self._backend.vectors([id])
         (vectors,) = await self._query_vectors([query])
         if self.schema.storage.multivector_dtype == "float16":
-            vectors = as_float16(vectors)  # as the store scores it (B21)
+            vectors = as_float16(vectors)  # the store rounds the query in the same way (B21)
         pools = self.schema.storage.pools
         return explain(self._encoder, chosen, query, vectors, document, stored, pools)
 
     async def delete(self, ids: Sequence[str] | None = None, *, filter: RawFilter | None = None) -> int:
-        """Remove documents by id or by filter, one of the two.
+        """Remove documents, either by id or by filter.
 
         Args:
-            ids: Ids of the documents; those that are not there are passed over.
-            filter: Documents whose metadata pass, such as ``{"year": {"$lt": 2020}}``.
+            ids: The ids of the documents to remove; ids that do not exist are ignored.
+            filter: Remove the documents whose metadata match, such as ``{"year": {"$lt": 2020}}``.
 
         Returns:
-            How many documents were there and are removed.
+            The number of documents that were removed.
 
         Raises:
             InvalidInput: Neither or both are given, or the filter is empty (``drop`` removes everything).
-            BackendError: The store failed.
+            BackendError: The store failed or refused the operation.
         """
         parsed = parse_filter(filter)
         if (ids is None) == (parsed is None):
-            raise InvalidInput("delete takes ids or a filter that is not empty, one of the two.")
+            given = "neither" if ids is None else "both"
+            raise InvalidInput(
+                f"delete needs either ids or a non-empty filter, but got {given}.\n"
+                "  Use drop to remove everything."
+            )
         if parsed is not None:
             return await self._backend.delete_where(parsed)
         return await self._backend.delete(_ids(ids or ()))
 
     async def get(self, ids: Sequence[str]) -> list[Document | None]:
-        """Documents by id.
+        """Return documents by id.
 
         Args:
-            ids: Ids, each any number of times.
+            ids: The ids, in any order; an id may be repeated.
 
         Returns:
-            The documents in the order of their ids; None where there is none.
+            The document of each id, in the order of the ids; None if it does not exist.
 
         Raises:
-            InvalidInput: ``ids`` is no list of strings.
-            BackendError: The store failed.
+            InvalidInput: ``ids`` is not a list of strings.
+            BackendError: The store failed or refused the operation.
         """
         return await self._backend.fetch(_ids(ids))
 
     async def count(self, filter: RawFilter | None = None) -> int:
-        """How many documents pass a filter.
+        """Return the number of documents that match a filter.
 
         Args:
-            filter: As in ``search``; without one, all documents are counted.
+            filter: As in ``search``; without a filter, all documents are counted.
 
         Raises:
-            InvalidInput: A bad filter.
-            BackendError: The store failed.
+            InvalidInput: The filter is not valid.
+            BackendError: The store failed or refused the operation.
         """
         return await self._backend.count(parse_filter(filter))
 
     async def describe(self) -> Description:
-        """What the collection says about itself: its store, name, model, components, storage and number of documents.
+        """Return the collection's store, name, model, components, storage and number of documents.
 
         Raises:
-            BackendError: The store failed.
+            BackendError: The store failed or refused the operation.
         """
         backend = self._backend
         return Description(backend.name, backend.collection, backend.schema, await backend.count())
 
     async def optimize(self) -> None:
-        """Let the store build what makes searches faster, such as a graph, and wait for it; nothing if there is none.
+        """Make the store build what speeds up searches, such as a graph, and wait for it; may do nothing.
 
         Raises:
-            BackendError: The store failed.
+            BackendError: The store failed or refused the operation.
         """
         await self._backend.optimize()
 
     async def drop(self) -> None:
-        """Remove the collection and all it holds, and close the index.
+        """Delete the collection with all its documents, and close the index.
 
         Raises:
-            BackendError: The store failed.
+            BackendError: The store failed or refused the operation.
         """
         await self._backend.drop()
         await self.close()
 
     async def close(self) -> None:
-        """Give back connections and locks (and of ``Index``, its thread); safe to call twice."""
+        """Release connections and locks (and the thread of an ``Index``); safe to call more than once."""
         with anyio.CancelScope(shield=True):
             await self._backend.close()
 
     async def __aenter__(self) -> AsyncIndex:
         return self
 
-    if not TYPE_CHECKING:  # a type checker finds this mistake by itself
+    if not TYPE_CHECKING:  # without these methods, a type checker reports the mistake
 
         def __enter__(self) -> None:
             raise InvalidInput(
-                "an AsyncIndex is no context manager for a plain with.\n"
-                "  Write async with aconnect(…) as index; without an event loop, use connect."
+                "an AsyncIndex cannot be used in a plain with statement.\n"
+                "  Write async with aconnect(…) as index, or use connect if there is no event loop."
             )
 
         def __exit__(self, *_: object) -> None:
-            """Never comes to be called."""
+            """Never called, because ``__enter__`` raises."""
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -387,13 +400,14 @@ class AsyncIndex:
         try:
             return self.methods[method]
         except (KeyError, TypeError):
-            raise InvalidInput(f"unknown method {method!r}: use one of {', '.join(METHODS)}.") from None
+            raise InvalidInput(f"unknown method {method!r}.\n  Use one of {', '.join(METHODS)}.") from None
 
     async def _query_vectors(self, queries: Sequence[Query]) -> list[M3Embeddings]:
         for i, query in enumerate(queries):
             if not isinstance(query, str | M3Embeddings):
                 raise InvalidInput(
-                    f"queries[{i}] is {type(query).__name__}: give a text or its M3Embeddings."
+                    f"queries[{i}] is {type(query).__name__}; it must be a string or M3Embeddings.\n"
+                    "  Pass the text of the query, or what M3Encoder.encode returns for it."
                 )
         texts = [query for query in queries if isinstance(query, str)]
         encoded = iter(await self._encode(texts, self.schema.components)) if texts else iter(())
@@ -408,12 +422,14 @@ class AsyncIndex:
 
     async def _encode(self, texts: list[str], components: Sequence[Component]) -> M3Embeddings:
         if self._encoder is None:
-            raise InvalidInput("this index has no encoder: connect(..., encoder=...), or give M3Embeddings.")
+            raise InvalidInput(
+                "this index has no encoder.\n  Use connect(..., encoder=...), or pass M3Embeddings."
+            )
         encode = self._encoder.encode
         return await anyio.to_thread.run_sync(lambda: encode(texts, components=components))
 
     async def _hits(self, answers: list[list[ScoredId]]) -> list[list[Hit]]:
-        # What came with the ranking of one query is not asked for again, nor for another.
+        # Documents that a search already returned, for this query or another, are not fetched again.
         documents: dict[str, Document | None] = {}
         for answer in answers:
             for found in answer:
@@ -421,7 +437,7 @@ class AsyncIndex:
         ids = [id for id, document in documents.items() if document is None]
         if ids:
             documents |= zip(ids, await self._backend.fetch(ids), strict=True)
-        # A document that was deleted between ranking and fetching is no hit any more.
+        # A document that was deleted between ranking and fetching is not a hit.
         return [
             [
                 Hit(document, found.score, found.scores)
@@ -435,11 +451,11 @@ class AsyncIndex:
 def _cut_query(queries: Sequence[Query], i: int, vectors: M3Embeddings) -> str:
     which = "the query" if len(queries) == 1 else f"queries[{i}]"
     if vectors.token_counts is None or vectors.kept_token_counts is None:
-        return f"{which} is longer than the model reads: its end is not searched for."
+        return f"{which} is longer than the model's maximum: its end was ignored."
     whole, kept = int(vectors.token_counts[0]), int(vectors.kept_token_counts[0])
     return (
-        f"{which} has {whole:,} tokens, and the model reads {kept:,}: the last {whole - kept:,} "
-        f"({(whole - kept) / whole:.0%}) are not searched for."
+        f"{which} has {whole:,} tokens, but the model reads at most {kept:,}: the last {whole - kept:,} "
+        f"({(whole - kept) / whole:.0%}) were ignored."
     )
 
 
@@ -455,5 +471,5 @@ def _texts_to_rerank(queries: Sequence[Query]) -> list[str]:
 
 def _ids(ids: Sequence[str]) -> list[str]:
     if not isinstance(ids, Iterable) or isinstance(ids, str) or not all(isinstance(id, str) for id in ids):
-        raise InvalidInput(f"ids is {ids!r}: give a list of strings.")
+        raise InvalidInput(f"ids is {ids!r}; it must be a list of strings.\n  Use [id] for one document.")
     return list(ids)

@@ -1,4 +1,4 @@
-"""alist_collections: what a store holds, from its URL."""
+"""alist_collections: the collections of a store, given its URL."""
 
 from __future__ import annotations
 
@@ -13,21 +13,23 @@ from m3_connectors.errors import BackendError
 
 
 async def alist_collections(url: str, **options: Any) -> list[CollectionInfo]:
-    """The collections of a store, by name.
+    """Return the collections of a store, by name.
 
-    Those of m3-connectors are opened one after the other to count their documents; one that cannot be opened (it is
-    open in another process, say) is listed with its problem. Those of other programs are listed and never opened.
+    The collections of m3-connectors are opened one after the other to count their documents. One that cannot
+    be opened (for example, because another process has it open) is listed with its problem. The collections
+    of other programs are listed, but never opened.
 
     Args:
-        url: The store, as ``connect`` takes it. ``memory:`` holds nothing: it lives as long as its index.
-        **options: The store's own, as ``connect`` takes them.
+        url: The URL of the store, as for ``connect``. ``memory:`` has no collections to list: they exist only
+            as long as their index.
+        **options: The options of the store, as for ``connect``.
 
     Raises:
-        NotFound: There is no such directory.
-        InvalidInput: An unusable URL or option.
-        Unsupported: An option that only other stores take, or a store that cannot list.
+        NotFound: The directory does not exist.
+        InvalidInput: The URL or an option is not valid.
+        Unsupported: An option belongs to other stores, or the store cannot list its collections.
         MissingDependency: The store's client is not installed.
-        BackendError: The store failed, or the credentials do not allow listing.
+        BackendError: The store failed, or the credentials do not permit listing.
     """
     backend = backend_for(url, options=options)
     try:

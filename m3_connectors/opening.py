@@ -1,4 +1,4 @@
-"""aconnect: from a URL to an index on an open collection, which is made where it is not there."""
+"""aconnect: open the collection at a URL, creating it if it does not exist, and return its index."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from m3_connectors.index import AsyncIndex, Encoder
 from m3_connectors.methods import Weights, get_method, load_weights
 
 WeightsByMethod = str | os.PathLike[str] | Mapping[str, Weights]
-"""A weights file, as ``m3 tune`` writes it, or weights by method name."""
+"""A weights file, as ``m3 tune`` writes it, or a mapping from method name to weights."""
 
 
 class Connecting:
-    """What ``aconnect`` returns: await it for the index, or enter it with ``async with`` to have it closed too."""
+    """The result of ``aconnect``: await it to get the index, or use ``async with`` to close the index too."""
 
     def __init__(self, opening: Callable[[], Coroutine[Any, Any, AsyncIndex]]) -> None:
         self._opening = opening
@@ -45,29 +45,27 @@ class Connecting:
         await self._index.close()
 
     def __del__(self) -> None:
-        if not self._begun:  # as Python says it of a coroutine
+        if not self._begun:  # the same warning that Python gives for a coroutine
             warnings.warn(f"{_NOT_AWAITED}.", RuntimeWarning, stacklevel=2)
 
-    if (
-        not TYPE_CHECKING
-    ):  # a type checker finds these mistakes by itself, as long as it does not see these methods
+    if not TYPE_CHECKING:  # without these methods, a type checker reports the mistakes
 
         def __getattr__(self, name: str) -> None:
             if name.startswith("_"):
                 raise AttributeError(name)
-            self._begun = True  # it has been said
-            raise InvalidInput(f"{_NOT_AWAITED}, and has no {name!r} yet.{_HOW_TO_AWAIT}")
+            self._begun = True  # the error below replaces the warning
+            raise InvalidInput(f"{_NOT_AWAITED}, so it has no {name!r}.{_HOW_TO_AWAIT}")
 
         def __enter__(self) -> None:
             self._begun = True
-            raise InvalidInput(f"{_NOT_AWAITED}: it is no context manager for a plain with.{_HOW_TO_AWAIT}")
+            raise InvalidInput(f"{_NOT_AWAITED}; a plain with statement cannot be used.{_HOW_TO_AWAIT}")
 
         def __exit__(self, *_: object) -> None:
-            """Never comes to be called."""
+            """Never called, because ``__enter__`` raises."""
 
 
 _NOT_AWAITED = "the result of aconnect was not awaited"
-_HOW_TO_AWAIT = "\n  Write index = await aconnect(…), or async with aconnect(…) as index; or use connect."
+_HOW_TO_AWAIT = "\n  Write index = await aconnect(…) or async with aconnect(…) as index, or use connect."
 
 
 def aconnect(
@@ -80,46 +78,46 @@ def aconnect(
     create: bool = True,
     **options: Any,
 ) -> Connecting:
-    """Open a collection, or make it: ``index = await aconnect(…)`` or ``async with aconnect(…) as index``.
+    """Open or create a collection: ``index = await aconnect(…)`` or ``async with aconnect(…) as index``.
 
     Args:
-        url: Where it is: ``memory:``, ``qdrant:DIRECTORY``, ``milvus:FILE.db``, or a server's
+        url: The URL of the store: ``memory:``, ``qdrant:DIRECTORY``, ``milvus:FILE.db``, or a server at
             ``qdrant+http(s)://``, ``milvus+http(s)://`` or ``elasticsearch+http(s)://HOST:PORT``.
-        collection: Its name there.
-        encoder: Turns texts into vectors; without one, give embeddings to ``add`` and ``search``.
-        storage: How a new collection keeps its vectors; an existing one must have been made so.
-        weights: A weights file such as ``m3 tune`` writes, or weights by method name: what a method by name uses
-            then, instead of the model's own.
-        create: Make the collection if it is not there (needs an encoder, whose model it records). Of several that
-            start at the same time one makes it, and the others open it.
-        **options: The store's own, such as ``api_key``, ``ca_certs``, ``timeout_seconds`` or ``refresh``: all are in
-            docs/servers.md. Unknown ones are refused.
+        collection: The name of the collection.
+        encoder: Computes the embeddings of texts; without it, pass embeddings to ``add`` and ``search``.
+        storage: How a new collection stores its vectors; an existing collection must have the same storage.
+        weights: A weights file, as ``m3 tune`` writes it, or weights by method name. Methods given by name
+            use these weights instead of the model's.
+        create: Whether to create the collection if it does not exist (this needs an encoder, whose model is
+            recorded). If several callers start at the same time, one creates it and the others open it.
+        **options: The options of the store, such as ``api_key``, ``ca_certs``, ``timeout_seconds`` or
+            ``refresh``; docs/servers.md lists them. Unknown options are refused.
 
     Raises:
-        CollectionNotFound: No such collection, and ``create`` is false or there is no encoder.
-        ModelMismatch: The collection was written by another model than the encoder's.
-        InvalidInput: An unusable URL, collection name, weights file or option.
-        Unsupported: An option that only other stores take.
+        CollectionNotFound: The collection does not exist, and ``create`` is false or there is no encoder.
+        ModelMismatch: The collection was written by a different model than the encoder's.
+        InvalidInput: The URL, collection name, weights file or an option is not valid.
+        Unsupported: An option belongs to other stores.
         MissingDependency: The store's client is not installed.
-        FileNotFoundError: There is no such weights file.
-        BackendError: The store failed.
+        FileNotFoundError: The weights file does not exist.
+        BackendError: The store failed or refused the operation.
     """
     return Connecting(lambda: _open(url, collection, encoder, storage, weights, create, options))
 
 
 async def open_or_create(backend: Backend, new: Schema) -> Schema:
-    """Open the collection, or make it if it is not there, whoever else does the same at this time.
+    """Open the collection, or create it if it does not exist, even if others do the same concurrently.
 
     Args:
-        backend: Not yet open.
-        new: Of the collection if it is made here.
+        backend: The backend, not yet open.
+        new: The schema of the collection if it is created here.
 
     Returns:
-        What the collection records: ``new``, or what it was made with before or by another.
+        The recorded schema: ``new``, or the schema that the existing collection was created with.
 
     Raises:
-        AlreadyExists: The name is taken by something that cannot be opened.
-        BackendError: The store failed.
+        AlreadyExists: The name is already used by something that cannot be opened.
+        BackendError: The store failed or refused the operation.
     """
     with contextlib.suppress(CollectionNotFound):
         return await backend.open()
@@ -142,7 +140,9 @@ async def _open(
     options: Mapping[str, Any],
 ) -> AsyncIndex:
     if isinstance(encoder, str):
-        raise InvalidInput(f"encoder is the text {encoder!r}: give M3Encoder({encoder!r}).")
+        raise InvalidInput(
+            f"encoder is the string {encoder!r}; it must be an encoder.\n  Use M3Encoder({encoder!r})."
+        )
     chosen = _weights(weights)
     backend = backend_for(url, collection, options)
     try:
@@ -153,14 +153,14 @@ async def _open(
                 schema = await backend.open()
             except CollectionNotFound as error:
                 if create:
-                    error.args = (f"{error.args[0]}\n  Give connect an encoder, and it is made.",)
+                    error.args = (f"{error.args[0]}\n  Pass an encoder to connect to create it.",)
                 raise
         if encoder is not None:
             check_model(schema.model, collection, encoder.info, what="this encoder is")
         if storage is not None and storage != schema.storage:
             raise InvalidInput(
-                f'collection "{collection}" was made with {schema.storage}, not {storage}.\n'
-                "  Leave storage (--long-documents) out, or index into another collection."
+                f'collection "{collection}" was created with {schema.storage}, not {storage}.\n'
+                "  Omit storage (--long-documents), or index into another collection."
             )
     except BaseException:
         with anyio.CancelScope(shield=True):
@@ -175,7 +175,10 @@ def _weights(weights: WeightsByMethod | None) -> Mapping[str, Weights]:
     if isinstance(weights, str | os.PathLike):
         return load_weights(weights)
     if not isinstance(weights, Mapping) or not all(isinstance(value, Weights) for value in weights.values()):
-        raise InvalidInput(f'weights is {weights!r}: give a weights file, or {{"all": Weights(1, 0.3, 1)}}.')
+        raise InvalidInput(
+            f"weights is {weights!r}; it must be a file name or a mapping from method name to Weights.\n"
+            '  Use a weights file, or {"all": Weights(1, 0.3, 1)}.'
+        )
     for name in weights:
         get_method(name)
     return dict(weights)

@@ -1,7 +1,7 @@
-"""The one definition of the paper's three scores (section 3.2), for one query and many documents.
+"""The reference implementation of the paper's three scores (section 3.2), for one query and many documents.
 
-Ragged throughout: no padding exists, so a score does not depend on a document's neighbours, but for the last bit of a
-float32 product.
+All arrays are ragged, without padding, so a score does not depend on the other documents, except for the last
+bit of a float32 product.
 """
 
 from __future__ import annotations
@@ -13,43 +13,51 @@ from m3_connectors.embeddings import Component, Float32, M3Embeddings, MultiVect
 from m3_connectors.errors import InvalidInput
 
 _BLOCK_FLOATS = 8 * 2**20
-"""Similarities held at once while scoring multi-vectors: 32 MiB."""
+"""The number of similarities in memory at a time while scoring multi-vectors: 32 MiB."""
 
 
 def dense_scores(query: Float32, documents: Float32) -> Float32:
-    """``s_dense = <e_q, e_p>``: float32 ``[d]`` and ``[n, d]`` to ``[n]``.
+    """Return ``s_dense = <e_q, e_p>``: float32 ``[d]`` and ``[n, d]`` to ``[n]``.
 
-    Summed in float64, so that equal documents have equal scores wherever they stand in the matrix.
+    The sum is computed in float64, so that equal documents have equal scores in any row of the matrix.
     """
     return (documents.astype(np.float64) @ query.astype(np.float64)).astype(np.float32)
 
 
 def sparse_scores(query: sp.csr_array, documents: sp.csr_array) -> Float32:
-    """``s_lex = sum of w_q,t * w_p,t over shared tokens t``: CSR ``[1, v]`` and ``[n, v]`` to float32 ``[n]``."""
-    # The query as a plain row: transposed, its 250,000 columns would become rows to go through (0.3 ms against 0.07).
+    """Return ``s_lex``, the sum of ``w_q,t * w_p,t`` over shared tokens t, float32 ``[n]``.
+
+    Args:
+        query: CSR ``[1, v]``.
+        documents: CSR ``[n, v]``.
+    """
+    # The query becomes a dense row. Transposed, its 250,000 columns would become rows (0.3 ms, not 0.07 ms).
     return np.asarray(documents @ query.toarray()[0], dtype=np.float32)
 
 
 def multivector_scores(query: Float32, documents: MultiVectors) -> Float32:
-    """``s_mul = 1/N * sum over query rows i of max over document rows j of <E_q[i], E_p[j]>``.
+    """Return ``s_mul = 1/N * sum over query rows i of max over document rows j of <E_q[i], E_p[j]>``.
 
     Args:
         query: float32 ``[N, d]``.
-        documents: Each at least one row.
+        documents: The rows of each document, at least one.
 
     Returns:
         float32 ``[n]``.
 
     Raises:
-        InvalidInput: The query or a document has no row; their score does not exist.
+        InvalidInput: The query or a document has no rows, so its score is undefined.
     """
     if len(query) == 0 or (documents.counts == 0).any():
-        raise InvalidInput("a multi-vector score needs at least one row in the query and in every document.")
+        raise InvalidInput(
+            "the query or a document has no multi-vector rows, so its score is undefined.\n"
+            "  Leave out texts without tokens."
+        )
     result = np.empty(len(documents), dtype=np.float32)
     rows_at_once = max(1, _BLOCK_FLOATS // len(query))
     start = 0
     while start < len(documents):
-        # As many whole documents as fit, and always one.
+        # As many whole documents as fit, but at least one.
         limit = documents.offsets[start] + rows_at_once
         stop = max(start + 1, int(np.searchsorted(documents.offsets, limit, side="right")) - 1)
         block = documents[start:stop]
@@ -60,16 +68,20 @@ def multivector_scores(query: Float32, documents: MultiVectors) -> Float32:
 
 
 def score(component: Component, query: M3Embeddings, documents: M3Embeddings) -> Float32:
-    """One component's score of every document for one query, float32 ``[n]``.
+    """Return one component's score of every document for one query, float32 ``[n]``.
 
     Raises:
-        InvalidInput: The query is not a single text, or the component is missing on a side.
+        InvalidInput: The query is not a single text, or the query or the documents lack the component.
     """
     if len(query) != 1:
-        raise InvalidInput(f"a query is one text; these embeddings hold {len(query)}.")
+        raise InvalidInput(
+            f"the query has embeddings of {len(query)} texts; it must have one.\n"
+            "  Score each query separately: query[i]."
+        )
     if component not in query.components or component not in documents.components:
         raise InvalidInput(
-            f"cannot score {component}: the query has {query.components}, the documents {documents.components}."
+            f"{component} cannot be scored: the query has {query.components}, the documents "
+            f"{documents.components}.\n  Encode both with this component."
         )
     if component == "dense":
         assert query.dense is not None and documents.dense is not None
@@ -82,9 +94,9 @@ def score(component: Component, query: M3Embeddings, documents: M3Embeddings) ->
 
 
 def as_float16(embeddings: M3Embeddings) -> M3Embeddings:
-    """The embeddings with multi-vector rows rounded to float16 (kept as float32), as float16 storage scores them.
+    """Return the embeddings as float16 storage scores them: multi-vector rows rounded, kept as float32.
 
-    Measured on Qdrant 1.18: the engine rounds the query too, so both sides of a score must be rounded.
+    Measured with Qdrant 1.18: the engine rounds the query too, so both sides of a score must be rounded.
     """
     if "multivector" not in embeddings.components:
         return embeddings

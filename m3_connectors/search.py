@@ -1,8 +1,8 @@
-"""A search, from top to bottom: ``search`` asks a store for lists, scores and documents, and ranks what it answers.
+"""A search from top to bottom: ``search`` requests lists, scores and documents from a store and ranks the results.
 
-The steps are the lists and their union, the missing scores, fusion, the best k, and what the hits show. A store answers
-the questions of ``Answers``; everything that all searches share is here and nowhere else. A store may answer more than
-it was asked in the same request, and what it has answered is not asked again.
+The steps are: the lists and their union, missing scores, fusion, the best k, details of the hits. A store implements
+the queries of ``Answers``; everything that all searches share is in this module only. A store may return more than was
+requested, and what it has returned is not requested again.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from m3_connectors.filters import Filter
 from m3_connectors.methods import Method, fuse, rank
 
 Key = Any
-"""What a store calls a document: its id, or the store's own name for it. It can be hashed."""
+"""The key of a document in a store: its id, or an internal key of the store. It is hashable."""
 
 Scored = Sequence[float] | Sequence[np.float32] | Sequence[float | np.float32] | Float32
-"""Scores in the order of some keys."""
+"""Scores, in the order of the corresponding keys."""
 
 
 class Candidates:
     """The documents of a search, one row each, with the scores that are known so far.
 
     Args:
-        keys: The store's names of the documents; repeated ones are kept once.
-        listed: Whether the store has just listed them, so that they exist.
+        keys: The store's keys of the documents; repeated keys are kept once.
+        listed: Whether the store has just listed the documents, so that they exist.
 
     Attributes:
-        keys: ``[n]``, all different.
-        scores: float32 ``[n]`` for each component; NaN where the score is not known yet. No true score is NaN, since
+        keys: ``[n]``, without duplicates.
+        scores: float32 ``[n]`` for each component; NaN if the score is not known yet. No true score is NaN, because
             vectors whose products could overflow are refused (B8).
-        documents: By key, those that a request has brought.
+        documents: The documents that have already been fetched, by key.
     """
 
     def __init__(self, keys: Sequence[Key], *, listed: bool = False) -> None:
@@ -51,7 +51,7 @@ class Candidates:
 
     @classmethod
     def union(cls, lists: Mapping[Component, tuple[Sequence[Key], Scored]]) -> Candidates:
-        """All documents of some lists, with the scores by which the lists are ordered."""
+        """Return all documents of the lists, with the scores by which the lists are ordered."""
         found = cls([key for keys, _ in lists.values() for key in keys], listed=True)
         for component, (keys, scores) in lists.items():
             found.learn(component, keys, scores)
@@ -61,34 +61,34 @@ class Candidates:
         return len(self.keys)
 
     def rows(self, keys: Sequence[Key]) -> list[int]:
-        """The rows of documents that are here."""
+        """Return the rows of documents in this table."""
         return [self._rows[key] for key in keys]
 
     def learn(self, component: Component, keys: Sequence[Key], scores: Scored) -> None:
-        """Note scores of documents that are here."""
+        """Set the scores of documents in this table."""
         if component not in self.scores:
             self.scores[component] = np.full(len(self), np.nan, dtype=np.float32)
         self.scores[component][self.rows(keys)] = scores
 
     def bring(self, documents: Mapping[Key, Document]) -> None:
-        """Note the documents, as far as they are still stored.
+        """Add the documents of all rows.
 
         Raises:
-            Deleted: One is not. A score need not tell: s_lex is 0 for a document that shares no token, and a store
-                may say nothing of it, as of one that is gone.
+            Deleted: A document is not stored any more. A missing score does not show this reliably: s_lex is 0
+                for a document that shares no token, and a store may return nothing for it, as for a deleted one.
         """
         if gone := [key for key in self.keys if key not in documents]:
             raise Deleted(f"{len(gone)} documents were deleted before they were read.")
         self.documents |= documents
 
     def missing(self, component: Component) -> list[Key]:
-        """The documents whose score is not known."""
+        """Return the keys of the documents whose score is not known."""
         if component not in self.scores:
             return list(self.keys)
         return [self.keys[i] for i in np.flatnonzero(np.isnan(self.scores[component]))]
 
     def take(self, rows: Sequence[int]) -> Candidates:
-        """The documents in some rows, in that order."""
+        """Return the documents in these rows, in this order."""
         taken = Candidates([self.keys[i] for i in rows], listed=self.listed)
         chosen = list(rows)
         taken.scores = {component: scores[chosen] for component, scores in self.scores.items()}
@@ -98,16 +98,16 @@ class Candidates:
 
 @dataclasses.dataclass(frozen=True)
 class Lists:
-    """The lists that a search starts from.
+    """The request for the lists that a search starts from.
 
     Attributes:
-        query: One text; its embeddings are checked.
-        depths: Length of each component's list.
-        filter: Only documents that pass.
-        exact: No approximate list.
-        width: An approximate index is searched as far as for a list of this length, if that is more.
-        welcome: Components whose scores of the listed documents are asked for next, so that a store may bring them.
-        documents: Whether the listed documents themselves are asked for next, likewise.
+        query: The embeddings of one text, already checked.
+        depths: The length of each component's list.
+        filter: Search only the documents that match.
+        exact: Whether the store must search exactly, without its approximate index.
+        width: The minimum number of candidates that an approximate index considers.
+        welcome: The components whose scores of the listed documents will be needed next.
+        documents: Whether the listed documents themselves will be needed next.
     """
 
     query: M3Embeddings
@@ -120,14 +120,14 @@ class Lists:
 
 
 class Answers(Protocol):
-    """What a search asks of a store."""
+    """The queries of a search that a store implements."""
 
     @property
     def settles_ties(self) -> bool:
-        """Whether a list that is cut through equal scores holds the lowest ids of them."""
+        """Whether a list that ends within equal scores contains the lowest of their ids."""
 
     async def lists(self, ask: Lists) -> Candidates:
-        """The union of the lists, with the exact scores that they are ordered by."""
+        """Return the union of the lists, with the exact scores by which they are ordered."""
 
     async def complete(
         self,
@@ -137,26 +137,26 @@ class Answers(Protocol):
         *,
         documents: bool = False,
     ) -> None:
-        """Add every score of these components that is not known, exactly; a document that is not stored gets none.
+        """Add every missing score of these components, computed exactly; a deleted document gets none.
 
         Args:
-            query: One text.
-            found: The documents; scores are added to it.
-            components: Those to score.
-            documents: The documents are wanted too: ``bring`` them if that takes no longer.
+            query: The embeddings of one text.
+            found: The documents; the scores are added to this table.
+            components: The components to score.
+            documents: Whether the documents are needed too; ``bring`` them if that takes no additional time.
         """
 
     async def ids(self, found: Candidates) -> list[str]:
-        """The documents' ids, in the order of the rows."""
+        """Return the ids of the documents, in the order of the rows."""
 
 
 class Deleted(Exception):
-    """A document was listed and then deleted by another call: it is no answer, and the search has to be repeated."""
+    """A document was listed and then deleted by another call; the search must be repeated."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ScoredId:
-    """One answer, with its document where a request of the search brought it; else it is fetched by its id."""
+    """One result, with its document if the search has already fetched it; otherwise it is fetched by id."""
 
     id: str
     score: float
@@ -173,21 +173,21 @@ async def search(
     filter: Filter | None,
     exact: bool,
 ) -> list[ScoredId]:
-    """The k best documents by a method.
+    """Return the k best documents by a method.
 
     Args:
-        store: Answers the questions.
+        store: The store to search.
         stored: The components of the collection.
-        query: One text, with the method's components.
-        method: Its lists are at least k deep, or hold all that is stored.
-        k: Most hits.
-        filter: Only documents that pass.
-        exact: No approximate list.
+        query: The embeddings of one text, with the components of the method.
+        method: The method; its lists are at least k deep, or contain everything that is stored.
+        k: The maximum number of hits.
+        filter: Search only the documents that match.
+        exact: Whether the store must search exactly, without its approximate index.
 
     Raises:
         Deleted: A candidate was deleted before it was scored.
     """
-    # The other components do not count: they are scored for the hits only, and shown.
+    # The other components do not affect the fused score; they are computed for the hits only, for display.
     shown = [name for name in stored if name in query.components and name not in method.scored]
     if method.is_one_list:
         found = await _head_of_one_list(store, query, method, k, filter, exact, shown)
@@ -223,9 +223,9 @@ async def _head_of_one_list(
     exact: bool,
     shown: Sequence[Component],
 ) -> Candidates:
-    """The part of a list that holds the answer, where the list is ordered by the score itself.
+    """Return the part of a list that contains the result, for a list that is ordered by the score itself.
 
-    Its first k documents are the answer, unless it is cut through equal scores, of which a store may list any.
+    Its first k documents are the result, unless it ends within equal scores, of which a store may list any.
     """
     ((component, depth),) = method.candidates.items()
 
@@ -248,7 +248,7 @@ def _check_scored(found: Candidates, components: Sequence[Component]) -> None:
 
 
 async def _best(store: Answers, found: Candidates, fused: npt.NDArray[np.float64], k: int) -> list[int]:
-    """The rows of the k best documents, best first; equal scores are ordered by id."""
+    """Return the rows of the k best documents, best first; equal scores are ordered by id."""
     order = np.argsort(-fused, kind="stable")
     descending = fused[order]
     # The k best and all that equal the last of them.

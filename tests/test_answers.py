@@ -183,9 +183,9 @@ class TestJudge:
         }
 
     def test_strangers_are_refused(self) -> None:
-        with pytest.raises(InvalidInput, match="1 found documents are not in own, the first 'd9'"):
+        with pytest.raises(InvalidInput, match="1 of the documents found are not in own, such as 'd9'"):
             judge(small(), {"q1": ["d9", "d1"]})
-        with pytest.raises(InvalidInput, match="'q9' is no query of own"):
+        with pytest.raises(InvalidInput, match="'q9' is not a query of own"):
             judge(small(), {"q9": ["d1"]})
 
     def test_a_dataset_with_judgements_is_refused(self) -> None:

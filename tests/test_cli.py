@@ -257,7 +257,8 @@ class TestSearch:
             run = m3(*command)
             assert run.json["query"] == question
             assert run.err.startswith(
-                f"warning  the query has {tokens:,} tokens, and the model reads {encoder.max_length:,}: the last "
+                f"warning  the query has {tokens:,} tokens, but the model reads at most "
+                f"{encoder.max_length:,}: the last "
             )
 
     def test_table(self, m3: M3, filled: str) -> None:
@@ -506,7 +507,7 @@ class TestEval:
         (dataset / "corpus.jsonl").write_text('{"_id": "lake", "text": "only one of three"}\n')
         run = m3("eval", dataset, "--to", filled, "--collection", "documents")
         assert run.code == 1
-        assert "2 documents that are not of this corpus" in run.err
+        assert "2 documents that are not in this corpus" in run.err
 
     def test_wrong_usage(self, m3: M3, dataset: Path) -> None:
         assert m3("eval", dataset, "--methods", "all,none").code == 2

@@ -152,7 +152,7 @@ def test_ctrl_c_says_how_to_go_on(
     assert main(changed) == 1
     captured = capsys.readouterr()
     assert "out holds another evaluation: query max length: None, not 16." in captured.err
-    assert "Give another --out" in captured.err
+    assert "Use another --out" in captured.err
 
 
 def test_weights_that_nothing_takes(
@@ -196,7 +196,7 @@ def test_a_file_that_was_deleted_is_made_anew(
     files = files_of(Path("out"))
     (Path("out") / name).unlink()
     assert main(["tune" if name.startswith("scores") else "report", "out"]) == 1
-    assert "Go on with the same m3 eval command" in capsys.readouterr().err
+    assert "Run the same m3 eval command" in capsys.readouterr().err
     shutil.rmtree("out/report", ignore_errors=True)
     assert main(again) == 0
     assert files_of(Path("out")) == files
@@ -265,14 +265,14 @@ class TestReport:
         mean = statistics.fmean([max(ranks.get(f"q{i}", [0])) for i in range(20)])
         assert rows["set/de"][3] == pytest.approx(mean, abs=1e-15)
         warnings = [row[2] for row in tables["warnings"]["rows"]]
-        assert warnings.count("only the first 20 queries are asked") == 2
+        assert warnings.count("only the first 20 queries are used") == 2
         assert [row[:2] for row in tables["evaluations"]["rows"]] == [["set/de", "test"], ["set/en", "test"]]
 
     def test_a_run_that_was_tampered_with(self, tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
         path = tree / "de" / "runs" / "all.trec"
         path.write_text(path.read_text().replace("q3 Q0", "q3x Q0", 1))
         assert main(["report", str(tree)]) == 1
-        assert "tree/de/runs/all.trec was cut off or changed since it was written" in capsys.readouterr().err
+        assert "tree/de/runs/all.trec was truncated or changed" in capsys.readouterr().err
 
     def test_nothing_to_report(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["report", str(tmp_path)]) == 1

@@ -104,9 +104,9 @@ class TestCompare:
             (
                 ["e", "--methods", "all,bm25"],
                 1,
-                "no method 'bm25' was evaluated on toy: it has dense, sparse",
+                "method 'bm25' was not evaluated on toy",
             ),
-            (["e", "--methods", "all,all"], 1, "name two or more that differ"),
+            (["e", "--methods", "all,all"], 1, "Use two or more different methods"),
             (["e", "nowhere"], 1, "nowhere holds no evaluation"),
             (["e", "other"], 1, "different datasets: toy and other"),
             (["e", "e", "--measure", "nDCG@7"], 1, "has no nDCG@7"),

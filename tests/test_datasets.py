@@ -80,7 +80,7 @@ class TestBeir:
             ("{broken", "not JSON"),
             ("[1]", "not a JSON object"),
             ('{"_id": "x"}', "must be a string"),
-            ('{"text": "t"}', "an id is a string"),
+            ('{"text": "t"}', "an id must be a string"),
             ('{"_id": "x", "text": "\\ud800"}', "text has a lone surrogate"),
             ('{"_id": "x", "text": "t", "title": 1}', "title is int"),
             ('{"_id": "' + "x" * 600 + '", "text": "t"}', "600 bytes"),
@@ -118,7 +118,7 @@ class TestBeir:
             load_beir(repeated)
 
     def test_no_folder_and_missing_files(self, tmp_path: Path) -> None:
-        with pytest.raises(InvalidInput, match="is no folder"):
+        with pytest.raises(InvalidInput, match="is not a folder"):
             load_beir(tmp_path / "nothing")
         write_beir(tmp_path / "x")
         (tmp_path / "x" / "corpus.jsonl").unlink()
@@ -264,7 +264,7 @@ class TestOwn:
             load_dataset(write_own(tmp_path / "a", {"id": "q1", "text": "x"}))
         root = write_own(tmp_path / "b", {"id": "q1", "text": "x", "relevant": ["d1"]})
         (root / "documents.jsonl").write_text("\n")
-        with pytest.raises(InvalidInput, match="has no document"):
+        with pytest.raises(InvalidInput, match="has no documents"):
             load_dataset(root)
 
 
@@ -272,7 +272,7 @@ class TestNames:
     def test_a_folder_of_neither_form(self, tmp_path: Path) -> None:
         with pytest.raises(InvalidInput, match=r"neither corpus\.jsonl \(BEIR\) nor documents\.jsonl"):
             load_dataset(tmp_path)
-        with pytest.raises(InvalidInput, match="a data directory is for datasets of the hub"):
+        with pytest.raises(InvalidInput, match="--data-dir is only for datasets of the hub"):
             load_dataset(tmp_path, data_dir=tmp_path)
 
 
@@ -361,9 +361,9 @@ class TestDataset:
         assert chosen.qrels == {"q2": {"d2": 1}}
 
     def test_queries_that_nothing_judges_are_refused(self) -> None:
-        with pytest.raises(InvalidInput, match="1 queries have neither judgement nor answer, the first 'q2'"):
+        with pytest.raises(InvalidInput, match="1 queries have neither judgement nor answer, such as 'q2'"):
             self.dataset(qrels={"q1": {"d1": 1}})
-        with pytest.raises(InvalidInput, match="no query counts"):
+        with pytest.raises(InvalidInput, match="has no queries to measure"):
             self.dataset().select([])
 
 
@@ -371,4 +371,4 @@ def test_a_download_says_what_it_weighs() -> None:
     files = ("a", "b")
     assert str(Download("o/n", "0123456789", files, 1500, 1500)) == "o/n@0123456: 2 files, 1.5 kB"
     partly = Download("o/n", "0123456789", files, 2_000_000, 500_000)
-    assert str(partly) == "o/n@0123456: 2 files, 2 MB, 500 kB still to fetch"
+    assert str(partly) == "o/n@0123456: 2 files, 2 MB, 500 kB not yet downloaded"

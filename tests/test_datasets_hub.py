@@ -178,11 +178,11 @@ class TestNames:
     @pytest.mark.parametrize(
         ("name", "split", "message"),
         [
-            ("nothing", None, "'nothing' is no dataset"),
-            ("miracl", None, "'miracl' is no dataset of miracl"),
-            ("miracl/xx", None, "'miracl/xx' is no dataset of miracl"),
-            ("narrativeqa/en", None, "'narrativeqa/en' is no dataset of narrativeqa"),
-            ("mldr/de", "exam", "mldr/de has no split 'exam': it has test, dev, train"),
+            ("nothing", None, "'nothing' is neither a folder nor the name of a dataset"),
+            ("miracl", None, "'miracl' is not a dataset of miracl"),
+            ("miracl/xx", None, "'miracl/xx' is not a dataset of miracl"),
+            ("narrativeqa/en", None, "'narrativeqa/en' is not a dataset of narrativeqa"),
+            ("mldr/de", "exam", "mldr/de has no split 'exam'.\n  Use one of test, dev, train"),
         ],
     )
     def test_what_is_not_there(self, tmp_path: Path, name: str, split: str | None, message: str) -> None:
@@ -242,7 +242,9 @@ class TestHub:
                 f"miracl/miracl-corpus@d921ec7: 3 files, {docs} bytes",
             ]
             assert heard == [sizes]
-            assert "; ".join(sizes) + ". Nothing was fetched.\n  Agree with --yes" in str(message)
+            assert "; ".join(sizes) + ". Nothing was downloaded.\n  Confirm the download with --yes" in str(
+                message
+            )
 
             _, _, unasked = self.run(endpoint, tmp_path / "home", "nobody")
             assert unasked == message
@@ -271,9 +273,9 @@ class TestHub:
             last.unlink()
             heard, *_ = self.run(endpoint, tmp_path / "home", "yes")
             size = (files / "miracl-corpus-v1.0-yo/docs-2.jsonl.gz").stat().st_size
-            assert [line.endswith(f", {size} bytes still to fetch") for asked in heard for line in asked] == [
-                True
-            ]
+            assert [
+                line.endswith(f", {size} bytes not yet downloaded") for asked in heard for line in asked
+            ] == [True]
             assert given[-1].endswith("docs-2.jsonl.gz")
             assert len(given) == 6
 
@@ -283,14 +285,14 @@ class TestHub:
         with hub(repositories, gated=["miracl/miracl"]) as (endpoint, _):
             _, error, message = self.run(endpoint, tmp_path / "home", "yes")
         assert error == "Unauthorised"
-        assert "dataset miracl/miracl@5be20db asks for a login: 401" in str(message)
-        assert "Accept its terms on its page, then `hf auth login` or set HF_TOKEN" in str(message)
+        assert "dataset miracl/miracl@5be20db requires authentication: 401" in str(message)
+        assert "Accept its terms on its page, then run `hf auth login` or set HF_TOKEN" in str(message)
 
     def test_a_hub_without_the_repository_and_no_hub_at_all(self, tmp_path: Path) -> None:
         with hub({}) as (endpoint, _):
             _, error, message = self.run(endpoint, tmp_path / "home", "yes")
             assert error == "NotFound"
-            assert "miracl/miracl@5be20db is not there" in str(message)
+            assert "miracl/miracl@5be20db does not exist or requires authentication" in str(message)
         _, error, message = self.run(endpoint, tmp_path / "home", "yes")
         assert error == "Unavailable"
         assert "--data-dir" in str(message)

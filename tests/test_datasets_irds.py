@@ -101,11 +101,11 @@ class TestIrds:
     def test_nobody_agreed(self, served: Served) -> None:
         (served.home / "m3-small").mkdir()  # a folder of the collection says nothing of its files
         with pytest.raises(
-            InvalidInput, match=r"docs\.tsv: 1 files, 1\.5 kB.*\. Nothing was fetched\."
+            InvalidInput, match=r"docs\.tsv: 1 files, 1\.5 kB.*\. Nothing was downloaded\."
         ) as error:
             load_dataset(NAME)
         assert "--data-dir" not in str(error.value)
-        with pytest.raises(InvalidInput, match="Nothing was fetched"):
+        with pytest.raises(InvalidInput, match="Nothing was downloaded"):
             load_dataset(NAME, agree=lambda downloads: False)
         assert served.fetched == []
 

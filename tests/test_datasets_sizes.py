@@ -53,9 +53,9 @@ class TestAllOfIt:
         with pytest.raises(InvalidInput) as error:
             load_dataset("mldr/de", data_dir=root)
         assert str(error.value) == (
-            f"mldr/de, split test: 1 documents of 4 in {root}: files are missing, cut short or of another version.\n"
-            "  Copy or fetch them anew: mldr-v1.0-de/corpus.jsonl.gz mldr-v1.0-de/test.jsonl.gz. For a part on "
-            "purpose put a file SAMPLE beside them."
+            f"mldr/de, split test: 1 documents of 4 in {root}: files are missing, truncated or of another version.\n"
+            "  Copy or download them again: mldr-v1.0-de/corpus.jsonl.gz mldr-v1.0-de/test.jsonl.gz. For an intended "
+            "sample, add a file SAMPLE beside them."
         )
         root = write_miracl(tmp_path)
         topics = root / "miracl-v1.0-yo/topics/topics.miracl-v1.0-yo-dev.tsv"

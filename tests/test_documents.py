@@ -29,13 +29,13 @@ def nested(depth: int) -> dict[str, Any]:
     [
         ("text", r"documents\[1\] is str"),
         ({"id": "a", "text": "b"}, r"documents\[1\] is dict"),
-        (Document(7, "text"), r"documents\[1\]\.id is int: ids are strings"),  # type: ignore[arg-type]
+        (Document(7, "text"), r"documents\[1\]\.id is int; ids must be strings"),  # type: ignore[arg-type]
         (Document("", "text"), "id is empty"),
         (Document("é" * 257, "text"), "514 bytes"),
         (Document("\udcff", "text"), "lone surrogate"),
         (
             Document("b-17", None),
-            r"documents\[1\]\.text is NoneType \(id 'b-17'\): every document needs a text",
+            r"documents\[1\]\.text is NoneType \(id 'b-17'\); it must be a string",
         ),  # type: ignore[arg-type]
         (Document("b", b"text"), "text is bytes"),  # type: ignore[arg-type]
         (Document("b", "a\ud800"), "lone surrogate at character 1"),
@@ -44,12 +44,12 @@ def nested(depth: int) -> dict[str, Any]:
         (Document("b", "text", {"a": {"b": float("nan")}}), r"\['a'\]\['b'\] is nan"),
         (Document("b", "text", {"a": float("inf")}), "is inf"),
         (Document("b", "text", {"a": [0, 2**63]}), r"\['a'\]\[1\] is 9223372036854775808"),
-        (Document("b", "text", {"a": datetime.date(2024, 1, 1)}), "date, which JSON cannot hold"),
-        (Document("b", "text", {"a": np.float32(1)}), "float32, which JSON cannot hold"),
-        (Document("b", "text", {"a": {1, 2}}), "set, which JSON cannot hold"),
+        (Document("b", "text", {"a": datetime.date(2024, 1, 1)}), "date, which JSON cannot represent"),
+        (Document("b", "text", {"a": np.float32(1)}), "float32, which JSON cannot represent"),
+        (Document("b", "text", {"a": {1, 2}}), "set, which JSON cannot represent"),
         (Document("b", "text", {"a": "\ud800"}), "lone surrogate"),
         (Document("b", "text", {"\ud800": "a"}), "lone surrogate"),
-        (Document("b", "text", nested(30)), "nested deeper"),
+        (Document("b", "text", nested(30)), "nested more than 20 levels deep"),
     ],
 )
 def test_the_first_unfit_document_is_named(document: Any, message: str) -> None:

@@ -108,7 +108,7 @@ def test_a_slice_can_be_saved(tmp_path: Path) -> None:
 def test_another_file_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "file"
     path.write_bytes(content)
-    with pytest.raises(InvalidInput, match="is not a file of M3Embeddings"):
+    with pytest.raises(InvalidInput, match="was not written by M3Embeddings"):
         M3Embeddings.load(path)
     with pytest.raises(FileNotFoundError):
         M3Embeddings.load(tmp_path / "nowhere")
@@ -116,7 +116,7 @@ def test_another_file_is_refused(tmp_path: Path, content: bytes) -> None:
 
 def test_safetensors_of_someone_else_are_refused(tmp_path: Path) -> None:
     save_file({"dense": np.zeros((1, 3), dtype=np.float32)}, tmp_path / "other")
-    with pytest.raises(InvalidInput, match="is not a file of M3Embeddings"):
+    with pytest.raises(InvalidInput, match="was not written by M3Embeddings"):
         M3Embeddings.load(tmp_path / "other")
 
 
@@ -137,7 +137,7 @@ def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_text_beyond_the_last_is_named() -> None:
-    with pytest.raises(IndexError, match="text 5 of 2"):
+    with pytest.raises(IndexError, match="text 5 is out of range for 2 texts"):
         M3Embeddings(DENSE)[5]
 
 

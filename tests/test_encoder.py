@@ -151,7 +151,7 @@ def test_a_text_that_is_no_string_is_named(encoder: M3Encoder, bad: object) -> N
 
 
 def test_a_lone_surrogate_is_named(encoder: M3Encoder) -> None:
-    with pytest.raises(InvalidInput, match=r"texts\[1\] holds a lone surrogate U\+D800 at character 3"):
+    with pytest.raises(InvalidInput, match=r"texts\[1\] has a lone surrogate U\+D800 at character 3"):
         encoder.encode(["fine", "bad\ud800"])
 
 

@@ -168,28 +168,28 @@ def drop_tensor(directory: Path) -> None:
     [
         (remove("config.json"), "config.json is missing"),
         (write("config.json", "{"), "config.json is not JSON"),
-        (write("config.json", "[]"), "config.json holds a JSON list"),
+        (write("config.json", "[]"), "config.json contains a JSON list"),
         (configure(model_type="bert"), "model_type 'bert'"),
         (configure(hidden_act="relu"), "hidden_act 'relu'"),
         (configure(position_embedding_type="relative_key"), "position_embedding_type 'relative_key'"),
         (configure(is_decoder=True), "is_decoder True"),
         (as_directory("config.json"), "config.json cannot be read"),
-        # Each of these gave other vectors, without a word.
-        (configure(num_hidden_layers=1), "holds encoder.layer.1.attention.*, which no model of the sizes"),
-        (configure(pad_token_id=0), "gives <pad> the id 1, but config.json says pad_token_id 0"),
+        # Each of these used to give other vectors silently.
+        (configure(num_hidden_layers=1), "contains encoder.layer.1.attention.*, which no model of the sizes"),
+        (configure(pad_token_id=0), "gives <pad> the id 1, but config.json has pad_token_id 0"),
         (
             add_tensors(**{"encoder.layer.0.attention.self.query.lora_A": torch.ones(2, 2)}),
-            "holds encoder.layer.0.attention.self.query.lora_A, which no model",
+            "contains encoder.layer.0.attention.self.query.lora_A, which no model",
         ),
         (
             add_tensors(**{"roberta.embeddings.LayerNorm.bias": torch.ones(32)}),
-            "holds embeddings.LayerNorm.bias twice",
+            "contains embeddings.LayerNorm.bias twice",
         ),
         (sparse_head_as_multivector_head, "rows of one dimension are all 1 or -1"),
         (write("model.safetensors", POINTER), "model.safetensors is a Git LFS pointer"),
         (write("tokenizer.json", POINTER), "tokenizer.json is a Git LFS pointer"),
         (write("sparse_linear.pt", POINTER), "sparse_linear.pt is a Git LFS pointer"),
-        (configure(hidden_size="wide"), "config.json says hidden_size 'wide'"),
+        (configure(hidden_size="wide"), "config.json has hidden_size 'wide'"),
         (write("config.json", '{"model_type": "xlm-roberta"}'), "config.json lacks a size"),
         (remove("tokenizer.json"), "tokenizer.json is missing"),
         (write("tokenizer.json", "{}"), "tokenizer.json is not a tokenizer"),
@@ -199,7 +199,7 @@ def drop_tensor(directory: Path) -> None:
         (truncate("model.safetensors", 0), "model.safetensors cannot be read"),
         (truncate("model.safetensors", 0.001), "model.safetensors cannot be read"),
         (truncate("model.safetensors", 0.7), "model.safetensors cannot be read"),
-        (drop_tensor, "model.safetensors lacks 1 tensors, the first encoder.layer.1.output.dense.bias"),
+        (drop_tensor, "model.safetensors lacks 1 tensors, such as encoder.layer.1.output.dense.bias"),
         (configure(intermediate_size=65), r"model.safetensors: encoder.layer.0.intermediate.dense.* is \[64"),
         (remove("sparse_linear.pt"), "sparse_linear.pt is missing"),
         (remove("colbert_linear.pt"), "colbert_linear.pt is missing"),
@@ -208,12 +208,15 @@ def drop_tensor(directory: Path) -> None:
             save("colbert_linear.pt", {"weight": torch.ones(8, 16), "bias": torch.ones(8)}),
             r"colbert_linear.pt: colbert_linear.weight is \[8, 16\]",
         ),
-        (save("sparse_linear.pt", [1, 2]), "sparse_linear.pt holds no state dict"),
-        (save("sparse_linear.pt", {"weight": 1, "bias": 2}), "sparse_linear.pt holds no state dict"),
+        (save("sparse_linear.pt", [1, 2]), "sparse_linear.pt does not contain a state dict"),
+        (
+            save("sparse_linear.pt", {"weight": 1, "bias": 2}),
+            "sparse_linear.pt does not contain a state dict",
+        ),
         (write("sparse_linear.pt", "no zip"), "sparse_linear.pt cannot be read as plain tensors"),
         (truncate("colbert_linear.pt", 0.7), "colbert_linear.pt cannot be read as plain tensors"),
-        (write("weights.json", '{"all": [1, 2]}'), "must map method names to three weights"),
-        (write("weights.json", "[1]"), "weights.json is not a table of weights"),
+        (write("weights.json", '{"all": [1, 2]}'), "does not map method names to three weights"),
+        (write("weights.json", "[1]"), "weights.json is not a weights file"),
     ],
 )
 def test_a_wrong_file_is_named_with_what_to_do(
@@ -245,7 +248,7 @@ def test_code_in_a_pickle_is_not_run(copy: Path, name: str, monkeypatch: pytest.
 
 def test_pytorch_s_advice_to_run_the_code_is_never_shown(copy: Path) -> None:
     torch.save(Malicious(), copy / "sparse_linear.pt")
-    with pytest.raises(ModelFormat, match="Fetch the file again") as caught:
+    with pytest.raises(ModelFormat, match="Download the file again") as caught:
         M3Encoder(copy, device="cpu")
     shown = "".join(traceback.format_exception(caught.value))
     assert "arbitrary code" not in shown
@@ -278,7 +281,7 @@ def test_an_unreachable_hub_is_said_in_a_line_with_the_remedy(
     with pytest.raises(Unavailable, match="models/m3-tiny@v1") as caught:
         M3Encoder("models/m3-tiny", revision="v1", device="cpu")
     first, remedy = str(caught.value).splitlines()
-    assert "there is no directory 'models/m3-tiny' here, and the hub cannot be reached" in first
+    assert "there is no directory 'models/m3-tiny', and the hub cannot be reached" in first
     assert first.endswith("Got: ConnectError: name not known")
     assert 'M3Encoder("DIRECTORY")' in remedy
     assert "--model DIRECTORY" in remedy

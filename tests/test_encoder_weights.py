@@ -158,7 +158,7 @@ def test_numbers_that_overflow_while_encoding_are_an_error_and_never_nan(
     # Every weight is finite; the products of the first layer are not.
     change_backbone(copy, values("embeddings.LayerNorm.weight", value=1e38))
     encoder = M3Encoder(copy, device="cpu", precision=precision)  # type: ignore[arg-type]
-    with pytest.raises(ModelFormat, match=rf"in {precision} computes no .* for texts\[0\]") as caught:
+    with pytest.raises(ModelFormat, match=rf"in {precision} computed no usable .* for texts\[0\]") as caught:
         encoder.encode(["lake"], components=(component,))  # type: ignore[arg-type]
     assert "float32" in str(caught.value).splitlines()[1]
 
@@ -185,14 +185,14 @@ def test_the_text_without_usable_numbers_is_named(
 
     monkeypatch.setattr(heads, head, overflowing)
     texts = [*["lazy dog over"] * 1024, "fox", "quick brown fox"]  # 1,024 texts are a window
-    with pytest.raises(ModelFormat, match=rf"no {what} for texts\[1024\] \(3 tokens: .*fox …\)"):
+    with pytest.raises(ModelFormat, match=rf"no usable {what} for texts\[1024\] \(3 tokens: .*fox …\)"):
         encoder.encode(texts)
     assert len(encoder.encode(texts[:1024])) == 1024
 
 
 def test_a_vector_without_a_length_is_no_vector(encoder: M3Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(heads, "multivector_rows", lambda hidden, _: torch.zeros(len(hidden), 32))
-    with pytest.raises(ModelFormat, match="computes no multi-vector"):
+    with pytest.raises(ModelFormat, match="computed no usable multi-vector"):
         encoder.encode(["fox"])
     assert encoder.encode(["fox"], components=("dense", "sparse")).components == ("dense", "sparse")
 
@@ -261,7 +261,7 @@ def test_an_index_that_lists_what_its_shard_lacks_is_refused(copy: Path) -> None
     other = next(name for name in weight_map.values() if name != weight_map[MIDDLE])
     write_index(copy, weight_map | {MIDDLE: other})
     said = refused(copy)
-    assert f"{other} lacks 1 tensors that model.safetensors.index.json says it holds" in said
+    assert f"{other} lacks 1 tensors that model.safetensors.index.json lists for it" in said
     assert MIDDLE in said
 
 
@@ -269,7 +269,7 @@ def test_an_index_that_lists_too_little_is_refused(copy: Path) -> None:
     weight_map = shard(copy)
     del weight_map[MIDDLE]
     write_index(copy, weight_map)
-    assert f"model.safetensors.index.json lacks 1 tensors, the first {MIDDLE}" in refused(copy)
+    assert f"model.safetensors.index.json lacks 1 tensors, such as {MIDDLE}" in refused(copy)
 
 
 @pytest.mark.parametrize(
@@ -341,7 +341,7 @@ def test_a_wider_multi_vector_head_says_what_is_supported(copy: Path) -> None:
 
     change_head(copy, "colbert_linear", widen)
     assert (
-        "colbert_linear.weight is [48, 32]: it makes multi-vectors of 48 dimensions, more than the 32"
+        "colbert_linear.weight is [48, 32], for multi-vectors with 48 dimensions, more than the 32"
         in refused(copy)
     )
 
@@ -359,7 +359,7 @@ def test_a_narrow_head_whose_bias_does_not_fit_is_refused(copy: Path) -> None:
 )
 def test_weights_that_make_no_sense_are_named(copy: Path, content: str) -> None:
     (copy / "weights.json").write_text(content)
-    assert "weights.json is not a table of weights" in refused(copy)
+    assert "weights.json is not a weights file" in refused(copy)
 
 
 @pytest.mark.parametrize(
@@ -380,7 +380,7 @@ def test_a_size_out_of_range_is_named(copy: Path, name: str, value: object) -> N
     raw = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps(raw | {name: value}))
     assert (
-        f"config.json says {name if name != 'num_attention_heads' or value == 0 else 'hidden_size'}"
+        f"config.json has {name if name != 'num_attention_heads' or value == 0 else 'hidden_size'}"
         in refused(copy)
     )
 

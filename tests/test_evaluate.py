@@ -286,7 +286,7 @@ class TestStoreCorpus:
 
     def test_other_documents_are_refused(self, backend: MemoryBackend, encoder: M3Encoder) -> None:
         self.run(backend, encoder, [Document("stranger", "found among the others")])
-        with pytest.raises(InvalidInput, match="1 documents that are not of this corpus"):
+        with pytest.raises(InvalidInput, match="1 documents that are not in this corpus"):
             self.run(backend, encoder, list(some_dataset(30).documents))
         assert anyio.run(backend.count) == 1
 
@@ -391,18 +391,18 @@ def test_warnings_are_counted(encoder: M3Encoder, tmp_path: Path) -> None:
         names = [f"{id} ({longer[id]})" for id in sorted(longer, key=lambda id: (-longer[id], id))[:5]]
         return (
             f"{len(longer)} of {len(counts)} {what} are longer than {most} tokens and were cut: {lost} of their "
-            f"{whole} tokens are lost ({lost / whole:.0%}); the longest: {', '.join(names)}, …"
+            f"{whole} tokens are lost ({lost / whole:.0%}); the longest are {', '.join(names)}, …"
         )
 
     assert 0 < empty < 5
     assert warnings == (
-        f"{empty} queries without an answer of bm25: they count 0",
+        f"{empty} queries have no result of bm25 and count as 0",
         cut(queries, 5, "queries"),
         cut(documents, 12, "judged or answered documents"),
     )
     few = Plan(methods={"dense": DENSE}, limit_queries=3)
     limited = evaluate(dataset, encoder, few, tmp_path / "few")
-    assert limited.record.warnings == ("only the first 3 queries are asked",)
+    assert limited.record.warnings == ("only the first 3 queries are used",)
     assert limited.asked == tuple(dataset.queries)[:3]
     beyond = evaluate(dataset, encoder, dataclasses.replace(few, limit_queries=1000), tmp_path / "beyond")
     assert beyond.record.warnings == ()  # all are asked
@@ -430,7 +430,7 @@ def test_answers_judge_what_was_found(encoder: M3Encoder, tmp_path: Path) -> Non
 
 
 def test_two_runs_of_one_name(dataset: Dataset, encoder: M3Encoder, tmp_path: Path) -> None:
-    with pytest.raises(InvalidInput, match="two methods are named 'bm25'"):
+    with pytest.raises(InvalidInput, match="two methods have the name 'bm25'"):
         evaluate(dataset, encoder, Plan(baselines=[baseline_for("bm25"), baseline_for("bm25")]), tmp_path)
 
 

@@ -123,7 +123,7 @@ class TestAnotherEvaluation:
             "dataset's fingerprint: 'toy test', not 'changed'": dataclasses.replace(
                 record, dataset=dataclasses.replace(record.dataset, fingerprint="changed")
             ),
-            "method dense is there and was not asked for": dataclasses.replace(
+            "method dense is there, but was not requested": dataclasses.replace(
                 record, methods=record.methods[1:]
             ),
             "method dense: weights 1.0 0.0 0.0 of {'dense': 1000}, not weights 1.0 1.0 0.0": dataclasses.replace(
@@ -138,7 +138,7 @@ class TestAnotherEvaluation:
             with pytest.raises(InvalidInput) as error:
                 FolderWriter(folder.path, other, dict.fromkeys(CELLS, ""))
             assert difference in str(error.value)
-            assert "Give another --out" in str(error.value)
+            assert "Use another --out" in str(error.value)
         renamed = dataclasses.replace(
             record, model=dataclasses.replace(MODEL, name="moved/toy"), warnings=("w",)
         )
@@ -147,7 +147,7 @@ class TestAnotherEvaluation:
     def test_a_folder_of_other_files_is_refused(self, folder: EvaluationFolder, tmp_path: Path) -> None:
         (tmp_path / "mine").mkdir()
         (tmp_path / "mine" / "thesis.txt").write_text("")
-        with pytest.raises(InvalidInput, match="is no empty folder"):
+        with pytest.raises(InvalidInput, match="is not an empty folder"):
             FolderWriter(tmp_path / "mine", folder.record, {"q": "t"})
 
     def test_scores_of_another_model(self, folder: EvaluationFolder, tmp_path: Path) -> None:
@@ -156,7 +156,7 @@ class TestAnotherEvaluation:
         raw["model"]["weights_fingerprint"] = "fine-tuned"
         (folder.path / "evaluation.json").write_text(json.dumps(raw))
         with pytest.raises(
-            InvalidInput, match=r"00000.parquet holds the scores of another evaluation, .*model w"
+            InvalidInput, match=r"00000.parquet contains the scores of another evaluation, .*model w"
         ):
             EvaluationFolder(folder.path).scores()
 
@@ -164,14 +164,14 @@ class TestAnotherEvaluation:
         folder = without_digests(folder)
         path = folder.path / "runs" / "all.trec"
         path.write_text(path.read_text() + "stranger Q0 d1 1 0.5 all\n")
-        with pytest.raises(InvalidInput, match=r"all\.trec:201: query 'stranger' is none of toy"):
+        with pytest.raises(InvalidInput, match=r"all\.trec:201: query 'stranger' is not in toy"):
             folder.measure()
 
     def test_a_run_of_another_corpus(self, folder: EvaluationFolder) -> None:
         folder = without_digests(folder)
         path = folder.path / "runs" / "all.trec"
         path.write_text(path.read_text().replace("d%250%C2%A0x", "stranger"))
-        with pytest.raises(InvalidInput, match="'stranger' is none of the documents"):
+        with pytest.raises(InvalidInput, match="'stranger' is not a document of"):
             folder.measure()
 
     def test_judgements_of_another_dataset(self, folder: EvaluationFolder) -> None:
@@ -185,9 +185,9 @@ class TestDamage:
     @pytest.mark.parametrize(
         ("line", "reason"),
         [
-            ("q%200 Q0 d 6 0.1", "5 columns, not 6"),
-            ("q%200 Q0 d 6 high all", "'high' is no score"),
-            ("q%200 Q0 d 6 9.5 all", "rise: best first"),
+            ("q%200 Q0 d 6 0.1", "has 5 columns; it must have 6"),
+            ("q%200 Q0 d 6 high all", "'high' is not a score"),
+            ("q%200 Q0 d 6 9.5 all", "increase; the best must be first"),
             ("q%200 Q0 d%250%C2%A0x 6 -9 all", "has a document twice"),
         ],
     )
@@ -200,12 +200,14 @@ class TestDamage:
 
     def test_missing_files_say_what_to_do(self, folder: EvaluationFolder) -> None:
         (folder.path / "scores" / "00001.parquet").unlink()
-        with pytest.raises(InvalidInput, match=r"00001\.parquet is missing\.\n  Go on with the same m3 eval"):
+        with pytest.raises(InvalidInput, match=r"00001\.parquet is missing\.\n  Run the same m3 eval"):
             folder.scores()
         (folder.path / "runs" / "all.trec").unlink()
         with pytest.raises(InvalidInput, match=r"all\.trec is missing"):
             folder.measure()
-        with pytest.raises(InvalidInput, match="no method 'none' was evaluated on toy: it has dense,"):
+        with pytest.raises(
+            InvalidInput, match=r"method 'none' was not evaluated on toy\.\n  Use one of dense,"
+        ):
             folder.run("none")
 
     @pytest.mark.parametrize(
@@ -219,7 +221,7 @@ class TestDamage:
         path.write_bytes(content[: content.rindex(b"\n", 0, len(content) // 2) + 1])
         again = EvaluationFolder(folder.path)
         with pytest.raises(
-            InvalidInput, match=r"was cut off or changed.*\n  Go on with the same m3 eval command"
+            InvalidInput, match=r"was truncated or changed.*\n  Run the same m3 eval command"
         ) as error:
             (again.measure(), again.scores())
         assert str(path) in str(error.value)
@@ -237,12 +239,12 @@ class TestDamage:
             folder.means()
 
     def test_no_evaluation(self, tmp_path: Path) -> None:
-        with pytest.raises(InvalidInput, match="holds no evaluation"):
+        with pytest.raises(InvalidInput, match="contains no evaluation"):
             EvaluationFolder(tmp_path)
-        with pytest.raises(InvalidInput, match="holds no evaluation"):
+        with pytest.raises(InvalidInput, match="contains no evaluation"):
             find_folders(tmp_path)
         (tmp_path / "evaluation.json").write_text('{"format": 2}')
-        with pytest.raises(InvalidInput, match="format 2 is not 1"):
+        with pytest.raises(InvalidInput, match="has format 2, not 1"):
             EvaluationFolder(tmp_path)
         (tmp_path / "evaluation.json").write_text("{")
         with pytest.raises(InvalidInput, match="is not JSON"):
@@ -258,7 +260,7 @@ def test_an_incomplete_evaluation_is_not_measured(tmp_path: Path) -> None:
 
 def test_a_run_must_answer_every_query(folder: EvaluationFolder, tmp_path: Path) -> None:
     writer = FolderWriter(tmp_path / "new", folder.record, dict.fromkeys(CELLS, "text"))
-    with pytest.raises(InvalidInput, match="the run of all answers 1 queries, not the 40 asked"):
+    with pytest.raises(InvalidInput, match="the run of all has 1 queries; it must have all 40"):
         writer.add_run("all", {"q 0": []})
 
 

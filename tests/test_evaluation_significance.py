@@ -104,8 +104,8 @@ def test_one_query_proves_nothing() -> None:
 @pytest.mark.parametrize(
     ("before", "after", "says"),
     [
-        ({}, {}, "no query"),
-        ({"a": 1.0, "b": 1.0}, {"a": 1.0}, "1 queries are in one of the two rankings only, the first 'b'"),
+        ({}, {}, "no queries to compare"),
+        ({"a": 1.0, "b": 1.0}, {"a": 1.0}, "1 queries are in only one of the two rankings, such as 'b'"),
         ({"a": 1.0}, {"a": float("nan")}, "not finite"),
     ],
 )

@@ -263,7 +263,7 @@ class TestTune:
             protocol=shallow,
             methods=[Method("dense", {"dense": 100}, Weights(1, 0))],
         )
-        with pytest.raises(InvalidInput, match="method all ranks the first 200"):
+        with pytest.raises(InvalidInput, match="method all needs 200"):
             tune(less)
 
 

@@ -48,23 +48,23 @@ def passes(raw: dict[str, Any], metadata: dict[str, Any]) -> bool:
         ({"a": {"$in": "text"}}, "at least one"),
         ({"$or": []}, "at least one"),
         ({"$and": {"a": 1}}, "at least one"),
-        ({"$not": [{"a": 1}]}, "give a filter"),
-        ({"a": {"$gt": "tomorrow"}}, "number or an ISO 8601 date"),
-        ({"a": {"$gt": True}}, "number or an ISO 8601 date"),
+        ({"$not": [{"a": 1}]}, "must be a filter that is not empty"),
+        ({"a": {"$gt": "tomorrow"}}, "Use a number or an ISO 8601 date"),
+        ({"a": {"$gt": True}}, "Use a number or an ISO 8601 date"),
         ({"a": float("nan")}, "finite"),
         ({"a": float("inf")}, "finite"),
-        ({"a": 2**63}, r"fit 64 bits.*\n  Store larger ones as text"),
-        ({"a": {"$in": [1, -(2**63) - 1]}}, "fit 64 bits"),
-        ({"a": {"$gt": 10**30}}, "or give a float such as 1e30"),
+        ({"a": 2**63}, r"fit into 64 bits.*\n  Store larger ones as strings"),
+        ({"a": {"$in": [1, -(2**63) - 1]}}, "fit into 64 bits"),
+        ({"a": {"$gt": 10**30}}, "or use a float such as 1e30"),
         ({"a": {"$exists": 1}}, "True or False"),
         ({"a..b": 1}, "has the field"),
         ({"": 1}, "has the field"),
         ({'a"b': 1}, "has the field"),
         ({"a[0]": 1}, "has the field"),
         ({"a": "\ud800"}, "surrogate"),
-        ({1: "a"}, "fields are strings"),
-        ([("a", 1)], "give a mapping"),
-        ("a = 1", "give a mapping"),
+        ({1: "a"}, "field names must be strings"),
+        ([("a", 1)], "filter is list; it must be a mapping"),
+        ("a = 1", "filter is str; it must be a mapping"),
     ],
 )
 def test_bad_filters_are_refused_by_name(raw: Any, message: str) -> None:
@@ -85,7 +85,7 @@ def test_filters_are_nested_so_deep_that_every_store_takes_them() -> None:
     for _ in range(MAX_DEPTH):
         tree = Or((tree,))
     for too_deep in (nested(MAX_DEPTH + 1), nested(500), tree):
-        with pytest.raises(InvalidInput, match=f"more than {MAX_DEPTH} conditions"):
+        with pytest.raises(InvalidInput, match=f"nested more than {MAX_DEPTH} deep"):
             parse_filter(too_deep)
 
 

@@ -292,10 +292,11 @@ def test_a_query_that_is_cut_is_said_each_time(checkpoint: object, caplog: pytes
             index.search("fox " * 20)
         with pytest.warns(UserWarning, match="cut"):
             index.search_many(["fox", "fox " * 20])
-    whole = f"has {tokens} tokens, and the model reads 8: the last {tokens - 8} ({(tokens - 8) / tokens:.0%})"
+    lost = f"{tokens - 8} ({(tokens - 8) / tokens:.0%})"
+    whole = f"has {tokens} tokens, but the model reads at most 8: the last {lost}"
     assert [record.getMessage() for record in caplog.records] == [
-        f"the query {whole} are not searched for.",
-        f"queries[1] {whole} are not searched for.",
+        f"the query {whole} were ignored.",
+        f"queries[1] {whole} were ignored.",
     ]
 
 
@@ -324,7 +325,7 @@ def test_delete_by_ids_and_by_filter(index: Index) -> None:
     assert index.count() == 3
     assert index.get(["d0", "d1"])[0] is None
     for wrong in ({}, {"ids": ["a"], "filter": {"n": 1}}, {"filter": {}}):
-        with pytest.raises(InvalidInput, match="one of the two"):
+        with pytest.raises(InvalidInput, match=r"either ids or a non-empty filter, but got (neither|both)\."):
             index.delete(**wrong)  # type: ignore[arg-type]
 
 
@@ -363,12 +364,12 @@ def test_numpy_numbers_are_numbers(index: Index) -> None:
     ],
 )
 def test_calls_of_a_wrong_shape_are_refused(index: Index, call: Callable[[Index], object]) -> None:
-    with pytest.raises(InvalidInput, match=r"give (a|M3Embeddings)"):
+    with pytest.raises(InvalidInput, match=r"\n  (Pass|Use) "):
         call(index)
 
 
 def test_a_name_is_no_encoder() -> None:
-    with pytest.raises(InvalidInput, match=r"give M3Encoder\('BAAI/bge-m3'\)"):
+    with pytest.raises(InvalidInput, match=r"Use M3Encoder\('BAAI/bge-m3'\)"):
         connect("memory:", encoder="BAAI/bge-m3")  # type: ignore[arg-type]
 
 
@@ -542,7 +543,7 @@ def test_the_two_faces_say_the_same_in_help() -> None:
     assert "method: A name" in pydoc.plain(pydoc.render_doc(Index.search))
     rest = [inspect.cleandoc(call.__doc__ or "").partition("\n")[2] for call in (connect, aconnect)]
     assert rest[0] == rest[1]
-    assert "create: Make the collection" in rest[0]
+    assert "create: Whether to create the collection" in rest[0]
 
 
 def test_the_names_of_methods_are_those_of_the_literal() -> None:
@@ -555,14 +556,14 @@ def test_a_forgotten_await_says_so(encoder: M3Encoder) -> None:
         with pytest.raises(InvalidInput, match=r"aconnect was not awaited.*'search'") as raised:
             await forgotten.search("fox")
         assert "index = await aconnect" in str(raised.value)
-        plain_with = pytest.raises(InvalidInput, match=r"aconnect was not awaited: .* plain with")
+        plain_with = pytest.raises(InvalidInput, match=r"aconnect was not awaited; a plain with statement")
         with plain_with, aconnect("memory:"):  # type: ignore[attr-defined]
             raise AssertionError
         index: Any = await aconnect("memory:", encoder=encoder)
-        with pytest.raises(InvalidInput, match="no context manager for a plain with"), index:
+        with pytest.raises(InvalidInput, match="cannot be used in a plain with statement"), index:
             raise AssertionError
         await index.close()
-        with pytest.raises(InvalidInput, match="whose calls block"):
+        with pytest.raises(InvalidInput, match="is blocking and cannot be used in async with"):
             async with connect("memory:", encoder=encoder):  # type: ignore[attr-defined]
                 raise AssertionError
         with pytest.warns(RuntimeWarning, match="aconnect was not awaited"):

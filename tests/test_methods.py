@@ -80,7 +80,7 @@ def test_weights_that_are_all_zero_rank_nothing() -> None:
     ("candidates", "message"),
     [
         ({}, "no component"),
-        ({"multivector": 10}, "cannot propose"),
+        ({"multivector": 10}, "multivector cannot retrieve candidates"),
         ({"dense": 0}, "depth"),
         ({"dense": 1.5}, "depth"),
     ],

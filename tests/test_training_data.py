@@ -109,7 +109,7 @@ def test_held_out_texts_never_meet_training(folder: Path, tokenizer: Tokenizer) 
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("{", "not JSON: Expecting property name"),
+        ("{", "it is not JSON (Expecting property name"),
         ('{"query": "a"}', "positive"),
         ("[1]", "a JSON list, not an object"),
         ('{"query": "", "positive": "b", "lang_q": "en", "lang_p": "en"}', "query is ''"),
@@ -124,7 +124,7 @@ def test_a_bad_line_is_named(tmp_path: Path, text: str, reason: str) -> None:
 
 
 def test_an_empty_folder_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InvalidInput, match="holds no"):
+    with pytest.raises(InvalidInput, match="contains no"):
         list(read_pairs(tmp_path))
 
 
@@ -213,5 +213,5 @@ def test_every_training_passage_is_drawn_in_an_epoch(folder: Path, tokenizer: To
 
 
 def test_sources_that_match_nothing_are_refused(folder: Path, tokenizer: Tokenizer) -> None:
-    with pytest.raises(InvalidInput, match="match none of the sources"):
+    with pytest.raises(InvalidInput, match="match no source"):
         sampler(opened(folder, tokenizer), source_weights={"nothing": 1.0})

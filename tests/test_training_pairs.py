@@ -72,16 +72,19 @@ def test_every_pair_of_texts_is_read_back(texts: list[tuple[str, str]], encoding
         (LINES.encode() + b'{"query": "a\xff', "qa.jsonl:3 is not UTF-8"),
         (
             LINES.encode() + line("\ud800", "b", ascii=True).encode(),
-            "qa.jsonl:3: query holds a lone surrogate U+D800",
+            "qa.jsonl:3: query has a lone surrogate U+D800",
         ),
         (
             LINES.encode() + line("a", "b\udfff", ascii=True).encode(),
-            "positive holds a lone surrogate U+DFFF at character 2",
+            "positive has a lone surrogate U+DFFF at character 2",
         ),
-        (b"\n\n{\n", "qa.jsonl:3 is no training pair: not JSON"),
-        (b"[" * 100_000, "qa.jsonl:1 is no training pair: not JSON that can be read"),
-        (b"1" * 5000, "qa.jsonl:1 is no training pair"),
-        (b"null", "qa.jsonl:1 is no training pair: a JSON NoneType"),
+        (b"\n\n{\n", "qa.jsonl:3 is not a training pair: it is not JSON"),
+        (
+            b"[" * 100_000,
+            "qa.jsonl:1 is not a training pair: its JSON is nested too deeply or has too long a number",
+        ),
+        (b"1" * 5000, "qa.jsonl:1 is not a training pair"),
+        (b"null", "qa.jsonl:1 is not a training pair: it is a JSON NoneType"),
         (b'{"positive": "a", "lang_q": "x", "lang_p": "x"}', "it lacks 'query'"),
         (b'{"query": "a", "lang_q": "x", "lang_p": "x"}', "it lacks 'positive'"),
         (b'{"query": "a", "positive": "b", "lang_p": "x"}', "it lacks 'lang_q'"),
@@ -90,8 +93,8 @@ def test_every_pair_of_texts_is_read_back(texts: list[tuple[str, str]], encoding
         (b'{"query": "a", "pos": "text"}', "pos is 'text'"),
         (b'{"query": "a", "pos": ["b", 3]}', "pos[1] is 3"),
         (b'{"pos": ["b"]}', "it lacks 'query'"),
-        (b"", "hold no line: qa.jsonl"),
-        (b"\n\n", "hold no line: qa.jsonl"),
+        (b"", "has only empty files: qa.jsonl"),
+        (b"\n\n", "has only empty files: qa.jsonl"),
     ],
 )
 def test_what_is_no_pair_is_named_with_file_and_line(tmp_path: Path, content: bytes, said: str) -> None:
@@ -105,14 +108,14 @@ def test_what_is_no_pair_is_named_with_file_and_line(tmp_path: Path, content: by
 def test_a_damaged_archive_is_named(tmp_path: Path) -> None:
     packed = gzip.compress(LINES.encode() * 500)
     (tmp_path / "qa.jsonl.gz").write_bytes(packed[:-20])
-    assert "qa.jsonl.gz cannot be unpacked after line" in refusal(tmp_path)[0]
+    assert "qa.jsonl.gz cannot be decompressed after line" in refusal(tmp_path)[0]
     (tmp_path / "qa.jsonl.gz").write_bytes(LINES.encode())
-    assert "qa.jsonl.gz cannot be unpacked after line 0" in refusal(tmp_path)[0]
+    assert "qa.jsonl.gz cannot be decompressed after line 0" in refusal(tmp_path)[0]
 
 
 def test_a_folder_whose_name_ends_like_a_file_is_none(tmp_path: Path) -> None:
     (tmp_path / "old.jsonl").mkdir()
-    assert "holds no *.jsonl" in refusal(tmp_path)[0]
+    assert "contains no *.jsonl" in refusal(tmp_path)[0]
 
 
 def test_flagembeddings_files_give_a_pair_for_each_positive(tmp_path: Path) -> None:
@@ -153,6 +156,6 @@ def test_flagembeddings_files_are_trained_on_and_what_is_not_used_is_named(tmp_p
         records: list[dict[str, object]] = []
         Trainer(config, tmp_path / "pairs", tmp_path / "work", records.append).run(steps=1)
         said = [str(record["message"]) for record in records if record.get("event") == "warning"]
-        assert "neg of 30 lines of the training pairs: not used." in said
-        assert "neg_scores of 2 lines of the training pairs: not used." in said
-        assert "prompt of 2 lines of the training pairs: not used." in said
+        assert "neg in 30 lines of the training pairs is not used." in said
+        assert "neg_scores in 2 lines of the training pairs is not used." in said
+        assert "prompt in 2 lines of the training pairs is not used." in said

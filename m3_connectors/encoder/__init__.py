@@ -1,4 +1,4 @@
-"""Text to the three representations of M3-Embedding."""
+"""The encoder: computes the three representations of M3-Embedding from texts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["M3Encoder", "TruncationWarning"]
 
 
 def __getattr__(name: str) -> object:
-    if name in __all__:  # on use, because it imports torch
+    if name in __all__:  # imported on first use, because it imports torch
         from m3_connectors.encoder import encoder
 
         return getattr(encoder, name)

@@ -1,9 +1,10 @@
-"""Exact attention for encoding: each text of a batch attends to itself only, and scores stay in the cache.
+"""Exact attention for encoding: each text of a batch attends to itself only, and the scores fit the cache.
 
-PyTorch's fused CPU kernel reaches a quarter of the machine's bfloat16 product rate; two plain products with a
-softmax between them, over tiles whose scores stay in the cache, reach most of it. The softmax is then the dear part, so
-it is the shortest possible: ``exp2`` without the usual maximum, which bfloat16 and float32 have the range for, and
-the division put off to the (narrow) output. A tile whose sums leave a safe range is computed again with the maximum.
+PyTorch's fused CPU kernel reaches a quarter of the machine's bfloat16 product rate. Two matrix products with
+a softmax between them, on tiles whose scores fit the cache, reach most of it. Then the softmax dominates the
+cost, so it is as short as possible: it uses ``exp2`` without subtracting the maximum, which the range of
+bfloat16 and float32 permits, and it divides the (narrow) output instead of the scores. If the sums of a tile
+leave a safe range, the tile is computed again with the maximum.
 """
 
 from __future__ import annotations
@@ -16,19 +17,21 @@ from torch import Tensor
 from torch.nn import functional as F
 
 TILE_ROWS = 256
-"""Query rows of a tile; texts up to this long take all their heads in one product."""
+"""The query rows of a tile; for texts up to this length, all heads are computed in one product."""
 TILE_HEADS = 2
 _GROUP_TOKENS = 512
-"""Tokens of short texts computed together: their scores, too, stay in the cache."""
+"""The number of tokens of short texts that are computed together: their scores fit the cache too."""
 _SAFE_SUMS = (2.0**-60, 2.0**100)
 
 
 def tiled_attention(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int]) -> Tensor:
-    """Attention for the CPU, of the meaning of ``model.padded_attention``; not differentiable.
+    """Attention for the CPU, equivalent to ``model.padded_attention``; not differentiable.
 
     Args:
-        q: ``[tokens, heads, head_size]``; k and v too, any strides.
-        lengths: Tokens of each text; texts of one length next to each other are computed together.
+        q: ``[tokens, heads, head_size]``, any strides.
+        k: As q.
+        v: As q.
+        lengths: The number of tokens of each text; adjacent texts of equal length are computed together.
 
     Returns:
         ``[tokens, heads, head_size]``, contiguous.
@@ -52,7 +55,7 @@ def tiled_attention(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int]) -> 
 
 
 def fused_attention(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int]) -> Tensor:
-    """The same through PyTorch's fused kernels, for GPUs."""
+    """Attention for GPUs, with PyTorch's fused kernels."""
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     for start, count, length in _runs(lengths):
         rows = slice(start, start + count * length)
@@ -62,7 +65,7 @@ def fused_attention(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int]) -> 
 
 
 def _attend_long(q: Tensor, k: Tensor, v: Tensor, out: Tensor) -> None:
-    """One text ``[tokens, heads, head_size]``, tile by tile."""
+    """Compute one text ``[tokens, heads, head_size]``, tile by tile."""
     length, heads, _ = q.shape
     scores = q.new_empty(TILE_HEADS * TILE_ROWS * length)
     for h in range(0, heads, TILE_HEADS):
@@ -75,19 +78,19 @@ def _attend_long(q: Tensor, k: Tensor, v: Tensor, out: Tensor) -> None:
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, scores: Tensor | None = None) -> Tensor:
-    """Attention of ``[n, rows, head_size]`` to ``[n, keys, head_size]``; ``scores`` is a buffer."""
+    """Compute attention of ``[n, rows, head_size]`` to ``[n, keys, head_size]``; ``scores`` is a buffer."""
     scale = q.shape[-1] ** -0.5
     powers = torch.bmm(q * (scale * math.log2(math.e)), k.transpose(1, 2), out=scores).exp2_()
     sums = _row_sums(powers)
     low, high = _SAFE_SUMS
     least, most = torch.aminmax(sums)
-    if least > low and most < high:  # false for NaN too
+    if least > low and most < high:  # also false for NaN
         return torch.bmm(powers, v).div_(sums)
     return torch.bmm((torch.bmm(q * scale, k.transpose(1, 2))).softmax(-1), v)
 
 
 def _row_sums(powers: Tensor) -> Tensor:
-    """Sums over the last axis, kept, in float32: parts in the tensor's dtype, which is faster, then their sum."""
+    """Sum over the last axis (kept) in float32, from partial sums in the tensor's dtype, which is faster."""
     parts = 8
     if powers.dtype is torch.float32 or powers.shape[-1] % parts:
         return powers.sum(-1, keepdim=True, dtype=torch.float32)
@@ -95,7 +98,7 @@ def _row_sums(powers: Tensor) -> Tensor:
 
 
 def _runs(lengths: Sequence[int]) -> Iterator[tuple[int, int, int]]:
-    """``(first row, texts, length)`` of each run of equal lengths."""
+    """Yield ``(first row, texts, length)`` of each run of equal lengths."""
     row = i = 0
     while i < len(lengths):
         count = 1

@@ -1,4 +1,4 @@
-"""Texts of a window into batches of bounded cost, and what to do when memory runs out."""
+"""Splits texts into batches of bounded cost, and detects out-of-memory errors."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ _ALLOCATION_FAILURES = ("can't allocate memory", "not enough memory", "MPS backe
 
 
 def by_budget(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Indices of texts, longest first, cut into batches of at most ``budget`` tokens.
+    """Return the indices of the texts, longest first, in batches of at most ``budget`` tokens.
 
-    Longest first: if memory is short, that shows at once. A text longer than the budget is a batch alone.
+    The longest come first so that a lack of memory shows at once. A text longer than the budget gets its own
+    batch.
     """
     batches: list[list[int]] = []
     tokens = 0
@@ -26,7 +27,7 @@ def by_budget(lengths: Sequence[int], budget: int) -> list[list[int]]:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out; PyTorch's CPU and MPS allocators raise plain RuntimeError."""
+    """Return whether an error means out of memory (a plain RuntimeError in some allocators of PyTorch)."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _ALLOCATION_FAILURES)

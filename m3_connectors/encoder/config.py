@@ -1,4 +1,4 @@
-"""The shape of a checkpoint, as its ``config.json`` says it."""
+"""The dimensions of a checkpoint, read from its ``config.json``."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from typing import Any
 
 from m3_connectors.errors import ModelFormat
 
-_FETCH_AGAIN = "\n  Fetch the file again."
+_FETCH_AGAIN = "\n  Download the file again."
 _ARCHITECTURE = {
     "model_type": "xlm-roberta",
     "hidden_act": "gelu",
     "position_embedding_type": "absolute",
     "is_decoder": False,
 }
-"""What M3 computes; a model of another kind would load and give wrong numbers."""
+"""The architecture of M3; a model of another architecture would load and give wrong numbers."""
 _FRACTIONS = ("layer_norm_eps", "initializer_range")
 _SHORTEST = 3
-"""Tokens of the shortest text that is read: ``<s>``, one token, ``</s>``."""
-_TAKE_M3 = "\n  Give the directory of an M3 checkpoint, or a hub name such as BAAI/bge-m3."
+"""The number of tokens of the shortest text that can be encoded: ``<s>``, one token, ``</s>``."""
+_TAKE_M3 = "\n  Use the directory of an M3 checkpoint, or a hub name such as BAAI/bge-m3."
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """Sizes of an XLM-RoBERTa encoder; field names are those of its ``config.json``."""
+    """The sizes of an XLM-RoBERTa encoder; the field names are those of its ``config.json``."""
 
     vocab_size: int
     hidden_size: int
@@ -40,12 +40,12 @@ class ModelConfig:
 
     @property
     def max_length(self) -> int:
-        """Most tokens of one text, ``<s>`` and ``</s>`` included (positions start after the padding id)."""
+        """The maximum tokens of a text, with ``<s>`` and ``</s>`` (positions start after the padding id)."""
         return self.max_position_embeddings - self.pad_token_id - 1
 
     @property
     def head_size(self) -> int:
-        """Width of one attention head."""
+        """The width of one attention head."""
         return self.hidden_size // self.num_attention_heads
 
     @classmethod
@@ -53,14 +53,15 @@ class ModelConfig:
         """Read ``config.json``.
 
         Raises:
-            ModelFormat: The file is missing, not JSON, of another architecture, lacks a size, or has one out of range.
+            ModelFormat: The file is missing, is not JSON, describes another architecture, lacks a size, or
+                has a size out of range.
         """
         try:
             raw: dict[str, Any] = json.loads(path.read_text(encoding="utf-8-sig"))
         except FileNotFoundError:
             raise ModelFormat(
                 f"{path} is missing: {path.parent} is not an M3 checkpoint directory.\n"
-                "  Give a directory with config.json, tokenizer.json, the weights, sparse_linear.pt and "
+                "  Use a directory with config.json, tokenizer.json, the weights, sparse_linear.pt and "
                 "colbert_linear.pt, or a hub name such as BAAI/bge-m3."
             ) from None
         except OSError as error:
@@ -70,23 +71,21 @@ class ModelConfig:
         except (ValueError, RecursionError) as error:
             raise ModelFormat(f"{path} is not JSON: {error}{_FETCH_AGAIN}") from error
         if not isinstance(raw, dict):
-            raise ModelFormat(f"{path} holds a JSON {type(raw).__name__}, not an object.{_FETCH_AGAIN}")
+            raise ModelFormat(f"{path} contains a JSON {type(raw).__name__}, not an object.{_FETCH_AGAIN}")
         for name, expected in _ARCHITECTURE.items():
             found = raw.get(name, None if name == "model_type" else expected)
             if found != expected:
                 raise ModelFormat(
-                    f"{path} says {name} {found!r}; M3 checkpoints have {expected!r}.{_TAKE_M3}"
+                    f"{path} has {name} {found!r}; an M3 checkpoint has {expected!r}.{_TAKE_M3}"
                 )
         sizes = {field.name: raw[field.name] for field in dataclasses.fields(cls) if field.name in raw}
         for name, value in sizes.items():
             kinds = (int, float) if name in _FRACTIONS else (int,)
             least = 0 if name in (*_FRACTIONS, "pad_token_id") else 1
             is_number = isinstance(value, kinds) and not isinstance(value, bool)
-            if not is_number or not least <= value < 2**31:  # false for NaN too, which Python's JSON reads
-                whole = "" if name in _FRACTIONS else "whole "
-                raise ModelFormat(
-                    f"{path} says {name} {value!r}; it must be a {whole}number >= {least}.{_FETCH_AGAIN}"
-                )
+            if not is_number or not least <= value < 2**31:  # true for NaN, which Python's JSON reads
+                kind = "a number" if name in _FRACTIONS else "an integer"
+                raise ModelFormat(f"{path} has {name} {value!r}; it must be {kind} >= {least}.{_FETCH_AGAIN}")
         try:
             config = cls(**sizes)
         except TypeError as error:
@@ -94,23 +93,23 @@ class ModelConfig:
             raise ModelFormat(f"{path} lacks a size: {reason}{_FETCH_AGAIN}") from None
         if config.hidden_size % config.num_attention_heads:
             raise ModelFormat(
-                f"{path} says hidden_size {config.hidden_size} and num_attention_heads "
-                f"{config.num_attention_heads}: the heads must share the width evenly.{_FETCH_AGAIN}"
+                f"{path} has hidden_size {config.hidden_size} and num_attention_heads "
+                f"{config.num_attention_heads}; the size must be a multiple of the heads.{_FETCH_AGAIN}"
             )
         if config.pad_token_id >= config.vocab_size:
             raise ModelFormat(
-                f"{path} says pad_token_id {config.pad_token_id} and vocab_size {config.vocab_size}: "
-                f"the padding token must be one of the vocabulary.{_FETCH_AGAIN}"
+                f"{path} has pad_token_id {config.pad_token_id} and vocab_size {config.vocab_size}; "
+                f"the padding token must be in the vocabulary.{_FETCH_AGAIN}"
             )
         if config.max_length < _SHORTEST:
             raise ModelFormat(
-                f"{path} says max_position_embeddings {config.max_position_embeddings}: no room for a text, which "
-                f"takes {_SHORTEST} tokens and begins at position {config.pad_token_id + 1}.{_FETCH_AGAIN}"
+                f"{path} has max_position_embeddings {config.max_position_embeddings}, too few for a text: "
+                f"it needs {_SHORTEST} tokens and begins at position {config.pad_token_id + 1}.{_FETCH_AGAIN}"
             )
         return config
 
     def save(self, path: Path) -> None:
-        """Write a ``config.json`` that transformers reads too."""
+        """Write a ``config.json`` that transformers can read too."""
         raw = {
             "architectures": ["XLMRobertaModel"],
             "model_type": "xlm-roberta",

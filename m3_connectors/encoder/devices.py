@@ -1,4 +1,4 @@
-"""Which device and which arithmetic."""
+"""The choice of the device and of the dtype."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 def choose_device(device: str | None) -> torch.device:
-    """The device of that name; None is CUDA, else MPS, else the CPU.
+    """Return the device of that name; None selects CUDA if available, then MPS, then the CPU.
 
     Raises:
-        InvalidInput: There is no such device.
+        InvalidInput: The device does not exist or cannot be used.
     """
     if device is None:
         device = (
@@ -24,9 +24,9 @@ def choose_device(device: str | None) -> torch.device:
         )
     try:
         chosen = torch.device(device)
-    except RuntimeError:  # PyTorch's words list two dozen kinds of device that nobody has
+    except RuntimeError:  # PyTorch's message lists two dozen rare kinds of device
         raise InvalidInput(
-            f"device {device!r} is not known.\n  Use cpu, cuda or mps; cuda:1 is the second GPU."
+            f"device {device!r} is unknown.\n  Use cpu, cuda or mps; cuda:1 is the second GPU."
         ) from None
     try:
         torch.empty(1, device=chosen)
@@ -39,15 +39,21 @@ def choose_device(device: str | None) -> torch.device:
 
 
 def choose_dtype(precision: Precision, device: torch.device) -> torch.dtype:
-    """The dtype of a precision on a device.
+    """Return the dtype of a precision on a device.
 
     Raises:
-        InvalidInput: Unknown, or float16 on a CPU, where it is slow.
+        InvalidInput: The precision is unknown, or it is float16 on a CPU, where it is slow.
     """
     if precision not in get_args(Precision):
-        raise InvalidInput(f"precision is {precision!r}; it must be one of {', '.join(get_args(Precision))}.")
+        raise InvalidInput(
+            f"precision is {precision!r}; it must be one of {', '.join(get_args(Precision))}.\n"
+            "  Use 'auto' for the best precision of the device."
+        )
     if precision == "float16" and device.type == "cpu":
-        raise InvalidInput("precision='float16' is slow on a CPU.\n  Use 'bfloat16', 'float32' or 'auto'.")
+        raise InvalidInput(
+            "precision='float16' is not supported on a CPU, where it is slow.\n"
+            "  Use 'bfloat16', 'float32' or 'auto'."
+        )
     if precision != "auto":
         dtype: torch.dtype = getattr(torch, precision)
         return dtype
@@ -59,6 +65,6 @@ def choose_dtype(precision: Precision, device: torch.device) -> torch.dtype:
 
 
 def cpu_has_bfloat16() -> bool:
-    """Whether this CPU multiplies bfloat16 natively (AVX-512-BF16 or AMX)."""
-    has: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # PyTorch before 2.10 lacks it
+    """Return whether this CPU multiplies bfloat16 natively (AVX-512-BF16 or AMX)."""
+    has: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # not in PyTorch before 2.10
     return bool(has.get("avx512_bf16") or has.get("amx_bf16"))

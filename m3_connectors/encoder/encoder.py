@@ -1,4 +1,4 @@
-"""M3Encoder: texts in, M3Embeddings out."""
+"""M3Encoder computes M3Embeddings from texts."""
 
 from __future__ import annotations
 
@@ -20,42 +20,47 @@ from m3_connectors.encoder.tokens import TextTokeniser
 from m3_connectors.errors import InvalidInput
 
 Progress = Callable[[int, int], object]
-"""``progress(done, total)``, in texts."""
+"""``progress(done, total)``, counted in texts."""
 
 _WINDOW_TEXTS = 1024
-"""Texts that ``encode`` tokenises, sorts and encodes together."""
+"""The number of texts that ``encode`` tokenises, sorts and encodes together."""
 
 
 class TruncationWarning(UserWarning):
-    """Texts were longer than the maximum and were cut.
+    """Texts were longer than the maximum and were truncated.
 
-    ``M3Embeddings.truncated`` says which; ``token_counts`` and ``kept_token_counts`` say how much of each is lost.
+    ``M3Embeddings.truncated`` shows which texts; ``token_counts`` and ``kept_token_counts`` show how much of
+    each was lost.
     """
 
 
 class M3Encoder:
-    """An M3 checkpoint that turns texts into dense, sparse and multi-vector representations.
+    """Computes dense, sparse and multi-vector representations of texts with an M3 checkpoint.
 
-    Safe under threads: calls from several threads share the model and take turns batch by batch.
+    The encoder is thread-safe: calls from several threads share the model and alternate batch by batch.
 
     Args:
-        model: A directory, or a hub name such as ``BAAI/bge-m3``. A directory never touches the network. The weights
-            may be in shards. A multi-vector head that is narrower than the dense vectors (FlagEmbedding's
-            ``colbert_dim``) gives rows that are padded with zeros to their width: no score changes.
-        revision: Branch, tag or commit of the hub repository.
-        device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``; by default the best that is there.
-        precision: Of the model's arithmetic: ``"float32"``, ``"bfloat16"``, ``"float16"`` (GPUs only), or
-            ``"auto"``: bfloat16 where the machine computes in it (CPUs with AVX-512-BF16 or AMX, CUDA), float16
-            on other GPUs, else float32. Outputs are float32 in any case.
-        max_length: Most tokens of a text, ``<s>`` and ``</s>`` included; by default the model's own (8,192).
-        token_budget: Most tokens in one forward pass; more is faster up to a point and takes more memory.
-        threads: Threads of PyTorch's CPU operators. PyTorch has one such number for the whole process, and this
-            sets it.
+        model: A directory, or a hub name such as ``BAAI/bge-m3``. Loading a directory never uses the network.
+            The weights may be sharded. If the multi-vector head is narrower than the dense vectors
+            (FlagEmbedding's ``colbert_dim``), its rows are padded with zeros to their width, which does not
+            change any score.
+        revision: The branch, tag or commit of the hub repository.
+        device: ``"cpu"``, ``"cuda"``, ``"cuda:1"`` or ``"mps"``; by default the best device available.
+        precision: The dtype of the computation: ``"float32"``, ``"bfloat16"``, ``"float16"`` (GPUs only) or
+            ``"auto"``: bfloat16 if the hardware supports it (CPUs with AVX-512-BF16 or AMX, CUDA), float16 on
+            other GPUs, otherwise float32. The output is always float32.
+        max_length: The maximum number of tokens of a text, including ``<s>`` and ``</s>``; by default the
+            model's maximum (8,192).
+        token_budget: The maximum number of tokens in one forward pass; a higher value is faster up to a point
+            and needs more memory.
+        threads: The number of threads of PyTorch's CPU operators. PyTorch has one such setting for the whole
+            process, which this argument changes.
 
     Raises:
-        InvalidInput: An argument is out of its range.
-        ModelFormat: The directory is no M3 checkpoint, or a weight is not a finite number; names file and tensor.
-        NotFound, Unauthorised, Unavailable: The hub has no such model, refuses it, or cannot be reached.
+        InvalidInput: An argument is out of range.
+        ModelFormat: The directory is not an M3 checkpoint, or a weight is not finite; the message names the
+            file and the tensor.
+        NotFound, Unauthorised, Unavailable: The hub has no such model, denies access, or cannot be reached.
     """
 
     def __init__(
@@ -71,7 +76,9 @@ class M3Encoder:
     ) -> None:
         for name, value in (("token_budget", token_budget), ("threads", threads)):
             if value is not None and not (_is_whole(value) and value >= 1):
-                raise InvalidInput(f"{name} is {value!r}; it must be a whole number of at least 1.")
+                raise InvalidInput(
+                    f"{name} is {value!r}; it must be a whole number of at least 1.\n  Omit it to use the default."
+                )
         if threads is not None:
             torch.set_num_threads(threads)
         self._device = choose_device(device)
@@ -84,30 +91,30 @@ class M3Encoder:
             checkpoint.model.to(self._device), self._tokenise, checkpoint.info, token_budget=token_budget
         )
         self.info: ModelInfo = checkpoint.info
-        """Who this model is; written into every result."""
+        """The identity of the model, which is written into every result."""
         self.recommended_weights: Mapping[str, tuple[float, float, float]] = MappingProxyType(
             dict(checkpoint.recommended_weights)
         )
-        """``(dense, sparse, multivector)`` weights that the model ships with, by method name."""
+        """The ``(dense, sparse, multivector)`` weights distributed with the model, by method name."""
 
     @property
     def max_length(self) -> int:
-        """Most tokens of a text, ``<s>`` and ``</s>`` included."""
+        """The maximum number of tokens of a text, including ``<s>`` and ``</s>``."""
         return self._max_length
 
     @property
     def device(self) -> str:
-        """Where the model computes."""
+        """The device of the model."""
         return str(self._device)
 
     @property
     def precision(self) -> str:
-        """The dtype of its arithmetic."""
+        """The dtype of the computation."""
         return str(self._dtype).removeprefix("torch.")
 
     @property
     def token_budget(self) -> int:
-        """Most tokens in one forward pass; smaller than asked for once memory ran out."""
+        """The maximum number of tokens in one forward pass; it is reduced when memory runs out."""
         return self._runner.token_budget
 
     def encode(
@@ -122,19 +129,21 @@ class M3Encoder:
         """Encode texts.
 
         Args:
-            texts: The texts; may be empty, and so may each of them.
-            components: What to compute; nothing else is.
-            max_length: Most tokens of a text in this call.
-            mcls: Insert a CLS every 256 tokens and let the dense vector be the mean of their last hidden states
-                (paper, section 3.3, for long texts). Sparse and multi-vectors skip the inserted tokens.
-            progress: ``True`` for a bar on stderr, or a function called with ``(done, total)`` after each batch.
+            texts: The texts. The list may be empty, and so may each text.
+            components: The components to compute; no others are computed.
+            max_length: The maximum number of tokens of a text in this call.
+            mcls: Whether to insert a CLS token every 256 tokens and use the mean of their last hidden states
+                for the dense vector (paper, section 3.3, for long texts). Sparse weights and multi-vectors
+                ignore the inserted tokens.
+            progress: ``True`` shows a progress bar on stderr; a function is called with ``(done, total)``
+                after each batch.
 
         Returns:
-            One row per text, in the given order. Reading a component that was not asked for raises ``InvalidInput``.
+            One row per text, in the given order. Reading a component that was not requested raises ``InvalidInput``.
 
         Raises:
-            InvalidInput: A text is no string (says which), or an argument is out of its range.
-            ModelFormat: The model computes no finite numbers for a text (says which).
+            InvalidInput: A text is not a string (the message says which), or an argument is out of range.
+            ModelFormat: The output for a text is not finite (the message says for which).
         """
         texts = list(_check_texts(texts, "encode"))
         wanted, limit = _check_components(components), self._check_length(max_length, self._max_length)
@@ -153,35 +162,41 @@ class M3Encoder:
         mcls: bool = False,
         batch_texts: int = 256,
     ) -> Iterator[M3Embeddings]:
-        """Encode any number of texts in bounded memory.
+        """Encode any number of texts with bounded memory.
 
         Args:
-            texts: Any iterable; read in the calling thread, at most ``2 * batch_texts`` ahead of the results.
-            components: As in ``encode``; so are max_length and mcls.
-            batch_texts: Texts of one result.
+            texts: An iterable. It is read in the calling thread, at most ``2 * batch_texts`` ahead of the
+                results.
+            components: As in ``encode``.
+            max_length: As in ``encode``.
+            mcls: As in ``encode``.
+            batch_texts: The number of texts per result.
 
         Yields:
-            The texts' embeddings in order, ``batch_texts`` at a time; nothing for an empty iterable.
+            The embeddings of the texts in order, ``batch_texts`` at a time; nothing for an empty iterable.
 
         Raises:
-            InvalidInput: As ``encode`` does, at the batch that holds the text.
+            InvalidInput: As in ``encode``, when the batch that contains the text is reached.
         """
         _check_texts(texts, "encode_stream")
         if not (_is_whole(batch_texts) and batch_texts >= 1):
-            raise InvalidInput(f"batch_texts is {batch_texts!r}; it must be a whole number of at least 1.")
+            raise InvalidInput(
+                f"batch_texts is {batch_texts!r}; it must be a whole number of at least 1.\n"
+                "  Omit it to use the default."
+            )
         wanted, limit = _check_components(components), self._check_length(max_length, self._max_length)
         return self._stream(texts, batch_texts, wanted, limit, mcls)
 
     def token_strings(self, text: str) -> list[str]:
-        """The tokens behind the multi-vector rows of a text, ``</s>`` last."""
+        """Return the tokens of the multi-vector rows of a text, with ``</s>`` last."""
         return self._tokenise.token_strings(text, self._max_length)
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
-        """Tokens of each text, ``<s>`` and ``</s>`` included, however many the model reads of them."""
+        """Return the number of tokens of each text before truncation, including ``<s>`` and ``</s>``."""
         return [text.token_count for text in self._tokenise(texts, self._max_length, mcls=False)]
 
     def id_to_token(self, id: int) -> str | None:
-        """The token of an id, or None; for ``M3Embeddings.lexical_weights``."""
+        """Return the token of an id, or None; used by ``M3Embeddings.lexical_weights``."""
         token: str | None = self._tokenise.tokenizer.id_to_token(id)
         return token
 
@@ -208,7 +223,7 @@ class M3Encoder:
         mcls: bool,
         report: Callable[[int], object],
     ) -> Iterator[M3Embeddings]:
-        """Encode window by window, the next one being tokenised meanwhile; at least one, maybe empty."""
+        """Encode window by window while the next is tokenised; yields at least one result, maybe empty."""
         source, read = iter(texts), 0
 
         def take() -> tuple[list[str], int]:
@@ -217,7 +232,7 @@ class M3Encoder:
             read += len(window)
             return window, first
 
-        with ThreadPoolExecutor(1, "m3-tokenise") as pool:  # without a second window, no thread is started
+        with ThreadPoolExecutor(1, "m3-tokenise") as pool:  # a single window starts no thread
             window, first = take()
             tokenised = self._tokenise(window, limit, mcls=mcls, first_index=first)
             while True:
@@ -232,14 +247,14 @@ class M3Encoder:
                 tokenised = job.result()
 
     def _warn_if_cut(self, result: M3Embeddings, limit: int) -> bool:
-        """One warning, seen from who called encode or iterates over encode_stream."""
+        """Warn once, at the line that called encode or iterates over encode_stream."""
         cut = result.truncated_count
         if cut:
             more = ", or raise max_length" if limit < self._model_max_length else ""
-            # The lengths are not in it: one text a call, each of another length, would be one warning each.
+            # The message has no lengths: otherwise, calls with texts of different lengths would each warn.
             warnings.warn(
                 f"{cut} text{'s are' if cut > 1 else ' is'} longer than {limit} tokens and cut there; "
-                "M3Embeddings.truncated says which, and token_counts how long they are.\n"
+                "M3Embeddings.truncated shows which, and token_counts shows their lengths.\n"
                 f"  Split long texts into passages{more}.",
                 TruncationWarning,
                 stacklevel=3,
@@ -251,8 +266,8 @@ class M3Encoder:
             return limit
         if not (_is_whole(asked) and 3 <= asked <= self._model_max_length):
             raise InvalidInput(
-                f"max_length is {asked!r}; this model takes 3 to {self._model_max_length} tokens, "
-                "<s> and </s> included."
+                f"max_length is {asked!r}; for this model, it must be 3 to {self._model_max_length} tokens, "
+                "including <s> and </s>.\n  Omit it to use the model's maximum."
             )
         return asked
 
@@ -265,7 +280,7 @@ def _check_texts(texts: Iterable[str], call: str) -> Iterable[str]:
     if isinstance(texts, (str, bytes)) or not isinstance(texts, Iterable):
         raise InvalidInput(
             f"texts is {type(texts).__name__} {texts!r:.60}; it must be a list of strings.\n"
-            f"  Put a single text into a list: {call}([text])."
+            f"  Pass a single text in a list: {call}([text])."
         )
     return texts
 
@@ -273,6 +288,7 @@ def _check_texts(texts: Iterable[str], call: str) -> Iterable[str]:
 def _check_components(components: Sequence[Component]) -> frozenset[Component]:
     if isinstance(components, str) or not components or not set(components) <= set(COMPONENTS):
         raise InvalidInput(
-            f"components is {components!r}; it must be a tuple of one or more of {', '.join(COMPONENTS)}."
+            f"components is {components!r}; it must be a tuple of one or more of {', '.join(COMPONENTS)}.\n"
+            "  Omit it to compute all three."
         )
     return frozenset(components)

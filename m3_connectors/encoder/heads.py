@@ -1,4 +1,4 @@
-"""Hidden states to the three representations (paper section 3.2), without padding."""
+"""Computes the three representations from hidden states (paper section 3.2), without padding."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from m3_connectors.embeddings import Float32, Int64
 
 
 def dense_vectors(hidden: Tensor, cls_rows: Tensor, cls_texts: Tensor, texts: int) -> Tensor:
-    """Unit vectors from the CLS states; with several CLS in a text, from their mean.
+    """Return unit vectors from the CLS states; if a text has several CLS tokens, from their mean.
 
     Args:
         hidden: ``[tokens, d]``.
-        cls_rows: int64 ``[cls]``, rows of ``hidden`` that are CLS tokens.
-        cls_texts: int64 ``[cls]``, the text of each of them.
-        texts: Number of texts.
+        cls_rows: int64 ``[cls]``, the rows of ``hidden`` that are CLS tokens.
+        cls_texts: int64 ``[cls]``, the index of the text of each CLS token.
+        texts: The number of texts.
 
     Returns:
-        float32 ``[texts, d]``. The sum stands for the mean: normalising removes the difference.
+        float32 ``[texts, d]``. The sum replaces the mean, because normalising removes the difference.
     """
     sums = torch.zeros(texts, hidden.shape[1], device=hidden.device)
     return F.normalize(sums.index_add_(0, cls_texts, hidden[cls_rows].float()), dim=-1)
 
 
 def token_weights(hidden: Tensor, head: nn.Linear) -> Tensor:
-    """``ReLU(W_lex h)`` of each token: float32 ``[tokens]``."""
+    """Return ``ReLU(W_lex h)`` of each token: float32 ``[tokens]``."""
     assert head.bias is not None
     return F.relu(hidden.float() @ head.weight[0].float() + head.bias.float())
 
@@ -36,14 +36,14 @@ def token_weights(hidden: Tensor, head: nn.Linear) -> Tensor:
 def sparse_matrix(
     weights: Float32, token_ids: Int64, text_of_token: Int64, *, shape: tuple[int, int], without: Int64
 ) -> sp.csr_array:
-    """Largest weight of each token id in each text; nothing of the size of the vocabulary is made.
+    """Return the largest weight of each token id in each text, without allocating the size of the vocabulary.
 
     Args:
         weights: ``[tokens]``, at least 0.
         token_ids: ``[tokens]``.
-        text_of_token: ``[tokens]``, row of the result.
+        text_of_token: ``[tokens]``, the row of the result.
         shape: ``(texts, vocabulary)``.
-        without: Token ids that get no weight.
+        without: The token ids that get no weight.
 
     Returns:
         float32 CSR of that shape with sorted indices and weights > 0.
@@ -59,5 +59,5 @@ def sparse_matrix(
 
 
 def multivector_rows(hidden: Tensor, head: nn.Module) -> Tensor:
-    """``norm(W_mul h)`` of the given rows: float32 ``[rows, d]``."""
+    """Return ``norm(W_mul h)`` of the given rows: float32 ``[rows, d]``."""
     return F.normalize(head(hidden).float(), dim=-1)

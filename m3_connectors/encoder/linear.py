@@ -1,8 +1,9 @@
-"""Transformer layers for encoding: packed weights, fused steps, bounded buffers.
+"""Transformer layers for encoding: packed weights, fused operations, bounded buffers.
 
-On a CPU, oneDNN multiplies by weights that were reordered once (packed) faster than PyTorch does by plain ones, and
-adds the bias, GELU or the residual while the product is still in registers. PyTorch offers that under private names
-only, so they are probed for; ``torch.nn.functional`` is the other way, with the same meaning.
+On a CPU, oneDNN multiplies by weights that were reordered once (packed) faster than PyTorch multiplies by
+plain weights, and adds the bias, GELU or the residual while the product is still in registers. PyTorch
+exposes this under private names only, so the code checks whether they work; otherwise it uses
+``torch.nn.functional``.
 """
 
 from __future__ import annotations
@@ -17,14 +18,14 @@ from torch.nn import functional as F
 from m3_connectors.encoder.model import Attention, Layer, M3Model, Projection
 
 _ROWS_AT_ONCE = 1024
-"""Rows that pass through the feed-forward block together: their widened form stays in the cache."""
+"""The number of rows that pass through the feed-forward block together: their widened form fits the cache."""
 
 
 class PackedLinear(nn.Module):
     """A linear layer with packed weights.
 
     Args:
-        linears: Layers of one input, computed as one product; their outputs lie side by side.
+        linears: Layers with the same input, computed as one product; their outputs are concatenated.
     """
 
     def __init__(self, *linears: nn.Linear) -> None:
@@ -34,20 +35,20 @@ class PackedLinear(nn.Module):
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach())
 
     def forward(self, rows: Tensor) -> Tensor:
-        """``W rows + b``."""
+        """Compute ``W rows + b``."""
         return torch.ops.mkldnn._linear_pointwise(rows, self.weight, self.bias, "none", [], "")  # type: ignore[no-any-return]
 
     def gelu(self, rows: Tensor) -> Tensor:
-        """``gelu(W rows + b)``, the exact form."""
+        """Compute ``gelu(W rows + b)`` in the exact form."""
         return torch.ops.mkldnn._linear_pointwise(rows, self.weight, self.bias, "gelu", [], "none")  # type: ignore[no-any-return]
 
     def plus(self, rows: Tensor, residual: Tensor) -> Tensor:
-        """``W rows + b + residual``, rounded once."""
+        """Compute ``W rows + b + residual``, rounded once."""
         return torch.ops.mkldnn._linear_pointwise.binary(rows, residual, self.weight, self.bias, "add")  # type: ignore[no-any-return]
 
 
 class PlainLinear(nn.Module):
-    """The same through ``torch.nn.functional``."""
+    """The same operations with ``torch.nn.functional``."""
 
     def __init__(self, *linears: nn.Linear) -> None:
         super().__init__()
@@ -55,15 +56,15 @@ class PlainLinear(nn.Module):
         self.bias = torch.cat([linear.bias for linear in linears]).detach()
 
     def forward(self, rows: Tensor) -> Tensor:
-        """``W rows + b``."""
+        """Compute ``W rows + b``."""
         return F.linear(rows, self.weight, self.bias)
 
     def gelu(self, rows: Tensor) -> Tensor:
-        """``gelu(W rows + b)``, the exact form."""
+        """Compute ``gelu(W rows + b)`` in the exact form."""
         return F.gelu(self.forward(rows))
 
     def plus(self, rows: Tensor, residual: Tensor) -> Tensor:
-        """``W rows + b + residual``."""
+        """Compute ``W rows + b + residual``."""
         return self.forward(rows) + residual
 
 
@@ -71,10 +72,10 @@ FastLinear = PackedLinear | PlainLinear
 
 
 class FastLayer(nn.Module):
-    """One transformer layer of ``model.Layer``'s meaning: q, k and v in one product, no gradients.
+    """A transformer layer equivalent to ``model.Layer``: q, k and v in one product, without gradients.
 
     Args:
-        layer: Where the weights come from.
+        layer: The layer that provides the weights.
         linear: ``PackedLinear`` or ``PlainLinear``.
     """
 
@@ -88,7 +89,7 @@ class FastLayer(nn.Module):
         self.output = _FastProjection(layer.output, linear)
 
     def forward(self, hidden: Tensor, lengths: Sequence[int], attention: Attention) -> Tensor:
-        """``[tokens, d]`` to ``[tokens, d]``."""
+        """Compute ``[tokens, d]`` from ``[tokens, d]``."""
         q, k, v = self.qkv(hidden).view(hidden.shape[0], 3, self.heads, -1).unbind(1)
         mixed = attention(q, k, v, lengths).view(hidden.shape)
         del q, k, v
@@ -101,7 +102,7 @@ class FastLayer(nn.Module):
 
 
 class _FastProjection(nn.Module):
-    """``LayerNorm(residual + W inner)``."""
+    """Computes ``LayerNorm(residual + W inner)``."""
 
     def __init__(self, projection: Projection, linear: type[FastLinear]) -> None:
         super().__init__()
@@ -113,7 +114,7 @@ class _FastProjection(nn.Module):
 
 
 def speed_up(model: M3Model) -> None:
-    """Replace a model's layers, in place, by fast ones that cannot be trained; frees the plain weights."""
+    """Replace a model's layers in place by faster ones that cannot be trained, and free the plain weights."""
     weight = model.colbert_linear.weight
     linear = PackedLinear if weight.device.type == "cpu" and packs(weight.dtype) else PlainLinear
     for i, layer in enumerate(model.encoder.layer):
@@ -125,7 +126,7 @@ def speed_up(model: M3Model) -> None:
 
 @functools.cache
 def packs(dtype: torch.dtype) -> bool:
-    """Whether this PyTorch has the private operators for a dtype, and they compute what they should."""
+    """Return whether this PyTorch has the private operators for a dtype, with correct results."""
     tolerance = {torch.float32: 1e-5, torch.bfloat16: 0.05}.get(dtype)
     if tolerance is None:
         return False

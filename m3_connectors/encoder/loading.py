@@ -1,4 +1,4 @@
-"""A checkpoint from a directory or the hub: safe formats only, every wrong file named."""
+"""Loads a checkpoint from a directory or the hub; reads safe formats only and names every invalid file."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ _PADDED_ROWS = 1024
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """A loaded model with all that an encoder needs beside it.
+    """A loaded model with everything else that an encoder needs.
 
     Attributes:
-        model: In evaluation mode, without gradients, on the CPU, in the dtype asked for.
-        tokenizer: Neither cuts nor pads.
-        info: Who this model is.
+        model: The network in evaluation mode, without gradients, on the CPU, in the requested dtype.
+        tokenizer: The tokenizer, without truncation and padding.
+        info: The identity of the model.
         recommended_weights: ``(dense, sparse, multivector)`` by method name, from ``weights.json``.
     """
 
@@ -62,16 +62,17 @@ class Checkpoint:
 
 
 def load(model: str, *, revision: str | None, dtype: torch.dtype) -> Checkpoint:
-    """Read a checkpoint.
+    """Load a checkpoint.
 
     Args:
-        model: A directory, ``m3-tiny``, or a hub name such as ``BAAI/bge-m3``. Only the last uses the network.
-        revision: Branch, tag or commit of the hub repository.
-        dtype: Of the weights; those on disk are converted.
+        model: A directory, ``m3-tiny``, or a hub name such as ``BAAI/bge-m3``. Only the last uses the
+            network.
+        revision: The branch, tag or commit of the hub repository.
+        dtype: The dtype of the weights; the weights on disk are converted.
 
     Raises:
-        ModelFormat: No such directory; a file is missing, unreadable or of the wrong shape.
-        NotFound, Unauthorised, Unavailable: The hub has no such model, refuses it, or cannot be reached.
+        ModelFormat: The directory does not exist, or a file is missing, unreadable or has the wrong shape.
+        NotFound, Unauthorised, Unavailable: The hub has no such model, denies access, or cannot be reached.
     """
     directory, name, commit = _locate(model, revision)
     _refuse_pointers(directory)
@@ -94,30 +95,30 @@ def load(model: str, *, revision: str | None, dtype: torch.dtype) -> Checkpoint:
 
 
 def vocabulary_fingerprint(tokenizer: Tokenizer) -> str:
-    """SHA-256 (hex) of the table of (id, token); equal fingerprints mean comparable sparse vectors."""
+    """Return the SHA-256 (hex) of the (id, token) table; if it is equal, sparse vectors are comparable."""
     table = sorted((i, token) for token, i in tokenizer.get_vocab(with_added_tokens=True).items())
     return hashlib.sha256(json.dumps(table, ensure_ascii=False).encode()).hexdigest()
 
 
 def _locate(model: str, revision: str | None) -> tuple[Path, str, str | None]:
-    """Directory, name and commit of a model."""
+    """Return the directory, name and commit of a model."""
     directory = Path(model).expanduser()
     if directory.is_dir():
         resolved = directory.resolve()
-        if resolved.parent.name == "snapshots":  # of a hub cache: models--BAAI--bge-m3/snapshots/<commit>
+        if resolved.parent.name == "snapshots":  # in a hub cache: models--BAAI--bge-m3/snapshots/<commit>
             return (
                 directory,
                 resolved.parents[1].name.removeprefix("models--").replace("--", "/"),
                 resolved.name,
             )
-        # The same model by any spelling of its path has one name: the last two parts, as in models/m3-tiny.
+        # A model has the same name for any spelling of its path: the last two parts, as in models/m3-tiny.
         return directory, "/".join(part for part in resolved.parts[-2:] if part != resolved.anchor), None
     if found := shipped_model(model):
         return found, model, None
     if not _HUB_NAME.fullmatch(model) or model.startswith("."):
         raise ModelFormat(
             f"{model} is neither a directory nor a hub name.\n"
-            "  Give the path of a directory with config.json, m3-tiny, or a hub name such as BAAI/bge-m3."
+            "  Use the path of a directory with config.json, m3-tiny, or a hub name such as BAAI/bge-m3."
         )
     return _download(model, revision)
 
@@ -134,10 +135,10 @@ def _download(model: str, revision: str | None) -> tuple[Path, str, str | None]:
 
     at = f"{model}@{revision}" if revision else model
     where: dict[str, Any] = {"backend": "model hub", "operation": f"download {at}"}
-    # Every name gets here that is no directory: a path of two parts looks just like a hub name.
-    what = f"there is no directory {model!r} here, and"
+    # Every name that is not a directory gets here: a path of two parts looks just like a hub name.
+    what = f"there is no directory {model!r}, and"
     remedy = (
-        '\n  Give a directory that exists: M3Encoder("DIRECTORY"), on the command line --model DIRECTORY.'
+        '\n  Use an existing directory: M3Encoder("DIRECTORY"), or --model DIRECTORY on the command line.'
     )
     try:
         patterns = [*_HUB_FILES, *SAFE_FILES]
@@ -146,11 +147,12 @@ def _download(model: str, revision: str | None) -> tuple[Path, str, str | None]:
             path = Path(snapshot_download(model, revision=revision, allow_patterns=[*PICKLED_FILES]))
     except GatedRepoError as error:
         raise Unauthorised(
-            f"access to {model} is restricted.\n  Ask for it on the model's page, then `hf auth login`.",
+            f"access to {model} is restricted.\n"
+            "  Request access on the model's page, then run `hf auth login`.",
             **where,
         ) from error
     except RevisionNotFoundError as error:
-        raise NotFound(f"{what} the hub's {model} has no revision {revision!r}.{remedy}", **where) from error
+        raise NotFound(f"{what} {model} on the hub has no revision {revision!r}.{remedy}", **where) from error
     except RepositoryNotFoundError as error:
         raise NotFound(f"{what} the hub has no public model of that name.{remedy}", **where) from error
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
@@ -176,12 +178,10 @@ def _refuse_pointers(directory: Path) -> None:
 
 def _load_tokenizer(path: Path, config: ModelConfig) -> Tokenizer:
     if not path.exists():
-        raise ModelFormat(
-            f"{path} is missing.\n  A fast tokenizer in one file is needed: save it with transformers."
-        )
+        raise ModelFormat(f"{path} is missing.\n  Save the fast tokenizer as one file with transformers.")
     try:
         tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises bare Exception for every malformed file
+    except Exception as error:  # the library raises plain Exception for every malformed file
         raise ModelFormat(f"{path} is not a tokenizer: {error}{FETCH_AGAIN}") from error
     tokenizer.no_truncation()
     tokenizer.no_padding()
@@ -194,19 +194,19 @@ def _check_vocabulary(tokenizer: Tokenizer, path: Path, config: ModelConfig) -> 
     for token in ("<s>", "</s>", "<pad>", "<unk>"):
         if tokenizer.token_to_id(token) is None:
             raise ModelFormat(
-                f"{path} has no token {token}: it is not the tokenizer of an XLM-RoBERTa model."
+                f"{path} has no token {token}, so it is not the tokenizer of an XLM-RoBERTa model."
                 f"{FETCH_TOGETHER}"
             )
     padding = tokenizer.token_to_id("<pad>")
     if padding != config.pad_token_id:  # positions are counted from it
         raise ModelFormat(
-            f"{path} gives <pad> the id {padding}, but config.json says pad_token_id {config.pad_token_id}."
+            f"{path} gives <pad> the id {padding}, but config.json has pad_token_id {config.pad_token_id}."
             f"{FETCH_TOGETHER}"
         )
     ids = set(tokenizer.get_vocab(with_added_tokens=True).values())
     if max(ids) >= config.vocab_size:
         raise ModelFormat(
-            f"{path} has the token id {max(ids)}, but config.json says vocab_size {config.vocab_size}."
+            f"{path} has the token id {max(ids)}, but config.json has vocab_size {config.vocab_size}."
             f"{FETCH_TOGETHER}"
         )
     unused = config.vocab_size - len(ids)
@@ -218,7 +218,7 @@ def _check_vocabulary(tokenizer: Tokenizer, path: Path, config: ModelConfig) -> 
 
 
 def _load_model(directory: Path, config: ModelConfig, dtype: torch.dtype) -> tuple[M3Model, str]:
-    """The network, and the SHA-256 (hex) of its last layer and heads as they are on disk."""
+    """Return the network, and the SHA-256 (hex) of its last layer and heads as stored on disk."""
     with torch.device("meta"):
         model = M3Model(config)
     expected = {name: parameter.shape for name, parameter in model.named_parameters()}
@@ -236,23 +236,25 @@ def _load_model(directory: Path, config: ModelConfig, dtype: torch.dtype) -> tup
     for stored_name, tensor, file in backbone:
         name = stored_name.removeprefix("roberta.")
         if name in state:
-            raise ModelFormat(f"{file} holds {name} twice, with and without the prefix roberta.{FETCH_AGAIN}")
-        if name in expected and not name.startswith(_HEADS):
+            raise ModelFormat(
+                f"{file} contains {name} twice, with and without the prefix roberta.{FETCH_AGAIN}"
+            )
+        if name in expected and not name.startswith(_HEADS):  # M3 does not use the pooler and position_ids
             take(StoredTensor(name, tensor, file), expected[name])
         elif name.startswith(("encoder.", "embeddings.")) and not name.endswith("position_ids"):
             raise ModelFormat(
-                f"{file} holds {name}, which no model of the sizes in config.json has.{FETCH_TOGETHER}"
+                f"{file} contains {name}, which no model of the sizes in config.json has.{FETCH_TOGETHER}"
             )
     missing = [name for name in expected if name not in state and not name.startswith(_HEADS)]
     if missing:
-        raise ModelFormat(f"{path} lacks {len(missing)} tensors, the first {missing[0]}.{FETCH_TOGETHER}")
+        raise ModelFormat(f"{path} lacks {len(missing)} tensors, such as {missing[0]}.{FETCH_TOGETHER}")
     for head in _HEADS:
         path = directory / f"{head}.pt"
         tensors = read_pickle(path)
         for part in ("weight", "bias"):
             if part not in tensors:
                 raise ModelFormat(
-                    f"{path} lacks {part}: it must hold the state of one linear layer.{FETCH_AGAIN}"
+                    f"{path} lacks {part}; it must contain the state of one linear layer.{FETCH_AGAIN}"
                 )
         width = _head_width(head, tensors["weight"], expected[f"{head}.weight"], path)
         for part in ("weight", "bias"):
@@ -269,10 +271,10 @@ def _load_model(directory: Path, config: ModelConfig, dtype: torch.dtype) -> tup
 
 
 def _head_width(head: str, weight: Tensor, expected: torch.Size, path: Path) -> int:
-    """Rows of a head's matrix; the multi-vector head may have fewer than ``config.json`` asks for.
+    """Return the number of rows of a head; the multi-vector head may have fewer than ``config.json`` says.
 
-    FlagEmbedding trains such heads with ``colbert_dim``. Their rows are padded with zeros to the width of the dense
-    vectors, which changes neither their length nor any product between them, and so no score.
+    FlagEmbedding trains such heads with ``colbert_dim``. Their rows are padded with zeros to the width of the
+    dense vectors, which does not change their norms, their inner products, or any score.
     """
     rows, full = len(weight) if weight.dim() == 2 else 0, expected[0]
     if head != "colbert_linear" or not rows or rows == full:
@@ -284,8 +286,8 @@ def _head_width(head: str, weight: Tensor, expected: torch.Size, path: Path) -> 
         )
     if rows > full:
         raise ModelFormat(
-            f"{path}: colbert_linear.weight is {list(weight.shape)}: it makes multi-vectors of {rows:,} dimensions, "
-            f"more than the {full:,} of the dense vectors.\n"
+            f"{path}: colbert_linear.weight is {list(weight.shape)}, for multi-vectors with {rows:,} "
+            f"dimensions, more than the {full:,} of the dense vectors.\n"
             f"  Train the head with a colbert_dim of 2 to {full:,}; narrower rows are padded with zeros."
         )
     _log.info(
@@ -302,7 +304,7 @@ def _load_weights(path: Path) -> dict[str, tuple[float, float, float]]:
     except (InvalidInput, OSError) as error:
         reason = str(error).splitlines()[0].removeprefix(f"{path} ")
         raise ModelFormat(
-            f"{path} is not a table of weights: {reason}\n"
-            '  It looks like {"dense_sparse": [1, 0.3, 0], "all": [1, 0.3, 1]}; the encoder works without it.'
+            f"{path} is not a weights file: {reason}\n"
+            '  Use {"dense_sparse": [1, 0.3, 0], "all": [1, 0.3, 1]}, or delete the file, which is optional.'
         ) from error
     return {method: (triple.dense, triple.sparse, triple.multivector) for method, triple in weights.items()}

@@ -1,9 +1,9 @@
-"""The network: XLM-RoBERTa and the two heads of M3-Embedding (paper section 3.2), over texts laid end to end.
+"""The network: XLM-RoBERTa and the two heads of M3-Embedding (paper section 3.2), on concatenated texts.
 
-No padding exists outside attention: the texts of a batch lie end to end as ``[tokens, d]``, and only the
-attention function knows their borders. Parameter names are those of Hugging Face's ``XLMRobertaModel``,
-so that a published checkpoint loads unchanged. The same module serves training and encoding; encoding
-swaps the linear layers and the attention function for faster ones of the same meaning.
+There is no padding outside attention: the texts of a batch are concatenated to ``[tokens, d]``, and only the
+attention function handles their boundaries. Parameter names are those of Hugging Face's ``XLMRobertaModel``,
+so that published checkpoints load unchanged. The same module is used for training and encoding; encoding
+replaces the linear layers and the attention function by faster equivalents.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from torch.nn import functional as F
 from m3_connectors.encoder.config import ModelConfig
 
 Attention = Callable[[Tensor, Tensor, Tensor, Sequence[int]], Tensor]
-"""``(q, k, v, lengths) -> out``: all ``[tokens, heads, head_size]``; text i owns ``lengths[i]`` rows."""
+"""``(q, k, v, lengths) -> out``: all ``[tokens, heads, head_size]``; text i has ``lengths[i]`` rows."""
 
 
 def padded_attention(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int]) -> Tensor:
-    """Exact attention inside each text, differentiable: one padded product for all texts.
+    """Exact, differentiable attention within each text: one padded product for all texts.
 
-    Two plain products with a softmax between them: in training on CPU faster than PyTorch's fused
-    kernel at these sizes. Memory grows with ``texts * heads * longest ** 2``.
+    It uses two matrix products with a softmax between them, which is faster for training on a CPU than
+    PyTorch's fused kernel at these sizes. Memory grows with ``texts * heads * longest ** 2``.
     """
     n, longest, device = len(lengths), max(lengths), q.device
     sizes = torch.as_tensor(lengths, device=device)
@@ -43,10 +43,10 @@ def padded_attention(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int]) ->
 
 
 def _table(rows: int, width: int, padding: int | None = None) -> nn.Embedding:
-    """``nn.Embedding`` with its usual start, which is left out on the meta device.
+    """Create an ``nn.Embedding`` with its usual initialisation, which is skipped on the meta device.
 
-    There the normal distribution has no kernel of its own: PyTorch would import its reference implementations, 890
-    modules and 2 seconds, to initialise nothing.
+    The normal distribution has no kernel for the meta device: PyTorch would import its reference
+    implementations (890 modules, 2 seconds) to initialise nothing.
     """
     weight = torch.empty(rows, width)
     if not weight.is_meta:
@@ -58,7 +58,7 @@ def _table(rows: int, width: int, padding: int | None = None) -> nn.Embedding:
 
 
 class Embeddings(nn.Module):
-    """Word, position and token-type embeddings with their layer norm."""
+    """The word, position and token-type embeddings with their layer norm."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -69,13 +69,13 @@ class Embeddings(nn.Module):
         self.LayerNorm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
 
     def forward(self, token_ids: Tensor, positions: Tensor) -> Tensor:
-        """``[tokens]`` ids and positions (from 0 inside each text) to ``[tokens, d]``."""
+        """Compute ``[tokens, d]`` from ``[tokens]`` ids and positions (from 0 in each text)."""
         hidden = self.word_embeddings(token_ids) + self.token_type_embeddings.weight[0]
         return self.LayerNorm(hidden + self.position_embeddings(positions + self.first_position))  # type: ignore[no-any-return]
 
 
 class SelfAttention(nn.Module):
-    """The three projections; named as in the checkpoint."""
+    """The three projections, named as in the checkpoint."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -93,7 +93,7 @@ class Projection(nn.Module):
         self.LayerNorm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
 
     def forward(self, inner: Tensor, residual: Tensor) -> Tensor:
-        """``LayerNorm(residual + W inner)``."""
+        """Compute ``LayerNorm(residual + W inner)``."""
         return self.LayerNorm(self.dense(inner) + residual)  # type: ignore[no-any-return]
 
 
@@ -107,7 +107,7 @@ class AttentionBlock(nn.Module):
         self.output = Projection(config.hidden_size, config)
 
     def forward(self, hidden: Tensor, lengths: Sequence[int], attention: Attention) -> Tensor:
-        """``[tokens, d]`` to ``[tokens, d]``."""
+        """Compute ``[tokens, d]`` from ``[tokens, d]``."""
         split = (hidden.shape[0], self.heads, -1)
         q, k, v = (
             project(hidden).view(split) for project in (self.self.query, self.self.key, self.self.value)
@@ -116,14 +116,14 @@ class AttentionBlock(nn.Module):
 
 
 class Intermediate(nn.Module):
-    """The widening half of the feed-forward block."""
+    """The first, widening half of the feed-forward block."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.dense = nn.Linear(config.hidden_size, config.intermediate_size)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """``gelu(W hidden)``, the exact (erf) form."""
+        """Compute ``gelu(W hidden)`` in the exact (erf) form."""
         return F.gelu(self.dense(hidden))
 
 
@@ -137,7 +137,7 @@ class Layer(nn.Module):
         self.output = Projection(config.intermediate_size, config)
 
     def forward(self, hidden: Tensor, lengths: Sequence[int], attention: Attention) -> Tensor:
-        """``[tokens, d]`` to ``[tokens, d]``."""
+        """Compute ``[tokens, d]`` from ``[tokens, d]``."""
         hidden = self.attention(hidden, lengths, attention)
         return self.output(self.intermediate(hidden), hidden)  # type: ignore[no-any-return]
 
@@ -178,13 +178,13 @@ class M3Model(nn.Module):
         positions: Tensor | None = None,
         attention: Attention = padded_attention,
     ) -> Tensor:
-        """Last hidden states of texts laid end to end.
+        """Compute the last hidden states of concatenated texts.
 
         Args:
-            token_ids: ``[tokens]`` int64, every text with its ``<s>`` and ``</s>``.
-            lengths: Tokens of each text; they add up to ``tokens``.
-            positions: ``[tokens]`` position of each token in its text; 0, 1, 2 … by default.
-            attention: Exact attention inside each text.
+            token_ids: ``[tokens]`` int64, including ``<s>`` and ``</s>`` of every text.
+            lengths: The number of tokens of each text; the sum is ``tokens``.
+            positions: ``[tokens]``, the position of each token in its text; 0, 1, 2 … by default.
+            attention: Computes exact attention within each text.
 
         Returns:
             ``[tokens, d]`` in the model's dtype.

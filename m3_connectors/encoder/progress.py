@@ -1,4 +1,4 @@
-"""Progress of a call: silent, a bar, or the caller's function."""
+"""The progress of a call: silent, a progress bar, or a callback."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 @contextlib.contextmanager
 def reporter(progress: bool | Callable[[int, int], object], total: int) -> Iterator[Callable[[int], object]]:
-    """A function to call with the number of texts just done."""
+    """Yield a function that must be called with the number of texts that have just been encoded."""
     if progress is False:
         yield lambda _: None
     elif progress is True:

@@ -1,4 +1,4 @@
-"""Tokenised texts through the network in batches of bounded cost, and back into the caller's order."""
+"""Runs tokenised texts through the network in batches of bounded cost, and restores the caller's order."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _TOKEN_BUDGET_GPU = 65_536
 
 
 class _Outputs(NamedTuple):
-    """Of one batch, its texts end to end; None where not asked for."""
+    """The outputs for the concatenated texts of a batch; None for components that were not requested."""
 
     dense: Float32 | None
     token_weights: Float32 | None
@@ -32,13 +32,13 @@ class _Outputs(NamedTuple):
 
 
 class Runner:
-    """A model ready to run; calls from several threads take turns, batch by batch.
+    """A model that is ready to run; calls from several threads alternate batch by batch.
 
     Args:
-        model: On its device; its layers are replaced by faster ones (``speed_up``).
-        tokeniser: What made the texts' token ids.
-        info: Written into every result.
-        token_budget: Most tokens in one forward pass; by default what suits the device.
+        model: The model on its device; its layers are replaced by faster ones (``speed_up``).
+        tokeniser: The tokeniser that produced the token ids.
+        info: The identity of the model, which is written into every result.
+        token_budget: The maximum number of tokens in one forward pass; by default a value for the device.
     """
 
     def __init__(
@@ -61,19 +61,19 @@ class Runner:
         *,
         first_index: int = 0,
     ) -> M3Embeddings:
-        """Encode texts; the result has their order.
+        """Encode texts and return the results in the same order.
 
-        If memory runs out, the batch is halved and so is the budget of all later ones; a single text that does not
-        fit, and every other error, is raised as it is.
+        If memory runs out, the batch and the budget of all later batches are halved. The error of a single
+        text that does not fit, and every other error, is raised unchanged.
 
         Args:
-            texts: May be empty.
-            wanted: The components to compute; nothing else is.
-            report: Called with the number of texts just done.
-            first_index: Index of ``texts[0]`` in the caller's input, for error messages.
+            texts: The texts; may be empty.
+            wanted: The components to compute; no others are computed.
+            report: Called after each batch with the number of its texts.
+            first_index: The index of ``texts[0]`` in the caller's input, for error messages.
 
         Raises:
-            ModelFormat: The model computes no usable numbers for a text, which is named.
+            ModelFormat: The output for a text is not usable; the message names the text.
         """
         lengths = [len(text.ids) for text in texts]
         token_offsets = np.cumsum([0, *lengths], dtype=np.int64)
@@ -113,7 +113,7 @@ class Runner:
 
     @torch.inference_mode()
     def _forward(self, texts: Sequence[TokenisedText], wanted: frozenset[Component]) -> _Outputs:
-        """One forward pass."""
+        """Run one forward pass."""
         lengths = [len(text.ids) for text in texts]
         starts = np.cumsum([0, *lengths[:-1]])
         cls_rows = self._tensor([text.cls + start for text, start in zip(texts, starts, strict=True)])
@@ -137,7 +137,7 @@ class Runner:
         return _Outputs(dense, weights, rows)
 
     def _check(self, outputs: _Outputs, texts: Sequence[TokenisedText], indices: Sequence[int]) -> None:
-        """Refuse numbers that are not finite and vectors without a length: they would be stored, and never found."""
+        """Refuse values that are not finite and zero vectors: they could be stored, but never found."""
         one_each, token_counts = [1] * len(texts), [len(text.ids) for text in texts]
         parts = (
             ("dense vector", _usable_rows(outputs.dense), one_each),
@@ -154,14 +154,14 @@ class Runner:
             at = int(np.repeat(np.arange(len(texts)), counts)[usable.argmin()])
             tokens = [str(self._tokeniser.tokenizer.id_to_token(int(id))) for id in texts[at].ids[1:-1][:5]]
             precision = str(self._model.sparse_linear.weight.dtype).removeprefix("torch.")
-            damaged = "the checkpoint is damaged: take another one."
+            damaged = "the checkpoint is damaged: use another one."
             raise ModelFormat(
-                f"{self._info.name} in {precision} computes no {what} for texts[{indices[at]}] "
+                f"{self._info.name} in {precision} computed no usable {what} for texts[{indices[at]}] "
                 f"({len(texts[at].ids):,} tokens: {' '.join(tokens)} …): NaN, infinity or only zeros.\n  "
                 + (
-                    f"In float32 too, so {damaged}"
+                    f"Because this is float32, {damaged}"
                     if precision == "float32"
-                    else f"Give precision='float32'; if that fails too, {damaged}"
+                    else f"Use precision='float32'; if that fails too, {damaged}"
                 )
             )
 
@@ -179,7 +179,7 @@ class Runner:
 
 
 def _usable_rows(rows: Float32 | None) -> Bool | None:
-    """Which rows have length 1, as normalising leaves them unless they are not finite or 0: bool ``[rows]``."""
+    """Return which rows have norm 1, as all normalised rows that were finite and not 0: bool ``[rows]``."""
     return None if rows is None else np.abs(np.einsum("ij,ij->i", rows, rows) - 1) < 0.01
 
 
@@ -188,7 +188,7 @@ def _usable_weights(weights: Float32 | None) -> Bool | None:
 
 
 def _scatter(source: Float32 | None, target: Float32 | None, offsets: Int64, batch: Sequence[int]) -> None:
-    """Put the parts of a batch, end to end in ``source``, where their texts belong in ``target``."""
+    """Copy the concatenated parts of a batch from ``source`` to the places of their texts in ``target``."""
     if source is None or target is None:
         return
     at = 0

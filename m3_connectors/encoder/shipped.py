@@ -1,4 +1,4 @@
-"""Models that come with this project and are found by their name alone, whether installed or in a clone."""
+"""Models of this project, which are found by name in an installation and in a clone of the repository."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from pathlib import Path
 from m3_connectors.errors import ModelFormat
 
 SHIPPED = {"m3-tiny": ("m3_connectors_tiny", "m3-connectors-tiny")}
-"""By the model's name: the package that holds its directory, and the distribution that installs the package."""
+"""For each model name: the package that contains its directory, and the distribution that installs it."""
 
 _CLONE = Path(__file__).parents[2]
 
 
 def shipped_model(name: str) -> Path | None:
-    """The directory of a model of this project; None for the name of any other model.
+    """Return the directory of a model of this project; None for any other name.
 
     Args:
-        name: Such as ``m3-tiny``.
+        name: The name of a model, such as ``m3-tiny``.
 
     Raises:
-        ModelFormat: The model is one of this project's, and its package is not installed.
+        ModelFormat: The model belongs to this project, but its package is not installed.
     """
     if name not in SHIPPED:
         return None
@@ -31,6 +31,6 @@ def shipped_model(name: str) -> Path | None:
         if (place / name / "config.json").is_file():
             return place / name
     raise ModelFormat(
-        f"{name} comes in a package of its own, {distribution}, which is not installed.\n"
+        f"{name} is in the package {distribution}, which is not installed.\n"
         f"  pip install {distribution}     (from a clone of the repository: pip install ./models)"
     )

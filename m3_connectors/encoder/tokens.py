@@ -1,4 +1,4 @@
-"""Texts to token ids, cut to a maximum and, if asked, with a CLS every 256 tokens."""
+"""Converts texts to token ids, truncated to a maximum and optionally with a CLS token every 256 tokens."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from tokenizers import Tokenizer
 from m3_connectors.errors import InvalidInput
 
 _SPECIAL_TOKENS = 2
-"""``<s>`` and ``</s>``; the CLS tokens that MCLS inserts are not the text's."""
+"""``<s>`` and ``</s>``; the CLS tokens that MCLS inserts are not counted as tokens of the text."""
 
 MCLS_INTERVAL = 256
-"""Tokens of text between two CLS tokens (paper, section 3.3)."""
+"""The number of text tokens between two CLS tokens (paper, section 3.3)."""
 
 
 @dataclasses.dataclass(frozen=True)
 class TokenisedText:
-    """One text as the model sees it.
+    """The token ids of one text, as the input of the model.
 
     Attributes:
-        ids: int64 ``[tokens]``, with ``<s>`` and ``</s>``.
-        cls: int64, the positions of its CLS tokens: ``[0]``, or more with MCLS.
-        token_count: Tokens of the whole text, ``<s>`` and ``</s>`` included.
-        kept_token_count: How many of them are in ``ids``: fewer if the text was longer than the maximum.
+        ids: int64 ``[tokens]``, including ``<s>`` and ``</s>``.
+        cls: int64, the positions of the CLS tokens: ``[0]``, or more with MCLS.
+        token_count: The number of tokens of the whole text, including ``<s>`` and ``</s>``.
+        kept_token_count: How many of these tokens are in ``ids``: fewer if the text was truncated.
     """
 
     ids: npt.NDArray[np.int64]
@@ -41,39 +41,39 @@ class TokenisedText:
 
     @property
     def multivector_count(self) -> int:
-        """Rows of its multi-vector: every token but the CLS tokens."""
+        """The number of multi-vector rows: one for every token except the CLS tokens."""
         return len(self.ids) - len(self.cls)
 
 
 class TextTokeniser:
-    """The checkpoint's tokenizer with M3's conventions; safe under threads (it holds no state)."""
+    """The checkpoint's tokenizer with the conventions of M3; thread-safe, because it has no state."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
         special = [tokenizer.token_to_id(token) for token in ("<s>", "</s>", "<pad>", "<unk>")]
         self.unweighted_ids = np.array(special, dtype=np.int64)
-        """Token ids that never get a sparse weight."""
+        """The token ids that never get a sparse weight."""
         self.cls_id, self.end_id, self.pad_id = self.unweighted_ids[:3]
 
     def __call__(
         self, texts: Sequence[str], max_length: int, *, mcls: bool, first_index: int = 0
     ) -> list[TokenisedText]:
-        """Tokenise.
+        """Tokenise texts.
 
         Args:
             texts: The texts.
-            max_length: Most tokens of one text, special tokens included.
-            mcls: Insert a CLS before every 256 tokens of text.
-            first_index: Index of ``texts[0]`` in the caller's input, for error messages.
+            max_length: The maximum number of tokens of one text, including special tokens.
+            mcls: Whether to insert a CLS token before every 256 tokens of text.
+            first_index: The index of ``texts[0]`` in the caller's input, for error messages.
 
         Raises:
-            InvalidInput: A text is no string, or holds a lone surrogate.
+            InvalidInput: A text is not a string, or it contains a lone surrogate.
         """
         for i, text in enumerate(texts, first_index):
             if not isinstance(text, str):
                 raise InvalidInput(
-                    f"texts[{i}] is {type(text).__name__} {text!r:.60}: every text must be a string.\n"
-                    "  Leave missing texts out, or give an empty string."
+                    f"texts[{i}] is {type(text).__name__} {text!r:.60}; every text must be a string.\n"
+                    "  Omit missing texts, or use an empty string."
                 )
         try:
             encodings = self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
@@ -85,15 +85,16 @@ class TextTokeniser:
         return [self._build(encoding.ids, room, mcls) for encoding in encodings]
 
     def positions(self, text: TokenisedText) -> npt.NDArray[np.int64]:
-        """Position of each token, int64 ``[tokens]``: 0, 1, 2 …
+        """Return the position of each token, int64 ``[tokens]``: 0, 1, 2 …
 
-        A literal ``<pad>`` in a text takes none, but the table's own padding entry (-1), as in the reference.
+        As in the reference, a literal ``<pad>`` in a text uses the table's padding entry (-1) as its
+        position.
         """
         counted = text.ids != self.pad_id
         return np.where(counted, np.cumsum(counted) - 1, -1)
 
     def token_strings(self, text: str, max_length: int) -> list[str]:
-        """The tokens behind the multi-vector rows of a text, ``</s>`` last."""
+        """Return the tokens of the multi-vector rows of a text, with ``</s>`` last."""
         ids = self([text], max_length, mcls=False)[0].ids[1:]
         return [str(self.tokenizer.id_to_token(int(i))) for i in ids]
 
@@ -108,7 +109,7 @@ class TextTokeniser:
 
 
 def _room(max_length: int, mcls: bool) -> int:
-    """Most tokens of text beside the special ones; with MCLS, n tokens bring ceil(n / 256) CLS."""
+    """Return the maximum number of text tokens; with MCLS, n of them need ceil(n / 256) CLS tokens."""
     without_end = max_length - 1
     blocks = -(-without_end // (MCLS_INTERVAL + 1)) if mcls else 1
     return without_end - blocks
@@ -119,7 +120,7 @@ def _require_unicode(text: str, i: int) -> None:
         text.encode()
     except UnicodeEncodeError as error:
         raise InvalidInput(
-            f"texts[{i}] holds a lone surrogate U+{ord(text[error.start]):04X} at character {error.start}: "
-            "it is not valid Unicode.\n"
+            f"texts[{i}] has a lone surrogate U+{ord(text[error.start]):04X} at character {error.start}, "
+            "so it is not valid Unicode.\n"
             '  Replace it: text.encode("utf-8", "replace").decode().'
         ) from None

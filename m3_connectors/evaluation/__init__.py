@@ -1,1 +1,1 @@
-"""Evaluation: datasets, component scores and runs first, measures, comparisons and weights computed from them."""
+"""Evaluation: datasets, component scores and runs; measures, comparisons and weights computed from them."""

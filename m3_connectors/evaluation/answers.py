@@ -1,9 +1,9 @@
-"""Relevance by answer strings, as in MKQA: a passage counts that has an answer's tokens one after the other.
+"""Relevance by answer strings, as in MKQA: a relevant passage contains the tokens of an answer in sequence.
 
-The rule is DPR's, in the version that the paper's scripts use (FlagEmbedding, ``C_MTEB/MKQA``): text and answer are
-decomposed (NFD) and cut into runs of letters, digits and marks, and single other signs; case does not count, nor does
-what stands between tokens. One deviation: an answer without a token is found nowhere, where the scripts find it in
-every passage.
+The rule is DPR's, in the version that the paper's scripts use (FlagEmbedding, ``C_MTEB/MKQA``): text and
+answer are decomposed (NFD) and cut into runs of letters, digits and marks, and single other signs; case does
+not count, nor does what stands between tokens. One deviation: an answer without a token is found nowhere,
+where the scripts find it in every passage.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def tokens(text: str) -> list[str]:
-    """What two texts are compared by: lower-cased runs of letters, digits and marks, and other signs one by one.
+    """Return the tokens of a text: lower-case runs of letters, digits and marks, and single other characters.
 
     Raises:
         MissingDependency: regex is not installed.
@@ -31,31 +31,40 @@ def tokens(text: str) -> list[str]:
 
 
 def has_answer(answers: Iterable[str], text: str) -> bool:
-    """Whether a text has the tokens of one of the answers, in their order and without another between them."""
+    """Return whether a text contains the tokens of one of the answers in sequence."""
     joined = _joined(text)
     return any(_in(_joined(answer), joined) for answer in answers)
 
 
 def judge(dataset: Dataset, found: Mapping[str, Iterable[str]]) -> Qrels:
-    """Judge what was found by the dataset's answers, reading the corpus once.
+    """Judge the documents that were found by the answers of the dataset, reading the corpus once.
 
     Args:
         dataset: A dataset with answers.
-        found: Query id to ids of documents, from all rankings that are to be measured by these judgements.
+        found: The ids of documents by query id, from all rankings that will be measured with these
+            judgements.
 
     Returns:
-        For every query of the dataset, each document found for it: 1 with an answer, else 0. Measured with
-        ``relevance="answers"``, ``Recall@k`` is then 1 for a query with a hit among its first k (paper, section 4.2).
+        For every query of the dataset, the grade of each document found for it: 1 if it has an answer, else
+            0. With
+        ``relevance="answers"``, ``Recall@k`` is 1 for a query with such a document in its first k (paper,
+        4.2).
 
     Raises:
-        InvalidInput: The dataset has no answers, or a document or a query is not the dataset's.
+        InvalidInput: The dataset has no answers, or a document or a query is not in the dataset.
         MissingDependency: regex is not installed.
     """
     if not dataset.answers:
-        raise InvalidInput(f"{dataset.name} has judgements of documents, not answers.")
+        raise InvalidInput(
+            f"{dataset.name} has judgements of documents, not answers.\n"
+            "  Measure it with its judgements, or use a dataset with answers, such as MKQA."
+        )
     strangers = [query for query in found if query not in dataset.queries]
     if strangers:
-        raise InvalidInput(f"{strangers[0]!r} is no query of {dataset.name}: is it a run of another dataset?")
+        raise InvalidInput(
+            f"{strangers[0]!r} is not a query of {dataset.name}.\n"
+            "  Check that the run belongs to this dataset."
+        )
     queries_of: dict[str, list[str]] = {}
     for query, ids in found.items():
         for id in ids:
@@ -69,22 +78,22 @@ def judge(dataset: Dataset, found: Mapping[str, Iterable[str]]) -> Qrels:
             qrels[query][document.id] = int(any(_in(answer, text) for answer in answers[query]))
     if queries_of:
         raise InvalidInput(
-            f"{len(queries_of):,} found documents are not in {dataset.name}, the first "
-            f"{next(iter(queries_of))!r}: is it a run of another dataset?"
+            f"{len(queries_of):,} of the documents found are not in {dataset.name}, such as "
+            f"{next(iter(queries_of))!r}.\n  Check that the run belongs to this dataset."
         )
     return {query: dict(sorted(grades.items())) for query, grades in qrels.items()}
 
 
 def unify_punctuation(text: str) -> str:
-    """The paper's preparation of MKQA's passages: one sign for each kind of hyphen, quote, slash; no controls.
+    """Prepare MKQA's passages as the paper does: one form of each hyphen, quote and slash; no controls.
 
-    Case is left alone.
+    The case is not changed.
     """
     return text.translate(_punctuation()).replace(" . . . ", " ... ")
 
 
 def _joined(text: str) -> str:
-    """Tokens between line breaks, which no token holds: a sequence within a sequence is then a string in a string."""
+    """Join tokens with line breaks, which no token contains, so that a subsequence is a substring."""
     return "\n".join(["", *tokens(text), ""])
 
 

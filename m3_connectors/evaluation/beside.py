@@ -1,4 +1,4 @@
-"""Measured means beside the published ones, with what was not as the paper had it."""
+"""Compares measured means with the published ones, and lists the deviations from the paper."""
 
 from __future__ import annotations
 
@@ -15,25 +15,26 @@ from m3_connectors.evaluation.record import EvaluationRecord, MethodRecord
 from m3_connectors.methods import METHODS
 
 Published = Mapping[tuple[str, str, str], float]
-"""By task, method and measure, from 0 to 1, as ``datasets.published.numbers_by_task`` gives them."""
+"""The published numbers by task, method and measure, from 0 to 1 (``datasets.published.numbers_by_task``)."""
 
 PAPER_RUNS = {f"{name}-paper": name for name in ("all", "dense_sparse")}
-"""Runs under the paper's weights, which are named so beside the model's own, and what the paper calls them."""
+"""The names of runs with the paper's weights, and the paper's names of these methods."""
 
 
 @dataclasses.dataclass(frozen=True)
 class BesidePublished:
-    """A mean beside the one that was published.
+    """A measured mean and the published one.
 
     Attributes:
         task: A dataset, or a family such as ``miracl``: the mean over all its languages.
-        method: Name of the run.
-        measure: In what.
-        model: Whose vectors.
-        fusion: Of the evaluation's protocol.
-        measured: Here, from 0 to 1.
-        published: There, from 0 to 1.
-        deviations: What was not as in the paper, for people: another experiment, if there is anything.
+        method: The name of the run.
+        measure: The name of the measure.
+        model: The model of the vectors.
+        fusion: The fusion of the evaluation's protocol.
+        measured: The measured value, from 0 to 1.
+        published: The published value, from 0 to 1.
+        deviations: The deviations from the paper, for display; if there are any, the experiment is a
+            different one.
     """
 
     task: str
@@ -47,30 +48,30 @@ class BesidePublished:
 
     @property
     def difference(self) -> float | None:
-        """Measured minus published; None for another experiment than the paper's."""
+        """Measured minus published; None if the experiment differs from the paper's."""
         return None if self.deviations else self.measured - self.published
 
 
 @dataclasses.dataclass(frozen=True)
 class _Measured:
-    """One run: its mean by measure, and by what (weights, documents, …) it is another experiment and how."""
+    """One run: its mean by measure, and its deviations from the paper by subject (weights, documents, …)."""
 
     means: Mapping[str, float]
     deviations: Mapping[str, str]
 
 
 def beside_published(folders: Sequence[EvaluationFolder], published: Published) -> list[BesidePublished]:
-    """What was measured on the paper's split with all of its queries, and for a mean in all languages.
+    """Return what was measured on the paper's split with all its queries and, for a mean, in all languages.
 
-    Less is left out, and so are datasets that the paper does not have. Where weights, lists, lengths or the size of
-    the dataset are not the paper's, the row says so and has no difference.
+    Partial measurements and datasets that the paper does not have are omitted. If weights, lists, lengths or
+    the size of the dataset differ from the paper's, the row lists the deviations and has no difference.
 
     Args:
-        folders: Complete evaluations.
+        folders: The complete evaluations.
         published: The numbers of the paper.
     """
     rows = []
-    # Languages belong to one mean if the same model searched the same store in the same way.
+    # Languages are averaged if the same model searched the same store in the same way.
     families: dict[tuple[str, str], dict[str, dict[str, _Measured]]] = defaultdict(dict)
     records: dict[tuple[str, str], EvaluationRecord] = {}
     for folder in folders:
@@ -96,12 +97,12 @@ def beside_published(folders: Sequence[EvaluationFolder], published: Published) 
 
 
 def paper_weights(method: str, paper: PaperProtocol) -> tuple[float, float, float] | None:
-    """The weights that the paper has for a method on a dataset; None where it has none of its own."""
+    """Return the paper's weights for a method on a dataset; None if it has no specific ones."""
     return {"all": paper.all, "dense_sparse": paper.dense_sparse}.get(method)
 
 
 def _deviations(record: EvaluationRecord, run: MethodRecord, paper: PaperProtocol) -> dict[str, str]:
-    """What is not as the paper had it, by what it is about."""
+    """Return the deviations from the paper, by subject."""
     found: dict[str, str] = {}
     dataset, protocol = record.dataset, record.protocol
     if size := size_of(dataset.family, dataset.name.partition("/")[2] or None, dataset.split):
@@ -134,7 +135,7 @@ def _deviations(record: EvaluationRecord, run: MethodRecord, paper: PaperProtoco
 
 
 def _direction(weights: Sequence[float]) -> tuple[float, ...]:
-    """Weights that rank the same have the same one."""
+    """Return the direction of the weights; weights with equal directions rank equally."""
     return tuple(round(weight / sum(weights), 9) for weight in weights)
 
 
@@ -143,7 +144,7 @@ def _numbers(weights: Sequence[float]) -> str:
 
 
 def _mean(languages: Sequence[Mapping[str, _Measured]]) -> dict[str, _Measured]:
-    """The mean over languages of what all of them have, by run."""
+    """Return the mean over languages, by run, of what all of them have."""
     means = {}
     for name, first in languages[0].items():
         if all(name in language for language in languages):
@@ -156,7 +157,7 @@ def _mean(languages: Sequence[Mapping[str, _Measured]]) -> dict[str, _Measured]:
 
 
 def _joined(deviations: Sequence[Mapping[str, str]]) -> dict[str, str]:
-    """What deviates anywhere; where not the same in all languages, in how many."""
+    """Return all deviations; those that are not the same in all languages with the number of languages."""
     joined = {}
     for what in dict.fromkeys(what for one in deviations for what in one):
         said = [one[what] for one in deviations if what in one]

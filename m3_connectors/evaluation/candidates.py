@@ -1,4 +1,4 @@
-"""The component scores of one query's candidates: everything that methods, rank fusion and tuning compute from."""
+"""The component scores of a query's candidates, from which methods, rank fusion and tuning are computed."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class CandidateScores:
         multivector: float32 ``[n]``, NaN beyond the multi-vector depth.
         dense_rank: int32 ``[n]``, from 1; 0 for a document that is not in the dense list.
         sparse_rank: int32 ``[n]``, from 1; 0 for a document that is not in the sparse list.
-        sparse_list: float32 ``[n]``, the score by which a list of quantised weights ranks, NaN for a document that is
-            not in it; None where the sparse list is ranked by ``sparse``.
+        sparse_list: float32 ``[n]``, the score by which a list of quantised weights ranks, NaN for a document
+            that is not in it; None where the sparse list is ranked by ``sparse``.
     """
 
     ids: Sequence[str]
@@ -51,16 +51,17 @@ async def component_scores(
 ) -> CandidateScores:
     """Both lists of a query, and the exact score of every cell of their union.
 
-    Documents of equal score are ranked by id, which decides who is among the ``depths["multivector"]`` best dense
-    candidates. At the end of a list the store decides (clause B16).
+    Documents of equal score are ranked by id, which decides who is among the ``depths["multivector"]`` best
+    dense candidates. At the end of a list the store decides (clause B16).
 
     Args:
         backend: The collection.
         query: One text, all three components.
-        depths: Length of the dense and of the sparse list; how many of the dense list get a multi-vector score.
+        depths: Length of the dense and of the sparse list; how many of the dense list get a multi-vector
+            score.
         exact: No approximate list in the store.
-        quantised: Another collection of the same documents and the query for it, whose sparse list stands in for
-            this one's.
+        quantised: Another collection of the same documents and the query for it, whose sparse list stands in
+            for this one's.
 
     Raises:
         BackendError: The store failed.
@@ -77,7 +78,8 @@ async def component_scores(
     ids = sorted(dense.keys() | sparse.keys())
     reranked = list(dense)[: depths["multivector"]]
     known_sparse: Mapping[str, np.float32] = {} if quantised else sparse
-    # A list that is shorter than asked for holds every document that shares a token (B18): the others score 0.
+    # A list that is shorter than asked for holds every document that shares a token (B18): the others score
+    # 0.
     if not quantised and len(sparse) < depths["sparse"]:
         known_sparse = dict.fromkeys(ids, np.float32(0)) | sparse
     columns = await together(

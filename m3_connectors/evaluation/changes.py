@@ -16,7 +16,8 @@ class Standing:
 
     Attributes:
         rank: From 1; None where the run does not have it.
-        scores: Its component scores, where there are any: in no list, or in a baseline's ranking, there are none.
+        scores: Its component scores, where there are any: in no list, or in a baseline's ranking, there are
+            none.
         candidate: Whether the method's lists have it; None for a baseline.
     """
 
@@ -137,7 +138,7 @@ def _standings(ranking: Ranking, relevant: dict[str, dict[str, int]]) -> dict[st
 
 
 def _proposed(ranking: Ranking, queries: list[str]) -> dict[tuple[str, str], tuple[Scores, bool]]:
-    """The component scores of everything in a list of a few queries, and whether it is in the method's lists."""
+    """Return the component scores of all candidates of some queries, and whether the method lists them."""
     import pyarrow as pa
     import pyarrow.compute as pc
 

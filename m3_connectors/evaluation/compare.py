@@ -1,4 +1,4 @@
-"""Two rankings of the same queries: how far apart, and whether the difference is real."""
+"""Compares two rankings of the same queries: the difference, and whether it is significant."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class Ranking:
     """One method of one evaluation.
 
     Attributes:
-        folder: The evaluation, a complete one.
-        method: Name of one of its methods or baselines.
+        folder: The complete evaluation.
+        method: The name of one of its methods or baselines.
 
     Raises:
-        InvalidInput: It has no such method, or is incomplete.
+        InvalidInput: The evaluation has no such method, or is incomplete.
     """
 
     folder: EvaluationFolder
@@ -34,33 +34,34 @@ class Ranking:
 
     @property
     def dataset(self) -> DatasetRecord:
-        """What was asked."""
+        """The dataset of the evaluation."""
         return self.folder.record.dataset
 
     @property
     def record(self) -> MethodRecord:
-        """Weights and candidates of the method."""
+        """The weights and candidates of the method."""
         return self.folder.record.method(self.method)
 
     @property
     def main_measure(self) -> str:
-        """What the dataset is reported in, such as ``nDCG@10``."""
+        """The main measure of the dataset, such as ``nDCG@10``."""
         return self.folder.record.protocol.measures[0]
 
     def values(self, measure: str) -> dict[str, float]:
-        """The value of every query.
+        """Return the value of every query.
 
         Raises:
-            InvalidInput: The evaluation did not compute this measure, or not for every query.
+            InvalidInput: The evaluation lacks this measure, or lacks it for some queries.
         """
         known = self.folder.record.protocol.measures
         if measure not in known:
-            raise InvalidInput(f"{self.folder.path} has no {measure}: it has {', '.join(known)}.")
+            raise InvalidInput(f"{self.folder.path} has no {measure}.\n  Use one of {', '.join(known)}.")
         values = self._values[measure]
         if len(values) != self.dataset.queries:
             raise InvalidInput(
-                f"{self.folder.path / 'metrics.parquet'} has {measure} of {self.method} for {len(values):,} of "
-                f"{self.dataset.queries:,} queries.\n  Delete it: it is computed anew from the runs."
+                f"{self.folder.path / 'metrics.parquet'} has {measure} of {self.method} for {len(values):,} "
+                f"of {self.dataset.queries:,} queries.\n"
+                "  Delete the file; it will be recomputed from the runs."
             )
         return values
 
@@ -78,18 +79,18 @@ class Ranking:
 
 
 Pair = tuple[Ranking, Ranking]
-"""Before and after, of the same dataset and split."""
+"""The rankings before and after, for the same dataset and split."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """One pair of rankings, tested.
+    """The test of one pair of rankings.
 
     Attributes:
         before, after: The rankings.
-        measure: What was compared.
-        test: Means, difference, interval and p-value.
-        adjusted_p_value: The p-value after Holm's correction over all comparisons that were made together.
+        measure: The name of the measure.
+        test: The means, the difference, the interval and the p-value.
+        adjusted_p_value: The p-value after Holm's correction for all comparisons that were made together.
     """
 
     before: Ranking
@@ -100,23 +101,23 @@ class Comparison:
 
     @property
     def real(self) -> bool:
-        """Whether the difference holds at 5 % for the whole family of comparisons."""
+        """Whether the difference is significant at 5 % for the whole family of comparisons."""
         return self.adjusted_p_value < SIGNIFICANT
 
 
 def compare(pairs: Sequence[Pair], measure: str | None = None, *, seed: int = 0) -> list[Comparison]:
-    """Test pairs of rankings; all p-values are corrected for all pairs.
+    """Test pairs of rankings; all p-values are corrected for the number of pairs.
 
-    Copies of a query (the same text) are flipped and drawn as one: they rise and fall together. The more pairs, the
-    more resamples.
+    Copies of a query (the same text) are flipped and drawn as one, because their values are not independent.
+    The number of resamples increases with the number of pairs.
 
     Args:
-        pairs: The family of comparisons: every pair that is looked at.
-        measure: What to compare; each dataset's main measure by default.
-        seed: Of all tests.
+        pairs: The family of comparisons: all pairs that are considered.
+        measure: The measure to compare; by default the main measure of each dataset.
+        seed: The seed of all tests.
 
     Raises:
-        InvalidInput: A pair is not of the same dataset and split, or lacks the measure.
+        InvalidInput: The rankings of a pair have different datasets or splits, or lack the measure.
     """
     resamples = resamples_for(len(pairs))
     measures = []
@@ -137,10 +138,10 @@ def compare(pairs: Sequence[Pair], measure: str | None = None, *, seed: int = 0)
 
 
 def check_comparable(before: Ranking, after: Ranking) -> None:
-    """Refuse rankings of different questions.
+    """Check that two rankings can be compared.
 
     Raises:
-        InvalidInput: Datasets, splits, judgements or what counts as relevant differ.
+        InvalidInput: Their datasets, splits, judgements or definitions of relevance differ.
     """
     one, other = before.folder.record, after.folder.record
     for what, first, second in (
@@ -151,20 +152,20 @@ def check_comparable(before: Ranking, after: Ranking) -> None:
     ):
         if first != second:
             raise InvalidInput(
-                f"{before.folder.path} and {after.folder.path} are of different {what}: {first} and {second}.\n"
-                "  Only evaluations of the same dataset, split and judgements can be compared."
+                f"{before.folder.path} and {after.folder.path} have different {what}: {first} and {second}.\n"
+                "  Compare evaluations of the same dataset, split and judgements."
             )
 
 
 def query_texts(folder: EvaluationFolder) -> dict[str, str]:
-    """By query its text in a form that copies share: one case, single blanks."""
+    """Return the normalised text of each query, equal for copies: one case, single spaces."""
     table = folder.queries()
     rows = zip(table["query_id"].to_pylist(), table["text"].to_pylist(), strict=True)
     return {query: " ".join(text.split()).casefold() for query, text in rows}
 
 
 def pairs_of_trees(before: Path, after: Path, method: str) -> list[Pair]:
-    """The same method in two evaluations, or in two trees of them, which are matched by their paths.
+    """Pair the same method in two evaluations, or in two trees of evaluations, matched by their paths.
 
     Raises:
         InvalidInput: An evaluation of one tree has no counterpart in the other, or there is none.
@@ -174,20 +175,23 @@ def pairs_of_trees(before: Path, after: Path, method: str) -> list[Pair]:
     if lone := sorted(first.keys() ^ second.keys()):
         there, where = (before, after) if lone[0] in first else (after, before)
         raise InvalidInput(
-            f"{len(lone)} evaluations have no counterpart: {there / lone[0]} is there, {where / lone[0]} is not.\n"
-            "  Name two evaluations, or two trees with the same datasets."
+            f"{len(lone)} evaluations have no counterpart: {there / lone[0]} exists, but not "
+            f"{where / lone[0]}.\n"
+            "  Use two evaluations, or two trees with the same datasets."
         )
     return [(Ranking(first[path], method), Ranking(second[path], method)) for path in sorted(first)]
 
 
 def pairs_of_methods(root: Path, methods: Sequence[str]) -> list[Pair]:
-    """The first method with each of the others, in every evaluation at or below a folder.
+    """Pair the first method with each of the others, in every evaluation at or below a folder.
 
     Raises:
-        InvalidInput: Fewer than two methods, or an evaluation lacks one.
+        InvalidInput: There are fewer than two methods, or an evaluation lacks one.
     """
     if len(set(methods)) < 2 or len(set(methods)) < len(methods):
-        raise InvalidInput(f"methods are {', '.join(methods)}: name two or more that differ.")
+        raise InvalidInput(
+            f"methods are {', '.join(methods)}; a comparison needs two.\n  Use two or more different methods."
+        )
     first, *others = methods
     return [
         (Ranking(folder, first), Ranking(folder, other)) for folder in find_folders(root) for other in others

@@ -1,4 +1,4 @@
-"""A corpus in a store: exactly its documents, encoded as the protocol says, each batch always the same."""
+"""Stores a corpus: exactly its documents, encoded as the protocol says, always in the same batches."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
 
 _BATCH_DOCUMENTS = 256
 _BATCH_CHARACTERS = 64_000
-"""About 16,000 tokens: 64 MB of float32 multi-vectors at 1,024 dimensions, seconds of encoding."""
+"""About 16,000 tokens: 64 MB of float32 multi-vectors at 1,024 dimensions, and seconds of encoding."""
 
 
 async def open_or_create(backend: Backend, schema: Schema) -> None:
-    """Open a collection, or make it.
+    """Open a collection, or create it if it does not exist.
 
     Raises:
-        ModelMismatch: Another model wrote it.
-        InvalidInput: It keeps other components, or keeps them otherwise.
+        ModelMismatch: A different model wrote it.
+        InvalidInput: It has other components or another storage.
     """
     try:
         there = await backend.open()
@@ -40,7 +40,7 @@ async def open_or_create(backend: Backend, schema: Schema) -> None:
     if set(there.components) != set(schema.components):
         raise InvalidInput(
             f'collection "{backend.collection}" stores {", ".join(there.components)}, not '
-            f"{', '.join(schema.components)}.\n  Name another one with --collection."
+            f"{', '.join(schema.components)}.\n  Choose another collection with --collection."
         )
 
 
@@ -51,24 +51,25 @@ async def store_corpus(
     max_length: int | None,
     progress: Callable[[int], object],
 ) -> int:
-    """Bring open collections to hold exactly this corpus; what is there with the same text stays.
+    """Store exactly this corpus in open collections; documents already there with the same text are kept.
 
-    Documents are encoded in batches that depend on the corpus alone: a batch of which a document is missing is
-    encoded whole. So the vectors are the same to the last bit, however often storing was interrupted.
+    Documents are encoded in batches that depend only on the corpus: if a document of a batch is missing, the
+    whole batch is encoded. Thus the vectors are the same to the last bit, however often storing was
+    interrupted.
 
     Args:
-        collections: Each with what it stores of the embeddings.
-        encoder: What encodes.
+        collections: The collections, each with a function that selects what it stores of the embeddings.
+        encoder: The encoder.
         documents: The corpus.
-        max_length: Most tokens of a document; the encoder's own maximum by default.
-        progress: Called with the number of documents that are there so far.
+        max_length: The maximum number of tokens of a document; by default the encoder's maximum.
+        progress: Called with the number of documents stored so far.
 
     Returns:
-        How many documents were not encoded again.
+        The number of documents that were kept and not encoded again.
 
     Raises:
-        InvalidInput: A collection holds other documents, which would be found among the corpus's.
-        BackendError: A store failed; what was stored stays.
+        InvalidInput: A collection contains other documents, which would be found together with the corpus.
+        BackendError: A store failed; what was stored is kept.
     """
     stale: set[int] = set()
     for backend in collections:
@@ -93,10 +94,10 @@ async def store_corpus(
 
 
 async def _stale(backend: Backend, documents: Corpus) -> set[int]:
-    """Numbers of the batches that the collection does not hold as they are.
+    """Return the numbers of the batches that are missing or different in the collection.
 
     Raises:
-        InvalidInput: It holds other documents.
+        InvalidInput: The collection contains other documents.
     """
     count = await backend.count()
     known = 0
@@ -112,14 +113,14 @@ async def _stale(backend: Backend, documents: Corpus) -> set[int]:
             stale.add(number)
     if count > known:
         raise InvalidInput(
-            f'collection "{backend.collection}" holds {count - known:,} documents that are not of this corpus: the '
-            "measures would be wrong.\n  Name another one with --collection."
+            f'collection "{backend.collection}" contains {count - known:,} documents that are not in this '
+            "corpus, which would make the measures wrong.\n  Choose another collection with --collection."
         )
     return stale
 
 
 def _batches(documents: Corpus) -> Iterator[list[Document]]:
-    """The documents in order, in batches of bounded text."""
+    """Yield the documents in order, in batches of bounded text size."""
     batch: list[Document] = []
     characters = 0
     for document in documents:

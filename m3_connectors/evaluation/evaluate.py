@@ -1,6 +1,7 @@
-"""One evaluation, from a dataset to its folder: corpus stored, candidates scored, runs computed, runs measured.
+"""Runs an evaluation: store the corpus, score the candidates, compute the runs and measure them.
 
-Each step looks at what the folder has and adds what is missing, so the same call goes on wherever one was cut off.
+Each step checks what the folder contains and adds what is missing, so the same call resumes after an
+interruption.
 """
 
 from __future__ import annotations
@@ -47,14 +48,14 @@ if TYPE_CHECKING:
     from m3_connectors.encoder.encoder import M3Encoder
 
 Watch = Callable[[str, int, int], object]
-"""``watch(step, done, total)``: how far a step is, such as ``("encoding documents", 256, 1400)``."""
+"""``watch(step, done, total)``: the progress of a step, such as ``("encoding documents", 256, 1400)``."""
 
 _QUERIES_AT_ONCE = 8
 
 _DOCUMENTS_AT_ONCE = 1024
 
 _CUT_NAMED = 5
-"""Of the texts that were cut, so many are named in a warning; documents.parquet has the length of each document."""
+"""The number of truncated texts that a warning names; documents.parquet has the length of each document."""
 
 _PACKAGES = (
     *(
@@ -74,18 +75,18 @@ _PACKAGES = (
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What to do with a dataset.
+    """The settings of an evaluation.
 
     Attributes:
-        url: The store.
-        collection: Its collection; under paper fusion a second one, ``COLLECTION-hundredths``, beside it.
-        methods: By the name of their run.
-        baselines: Run in this order after the methods.
+        url: The URL of the store.
+        collection: The collection; with paper fusion, there is a second one, ``COLLECTION-hundredths``.
+        methods: The methods, by the name of their run.
+        baselines: The baselines, which are run in this order after the methods.
         fusion: See ``record.Protocol``.
-        query_max_length: Most tokens of a query; the model's own maximum by default.
-        passage_max_length: Most tokens of a document; the model's own maximum by default.
-        limit_queries: Ask only the first so many queries; all by default.
-        exact_lists: No approximate list in the store.
+        query_max_length: The maximum number of tokens of a query; by default the model's maximum.
+        passage_max_length: The maximum number of tokens of a document; by default the model's maximum.
+        limit_queries: Use only this number of queries, from the first; by default all.
+        exact_lists: Whether the store must search exactly, without its approximate index.
     """
 
     url: str = "memory:"
@@ -108,23 +109,23 @@ def evaluate(
     watch: Watch = lambda step, done, total: None,
     settings: Mapping[str, Any] | None = None,
 ) -> EvaluationFolder:
-    """Evaluate, or go on with an evaluation that was interrupted.
+    """Run an evaluation, or resume one that was interrupted.
 
     Args:
-        dataset: What is asked, and of which documents.
-        encoder: Encodes both.
-        plan: Store, methods and protocol.
-        out: The folder to write; it may hold the beginning of the same evaluation.
-        watch: Called as the work goes on.
-        settings: What else to note in environment.json, such as the command.
+        dataset: The queries and the documents.
+        encoder: The encoder of the queries and documents.
+        plan: The store, methods and protocol.
+        out: The folder to write; it may contain a part of the same evaluation.
+        watch: Called with the progress.
+        settings: Additional entries for environment.json, such as the command.
 
     Returns:
         The complete folder.
 
     Raises:
-        InvalidInput: The folder holds another evaluation, or the collection other documents; two runs of one name, or
-            a baseline that needs a run which does not come before its own.
-        ModelMismatch: The collection was written by another model.
+        InvalidInput: The folder contains another evaluation, the collection contains other documents, two
+            runs have the same name, or a baseline needs a run that does not precede it.
+        ModelMismatch: The collection was written by a different model.
         BackendError: The store failed; everything done so far is kept.
     """
     if plan.limit_queries is not None and plan.limit_queries < len(dataset.queries):
@@ -133,7 +134,9 @@ def evaluate(
         plan = dataclasses.replace(plan, limit_queries=None)
     names = [*plan.methods, *(baseline.name for baseline in plan.baselines)]
     if repeated := sorted({name for name in names if names.count(name) > 1}):
-        raise InvalidInput(f"two methods are named {repeated[0]!r}: each run needs a name of its own.")
+        raise InvalidInput(
+            f"two methods have the name {repeated[0]!r}; names must be unique.\n  Rename one of them."
+        )
     _check_order(plan)
     languages = dict.fromkeys(dataset.queries, dataset.query_language) if dataset.query_language else {}
     writer = FolderWriter(out, _record(dataset, encoder, plan), dataset.queries, languages)
@@ -156,17 +159,17 @@ def evaluate(
 
 
 def _check_order(plan: Plan) -> None:
-    """Refuse a baseline that needs a run which is not there by its turn, now and not after hours of encoding.
+    """Check, before hours of encoding, that every run that a baseline needs precedes the baseline.
 
     Raises:
-        InvalidInput: There is one.
+        InvalidInput: A run that a baseline needs does not precede it.
     """
     before = list(plan.methods)
     for baseline in plan.baselines:
         if missing := [run for run in baseline.requires if run not in before]:
             raise InvalidInput(
-                f"{baseline.name} needs the run {missing[0]!r}, which is not before it: there is {', '.join(before)}.\n"
-                "  Name one of these, or put the baseline that makes the run before it."
+                f"{baseline.name} needs the run {missing[0]!r}, but only {', '.join(before)} precede it.\n"
+                "  Use one of these, or put the baseline that makes the run before it."
             )
         before.append(baseline.name)
 
@@ -206,7 +209,7 @@ async def _score(
             watch("scoring queries", done, len(dataset.queries))
             asked = writer.part_queries(number)
             texts = [dataset.queries[query] for query in asked]
-            # Encoded as the part they are: the same batch gives the same bits, wherever an interruption fell.
+            # A part is always encoded as one batch, so that its bits do not depend on interruptions.
             encode = partial(encoder.encode, texts, max_length=plan.query_max_length)
             queries = await anyio.to_thread.run_sync(encode)
             calls = [partial(_one, store, lists, query, plan.exact_lists) for query in queries]
@@ -220,10 +223,11 @@ async def _score(
 
 
 async def _settle(collections: Iterable[Backend]) -> None:
-    """Open the collections anew, where they last, so that what was stored is on disk before any score is kept.
+    """Reopen the persistent collections, so that the stored documents are on disk before any score is kept.
 
-    Qdrant numbers tokens in the order in which its documents come, sums sparse scores in float32 in the order of
-    these numbers, and replays what was not flushed in another order after it was killed: the last bit would differ.
+    Qdrant numbers tokens in the order of its documents and sums sparse scores in float32 in the order of
+    these numbers. After a kill, it replays unflushed documents in another order, so the last bit would
+    differ.
     """
     for backend in collections:
         if Capability.PERSISTENT in backend.capabilities:
@@ -239,17 +243,17 @@ async def _one(store: Backend, lists: Backend | None, query: M3Embeddings, exact
 def _conclude(
     dataset: Dataset, encoder: M3Encoder, plan: Plan, folder: EvaluationFolder, writer: FolderWriter
 ) -> list[str]:
-    """Write judgements and documents; what does not fit together, counted."""
+    """Write the judgements and documents, and return warnings with counts of inconsistencies."""
     warnings = list(dataset.warnings)
     if plan.limit_queries is not None:
-        warnings.append(f"only the first {len(dataset.queries):,} queries are asked")
+        warnings.append(f"only the first {len(dataset.queries):,} queries are used")
     answered: dict[str, set[str]] = {query: set() for query in dataset.queries}
     for method in folder.record.methods:
         run = folder.run(method.name)
         for query, answer in run.items():
             answered[query].update(document for document, _ in answer)
         if empty := sum(not answer for answer in run.values()):
-            warnings.append(f"{empty:,} queries without an answer of {method.name}: they count 0")
+            warnings.append(f"{empty:,} queries have no result of {method.name} and count as 0")
     wanted = set().union(*answered.values(), *dataset.qrels.values())
     qrels: Mapping[str, Mapping[str, int]] = dataset.qrels
     if dataset.relevance == "answers":
@@ -271,12 +275,12 @@ def _conclude(
 
 
 def _cut_warnings(counts: Mapping[str, int], most: int, what: str) -> Iterator[str]:
-    """One warning if texts were cut: how many, how much of them is lost, and the longest by name.
+    """Yield one warning if texts were truncated: how many, how much was lost, and the ids of the longest.
 
     Args:
-        counts: Tokens of each whole text, by id.
-        most: Tokens that were read of each.
-        what: What the texts are.
+        counts: The number of tokens of each whole text, by id.
+        most: The maximum number of tokens that were read.
+        what: The kind of texts, for the message.
     """
     cut = {id: count for id, count in counts.items() if count > most}
     if cut:
@@ -284,13 +288,13 @@ def _cut_warnings(counts: Mapping[str, int], most: int, what: str) -> Iterator[s
         longest = sorted(cut, key=lambda id: (-cut[id], id))[:_CUT_NAMED]
         names = [f"{id} ({cut[id]:,})" for id in longest] + ["…"] * (len(cut) > len(longest))
         yield (
-            f"{len(cut):,} of {len(counts):,} {what} are longer than {most:,} tokens and were cut: {lost:,} of their "
-            f"{whole:,} tokens are lost ({lost / whole:.0%}); the longest: {', '.join(names)}"
+            f"{len(cut):,} of {len(counts):,} {what} are longer than {most:,} tokens and were cut: {lost:,} "
+            f"of their {whole:,} tokens are lost ({lost / whole:.0%}); the longest are {', '.join(names)}"
         )
 
 
 def _document_rows(dataset: Dataset, encoder: M3Encoder, wanted: Collection[str]) -> Iterator[DocumentRow]:
-    """The lengths of some documents, whose texts are never held together."""
+    """Yield the lengths of the wanted documents, without keeping all texts in memory."""
     for batch in dataset.documents.batches(_DOCUMENTS_AT_ONCE):
         documents = [document for document in batch if document.id in wanted]
         counts = encoder.count_tokens([document.text for document in documents])
@@ -354,6 +358,6 @@ def _method_record(name: str, method: Method) -> MethodRecord:
 
 
 def without_secrets(url: str) -> str:
-    """A store's URL without user and password."""
+    """Return the URL of a store without user and password."""
     parts = urlsplit(url)
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])) if "@" in parts.netloc else url

@@ -40,6 +40,7 @@ Run = dict[str, list[tuple[str, float]]]
 """Query id to documents with their scores, best first."""
 
 RECORD = "evaluation.json"
+_REMAKE = "\n  Delete the file, and run the same m3 eval command again."
 QUERIES = "queries.parquet"
 DOCUMENTS = "documents.parquet"
 QRELS = "qrels.trec"
@@ -52,7 +53,7 @@ SCORES_COLUMNS = (
     "multivector",  # float32, null beyond the depth of the multi-vector candidates
     "dense_rank",  # int32 from 1, null for a document that is not in the dense list
     "sparse_rank",  # int32 from 1, null for a document that is not in the sparse list
-    "sparse_list",  # float32, under paper fusion only: the quantised score, null for a document not in the list
+    "sparse_list",  # float32, with paper fusion only: the quantised score, null if not in the list
 )
 
 
@@ -76,12 +77,17 @@ class EvaluationFolder:
             raw = json.loads((path / RECORD).read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise InvalidInput(
-                f"{path} holds no evaluation: there is no {RECORD}.\n  m3 eval DATASET --out {path} makes one."
+                f"{path} contains no evaluation: there is no {RECORD}.\n"
+                f"  Create one with m3 eval DATASET --out {path}."
             ) from None
         except ValueError as error:
-            raise InvalidInput(f"{path / RECORD} is not JSON: {error}") from None
+            raise InvalidInput(
+                f"{path / RECORD} is not JSON: {error}\n  Remove the folder and repeat the evaluation."
+            ) from None
         if not isinstance(raw, dict):
-            raise InvalidInput(f"{path / RECORD} is no JSON object.")
+            raise InvalidInput(
+                f"{path / RECORD} is not a JSON object.\n  Remove the folder and repeat the evaluation."
+            )
         try:
             self.record = EvaluationRecord.from_json(raw)
         except InvalidInput as error:
@@ -96,7 +102,7 @@ class EvaluationFolder:
         if not self.record.complete:
             raise InvalidInput(
                 f"{self.path} is incomplete: its evaluation was interrupted.\n"
-                "  Go on with the same m3 eval command, then come again."
+                "  Run the same m3 eval command to complete it, then repeat this command."
             )
         return self
 
@@ -116,11 +122,13 @@ class EvaluationFolder:
         qrels: dict[str, dict[str, int]] = {query: {} for query in self.asked}
         for line, (query, _, document, grade) in self._trec(QRELS, 4):
             if query not in qrels:
-                raise InvalidInput(f"{path}:{line}: query {query!r} is none of {self.record.dataset.name}.")
+                raise InvalidInput(
+                    f"{path}:{line}: query {query!r} is not in {self.record.dataset.name}.{_REMAKE}"
+                )
             try:
                 qrels[query][document] = int(grade)
             except ValueError:
-                raise InvalidInput(f"{path}:{line}: {grade!r} is no grade.") from None
+                raise InvalidInput(f"{path}:{line}: {grade!r} is not a grade.{_REMAKE}") from None
         return qrels
 
     @functools.cached_property
@@ -156,8 +164,8 @@ class EvaluationFolder:
             of = (table.schema.metadata or {}).get(PART_OF, b"?").decode()
             if of != self.record.scores_key:
                 raise InvalidInput(
-                    f"{self.path / name} holds the scores of another evaluation, {of}, not {self.record.scores_key}.\n"
-                    "  Delete it, and go on with the same m3 eval command."
+                    f"{self.path / name} contains the scores of another evaluation, {of}, not "
+                    f"{self.record.scores_key}.\n  Delete it, and run the same m3 eval command again."
                 )
             yield table
 
@@ -172,22 +180,27 @@ class EvaluationFolder:
         run: Run = {query: [] for query in self.asked}
         for line, (query, _, document, _, score, _) in self._trec(run_path(method), 6):
             if query not in run:
-                raise InvalidInput(f"{path}:{line}: query {query!r} is none of {self.record.dataset.name}.")
+                raise InvalidInput(
+                    f"{path}:{line}: query {query!r} is not in {self.record.dataset.name}.{_REMAKE}"
+                )
             try:
                 value = float(score)
             except ValueError:
-                raise InvalidInput(f"{path}:{line}: {score!r} is no score.") from None
+                raise InvalidInput(f"{path}:{line}: {score!r} is not a score.{_REMAKE}") from None
             if run[query] and value > run[query][-1][1]:
-                raise InvalidInput(f"{path}:{line}: the scores of query {query!r} rise: best first.")
+                raise InvalidInput(
+                    f"{path}:{line}: the scores of query {query!r} increase; the best must be first.{_REMAKE}"
+                )
             run[query].append((document, value))
         known = self._documents_known
         for query, answer in run.items():
             documents = {document for document, _ in answer}
             if len(documents) < len(answer):
-                raise InvalidInput(f"{path}: query {query!r} has a document twice.")
+                raise InvalidInput(f"{path}: query {query!r} has a document twice.{_REMAKE}")
             if known is not None and not documents <= known:
                 raise InvalidInput(
-                    f"{path}: {min(documents - known)!r} is none of the documents of {self.record.dataset.name}."
+                    f"{path}: {min(documents - known)!r} is not a document of {self.record.dataset.name}."
+                    f"{_REMAKE}"
                 )
         return run
 
@@ -245,7 +258,8 @@ class EvaluationFolder:
             if len(of_queries) != self.record.dataset.queries:
                 raise InvalidInput(
                     f"{self.path / 'metrics.parquet'} has {measure} of {method} for {len(of_queries):,} of "
-                    f"{self.record.dataset.queries:,} queries.\n  Delete it: it is computed anew from the runs."
+                    f"{self.record.dataset.queries:,} queries.\n"
+                    "  Delete the file; it will be recomputed from the runs."
                 )
             means[method][measure] = statistics.fmean(of_queries)
         return means
@@ -259,17 +273,17 @@ class EvaluationFolder:
         """A file, as it was written.
 
         Raises:
-            InvalidInput: It is missing, or was cut off or changed since: half a file would give other numbers without
-                a sign of it.
+            InvalidInput: It is missing, or was cut off or changed since: half a file would give other numbers
+                without a sign of it.
         """
         path = self.path / name
         if not path.exists():
-            raise InvalidInput(f"{path} is missing.\n  Go on with the same m3 eval command to complete it.")
+            raise InvalidInput(f"{path} is missing.\n  Run the same m3 eval command again to complete it.")
         content = path.read_bytes()
         if digest(content) != self.record.digests.get(name, digest(content)):
             raise InvalidInput(
-                f"{path} was cut off or changed since it was written: its SHA-256 is not that of {RECORD}.\n"
-                "  Go on with the same m3 eval command: it makes the file anew."
+                f"{path} was truncated or changed: its SHA-256 differs from that in {RECORD}.\n"
+                "  Run the same m3 eval command again to recreate the file."
             )
         return content
 
@@ -292,7 +306,9 @@ class EvaluationFolder:
             if raw:
                 cells = raw.split()
                 if len(cells) != columns:
-                    raise InvalidInput(f"{path}:{line}: {len(cells)} columns, not {columns}.")
+                    raise InvalidInput(
+                        f"{path}:{line} has {len(cells)} columns; it must have {columns}.{_REMAKE}"
+                    )
                 yield (
                     line,
                     [unquote(cell) if "%" in cell else cell for cell in cells] if "%" in raw else cells,
@@ -315,7 +331,8 @@ def find_folders(root: Path) -> list[EvaluationFolder]:
     folders = [EvaluationFolder(path.parent) for path in sorted(root.rglob(RECORD))]
     if not folders:
         raise InvalidInput(
-            f"{root} holds no evaluation: no {RECORD} at or below it.\n  m3 eval DATASET --out {root}"
+            f"{root} contains no evaluation: there is no {RECORD} at or below it.\n"
+            f"  Create one with m3 eval DATASET --out {root}."
         )
     return folders
 
@@ -343,9 +360,9 @@ def trec_id(id: str) -> str:
 def trec_run(method: str, run: Mapping[str, Sequence[tuple[str, float]]]) -> str:
     """A run as a TREC file, whose order trec_eval keeps.
 
-    trec_eval reads scores as float32, sorts by them, and puts equal ones in descending order of their ids; our
-    ties are in ascending order. So scores must fall from line to line in float32 already: one that does not is
-    written as the next smaller float32 after the one before it. All others are written as they are.
+    trec_eval reads scores as float32, sorts by them, and puts equal ones in descending order of their ids;
+    our ties are in ascending order. So scores must fall from line to line in float32 already: one that does
+    not is written as the next smaller float32 after the one before it. All others are written as they are.
     """
     lines = []
     tag = trec_id(method)

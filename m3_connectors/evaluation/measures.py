@@ -26,21 +26,21 @@ def per_query(
     Args:
         qrels: The judgements.
         run: The answers.
-        measures: ``nDCG@K`` (grades as gains, trec_eval's ``ndcg_cut``), ``Recall@K``, ``MRR@K`` (reciprocal rank
-            of the first relevant document among the first K).
-        relevance: ``answers``: each relevant document holds the one answer, so that ``Recall@K`` is 1 for a query
-            with one of them among the first K (paper, section 4.2), which trec_eval calls success.
+        measures: ``nDCG@K`` (grades as gains, trec_eval's ``ndcg_cut``), ``Recall@K``, ``MRR@K`` (reciprocal
+            rank of the first relevant document among the first K).
+        relevance: ``answers``: each relevant document holds the one answer, so that ``Recall@K`` is 1 for a
+            query with one of them among the first K (paper, section 4.2), which trec_eval calls success.
 
     Returns:
         By measure, by query in the order of ``qrels``.
 
     Raises:
-        InvalidInput: An unknown measure, no query is judged, a judged query is not in the run (an empty answer is),
-            or an answered one is not judged.
+        InvalidInput: An unknown measure, no query is judged, a judged query is not in the run (an empty
+            answer is), or an answered one is not judged.
         MissingDependency: ir_measures is not installed.
     """
     if not qrels:
-        raise InvalidInput("no query is judged: there is nothing to measure.")
+        raise InvalidInput("there are no judged queries.\n  Use a dataset with judgements.")
     missing = [query for query in qrels if query not in run]
     unjudged = [query for query in run if query not in qrels]
     for queries, what in (
@@ -49,14 +49,16 @@ def per_query(
     ):
         if queries:
             raise InvalidInput(
-                f"{len(queries)} {what}, the first {queries[0]!r}: is it a run of this dataset?"
+                f"{len(queries)} {what}, such as {queries[0]!r}.\n"
+                "  Check that the run belongs to this dataset."
             )
     try:
         import ir_measures
     except ImportError:
         raise MissingDependency("ir_measures", "eval") from None
     known = {_parse(name, relevance): name for name in measures}
-    # trec_eval sorts by score and breaks ties its own way: ranks as scores measure the order that was answered.
+    # trec_eval sorts by score and breaks ties its own way: ranks as scores measure the order that was
+    # answered.
     answers = {
         query: {document: -float(rank) for rank, document in enumerate(documents)}
         for query, documents in run.items()
@@ -80,5 +82,5 @@ def _parse(name: str, relevance: str) -> Any:
     known = {"nDCG": nDCG, "Recall": Success if relevance == "answers" else R, "MRR": RR}
     measure, _, cutoff = name.partition("@")
     if measure not in known or not cutoff.isdecimal() or int(cutoff) < 1:
-        raise InvalidInput(f"{name!r} is no measure: use nDCG@K, Recall@K or MRR@K.")
+        raise InvalidInput(f"{name!r} is not a measure.\n  Use nDCG@K, Recall@K or MRR@K.")
     return known[measure] @ int(cutoff)

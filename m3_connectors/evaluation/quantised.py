@@ -1,9 +1,10 @@
 """Sparse weights as the reference's scripts hand them to Lucene, to reproduce the paper's table.
 
 They round every weight of queries and documents up to a whole hundredth, ``ceil(100 w)`` (FlagEmbedding,
-``C_MTEB/MKQA/sparse_retrieval/step0-encode_query-and-corpus.py``), rank by the product of these integers, and divide
-it by 10,000 before they add it to a dense score (``hybrid_retrieval/step0-hybrid_search_results.py``). Only the sparse
-list and Dense+Sparse see these scores; All re-ranks by the model's own (``multi_vector_rerank``).
+``C_MTEB/MKQA/sparse_retrieval/step0-encode_query-and-corpus.py``), rank by the product of these integers, and
+divide it by 10,000 before they add it to a dense score (``hybrid_retrieval/step0-hybrid_search_results.py``).
+Only the sparse list and Dense+Sparse see these scores; All re-ranks by the model's own
+(``multi_vector_rerank``).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What an evaluation is: its dataset, model, store, protocol and methods, as ``evaluation.json`` keeps them."""
+"""The record of an evaluation in ``evaluation.json``: its dataset, model, store, protocol and methods."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ FORMAT = 1
 """Of evaluation.json and the files beside it."""
 
 Fusion = Literal["exact", "paper"]
-"""``exact``: every candidate has all its true scores. ``paper``: as the reference scripts, see ``Protocol``."""
+"""``exact``: every candidate has all its true scores. ``paper``: as the reference scripts (``Protocol``)."""
 
 Relevance = Literal["documents", "answers"]
 """What a judgement is about: single documents, or any document that holds an answer (MKQA)."""
@@ -76,15 +76,16 @@ class Protocol:
     """How queries were asked and measured.
 
     Attributes:
-        fusion: ``exact``, or ``paper``: the sparse list and Dense+Sparse use sparse weights rounded up to hundredths,
-            as the reference's scripts hand them to Lucene, and a candidate missing from one list counts 0 there.
+        fusion: ``exact``, or ``paper``: the sparse list and Dense+Sparse use sparse weights rounded up to
+            hundredths, as the reference's scripts hand them to Lucene, and a candidate missing from one list
+            counts 0 there.
         depths: Candidates of the dense and of the sparse list; the multi-vector depth is that of the dense
             candidates which have a multi-vector score.
         query_max_length: Most tokens of a query; None is the model's own maximum.
         passage_max_length: Most tokens of a document; None is the model's own maximum.
         precision: Of the model's arithmetic, which the last digits of every score depend on.
-        limit_queries: Only so many of the split's queries were asked, the first; None is all. Means over a part are
-            other numbers than means over all.
+        limit_queries: Only so many of the split's queries were asked, the first; None is all. Means over a
+            part are other numbers than means over all.
         run_depth: Most answers of a run, a query.
         exact_lists: No approximate list in the store.
         measures: Names as ``measures.per_query`` takes them, the main one first.
@@ -112,8 +113,8 @@ class MethodRecord:
         kind: One of the paper's methods, or something to compare with.
         weights: Of dense, sparse and multi-vector scores; None for a baseline.
         candidates: Depth of each proposing list; None for a baseline.
-        description: For people; of a baseline it says everything that its ranking depends on, so that another one of
-            the same name is told from it.
+        description: For people; of a baseline it says everything that its ranking depends on, so that another
+            one of the same name is told from it.
     """
 
     name: str
@@ -166,7 +167,7 @@ class EvaluationRecord:
             if method.name == name:
                 return method
         raise InvalidInput(
-            f"no method {name!r} was evaluated on {self.dataset.name}: it has "
+            f"method {name!r} was not evaluated on {self.dataset.name}.\n  Use one of "
             f"{', '.join(method.name for method in self.methods)}."
         )
 
@@ -183,7 +184,8 @@ class EvaluationRecord:
         """
         if raw.get("format") != FORMAT:
             raise InvalidInput(
-                f"evaluation format {raw.get('format')!r} is not {FORMAT}: written by another m3-connectors?"
+                f"the evaluation has format {raw.get('format')!r}, not {FORMAT}.\n"
+                "  Use the version of m3-connectors that wrote it, or repeat the evaluation."
             )
         try:
             protocol = dict(raw["protocol"])
@@ -200,7 +202,10 @@ class EvaluationRecord:
                 digests=raw.get("digests", {}),
             )
         except (KeyError, TypeError) as error:
-            raise InvalidInput(f"the record of the evaluation is damaged: {error}.") from error
+            raise InvalidInput(
+                f"the record of the evaluation is damaged: {error}.\n"
+                "  Repeat the evaluation in another folder."
+            ) from error
 
     @property
     def scores_key(self) -> str:
@@ -215,8 +220,10 @@ class EvaluationRecord:
     def differences(self, other: EvaluationRecord) -> list[str]:
         """What makes another evaluation another one, as lines for people; warnings and progress do not.
 
-        A dataset is known by its name, split and fingerprint, a model by its fingerprints: its name may change. The
-        other one may have further methods: they are computed from the same scores and change nothing of what is there.
+        A dataset is known by its name, split and fingerprint, a model by its fingerprints: its name may
+            change. The
+        other one may have further methods: they are computed from the same scores and change nothing of what
+            is there.
         """
         same_model = _model_key(self.model) == _model_key(other.model)
         mine, others = _identity(self), _identity(other)
@@ -228,7 +235,7 @@ class EvaluationRecord:
         methods = {method.name: method for method in other.methods}
         for method in self.methods:
             if method.name not in methods:
-                differing.append(f"method {method.name} is there and was not asked for")
+                differing.append(f"method {method.name} is there, but was not requested")
             elif method.ranking != methods[method.name].ranking:
                 differing.append(
                     f"method {method.name}: {method.ranking}, not {methods[method.name].ranking}"

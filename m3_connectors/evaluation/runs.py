@@ -33,7 +33,8 @@ def method_run(folder: EvaluationFolder, method: Method) -> Run:
     for component, depth in method.deep_enough(k).candidates.items():
         if depth > depths[component]:
             raise InvalidInput(
-                f"method {method.name!r} needs {depth} {component} candidates; {folder.path} has {depths[component]}."
+                f"method {method.name!r} needs {depth} {component} candidates; {folder.path} has "
+                f"{depths[component]}.\n  Use fewer candidates, or evaluate again with deeper lists."
             )
     run: Run = {query: [] for query in folder.asked}
     for query, table in queries_of(folder):
@@ -63,11 +64,13 @@ def candidates_of(table: pa.Table, method: Method, fusion: Fusion) -> tuple[Int6
     Args:
         table: The scores of the query, as ``queries_of`` gives them.
         method: Whose lists and weights decide.
-        fusion: As the protocol says. ``paper`` takes the scores of the lists, 0 for a document that is missing from
-            one, where a method unites lists; a method that re-ranks one list has its true scores in both.
+        fusion: As the protocol says. ``paper`` takes the scores of the lists, 0 for a document that is
+            missing from one, where a method unites lists; a method that re-ranks one list has its true scores
+            in both.
 
     Raises:
-        InvalidInput: A candidate has no multi-vector score: the method proposes more of them than were scored.
+        InvalidInput: A candidate has no multi-vector score: the method proposes more of them than were
+            scored.
     """
     ranks: dict[Component, npt.NDArray[np.int32]] = {
         "dense": _numbers(table, "dense_rank", 0).astype(np.int32),
@@ -88,7 +91,7 @@ def candidates_of(table: pa.Table, method: Method, fusion: Fusion) -> tuple[Int6
             if np.isnan(scores[component]).any():
                 raise InvalidInput(
                     f"method {method.name!r} needs a {component} score of candidates that have none.\n"
-                    "  Multi-vectors are scored for the best dense candidates only: propose fewer."
+                    "  Only the best dense candidates have multi-vector scores: use fewer candidates."
                 )
     return np.flatnonzero(chosen), scores
 
@@ -101,7 +104,7 @@ def recorded_method(folder: EvaluationFolder, name: str) -> Method:
     """
     record = folder.record.method(name)
     if record.weights is None or record.candidates is None:
-        raise InvalidInput(f"{name} is a baseline: it has no weights.")
+        raise InvalidInput(f"{name} is a baseline, which has no weights.\n  Use a method with weights.")
     return Method(name, record.candidates, Weights(*record.weights))
 
 

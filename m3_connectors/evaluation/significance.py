@@ -30,8 +30,8 @@ class PairedTest:
         queries: How many.
         before, after: Mean values.
         low, high: Bounds of the 95 % bootstrap interval of the mean difference, after minus before.
-        p_value: Two-sided, of the randomisation test: how often a difference at least as large comes about where
-            the two rankings of each query are interchangeable.
+        p_value: Two-sided, of the randomisation test: how often a difference at least as large comes about
+            where the two rankings of each query are interchangeable.
         wins, ties, losses: Queries for which ``after`` is larger, equal, smaller.
     """
 
@@ -61,19 +61,20 @@ def paired_test(
 ) -> PairedTest:
     """Test the mean difference of two rankings.
 
-    The randomisation test (Fisher; Smucker, Allan and Carterette, CIKM 2007) flips the sign of each unit's difference:
-    all sign patterns where there are at most ``resamples`` of them, else that many random ones, and then
-    p = (1 + as large) / (1 + flips), so that it is never 0.
+    The randomisation test (Fisher; Smucker, Allan and Carterette, CIKM 2007) flips the sign of each unit's
+    difference: all sign patterns where there are at most ``resamples`` of them, else that many random ones,
+    and then p = (1 + as large) / (1 + flips), so that it is never 0.
 
-    The interval is the percentile bootstrap's. On differences shaped like nDCG's (60 % zeros, skewed) it held the true
-    mean in 90.1 / 92.6 / 94.6 % of 1,500 trials with 20 / 50 / 200 queries, BCa in 89.6 / 91.5 / 94.6 %; BCa would also
-    need a jackknife over all queries and has no answer where all differences are equal.
+    The interval is the percentile bootstrap's. On differences shaped like nDCG's (60 % zeros, skewed) it held
+    the true mean in 90.1 / 92.6 / 94.6 % of 1,500 trials with 20 / 50 / 200 queries, BCa in 89.6 / 91.5 /
+    94.6 %; BCa would also need a jackknife over all queries and has no answer where all differences are
+    equal.
 
     Args:
         before: Value by query.
         after: The same queries.
-        units: By query what is drawn and flipped as one, such as its text where copies of a query occur; each query
-            by itself by default.
+        units: By query what is drawn and flipped as one, such as its text where copies of a query occur; each
+            query by itself by default.
         resamples: Bootstrap samples, and most sign patterns.
         seed: Of both.
 
@@ -85,7 +86,7 @@ def paired_test(
     first = np.array([before[query] for query in queries], dtype=np.float64)
     second = np.array([after[query] for query in queries], dtype=np.float64)
     if not (np.isfinite(first).all() and np.isfinite(second).all()):
-        raise InvalidInput("a value of a query is not finite: there is nothing to compare.")
+        raise InvalidInput("the value of a query is not finite.\n  Measure the runs again.")
     differences = second - first
     labels: dict[Hashable, int] = {}
     unit = [labels.setdefault(units[query] if units else query, len(labels)) for query in queries]
@@ -105,7 +106,7 @@ def paired_test(
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's adjusted p-values (1979): below 0.05 each, none of the family is wrong with more than 5 % probability.
+    """Return Holm's adjusted p-values (1979), which keep the family-wise error rate.
 
     Args:
         p_values: Of all comparisons that are looked at together.
@@ -128,11 +129,11 @@ def resamples_for(comparisons: int) -> int:
 
 def _check_same_queries(before: Mapping[str, float], after: Mapping[str, float]) -> None:
     if not before:
-        raise InvalidInput("there is no query to compare.")
+        raise InvalidInput("there are no queries to compare.\n  Use evaluations with judged queries.")
     if before.keys() != after.keys():
         lone = sorted(before.keys() ^ after.keys())
         raise InvalidInput(
-            f"{len(lone)} queries are in one of the two rankings only, the first {lone[0]!r}.\n"
+            f"{len(lone)} queries are in only one of the two rankings, such as {lone[0]!r}.\n"
             "  Compare evaluations of the same dataset and split."
         )
 

@@ -28,11 +28,12 @@ class JudgedCandidates:
     """The candidates of one query.
 
     Attributes:
-        scores: Dense, sparse and multi-vector score of each, float64 ``[3, n]``, ordered by document id; a component
-            that the method does not score is 0.
+        scores: Dense, sparse and multi-vector score of each, float64 ``[3, n]``, ordered by document id; a
+            component that the method does not score is 0.
         relevant: Positions of the judged ones with a grade above 0, ``[r]``.
         gains: Their grades, float64 ``[r]``.
-        ideal: DCG of the best order of all judged documents, candidates or not; > 0, or 0 where none is relevant.
+        ideal: DCG of the best order of all judged documents, candidates or not; > 0, or 0 where none is
+            relevant.
     """
 
     scores: Float64
@@ -46,7 +47,8 @@ def judged_candidates(folder: EvaluationFolder, method: Method) -> dict[str, Jud
 
     Args:
         folder: A complete evaluation.
-        method: Its lists' depths decide who is a candidate, its components what is scored; its weights do not count.
+        method: Its lists' depths decide who is a candidate, its components what is scored; its weights do not
+            count.
 
     Returns:
         By query, in evaluation order.
@@ -58,8 +60,9 @@ def judged_candidates(folder: EvaluationFolder, method: Method) -> dict[str, Jud
     for component, depth in method.candidates.items():
         if depth > record.protocol.depths[component]:
             raise InvalidInput(
-                f"{folder.path} has the first {record.protocol.depths[component]} of the {component} list: "
-                f"method {method.name} ranks the first {depth}."
+                f"{folder.path} has the first {record.protocol.depths[component]} of the {component} list, "
+                f"but method {method.name} needs {depth}.\n"
+                "  Use fewer candidates, or evaluate with deeper lists."
             )
     qrels = folder.qrels()
     judged = {query: _judged([], np.zeros((3, 0)), qrels.get(query, {})) for query in folder.asked}
@@ -75,10 +78,10 @@ def judged_candidates(folder: EvaluationFolder, method: Method) -> dict[str, Jud
 
 
 def ndcg(candidates: Sequence[JudgedCandidates], weights: Float64) -> Float64:
-    """nDCG@10 as trec_eval computes it (grades as gains), to the last bit; equal scores in the order of their ids.
+    """Return nDCG@10 exactly as trec_eval computes it (grades as gains); equal scores are ordered by id.
 
-    A document's rank is counted, not sorted for: only the relevant ones' ranks matter, and each is one more than
-    the number of candidates before it.
+    A document's rank is counted, not sorted for: only the relevant ones' ranks matter, and each is one more
+    than the number of candidates before it.
 
     Args:
         candidates: Of ``q`` queries.

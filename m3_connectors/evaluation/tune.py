@@ -1,4 +1,4 @@
-"""The weights of a method that suit one's own queries, with proof that they hold on queries they were not chosen by."""
+"""Tunes the weights of a method on the user's queries, and tests them on queries not used for tuning."""
 
 from __future__ import annotations
 
@@ -96,8 +96,8 @@ class Tuning:
         held_out: Mean nDCG@10 of the folds, each under weights chosen by the others.
         folds: The folds.
         gains: Against each baseline; the first is what is in use.
-        decisive: The one of the gains that has to be real: against what is in use, or against a baseline that is
-            itself really better than that.
+        decisive: The one of the gains that has to be real: against what is in use, or against a baseline that
+            is itself really better than that.
         surface: The whole grid.
         adjusted_p_value: Of the decisive gain, corrected for the methods that were tuned with this one.
     """
@@ -163,22 +163,22 @@ def tune(
 ) -> Tuning:
     """Find the weights of a method by cross-validation over the queries of an evaluation.
 
-    The candidates are those of the method's lists, whatever the weights. Weights are chosen on a grid of 0.05 over the
-    simplex, then of 0.01 around its best point; of equally good ones the most central. For each fold they are chosen
-    anew by the other folds, so that every query has one value under weights that it had no part in. Copies of a query
-    are in one fold, and count as one in the tests.
+    The candidates are those of the method's lists, whatever the weights. Weights are chosen on a grid of 0.05
+    over the simplex, then of 0.01 around its best point; of equally good ones the most central. For each fold
+    they are chosen anew by the other folds, so that every query has one value under weights that it had no
+    part in. Copies of a query are in one fold, and count as one in the tests.
 
     Args:
         folder: A complete evaluation.
         method: ``all`` or ``dense_sparse``.
-        baselines: Other weights to compare with, by name, before the paper's and equal ones; the first is what is in
-            use. By default the weights that the evaluation used.
+        baselines: Other weights to compare with, by name, before the paper's and equal ones; the first is
+            what is in use. By default the weights that the evaluation used.
         folds: How many; fewer if there are fewer different queries.
         seed: Of folds and tests.
 
     Raises:
-        InvalidInput: Another method, fewer than two folds or different queries, or an evaluation that does not have
-            the scores.
+        InvalidInput: Another method, fewer than two folds or different queries, or an evaluation that does
+            not have the scores.
     """
     ranked_by = _tunable(folder, method)
     judged = judged_candidates(folder, ranked_by)
@@ -252,7 +252,7 @@ def surface(folder: EvaluationFolder, method: str = "all", divisions: int = _COA
 
 
 def assign_folds(groups: Sequence[str], folds: int, seed: int) -> npt.NDArray[np.int64]:
-    """A fold for each query, ``[q]``: groups whole, in random order, each to the fold that has the fewest queries.
+    """Assign a fold to each query, ``[q]``: each group, in random order, goes to the smallest fold.
 
     Raises:
         InvalidInput: Fewer than two folds or groups.
@@ -262,10 +262,13 @@ def assign_folds(groups: Sequence[str], folds: int, seed: int) -> npt.NDArray[np
         members.setdefault(group, []).append(i)
     if folds < 2:
         raise InvalidInput(
-            f"folds is {folds}: it takes two or more to choose on some queries and test on others."
+            f"folds is {folds}; tuning needs at least two, to choose on some queries and test on others.\n"
+            "  Use 2 or more folds."
         )
     if len(members) < 2:
-        raise InvalidInput(f"{len(members)} different queries: it takes two or more to tune weights.")
+        raise InvalidInput(
+            f"there are {len(members)} different queries; tuning needs at least two.\n  Use more queries."
+        )
     sizes = np.zeros(min(folds, len(members)), dtype=np.int64)
     fold_of = np.empty(len(groups), dtype=np.int64)
     names = list(members)
@@ -279,7 +282,7 @@ def assign_folds(groups: Sequence[str], folds: int, seed: int) -> npt.NDArray[np
 def _choose(
     method: Method, candidates: Sequence[JudgedCandidates], choosers: Sequence[npt.NDArray[np.bool_]]
 ) -> tuple[Float64, Float64, Surface]:
-    """The best weights for each of ``s`` sets of queries: ``[s, 3]``, with the values of all queries: ``[s, q]``."""
+    """Return the best weights ``[s, 3]`` for ``s`` query sets, and the values ``[s, q]`` of all queries."""
     coarse = grid(method, _COARSE)
     values = ndcg(candidates, coarse)
     starts = [coarse[_best(coarse, values[:, chooser].mean(axis=1))] for chooser in choosers]
@@ -296,7 +299,7 @@ def _choose(
 
 
 def _best(weights: Float64, means: Float64) -> int:
-    """The row of the largest mean; of equal ones the most central, whose neighbours are the most likely as good."""
+    """Return the row of the largest mean; among equal ones the most central, with good neighbours."""
     equal = np.flatnonzero(means >= means.max() - 1e-12)
     distances = np.square(weights[equal] - weights[equal].mean(axis=0)).sum(axis=1)
     return int(equal[distances.argmin()])
@@ -304,17 +307,18 @@ def _best(weights: Float64, means: Float64) -> int:
 
 def _tunable(folder: EvaluationFolder, method: str) -> Method:
     if method not in TUNABLE:
-        raise InvalidInput(f"method {method!r} has no weights to tune: use one of {', '.join(TUNABLE)}.")
+        raise InvalidInput(f"method {method!r} has no weights to tune.\n  Use one of {', '.join(TUNABLE)}.")
     if folder.record.protocol.relevance != "documents":
         raise InvalidInput(
-            f"{folder.path} is judged by answers: weights are tuned by {MEASURE}, which needs judged documents."
+            f"{folder.path} is judged by answers, but tuning uses {MEASURE}, which needs judged documents.\n"
+            "  Use an evaluation with judged documents."
         )
     recorded = {record.name: record.candidates for record in folder.record.methods}
     return dataclasses.replace(METHODS[method], candidates=recorded.get(method) or METHODS[method].candidates)
 
 
 def _baselines(folder: EvaluationFolder, method: str, first: Mapping[str, Weights]) -> dict[str, Weights]:
-    """Baselines by name, what is in use first; weights that rank the same stand once, under all their names."""
+    """Return the baselines by name, first those in use; weights that rank equally are listed once."""
     evaluated = [record.weights for record in folder.record.methods if record.name == method]
     used = dict.fromkeys(["as evaluated"], Weights(*evaluated[0])) if evaluated and evaluated[0] else {}
     paper = {"paper, MIRACL": MIRACL[method], "paper, long documents": LONG_DOCUMENTS[method]}

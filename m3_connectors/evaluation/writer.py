@@ -52,9 +52,10 @@ class DocumentRow:
 
 
 class FolderWriter:
-    """An evaluation's folder while it is made, begun anew or where it was left, or while methods are added to it.
+    """The folder of an evaluation that is being created, resumed, or extended with methods.
 
-    A complete evaluation stays one until the runs of all added methods are there: one that fails costs nothing.
+    A complete evaluation stays one until the runs of all added methods are there: one that fails costs
+    nothing.
 
     Args:
         path: The folder; made if it is not there.
@@ -82,7 +83,7 @@ class FolderWriter:
         if (path / RECORD).exists():
             self._take_up(EvaluationFolder(path).record)
         elif path.exists() and (not path.is_dir() or any(p.suffix != ".tmp" for p in path.iterdir())):
-            raise InvalidInput(f"{path} is no empty folder: an evaluation needs one of its own.")
+            raise InvalidInput(f"{path} is not an empty folder.\n  Use a new folder for the evaluation.")
         for folder in ("scores", "runs"):
             (path / folder).mkdir(parents=True, exist_ok=True)
         if self._usable is None:
@@ -163,7 +164,8 @@ class FolderWriter:
         """
         if run.keys() != set(self._queries):
             raise InvalidInput(
-                f"the run of {method} answers {len(run):,} queries, not the {len(self._queries):,} asked."
+                f"the run of {method} has {len(run):,} queries; it must have all {len(self._queries):,}.\n"
+                "  Include every query, with an empty list if it has no results."
             )
         depth = self._record.protocol.run_depth
         cut = {query: run[query][:depth] for query in self._queries}
@@ -185,7 +187,8 @@ class FolderWriter:
     def add_qrels(self, qrels: Mapping[str, Mapping[str, int]]) -> None:
         """Keep the judgements of the queries asked, once all runs are there.
 
-        From here on files change that the numbers of a complete evaluation depend on, so it is none until the end.
+        From here on files change that the numbers of a complete evaluation depend on, so it is none until the
+        end.
         """
         self._usable = None
         self._write(self._record)
@@ -240,8 +243,8 @@ class FolderWriter:
         held = tuple(method for method in there.methods if self._is_sound(run_path(method.name)))
         if differences := dataclasses.replace(there, methods=held).differences(self._record):
             raise InvalidInput(
-                f"{self.path} holds another evaluation: {'; '.join(differences)}.\n"
-                "  Give another --out, or remove the folder."
+                f"{self.path} contains another evaluation: {'; '.join(differences)}.\n"
+                "  Use another --out, or remove the folder."
             )
         asked = {method.name: method for method in self._record.methods}
         added = [
@@ -251,7 +254,8 @@ class FolderWriter:
             and method.name in asked
             and method.ranking == asked[method.name].ranking
         ]
-        # One of the model's without a digest is computed anew: that costs nothing, and it may have been cut off.
+        # One of the model's without a digest is computed anew: that costs nothing, and it may have been cut
+        # off.
         self._runs = {
             method.name
             for method in (*held, *added)

@@ -1,1 +1,1 @@
-"""Tables, figures and one page of the evaluations and benchmarks below a folder, made from their files alone."""
+"""Tables, figures and a page for the evaluations and benchmarks below a folder, from their files only."""

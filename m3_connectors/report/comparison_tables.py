@@ -1,4 +1,4 @@
-"""Tables of comparisons: is All better than the others, on which queries, and how far from what was published."""
+"""Tables of comparisons: whether All is better, on which queries, and the difference to published numbers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MOST_CHANGED = 5
 def comparison_tables(
     folders: Sequence[EvaluationFolder], published: Mapping[tuple[str, str, str], float]
 ) -> list[Table]:
-    """All against every other method, tested; the queries that it changes most; what was published.
+    """Return the tests of All against every other method, the queries that change most, published numbers.
 
     Args:
         folders: Complete evaluations.
@@ -94,15 +94,15 @@ def _tests(compared: Sequence[Comparison], variant: Variant) -> Table:
         Column("win / tie / loss"), Column("so"),
     )  # fmt: skip
     note = (
-        "Difference: All minus the method, with the bootstrap's 95 % interval; "
-        f"{resamples_for(len(compared)):,} resamples a test; copies of a query count as one. "
-        "Win, tie and loss are All's, in queries."
+        "The difference is All minus the method, with the 95 % bootstrap interval; "
+        f"{resamples_for(len(compared)):,} resamples per test; copies of a query count as one. "
+        "Win, tie and loss count the queries where All is better, equal or worse."
     )
     return Table("significance", "Is the difference real?", columns, rows, note)
 
 
 def _changes(compared: Sequence[Comparison], variant: Variant) -> Table:
-    """The queries that All changes most against the first baseline there is, else against Dense."""
+    """Return the queries that change most from the first baseline, or from Dense without one, to All."""
     methods = [one.before for one in compared]
     baselines = [ranking.method for ranking in methods if ranking.record.kind == "baseline"]
     against = baselines[0] if baselines else methods[0].method
@@ -122,9 +122,9 @@ def _changes(compared: Sequence[Comparison], variant: Variant) -> Table:
     rows = tuple(_change(comparison, change, variant) for comparison, change in (*better, *worse))
     title = f"Queries that change most from {against} to All"
     note = (
-        "The scores are those of the relevant document that moved most; – where it is no candidate of All. Its score "
-        f"is their sum, each times its weight. m3 compare DIR --methods {against},all --queries N shows more queries, "
-        "and every relevant document."
+        "The scores are those of the relevant document that moved most; – means that All does not list it. "
+        "Its score is the weighted sum of them. m3 compare DIR --methods "
+        f"{against},all --queries N shows more queries and every relevant document."
     )
     return Table("changes", title, columns, rows, note)
 
@@ -174,13 +174,13 @@ def _published(
     )
     columns = (
         Column("dataset"), Column("method"), Column("model"), Column("fusion"), Column("measure"), Column("here"),
-        Column("published"), Column("difference"), Column("not as in the paper"),
+        Column("published"), Column("difference"), Column("deviations from the paper"),
     )  # fmt: skip
     note = (
-        f"Published: {PAPER}. On the paper's split and all of its queries; what ran on fewer is not here. A row with "
-        "something in the last column is another experiment than the paper's, and has no difference."
+        f"Published: {PAPER}. Only evaluations on the paper's split with all its queries are listed. "
+        "Rows with deviations are different experiments than the paper's, and have no difference."
     )
-    return [Table("published", "Beside the published numbers", columns, rows, note)] if rows else []
+    return [Table("published", "Comparison with published numbers", columns, rows, note)] if rows else []
 
 
 def _kind(one: Comparison, variant: Variant) -> str:

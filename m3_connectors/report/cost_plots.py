@@ -1,4 +1,4 @@
-"""Figures of benchmarks: how latency is distributed, and what each method takes."""
+"""Figures of benchmarks: the distribution of latency, and the latency of each method."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MILLISECONDS = 1000.0
 
 
 def latency_plot(name: str, requests: pa.Table, summary: Mapping[str, Any], anchor: str) -> Plot | None:
-    """Which share of the requests took longer than a time: a panel for each load and size, a line for each store.
+    """Plot the share of requests slower than a time: a panel per load and size, a line per store.
 
     Args:
         name: Of the benchmark.
@@ -57,20 +57,20 @@ def latency_plot(name: str, requests: pa.Table, summary: Mapping[str, Any], anch
                         )
                 axes.set(xscale="log", yscale="log", title=f"{load}, {size:,} documents")
                 axes.set_xlabel("ms" if line == len(sizes) - 1 else "")
-                axes.set_ylabel("share that took longer" if column == 0 else "")
+                axes.set_ylabel("share of slower requests" if column == 0 else "")
         plain_ticks(all_axes[0][0].xaxis)
         plain_ticks(all_axes[0][0].yaxis, per_cent=True)
         legend(canvas, style)
         caption = (
-            f"{name}: share of the answered requests (all methods of the mix) that took longer than a time, from the "
-            "moment that each was meant to be sent. Both axes are logarithmic: at 1 % is the 99th percentile."
+            f"{name}: share of the completed requests (all methods of the mix) slower than a given time, "
+            "measured from the scheduled time of each. Both axes are logarithmic; 1 % is the 99th percentile."
             + (_VOID if void else "")
         )
         return finish(canvas, f"latency-{anchor}", f"Latency: {name}", caption)
 
 
 def method_plot(name: str, summary: Mapping[str, Any], anchor: str) -> Plot | None:
-    """p50 of each method under the lightest load, whiskers to p95; a panel for each size. None without a method.
+    """Plot p50 (whiskers to p95) of each method under the lightest load, a panel per size; None if empty.
 
     Args:
         name: Of the benchmark.
@@ -108,12 +108,12 @@ def method_plot(name: str, summary: Mapping[str, Any], anchor: str) -> Plot | No
         all_axes[-1].set_xlabel("ms: p50, whisker to p95")
         legend(canvas, style)
         caption = (
-            f"{name}: latency of each method under its lightest load, a request at a time where there is one."
+            f"{name}: latency of each method with its lightest load, one request at a time if available."
         )
         return finish(canvas, f"methods-{anchor}", f"Latency by method: {name}", caption)
 
 
-_VOID = " Loads whose numbers are void are left out."
+_VOID = " Loads with invalid numbers are omitted."
 
 
 def _key(load: Mapping[str, Any]) -> tuple[str, int, str]:
@@ -135,7 +135,7 @@ def _measured(requests: pa.Table, void: Collection[tuple[str, int, str]]) -> dic
 
 
 def lightest(summary: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The rows of each store's and size's first load that has latencies and is not void."""
+    """Return the rows of the first valid load with latencies, for each store and size."""
     first: dict[tuple[str, int], str] = {}
     rows = [
         load

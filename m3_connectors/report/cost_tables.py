@@ -1,4 +1,4 @@
-"""Tables of benchmarks, from the numbers that were computed of their raw rows."""
+"""Tables of benchmarks, from the numbers that were computed from their raw rows."""
 
 from __future__ import annotations
 
@@ -61,8 +61,8 @@ def _fills(name: str, summary: Mapping[str, Any], anchor: str) -> Table:
         Column("void because"),
     )  # fmt: skip
     note = (
-        "100 % is one core. – is not known, or not done by this store. Planned: by m3 bench plan, which leaves out "
-        "what passes, a log or a second copy until merged."
+        "100 % is one core. – means unknown, or not applicable to this store. Planned: by m3 bench "
+        "plan, which excludes temporary data: a log, or a second copy until it is merged."
     )
     return Table(f"writes-{anchor}", f"Writing: {name}", columns, rows, note).without_empty(*_REMARKS)
 
@@ -83,9 +83,9 @@ def _loads(name: str, summary: Mapping[str, Any], anchor: str) -> Table:
         Column("CPU here, %", 0), Column("CPU of the server, ms", 2), Column("void because"), Column("but"),
     )  # fmt: skip
     note = (
-        "Latency is counted from the moment that a request was meant to be sent; a quantile that the requests are too "
-        f"few for is –. The harness itself takes {summary['harness_seconds_per_request'] * _MILLISECONDS:.3f} ms a "
-        "request. CPU in ms is for one request, in % of one core."
+        "Latency is measured from the scheduled time of a request; – means too few requests for a quantile. "
+        f"The harness itself takes {summary['harness_seconds_per_request'] * _MILLISECONDS:.3f} ms per "
+        "request. CPU in ms is per request, CPU in % is relative to one core."
     )
     return Table(f"answers-{anchor}", f"Answering: {name}", columns, rows, note).without_empty(*_REMARKS)
 
@@ -134,9 +134,7 @@ def _recall(name: str, summary: Mapping[str, Any], anchor: str) -> Table:
         Column("filter lets pass", 2), Column("queries"), Column("recall"), Column("worst query"),
         Column("p50, ms", 2), Column("exact p50, ms", 2), Column("void because"),
     )  # fmt: skip
-    note = (
-        "Share of the exact answer that the approximate lists bring, by score, so that ties count as found."
-    )
+    note = "The share of the exact results that the approximate lists contain, by score: ties count as found."
     return Table(
         f"recall-{anchor}", f"Recall of the approximate part: {name}", columns, rows, note
     ).without_empty(*_REMARKS)

@@ -1,4 +1,4 @@
-"""Which evaluations a figure may compare methods on: those that all of them have, and no others."""
+"""Selects the evaluations on which a figure can compare methods: those that all methods have."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ class Fair:
 
 
 def fair(folders: Sequence[EvaluationFolder], methods: Collection[str]) -> Fair:
-    """What can be compared: a mean over easy and hard questions beside one over easy questions only says nothing.
+    """Select what can be compared: means over different sets of questions cannot.
 
-    A method that fewer than half of the evaluations have would take most of them away from all others: it is left out
-    itself. So are, if there is no other way, the rarest ones, until there is an evaluation that all have.
+    A method that fewer than half of the evaluations have would exclude most of them for all others, so it is
+    omitted. If necessary, the rarest methods are omitted too, until there is an evaluation that all have.
 
     Args:
         folders: Complete evaluations.
@@ -55,15 +55,15 @@ def fair(folders: Sequence[EvaluationFolder], methods: Collection[str]) -> Fair:
 
 
 def left_out(parts: Iterable[Fair]) -> str:
-    """What a figure of these does not count, to stand at the end of its caption; empty if it counts everything."""
+    """Return the end of a figure's caption that lists what is omitted; empty if nothing is."""
     everything = list(parts)
     sentences = ""
     methods = dict.fromkeys(name for part in everything for name in part.missing_methods)
     if methods:
-        sentences += f" Left out, because too few evaluations have them: {_listed(methods)}."
+        sentences += f" Omitted because too few evaluations have them: {_listed(methods)}."
     folders = dict.fromkeys(_name(folder) for part in everything for folder in part.missing_folders)
     if folders:
-        sentences += f" Left out, because not all methods shown have them: {_listed(folders)}."
+        sentences += f" Omitted because not all methods shown have them: {_listed(folders)}."
     return sentences
 
 

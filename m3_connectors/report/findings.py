@@ -1,4 +1,4 @@
-"""What a report found, in sentences: its headline. Nothing is claimed that the numbers do not carry."""
+"""The findings of a report in sentences, shown at its top; only what the numbers support is claimed."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _DECIMALS = 3
 
 
 def quality_findings(folders: Sequence[EvaluationFolder]) -> list[str]:
-    """For each family of datasets, the best method, and whether it is better than the next one.
+    """Return, for each family of datasets, the best method and whether it is really better than the next.
 
-    Each dataset of a family counts once, and methods are compared on the datasets that all of them have. The p-value is
-    multiplied by the number of pairs that could have been the best two, in all families together.
+    Each dataset of a family counts once, and methods are compared on the datasets that all of them have. The
+    p-value is multiplied by the number of pairs that could have been the best two, in all families together.
 
     Args:
         folders: Complete evaluations.
@@ -35,7 +35,7 @@ def quality_findings(folders: Sequence[EvaluationFolder]) -> list[str]:
 def cost_findings(
     folders: Sequence[EvaluationFolder], summaries: Mapping[str, Mapping[str, Any]]
 ) -> list[str]:
-    """For each benchmark, the fastest store and method, and how good that method is.
+    """Return, for each benchmark, the fastest store and method, and the quality of that method.
 
     Args:
         folders: Complete evaluations: the quality of the methods.
@@ -46,7 +46,7 @@ def cost_findings(
 
 
 def _families(folders: Sequence[EvaluationFolder]) -> dict[str, Fair]:
-    """By name, with what tells it from others: the evaluations of one family, and the methods that all of them have."""
+    """Return the evaluations of each family, by a unique name, with the methods that all of them have."""
     found: dict[str, list[EvaluationFolder]] = defaultdict(list)
     for (variant, _), members in alike(folders).items():
         for folder in members:

@@ -1,4 +1,4 @@
-"""One self-contained HTML page: tables and figures, no script, nothing fetched."""
+"""One self-contained HTML page with tables and figures, without scripts and external resources."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class Section:
 
     Attributes:
         title: The heading.
-        items: What stands there, in order.
-        notes: Before the items, a paragraph each; plain text.
-        warnings: Before all, where nobody misses them; plain text.
+        items: The tables and figures, in order.
+        notes: The paragraphs before the items; plain text.
+        warnings: The warnings at the top; plain text.
     """
 
     title: str
@@ -31,12 +31,12 @@ class Section:
 
 
 def page(title: str, sections: Sequence[Section], findings: Sequence[str] = ()) -> str:
-    """The page as HTML.
+    """Return the page as HTML.
 
     Args:
-        title: Heading of the whole.
-        sections: From top to bottom; all text is escaped.
-        findings: What was found, in sentences, above everything else; plain text.
+        title: The heading of the page.
+        sections: The sections from top to bottom; all text is escaped.
+        findings: The findings in sentences, shown at the top; plain text.
 
     Raises:
         MissingDependency: jinja2 is not installed.

@@ -36,10 +36,10 @@ class _Cost:
 def quality_against_cost(
     folders: Sequence[EvaluationFolder], summaries: Mapping[str, Mapping[str, Any]]
 ) -> list[Plot]:
-    """The main measure of each method against its p50 on each store; for each measure, model, store and protocol one.
+    """Plot the main measure of each method against its p50 on each store, per measure, model and protocol.
 
-    Queries in the documents' language and in another have panels of their own, on one scale. A mean is over evaluations
-    that all methods of its panel have.
+    Queries in the documents' language and in another have panels of their own, on one scale. A mean is over
+    evaluations that all methods of its panel have.
 
     Args:
         folders: Complete evaluations.

@@ -74,11 +74,11 @@ def alike(folders: Sequence[EvaluationFolder]) -> dict[tuple[str, str], list[Eva
 
 
 def by_language(folders: Sequence[EvaluationFolder], variant: str = "", anchor: str = "all") -> Plot | None:
-    """The main measure, which all have in common, by query language: asked in the documents' language, and in another.
+    """Plot the main measure by query language, for queries in the documents' language and in another.
 
-    A point is the mean over datasets, each of which counts once; of one language all methods have the same ones. None
-    without languages. ``variant`` says which evaluations these are, where there are others, and ``anchor`` ends the
-    file name (``alike``).
+    A point is the mean over datasets, each of which counts once; of one language all methods have the same
+    ones. None without languages. ``variant`` says which evaluations these are, where there are others, and
+    ``anchor`` ends the file name (``alike``).
     """
     kinds: dict[str, dict[str, list[EvaluationFolder]]] = {
         "same": defaultdict(list),
@@ -132,7 +132,7 @@ def compared_means(compared: Fair) -> dict[str, float]:
 
 
 def by_length(folders: Sequence[EvaluationFolder], variant: str = "", anchor: str = "all") -> Plot | None:
-    """The main measure, which all have in common, by length of the relevant document; None with too few queries.
+    """Plot the main measure by the length of the relevant document; None if there are too few queries.
 
     ``variant`` and ``anchor`` are as for ``by_language``.
     """
@@ -192,7 +192,7 @@ def by_length(folders: Sequence[EvaluationFolder], variant: str = "", anchor: st
 
 
 def over_weights(folders: Sequence[EvaluationFolder]) -> Plot | None:
-    """nDCG@10 of All under every weighting (w1 + w2 + w3 = 1), a triangle for each family; None where it was not run.
+    """Plot nDCG@10 of All for all weights (w1 + w2 + w3 = 1), a triangle per family; None if it was not run.
 
     Each dataset of a family counts once; other models, stores and protocols have triangles of their own.
     """
@@ -289,6 +289,6 @@ def _methods(folders: Sequence[EvaluationFolder]) -> list[str]:
 def _spread(
     style: Mapping[str, Look],
 ) -> list[tuple[float, tuple[str, Look]]]:
-    """The methods with their places around a tick, so that points and intervals of one tick do not hide each other."""
+    """Yield the methods with offsets around a tick, so that points and intervals do not hide each other."""
     offsets = np.linspace(-0.3, 0.3, len(style)) if len(style) > 1 else [0.0]
     return list(zip(map(float, offsets), style.items(), strict=True))

@@ -1,4 +1,4 @@
-"""How figures look, and the two forms that they are written in: SVG for pages and papers, PNG for everything else."""
+"""The style of figures, and their two formats: SVG for pages and papers, PNG for everything else."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#8c6bb1", "#7a7a7a")
-"""Told apart by colour-blind readers (Okabe and Ito 2008), and by all on paper with the markers beside them."""
+"""Colours for colour-blind readers (Okabe and Ito 2008); the markers distinguish them on paper."""
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 """One fewer than colours: the two come together again after 72 names only."""
@@ -63,7 +63,7 @@ class Plot:
 
 @contextmanager
 def drawing() -> Iterator[Callable[..., Figure]]:
-    """The house style for the block, and what makes a figure in it: ``figure(height_inches=…, width_inches=…)``.
+    """Use the common style in the block, and yield a factory: ``figure(height_inches=…, width_inches=…)``.
 
     Raises:
         MissingDependency: matplotlib is not installed.
@@ -148,9 +148,10 @@ def plain_ticks(axis: Axis, *, per_cent: bool = False) -> None:
 
 
 def stacked(heights: Sequence[float], apart: float) -> list[float]:
-    """The heights moved as little as it takes for each to be ``apart`` from the next: labels that stay readable."""
+    """Move heights as little as needed so that each is ``apart`` from the next, to keep labels readable."""
     order = sorted(range(len(heights)), key=lambda i: heights[i])
-    # Neighbours that are too close become a block around their common middle, which may touch the block below.
+    # Neighbours that are too close become a block around their common middle, which may touch the block
+    # below.
     blocks: list[list[int]] = []
 
     def bottom(block: Sequence[int]) -> float:

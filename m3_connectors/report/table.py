@@ -17,8 +17,8 @@ class Column:
     Attributes:
         name: Heading, with the unit where there is one.
         decimals: Of measurements; counts have none.
-        best: Its best cells are set in bold: the largest or the smallest of the column, or of the row (together with
-            the row's other columns that say so).
+        best: Its best cells are set in bold: the largest or the smallest of the column, or of the row
+            (together with the row's other columns that say so).
     """
 
     name: str

@@ -32,8 +32,8 @@ class _Evaluated:
 def quality_tables(folders: Sequence[EvaluationFolder]) -> list[Table]:
     """Method by dataset, a table a measure; then what the numbers come from, and what to know about them.
 
-    Means over several datasets (languages) weigh each alike, as the paper's do. A method that one of the datasets
-    lacks has no mean over them: it would be one over fewer.
+    Means over several datasets (languages) weigh each alike, as the paper's do. A method that one of the
+    datasets lacks has no mean over them: it would be one over fewer.
 
     Args:
         folders: Complete evaluations.
@@ -58,10 +58,10 @@ def incomplete_table(folders: Sequence[EvaluationFolder]) -> Table:
     )
     return Table(
         "incomplete",
-        "Incomplete evaluations, in no other table",
+        "Incomplete evaluations, which are in no other table",
         (Column("folder"), Column("dataset"), Column("split")),
         rows,
-        "Go on with the same m3 eval commands.",
+        "Run the same m3 eval commands again to complete them.",
     )
 
 
@@ -87,7 +87,7 @@ def _mean(members: Sequence[_Evaluated], method: str, measure: str) -> float | N
 
 
 def _groups(evaluated: Sequence[_Evaluated]) -> dict[str, list[_Evaluated]]:
-    """Evaluations by line of the table: each alone, then means over the languages of a family and across languages."""
+    """Group evaluations by table line: each alone, then means over languages and across languages."""
     splits: dict[str, set[str]] = {}
     for one in evaluated:
         if not crosses(one.record.dataset):
@@ -151,7 +151,7 @@ def _where(names: Sequence[str], everything: int) -> str:
 
 
 def _evaluations_tables(evaluated: Sequence[_Evaluated]) -> list[Table]:
-    """What the numbers come from: a line for each evaluation, and what all of them share, a line for each fact."""
+    """Return the sources of the numbers: a line per evaluation, and a line per fact that all share."""
     columns: Mapping[str, Callable[[EvaluationRecord], Cell]] = {
         "dataset": lambda record: record.dataset.name,
         "split": lambda record: record.dataset.split,
@@ -197,7 +197,7 @@ def _evaluations_tables(evaluated: Sequence[_Evaluated]) -> list[Table]:
 
 
 def _sessions(sessions: Sequence[Mapping[str, Any]]) -> tuple[Cell, ...]:
-    """By what code, where and when it was evaluated; an evaluation that was interrupted may have several of each."""
+    """Return by what code, where and when it was evaluated; a resumed evaluation may have several of each."""
     columns = (
         [str(session.get("commit") or "") for session in sessions],
         [str(session.get("processor") or "") for session in sessions],

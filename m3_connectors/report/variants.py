@@ -1,4 +1,4 @@
-"""What tells evaluations of one tree apart, so that no line, point or test mixes models, stores or protocols."""
+"""Distinguishes the evaluations of a tree, so that nothing mixes models, stores or protocols."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from m3_connectors.evaluation.record import DatasetRecord, EvaluationRecord
 
 
 def variants(folders: Sequence[EvaluationFolder]) -> list[str]:
-    """What tells evaluations of one dataset apart, for each: model, store and protocol where they differ at all.
+    """Return what distinguishes each evaluation of a dataset: model, store and protocol, if they differ.
 
-    Where that is not enough, the name of the folder in which their paths part, else the whole path: two evaluations
-    never share a line, and no mean counts a dataset twice.
+    Where that is not enough, the name of the folder in which their paths part, else the whole path: two
+    evaluations never share a line, and no mean counts a dataset twice.
 
     Returns:
         As ``" (paper fusion)"``, to stand behind a name; empty where nothing differs.

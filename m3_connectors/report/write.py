@@ -1,4 +1,4 @@
-"""The report of a tree of evaluations and benchmarks: every table, figure and the page anew, from their files alone."""
+"""Writes the report of a tree of evaluations and benchmarks: tables, figures and a page, from files only."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def _evaluations(root: Path) -> tuple[list[evaluation.EvaluationFolder], dict[Pa
 
 
 def _benchmarks(root: Path) -> tuple[list[_Benchmark], dict[Path, str]]:
-    """Those that can be read, with all that is shown of them, and why the others cannot: one killed hides no other."""
+    """Return the folders that can be read, with their contents, and why the others cannot be read."""
     paths = [path.parent for path in sorted(root.rglob(bench.RECORD))]
     names = _named(paths, root)
     anchors = slugs(names)
@@ -249,7 +249,7 @@ def markdown(findings: Sequence[str], tables: Sequence[Table]) -> str:
 
 
 def _listed(target: Path) -> set[str]:
-    """The files of the report that is there; only names, whatever the list says: nothing elsewhere is removed."""
+    """Return the names of the existing report's files; never paths, so that nothing elsewhere is removed."""
     try:
         names = json.loads((target / FILES).read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):

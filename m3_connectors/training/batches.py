@@ -1,9 +1,9 @@
-"""Which pairs make the batch of a step: a function of (seed, step) alone, so that resume needs no state.
+"""Selects the pairs of a step's batch: a function of (seed, step) only, so that resuming needs no state.
 
-Pairs fall into buckets: one source, one passage language, one length group (paper section 3.4). A step
-draws a bucket; a bucket's passages are walked through in shuffled epochs. A passage comes with some of its
-queries (it is encoded once for all of them) and stands in a batch once; two passages that share a query
-never meet: each would be a wrong negative for the other's query.
+Pairs are grouped into buckets: one source, one passage language, one length group (paper section 3.4). A step
+draws a bucket, whose passages are used in shuffled epochs. A passage comes with some of its queries (it is
+encoded once for all of them) and occurs once in a batch. Two passages that share a query are never in the
+same batch, because each would be a wrong negative for the other's query.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from m3_connectors.training.ranges import at_least, require
 from m3_connectors.training.tokenizer import END_ID, START_ID
 
 SHORTEST = 3
-"""Tokens of the shortest text: ``<s>``, one token, ``</s>``."""
+"""The number of tokens of the shortest text: ``<s>``, one token, ``</s>``."""
 
 _EXAMPLE = {"example": "groups = [{ longest = 64, batch = 256 }, { longest = 512, batch = 112 }]"}
 
 
 @dataclass(frozen=True)
 class LengthGroup:
-    """Passages of one range of lengths.
+    """The passages in a range of lengths.
 
     Attributes:
-        longest: Most tokens of a passage of this group, special tokens included; longer ones of the last
-            group are cut.
-        batch: Passages of a batch.
+        longest: The maximum number of tokens of a passage in this group, including special tokens; in the
+            last group, longer passages are truncated.
+        batch: The number of passages in a batch.
     """
 
     longest: int = field(metadata=_EXAMPLE)
@@ -45,21 +45,21 @@ class LengthGroup:
         require(self, longest=at_least(SHORTEST))
         if self.batch < 2:
             raise InvalidInput(
-                f"batch is {self.batch!r}.\n  It must be at least 2: one passage alone has no negatives, so that "
-                "the loss is 0 from the first step to the last."
+                f"batch is {self.batch!r}.\n  It must be at least 2: a single passage has no negatives, so "
+                "the loss would always be 0."
             )
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One mini-batch; texts carry ``<s>`` and ``</s>``.
+    """One mini-batch; texts include ``<s>`` and ``</s>``.
 
     Attributes:
-        source: Name of the source.
-        queries: int64 token ids of each query.
-        passages: int64 token ids of each passage.
-        targets: int64 ``[queries]``, position of the passage that answers each query.
-        cross_lingual: bool ``[queries]``, the two languages differ.
+        source: The name of the source.
+        queries: The int64 token ids of each query.
+        passages: The int64 token ids of each passage.
+        targets: int64 ``[queries]``, the position of the passage that is relevant to each query.
+        cross_lingual: bool ``[queries]``, whether the two languages differ.
     """
 
     source: str
@@ -69,12 +69,12 @@ class Batch:
     cross_lingual: NDArray[np.bool_]
 
     def __len__(self) -> int:
-        """Number of queries."""
+        """The number of queries."""
         return len(self.queries)
 
     @property
     def tokens(self) -> int:
-        """Tokens of all queries and passages."""
+        """The number of tokens of all queries and passages."""
         return sum(map(len, self.queries)) + sum(map(len, self.passages))
 
 
@@ -89,25 +89,25 @@ class _Bucket:
 
 
 class Sampler:
-    """Draws the batch of any step.
+    """Selects the batch of any step.
 
     Args:
-        store: The pairs; held-out ones are left out.
-        source_weights: Share of the steps by source name; a key may be a prefix, the longest match counts.
-            Sources without a weight are not used.
-        groups: Length groups, shortest first.
-        query_longest: Longer queries are cut to this many tokens, special tokens included.
-        queries_per_passage: Most queries that a passage brings into a batch.
-        query_tokens_per_passage: Where queries are long a passage brings fewer, about this many tokens but
-            at least one query: late interaction costs query tokens times passage tokens.
-        language_exponent: A language's share inside a source is its count to this power.
-        seed: Of everything drawn.
+        store: The pairs; held-out pairs are not used.
+        source_weights: The share of the steps by source name. A key may be a prefix; the longest match is
+            used. Sources without a weight are not used.
+        groups: The length groups, shortest first.
+        query_longest: Longer queries are truncated to this many tokens, including special tokens.
+        queries_per_passage: The maximum number of queries of a passage in a batch.
+        query_tokens_per_passage: If queries are long, a passage has fewer of them, with about this many
+            tokens but at least one query: late interaction costs query tokens times passage tokens.
+        language_exponent: The share of a language within a source is proportional to its count to this power.
+        seed: The seed of all random choices.
 
     Attributes:
-        left_out: Why pairs of a source with a weight are not drawn, by source, language and length.
+        left_out: Why some pairs of the sources are not used, by source, language and length.
 
     Raises:
-        InvalidInput: No pair is left to draw from.
+        InvalidInput: No pair can be used.
     """
 
     def __init__(
@@ -129,11 +129,11 @@ class Sampler:
         self._seed = seed
         if not any(name.startswith(tuple(source_weights)) for name in store.sources):
             raise InvalidInput(
-                f"source_weights {dict(source_weights)} match none of the sources {list(store.sources)}.\n"
-                "  Name at least one of them, or a prefix."
+                f"source_weights {dict(source_weights)} match no source; there are {list(store.sources)}.\n"
+                "  Use the name or a prefix of at least one source."
             )
         self.left_out = {
-            f"source_weights: {key!r}": "there is no source of that name"
+            f"source_weights: {key!r}": "there is no source of this name"
             for key in source_weights
             if not any(name.startswith(key) for name in store.sources)
         }
@@ -141,9 +141,9 @@ class Sampler:
         if not self._buckets:
             reasons = "; ".join(f"{part}: {reason}" for part, reason in self.left_out.items())
             raise InvalidInput(
-                f"no batch can be made of the pairs: {reasons}.\n"
-                "  A batch needs two passages of one source, language and length that share no query: each is the "
-                "other's negative. Without one the loss is 0 from the first step to the last."
+                f"no batch can be made from the pairs: {reasons}.\n"
+                "  Add pairs: a batch needs two passages of one source, language and length that share no "
+                "query, because each is the other's negative. Without negatives, the loss would always be 0."
             )
         self._shares = np.array(weights) / sum(weights)
         self._choices = np.zeros(0, np.int64)
@@ -163,7 +163,7 @@ class Sampler:
             weight = source_weights[max(matching, key=len)] if matching else 0.0
             rows = np.flatnonzero((store.source == source) & ~np.asarray(store.held_out))
             if not matching:
-                self.left_out[name] = "source_weights do not name it"
+                self.left_out[name] = "source_weights do not include it"
             elif weight and not len(rows):
                 self.left_out[name] = "all its pairs are held out"
             if not weight or not len(rows):
@@ -183,7 +183,9 @@ class Sampler:
                 if next(self._batches(bucket, len(buckets), 0), None) is None:
                     where = f"{name}, passages in {store.languages[language]!r} of up to {longest} tokens"
                     self.left_out[where] = (
-                        "there is one passage" if len(passages) == 1 else "all its passages share queries"
+                        "there is only one passage"
+                        if len(passages) == 1
+                        else "all its passages share queries"
                     )
                     continue
                 buckets.append(bucket)
@@ -191,7 +193,7 @@ class Sampler:
         return buckets, weights
 
     def _choice(self, step: int) -> tuple[int, int]:
-        """Bucket of a step, and how often that bucket was drawn before."""
+        """Return the bucket of a step, and how often that bucket was drawn before."""
         while step >= len(self._choices):
             block = len(self._choices) // 1024
             drawn = np.random.default_rng([self._seed, 1, block]).choice(
@@ -205,7 +207,7 @@ class Sampler:
         return list(self._batches(self._buckets[number], number, epoch))
 
     def _batches(self, bucket: _Bucket, number: int, epoch: int) -> Iterator[list[NDArray[np.int64]]]:
-        """The bucket's passages of one epoch in batches of two or more, each passage as the rows that it brings."""
+        """Yield the passages of an epoch in batches of two or more, each passage as the rows of its pairs."""
         most = bucket.queries
         rng = np.random.default_rng([self._seed, 2, number, epoch])
         waiting = [int(position) for position in rng.permutation(len(bucket.passages))]
@@ -225,17 +227,17 @@ class Sampler:
                 if len(taken) == bucket.batch:
                     left.extend(waiting[place + 1 :])
                     break
-            # The poor rest of an epoch would be a batch with few negatives.
+            # A small rest of an epoch would be a batch with few negatives.
             if not is_first and len(taken) < max(2, bucket.batch // 2):
                 break
-            # A passage that shares a query with every other one has no negatives at all.
+            # A passage that shares a query with every other passage has no negatives.
             if len(taken) > 1:
                 yield taken
                 is_first = False
             waiting = left
 
     def rows(self, step: int) -> tuple[str, list[NDArray[np.int64]], int]:
-        """Source, pair numbers by passage, and length limit of a step's batch."""
+        """Return the source, the pair numbers by passage, and the length limit of a step's batch."""
         number, drawn_before = self._choice(step)
         epoch = 0
         while drawn_before >= len(self._epoch(number, epoch)):
@@ -245,7 +247,7 @@ class Sampler:
         return bucket.source, self._epoch(number, epoch)[drawn_before], bucket.longest
 
     def batch(self, step: int) -> Batch:
-        """The batch of a step: always the same for one seed."""
+        """Return the batch of a step, which depends on the seed only."""
         source, by_passage, longest = self.rows(step)
         store, rows = self._store, np.concatenate(by_passage)
         return Batch(
@@ -260,14 +262,14 @@ class Sampler:
 def _rows_by_passage(
     rows: NDArray[np.int64], passages: NDArray[np.int32]
 ) -> tuple[NDArray[np.int64], list[NDArray[np.int64]]]:
-    """Distinct passages, and the rows of each."""
+    """Return the distinct passages, and the rows of each."""
     order = np.argsort(passages, kind="stable")
     distinct, starts = np.unique(passages[order], return_index=True)
     return distinct.astype(np.int64), np.split(rows[order], starts[1:])
 
 
 def wrap(text: NDArray[Any], longest: int) -> NDArray[np.int64]:
-    """``<s> text </s>`` as int64, the text cut so that ``longest`` tokens remain."""
+    """Return ``<s> text </s>`` as int64, truncated to ``longest`` tokens."""
     ids = np.empty(min(len(text), longest - 2) + 2, np.int64)
     ids[0], ids[1:-1], ids[-1] = START_ID, text[: longest - 2], END_ID
     return ids

@@ -1,4 +1,4 @@
-"""Saving: a run's state to go on from, and a finished model in the published layout."""
+"""Saves and loads the state of a run, and writes a finished model in the published layout."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ HEADS = ("sparse_linear", "colbert_linear")
 
 
 def export_model(model: M3Model, tokenizer: Tokenizer, folder: Path) -> None:
-    """Write a model as a Hugging Face XLM-RoBERTa directory with ``sparse_linear.pt`` and ``colbert_linear.pt``.
+    """Write a model as an XLM-RoBERTa directory with ``sparse_linear.pt`` and ``colbert_linear.pt``.
 
-    Weights are float16: enough for a model whose embeddings are most of its size.
+    The weights are float16, which is sufficient for a model that consists mostly of embeddings.
 
     Raises:
-        Diverged: A weight is not finite, or not in float16; nothing is written.
+        Diverged: A weight is not finite, also after conversion to float16; nothing is written.
     """
     half = {name: value.detach().half().contiguous() for name, value in model.state_dict().items()}
     _check_finite(half)
@@ -56,23 +56,23 @@ def export_model(model: M3Model, tokenizer: Tokenizer, folder: Path) -> None:
 
 
 def import_model(model: str | Path) -> Checkpoint:
-    """Read a model in the published layout, float32, ready to be trained.
+    """Load a model in the published layout as float32, for training.
 
     Args:
         model: A directory, or a hub name such as ``BAAI/bge-m3``.
 
     Raises:
-        ModelFormat: A file is missing, a weight has another shape than ``config.json`` says, or the special tokens
-            have other ids than XLM-RoBERTa's.
-        NotFound, Unauthorised, Unavailable: The hub has no such model, refuses it, or cannot be reached.
+        ModelFormat: A file is missing, the shape of a weight does not match ``config.json``, or the special
+            tokens have other ids than in XLM-RoBERTa.
+        NotFound, Unauthorised, Unavailable: The hub has no such model, denies access, or cannot be reached.
     """
     try:
         checkpoint = load(str(model), revision=None, dtype=torch.float32)
     except (NotFound, Unavailable) as error:
         reason = str(error).splitlines()[0].removeprefix(f"{error.backend} {error.operation}: ")
         raise type(error)(
-            f"{reason}\n  start_from takes a directory, relative to the configuration or to where you are, or a hub "
-            "name such as BAAI/bge-m3.",
+            f"{reason}\n  Set start_from to a directory, relative to the configuration or to the current "
+            "directory, or to a hub name such as BAAI/bge-m3.",
             backend=error.backend,
             operation=error.operation,
         ) from error
@@ -80,7 +80,7 @@ def import_model(model: str | Path) -> Checkpoint:
         found = checkpoint.tokenizer.token_to_id(token)
         if found != wanted:
             raise ModelFormat(
-                f"{model}: tokenizer.json gives {token} the id {found}; training needs XLM-RoBERTa's, {wanted}.\n"
+                f"{model}: tokenizer.json gives {token} the id {found}; XLM-RoBERTa and training use {wanted}.\n"
                 "  Start from a model whose first ids are <s> 0, <pad> 1, </s> 2 and <unk> 3."
             )
     checkpoint.model.train().requires_grad_(True)
@@ -92,15 +92,15 @@ def _check_finite(state: Mapping[str, Tensor]) -> None:
         if not all(map(math.isfinite, extremes(value))):
             damaged = int((~torch.isfinite(value)).sum())
             raise Diverged(
-                f"{damaged:,} of the {value.numel():,} values of {name} are NaN, infinite or beyond "
-                f"{str(value.dtype).removeprefix('torch.')}: the model was not written.\n"
+                f"{damaged:,} of the {value.numel():,} values of {name} are NaN, infinite or too large for "
+                f"{str(value.dtype).removeprefix('torch.')}; the model was not written.\n"
                 "  Train again with a lower learning_rate or a longer warm_up."
             )
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A path to write to, which takes the place of ``path`` once all is written: a kill leaves no half file."""
+    """Yield a path to write to, which replaces ``path`` at the end: a kill does not leave a partial file."""
     fresh = path.with_name(f"{path.name}.new")
     yield fresh
     fresh.replace(path)
@@ -108,11 +108,11 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """Where a run stands.
+    """The progress of a run.
 
     Attributes:
-        step: Steps done; the next step has this number.
-        seconds: Time spent in steps so far.
+        step: The number of steps done, which is the number of the next step.
+        seconds: The time spent in steps so far.
     """
 
     step: int = 0
@@ -123,17 +123,18 @@ _STATE_FILES = ("model.safetensors", "optimizer.safetensors", "progress.json")
 
 
 def claim_folder(folder: Path, identity: Mapping[str, str], made: Sequence[str]) -> None:
-    """Note what a run is made of in its working folder, so that no other run takes up what lies there.
+    """Record the inputs of a run in its working folder, so that no other run uses the files there.
 
-    A folder without a saved state is taken over: a run that never took a step may be mended and begun again.
+    A folder without a saved state can be reused: a run that has not taken a step can be corrected and
+    restarted.
 
     Args:
-        folder: Working folder of the run.
-        identity: Fingerprints, such as of the settings, by name.
-        made: Names of the files that were made from what the identity names; removed in a take-over.
+        folder: The working folder of the run.
+        identity: Fingerprints by name, such as that of the settings.
+        made: The names of the files that depend on the identity; they are removed when a folder is reused.
 
     Raises:
-        InvalidInput: The folder holds the state of a run with another fingerprint.
+        InvalidInput: The folder contains the state of a run with another fingerprint.
     """
     path = folder / "identity.json"
     try:
@@ -144,10 +145,10 @@ def claim_folder(folder: Path, identity: Mapping[str, str], made: Sequence[str])
     if other and (_is_whole(folder / "state") or _is_whole(folder / "state.new")):
         raise InvalidInput(
             f"{folder} belongs to a run with other {' and '.join(other)}.\n"
-            "  Go on with those that began it, or give another working folder (--work DIR) to begin anew."
+            "  Use the original ones to continue, or another working folder (--work DIR) to start a new run."
             if known
-            else f"{path} is missing or damaged, so that the saved run cannot be told from another one.\n"
-            "  Restore the file, or give another working folder (--work DIR) to begin anew."
+            else f"{path} is missing or damaged, so the saved run cannot be identified.\n"
+            "  Restore the file, or use another working folder (--work DIR) to start a new run."
         )
     for name in made if other else ():
         (folder / name).unlink(missing_ok=True)
@@ -156,10 +157,10 @@ def claim_folder(folder: Path, identity: Mapping[str, str], made: Sequence[str])
 
 
 def save_state(folder: Path, model: M3Model, optimizer: RowAdamW, progress: Progress) -> None:
-    """Write a run's state; a run killed while saving leaves this state or the one before it whole.
+    """Save the state of a run; if the run is killed while saving, this state or the previous one is intact.
 
     Raises:
-        Diverged: A weight is not finite; the state before it stays.
+        Diverged: A weight is not finite; the previous state is kept.
     """
     _check_finite(model.state_dict())
     fresh, kept = folder / "state.new", folder / "state"
@@ -174,10 +175,10 @@ def save_state(folder: Path, model: M3Model, optimizer: RowAdamW, progress: Prog
 
 
 def load_state(folder: Path, model: M3Model, optimizer: RowAdamW) -> Progress:
-    """Take up a saved state, or begin at step 0 where there is none."""
+    """Load a saved state, or start at step 0 if there is none."""
     kept, fresh = folder / "state", folder / "state.new"
     if not _is_whole(kept):
-        # Killed in its first save, or between removing the old state and renaming the new one.
+        # The run was killed in its first save, or between removing the old state and renaming the new one.
         if not _is_whole(fresh):
             if kept.exists():
                 lost = next(name for name in _STATE_FILES if not (kept / name).exists())
@@ -218,5 +219,5 @@ def read_kept(path: Path, read: Callable[[], T]) -> T:
 
 
 def _is_whole(state: Path) -> bool:
-    """Whether no file is missing; the last one is written when the others are complete."""
+    """Return whether the state is complete; the last file is written after all others."""
     return all((state / name).exists() for name in _STATE_FILES)

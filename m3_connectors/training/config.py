@@ -1,4 +1,4 @@
-"""What a training run needs to know, read from TOML."""
+"""The configuration of a training run, read from TOML."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 @dataclass(frozen=True)
 class TokenizerSettings:
-    """A tokenizer trained on the run's own texts; see ``training.tokenizer``.
+    """The settings of a tokenizer that is trained on the texts of the run; see ``training.tokenizer``.
 
     Attributes:
-        vocabulary_size: Pieces in all.
-        characters: About how many characters to learn from.
-        exponent: A language's share of them is its size to this power.
-        emphasis: Factors on the shares of languages.
+        vocabulary_size: The total number of pieces.
+        characters: The approximate number of characters to train on.
+        exponent: The share of a language is proportional to its size to this power.
+        emphasis: Factors for the shares of languages.
     """
 
     vocabulary_size: int = 56_000
@@ -60,7 +60,7 @@ class TokenizerSettings:
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """Sizes of a model that starts from scratch."""
+    """The sizes of a model that is trained from scratch."""
 
     hidden_size: int = 256
     layers: int = 3
@@ -69,7 +69,7 @@ class ModelSettings:
     max_length: int = 8192
 
     def __post_init__(self) -> None:
-        # Two dimensions of the start are set apart; see training.start.
+        # Two dimensions of the initial model are reserved; see training.start.
         require(
             self,
             hidden_size=at_least(3),
@@ -81,28 +81,28 @@ class ModelSettings:
         if self.hidden_size % self.heads:
             raise InvalidInput(
                 f"hidden_size is {self.hidden_size} and heads is {self.heads}.\n"
-                "  hidden_size must be a multiple of heads."
+                "  Set hidden_size to a multiple of heads."
             )
 
 
 @dataclass(frozen=True)
 class DataSettings:
-    """Which pairs, and in which batches; see ``training.data`` and ``training.batches``.
+    """The pairs and the batches; see ``training.data`` and ``training.batches``.
 
     Attributes:
-        folder: Of JSONL files.
-        source_weights: Share of the steps by source name or prefix.
-        groups: Length groups, shortest first.
-        query_longest: Tokens of a query.
-        queries_per_passage: Most queries that a passage brings into a batch.
-        query_tokens_per_passage: Fewer queries where these are longer in all.
-        language_exponent: A language's share inside a source is its count to this power.
-        held_out_share: Share of passages kept for validation.
-        linked_sources: Sources held out in clusters of texts that share pairs.
-        shifted_share: Share of passages that are given random positions, so that all positions are learnt.
+        folder: The folder of the JSONL files.
+        source_weights: The share of the steps, by source name or prefix.
+        groups: The length groups, shortest first.
+        query_longest: The maximum number of tokens of a query.
+        queries_per_passage: The maximum number of queries of a passage in a batch.
+        query_tokens_per_passage: The maximum number of tokens of these queries together.
+        language_exponent: The share of a language within a source is proportional to its count to this power.
+        held_out_share: The share of passages kept for validation.
+        linked_sources: The sources that are held out in clusters of texts that share pairs.
+        shifted_share: The share of passages that get random positions, so that all positions are trained.
     """
 
-    folder: str = field(metadata={"example": 'folder = "pairs"  # holds questions.jsonl, notes.jsonl.gz, …'})
+    folder: str = field(metadata={"example": 'folder = "pairs"  # with questions.jsonl, notes.jsonl.gz, …'})
     source_weights: dict[str, float] = field(
         metadata={"example": "source_weights = { questions = 1.0, notes = 0.5 }"}
     )
@@ -130,23 +130,24 @@ class DataSettings:
         longest = [group.longest for group in self.groups]
         if not longest or longest != sorted(set(longest)):
             raise InvalidInput(
-                f"groups have the lengths {longest}.\n  Give at least one group, and each once, shortest first."
+                f"groups have the lengths {longest}.\n"
+                "  Use at least one group, with increasing lengths, each once."
             )
 
 
 @dataclass(frozen=True)
 class RunSettings:
-    """How long, and how often to save.
+    """The length of the run and the checkpoints.
 
     Attributes:
-        steps: Steps of the whole run, at least 1; warm-up, cosine and distillation are shares of it.
-        seconds: A budget: the schedule then follows the clock where that is ahead of the steps, and the
-            run ends in time. 0 for none; only then is a run the same every time.
-        save_every: Steps between checkpoints, at least 1; there is one at the end of the run in any case.
-        distil_from: Share of the run after which self-distillation is added; 1 or more for never.
-        threads: Of PyTorch; 0 for its own choice.
-        dtype: Of the layers' products, "bfloat16" or "float32".
-        seed: Of everything drawn.
+        steps: The number of steps of the run, at least 1; warm-up, cosine and distillation are shares of it.
+        seconds: A time budget: the schedule follows the clock if it is ahead of the steps, so that the run
+            ends in time. 0 means no budget; only then is a run reproducible.
+        save_every: The number of steps between checkpoints, at least 1; the end of the run is always saved.
+        distil_from: The share of the run after which self-distillation is added; 1 or more means never.
+        threads: The number of PyTorch threads; 0 uses PyTorch's default.
+        dtype: The dtype of the layers' products, "bfloat16" or "float32".
+        seed: The seed of all random choices.
     """
 
     steps: int = 1000
@@ -168,32 +169,33 @@ class RunSettings:
             seed=SEED,
         )
         if self.dtype not in DTYPES:
-            raise InvalidInput(f"dtype is {self.dtype!r}.\n  Give one of {', '.join(DTYPES)}.")
+            raise InvalidInput(f"dtype is {self.dtype!r}.\n  Use one of {', '.join(DTYPES)}.")
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """A whole run.
+    """The configuration of a run.
 
     Attributes:
-        output: Directory of the finished model.
-        data: Pairs and batches.
-        start_from: Directory of a checkpoint to start from, or a hub name such as ``BAAI/bge-m3``; empty for a
-            start from scratch.
-        tokenizer: Used from scratch.
-        model: Used from scratch.
-        start: Used from scratch.
-        loss: Constants of section 3.3.
-        optimizer: AdamW and schedule.
-        run: Length and saving.
-        tune_importance: Weight of held-out tasks, by prefix, when the model's weights are tuned. Without it
-            they are not tuned: a model that starts from a checkpoint keeps that one's, a new one has the paper's.
+        output: The directory of the finished model.
+        data: The pairs and the batches.
+        start_from: The directory of a checkpoint to start from, or a hub name such as ``BAAI/bge-m3``; empty
+            to train from scratch.
+        tokenizer: The tokenizer; used only when training from scratch.
+        model: The sizes; used only when training from scratch.
+        start: The initial model; used only when training from scratch.
+        loss: The constants of section 3.3.
+        optimizer: AdamW and the schedule.
+        run: The length of the run and the checkpoints.
+        tune_importance: The importance of held-out tasks, by prefix, when the weights of the model are tuned.
+            Without it, they are not tuned: a model that starts from a checkpoint keeps its weights, and a new
+            model gets the paper's.
 
     Raises:
-        InvalidInput: A value is out of its range.
+        InvalidInput: A value is out of range.
     """
 
-    output: str = field(metadata={"example": 'output = "my-model"  # the folder of the finished model'})
+    output: str = field(metadata={"example": 'output = "my-model"  # the directory of the finished model'})
     data: DataSettings = field(
         metadata={"example": '[data]\nfolder = "pairs"\nsource_weights = { questions = 1.0 }'}
     )
@@ -212,36 +214,37 @@ class TrainingConfig:
             self.check_lengths(self.model.max_length)
 
     def check_lengths(self, max_length: int) -> None:
-        """Check that the model has a position for every token of a batch.
+        """Check that the model has a position for every token of any batch.
 
         Raises:
-            InvalidInput: A length of ``data`` is above ``max_length``.
+            InvalidInput: A length in ``data`` exceeds ``max_length``.
         """
         lengths = {"query_longest": self.data.query_longest, "groups": self.data.groups[-1].longest}
         for name, longest in lengths.items():
             if longest > max_length:
                 raise InvalidInput(
-                    f"data: {name} reaches {longest:,} tokens, but the model has {max_length:,} positions.\n"
-                    f"  Give {name} at most {max_length}"
-                    + (", or raise model.max_length." if not self.start_from else ".")
+                    f"data: {name} allows {longest:,} tokens, but the model has {max_length:,} positions.\n"
+                    f"  Set {name} to at most {max_length}"
+                    + (", or increase model.max_length." if not self.start_from else ".")
                 )
 
     @classmethod
     def load(cls, path: Path) -> TrainingConfig:
-        """Read a TOML file; its relative paths become relative to its folder.
+        """Read a TOML file; its relative paths are resolved relative to its folder.
 
-        ``start_from`` does so where there is such a directory; else it stays as it is, for a directory seen from here
-        or a hub name.
+        ``start_from`` is resolved only if there is such a directory; otherwise it is kept, as a directory
+        relative to the current one or a hub name.
 
         Raises:
-            InvalidInput: No such file, no TOML, an unknown or missing key, a value of a wrong type or out of range.
+            InvalidInput: The file does not exist or is not TOML, a key is unknown or missing, or a value has
+                a wrong type or is out of range.
         """
         try:
             raw = tomllib.loads(path.read_text(encoding="utf-8-sig"))
         except FileNotFoundError:
-            raise InvalidInput(f"{path} does not exist.\n  Give a training configuration (TOML).") from None
+            raise InvalidInput(f"{path} does not exist.\n  Pass a training configuration (TOML).") from None
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise InvalidInput(f"{path} is not TOML: {error}\n  Mend the file.") from None
+            raise InvalidInput(f"{path} is not TOML: {error}\n  Fix the file.") from None
         config = typing.cast(TrainingConfig, _parse(cls, raw, str(path)))
         beside = path.parent / config.start_from
         return dataclasses.replace(
@@ -253,7 +256,7 @@ class TrainingConfig:
 
 
 def _parse(kind: Any, raw: Any, where: str, example: str = "") -> Any:
-    """A value of the given type from what TOML gave."""
+    """Convert a TOML value to the given type."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if dataclasses.is_dataclass(kind):
         if not isinstance(raw, Mapping):
@@ -279,7 +282,7 @@ def _parse(kind: Any, raw: Any, where: str, example: str = "") -> Any:
         }
         try:
             return typing.cast(Any, kind)(**values)
-        except InvalidInput as error:  # the dataclass knows its ranges, but not where it stands
+        except InvalidInput as error:  # the dataclass checks ranges only; add the place in the file
             raise InvalidInput(f"{where}: {error}") from None
     if origin is tuple and isinstance(raw, list):
         if arguments[-1] is Ellipsis:

@@ -1,7 +1,7 @@
-"""Training pairs, tokenised once into memory-mapped arrays.
+"""Training pairs, tokenised once and stored in memory-mapped arrays.
 
-Distinct texts are tokenised once and kept in a compact cache; every pair is two text numbers, so that equal passages
-and equal queries are known by number.
+Distinct texts are tokenised once and stored in a compact cache. A pair consists of two text numbers, so that
+equal passages and equal queries have equal numbers.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ class PairStore:
     """All pairs of a folder, tokenised without special tokens.
 
     Attributes:
-        tokens: uint16 or int32 ``[total]``, the texts end to end (memory-mapped).
-        offsets: int64 ``[texts + 1]``; text i owns ``tokens[offsets[i] : offsets[i + 1]]``.
-        query: int32 ``[pairs]``, text number of each pair's query.
-        passage: int32 ``[pairs]``, text number of each pair's passage.
-        source: int16 ``[pairs]``, position in ``sources``.
-        query_language: int16 ``[pairs]``, position in ``languages``.
-        passage_language: int16 ``[pairs]``, position in ``languages``.
-        held_out: bool ``[pairs]``, kept from training, for validation.
-        sources: Names of the files, without suffix.
-        languages: Language codes.
-        unused: How many lines hold a key that is not used (``pairs.Line.unused``), by key.
+        tokens: uint16 or int32 ``[total]``, the concatenated texts (memory-mapped).
+        offsets: int64 ``[texts + 1]``; the tokens of text i are ``tokens[offsets[i] : offsets[i + 1]]``.
+        query: int32 ``[pairs]``, the text number of each pair's query.
+        passage: int32 ``[pairs]``, the text number of each pair's passage.
+        source: int16 ``[pairs]``, the position in ``sources``.
+        query_language: int16 ``[pairs]``, the position in ``languages``.
+        passage_language: int16 ``[pairs]``, the position in ``languages``.
+        held_out: bool ``[pairs]``, whether the pair is excluded from training, for validation.
+        sources: The names of the files, without suffix.
+        languages: The language codes.
+        unused: The number of lines with a key that is not used (``pairs.Line.unused``), by key.
     """
 
     tokens: NDArray[Any]
@@ -60,21 +60,21 @@ class PairStore:
     unused: Mapping[str, int]
 
     def __len__(self) -> int:
-        """Number of pairs."""
+        """The number of pairs."""
         return len(self.query)
 
     def text(self, number: int) -> NDArray[Any]:
-        """Token ids of one text, without special tokens."""
+        """Return the token ids of one text, without special tokens."""
         return self.tokens[self.offsets[number] : self.offsets[number + 1]]
 
     @property
     def lengths(self) -> NDArray[np.int64]:
-        """Tokens of each text, without special tokens."""
+        """The number of tokens of each text, without special tokens."""
         return np.diff(self.offsets)
 
     @property
     def cross_lingual(self) -> NDArray[np.bool_]:
-        """Pairs whose query is in another language than their passage."""
+        """Which pairs have a query in a different language than their passage."""
         return np.not_equal(self.query_language, self.passage_language)
 
 
@@ -99,16 +99,17 @@ def open_pairs(
     held_out_share: float,
     linked_sources: tuple[str, ...] = (),
 ) -> PairStore:
-    """Open a folder of pairs through its token cache, which is made on the first call.
+    """Open a folder of pairs with its token cache, which is created by the first call.
 
     Args:
-        folder: Of JSONL files.
-        tokenizer: Turns texts into token ids.
-        cache: Folder of the cache; it is made anew when the files, the tokenizer or a setting changed.
-        longest: Texts are cut to this many tokens.
-        held_out_share: Share of passages kept from training, chosen by a hash.
-        linked_sources: Prefixes of sources whose pairs are held out in clusters: two pairs that share any
-            text fall on the same side, so that no translation of a held-out question is trained on.
+        folder: The folder of the JSONL files.
+        tokenizer: The tokenizer of the model.
+        cache: The folder of the cache; it is rebuilt if the files, the tokenizer or a setting has changed.
+        longest: Texts are truncated to this many tokens.
+        held_out_share: The share of passages excluded from training, selected by a hash.
+        linked_sources: The prefixes of sources whose pairs are held out in clusters: two pairs that share a
+            text are both held out or both used, so that no translation of a held-out question is used for
+            training.
 
     Returns:
         The pairs; their arrays are memory-mapped.
@@ -204,7 +205,7 @@ def _build(
     }
     for name, array in arrays.items():
         np.save(cache / f"{name}.npy", array)
-    # The index comes last, and at once: a cache without it is not one.
+    # The index is written last and atomically: a cache without an index is incomplete.
     fresh = cache / "index.json.new"
     names = {
         "fingerprint": fingerprint,
@@ -219,7 +220,7 @@ def _build(
 def _clusters(
     query: NDArray[np.int32], passage: NDArray[np.int32], linked: NDArray[np.bool_], texts: int
 ) -> NDArray[np.int64]:
-    """First text number of each text's cluster; only linked pairs join their two texts."""
+    """Return the first text number of each text's cluster; only linked pairs connect their two texts."""
     links = coo_array(
         (np.ones(linked.sum(), np.int8), (query[linked], passage[linked])), shape=(texts, texts)
     )
@@ -231,5 +232,5 @@ def _clusters(
 
 
 def _hash_share(text: str) -> float:
-    """A number in [0, 1) that depends on nothing but the text."""
+    """Return a number in [0, 1) that depends only on the text."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=6).digest(), "big") / 2**48

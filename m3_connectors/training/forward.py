@@ -1,8 +1,8 @@
-"""Texts to differentiable representations, cheaply on CPU.
+"""Computes differentiable representations of texts, efficiently on a CPU.
 
-Three things make it cheap: the layers run on a bfloat16 copy of the weights while the float32 masters are
-what is trained; only the embedding rows that a batch touches take part in the backward pass; texts are
-sorted by length, so that attention pads little.
+It is efficient for three reasons: the layers run on a bfloat16 copy of the weights, while the float32 master
+weights are trained; only the embedding rows that a batch uses take part in the backward pass; and texts are
+sorted by length, so that attention needs little padding.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ from m3_connectors.training.tokenizer import FIRST_PIECE
 
 WORDS, POSITIONS = "embeddings.word_embeddings.weight", "embeddings.position_embeddings.weight"
 TABLES = (WORDS, POSITIONS)
-"""Parameters of which a batch touches few rows."""
+"""The parameters of which a batch uses few rows."""
 
 
 @dataclass(frozen=True)
 class TouchedRows:
-    """Rows of one table that take part in a step; ``values`` is a leaf that collects their gradient."""
+    """Rows of a table that take part in a step; ``values`` is a leaf that accumulates their gradient."""
 
     numbers: Tensor
     values: Tensor
 
 
 def touch(table: Tensor, ids: Tensor) -> tuple[TouchedRows, Tensor]:
-    """Cut the rows ``ids`` out of a table.
+    """Copy the rows ``ids`` from a table.
 
-    Rows 0 to 3 are always taken, so that the padding row keeps its number.
+    Rows 0 to 3 are always included, so that the padding row keeps its number.
 
     Returns:
-        The rows, and ``ids`` renumbered for them.
+        The rows, and ``ids`` renumbered accordingly.
     """
     numbers, inverse = torch.unique(torch.cat([torch.arange(FIRST_PIECE), ids]), return_inverse=True)
     values = table.detach()[numbers].requires_grad_()
@@ -48,35 +48,35 @@ def touch(table: Tensor, ids: Tensor) -> tuple[TouchedRows, Tensor]:
 
 
 def sorted_attention(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int]) -> Tensor:
-    """Exact attention of texts sorted by length: a few padded products over neighbours of similar length."""
+    """Exact attention for texts sorted by length: a few padded products of texts with similar lengths."""
     groups: list[list[int]] = []
     for length in lengths:
         if groups and length <= LONG and length <= 1.15 * groups[-1][0] + 4:
             groups[-1].append(length)
         else:
             groups.append([length])
-    # One split, not many slices: the gradient of a slice is a whole tensor of zeros around it.
+    # One split instead of many slices: the gradient of each slice is a full tensor filled with zeros.
     rows = [sum(group) for group in groups]
     parts = zip(*(torch.split(x, rows) for x in (q, k, v)), groups, strict=True)
     return torch.cat([_fused(*part) if part[3][0] > LONG else padded_attention(*part) for part in parts])
 
 
 def _fused(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int]) -> Tensor:
-    """One long text through PyTorch's kernel, which needs no square matrix."""
+    """Compute one long text with PyTorch's kernel, which needs no square matrix."""
     q, k, v = (part.transpose(0, 1)[None] for part in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v)[0].transpose(0, 1)
 
 
 LONG = 512
-"""Texts above this many tokens go through PyTorch's fused kernel, one by one."""
+"""Texts with more tokens are computed with PyTorch's fused kernel, one by one."""
 
 
 class TrainingEncoder:
-    """Encodes texts for one step.
+    """Encodes the texts of a training step.
 
     Args:
-        model: The float32 masters.
-        dtype: Of the layers' products; bfloat16 or float32.
+        model: The float32 master weights.
+        dtype: The dtype of the layers' products, bfloat16 or float32.
     """
 
     def __init__(self, model: M3Model, dtype: torch.dtype) -> None:
@@ -87,14 +87,14 @@ class TrainingEncoder:
     def __call__(
         self, texts: Sequence[NDArray[np.int64]], first_positions: Sequence[int] | None = None
     ) -> tuple[Representations, dict[str, TouchedRows]]:
-        """Representations of texts with ``<s>`` and ``</s>``, and the table rows that collect gradients.
+        """Encode texts with ``<s>`` and ``</s>``; also return the table rows that accumulate gradients.
 
         Args:
-            texts: Token ids of each text.
-            first_positions: Position of each text's ``<s>``; 0 by default.
+            texts: The token ids of each text.
+            first_positions: The position of each text's ``<s>``; 0 by default.
 
         Returns:
-            Representations in the order of the texts.
+            The representations in the order of the texts, and the table rows.
         """
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
         lengths = [len(texts[i]) for i in order]
@@ -121,7 +121,7 @@ class TrainingEncoder:
     def _heads(
         self, hidden: Tensor, ids: Tensor, lengths: list[int], order: list[int], working: dict[str, Tensor]
     ) -> Representations:
-        """The three heads (section 3.2), in the order of the texts."""
+        """Compute the three heads (section 3.2), in the order of the texts."""
         starts = np.concatenate([[0], np.cumsum(lengths)])
         place = np.argsort(order)
         counts = [lengths[p] - 1 for p in place]
@@ -142,7 +142,7 @@ class TrainingEncoder:
 
 
 def split(texts: Representations, first: int) -> tuple[Representations, Representations]:
-    """The first ``first`` texts, and the rest."""
+    """Return the first ``first`` texts, and the others."""
     border = sum(texts.row_counts[:first])
     head = texts.token_text < first
     return (

@@ -1,7 +1,8 @@
-"""Files beside a model by which other libraries read it as we do.
+"""Writes the files with which other libraries load a model correctly.
 
-Without them transformers guesses a tokenizer from the architecture (XLM-RoBERTa's, whose normalisation ours does not
-share), and sentence-transformers takes the mean of all tokens for a dense vector, where M3 takes the state of ``<s>``.
+Without them, transformers guesses a tokenizer from the architecture (XLM-RoBERTa's, whose normalisation
+differs from ours), and sentence-transformers uses the mean of all tokens as the dense vector, where M3 uses
+the state of ``<s>``.
 """
 
 from __future__ import annotations
@@ -15,15 +16,16 @@ from m3_connectors.training.tokenizer import END, MASK, PAD, START, UNKNOWN
 
 
 def write_interchange_files(folder: Path, config: ModelConfig) -> None:
-    """Write what transformers and sentence-transformers read beside ``config.json`` and ``tokenizer.json``.
+    """Write the files that transformers and sentence-transformers need in addition to ``config.json``.
 
-    - ``tokenizer_config.json``: the tokenizer is the one of ``tokenizer.json``, unchanged;
-    - ``modules.json``, ``sentence_bert_config.json`` and ``1_Pooling/config.json``: a text's vector is the normalised
-      state of ``<s>``.
+    - ``tokenizer_config.json``: the tokenizer is that of ``tokenizer.json``, unchanged;
+    - ``modules.json``, ``sentence_bert_config.json`` and ``1_Pooling/config.json``: the vector of a text is
+    the
+      normalised state of ``<s>``.
 
     Args:
-        folder: Of the model.
-        config: Its sizes.
+        folder: The directory of the model.
+        config: The sizes of the model.
     """
     _write(
         folder / "tokenizer_config.json",

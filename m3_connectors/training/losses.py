@@ -1,7 +1,7 @@
-"""The objectives of paper section 3.3 over all query-passage pairs of a batch.
+"""The objectives of paper section 3.3 for all query-passage pairs of a batch.
 
-Every score matrix is ``[queries, passages]``. ``targets`` names each query's own passage; all others are its
-negatives. Several queries may share a passage, which is then encoded once.
+Every score matrix is ``[queries, passages]``. ``targets`` is the relevant passage of each query; all others
+are its negatives. Several queries may share a passage, which is then encoded once.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ _TEMPERATURE = Range(0, 100, open_low=True)
 
 @dataclass(frozen=True)
 class LossSettings:
-    """Constants of section 3.3.
+    """The constants of section 3.3.
 
     Attributes:
-        temperature: tau, under every score.
-        inter_weights: w of dense, lexical and multi-vector scores in ``s_inter``.
-        lambdas: Weights of L_dense, L_lex and L_mul, and of their distilled counterparts.
-        mask_lexical_across_languages: Leave pairs of two languages out of L_lex and L'_lex: they share few
-            tokens, so that their loss cannot fall and only disturbs the weights.
+        temperature: tau, by which every score is divided.
+        inter_weights: The weights of the dense, lexical and multi-vector scores in ``s_inter``.
+        lambdas: The weights of L_dense, L_lex and L_mul, and of their distilled counterparts.
+        mask_lexical_across_languages: Whether to exclude pairs of two languages from L_lex and L'_lex: they
+            share few tokens, so their loss cannot decrease and only disturbs the weights.
     """
 
     temperature: float = 0.02
@@ -44,15 +44,15 @@ class LossSettings:
 
 @dataclass(frozen=True)
 class Representations:
-    """What the model says of texts laid end to end, differentiable.
+    """The differentiable outputs of the model for concatenated texts.
 
     Attributes:
         dense: ``[texts, d]``, unit rows.
-        token_ids: int64 ``[lexical tokens]``, special tokens left out.
+        token_ids: int64 ``[lexical tokens]``, without special tokens.
         token_weights: ``[lexical tokens]``, at least 0.
-        token_text: int64 ``[lexical tokens]``, the text that owns each token.
-        rows: ``[rows, d]``, unit rows, texts one after another.
-        row_counts: Rows of each text.
+        token_text: int64 ``[lexical tokens]``, the index of the text of each token.
+        rows: ``[rows, d]``, unit rows, one text after the other.
+        row_counts: The number of rows of each text.
     """
 
     dense: Tensor
@@ -72,12 +72,12 @@ class Scores:
     multivector: Tensor
 
     def inter(self, weights: tuple[float, float, float]) -> Tensor:
-        """``s_inter``, the weighted sum."""
+        """Return ``s_inter``, the weighted sum."""
         return weights[0] * self.dense + weights[1] * self.lexical + weights[2] * self.multivector
 
 
 def score_all(queries: Representations, passages: Representations) -> Scores:
-    """Scores of every query against every passage (section 3.2)."""
+    """Return the scores of every query with every passage (section 3.2)."""
     return Scores(
         dense=queries.dense.float() @ passages.dense.float().T,
         lexical=lexical_scores(queries, passages),
@@ -86,7 +86,7 @@ def score_all(queries: Representations, passages: Representations) -> Scores:
 
 
 def lexical_scores(queries: Representations, passages: Representations) -> Tensor:
-    """``s_lex`` of every pair: a token's weight is its maximum over the text; only shared tokens count."""
+    """Return ``s_lex`` of every pair, over shared tokens; a token's weight is its maximum in the text."""
     vocabulary = torch.unique(queries.token_ids)
     if not len(vocabulary):
         return queries.dense.new_zeros(len(queries.row_counts), len(passages.row_counts), dtype=torch.float32)
@@ -103,19 +103,19 @@ def lexical_scores(queries: Representations, passages: Representations) -> Tenso
 
 
 def _column_maxima(products: Tensor) -> tuple[Tensor, Tensor]:
-    """Largest value of each column, float32, and its row."""
+    """Return the largest value of each column, float32, and its row."""
     if products.dtype != torch.bfloat16 or len(products) >= 1 << 16 or products.is_cuda:
         values, rows = products.max(0)
         return values.float(), rows
-    # A bfloat16 is the upper half of a float32. With the row number in the lower half one vectorised
-    # maximum finds both; PyTorch's maximum with indices takes more than twice as long on CPU.
+    # A bfloat16 is the upper half of a float32. With the row number in the lower half, one vectorised maximum
+    # finds both. PyTorch's maximum with indices takes more than twice as long on a CPU.
     numbers = torch.arange(len(products), dtype=torch.int32)[:, None]
     packed = (products.float().view(torch.int32) | numbers).view(torch.float32).amax(0).view(torch.int32)
     return (packed & -65536).view(torch.float32), (packed & 65535).long()
 
 
 class _LateInteraction(torch.autograd.Function):
-    """MaxSim of every pair: one product, the arg-max kept; the backward pass touches only the best rows."""
+    """MaxSim of every pair: one product, whose arg-max is kept; the backward pass uses only the best rows."""
 
     @staticmethod
     def forward(
@@ -139,7 +139,7 @@ class _LateInteraction(torch.autograd.Function):
         (gradient,) = gradients
         query_rows, passage_rows, where, owner, query_counts = ctx.saved_tensors
         per_row = (gradient / query_counts[:, None])[owner]
-        # Row r of this sparse matrix holds, for every passage, the gradient at the passage row that was best.
+        # Row r of this sparse matrix contains, for every passage, the gradient at the best passage row.
         chosen = torch.sparse_coo_tensor(
             torch.stack(
                 [torch.arange(len(owner), device=owner.device).repeat(len(where)), where.reshape(-1)]
@@ -156,16 +156,16 @@ class _LateInteraction(torch.autograd.Function):
 def late_interaction(
     query_rows: Tensor, query_counts: Sequence[int], passage_rows: Tensor, passage_counts: Sequence[int]
 ) -> Tensor:
-    """``s_mul`` of every pair, differentiable.
+    """Return ``s_mul`` of every pair, differentiable.
 
     Args:
-        query_rows: ``[rows, d]`` of all queries, one after another.
-        query_counts: Rows of each query, at least 1.
+        query_rows: ``[rows, d]`` of all queries, one after the other.
+        query_counts: The number of rows of each query, at least 1.
         passage_rows: ``[rows, d]`` of all passages.
-        passage_counts: Rows of each passage, at least 1.
+        passage_counts: The number of rows of each passage, at least 1.
 
     Returns:
-        float32 ``[queries, passages]``: mean over query rows of the best product with a passage row.
+        float32 ``[queries, passages]``: the mean over query rows of the highest product with a passage row.
     """
     counts = torch.as_tensor(query_counts, device=query_rows.device)
     return _LateInteraction.apply(query_rows, counts, passage_rows, list(passage_counts))  # type: ignore[no-any-return]
@@ -174,20 +174,20 @@ def late_interaction(
 def contrastive(
     scores: Tensor, targets: Tensor, temperature: float, included: Tensor | None = None
 ) -> Tensor:
-    """``L_s``: mean over queries of ``-log softmax(s / tau)`` at the query's own passage.
+    """Return ``L_s``: the mean over queries of ``-log softmax(s / tau)`` at the query's relevant passage.
 
     Args:
         scores: ``[queries, passages]``.
-        targets: int64 ``[queries]``, column of each query's passage.
+        targets: int64 ``[queries]``, the column of each query's passage.
         temperature: tau.
-        included: bool ``[queries]``; the others are left out. 0 where none is included.
+        included: bool ``[queries]``; the other queries are ignored. The loss is 0 if none is included.
     """
     losses = F.cross_entropy(scores / temperature, targets, reduction="none")
     return _mean(losses, included)
 
 
 def distilled(scores: Tensor, teacher: Tensor, temperature: float, included: Tensor | None = None) -> Tensor:
-    """``L'_s``: mean over queries of the cross-entropy against the teacher's distribution."""
+    """Return ``L'_s``: the mean over queries of the cross-entropy with the teacher's distribution."""
     losses = -(teacher * (scores / temperature).log_softmax(1)).sum(1)
     return _mean(losses, included)
 
@@ -201,13 +201,13 @@ def _mean(losses: Tensor, included: Tensor | None) -> Tensor:
 def objective(
     scores: Scores, targets: Tensor, settings: LossSettings, *, cross_lingual: Tensor, self_distillation: bool
 ) -> tuple[Tensor, dict[str, float]]:
-    """L, or with self-distillation ``L_final = (L + L') / 2``.
+    """Return L, or ``L_final = (L + L') / 2`` with self-distillation.
 
     Args:
-        scores: Of the batch.
-        targets: int64 ``[queries]``, column of each query's passage.
-        settings: Constants.
-        cross_lingual: bool ``[queries]``, see ``mask_lexical_across_languages``.
+        scores: The scores of the batch.
+        targets: int64 ``[queries]``, the column of each query's passage.
+        settings: The constants.
+        cross_lingual: bool ``[queries]``; see ``mask_lexical_across_languages``.
         self_distillation: Whether to add L'.
 
     Returns:

@@ -1,4 +1,4 @@
-"""AdamW that touches only the table rows of a batch, and the learning-rate schedule."""
+"""AdamW that updates only the table rows of a batch, and the learning-rate schedule."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from m3_connectors.training.ranges import POSITIVE, SHARE, SHARE_BELOW_1, Range,
 
 @dataclass(frozen=True)
 class OptimizerSettings:
-    """AdamW and its schedule.
+    """The settings of AdamW and of its schedule.
 
     Attributes:
-        learning_rate: Peak rate of the layers.
-        table_learning_rate: Peak rate of the word and position embeddings.
-        betas: Decay of the first and second moment.
-        epsilon: Added to the root of the second moment.
-        weight_decay: Of matrices; not of biases, layer norms and tables.
-        warm_up: Share of the run in which the rate rises.
-        final_share: Share of the peak rate that is left at the end of the cosine.
-        clip: Largest norm of the whole gradient; ``inf`` clips nothing.
+        learning_rate: The peak rate of the layers.
+        table_learning_rate: The peak rate of the word and position embeddings.
+        betas: The decay of the first and second moments.
+        epsilon: The constant that is added to the root of the second moment.
+        weight_decay: The weight decay of matrices; biases, layer norms and tables have none.
+        warm_up: The share of the run in which the rate increases.
+        final_share: The share of the peak rate at the end of the cosine.
+        clip: The maximum norm of the whole gradient; ``inf`` disables clipping.
 
     Raises:
-        InvalidInput: A value is out of its range, or not a number.
+        InvalidInput: A value is out of range, or not a number.
     """
 
     learning_rate: float = 1e-3
@@ -54,7 +54,7 @@ class OptimizerSettings:
         )
 
     def rate_factor(self, progress: float) -> float:
-        """Share of the peak rate at a share of the run: a rising line, then a cosine."""
+        """Return the share of the peak rate at a share of the run: a linear increase, then a cosine."""
         if progress < self.warm_up:
             return progress / self.warm_up
         done = (min(progress, 1.0) - self.warm_up) / (1 - self.warm_up)
@@ -62,14 +62,14 @@ class OptimizerSettings:
 
 
 class RowAdamW:
-    """AdamW for all parameters; tables are updated in the rows that a step touched, and in no others.
+    """AdamW for all parameters; of the tables, only the rows that a step used are updated.
 
-    The embeddings are nearly all of a small model's parameters, and a batch uses few of their rows: a
-    whole update would cost more than the layers. An untouched row keeps its moments as they are.
+    The embeddings are nearly all of a small model's parameters, and a batch uses few of their rows: an update
+    of all rows would cost more than the layers. The moments of an unused row do not change.
 
     Args:
-        parameters: By name; updated in place.
-        settings: Constants.
+        parameters: The parameters by name; updated in place.
+        settings: The settings.
     """
 
     def __init__(self, parameters: Mapping[str, Tensor], settings: OptimizerSettings) -> None:
@@ -81,14 +81,14 @@ class RowAdamW:
 
     @torch.no_grad()
     def step(self, tables: Mapping[str, TouchedRows], rate_factor: float) -> float:
-        """Clip, update, and clear the gradients; if their norm is not finite, nothing is updated.
+        """Clip the gradients, update the parameters and clear the gradients; skip a norm that is not finite.
 
         Args:
-            tables: Touched rows with their gradients, by parameter name.
-            rate_factor: Of the peak rates.
+            tables: The rows that were used, with their gradients, by parameter name.
+            rate_factor: The factor for the peak rates.
 
         Returns:
-            The norm of the whole gradient before clipping.
+            The norm of the whole gradient, before clipping.
         """
         settings = self._settings
         gradients = {
@@ -120,7 +120,7 @@ class RowAdamW:
         return norm
 
     def _change(self, first: Tensor, second: Tensor, gradient: Tensor) -> Tensor:
-        """Update both moments in place; the step direction, bias corrected."""
+        """Update both moments in place and return the step direction, with bias correction."""
         beta1, beta2 = self._settings.betas
         first.lerp_(gradient, 1 - beta1)
         second.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
@@ -128,13 +128,13 @@ class RowAdamW:
         return first / (1 - beta1**self.steps) / root
 
     def state(self) -> dict[str, Tensor]:
-        """Moments and step count, flat, for a checkpoint."""
+        """Return the moments and the step count as a flat dict, for a checkpoint."""
         state = {f"first.{name}": value for name, value in self._first.items()}
         state |= {f"second.{name}": value for name, value in self._second.items()}
         return state | {"steps": torch.tensor(self.steps)}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take up a state that ``state`` gave."""
+        """Load a state that ``state`` returned."""
         for name in self._parameters:
             self._first[name].copy_(state[f"first.{name}"])
             self._second[name].copy_(state[f"second.{name}"])

@@ -1,8 +1,8 @@
-"""Files of training pairs: JSON Lines in our form or FlagEmbedding's; every line that is none is named.
+"""Reads files of training pairs: JSON Lines in our format or FlagEmbedding's; invalid lines are named.
 
-Ours is one pair a line, ``{"query", "positive", "lang_q", "lang_p"}``. FlagEmbedding's is
-``{"query", "pos": [...], "neg": [...]}``: one pair for each text of ``pos``. Files may be UTF-8, with or without a
-byte-order mark, or UTF-16 with one; blank lines are skipped, as everywhere else that lines are read.
+Our format has one pair per line, ``{"query", "positive", "lang_q", "lang_p"}``. FlagEmbedding's is
+``{"query", "pos": [...], "neg": [...]}``, with one pair for each text in ``pos``. Files may be UTF-8, with or
+without a byte-order mark, or UTF-16 with one. Blank lines are skipped, as by all other readers.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from typing import Any
 from m3_connectors.errors import InvalidInput
 
 UNDETERMINED = "und"
-"""The language of texts whose file says none (ISO 639-2)."""
+"""The language of texts without a language (ISO 639-2)."""
 
 _ENDINGS = (".jsonl", ".jsonl.gz")
 _KEYS = ("query", "positive", "lang_q", "lang_p")
 _FLAG_EMBEDDING_KEYS = ("query", "pos", "lang_q", "lang_p")
 _UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _FORMS = (
-    '  A line is {"query": "…", "positive": "…", "lang_q": "en", "lang_p": "en"}, or FlagEmbedding\'s '
-    '{"query": "…", "pos": ["…"]}.'
+    '  Write each line as {"query": "…", "positive": "…", "lang_q": "en", "lang_p": "en"}, or as '
+    'FlagEmbedding\'s {"query": "…", "pos": ["…"]}.'
 )
 
 
 @dataclass(frozen=True)
 class Pair:
-    """One query with one passage that answers it."""
+    """One query with a relevant passage."""
 
     source: str
     query: str
@@ -49,8 +49,8 @@ class Line:
     """One line of a training file.
 
     Attributes:
-        pairs: One, or one for each text of ``pos``.
-        unused: Keys with a value that the trainer does not use, such as FlagEmbedding's ``neg`` and ``prompt``.
+        pairs: One pair, or one for each text in ``pos``.
+        unused: The keys with a value that the trainer does not use, such as FlagEmbedding's ``neg`` and ``prompt``.
     """
 
     pairs: tuple[Pair, ...]
@@ -58,7 +58,7 @@ class Line:
 
 
 def read_pairs(folder: Path) -> Iterator[Pair]:
-    """The pairs of ``read_lines``."""
+    """Yield the pairs of ``read_lines``."""
     for line in read_lines(folder):
         yield from line.pairs
 
@@ -69,13 +69,13 @@ def read_lines(folder: Path) -> Iterator[Line]:
     Endings may be in capital letters.
 
     Raises:
-        InvalidInput: The folder holds no such file or no pair, a file cannot be decoded, or a line is not a pair
-            (file and line number are named).
+        InvalidInput: The folder contains no such file or no pair, a file cannot be decoded, or a line is not
+            a pair (the message gives the file and the line number).
     """
     files = _files(folder)
     if not files:
         raise InvalidInput(
-            f"{folder} holds no *.jsonl or *.jsonl.gz file.\n  Give a folder of training pairs.\n{_FORMS}"
+            f"{folder} contains no *.jsonl or *.jsonl.gz file.\n  Use a folder of training pairs.\n{_FORMS}"
         )
     found = False
     for file in files:
@@ -86,13 +86,13 @@ def read_lines(folder: Path) -> Iterator[Line]:
                 yield _parse(source, text, f"{file}:{number}")
     if not found:
         raise InvalidInput(
-            f"{folder}: its files hold no line: {', '.join(file.name for file in files)}.\n"
-            f"  Give a folder of training pairs.\n{_FORMS}"
+            f"{folder} has only empty files: {', '.join(file.name for file in files)}.\n"
+            f"  Use a folder of training pairs.\n{_FORMS}"
         )
 
 
 def fingerprint_files(folder: Path) -> dict[str, str]:
-    """SHA-256 (hex) of every file that ``read_pairs`` reads, by its name: the same wherever the folder lies."""
+    """Return the SHA-256 (hex) of every file that ``read_pairs`` reads, by name without the folder."""
     prints = {}
     for file in _files(folder):
         with file.open("rb") as content:
@@ -117,12 +117,12 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _texts(file: Path) -> Iterator[tuple[int, str]]:
-    """Number and text of each line."""
+    """Yield the number and the text of each line."""
     number = 0
     try:
         with gzip.open(file) if file.suffix.lower() == ".gz" else file.open("rb") as content:
             if content.peek(2)[:2] in _UTF_16:
-                # Lines of UTF-16 cannot be told apart before they are decoded.
+                # UTF-16 text must be decoded before it can be split into lines.
                 with io.TextIOWrapper(content, "utf-16", newline="\n") as texts:
                     for number, text in enumerate(texts, 1):
                         yield number, text
@@ -132,17 +132,19 @@ def _texts(file: Path) -> Iterator[tuple[int, str]]:
                     yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
                 except UnicodeDecodeError as error:
                     raise InvalidInput(
-                        f"{file}:{number} is not UTF-8 at byte {error.start} of the line (0x{line[error.start]:02X}).\n"
-                        f"  Convert the file, such as with: iconv -f ISO-8859-1 -t UTF-8 {file.name} > utf8.jsonl"
+                        f"{file}:{number} is not UTF-8 at byte {error.start} of the line "
+                        f"(0x{line[error.start]:02X}).\n  Convert the file, for example with: "
+                        f"iconv -f ISO-8859-1 -t UTF-8 {file.name} > utf8.jsonl"
                     ) from None
     except UnicodeDecodeError as error:
         raise InvalidInput(
             f"{file}:{number + 1} or shortly after it is not UTF-16: {error.reason}.\n"
-            f"  Convert the file, such as with: iconv -f UTF-16 -t UTF-8 {file.name} > utf8.jsonl"
+            f"  Convert the file, for example with: iconv -f UTF-16 -t UTF-8 {file.name} > utf8.jsonl"
         ) from None
     except (gzip.BadGzipFile, zlib.error, EOFError) as error:
         raise InvalidInput(
-            f"{file} cannot be unpacked after line {number}: {error}\n  Fetch or pack the file again."
+            f"{file} cannot be decompressed after line {number}: {error}\n"
+            "  Download or compress the file again."
         ) from None
 
 
@@ -150,11 +152,11 @@ def _parse(source: str, text: str, where: str) -> Line:
     try:
         raw = json.loads(text)
     except json.JSONDecodeError as error:
-        raise _refusal(where, f"not JSON: {error.msg} at character {error.pos + 1}") from None
-    except (RecursionError, ValueError):  # absurd nesting; a whole number of thousands of digits
-        raise _refusal(where, "not JSON that can be read: nested too deeply, or a number too long") from None
+        raise _refusal(where, f"it is not JSON ({error.msg} at character {error.pos + 1})") from None
+    except (RecursionError, ValueError):  # extreme nesting, or an integer with thousands of digits
+        raise _refusal(where, "its JSON is nested too deeply or has too long a number") from None
     if not isinstance(raw, dict):
-        raise _refusal(where, f"a JSON {type(raw).__name__}, not an object")
+        raise _refusal(where, f"it is a JSON {type(raw).__name__}, not an object")
     if "pos" in raw and "positive" not in raw:
         return _flag_embedding(source, raw, where)
     for key in _KEYS:
@@ -170,7 +172,7 @@ def _flag_embedding(source: str, raw: dict[str, Any], where: str) -> Line:
     _check_text(where, "query", raw["query"])
     positives = raw["pos"]
     if not isinstance(positives, list) or not positives:
-        raise _refusal(where, f"pos is {positives!r:.60}; it must be a list of at least one text")
+        raise _refusal(where, f"pos is {positives!r:.60}; it must be a list with at least one string")
     languages = [raw.get(key, UNDETERMINED) for key in ("lang_q", "lang_p")]
     for key, language in zip(("lang_q", "lang_p"), languages, strict=True):
         _check_text(where, key, language)
@@ -188,15 +190,15 @@ def _unused(raw: dict[str, Any], used: tuple[str, ...]) -> tuple[str, ...]:
 
 def _check_text(where: str, key: str, value: object) -> None:
     if not isinstance(value, str) or not value.strip():
-        raise _refusal(where, f"{key} is {value!r:.60}; it must be a text that is not empty")
+        raise _refusal(where, f"{key} is {value!r:.60}; it must be a non-empty string")
     try:
         value.encode()
     except UnicodeEncodeError as error:
         raise InvalidInput(
-            f"{where}: {key} holds a lone surrogate U+{ord(value[error.start]):04X} at character {error.start + 1}: "
-            "it is not valid Unicode.\n  Replace it in the file, or take the line out."
+            f"{where}: {key} has a lone surrogate U+{ord(value[error.start]):04X} at character "
+            f"{error.start + 1}, so it is not valid Unicode.\n  Replace it in the file, or remove the line."
         ) from None
 
 
 def _refusal(where: str, reason: str) -> InvalidInput:
-    return InvalidInput(f"{where} is no training pair: {reason}.\n{_FORMS}")
+    return InvalidInput(f"{where} is not a training pair: {reason}.\n{_FORMS}")

@@ -1,4 +1,4 @@
-"""Which values a setting may have; every dataclass of settings says it of its own fields."""
+"""The ranges of settings; every dataclass of settings checks its own fields."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from m3_connectors.errors import InvalidInput
 
 @dataclass(frozen=True)
 class Range:
-    """Numbers from ``low`` to ``high``; the ends belong to it unless they are ``open``. NaN is in none."""
+    """The numbers from ``low`` to ``high``, including the ends unless they are ``open``; never NaN."""
 
     low: float = -math.inf
     high: float = math.inf
@@ -32,7 +32,7 @@ class Range:
 
 
 def at_least(low: float) -> Range:
-    """Finite numbers from ``low``."""
+    """Return the range of finite numbers from ``low``."""
     return Range(low, open_high=True)
 
 
@@ -44,10 +44,10 @@ SHARE_BELOW_1 = Range(0, 1, open_high=True)
 
 
 def require(settings: object, **ranges: Range) -> None:
-    """Check fields of a dataclass; of a tuple or a table, every number.
+    """Check the fields of a dataclass; in a tuple or a table, every number is checked.
 
     Raises:
-        InvalidInput: The first that is out of its range, by name.
+        InvalidInput: A field is out of range; the message names the first one.
     """
     for name, allowed in ranges.items():
         value = getattr(settings, name)
@@ -57,10 +57,10 @@ def require(settings: object, **ranges: Range) -> None:
 
 
 def require_one_above_0(settings: object, *names: str) -> None:
-    """Check that a tuple or table of weights, each at least 0, has one that counts.
+    """Check that a tuple or table of weights, each at least 0, has one that is above 0.
 
     Raises:
-        InvalidInput: All are 0, or there is none.
+        InvalidInput: All weights are 0, or there are none.
     """
     for name in names:
         value = getattr(settings, name)

@@ -1,4 +1,4 @@
-"""A whole run as one call: what ``m3 train`` does."""
+"""A complete training run as one call, as used by ``m3 train``."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from m3_connectors.training.config import TrainingConfig
 from m3_connectors.training.trainer import Trainer
 
 THINNED = 10
-"""One step in so many stays in the log that is kept with the model."""
+"""The log that is kept with the model has every step whose number is a multiple of this."""
 
 
 class RunLog:
-    """One JSON object a line, appended; a run that goes on forgets the steps that it will take again.
+    """A log with one JSON object per line; a resumed run removes the steps that it will take again.
 
     Args:
-        path: The file; made if need be.
+        path: The file; created if it does not exist.
     """
 
     def __init__(self, path: Path) -> None:
@@ -32,7 +32,7 @@ class RunLog:
         self._file = path.open("a", encoding="utf-8")
 
     def __enter__(self) -> Self:
-        """The log."""
+        """Return the log."""
         return self
 
     def __exit__(
@@ -50,7 +50,7 @@ class RunLog:
         self._file.flush()
 
     def records(self) -> list[dict[str, Any]]:
-        """All whole records so far; a line that a kill cut short is left out."""
+        """Return all complete records so far; a line that was truncated by a kill is omitted."""
         found = []
         for line in self._path.read_text(encoding="utf-8").splitlines():
             try:
@@ -60,7 +60,7 @@ class RunLog:
         return found
 
     def rewind(self, step: int) -> None:
-        """Drop the records of step ``step`` and later: they belong to steps that were not saved."""
+        """Remove the records of step ``step`` and later, which belong to steps that were not saved."""
         kept = [record for record in self.records() if record.get("step", -1) < step]
         self._file.close()
         with replacing(self._path) as fresh:
@@ -68,7 +68,7 @@ class RunLog:
         self._file = self._path.open("a", encoding="utf-8")
 
     def save_thinned(self, path: Path) -> None:
-        """Write every tenth step and every other event."""
+        """Write every tenth step and all other events."""
         kept = [record for record in self.records() if record.get("step", 0) % THINNED == 0]
         path.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
 
@@ -82,23 +82,24 @@ def train(
     report: Callable[[dict[str, Any]], None] = lambda record: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, tuple[float, float, float]]:
-    """Train as a configuration says, going on where an earlier call with it stopped, and write the model.
+    """Train with a configuration, resume if an earlier call stopped, and write the model.
 
     Args:
-        config: TOML file; its relative paths are relative to it.
-        data: Folder of pairs, instead of the configuration's.
-        output: Directory of the model, instead of the configuration's.
-        work: Folder of the token cache and the run's state; ``work-NAME`` here by default.
+        config: The TOML file; its relative paths are relative to its folder.
+        data: The folder of pairs; replaces the one in the configuration.
+        output: The directory of the model; replaces the one in the configuration.
+        work: The folder of the token cache and the state; by default ``work-NAME`` in the current directory.
         report: Called with every record of the log.
-        stop: Asked after every step; true ends the run there. The same call goes on from that step.
+        stop: Called after every step; if it returns true, the run stops. The same call resumes from that
+            step.
 
     Returns:
         The weights of the fused methods that were written with the model, by method.
 
     Raises:
-        InvalidInput: The configuration or the data are wrong, or ``work`` belongs to another run.
+        InvalidInput: The configuration or the data is not valid, or ``work`` belongs to another run.
         Diverged: A loss, a gradient or a weight is not finite; no model is written.
-        KeyboardInterrupt: ``stop`` ended the run; its state is saved.
+        KeyboardInterrupt: ``stop`` returned true; the state is saved.
     """
     settings = TrainingConfig.load(config)
     work = work or Path(f"work-{config.stem}")
@@ -124,10 +125,10 @@ def train(
 
 
 def _check_writable(output: Path) -> None:
-    """Said before the first step, which may be hours before the model is written; nothing is made."""
+    """Check before the first step, hours before the model is written, that it can be; creates nothing."""
     nearest = next(path for path in (output, *output.absolute().parents) if path.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
         raise InvalidInput(
-            f"output is {output}, but {nearest} is {'no folder' if not nearest.is_dir() else 'not writable'}.\n"
-            "  Name another folder with --output DIR, or in the configuration."
+            f"output is {output}, but {nearest} is not {'writable' if nearest.is_dir() else 'a folder'}.\n"
+            "  Set another folder with --output DIR, or in the configuration."
         )

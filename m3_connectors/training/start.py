@@ -1,14 +1,15 @@
-"""A start from scratch that retrieves before any training: latent semantic indexing in an XLM-RoBERTa.
+"""An initial model that can retrieve before any training: latent semantic indexing in an XLM-RoBERTa.
 
-Word embeddings come from a singular value decomposition of the matrix of pieces and texts, where a text
-is a passage with all its queries, or a sentence with all its translations: pieces of several languages
-that share texts get similar embeddings. Two dimensions are set apart:
+Word embeddings come from a singular value decomposition of the matrix of pieces and texts. A text is a
+passage with all its queries, or a sentence with all its translations, so pieces of several languages
+that share texts get similar embeddings. Two dimensions are reserved:
 
-- *importance* holds how rare a piece is in its language (log of its idf): the first layer's attention of
-  ``<s>`` reads it, so that the dense vector begins as an idf-weighted mean, and the sparse head reads it;
-- *marker* tells ``<s>`` from the others, and is silenced at the end.
+- *importance* contains how rare a piece is in its language (the log of its idf). The attention of ``<s>`` in
+  the first layer uses it, so that the dense vector starts as an idf-weighted mean; the sparse head uses it
+  too.
+- *marker* distinguishes ``<s>`` from the other tokens, and is set to zero at the end.
 
-All other weights begin small, so that every layer passes its input on.
+All other weights are small at the start, so that every layer passes its input through.
 """
 
 from __future__ import annotations
@@ -34,14 +35,14 @@ _IMPORTANCE, _MARKER = -2, -1
 
 @dataclass(frozen=True)
 class StartSettings:
-    """Constants of the start.
+    """The constants of the initial model.
 
     Attributes:
-        power_iterations: Of the randomised decomposition.
-        singular_power: Embeddings are the left singular vectors times singular values to this power.
-        sharpness: ``<s>`` attends to a piece in proportion to its idf to this power.
+        power_iterations: The number of power iterations of the randomised decomposition.
+        singular_power: The embeddings are the left singular vectors times the singular values to this power.
+        sharpness: The attention of ``<s>`` to a piece is proportional to the idf of the piece to this power.
         lexical_scale: The sparse head is fitted to ``scale * sqrt(idf)``.
-        longest: Tokens of a passage that count.
+        longest: The maximum number of tokens of a passage that are counted.
     """
 
     power_iterations: int = 2
@@ -62,10 +63,10 @@ class StartSettings:
 
 
 def count_matrix(store: PairStore, vocabulary_size: int, longest: int) -> sp.csr_array:
-    """Pieces of each document, ``float32 [documents, vocabulary]``; held-out pairs are left out.
+    """Count each piece in each document, ``float32 [documents, vocabulary]``, without held-out pairs.
 
-    A document is a set of texts joined by pairs: in monolingual sources a passage with its queries, in
-    ``par_`` sources a sentence with its translations.
+    A document is a set of texts that are connected by pairs: in monolingual sources a passage with its
+    queries, in ``par_`` sources a sentence with its translations.
     """
     kept = ~np.asarray(store.held_out)
     parallel = np.char.startswith(np.array(store.sources), "par_")[store.source] & kept
@@ -105,7 +106,7 @@ def count_matrix(store: PairStore, vocabulary_size: int, longest: int) -> sp.csr
 def passages_by_language(
     store: PairStore, vocabulary_size: int, longest: int
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """How many training passages of each language hold a piece, and how many there are.
+    """Return how many training passages of each language contain each piece, and how many there are.
 
     Returns:
         float32 ``[vocabulary, languages]``, and int64 ``[languages]``.
@@ -123,11 +124,11 @@ def passages_by_language(
 
 
 def idf_by_language(holding: NDArray[np.float32], totals: NDArray[np.int64]) -> NDArray[np.float32]:
-    """``float32 [vocabulary]``: the least of a piece's idf values over the languages that use it.
+    """Return, as ``float32 [vocabulary]``, the lowest idf of each piece over the languages that use it.
 
-    A stop word of a small language is rare over all texts, yet common in its own.
+    A stop word of a small language is rare in all texts together, but common in its own language.
     """
-    # Few texts of a language must not make a foreign word look common: at least 5 uses count.
+    # A foreign word must not look common in a language with few texts: at least 5 uses are required.
     idf = np.where(holding >= 5, np.log((totals + 1) / (holding + 0.5)), np.inf).min(1)
     unseen = 0.9 * np.log(totals.max() + 1)
     return np.asarray(np.clip(np.where(np.isinf(idf), unseen, idf), 0.05, None), np.float32)
@@ -136,7 +137,7 @@ def idf_by_language(holding: NDArray[np.float32], totals: NDArray[np.int64]) -> 
 def semantic_vectors(
     counts: sp.csr_array, idf: NDArray[np.float32], rank: int, settings: StartSettings, seed: int
 ) -> NDArray[np.float32]:
-    """Unit vectors of pieces from a randomised singular value decomposition, ``float32 [vocabulary, rank]``."""
+    """Return unit vectors of pieces, ``float32 [vocabulary, rank]``, from a randomised SVD."""
     weighted = counts.copy()
     weighted.data = 1 + np.log(weighted.data)
     weighted = (weighted * idf[None, :]).tocsr()
@@ -159,22 +160,22 @@ def semantic_vectors(
     vectors = (basis @ rotation[:, order].astype(np.float32)) * (singular**settings.singular_power).astype(
         np.float32
     )
-    # Fewer pieces than dimensions span fewer directions; nothing lies in the others.
+    # Fewer pieces than dimensions span fewer directions; the other components are zero.
     return np.pad(np.asarray(vectors, np.float32), ((0, 0), (0, rank - vectors.shape[1])))
 
 
 def centred(vectors: NDArray[np.float32], counts_by_language: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Take from every piece the mean vector of its languages, then make it a unit vector.
+    """Subtract the mean vector of its languages from every piece, and normalise the result.
 
     Args:
         vectors: ``[vocabulary, rank]``.
-        counts_by_language: ``[vocabulary, languages]`` how many texts of a language hold a piece.
+        counts_by_language: ``[vocabulary, languages]``, how many texts of each language contain each piece.
 
-    Languages fall apart in the decomposition; without their means, translations come nearer.
+    The decomposition separates the languages; without their means, translations are closer to each other.
     """
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     unit = vectors / np.maximum(norms, 1e-9)
-    # A piece of two languages belongs to each by its share of their texts, not by its raw count.
+    # A piece of two languages is assigned to each by its share of their texts, not by its raw count.
     share = counts_by_language / np.maximum(counts_by_language.sum(0, keepdims=True), 1)
     belongs = share / np.maximum(share.sum(1, keepdims=True), 1e-12)
     means = (belongs.T @ unit) / np.maximum(belongs.sum(0)[:, None], 1)
@@ -183,13 +184,13 @@ def centred(vectors: NDArray[np.float32], counts_by_language: NDArray[np.float32
 
 
 def build_start(store: PairStore, config: ModelConfig, settings: StartSettings, seed: int = 0) -> M3Model:
-    """A model of the given sizes that begins as latent semantic indexing.
+    """Create a model of the given sizes that starts as latent semantic indexing.
 
     Args:
-        store: Pairs tokenised with the model's tokenizer.
-        config: Sizes; ``hidden_size - 2`` is the rank of the decomposition.
-        settings: Constants.
-        seed: Of the decomposition and of the small weights.
+        store: The pairs, tokenised with the model's tokenizer.
+        config: The sizes; ``hidden_size - 2`` is the rank of the decomposition.
+        settings: The constants of the initial model.
+        seed: The seed of the decomposition and of the small weights.
     """
     holding, totals = passages_by_language(store, config.vocab_size, settings.longest)
     idf = idf_by_language(holding, totals)
@@ -208,11 +209,11 @@ def place_start(
     settings: StartSettings,
     seed: int = 0,
 ) -> M3Model:
-    """Write unit vectors and idf values of pieces into the weights of a model."""
+    """Write the unit vectors and idf values of the pieces to the weights of a model."""
     torch.manual_seed(seed)
     model = M3Model(config)
     width, head = config.hidden_size, config.head_size
-    # A layer norm of 256 numbers gives a vector of length 16: embeddings begin at that length.
+    # A layer norm of 256 numbers gives a vector of norm 16, so the embeddings start with this norm.
     length = width**0.5
     importance = np.clip(np.log(idf / np.median(idf[FIRST_PIECE:])), -3.0, 1.0)
     with torch.no_grad():
@@ -261,7 +262,7 @@ def place_start(
 def _fit_sparse_head(
     model: M3Model, store: PairStore, idf: NDArray[np.float32], settings: StartSettings
 ) -> None:
-    """Least squares of ``lexical_scale * sqrt(idf)`` on the hidden states of some passages."""
+    """Fit ``lexical_scale * sqrt(idf)`` to the hidden states of some passages by least squares."""
     kept = np.unique(store.passage[~np.asarray(store.held_out)])
     chosen = np.random.default_rng(0).choice(kept, min(400, len(kept)), replace=False)
     texts = [wrap(store.text(number), min(128, model.config.max_length)) for number in chosen]

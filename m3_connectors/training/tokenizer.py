@@ -1,9 +1,9 @@
-"""A unigram tokenizer of our own, laid out as XLM-RoBERTa's.
+"""A unigram tokenizer that is trained here, with the layout of XLM-RoBERTa's tokenizer.
 
-Normalisation is NFKC and lower case, Arabic letter variants folded (as search engines do). A word
-marker ``▁`` stands before every word of a script that writes spaces, after punctuation too, so that
-``(Berlin)`` and ``Berlin`` share a piece; scripts without spaces (Chinese, Japanese, Thai) get none,
-so that a word has one form wherever it stands. Both matter to the sparse scores, which match pieces.
+Texts are normalised with NFKC and lower case, and variants of Arabic letters are folded (as in search
+engines). A word marker ``▁`` precedes every word of a script that uses spaces, also after punctuation, so
+that ``(Berlin)`` and ``Berlin`` share a piece. Scripts without spaces (Chinese, Japanese, Thai) have no
+marker, so that a word has the same form everywhere. Both are important for sparse scores, which match pieces.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from m3_connectors.errors import InvalidInput
 
 START, PAD, END, UNKNOWN, MASK = "<s>", "<pad>", "</s>", "<unk>", "<mask>"
 FIRST_SPECIALS = (START, PAD, END, UNKNOWN)
-"""Ids 0 to 3, as in XLM-RoBERTa; ``<mask>`` has the last id."""
+"""The tokens with ids 0 to 3, as in XLM-RoBERTa; ``<mask>`` has the last id."""
 
 START_ID, END_ID = FIRST_SPECIALS.index(START), FIRST_SPECIALS.index(END)
 FIRST_PIECE = len(FIRST_SPECIALS)
-"""Pieces of text have the ids from here to the last but one."""
+"""The first id of a text piece; the last piece has the second to last id."""
 
 _UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}ー\p{Thai}"
 _SPACED = rf"[\p{{L}}\p{{M}}\p{{N}}&&[^{_UNSPACED}]]"
@@ -62,17 +62,17 @@ def sample_texts(
     emphasis: Mapping[str, float] | None = None,
     seed: int = 0,
 ) -> list[str]:
-    """Draw texts so that language sizes are levelled.
+    """Sample texts so that the sizes of the languages become more equal.
 
     Args:
-        texts_by_language: Distinct texts of each language.
-        total_characters: About how many characters to draw in all.
-        exponent: A language's share is its size to this power.
-        emphasis: Factors on the shares of some languages.
-        seed: Of the shuffle.
+        texts_by_language: The distinct texts of each language.
+        total_characters: The approximate total number of characters to sample.
+        exponent: The share of a language is proportional to its size to this power.
+        emphasis: Factors for the shares of some languages.
+        seed: The seed of the shuffle.
 
     Returns:
-        Texts, language after language; a small language gives all that it has.
+        The texts, one language after the other; all texts of a small language are used.
     """
     sizes = {language: sum(map(len, texts)) for language, texts in texts_by_language.items()}
     shares = {
@@ -99,18 +99,20 @@ def train_tokenizer(texts: Iterable[str], vocabulary_size: int, *, min_character
 
     Args:
         texts: Plain texts.
-        vocabulary_size: Pieces in all, the five special tokens included; fewer if the texts yield fewer.
-        min_character_count: Rarer characters become ``<unk>``, so that they take no piece.
+        vocabulary_size: The total number of pieces, including the five special tokens; the texts may yield
+            fewer.
+        min_character_count: Rarer characters become ``<unk>``, so that they do not need a piece.
 
     Returns:
-        A tokenizer that wraps one text as ``<s> … </s>``.
+        A tokenizer that encodes a text as ``<s> … </s>``.
 
     Raises:
-        InvalidInput: ``vocabulary_size`` leaves no room for pieces.
+        InvalidInput: ``vocabulary_size`` is too small for any piece.
     """
     if vocabulary_size <= len(FIRST_SPECIALS) + 1:
         raise InvalidInput(
-            f"vocabulary_size is {vocabulary_size}.\n  Give at least {len(FIRST_SPECIALS) + 2}: five are special."
+            f"vocabulary_size is {vocabulary_size}.\n"
+            f"  Set it to at least {len(FIRST_SPECIALS) + 2}: five tokens are special."
         )
     normalizer = _normalizer()
     cleaned = [normalizer.normalize_str(text) for text in texts]
@@ -144,14 +146,14 @@ def train_tokenizer(texts: Iterable[str], vocabulary_size: int, *, min_character
 
 
 def _interruptibly(call: Callable[[], object]) -> None:
-    """Make a call that computes for minutes outside of Python so that Ctrl-C ends the wait for it at once."""
+    """Run a call that computes for minutes outside of Python, so that Ctrl-C stops waiting for it at once."""
     done: Future[None] = Future()
 
     def run() -> None:
         try:
             call()
             done.set_result(None)
-        except BaseException as error:  # noqa: BLE001 (raised again where it is waited for)
+        except BaseException as error:  # noqa: BLE001 (raised again in the waiting thread)
             done.set_exception(error)
 
     threading.Thread(target=run, name="m3-tokenizer", daemon=True).start()
@@ -159,7 +161,7 @@ def _interruptibly(call: Callable[[], object]) -> None:
 
 
 def build_tokenizer(pieces: Sequence[tuple[str, float]]) -> Tokenizer:
-    """Make a tokenizer of unigram pieces with their log probabilities, best first; specials are added."""
+    """Create a tokenizer from unigram pieces with log probabilities, best first; adds the special tokens."""
     vocabulary = [
         *((special, 0.0) for special in FIRST_SPECIALS),
         *((piece, round(score, 4)) for piece, score in pieces),
@@ -178,9 +180,10 @@ def build_tokenizer(pieces: Sequence[tuple[str, float]]) -> Tokenizer:
 
 
 def save_tokenizer(tokenizer: Tokenizer, path: Path) -> None:
-    """Write ``tokenizer.json`` without blanks: the file counts towards a model's size.
+    """Write ``tokenizer.json`` without whitespace, because the file counts towards the size of a model.
 
-    Nothing is rounded here: a tokenizer that another project made would cut texts otherwise than in training.
+    Nothing is rounded: otherwise, a tokenizer from another project would split texts differently than in
+    training.
     """
     raw = json.loads(tokenizer.to_str(pretty=False))
     path.write_text(json.dumps(raw, ensure_ascii=False, separators=(",", ":")), encoding="utf-8")

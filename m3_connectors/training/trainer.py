@@ -1,7 +1,7 @@
-"""The run: start, steps, checkpoints, and the finished model with its tuned weights.
+"""A training run: initial model, steps, checkpoints, and the finished model with its tuned weights.
 
-One step is a function of (settings, seed, step number, weights): a run that stops and goes on from its
-checkpoint takes the same steps, bit for bit, as one that never stopped (unless a time budget steers it).
+A step is a function of (settings, seed, step number, weights): a run that stops and resumes from its
+checkpoint takes the same steps, bit for bit, as a run that never stopped (unless it has a time budget).
 """
 
 from __future__ import annotations
@@ -53,12 +53,13 @@ Report = Callable[[dict[str, Any]], None]
 
 
 class Trainer:
-    """One run in a working folder.
+    """A training run in a working folder.
 
     Args:
-        config: The run.
-        data: Folder of pairs.
-        work: Working folder: token cache, tokenizer, start, state, log. A run found there goes on.
+        config: The configuration of the run.
+        data: The folder of pairs.
+        work: The working folder: token cache, tokenizer, initial model, state and log. A run in it is
+            resumed.
         report: Called with every record of the log.
     """
 
@@ -82,7 +83,7 @@ class Trainer:
         }
         if start:
             self._weights |= start.recommended_weights
-        # What a step is a function of; where things lie and how often they are saved is not part of it.
+        # Everything that a step depends on; paths and the frequency of checkpoints are not part of it.
         settings = dataclasses.asdict(config) | {"output": ""}
         settings["start_from"] = start.info.weights_fingerprint if start else ""
         settings["data"] |= {"folder": ""}
@@ -116,7 +117,7 @@ class Trainer:
         )
         if self.sampler.left_out:
             left_out = "; ".join(f"{part} ({reason})" for part, reason in self.sampler.left_out.items())
-            self._warn(f"not trained on: {left_out}.")
+            self._warn(f"these pairs are not used for training: {left_out}.")
         self._tasks = self._held_out_tasks()
         self.model = start.model if start else self._scratch()
         self.optimizer = RowAdamW(dict(self.model.named_parameters()), config.optimizer)
@@ -130,18 +131,18 @@ class Trainer:
         self._report({"event": "warning", "message": message})
 
     def _held_out_tasks(self) -> list[Task]:
-        """Tasks that the weights are tuned on; made before the first step, so that a wrong name costs no run."""
+        """Return the tasks for tuning, before the first step, so that a wrong name fails early."""
         importance = self._config.tune_importance
         if not importance:
             return []
         tasks = make_tasks(self.store, [name.split("/")[0] for name in importance])
-        # Where none matches, the message lists all that there are.
+        # If no task matches, the message lists all tasks.
         for prefix in unmatched(tasks or make_tasks(self.store, [""]), importance):
-            self._warn(f"tune_importance: {prefix!r} matches no task of held-out pairs and does not count.")
+            self._warn(f"tune_importance: {prefix!r} matches no task of held-out pairs and is ignored.")
         return tasks
 
     def _warn_of_pairs(self) -> None:
-        """Say what of the pairs is not used, or teaches nothing."""
+        """Warn about files, keys and pairs that are not used or have no effect."""
         unread = other_files(self._data)
         if unread:
             self._warn(
@@ -149,19 +150,19 @@ class Trainer:
             )
         unused = sorted(self.store.unused.items(), key=lambda item: -item[1])
         for what, count in unused[:_NAMED]:
-            self._warn(f"{what} of {count:,} lines of the training pairs: not used.")
+            self._warn(f"{what} in {count:,} lines of the training pairs is not used.")
         if len(unused) > _NAMED:
-            self._warn(f"{len(unused) - _NAMED:,} other keys of the training pairs: not used.")
+            self._warn(f"{len(unused) - _NAMED:,} other keys of the training pairs are not used.")
         pairs = np.asarray(self.store.query, np.int64) << 32 | np.asarray(self.store.passage, np.int64)
         repeated = len(pairs) - len(np.unique(pairs))
         if repeated:
-            self._warn(f"{repeated:,} of {len(self.store):,} pairs are repetitions of another.")
+            self._warn(f"{repeated:,} of {len(self.store):,} pairs repeat another pair.")
         equal = int((np.asarray(self.store.query) == np.asarray(self.store.passage)).sum())
         if equal:
-            self._warn(f"{equal:,} of {len(self.store):,} pairs have one text as query and as passage.")
+            self._warn(f"{equal:,} of {len(self.store):,} pairs have the same text as query and as passage.")
 
     def _tokenizer(self) -> Tokenizer:
-        """The tokenizer of a run from scratch, kept in the working folder."""
+        """Return the tokenizer of a run from scratch, which is stored in the working folder."""
         path = self._work / _TOKENIZER
         if not path.exists():
             self._phase("training the tokenizer")
@@ -172,7 +173,7 @@ class Trainer:
         return read_kept(path, lambda: Tokenizer.from_file(str(path)))
 
     def _scratch(self) -> M3Model:
-        """The start of a run from scratch, kept in the working folder."""
+        """Return the initial model of a run from scratch, which is stored in the working folder."""
         sizes = self._config.model
         config = ModelConfig(
             vocab_size=self.tokenizer.get_vocab_size(),
@@ -180,7 +181,7 @@ class Trainer:
             num_hidden_layers=sizes.layers,
             num_attention_heads=sizes.heads,
             intermediate_size=sizes.intermediate_size,
-            # Positions begin after the padding id.
+            # Positions start after the padding id.
             max_position_embeddings=sizes.max_length + 2,
         )
         kept = self._work / _START
@@ -188,7 +189,7 @@ class Trainer:
             model = M3Model(config)
             read_kept(kept, lambda: model.load_state_dict(torch.load(kept, weights_only=True)))
             return model
-        self._phase("making the start")
+        self._phase("computing the initial model")
         began = time.perf_counter()
         model = build_start(self.store, config, self._config.start, self._config.run.seed)
         with replacing(kept) as fresh:
@@ -197,16 +198,16 @@ class Trainer:
         return model
 
     def share_done(self) -> float:
-        """Share of the run that is done, by steps or, with a budget, by the clock if that is ahead."""
+        """The share of the run that is done: by steps, or by the clock of a time budget if it is ahead."""
         run = self._config.run
         by_steps = self.progress.step / run.steps
         return max(by_steps, self.progress.seconds / run.seconds) if run.seconds else by_steps
 
     def run(self, steps: int | None = None, *, stop: Callable[[], bool] = lambda: False) -> None:
-        """Take steps until the run ends, at most ``steps``, or until ``stop``; save on the way and at the end.
+        """Take steps until the run ends, at most ``steps``, or until ``stop``; save regularly and at the end.
 
         Raises:
-            Diverged: A loss, a gradient or a weight is not finite; what was saved before stays.
+            Diverged: A loss, a gradient or a weight is not finite; the previous checkpoint is kept.
         """
         self._phase("training")
         last = None if steps is None else self.progress.step + steps
@@ -217,14 +218,14 @@ class Trainer:
         self.save()
 
     def save(self) -> None:
-        """Write the state to go on from."""
+        """Save the state from which the run can be resumed."""
         save_state(self._work, self.model, self.optimizer, self.progress)
 
     def step(self) -> dict[str, Any]:
-        """One step; its record for the log.
+        """Take one step and return its record for the log.
 
         Raises:
-            Diverged: The loss or the gradient is not finite; the batch is saved and no weight was changed.
+            Diverged: The loss or the gradient is not finite; the batch is saved and no weight is changed.
         """
         began = time.perf_counter()
         config, number, done = self._config, self.progress.step, self.share_done()
@@ -286,12 +287,12 @@ class Trainer:
         raise Diverged(
             f"step {step} ({batch.source}): the {what} is {value}. "
             f"The batch is saved in {path}; no model was written.\n"
-            "  Train again with a lower learning_rate, a longer warm_up or a higher temperature, and another --work "
-            f"folder; {self._work} keeps what was saved before this step."
+            "  Train again with a lower learning_rate, a longer warm_up or a higher temperature, and with "
+            f"another --work folder; {self._work} keeps the checkpoint before this step."
         )
 
     def _first_positions(self, batch: Batch, step: int) -> list[int]:
-        """Random places for some passages, so that every position embedding is learnt from short texts."""
+        """Return random positions for some passages, so that short texts train every position embedding."""
         rng = np.random.default_rng([self._config.run.seed, 3, step])
         room = self.model.config.max_length
         shifted = rng.random(len(batch.passages)) < self._config.data.shifted_share
@@ -303,7 +304,7 @@ class Trainer:
         return [0] * len(batch) + places
 
     def validation(self) -> Validation:
-        """The model on held-out pairs of the sources that count in ``tune_importance``."""
+        """Evaluate the model on held-out pairs of the sources in ``tune_importance``."""
         return Validation(
             self.model,
             self.store,
@@ -313,10 +314,10 @@ class Trainer:
         )
 
     def finish(self, output: Path) -> dict[str, tuple[float, float, float]]:
-        """Write the model with weights tuned on held-out pairs, or with those that it started from.
+        """Write the model, with weights tuned on held-out pairs or with the weights that it started from.
 
         Returns:
-            The weights, by method.
+            The weights by method.
 
         Raises:
             Diverged: A weight of the model is not finite; nothing is written.
@@ -342,7 +343,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def learn_tokenizer(data: Path, settings: TokenizerSettings) -> Tokenizer:
-    """Train the tokenizer on the distinct texts of a folder of pairs."""
+    """Train a tokenizer on the distinct texts of a folder of pairs."""
     texts: dict[str, set[str]] = {}
     for pair in read_pairs(data):
         texts.setdefault(pair.lang_q, set()).add(pair.query)

@@ -1,7 +1,7 @@
-"""nDCG@10 on held-out training pairs, in memory: for watching a run and for tuning a model's weights.
+"""nDCG@10 on held-out training pairs, in memory, to monitor a run and to tune the weights of a model.
 
-Nothing here reads an evaluation set. Candidates follow section 4 of the paper: All and Multi-vec re-rank
-the top 200 of Dense; here every corpus is small, so that Dense and Sparse rank all of it.
+No evaluation set is read here. Candidates follow section 4 of the paper: All and Multi-vec re-rank the top
+200 of Dense. Every corpus is small here, so Dense and Sparse rank all of it.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from m3_connectors.training.data import PairStore
 from m3_connectors.training.forward import TrainingEncoder
 
 RERANKED = 200
-"""Dense candidates that Multi-vec and All re-rank."""
+"""The number of Dense candidates that Multi-vec and All re-rank."""
 
 FEWEST_QUERIES = 8
-"""Questions of the smallest task."""
+"""The minimum number of questions of a task."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """One small retrieval task of held-out pairs.
+    """A small retrieval task made from held-out pairs.
 
     Attributes:
         name: ``source/query language>passage language``.
-        queries: Text numbers.
-        corpus: Text numbers.
-        relevant: For each query, positions in ``corpus``.
+        queries: The text numbers of the queries.
+        corpus: The text numbers of the passages.
+        relevant: For each query, the positions of its relevant passages in ``corpus``.
     """
 
     name: str
@@ -54,15 +54,15 @@ def make_tasks(
     fewest_queries: int = FEWEST_QUERIES,
     seed: int = 0,
 ) -> list[Task]:
-    """Tasks of the held-out pairs: one for each source, passage language, and mono- or cross-lingual queries.
+    """Make tasks from held-out pairs: one per source, passage language, and mono- or cross-lingual queries.
 
     Args:
         store: The pairs.
-        sources: Names or prefixes of sources.
-        corpus_size: Passages of a task: the held-out ones, filled up with passages of training.
-        most_queries: Of a task.
-        fewest_queries: Smaller tasks are left out.
-        seed: Of the choices.
+        sources: The names or prefixes of the sources.
+        corpus_size: The number of passages of a task: the held-out ones and additional training passages.
+        most_queries: The maximum number of queries of a task.
+        fewest_queries: Tasks with fewer queries are omitted.
+        seed: The seed of the random choices.
     """
     tasks: list[Task] = []
     for (number, name), language in itertools.product(enumerate(store.sources), range(len(store.languages))):
@@ -90,25 +90,25 @@ def make_tasks(
 
 
 def unmatched(tasks: Sequence[Task], importance: Mapping[str, float]) -> list[str]:
-    """Keys of ``tune_importance`` that are the beginning of no task's name.
+    """Return the keys of ``tune_importance`` that are not a prefix of any task name.
 
     Raises:
-        InvalidInput: None of them is: there is nothing to tune on.
+        InvalidInput: No key is a prefix of a task name, so there is nothing to tune on.
     """
     lost = [prefix for prefix in importance if not any(task.name.startswith(prefix) for task in tasks)]
     if len(lost) == len(importance):
         names = ", ".join(task.name for task in tasks) or "none"
         raise InvalidInput(
-            f"tune_importance names {', '.join(map(repr, lost))}; the tasks of held-out pairs are: {names}.\n"
-            f"  Name the beginning of one. A task needs {FEWEST_QUERIES} held-out questions of one source and "
-            "language; data.held_out_share says how many are held out. Without tune_importance nothing is tuned."
+            f"tune_importance has {', '.join(map(repr, lost))}; the tasks of held-out pairs are: {names}.\n"
+            f"  Use the prefix of a task. A task needs {FEWEST_QUERIES} held-out questions of one source and "
+            "language; data.held_out_share sets their share. Without tune_importance, nothing is tuned."
         )
     return lost
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """Texts in the three representations; rows of text i are ``rows[offsets[i] : offsets[i + 1]]``."""
+    """The three representations of texts; the rows of text i are ``rows[offsets[i] : offsets[i + 1]]``."""
 
     dense: NDArray[np.float32]
     sparse: sp.csr_array
@@ -120,7 +120,7 @@ class Encoded:
 def encode(
     model: M3Model, texts: Sequence[NDArray[np.int64]], *, dtype: torch.dtype, token_budget: int = 8192
 ) -> Encoded:
-    """Encode texts with ``<s>`` and ``</s>``, batches of about ``token_budget`` tokens."""
+    """Encode texts with ``<s>`` and ``</s>``, in batches of about ``token_budget`` tokens."""
     encoder = TrainingEncoder(model, dtype)
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
     dense = np.zeros((len(texts), model.config.hidden_size), np.float32)
@@ -150,7 +150,7 @@ def encode(
 def _maximum_matrix(
     owner: NDArray[np.int64], ids: NDArray[np.int64], weights: NDArray[np.float32], shape: tuple[int, int]
 ) -> sp.csr_array:
-    """Weights over 0 as a sparse matrix; a repeated token keeps its maximum."""
+    """Return the weights above 0 as a sparse matrix; a repeated token gets its maximum."""
     order = np.lexsort((-weights, ids, owner))
     owner, ids, weights = owner[order], ids[order], weights[order]
     first = np.ones(len(owner), bool)
@@ -160,7 +160,7 @@ def _maximum_matrix(
 
 
 def task_scores(queries: Encoded, corpus: Encoded) -> tuple[NDArray[np.float32], ...]:
-    """Dense, sparse and multi-vector scores, each float32 ``[queries, corpus]``."""
+    """Return the dense, sparse and multi-vector scores, each float32 ``[queries, corpus]``."""
     dense = queries.dense @ corpus.dense.T
     sparse = (queries.sparse @ corpus.sparse.T).toarray()
     counts = np.diff(queries.offsets)
@@ -173,7 +173,7 @@ def task_scores(queries: Encoded, corpus: Encoded) -> tuple[NDArray[np.float32],
 
 
 def ndcg(scores: NDArray[np.float32], relevant: Sequence[set[int]], cutoff: int = 10) -> float:
-    """Mean nDCG@cutoff; equal scores rank by position; a score of -inf is not retrieved."""
+    """Return the mean nDCG@cutoff; equal scores are ranked by position; -inf means not retrieved."""
     total = 0.0
     for row, wanted in zip(scores, relevant, strict=True):
         top = np.argsort(-row, kind="stable")[:cutoff]
@@ -186,7 +186,7 @@ def ndcg(scores: NDArray[np.float32], relevant: Sequence[set[int]], cutoff: int 
 
 
 def reranked(dense: NDArray[np.float32], scores: NDArray[np.float32]) -> NDArray[np.float32]:
-    """``scores`` where Dense has its top 200, -inf elsewhere."""
+    """Return ``scores`` for the top 200 of Dense, and -inf for all others."""
     if dense.shape[1] <= RERANKED:
         return scores
     border = -np.partition(-dense, RERANKED - 1, axis=1)[:, RERANKED - 1 : RERANKED]
@@ -194,19 +194,19 @@ def reranked(dense: NDArray[np.float32], scores: NDArray[np.float32]) -> NDArray
 
 
 NOISE = 0.002
-"""Differences of nDCG@10 below this decide nothing."""
+"""Differences of nDCG@10 below this value are ignored."""
 
 
 class Validation:
-    """Encoded tasks of one model, ready for any weights.
+    """The encoded tasks of one model, which can be evaluated with any weights.
 
     Args:
         model: The model.
         store: The pairs.
-        tasks: From :func:`make_tasks`.
-        dtype: Of the products.
-        passage_longest: Passages are cut to this many tokens, and to the model's maximum.
-        query_longest: Queries are cut to this many tokens, and to the model's maximum.
+        tasks: The tasks from :func:`make_tasks`.
+        dtype: The dtype of the products.
+        passage_longest: Passages are truncated to this many tokens, and to the model's maximum.
+        query_longest: Queries are truncated to this many tokens, and to the model's maximum.
     """
 
     def __init__(
@@ -238,7 +238,7 @@ class Validation:
     def methods(
         self, dense_sparse: tuple[float, float, float], everything: tuple[float, float, float]
     ) -> dict[str, dict[str, float]]:
-        """nDCG@10 by task and method."""
+        """Return nDCG@10 by task and method."""
         table: dict[str, dict[str, float]] = {}
         for task, (dense, sparse, multivector) in zip(self.tasks, self._scores, strict=True):
             found = np.where(sparse > 0, sparse, -np.inf)
@@ -258,16 +258,16 @@ class Validation:
         return ndcg(reranked(scores[0], fused.astype(np.float32)), task.relevant)
 
     def tune(self, importance: Mapping[str, float]) -> dict[str, tuple[float, float, float]]:
-        """Best weights on a grid; among equals, within ``NOISE``, those that lean most on Dense.
+        """Return the best weights on a grid; if several are equal within ``NOISE``, the ones with most Dense.
 
         Args:
-            importance: Weight of a task's nDCG by a prefix of its name; others do not count.
+            importance: The weight of a task's nDCG, by a prefix of its name; other tasks are ignored.
 
         Returns:
-            ``dense_sparse`` and ``all``: weights of the dense, sparse and multi-vector scores.
+            The weights of the dense, sparse and multi-vector scores for ``dense_sparse`` and ``all``.
 
         Raises:
-            InvalidInput: No task counts.
+            InvalidInput: No task has a weight.
         """
         unmatched(self.tasks, importance)
         grid = [0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.4, 2.0, 3.0, 4.0]
@@ -297,10 +297,10 @@ class Validation:
 def _most_dense(
     weights: Sequence[tuple[float, float, float]], values: Sequence[float]
 ) -> tuple[float, float, float]:
-    """Of the weights as good as the best, those that lean most on the dense score.
+    """Return, among the weights as good as the best, the ones with the most weight on the dense score.
 
-    Held-out questions come from few kinds of text, where shared words count for more than elsewhere; a
-    difference smaller than the noise should not silence the score that knows no words.
+    Held-out questions come from few kinds of text, in which shared words are more important than elsewhere. A
+    difference below the noise must not remove the score that does not depend on words.
     """
     good = [w for w, value in zip(weights, values, strict=True) if value >= max(values) - NOISE]
     return max(good, key=lambda w: (w[0] / sum(w), -w[1]))

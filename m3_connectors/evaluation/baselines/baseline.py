@@ -33,14 +33,15 @@ class Baseline(Protocol):
 
         Args:
             dataset: Documents and queries.
-            folder: The evaluation so far: component scores and the runs of the methods and of the baselines that
-                were named before this one, so that lists can be fused and answers re-ranked.
+            folder: The evaluation so far: component scores and the runs of the methods and of the baselines
+                that were named before this one, so that lists can be fused and answers re-ranked.
             encoder: The evaluation's own, whose tokens a baseline may share.
 
         Returns:
-            Every query of the dataset with its documents and scores, best first; a query without an answer has
-            an empty list. The folder keeps as many as ``folder.record.protocol.run_depth``.
+            Every query of the dataset with its documents and scores, best first; a query without an answer
+            has an empty list. The folder keeps as many as ``folder.record.protocol.run_depth``.
 
         Raises:
-            MissingDependency: What it needs is not installed; raised by its constructor, before hours of encoding.
+            MissingDependency: What it needs is not installed; raised by its constructor, before hours of
+                encoding.
         """

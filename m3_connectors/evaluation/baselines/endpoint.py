@@ -51,8 +51,8 @@ class EmbeddingEndpoint:
     The key is that of ``OPENAI_API_KEY``; a server of one's own may need none.
 
     Args:
-        spec: The model's name there; ``?query=…&passage=…`` are prefixes, ``max_characters=N`` cuts longer texts,
-            which such servers refuse.
+        spec: The model's name there; ``?query=…&passage=…`` are prefixes, ``max_characters=N`` cuts longer
+            texts, which such servers refuse.
         patience: How long to try.
 
     Raises:
@@ -72,17 +72,19 @@ class EmbeddingEndpoint:
         if "://" in self._model:  # else its texts would go to the default address
             raise InvalidInput(
                 f"openai:{spec} names an address, not a model.\n"
-                "  Set OPENAI_BASE_URL to the address, and give openai:MODEL."
+                "  Set OPENAI_BASE_URL to the address, and use openai:MODEL."
             )
         self._base = os.environ.get("OPENAI_BASE_URL", _BASE).rstrip("/")
         if not self._base.startswith(("http://", "https://")):
-            raise InvalidInput(f"OPENAI_BASE_URL is {self._base!r}: it must begin with http:// or https://.")
+            raise InvalidInput(
+                f"OPENAI_BASE_URL is {self._base!r}.\n  Set it to a URL that begins with http:// or https://."
+            )
         key = os.environ.get("OPENAI_API_KEY")
         self._key: SecretStr | None = SecretStr(key) if key else None
         self._prefixes = options.get("query", ""), options.get("passage", "")
         self._most = options.get("max_characters", "")
         if self._most and not (self._most.isdecimal() and int(self._most)):
-            raise InvalidInput(f"max_characters is {self._most!r}: it must be a whole number above 0.")
+            raise InvalidInput(f"max_characters is {self._most!r}.\n  Use an integer above 0.")
         self._patience = patience or Patience()
         self._dimension: int | None = None
         self.name = run_name("openai", self._model)
@@ -130,7 +132,7 @@ class EmbeddingEndpoint:
         try:
             response = await client.post(f"{self._base}/embeddings", json=body)
         except httpx.TimeoutException as error:
-            raise TimedOut(f"{self._base} did not answer", **_WHERE) from error
+            raise TimedOut(f"{self._base} did not respond in time.\n  Try again later.", **_WHERE) from error
         except httpx.TransportError as error:
             raise Unavailable(f"{self._base}: {str(error) or type(error).__name__}", **_WHERE) from error
         if response.status_code != 200:
@@ -141,16 +143,18 @@ class EmbeddingEndpoint:
         said = f"{self._base} answered {response.status_code}: {_words(response)}"
         status = response.status_code
         if status in (401, 403):
-            return Unauthorised(f"{said}\n  Is OPENAI_API_KEY right?", **_WHERE)
+            return Unauthorised(f"{said}\n  Check OPENAI_API_KEY.", **_WHERE)
         if status == 404:
-            return NotFound(f"{said}\n  Has it a model {self._model}? Is OPENAI_BASE_URL right?", **_WHERE)
+            return NotFound(
+                f"{said}\n  Check that it has the model {self._model}, and check OPENAI_BASE_URL.", **_WHERE
+            )
         if status == 429:
             after = response.headers.get("Retry-After", "")
             return Throttled(said, retry_after_seconds=float(after) if after.isdecimal() else None, **_WHERE)
         if status >= 500:
             return Unavailable(said, **_WHERE)
         return Rejected(
-            f"{said}\n  If a text is too long for it: openai:{self._model}?max_characters=N cuts.", **_WHERE
+            f"{said}\n  If a text is too long, truncate with openai:{self._model}?max_characters=N.", **_WHERE
         )
 
     def _vectors(self, response: httpx.Response, count: int) -> Float32:

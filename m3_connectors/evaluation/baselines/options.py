@@ -27,10 +27,11 @@ def model_and_options(spec: str, known: Collection[str]) -> tuple[str, dict[str,
     for name, values in given.items():
         if name not in known or len(values) != 1:
             raise InvalidInput(
-                f"option {name!r} of {spec!r}: give {' and '.join(known)}, once, as NAME=VALUE."
+                f"option {name!r} of {spec!r} is unknown or repeated.\n"
+                f"  Use {' and '.join(known)}, once, as NAME=VALUE."
             )
     if not model:
-        raise InvalidInput(f"{spec!r} names no model: give NAME:MODEL.")
+        raise InvalidInput(f"{spec!r} has no model.\n  Use NAME:MODEL.")
     return model, {name: value for name, (value,) in given.items()}
 
 

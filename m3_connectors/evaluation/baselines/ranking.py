@@ -54,7 +54,7 @@ def nearest(
             query, document = np.argwhere(~np.isfinite(scores))[0].tolist()
             raise InvalidInput(
                 f"the embeddings of query {list(dataset.queries)[query]!r} and document {ids[document]!r} have "
-                "no finite product: the model is broken for one of these texts."
+                "no finite product.\n  Use another model, or leave out these texts."
             )
         found.add(ids, scores)
     return dict(zip(dataset.queries, found.answers(), strict=True))

@@ -32,7 +32,7 @@ def baseline_for(spec: str) -> Baseline:
     """
     name, colon, argument = spec.partition(":")
     if name not in BASELINES:
-        raise InvalidInput(f"{spec!r} is no baseline: use {', '.join(BASELINES)}.")
+        raise InvalidInput(f"{spec!r} is not a baseline.\n  Use one of {', '.join(BASELINES)}.")
     module, _, attribute = BASELINES[name].partition(":")
     make: Callable[..., Baseline] = getattr(importlib.import_module(module), attribute)
     arguments = (argument,) if colon else ()

@@ -26,8 +26,8 @@ class CrossEncoderRanking:
     """The baseline ``rerank:MODEL``: the 100 best of Dense, ranked by a cross-encoder of sentence-transformers.
 
     Args:
-        spec: A name on the hub or a directory; ``?of=RUN`` takes the candidates of another run of the evaluation, a
-            method's or an earlier baseline's.
+        spec: A name on the hub or a directory; ``?of=RUN`` takes the candidates of another run of the
+            evaluation, a method's or an earlier baseline's.
 
     Raises:
         InvalidInput: An unknown option, or the model gives more than one score.

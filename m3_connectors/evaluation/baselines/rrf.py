@@ -34,7 +34,7 @@ class ReciprocalRankFusion:
 
     def __init__(self, k: int | str = K) -> None:
         if not str(k).isdecimal():
-            raise InvalidInput(f"k of reciprocal rank fusion is {k!r}: it must be a whole number >= 0.")
+            raise InvalidInput(f"k of reciprocal rank fusion is {k!r}.\n  Use an integer >= 0.")
         self._k = int(k)
         self.name = "rrf" if self._k == K else f"rrf-{self._k}"
         self.description = f"reciprocal rank fusion of the dense and the sparse list, k = {self._k}"

@@ -59,9 +59,9 @@ class SentenceModel:
     """The baseline ``st:MODEL``: exact search over the vectors of a model of sentence-transformers.
 
     Args:
-        spec: A short name of ``PUBLISHED``, a name on the hub or a directory; ``?query=…&passage=…`` are prefixes,
-            percent-encoded. Without them a model that is not in ``PUBLISHED`` uses the prompts of its own
-            configuration.
+        spec: A short name of ``PUBLISHED``, a name on the hub or a directory; ``?query=…&passage=…`` are
+            prefixes, percent-encoded. Without them a model that is not in ``PUBLISHED`` uses the prompts of
+            its own configuration.
 
     Raises:
         InvalidInput: An unknown option, or the model compares vectors neither by cosine nor by inner product.
@@ -83,7 +83,8 @@ class SentenceModel:
         similarity = str(self._model.similarity_fn_name if published is None else published.similarity)
         if similarity not in ("cosine", "dot"):
             raise InvalidInput(
-                f"{model} compares vectors by {similarity}: only cosine and dot can be searched."
+                f"{model} compares vectors by {similarity}; only cosine and dot are supported.\n"
+                "  Use another model."
             )
         self._unit = similarity == "cosine"
         self.name = run_name("st", short)

@@ -32,18 +32,22 @@ _IDS = ("_id", "id")
 def load_beir(directory: Path, split: str = "test") -> Dataset:
     """Read one split.
 
-    A folder that is named after a language (``mlqa-dev/de``) has passages of that language; its queries have it too,
-    but for splits ``q-LANGUAGE``, which are asked in another one. Other folders say nothing of languages.
+    A folder that is named after a language (``mlqa-dev/de``) has passages of that language; its queries have
+    it too, but for splits ``q-LANGUAGE``, which are asked in another one. Other folders say nothing of
+    languages.
 
     Args:
         directory: The folder.
         split: File name in ``qrels`` without its ending.
 
     Raises:
-        InvalidInput: The folder lacks a file or the split, a line is malformed (says which), or no query is judged.
+        InvalidInput: The folder lacks a file or the split, a line is malformed (says which), or no query is
+            judged.
     """
     if not directory.is_dir():
-        raise InvalidInput(f"{directory} is no folder: give a BEIR folder with corpus, queries and qrels.")
+        raise InvalidInput(
+            f"{directory} is not a folder.\n  Use a BEIR folder with corpus, queries and qrels."
+        )
     qrels = _qrels(directory, split)
     queries = _read_queries(find(directory, "queries.jsonl"))
     files = [find(directory, "corpus.jsonl")]

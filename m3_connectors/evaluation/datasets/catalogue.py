@@ -1,8 +1,8 @@
 """The paper's datasets as data: where each comes from at which commit, and how the paper ran it.
 
-Published numbers stand in ``published``, and how much each task has in ``sizes``. Every commit was looked up, not
-guessed: MLDR's and NarrativeQA's are those that MTEB pins for its tasks on them, the others are pinned by several
-public projects, with the files that we read.
+Published numbers stand in ``published``, and how much each task has in ``sizes``. Every commit was looked up,
+not guessed: MLDR's and NarrativeQA's are those that MTEB pins for its tasks on them, the others are pinned by
+several public projects, with the files that we read.
 """
 
 from __future__ import annotations
@@ -206,11 +206,11 @@ def find_entry(name: str) -> tuple[Entry, str | None]:
     entry = CATALOGUE.get(family)
     if entry is None:
         raise InvalidInput(
-            f"{name!r} is no dataset: there is no such folder, and the datasets by name are "
+            f"{name!r} is neither a folder nor the name of a dataset.\n  Use a folder, or one of "
             f"{', '.join(entry.family + '/LANGUAGE' * bool(entry.languages) for entry in CATALOGUE.values())} "
             "and irds:ID."
         )
     if language not in (entry.languages or ("",)):
         known = ", ".join(entry.names())
-        raise InvalidInput(f"{name!r} is no dataset of {family}.\n  There are {known}.")
+        raise InvalidInput(f"{name!r} is not a dataset of {family}.\n  Use one of {known}.")
     return entry, language or None

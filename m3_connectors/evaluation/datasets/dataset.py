@@ -44,7 +44,8 @@ class PaperProtocol:
 class Corpus:
     """Documents that are read anew at each iteration, so that 32 million of them need no memory.
 
-    One pass at the start counts them, tells ids apart and takes their fingerprint: 8 bytes of memory a document.
+    One pass at the start counts them, tells ids apart and takes their fingerprint: 8 bytes of memory a
+    document.
 
     Args:
         read: Begins to read, each time from the first document and always the same ones.
@@ -74,7 +75,7 @@ class Corpus:
         self._count = len(digests)
         self.fingerprint = fingerprint.hexdigest()
         if not self._count:
-            raise InvalidInput(f"{where} has no document: there is nothing to search.")
+            raise InvalidInput(f"{where} has no documents.\n  Add at least one document.")
         self._refuse_repeated(digests, where)
 
     @classmethod
@@ -110,8 +111,8 @@ class Corpus:
             if _digest(document.id) in suspects and seen.setdefault(document.id, position) != position:
                 raise InvalidInput(
                     f"{where}: document {position:,} has the id {document.id!r} of document "
-                    f"{seen[document.id]:,}: ids of a corpus differ.\n"
-                    "  Give each document an id of its own, or leave out the second one."
+                    f"{seen[document.id]:,}; ids must be unique.\n"
+                    "  Give each document a unique id, or remove the second one."
                 )
 
 
@@ -124,7 +125,8 @@ class Dataset:
         split: Name of the split.
         documents: The corpus; a title stands before its text, on a line of its own.
         queries: The queries that count, id to text: those with judgements, or with answers.
-        qrels: Their judgements, those of missing documents too (they count as not found). Empty where answers judge.
+        qrels: Their judgements, those of missing documents too (they count as not found). Empty where answers
+            judge.
         answers: Where no document is judged: query id to the strings of which a relevant passage holds one
             (``m3_connectors.evaluation.answers`` judges by them). Empty where qrels judge.
         family: What it is reported with: ``miracl``, ``mkqa``, ``mldr``, ``narrativeqa``, ``mlqa-dev``, …
@@ -155,13 +157,13 @@ class Dataset:
     def __post_init__(self) -> None:
         if not self.queries:
             raise InvalidInput(
-                f"{self.name}, split {self.split}: no query counts: there is nothing to measure."
+                f"{self.name}, split {self.split}, has no queries to measure.\n  Add queries with judgements."
             )
         unjudged = [id for id in self.queries if not (self.answers if self.answers else self.qrels).get(id)]
         if unjudged:
             raise InvalidInput(
                 f"{self.name}, split {self.split}: {len(unjudged)} queries have neither judgement nor answer, "
-                f"the first {unjudged[0]!r}.\n  Leave them out of queries: nothing can be measured on them."
+                f"such as {unjudged[0]!r}.\n  Remove them from queries, because they cannot be measured."
             )
 
     @property

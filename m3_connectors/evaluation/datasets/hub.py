@@ -33,7 +33,7 @@ class Download:
     def __str__(self) -> str:
         if self.bytes is None or self.missing_bytes is None:
             return f"{self.repository}: files of unknown size"
-        here = "" if self.missing_bytes == self.bytes else f", {size(self.missing_bytes)} still to fetch"
+        here = "" if self.missing_bytes == self.bytes else f", {size(self.missing_bytes)} not yet downloaded"
         commit = f"@{self.revision[:7]}" if self.revision else ""
         return f"{self.repository}{commit}: {len(self.files)} files, {size(self.bytes)}{here}"
 
@@ -143,12 +143,12 @@ def snapshot(repository: Repository, parts: int | None) -> Path | None:
 
 
 def refuse(name: str, downloads: Sequence[Download], *, data_dir: bool = True) -> InvalidInput:
-    """The error of a download that nobody agreed to; ``data_dir`` where the files can be given in a folder."""
+    """Return the error of a download that was not confirmed; ``data_dir``: a folder can be passed instead."""
     listed = "; ".join(map(str, downloads))
     return InvalidInput(
-        f"{name} is not on this machine: {listed}. Nothing was fetched.\n"
-        "  Agree with --yes (in Python: agree=lambda downloads: True)"
-        f"{', or give the files with --data-dir' if data_dir else ''}."
+        f"{name} is not on this machine: {listed}. Nothing was downloaded.\n"
+        "  Confirm the download with --yes (in Python: agree=lambda downloads: True)"
+        f"{', or pass the files with --data-dir' if data_dir else ''}."
     )
 
 
@@ -163,21 +163,22 @@ def _failure(where: str, operation: str, error: Exception) -> BackendError:
         status in (401, 403) and not isinstance(error, RepositoryNotFoundError)
     ):
         return Unauthorised(
-            f"{where} asks for a login: {said}\n  Accept its terms on its page, then `hf auth login` or set HF_TOKEN; "
-            "or give the files with --data-dir.",
+            f"{where} requires authentication: {said}\n"
+            "  Accept its terms on its page, then run `hf auth login` or set HF_TOKEN; "
+            "or pass the files with --data-dir.",
             backend="hub",
             operation=operation,
         )
     if isinstance(error, RepositoryNotFoundError):
         return NotFound(
-            f"{where} is not there, or only for those who log in: {said}\n  `hf auth login`, "
-            "or give the files with --data-dir.",
+            f"{where} does not exist or requires authentication: {said}\n  Run `hf auth login`, "
+            "or pass the files with --data-dir.",
             backend="hub",
             operation=operation,
         )
     return Unavailable(
-        f"{where}: {said}\n  Is the hub reachable? On a machine without one, copy the files and give "
-        "their folder with --data-dir.",
+        f"{where}: {said}\n  Check that the hub is reachable. On a machine without network access, copy the "
+        "files and pass their folder with --data-dir.",
         backend="hub",
         operation=operation,
     )

@@ -42,8 +42,9 @@ def read_hub_set(entry: Entry, language: str | None, split: str, roots: Sequence
         roots: Folders with the files of its repositories under their paths there.
 
     Raises:
-        InvalidInput: A file is missing or malformed (says which and where), nothing is judged, or the dataset has
-            more or less than it should (see ``sizes``) and no file ``SAMPLE`` says that it is a part on purpose.
+        InvalidInput: A file is missing or malformed (says which and where), nothing is judged, or the dataset
+            has more or less than it should (see ``sizes``) and no file ``SAMPLE`` says that it is a part on
+            purpose.
     """
     size = size_of(entry.family, language, split)
     patterns = [p for repository in entry.repositories for p in repository.filled(language, split).files]
@@ -56,8 +57,10 @@ def read_hub_set(entry: Entry, language: str | None, split: str, roots: Sequence
     found = f"{' and '.join(odd)} in {', '.join(map(str, roots))}"
     if not sample:
         raise InvalidInput(
-            f"{read.dataset.name}, split {split}: {found}: files are missing, cut short or of another version.\n"
-            f"  Copy or fetch them anew: {' '.join(patterns)}. For a part on purpose put a file {SAMPLE} beside them."
+            f"{read.dataset.name}, split {split}: {found}: files are missing, truncated or of another "
+            "version.\n"
+            f"  Copy or download them again: {' '.join(patterns)}. "
+            f"For an intended sample, add a file {SAMPLE} beside them."
         )
     warning = f"a sample: {found}; no number compares with a published one"
     return dataclasses.replace(read.dataset, warnings=(warning, *read.dataset.warnings))
@@ -224,7 +227,9 @@ def _dataset(
 def _list(record: Record, field: str, where: str) -> list[Any]:
     value = record.get(field)
     if not isinstance(value, list):
-        raise InvalidInput(f"{where}: {field} is {type(value).__name__}: it must be a list.")
+        raise InvalidInput(
+            f"{where}: {field} is {type(value).__name__}; it must be a list.\n  Download the file again."
+        )
     return value
 
 
@@ -235,7 +240,7 @@ def _find(roots: Sequence[Path], pattern: str, parts: int | None, sample: bool) 
         listed = ", ".join(missing[:3]) + (f" and {len(missing) - 3:,} more" if len(missing) > 3 else "")
         raise InvalidInput(
             f"no {listed} in {', '.join(map(str, roots))}.\n"
-            "  A data directory holds the files of the hub under the paths that they have there: docs/datasets.md."
+            "  Put the files of the hub there under their original paths; see docs/datasets.md."
         )
     return files
 

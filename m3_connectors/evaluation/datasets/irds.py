@@ -24,8 +24,8 @@ def load_irds(id: str, agree: Agree | None = None) -> Dataset:
         agree: Asked before a file is fetched that is not on this machine, with all such files of the dataset.
 
     Raises:
-        InvalidInput: There is no such dataset, it lacks documents, queries or judgements, nobody agreed, or a file
-            of it must be got by hand.
+        InvalidInput: There is no such dataset, it lacks documents, queries or judgements, nobody agreed, or a
+            file of it must be got by hand.
         Unavailable: A file cannot be fetched.
         MissingDependency: ir_datasets is not installed.
     """
@@ -37,7 +37,7 @@ def load_irds(id: str, agree: Agree | None = None) -> Dataset:
         source = ir_datasets.load(id)
     except KeyError:
         raise InvalidInput(
-            f"ir_datasets has no dataset {id!r}.\n  Its ids stand in its catalogue, such as beir/scifact/test."
+            f"ir_datasets has no dataset {id!r}.\n  Use an id of its catalogue, such as beir/scifact/test."
         ) from None
     for part, has in (
         ("documents", source.has_docs()),
@@ -46,7 +46,7 @@ def load_irds(id: str, agree: Agree | None = None) -> Dataset:
     ):
         if not has:
             raise InvalidInput(
-                f"{PREFIX}{id} has no {part}.\n  Is a split missing at the end, such as {id}/test?"
+                f"{PREFIX}{id} has no {part}.\n  Add a split at the end if it is missing, such as {id}/test."
             )
     with fetching_what_is_agreed(PREFIX + id, source, agree):
         return _read(id, source)

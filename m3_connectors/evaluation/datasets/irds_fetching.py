@@ -1,8 +1,8 @@
 """What ir_datasets fetches: said and agreed to before, file by file.
 
-ir_datasets fetches whenever one of its readers opens a file, and only that reader knows which ones it needs: a dataset
-whose index is built needs its archive no more, and datasets of one collection share files. So the question is put at
-the moment of opening, and not by looking at folders before.
+ir_datasets fetches whenever one of its readers opens a file, and only that reader knows which ones it needs:
+a dataset whose index is built needs its archive no more, and datasets of one collection share files. So the
+question is put at the moment of opening, and not by looking at folders before.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def fetching_what_is_agreed(name: str, dataset: Any, agree: Agree | None) -> Ite
             return
         by_hand = _by_hand(source)
         if by_hand is not None:
-            raise InvalidInput(f"{name} needs a file that is not fetched but got by hand.\n  {by_hand}")
+            raise InvalidInput(f"{name} needs a file that must be obtained manually.\n  {by_hand}")
         missing = [
             other for other in _sources(dataset, Source) if not _is_here(other) and _by_hand(other) is None
         ]
@@ -120,7 +120,8 @@ def _unavailable(name: str, source: Any, error: Exception) -> Exception:
         return error
     said = next(iter(str(error).strip().splitlines()), type(error).__name__)
     return Unavailable(
-        f"{name}: {_address(source)}: {said}\n  Is its server reachable? ir_datasets keeps the files that came.",
+        f"{name}: {_address(source)}: {said}\n"
+        "  Check that the server is reachable and try again; ir_datasets keeps the downloaded files.",
         backend="ir_datasets",
         operation="fetch",
     )

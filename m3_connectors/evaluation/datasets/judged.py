@@ -17,7 +17,10 @@ def add_query(queries: dict[str, str], id: str, text: str, where: str) -> None:
         InvalidInput: One of its id is there.
     """
     if id in queries:
-        raise InvalidInput(f"{where}: the query id {id!r} came before: ids of queries differ.")
+        raise InvalidInput(
+            f"{where}: the query id {id!r} came before; query ids must be unique.\n"
+            "  Rename or remove one of them."
+        )
     queries[id] = text
 
 
@@ -30,7 +33,8 @@ def add_judgement(qrels: Qrels, query: str, document: str, grade: int, where: st
     before = qrels.setdefault(query, {}).setdefault(document, grade)
     if before != grade:
         raise InvalidInput(
-            f"{where}: document {document!r} has grade {grade} for query {query!r}, and {before} before: which holds?"
+            f"{where}: document {document!r} has grade {grade} for query {query!r}, and {before} before.\n"
+            "  Remove the wrong one."
         )
 
 
@@ -57,7 +61,7 @@ def join(
     if not judged:
         raise InvalidInput(
             f"{where}: none of the {len(queries):,} queries is judged in split {split!r}.\n"
-            "  Do the ids of the judgements and of the queries belong together?"
+            "  Check that the judgements use the ids of the queries."
         )
     missing = {document for grades in judged.values() for document in grades}
     corpus = read(lambda document: missing.discard(document.id))

@@ -1,6 +1,7 @@
 """Lines of text files, plain or ``.gz``, as JSON objects or cells; every error names the file and the line.
 
-A measure over a file that was read in part would be wrong without a sign of it, so a malformed line is an error.
+A measure over a file that was read in part would be wrong without a sign of it, so a malformed line is an
+error.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from m3_connectors.evaluation.datasets.dataset import Corpus
 
 Record = dict[str, Any]
 
+_FIX = "\n  Fix or remove the line."
+
 
 def find(directory: Path, name: str) -> Path:
     """The file of that name, plain or compressed.
@@ -30,7 +33,9 @@ def find(directory: Path, name: str) -> Path:
     for path in (directory / name, directory / f"{name}.gz"):
         if path.is_file():
             return path
-    raise InvalidInput(f"{directory} has neither {name} nor {name}.gz.")
+    raise InvalidInput(
+        f"{directory} has neither {name} nor {name}.gz.\n  Add the file; docs/datasets.md describes it."
+    )
 
 
 def lines(path: Path, member: str | None = None) -> Iterator[tuple[int, str]]:
@@ -50,9 +55,13 @@ def lines(path: Path, member: str | None = None) -> Iterator[tuple[int, str]]:
                 if raw.strip():
                     yield line, raw.decode("utf-8-sig" if line == 1 else "utf-8")
     except UnicodeDecodeError as error:
-        raise InvalidInput(f"{path}:{line}: not UTF-8: {error.reason}.") from None
+        raise InvalidInput(
+            f"{path}:{line}: not UTF-8: {error.reason}.\n  Convert the file to UTF-8."
+        ) from None
     except (EOFError, zlib.error, gzip.BadGzipFile, zipfile.BadZipFile) as error:
-        raise InvalidInput(f"{path}: damaged after line {line}: {error}\n  Fetch or write it anew.") from None
+        raise InvalidInput(
+            f"{path}: damaged after line {line}: {error}\n  Download or write it again."
+        ) from None
 
 
 @contextlib.contextmanager
@@ -61,7 +70,9 @@ def _open(path: Path, member: str | None) -> Iterator[Iterable[bytes]]:
         with zipfile.ZipFile(path) as archive:
             names = [name for name in archive.namelist() if PurePosixPath(name).name == member]
             if len(names) != 1:
-                raise InvalidInput(f"{path} has {len(names)} files {member}: it must have one.")
+                raise InvalidInput(
+                    f"{path} has {len(names)} files {member}; it must have one.\n  Remove the others."
+                )
             with archive.open(names[0]) as file:
                 yield file
     else:
@@ -80,9 +91,9 @@ def records(path: Path, member: str | None = None) -> Iterator[tuple[str, Record
         try:
             record = json.loads(raw)
         except ValueError as error:
-            raise InvalidInput(f"{where}: not JSON: {error}") from None
+            raise InvalidInput(f"{where}: not JSON: {error}{_FIX}") from None
         if not isinstance(record, dict):
-            raise InvalidInput(f"{where}: not a JSON object.")
+            raise InvalidInput(f"{where}: not a JSON object.{_FIX}")
         yield where, record
 
 
@@ -99,7 +110,7 @@ def cells(path: Path, *columns: str) -> Iterator[tuple[str, list[str]]]:
     for line, raw in lines(path):
         row = raw.rstrip("\r\n").split("\t")
         if len(row) != len(columns):
-            raise InvalidInput(f"{path}:{line}: {raw.strip()!r} is not '{' TAB '.join(columns)}'.")
+            raise InvalidInput(f"{path}:{line}: {raw.strip()!r} is not '{' TAB '.join(columns)}'.{_FIX}")
         yield f"{path}:{line}", row
 
 
@@ -112,7 +123,7 @@ def whole_number(text: str, where: str, what: str) -> int:
     try:
         return int(text)
     except ValueError:
-        raise InvalidInput(f"{where}: {what} is {text!r}: it must be a whole number.") from None
+        raise InvalidInput(f"{where}: {what} is {text!r}; it must be an integer.{_FIX}") from None
 
 
 def string(record: Record, field: str, where: str) -> str:
@@ -123,7 +134,7 @@ def string(record: Record, field: str, where: str) -> str:
     """
     value = record.get(field)
     if not isinstance(value, str):
-        raise InvalidInput(f"{where}: {field} is {type(value).__name__}: it must be a string.")
+        raise InvalidInput(f"{where}: {field} is {type(value).__name__}; it must be a string.{_FIX}")
     check_unicode(value, f"{where}: {field}")
     return value
 
@@ -135,7 +146,9 @@ def as_id(value: object, where: str, what: str) -> str:
         InvalidInput: It is something else, or no valid Unicode.
     """
     if isinstance(value, bool) or not isinstance(value, str | int):
-        raise InvalidInput(f"{where}: {what} is {type(value).__name__}: an id is a string or a whole number.")
+        raise InvalidInput(
+            f"{where}: {what} is {type(value).__name__}; an id must be a string or an integer.{_FIX}"
+        )
     check_unicode(str(value), f"{where}: {what}")
     return str(value)
 
@@ -158,7 +171,7 @@ def document_with_title(record: Record, where: str, ids: Sequence[str]) -> Docum
     """
     title = record.get("title") or ""
     if not isinstance(title, str):
-        raise InvalidInput(f"{where}: title is {type(title).__name__}: it must be a string.")
+        raise InvalidInput(f"{where}: title is {type(title).__name__}; it must be a string.{_FIX}")
     text = titled(title, string(record, "text", where))
     return Document(identifier(record, ids, where), text, record.get("metadata") or {})
 

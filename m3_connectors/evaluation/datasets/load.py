@@ -22,11 +22,11 @@ def load_dataset(
 
     Args:
         name: A folder (BEIR's files, or ``documents.jsonl`` and ``queries.jsonl``), one of the catalogue
-            (``miracl/de``, ``mkqa/fr``, ``mldr/en``, ``narrativeqa``), or ``irds:ID``. A folder of that name comes
-            first.
+            (``miracl/de``, ``mkqa/fr``, ``mldr/en``, ``narrativeqa``), or ``irds:ID``. A folder of that name
+            comes first.
         split: Which judgements; the paper's split, or ``test``, by default.
-        data_dir: For the catalogue: a folder with the files of the hub under the paths that they have there. The hub
-            is not asked then.
+        data_dir: For the catalogue: a folder with the files of the hub under the paths that they have there.
+            The hub is not asked then.
         agree: Asked before anything is fetched, with what it weighs. Nobody agrees by default.
 
     Raises:
@@ -39,12 +39,14 @@ def load_dataset(
     folder = Path(name)
     if folder.is_dir():
         if data_dir is not None:
-            raise InvalidInput(f"{name} is a folder: a data directory is for datasets of the hub.")
+            raise InvalidInput(
+                f"{name} is a folder, but --data-dir is only for datasets of the hub.\n  Omit --data-dir."
+            )
         return _folder(folder, split)
     entry, language = find_entry(str(name))
     chosen = split or entry.splits[0]
     if chosen not in entry.splits:
-        raise InvalidInput(f"{name} has no split {chosen!r}: it has {', '.join(entry.splits)}.")
+        raise InvalidInput(f"{name} has no split {chosen!r}.\n  Use one of {', '.join(entry.splits)}.")
     roots = [data_dir] if data_dir is not None else _fetched(str(name), entry, language, chosen, agree)
     return read_hub_set(entry, language, chosen, roots)
 
@@ -68,15 +70,16 @@ def _folder(folder: Path, split: str | None) -> Dataset:
         if (folder / file).is_file() or (folder / f"{file}.gz").is_file():
             return load(folder, split or default)
     raise InvalidInput(
-        f"{folder} is no dataset: it has neither corpus.jsonl (BEIR) nor documents.jsonl (data of one's own), "
-        "plain or .gz.\n  docs/datasets.md shows both."
+        f"{folder} is not a dataset: it has neither corpus.jsonl (BEIR) nor documents.jsonl (your own data), "
+        "plain or .gz.\n  Use one of the two layouts in docs/datasets.md."
     )
 
 
 def _irds(name: str, split: str | None, data_dir: Path | None, agree: Agree | None) -> Dataset:
     if split is not None or data_dir is not None:
         raise InvalidInput(
-            f"{name}: a split is part of the id, and ir_datasets keeps its files in IR_DATASETS_HOME."
+            f"{name} takes neither a split nor a data directory.\n"
+            "  Put the split into the id, and set IR_DATASETS_HOME for the files."
         )
     return load_irds(name.removeprefix(PREFIX), agree)
 

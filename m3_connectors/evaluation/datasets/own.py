@@ -3,9 +3,9 @@
     {"id": "d1", "text": "Clouds bring rain.", "title": "Rain", "metadata": {"lang": "en"}}
     {"id": "q1", "text": "where does rain come from", "relevant": ["d1"]}
 
-Title and metadata are optional. ``relevant`` may give grades, ``{"d1": 2, "d7": 1}``; where no document is judged,
-``"answers": ["Goethe"]`` gives strings of which a relevant document holds one. Further splits of the queries are
-``queries-SPLIT.jsonl``; each file may be ``.gz``.
+Title and metadata are optional. ``relevant`` may give grades, ``{"d1": 2, "d7": 1}``; where no document is
+judged, ``"answers": ["Goethe"]`` gives strings of which a relevant document holds one. Further splits of the
+queries are ``queries-SPLIT.jsonl``; each file may be ``.gz``.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ def load_own(directory: Path, split: str = DEFAULT_SPLIT) -> Dataset:
     """Read one split of a folder.
 
     Raises:
-        InvalidInput: A file is missing or malformed (says which line), no query is judged, or some queries have
-            judgements and others answers.
+        InvalidInput: A file is missing or malformed (says which line), no query is judged, or some queries
+            have judgements and others answers.
     """
     path = find(directory, "queries.jsonl" if split == DEFAULT_SPLIT else f"queries-{split}.jsonl")
     queries: dict[str, str] = {}

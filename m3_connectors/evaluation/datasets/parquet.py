@@ -32,7 +32,10 @@ def parquet_records(path: Path, columns: Sequence[str], rows: int) -> Iterator[t
             # Columns that a file lacks are left out without a word.
             lacking = set(columns) - {file.schema.column(i).path for i in range(len(file.schema))}
             if lacking:
-                raise InvalidInput(f"{path} is Parquet without the column {', '.join(sorted(lacking))}.")
+                raise InvalidInput(
+                    f"{path} is Parquet without the column {', '.join(sorted(lacking))}.\n"
+                    "  Download the file again."
+                )
             for batch in file.iter_batches(rows, columns=list(columns)):
                 for record in batch.to_pylist():
                     row += 1

@@ -13,8 +13,8 @@ def missing_parts(pattern: str, names: Collection[str], parts: int | None = None
     """Names that a pattern stands for and that are not among those found, in the order of their numbers.
 
     Args:
-        pattern: Of paths, with at most one ``*`` where the number of a part stands: ``docs-*.jsonl.gz`` (0, 1, …) or
-            ``test-*.parquet`` (``00000-of-00008``, …).
+        pattern: Of paths, with at most one ``*`` where the number of a part stands: ``docs-*.jsonl.gz`` (0,
+            1, …) or ``test-*.parquet`` (``00000-of-00008``, …).
         names: The paths found that fit it.
         parts: How many there are, where their names do not say.
     """

@@ -16,12 +16,14 @@ class PublishedNumber:
     """One number of a table.
 
     Attributes:
-        task: ``miracl/de``, or ``miracl`` for the mean over the languages; on the split that the paper reports.
+        task: ``miracl/de``, or ``miracl`` for the mean over the languages; on the split that the paper
+            reports.
         method: As the runs of an evaluation are named: ``all``, ``bm25-xlmr``, ``st-me5-large``, …
         measure: As ``PaperProtocol.measures`` names it.
         per_cent: The value as printed.
         source: Section of the paper, and table.
-        model: ``M3``, or how a model of an ablation was trained. Of no meaning for BM25 and other people's models.
+        model: ``M3``, or how a model of an ablation was trained. Of no meaning for BM25 and other people's
+            models.
     """
 
     task: str

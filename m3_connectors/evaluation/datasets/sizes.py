@@ -1,15 +1,18 @@
 """How many documents and questions the catalogue's tasks have: a part of one must not be taken for the whole.
 
-Each number stands in two public places, on the card of the dataset itself, or was counted by MTEB at our commit:
+Each number stands in two public places, on the card of the dataset itself, or was counted by MTEB at our
+commit:
 
-- MIRACL: the metadata of ir_datasets 0.6.3, and MTEB's descriptive statistics of MIRACLRetrieval (dev); but for German
-  and Yoruba also the table of the paper's first version. The parts of a corpus: the loaders of ir_datasets and of
-  others who copied the hub's own script.
+- MIRACL: the metadata of ir_datasets 0.6.3, and MTEB's descriptive statistics of MIRACLRetrieval (dev); but
+for German
+  and Yoruba also the table of the paper's first version. The parts of a corpus: the loaders of ir_datasets
+  and of others who copied the hub's own script.
 - MKQA: the README of FlagEmbedding's C_MTEB/MKQA, which made the files. Passages of BeIR/nq: the metadata of
   ir_datasets, and public code that counts the file at our commit.
 - MLDR: the card of the dataset, and MTEB's descriptive statistics of MultiLongDocRetrieval (dev).
 - NarrativeQA: questions on the card of the dataset; documents of ``test`` in MTEB's descriptive statistics of
-  NarrativeQARetrieval. Of the other splits no documents are known from two places: only the questions are checked.
+  NarrativeQARetrieval. Of the other splits no documents are known from two places: only the questions are
+  checked.
 """
 
 from __future__ import annotations
