@@ -23,6 +23,7 @@ import socket
 import ssl
 import struct
 import threading
+import weakref
 from collections.abc import Callable, Coroutine, Mapping
 from types import TracebackType
 from typing import Any, TypeVar
@@ -154,6 +155,7 @@ class FaultProxy:
         self._left = 0
         self._server: asyncio.Server | None = None
         self._open: set[_Connection] = set()
+        self._writers: weakref.WeakSet[asyncio.StreamWriter] = weakref.WeakSet()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="fault-proxy", daemon=True)
 
@@ -211,6 +213,11 @@ class FaultProxy:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        # A closed connection whose peer does not read would stay open beyond the end of the loop.
+        writers = list(self._writers)
+        for writer in writers:
+            writer.transport.abort()
+        await asyncio.gather(*(writer.wait_closed() for writer in writers), return_exceptions=True)
 
     def _reset_all(self) -> None:
         for connection in list(self._open):
@@ -218,6 +225,7 @@ class FaultProxy:
 
     async def _serve(self, client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
         self.connections += 1
+        self._writers.add(to_client)
         # Ignored at shutdown, because asyncio would log a cancelled task of a server as an error.
         with contextlib.suppress(asyncio.CancelledError):
             try:
@@ -225,6 +233,7 @@ class FaultProxy:
             except OSError:
                 to_client.transport.abort()
                 return
+            self._writers.add(to_server)
             connection = _Connection(to_client, to_server)
             self._open.add(connection)
             try:
