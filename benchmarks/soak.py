@@ -42,7 +42,7 @@ from stores import Corpus, Fixed
 
 from m3_connectors import Document, Hit, Index, M3Embeddings, connect
 from m3_connectors.backends.capabilities import Capability
-from m3_connectors.bench.disk import allocated_bytes
+from m3_connectors.bench.disk import allocated_bytes_below
 from m3_connectors.bench.meter import Meter
 from m3_connectors.embeddings import COMPONENTS, Component, Float32
 from m3_connectors.environment import describe, environment
@@ -396,7 +396,7 @@ class Soak:
 
     def _size(self, meter: Meter) -> Row:
         server = meter.server_memory_bytes()
-        disk = self._place.directory and sum(map(allocated_bytes, self._place.directory.rglob("*")))
+        disk = self._place.directory and allocated_bytes_below(self._place.directory)
         return {
             "memory_mib": _own_memory_mib(),
             "server_memory_mib": server and round(server / 2**20, 1),

@@ -274,11 +274,11 @@ class TestCrossEncoder:
             "q2": ["d3"],
         }
         assert baseline.name.endswith("-of-sparse")
-        with pytest.raises(InvalidInput, match="no method 'lucene' was evaluated"):
+        with pytest.raises(InvalidInput, match="method 'lucene' was not evaluated"):
             CrossEncoderRanking(f"{model}?of=lucene").run(small_task(), folder, NO_ENCODER)
 
     def test_a_classifier_is_refused(self, tmp_path: Path) -> None:
-        with pytest.raises(InvalidInput, match="returns 3 scores per pair"):
+        with pytest.raises(InvalidInput, match="gives 3 scores for a pair"):
             CrossEncoderRanking(str(write_cross_encoder(tmp_path / "classes", labels=3)))
 
     def test_weights_that_cannot_be_had(self, tmp_path: Path) -> None:

@@ -192,7 +192,7 @@ class TestEmbeddingEndpoint:
 
         with endpoint(answer) as (base, _):
             monkeypatch.setenv("OPENAI_BASE_URL", base)
-            with pytest.raises(TimedOut, match="did not answer"):
+            with pytest.raises(TimedOut, match="did not respond in time"):
                 EmbeddingEndpoint("m", Patience(timeout_seconds=0.2, attempts=1)).embed(["a"])
             release.set()
 

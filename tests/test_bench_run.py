@@ -246,11 +246,6 @@ class Repeating(Answering):
         return [found[0], *found[:-1]] if found else found
 
 
-class Long(Answering):
-    def changed(self, found: list[ScoredId]) -> list[ScoredId]:
-        return [*found, *found][: len(found) + 1]
-
-
 class Failing(Answering):
     def changed(self, found: list[ScoredId]) -> list[ScoredId]:
         raise Unavailable("gone", backend="memory", operation="search")
@@ -263,7 +258,6 @@ class Failing(Answering):
         (Empty, "no hits"),
         (Short, "fewer hits than expected"),
         (Repeating, "the same document twice"),
-        (Long, "more hits than requested"),
         (Failing, "failed (Unavailable"),
     ],
 )

@@ -870,7 +870,7 @@ class TestProcess:
             assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout)["hits"][0]["text"] == "中文 and more"
         letter = json.loads((tmp_path / "notes.dead.jsonl").read_text())
-        assert "lone surrogate" in letter["reason"]
+        assert "its name is not UTF-8" in letter["reason"]
 
     def test_help_loads_neither_torch_nor_a_client(self, tmp_path: Path) -> None:
         program = (

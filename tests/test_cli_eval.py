@@ -151,7 +151,7 @@ def test_ctrl_c_says_how_to_go_on(
     capsys.readouterr()
     assert main(changed) == 1
     captured = capsys.readouterr()
-    assert "out holds another evaluation: query max length: None, not 16." in captured.err
+    assert "out contains another evaluation: query max length: None, not 16." in captured.err
     assert "Use another --out" in captured.err
 
 

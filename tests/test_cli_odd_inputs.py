@@ -153,7 +153,7 @@ class TestSources:
         write(Path("a.jsonl"), '{"id": "a", "text": "fox"}\n')
         code, _, err = m3("index", "qdrant:store", "a.jsonl", "--exclude", "*.jsonl")
         assert code == 1
-        assert "no record that --exclude does not leave out" in err
+        assert "no records that --exclude does not leave out" in err
 
     def test_records_without_a_text_are_named(self, m3: Call) -> None:
         write(

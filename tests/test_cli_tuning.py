@@ -107,7 +107,7 @@ class TestCompare:
                 "method 'bm25' was not evaluated on toy",
             ),
             (["e", "--methods", "all,all"], 1, "Use two or more different methods"),
-            (["e", "nowhere"], 1, "nowhere holds no evaluation"),
+            (["e", "nowhere"], 1, "nowhere contains no evaluation"),
             (["e", "other"], 1, "different datasets: toy and other"),
             (["e", "e", "--measure", "nDCG@7"], 1, "has no nDCG@7"),
             (["e", "e", "--queries", "-1"], 2, "give an integer of at least 0"),

@@ -140,11 +140,13 @@ class TestIrds:
     def test_a_file_that_is_got_by_hand(self, served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
         by_hand = Source([LocalDownload(served.home / "qrels", "Sign the agreement.")])
         served.register(monkeypatch, qrels=by_hand)
-        with pytest.raises(InvalidInput, match=r"got by hand\.\n  Sign the agreement\."):
+        with pytest.raises(InvalidInput, match=r"must be obtained manually\.\n  Sign the agreement\."):
             load_dataset(NAME, agree=lambda downloads: True)
 
     def test_what_is_not_there(self, served: Served) -> None:
         with pytest.raises(InvalidInput, match="ir_datasets has no dataset 'no/such'"):
             load_dataset("irds:no/such")
-        with pytest.raises(InvalidInput, match="a split is part of the id"):
+        with pytest.raises(
+            InvalidInput, match=r"takes neither a split nor a data directory\.\n  Put the split into the id"
+        ):
             load_dataset(NAME, split="test")

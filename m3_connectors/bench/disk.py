@@ -113,7 +113,14 @@ async def _of_elasticsearch(backend: Backend) -> dict[str, int]:
 
 
 def _files(root: Path) -> list[Path]:
-    return [path for path in root.rglob("*") if path.is_file()]
+    # os.walk skips folders that the store deletes in the meantime.
+    paths = (Path(folder, name) for folder, _, names in os.walk(root) for name in names)
+    return [path for path in paths if path.is_file()]
+
+
+def allocated_bytes_below(root: Path) -> int:
+    """Return the allocated size of all files below a folder; the store may delete some of them in the meantime."""
+    return sum(map(allocated_bytes, _files(root)))
 
 
 def allocated_bytes(path: Path) -> int:

@@ -109,7 +109,6 @@ def _wrong_answers(rows: Columns) -> list[str]:
     found = (
         ("had no hits", (hits == 0) & (expected > 0)),
         ("had fewer hits than expected", (hits > 0) & (hits < expected)),
-        ("had more hits than requested", hits > rows["k"]),
         ("had the same document twice", rows["distinct_hits"] < hits),
     )
     return [f"{_requests(int(bad.sum()))} {what}" for what, bad in found if bad.any()]

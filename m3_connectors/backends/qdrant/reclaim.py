@@ -157,7 +157,9 @@ class Copy:
 
 def size_bytes(directory: Path) -> int:
     """Return the space on disk of the files below a directory."""
-    return sum(_allocated_bytes(path) for path in directory.rglob("*"))
+    # os.walk skips folders that are deleted in the meantime, by the engine or after a reclaim.
+    walked = os.walk(directory)
+    return sum(_allocated_bytes(Path(folder, name)) for folder, _, files in walked for name in files)
 
 
 def _allocated_bytes(path: Path) -> int:
