@@ -55,9 +55,9 @@ def _fills(name: str, summary: Mapping[str, Any], anchor: str) -> Table:
         for fill in summary["fills"]
     )
     columns = (
-        Column("store"), Column("documents"), Column("documents/s", 0), Column("MB/s", 1), Column("CPU here, %", 0),
+        Column("store"), Column("documents"), Column("documents/s", 0), Column("MB/s", 1), Column("client CPU, %", 0),
         Column("CPU of the server, %", 0), Column("index, s", 1), Column("server's memory, MB", 0),
-        Column("bytes a document", 0), Column("of these"), Column("without what passes", 0), Column("planned", 0),
+        Column("bytes per document", 0), Column("of these"), Column("without what passes", 0), Column("planned", 0),
         Column("void because"),
     )  # fmt: skip
     note = (
@@ -79,8 +79,8 @@ def _loads(name: str, summary: Mapping[str, Any], anchor: str) -> Table:
     columns = (
         Column("store"), Column("documents"), Column("load"), Column("method"), Column("answered"), Column("errors"),
         Column("p50, ms", 2), Column("p95, ms", 2), Column("p99, ms", 2), Column("p99.9, ms", 2),
-        Column("requests/s", 1), Column("in the store, %", 0), Column("round trips", 1), Column("CPU here, ms", 2),
-        Column("CPU here, %", 0), Column("CPU of the server, ms", 2), Column("void because"), Column("but"),
+        Column("requests/s", 1), Column("in the store, %", 0), Column("round trips", 1), Column("client CPU, ms", 2),
+        Column("client CPU, %", 0), Column("CPU of the server, ms", 2), Column("void because"), Column("but"),
     )  # fmt: skip
     note = (
         "Latency is measured from the scheduled time of a request; – means too few requests for a quantile. "
