@@ -180,7 +180,7 @@ class TestOrder:
         ],
     )
     def test_a_run_that_is_not_before_it(self, world: World, baselines: list[Fixed]) -> None:
-        with pytest.raises(InvalidInput, match=r"again needs the run .*there is dense, sparse"):
+        with pytest.raises(InvalidInput, match=r"again needs the run .*only dense, sparse precede it"):
             world(*baselines)
         assert world.scored == 0
         assert not world.out.exists()

@@ -124,7 +124,7 @@ async def test_a_second_try_is_logged_as_ours_and_not_as_staminas(caplog: pytest
     assert [(record.name, record.levelno) for record in caplog.records] == [
         ("m3_connectors.backends.retry", logging.INFO)
     ] * 2
-    assert caplog.messages == [f"try {i} of 5, since: store open: nobody there." for i in (2, 3)]
+    assert caplog.messages == [f"retry: try {i} of 5, because of: store open: nobody there." for i in (2, 3)]
     # Other users of stamina keep their log.
     caplog.clear()
     logging.getLogger("stamina").warning("theirs")

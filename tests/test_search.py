@@ -284,7 +284,7 @@ async def test_a_list_that_strict_mode_forbids_is_refused_whatever_the_scores(tw
     try:
         backend = backend_for(twin.url, "strict", {"grpc_port": twin.grpc_port})
         async with filled(backend, world):
-            with pytest.raises(Unsupported, match=r"1,000 candidates .* answers 10 "):
+            with pytest.raises(Unsupported, match=r"a list of 1,000 candidates; .* strict mode allows 10 "):
                 await backend.search(world.queries[0], DENSE, 3)
             shallow = Method("shallow", {"dense": 10}, Weights(1, 0, 0))
             assert len(await backend.search(world.queries[0], shallow, 10)) == 10

@@ -489,7 +489,7 @@ def test_files_keys_and_pairs_that_do_not_count_are_named(tmp_path: Path) -> Non
     train(config, work=tmp_path / "work", report=records.append)
     assert warnings_of(records) == [
         f"{pairs}: only .jsonl and .jsonl.gz files are read, not more.csv, older.",
-        f"negative of {len(content)} lines of the training pairs: not used.",
-        f"score of {len(content)} lines of the training pairs: not used.",
-        f"7 of {len(content)} pairs are repetitions of another.",
+        f"negative in {len(content)} lines of the training pairs is not used.",
+        f"score in {len(content)} lines of the training pairs is not used.",
+        f"7 of {len(content)} pairs repeat another pair.",
     ]
