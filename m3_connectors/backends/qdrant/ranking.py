@@ -46,10 +46,7 @@ class EdgeAnswers:
         """Return the union of the lists, with one engine call."""
         ranked = self._ranked(ask)
         return Candidates.union(
-            {
-                name: ([self._key(point) for point in points], [point.score for point in points])
-                for name, points in ranked.items()
-            }
+            {name: (self._keys(points), [point.score for point in points]) for name, points in ranked.items()}
         )
 
     async def complete(
@@ -69,17 +66,18 @@ class EdgeAnswers:
             requests.append(self._among(missing["multivector"], self._layout.nearest_row(query, 0, 1)))
         answers = self._ask(requests)
         for (name, keys), answer in zip(missing.items(), answers, strict=False):
-            scores = {self._key(point): point.score for point in answer}
-            if name == "sparse":
+            scores = np.array([point.score for point in answer], dtype=np.float32)
+            if name == "multivector":
+                scores /= self._layout.query_rows(query)
+            found.learn(name, self._keys(answer), scores)
+            if name == "sparse" and len(answer) < len(keys):
                 # The engine leaves out points that share no token with the query; their score is 0.
-                silent = [key for key in keys if key not in scores]
-                scores |= dict.fromkeys(silent if found.listed else self._stored(silent), 0.0)
-            elif name == "multivector":
-                rows = self._layout.query_rows(query)
-                scores = {key: score / rows for key, score in scores.items()}
-                if several and answers[-1]:
-                    scores |= self._of_long(query, [self._key(point) for point in answers[-1]])
-            found.learn(name, list(scores), list(scores.values()))
+                silent = found.missing(name)
+                silent = silent if found.listed else self._stored(silent)
+                found.learn(name, silent, np.zeros(len(silent), dtype=np.float32))
+            elif name == "multivector" and several and answers[-1]:
+                long = self._of_long(query, self._keys(answers[-1]))
+                found.learn(name, list(long), list(long.values()))
         if documents:
             points: dict[PointId, Key] = {self._point(key): key for key in found.keys}
             read = payloads(self._edge, list(points))
@@ -131,7 +129,7 @@ class EdgeAnswers:
         sure = [point for point in points[:depth] if point.score != tied_score]
         tied = [point for point in points[len(sure) :] if point.score == tied_score]
         if len(sure) + len(tied) > depth:
-            ids = dict(zip(map(id, tied), self._ids([self._key(point) for point in tied]), strict=True))
+            ids = dict(zip(map(id, tied), self._ids(self._keys(tied)), strict=True))
             tied = sorted(tied, key=lambda point: ids[id(point)])[: depth - len(sure)]
         return sure + tied
 
@@ -151,7 +149,7 @@ class EdgeAnswers:
             batch = cells[start : start + _QUERIES_AT_ONCE]
             requests = [self._among(keys, self._layout.nearest_row(query, row, part)) for row, part in batch]
             for (row, _), answer in zip(batch, self._ask(requests), strict=True):
-                here = [at[self._key(point)] for point in answer]
+                here = [at[key] for key in self._keys(answer)]
                 best[row, here] = np.maximum(best[row, here], [point.score for point in answer])
         mean: Float32 = best.mean(axis=0)
         return dict(zip(keys, mean.tolist(), strict=True))
@@ -170,11 +168,12 @@ class EdgeAnswers:
         only = engine.Filter(must=[engine.HasIdCondition(points)])
         return engine.QueryRequest(limit=len(points), query=query, filter=only, params=_EXACT)
 
-    def _key(self, point: engine.ScoredPoint) -> Key:
-        assert isinstance(point.id, uuid.UUID)
-        key = point.id.int
-        self._points[key] = point.id
-        return key
+    def _keys(self, points: Sequence[engine.ScoredPoint]) -> list[Key]:
+        # Reading ``point.id`` makes a new UUID each time, which costs more than all else here.
+        ids = [point.id for point in points]
+        keys = [id.int for id in ids if isinstance(id, uuid.UUID)]
+        self._points.update(zip(keys, ids, strict=True))  # type: ignore[arg-type]
+        return keys
 
     def _point(self, key: Key) -> uuid.UUID:
         return self._points.get(key) or uuid.UUID(int=key)
