@@ -275,7 +275,6 @@ def test_what_belongs_into_an_exact_list_is_told_by_its_score(
     [
         ({"hits": 0, "distinct_hits": 0}, "no hits"),
         ({"hits": 9, "distinct_hits": 9}, "fewer hits than expected"),
-        ({"hits": 11, "distinct_hits": 11}, "more hits than requested"),
         ({"distinct_hits": 9}, "the same document twice"),
         ({"error": "Unavailable: gone", "hits": None, "distinct_hits": None}, "failed (Unavailable: gone)"),
         ({"end_seconds": 0.05}, "clock went backwards"),
