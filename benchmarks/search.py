@@ -26,8 +26,8 @@ import numpy as np
 
 from m3_connectors import connect
 from m3_connectors.backends.base import Schema, Storage
-from m3_connectors.backends.qdrant import shard
-from m3_connectors.backends.qdrant.edge import EdgeBackend
+from m3_connectors.backends.qdrant.edge import connection as shard
+from m3_connectors.backends.qdrant.edge.backend import EdgeBackend
 from m3_connectors.blocking import Index
 from m3_connectors.documents import Document
 from m3_connectors.embeddings import M3Embeddings, ModelInfo

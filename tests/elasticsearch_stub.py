@@ -10,7 +10,7 @@ import orjson
 from aiohttp import web
 
 from m3_connectors.backends.elasticsearch.backend import ElasticsearchBackend
-from m3_connectors.backends.elasticsearch.mapping import index_body
+from m3_connectors.backends.elasticsearch.layout import index_body
 from m3_connectors.backends.registry import backend_for
 from m3_connectors.testing.worlds import World
 

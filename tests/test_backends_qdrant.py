@@ -3,7 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from m3_connectors.backends.base import Backend
-from m3_connectors.backends.qdrant.edge import EdgeBackend
+from m3_connectors.backends.qdrant.edge.backend import EdgeBackend
 from m3_connectors.testing.conformance import BackendConformance
 
 

@@ -23,9 +23,9 @@ import qdrant_edge as engine
 from fault_stores import Case
 
 from m3_connectors.backends.base import Storage
-from m3_connectors.backends.qdrant import failures
-from m3_connectors.backends.qdrant.edge import EdgeBackend
-from m3_connectors.backends.qdrant.points import point_id
+from m3_connectors.backends.qdrant.edge import errors as failures
+from m3_connectors.backends.qdrant.edge.backend import EdgeBackend
+from m3_connectors.backends.qdrant.edge.rows import point_id
 from m3_connectors.embeddings import COMPONENTS, M3Embeddings
 from m3_connectors.errors import (
     AlreadyExists,
@@ -42,7 +42,7 @@ from m3_connectors.testing.worlds import World, make_world
 
 PRELUDE = """
 import anyio, dataclasses, os, signal, sys
-from m3_connectors.backends.qdrant.edge import EdgeBackend
+from m3_connectors.backends.qdrant.edge.backend import EdgeBackend
 from m3_connectors.testing.worlds import make_world
 directory = sys.argv[1]
 def die(*args, **kwargs):
@@ -363,8 +363,8 @@ def test_kill_at_any_moment_keeps_every_acknowledged_document_once(tmp_path: Pat
     ("patch", "left"),
     [
         ("os.rename", "nothing"),
-        ("m3_connectors.backends.qdrant.shard.write_record", "nothing"),
-        ("m3_connectors.backends.qdrant.shard.sync", "a collection"),
+        ("m3_connectors.backends.qdrant.edge.connection.write_record", "nothing"),
+        ("m3_connectors.backends.qdrant.edge.connection.sync", "a collection"),
     ],
 )
 def test_a_kill_during_creation_leaves_all_or_nothing(tmp_path: Path, patch: str, left: str) -> None:

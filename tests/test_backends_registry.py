@@ -10,7 +10,7 @@ import pytest
 
 from m3_connectors import connect
 from m3_connectors.backends.memory import MemoryBackend
-from m3_connectors.backends.qdrant.edge import EdgeBackend
+from m3_connectors.backends.qdrant.edge.backend import EdgeBackend
 from m3_connectors.backends.registry import backend_for
 from m3_connectors.errors import InvalidInput, MissingDependency
 

@@ -9,7 +9,7 @@ import anyio
 import pytest
 
 from m3_connectors.backends.base import Schema
-from m3_connectors.backends.qdrant.edge import EdgeBackend
+from m3_connectors.backends.qdrant.edge.backend import EdgeBackend
 from m3_connectors.bench.run import run
 from m3_connectors.bench.scenario import read_scenario
 from m3_connectors.cli.app import main

@@ -13,7 +13,7 @@ from live_servers import drop, own
 
 from m3_connectors.backends.base import Schema, ScoredId
 from m3_connectors.backends.memory import MemoryBackend
-from m3_connectors.backends.qdrant.edge import EdgeBackend
+from m3_connectors.backends.qdrant.edge.backend import EdgeBackend
 from m3_connectors.bench import run as running
 from m3_connectors.bench.folder import BenchFolder, find_folders
 from m3_connectors.bench.rows import RecallRow, RequestRow, WriteRow

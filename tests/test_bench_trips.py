@@ -14,11 +14,12 @@ import anyio
 import pytest
 from qdrant_fake import FakeQdrant
 
-from m3_connectors.backends.milvus import client
+from m3_connectors.backends.milvus import connection as client
 from m3_connectors.backends.milvus.backend import MilvusBackend
-from m3_connectors.backends.qdrant import server_grpc, shard
-from m3_connectors.backends.qdrant.edge import EdgeBackend
-from m3_connectors.backends.qdrant.server import QdrantBackend
+from m3_connectors.backends.qdrant.edge import connection as shard
+from m3_connectors.backends.qdrant.edge.backend import EdgeBackend
+from m3_connectors.backends.qdrant.server import grpc as server_grpc
+from m3_connectors.backends.qdrant.server.backend import QdrantBackend
 from m3_connectors.backends.registry import backend_for
 from m3_connectors.backends.retry import Patience
 from m3_connectors.bench import meter as meters

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from m3_connectors.backends.base import Candidates
-from m3_connectors.backends.qdrant.edge import EdgeBackend
+from m3_connectors.backends.qdrant.edge.backend import EdgeBackend
 from m3_connectors.cli.app import main
 from m3_connectors.errors import NotFound, Unavailable
 from m3_connectors.evaluation.folder import EvaluationFolder

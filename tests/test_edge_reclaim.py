@@ -20,9 +20,10 @@ from typing import Any
 import anyio
 import pytest
 
-from m3_connectors.backends.qdrant import reclaim, shard
-from m3_connectors.backends.qdrant.edge import EdgeBackend
-from m3_connectors.backends.qdrant.reclaim import Copy
+from m3_connectors.backends.qdrant.edge import connection as shard
+from m3_connectors.backends.qdrant.edge import reclaim
+from m3_connectors.backends.qdrant.edge.backend import EdgeBackend
+from m3_connectors.backends.qdrant.edge.reclaim import Copy
 from m3_connectors.cli.app import main as m3
 from m3_connectors.documents import Document
 from m3_connectors.embeddings import M3Embeddings
@@ -412,8 +413,9 @@ def test_doctor_says_how_much_can_be_reclaimed(
 _WRITER = """
 import itertools, os, signal, sys
 import anyio
-from m3_connectors.backends.qdrant import reclaim, shard
-from m3_connectors.backends.qdrant.edge import EdgeBackend
+from m3_connectors.backends.qdrant.edge import reclaim
+from m3_connectors.backends.qdrant.edge import connection as shard
+from m3_connectors.backends.qdrant.edge.backend import EdgeBackend
 from m3_connectors.testing.worlds import make_world
 import dataclasses, shutil
 

@@ -19,7 +19,7 @@ from loop_time import wall_seconds
 from m3_connectors.backends.base import Backend, Schema, Storage
 from m3_connectors.backends.elasticsearch.backend import ElasticsearchBackend
 from m3_connectors.backends.elasticsearch.connection import segment
-from m3_connectors.backends.elasticsearch.mapping import alias_of
+from m3_connectors.backends.elasticsearch.layout import alias_of
 from m3_connectors.backends.registry import backend_for
 from m3_connectors.documents import Document
 from m3_connectors.embeddings import M3Embeddings, ModelInfo

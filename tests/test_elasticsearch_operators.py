@@ -17,7 +17,7 @@ from live_elasticsearch import Live, request
 from m3_connectors.backends.base import Backend, Schema
 from m3_connectors.backends.elasticsearch.backend import ElasticsearchBackend
 from m3_connectors.backends.elasticsearch.connection import segment
-from m3_connectors.backends.elasticsearch.mapping import alias_of, first_index_of
+from m3_connectors.backends.elasticsearch.layout import alias_of, first_index_of
 from m3_connectors.errors import AlreadyExists, BackendError, Corrupt, NotFound, PartialWrite, Rejected
 from m3_connectors.filters import parse_filter
 from m3_connectors.methods import ALL, DENSE

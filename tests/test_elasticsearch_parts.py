@@ -16,7 +16,8 @@ import orjson
 import pytest
 
 from m3_connectors.backends.base import Schema, Storage
-from m3_connectors.backends.elasticsearch import bodies, writing
+from m3_connectors.backends.elasticsearch import rows as bodies
+from m3_connectors.backends.elasticsearch import writing
 from m3_connectors.backends.elasticsearch.reading import Reader
 from m3_connectors.backends.elasticsearch.writing import Writer
 from m3_connectors.backends.retry import Patience

@@ -300,7 +300,7 @@ class TestResuming:
     def test_a_store_that_dies_half_way(
         self, dataset: Dataset, encoder: M3Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        from m3_connectors.backends.qdrant.edge import EdgeBackend
+        from m3_connectors.backends.qdrant.edge.backend import EdgeBackend
 
         plan, out = self.plan(tmp_path), tmp_path / "out"
         real, left = EdgeBackend.lists, 80

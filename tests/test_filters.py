@@ -12,8 +12,8 @@ import qdrant_edge as engine
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from m3_connectors.backends.qdrant.filters import edge_filter
-from m3_connectors.backends.qdrant.points import payload_of
+from m3_connectors.backends.qdrant.edge.filters import edge_filter
+from m3_connectors.backends.qdrant.edge.rows import payload_of
 from m3_connectors.dates import parse_date
 from m3_connectors.documents import Document
 from m3_connectors.errors import InvalidInput

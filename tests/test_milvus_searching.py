@@ -15,7 +15,7 @@ from pymilvus.exceptions import MilvusException
 
 from m3_connectors.backends.milvus import searching
 from m3_connectors.backends.milvus.backend import MilvusBackend
-from m3_connectors.backends.milvus.client import Connection, release
+from m3_connectors.backends.milvus.connection import Connection, release
 from m3_connectors.methods import ALL, METHODS, SPARSE
 from m3_connectors.testing.agreement import compare_search, oracle_of
 from m3_connectors.testing.conformance import runs

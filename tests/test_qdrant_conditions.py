@@ -12,9 +12,9 @@ import pytest
 import qdrant_edge as engine
 from qdrant_client import QdrantClient, models
 
-from m3_connectors.backends.qdrant.filters import edge_filter
+from m3_connectors.backends.qdrant.edge.filters import edge_filter
 from m3_connectors.backends.qdrant.payload import document_of, payload_of, point_id
-from m3_connectors.backends.qdrant.server_filters import server_filter
+from m3_connectors.backends.qdrant.server.filters import server_filter
 from m3_connectors.dates import parse_date
 from m3_connectors.documents import Document
 from m3_connectors.filters import And, Filter, OneOf, Or, matches, numbers_of, parse_filter

@@ -29,14 +29,14 @@ from qdrant_twin import QUANTISATIONS, Operator
 
 from m3_connectors.backends.base import Backend, Storage
 from m3_connectors.backends.capabilities import ServerInfo
-from m3_connectors.backends.qdrant import server_upkeep
 from m3_connectors.backends.qdrant.layout import Layout
 from m3_connectors.backends.qdrant.payload import keys_of, point_id
-from m3_connectors.backends.qdrant.server import QdrantBackend
-from m3_connectors.backends.qdrant.server_errors import Locked
-from m3_connectors.backends.qdrant.server_grpc import point_message, query_message
-from m3_connectors.backends.qdrant.server_points import points_of
-from m3_connectors.backends.qdrant.server_wire import Ask
+from m3_connectors.backends.qdrant.server import upkeep as server_upkeep
+from m3_connectors.backends.qdrant.server.backend import QdrantBackend
+from m3_connectors.backends.qdrant.server.errors import Locked
+from m3_connectors.backends.qdrant.server.grpc import point_message, query_message
+from m3_connectors.backends.qdrant.server.rows import points_of
+from m3_connectors.backends.qdrant.server.wire import Ask
 from m3_connectors.backends.registry import backend_for
 from m3_connectors.documents import Document
 from m3_connectors.errors import (

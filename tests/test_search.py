@@ -15,9 +15,9 @@ from qdrant_fake import FakeQdrant
 from qdrant_twin import Operator
 
 from m3_connectors.backends.base import Backend, Schema, ScoredId, Storage
-from m3_connectors.backends.elasticsearch import ranking
+from m3_connectors.backends.elasticsearch import searching as ranking
 from m3_connectors.backends.memory import MemoryBackend
-from m3_connectors.backends.qdrant.ranking import at_once
+from m3_connectors.backends.qdrant.edge.searching import at_once
 from m3_connectors.backends.registry import backend_for
 from m3_connectors.documents import Document
 from m3_connectors.embeddings import COMPONENTS, Component, M3Embeddings, ModelInfo

@@ -13,9 +13,9 @@ from m3_connectors.errors import InvalidInput, MissingDependency
 
 _ADAPTERS = {
     "memory": "m3_connectors.backends.memory:MemoryBackend",
-    "qdrant": "m3_connectors.backends.qdrant.edge:EdgeBackend",
-    "qdrant+http": "m3_connectors.backends.qdrant.server:QdrantBackend",
-    "qdrant+https": "m3_connectors.backends.qdrant.server:QdrantBackend",
+    "qdrant": "m3_connectors.backends.qdrant.edge.backend:EdgeBackend",
+    "qdrant+http": "m3_connectors.backends.qdrant.server.backend:QdrantBackend",
+    "qdrant+https": "m3_connectors.backends.qdrant.server.backend:QdrantBackend",
     "milvus": "m3_connectors.backends.milvus.backend:MilvusBackend",
     "milvus+http": "m3_connectors.backends.milvus.backend:MilvusBackend",
     "milvus+https": "m3_connectors.backends.milvus.backend:MilvusBackend",

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 import pyarrow.parquet as pq
 
-from m3_connectors.backends.qdrant.lock import ProcessLock
+from m3_connectors.backends.qdrant.edge.lock import ProcessLock
 from m3_connectors.bench.folder import FORMAT, PARTS, RECORD, parts, write_json
 from m3_connectors.bench.rows import RecallRow, RequestRow, Sink, WriteRow, arrow_schema
 from m3_connectors.errors import Busy, InvalidInput

@@ -167,16 +167,16 @@ class _Calls:
 
 
 _WAYS: dict[tuple[str, str, str, str], Callable[[Any], Any]] = {
-    ("milvus", "m3_connectors.backends.milvus.client", "Connection", "_open_client"): _counted_client,
+    ("milvus", "m3_connectors.backends.milvus.connection", "Connection", "_open_client"): _counted_client,
     (
         "elasticsearch",
         "m3_connectors.backends.elasticsearch.connection",
         "_Node",
         "perform_request",
     ): _counted,
-    ("qdrant", "m3_connectors.backends.qdrant.server_grpc", "", "unary"): _counted_future,
+    ("qdrant", "m3_connectors.backends.qdrant.server.grpc", "", "unary"): _counted_future,
     ("qdrant", "qdrant_client.http.api_client", "AsyncApiClient", "send_inner"): _counted,
 }
 """Adapter, module, class ("" for a module function) and name of the function that every request uses."""
 
-_EDGE = "m3_connectors.backends.qdrant.shard"
+_EDGE = "m3_connectors.backends.qdrant.edge.connection"

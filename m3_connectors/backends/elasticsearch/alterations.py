@@ -12,15 +12,15 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from m3_connectors.backends.capabilities import Remark
-from m3_connectors.backends.elasticsearch.bodies import MOST_HITS
 from m3_connectors.backends.elasticsearch.filters import DATES, LONGEST_TERM, NUMBERS, TERMS
-from m3_connectors.backends.elasticsearch.mapping import (
+from m3_connectors.backends.elasticsearch.layout import (
     DENSE,
     DYNAMIC_TEMPLATES,
     OUTSIDE_SOURCE,
     PART_OF,
     PARTS,
 )
+from m3_connectors.backends.elasticsearch.rows import MOST_HITS
 
 _AGAIN = "Index the documents again into another collection."
 _IGNORE_ABOVE = "index.mapping.ignore_above"

@@ -12,12 +12,12 @@ import anyio
 
 from m3_connectors.backends.base import Backend, Candidates, Lists, Schema, ScoredId
 from m3_connectors.backends.capabilities import Capability, ServerInfo
-from m3_connectors.backends.elasticsearch import ranking
+from m3_connectors.backends.elasticsearch import searching as ranking
 from m3_connectors.backends.elasticsearch.alterations import faults, has_own_dynamic_templates
-from m3_connectors.backends.elasticsearch.bodies import document_of, documents_only
 from m3_connectors.backends.elasticsearch.connection import Connection, segment
 from m3_connectors.backends.elasticsearch.filters import query_of
-from m3_connectors.backends.elasticsearch.mapping import (
+from m3_connectors.backends.elasticsearch.health import check_version, server_info
+from m3_connectors.backends.elasticsearch.layout import (
     BACKEND,
     MULTIVECTOR_BLOB,
     PARTS,
@@ -34,7 +34,7 @@ from m3_connectors.backends.elasticsearch.mapping import (
 from m3_connectors.backends.elasticsearch.merging import merge
 from m3_connectors.backends.elasticsearch.paging import count, pages
 from m3_connectors.backends.elasticsearch.reading import Known, Reader, blobs_of
-from m3_connectors.backends.elasticsearch.server import check_version, server_info
+from m3_connectors.backends.elasticsearch.rows import document_of, documents_only
 from m3_connectors.backends.elasticsearch.writing import Refresh, Writer
 from m3_connectors.backends.endpoint import Endpoint
 from m3_connectors.backends.listing import CollectionInfo

@@ -8,7 +8,7 @@ from typing import Any
 
 from m3_connectors.backends.elasticsearch.connection import Connection, segment
 from m3_connectors.backends.elasticsearch.errors import Blocked, TooLarge, TooMuch, from_status
-from m3_connectors.backends.elasticsearch.mapping import BACKEND
+from m3_connectors.backends.elasticsearch.layout import BACKEND
 from m3_connectors.backends.retry import retrying
 from m3_connectors.errors import (
     BackendError,

@@ -13,9 +13,9 @@ import elastic_transport
 import elastic_transport.client_utils
 import elasticsearch
 
-from m3_connectors.backends.elasticsearch.bodies import encoded
 from m3_connectors.backends.elasticsearch.errors import TooMuch, translated
-from m3_connectors.backends.elasticsearch.mapping import BACKEND
+from m3_connectors.backends.elasticsearch.layout import BACKEND
+from m3_connectors.backends.elasticsearch.rows import encoded
 from m3_connectors.backends.endpoint import Endpoint
 from m3_connectors.backends.retry import retrying
 from m3_connectors.backends.speaking import check_spoken

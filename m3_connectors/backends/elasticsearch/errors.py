@@ -9,7 +9,7 @@ import aiohttp
 import elastic_transport
 import elasticsearch
 
-from m3_connectors.backends.elasticsearch.mapping import BACKEND
+from m3_connectors.backends.elasticsearch.layout import BACKEND
 from m3_connectors.backends.endpoint import not_encrypted
 from m3_connectors.backends.retry import asked_seconds
 from m3_connectors.errors import (

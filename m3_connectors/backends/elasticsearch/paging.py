@@ -8,9 +8,9 @@ from typing import Any
 
 import anyio
 
-from m3_connectors.backends.elasticsearch.bodies import Query, documents_only, page
 from m3_connectors.backends.elasticsearch.connection import Connection, segment
 from m3_connectors.backends.elasticsearch.errors import TooMuch
+from m3_connectors.backends.elasticsearch.rows import Query, documents_only, page
 from m3_connectors.errors import BackendError
 
 _KEEP_ALIVE = "5m"

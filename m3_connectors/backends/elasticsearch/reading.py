@@ -12,17 +12,9 @@ import numpy as np
 
 from m3_connectors.backends.base import Schema
 from m3_connectors.backends.chunks import by_bytes, by_count
-from m3_connectors.backends.elasticsearch.bodies import (
-    MOST_HITS,
-    PART_BYTES,
-    dense_scores,
-    dense_search,
-    document_of,
-    of_ids,
-)
 from m3_connectors.backends.elasticsearch.connection import Connection, segment
 from m3_connectors.backends.elasticsearch.errors import TooMuch
-from m3_connectors.backends.elasticsearch.mapping import (
+from m3_connectors.backends.elasticsearch.layout import (
     BACKEND,
     DENSE,
     METADATA,
@@ -31,6 +23,14 @@ from m3_connectors.backends.elasticsearch.mapping import (
     ROWS,
     SPARSE_BLOB,
     TEXT,
+)
+from m3_connectors.backends.elasticsearch.rows import (
+    MOST_HITS,
+    PART_BYTES,
+    dense_scores,
+    dense_search,
+    document_of,
+    of_ids,
 )
 from m3_connectors.backends.elasticsearch.vectors import multivectors, scores_in, sparse_rows
 from m3_connectors.backends.together import together

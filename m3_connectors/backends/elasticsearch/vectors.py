@@ -11,7 +11,7 @@ import pybase64
 import scipy.sparse as sp
 
 from m3_connectors.backends import blobs
-from m3_connectors.backends.elasticsearch.mapping import BACKEND, MULTIVECTOR_BLOB, SPARSE_BLOB
+from m3_connectors.backends.elasticsearch.layout import BACKEND, MULTIVECTOR_BLOB, SPARSE_BLOB
 from m3_connectors.embeddings import Component, Float32, M3Embeddings, MultiVectors
 from m3_connectors.errors import Corrupt
 from m3_connectors.scoring import multivector_scores, sparse_scores

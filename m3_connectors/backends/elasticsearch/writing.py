@@ -23,7 +23,10 @@ import numpy as np
 
 from m3_connectors.backends.base import Schema
 from m3_connectors.backends.chunks import by_bytes, by_count
-from m3_connectors.backends.elasticsearch.bodies import (
+from m3_connectors.backends.elasticsearch.bulk import Outcome, joined, write
+from m3_connectors.backends.elasticsearch.connection import Connection, segment
+from m3_connectors.backends.elasticsearch.layout import PARTS
+from m3_connectors.backends.elasticsearch.rows import (
     PART_BYTES,
     delete_operation,
     index_operation,
@@ -32,9 +35,6 @@ from m3_connectors.backends.elasticsearch.bodies import (
     parts_of,
     written_seconds,
 )
-from m3_connectors.backends.elasticsearch.bulk import Outcome, joined, write
-from m3_connectors.backends.elasticsearch.connection import Connection, segment
-from m3_connectors.backends.elasticsearch.mapping import PARTS
 from m3_connectors.backends.together import together
 from m3_connectors.documents import Document, metadata_json
 from m3_connectors.embeddings import M3Embeddings

@@ -18,14 +18,14 @@ from m3_connectors.backends.endpoint import Endpoint
 from m3_connectors.backends.listing import CollectionInfo
 from m3_connectors.backends.milvus import collection as collections
 from m3_connectors.backends.milvus import layout as layouts
-from m3_connectors.backends.milvus.client import Connection
+from m3_connectors.backends.milvus.connection import Connection
 from m3_connectors.backends.milvus.errors import BACKEND
 from m3_connectors.backends.milvus.filters import EVERYTHING, expression
+from m3_connectors.backends.milvus.health import nothing_there, server_info
 from m3_connectors.backends.milvus.naming import id_of, key_of
 from m3_connectors.backends.milvus.reading import WHOLE, Reader, fields_of
 from m3_connectors.backends.milvus.rows import document_of, entities
 from m3_connectors.backends.milvus.searching import Hit, Searcher
-from m3_connectors.backends.milvus.server import nothing_there, server_info
 from m3_connectors.backends.milvus.writing import Writer
 from m3_connectors.backends.retry import Patience
 from m3_connectors.backends.together import Shared, together

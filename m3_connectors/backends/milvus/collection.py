@@ -14,7 +14,7 @@ from m3_connectors.backends.base import Schema
 from m3_connectors.backends.listing import CollectionInfo
 from m3_connectors.backends.milvus import layout as layouts
 from m3_connectors.backends.milvus.alterations import faults
-from m3_connectors.backends.milvus.client import Connection
+from m3_connectors.backends.milvus.connection import Connection
 from m3_connectors.backends.milvus.errors import BACKEND
 from m3_connectors.backends.milvus.layout import Layout
 from m3_connectors.backends.milvus.naming import stored_name

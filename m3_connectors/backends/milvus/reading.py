@@ -11,7 +11,7 @@ import anyio.to_thread
 import numpy as np
 
 from m3_connectors.backends.chunks import by_bytes, by_count
-from m3_connectors.backends.milvus.client import Connection
+from m3_connectors.backends.milvus.connection import Connection
 from m3_connectors.backends.milvus.errors import BACKEND, TooLarge
 from m3_connectors.backends.milvus.layout import Layout
 from m3_connectors.backends.milvus.naming import id_of, keys_in

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from m3_connectors.backends.chunks import by_count
-from m3_connectors.backends.milvus.client import Connection
+from m3_connectors.backends.milvus.connection import Connection
 from m3_connectors.backends.milvus.errors import TooLarge
 from m3_connectors.backends.milvus.filters import EVERYTHING
 from m3_connectors.backends.milvus.naming import id_of, keys_in

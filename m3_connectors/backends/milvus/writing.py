@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from m3_connectors.backends.chunks import by_bytes, by_count
-from m3_connectors.backends.milvus.client import Connection
 from m3_connectors.backends.milvus.collection import built
+from m3_connectors.backends.milvus.connection import Connection
 from m3_connectors.backends.milvus.errors import BACKEND, TooLarge
 from m3_connectors.backends.milvus.layout import Layout
 from m3_connectors.backends.milvus.naming import id_of, keys_in

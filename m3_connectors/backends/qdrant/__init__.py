@@ -1,4 +1,4 @@
-"""Qdrant as a store: ``edge`` is the engine in this process, with its data in a directory."""
+"""Qdrant as a store: ``edge`` is the engine in this process, ``server`` a server; the other modules serve both."""
 
 import os
 

@@ -20,8 +20,8 @@ from qdrant_client.conversions.conversion import RestToGrpc, grpc_to_payload, pa
 
 from m3_connectors.backends.qdrant.layout import Vector, floats
 from m3_connectors.backends.qdrant.payload import ID
-from m3_connectors.backends.qdrant.server_points import Point
-from m3_connectors.backends.qdrant.server_wire import Ask, Found, Record, check_completed
+from m3_connectors.backends.qdrant.server.rows import Point
+from m3_connectors.backends.qdrant.server.wire import Ask, Found, Record, check_completed
 from m3_connectors.embeddings import Float32
 
 _ID_ONLY = pb.WithPayloadSelector(include=pb.PayloadIncludeSelector(fields=[ID]))

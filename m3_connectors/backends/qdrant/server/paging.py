@@ -9,8 +9,8 @@ from typing import Any
 from qdrant_client import models
 
 from m3_connectors.backends.qdrant.payload import ID
-from m3_connectors.backends.qdrant.server_collection import Limits
-from m3_connectors.backends.qdrant.server_connection import Connection
+from m3_connectors.backends.qdrant.server.collection import Limits
+from m3_connectors.backends.qdrant.server.connection import Connection
 
 _PAGE = 1000
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from m3_connectors.backends.base import Schema
 from m3_connectors.backends.listing import CollectionInfo
-from m3_connectors.backends.qdrant.failures import BACKEND, broken, translated
+from m3_connectors.backends.qdrant.edge.errors import BACKEND, broken, translated
 from m3_connectors.errors import AlreadyExists, CollectionNotFound, Corrupt, InvalidInput, NotFound
 
 FIRST_SHARD = "shard"

@@ -8,8 +8,8 @@ from typing import Any
 from m3_connectors.backends.capabilities import Remark, ServerInfo
 from m3_connectors.backends.endpoint import Endpoint
 from m3_connectors.backends.milvus.alterations import faults, notes
-from m3_connectors.backends.milvus.client import Connection, release
 from m3_connectors.backends.milvus.collection import vector_indexes
+from m3_connectors.backends.milvus.connection import Connection, release
 from m3_connectors.backends.milvus.layout import is_ours, named_by
 from m3_connectors.backends.milvus.lite import installed
 from m3_connectors.backends.milvus.naming import stored_name

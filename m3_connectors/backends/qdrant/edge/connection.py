@@ -29,8 +29,7 @@ import anyio.to_thread
 import qdrant_edge as engine
 
 from m3_connectors.backends.base import Schema
-from m3_connectors.backends.qdrant.failures import BACKEND, check_space, first_line, translated
-from m3_connectors.backends.qdrant.home import (
+from m3_connectors.backends.qdrant.edge.collection import (
     FIRST_SHARD,
     check_absent,
     check_directory,
@@ -40,9 +39,10 @@ from m3_connectors.backends.qdrant.home import (
     sync,
     write_record,
 )
-from m3_connectors.backends.qdrant.lock import ProcessLock
-from m3_connectors.backends.qdrant.points import Layout
-from m3_connectors.backends.qdrant.reclaim import CHECK_POINTS, Copy, Usage, size_bytes
+from m3_connectors.backends.qdrant.edge.errors import BACKEND, check_space, first_line, translated
+from m3_connectors.backends.qdrant.edge.lock import ProcessLock
+from m3_connectors.backends.qdrant.edge.reclaim import CHECK_POINTS, Copy, Usage, size_bytes
+from m3_connectors.backends.qdrant.edge.rows import Layout
 from m3_connectors.errors import BackendError, Busy, CollectionNotFound, Corrupt, M3Error
 
 T = TypeVar("T")

@@ -18,9 +18,9 @@ from qdrant_client import grpc as pb
 from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
 from m3_connectors.backends.endpoint import Endpoint
-from m3_connectors.backends.qdrant.server_errors import BACKEND, translated
-from m3_connectors.backends.qdrant.server_grpc import OPTIONS, GrpcWire, unary
-from m3_connectors.backends.qdrant.server_wire import RestWire, Wire
+from m3_connectors.backends.qdrant.server.errors import BACKEND, translated
+from m3_connectors.backends.qdrant.server.grpc import OPTIONS, GrpcWire, unary
+from m3_connectors.backends.qdrant.server.wire import RestWire, Wire
 from m3_connectors.backends.retry import retrying
 from m3_connectors.backends.speaking import check_spoken
 from m3_connectors.backends.together import Shared

@@ -9,7 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from m3_connectors.backends.elasticsearch.bodies import (
+from m3_connectors.backends.elasticsearch.connection import Connection
+from m3_connectors.backends.elasticsearch.layout import BUCKETS, SPARSE_BLOB
+from m3_connectors.backends.elasticsearch.paging import count, pages
+from m3_connectors.backends.elasticsearch.rows import (
     MOST_HITS,
     Query,
     dense_scores,
@@ -18,9 +21,6 @@ from m3_connectors.backends.elasticsearch.bodies import (
     sparse_query,
     sparse_search,
 )
-from m3_connectors.backends.elasticsearch.connection import Connection
-from m3_connectors.backends.elasticsearch.mapping import BUCKETS, SPARSE_BLOB
-from m3_connectors.backends.elasticsearch.paging import count, pages
 from m3_connectors.backends.elasticsearch.vectors import sparse_scores_of
 from m3_connectors.backends.together import together
 from m3_connectors.embeddings import Float32, M3Embeddings

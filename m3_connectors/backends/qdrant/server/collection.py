@@ -12,7 +12,7 @@ from qdrant_client import models
 from m3_connectors.backends.base import Schema
 from m3_connectors.backends.qdrant.layout import Layout
 from m3_connectors.backends.qdrant.payload import DATES, FLAGS, LARGE, METADATA, paths_of
-from m3_connectors.backends.qdrant.server_errors import BACKEND
+from m3_connectors.backends.qdrant.server.errors import BACKEND
 from m3_connectors.errors import Corrupt, InvalidInput, Rejected, Unsupported
 
 METADATA_KEY = "m3_connectors"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from m3_connectors.backends.qdrant.server_connection import Connection
+from m3_connectors.backends.qdrant.server.connection import Connection
 from m3_connectors.errors import Unauthorised
 
 

@@ -6,11 +6,11 @@ import functools
 from collections.abc import Sequence
 
 from m3_connectors.backends.chunks import by_bytes, by_count
-from m3_connectors.backends.qdrant.server_connection import Connection
-from m3_connectors.backends.qdrant.server_errors import BACKEND
-from m3_connectors.backends.qdrant.server_halving import halving
-from m3_connectors.backends.qdrant.server_points import Point
-from m3_connectors.backends.qdrant.server_wire import Wire
+from m3_connectors.backends.qdrant.server.connection import Connection
+from m3_connectors.backends.qdrant.server.errors import BACKEND
+from m3_connectors.backends.qdrant.server.halving import halving
+from m3_connectors.backends.qdrant.server.rows import Point
+from m3_connectors.backends.qdrant.server.wire import Wire
 from m3_connectors.backends.together import together
 from m3_connectors.errors import BackendError, PartialWrite, Unsupported
 

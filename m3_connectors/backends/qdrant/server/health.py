@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from qdrant_client import models
 
 from m3_connectors.backends.capabilities import Remark, ServerInfo
-from m3_connectors.backends.qdrant.server_collection import INDEX_TYPES, limits_of, links_of
-from m3_connectors.backends.qdrant.server_connection import Connection
+from m3_connectors.backends.qdrant.server.collection import INDEX_TYPES, limits_of, links_of
+from m3_connectors.backends.qdrant.server.connection import Connection
 from m3_connectors.methods import ALL, METHODS, Method
 
 

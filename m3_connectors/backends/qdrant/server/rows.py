@@ -10,7 +10,7 @@ from typing import Any
 
 from m3_connectors.backends.qdrant.layout import Layout, Vector
 from m3_connectors.backends.qdrant.payload import ID, payload_of, point_id
-from m3_connectors.backends.qdrant.server_errors import BACKEND
+from m3_connectors.backends.qdrant.server.errors import BACKEND
 from m3_connectors.documents import Document
 from m3_connectors.embeddings import M3Embeddings
 from m3_connectors.errors import DocumentNotFound

@@ -6,8 +6,8 @@ import functools
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
-from m3_connectors.backends.qdrant.server_connection import Connection
-from m3_connectors.backends.qdrant.server_errors import TooLarge
+from m3_connectors.backends.qdrant.server.connection import Connection
+from m3_connectors.backends.qdrant.server.errors import TooLarge
 
 T = TypeVar("T")
 R = TypeVar("R")

@@ -12,8 +12,16 @@ from typing import Any, TypeVar
 import numpy as np
 import qdrant_edge as engine
 
-from m3_connectors.backends.qdrant.filters import edge_filter
-from m3_connectors.backends.qdrant.points import ID, Layout, PointId, document_of, payloads, point_id, stored
+from m3_connectors.backends.qdrant.edge.filters import edge_filter
+from m3_connectors.backends.qdrant.edge.rows import (
+    ID,
+    Layout,
+    PointId,
+    document_of,
+    payloads,
+    point_id,
+    stored,
+)
 from m3_connectors.embeddings import Component, Float32, M3Embeddings
 from m3_connectors.search import Candidates, Deleted, Key, Lists
 

@@ -16,12 +16,20 @@ import qdrant_edge as engine
 from m3_connectors.backends.base import Backend, Candidates, Lists, Schema, ScoredId
 from m3_connectors.backends.capabilities import Capability, Remark, ServerInfo, refuse_unknown
 from m3_connectors.backends.listing import CollectionInfo
-from m3_connectors.backends.qdrant.failures import BACKEND
-from m3_connectors.backends.qdrant.filters import edge_filter
-from m3_connectors.backends.qdrant.home import collections_in
-from m3_connectors.backends.qdrant.points import ID, PointId, document_of, payloads, point_id, stored, vectors
-from m3_connectors.backends.qdrant.ranking import EdgeAnswers, at_once, key_of
-from m3_connectors.backends.qdrant.shard import Shard
+from m3_connectors.backends.qdrant.edge.collection import collections_in
+from m3_connectors.backends.qdrant.edge.connection import Shard
+from m3_connectors.backends.qdrant.edge.errors import BACKEND
+from m3_connectors.backends.qdrant.edge.filters import edge_filter
+from m3_connectors.backends.qdrant.edge.rows import (
+    ID,
+    PointId,
+    document_of,
+    payloads,
+    point_id,
+    stored,
+    vectors,
+)
+from m3_connectors.backends.qdrant.edge.searching import EdgeAnswers, at_once, key_of
 from m3_connectors.backends.urls import shown
 from m3_connectors.documents import Document
 from m3_connectors.embeddings import Component, M3Embeddings

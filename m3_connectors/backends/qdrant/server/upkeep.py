@@ -10,10 +10,10 @@ import anyio
 from qdrant_client import models
 
 from m3_connectors.backends.qdrant.payload import keys_of
-from m3_connectors.backends.qdrant.server_collection import IndexType, indexes_of
-from m3_connectors.backends.qdrant.server_connection import Connection
-from m3_connectors.backends.qdrant.server_errors import BACKEND, optimiser_failed
-from m3_connectors.backends.qdrant.server_wire import applied
+from m3_connectors.backends.qdrant.server.collection import IndexType, indexes_of
+from m3_connectors.backends.qdrant.server.connection import Connection
+from m3_connectors.backends.qdrant.server.errors import BACKEND, optimiser_failed
+from m3_connectors.backends.qdrant.server.wire import applied
 from m3_connectors.errors import TimedOut
 
 _OPTIMIZE_SECONDS = 3600.0

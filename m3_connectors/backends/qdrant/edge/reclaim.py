@@ -18,7 +18,7 @@ from pathlib import Path
 
 import qdrant_edge as engine
 
-from m3_connectors.backends.qdrant.points import Layout, PointId
+from m3_connectors.backends.qdrant.edge.rows import Layout, PointId
 
 CHECK_POINTS = 1000
 """Documents written or deleted before garbage is measured; more in a large collection, where it matters

@@ -8,8 +8,8 @@ import numpy as np
 
 from m3_connectors.backends.chunks import by_count
 from m3_connectors.backends.qdrant.layout import Layout, Vector, sparse_row
-from m3_connectors.backends.qdrant.server_collection import Limits
-from m3_connectors.backends.qdrant.server_wire import Ask, Found
+from m3_connectors.backends.qdrant.server.collection import Limits
+from m3_connectors.backends.qdrant.server.wire import Ask, Found
 from m3_connectors.embeddings import Component, Float32, M3Embeddings
 
 _IDS_AT_ONCE = 1000

@@ -22,7 +22,7 @@ from m3_connectors.backends.endpoint import Endpoint
 from m3_connectors.backends.listing import CollectionInfo
 from m3_connectors.backends.qdrant.layout import Layout, Vector
 from m3_connectors.backends.qdrant.payload import ID, document_of
-from m3_connectors.backends.qdrant.server_collection import (
+from m3_connectors.backends.qdrant.server.collection import (
     CREATION_KEY,
     INDEX_TYPES,
     METADATA_KEY,
@@ -34,19 +34,19 @@ from m3_connectors.backends.qdrant.server_collection import (
     creation,
     limits_of,
 )
-from m3_connectors.backends.qdrant.server_connection import Connection, Transport
-from m3_connectors.backends.qdrant.server_errors import BACKEND, TooLarge, not_ours
-from m3_connectors.backends.qdrant.server_filters import server_filter
-from m3_connectors.backends.qdrant.server_halving import halving
-from m3_connectors.backends.qdrant.server_info import server_info
-from m3_connectors.backends.qdrant.server_listing import Listing
-from m3_connectors.backends.qdrant.server_naming import what_is
-from m3_connectors.backends.qdrant.server_paging import pages
-from m3_connectors.backends.qdrant.server_points import check_found, distinct_points, point_of, points_of
-from m3_connectors.backends.qdrant.server_scoring import ExactScores
-from m3_connectors.backends.qdrant.server_upkeep import make_indexes, wait_optimized
-from m3_connectors.backends.qdrant.server_wire import Ask, Found, Record, applied
-from m3_connectors.backends.qdrant.server_writing import write
+from m3_connectors.backends.qdrant.server.connection import Connection, Transport
+from m3_connectors.backends.qdrant.server.errors import BACKEND, TooLarge, not_ours
+from m3_connectors.backends.qdrant.server.filters import server_filter
+from m3_connectors.backends.qdrant.server.halving import halving
+from m3_connectors.backends.qdrant.server.health import server_info
+from m3_connectors.backends.qdrant.server.naming import what_is
+from m3_connectors.backends.qdrant.server.paging import pages
+from m3_connectors.backends.qdrant.server.reading import ExactScores
+from m3_connectors.backends.qdrant.server.rows import check_found, distinct_points, point_of, points_of
+from m3_connectors.backends.qdrant.server.searching import Listing
+from m3_connectors.backends.qdrant.server.upkeep import make_indexes, wait_optimized
+from m3_connectors.backends.qdrant.server.wire import Ask, Found, Record, applied
+from m3_connectors.backends.qdrant.server.writing import write
 from m3_connectors.backends.together import together
 from m3_connectors.documents import Document
 from m3_connectors.embeddings import Component, M3Embeddings

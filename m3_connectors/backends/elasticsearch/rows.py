@@ -15,7 +15,7 @@ import pybase64
 from m3_connectors.backends import blobs
 from m3_connectors.backends.base import Schema
 from m3_connectors.backends.elasticsearch.filters import indexed
-from m3_connectors.backends.elasticsearch.mapping import (
+from m3_connectors.backends.elasticsearch.layout import (
     BUCKET,
     BUCKETS,
     DENSE,

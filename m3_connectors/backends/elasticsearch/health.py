@@ -13,7 +13,7 @@ from m3_connectors.backends.capabilities import Remark, ServerInfo
 from m3_connectors.backends.elasticsearch.alterations import dense_index, faults, notes
 from m3_connectors.backends.elasticsearch.connection import Connection, segment
 from m3_connectors.backends.elasticsearch.disk import disk_remarks
-from m3_connectors.backends.elasticsearch.mapping import BACKEND, our_index, properties_of, read_schema
+from m3_connectors.backends.elasticsearch.layout import BACKEND, our_index, properties_of, read_schema
 from m3_connectors.errors import (
     BackendError,
     CollectionNotFound,

@@ -1,6 +1,6 @@
 """The requests that carry vectors, and their REST form: searches, points to write, points to read.
 
-``Wire`` has two implementations, REST here and gRPC in ``server_grpc``, with the same behaviour. The REST
+``Wire`` has two implementations, REST here and gRPC in ``grpc``, with the same behaviour. The REST
 form works with any ``AsyncQdrantClient``, also with the client's local mode, which lets tests run it without
 a server.
 """
@@ -16,8 +16,8 @@ from qdrant_client import AsyncQdrantClient, models
 
 from m3_connectors.backends.qdrant.layout import Vector, floats
 from m3_connectors.backends.qdrant.payload import ID
-from m3_connectors.backends.qdrant.server_errors import BACKEND
-from m3_connectors.backends.qdrant.server_points import Point
+from m3_connectors.backends.qdrant.server.errors import BACKEND
+from m3_connectors.backends.qdrant.server.rows import Point
 from m3_connectors.embeddings import Float32
 from m3_connectors.errors import TimedOut
 

@@ -9,13 +9,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from m3_connectors.backends.qdrant.payload import ID
-from m3_connectors.backends.qdrant.server_collection import Limits
-from m3_connectors.backends.qdrant.server_connection import Connection
-from m3_connectors.backends.qdrant.server_errors import not_ours
-from m3_connectors.backends.qdrant.server_filters import server_filter
-from m3_connectors.backends.qdrant.server_paging import pages
-from m3_connectors.backends.qdrant.server_scoring import ExactScores, Search
-from m3_connectors.backends.qdrant.server_wire import Ask, Found
+from m3_connectors.backends.qdrant.server.collection import Limits
+from m3_connectors.backends.qdrant.server.connection import Connection
+from m3_connectors.backends.qdrant.server.errors import not_ours
+from m3_connectors.backends.qdrant.server.filters import server_filter
+from m3_connectors.backends.qdrant.server.paging import pages
+from m3_connectors.backends.qdrant.server.reading import ExactScores, Search
+from m3_connectors.backends.qdrant.server.wire import Ask, Found
 from m3_connectors.embeddings import Component, Float32
 from m3_connectors.methods import rank
 from m3_connectors.search import Lists
