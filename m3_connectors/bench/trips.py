@@ -92,7 +92,7 @@ def observed(adapter: type) -> Iterator[None]:
             if family.endswith(whose) and module in sys.modules:
                 place = sys.modules[module]
                 wrapped.enter_context(_replaced(getattr(place, owner) if owner else place, name, wrap))
-        if adapter.__module__.endswith(".edge"):
+        if family.endswith(".edge"):
             wrapped.enter_context(_replaced(importlib.import_module(_EDGE), "_load", _loading))
         yield
 
@@ -174,8 +174,8 @@ _WAYS: dict[tuple[str, str, str, str], Callable[[Any], Any]] = {
         "_Node",
         "perform_request",
     ): _counted,
-    ("qdrant", "m3_connectors.backends.qdrant.server.grpc", "", "unary"): _counted_future,
-    ("qdrant", "qdrant_client.http.api_client", "AsyncApiClient", "send_inner"): _counted,
+    ("qdrant.server", "m3_connectors.backends.qdrant.server.grpc", "", "unary"): _counted_future,
+    ("qdrant.server", "qdrant_client.http.api_client", "AsyncApiClient", "send_inner"): _counted,
 }
 """Adapter, module, class ("" for a module function) and name of the function that every request uses."""
 
