@@ -28,12 +28,13 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Generator, Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import anyio
 import numpy as np
 
 from m3_connectors.backends.base import Backend, Storage
+from m3_connectors.backends.precision import PRECISIONS, PrecisionName
 from m3_connectors.backends.registry import backend_for
 from m3_connectors.environment import describe, environment
 from m3_connectors.errors import M3Error
@@ -53,7 +54,6 @@ Row = dict[str, Any]
 
 ROOT = Path(__file__).resolve().parents[1]
 COMPOSE = ROOT / "docker" / "compose.yaml"
-PRECISIONS: tuple[Literal["float16", "float32"], ...] = ("float16", "float32")
 COMPONENTS = ("dense", "sparse", "multivector", "fused")
 EMBEDDED = {
     "edge": ("Qdrant Edge", "qdrant:{}/edge"),
@@ -118,7 +118,7 @@ def run(stores: Iterable[Store], worlds: int) -> Iterator[Row]:
         print(f"{store.name}: {worlds} worlds agree in each precision", file=sys.stderr)
 
 
-async def _world(store: Store, precision: Literal["float16", "float32"], seed: int) -> Row:
+async def _world(store: Store, precision: PrecisionName, seed: int) -> Row:
     rng = np.random.default_rng(seed)
     world = make_world(
         7000 + seed,
@@ -139,7 +139,7 @@ async def _world(store: Store, precision: Literal["float16", "float32"], seed: i
     return {**row, "searches": len(parts), "seconds": round(seconds, 3), "largest": largest_of(parts)}
 
 
-async def _long(store: Store, precision: Literal["float16", "float32"]) -> Row:
+async def _long(store: Store, precision: PrecisionName) -> Row:
     """Check a document of 8,191 rows among short ones: its scores, and searches that must find it."""
     rng = np.random.default_rng(8191)
     small = make_world(8191, documents=4, dimension=LONG_DIMENSION, storage=Storage(precision))

@@ -23,12 +23,13 @@ import numpy as np
 
 from m3_connectors import M3Embeddings, M3Encoder, MultiVectors, Weights
 from m3_connectors.backends.pooling import BLOCK_ROWS, pool_rows
+from m3_connectors.backends.precision import FLOAT16
 from m3_connectors.backends.schema import Storage
 from m3_connectors.environment import describe, environment
 from m3_connectors.evaluation.datasets.beir import load_beir
 from m3_connectors.evaluation.measures import means, per_query
 from m3_connectors.methods import ALL, MULTI_VEC, Method, fuse, rank
-from m3_connectors.scoring import as_float16, score
+from m3_connectors.scoring import score
 
 Row = dict[str, Any]
 
@@ -54,7 +55,7 @@ def run(folders: list[Path], model: str, block_rows: list[int]) -> Iterator[Row]
         dataset = load_beir(folder)
         documents = list(dataset.documents)
         corpus = encoder.encode([document.text for document in documents])
-        queries = as_float16(encoder.encode(list(dataset.queries.values())))
+        queries = FLOAT16.rounded(encoder.encode(list(dataset.queries.values())))
         asked = dict(zip(dataset.queries, queries, strict=True))
         ids = [document.id for document in documents]
         assert corpus.multivectors is not None
@@ -69,7 +70,7 @@ def run(folders: list[Path], model: str, block_rows: list[int]) -> Iterator[Row]
                 seconds = time.perf_counter() - started
                 kept = MultiVectors.from_list(pooled, corpus.multivectors.dimension)
                 del pooled  # at most two copies of the corpus at a time
-                stored = as_float16(dataclasses.replace(corpus, multivectors=kept))
+                stored = FLOAT16.rounded(dataclasses.replace(corpus, multivectors=kept))
                 runs = rankings(methods, asked, stored, ids)
                 del stored
                 yield {

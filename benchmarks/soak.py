@@ -42,12 +42,13 @@ from stores import Corpus, Fixed
 
 from m3_connectors import Document, Hit, Index, M3Embeddings, connect
 from m3_connectors.backends.capabilities import Capability
+from m3_connectors.backends.precision import FLOAT16
 from m3_connectors.bench.disk import allocated_bytes_below
 from m3_connectors.bench.meter import Meter
 from m3_connectors.embeddings import COMPONENTS, Component, Float32
 from m3_connectors.environment import describe, environment
 from m3_connectors.methods import METHODS
-from m3_connectors.scoring import as_float16, score
+from m3_connectors.scoring import score
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -100,7 +101,7 @@ class Truth:
         self.model = corpus.model
         self.bank = M3Embeddings.concatenate([embeddings for _, embeddings in corpus.blocks()])
         self.queries = corpus.queries(options.queries, options.query_rows)
-        rounded, asked = as_float16(self.bank), as_float16(self.queries)
+        rounded, asked = FLOAT16.rounded(self.bank), FLOAT16.rounded(self.queries)
         self.scores: dict[Component, Float32] = {
             name: np.stack([score(name, asked[i : i + 1], rounded) for i in range(len(asked))])
             for name in COMPONENTS

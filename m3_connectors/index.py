@@ -23,7 +23,6 @@ from m3_connectors.filters import parse_filter
 from m3_connectors.methods import METHODS, Method, MethodName, Weights
 from m3_connectors.reranking import Page, Reranker, check_rerank_depth
 from m3_connectors.reranking import rerank as reranked
-from m3_connectors.scoring import as_float16
 
 Query = str | M3Embeddings
 """A text, or its embeddings (a batch of one)."""
@@ -287,10 +286,9 @@ class AsyncIndex:
             raise DocumentNotFound(message, backend=self._backend.name, operation="explain")
         stored = await self._backend.vectors([id])
         (vectors,) = await self._query_vectors([query])
-        if self.schema.storage.multivector_dtype == "float16":
-            vectors = as_float16(vectors)  # the store rounds the query in the same way (B21)
-        pools = self.schema.storage.pools
-        return explain(self._encoder, chosen, query, vectors, document, stored, pools)
+        storage = self.schema.storage
+        vectors = storage.precision.rounded_query(vectors)  # as the store does (B21)
+        return explain(self._encoder, chosen, query, vectors, document, stored, storage.pools)
 
     async def delete(self, ids: Sequence[str] | None = None, *, filter: RawFilter | None = None) -> int:
         """Remove documents, either by id or by filter.

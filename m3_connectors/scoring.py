@@ -91,15 +91,3 @@ def score(component: Component, query: M3Embeddings, documents: M3Embeddings) ->
         return sparse_scores(query.sparse, documents.sparse)
     assert query.multivectors is not None and documents.multivectors is not None
     return multivector_scores(query.multivectors[0], documents.multivectors)
-
-
-def as_float16(embeddings: M3Embeddings) -> M3Embeddings:
-    """Return the embeddings as float16 storage scores them: multi-vector rows rounded, kept as float32.
-
-    Measured with Qdrant 1.18: the engine rounds the query too, so both sides of a score must be rounded.
-    """
-    if "multivector" not in embeddings.components:
-        return embeddings
-    multivectors = embeddings.multivectors
-    rounded = MultiVectors(multivectors.rows.astype(np.float16).astype(np.float32), multivectors.offsets)
-    return embeddings.replace(multivectors=rounded)

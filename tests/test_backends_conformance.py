@@ -17,9 +17,11 @@ from m3_connectors.backends.base import Backend, Candidates, Lists, Schema, Scor
 from m3_connectors.backends.memory import MemoryBackend
 from m3_connectors.backends.pooling import pool_long
 from m3_connectors.documents import Document
-from m3_connectors.embeddings import Component, M3Embeddings
+from m3_connectors.embeddings import Component, Float32, M3Embeddings
 from m3_connectors.filters import Compare, Filter, OneOf, matches
 from m3_connectors.methods import Method
+from m3_connectors.scoring import score
+from m3_connectors.search import Key
 from m3_connectors.testing import BackendConformance
 from m3_connectors.testing.worlds import make_world
 
@@ -192,8 +194,9 @@ class ListsSomeOnly(MemoryBackend):
 
 
 class RoundsTheDocumentsOnly(MemoryBackend):
-    def _rounded(self, embeddings: M3Embeddings) -> M3Embeddings:
-        return embeddings if len(embeddings) == 1 else super()._rounded(embeddings)
+    def _scores(self, component: Component, query: M3Embeddings, ids: Sequence[Key]) -> Float32:
+        positions = [list(self._embeddings).index(str(id)) for id in ids]
+        return score(component, query, self._all())[positions]
 
 
 class CutsLongDocuments(MemoryBackend):

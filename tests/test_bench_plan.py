@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from m3_connectors.backends.blobs import pack_multivector
+from m3_connectors.backends.precision import precision_of
 from m3_connectors.bench.plan import STORES, Plan, Shape, plan, planned_bytes
 from m3_connectors.bench.run import run
 from m3_connectors.bench.scenario import CorpusSettings, Rows, read_scenario
@@ -49,7 +50,7 @@ def test_nodes_hold_what_they_must_and_not_one_too_many(
 def test_packed_rows_are_counted_as_they_are_packed(dtype: Any) -> None:
     _, embeddings = Corpus(CorpusSettings(dimension=32, rows=Rows(mean=9, spread=0)), 1, 0).batch(0, 1)
     assert embeddings.multivectors is not None
-    blob = pack_multivector(embeddings.multivectors.rows, dtype)
+    blob = pack_multivector(embeddings.multivectors.rows, precision_of(dtype))
     shape = Shape.of_tokens(1, 8, 32, dtype)
     assert shape.blob_bytes == len(blob)
     assert part(plan("elasticsearch", shape), "multivector") == len(blob)

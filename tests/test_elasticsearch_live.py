@@ -20,6 +20,7 @@ from m3_connectors.backends.base import Backend, Schema, Storage
 from m3_connectors.backends.elasticsearch.backend import ElasticsearchBackend
 from m3_connectors.backends.elasticsearch.connection import segment
 from m3_connectors.backends.elasticsearch.layout import alias_of
+from m3_connectors.backends.precision import precision_of
 from m3_connectors.backends.registry import backend_for
 from m3_connectors.documents import Document
 from m3_connectors.embeddings import M3Embeddings, ModelInfo
@@ -34,7 +35,7 @@ from m3_connectors.errors import (
 )
 from m3_connectors.filters import matches, parse_filter
 from m3_connectors.methods import ALL, DENSE, DENSE_SPARSE, METHODS, SPARSE
-from m3_connectors.scoring import as_float16, score
+from m3_connectors.scoring import score
 from m3_connectors.testing.agreement import compare_search, oracle_of
 from m3_connectors.testing.conformance import BackendConformance, runs
 from m3_connectors.testing.servers.start import Running
@@ -180,8 +181,8 @@ async def test_a_document_of_8191_rows_of_the_full_width_is_exact(live: Live, dt
     await backend.create(Schema(model, storage=Storage(dtype)))
     await backend.upsert([Document("long", "text")], document)
     (got,) = await backend.score("multivector", query, ["long"])
-    kept = as_float16(document) if dtype == "float16" else document
-    asked = as_float16(query) if dtype == "float16" else query
+    kept = precision_of(dtype).rounded(document)
+    asked = precision_of(dtype).rounded_query(query)
     assert got == pytest.approx(score("multivector", asked, kept)[0], abs=1e-6)
     assert await backend.count() == 1
     assert [id async for id in backend.scan_ids()] == ["long"]

@@ -20,6 +20,7 @@ from m3_connectors.backends.base import Backend, Storage
 from m3_connectors.backends.milvus import lite
 from m3_connectors.backends.milvus.backend import MilvusBackend
 from m3_connectors.backends.milvus.naming import stored_name
+from m3_connectors.backends.precision import FLOAT16
 from m3_connectors.backends.registry import backend_for
 from m3_connectors.documents import Document
 from m3_connectors.errors import (
@@ -33,7 +34,7 @@ from m3_connectors.errors import (
     Unsupported,
 )
 from m3_connectors.methods import ALL, DENSE, METHODS, SPARSE
-from m3_connectors.scoring import as_float16, score
+from m3_connectors.scoring import score
 from m3_connectors.search import Candidates, Lists
 from m3_connectors.testing.agreement import compare_search, oracle_of
 from m3_connectors.testing.conformance import BackendConformance, runs
@@ -114,11 +115,11 @@ async def test_a_long_document_lies_in_parts_and_leaves_none_behind(tmp_path: Pa
     assert stored >= 4
     ids = [document.id for document in world.documents]
     query = world.queries[0]
-    true = score("multivector", as_float16(query), as_float16(embeddings))
+    true = score("multivector", FLOAT16.rounded(query), FLOAT16.rounded(embeddings))
     np.testing.assert_allclose(await backend.score("multivector", query, ids), true, atol=1e-5)
     back = await backend.vectors([ids[1], ids[0]])
     assert back.multivectors is not None
-    np.testing.assert_array_equal(back.multivectors[0], as_float16(embeddings).multivectors[1])  # type: ignore[index]
+    np.testing.assert_array_equal(back.multivectors[0], FLOAT16.rounded(embeddings).multivectors[1])  # type: ignore[index]
 
     await backend.upsert(world.documents, embeddings)
     assert await parts_stored() == stored

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import scipy.sparse as sp
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from m3_connectors import scoring
 from m3_connectors.embeddings import COMPONENTS, M3Embeddings, MultiVectors
 from m3_connectors.errors import InvalidInput
-from m3_connectors.scoring import as_float16, dense_scores, multivector_scores, score, sparse_scores
+from m3_connectors.scoring import dense_scores, multivector_scores, score, sparse_scores
 
 WIDTH = 5
 VOCABULARY = 12
@@ -126,20 +126,3 @@ def test_a_query_is_one_text_that_has_the_component() -> None:
         score("dense", texts, texts)
     with pytest.raises(InvalidInput, match="sparse cannot be scored"):
         score("sparse", M3Embeddings(dense=texts.dense[:1]), texts)  # type: ignore[index]
-
-
-@settings(max_examples=50)
-@given(st.lists(TEXTS, min_size=1, max_size=3))
-def test_float16_rounds_the_rows_and_nothing_else(texts: list[Any]) -> None:
-    embeddings = batch(texts)
-    rounded = as_float16(embeddings)
-    assert rounded.multivectors is not None
-    assert embeddings.multivectors is not None
-    assert rounded.multivectors.rows.dtype == np.float32
-    np.testing.assert_array_equal(rounded.multivectors.rows, embeddings.multivectors.rows.astype(np.float16))
-    np.testing.assert_array_equal(rounded.multivectors.offsets, embeddings.multivectors.offsets)
-    assert rounded.dense is embeddings.dense
-    assert rounded.sparse is not None
-    assert embeddings.sparse is not None
-    assert (rounded.sparse != embeddings.sparse).nnz == 0
-    assert as_float16(M3Embeddings(dense=embeddings.dense)).components == ("dense",)

@@ -1,8 +1,8 @@
 """Vectors as bytes, for stores that do not search them: self-describing, little-endian, no pickle.
 
-A blob is a header (magic, version, kind, dtype, rows, width) and the raw values. Multi-vectors are row-major
-in the storage dtype; sparse weights are ``uint32`` token ids followed by ``float32`` weights, so that the
-exact weights survive in stores that round their own (Elasticsearch keeps 9 bits).
+A blob is a header (magic, version, kind, code, rows, width) and the raw values. Multi-vectors are encoded by
+their ``Precision``, whose code is in the header; sparse weights are ``uint32`` token ids followed by
+``float32`` weights, so that the exact weights survive in stores that round their own (Elasticsearch keeps 9 bits).
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from m3_connectors.backends.precision import PRECISIONS, Precision
 from m3_connectors.embeddings import Float32, MultiVectors
 
 _HEADER = struct.Struct("<2sBBBxxxII")
-"""magic, version, kind, dtype, padding, rows, width: 16 bytes, so that the values stay aligned."""
+"""magic, version, kind, code, padding, rows, width: 16 bytes, so that the values stay aligned."""
 
 _MAGIC = b"m3"
 _VERSION = 1
 _MULTIVECTOR, _SPARSE = 1, 2
-_DTYPES: dict[int, np.dtype[np.float16] | np.dtype[np.float32]] = {2: np.dtype("<f2"), 4: np.dtype("<f4")}
+_SPARSE_CODE = 4
+_PRECISIONS = {precision.code: precision for precision in PRECISIONS.values()}
 
 
-def pack_multivector(rows: Float32, dtype: str) -> bytes:
-    """Encode float32 rows ``[tokens, d]`` as a blob of ``"float16"`` or ``"float32"`` values."""
-    values = np.ascontiguousarray(rows, dtype=np.dtype(dtype).newbyteorder("<"))
-    header = _HEADER.pack(_MAGIC, _VERSION, _MULTIVECTOR, values.itemsize, *values.shape)
-    return header + values.tobytes()
+def pack_multivector(rows: Float32, precision: Precision) -> bytes:
+    """Encode float32 rows ``[tokens, d]`` as a blob."""
+    return _HEADER.pack(_MAGIC, _VERSION, _MULTIVECTOR, precision.code, *rows.shape) + precision.encode(rows)
 
 
 def unpack_multivectors(packed: Sequence[bytes], dimension: int) -> MultiVectors:
@@ -42,15 +42,14 @@ def unpack_multivectors(packed: Sequence[bytes], dimension: int) -> MultiVectors
         raise ValueError(f"a vector blob has rows whose width is not {dimension}")
     offsets = np.cumsum([0, *(rows for _, rows, _ in headers)], dtype=np.int64)
     joined = np.empty((int(offsets[-1]), dimension), dtype=np.float32)
-    for blob, (size, rows, _), start in zip(packed, headers, offsets, strict=False):
-        values = np.frombuffer(blob, dtype=_DTYPES[size], offset=_HEADER.size)
-        joined[start : start + rows] = values.reshape(rows, dimension)
+    for blob, (code, rows, _), start in zip(packed, headers, offsets, strict=False):
+        _PRECISIONS[code].decode(memoryview(blob)[_HEADER.size :], joined[start : start + rows])
     return MultiVectors(joined, offsets)
 
 
 def pack_sparse(token_ids: npt.NDArray[np.integer], weights: Float32) -> bytes:
     """Encode token ids and weights, both ``[tokens]``, as a blob."""
-    header = _HEADER.pack(_MAGIC, _VERSION, _SPARSE, 4, len(token_ids), 1)
+    header = _HEADER.pack(_MAGIC, _VERSION, _SPARSE, _SPARSE_CODE, len(token_ids), 1)
     return header + token_ids.astype("<u4").tobytes() + weights.astype("<f4").tobytes()
 
 
@@ -69,10 +68,10 @@ def unpack_sparse(blob: bytes) -> tuple[npt.NDArray[np.int64], Float32]:
 def _read_header(blob: bytes, kind: int) -> tuple[int, int, int]:
     if len(blob) < _HEADER.size:
         raise ValueError(f"a vector blob of {len(blob)} bytes is shorter than its header")
-    magic, version, found, size, rows, width = _HEADER.unpack_from(blob)
-    if magic != _MAGIC or version != _VERSION or found != kind or size not in _DTYPES:
+    magic, version, found, code, rows, width = _HEADER.unpack_from(blob)
+    if magic != _MAGIC or version != _VERSION or found != kind or code not in _PRECISIONS:
         raise ValueError(f"the bytes are not a vector blob of kind {kind}: {blob[: _HEADER.size]!r}")
-    per_row = 8 if kind == _SPARSE else size * width
+    per_row = 8 if kind == _SPARSE else _PRECISIONS[code].row_bytes(width)
     if len(blob) != _HEADER.size + rows * per_row:
         raise ValueError(f"a vector blob of {rows} rows has {len(blob)} bytes, which is not its full length")
-    return size, rows, width
+    return code, rows, width

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from m3_connectors.backends.large_numbers import EXACT
+from m3_connectors.backends.precision import FLOAT32, Precision
 from m3_connectors.backends.schema import Schema
 from m3_connectors.embeddings import Component, Float32, M3Embeddings, ModelInfo
 from m3_connectors.errors import InvalidInput, ModelMismatch
@@ -162,13 +163,12 @@ def _check_values(schema: Schema, embeddings: M3Embeddings, what: str) -> None:
             raise InvalidInput(
                 f"{what}.multivectors[{empty[0]}] has no rows.\n  Pass at least one row for every text."
             )
-        float16 = schema.storage.multivector_dtype == "float16"
-        largest = float(np.finfo(np.float16).max) if float16 else _LARGEST
-        _check_numbers(multivectors.rows, f"{what}.multivectors", largest)
+        _check_numbers(multivectors.rows, f"{what}.multivectors", schema.storage.precision)
 
 
-def _check_numbers(array: Float32, what: str, largest: float = _LARGEST) -> None:
-    """Raise unless all values are finite and at most ``largest`` in size, which is smaller for float16 storage."""
+def _check_numbers(array: Float32, what: str, precision: Precision = FLOAT32) -> None:
+    """Raise unless all values are finite, and not larger than scores or the precision allow."""
+    largest = min(_LARGEST, precision.largest)
     # The sum of squares bounds every value in one pass over memory, in a fifth of the time of the checks
     # below. The bound is half of ``largest`` because the sum is rounded. NaN is never <= anything.
     if float(np.vdot(array, array)) <= (largest / 2) ** 2:
@@ -184,7 +184,7 @@ def _check_numbers(array: Float32, what: str, largest: float = _LARGEST) -> None
         raise InvalidInput(f"{what} has {value}{_SCALE}")
     if value > largest:
         raise InvalidInput(
-            f"{what} has the value {value}, which float16 cannot hold; rows of the model have length 1.\n"
+            f"{what} has the value {value}, which {precision.name} cannot hold; rows of the model have length 1.\n"
             '  Normalise the rows, or create the collection with Storage(multivector_dtype="float32").'
         )
 

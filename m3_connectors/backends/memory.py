@@ -19,7 +19,7 @@ from m3_connectors.embeddings import Component, Float32, M3Embeddings
 from m3_connectors.errors import AlreadyExists, CollectionNotFound, DocumentNotFound
 from m3_connectors.filters import Filter, matches
 from m3_connectors.methods import rank
-from m3_connectors.scoring import as_float16, score
+from m3_connectors.scoring import score
 from m3_connectors.search import Candidates, Key, Lists
 
 
@@ -84,7 +84,7 @@ class MemoryBackend(Backend):
         self._schema = None
 
     async def _upsert(self, documents: Sequence[Document], embeddings: M3Embeddings) -> None:
-        for document, row in zip(documents, self._rounded(embeddings), strict=True):
+        for document, row in zip(documents, self.schema.storage.precision.rounded(embeddings), strict=True):
             metadata = canonical_metadata(document.metadata)
             self._documents[document.id] = Document(document.id, document.text, metadata)
             self._embeddings[document.id] = row
@@ -151,7 +151,7 @@ class MemoryBackend(Backend):
     def _scores(self, component: Component, query: M3Embeddings, ids: Sequence[Key]) -> Float32:
         if not ids:
             return np.empty(0, dtype=np.float32)
-        all_scores = score(component, self._rounded(query), self._all())
+        all_scores = score(component, self.schema.storage.precision.rounded_query(query), self._all())
         position: dict[Key, int] = {id: i for i, id in enumerate(self._embeddings)}
         return all_scores[[position[id] for id in ids]]
 
@@ -171,7 +171,3 @@ class MemoryBackend(Backend):
     def _passing(self, filter: Filter | None) -> list[str]:
         self._check_open()
         return [id for id, document in self._documents.items() if matches(filter, document.metadata)]
-
-    def _rounded(self, embeddings: M3Embeddings) -> M3Embeddings:
-        float16 = self.schema.storage.multivector_dtype == "float16"
-        return as_float16(embeddings) if float16 else embeddings

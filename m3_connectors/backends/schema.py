@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal
 
+from m3_connectors.backends.precision import Precision, PrecisionName, precision_of
 from m3_connectors.embeddings import COMPONENTS, Component, ModelInfo
 from m3_connectors.errors import InvalidInput
 
@@ -22,7 +23,7 @@ class Storage:
     """How vectors are stored.
 
     Attributes:
-        multivector_dtype: Precision of multi-vector rows; float16 halves the space.
+        multivector_dtype: Precision of multi-vector rows, ``"float16"`` or ``"float32"``; float16 halves the space.
         long_documents: ``"split"`` keeps every row, in several records of the store if one record cannot hold
             them (exact). ``"pool"`` replaces similar rows of a long document by their mean before a store
             receives them (lossy, see ``backends.pooling``), and then splits. ``"error"`` refuses a document
@@ -34,16 +35,13 @@ class Storage:
         InvalidInput: A choice is unknown, or a factor or number of rows would have no effect.
     """
 
-    multivector_dtype: Literal["float16", "float32"] = "float16"
+    multivector_dtype: PrecisionName = "float16"
     long_documents: LongDocuments = "split"
     pool_factor: int = 2
     pool_from_rows: int = 1024
 
     def __post_init__(self) -> None:
-        if self.multivector_dtype not in ("float16", "float32"):
-            raise InvalidInput(
-                f"multivector_dtype is {self.multivector_dtype!r}.\n  Use 'float16' or 'float32'."
-            )
+        _ = self.precision
         if self.long_documents not in LONG_DOCUMENTS:
             raise InvalidInput(
                 f"long_documents is {self.long_documents!r}.\n  Use 'split', 'pool' or 'error'."
@@ -59,6 +57,11 @@ class Storage:
                     "pool.\n"
                     f"  Leave {name} out, or set long_documents='pool'."
                 )
+
+    @property
+    def precision(self) -> Precision:
+        """How the rows of multi-vectors are encoded and rounded."""
+        return precision_of(self.multivector_dtype)
 
     def pools(self, rows: int) -> bool:
         """Whether a document with this number of multi-vector rows is pooled."""

@@ -7,9 +7,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
 import anyio.to_thread
-import numpy as np
 
 from m3_connectors.backends.base import Backend, Schema
+from m3_connectors.backends.precision import Precision
 from m3_connectors.bench.meter import Meter
 from m3_connectors.bench.preflight import owned
 from m3_connectors.bench.rows import WriteRow
@@ -90,7 +90,7 @@ async def fill(
     batches = corpus.batches(store.batch_bytes)
     # Batches are made in a thread while nothing is timed, so that only the store's time counts.
     while (batch := await anyio.to_thread.run_sync(next, batches, None)) is not None:
-        size_bytes = _size_bytes(*batch, schema.storage.multivector_dtype)
+        size_bytes = _size_bytes(*batch, schema.storage.precision)
         call = functools.partial(backend.upsert, *batch)
         rows.add(
             await _timed(call, "upsert", len(batch[0]), size_bytes, store.name, len(corpus), done, meter)
@@ -137,8 +137,9 @@ async def _timed(
     )
 
 
-def _size_bytes(documents: Sequence[Document], embeddings: M3Embeddings, dtype: str) -> int:
+def _size_bytes(documents: Sequence[Document], embeddings: M3Embeddings, precision: Precision) -> int:
     """Return the bytes of text, float32 dense and sparse vectors (with token ids), and rows as stored."""
     text = sum(len(document.text.encode()) for document in documents)
-    rows = embeddings.multivectors.rows.size * np.dtype(dtype).itemsize
+    multivectors = embeddings.multivectors
+    rows = len(multivectors.rows) * precision.row_bytes(multivectors.dimension)
     return int(text + embeddings.dense.nbytes + 8 * embeddings.sparse.nnz + rows)

@@ -24,11 +24,11 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Literal
 
+from m3_connectors.backends.precision import PrecisionName, precision_of
 from m3_connectors.backends.schema import LongDocuments
 from m3_connectors.errors import InvalidInput
 
 StoreName = Literal["qdrant", "milvus", "elasticsearch"]
-Dtype = Literal["float16", "float32"]
 
 CANDIDATES = 200
 """The number of documents whose multi-vectors the method ``all`` reads (paper, section 4)."""
@@ -58,15 +58,14 @@ class Shape:
     dimension: int
     distinct_tokens: float
     text_bytes: float
-    dtype: Dtype = "float16"
+    dtype: PrecisionName = "float16"
     long_documents: LongDocuments = "split"
 
     def __post_init__(self) -> None:
         for name in ("documents", "rows", "dimension"):
             if not getattr(self, name) >= 1:
                 raise InvalidInput(f"{name} is {getattr(self, name)}; it must be at least 1.")
-        if self.dtype not in ("float16", "float32"):
-            raise InvalidInput(f"dtype {self.dtype!r} is not valid; use 'float16' or 'float32'.")
+        _ = precision_of(self.dtype, "dtype")
 
     @classmethod
     def of_tokens(
@@ -74,7 +73,7 @@ class Shape:
         documents: float,
         tokens: float,
         dimension: int = 1024,
-        dtype: Dtype = "float16",
+        dtype: PrecisionName = "float16",
         pool_factor: float = 1.0,
         long_documents: LongDocuments = "split",
     ) -> Shape:
@@ -100,7 +99,7 @@ class Shape:
     @property
     def row_bytes(self) -> int:
         """The size of one multi-vector row."""
-        return self.dimension * (2 if self.dtype == "float16" else 4)
+        return precision_of(self.dtype).row_bytes(self.dimension)
 
     @property
     def blob_bytes(self) -> float:

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from m3_connectors.backends.precision import PrecisionName
 from m3_connectors.backends.schema import LongDocuments, Storage
 from m3_connectors.backends.urls import shown
 from m3_connectors.errors import InvalidInput
@@ -63,7 +64,7 @@ class Rows(_Table):
 class StorageSettings(_Table):
     """How collections store vectors; the keys are those of ``Storage``."""
 
-    multivector_dtype: Literal["float16", "float32"] = "float16"
+    multivector_dtype: PrecisionName = "float16"
     long_documents: LongDocuments = "split"
     pool_factor: int = Storage.pool_factor
     pool_from_rows: int = Storage.pool_from_rows

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
+from m3_connectors.backends.precision import PRECISIONS
 from m3_connectors.cli.console import out, print_json, print_table
 from m3_connectors.cli.options import Debug, Json, names_of
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from m3_connectors.bench.plan import Plan
 
 _STORES = "qdrant,milvus,elasticsearch"
-_DTYPES = "float16,float32"
+_DTYPES = ",".join(PRECISIONS)
 _NAMES = ("B", "kB", "MB", "GB", "TB", "PB")
 _UNITS = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 
@@ -106,9 +107,14 @@ def plan(
         )
     shapes = [
         Shape.of_tokens(
-            documents, tokens, dimension, kind, pool_factor, "error" if long_documents == "error" else "split"
+            documents,
+            tokens,
+            dimension,
+            precision.name,
+            pool_factor,
+            "error" if long_documents == "error" else "split",
         )
-        for kind in ("float16", "float32")
+        for kind, precision in PRECISIONS.items()
         if kind in dtype.split(",")
     ]
     plans = [calculate(name, shape) for name in STORES if name in store.split(",") for shape in shapes]

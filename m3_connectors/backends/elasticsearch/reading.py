@@ -37,7 +37,6 @@ from m3_connectors.backends.together import together
 from m3_connectors.documents import Document
 from m3_connectors.embeddings import Component, Float32, M3Embeddings
 from m3_connectors.errors import Corrupt, DocumentNotFound
-from m3_connectors.scoring import as_float16
 
 Hits = list[dict[str, Any]]
 Known = dict[Component, dict[str, np.float32]]
@@ -74,7 +73,7 @@ class Reader:
         # One matrix product at a time: each uses all cores, and concurrent ones spend half of their time
         # waiting.
         self._scoring = anyio.CapacityLimiter(1)
-        self._row_bytes = schema.model.dimension * np.dtype(schema.storage.multivector_dtype).itemsize
+        self._row_bytes = schema.storage.precision.row_bytes(schema.model.dimension)
         self._most_rows = 0
         self._rows: dict[str, int] = {}
         """The number of rows by id, where known; used only to plan the size of responses, so it may be
@@ -178,7 +177,7 @@ class Reader:
         """Return s_lex and s_mul, if they are among the components, of hits that include their blobs."""
         if not {"sparse", "multivector"} & set(components):
             return {}
-        rounded = as_float16(query) if self._schema.storage.multivector_dtype == "float16" else query
+        rounded = self._schema.storage.precision.rounded_query(query)
         limiter = self._scoring if "multivector" in components else None
         return await anyio.to_thread.run_sync(scores_in, components, rounded, hits, limiter=limiter)
 

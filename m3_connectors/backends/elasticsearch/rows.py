@@ -28,6 +28,7 @@ from m3_connectors.backends.elasticsearch.layout import (
     SPARSE_BLOB,
     TEXT,
 )
+from m3_connectors.backends.precision import Precision
 from m3_connectors.documents import Document, metadata_json
 from m3_connectors.embeddings import Float32, M3Embeddings
 
@@ -81,13 +82,15 @@ def index_operation(
         if parts:
             source[PARTS] = parts
         else:
-            source[MULTIVECTOR_BLOB] = _text(blobs.pack_multivector(rows, schema.storage.multivector_dtype))
+            source[MULTIVECTOR_BLOB] = _text(blobs.pack_multivector(rows, schema.storage.precision))
     return _index(document.id, source)
 
 
-def part_operation(id: str, document_id: str, rows: Float32, dtype: str) -> bytes:
+def part_operation(id: str, document_id: str, rows: Float32, precision: Precision) -> bytes:
     """Return two lines of a bulk request that store some rows of a long document."""
-    return _index(id, {PART_OF: document_id, MULTIVECTOR_BLOB: _text(blobs.pack_multivector(rows, dtype))})
+    return _index(
+        id, {PART_OF: document_id, MULTIVECTOR_BLOB: _text(blobs.pack_multivector(rows, precision))}
+    )
 
 
 def delete_operation(id: str) -> bytes:

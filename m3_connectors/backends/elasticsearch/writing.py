@@ -62,7 +62,7 @@ class Writer:
         self._alias = alias
         self._schema = schema
         self._refresh = refresh
-        self._row_bytes = schema.model.dimension * np.dtype(schema.storage.multivector_dtype).itemsize
+        self._row_bytes = schema.storage.precision.row_bytes(schema.model.dimension)
         self._rows_per_part = max(1, PART_BYTES // self._row_bytes)
 
     async def upsert(self, documents: Sequence[Document], embeddings: M3Embeddings) -> None:
@@ -134,11 +134,11 @@ class Writer:
     async def _write_parts(self, id: str, embeddings: M3Embeddings, names: Sequence[str]) -> list[Outcome]:
         assert embeddings.multivectors is not None
         rows = embeddings.multivectors[0]
-        step, dtype = self._rows_per_part, self._schema.storage.multivector_dtype
+        step, precision = self._rows_per_part, self._schema.storage.precision
 
         async def send(part: int) -> Outcome:
             name, some = names[part], rows[part * step : (part + 1) * step]
-            line = await anyio.to_thread.run_sync(part_operation, name, id, some, dtype)
+            line = await anyio.to_thread.run_sync(part_operation, name, id, some, precision)
             return await self._write({name: line}, "upsert")
 
         return await together([functools.partial(send, part) for part in range(len(names))], _BATCHES_AT_ONCE)

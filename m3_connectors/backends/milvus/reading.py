@@ -19,7 +19,7 @@ from m3_connectors.backends.milvus.rows import embeddings_of, part_keys, unpack
 from m3_connectors.backends.together import together
 from m3_connectors.embeddings import Component, Float32, M3Embeddings
 from m3_connectors.errors import Corrupt, DocumentNotFound
-from m3_connectors.scoring import as_float16, score
+from m3_connectors.scoring import score
 
 KEYS_AT_ONCE = 8_192
 _ANSWER_BYTES = 4 * 2**20
@@ -174,8 +174,7 @@ class Reader:
         self, operation: str, components: Sequence[Component], query: M3Embeddings, rows: Mapping[str, Row]
     ) -> dict[Component, Float32]:
         """Return the scores of rows that have the fields of these components, in the order of the rows."""
-        if self.layout.schema.storage.multivector_dtype == "float16":
-            query = as_float16(query)
+        query = self.layout.schema.storage.precision.rounded_query(query)
         parts: list[dict[Component, Float32]] = [{name: np.empty(0, np.float32) for name in components}]
         if components:
             async for _, vectors in self._vectors(operation, rows, components):
@@ -218,8 +217,8 @@ class Reader:
 
     def _answer_bytes(self, key: str) -> int:
         schema = self.layout.schema
-        width = schema.model.dimension * np.dtype(schema.storage.multivector_dtype).itemsize
-        return self._counts.get(key, 0) * width * 4 // 3
+        row_bytes = schema.storage.precision.row_bytes(schema.model.dimension)
+        return self._counts.get(key, 0) * row_bytes * 4 // 3
 
     async def _vectors(
         self, operation: str, rows: Mapping[str, Row], components: Sequence[Component]

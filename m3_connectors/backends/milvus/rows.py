@@ -152,7 +152,7 @@ def _entity(
     parts: tuple[dict[str, Any], ...] = ()
     if "multivector" in embeddings.components:
         rows = embeddings.multivectors[i]
-        pieces = list(_base64_pieces(pack_multivector(rows, layout.schema.storage.multivector_dtype)))
+        pieces = list(_base64_pieces(pack_multivector(rows, layout.schema.storage.precision)))
         packed = sum(map(len, pieces))
         version = stamp(time.time()) + secrets.token_hex(10)
         row |= {"rows": len(rows), "version": version, "parts": 0, "multivector": pieces}

@@ -19,7 +19,7 @@ from m3_connectors.errors import AlreadyExists, Busy, CollectionNotFound
 from m3_connectors.methods import ALL, METHODS
 from m3_connectors.opening import open_or_create
 from m3_connectors.testing.agreement import compare_search, oracle_of, same_answer
-from m3_connectors.testing.conformance.suite import FLOAT32, POOLED, Suite, runs
+from m3_connectors.testing.conformance.suite import POOLED, Suite, runs
 from m3_connectors.testing.worlds import make_world
 
 
@@ -67,7 +67,7 @@ class CollectionClauses(Suite):
             await nowhere.open()
         await nowhere.close()
         schemas = [
-            make_world(2, storage=FLOAT32).schema,
+            make_world(2, storage=Storage("float32")).schema,
             make_world(2, components=("dense", "sparse")).schema,
             make_world(2, components=("dense",), storage=Storage(long_documents="error")).schema,
             make_world(2, storage=POOLED).schema,

@@ -10,13 +10,14 @@ import pytest
 
 from m3_connectors.backends.base import Storage
 from m3_connectors.backends.pooling import pool_rows
+from m3_connectors.backends.precision import PRECISIONS
 from m3_connectors.embeddings import COMPONENTS, Component
 from m3_connectors.errors import DocumentNotFound
 from m3_connectors.filters import parse_filter
 from m3_connectors.methods import ALL
 from m3_connectors.scoring import score
 from m3_connectors.testing.agreement import compare_search, oracle_of
-from m3_connectors.testing.conformance.suite import FLOAT16, FLOAT32, POOLED, Suite, runs
+from m3_connectors.testing.conformance.suite import POOLED, STORAGES, Suite, runs
 from m3_connectors.testing.worlds import join, make_world, unit_rows
 
 
@@ -60,7 +61,7 @@ class ScoreClauses(Suite):
                 hits = await backend.search(query, ALL, 10, filter=filter)
                 assert {hit.id for hit in hits} == rare
 
-    @pytest.mark.parametrize("storage", [FLOAT32, FLOAT16], ids=["float32", "float16"])
+    @pytest.mark.parametrize("storage", STORAGES, ids=list(PRECISIONS))
     @runs
     async def test_b20_b21_scores_are_exact(self, tmp_path: Path, storage: Storage) -> None:
         world = make_world(20, storage=storage)
@@ -73,7 +74,7 @@ class ScoreClauses(Suite):
                     want = await oracle.score(component, query, ids[::-1])
                     assert got.dtype == np.float32
                     np.testing.assert_allclose(got, want, atol=1e-5)
-                    if component == "multivector" and storage == FLOAT16:
+                    if component == "multivector" and storage.precision.tolerance:
                         unrounded = score(component, query, world.embeddings)[::-1]
                         assert np.abs(unrounded - want).max() > 2e-5, "this world cannot detect rounding"
             none_shared = await backend.score("sparse", world.queries[-2], ids)
@@ -121,7 +122,7 @@ class ScoreClauses(Suite):
             assert kept.counts.tolist() == [2048, 1, 999, 250]
             for (_, _, rows), now in zip(texts, kept, strict=True):
                 pooled = pool_rows(rows, 4) if len(rows) >= 1000 else rows
-                np.testing.assert_array_equal(now, pooled.astype(np.float16))
+                np.testing.assert_array_equal(now, POOLED.precision.round(pooled))
             for query in world.queries:
                 want = await oracle.score("multivector", query, ids)
                 np.testing.assert_allclose(await backend.score("multivector", query, ids), want, atol=1e-5)

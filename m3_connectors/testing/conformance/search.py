@@ -10,19 +10,20 @@ import pytest
 import scipy.sparse as sp
 
 from m3_connectors.backends.base import Storage
+from m3_connectors.backends.precision import PRECISIONS
 from m3_connectors.embeddings import M3Embeddings
 from m3_connectors.errors import InvalidInput, ModelMismatch
 from m3_connectors.filters import parse_filter
 from m3_connectors.methods import ALL, DENSE, METHODS, SPARSE
 from m3_connectors.testing.agreement import compare_search, compare_world, largest_of, oracle_of
-from m3_connectors.testing.conformance.suite import FLOAT16, FLOAT32, Suite, changed, runs
+from m3_connectors.testing.conformance.suite import STORAGES, Suite, changed, runs
 from m3_connectors.testing.worlds import make_world
 
 
 class SearchClauses(Suite):
     """B24 to B27: whole searches compared with the reference."""
 
-    @pytest.mark.parametrize("storage", [FLOAT32, FLOAT16], ids=["float32", "float16"])
+    @pytest.mark.parametrize("storage", STORAGES, ids=list(PRECISIONS))
     @runs
     async def test_b24_search_equals_the_oracle(self, tmp_path: Path, storage: Storage) -> None:
         parts: list[dict[str, float]] = []

@@ -12,9 +12,12 @@ from typing import Any, ClassVar
 import anyio
 
 from m3_connectors.backends.base import Backend, Storage
+from m3_connectors.backends.precision import PRECISIONS
 from m3_connectors.testing.worlds import World
 
-FLOAT32, FLOAT16 = Storage("float32"), Storage("float16")
+STORAGES = [Storage(precision.name) for precision in PRECISIONS.values()]
+"""One storage for each precision of multi-vector rows."""
+
 POOLED = Storage(long_documents="pool", pool_factor=4, pool_from_rows=1000)
 
 

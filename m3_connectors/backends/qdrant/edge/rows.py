@@ -33,14 +33,18 @@ __all__ = [
 PointId = int | uuid.UUID | str
 """An id as the engine's binding declares it; the ids of this package are UUIDs."""
 
+_DATATYPES = {
+    "float16": engine.VectorStorageDatatype.Float16,
+    "float32": engine.VectorStorageDatatype.Float32,
+}
+
 
 class Layout(shared.Layout):
     """The named vectors of a collection in the engine."""
 
     def edge_config(self) -> engine.EdgeConfig:
         """Return the engine's configuration: inner products, one graph (dense), exact scans of the rest."""
-        float16 = self.schema.storage.multivector_dtype == "float16"
-        datatype = engine.VectorStorageDatatype.Float16 if float16 else engine.VectorStorageDatatype.Float32
+        datatype = _DATATYPES[self.schema.storage.precision.engine_dtype]
         width = self.schema.model.dimension
         vectors = {"dense": engine.EdgeVectorParams(width, engine.Distance.Dot)}
         for name in self.multivectors:

@@ -82,14 +82,13 @@ def creation(schema: Schema, *, shards: int | None) -> dict[str, Any]:
     """Return the arguments of ``create_collection``."""
     layout = Layout.of(schema)
     width = schema.model.dimension
-    float16 = schema.storage.multivector_dtype == "float16"
     # Inner products: COSINE would normalise the stored vectors.
     vectors = {"dense": models.VectorParams(size=width, distance=models.Distance.DOT)}
     for name in layout.multivectors:
         vectors[name] = models.VectorParams(
             size=width,
             distance=models.Distance.DOT,
-            datatype=models.Datatype.FLOAT16 if float16 else models.Datatype.FLOAT32,
+            datatype=models.Datatype(schema.storage.precision.engine_dtype),
             multivector_config=models.MultiVectorConfig(comparator=models.MultiVectorComparator.MAX_SIM),
             # Only scored by id, so no graph, and no memory beyond the page cache. ``memory=cold`` means the
             # same since 1.19, but older servers do not have it.
@@ -142,7 +141,7 @@ def check_vectors(info: models.CollectionInfo, collection: str, schema: Schema) 
     vectors = found if isinstance(found, dict) else {}
     multivectors = Layout.of(schema).multivectors
     width = schema.model.dimension
-    float_of_rows = schema.storage.multivector_dtype
+    float_of_rows = schema.storage.precision.engine_dtype
     problem = None
     for name in ("dense", *multivectors):
         params = vectors.get(name)

@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from m3_connectors.backends.precision import Precision
 from m3_connectors.backends.qdrant.layout import Layout, Vector
 from m3_connectors.backends.qdrant.payload import ID, payload_of, point_id
 from m3_connectors.backends.qdrant.server.errors import BACKEND
@@ -24,13 +25,13 @@ class Point:
         id: Its ``point_id``.
         payload: The payload, with the keys of this package.
         vectors: Vectors by name; a component without entries has none.
-        float16: Whether its multi-vectors are stored in float16, so that fewer digits need to be sent.
+        precision: That of its multi-vectors, which may need fewer digits than float32.
     """
 
     id: str
     payload: dict[str, Any]
     vectors: dict[str, Vector]
-    float16: bool
+    precision: Precision
 
     @property
     def document_id(self) -> str:
@@ -45,10 +46,11 @@ class Point:
 
 def points_of(layout: Layout, documents: Sequence[Document], embeddings: M3Embeddings) -> Iterator[Point]:
     """Yield the points of checked documents, built one at a time."""
-    float16 = layout.schema.storage.multivector_dtype == "float16"
     for i, document in enumerate(documents):
         vectors = dict(layout.vectors(embeddings, i))
-        yield Point(str(point_id(document.id)), payload_of(document), vectors, float16)
+        yield Point(
+            str(point_id(document.id)), payload_of(document), vectors, layout.schema.storage.precision
+        )
 
 
 @functools.lru_cache(maxsize=2**16)

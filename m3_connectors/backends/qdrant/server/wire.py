@@ -121,10 +121,12 @@ class RestWire:
         self._collection = collection
 
     def size(self, point: Point) -> int:
-        return point.text_bytes + sum(
-            floats(vector) * (_SHORT_BYTES if _is_short(vector, point) else self.bytes_per_float)
-            for vector in point.vectors.values()
-        )
+        def size(vector: Vector) -> int:
+            # A number with five digits in JSON has 12 characters: ``-0.00012345,``.
+            digits = _digits(vector, point)
+            return floats(vector) * (self.bytes_per_float if digits is None else digits + 7)
+
+        return point.text_bytes + sum(map(size, point.vectors.values()))
 
     async def upsert(self, points: Sequence[Point]) -> None:
         structs = [
@@ -194,22 +196,21 @@ def _request(ask: Ask) -> models.QueryRequest:
     )
 
 
-_SHORT_BYTES = 12
-"""The size of a number with five digits in JSON: ``-0.00012345,``."""
-
-
-def _is_short(vector: Vector, point: Point) -> bool:
-    return point.float16 and isinstance(vector, np.ndarray) and vector.ndim == 2
+def _digits(vector: Vector, point: Point) -> int | None:
+    """Return how many significant digits of a vector are sent, or None for all: rows may need fewer."""
+    rows = isinstance(vector, np.ndarray) and vector.ndim == 2
+    return point.precision.digits if rows else None
 
 
 def _shortened(vector: Vector, point: Point) -> Vector:
-    """Return float16 rows with five significant digits: float16 has no more, and this halves the JSON."""
-    if not _is_short(vector, point):
+    """Return rows with the significant digits that their precision has, which halves the JSON of float16."""
+    digits = _digits(vector, point)
+    if digits is None:
         return vector
     assert isinstance(vector, np.ndarray)
-    values = vector.astype(np.float16).astype(np.float64)
+    values = point.precision.round(vector).astype(np.float64)
     magnitude = np.floor(np.log10(np.abs(values), where=values != 0, out=np.zeros_like(values)))
-    scale = 10.0 ** np.clip(4 - magnitude, 0, 22)
+    scale = 10.0 ** np.clip(digits - 1 - magnitude, 0, 22)
     rounded: Float32 = np.round(values * scale) / scale
     return rounded
 
