@@ -1,0 +1,35 @@
+"""Files are replaced whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from m3_connectors.files import replacing
+
+
+@pytest.mark.parametrize("durable", [False, True])
+def test_a_file_is_replaced_when_its_block_ends(
+    tmp_path: Path, durable: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, synced, fsync = tmp_path / "a.json", [], os.fsync
+    monkeypatch.setattr(os, "fsync", lambda handle: synced.append(fsync(handle)))
+    path.write_text("old")
+    with replacing(path, durable=durable) as fresh:
+        fresh.write_text("new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+    assert len(synced) == durable
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_error_keeps_the_old_file_and_leaves_no_other(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text("old")
+    with pytest.raises(RuntimeError, match="stop"), replacing(path) as fresh:
+        fresh.write_text("half")
+        raise RuntimeError("stop")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
