@@ -28,8 +28,13 @@ def test_a_file_is_replaced_when_its_block_ends(
 def test_an_error_keeps_the_old_file_and_leaves_no_other(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text("old")
-    with pytest.raises(RuntimeError, match="stop"), replacing(path) as fresh:
-        fresh.write_text("half")
-        raise RuntimeError("stop")
+
+    def fail() -> None:
+        with replacing(path) as fresh:
+            fresh.write_text("half")
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        fail()
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from m3_connectors.backends.schema import LongDocuments, Storage
-from m3_connectors.backends.urls import shown
+from m3_connectors.backends.urls import redacted
 from m3_connectors.errors import InvalidInput
 from m3_connectors.methods import METHODS
 
@@ -331,7 +331,7 @@ class Scenario(_Table):
         raw = self.model_dump(mode="json")
         for store in raw["stores"]:
             store["options"] = _masked(store["options"])
-            store["url"] = store["url"] and shown(store["url"])
+            store["url"] = store["url"] and redacted(store["url"])
         return raw
 
 

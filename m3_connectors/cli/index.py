@@ -15,7 +15,7 @@ import typer
 from m3_connectors.adding import AddReport, CutDocument
 from m3_connectors.backends.registry import DEFAULT_COLLECTION
 from m3_connectors.backends.schema import LONG_DOCUMENTS, LongDocuments, Storage
-from m3_connectors.backends.urls import shown
+from m3_connectors.backends.urls import redacted
 from m3_connectors.cli.console import INTERRUPTED, duration, err, out, plural, print_json, warn
 from m3_connectors.cli.opening import open_index
 from m3_connectors.cli.options import Collection, Debug, Json, Model, Url, check_store
@@ -203,7 +203,7 @@ def index(
             f"{cell[:40]!r} is not a number that converts back to the same text"
         )
     if json:
-        report = {"url": shown(url), "collection": collection, **_document(outcome, dead, run, repeats)}
+        report = {"url": redacted(url), "collection": collection, **_document(outcome, dead, run, repeats)}
         print_json({**report, "text_columns": mixed})
     else:
         out.print(f"  {_summary(outcome, dead, run, repeats)}", markup=False, soft_wrap=True)

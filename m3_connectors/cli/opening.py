@@ -11,7 +11,7 @@ import typer
 
 from m3_connectors.backends.checks import check_model
 from m3_connectors.backends.registry import DEFAULT_COLLECTION
-from m3_connectors.backends.urls import shown
+from m3_connectors.backends.urls import redacted
 from m3_connectors.cli.console import err, working
 from m3_connectors.cli.model_directories import directories, find_by_name, remember
 from m3_connectors.embeddings import ModelInfo
@@ -142,7 +142,7 @@ def how_to_fill(url: str, collection: str) -> str:
     if url == "memory:":
         return "memory: is empty when a command starts. Use a folder, such as qdrant:./data."
     name = "" if collection == DEFAULT_COLLECTION else f" -c {collection}"
-    return f"Create it:  m3 index {shown(url)} SOURCE{name}     or choose another one with --collection."
+    return f"Create it:  m3 index {redacted(url)} SOURCE{name}     or choose another one with --collection."
 
 
 def _load_again(info: ModelInfo, url: str, collection: str) -> M3Encoder:

@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 import anyio
 import anyio.to_thread
@@ -20,6 +20,7 @@ from m3_connectors.backends.capabilities import Capability
 from m3_connectors.backends.registry import backend_for
 from m3_connectors.backends.schema import Schema
 from m3_connectors.backends.together import together
+from m3_connectors.backends.urls import redacted
 from m3_connectors.embeddings import Component, M3Embeddings
 from m3_connectors.environment import environment
 from m3_connectors.errors import InvalidInput
@@ -326,9 +327,7 @@ def _record(dataset: Dataset, encoder: M3Encoder, plan: Plan) -> EvaluationRecor
             fingerprint=dataset.fingerprint,
         ),
         model=encoder.info,
-        store=StoreRecord(
-            without_secrets(plan.url), plan.collection, urlsplit(plan.url).scheme.partition("+")[0]
-        ),
+        store=StoreRecord(redacted(plan.url), plan.collection, urlsplit(plan.url).scheme.partition("+")[0]),
         protocol=Protocol(
             fusion=plan.fusion,
             depths=dict(DEPTHS),
@@ -355,9 +354,3 @@ def _method_record(name: str, method: Method) -> MethodRecord:
     dense, sparse, multivector = method.weights
     candidates: dict[Component, int] = dict(method.candidates)
     return MethodRecord(name, "m3", (dense, sparse, multivector), candidates)
-
-
-def without_secrets(url: str) -> str:
-    """Return the URL of a store without user and password."""
-    parts = urlsplit(url)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])) if "@" in parts.netloc else url
