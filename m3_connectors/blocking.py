@@ -131,6 +131,14 @@ class Index:
         """
         return self._index.methods
 
+    def use_encoder(self, encoder: Encoder) -> None:
+        """Compute the embeddings of texts with this encoder from now on.
+
+        Raises:
+            ModelMismatch: The collection was written by a different model than the encoder's.
+        """
+        self._index.use_encoder(encoder)
+
     def add(
         self,
         documents: Iterable[Document],
@@ -162,7 +170,7 @@ class Index:
             ModelMismatch: The embeddings come from a different model than the collection's.
             BackendError: The store failed or refused the operation.
         """
-        adding = self._index._adding()
+        adding = self._index.begin_add()
         # The caller's iterable is read in the caller's thread: it may use a database cursor, or this index.
         for batch, vectors in adding.batches(documents, embeddings):
             adding.tell(self._loop.run(partial(adding.store, batch, vectors)), on_cut, progress)

@@ -151,7 +151,7 @@ def evaluate(
         passage_max_length = passage_max_length or loaded.paper.passage_max_length
         query_max_length = query_max_length or loaded.paper.query_max_length
     at = collection or collection_name(dataset, passage_max_length)
-    encoder = choose_encoder(to, at, model, create=True)
+    encoder = choose_encoder(to, at, model)
     check_length(passage_max_length, encoder, "--passage-max-length")
     check_length(query_max_length, encoder, "--query-max-length")
     plan = Plan(

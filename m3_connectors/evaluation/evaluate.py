@@ -26,7 +26,7 @@ from m3_connectors.environment import environment
 from m3_connectors.errors import InvalidInput
 from m3_connectors.evaluation.baselines.baseline import Baseline
 from m3_connectors.evaluation.candidates import CandidateScores, component_scores
-from m3_connectors.evaluation.corpus import open_or_create, store_corpus
+from m3_connectors.evaluation.corpus import open_for_corpus, store_corpus
 from m3_connectors.evaluation.datasets.dataset import Dataset
 from m3_connectors.evaluation.folder import EvaluationFolder
 from m3_connectors.evaluation.quantised import quantised, quantised_model
@@ -188,9 +188,9 @@ async def _score(
     if lists is not None:
         collections[lists] = quantised
     try:
-        await open_or_create(store, Schema(info))
+        await open_for_corpus(store, Schema(info))
         if lists is not None:
-            await open_or_create(lists, Schema(quantised_model(info), ("dense", "sparse")))
+            await open_for_corpus(lists, Schema(quantised_model(info), ("dense", "sparse")))
         total = len(dataset.documents)
         step = "encoding documents"
         kept = await store_corpus(
