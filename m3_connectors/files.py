@@ -1,4 +1,4 @@
-"""Replace files atomically."""
+"""Replace files atomically, and measure their space on disk."""
 
 from __future__ import annotations
 
@@ -28,3 +28,21 @@ def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def allocated_bytes(path: Path) -> int:
+    """Return the space of a file on disk, less than its length if it is sparse; 0 if it was just deleted."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return 0
+    blocks = getattr(status, "st_blocks", None)
+    return status.st_size if blocks is None else 512 * int(blocks)
+
+
+def allocated_bytes_below(directory: Path) -> int:
+    """Return the space on disk of all files below a directory, of which some may be deleted in the meantime."""
+    # os.walk skips folders that are deleted in the meantime.
+    return sum(
+        allocated_bytes(Path(folder, name)) for folder, _, files in os.walk(directory) for name in files
+    )

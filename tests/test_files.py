@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from m3_connectors.files import replacing
+from m3_connectors.files import allocated_bytes, allocated_bytes_below, replacing
 
 
 @pytest.mark.parametrize("durable", [False, True])
@@ -38,3 +38,12 @@ def test_an_error_keeps_the_old_file_and_leaves_no_other(tmp_path: Path) -> None
         fail()
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_space_of_a_sparse_file_is_less_than_its_length(tmp_path: Path) -> None:
+    (tmp_path / "below").mkdir()
+    with (tmp_path / "below" / "sparse").open("wb") as file:
+        file.truncate(2**30)
+    (tmp_path / "full").write_bytes(os.urandom(2**16))
+    assert 2**16 <= allocated_bytes_below(tmp_path) < 2**20
+    assert allocated_bytes(tmp_path / "deleted") == 0
