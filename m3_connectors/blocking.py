@@ -31,6 +31,7 @@ from m3_connectors.index import (
     Progress,
     Query,
     RawFilter,
+    begin_add,
 )
 from m3_connectors.listing import alist_collections
 from m3_connectors.methods import Method, MethodName
@@ -170,7 +171,7 @@ class Index:
             ModelMismatch: The embeddings come from a different model than the collection's.
             BackendError: The store failed or refused the operation.
         """
-        adding = self._index.begin_add()
+        adding = begin_add(self._index)
         # The caller's iterable is read in the caller's thread: it may use a database cursor, or this index.
         for batch, vectors in adding.batches(documents, embeddings):
             adding.tell(self._loop.run(partial(adding.store, batch, vectors)), on_cut, progress)

@@ -151,7 +151,7 @@ class AsyncIndex:
             ModelMismatch: The embeddings come from a different model than the collection's.
             BackendError: The store failed or refused the operation.
         """
-        adding = self.begin_add()
+        adding = begin_add(self)
         for batch, vectors in adding.batches(documents, embeddings):
             adding.tell(await adding.store(batch, vectors), on_cut, progress)
         return adding.report
@@ -427,10 +427,6 @@ class AsyncIndex:
                 _log.warning("%s", _cut_query(queries, i, query))
         return vectors
 
-    def begin_add(self) -> Adding:
-        """Return the writer of one ``add`` call, for callers that read the documents themselves."""
-        return Adding(self._backend, lambda texts: self._encode(texts, self.schema.components))
-
     async def _encode(self, texts: list[str], components: Sequence[Component]) -> M3Embeddings:
         if self._encoder is None:
             raise InvalidInput(
@@ -457,6 +453,11 @@ class AsyncIndex:
             ]
             for answer in answers
         ]
+
+
+def begin_add(index: AsyncIndex) -> Adding:
+    """Return the writer of one ``add`` call, for callers that read the documents themselves."""
+    return Adding(index._backend, lambda texts: index._encode(texts, index.schema.components))
 
 
 def _cut_query(queries: Sequence[Query], i: int, vectors: M3Embeddings) -> str:
