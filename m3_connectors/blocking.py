@@ -31,6 +31,7 @@ from m3_connectors.index import (
     Progress,
     Query,
     RawFilter,
+    begin_add,
 )
 from m3_connectors.listing import alist_collections
 from m3_connectors.methods import Method, MethodName
@@ -131,6 +132,14 @@ class Index:
         """
         return self._index.methods
 
+    def use_encoder(self, encoder: Encoder) -> None:
+        """Compute the embeddings of texts with this encoder from now on.
+
+        Raises:
+            ModelMismatch: The collection was written by a different model than the encoder's.
+        """
+        self._index.use_encoder(encoder)
+
     def add(
         self,
         documents: Iterable[Document],
@@ -162,7 +171,7 @@ class Index:
             ModelMismatch: The embeddings come from a different model than the collection's.
             BackendError: The store failed or refused the operation.
         """
-        adding = self._index._adding()
+        adding = begin_add(self._index)
         # The caller's iterable is read in the caller's thread: it may use a database cursor, or this index.
         for batch, vectors in adding.batches(documents, embeddings):
             adding.tell(self._loop.run(partial(adding.store, batch, vectors)), on_cut, progress)

@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from m3_connectors.errors import InvalidInput
+from m3_connectors.files import replacing
 
 Float32 = npt.NDArray[np.float32]
 Int64 = npt.NDArray[np.int64]
@@ -420,16 +421,13 @@ class M3Embeddings:
             "vocabulary_size": None if self._sparse is None else int(self._sparse.shape[1]),
             "model": None if self._model is None else dataclasses.asdict(self._model),
         }
-        partial = target.with_name(f"{target.name}.{os.getpid()}.tmp")
         try:
-            save_file(tensors, partial, metadata={"m3_connectors": json.dumps(header)})
-            os.replace(partial, target)
+            with replacing(target) as partial:
+                save_file(tensors, partial, metadata={"m3_connectors": json.dumps(header)})
         except SafetensorError as error:
             raise OSError(
                 f"{target} cannot be written: {error}\n  Check the free disk space and the permissions."
             ) from error
-        finally:
-            partial.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> M3Embeddings:

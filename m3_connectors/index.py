@@ -14,6 +14,7 @@ import anyio.to_thread
 
 from m3_connectors.adding import Adding, AddReport, OnCut
 from m3_connectors.backends.base import Backend, Schema, ScoredId
+from m3_connectors.backends.checks import check_model
 from m3_connectors.backends.together import together
 from m3_connectors.documents import Document, Hit
 from m3_connectors.embeddings import COMPONENTS, Component, M3Embeddings, ModelInfo
@@ -109,6 +110,15 @@ class AsyncIndex:
             for name, method in METHODS.items()
         }
 
+    def use_encoder(self, encoder: Encoder) -> None:
+        """Compute the embeddings of texts with this encoder from now on.
+
+        Raises:
+            ModelMismatch: The collection was written by a different model than the encoder's.
+        """
+        check_model(self.schema.model, self._backend.collection, encoder.info, what="this encoder is")
+        self._encoder = encoder
+
     async def add(
         self,
         documents: Iterable[Document],
@@ -140,7 +150,7 @@ class AsyncIndex:
             ModelMismatch: The embeddings come from a different model than the collection's.
             BackendError: The store failed or refused the operation.
         """
-        adding = self._adding()
+        adding = begin_add(self)
         for batch, vectors in adding.batches(documents, embeddings):
             adding.tell(await adding.store(batch, vectors), on_cut, progress)
         return adding.report
@@ -415,9 +425,6 @@ class AsyncIndex:
                 _log.warning("%s", _cut_query(queries, i, query))
         return vectors
 
-    def _adding(self) -> Adding:
-        return Adding(self._backend, lambda texts: self._encode(texts, self.schema.components))
-
     async def _encode(self, texts: list[str], components: Sequence[Component]) -> M3Embeddings:
         if self._encoder is None:
             raise InvalidInput(
@@ -444,6 +451,11 @@ class AsyncIndex:
             ]
             for answer in answers
         ]
+
+
+def begin_add(index: AsyncIndex) -> Adding:
+    """Return the writer of one ``add`` call, for callers that read the documents themselves."""
+    return Adding(index._backend, lambda texts: index._encode(texts, index.schema.components))
 
 
 def _cut_query(queries: Sequence[Query], i: int, vectors: M3Embeddings) -> str:

@@ -39,8 +39,8 @@ class Page:
     min_score: float | None = None
 
     def __post_init__(self) -> None:
-        _check_count("k", self.k, least=1)
-        _check_count("offset", self.offset, least=0)
+        check_count("k", self.k, least=1)
+        check_count("offset", self.offset, least=0)
         if self.min_score is not None and not _is_finite_number(self.min_score):
             raise InvalidInput(f"min_score is {self.min_score!r}; it must be a finite number.")
 
@@ -57,7 +57,7 @@ class Page:
 
 def check_rerank_depth(depth: int) -> None:
     """Raise InvalidInput unless ``depth`` is a whole number >= 1."""
-    _check_count("rerank_depth", depth, least=1)
+    check_count("rerank_depth", depth, least=1)
 
 
 def rerank(reranker: Reranker, query: str, hits: Sequence[Hit]) -> list[Hit]:
@@ -94,6 +94,10 @@ def _is_finite_number(value: object) -> bool:
     return math.isfinite(value)
 
 
-def _check_count(name: str, value: object, *, least: int) -> None:
+def check_count(name: str, value: object, *, least: int) -> int:
+    """Return a number that a search is given; InvalidInput unless it is whole and at least ``least``."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-        raise InvalidInput(f"{name} is {value!r}; it must be a whole number >= {least}.")
+        raise InvalidInput(
+            f"{name} is {value!r}; it must be a whole number >= {least}.\n  Pass {name}=10, for example."
+        )
+    return int(value)

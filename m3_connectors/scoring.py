@@ -84,10 +84,7 @@ def score(component: Component, query: M3Embeddings, documents: M3Embeddings) ->
             f"{documents.components}.\n  Encode both with this component."
         )
     if component == "dense":
-        assert query.dense is not None and documents.dense is not None
         return dense_scores(query.dense[0], documents.dense)
     if component == "sparse":
-        assert query.sparse is not None and documents.sparse is not None
         return sparse_scores(query.sparse, documents.sparse)
-    assert query.multivectors is not None and documents.multivectors is not None
     return multivector_scores(query.multivectors[0], documents.multivectors)

@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from m3_connectors.backends.qdrant.edge.backend import EdgeBackend
+from m3_connectors.backends.schema import Schema
 from m3_connectors.cli.app import main
 from m3_connectors.cli.console import duration, out
 from m3_connectors.cli.evaluate import collection_name
@@ -260,6 +262,25 @@ class TestSearch:
                 f"warning  the query has {tokens:,} tokens, but the model reads at most "
                 f"{encoder.max_length:,}: the last "
             )
+
+    def test_one_backend_is_built_and_opened(
+        self, m3: M3, filled: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        calls: list[str] = []
+        build, open = EdgeBackend.from_url, EdgeBackend.open
+
+        def counted_build(*arguments: Any) -> EdgeBackend:
+            calls.append("build")
+            return build(*arguments)
+
+        async def counted_open(backend: EdgeBackend) -> Schema:
+            calls.append("open")
+            return await open(backend)
+
+        monkeypatch.setattr(EdgeBackend, "from_url", counted_build)
+        monkeypatch.setattr(EdgeBackend, "open", counted_open)
+        assert m3("search", filled, TEXTS["lake"]).code == 0
+        assert calls == ["build", "open"]
 
     def test_table(self, m3: M3, filled: str) -> None:
         run = m3("search", filled, TEXTS["lake"], "--method", "dense", "-k", "2")

@@ -78,7 +78,7 @@ class TestBeir:
         ("line", "reason"),
         [
             ("{broken", "not JSON"),
-            ("[1]", "not a JSON object"),
+            ("[1]", "a JSON array, not an object"),
             ('{"_id": "x"}', "must be a string"),
             ('{"text": "t"}', "an id must be a string"),
             ('{"_id": "x", "text": "\\ud800"}', "text has a lone surrogate"),

@@ -11,7 +11,7 @@ from pydantic import SecretStr
 from m3_connectors.backends.capabilities import Capability
 from m3_connectors.backends.endpoint import Endpoint
 from m3_connectors.backends.registry import backend_for
-from m3_connectors.backends.urls import shown
+from m3_connectors.backends.urls import redacted
 from m3_connectors.errors import InvalidInput
 
 URL = "elasticsearch+https://localhost"
@@ -109,13 +109,25 @@ def test_a_password_over_http_is_refused_too() -> None:
     ],
 )
 def test_a_mistyped_address_is_shown_without_its_password(url: str) -> None:
-    assert "er2" not in shown(url)
-    assert "host" in shown(url)
+    assert "er2" not in redacted(url)
+    assert "host" in redacted(url)
 
 
 @pytest.mark.parametrize("url", ["qdrant:./data@home", "milvus:/srv/a@b.db", "memory:", "qdrant:a?b#c"])
 def test_a_path_is_shown_as_it_is(url: str) -> None:
-    assert shown(url) == url
+    assert redacted(url) == url
+
+
+@pytest.mark.parametrize(
+    ("url", "safe"),
+    [
+        ("qdrant+https://me:secret@host:6333/x", "qdrant+https://host:6333/x"),
+        ("qdrant+https://host/x?api_key=secret#f", "qdrant+https://host/x"),
+        ("--model", "--model"),
+    ],
+)
+def test_no_secret_is_recorded(url: str, safe: str) -> None:
+    assert redacted(url) == safe
 
 
 @pytest.mark.parametrize("store", ["elasticsearch", "milvus", "qdrant"])

@@ -25,7 +25,7 @@ from m3_connectors.evaluation.baselines.registry import baseline_for
 from m3_connectors.evaluation.candidates import component_scores
 from m3_connectors.evaluation.corpus import store_corpus
 from m3_connectors.evaluation.datasets.dataset import Corpus, Dataset
-from m3_connectors.evaluation.evaluate import Plan, evaluate, without_secrets
+from m3_connectors.evaluation.evaluate import Plan, evaluate
 from m3_connectors.evaluation.folder import EvaluationFolder, Run
 from m3_connectors.evaluation.quantised import quantised, quantised_model
 from m3_connectors.evaluation.record import DEPTHS
@@ -432,16 +432,3 @@ def test_answers_judge_what_was_found(encoder: M3Encoder, tmp_path: Path) -> Non
 def test_two_runs_of_one_name(dataset: Dataset, encoder: M3Encoder, tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="two methods have the name 'bm25'"):
         evaluate(dataset, encoder, Plan(baselines=[baseline_for("bm25"), baseline_for("bm25")]), tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("url", "shown"),
-    [
-        ("qdrant+https://me:secret@host:6333/x", "qdrant+https://host:6333/x"),
-        ("qdrant:./data@home", "qdrant:./data@home"),
-        ("memory:", "memory:"),
-        ("--model", "--model"),
-    ],
-)
-def test_no_secret_is_recorded(url: str, shown: str) -> None:
-    assert without_secrets(url) == shown

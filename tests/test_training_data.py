@@ -109,9 +109,9 @@ def test_held_out_texts_never_meet_training(folder: Path, tokenizer: Tokenizer) 
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("{", "it is not JSON (Expecting property name"),
+        ("{", "not JSON: Expecting property name"),
         ('{"query": "a"}', "positive"),
-        ("[1]", "a JSON list, not an object"),
+        ("[1]", "a JSON array, not an object"),
         ('{"query": "", "positive": "b", "lang_q": "en", "lang_p": "en"}', "query is ''"),
         ('{"query": 3, "positive": "b", "lang_q": "en", "lang_p": "en"}', "query is 3"),
     ],

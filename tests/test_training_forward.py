@@ -48,11 +48,11 @@ def test_the_order_and_company_of_texts_do_not_matter(model: M3Model) -> None:
         torch.testing.assert_close(together.token_weights[own], alone.token_weights)
 
 
-def test_special_tokens_carry_no_lexical_weight(model: M3Model) -> None:
+def test_the_tokens_without_a_lexical_weight_are_those_of_the_encoder(model: M3Model) -> None:
     shown, _ = TrainingEncoder(model, torch.float32)(TEXTS)
-    # <s>, </s>, <unk> (3) and <mask> (39, the last) are left out.
-    assert shown.token_ids.tolist() == [7, 9, 9, 30, 12, 7]
-    assert shown.token_text.tolist() == [0, 0, 0, 0, 2, 3]
+    # <s>, </s> and <unk> (3) are left out; <mask> (39, the last) is not, as in FlagEmbedding.
+    assert shown.token_ids.tolist() == [7, 9, 9, 30, 39, 12, 7]
+    assert shown.token_text.tolist() == [0, 0, 0, 0, 2, 2, 3]
     assert (shown.token_weights >= 0).all()
 
 

@@ -68,6 +68,7 @@ from m3_connectors.embeddings import Component, Float32, M3Embeddings
 from m3_connectors.errors import DocumentNotFound, InvalidInput, Unsupported
 from m3_connectors.filters import Filter
 from m3_connectors.methods import Method, rank
+from m3_connectors.reranking import check_count
 from m3_connectors.search import Candidates, Deleted, Key, Lists, ScoredId, search
 
 __all__ = ["Backend", "Candidates", "Lists", "Ranking", "Schema", "ScoredId", "Storage"]
@@ -312,9 +313,7 @@ class Backend(abc.ABC):
             InvalidInput: ``k`` < 1, or the query lacks a component, is not finite or has a wrong width.
             ModelMismatch: The query comes from another model.
         """
-        if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
-            raise InvalidInput(f"k is {k!r}; k must be a whole number >= 1.\n  Pass k=10, for example.")
-        k = int(k)
+        k = check_count("k", k, least=1)
         self._require(Capability.EXACT, asked=exact)
         check_query(self.schema, self.collection, method.components, query, f'method "{method.name}"')
         check_filter(self.schema, self.collection, filter)

@@ -14,7 +14,7 @@ from pydantic import SecretStr
 
 from m3_connectors.backends.capabilities import Capability, refuse_unknown, require
 from m3_connectors.backends.retry import Patience
-from m3_connectors.backends.urls import shown
+from m3_connectors.backends.urls import redacted
 from m3_connectors.errors import InvalidInput, Unavailable
 
 
@@ -119,12 +119,12 @@ class Endpoint:
             port = parts.port or default_port
         except ValueError:
             raise InvalidInput(
-                f"the port of {shown(url)} is not a number from 1 to 65535.\n"
+                f"the port of {redacted(url)} is not a number from 1 to 65535.\n"
                 f"  Use {store}+http://HOST:PORT, such as {store}+http://localhost:{default_port}."
             ) from None
         if scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
             raise InvalidInput(
-                f"{shown(url)} is not a server URL.\n"
+                f"{redacted(url)} is not a server URL.\n"
                 f"  Use {store}+http://HOST:PORT or {store}+https://…. Pass keys and passwords as options "
                 "(api_key=…, password=…), or escape / ? # @ in the URL as %2F %3F %23 %40."
             )
@@ -188,7 +188,7 @@ class Endpoint:
         require(f"{store}+{scheme}", declared, endpoint.asks)
         refuse_unknown(f"{store}+{scheme}", declared, left, own)
         if endpoint.ca_certs is not None:
-            _check_authority(endpoint.ca_certs, f"{prefix}_CA_CERTS")
+            _check_ca_certs(endpoint.ca_certs, f"{prefix}_CA_CERTS")
         return endpoint, left
 
 
@@ -213,7 +213,7 @@ def _clean(name: str, value: str | SecretStr) -> SecretStr:
     return SecretStr(secret)
 
 
-def _check_authority(path: str, variable: str) -> None:
+def _check_ca_certs(path: str, variable: str) -> None:
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
     except OSError as error:

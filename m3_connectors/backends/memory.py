@@ -164,7 +164,6 @@ class MemoryBackend(Backend):
         if not self._embeddings:
             return set()
         documents = self._all().sparse
-        assert query.sparse is not None and documents is not None
         shared = (documents != 0).astype(np.int64) @ (query.sparse != 0).astype(np.int64).T
         return {id for id, count in zip(self._embeddings, shared.toarray().reshape(-1), strict=True) if count}
 

@@ -40,8 +40,8 @@ def split_url(url: object, schemes: Sequence[str]) -> tuple[str, str]:
     scheme = scheme.lower()
     if scheme in _WEB and colon:
         raise InvalidInput(
-            f"{shown(text)} does not say which store it is.\n  Use "
-            f"{_any_of(_servers(shown(rest), scheme, schemes))}."
+            f"{redacted(text)} does not say which store it is.\n  Use "
+            f"{_any_of(_servers(redacted(rest), scheme, schemes))}."
         )
     if not colon or scheme not in schemes:
         raise InvalidInput(_unknown(url, schemes))
@@ -55,7 +55,7 @@ def _check_directory(url: str, scheme: str, rest: str, schemes: Sequence[str]) -
     server = _server_of(scheme, rest, schemes)
     if rest.startswith("//"):  # with or without an address behind it
         raise InvalidInput(
-            f"{shown(url)!r} does not name a directory.\n  Use {scheme}:DIRECTORY, such as {scheme}:./data.\n"
+            f"{redacted(url)!r} does not name a directory.\n  Use {scheme}:DIRECTORY, such as {scheme}:./data.\n"
             f"  A server is {server or f'{scheme}+http://HOST'}."
         )
     is_folder = Path(rest).exists()
@@ -64,11 +64,11 @@ def _check_directory(url: str, scheme: str, rest: str, schemes: Sequence[str]) -
         also = f" A directory of that name is {scheme}:./{rest}."
         also = "" if "@" in rest or not (is_folder or _HOST_AND_PORT.fullmatch(rest)) else also
         raise InvalidInput(
-            f"{shown(url)} has an address where {scheme}: takes a directory.\n  The server is {server}.{also}"
+            f"{redacted(url)} has an address where {scheme}: takes a directory.\n  The server is {server}.{also}"
         )
     if address := _ADDRESS.fullmatch(rest):
         raise InvalidInput(
-            f"{shown(url)} has an address ({address[1]}:) where {scheme}: takes a directory.\n"
+            f"{redacted(url)} has an address ({address[1]}:) where {scheme}: takes a directory.\n"
             f"  Give a path on this machine, such as {scheme}:./data."
         )
     if re.fullmatch(r"[/\\]+", rest):
@@ -89,13 +89,13 @@ def _server_of(store: str, rest: str, schemes: Sequence[str]) -> str | None:
         return None
     if not bare or f"{store}+{web}" not in schemes:
         return None
-    return f"{store}+{shown(f'{web}://{bare}')}"
+    return f"{store}+{redacted(f'{web}://{bare}')}"
 
 
 def _unknown(url: object, schemes: Sequence[str]) -> str:
     """Return the message for a URL with an unknown scheme."""
     text = url if isinstance(url, str) else ""
-    named = f"{(shown(text) if text else url)!r} does not name a store"
+    named = f"{(redacted(text) if text else url)!r} does not name a store"
     store = re.match(r"[A-Za-z]*", text)[0].lower()  # type: ignore[index]
     rest = text[len(store) :].lstrip("+:")
     if f"{store}+http" in schemes:
@@ -106,7 +106,7 @@ def _unknown(url: object, schemes: Sequence[str]) -> str:
     if (address and address[1].lower() in _CALLS) or _HOST_AND_PORT.fullmatch(text):
         web = "https" if address and address[1].lower() == "grpcs" else "http"
         bare = address[2] if address else text
-        return f"{named}.\n  Use {_any_of(_servers(shown(f'//{bare}'), web, schemes))}."
+        return f"{named}.\n  Use {_any_of(_servers(redacted(f'//{bare}'), web, schemes))}."
     return f"{named}.\n  Use one of {', '.join(f'{name}:' for name in schemes)}, such as qdrant:./data."
 
 
@@ -118,7 +118,7 @@ def _any_of(forms: Sequence[str]) -> str:
     return f"{', '.join(forms[:-1])} or {forms[-1]}"
 
 
-def shown(url: str) -> str:
+def redacted(url: str) -> str:
     """Return a store's URL without user, password, query and fragment; a path is returned unchanged."""
     scheme, slashes, rest = url.partition("//")
     if not slashes:

@@ -12,11 +12,11 @@ Until a run is complete, its rows are in ``parts/`` (``bench.session``), and are
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from m3_connectors.errors import InvalidInput, MissingDependency
+from m3_connectors.files import replacing
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -128,9 +128,5 @@ def find_folders(root: Path) -> list[BenchFolder]:
 
 def write_json(path: Path, document: Any) -> None:
     """Write a JSON file atomically."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(path) as partial:
         partial.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from pathlib import Path
 from types import TracebackType
@@ -10,6 +9,8 @@ from typing import Generic, NamedTuple, TypeVar, get_type_hints
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from m3_connectors.files import replacing
 
 
 class RequestRow(NamedTuple):
@@ -159,8 +160,8 @@ class Sink(Generic[T]):
 
     def __init__(self, path: Path, kind: type[T]) -> None:
         self._schema = arrow_schema(kind)
-        self._path, self._partial = path, path.with_suffix(".tmp")
-        self._writer = pq.ParquetWriter(self._partial, self._schema)
+        self._replacing = replacing(path)
+        self._writer = pq.ParquetWriter(self._replacing.__enter__(), self._schema)
         self._waiting: list[T] = []
         self._writing = threading.Lock()
 
@@ -187,4 +188,4 @@ class Sink(Generic[T]):
     ) -> None:
         self.flush()
         self._writer.close()
-        os.replace(self._partial, self._path)
+        self._replacing.__exit__(None, None, None)

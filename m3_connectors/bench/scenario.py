@@ -16,7 +16,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from m3_connectors.backends.precision import PrecisionName
 from m3_connectors.backends.schema import LongDocuments, Storage
-from m3_connectors.backends.urls import shown
+from m3_connectors.backends.urls import redacted
 from m3_connectors.errors import InvalidInput
 from m3_connectors.methods import METHODS
 
@@ -332,7 +332,7 @@ class Scenario(_Table):
         raw = self.model_dump(mode="json")
         for store in raw["stores"]:
             store["options"] = _masked(store["options"])
-            store["url"] = store["url"] and shown(store["url"])
+            store["url"] = store["url"] and redacted(store["url"])
         return raw
 
 

@@ -25,6 +25,7 @@ from m3_connectors.backends.qdrant.edge.lock import ProcessLock
 from m3_connectors.bench.folder import FORMAT, PARTS, RECORD, parts, write_json
 from m3_connectors.bench.rows import RecallRow, RequestRow, Sink, WriteRow, arrow_schema
 from m3_connectors.errors import Busy, InvalidInput
+from m3_connectors.files import replacing
 
 T = TypeVar("T", RequestRow, WriteRow, RecallRow)
 
@@ -133,11 +134,9 @@ class Session:
         """Join the parts and mark the benchmark as complete."""
         for kind, name in _ROWS.items():
             target = self.out / f"{name}.parquet"
-            partial = target.with_suffix(".tmp")
-            with pq.ParquetWriter(partial, arrow_schema(kind)) as writer:
+            with replacing(target) as partial, pq.ParquetWriter(partial, arrow_schema(kind)) as writer:
                 for path in parts(self.out, name):
                     writer.write_table(pq.read_table(path))
-            os.replace(partial, target)
         self.note(complete=True)
         # Remove them by a single rename, because readers use the parts as long as they exist.
         joined = self.out / f".{PARTS}.tmp"

@@ -19,7 +19,7 @@ from m3_connectors.backends.base import Backend
 from m3_connectors.backends.capabilities import Capability
 from m3_connectors.backends.checks import check_model
 from m3_connectors.backends.registry import DEFAULT_COLLECTION, backend_for
-from m3_connectors.backends.urls import shown
+from m3_connectors.backends.urls import redacted
 from m3_connectors.cli.console import lines_of, plural, print_json, print_table
 from m3_connectors.cli.model_directories import directories, find_by_name
 from m3_connectors.cli.opening import DEFAULT_MODEL, MISMATCH_ADVICE, how_to_fill, load_encoder
@@ -217,13 +217,13 @@ async def _look(url: str, collection: str) -> _Store:
             await _look_at_collections(backend, found)
             await _look_at_collection(backend, found, url)
     except M3Error as error:
-        found.findings.append(_problem("collection" if found.findings else shown(url), error))
+        found.findings.append(_problem("collection" if found.findings else redacted(url), error))
     except TimeoutError:
         remedy = (
             "The server may be overloaded, or a proxy or firewall may drop packets: check the server's log."
         )
         found.findings.append(
-            Finding(shown(url), f"no complete response within {seconds} s", "problem", remedy)
+            Finding(redacted(url), f"no complete response within {seconds} s", "problem", remedy)
         )
     finally:
         with anyio.CancelScope(shield=True):

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
+from m3_connectors.backends.urls import redacted
 from m3_connectors.cli.console import INTERRUPTED, err, out, plural, print_json, print_table, warn, working
 from m3_connectors.cli.opening import MISMATCH_ADVICE, advice, check_length, choose_encoder
 from m3_connectors.cli.options import (
@@ -150,7 +151,7 @@ def evaluate(
         passage_max_length = passage_max_length or loaded.paper.passage_max_length
         query_max_length = query_max_length or loaded.paper.query_max_length
     at = collection or collection_name(dataset, passage_max_length)
-    encoder = choose_encoder(to, at, model, create=True)
+    encoder = choose_encoder(to, at, model)
     check_length(passage_max_length, encoder, "--passage-max-length")
     check_length(query_max_length, encoder, "--query-max-length")
     plan = Plan(
@@ -190,9 +191,8 @@ def evaluate_into(
 ) -> EvaluationFolder:
     """Evaluate and show the progress. After an interrupt, say how to continue if the folder is kept."""
     from m3_connectors.evaluation.evaluate import evaluate as run
-    from m3_connectors.evaluation.evaluate import without_secrets
 
-    command = shlex.join(["m3", *map(without_secrets, sys.argv[1:])])
+    command = shlex.join(["m3", *(redacted(part) if "@" in part else part for part in sys.argv[1:])])
     keeps = f"The results so far are in {place}."
     on = f"{keeps} Run the same command to continue."
     try:

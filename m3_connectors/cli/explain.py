@@ -19,7 +19,6 @@ from m3_connectors.cli.options import (
     Model,
     Url,
     WeightsText,
-    check_store,
     choose_method,
 )
 from m3_connectors.embeddings import COMPONENTS
@@ -46,9 +45,8 @@ def explain(
     debug: Debug = False,
 ) -> None:
     """Show how a document's score is computed: weighted parts, shared tokens, nearest token pairs."""
-    check_store(url, collection)
     asked = choose_method(method, weights)
-    with open_index(url, collection, model, create=False) as index:
+    with open_index(url, collection, model) as index:
         explanation = index.explain(query, id, method=asked or index.methods[method])
     if json:
         print_json({"query": query, **explanation.to_dict()})

@@ -15,9 +15,9 @@ import typer
 from m3_connectors.adding import AddReport, CutDocument
 from m3_connectors.backends.registry import DEFAULT_COLLECTION
 from m3_connectors.backends.schema import LONG_DOCUMENTS, LongDocuments, Storage
-from m3_connectors.backends.urls import shown
+from m3_connectors.backends.urls import redacted
 from m3_connectors.cli.console import INTERRUPTED, duration, err, out, plural, print_json, warn
-from m3_connectors.cli.opening import open_index
+from m3_connectors.cli.opening import create_index
 from m3_connectors.cli.options import Collection, Debug, Json, Model, Url, check_store
 from m3_connectors.cli.progress import Progress, acknowledging_interrupts
 from m3_connectors.cli.reading import Reading
@@ -203,7 +203,7 @@ def index(
             f"{cell[:40]!r} is not a number that converts back to the same text"
         )
     if json:
-        report = {"url": shown(url), "collection": collection, **_document(outcome, dead, run, repeats)}
+        report = {"url": redacted(url), "collection": collection, **_document(outcome, dead, run, repeats)}
         print_json({**report, "text_columns": mixed})
     else:
         out.print(f"  {_summary(outcome, dead, run, repeats)}", markup=False, soft_wrap=True)
@@ -238,7 +238,7 @@ def _store(
     documents: Iterator[Document],
     run: _RunTracker,
 ) -> _Outcome:
-    with open_index(url, collection, model, create=True, storage=storage) as index, run.shown():
+    with create_index(url, collection, model, storage) as index, run.shown():
         before = index.count()
         started = time.monotonic()
         report = index.add(run.documents(documents), progress=run.stored, on_cut=run.cut)

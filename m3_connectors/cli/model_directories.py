@@ -18,6 +18,7 @@ import platformdirs
 
 from m3_connectors.embeddings import ModelInfo
 from m3_connectors.errors import ModelFormat
+from m3_connectors.files import replacing
 
 _MOST_REMEMBERED = 200
 
@@ -32,11 +33,10 @@ def remember(info: ModelInfo, directory: Path) -> None:
     used[info.weights_fingerprint] = [place, *others]
     kept = dict(list(used.items())[-_MOST_REMEMBERED:])
     target = _list_path()
-    partial = target.with_name(f"{target.name}.{os.getpid()}.tmp")
     with contextlib.suppress(OSError):
         target.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
-        os.replace(partial, target)
+        with replacing(target) as partial:
+            partial.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
 
 
 def directories(info: ModelInfo, url: str) -> list[Path]:

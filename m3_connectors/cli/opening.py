@@ -11,17 +11,25 @@ import typer
 
 from m3_connectors.backends.checks import check_model
 from m3_connectors.backends.registry import DEFAULT_COLLECTION
-from m3_connectors.backends.urls import shown
+from m3_connectors.backends.urls import redacted
 from m3_connectors.cli.console import err, working
 from m3_connectors.cli.model_directories import directories, find_by_name, remember
+from m3_connectors.cli.options import check_store
 from m3_connectors.embeddings import ModelInfo
-from m3_connectors.errors import M3Error, ModelFormat, ModelMismatch, NotFound, Unavailable
+from m3_connectors.errors import (
+    InvalidInput,
+    M3Error,
+    ModelFormat,
+    ModelMismatch,
+    NotFound,
+    Unavailable,
+    Unsupported,
+)
 
 if TYPE_CHECKING:
     from m3_connectors.backends.schema import Storage
     from m3_connectors.blocking import Index
     from m3_connectors.encoder.encoder import M3Encoder
-    from m3_connectors.index import Description, Encoder
 
 DEFAULT_MODEL = "BAAI/bge-m3"
 
@@ -62,52 +70,65 @@ def check_length(tokens: int | None, encoder: M3Encoder, option: str) -> None:
         )
 
 
-def choose_encoder(url: str, collection: str, model: str | None, *, create: bool) -> M3Encoder:
-    """Return the encoder for a collection.
+def choose_encoder(url: str, collection: str, model: str | None) -> M3Encoder:
+    """Return the encoder for a collection, which may be missing.
 
     Args:
         url: The store.
         collection: The name of the collection.
         model: The value of ``--model``; None means the model that wrote the collection, or ``DEFAULT_MODEL``.
-        create: Whether the collection may be missing.
 
     Raises:
-        NotFound: The collection does not exist and ``create`` is false. Raised before a model is loaded.
         ModelFormat: The model that wrote the collection was not found on this machine.
     """
+    from m3_connectors.blocking import connect
+
     written_by: ModelInfo | None = None
-    try:
-        written_by = describe(url, collection).schema.model
-    except NotFound:
-        if not create:
-            raise
-    if model is not None:
-        return load_encoder(model)
-    if written_by is None:
-        return load_encoder(DEFAULT_MODEL)
-    return _load_again(written_by, url, collection)
+    with contextlib.suppress(NotFound), connect(url, collection, create=False) as index:
+        written_by = index.schema.model
+    return _load(model, written_by, url, collection)
 
 
-def open_index(
-    url: str, collection: str, model: str | None, *, create: bool, storage: Storage | None = None
-) -> Index:
-    """Open a collection with its encoder; see ``choose_encoder`` and ``connect_index``."""
-    encoder = choose_encoder(url, collection, model, create=create)
-    return connect_index(url, collection, encoder, create=create, storage=storage)
-
-
-def connect_index(
-    url: str, collection: str, encoder: Encoder, *, create: bool, storage: Storage | None = None
-) -> Index:
-    """Open a collection with this encoder; ``storage`` is passed to ``connect``.
+def create_index(url: str, collection: str, model: str | None, storage: Storage | None) -> Index:
+    """Open a collection with its encoder, or create it; ``storage`` is passed to ``connect``.
 
     Raises:
         ModelMismatch: Another model wrote the collection. The message names the options that fix it.
     """
     from m3_connectors.blocking import connect
 
+    encoder = choose_encoder(url, collection, model)
     with advice(MISMATCH_ADVICE, ModelMismatch):
-        return connect(url, collection, encoder=encoder, create=create, storage=storage)
+        return connect(url, collection, encoder=encoder, storage=storage)
+
+
+def open_index(url: str, collection: str, model: str | None) -> Index:
+    """Open an existing collection, then load its encoder; the store is opened once.
+
+    Raises:
+        typer.BadParameter: The URL or the name of the collection is not valid.
+        NotFound: The collection does not exist. The message says how to create it.
+        ModelFormat: The model that wrote the collection was not found on this machine.
+        ModelMismatch: ``model`` did not write the collection. The message names the options that fix it.
+    """
+    from m3_connectors.blocking import connect
+
+    try:
+        index = connect(url, collection, create=False)
+    except NotFound as error:
+        error.add_note(f"  {how_to_fill(url, collection)}")
+        raise
+    except (InvalidInput, Unsupported):
+        check_store(url, collection)  # names the argument that is wrong
+        raise
+    try:
+        encoder = _load(model, index.schema.model, url, collection)
+        with advice(MISMATCH_ADVICE, ModelMismatch):
+            index.use_encoder(encoder)
+    except BaseException:
+        index.close()
+        raise
+    return index
 
 
 @contextlib.contextmanager
@@ -121,28 +142,19 @@ def advice(advice: str, *kinds: type[M3Error]) -> Iterator[None]:
         raise
 
 
-def describe(url: str, collection: str) -> Description:
-    """Return the description of a collection.
-
-    Raises:
-        NotFound: The collection does not exist. The message says how to create it.
-    """
-    from m3_connectors.blocking import connect
-
-    try:
-        with connect(url, collection, create=False) as index:
-            return index.describe()
-    except NotFound as error:
-        error.add_note(f"  {how_to_fill(url, collection)}")
-        raise
-
-
 def how_to_fill(url: str, collection: str) -> str:
     """Return the advice for a collection that does not exist."""
     if url == "memory:":
         return "memory: is empty when a command starts. Use a folder, such as qdrant:./data."
     name = "" if collection == DEFAULT_COLLECTION else f" -c {collection}"
-    return f"Create it:  m3 index {shown(url)} SOURCE{name}     or choose another one with --collection."
+    return f"Create it:  m3 index {redacted(url)} SOURCE{name}     or choose another one with --collection."
+
+
+def _load(model: str | None, written_by: ModelInfo | None, url: str, collection: str) -> M3Encoder:
+    """Load the model that the user named, otherwise the one that wrote the collection, otherwise the default."""
+    if model is not None or written_by is None:
+        return load_encoder(model or DEFAULT_MODEL)
+    return _load_again(written_by, url, collection)
 
 
 def _load_again(info: ModelInfo, url: str, collection: str) -> M3Encoder:

@@ -20,7 +20,6 @@ from m3_connectors.cli.options import (
     Url,
     WeightsText,
     at_least,
-    check_store,
     choose_method,
     read_filter,
 )
@@ -68,11 +67,9 @@ def search(
     debug: Debug = False,
 ) -> None:
     """Show the best documents for a query, with the scores that determine their rank."""
-    check_store(url, collection)
     wanted = read_filter(filter)
     asked = choose_method(method, weights)
-    reranker = CrossEncoder(rerank) if rerank else None
-    with open_index(url, collection, model, create=False) as index:
+    with open_index(url, collection, model) as index:
         chosen = asked or index.methods[method]
         hits = index.search(
             query,
@@ -81,7 +78,7 @@ def search(
             filter=wanted,
             offset=offset,
             min_score=min_score,
-            rerank=reranker,
+            rerank=CrossEncoder(rerank) if rerank else None,
             rerank_depth=rerank_depth,
         )
         # A sparse list contains only documents that share a token with the query.

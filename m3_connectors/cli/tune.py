@@ -199,7 +199,7 @@ def _load_or_evaluate(
             "  Choose a dataset with relevance judgements for documents."
         )
     at = collection or collection_name(name, passage_max_length)
-    encoder = choose_encoder(to, at, model, create=True)
+    encoder = choose_encoder(to, at, model)
     check_length(passage_max_length, encoder, "--passage-max-length")
     check_length(query_max_length, encoder, "--query-max-length")
     plan = Plan(

@@ -14,6 +14,9 @@ from m3_connectors.errors import InvalidInput
 _SPECIAL_TOKENS = 2
 """``<s>`` and ``</s>``; the CLS tokens that MCLS inserts are not counted as tokens of the text."""
 
+UNWEIGHTED_TOKENS = ("<s>", "</s>", "<pad>", "<unk>")
+"""The tokens that never get a sparse weight; ``<mask>`` does, as in FlagEmbedding."""
+
 MCLS_INTERVAL = 256
 """The number of text tokens between two CLS tokens (paper, section 3.3)."""
 
@@ -50,7 +53,7 @@ class TextTokeniser:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
-        special = [tokenizer.token_to_id(token) for token in ("<s>", "</s>", "<pad>", "<unk>")]
+        special = [tokenizer.token_to_id(token) for token in UNWEIGHTED_TOKENS]
         self.unweighted_ids = np.array(special, dtype=np.int64)
         """The token ids that never get a sparse weight."""
         self.cls_id, self.end_id, self.pad_id = self.unweighted_ids[:3]

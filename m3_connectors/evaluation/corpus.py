@@ -13,8 +13,9 @@ from m3_connectors.backends.checks import check_model
 from m3_connectors.backends.schema import Schema
 from m3_connectors.documents import Document
 from m3_connectors.embeddings import M3Embeddings
-from m3_connectors.errors import InvalidInput, NotFound
+from m3_connectors.errors import InvalidInput
 from m3_connectors.evaluation.datasets.dataset import Corpus
+from m3_connectors.opening import open_or_create
 
 if TYPE_CHECKING:
     from m3_connectors.encoder.encoder import M3Encoder
@@ -24,18 +25,14 @@ _BATCH_CHARACTERS = 64_000
 """About 16,000 tokens: 64 MB of float32 multi-vectors at 1,024 dimensions, and seconds of encoding."""
 
 
-async def open_or_create(backend: Backend, schema: Schema) -> None:
-    """Open a collection, or create it if it does not exist.
+async def open_for_corpus(backend: Backend, schema: Schema) -> None:
+    """Open or create a collection whose model and components are those of the evaluation.
 
     Raises:
         ModelMismatch: A different model wrote it.
-        InvalidInput: It has other components or another storage.
+        InvalidInput: It has other components.
     """
-    try:
-        there = await backend.open()
-    except NotFound:
-        await backend.create(schema)
-        return
+    there = await open_or_create(backend, schema)
     check_model(there.model, backend.collection, schema.model, what="this encoder is")
     if set(there.components) != set(schema.components):
         raise InvalidInput(

@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 import anyio
 import anyio.to_thread
@@ -20,12 +20,13 @@ from m3_connectors.backends.capabilities import Capability
 from m3_connectors.backends.registry import backend_for
 from m3_connectors.backends.schema import Schema
 from m3_connectors.backends.together import together
+from m3_connectors.backends.urls import redacted
 from m3_connectors.embeddings import Component, M3Embeddings
 from m3_connectors.environment import environment
 from m3_connectors.errors import InvalidInput
 from m3_connectors.evaluation.baselines.baseline import Baseline
 from m3_connectors.evaluation.candidates import CandidateScores, component_scores
-from m3_connectors.evaluation.corpus import open_or_create, store_corpus
+from m3_connectors.evaluation.corpus import open_for_corpus, store_corpus
 from m3_connectors.evaluation.datasets.dataset import Dataset
 from m3_connectors.evaluation.folder import EvaluationFolder
 from m3_connectors.evaluation.quantised import quantised, quantised_model
@@ -187,9 +188,9 @@ async def _score(
     if lists is not None:
         collections[lists] = quantised
     try:
-        await open_or_create(store, Schema(info))
+        await open_for_corpus(store, Schema(info))
         if lists is not None:
-            await open_or_create(lists, Schema(quantised_model(info), ("dense", "sparse")))
+            await open_for_corpus(lists, Schema(quantised_model(info), ("dense", "sparse")))
         total = len(dataset.documents)
         step = "encoding documents"
         kept = await store_corpus(
@@ -326,9 +327,7 @@ def _record(dataset: Dataset, encoder: M3Encoder, plan: Plan) -> EvaluationRecor
             fingerprint=dataset.fingerprint,
         ),
         model=encoder.info,
-        store=StoreRecord(
-            without_secrets(plan.url), plan.collection, urlsplit(plan.url).scheme.partition("+")[0]
-        ),
+        store=StoreRecord(redacted(plan.url), plan.collection, urlsplit(plan.url).scheme.partition("+")[0]),
         protocol=Protocol(
             fusion=plan.fusion,
             depths=dict(DEPTHS),
@@ -355,9 +354,3 @@ def _method_record(name: str, method: Method) -> MethodRecord:
     dense, sparse, multivector = method.weights
     candidates: dict[Component, int] = dict(method.candidates)
     return MethodRecord(name, "m3", (dense, sparse, multivector), candidates)
-
-
-def without_secrets(url: str) -> str:
-    """Return the URL of a store without user and password."""
-    parts = urlsplit(url)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])) if "@" in parts.netloc else url

@@ -19,7 +19,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import os
 import re
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,6 +31,7 @@ import numpy as np
 from m3_connectors.errors import InvalidInput, MissingDependency
 from m3_connectors.evaluation.measures import per_query
 from m3_connectors.evaluation.record import EvaluationRecord
+from m3_connectors.files import replacing
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -392,16 +392,14 @@ def write_table(path: Path, table: pa.Table) -> None:
     """Write Parquet, whole or not at all."""
     import pyarrow.parquet as pq
 
-    partial = path.with_name(f"{path.name}.tmp")
-    pq.write_table(table, partial, compression="zstd")
-    _replace(partial, path)
+    with replacing(path, durable=True) as partial:
+        pq.write_table(table, partial, compression="zstd")
 
 
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8, whole or not at all."""
-    partial = path.with_name(f"{path.name}.tmp")
-    partial.write_bytes(text.encode("utf-8"))
-    _replace(partial, path)
+    with replacing(path, durable=True) as partial:
+        partial.write_bytes(text.encode("utf-8"))
 
 
 def arrow() -> Any:
@@ -415,12 +413,6 @@ def arrow() -> Any:
     except ImportError:
         raise MissingDependency("pyarrow", "eval") from None
     return pyarrow
-
-
-def _replace(partial: Path, path: Path) -> None:
-    with partial.open("rb+") as file:
-        os.fsync(file.fileno())
-    os.replace(partial, path)
 
 
 def _documents(run: Run) -> dict[str, list[str]]:

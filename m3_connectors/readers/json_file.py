@@ -8,11 +8,12 @@ import re
 from collections.abc import Iterator
 from typing import Any, TextIO
 
+from m3_connectors.json_lines import Decoder, NotARecord
 from m3_connectors.readers.encodings import UNDECODABLE, written
 from m3_connectors.readers.fields import Fields
-from m3_connectors.readers.jsonl import Decoder, read_jsonl, record_outcome
+from m3_connectors.readers.jsonl import read_jsonl
 from m3_connectors.readers.lines import text_lines
-from m3_connectors.readers.outcomes import Outcome, Skipped
+from m3_connectors.readers.outcomes import Outcome, Skipped, outcome_of
 
 MAX_VALUE_CHARACTERS = 64 * 2**20
 """The limit of a record, because it is held in memory as a whole."""
@@ -59,7 +60,10 @@ def read_json(stream: TextIO, name: str, fields: Fields) -> Iterator[Outcome]:
         if undecodable:
             yield Skipped(line, f"record {number} is not {encoding}")
         else:
-            yield record_outcome(record, values.decoder, fields, f"{name}:{number}", line)
+            try:
+                yield outcome_of(values.decoder.checked(record), fields, f"{name}:{number}", line)
+            except NotARecord as error:
+                yield Skipped(line, str(error))
         if in_array:
             closed = values.take("]")
             if closed:

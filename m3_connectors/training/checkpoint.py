@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,6 +20,7 @@ from m3_connectors.encoder.loading import Checkpoint, load
 from m3_connectors.encoder.model import M3Model
 from m3_connectors.encoder.weights import extremes
 from m3_connectors.errors import Diverged, InvalidInput, ModelFormat, NotFound, Unavailable
+from m3_connectors.files import replacing
 from m3_connectors.training.interchange import write_interchange_files
 from m3_connectors.training.optimizer import RowAdamW
 from m3_connectors.training.tokenizer import FIRST_SPECIALS, save_tokenizer
@@ -96,14 +96,6 @@ def _check_finite(state: Mapping[str, Tensor]) -> None:
                 f"{str(value.dtype).removeprefix('torch.')}; the model was not written.\n"
                 "  Train again with a lower learning_rate or a longer warm_up."
             )
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Yield a path to write to, which replaces ``path`` at the end: a kill does not leave a partial file."""
-    fresh = path.with_name(f"{path.name}.new")
-    yield fresh
-    fresh.replace(path)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,6 +21,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from tokenizers import Tokenizer
 
+from m3_connectors.files import replacing
 from m3_connectors.training.pairs import fingerprint_files, read_lines
 
 _log = logging.getLogger(__name__)
@@ -206,15 +207,14 @@ def _build(
     for name, array in arrays.items():
         np.save(cache / f"{name}.npy", array)
     # The index is written last and atomically: a cache without an index is incomplete.
-    fresh = cache / "index.json.new"
     names = {
         "fingerprint": fingerprint,
         "sources": list(sources),
         "languages": list(languages),
         "unused": unused,
     }
-    fresh.write_text(json.dumps(names))
-    fresh.replace(cache / "index.json")
+    with replacing(cache / "index.json") as fresh:
+        fresh.write_text(json.dumps(names))
 
 
 def _clusters(

@@ -18,12 +18,15 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from m3_connectors.encoder.model import M3Model, padded_attention
+from m3_connectors.encoder.tokens import UNWEIGHTED_TOKENS
 from m3_connectors.training.losses import Representations
-from m3_connectors.training.tokenizer import FIRST_PIECE
+from m3_connectors.training.tokenizer import FIRST_PIECE, FIRST_SPECIALS
 
 WORDS, POSITIONS = "embeddings.word_embeddings.weight", "embeddings.position_embeddings.weight"
 TABLES = (WORDS, POSITIONS)
 """The parameters of which a batch uses few rows."""
+
+_UNWEIGHTED_IDS = torch.tensor([FIRST_SPECIALS.index(token) for token in UNWEIGHTED_TOKENS])
 
 
 @dataclass(frozen=True)
@@ -128,7 +131,7 @@ class TrainingEncoder:
         rows = torch.from_numpy(np.concatenate([np.arange(starts[p] + 1, starts[p + 1]) for p in place]))
         owner = torch.repeat_interleave(torch.arange(len(order)), torch.tensor(counts))
         tails, tail_ids = hidden[rows], ids[rows]
-        lexical = (tail_ids >= FIRST_PIECE) & (tail_ids < self._model.config.vocab_size - 1)
+        lexical = ~torch.isin(tail_ids, _UNWEIGHTED_IDS)
         weights = F.linear(tails, working["sparse_linear.weight"], working["sparse_linear.bias"])
         vectors = F.linear(tails, working["colbert_linear.weight"], working["colbert_linear.bias"])
         return Representations(

@@ -7,18 +7,14 @@ without a byte-order mark, or UTF-16 with one. Blank lines are skipped, as by al
 
 from __future__ import annotations
 
-import codecs
-import gzip
 import hashlib
-import io
-import json
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from m3_connectors.errors import InvalidInput
+from m3_connectors.json_lines import Decoder, NotARecord, numbered_lines
 
 UNDETERMINED = "und"
 """The language of texts without a language (ISO 639-2)."""
@@ -26,7 +22,6 @@ UNDETERMINED = "und"
 _ENDINGS = (".jsonl", ".jsonl.gz")
 _KEYS = ("query", "positive", "lang_q", "lang_p")
 _FLAG_EMBEDDING_KEYS = ("query", "pos", "lang_q", "lang_p")
-_UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _FORMS = (
     '  Write each line as {"query": "…", "positive": "…", "lang_q": "en", "lang_p": "en"}, or as '
     'FlagEmbedding\'s {"query": "…", "pos": ["…"]}.'
@@ -77,13 +72,17 @@ def read_lines(folder: Path) -> Iterator[Line]:
         raise InvalidInput(
             f"{folder} contains no *.jsonl or *.jsonl.gz file.\n  Use a folder of training pairs.\n{_FORMS}"
         )
-    found = False
+    found, decoder = False, Decoder()
     for file in files:
         source = file.name[: file.name.lower().rindex(".jsonl")]
-        for number, text in _texts(file):
-            if text.strip():
-                found = True
-                yield _parse(source, text, f"{file}:{number}")
+        for number, text in numbered_lines(file):
+            found = True
+            where = f"{file}:{number}"
+            try:
+                record = decoder.record(text)
+            except NotARecord as error:
+                raise _refusal(where, str(error)) from None
+            yield _parse(source, record, where)
     if not found:
         raise InvalidInput(
             f"{folder} has only empty files: {', '.join(file.name for file in files)}.\n"
@@ -116,47 +115,7 @@ def _files(folder: Path) -> list[Path]:
     )
 
 
-def _texts(file: Path) -> Iterator[tuple[int, str]]:
-    """Yield the number and the text of each line."""
-    number = 0
-    try:
-        with gzip.open(file) if file.suffix.lower() == ".gz" else file.open("rb") as content:
-            if content.peek(2)[:2] in _UTF_16:
-                # UTF-16 text must be decoded before it can be split into lines.
-                with io.TextIOWrapper(content, "utf-16", newline="\n") as texts:
-                    for number, text in enumerate(texts, 1):
-                        yield number, text
-                return
-            for number, line in enumerate(content, 1):
-                try:
-                    yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
-                except UnicodeDecodeError as error:
-                    raise InvalidInput(
-                        f"{file}:{number} is not UTF-8 at byte {error.start} of the line "
-                        f"(0x{line[error.start]:02X}).\n  Convert the file, for example with: "
-                        f"iconv -f ISO-8859-1 -t UTF-8 {file.name} > utf8.jsonl"
-                    ) from None
-    except UnicodeDecodeError as error:
-        raise InvalidInput(
-            f"{file}:{number + 1} or shortly after it is not UTF-16: {error.reason}.\n"
-            f"  Convert the file, for example with: iconv -f UTF-16 -t UTF-8 {file.name} > utf8.jsonl"
-        ) from None
-    except (gzip.BadGzipFile, zlib.error, EOFError) as error:
-        raise InvalidInput(
-            f"{file} cannot be decompressed after line {number}: {error}\n"
-            "  Download or compress the file again."
-        ) from None
-
-
-def _parse(source: str, text: str, where: str) -> Line:
-    try:
-        raw = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise _refusal(where, f"it is not JSON ({error.msg} at character {error.pos + 1})") from None
-    except (RecursionError, ValueError):  # extreme nesting, or an integer with thousands of digits
-        raise _refusal(where, "its JSON is nested too deeply or has too long a number") from None
-    if not isinstance(raw, dict):
-        raise _refusal(where, f"it is a JSON {type(raw).__name__}, not an object")
+def _parse(source: str, raw: dict[str, Any], where: str) -> Line:
     if "pos" in raw and "positive" not in raw:
         return _flag_embedding(source, raw, where)
     for key in _KEYS:

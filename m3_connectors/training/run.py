@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from m3_connectors.errors import InvalidInput
-from m3_connectors.training.checkpoint import replacing
+from m3_connectors.files import replacing
 from m3_connectors.training.config import TrainingConfig
 from m3_connectors.training.trainer import Trainer
 

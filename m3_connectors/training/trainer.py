@@ -22,6 +22,7 @@ from tokenizers import Tokenizer
 from m3_connectors.encoder.config import ModelConfig
 from m3_connectors.encoder.model import M3Model
 from m3_connectors.errors import Diverged
+from m3_connectors.files import replacing
 from m3_connectors.methods import MIRACL, Weights, save_weights
 from m3_connectors.training.batches import Batch, Sampler
 from m3_connectors.training.checkpoint import (
@@ -31,7 +32,6 @@ from m3_connectors.training.checkpoint import (
     import_model,
     load_state,
     read_kept,
-    replacing,
     save_state,
 )
 from m3_connectors.training.config import DTYPES, TokenizerSettings, TrainingConfig

@@ -11,12 +11,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.sparse as sp
 import torch
 from numpy.typing import NDArray
 
+from m3_connectors.embeddings import COMPONENTS, M3Embeddings, MultiVectors
+from m3_connectors.encoder.heads import sparse_matrix
 from m3_connectors.encoder.model import M3Model
 from m3_connectors.errors import InvalidInput
+from m3_connectors.scoring import score
 from m3_connectors.training.batches import wrap
 from m3_connectors.training.data import PairStore
 from m3_connectors.training.forward import TrainingEncoder
@@ -106,26 +108,16 @@ def unmatched(tasks: Sequence[Task], importance: Mapping[str, float]) -> list[st
     return lost
 
 
-@dataclass(frozen=True)
-class Encoded:
-    """The three representations of texts; the rows of text i are ``rows[offsets[i] : offsets[i + 1]]``."""
-
-    dense: NDArray[np.float32]
-    sparse: sp.csr_array
-    rows: NDArray[np.float32]
-    offsets: NDArray[np.int64]
-
-
 @torch.no_grad()
 def encode(
     model: M3Model, texts: Sequence[NDArray[np.int64]], *, dtype: torch.dtype, token_budget: int = 8192
-) -> Encoded:
+) -> M3Embeddings:
     """Encode texts with ``<s>`` and ``</s>``, in batches of about ``token_budget`` tokens."""
     encoder = TrainingEncoder(model, dtype)
-    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
     dense = np.zeros((len(texts), model.config.hidden_size), np.float32)
     rows: list[NDArray[np.float32]] = [np.zeros((0, 0), np.float32)] * len(texts)
-    parts: list[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]] = []
+    parts: list[tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]] = []
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
     while order:
         taken, tokens = 0, 0
         while taken < len(order) and (not taken or tokens + len(texts[order[taken]]) <= token_budget):
@@ -137,39 +129,22 @@ def encode(
         for i, part in zip(batch, torch.split(shown.rows.float(), list(shown.row_counts)), strict=True):
             rows[i] = part.numpy()
         owner = np.array(batch)[shown.token_text.numpy()]
-        parts.append((owner, shown.token_ids.numpy(), shown.token_weights.numpy()))
-    owner, ids, weights = (np.concatenate([part[i] for part in parts]) for i in range(3))
-    return Encoded(
-        dense,
-        _maximum_matrix(owner, ids, weights, (len(texts), model.config.vocab_size)),
-        np.concatenate(rows),
-        np.concatenate([[0], np.cumsum([len(part) for part in rows])]),
+        parts.append((shown.token_weights.numpy(), shown.token_ids.numpy(), owner))
+    weights, ids, owner = (np.concatenate([part[i] for part in parts]) for i in range(3))
+    return M3Embeddings(
+        dense=dense,
+        # The training encoder has left out the tokens without a weight.
+        sparse=sparse_matrix(
+            weights, ids, owner, shape=(len(texts), model.config.vocab_size), without=np.empty(0, np.int64)
+        ),
+        multivectors=MultiVectors(np.concatenate(rows), np.cumsum([0, *map(len, rows)])),
+        truncated=np.zeros(len(texts), np.bool_),
     )
 
 
-def _maximum_matrix(
-    owner: NDArray[np.int64], ids: NDArray[np.int64], weights: NDArray[np.float32], shape: tuple[int, int]
-) -> sp.csr_array:
-    """Return the weights above 0 as a sparse matrix; a repeated token gets its maximum."""
-    order = np.lexsort((-weights, ids, owner))
-    owner, ids, weights = owner[order], ids[order], weights[order]
-    first = np.ones(len(owner), bool)
-    first[1:] = (owner[1:] != owner[:-1]) | (ids[1:] != ids[:-1])
-    keep = first & (weights > 0)
-    return sp.csr_array((weights[keep], (owner[keep], ids[keep])), shape=shape)
-
-
-def task_scores(queries: Encoded, corpus: Encoded) -> tuple[NDArray[np.float32], ...]:
+def task_scores(queries: M3Embeddings, corpus: M3Embeddings) -> list[NDArray[np.float32]]:
     """Return the dense, sparse and multi-vector scores, each float32 ``[queries, corpus]``."""
-    dense = queries.dense @ corpus.dense.T
-    sparse = (queries.sparse @ corpus.sparse.T).toarray()
-    counts = np.diff(queries.offsets)
-    multivector = np.empty_like(dense)
-    for document in range(len(corpus.offsets) - 1):
-        rows = corpus.rows[corpus.offsets[document] : corpus.offsets[document + 1]]
-        best = (rows @ queries.rows.T).max(0)
-        multivector[:, document] = np.add.reduceat(best, queries.offsets[:-1]) / counts
-    return dense, sparse, multivector
+    return [np.stack([score(component, query, corpus) for query in queries]) for component in COMPONENTS]
 
 
 def ndcg(scores: NDArray[np.float32], relevant: Sequence[set[int]], cutoff: int = 10) -> float:
@@ -252,7 +227,7 @@ class Validation:
         return table
 
     def _weighted(
-        self, task: Task, scores: tuple[NDArray[np.float32], ...], weights: tuple[float, float, float]
+        self, task: Task, scores: Sequence[NDArray[np.float32]], weights: tuple[float, float, float]
     ) -> float:
         fused = weights[0] * scores[0] + weights[1] * scores[1] + weights[2] * scores[2]
         return ndcg(reranked(scores[0], fused.astype(np.float32)), task.relevant)

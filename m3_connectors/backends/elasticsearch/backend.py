@@ -303,7 +303,6 @@ class ElasticsearchBackend(Backend):
             fields += [SPARSE_BLOB] if "sparse" in ask.welcome and not ask.documents else []
         if component == "sparse":
             return await ranking.sparse_list(*where, ask.query, limit, condition, fields, texts=whole)
-        assert ask.query.dense is not None
         return await ranking.dense_list(
             *where, ask.query.dense[0], limit, condition, ask.exact, fields, width=ask.width, texts=whole
         )
@@ -362,7 +361,6 @@ class ElasticsearchBackend(Backend):
         ids = list(dict.fromkeys(id for name in from_blobs for id in missing[name]))
 
         async def dense() -> Known:
-            assert query.dense is not None
             return {"dense": await self._read.dense_scores(query.dense[0], missing["dense"])}
 
         calls = [dense] if "dense" in missing else []

@@ -156,7 +156,6 @@ class Reader:
             large = ["multivector"]
         small = [name for name in components if name not in large]
         if "dense" in small:
-            assert query.dense is not None
             among = {"ids": {"values": ids}}
             body = dense_search(query.dense[0], len(ids), len(ids), among, blobs_of(small), texts=True)
         else:

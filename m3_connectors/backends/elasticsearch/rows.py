@@ -70,7 +70,6 @@ def index_operation(
         **indexed(document.metadata),
         BUCKET: zlib.crc32(document.id.encode()) % BUCKETS,
     }
-    assert embeddings.dense is not None
     source[DENSE] = np.ascontiguousarray(embeddings.dense[0])
     if "sparse" in embeddings.components:
         token_ids, weights = embeddings.sparse.indices, embeddings.sparse.data
@@ -224,7 +223,6 @@ def dense_scores(hits: Sequence[Mapping[str, Any]]) -> Float32:
 
 def sparse_query(query: M3Embeddings, filter: Query | None) -> Query:
     """Return a query for documents that share a token, by the server's rounded s_lex, without pruning."""
-    assert query.sparse is not None
     vector = _weights(query.sparse.indices, query.sparse.data)
     scoring: Query = {"sparse_vector": {"field": SPARSE, "query_vector": vector, "prune": False}}
     return scoring if filter is None else {"bool": {"must": [scoring], "filter": [filter]}}

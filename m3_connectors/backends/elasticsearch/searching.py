@@ -124,7 +124,6 @@ async def sparse_list(
     texts: bool = False,
 ) -> tuple[Hits, Float32]:
     """Return the true list by s_lex, best first; the hits include the same as those of ``dense_list``."""
-    assert query.sparse is not None
     if query.sparse.nnz == 0:
         return [], np.empty(0, dtype=np.float32)
     wanted = list(dict.fromkeys((SPARSE_BLOB, *fields)))

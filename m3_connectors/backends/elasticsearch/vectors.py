@@ -60,10 +60,8 @@ def scores_in(components: Sequence[Component], query: M3Embeddings, hits: Hits) 
     """
     scores: dict[Component, Float32] = {}
     if "sparse" in components:
-        assert query.sparse is not None
         scores["sparse"] = sparse_scores(query.sparse, sparse_rows(hits, query.sparse.shape[1]))
     if "multivector" in components:
-        assert query.multivectors is not None
         rows = multivectors(hits, query.multivectors.dimension)
         scores["multivector"] = multivector_scores(query.multivectors[0], rows)
     return scores

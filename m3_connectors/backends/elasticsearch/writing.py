@@ -132,7 +132,6 @@ class Writer:
         }
 
     async def _write_parts(self, id: str, embeddings: M3Embeddings, names: Sequence[str]) -> list[Outcome]:
-        assert embeddings.multivectors is not None
         rows = embeddings.multivectors[0]
         step, precision = self._rows_per_part, self._schema.storage.precision
 

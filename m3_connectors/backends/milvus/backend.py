@@ -29,7 +29,7 @@ from m3_connectors.backends.milvus.searching import Hit, Searcher
 from m3_connectors.backends.milvus.writing import Writer
 from m3_connectors.backends.retry import Patience
 from m3_connectors.backends.together import Shared, together
-from m3_connectors.backends.urls import shown
+from m3_connectors.backends.urls import redacted
 from m3_connectors.documents import Document
 from m3_connectors.embeddings import Component, M3Embeddings
 from m3_connectors.errors import CollectionNotFound, InvalidInput, NotFound
@@ -113,7 +113,7 @@ class MilvusBackend(Backend):
             path = url.removeprefix("milvus:")
             if not path or path.startswith("//"):
                 raise InvalidInput(
-                    f"{shown(url)!r} does not name a data directory.\n  Use milvus:./data.db.\n"
+                    f"{redacted(url)!r} does not name a data directory.\n  Use milvus:./data.db.\n"
                     f"  A server is milvus+http://HOST:{_PORT}."
                 )
             left = dict(options)

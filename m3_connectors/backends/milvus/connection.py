@@ -16,7 +16,6 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, TypeVar
 
 import anyio
@@ -32,7 +31,7 @@ from m3_connectors.backends.milvus.exclusion import Exclusion, exclusion_of
 from m3_connectors.backends.retry import Patience, retrying
 from m3_connectors.backends.speaking import check_spoken
 from m3_connectors.backends.together import Turn
-from m3_connectors.errors import InvalidInput, TimedOut, Unavailable
+from m3_connectors.errors import TimedOut, Unavailable
 
 T = TypeVar("T")
 
@@ -130,11 +129,6 @@ class Connection:
         if endpoint.path:
             options["db_name"] = endpoint.path.strip("/")
         if endpoint.ca_certs:
-            if not Path(endpoint.ca_certs).is_file():
-                raise InvalidInput(
-                    f"ca_certs is {endpoint.ca_certs!r}, and there is no such file.\n"
-                    "  Pass the PEM file of the CA that signed the server's certificate."
-                )
             options["server_pem_path"] = endpoint.ca_certs
         try:
             return await cls._connected(endpoint.url, endpoint.patience, options, None)

@@ -135,7 +135,6 @@ def _entity(
         )
     text = document.text.encode()
     metadata = metadata_json(document.metadata).encode()
-    assert embeddings.dense is not None
     row: dict[str, Any] = {
         "key": key_of(document.id),
         "dense": embeddings.dense[i],

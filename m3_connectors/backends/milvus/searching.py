@@ -122,7 +122,6 @@ class Searcher:
 
     async def _exact_sparse(self, query: M3Embeddings, limit: int, expression: str) -> list[Hit]:
         """Return the true list by s_lex from a server with rounded scores; proven, or requested again."""
-        assert query.sparse is not None
         asked = min(limit + max(limit // 10, _MORE), self.most_results)
         while True:
             hits = await self._asked("sparse", query, int(asked), expression, ["sparse"], 0)
@@ -153,12 +152,10 @@ class Searcher:
     ) -> list[Hit]:
         """Run one search, with the server's own scores."""
         if component == "sparse":
-            assert query.sparse is not None
             data: Any = sparse_of(query.sparse, 0)
             if not data:
                 return []
         else:
-            assert query.dense is not None
             data = query.dense[0]
         params: dict[str, Any] = {"metric_type": "IP"}
         if component == "dense" and self._layout.dense_index == "HNSW":

@@ -70,7 +70,6 @@ class Layout:
 
     def vectors(self, embeddings: M3Embeddings, i: int) -> Iterator[tuple[str, Vector]]:
         """Yield the named vectors of document i; a component without entries has no vector."""
-        assert embeddings.dense is not None
         yield "dense", embeddings.dense[i]
         if "sparse" in embeddings.components:
             row = sparse_row(embeddings.sparse, i)

@@ -12,7 +12,7 @@ import numpy as np
 
 from m3_connectors.backends.retry import Patience, retrying
 from m3_connectors.backends.together import together
-from m3_connectors.backends.urls import shown
+from m3_connectors.backends.urls import redacted
 from m3_connectors.embeddings import Float32
 from m3_connectors.errors import (
     BackendError,
@@ -90,7 +90,7 @@ class EmbeddingEndpoint:
         self.name = run_name("openai", self._model)
         cut = f", texts cut at {int(self._most):,} characters" if self._most else ""
         self.description = (
-            f"{self._model} behind the embedding endpoint {shown(self._base)}, exact search by cosine"
+            f"{self._model} behind the embedding endpoint {redacted(self._base)}, exact search by cosine"
             f"{cut}{prefixes(*self._prefixes)}"
         )
 

@@ -6,18 +6,14 @@ error.
 
 from __future__ import annotations
 
-import contextlib
-import gzip
-import json
-import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from m3_connectors.documents import Document, check_documents, check_unicode
 from m3_connectors.errors import InvalidInput
 from m3_connectors.evaluation.datasets.dataset import Corpus
+from m3_connectors.json_lines import Decoder, NotARecord, numbered_lines
 
 Record = dict[str, Any]
 
@@ -38,62 +34,19 @@ def find(directory: Path, name: str) -> Path:
     )
 
 
-def lines(path: Path, member: str | None = None) -> Iterator[tuple[int, str]]:
-    """Lines that are not blank, with their numbers from 1.
-
-    Args:
-        path: The file, plain, ``.gz`` or ``.zip``.
-        member: Name of the file within a ``.zip``, in whichever folder of it.
-
-    Raises:
-        InvalidInput: A line is not UTF-8, or the file ends in the middle of its compressed data.
-    """
-    line = 0
-    try:
-        with _open(path, member) as file:
-            for line, raw in enumerate(file, 1):
-                if raw.strip():
-                    yield line, raw.decode("utf-8-sig" if line == 1 else "utf-8")
-    except UnicodeDecodeError as error:
-        raise InvalidInput(
-            f"{path}:{line}: not UTF-8: {error.reason}.\n  Convert the file to UTF-8."
-        ) from None
-    except (EOFError, zlib.error, gzip.BadGzipFile, zipfile.BadZipFile) as error:
-        raise InvalidInput(
-            f"{path}: damaged after line {line}: {error}\n  Download or write it again."
-        ) from None
-
-
-@contextlib.contextmanager
-def _open(path: Path, member: str | None) -> Iterator[Iterable[bytes]]:
-    if member is not None:
-        with zipfile.ZipFile(path) as archive:
-            names = [name for name in archive.namelist() if PurePosixPath(name).name == member]
-            if len(names) != 1:
-                raise InvalidInput(
-                    f"{path} has {len(names)} files {member}; it must have one.\n  Remove the others."
-                )
-            with archive.open(names[0]) as file:
-                yield file
-    else:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
-            yield file
-
-
 def records(path: Path, member: str | None = None) -> Iterator[tuple[str, Record]]:
-    """The JSON objects of a file (see ``lines``), a line each, with ``FILE:LINE`` for errors.
+    """The JSON objects of a file (see ``numbered_lines``), a line each, with ``FILE:LINE`` for errors.
 
     Raises:
         InvalidInput: A line holds something else.
     """
-    for line, raw in lines(path, member):
+    decoder = Decoder()
+    for line, raw in numbered_lines(path, member):
         where = f"{path}:{line}" if member is None else f"{path}:{member}:{line}"
         try:
-            record = json.loads(raw)
-        except ValueError as error:
-            raise InvalidInput(f"{where}: not JSON: {error}{_FIX}") from None
-        if not isinstance(record, dict):
-            raise InvalidInput(f"{where}: not a JSON object.{_FIX}")
+            record = decoder.record(raw)
+        except NotARecord as error:
+            raise InvalidInput(f"{where}: {error}.{_FIX}") from None
         yield where, record
 
 
@@ -107,7 +60,7 @@ def cells(path: Path, *columns: str) -> Iterator[tuple[str, list[str]]]:
     Raises:
         InvalidInput: A row has another number of cells.
     """
-    for line, raw in lines(path):
+    for line, raw in numbered_lines(path):
         row = raw.rstrip("\r\n").split("\t")
         if len(row) != len(columns):
             raise InvalidInput(f"{path}:{line}: {raw.strip()!r} is not '{' TAB '.join(columns)}'.{_FIX}")

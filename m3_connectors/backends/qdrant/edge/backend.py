@@ -30,7 +30,7 @@ from m3_connectors.backends.qdrant.edge.rows import (
     vectors,
 )
 from m3_connectors.backends.qdrant.edge.searching import EdgeAnswers, at_once, key_of
-from m3_connectors.backends.urls import shown
+from m3_connectors.backends.urls import redacted
 from m3_connectors.documents import Document
 from m3_connectors.embeddings import Component, M3Embeddings
 from m3_connectors.errors import DocumentNotFound, InvalidInput
@@ -85,7 +85,7 @@ class EdgeBackend(Backend):
         directory = url.removeprefix("qdrant:")
         if not directory or directory.startswith("//"):
             raise InvalidInput(
-                f"{shown(url)!r} does not name a directory.\n  Use qdrant:DIRECTORY, such as qdrant:./data.\n"
+                f"{redacted(url)!r} does not name a directory.\n  Use qdrant:DIRECTORY, such as qdrant:./data.\n"
                 "  A server is qdrant+http://HOST:6333."
             )
         refuse_unknown("qdrant:DIRECTORY", cls.capabilities, options)

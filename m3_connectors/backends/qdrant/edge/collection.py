@@ -12,6 +12,7 @@ from m3_connectors.backends.base import Schema
 from m3_connectors.backends.listing import CollectionInfo
 from m3_connectors.backends.qdrant.edge.errors import BACKEND, broken, translated
 from m3_connectors.errors import AlreadyExists, CollectionNotFound, Corrupt, InvalidInput, NotFound
+from m3_connectors.files import replacing
 
 FIRST_SHARD = "shard"
 """The name of the directory with the engine's files in a new collection."""
@@ -21,11 +22,9 @@ _SHARD = re.compile(r"shard(-[0-9a-f]{32})?")
 
 def write_record(home: Path, schema: Schema, name: str) -> None:
     """Write the schema and the name of the active shard directory atomically."""
-    with open(home / "m3.json.tmp", "w", encoding="utf-8") as file:
-        json.dump({**schema.to_json(), "shard": name}, file, indent=1, ensure_ascii=False)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(home / "m3.json.tmp", home / "m3.json")
+    record = json.dumps({**schema.to_json(), "shard": name}, indent=1, ensure_ascii=False)
+    with replacing(home / "m3.json", durable=True) as partial:
+        partial.write_text(record, encoding="utf-8")
 
 
 def read_record(home: Path) -> tuple[Schema, str]:

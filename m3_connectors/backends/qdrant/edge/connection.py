@@ -41,9 +41,10 @@ from m3_connectors.backends.qdrant.edge.collection import (
 )
 from m3_connectors.backends.qdrant.edge.errors import BACKEND, check_space, first_line, translated
 from m3_connectors.backends.qdrant.edge.lock import ProcessLock
-from m3_connectors.backends.qdrant.edge.reclaim import CHECK_POINTS, Copy, Usage, size_bytes
+from m3_connectors.backends.qdrant.edge.reclaim import CHECK_POINTS, Copy, Usage
 from m3_connectors.backends.qdrant.edge.rows import Layout
 from m3_connectors.errors import BackendError, Busy, CollectionNotFound, Corrupt, M3Error
+from m3_connectors.files import allocated_bytes_below
 
 T = TypeVar("T")
 
@@ -187,7 +188,7 @@ class Shard:
 
     def size_bytes(self) -> int:
         """Return the disk space of the collection."""
-        return size_bytes(self._home)
+        return allocated_bytes_below(self._home)
 
     def usage(self, edge: engine.EdgeShard) -> Usage:
         """Return how much of the data is garbage. Use it in calls that ``run`` makes."""

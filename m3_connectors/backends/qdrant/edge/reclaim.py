@@ -9,7 +9,6 @@ pages. Writes go to both shards in the meantime, so the copy is complete after i
 from __future__ import annotations
 
 import dataclasses
-import os
 import shutil
 import time
 import uuid
@@ -19,6 +18,7 @@ from pathlib import Path
 import qdrant_edge as engine
 
 from m3_connectors.backends.qdrant.edge.rows import Layout, PointId
+from m3_connectors.files import allocated_bytes_below
 
 CHECK_POINTS = 1000
 """Documents written or deleted before garbage is measured; more in a large collection, where it matters
@@ -58,7 +58,7 @@ class Usage:
         segments = directory / "segments"
         places = sum(path.stat().st_size for path in segments.glob("*/*id_tracker.versions"))
         live = edge.count(engine.CountRequest(exact=True))
-        return cls(live, max(live, places // _VERSION_BYTES), size_bytes(segments))
+        return cls(live, max(live, places // _VERSION_BYTES), allocated_bytes_below(segments))
 
     @property
     def deleted(self) -> int:
@@ -153,22 +153,3 @@ class Copy:
             self.shard.close()
         finally:
             shutil.rmtree(self.directory, ignore_errors=True)
-
-
-def size_bytes(directory: Path) -> int:
-    """Return the space on disk of the files below a directory."""
-    # os.walk skips folders that are deleted in the meantime, by the engine or after a reclaim.
-    walked = os.walk(directory)
-    return sum(_allocated_bytes(Path(folder, name)) for folder, _, files in walked for name in files)
-
-
-def _allocated_bytes(path: Path) -> int:
-    try:
-        status = os.stat(path)
-    except (
-        FileNotFoundError
-    ):  # deleted in the meantime by the engine, or by the thread that removes an old shard
-        return 0
-    blocks = getattr(status, "st_blocks", None)
-    # The engine creates large sparse files, which take less space than their length.
-    return status.st_size if blocks is None else 512 * blocks

@@ -78,24 +78,19 @@ class Layout(shared.Layout):
     def nearest(self, component: Component, query: M3Embeddings) -> engine.Query:
         """Return the query of one component of one text; ``multivector`` uses the first multi-vector."""
         if component == "dense":
-            assert query.dense is not None
             return engine.Query.Nearest(query.dense[0].tolist(), using="dense")
         if component == "sparse":
-            assert query.sparse is not None
             vector = engine.SparseVector(query.sparse.indices.tolist(), query.sparse.data.tolist())
             return engine.Query.Nearest(vector, using="sparse")
-        assert query.multivectors is not None
         return engine.Query.Nearest(query.multivectors[0].tolist(), using=self.multivectors[0])
 
     def nearest_row(self, query: M3Embeddings, row: int, part: int) -> engine.Query:
         """Return the query of one multi-vector row of one text against one of the multi-vectors."""
-        assert query.multivectors is not None
         return engine.Query.Nearest([query.multivectors[0][row].tolist()], using=self.multivectors[part])
 
     @staticmethod
     def query_rows(query: M3Embeddings) -> int:
         """Return the number of multi-vector rows of one text."""
-        assert query.multivectors is not None
         return len(query.multivectors.rows)
 
     def embeddings(self, vectors: Sequence[Mapping[str, Any]]) -> M3Embeddings:

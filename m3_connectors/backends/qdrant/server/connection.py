@@ -24,7 +24,7 @@ from m3_connectors.backends.qdrant.server.wire import RestWire, Wire
 from m3_connectors.backends.retry import retrying
 from m3_connectors.backends.speaking import check_spoken
 from m3_connectors.backends.together import Shared
-from m3_connectors.errors import InvalidInput, Rejected, Unavailable, Unsupported
+from m3_connectors.errors import Rejected, Unavailable, Unsupported
 
 T = TypeVar("T")
 Transport = Literal["auto", "grpc", "rest"]
@@ -139,6 +139,7 @@ class Connection:
         # The key is passed as a header: as ``api_key``, the client would warn about an http URL that the user
         # allowed.
         key = endpoint.api_key
+        trusted = endpoint.ca_certs
         return AsyncQdrantClient(
             url=f"{endpoint.scheme}://{_bracketed(endpoint.host)}:{endpoint.port}",
             prefix=endpoint.path or None,
@@ -148,19 +149,8 @@ class Connection:
             check_compatibility=False,
             # For localhost the client's default is a new connection for each request.
             limits=httpx.Limits(max_connections=100, max_keepalive_connections=20),
-            verify=self._trust(),
+            verify=ssl.create_default_context(cafile=trusted) if trusted else endpoint.verify,
         )
-
-    def _trust(self) -> ssl.SSLContext | bool:
-        if self._endpoint.ca_certs is None:
-            return self._endpoint.verify
-        try:
-            return ssl.create_default_context(cafile=self._endpoint.ca_certs)
-        except (OSError, ssl.SSLError) as error:
-            raise InvalidInput(
-                f"ca_certs is {self._endpoint.ca_certs!r}, which is not a readable PEM file: {error}\n"
-                "  Pass the PEM file of the CA that signed the server's certificate."
-            ) from error
 
     async def _grpc_wire(self, version: str) -> GrpcWire | None:
         if self._transport == "rest":

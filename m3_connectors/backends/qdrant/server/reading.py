@@ -41,14 +41,11 @@ class ExactScores:
     def vector(self, component: Component) -> Vector | None:
         """Return the query's vector of one component; None for an empty sparse vector, which scores 0."""
         if component == "dense":
-            assert self._query.dense is not None
             dense: Float32 = self._query.dense[0]
             return dense
         if component == "sparse":
-            assert self._query.sparse is not None
             row = sparse_row(self._query.sparse, 0)
             return row if len(row[0]) else None
-        assert self._query.multivectors is not None
         return self._query.multivectors[0]
 
     async def of(self, wanted: Mapping[Component, Sequence[str]]) -> dict[Component, dict[str, float]]:

@@ -1,0 +1,48 @@
+"""Replace files atomically, and measure their space on disk."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
+    """Yield a path to write to, which replaces ``path`` at the end: readers see the old file or the new one.
+
+    If the block raises an error, the old file is kept and the new one is deleted. Other processes may replace
+    the same file at the same time.
+
+    Args:
+        path: The file; its directory must exist.
+        durable: Whether the content must survive a power failure after the block.
+    """
+    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        yield partial
+        if durable:
+            with partial.open("rb+") as file:
+                os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def allocated_bytes(path: Path) -> int:
+    """Return the space of a file on disk, less than its length if it is sparse; 0 if it was just deleted."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return 0
+    blocks = getattr(status, "st_blocks", None)
+    return status.st_size if blocks is None else 512 * int(blocks)
+
+
+def allocated_bytes_below(directory: Path) -> int:
+    """Return the space on disk of all files below a directory, of which some may be deleted in the meantime."""
+    # os.walk skips folders that are deleted in the meantime.
+    return sum(
+        allocated_bytes(Path(folder, name)) for folder, _, files in os.walk(directory) for name in files
+    )
