@@ -17,6 +17,7 @@ from qdrant_client import models
 
 from m3_connectors.backends.base import Backend, Candidates, Lists, Schema
 from m3_connectors.backends.capabilities import Capability, ServerInfo
+from m3_connectors.backends.checks import check_found
 from m3_connectors.backends.chunks import by_bytes, by_count
 from m3_connectors.backends.endpoint import Endpoint
 from m3_connectors.backends.listing import CollectionInfo
@@ -33,18 +34,17 @@ from m3_connectors.backends.qdrant.server.collection import (
     check_vectors,
     creation,
     limits_of,
+    make_indexes,
+    wait_optimized,
+    what_is,
 )
 from m3_connectors.backends.qdrant.server.connection import Connection, Transport
 from m3_connectors.backends.qdrant.server.errors import BACKEND, TooLarge, not_ours
 from m3_connectors.backends.qdrant.server.filters import server_filter
-from m3_connectors.backends.qdrant.server.halving import halving
 from m3_connectors.backends.qdrant.server.health import server_info
-from m3_connectors.backends.qdrant.server.naming import what_is
-from m3_connectors.backends.qdrant.server.paging import pages
-from m3_connectors.backends.qdrant.server.reading import ExactScores
-from m3_connectors.backends.qdrant.server.rows import check_found, distinct_points, point_of, points_of
+from m3_connectors.backends.qdrant.server.reading import ExactScores, pages
+from m3_connectors.backends.qdrant.server.rows import distinct_points, point_of, points_of
 from m3_connectors.backends.qdrant.server.searching import Listing
-from m3_connectors.backends.qdrant.server.upkeep import make_indexes, wait_optimized
 from m3_connectors.backends.qdrant.server.wire import Ask, Found, Record, applied
 from m3_connectors.backends.qdrant.server.writing import write
 from m3_connectors.backends.together import together
@@ -274,7 +274,7 @@ class QdrantBackend(Backend):
             return self._removal(models.PointIdsList(points=list(some)))
 
         for some in by_count(points, min(_IDS_AT_ONCE, self._limits.writes or _IDS_AT_ONCE)):
-            await halving(self._connection, "delete", some, remove)
+            await self._connection.halving("delete", some, remove)
 
     async def _remove(self, selector: models.PointsSelector) -> None:
         await self._connection.call("delete", functools.partial(self._removal, selector))
@@ -304,8 +304,9 @@ class QdrantBackend(Backend):
 
         runs = by_count(distinct_points(ids), 1 if layout.multivectors else _DOCUMENTS_AT_ONCE)
         await together([functools.partial(read, run) for run in runs], _VECTORS_AT_ONCE)
-        check_found(ids, found, "vectors")
-        return layout.embeddings([found[point_of(id)] for id in ids])
+        points = [point_of(id) for id in ids]
+        check_found(ids, points, found, BACKEND, "vectors")
+        return layout.embeddings([found[point] for point in points])
 
     async def _count(self, filter: Filter | None) -> int:
         self._opened()
@@ -381,7 +382,7 @@ class QdrantBackend(Backend):
         answers: list[list[Found]] = []
         for run in by_bytes(asks, lambda ask: ask.bytes * wire.bytes_per_float // 4, wire.message_bytes):
             for batch in by_count(run, self._limits.searches or len(run)):
-                for some in await halving(self._connection, "search", batch, wire.search):
+                for some in await self._connection.halving("search", batch, wire.search):
                     answers += some
         return answers
 
@@ -407,7 +408,7 @@ class QdrantBackend(Backend):
         retrieve = functools.partial(self._connection.wire.retrieve, payload=payload, vectors=vectors)
         if not points:
             return []
-        return [r for some in await halving(self._connection, operation, points, retrieve) for r in some]
+        return [r for some in await self._connection.halving(operation, points, retrieve) for r in some]
 
     def _opened(self) -> Layout:
         self._check_open()
