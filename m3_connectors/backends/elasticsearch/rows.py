@@ -264,7 +264,8 @@ def embeddings_of(
     dense = sparse = multivectors = None
     try:
         if "dense" in components:
-            dense = np.array([hit["fields"][DENSE] for hit in hits], dtype=np.float32).reshape(len(hits), -1)
+            dense = np.array([hit["fields"][DENSE] for hit in hits], dtype=np.float32)
+            dense = dense.reshape(-1, schema.model.dimension)
         if "sparse" in components:
             sparse = _sparse_matrix(hits, schema.model.vocabulary_size)
         if "multivector" in components:

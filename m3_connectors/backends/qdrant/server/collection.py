@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -14,12 +15,22 @@ import anyio
 from qdrant_client import models
 
 from m3_connectors.backends.base import Schema
+from m3_connectors.backends.listing import CollectionInfo
 from m3_connectors.backends.qdrant.layout import Layout
 from m3_connectors.backends.qdrant.payload import DATES, FLAGS, LARGE, METADATA, keys_of, paths_of
 from m3_connectors.backends.qdrant.server.connection import Connection
 from m3_connectors.backends.qdrant.server.errors import BACKEND, optimiser_failed
 from m3_connectors.backends.qdrant.server.wire import applied
-from m3_connectors.errors import Corrupt, InvalidInput, Rejected, TimedOut, Unauthorised, Unsupported
+from m3_connectors.errors import (
+    AlreadyExists,
+    CollectionNotFound,
+    Corrupt,
+    InvalidInput,
+    Rejected,
+    TimedOut,
+    Unauthorised,
+    Unsupported,
+)
 
 METADATA_KEY = "m3_connectors"
 """The key in the collection's metadata whose value is the schema, as JSON text."""
@@ -297,3 +308,74 @@ async def wait_optimized(connection: Connection, collection: str) -> None:
                 operation="optimize",
             )
         await anyio.sleep(_LOOK_EVERY_SECONDS)
+
+
+async def create(connection: Connection, collection: str, schema: Schema, shards: int | None) -> None:
+    """Create a collection.
+
+    Raises:
+        AlreadyExists: The collection, or an alias of this name, exists.
+    """
+    client = connection.client
+    arguments = creation(schema, shards=shards)
+    metadata = arguments["metadata"]
+    exists = False
+    try:
+        await connection.call("create", lambda: client.create_collection(collection, **arguments))
+    except AlreadyExists:
+        exists = True
+    info = await info_of(connection, collection, "create")
+    found = (info and info.config.metadata) or {}
+    # It may still be our collection, if only the response of our first try was lost.
+    if exists and found.get(CREATION_KEY) != metadata[CREATION_KEY]:
+        what = await what_is(connection, collection, "create")
+        message = f"{what}; nothing was created.\n  Open it, or use another name."
+        raise AlreadyExists(message, backend=BACKEND, operation="create")
+    if METADATA_KEY not in found:
+        # That an update sets the metadata was measured; that creation does is documented since 1.16.
+        await connection.call("create", lambda: client.update_collection(collection, metadata=metadata))
+
+
+async def drop(connection: Connection, collection: str) -> None:
+    """Remove a collection with its documents, if it exists.
+
+    Raises:
+        Rejected: The name belongs to another program, or is an alias.
+    """
+    info = await info_of(connection, collection, "drop")
+    if info is not None:
+        check_ours(info, collection, "drop")
+        client = connection.client
+        dropped = await connection.call("drop", lambda: client.delete_collection(collection))
+        # False means that the collection no longer exists, or that the name is an alias, which stays
+        # unchanged.
+        if not dropped and await info_of(connection, collection, "drop") is not None:
+            what = await what_is(connection, collection, "drop")
+            message = f"{what}; nothing was removed or changed.\n  Drop the collection by its own name."
+            raise Rejected(message, backend=BACKEND, operation="drop")
+
+
+async def info_of(connection: Connection, collection: str, operation: str) -> models.CollectionInfo | None:
+    """Return what the server says about a collection; None if it does not exist."""
+    client = connection.client
+    try:
+        return await connection.call(operation, lambda: client.get_collection(collection))
+    except CollectionNotFound:
+        return None
+
+
+async def on_server(connection: Connection) -> list[CollectionInfo]:
+    """Return all collections of the server."""
+    client = connection.client
+    answer = await connection.call("list", client.get_collections)
+    found = []
+    for name in [one.name for one in answer.collections]:
+        with contextlib.suppress(CollectionNotFound):  # dropped in the meantime
+            info = await connection.call("list", functools.partial(client.get_collection, name))
+            ours = METADATA_KEY in (info.config.metadata or {})
+            found.append(
+                CollectionInfo.read(name, functools.partial(check_ours, info, name, "list"))
+                if ours
+                else CollectionInfo.other(name)
+            )
+    return found
