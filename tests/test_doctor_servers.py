@@ -16,7 +16,7 @@ from live_servers import own
 from qdrant_fake import FakeQdrant
 
 from m3_connectors.backends.capabilities import Capability
-from m3_connectors.backends.elasticsearch.disk import disk_remarks
+from m3_connectors.backends.elasticsearch.health import disk_remarks
 from m3_connectors.backends.registry import backend_for
 from m3_connectors.cli import doctor as doctors
 from m3_connectors.cli.app import main

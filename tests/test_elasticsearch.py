@@ -13,10 +13,10 @@ from aiohttp import web
 from elasticsearch_stub import error, operations, reply, stub
 
 from m3_connectors.backends.elasticsearch.backend import ElasticsearchBackend
-from m3_connectors.backends.elasticsearch.bulk import write
 from m3_connectors.backends.elasticsearch.filters import indexed
 from m3_connectors.backends.elasticsearch.layout import alias_of, first_index_of
 from m3_connectors.backends.elasticsearch.rows import dense_scores, index_operation
+from m3_connectors.backends.elasticsearch.writing import write
 from m3_connectors.backends.registry import backend_for
 from m3_connectors.documents import Document
 from m3_connectors.errors import (

@@ -66,7 +66,7 @@ class Index:
 
     async def check_whole(self, *versions: M3Embeddings) -> None:
         """The document is one of these versions, and there are no other parts than its own."""
-        found = (await self.reader().vectors(["long"])).multivectors
+        found = (await self.reader().embeddings(["long"])).multivectors
         assert found is not None
         assert any(np.array_equal(found.rows, v.multivectors.rows) for v in versions if v.multivectors)
 
@@ -196,7 +196,7 @@ async def test_what_failed_calls_left_goes_with_the_document_once_it_is_old(
         await index.writer(fail).upsert([LONG], embeddings(2))
     assert len(index.parts) == 6
     now = writing.time.time()
-    monkeypatch.setattr(bodies.time, "time", lambda: now + 2 * writing._ORPHANED_SECONDS)
+    monkeypatch.setattr(bodies.time, "time", lambda: now + 2 * writing.ORPHANED_SECONDS)
     await index.writer().delete(["long"])
     assert not index.documents
 
@@ -230,7 +230,7 @@ async def test_a_delete_whose_clean_up_failed_is_finished_by_the_next(
     assert await index.writer(_no_deletes_of_parts).delete(["long"]) == 1
     assert index.parts
     now = writing.time.time()
-    monkeypatch.setattr(bodies.time, "time", lambda: now + 2 * writing._ORPHANED_SECONDS)
+    monkeypatch.setattr(bodies.time, "time", lambda: now + 2 * writing.ORPHANED_SECONDS)
     assert await index.writer().delete(["long"]) == 0
     assert not index.documents
 
@@ -283,7 +283,7 @@ async def test_a_document_that_is_deleted_while_it_is_read_is_not_found() -> Non
 
     index.searched = delete
     with pytest.raises(NotFound, match="'long'"):
-        await index.reader().vectors(["long"])
+        await index.reader().embeddings(["long"])
 
 
 @runs
@@ -291,9 +291,9 @@ async def test_a_document_that_lacks_parts_is_corrupt_by_its_own_id(monkeypatch:
     index = Index()
     await index.writer().upsert([LONG], embeddings(1))
     del index.documents[min(index.parts)]
-    monkeypatch.setattr("m3_connectors.backends.elasticsearch.reading._PAUSES_SECONDS", (0.0, 0.0))
+    monkeypatch.setattr(Reader, "pauses_seconds", (0.0, 0.0))
     with pytest.raises(
         Corrupt,
         match=r"parts of the multi-vectors of document 'long' are missing\.\n  Index the document again\.",
     ):
-        await index.reader().vectors(["long"])
+        await index.reader().embeddings(["long"])

@@ -31,7 +31,7 @@ from m3_connectors.backends.base import Backend, Storage
 from m3_connectors.backends.capabilities import ServerInfo
 from m3_connectors.backends.qdrant.layout import Layout
 from m3_connectors.backends.qdrant.payload import keys_of, point_id
-from m3_connectors.backends.qdrant.server import upkeep as server_upkeep
+from m3_connectors.backends.qdrant.server import collection as server_collection
 from m3_connectors.backends.qdrant.server.backend import QdrantBackend
 from m3_connectors.backends.qdrant.server.errors import Locked
 from m3_connectors.backends.qdrant.server.grpc import point_message, query_message
@@ -760,7 +760,7 @@ async def test_strict_mode_is_kept_to_in_counts_lists_and_ids(fake: FakeQdrant) 
 async def test_optimize_waits_until_the_server_is_done(
     fake: FakeQdrant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server_upkeep, "_LOOK_EVERY_SECONDS", 0.01)
+    monkeypatch.setattr(server_collection, "_LOOK_EVERY_SECONDS", 0.01)
     backend = await filled(fake, make_world(56, documents=3))
     fake.requests.clear()
     fake.states = ["grey", "green", "yellow", "grey", "green", "green"]
@@ -772,7 +772,7 @@ async def test_optimize_waits_until_the_server_is_done(
         fake.states = [state]
         with pytest.raises(kind, match="optimiser"):
             await backend.optimize()
-    monkeypatch.setattr(server_upkeep, "_OPTIMIZE_SECONDS", 0.0)
+    monkeypatch.setattr(server_collection, "_OPTIMIZE_SECONDS", 0.0)
     fake.states = ["yellow"]
     with pytest.raises(TimedOut, match="is not optimised"):
         await backend.optimize()

@@ -59,7 +59,7 @@ import anyio.to_thread
 import numpy as np
 
 from m3_connectors.backends.capabilities import Capability, Remark, ServerInfo, require
-from m3_connectors.backends.checks import check_filter, check_query, check_stored
+from m3_connectors.backends.checks import check_filter, check_found, check_query, check_stored
 from m3_connectors.backends.listing import CollectionInfo
 from m3_connectors.backends.pooling import long_documents, pool_long
 from m3_connectors.backends.schema import Schema, Storage
@@ -281,14 +281,8 @@ class Backend(abc.ABC):
         keys = [self.key(id) for id in self._checked(ids)]
         found = Candidates(keys)
         await self.complete(query, found, (component,))
-        missing = set(found.missing(component))
-        for id, key in zip(ids, keys, strict=True):
-            if key in missing:
-                raise DocumentNotFound(
-                    f"there is no document {id!r}.\n  Check the id, or add the document first.",
-                    backend=self.name,
-                    operation="score",
-                )
+        known = set(found.keys).difference(found.missing(component))
+        check_found(ids, keys, known, self.name, "score")
         return found.scores[component][found.rows(keys)]
 
     async def search(

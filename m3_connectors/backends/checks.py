@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Hashable, Sequence
 
 import numpy as np
 
@@ -10,7 +10,7 @@ from m3_connectors.backends.large_numbers import EXACT
 from m3_connectors.backends.precision import FLOAT32, Precision
 from m3_connectors.backends.schema import Schema
 from m3_connectors.embeddings import Component, Float32, M3Embeddings, ModelInfo
-from m3_connectors.errors import InvalidInput, ModelMismatch
+from m3_connectors.errors import DocumentNotFound, InvalidInput, ModelMismatch
 from m3_connectors.filters import Filter, numbers_of
 
 _LARGEST = 1e15
@@ -199,4 +199,17 @@ def check_filter(schema: Schema, collection: str, filter: Filter | None) -> None
                 f'the filter contains {number}; collection "{collection}" was created by an earlier version, '
                 "which compares exactly only numbers below 2**53 in size.\n"
                 "  Index the documents into a new collection."
+            )
+
+
+def check_found(
+    ids: Sequence[str], keys: Sequence[Hashable], found: Container[Hashable], backend: str, operation: str
+) -> None:
+    """Raise DocumentNotFound for the first id whose key in the store was not found."""
+    for id, key in zip(ids, keys, strict=True):
+        if key not in found:
+            raise DocumentNotFound(
+                f"there is no document {id!r}.\n  Check the id, or add the document first.",
+                backend=backend,
+                operation=operation,
             )

@@ -13,10 +13,11 @@ import numpy as np
 
 from m3_connectors.backends.base import Backend, Schema
 from m3_connectors.backends.capabilities import Capability, refuse_unknown, require
+from m3_connectors.backends.checks import check_found
 from m3_connectors.backends.listing import CollectionInfo
 from m3_connectors.documents import Document, canonical_metadata
 from m3_connectors.embeddings import Component, Float32, M3Embeddings
-from m3_connectors.errors import AlreadyExists, CollectionNotFound, DocumentNotFound
+from m3_connectors.errors import AlreadyExists, CollectionNotFound
 from m3_connectors.filters import Filter, matches
 from m3_connectors.methods import rank
 from m3_connectors.scoring import score
@@ -106,13 +107,7 @@ class MemoryBackend(Backend):
         return [d and Document(d.id, d.text, canonical_metadata(d.metadata)) for d in found]
 
     async def _vectors(self, ids: Sequence[str]) -> M3Embeddings:
-        missing = next((id for id in ids if id not in self._embeddings), None)
-        if missing is not None:
-            raise DocumentNotFound(
-                f"there is no document {missing!r}.\n  Check the id, or add the document first.",
-                backend=self.name,
-                operation="vectors",
-            )
+        check_found(ids, ids, self._embeddings, self.name, "vectors")
         return M3Embeddings.concatenate([self._embeddings[id] for id in ids])
 
     async def _count(self, filter: Filter | None) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -10,54 +9,33 @@ from typing import Any, ClassVar
 
 import anyio
 
-from m3_connectors.backends.base import Backend, Candidates, Lists, Schema, ScoredId
+from m3_connectors.backends.base import Lists, Schema, ScoredId
 from m3_connectors.backends.capabilities import Capability, ServerInfo
+from m3_connectors.backends.elasticsearch import collection as collections
 from m3_connectors.backends.elasticsearch import searching as ranking
-from m3_connectors.backends.elasticsearch.alterations import faults, has_own_dynamic_templates
-from m3_connectors.backends.elasticsearch.connection import Connection, segment
+from m3_connectors.backends.elasticsearch.connection import Connection
 from m3_connectors.backends.elasticsearch.filters import query_of
-from m3_connectors.backends.elasticsearch.health import check_version, server_info
-from m3_connectors.backends.elasticsearch.layout import (
-    BACKEND,
-    MULTIVECTOR_BLOB,
-    PARTS,
-    ROWS,
-    SPARSE_BLOB,
-    alias_of,
-    droppable_index,
-    first_index_of,
-    index_body,
-    listed,
-    properties_of,
-    read_schema,
-)
-from m3_connectors.backends.elasticsearch.merging import merge
-from m3_connectors.backends.elasticsearch.paging import count, pages
-from m3_connectors.backends.elasticsearch.reading import Known, Reader, blobs_of
-from m3_connectors.backends.elasticsearch.rows import document_of, documents_only
+from m3_connectors.backends.elasticsearch.health import server_info
+from m3_connectors.backends.elasticsearch.layout import BACKEND, ROWS, SPARSE_BLOB, alias_of
+from m3_connectors.backends.elasticsearch.reading import Reader, blobs_of, count, pages
+from m3_connectors.backends.elasticsearch.rows import documents_only
 from m3_connectors.backends.elasticsearch.writing import Refresh, Writer
 from m3_connectors.backends.endpoint import Endpoint
+from m3_connectors.backends.fetching import WHOLE, FetchingBackend, Known, Row
 from m3_connectors.backends.listing import CollectionInfo
 from m3_connectors.backends.together import together
 from m3_connectors.documents import Document
 from m3_connectors.embeddings import Component, Float32, M3Embeddings
-from m3_connectors.errors import AlreadyExists, CollectionNotFound, Corrupt, InvalidInput, Rejected
+from m3_connectors.errors import InvalidInput
 from m3_connectors.filters import Filter
 from m3_connectors.methods import Method
 from m3_connectors.search import search
 
 _PORT = 9200
-_WHOLE = 16
-"""Up to this number, documents are returned with their texts and vectors in one response, whatever their
-size."""
-
 _SEARCHES_AT_ONCE = 16
 
-_BLOBS: dict[Component, str] = {"sparse": SPARSE_BLOB, "multivector": MULTIVECTOR_BLOB}
-"""The fields that the exact scores are computed from."""
 
-
-class ElasticsearchBackend(Backend):
+class ElasticsearchBackend(FetchingBackend):
     """One collection: an alias and the index behind it."""
 
     name: ClassVar[str] = BACKEND
@@ -100,7 +78,6 @@ class ElasticsearchBackend(Backend):
         self._connection = Connection(endpoint)
         # More concurrent searches would only wait for each other, in the event loop and for connections.
         self._searches = anyio.CapacityLimiter(_SEARCHES_AT_ONCE)
-        self._version_checked = False
         self._reader: Reader | None = None
         self._writer: Writer | None = None
 
@@ -125,90 +102,28 @@ class ElasticsearchBackend(Backend):
         return await server_info(self._connection, self._alias, self.collection)
 
     async def collections(self) -> list[CollectionInfo]:
-        # Closed and hidden indices are listed too; an index of another program is listed by its own name.
-        answer = await self._connection.request(
-            "list",
-            "GET",
-            "/_all",
-            None,
-            expand_wildcards="open,closed",
-            filter_path="*.aliases,*.mappings._meta",
-        )
-        return listed(answer)
+        return await collections.in_cluster(self._connection)
 
     # -- the collection
 
     async def _create(self, schema: Schema) -> None:
-        if await self._behind_alias("create"):
-            raise AlreadyExists(
-                f'an index or alias "{self._alias}" already exists.\n'
-                "  Open it, drop it, or use another collection name.",
-                backend=BACKEND,
-                operation="create",
-            )
-        path = f"/{segment(first_index_of(self._alias))}"
-        body = index_body(schema, self._alias, self._shards, self._replicas)
-        await self._connection.once("create", "PUT", path, body)
-        # The index is read back because the server merges its index templates into the request.
-        index = next(iter((await self._behind_alias("create")).values()))
-        if not has_own_dynamic_templates(index["mappings"]):
-            # The dynamic templates of an index template come first; an update replaces them by ours.
-            ours = {"dynamic_templates": body["mappings"]["dynamic_templates"]}
-            await self._connection.request("create", "PUT", f"{path}/_mapping", ours)
-            index = next(iter((await self._behind_alias("create")).values()))
-        try:
-            self._check_index(schema, index, "create")
-        except Rejected:
-            await self._connection.request("create", "DELETE", path)
-            raise
+        await collections.create(
+            self._connection, self.collection, schema, self.refresh, self._shards, self._replicas
+        )
         self._use(schema)
 
     async def _open(self) -> Schema:
-        there = await self._behind_alias("open")
-        schema = read_schema(there, self.collection)
-        self._check_index(schema, next(iter(there.values())), "open")
+        schema = await collections.opened(self._connection, self.collection, self.refresh)
         self._use(schema)
         return schema
 
-    def _check_index(self, schema: Schema, index: Mapping[str, Any], operation: str) -> None:
-        """Refuse an index that would return wrong results, or would never show what is written.
-
-        Raises:
-            Rejected: The index is new, and an index template of the server caused the fault.
-            Corrupt: The index was changed after its creation.
-        """
-        where = {"backend": BACKEND, "operation": operation}
-        fault = next(faults(index, properties_of(schema), self._alias), None)
-        if fault is not None and operation == "create":
-            raise Rejected(
-                f"an index template of the server makes the new collection unusable: {fault.what}.\n"
-                "  Exclude the collection from the template, or use another collection name. No index was "
-                "created.",
-                **where,
-            )
-        if fault is not None:
-            raise Corrupt(f'collection "{self.collection}": {fault.what}.\n  {fault.remedy}', **where)
-        never = index.get("settings", {}).get("index.refresh_interval", "").startswith("-")
-        if never and self.refresh is not True:
-            raise Rejected(
-                f'index.refresh_interval of collection "{self.collection}" is -1, so with '
-                f"refresh={self.refresh!r} searches would never see a write.\n"
-                "  Connect with refresh=True, or set the interval.",
-                **where,
-            )
-
     async def _drop(self) -> None:
-        there = await self._behind_alias("drop")
-        if there:
-            path = f"/{segment(droppable_index(there, self.collection))}"
-            # A retry finds no index if the first try succeeded and its response was lost.
-            with contextlib.suppress(CollectionNotFound):
-                await self._connection.request("drop", "DELETE", path)
+        await collections.drop(self._connection, self.collection)
 
     async def optimize(self) -> None:
         """Merge each shard into one segment, which is faster to search and without deleted documents."""
         self._check_open()
-        await merge(self._connection, self._alias)
+        await collections.merge(self._connection, self._alias)
 
     async def close(self) -> None:
         await self._connection.close()
@@ -217,23 +132,6 @@ class ElasticsearchBackend(Backend):
     def _use(self, schema: Schema) -> None:
         self._reader = Reader(self._connection, self._alias, schema)
         self._writer = Writer(self._connection, self._alias, schema, self.refresh)
-
-    async def _behind_alias(self, operation: str) -> dict[str, Any]:
-        """Return the server's response about the alias; empty if there is no such alias.
-
-        Raises:
-            Unsupported: The server is too old.
-        """
-        if not self._version_checked:
-            await check_version(self._connection, operation)
-            self._version_checked = True
-        try:
-            answer: dict[str, Any] = await self._connection.request(
-                operation, "GET", f"/{segment(self._alias)}", flat_settings="true"
-            )
-        except CollectionNotFound:
-            return {}
-        return answer
 
     # -- writing
 
@@ -255,11 +153,11 @@ class ElasticsearchBackend(Backend):
     # -- reading
 
     async def _fetch(self, ids: Sequence[str]) -> list[Document | None]:
-        found = await self._read.documents(list(dict.fromkeys(ids)))
+        found = await self._reads.documents(list(dict.fromkeys(ids)))
         return [found.get(id) for id in ids]
 
     async def _vectors(self, ids: Sequence[str]) -> M3Embeddings:
-        return await self._read.vectors(ids)
+        return await self._reads.embeddings(ids)
 
     async def _count(self, filter: Filter | None) -> int:
         return await count(self._connection, self._alias, _query(filter))
@@ -279,21 +177,8 @@ class ElasticsearchBackend(Backend):
         async with self._connection.turn("search", self._searches, total_seconds):
             return await search(self, self.schema.components, query, method, k, filter, exact)
 
-    async def lists(self, ask: Lists) -> Candidates:
-        lists = await together([functools.partial(self._list, ask, name) for name in ask.depths])
-        found = Candidates.union(
-            {
-                name: ([hit["_id"] for hit in hits], scores)
-                for name, (hits, scores) in zip(ask.depths, lists, strict=True)
-            }
-        )
-        for name, (hits, _) in zip(ask.depths, lists, strict=True):
-            await self._read_hits(ask, name, hits, found)
-        return found
-
-    async def _list(self, ask: Lists, component: Component) -> tuple[ranking.Hits, Float32]:
-        """Return the hits of one list, with the fields that are needed to plan the next requests."""
-        where, limit, condition = (self._connection, self._alias), ask.depths[component], _query(ask.filter)
+    async def _list(self, ask: Lists, component: Component) -> tuple[Mapping[str, Row], Float32]:
+        limit, condition = ask.depths[component], _query(ask.filter)
         whole = self._comes_whole(ask, component)
         if whole:
             fields = [*blobs_of(ask.welcome), *([ROWS] if "multivector" in ask.welcome else [])]
@@ -302,74 +187,40 @@ class ElasticsearchBackend(Backend):
             fields = [ROWS] if "multivector" in self.schema.components else []
             fields += [SPARSE_BLOB] if "sparse" in ask.welcome and not ask.documents else []
         if component == "sparse":
-            return await ranking.sparse_list(*where, ask.query, limit, condition, fields, texts=whole)
-        return await ranking.dense_list(
-            *where, ask.query.dense[0], limit, condition, ask.exact, fields, width=ask.width, texts=whole
-        )
+            hits, scores = await ranking.sparse_list(
+                self._reads, ask.query, limit, condition, fields, texts=whole
+            )
+        else:
+            where, width = (self._connection, self._alias), ask.width
+            hits, scores = await ranking.dense_list(
+                *where, ask.query.dense[0], limit, condition, ask.exact, fields, width=width, texts=whole
+            )
+        return {hit["_id"]: hit for hit in hits}, scores
 
     def _comes_whole(self, ask: Lists, component: Component) -> bool:
         """Whether a list is short enough that its hits include their texts and blobs."""
         limit = ask.depths[component]
-        if not ask.documents or limit > _WHOLE or ask.exact:
+        if not ask.documents or limit > WHOLE or ask.exact:
             return False
         if component == "sparse" and ask.welcome:
             return False  # the list is longer than the limit, so texts are requested later, for the hits only
-        return "multivector" not in ask.welcome or self._read.likely_fit(limit)
-
-    async def _read_hits(
-        self, ask: Lists, component: Component, hits: ranking.Hits, found: Candidates
-    ) -> None:
-        """Add what the fields of hits contain: scores, documents, and the sizes of multi-vectors."""
-        if not hits:
-            return
-        self._read.note_rows(hits)
-        if all("_source" in hit for hit in hits):
-            found.bring({hit["_id"]: document_of(hit) for hit in hits})
-        told = [
-            name
-            for name in ask.welcome
-            if name != component
-            and (blob := _BLOBS.get(name))
-            and all(blob in hit.get("fields", {}) and PARTS not in hit["fields"] for hit in hits)
-        ]
-        ids = [hit["_id"] for hit in hits]
-        for name, scores in (await self._read.scores_in(told, ask.query, hits)).items():
-            found.learn(name, ids, scores)
-
-    async def complete(
-        self,
-        query: M3Embeddings,
-        found: Candidates,
-        components: Sequence[Component],
-        *,
-        documents: bool = False,
-    ) -> None:
-        missing = {name: ids for name in components if (ids := found.missing(name))}
-        documents = documents and any(id not in found.documents for id in found.keys)
-        if documents and len(found) <= _WHOLE:
-            # For few documents, everything that is missing is read in one request.
-            scores, there = await self._read.shown(list(missing), query, found.keys)
-            found.bring(there)
-        else:
-            scores = await self._scores(missing, query)
-        for name, known in scores.items():
-            found.learn(name, list(known), list(known.values()))
+        return "multivector" not in ask.welcome or self._reads.likely_fit(limit)
 
     async def _scores(self, missing: Mapping[Component, Sequence[str]], query: M3Embeddings) -> Known:
-        """Return the missing scores of stored documents; blobs are read once for both components."""
+        # Blobs are read once for both components.
         from_blobs = [name for name in missing if name != "dense"]
         ids = list(dict.fromkeys(id for name in from_blobs for id in missing[name]))
 
         async def dense() -> Known:
-            return {"dense": await self._read.dense_scores(query.dense[0], missing["dense"])}
+            return {"dense": await self._reads.dense_scores(query.dense[0], missing["dense"])}
 
         calls = [dense] if "dense" in missing else []
         if ids:
-            calls.append(functools.partial(self._read.blob_scores, from_blobs, query, ids))
+            calls.append(functools.partial(self._reads.fetched_scores, from_blobs, query, ids))
         return {name: known for part in await together(calls) for name, known in part.items()}
 
     @property
-    def _read(self) -> Reader:
+    def _reads(self) -> Reader:
         self._check_open()
         assert self._reader is not None
         return self._reader

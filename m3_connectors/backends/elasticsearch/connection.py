@@ -65,6 +65,7 @@ class Connection:
         self.endpoint = endpoint
         self.url = endpoint.url
         self._client = _client(endpoint)
+        self.version_checked = False
         self.closed = False
         """No connection is open: a request now would open a session that nothing closes."""
         self._answered = False  # a port that has answered once is the right one

@@ -12,7 +12,6 @@ import elasticsearch
 from m3_connectors.backends.capabilities import Remark, ServerInfo
 from m3_connectors.backends.elasticsearch.alterations import dense_index, faults, notes
 from m3_connectors.backends.elasticsearch.connection import Connection, segment
-from m3_connectors.backends.elasticsearch.disk import disk_remarks
 from m3_connectors.backends.elasticsearch.layout import BACKEND, our_index, properties_of, read_schema
 from m3_connectors.errors import (
     BackendError,
@@ -34,6 +33,8 @@ _SCORING = {
 weights."""
 
 _PAID = ("enterprise", "trial")
+
+_UNITS = {"b": 0, "kb": 1, "mb": 2, "gb": 3, "tb": 4, "pb": 5}
 
 
 async def server_info(connection: Connection, alias: str, collection: str) -> ServerInfo:
@@ -238,3 +239,68 @@ def _of_index(path: str, settings: Mapping[str, str], health: Mapping[str, Any])
             f'Add a node; on a single node, use PUT {path}/_settings {{"index.number_of_replicas": 0}}',
             is_problem=False,
         )
+
+
+def disk_remarks(settings: Mapping[str, Any], nodes: Mapping[str, Any]) -> Iterator[Remark]:
+    """Yield a finding for each node whose disk is beyond a watermark; the worst watermark counts.
+
+    Args:
+        settings: The response of ``/_cluster/settings`` with defaults; explicit settings take precedence.
+        nodes: The response of ``/_nodes/stats/fs``.
+    """
+    disk: dict[str, Any] = {}
+    marks: dict[str, Any] = {}
+    for level in ("defaults", "persistent", "transient"):
+        found = (
+            settings.get(level, {})
+            .get("cluster", {})
+            .get("routing", {})
+            .get("allocation", {})
+            .get("disk", {})
+        )
+        disk |= found
+        marks |= _flat(found.get("watermark", {}))
+    if disk.get("threshold_enabled") == "false" or not marks:
+        return
+    for node in nodes.get("nodes", {}).values():
+        total, free = (node["fs"]["total"][f"{what}_in_bytes"] for what in ("total", "available"))
+        where = f"node {node['name']} has {free / 2**30:,.1f} GiB of free disk space"
+        if free < _must_be_free(marks, "flood_stage", total):
+            yield Remark(
+                f"{where}, beyond the flood-stage watermark: its indices are read-only",
+                "Free space on the disk.",
+            )
+        elif free < _must_be_free(marks, "high", total):
+            yield Remark(
+                f"{where}, beyond the high watermark: its shards are moved to other nodes",
+                "Free space on the disk.",
+            )
+        elif free < _must_be_free(marks, "low", total):
+            yield Remark(
+                f"{where}, beyond the low watermark: it gets no new shards",
+                "Free space on the disk.",
+                is_problem=False,
+            )
+
+
+def _must_be_free(marks: Mapping[str, str], stage: str, total: int) -> int:
+    """Return the free bytes below which a stage begins; settings are the share in use, or free bytes."""
+    mark = str(marks.get(stage, "100%"))
+    if mark.endswith("%") or mark.replace(".", "", 1).isdigit():
+        used = float(mark.rstrip("%")) / (100 if mark.endswith("%") else 1)
+        headroom = _bytes(str(marks.get(f"{stage}.max_headroom", "-1")))
+        wanted = round(total * (1 - used))
+        return wanted if headroom < 0 else min(wanted, headroom)
+    return _bytes(mark)
+
+
+def _bytes(size: str) -> int:
+    number = size.lower().rstrip("bkmgtp")
+    return round(float(number) * float(1024 ** _UNITS.get(size.lower()[len(number) :], 0)))
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    flat: dict[str, str] = {}
+    for name, value in settings.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return flat

@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 import orjson
 import pybase64
+import scipy.sparse as sp
 
 from m3_connectors.backends import blobs
 from m3_connectors.backends.base import Schema
 from m3_connectors.backends.elasticsearch.filters import indexed
 from m3_connectors.backends.elasticsearch.layout import (
+    BACKEND,
     BUCKET,
     BUCKETS,
     DENSE,
@@ -30,7 +32,8 @@ from m3_connectors.backends.elasticsearch.layout import (
 )
 from m3_connectors.backends.precision import Precision
 from m3_connectors.documents import Document, metadata_json
-from m3_connectors.embeddings import Float32, M3Embeddings
+from m3_connectors.embeddings import Component, Float32, M3Embeddings, MultiVectors
+from m3_connectors.errors import Corrupt
 
 Query = dict[str, Any]
 
@@ -249,6 +252,48 @@ def document_of(hit: Mapping[str, Any]) -> Document:
     """Return the document of a hit that includes its text."""
     source = hit["_source"]
     return Document(hit["_id"], source[TEXT], json.loads(source[METADATA]))
+
+
+def embeddings_of(
+    schema: Schema, hits: Sequence[Mapping[str, Any]], components: Sequence[Component]
+) -> M3Embeddings:
+    """Return the vectors of hits; several blobs of a hit are joined in order.
+
+    Raises:
+        Corrupt: A hit has no readable vector.
+    """
+    dense = sparse = multivectors = None
+    try:
+        if "dense" in components:
+            dense = np.array([hit["fields"][DENSE] for hit in hits], dtype=np.float32)
+            dense = dense.reshape(-1, schema.model.dimension)
+        if "sparse" in components:
+            sparse = _sparse_matrix(hits, schema.model.vocabulary_size)
+        if "multivector" in components:
+            joined = blobs.unpack_multivectors(_blobs(hits, MULTIVECTOR_BLOB), schema.model.dimension)
+            first_blobs = np.cumsum([0, *(len(hit["fields"][MULTIVECTOR_BLOB]) for hit in hits)])
+            multivectors = MultiVectors(joined.rows, joined.offsets[first_blobs])
+    except (KeyError, ValueError) as error:
+        raise Corrupt(
+            f"a document's vectors cannot be read: {error}.\n"
+            "  Another program may have written it. Index the document again.",
+            backend=BACKEND,
+            operation="read",
+        ) from error
+    return M3Embeddings(dense, sparse, multivectors, model=schema.model)
+
+
+def _sparse_matrix(hits: Sequence[Mapping[str, Any]], width: int) -> sp.csr_array:
+    found = [blobs.unpack_sparse(blob) for blob in _blobs(hits, SPARSE_BLOB)]
+    indptr = np.cumsum([0, *(len(token_ids) for token_ids, _ in found)])
+    indices = np.concatenate([np.empty(0, dtype=np.int64), *(token_ids for token_ids, _ in found)])
+    data = np.concatenate([np.empty(0, dtype=np.float32), *(weights for _, weights in found)])
+    return sp.csr_array((data, indices, indptr), shape=(len(found), width))
+
+
+def _blobs(hits: Sequence[Mapping[str, Any]], field: str) -> list[bytes]:
+    # With validation, which is also the faster code path: 2 ms instead of 60 ms for 26 MB.
+    return [pybase64.b64decode(text, validate=True) for hit in hits for text in hit["fields"][field]]
 
 
 def _source(texts: bool) -> list[str] | bool:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from m3_connectors.backends.elasticsearch.connection import Connection
 from m3_connectors.backends.elasticsearch.layout import BUCKETS, SPARSE_BLOB
-from m3_connectors.backends.elasticsearch.paging import count, pages
+from m3_connectors.backends.elasticsearch.reading import Reader, count, pages
 from m3_connectors.backends.elasticsearch.rows import (
     MOST_HITS,
     Query,
@@ -21,7 +21,7 @@ from m3_connectors.backends.elasticsearch.rows import (
     sparse_query,
     sparse_search,
 )
-from m3_connectors.backends.elasticsearch.vectors import sparse_scores_of
+from m3_connectors.backends.fetching import Rounding
 from m3_connectors.backends.together import together
 from m3_connectors.embeddings import Float32, M3Embeddings
 from m3_connectors.methods import rank
@@ -32,16 +32,12 @@ _SCANNED = 8_000
 """The number of documents in a part that is searched exactly: if at most ``MOST_HITS`` pass, no graph is
 used."""
 
-_MORE = 16
-"""The minimum number of documents requested beyond the limit, because the server ranks by rounded s_lex."""
-
 _TIED = 1000
 """The same where the cut separates equal s_dense, which are ordered by id; if all of those are equal too,
 ``MOST_HITS``."""
 
-_ROUNDED = (1 + 1e-4) / (1 - 2**-8)
-"""The largest factor by which s_lex exceeds the server's: the server truncates a document's weights to 9
-significant bits; the rest of the factor covers sums in float32."""
+_ROUNDING = Rounding(factor=(1 + 1e-4) / (1 - 2**-8))
+"""The server truncates a document's weights to 9 significant bits; the rest of the factor covers sums in float32."""
 
 _PAGE = 1000
 _PARTS_AT_ONCE = 4
@@ -114,8 +110,7 @@ async def _scan(
 
 
 async def sparse_list(
-    connection: Connection,
-    alias: str,
+    reader: Reader,
     query: M3Embeddings,
     limit: int,
     filter: Query | None,
@@ -128,31 +123,20 @@ async def sparse_list(
         return [], np.empty(0, dtype=np.float32)
     wanted = list(dict.fromkeys((SPARSE_BLOB, *fields)))
     asking = sparse_query(query, filter)
-    asked = min(limit + max(limit // 10, _MORE), MOST_HITS)
-    hits = await connection.search("search", alias, sparse_search(asking, asked, wanted, texts=texts))
-    scores = await sparse_scores_of(query, hits)
-    if len(hits) == asked and not _proven(hits, scores, limit):
+    where = reader.connection, reader.alias
+    asked = _ROUNDING.length(limit, MOST_HITS)
+    hits = await reader.connection.search(
+        "search", reader.alias, sparse_search(asking, asked, wanted, texts=texts)
+    )
+    scores = (await reader.scored(["sparse"], query, hits))["sparse"]
+    if len(hits) == asked and not _ROUNDING.proves(query, hits[-1]["_score"], scores, limit):
         hits, scores = [], np.empty(0, dtype=np.float32)
-        async for page in _sparse_pages(connection, alias, asking, wanted):
+        async for page in pages(*where, "search", asking, sort=["_score"], size=_PAGE, fields=wanted):
             hits += page
-            scores = np.concatenate([scores, await sparse_scores_of(query, page)])
-            if _proven(hits, scores, limit):
+            scores = np.concatenate([scores, (await reader.scored(["sparse"], query, page))["sparse"]])
+            if _ROUNDING.proves(query, hits[-1]["_score"], scores, limit):
                 break
     return _best(hits, scores, limit)
-
-
-def _sparse_pages(
-    connection: Connection, alias: str, query: Query, fields: Sequence[str]
-) -> AsyncIterator[Hits]:
-    return pages(connection, alias, "search", query, sort=["_score"], size=_PAGE, fields=fields)
-
-
-def _proven(hits: Hits, scores: Float32, limit: int) -> bool:
-    """Whether no later document can be among the best, although the server ranked by rounded scores."""
-    if len(hits) < limit:
-        return False
-    at_the_cut = np.partition(scores, len(scores) - limit)[len(scores) - limit]
-    return bool(hits[-1]["_score"] * _ROUNDED < at_the_cut)
 
 
 def _best(hits: Hits, scores: Float32, limit: int) -> tuple[Hits, Float32]:

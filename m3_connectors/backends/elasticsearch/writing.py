@@ -11,6 +11,7 @@ removal: if it fails, the call still succeeds, and the next delete of the docume
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import logging
 import time
@@ -23,9 +24,9 @@ import numpy as np
 
 from m3_connectors.backends.base import Schema
 from m3_connectors.backends.chunks import by_bytes, by_count
-from m3_connectors.backends.elasticsearch.bulk import Outcome, joined, write
 from m3_connectors.backends.elasticsearch.connection import Connection, segment
-from m3_connectors.backends.elasticsearch.layout import PARTS
+from m3_connectors.backends.elasticsearch.errors import Blocked, TooLarge, TooMuch, from_status
+from m3_connectors.backends.elasticsearch.layout import BACKEND, PARTS
 from m3_connectors.backends.elasticsearch.rows import (
     PART_BYTES,
     delete_operation,
@@ -35,10 +36,22 @@ from m3_connectors.backends.elasticsearch.rows import (
     parts_of,
     written_seconds,
 )
+from m3_connectors.backends.fetching import ORPHANED_SECONDS
+from m3_connectors.backends.retry import retrying
 from m3_connectors.backends.together import together
 from m3_connectors.documents import Document, metadata_json
 from m3_connectors.embeddings import M3Embeddings
-from m3_connectors.errors import BackendError, InvalidInput
+from m3_connectors.errors import (
+    BackendError,
+    CollectionNotFound,
+    InvalidInput,
+    PartialWrite,
+    StorageFull,
+    Throttled,
+    TimedOut,
+    Unauthorised,
+    Unavailable,
+)
 
 Refresh = Literal[True, False, "wait_for"]
 
@@ -46,10 +59,11 @@ _BATCH_BYTES = 8 * 2**20
 _BATCHES_AT_ONCE = 2
 _IDS = 1000
 
-_ORPHANED_SECONDS = 3600.0
-"""Parts of this age that no document refers to come from a failed call; younger ones may belong to a running
-call."""
 
+_OF_THE_INDEX = (CollectionNotFound, Unauthorised, StorageFull, Blocked, Throttled, TimedOut, Unavailable)
+"""Errors whose cause is not a single document."""
+
+_ANSWER = "items.*.result,items.*.status,items.*.error"
 
 _log = logging.getLogger(__name__)
 
@@ -160,7 +174,7 @@ class Writer:
 
     async def _sweep(self, ids: Sequence[str], removed: Collection[str]) -> None:
         """Delete what calls that failed long ago left of deleted documents."""
-        before = time.time() - _ORPHANED_SECONDS
+        before = time.time() - ORPHANED_SECONDS
         for some in by_count(ids if self._splits else (), _IDS):
             hits = await self._connection.search("delete", self._alias, parts_of(some, but=removed))
             await self._remove(
@@ -218,3 +232,129 @@ def _best_effort() -> Iterator[None]:
         yield
     except BackendError as error:
         _log.warning("parts of replaced or deleted documents remain in the index: %s", error)
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """The results of the operations of one request.
+
+    Attributes:
+        results: ``created``, ``updated``, ``deleted`` or ``not_found``, by document id.
+        failed: The error of each operation that was not done, by document id.
+    """
+
+    results: dict[str, str]
+    failed: dict[str, BackendError]
+
+
+async def write(
+    connection: Connection,
+    alias: str,
+    operations: Mapping[str, bytes],
+    operation: str,
+    params: Mapping[str, str],
+) -> Outcome:
+    """Run the operations, which are given by document id.
+
+    Raises:
+        BackendError: The whole request failed.
+    """
+    left = dict(operations)
+    results: dict[str, str] = {}
+    failed: dict[str, BackendError] = {}
+    path = f"/{segment(alias)}/_bulk"
+
+    async def attempt() -> None:
+        body = b"".join(left.values())
+        try:
+            answer = await connection.once(
+                operation,
+                "POST",
+                path,
+                body,
+                require_alias="true",
+                # An index template may set a pipeline, which would change the documents.
+                pipeline="_none",
+                filter_path=_ANSWER,
+                **params,
+            )
+        except TooMuch as refused:
+            refused.retryable = len(left) == 1
+            raise
+        again: list[BackendError] = []
+        for id, item in zip(list(left), answer["items"], strict=True):
+            (said,) = item.values()
+            if "error" in said:
+                error = from_status(said["status"], said["error"], operation, connection.url)
+                failed[id] = error
+                if error.retryable:
+                    again.append(error)
+                    continue
+            else:
+                results[id] = said["result"]
+                failed.pop(id, None)
+            del left[id]
+        if again:
+            too_much = next((reason for reason in again if isinstance(reason, TooMuch)), None)
+            if too_much is not None and len(left) > 1:
+                too_much.retryable = False
+                raise too_much
+            raise again[0]
+
+    try:
+        await retrying(connection.endpoint.patience, attempt)
+    except (TooLarge, TooMuch) as error:
+        if len(left) == 1 and isinstance(error, TooMuch):  # it cannot be split, and the retries are used up
+            failed |= dict.fromkeys(left, error)
+            return Outcome(results, failed)
+        rest = await _halved(connection, alias, left, operation, error, params)
+        # Earlier errors of other items remain valid; for the items that were split, the last result counts.
+        before = {id: reason for id, reason in failed.items() if id not in left}
+        return Outcome(results | rest.results, before | rest.failed)
+    except BackendError:
+        # Items that failed in every try are reported by id; if the request got no response, the caller sees
+        # the error.
+        if not all(id in failed for id in left):
+            raise
+    return Outcome(results, failed)
+
+
+async def _halved(
+    connection: Connection,
+    alias: str,
+    operations: Mapping[str, bytes],
+    operation: str,
+    error: TooLarge | TooMuch,
+    params: Mapping[str, str],
+) -> Outcome:
+    ids = list(operations)
+    if len(ids) == 1:
+        return Outcome({}, {ids[0]: error})
+    middle = len(ids) // 2
+    first = await write(connection, alias, {id: operations[id] for id in ids[:middle]}, operation, params)
+    if not first.results and all(isinstance(reason, TooMuch) for reason in first.failed.values()):
+        # Nothing succeeded at any size, and each remaining document would wait as long for the same error.
+        return Outcome({}, dict.fromkeys(ids, error))
+    second = await write(connection, alias, {id: operations[id] for id in ids[middle:]}, operation, params)
+    return Outcome(first.results | second.results, first.failed | second.failed)
+
+
+def joined(outcomes: list[Outcome], operation: str) -> dict[str, str]:
+    """Return the results of all requests of one call.
+
+    Raises:
+        PartialWrite: Some operations were not done; the error names them.
+        BackendError: No operation was done, and the cause is the index and not a document.
+    """
+    results: dict[str, str] = {}
+    failed: dict[str, BackendError] = {}
+    for outcome in outcomes:
+        results |= outcome.results
+        failed |= outcome.failed
+    if not failed:
+        return results
+    first = next(iter(failed.values()))
+    if not results and isinstance(first, _OF_THE_INDEX):
+        raise first
+    reasons: dict[str, Any] = {id: str(error) for id, error in failed.items()}
+    raise PartialWrite(reasons, backend=BACKEND, operation=operation)

@@ -10,11 +10,11 @@ from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 import anyio.to_thread
-import numpy as np
 
-from m3_connectors.backends.base import Backend, Candidates, Lists, Schema
+from m3_connectors.backends.base import Candidates, Lists, Schema
 from m3_connectors.backends.capabilities import Capability, ServerInfo, refuse_unknown
 from m3_connectors.backends.endpoint import Endpoint
+from m3_connectors.backends.fetching import WHOLE, FetchingBackend, Known, Row
 from m3_connectors.backends.listing import CollectionInfo
 from m3_connectors.backends.milvus import collection as collections
 from m3_connectors.backends.milvus import layout as layouts
@@ -23,9 +23,9 @@ from m3_connectors.backends.milvus.errors import BACKEND
 from m3_connectors.backends.milvus.filters import EVERYTHING, expression
 from m3_connectors.backends.milvus.health import nothing_there, server_info
 from m3_connectors.backends.milvus.naming import id_of, key_of
-from m3_connectors.backends.milvus.reading import WHOLE, Reader, fields_of
+from m3_connectors.backends.milvus.reading import TEXTS, Reader, fields_of
 from m3_connectors.backends.milvus.rows import document_of, entities
-from m3_connectors.backends.milvus.searching import Hit, Searcher
+from m3_connectors.backends.milvus.searching import Searcher
 from m3_connectors.backends.milvus.writing import Writer
 from m3_connectors.backends.retry import Patience
 from m3_connectors.backends.together import Shared, together
@@ -48,7 +48,6 @@ _EMBEDDED = frozenset(
 )
 """The capabilities of milvus-lite in this process."""
 
-_TEXTS = ["text", "metadata"]
 _DOCUMENTS_AT_ONCE = 256
 """The number of whole texts in one response."""
 
@@ -56,7 +55,7 @@ _FETCHED_RATHER_THAN_SEARCHED = 64
 """Up to this number of missing scores it is faster to fetch the vectors than to search among the ids."""
 
 
-class MilvusBackend(Backend):
+class MilvusBackend(FetchingBackend):
     """One collection in Milvus.
 
     Args:
@@ -244,12 +243,12 @@ class MilvusBackend(Backend):
 
     async def _fetch(self, ids: Sequence[str]) -> list[Document | None]:
         keys = [key_of(id) for id in ids]
-        rows = await self._reads.rows("fetch", keys, _TEXTS, at_once=_DOCUMENTS_AT_ONCE)
+        rows = await self._reads.rows("fetch", keys, TEXTS, at_once=_DOCUMENTS_AT_ONCE)
         found = {key: document_of(row) for key, row in rows.items()}
         return [found.get(key) for key in keys]
 
     async def _vectors(self, ids: Sequence[str]) -> M3Embeddings:
-        return await self._reads.embeddings("vectors", [key_of(id) for id in ids], self.schema.components)
+        return await self._reads.embeddings([key_of(id) for id in ids])
 
     async def _count(self, filter: Filter | None) -> int:
         return await self._reads.count(self._expression(filter))
@@ -261,67 +260,20 @@ class MilvusBackend(Backend):
 
     # -- ranking
 
-    async def lists(self, ask: Lists) -> Candidates:
-        lists = await together([functools.partial(self._list, ask, name) for name in ask.depths])
-        found = Candidates.union(
-            {
-                name: ([hit["key"] for hit in hits], [hit["distance"] for hit in hits])
-                for name, hits in zip(ask.depths, lists, strict=True)
-            }
-        )
-        for hits in lists:
-            await self._read_hits(ask, hits, found)
-        return found
-
-    async def _list(self, ask: Lists, component: Component) -> list[Hit]:
-        """Return the hits of one list, with the fields that are needed to plan the next requests."""
+    async def _list(self, ask: Lists, component: Component) -> tuple[Mapping[str, Row], Sequence[float]]:
         limit, expression = ask.depths[component], self._expression(ask.filter)
         exact_scan = component == "dense" and ask.exact and not self._reads.layout.exact_dense
         if exact_scan or limit > self._searches.most_results:
             scanned = await self._searches.scan_for(component, ask.query, limit, expression)
-            return [{"key": key, "distance": score} for key, score in scanned.items()]
+            return {key: {} for key in scanned}, list(scanned.values())
         if _is_short(ask):
-            fields = [*_TEXTS, *fields_of(ask.welcome)]
+            fields = [*TEXTS, *fields_of(ask.welcome)]
         else:
             # A dense list includes the small sparse vectors, and the numbers of multi-vector rows.
             fields = ["sparse"] if "sparse" in ask.welcome and component == "dense" else []
             fields += ["rows"] if "multivector" in ask.welcome else []
-        return await self._searches.hits(component, ask.query, limit, expression, fields, ask.width)
-
-    async def _read_hits(self, ask: Lists, hits: Sequence[Hit], found: Candidates) -> None:
-        """Add what the fields of hits contain: scores, documents, and the sizes of multi-vectors."""
-        if not hits:
-            return
-        brought = hits[0].keys()
-        if "rows" in brought:
-            self._reads.note_rows(hits)
-        if "text" in brought:
-            found.bring({hit["key"]: document_of(hit) for hit in hits})
-        told = [name for name in ask.welcome if brought >= set(fields_of([name]))]
-        rows = {hit["key"]: hit for hit in hits}
-        for name, scores in (await self._reads.scores_of("search", told, ask.query, rows)).items():
-            found.learn(name, list(rows), scores)
-
-    async def complete(
-        self,
-        query: M3Embeddings,
-        found: Candidates,
-        components: Sequence[Component],
-        *,
-        documents: bool = False,
-    ) -> None:
-        missing = {name: keys for name in components if (keys := found.missing(name))}
-        documents = documents and any(key not in found.documents for key in found.keys)
-        if documents and len(found) <= WHOLE:
-            # For few documents, everything that is missing is read in one request.
-            rows = await self._reads.rows("search", found.keys, [*_TEXTS, *fields_of(list(missing))])
-            scores = await self._reads.scores_of("search", list(missing), query, rows)
-            for name, column in scores.items():
-                found.learn(name, list(rows), column)
-            found.bring({key: document_of(row) for key, row in rows.items()})
-        elif missing:
-            for name, known in (await self._scores(missing, query)).items():
-                found.learn(name, list(known), list(known.values()))
+        hits = await self._searches.hits(component, ask.query, limit, expression, fields, ask.width)
+        return {hit["key"]: hit for hit in hits}, [hit["distance"] for hit in hits]
 
     def key(self, id: str) -> Key:
         return key_of(id)
@@ -329,14 +281,9 @@ class MilvusBackend(Backend):
     async def ids(self, found: Candidates) -> list[str]:
         return [id_of(key) for key in found.keys]
 
-    async def _scores(
-        self, missing: Mapping[Component, Sequence[str]], query: M3Embeddings
-    ) -> Mapping[Component, Mapping[str, float | np.float32]]:
-        """Return the missing scores by key, of the documents that are stored.
-
-        Multi-vectors must be fetched; for few documents everything is fetched, with all that is missing in
-        one request. Otherwise the store searches among the keys.
-        """
+    async def _scores(self, missing: Mapping[Component, Sequence[str]], query: M3Embeddings) -> Known:
+        # Multi-vectors must be fetched; for few documents everything is fetched, with all that is missing in
+        # one request. Otherwise the store searches among the keys.
         union = list(dict.fromkeys(key for keys in missing.values() for key in keys))
         if "multivector" in missing or len(union) <= _FETCHED_RATHER_THAN_SEARCHED:
             return await self._reads.fetched_scores(list(missing), query, union)

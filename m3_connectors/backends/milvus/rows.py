@@ -70,7 +70,7 @@ def document_of(row: Mapping[str, Any]) -> Document:
 
 def part_keys(row: Mapping[str, Any]) -> list[str]:
     """Return the keys of the parts that an entity with ``version`` and ``parts`` refers to."""
-    return [f"{row['version']}.{i}" for i in range(row["parts"])]
+    return [f"{row['version']}.{i}" for i in range(row.get("parts", 0))]
 
 
 def unpack(packed: Sequence[Sequence[str]], dimension: int) -> MultiVectors:

@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 
 from m3_connectors.backends.chunks import by_count
+from m3_connectors.backends.fetching import Rounding
 from m3_connectors.backends.milvus.connection import Connection
 from m3_connectors.backends.milvus.errors import TooLarge
 from m3_connectors.backends.milvus.filters import EVERYTHING
 from m3_connectors.backends.milvus.naming import id_of, keys_in
 from m3_connectors.backends.milvus.reading import KEYS_AT_ONCE, Reader
 from m3_connectors.backends.milvus.rows import embeddings_of, sparse_of
-from m3_connectors.embeddings import Component, M3Embeddings
+from m3_connectors.embeddings import Component, Float32, M3Embeddings
 from m3_connectors.methods import rank
 from m3_connectors.scoring import score
 
@@ -25,13 +26,11 @@ _MOST_RESULTS = 16_384
 _MOST_EF = 32_768
 
 _MORE = 16
-"""The minimum number of documents requested beyond the limit, where the server ranks by rounded scores."""
+"""The minimum number of documents requested beyond the limit, where the server ranks by quantised vectors."""
 
-_ROUNDED = 1 + 2**-9
-_UNDERFLOW = 2**-24
-"""The largest factor by which s_lex exceeds the server's, and the largest difference per unit of the query's
-weights. The server rounds a document's weights to 16-bit floats (relative 2**-11, and 2**-25 near zero); the
-rest covers the query's own rounding and sums in float32."""
+_ROUNDING = Rounding(factor=1 + 2**-9, per_weight=2**-24)
+"""The server rounds a document's weights to 16-bit floats (relative 2**-11, and 2**-25 near zero); the rest covers
+the query's own rounding and sums in float32."""
 
 Hit = dict[str, Any]
 
@@ -107,10 +106,7 @@ class Searcher:
         asked = int(min(2 * limit + _MORE, self.most_results))
         wanted = list(dict.fromkeys(("dense", *fields)))
         hits = await self._bringing(wanted, "dense", query, asked, expression, width)
-        rows = {hit["key"]: hit for hit in hits}
-        scores = (await self._reader.scores_of("search", ["dense"], query, rows))["dense"]
-        best = rank([id_of(key) for key in rows], scores, limit)
-        return [hits[i] | {"distance": float(scores[i])} for i in best]
+        return _best(hits, (await self._reader.scored(["dense"], query, hits))["dense"], limit)
 
     async def _with(self, fields: Sequence[str], hits: list[Hit]) -> list[Hit]:
         """Return hits with these fields, without those that are no longer stored."""
@@ -122,22 +118,15 @@ class Searcher:
 
     async def _exact_sparse(self, query: M3Embeddings, limit: int, expression: str) -> list[Hit]:
         """Return the true list by s_lex from a server with rounded scores; proven, or requested again."""
-        asked = min(limit + max(limit // 10, _MORE), self.most_results)
+        asked = _ROUNDING.length(limit, self.most_results)
         while True:
-            hits = await self._asked("sparse", query, int(asked), expression, ["sparse"], 0)
-            rows = {hit["key"]: hit for hit in hits}
-            scores = (await self._reader.scores_of("search", ["sparse"], query, rows))["sparse"]
-            best = rank([id_of(key) for key in rows], scores, limit)
-            found = [hits[i] | {"distance": float(scores[i])} for i in best]
-            # Rows that are not among these have at most this score.
-            if len(hits) < asked or (
-                hits[-1]["distance"] * _ROUNDED + _UNDERFLOW * float(query.sparse.data.sum())
-                < found[-1]["distance"]
-            ):
-                return found
+            hits = await self._asked("sparse", query, asked, expression, ["sparse"], 0)
+            scores = (await self._reader.scored(["sparse"], query, hits))["sparse"]
+            if len(hits) < asked or _ROUNDING.proves(query, hits[-1]["distance"], scores, limit):
+                return _best(hits, scores, limit)
             if asked == self.most_results:
                 break
-            asked = min(4 * asked, self.most_results)
+            asked = int(min(4 * asked, self.most_results))
         scanned = await self.scan_for("sparse", query, limit, expression)
         return [{"key": key, "distance": value} for key, value in scanned.items()]
 
@@ -204,22 +193,23 @@ class Searcher:
 
     async def searched_scores(
         self, component: Component, query: M3Embeddings, keys: Sequence[str]
-    ) -> dict[str, float]:
+    ) -> Mapping[str, float | np.float32]:
         """Return one component's scores by key, of the stored keys, with a search among them."""
         if self._connection.rounds_sparse if component == "sparse" else self._layout.rounds_dense:
-            return _as_floats((await self._reader.fetched_scores([component], query, keys))[component])
-        found: dict[str, float] = {}
+            return (await self._reader.fetched_scores([component], query, keys))[component]
+        found: dict[str, float | np.float32] = {}
         for some in by_count(keys, KEYS_AT_ONCE):
             found |= await self.search(component, query, len(some), keys_in(some))
         left = [key for key in keys if key not in found]
         if left and component == "dense":
             # An approximate index may miss some keys even among so few.
-            found |= _as_floats((await self._reader.fetched_scores(["dense"], query, left))["dense"])
+            found |= (await self._reader.fetched_scores(["dense"], query, left))["dense"]
         elif left:
             # These share no token, or are not stored.
             found |= dict.fromkeys(await self._reader.rows("score", left, []), 0.0)
         return found
 
 
-def _as_floats(scores: Mapping[str, np.float32]) -> dict[str, float]:
-    return {key: float(score) for key, score in scores.items()}
+def _best(hits: Sequence[Hit], scores: Float32, limit: int) -> list[Hit]:
+    best = rank([id_of(hit["key"]) for hit in hits], scores, limit)
+    return [hits[i] | {"distance": float(scores[i])} for i in best]

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from m3_connectors.backends.chunks import by_bytes, by_count
+from m3_connectors.backends.fetching import ORPHANED_SECONDS
 from m3_connectors.backends.milvus.collection import built
 from m3_connectors.backends.milvus.connection import Connection
 from m3_connectors.backends.milvus.errors import BACKEND, TooLarge
@@ -24,10 +25,6 @@ _KEYS_AT_ONCE = 8_192
 
 _HOPELESS = 64
 """After this number of refused rows, if none was accepted, the remaining ones are not tried one by one."""
-
-_ORPHANED_SECONDS = 3600.0
-"""Parts of this age that no document refers to come from a failed call; younger ones may belong to a running
-call."""
 
 
 class Writer:
@@ -129,7 +126,7 @@ class Writer:
         """Delete parts left by calls that failed long ago, or that replaced a document at the same time."""
         if not self._layout.has_parts:
             return
-        old = f'key < "{stamp(time.time() - _ORPHANED_SECONDS)}"'
+        old = f'key < "{stamp(time.time() - ORPHANED_SECONDS)}"'
         pages = self._reader.pages("optimize", old, ["key"], self._layout.parts_name)
         parts = [row["key"] async for page in pages for row in page]
         if not parts:

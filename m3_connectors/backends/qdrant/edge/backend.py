@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import os
-from collections.abc import AsyncIterator, Callable, Container, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -15,6 +15,7 @@ import qdrant_edge as engine
 
 from m3_connectors.backends.base import Backend, Candidates, Lists, Schema, ScoredId
 from m3_connectors.backends.capabilities import Capability, Remark, ServerInfo, refuse_unknown
+from m3_connectors.backends.checks import check_found
 from m3_connectors.backends.listing import CollectionInfo
 from m3_connectors.backends.qdrant.edge.collection import collections_in
 from m3_connectors.backends.qdrant.edge.connection import Shard
@@ -33,7 +34,7 @@ from m3_connectors.backends.qdrant.edge.searching import EdgeAnswers, at_once, k
 from m3_connectors.backends.urls import redacted
 from m3_connectors.documents import Document
 from m3_connectors.embeddings import Component, M3Embeddings
-from m3_connectors.errors import DocumentNotFound, InvalidInput
+from m3_connectors.errors import InvalidInput
 from m3_connectors.filters import Filter
 from m3_connectors.methods import Method
 from m3_connectors.search import Key, search
@@ -203,7 +204,7 @@ class EdgeBackend(Backend):
     async def _vectors(self, ids: Sequence[str]) -> M3Embeddings:
         points = [point_id(id) for id in ids]
         found = await self._run("vectors", lambda edge: vectors(edge, points))
-        _check_found(ids, points, found, "vectors")
+        check_found(ids, points, found, BACKEND, "vectors")
         return self._opened().layout.embeddings([found[point] for point in points])
 
     async def _count(self, filter: Filter | None) -> int:
@@ -273,18 +274,6 @@ def _scroll(
 
 def _condition(filter: Filter | None) -> engine.Filter | None:
     return None if filter is None else edge_filter(filter)
-
-
-def _check_found(
-    ids: Sequence[str], points: Sequence[PointId], found: Container[PointId], operation: str
-) -> None:
-    for id, point in zip(ids, points, strict=True):
-        if point not in found:
-            raise DocumentNotFound(
-                f"there is no document {id!r}.\n  Check the id, or add the document first.",
-                backend=BACKEND,
-                operation=operation,
-            )
 
 
 def _batches(documents: Sequence[Document], embeddings: M3Embeddings) -> Iterator[tuple[int, int, int]]:

@@ -17,44 +17,40 @@ from qdrant_client import models
 
 from m3_connectors.backends.base import Backend, Candidates, Lists, Schema
 from m3_connectors.backends.capabilities import Capability, ServerInfo
+from m3_connectors.backends.checks import check_found
 from m3_connectors.backends.chunks import by_bytes, by_count
 from m3_connectors.backends.endpoint import Endpoint
 from m3_connectors.backends.listing import CollectionInfo
 from m3_connectors.backends.qdrant.layout import Layout, Vector
 from m3_connectors.backends.qdrant.payload import ID, document_of
+from m3_connectors.backends.qdrant.server import collection as collections
 from m3_connectors.backends.qdrant.server.collection import (
-    CREATION_KEY,
     INDEX_TYPES,
-    METADATA_KEY,
     IndexType,
     Limits,
     check_ours,
     check_scorable,
     check_vectors,
-    creation,
+    info_of,
     limits_of,
+    make_indexes,
+    wait_optimized,
 )
 from m3_connectors.backends.qdrant.server.connection import Connection, Transport
 from m3_connectors.backends.qdrant.server.errors import BACKEND, TooLarge, not_ours
 from m3_connectors.backends.qdrant.server.filters import server_filter
-from m3_connectors.backends.qdrant.server.halving import halving
 from m3_connectors.backends.qdrant.server.health import server_info
-from m3_connectors.backends.qdrant.server.naming import what_is
-from m3_connectors.backends.qdrant.server.paging import pages
-from m3_connectors.backends.qdrant.server.reading import ExactScores
-from m3_connectors.backends.qdrant.server.rows import check_found, distinct_points, point_of, points_of
+from m3_connectors.backends.qdrant.server.reading import ExactScores, pages
+from m3_connectors.backends.qdrant.server.rows import distinct_points, point_of, points_of
 from m3_connectors.backends.qdrant.server.searching import Listing
-from m3_connectors.backends.qdrant.server.upkeep import make_indexes, wait_optimized
 from m3_connectors.backends.qdrant.server.wire import Ask, Found, Record, applied
 from m3_connectors.backends.qdrant.server.writing import write
 from m3_connectors.backends.together import together
 from m3_connectors.documents import Document
 from m3_connectors.embeddings import Component, M3Embeddings
 from m3_connectors.errors import (
-    AlreadyExists,
     CollectionNotFound,
     InvalidInput,
-    Rejected,
 )
 from m3_connectors.filters import Filter
 
@@ -141,23 +137,11 @@ class QdrantBackend(Backend):
     async def server(self) -> ServerInfo:
         await self._connection.connect()
         # The version information is public; this request checks the credentials.
-        return server_info(self._connection, await self._info("describe"))
+        return server_info(self._connection, await info_of(self._connection, self.collection, "describe"))
 
     async def collections(self) -> list[CollectionInfo]:
         await self._connection.connect()
-        client = self._connection.client
-        answer = await self._connection.call("list", client.get_collections)
-        found = []
-        for name in [one.name for one in answer.collections]:
-            with contextlib.suppress(CollectionNotFound):  # dropped in the meantime
-                info = await self._connection.call("list", functools.partial(client.get_collection, name))
-                ours = METADATA_KEY in (info.config.metadata or {})
-                found.append(
-                    CollectionInfo.read(name, functools.partial(check_ours, info, name, "list"))
-                    if ours
-                    else CollectionInfo.other(name)
-                )
-        return found
+        return await collections.on_server(self._connection)
 
     async def optimize(self) -> None:
         """Wait until the server has built its graphs, which it does after writes; at most an hour."""
@@ -168,33 +152,12 @@ class QdrantBackend(Backend):
 
     async def _create(self, schema: Schema) -> None:
         await self._connection.connect()
-        client = self._connection.client
-        arguments = creation(schema, shards=self._shards)
-        metadata = arguments["metadata"]
-        exists = False
-        try:
-            await self._connection.call(
-                "create", lambda: client.create_collection(self.collection, **arguments)
-            )
-        except AlreadyExists:
-            exists = True
-        info = await self._info("create")
-        found = (info and info.config.metadata) or {}
-        # It may still be our collection, if only the response of our first try was lost.
-        if exists and found.get(CREATION_KEY) != metadata[CREATION_KEY]:
-            what = await what_is(self._connection, self.collection, "create")
-            message = f"{what}; nothing was created.\n  Open it, or use another name."
-            raise AlreadyExists(message, backend=BACKEND, operation="create")
-        if METADATA_KEY not in found:
-            # That an update sets the metadata was measured; that creation does is documented since 1.16.
-            await self._connection.call(
-                "create", lambda: client.update_collection(self.collection, metadata=metadata)
-            )
+        await collections.create(self._connection, self.collection, schema, self._shards)
         await self._open()
 
     async def _open(self) -> Schema:
         await self._connection.connect()
-        info = await self._info("open")
+        info = await info_of(self._connection, self.collection, "open")
         if info is None:
             raise CollectionNotFound(
                 f'there is no collection "{self.collection}" at {self._connection.url}.\n'
@@ -215,28 +178,11 @@ class QdrantBackend(Backend):
 
     async def _drop(self) -> None:
         await self._connection.connect()
-        info = await self._info("drop")
-        if info is not None:
-            check_ours(info, self.collection, "drop")
-            client = self._connection.client
-            dropped = await self._connection.call("drop", lambda: client.delete_collection(self.collection))
-            # False means that the collection no longer exists, or that the name is an alias, which stays
-            # unchanged.
-            if not dropped and await self._info("drop") is not None:
-                what = await what_is(self._connection, self.collection, "drop")
-                message = f"{what}; nothing was removed or changed.\n  Drop the collection by its own name."
-                raise Rejected(message, backend=BACKEND, operation="drop")
+        await collections.drop(self._connection, self.collection)
 
     async def close(self) -> None:
         self._schema = None
         await self._connection.close()
-
-    async def _info(self, operation: str) -> models.CollectionInfo | None:
-        client = self._connection.client
-        try:
-            return await self._connection.call(operation, lambda: client.get_collection(self.collection))
-        except CollectionNotFound:
-            return None
 
     # -- writing
 
@@ -274,7 +220,7 @@ class QdrantBackend(Backend):
             return self._removal(models.PointIdsList(points=list(some)))
 
         for some in by_count(points, min(_IDS_AT_ONCE, self._limits.writes or _IDS_AT_ONCE)):
-            await halving(self._connection, "delete", some, remove)
+            await self._connection.halving("delete", some, remove)
 
     async def _remove(self, selector: models.PointsSelector) -> None:
         await self._connection.call("delete", functools.partial(self._removal, selector))
@@ -304,8 +250,9 @@ class QdrantBackend(Backend):
 
         runs = by_count(distinct_points(ids), 1 if layout.multivectors else _DOCUMENTS_AT_ONCE)
         await together([functools.partial(read, run) for run in runs], _VECTORS_AT_ONCE)
-        check_found(ids, found, "vectors")
-        return layout.embeddings([found[point_of(id)] for id in ids])
+        points = [point_of(id) for id in ids]
+        check_found(ids, points, found, BACKEND, "vectors")
+        return layout.embeddings([found[point] for point in points])
 
     async def _count(self, filter: Filter | None) -> int:
         self._opened()
@@ -381,7 +328,7 @@ class QdrantBackend(Backend):
         answers: list[list[Found]] = []
         for run in by_bytes(asks, lambda ask: ask.bytes * wire.bytes_per_float // 4, wire.message_bytes):
             for batch in by_count(run, self._limits.searches or len(run)):
-                for some in await halving(self._connection, "search", batch, wire.search):
+                for some in await self._connection.halving("search", batch, wire.search):
                     answers += some
         return answers
 
@@ -407,7 +354,7 @@ class QdrantBackend(Backend):
         retrieve = functools.partial(self._connection.wire.retrieve, payload=payload, vectors=vectors)
         if not points:
             return []
-        return [r for some in await halving(self._connection, operation, points, retrieve) for r in some]
+        return [r for some in await self._connection.halving(operation, points, retrieve) for r in some]
 
     def _opened(self) -> Layout:
         self._check_open()

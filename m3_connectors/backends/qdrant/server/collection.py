@@ -1,19 +1,36 @@
-"""A collection on a Qdrant server: how it is created, how it is checked when it is opened, its limits."""
+"""A collection on a Qdrant server: creation, checks when it is opened, its limits, indexes and optimisation."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import json
+import time
 import uuid
+from collections.abc import Mapping
 from typing import Any, Literal
 
+import anyio
 from qdrant_client import models
 
 from m3_connectors.backends.base import Schema
+from m3_connectors.backends.listing import CollectionInfo
 from m3_connectors.backends.qdrant.layout import Layout
-from m3_connectors.backends.qdrant.payload import DATES, FLAGS, LARGE, METADATA, paths_of
-from m3_connectors.backends.qdrant.server.errors import BACKEND
-from m3_connectors.errors import Corrupt, InvalidInput, Rejected, Unsupported
+from m3_connectors.backends.qdrant.payload import DATES, FLAGS, LARGE, METADATA, keys_of, paths_of
+from m3_connectors.backends.qdrant.server.connection import Connection
+from m3_connectors.backends.qdrant.server.errors import BACKEND, optimiser_failed
+from m3_connectors.backends.qdrant.server.wire import applied
+from m3_connectors.errors import (
+    AlreadyExists,
+    CollectionNotFound,
+    Corrupt,
+    InvalidInput,
+    Rejected,
+    TimedOut,
+    Unauthorised,
+    Unsupported,
+)
 
 METADATA_KEY = "m3_connectors"
 """The key in the collection's metadata whose value is the schema, as JSON text."""
@@ -21,6 +38,9 @@ METADATA_KEY = "m3_connectors"
 CREATION_KEY = "m3_connectors_creation"
 """The key whose value identifies the call that created the collection, so that a retry recognises its own
 first try."""
+
+_OPTIMIZE_SECONDS = 3600.0
+_LOOK_EVERY_SECONDS = 0.5
 
 IndexType = Literal["keyword", "number", "date", "bool"]
 
@@ -226,3 +246,135 @@ def limits_of(info: models.CollectionInfo) -> Limits:
         writes=strict.write_rate_limit,
         condition=strict.condition_max_size,
     )
+
+
+async def what_is(connection: Connection, name: str, operation: str) -> str:
+    """Return the beginning of a message: that a collection exists, or which one the name is an alias of."""
+    there = f'collection "{name}" already exists'
+    try:
+        aliases = (await connection.call(operation, connection.client.get_aliases)).aliases
+    except Unauthorised:  # the key is for this collection only
+        return there
+    behind = next((alias.collection_name for alias in aliases if alias.alias_name == name), None)
+    return there if behind is None else f'"{name}" is an alias of collection "{behind}"'
+
+
+async def make_indexes(
+    connection: Connection, collection: str, info: models.CollectionInfo, indexes: Mapping[str, IndexType]
+) -> None:
+    """Create the declared payload indexes that are missing; a read-only key fails only if one is missing."""
+    there = {tuple(keys_of(path)): index.data_type for path, index in info.payload_schema.items()}
+    client = connection.client
+    wanted = [index for field, kind in indexes.items() for index in indexes_of(field, kind)]
+    for key, type_ in wanted:
+        if there.get(tuple(keys_of(key))) != type_:
+            make = functools.partial(client.create_payload_index, collection, key, type_, wait=True)
+            await connection.call("index", functools.partial(applied, "index", make))
+
+
+async def wait_optimized(connection: Connection, collection: str) -> None:
+    """Wait until the server has optimised all writes: green twice, because it starts a moment after a write.
+
+    Raises:
+        Rejected: The optimiser failed, or the collection is red.
+        StorageFull: The optimiser failed for lack of space.
+        TimedOut: It takes more than an hour; the server continues.
+    """
+    client = connection.client
+    wake = functools.partial(
+        client.update_collection, collection, optimizers_config=models.OptimizersConfigDiff()
+    )
+    began, greens, woken = time.monotonic(), 0, False
+    while True:
+        info = await connection.call("optimize", lambda: client.get_collection(collection))
+        if isinstance(info.optimizer_status, models.OptimizersStatusOneOf1):
+            raise optimiser_failed(info.optimizer_status.error, connection.url)
+        if info.status is models.CollectionStatus.RED:
+            raise optimiser_failed(f'collection "{collection}" is red', connection.url)
+        greens = greens + 1 if info.status is models.CollectionStatus.GREEN else 0
+        if greens == 2:
+            return
+        if info.status is models.CollectionStatus.GREY and not woken:
+            # The server has seen no write since its start; an update without changes starts the optimiser.
+            await connection.call("optimize", wake)
+            woken = True
+        if time.monotonic() - began > _OPTIMIZE_SECONDS:
+            raise TimedOut(
+                f'collection "{collection}" at {connection.url} is not optimised after '
+                f"{_OPTIMIZE_SECONDS / 60:.0f} minutes; the server continues.\n"
+                "  Call optimize again to wait longer; searches are correct in the meantime.",
+                backend=BACKEND,
+                operation="optimize",
+            )
+        await anyio.sleep(_LOOK_EVERY_SECONDS)
+
+
+async def create(connection: Connection, collection: str, schema: Schema, shards: int | None) -> None:
+    """Create a collection.
+
+    Raises:
+        AlreadyExists: The collection, or an alias of this name, exists.
+    """
+    client = connection.client
+    arguments = creation(schema, shards=shards)
+    metadata = arguments["metadata"]
+    exists = False
+    try:
+        await connection.call("create", lambda: client.create_collection(collection, **arguments))
+    except AlreadyExists:
+        exists = True
+    info = await info_of(connection, collection, "create")
+    found = (info and info.config.metadata) or {}
+    # It may still be our collection, if only the response of our first try was lost.
+    if exists and found.get(CREATION_KEY) != metadata[CREATION_KEY]:
+        what = await what_is(connection, collection, "create")
+        message = f"{what}; nothing was created.\n  Open it, or use another name."
+        raise AlreadyExists(message, backend=BACKEND, operation="create")
+    if METADATA_KEY not in found:
+        # That an update sets the metadata was measured; that creation does is documented since 1.16.
+        await connection.call("create", lambda: client.update_collection(collection, metadata=metadata))
+
+
+async def drop(connection: Connection, collection: str) -> None:
+    """Remove a collection with its documents, if it exists.
+
+    Raises:
+        Rejected: The name belongs to another program, or is an alias.
+    """
+    info = await info_of(connection, collection, "drop")
+    if info is not None:
+        check_ours(info, collection, "drop")
+        client = connection.client
+        dropped = await connection.call("drop", lambda: client.delete_collection(collection))
+        # False means that the collection no longer exists, or that the name is an alias, which stays
+        # unchanged.
+        if not dropped and await info_of(connection, collection, "drop") is not None:
+            what = await what_is(connection, collection, "drop")
+            message = f"{what}; nothing was removed or changed.\n  Drop the collection by its own name."
+            raise Rejected(message, backend=BACKEND, operation="drop")
+
+
+async def info_of(connection: Connection, collection: str, operation: str) -> models.CollectionInfo | None:
+    """Return what the server says about a collection; None if it does not exist."""
+    client = connection.client
+    try:
+        return await connection.call(operation, lambda: client.get_collection(collection))
+    except CollectionNotFound:
+        return None
+
+
+async def on_server(connection: Connection) -> list[CollectionInfo]:
+    """Return all collections of the server."""
+    client = connection.client
+    answer = await connection.call("list", client.get_collections)
+    found = []
+    for name in [one.name for one in answer.collections]:
+        with contextlib.suppress(CollectionNotFound):  # dropped in the meantime
+            info = await connection.call("list", functools.partial(client.get_collection, name))
+            ours = METADATA_KEY in (info.config.metadata or {})
+            found.append(
+                CollectionInfo.read(name, functools.partial(check_ours, info, name, "list"))
+                if ours
+                else CollectionInfo.other(name)
+            )
+    return found

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import re
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -17,8 +18,9 @@ from qdrant_client import AsyncQdrantClient, models
 from qdrant_client import grpc as pb
 from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
+from m3_connectors.backends.chunks import halving
 from m3_connectors.backends.endpoint import Endpoint
-from m3_connectors.backends.qdrant.server.errors import BACKEND, translated
+from m3_connectors.backends.qdrant.server.errors import BACKEND, TooLarge, translated
 from m3_connectors.backends.qdrant.server.grpc import OPTIONS, GrpcWire, unary
 from m3_connectors.backends.qdrant.server.wire import RestWire, Wire
 from m3_connectors.backends.retry import retrying
@@ -27,6 +29,7 @@ from m3_connectors.backends.together import Shared
 from m3_connectors.errors import Rejected, Unavailable, Unsupported
 
 T = TypeVar("T")
+R = TypeVar("R")
 Transport = Literal["auto", "grpc", "rest"]
 
 OLDEST = (1, 16)
@@ -124,6 +127,19 @@ class Connection:
                     return await call()
 
         return await retrying(patience, once)
+
+    async def halving(
+        self, operation: str, items: Sequence[T], send: Callable[[Sequence[T]], Awaitable[R]]
+    ) -> list[R]:
+        """Return the results of ``call`` for all items together, or in parts if that is too large.
+
+        Raises:
+            TooLarge: Even a request for one item is too large.
+            BackendError: Another failure; the requests for the items before may have been carried out.
+        """
+        return await halving(
+            items, lambda some: self.call(operation, functools.partial(send, some)), TooLarge
+        )
 
     async def close(self) -> None:
         """Close both clients; a later ``connect`` creates new ones."""

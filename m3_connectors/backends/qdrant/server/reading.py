@@ -1,18 +1,24 @@
-"""Exact scores of given points, requested from the server in as few requests as its limits allow."""
+"""Read from a collection: its points page by page, and exact scores in as few requests as its limits allow."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+import functools
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
+from qdrant_client import models
 
 from m3_connectors.backends.chunks import by_count
 from m3_connectors.backends.qdrant.layout import Layout, Vector, sparse_row
+from m3_connectors.backends.qdrant.payload import ID
 from m3_connectors.backends.qdrant.server.collection import Limits
+from m3_connectors.backends.qdrant.server.connection import Connection
 from m3_connectors.backends.qdrant.server.wire import Ask, Found
 from m3_connectors.embeddings import Component, Float32, M3Embeddings
 
 _IDS_AT_ONCE = 1000
+_PAGE = 1000
 
 Search = Callable[[Sequence[Ask]], Awaitable[list[list[Found]]]]
 Read = Callable[[Sequence[str], str], Awaitable[Mapping[str, Vector]]]
@@ -141,3 +147,30 @@ class ExactScores:
         rows = self.vector("multivector")
         assert isinstance(rows, np.ndarray)
         return rows
+
+
+async def pages(
+    connection: Connection,
+    collection: str,
+    limits: Limits,
+    *,
+    filter: models.Filter | None = None,
+    with_id: bool,
+) -> AsyncGenerator[list[models.Record], None]:
+    """Yield every point once, without vectors; with ``with_id`` also the caller's own id."""
+    client = connection.client
+    offset: Any = None
+    while True:
+        call = functools.partial(
+            client.scroll,
+            collection,
+            scroll_filter=filter,
+            limit=min(_PAGE, limits.query or _PAGE),
+            offset=offset,
+            with_payload=[ID] if with_id else False,
+            with_vectors=False,
+        )
+        records, offset = await connection.call("scan", call)
+        yield records
+        if offset is None:
+            return

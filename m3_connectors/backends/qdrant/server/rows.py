@@ -5,16 +5,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from m3_connectors.backends.precision import Precision
 from m3_connectors.backends.qdrant.layout import Layout, Vector
 from m3_connectors.backends.qdrant.payload import ID, payload_of, point_id
-from m3_connectors.backends.qdrant.server.errors import BACKEND
 from m3_connectors.documents import Document
 from m3_connectors.embeddings import M3Embeddings
-from m3_connectors.errors import DocumentNotFound
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,14 +61,3 @@ def point_of(id: str) -> str:
 def distinct_points(ids: Sequence[str]) -> list[str]:
     """Return the distinct points of these ids."""
     return [point_of(id) for id in dict.fromkeys(ids)]
-
-
-def check_found(ids: Sequence[str], found: Mapping[str, object], operation: str) -> None:
-    """Raise DocumentNotFound if the point of an id was not found."""
-    missing = next((id for id in ids if point_of(id) not in found), None)
-    if missing is not None:
-        raise DocumentNotFound(
-            f"there is no document {missing!r}.\n  Check the id, or add the document first.",
-            backend=BACKEND,
-            operation=operation,
-        )

@@ -13,8 +13,7 @@ from m3_connectors.backends.qdrant.server.collection import Limits
 from m3_connectors.backends.qdrant.server.connection import Connection
 from m3_connectors.backends.qdrant.server.errors import not_ours
 from m3_connectors.backends.qdrant.server.filters import server_filter
-from m3_connectors.backends.qdrant.server.paging import pages
-from m3_connectors.backends.qdrant.server.reading import ExactScores, Search
+from m3_connectors.backends.qdrant.server.reading import ExactScores, Search, pages
 from m3_connectors.backends.qdrant.server.wire import Ask, Found
 from m3_connectors.embeddings import Component, Float32
 from m3_connectors.methods import rank

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from m3_connectors.backends.chunks import by_bytes, by_count
 from m3_connectors.backends.qdrant.server.connection import Connection
 from m3_connectors.backends.qdrant.server.errors import BACKEND
-from m3_connectors.backends.qdrant.server.halving import halving
 from m3_connectors.backends.qdrant.server.rows import Point
 from m3_connectors.backends.qdrant.server.wire import Wire
 from m3_connectors.backends.together import together
@@ -39,7 +38,7 @@ async def write(connection: Connection, points: Sequence[Point], most_points: in
         error = next((error for error in failed.values() if error.retryable), None)
         if error is None:
             try:
-                await halving(connection, "upsert", batch, wire.upsert)
+                await connection.halving("upsert", batch, wire.upsert)
             except BackendError as caught:
                 error = caught
         if error is not None:

@@ -1,0 +1,365 @@
+"""Stores that keep vectors as bytes: vectors are fetched within a bound, and scored in this process.
+
+A document whose multi-vector is too large for one row is stored in versioned parts. A new version writes its parts
+under new names before the row that names them, and only then removes the old parts, so a reader that finds a part
+missing reads the row again.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import functools
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar
+
+import anyio
+import anyio.to_thread
+import numpy as np
+
+from m3_connectors.backends.base import Backend, Candidates, Lists, Schema
+from m3_connectors.backends.checks import check_found
+from m3_connectors.backends.chunks import by_bytes, by_count
+from m3_connectors.backends.together import together
+from m3_connectors.documents import Document
+from m3_connectors.embeddings import Component, Float32, M3Embeddings
+from m3_connectors.errors import Corrupt
+from m3_connectors.scoring import score
+
+Row = Mapping[str, Any]
+"""What a store returns for one document: its fields, or a hit with them."""
+
+Known = Mapping[Component, Mapping[str, float | np.float32]]
+"""Scores by component and key, of the documents that are stored."""
+
+ORPHANED_SECONDS = 3600.0
+"""Parts of this age that no document refers to come from a failed call; younger ones may belong to a running
+call."""
+
+WHOLE = 16
+"""Up to this number, documents are read with their texts and vectors in one response, whatever their size."""
+
+_SCORED_BYTES = 48 * 2**20
+"""Packed vectors that are unpacked and scored together; one product per response would make the cores wait."""
+
+_MOST_HINTS = 200_000
+_MORE = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Rounding:
+    """How far the true s_lex can exceed the score of a server that rounds weights.
+
+    Attributes:
+        factor: The largest ratio of the two.
+        per_weight: The largest difference beyond that, for a unit of the query's weights.
+    """
+
+    factor: float
+    per_weight: float = 0.0
+
+    @staticmethod
+    def length(limit: int, most: float) -> int:
+        """Return how many documents to request for a list of ``limit``: some more, as long as ``most`` allows."""
+        return int(min(limit + max(limit // 10, _MORE), most))
+
+    def proves(self, query: M3Embeddings, last: float, scores: Float32, limit: int) -> bool:
+        """Whether no document after the last one can be among the best ``limit``.
+
+        Args:
+            query: One text.
+            last: The server's score of the last document.
+            scores: The true scores of all documents up to the last, ``[n]``.
+            limit: The length of the list.
+        """
+        if len(scores) < limit:
+            return False
+        at_the_cut = np.partition(scores, len(scores) - limit)[len(scores) - limit]
+        return bool(last * self.factor + self.per_weight * float(query.sparse.data.sum()) < at_the_cut)
+
+
+class VectorReader(abc.ABC):
+    """Reads the vectors of one collection and scores them; each store says how its rows are read."""
+
+    backend: ClassVar[str]
+    answer_bytes: ClassVar[int]
+    """Packed vectors in one response."""
+    answers_at_once: ClassVar[int]
+    keys_at_once: ClassVar[int]
+    row_base_bytes: ClassVar[int] = 0
+    """The assumed size of a document's other values in a response."""
+    unplanned: ClassVar[int] = 0
+    """Up to this number of documents of unknown size are read without asking for their sizes first."""
+    pauses_seconds: ClassVar[tuple[float, ...]] = (0.0, 0.0)
+    """The pauses before a document with missing parts is read again."""
+
+    def __init__(self, schema: Schema) -> None:
+        self.schema = schema
+        self.most_rows = 0
+        # One matrix product at a time: each uses all cores, and concurrent ones spend half of their time
+        # waiting.
+        self._scoring = anyio.CapacityLimiter(1)
+        self._row_bytes = schema.storage.precision.row_bytes(schema.model.dimension)
+        self._counts: dict[str, int] = {}
+        """The number of multi-vector rows by key, where known; it only helps to plan responses and may be
+        outdated."""
+
+    # -- the store's part
+
+    @abc.abstractmethod
+    async def stored(
+        self, operation: str, keys: Sequence[str], components: Sequence[Component]
+    ) -> dict[str, Row]:
+        """Return the rows of the keys that are stored, with what ``decoded`` needs for these components."""
+
+    @abc.abstractmethod
+    async def shown(
+        self, components: Sequence[Component], query: M3Embeddings, keys: Sequence[str]
+    ) -> tuple[Known, dict[str, Document]]:
+        """Return scores and documents of at most ``WHOLE`` keys, in one request where that is possible."""
+
+    @abc.abstractmethod
+    def decoded(self, rows: Sequence[Row], components: Sequence[Component]) -> M3Embeddings:
+        """Return the vectors of complete rows. Raises Corrupt."""
+
+    @abc.abstractmethod
+    def carries(self, component: Component, row: Row) -> bool:
+        """Whether a row of a list includes the vectors of a component."""
+
+    @abc.abstractmethod
+    def document(self, row: Row) -> Document | None:
+        """Return the document of a row of a list, if it is included."""
+
+    @abc.abstractmethod
+    async def _counted(self, operation: str, keys: Sequence[str]) -> dict[str, Row]:
+        """Return rows with the number of their multi-vector rows only."""
+
+    @abc.abstractmethod
+    def _count(self, row: Row) -> int | None:
+        """Return the number of multi-vector rows, if the row includes it."""
+
+    @abc.abstractmethod
+    def _part_names(self, row: Row) -> Sequence[str]:
+        """Return the names of the parts of a row; usually none."""
+
+    @abc.abstractmethod
+    async def _parts(self, operation: str, names: Sequence[str]) -> dict[str, list[str]]:
+        """Return the packed vectors of the parts that are stored, by name."""
+
+    @abc.abstractmethod
+    def _joined(self, row: Row, packed: list[str]) -> Row:
+        """Return the row with the packed vectors of its parts, which ``_part_names`` then no longer names."""
+
+    def id_of(self, key: str) -> str:
+        """Return the id of a key."""
+        return key
+
+    # -- vectors and scores
+
+    async def embeddings(self, keys: Sequence[str]) -> M3Embeddings:
+        """Return all stored vectors of these keys, in their order; keys may repeat.
+
+        Raises:
+            DocumentNotFound: A key is not stored.
+        """
+        components, found = self.schema.components, dict[str, M3Embeddings]()
+        for wave in await self._waves("vectors", list(dict.fromkeys(keys)), components):
+            rows = await self._read("vectors", wave, components)
+            for piece in self._pieces(rows, components):
+                whole = await self._whole_piece("vectors", piece, components)
+                vectors = await anyio.to_thread.run_sync(self.decoded, list(whole.values()), components)
+                found.update((key, vectors[i]) for i, key in enumerate(whole))
+        check_found([self.id_of(key) for key in keys], keys, found, self.backend, "vectors")
+        return M3Embeddings.concatenate([found[key] for key in keys])
+
+    async def fetched_scores(
+        self, components: Sequence[Component], query: M3Embeddings, keys: Sequence[str]
+    ) -> Known:
+        """Return the scores of distinct keys, with one read of their vectors for all components."""
+        known: dict[Component, dict[str, np.float32]] = {name: {} for name in components}
+        for wave in await self._waves("score", keys, components):
+            rows = await self._read("score", wave, components)
+            for name, scores in (await self.scores_of("score", components, query, rows)).items():
+                known[name] |= scores
+        return known
+
+    async def scores_of(
+        self, operation: str, components: Sequence[Component], query: M3Embeddings, rows: Mapping[str, Row]
+    ) -> dict[Component, dict[str, np.float32]]:
+        """Return the scores of rows that ``carry`` these components; long documents are read from their parts."""
+        known: dict[Component, dict[str, np.float32]] = {name: {} for name in components}
+        for piece in self._pieces(rows, components):
+            whole = await self._whole_piece(operation, piece, components)
+            for name, scores in (await self.scored(components, query, list(whole.values()))).items():
+                known[name].update(zip(whole, scores, strict=True))
+        return known
+
+    async def scored(
+        self, components: Sequence[Component], query: M3Embeddings, rows: Sequence[Row]
+    ) -> dict[Component, Float32]:
+        """Return the scores of complete rows, float32 ``[rows]``."""
+        query = self.schema.storage.precision.rounded_query(query)
+
+        def scores() -> dict[Component, Float32]:
+            vectors = self.decoded(rows, components)
+            return {name: score(name, query, vectors) for name in components}
+
+        limiter = self._scoring if "multivector" in components else None
+        return await anyio.to_thread.run_sync(scores, limiter=limiter)
+
+    def note_rows(self, rows: Mapping[str, Row]) -> None:
+        """Store the numbers of multi-vector rows, where these rows include them."""
+        if len(self._counts) > _MOST_HINTS:
+            self._counts.clear()
+        seen = {key: count for key, row in rows.items() if (count := self._count(row)) is not None}
+        self._counts |= seen
+        self.most_rows = max(self.most_rows, *seen.values(), 0)
+
+    async def runs(
+        self, operation: str, keys: Sequence[str], components: Sequence[Component]
+    ) -> list[Sequence[str]]:
+        """Return distinct keys in runs that are one response each."""
+        if "multivector" in components:
+            unknown = [key for key in keys if key not in self._counts]
+            if len(unknown) > self.unplanned:
+                self.note_rows(await self._counted(operation, unknown))
+        size = functools.partial(self._size, components)
+        runs = by_bytes(keys, size, self.answer_bytes)
+        return [some for run in runs for some in by_count(run, self.keys_at_once)]
+
+    async def _waves(
+        self, operation: str, keys: Sequence[str], components: Sequence[Component]
+    ) -> Iterator[list[Sequence[str]]]:
+        """Return runs of keys whose vectors are held in memory together."""
+        runs = await self.runs(operation, keys, components)
+        return by_bytes(runs, lambda run: sum(self._size(components, key) for key in run), _SCORED_BYTES)
+
+    def _size(self, components: Sequence[Component], key: str) -> int:
+        rows = self._counts.get(key, 0) if "multivector" in components else 0
+        return self.row_base_bytes + rows * self._row_bytes
+
+    async def _read(
+        self, operation: str, runs: Sequence[Sequence[str]], components: Sequence[Component]
+    ) -> dict[str, Row]:
+        reads = [functools.partial(self.stored, operation, run, components) for run in runs]
+        return {key: row for rows in await together(reads, self.answers_at_once) for key, row in rows.items()}
+
+    def _pieces(
+        self, rows: Mapping[str, Row], components: Sequence[Component]
+    ) -> Iterator[Mapping[str, Row]]:
+        """Yield rows in pieces of a limited size, which are unpacked and scored together."""
+        if "multivector" in components:
+            self.note_rows(rows)
+            for keys in by_bytes(list(rows), functools.partial(self._size, components), _SCORED_BYTES):
+                yield {key: rows[key] for key in keys}
+        elif rows and components:
+            yield rows
+
+    async def _whole_piece(
+        self, operation: str, rows: Mapping[str, Row], components: Sequence[Component]
+    ) -> Mapping[str, Row]:
+        return await self.whole(
+            operation, rows, functools.partial(self.stored, operation, list(rows), components)
+        )
+
+    async def whole(
+        self, operation: str, rows: Mapping[str, Row], again: Callable[[], Awaitable[Mapping[str, Row]]]
+    ) -> Mapping[str, Row]:
+        """Return rows together with their parts.
+
+        Args:
+            operation: The operation, for errors.
+            rows: The rows.
+            again: Reads the rows again.
+
+        Raises:
+            Corrupt: Parts are missing, and not only because they were replaced during the read.
+        """
+        for pause in (*self.pauses_seconds, None):
+            names = {key: some for key, row in rows.items() if (some := self._part_names(row))}
+            if not names:
+                return rows
+            parts = await self._parts(operation, [name for some in names.values() for name in some])
+            torn = next((key for key, some in names.items() if not parts.keys() >= set(some)), None)
+            if torn is None:
+                joined = {
+                    key: self._joined(rows[key], [text for name in some for text in parts[name]])
+                    for key, some in names.items()
+                }
+                return {**rows, **joined}
+            if pause is not None:
+                # The document was replaced between the two requests: its new version has other parts.
+                await anyio.sleep(pause)
+                rows = await again()
+        assert torn is not None
+        raise Corrupt(
+            f"parts of the multi-vectors of document {self.id_of(torn)!r} are missing.\n"
+            "  Index the document again.",
+            backend=self.backend,
+            operation=operation,
+        )
+
+
+class FetchingBackend(Backend):
+    """A store whose lists bring vectors, and whose missing scores are computed from fetched vectors."""
+
+    @property
+    @abc.abstractmethod
+    def _reads(self) -> VectorReader:
+        """The reader of the open collection."""
+
+    @abc.abstractmethod
+    async def _list(
+        self, ask: Lists, component: Component
+    ) -> tuple[Mapping[str, Row], Sequence[float] | Float32]:
+        """Return one list: rows by key, best first, with the fields that the next requests need, and scores."""
+
+    @abc.abstractmethod
+    async def _scores(self, missing: Mapping[Component, Sequence[str]], query: M3Embeddings) -> Known:
+        """Return the missing scores of the documents that are stored."""
+
+    async def lists(self, ask: Lists) -> Candidates:
+        lists = await together([functools.partial(self._list, ask, name) for name in ask.depths])
+        by_name = dict(zip(ask.depths, lists, strict=True))
+        found = Candidates.union({name: (list(rows), scores) for name, (rows, scores) in by_name.items()})
+        for component, (rows, _) in by_name.items():
+            if rows:
+                await self._learn_rows(ask, component, rows, found)
+        return found
+
+    async def _learn_rows(
+        self, ask: Lists, component: Component, rows: Mapping[str, Row], found: Candidates
+    ) -> None:
+        """Add what the rows of a list contain: scores, documents, and the sizes of multi-vectors."""
+        reads = self._reads
+        reads.note_rows(rows)
+        documents = {
+            key: document for key, row in rows.items() if (document := reads.document(row)) is not None
+        }
+        if len(documents) == len(rows):
+            found.bring(documents)
+        carried = [
+            name
+            for name in ask.welcome
+            if name != component and all(reads.carries(name, row) for row in rows.values())
+        ]
+        for name, known in (await reads.scores_of("search", carried, ask.query, rows)).items():
+            found.learn(name, list(known), list(known.values()))
+
+    async def complete(
+        self,
+        query: M3Embeddings,
+        found: Candidates,
+        components: Sequence[Component],
+        *,
+        documents: bool = False,
+    ) -> None:
+        missing = {name: keys for name in components if (keys := found.missing(name))}
+        if documents and len(found) <= WHOLE and any(key not in found.documents for key in found.keys):
+            # For few documents, everything that is missing is read in one request.
+            scores, there = await self._reads.shown(list(missing), query, found.keys)
+            found.bring(there)
+        else:
+            scores = await self._scores(missing, query) if missing else {}
+        for name, known in scores.items():
+            found.learn(name, list(known), list(known.values()))
