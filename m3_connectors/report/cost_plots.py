@@ -107,7 +107,9 @@ def method_plot(name: str, summary: Mapping[str, Any], anchor: str) -> Plot | No
         plain_ticks(all_axes[0].xaxis)
         all_axes[-1].set_xlabel("ms: p50, whisker to p95")
         legend(canvas, style)
-        caption = f"{name}: latency of each method under its lightest load, one request at a time if available."
+        caption = (
+            f"{name}: latency of each method under its lightest load, one request at a time if available."
+        )
         return finish(canvas, f"methods-{anchor}", f"Latency by method: {name}", caption)
 
 
