@@ -74,7 +74,8 @@ class _Loop:
                     return await call()
             finally:
                 over.set()
-            raise InvalidInput("the call was interrupted.")  # the caller has already got KeyboardInterrupt
+            # The caller has already received KeyboardInterrupt.
+            raise InvalidInput("the call was interrupted.\n  Call it again.")
 
         def abandon() -> bool:
             """Cancel or prevent the call (in the loop's thread); return whether it has started."""

@@ -42,7 +42,9 @@ class Page:
         _check_count("k", self.k, least=1)
         _check_count("offset", self.offset, least=0)
         if self.min_score is not None and not _is_finite_number(self.min_score):
-            raise InvalidInput(f"min_score is {self.min_score!r}; it must be a finite number.")
+            raise InvalidInput(
+                f"min_score is {self.min_score!r}; it must be a finite number.\n  Pass None for no threshold."
+            )
 
     @property
     def depth(self) -> int:
@@ -96,4 +98,4 @@ def _is_finite_number(value: object) -> bool:
 
 def _check_count(name: str, value: object, *, least: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-        raise InvalidInput(f"{name} is {value!r}; it must be a whole number >= {least}.")
+        raise InvalidInput(f"{name} is {value!r}; it must be a whole number >= {least}.\n  Correct it.")

@@ -39,6 +39,6 @@ def baseline_for(spec: str) -> Baseline:
     try:
         inspect.signature(make).bind(*arguments)
     except TypeError:
-        takes = "takes nothing after its name" if colon else f"needs a model: {name}:MODEL"
-        raise InvalidInput(f"baseline {spec!r} {takes}.") from None
+        what, fix = ("takes no argument", name) if colon else ("needs a model", f"{name}:MODEL")
+        raise InvalidInput(f"baseline {spec!r} {what}.\n  Use {fix}.") from None
     return make(*arguments)

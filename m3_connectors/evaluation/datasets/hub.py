@@ -76,7 +76,11 @@ def plan(repository: Repository) -> Download:
     }
     for pattern in repository.files:
         if not any(fnmatch(name, pattern) for name in found):
-            raise NotFound(f"{where} has no file {pattern}.", backend="hub", operation="list files")
+            raise NotFound(
+                f"{where} has no file {pattern}.\n  Upgrade m3-connectors; the dataset's repository may have changed.",
+                backend="hub",
+                operation="list files",
+            )
     return Download(
         repository.name,
         repository.revision,

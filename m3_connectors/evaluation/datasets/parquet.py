@@ -41,4 +41,6 @@ def parquet_records(path: Path, columns: Sequence[str], rows: int) -> Iterator[t
                     row += 1
                     yield f"{path}: row {row}", record
     except (pyarrow.ArrowException, OSError) as error:
-        raise InvalidInput(f"{path} is not Parquet with {' and '.join(columns)}: {error}") from error
+        raise InvalidInput(
+            f"{path} is not Parquet with {' and '.join(columns)}: {error}\n  Download the file again."
+        ) from error
