@@ -1,4 +1,4 @@
-"""A dense model behind an embedding endpoint of OpenAI's form, which most servers of such models speak."""
+"""A dense model behind an OpenAI-compatible embedding endpoint, which most model servers offer."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ if TYPE_CHECKING:
     from m3_connectors.encoder.encoder import M3Encoder
 
 TEXTS_AT_ONCE = 64
-"""Texts of one request."""
+"""The number of texts in one request."""
 
 REQUESTS_AT_ONCE = 4
-"""Requests under way together."""
+"""The maximum number of concurrent requests."""
 
 _BASE = "https://api.openai.com/v1"
 

@@ -1,4 +1,4 @@
-"""Data of one's own as JSON lines: ``documents.jsonl`` and ``queries.jsonl`` with the judgements inside.
+"""Your own data as JSON Lines: ``documents.jsonl`` and ``queries.jsonl`` with the judgements inside.
 
     {"id": "d1", "text": "Clouds bring rain.", "title": "Rain", "metadata": {"lang": "en"}}
     {"id": "q1", "text": "where does rain come from", "relevant": ["d1"]}
