@@ -75,7 +75,8 @@ class _Loop:
                     return await call()
             finally:
                 over.set()
-            raise InvalidInput("the call was interrupted.")  # the caller has already got KeyboardInterrupt
+            # The caller has already received KeyboardInterrupt.
+            raise InvalidInput("the call was interrupted.\n  Call it again.")
 
         def abandon() -> bool:
             """Cancel or prevent the call (in the loop's thread); return whether it has started."""
@@ -202,7 +203,7 @@ class Index:
             filter: Search only documents whose metadata match, such as ``{"year": {"$gte": 2020}}``.
             exact: Whether the store must search exactly, without its approximate index.
             offset: The number of hits to skip first, >= 0: ``offset=20, k=10`` is the third page of ten.
-            min_score: Leave out hits with a lower score.
+            min_score: Omit hits with a lower score.
             rerank: A re-ranker, such as ``CrossEncoder("BAAI/bge-reranker-v2-m3")``, that orders the best hits
                 again by its own scores. The query must be a text.
             rerank_depth: How many of the best hits are re-ranked, >= 1; never fewer than ``offset + k``.

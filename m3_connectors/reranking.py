@@ -42,7 +42,9 @@ class Page:
         check_count("k", self.k, least=1)
         check_count("offset", self.offset, least=0)
         if self.min_score is not None and not _is_finite_number(self.min_score):
-            raise InvalidInput(f"min_score is {self.min_score!r}; it must be a finite number.")
+            raise InvalidInput(
+                f"min_score is {self.min_score!r}; it must be a finite number.\n  Pass None for no threshold."
+            )
 
     @property
     def depth(self) -> int:

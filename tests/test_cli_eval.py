@@ -276,4 +276,4 @@ class TestReport:
 
     def test_nothing_to_report(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["report", str(tmp_path)]) == 1
-        assert "holds no evaluation" in capsys.readouterr().err
+        assert "contains no evaluation" in capsys.readouterr().err

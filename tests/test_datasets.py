@@ -228,12 +228,18 @@ class TestOwn:
         [
             (
                 {"id": "q2", "text": "x", "relevant": "d1"},
-                r"queries\.jsonl:2: relevant must be a list of ids",
+                r"queries\.jsonl:2: relevant is 'd1', which does not list ids\.\n  Write a list of ids",
             ),
-            ({"id": "q2", "text": "x", "relevant": {"d1": 0.5}}, r"queries\.jsonl:2: relevant must be"),
-            ({"id": "q2", "text": "x", "relevant": {"d1": True}}, r"queries\.jsonl:2: relevant must be"),
-            ({"id": "q2", "text": "x", "answers": []}, r"queries\.jsonl:2: answers must be strings"),
-            ({"id": "q2", "text": "x", "answers": [" "]}, r"queries\.jsonl:2: answers must be strings"),
+            (
+                {"id": "q2", "text": "x", "relevant": {"d1": 0.5}},
+                r"queries\.jsonl:2: relevant is \{'d1': 0\.5\}",
+            ),
+            (
+                {"id": "q2", "text": "x", "relevant": {"d1": True}},
+                r"queries\.jsonl:2: relevant is \{'d1': True\}",
+            ),
+            ({"id": "q2", "text": "x", "answers": []}, r"queries\.jsonl:2: answers is \[\]"),
+            ({"id": "q2", "text": "x", "answers": [" "]}, r"queries\.jsonl:2: answers is \[' '\]"),
             ({"id": "q2", "text": "x", "answers": ["a"]}, "some queries have relevant documents and others"),
             (
                 {"id": "q1", "text": "x", "relevant": ["d1"]},

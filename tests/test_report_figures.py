@@ -150,7 +150,7 @@ def test_legends_name_what_only_one_panel_has(tmp_path: Path, drawn: list[Figure
 
 def test_what_no_benchmark_measured_is_named(tmp_path: Path) -> None:
     (plot,) = quality_against_cost([write(tmp_path / "a", good=0.5, baselines=["bm25", "rrf"])], COSTS)
-    assert plot.caption.endswith("No benchmark has a cost of: bm25, rrf.")
+    assert plot.caption.endswith("No benchmark measured: bm25, rrf.")
 
 
 def test_two_benchmarks_of_one_store_are_told_apart(tmp_path: Path, drawn: list[Figure]) -> None:

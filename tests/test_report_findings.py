@@ -103,14 +103,14 @@ def test_the_fastest_is_named_with_its_quality(tmp_path: Path) -> None:
         f"(the best is dense, {quality['dense']}, 4.00 ms on edge)."
     )
     (alone,) = cost_findings([], {"stores": {"loads": loads[:1]}})
-    assert alone.endswith("4.00 ms at p50. No evaluation here says how good dense is.")
+    assert alone.endswith("4.00 ms at p50. No evaluation here measures the quality of dense.")
 
 
 def test_void_loads_conclude_nothing() -> None:
     (sentence,) = cost_findings(
         [], {"stores": {"loads": [load("edge", "dense", 0.001, ["a request failed"])]}}
     )
-    assert sentence == "stores: no load has numbers that may be used, so nothing can be concluded about cost."
+    assert sentence == "stores: every load is void, so nothing can be concluded about cost."
 
 
 def test_the_headline_stands_above_all_in_the_page_and_in_the_tables(tmp_path: Path) -> None:

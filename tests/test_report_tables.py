@@ -92,10 +92,10 @@ def test_what_differs_is_named_and_never_averaged(tmp_path: Path) -> None:
         for language in ("de", "fr")
     ]
     assert list(rows(folders)) == [
-        "set, mean (cut at none/64 tokens)",
-        "set, mean (cut at none/none tokens)",
-        *("set/de (cut at none/64 tokens)", "set/de (cut at none/none tokens)"),
-        *("set/fr (cut at none/64 tokens)", "set/fr (cut at none/none tokens)"),
+        "set, mean (truncated at none/64 tokens)",
+        "set, mean (truncated at none/none tokens)",
+        *("set/de (truncated at none/64 tokens)", "set/de (truncated at none/none tokens)"),
+        *("set/fr (truncated at none/64 tokens)", "set/fr (truncated at none/none tokens)"),
     ]
 
 

@@ -117,7 +117,10 @@ def test_an_evaluation_whose_files_are_damaged_hides_no_other(tmp_path: Path) ->
 
 
 def test_where_nothing_is_both_commands_are_named(tmp_path: Path) -> None:
-    for place, what in ((tmp_path, "holds no evaluation and no benchmark"), (tmp_path / "no", "no folder")):
+    for place, what in (
+        (tmp_path, "contains no evaluation and no benchmark"),
+        (tmp_path / "no", "no folder"),
+    ):
         with pytest.raises(InvalidInput, match=what) as told:
             write_report(place)
         assert "m3 eval" in str(told.value)

@@ -64,7 +64,7 @@ class Shape:
     def __post_init__(self) -> None:
         for name in ("documents", "rows", "dimension"):
             if not getattr(self, name) >= 1:
-                raise InvalidInput(f"{name} is {getattr(self, name)}; it must be at least 1.")
+                raise InvalidInput(f"{name} is {getattr(self, name)}; it must be at least 1.\n  Correct it.")
         _ = precision_of(self.dtype, "dtype")
 
     @classmethod
@@ -90,7 +90,7 @@ class Shape:
         if not (math.isfinite(documents) and math.isfinite(tokens)) or tokens < 1 or pool_factor < 1:
             raise InvalidInput(
                 f"{documents} documents of {tokens} tokens, pooled by {pool_factor}: "
-                "each must be a finite number of at least 1."
+                "each must be a finite number of at least 1.\n  Correct the one that is not."
             )
         distinct = min(tokens, 2.6 * tokens**0.73)
         rows = max(1.0, (tokens + 1) / pool_factor)
@@ -178,7 +178,9 @@ class Plan:
     def nodes(self, memory_bytes: float, replicas: int = 0) -> int:
         """Return the number of nodes of this memory for the collection and ``replicas`` more copies of it."""
         if not memory_bytes > 0:
-            raise InvalidInput(f"memory_bytes is {memory_bytes}; it must be more than 0.")
+            raise InvalidInput(
+                f"memory_bytes is {memory_bytes}; it must be more than 0.\n  Pass the memory of one node in bytes."
+            )
         needed = (1 + replicas) * self.memory_bytes / (self.usable * memory_bytes)
         return max(1 + replicas, math.ceil(needed))
 

@@ -32,7 +32,7 @@ def compare(
     ],
     after: Annotated[
         Path | None,
-        typer.Argument(metavar="[DIR]", help="A second one, for the same datasets.", show_default=False),
+        typer.Argument(metavar="[DIR]", help="A second folder, for the same datasets.", show_default=False),
     ] = None,
     methods: Annotated[
         str | None,

@@ -47,21 +47,22 @@ def search(
     ] = None,
     weights: WeightsText = None,
     offset: Annotated[
-        int, typer.Option("--offset", metavar="N", help="Skip so many hits first.", parser=at_least(0))
+        int, typer.Option("--offset", metavar="N", help="Skip the first N hits.", parser=at_least(0))
     ] = 0,
     min_score: Annotated[
-        float | None, typer.Option("--min-score", metavar="SCORE", help="Leave out hits with a lower score.")
+        float | None, typer.Option("--min-score", metavar="SCORE", help="Omit hits with a lower score.")
     ] = None,
     rerank: Annotated[
         str | None,
         typer.Option(
             "--rerank",
             metavar="MODEL",
-            help="Order the best hits again by a cross-encoder: a name on the hub or a directory.",
+            help="Re-rank the best hits with a cross-encoder: a name on the hub or a directory.",
         ),
     ] = None,
     rerank_depth: Annotated[
-        int, typer.Option("--rerank-depth", metavar="N", help="Hits to re-rank.", parser=at_least(1))
+        int,
+        typer.Option("--rerank-depth", metavar="N", help="Number of hits to re-rank.", parser=at_least(1)),
     ] = 50,
     json: Json = False,
     debug: Debug = False,

@@ -33,7 +33,7 @@ def choose_device(device: str | None) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # "not compiled with" asserts
         reason = str(error).splitlines()[0]
         raise InvalidInput(
-            f"device {device!r} cannot be used: {reason}\n  device='cpu' always works."
+            f"device {device!r} cannot be used: {reason}\n  Use device='cpu', which always works."
         ) from error
     return chosen
 

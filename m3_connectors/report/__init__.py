@@ -1,1 +1,1 @@
-"""Tables, figures and a page for the evaluations and benchmarks below a folder, from their files only."""
+"""Write tables, figures and a page from the files of the evaluations and benchmarks below a folder."""

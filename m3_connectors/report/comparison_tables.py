@@ -17,10 +17,10 @@ from m3_connectors.report.table import Cell, Column, Table
 from m3_connectors.report.variants import by_variant, crosses, variants
 
 Variant = Mapping[Path, str]
-"""By folder of an evaluation what tells it from others of the same dataset (``variants``)."""
+"""For each folder, what distinguishes its evaluation from others of the same dataset (``variants``)."""
 
 MOST_CHANGED = 5
-"""Queries shown in each direction."""
+"""The number of queries shown in each direction."""
 
 
 def comparison_tables(
@@ -67,7 +67,7 @@ def _summary(compared: Sequence[Comparison], variant: Variant) -> Table:
         Column("datasets"), Column("All against"), Column("comparisons"), Column("really better"),
         Column("may be chance"), Column("really worse"), Column("mean difference"),
     )  # fmt: skip
-    note = "Really: p < 0.05 in the paired randomisation test, after Holm's correction over all comparisons here."
+    note = "Really worse: p < 0.05 in the paired randomisation test, after Holm's correction over all comparisons here."
     return Table("all-against", "All against the other methods", columns, rows, note)
 
 
@@ -95,7 +95,7 @@ def _tests(compared: Sequence[Comparison], variant: Variant) -> Table:
     )  # fmt: skip
     note = (
         "The difference is All minus the method, with the 95 % bootstrap interval; "
-        f"{resamples_for(len(compared)):,} resamples per test; copies of a query count as one. "
+        f"{resamples_for(len(compared)):,} resamples per test; duplicates of a query count once. "
         "Win, tie and loss count the queries where All is better, equal or worse."
     )
     return Table("significance", "Is the difference real?", columns, rows, note)
@@ -122,8 +122,8 @@ def _changes(compared: Sequence[Comparison], variant: Variant) -> Table:
     rows = tuple(_change(comparison, change, variant) for comparison, change in (*better, *worse))
     title = f"Queries that change most from {against} to All"
     note = (
-        "The scores are those of the relevant document that moved most; – means that All does not list it. "
-        "Its score is the weighted sum of them. m3 compare DIR --methods "
+        "The scores are those of the relevant document that moved most; – means that All does not return it. "
+        "The score of All is their weighted sum. m3 compare DIR --methods "
         f"{against},all --queries N shows more queries and every relevant document."
     )
     return Table("changes", title, columns, rows, note)
@@ -178,7 +178,7 @@ def _published(
     )  # fmt: skip
     note = (
         f"Published: {PAPER}. Only evaluations on the paper's split with all its queries are listed. "
-        "Rows with deviations are different experiments than the paper's, and have no difference."
+        "A row with deviations is a different experiment from the paper's, so it has no difference."
     )
     return [Table("published", "Comparison with published numbers", columns, rows, note)] if rows else []
 

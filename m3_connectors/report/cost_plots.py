@@ -1,4 +1,4 @@
-"""Figures of benchmarks: the distribution of latency, and the latency of each method."""
+"""Figures of benchmarks: the latency distribution and the latency of each method."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MILLISECONDS = 1000.0
 
 
 def latency_plot(name: str, requests: pa.Table, summary: Mapping[str, Any], anchor: str) -> Plot | None:
-    """Plot the share of requests slower than a time: a panel per load and size, a line per store.
+    """Plot the share of requests slower than a given time: one panel per load and size, one line per store.
 
     Args:
         name: Of the benchmark.
@@ -70,7 +70,7 @@ def latency_plot(name: str, requests: pa.Table, summary: Mapping[str, Any], anch
 
 
 def method_plot(name: str, summary: Mapping[str, Any], anchor: str) -> Plot | None:
-    """Plot p50 (whiskers to p95) of each method under the lightest load, a panel per size; None if empty.
+    """Plot p50 (whiskers to p95) of each method under the lightest load, one panel per size; None if empty.
 
     Args:
         name: Of the benchmark.
@@ -108,7 +108,7 @@ def method_plot(name: str, summary: Mapping[str, Any], anchor: str) -> Plot | No
         all_axes[-1].set_xlabel("ms: p50, whisker to p95")
         legend(canvas, style)
         caption = (
-            f"{name}: latency of each method with its lightest load, one request at a time if available."
+            f"{name}: latency of each method under its lightest load, one request at a time if available."
         )
         return finish(canvas, f"methods-{anchor}", f"Latency by method: {name}", caption)
 
@@ -121,7 +121,7 @@ def _key(load: Mapping[str, Any]) -> tuple[str, int, str]:
 
 
 def _measured(requests: pa.Table, void: Collection[tuple[str, int, str]]) -> dict[str, list[Any]]:
-    """Columns of the answered requests that were measured and count, with their latencies in seconds."""
+    """Return the answered requests of the valid measured loads, with their latencies in seconds."""
     names = ("phase", "error", "store", "documents", "load", "intended_seconds", "end_seconds")
     kept = [
         (store, documents, load, end - intended)

@@ -1,4 +1,4 @@
-"""Tables of benchmarks, from the numbers that were computed from their raw rows."""
+"""Tables of benchmarks, from the summary of their raw rows."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ _REMARKS = (
     "void because", "but", "filter lets pass", "of these", "CPU of the server, %", "CPU of the server, ms",
     "server's memory, MB",
 )  # fmt: skip
-"""Columns that are left out where no row has anything to say in them."""
+"""Columns that are omitted if they are empty in every row."""
 
 _MILLISECONDS, _MEGABYTES, _PERCENT = 1e3, 1e-6, 100.0
 
 
 def cost_tables(name: str, summary: Mapping[str, Any], anchor: str) -> list[Table]:
-    """Writing, answering and recall of one benchmark.
+    """Return the tables of writes, requests and recall of one benchmark.
 
     Args:
         name: Of the benchmark.

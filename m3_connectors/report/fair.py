@@ -8,12 +8,12 @@ from collections.abc import Collection, Iterable, Sequence
 from m3_connectors.evaluation.folder import EvaluationFolder
 
 _MOST_NAMED = 12
-"""In a caption."""
+"""The most methods or evaluations that a caption names."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Fair:
-    """Methods with the evaluations that all of them have.
+    """The methods to compare, with the evaluations that all of them have.
 
     Attributes:
         methods: In the order asked.
@@ -29,7 +29,7 @@ class Fair:
 
 
 def fair(folders: Sequence[EvaluationFolder], methods: Collection[str]) -> Fair:
-    """Select what can be compared: means over different sets of questions cannot.
+    """Select what can be compared; means over different sets of queries cannot.
 
     A method that fewer than half of the evaluations have would exclude most of them for all others, so it is
     omitted. If necessary, the rarest methods are omitted too, until there is an evaluation that all have.
@@ -72,7 +72,7 @@ def _name(folder: EvaluationFolder) -> str:
 
 
 def _listed(names: Iterable[str]) -> str:
-    """The names, of many the first."""
+    """Return the names as text; of many names only the first ones."""
     every = list(names)
     more = f" and {len(every) - _MOST_NAMED} more" if len(every) > _MOST_NAMED else ""
     return ", ".join(every[:_MOST_NAMED]) + more

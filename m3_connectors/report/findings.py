@@ -1,4 +1,4 @@
-"""The findings of a report in sentences, shown at its top; only what the numbers support is claimed."""
+"""The findings of a report as sentences, shown at its top. They claim only what the numbers support."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _DECIMALS = 3
 
 
 def quality_findings(folders: Sequence[EvaluationFolder]) -> list[str]:
-    """Return, for each family of datasets, the best method and whether it is really better than the next.
+    """Return, for each family of datasets, the best method and whether it is significantly better than the next.
 
     Each dataset of a family counts once, and methods are compared on the datasets that all of them have. The
     p-value is multiplied by the number of pairs that could have been the best two, in all families together.
@@ -61,7 +61,7 @@ def _families(folders: Sequence[EvaluationFolder]) -> dict[str, Fair]:
 
 
 def _specific(name: str, compared: Fair) -> str:
-    """A family of one dataset goes by the name of that dataset."""
+    """Return the family's name, or the name of its dataset if it has only one."""
     if len(compared.folders) > 1:
         return name
     dataset = compared.folders[0].record.dataset
@@ -100,7 +100,7 @@ def _quality(name: str, compared: Fair, pairs: int) -> str:
 
 
 def _test(compared: Fair, before: str, after: str) -> PairedTest:
-    """Two methods on all queries of the evaluations, weighed so that each evaluation counts once."""
+    """Compare two methods on all queries of the evaluations, weighted so that each evaluation counts once."""
     values: dict[str, dict[str, float]] = {before: {}, after: {}}
     units: dict[str, str] = {}
     total = sum(folder.record.dataset.queries for folder in compared.folders)
@@ -116,7 +116,7 @@ def _test(compared: Fair, before: str, after: str) -> PairedTest:
 def _cost(name: str, summary: Mapping[str, Any], families: Mapping[str, Fair]) -> str:
     rows = [row for row in lightest(summary) if row["method"] is not None and not row["void"]]
     if not rows:
-        return f"{name}: no load has numbers that may be used, so nothing can be concluded about cost."
+        return f"{name}: every load is void, so nothing can be concluded about cost."
     documents = max(row["documents"] for row in rows)
     rows = sorted(
         (row for row in rows if row["documents"] == documents), key=lambda row: row["latency_seconds"]["p50"]
@@ -142,7 +142,7 @@ def _cost(name: str, summary: Mapping[str, Any], families: Mapping[str, Fair]) -
             measure = compared.folders[0].record.protocol.measures[0]
             qualities.append(f"{measure} {_shown(means[method])} on {family} ({than})")
     if not qualities:
-        return f"{sentence}. No evaluation here says how good {method} is."
+        return f"{sentence}. No evaluation here measures the quality of {method}."
     return f"{sentence}. {method} reaches {'; '.join(qualities)}."
 
 

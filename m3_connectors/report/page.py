@@ -1,4 +1,4 @@
-"""One self-contained HTML page with tables and figures, without scripts and external resources."""
+"""A self-contained HTML page with tables and figures, without scripts or external resources."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from m3_connectors.report.table import Table
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """A part of the page under a heading.
+    """A section of the page, under its own heading.
 
     Attributes:
         title: The heading.

@@ -1,4 +1,4 @@
-"""The figure that joins evaluations and benchmarks: how good a method is, and what it takes on each store."""
+"""The figure that joins evaluations and benchmarks: the quality of a method and its latency on each store."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _LABEL_POINTS, _LABEL_INCHES = 9, 0.19
-"""Size of a method's label, and what it takes up of the figure's height."""
+"""The font size of a method's label, and the share of the figure's height that it occupies."""
 
 _LEGEND_COLUMNS = 3
 
@@ -26,7 +26,7 @@ _TITLES = {False: "queries in the documents' language", True: "queries in anothe
 
 @dataclasses.dataclass(frozen=True)
 class _Cost:
-    """What one method takes on one collection."""
+    """The latency of one method on one collection."""
 
     store: str
     method: str
@@ -47,7 +47,7 @@ def quality_against_cost(
     """
     costs = [
         _Cost(
-            # Two benchmarks may have the same store in them.
+            # Two benchmarks may include the same store.
             f"{load['store']}, {load['documents']:,}{f' ({name})' if len(summaries) > 1 else ''}",
             load["method"],
             load["latency_seconds"]["p50"] * MILLISECONDS,
@@ -96,14 +96,14 @@ def _plot(
         legend(canvas, style, columns=_LEGEND_COLUMNS)
         caption = (
             f"Mean {measure} of {' and '.join(_counted(*panel) for panel in panels.items())} against the latency of "
-            "the same method in the benchmarks (their corpora are synthetic, of the size that is named; encoding the "
-            f"query is not part of it; void loads are left out).{left_out(panels.values())}{_without(folders, priced)}"
+            "the same method in the benchmarks (synthetic corpora of the given size; the latency does not include "
+            f"encoding the query; void loads are omitted).{left_out(panels.values())}{_without(folders, priced)}"
         )
         return finish(canvas, f"quality-against-cost-{anchor}", f"{measure} against cost{variant}", caption)
 
 
 def _labels(axes: Axes, means: Mapping[str, float], costs: Sequence[_Cost], apart: float) -> None:
-    """The methods' names right of the axes, each with a line to its slowest point; none on another."""
+    """Write the methods' names to the right of the axes without overlaps, each with a line to its slowest point."""
     places = stacked(list(means.values()), apart)
     for (method, mean), place in zip(means.items(), places, strict=True):
         slowest = max(cost.milliseconds for cost in costs if cost.method == method)
@@ -127,4 +127,4 @@ def _counted(crossing: bool, compared: Fair) -> str:
 def _without(folders: Sequence[EvaluationFolder], priced: Collection[str]) -> str:
     names = dict.fromkeys(method.name for folder in folders for method in folder.record.methods)
     missing = [name for name in names if name not in priced]
-    return f" No benchmark has a cost of: {', '.join(missing)}." if missing else ""
+    return f" No benchmark measured: {', '.join(missing)}." if missing else ""

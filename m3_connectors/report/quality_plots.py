@@ -23,15 +23,15 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 LENGTH_GROUPS = 5
-"""Groups of queries by the length of their relevant document, equally large."""
+"""The number of groups of equal size by the length of the relevant document."""
 
 FEWEST_QUERIES = 5
-"""A mean over fewer queries is not drawn."""
+"""The fewest queries over which a mean is drawn."""
 
 _MOST_PANELS = 6
 
 _TITLE_LETTERS = 34
-"""Above a panel: more would reach into the next one."""
+"""The most characters in a line of a panel's title; a longer line would overlap the next panel."""
 
 _MARKS = {
     "best here": ("*", "#d55e00"),
@@ -39,11 +39,11 @@ _MARKS = {
     "paper (MIRACL)": ("s", "white"),
     "paper (long)": ("^", "white"),
 }
-"""Weights that a heat map marks, each with a marker and a colour."""
+"""The weights marked in a heat map, each with a marker and a colour."""
 
 
 def quality_plots(folders: Sequence[EvaluationFolder]) -> list[Plot]:
-    """Every figure that these evaluations can fill.
+    """Return every figure for which these evaluations have data.
 
     Args:
         folders: Complete evaluations.
@@ -61,7 +61,7 @@ def quality_plots(folders: Sequence[EvaluationFolder]) -> list[Plot]:
 
 
 def alike(folders: Sequence[EvaluationFolder]) -> dict[tuple[str, str], list[EvaluationFolder]]:
-    """Evaluations that one figure may show: of one main measure, model, store and protocol.
+    """The evaluations that one figure may show; they share the main measure, model, store and protocol.
 
     Returns:
         By what tells them from others (``variants``), and what the figure's file name ends with.
@@ -74,7 +74,7 @@ def alike(folders: Sequence[EvaluationFolder]) -> dict[tuple[str, str], list[Eva
 
 
 def by_language(folders: Sequence[EvaluationFolder], variant: str = "", anchor: str = "all") -> Plot | None:
-    """Plot the main measure by query language, for queries in the documents' language and in another.
+    """Plot the main measure by query language, for queries in the documents' language and in other languages.
 
     A point is the mean over datasets, each of which counts once; of one language all methods have the same
     ones. None without languages. ``variant`` says which evaluations these are, where there are others, and
@@ -119,14 +119,14 @@ def by_language(folders: Sequence[EvaluationFolder], variant: str = "", anchor: 
         panels[0].set_ylim(0, panels[0].get_ylim()[1] * 1.03)
         legend(canvas, style)
         caption = (
-            f"Mean {measure} by query language; of several datasets in one language the mean of their means."
+            f"Mean {measure} by query language; for several datasets in one language, the mean of their means."
             + left_out(part for languages in compared.values() for part in languages.values())
         )
         return finish(canvas, f"by-language-{anchor}", f"{measure} by query language{variant}", caption)
 
 
 def compared_means(compared: Fair) -> dict[str, float]:
-    """The main measure of each method; each evaluation counts once."""
+    """Return the main measure of each method; each evaluation counts once."""
     values = [main_means(folder) for folder in compared.folders]
     return {method: float(np.mean([means[method] for means in values])) for method in compared.methods}
 
@@ -185,14 +185,14 @@ def by_length(folders: Sequence[EvaluationFolder], variant: str = "", anchor: st
         legend(canvas, style)
         caption = (
             f"Mean {measure} of {len(lengths):,} queries in {LENGTH_GROUPS} groups of equal size by the length of "
-            "their most relevant document, with 95 % intervals (normal approximation). Points of one group stand side "
-            f"by side.{left_out([compared])}"
+            "their most relevant document, with 95 % intervals (normal approximation). Points of one group are drawn "
+            f"side by side.{left_out([compared])}"
         )
         return finish(canvas, f"by-length-{anchor}", f"{measure} by document length{variant}", caption)
 
 
 def over_weights(folders: Sequence[EvaluationFolder]) -> Plot | None:
-    """Plot nDCG@10 of All for all weights (w1 + w2 + w3 = 1), a triangle per family; None if it was not run.
+    """Plot nDCG@10 of All for all weights (w1 + w2 + w3 = 1), one triangle per family; None if All was not run.
 
     Each dataset of a family counts once; other models, stores and protocols have triangles of their own.
     """
@@ -214,7 +214,7 @@ def over_weights(folders: Sequence[EvaluationFolder]) -> Plot | None:
     columns = min(3, len(shown))
     lines = -(-len(shown) // columns)
     with drawing() as figure:
-        # A page shows every figure at one width: what is narrower than others would be drawn larger.
+        # A page shows every figure at the same width, so a narrower figure would be enlarged.
         canvas = figure(width_inches=max(7.2, 3.6 * columns + 0.6), height_inches=3.5 * lines)
         for number, ((family, variant), datasets) in enumerate(shown.items(), 1):
             axes = canvas.add_subplot(lines, columns, number)
@@ -231,9 +231,9 @@ def over_weights(folders: Sequence[EvaluationFolder]) -> Plot | None:
             else ""
         )
         caption = (
-            "nDCG@10 of All under each weighting of the three scores, every cell the true value from the component "
-            f"scores of the same candidates (dense top {ALL.candidates['dense']}).{more} The best cell was found on "
-            "these very queries: use m3 tune for weights that hold on others."
+            "nDCG@10 of All for each weighting of the three scores; every cell is exact, computed from the component "
+            f"scores of the same candidates (dense top {ALL.candidates['dense']}).{more} The best cell was chosen on "
+            "these queries; use m3 tune to find weights that generalise to others."
         )
         return finish(canvas, "weights", "Quality over the simplex of weights", caption)
 
@@ -241,7 +241,7 @@ def over_weights(folders: Sequence[EvaluationFolder]) -> Plot | None:
 def _triangle(
     axes: Axes, weights: npt.NDArray[np.float64], values: npt.NDArray[np.float64], used: set[Weights]
 ) -> None:
-    """A heat map in barycentric coordinates: dense left, sparse right, multi-vector on top."""
+    """Draw a heat map in barycentric coordinates: dense left, sparse right, multi-vector on top."""
     x, y = _corner(weights).T
     cells = axes.scatter(x, y, c=values, marker="h", s=62, cmap="viridis", linewidths=0)
     bar = axes.figure.colorbar(cells, ax=axes, shrink=0.75)
@@ -260,13 +260,13 @@ def _triangle(
 
 
 def _corner(weights: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Barycentric to plane coordinates, ``[m, 3]`` to ``[m, 2]``."""
+    """Convert barycentric to plane coordinates, ``[m, 3]`` to ``[m, 2]``."""
     corners = np.array([[0, 0], [1, 0], [0.5, math.sqrt(3) / 2]])
     return np.asarray(weights @ corners)
 
 
 def main_values(folder: EvaluationFolder) -> dict[str, dict[str, float]]:
-    """The main measure of every query, by method."""
+    """Return the main measure of every query, by method."""
     table = folder.metrics()
     main = folder.record.protocol.measures[0]
     values: dict[str, dict[str, float]] = {method.name: {} for method in folder.record.methods}
@@ -278,7 +278,7 @@ def main_values(folder: EvaluationFolder) -> dict[str, dict[str, float]]:
 
 
 def main_means(folder: EvaluationFolder) -> dict[str, float]:
-    """The mean of the main measure over the queries, by method."""
+    """Return the mean of the main measure over the queries, by method."""
     return {method: float(np.mean(list(values.values()))) for method, values in main_values(folder).items()}
 
 

@@ -1,4 +1,4 @@
-"""The style of figures, and their two formats: SVG for pages and papers, PNG for everything else."""
+"""The style of figures and their two formats: SVG for pages and papers, PNG for everything else."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#0
 """Colours for colour-blind readers (Okabe and Ito 2008); the markers distinguish them on paper."""
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-"""One fewer than colours: the two come together again after 72 names only."""
+"""One fewer than the colours, so that a pair of colour and marker repeats only after 72 names."""
 
 LINES = ("-", "--", "-.", ":")
 
@@ -37,7 +37,7 @@ _STYLE: Any = {
     "font.family": "sans-serif",
     "grid.color": "#e3e3e3",
     "legend.frameon": False,
-    "svg.fonttype": "none",  # text stays text: it can be searched and takes the page's font
+    "svg.fonttype": "none",  # text stays text, so it can be searched and uses the page's font
     "svg.hashsalt": "m3_connectors",  # the same figure has the same bytes
 }
 
@@ -82,12 +82,12 @@ def drawing() -> Iterator[Callable[..., Figure]]:
 
 
 def finish(figure: Figure, name: str, title: str, caption: str) -> Plot:
-    """The figure in both forms."""
+    """Return the figure in both formats."""
     svg, png = io.StringIO(), io.BytesIO()
     figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
     figure.savefig(png, format="png", dpi=_PNG_DOTS_PER_INCH, metadata={"Software": None})
     text = svg.getvalue()
-    # Ids must differ between the figures of one page; an element has no use for the file's header.
+    # Ids must differ between the figures of one page; an inline element needs no file header.
     element = text[text.index("<svg") :]
     for prefix in ('id="', 'href="#', "url(#"):
         element = element.replace(prefix, f"{prefix}{name}-")
@@ -95,7 +95,7 @@ def finish(figure: Figure, name: str, title: str, caption: str) -> Plot:
 
 
 class Look(NamedTuple):
-    """How one method or store is drawn, wherever it is."""
+    """How one method or store is drawn in every figure."""
 
     colour: str
     marker: str
@@ -103,7 +103,7 @@ class Look(NamedTuple):
 
 
 def look(names: Iterable[str]) -> dict[str, Look]:
-    """A look for each name, the same in every figure that is given the same names."""
+    """Return a look for each name; the same names have the same looks in every figure."""
     return {
         name: Look(COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)], LINES[i % len(LINES)])
         for i, name in enumerate(dict.fromkeys(names))
@@ -111,7 +111,7 @@ def look(names: Iterable[str]) -> dict[str, Look]:
 
 
 def legend(figure: Figure, names: Iterable[str], *, columns: int = 5) -> None:
-    """One legend below all panels, of what any of them shows, in the order of ``names``.
+    """Draw one legend below all panels, with the entries of all of them in the order of ``names``.
 
     It has so many columns at most, and fewer where the names would not fit into the figure's width.
     """
@@ -124,7 +124,7 @@ def legend(figure: Figure, names: Iterable[str], *, columns: int = 5) -> None:
     for fewer in range(columns, 0, -1):
         drawn = figure.legend([found[name] for name in shown], shown, loc="outside lower center", ncols=fewer)
         if fewer == 1 or drawn.get_window_extent().width <= figure.bbox.width:
-            # Rows that the figure's height was not meant for would take it from the panels.
+            # Additional legend rows would take height from the panels.
             more_rows = -(-len(shown) // fewer) - -(-len(shown) // columns)
             figure.set_figheight(figure.get_figheight() + _LEGEND_ROW_INCHES * more_rows)
             break
@@ -132,12 +132,12 @@ def legend(figure: Figure, names: Iterable[str], *, columns: int = 5) -> None:
 
 
 def plain_ticks(axis: Axis, *, per_cent: bool = False) -> None:
-    """Numbers as people write them on a logarithmic axis that has its data already: 0.5, 20, 1,000."""
+    """Label a logarithmic axis that already has its data with plain numbers: 0.5, 20, 1,000."""
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
     low, high = axis.get_view_interval()
     decades = math.log10(high / low)
-    # Over less than a decade there may be no power of ten at all.
+    # A range of less than a decade may contain no power of ten.
     if decades < 1:
         axis.set_major_locator(MaxNLocator(4))
     else:
@@ -170,7 +170,7 @@ def stacked(heights: Sequence[float], apart: float) -> list[float]:
 
 
 def slugs(names: Iterable[str]) -> dict[str, str]:
-    """What each name is called in file names and anchors; no two alike, whatever the names are."""
+    """Return a unique form of each name for file names and anchors."""
     given: dict[str, str] = {}
     taken: set[str] = set()
     for name in dict.fromkeys(names):

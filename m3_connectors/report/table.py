@@ -1,4 +1,4 @@
-"""A table of a report, and the forms that it is shown in: Markdown, JSON, and (in ``page``) HTML."""
+"""A table of a report and its forms: Markdown, JSON, and (in ``page``) HTML."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 Cell = str | int | float | None
-"""A text, a count, a measurement, or nothing."""
+"""The content of a cell: a text, a count, a measurement, or nothing."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Table:
     by_row: bool = False
 
     def without_empty(self, *names: str) -> Table:
-        """The same without those of these columns that say nothing in any row."""
+        """Return the table without those of the given columns that are empty in every row."""
         kept = [
             i
             for i, column in enumerate(self.columns)
@@ -60,7 +60,7 @@ class Table:
         )
 
     def shown(self) -> list[list[tuple[str, bool]]]:
-        """Every cell as text, and whether it is among the best."""
+        """Return every cell as text, and whether it is among the best."""
         return [
             [
                 (_text(cell, column.decimals), self._is_best(row, position))
@@ -70,7 +70,7 @@ class Table:
         ]
 
     def to_markdown(self) -> str:
-        """Heading, table and note."""
+        """Return the heading, the table and the note."""
         lines = [f"### {self.title}", "", "| " + " | ".join(_escape(c.name) for c in self.columns) + " |"]
         lines.append(
             "|" + "|".join("---:" if self.numeric(i) else "---" for i in range(len(self.columns))) + "|"
@@ -83,7 +83,7 @@ class Table:
         return "\n".join(lines) + "\n"
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object with unrounded numbers."""
+        """Return a JSON object with unrounded numbers."""
         return {
             "name": self.name,
             "title": self.title,
@@ -108,7 +108,7 @@ class Table:
             else [cells[position] for cells in self.rows]
         )
         numbers = [value for value in rivals if isinstance(value, int | float)]
-        # Shown alike is equal: a reader could not see why one of two is bold.
+        # Values that are displayed equally count as equal, because a reader could not see why only one is bold.
         decimals = self.columns[position].decimals
         return len(numbers) > 1 and _text(cell, decimals) == _text(best(numbers), decimals)
 

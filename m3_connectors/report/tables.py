@@ -12,13 +12,13 @@ from m3_connectors.report.table import Cell, Column, Table
 from m3_connectors.report.variants import crosses, variants
 
 Means = dict[str, dict[str, float]]
-"""Method to measure to the mean over an evaluation's queries."""
+"""For each method and measure, the mean over an evaluation's queries."""
 
 _OF_EACH = ("dataset", "split", "documents", "queries")
-"""Columns that an evaluation always has in its own line."""
+"""Facts that are always listed for each evaluation."""
 
 _FEW = 3
-"""So many evaluations are named in a cell; more are counted."""
+"""The most evaluations that a cell names; if there are more, it shows their number."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +30,7 @@ class _Evaluated:
 
 
 def quality_tables(folders: Sequence[EvaluationFolder]) -> list[Table]:
-    """Method by dataset, a table a measure; then what the numbers come from, and what to know about them.
+    """Return one table per measure (methods by datasets), then the sources of the numbers and the warnings.
 
     Means over several datasets (languages) weigh each alike, as the paper's do. A method that one of the
     datasets lacks has no mean over them: it would be one over fewer.
@@ -52,13 +52,13 @@ def quality_tables(folders: Sequence[EvaluationFolder]) -> list[Table]:
 
 
 def incomplete_table(folders: Sequence[EvaluationFolder]) -> Table:
-    """The evaluations that were interrupted and stand in no other table."""
+    """Return the table of the interrupted evaluations, which no other table includes."""
     rows = tuple(
         (folder.path.name, folder.record.dataset.name, folder.record.dataset.split) for folder in folders
     )
     return Table(
         "incomplete",
-        "Incomplete evaluations, which are in no other table",
+        "Incomplete evaluations, not included in other tables",
         (Column("folder"), Column("dataset"), Column("split")),
         rows,
         "Run the same m3 eval commands again to complete them.",
@@ -112,9 +112,9 @@ def _groups(evaluated: Sequence[_Evaluated]) -> dict[str, list[_Evaluated]]:
         singles.setdefault(f"{single}{one.variant}", []).append(one)
         for what in over:
             means.setdefault(f"{of}, {what}{one.variant}", []).append(one)
-    # A mean of one is that one again.
+    # The mean of one evaluation would repeat it.
     groups = singles | {label: members for label, members in means.items() if len(members) > 1}
-    # What most look for stands first in a family: its means.
+    # The means come first, because most readers look for them.
     return dict(
         sorted(
             groups.items(), key=lambda item: (item[1][0].record.dataset.family, item[0] in singles, item[0])
@@ -137,21 +137,21 @@ def _methods_table(evaluated: Sequence[_Evaluated]) -> Table:
             )
     rows = tuple((*row, _where(names, len(evaluated))) for row, names in used.items())
     columns = (
-        Column("method"), Column("candidates"), Column("weights"), Column("what it is"), Column("evaluations"),
+        Column("method"), Column("candidates"), Column("weights"), Column("description"), Column("evaluations"),
     )  # fmt: skip
     note = "Weights are those of the dense, sparse and multi-vector score."
-    return Table("methods", "Methods", columns, rows, note).without_empty("what it is")
+    return Table("methods", "Methods", columns, rows, note).without_empty("description")
 
 
 def _where(names: Sequence[str], everything: int) -> str:
-    """Which evaluations, of so many: their names where they are few."""
+    """Return the names of the evaluations, or their number if there are many."""
     if len(names) == everything:
         return f"all {everything:,}"
     return ", ".join(names) if len(names) <= _FEW else f"{len(names):,} of {everything:,}"
 
 
 def _evaluations_tables(evaluated: Sequence[_Evaluated]) -> list[Table]:
-    """Return the sources of the numbers: a line per evaluation, and a line per fact that all share."""
+    """Return the sources of the numbers: one line per evaluation, and one line per fact that all share."""
     columns: Mapping[str, Callable[[EvaluationRecord], Cell]] = {
         "dataset": lambda record: record.dataset.name,
         "split": lambda record: record.dataset.split,
@@ -167,8 +167,8 @@ def _evaluations_tables(evaluated: Sequence[_Evaluated]) -> list[Table]:
         "fusion": lambda record: record.protocol.fusion,
         "precision": lambda record: record.protocol.precision,
         "lists": lambda record: "exact" if record.protocol.exact_lists else "approximate",
-        "queries cut at": lambda record: record.protocol.query_max_length or "model's maximum",
-        "documents cut at": lambda record: record.protocol.passage_max_length or "model's maximum",
+        "queries truncated at": lambda record: record.protocol.query_max_length or "model's maximum",
+        "documents truncated at": lambda record: record.protocol.passage_max_length or "model's maximum",
         "warnings": lambda record: len(record.warnings),
     }
     rows = tuple(
@@ -180,8 +180,8 @@ def _evaluations_tables(evaluated: Sequence[_Evaluated]) -> list[Table]:
     ]
     own = [i for i in range(len(names)) if i not in shared]
     note = (
-        "The fingerprint of the weights tells models of one name apart; commit is that of this package. The weights of "
-        "the methods stand with them above."
+        "The fingerprint of the weights distinguishes models of the same name; commit is that of this package. The "
+        "weights of the methods are listed with them above."
     )
     each = Table(
         "evaluations",
@@ -197,7 +197,7 @@ def _evaluations_tables(evaluated: Sequence[_Evaluated]) -> list[Table]:
 
 
 def _sessions(sessions: Sequence[Mapping[str, Any]]) -> tuple[Cell, ...]:
-    """Return by what code, where and when it was evaluated; a resumed evaluation may have several of each."""
+    """Return the commits, processors and dates of an evaluation; a resumed one may have several of each."""
     columns = (
         [str(session.get("commit") or "") for session in sessions],
         [str(session.get("processor") or "") for session in sessions],
@@ -212,5 +212,5 @@ def _warnings_table(evaluated: Sequence[_Evaluated]) -> list[Table]:
         for one in evaluated
         for warning in one.record.warnings
     )
-    columns = (Column("dataset"), Column("split"), Column("what does not fit together"))
+    columns = (Column("dataset"), Column("split"), Column("warning"))
     return [Table("warnings", "Warnings", columns, rows)] if rows else []

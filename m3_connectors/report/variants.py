@@ -1,4 +1,4 @@
-"""Distinguishes the evaluations of a tree, so that nothing mixes models, stores or protocols."""
+"""Distinguish the evaluations of a tree, so that no table or figure mixes models, stores or protocols."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ def variants(folders: Sequence[EvaluationFolder]) -> list[str]:
     evaluations never share a line, and no mean counts a dataset twice.
 
     Returns:
-        As ``" (paper fusion)"``, to stand behind a name; empty where nothing differs.
+        A suffix for each name, such as ``" (paper fusion)"``; empty where nothing differs.
     """
     models = [folder.record.model for folder in folders]
     weights: dict[str, set[str | None]] = {}
     for model in models:
         weights.setdefault(model.name, set()).add(model.weights_fingerprint)
-    # A checkpoint that was trained further in its place has kept its name.
+    # A checkpoint that was trained further in place keeps its name.
     shown_models = [
         f"{model.name} {(model.weights_fingerprint or 'unknown')[:7]}"
         if len(weights[model.name]) > 1
@@ -50,7 +50,7 @@ def variants(folders: Sequence[EvaluationFolder]) -> list[str]:
 
 
 def by_variant(folders: Sequence[EvaluationFolder]) -> dict[str, list[EvaluationFolder]]:
-    """Evaluations that may be averaged and drawn together, by their variant."""
+    """Return the evaluations that may be averaged and drawn together, by variant."""
     groups: dict[str, list[EvaluationFolder]] = {}
     for folder, variant in zip(folders, variants(folders), strict=True):
         groups.setdefault(variant, []).append(folder)
@@ -58,7 +58,7 @@ def by_variant(folders: Sequence[EvaluationFolder]) -> dict[str, list[Evaluation
 
 
 def crosses(dataset: DatasetRecord) -> bool:
-    """Whether it asks in another language than that of its documents."""
+    """Return whether the queries are in another language than the documents."""
     languages = (dataset.query_language, dataset.passage_language)
     return None not in languages and languages[0] != languages[1]
 
@@ -70,7 +70,7 @@ def _aspects(record: EvaluationRecord) -> tuple[str, ...]:
         protocol.precision,
         record.store.backend,
         f"{protocol.fusion} fusion",
-        f"cut at {'/'.join(str(cut) if cut else 'none' for cut in cuts)} tokens",
+        f"truncated at {'/'.join(str(cut) if cut else 'none' for cut in cuts)} tokens",
         "exact lists" if protocol.exact_lists else "approximate lists",
         f"first {protocol.limit_queries} queries" if protocol.limit_queries else "all queries",
     )

@@ -1,4 +1,4 @@
-"""Writes the report of a tree of evaluations and benchmarks: tables, figures and a page, from files only."""
+"""Write the report of a tree of evaluations and benchmarks (tables, figures and a page) from its files."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from m3_connectors.report.table import Table
 from m3_connectors.report.tables import incomplete_table, quality_tables
 
 FILES = "files.json"
-"""Names of what the report wrote beside it: the next one removes those that it does not write itself."""
+"""The file that lists what a report wrote; the next report removes the files that it does not write."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What was written.
+    """The result of writing a report.
 
     Attributes:
         findings: What was found, in sentences.
@@ -53,7 +53,7 @@ class Report:
 
 
 def write_report(root: Path, out: Path | None = None) -> Report:
-    """Compute all numbers anew and write the report of what is at or below a folder.
+    """Recompute all numbers and write the report of the evaluations and benchmarks at or below a folder.
 
     Args:
         root: The tree.
@@ -109,7 +109,7 @@ class _Benchmark:
 
 
 def _evaluations(root: Path) -> tuple[list[evaluation.EvaluationFolder], dict[Path, str]]:
-    """Those that can be read, measured anew, and why the others cannot."""
+    """Return the evaluations that can be read and measured, and why the others cannot."""
     found, damaged = [], {}
     for path in sorted(root.rglob(evaluation.RECORD)):
         try:
@@ -119,7 +119,7 @@ def _evaluations(root: Path) -> tuple[list[evaluation.EvaluationFolder], dict[Pa
                 folder.measure()
                 folder.means()
                 folder.documents()
-                # The figures read them later, when one that is damaged would take all others with it.
+                # The figures read these files later, when one damaged file would stop the whole report.
                 for _ in folder.score_parts():
                     pass
             found.append(folder)
@@ -147,7 +147,7 @@ def _benchmarks(root: Path) -> tuple[list[_Benchmark], dict[Path, str]]:
 
 
 _DAMAGED = (InvalidInput, OSError, KeyError, TypeError, ValueError, AttributeError)
-"""What reading a folder raises that was cut off, changed by hand, or written by another version."""
+"""The errors of reading a folder that is truncated, edited, or written by another version."""
 
 
 def _reason(error: Exception) -> str:
@@ -160,17 +160,19 @@ def _nothing(root: Path, unreadable: Mapping[Path, str]) -> str:
     if unreadable:
         every = "\n".join(f"{path}: {reason}" for path, reason in unreadable.items())
         return f"nothing at or below {root} can be read.\n{every}"
-    what = f"{root} holds no evaluation and no benchmark" if root.is_dir() else f"there is no folder {root}"
+    what = (
+        f"{root} contains no evaluation and no benchmark" if root.is_dir() else f"there is no folder {root}"
+    )
     return f"{what}.\n  m3 eval DATASET --out {root}\n  m3 bench SCENARIO.toml --out {root}"
 
 
 def _damaged(root: Path, unreadable: Mapping[Path, str]) -> Section:
     warnings = tuple(f"{path.relative_to(root).as_posix()}: {reason}" for path, reason in unreadable.items())
-    return Section("Folders that cannot be read, in no number", (), (), warnings)
+    return Section("Folders that cannot be read and are not included", (), (), warnings)
 
 
 def _named(paths: Sequence[Path], root: Path) -> list[str]:
-    """The folders' own names; of those that share one their paths below the root."""
+    """Return the folders' names; for folders of the same name, their paths below the root."""
     names = [path.resolve().name for path in paths]
     return [
         name if names.count(name) == 1 else path.relative_to(root).as_posix()
@@ -186,7 +188,7 @@ def _quality(
     if incomplete:
         tables.insert(0, incomplete_table(incomplete))
         some = "1 evaluation is" if len(incomplete) == 1 else f"{len(incomplete)} evaluations are"
-        warnings = (f"{some} incomplete and in no number.",)
+        warnings = (f"{some} incomplete and not included.",)
     return Section("Quality", (*tables, *(quality_plots(complete) if complete else ())), warnings=warnings)
 
 
@@ -199,7 +201,7 @@ def _cost(name: str, folder: bench.BenchFolder, summary: Mapping[str, object], a
         (*cost_tables(name, summary, anchor), *(plot for plot in plots if plot is not None)),
         notes=(
             f"Synthetic documents of {corpus['dimension']:,} dimensions and {corpus['rows']['mean']:g} rows "
-            f"({corpus['storage']['multivector_dtype']}), queries of {corpus['query_rows']} rows; nothing is encoded.",
+            f"({corpus['storage']['multivector_dtype']}), queries of {corpus['query_rows']} rows; no text is encoded.",
             f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gib']} GiB, {machine['date'][:10]}, "
             f"commit {machine['commit']}.",
         ),
@@ -208,7 +210,7 @@ def _cost(name: str, folder: bench.BenchFolder, summary: Mapping[str, object], a
             *(
                 []
                 if summary["complete"]
-                else ["This benchmark was interrupted: its last load is cut short, and others are missing."]
+                else ["This benchmark was interrupted: its last load is incomplete, and others are missing."]
             ),
         ),
     )
@@ -241,11 +243,9 @@ def _write(
 
 
 def markdown(findings: Sequence[str], tables: Sequence[Table]) -> str:
-    """What was found, and every table."""
+    """Return the findings and every table as Markdown."""
     told = "".join(f"- {sentence}\n" for sentence in findings)
-    return "\n".join(
-        [f"### What was found\n\n{told}"] * bool(findings) + [table.to_markdown() for table in tables]
-    )
+    return "\n".join([f"### Findings\n\n{told}"] * bool(findings) + [table.to_markdown() for table in tables])
 
 
 def _listed(target: Path) -> set[str]:

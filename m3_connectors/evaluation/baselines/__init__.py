@@ -1,1 +1,1 @@
-"""What the methods are compared with: BM25, rank fusion, other models, re-rankers."""
+"""Baselines for comparison with the methods: BM25, rank fusion, other models, re-rankers."""

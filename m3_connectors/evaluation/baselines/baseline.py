@@ -1,4 +1,4 @@
-"""What a baseline is to an evaluation: something else that ranks the same documents for the same queries."""
+"""The protocol of a baseline: another ranking of the same documents for the same queries."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ if TYPE_CHECKING:
 
 
 class Baseline(Protocol):
-    """A ranking to compare the methods with; its run stands beside theirs."""
+    """A ranking to compare the methods with; its run is stored with theirs."""
 
     @property
     def name(self) -> str:
-        """Key of its run: a file name, such as ``bm25``."""
+        """The key of its run: a file name, such as ``bm25``."""
 
     @property
     def description(self) -> str:
-        """What it is, for people, with everything that its ranking depends on: another one of the same name is told
-        from it by this."""
+        """A description for readers with everything that its ranking depends on; it distinguishes baselines of the same
+        name."""
 
     @property
     def requires(self) -> Sequence[str]:
-        """Names of the runs that have to be there before it."""
+        """The names of the runs that it needs."""
 
     def run(self, dataset: Dataset, folder: EvaluationFolder, encoder: M3Encoder) -> Run:
-        """Rank.
+        """Rank the documents for every query.
 
         Args:
             dataset: Documents and queries.
             folder: The evaluation so far: component scores and the runs of the methods and of the baselines
-                that were named before this one, so that lists can be fused and answers re-ranked.
-            encoder: The evaluation's own, whose tokens a baseline may share.
+                that ran before this one, so that lists can be fused and re-ranked.
+            encoder: The encoder of the evaluation; a baseline may use its tokenizer.
 
         Returns:
-            Every query of the dataset with its documents and scores, best first; a query without an answer
+            Every query of the dataset with its documents and scores, best first; a query without results
             has an empty list. The folder keeps as many as ``folder.record.protocol.run_depth``.
 
         Raises:

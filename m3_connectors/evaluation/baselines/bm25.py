@@ -1,4 +1,4 @@
-"""BM25 by bm25s: over words, or over the model's own tokens as the paper has it."""
+"""BM25 with bm25s, over words or, as in the paper, over the model's own tokens."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ B = 0.4
 """Anserini's parameters, which the paper's BM25 baseline uses too."""
 
 _DOCUMENTS_OF_AN_ESTIMATE = 10_000
-"""Whose tokens tell how much memory the whole corpus will need."""
+"""The number of documents from which the memory for the whole corpus is estimated."""
 
 _BYTES_A_TOKEN = 30
-"""At most, while the index is built: 4 for the number, and for each different token of a document 12 for bm25s's lists
-and as much again for the matrix that is sorted from them."""
+"""Maximum while the index is built: 4 for the token id, and for each distinct token of a document 12 for the lists of
+bm25s and as many again for the matrix that is sorted from them."""
 
 _MUCH_MEMORY = 8e9
 
@@ -97,7 +97,7 @@ class BM25:
 
 
 class _Tokens:
-    """A corpus as bm25s reads it, three times from the first document to the last: 4 bytes a token, not a list each.
+    """A corpus in the form that bm25s reads in three passes; it needs 4 bytes per token instead of a list per document.
 
     Attributes:
         ids: The documents, each a list of token numbers: this object itself.

@@ -1,4 +1,4 @@
-"""A dense model behind an embedding endpoint of OpenAI's form, which most servers of such models speak."""
+"""A dense model behind an OpenAI-compatible embedding endpoint, which most model servers offer."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ if TYPE_CHECKING:
     from m3_connectors.encoder.encoder import M3Encoder
 
 TEXTS_AT_ONCE = 64
-"""Texts of one request."""
+"""The number of texts in one request."""
 
 REQUESTS_AT_ONCE = 4
-"""Requests under way together."""
+"""The maximum number of concurrent requests."""
 
 _BASE = "https://api.openai.com/v1"
 
@@ -134,7 +134,11 @@ class EmbeddingEndpoint:
         except httpx.TimeoutException as error:
             raise TimedOut(f"{self._base} did not respond in time.\n  Try again later.", **_WHERE) from error
         except httpx.TransportError as error:
-            raise Unavailable(f"{self._base}: {str(error) or type(error).__name__}", **_WHERE) from error
+            raise Unavailable(
+                f"{self._base} cannot be reached: {str(error) or type(error).__name__}\n"
+                "  Check OPENAI_BASE_URL, and that the server is running.",
+                **_WHERE,
+            ) from error
         if response.status_code != 200:
             raise self._refused(response)
         return self._vectors(response, len(texts))
@@ -163,15 +167,23 @@ class EmbeddingEndpoint:
             indexes = [row["index"] for row in rows]
             vectors = np.array([row["embedding"] for row in rows], dtype=np.float32)
         except (ValueError, KeyError, TypeError) as error:
-            raise Rejected(f"{self._base} answered no embeddings: {_words(response)}", **_WHERE) from error
+            raise Rejected(
+                f"{self._base} answered no embeddings: {_words(response)}\n"
+                "  Check that OPENAI_BASE_URL is the base of an OpenAI-compatible API, such as http://host/v1.",
+                **_WHERE,
+            ) from error
         if indexes != list(range(count)) or vectors.ndim != 2:
-            raise Rejected(f"{self._base} answered {len(rows)} embeddings for {count} texts.", **_WHERE)
+            raise Rejected(
+                f"{self._base} answered {len(rows)} embeddings for {count} texts.\n"
+                f"  Check that the server supports lists of texts for the model {self._model}.",
+                **_WHERE,
+            )
         self._dimension = self._dimension or vectors.shape[1]
         norms = np.linalg.norm(vectors, axis=1, keepdims=True)
         if vectors.shape[1] != self._dimension or not np.isfinite(norms).all() or not norms.all():
             raise Rejected(
                 f"{self._base} answered vectors of {vectors.shape[1]} dimensions after {self._dimension}, or not "
-                "finite, or all 0: they cannot be compared.",
+                f"finite, or all 0: they cannot be compared.\n  Check that {self._model} is an embedding model.",
                 **_WHERE,
             )
         unit: Float32 = vectors / norms

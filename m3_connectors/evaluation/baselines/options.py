@@ -1,4 +1,4 @@
-"""What follows a baseline's name: a model, and options after a question mark as in a URL."""
+"""The argument of a baseline: a model, with options after a question mark as in a URL."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from m3_connectors.errors import InvalidInput
 
 
 def model_and_options(spec: str, known: Collection[str]) -> tuple[str, dict[str, str]]:
-    """``MODEL?query=query:%20&passage=passage:%20`` as the model and its options.
+    """Parse ``MODEL?query=query:%20&passage=passage:%20`` into the model and its options.
 
     Args:
         spec: What follows the colon.

@@ -1,4 +1,4 @@
-"""The best of many scores, and of many vectors that are never held together."""
+"""Select the best of many scores, and of many vectors that do not have to fit in memory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from m3_connectors.evaluation.datasets.dataset import Dataset
 from m3_connectors.evaluation.folder import Run
 
 PASSAGES_AT_ONCE = 1024
-"""Documents whose vectors are in memory together."""
+"""The number of documents whose vectors are in memory at the same time."""
 
 
 def best(ids: Sequence[str], scores: Float32, k: int) -> list[tuple[str, float]]:
@@ -34,7 +34,7 @@ def nearest(
     queries: Callable[[Sequence[str]], Float32],
     passages: Callable[[Sequence[str]], Float32],
 ) -> Run:
-    """The k documents of the highest inner product for every query, reading the corpus once.
+    """Return the k documents with the highest inner product for every query in one pass over the corpus.
 
     Args:
         dataset: Queries and documents.
@@ -61,7 +61,7 @@ def nearest(
 
 
 class _Best:
-    """The k best documents of each of many queries so far, equal scores by id.
+    """The k best documents of each query so far; equal scores are ordered by id.
 
     Most batches of a large corpus hold none of the best of most queries: such queries cost one comparison.
     """

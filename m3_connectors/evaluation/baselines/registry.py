@@ -1,4 +1,4 @@
-"""Baselines by the name that ``--baseline`` takes, each imported on use."""
+"""Baselines by their names for ``--baseline``; each is imported when it is used."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ BASELINES: dict[str, str] = {
     "openai": "m3_connectors.evaluation.baselines.endpoint:EmbeddingEndpoint",
     "rerank": "m3_connectors.evaluation.baselines.rerank:CrossEncoderRanking",
 }
-"""Name to ``module:what``, which is called with what follows the name's colon (``rerank:MODEL``), if anything does."""
+"""For each name, ``module:callable``. The callable receives the text after the colon of ``rerank:MODEL``, if any."""
 
 
 def baseline_for(spec: str) -> Baseline:
-    """A baseline, ready to run.
+    """Return a baseline that is ready to run.
 
     Args:
         spec: ``NAME`` or ``NAME:ARGUMENT``.
 
     Raises:
-        InvalidInput: There is none of that name, or it takes another argument.
-        MissingDependency: What it needs is not installed.
+        InvalidInput: There is no such baseline, or it does not accept this argument.
+        MissingDependency: A package that it needs is not installed.
     """
     name, colon, argument = spec.partition(":")
     if name not in BASELINES:
@@ -39,6 +39,6 @@ def baseline_for(spec: str) -> Baseline:
     try:
         inspect.signature(make).bind(*arguments)
     except TypeError:
-        takes = "takes nothing after its name" if colon else f"needs a model: {name}:MODEL"
-        raise InvalidInput(f"baseline {spec!r} {takes}.") from None
+        what, fix = ("takes no argument", name) if colon else ("needs a model", f"{name}:MODEL")
+        raise InvalidInput(f"baseline {spec!r} {what}.\n  Use {fix}.") from None
     return make(*arguments)

@@ -1,4 +1,4 @@
-"""A cross-encoder over the best of another run."""
+"""A cross-encoder that re-ranks the best documents of another run."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from m3_connectors.encoder.encoder import M3Encoder
 
 DEPTH = 100
-"""Candidates of a query."""
+"""The number of candidates per query."""
 
 
 class CrossEncoderRanking:
-    """The baseline ``rerank:MODEL``: the 100 best of Dense, ranked by a cross-encoder of sentence-transformers.
+    """The baseline ``rerank:MODEL``: the best 100 of Dense, re-ranked by a cross-encoder of sentence-transformers.
 
     Args:
         spec: A name on the hub or a directory; ``?of=RUN`` takes the candidates of another run of the

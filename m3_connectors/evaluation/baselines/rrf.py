@@ -1,4 +1,4 @@
-"""Reciprocal rank fusion: what is usually done with a dense and a sparse list instead of adding scores."""
+"""Reciprocal rank fusion, the usual way to combine a dense and a sparse list without their scores."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ K = 60
 
 
 class ReciprocalRankFusion:
-    """The dense and the sparse list of the evaluation, fused by rank: the sum of ``1 / (k + rank)``.
+    """Fuse the dense and the sparse list of the evaluation by rank: the sum of ``1 / (k + rank)``.
 
     A document that is missing from a list gets nothing from it. Equal sums are in the order of their ids.
 

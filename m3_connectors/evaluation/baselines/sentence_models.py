@@ -1,4 +1,4 @@
-"""Any dense model of sentence-transformers, with the prefixes that it was trained with."""
+"""Any dense model of sentence-transformers, with its prefixes from training."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _WEB = "Instruct: Given a web search query, retrieve relevant passages that answ
 
 @dataclasses.dataclass(frozen=True)
 class Published:
-    """How a model of the paper's tables is used by those who made it.
+    """How the authors of a model in the paper's tables use it.
 
     Attributes:
         model: Name on the hub.
@@ -52,7 +52,7 @@ PUBLISHED = {
         "intfloat/e5-mistral-7b-instruct", query=_WEB, query_of={"miracl": _WIKIPEDIA, "mkqa": _WIKIPEDIA}
     ),
 }
-"""The dense models of the paper's tables, by the short name that ``st:`` takes; their names on the hub work too."""
+"""The dense models of the paper's tables, by the short name for ``st:``; their hub names work too."""
 
 
 class SentenceModel:
@@ -128,7 +128,7 @@ class SentenceModel:
 
 
 def load(name: str, published: Published | None) -> Any:
-    """A SentenceTransformer, pooled as published.
+    """Return a SentenceTransformer with the published pooling.
 
     Raises:
         MissingDependency: sentence-transformers is not installed.

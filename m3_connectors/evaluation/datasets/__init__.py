@@ -1,1 +1,1 @@
-"""Datasets: what is asked, of which documents, and what counts as found."""
+"""Datasets: queries, a corpus and relevance judgements."""

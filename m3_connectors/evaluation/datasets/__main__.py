@@ -1,4 +1,4 @@
-"""``python -m m3_connectors.evaluation.datasets [FILE]``: the catalogue as a table, printed or put in a page."""
+"""``python -m m3_connectors.evaluation.datasets [FILE]``: print the catalogue as a table, or insert it into a page."""
 
 from __future__ import annotations
 

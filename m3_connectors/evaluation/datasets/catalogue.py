@@ -197,7 +197,7 @@ CATALOGUE = {entry.family: entry for entry in (MIRACL, MKQA, MLDR, NARRATIVEQA)}
 
 
 def find_entry(name: str) -> tuple[Entry, str | None]:
-    """The dataset of a name and its language.
+    """Return the dataset of this name, and its language.
 
     Raises:
         InvalidInput: No such dataset, or not in this language.

@@ -1,4 +1,4 @@
-"""What an evaluation asks and of which texts: one split of a dataset, its corpus never held whole."""
+"""One split of a dataset: queries, judgements, and a corpus that is streamed."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from m3_connectors.documents import Document
 from m3_connectors.errors import InvalidInput
 
 Qrels = dict[str, dict[str, int]]
-"""Query id to document id to grade; a grade of 1 or more is relevant."""
+"""For each query id, the grade of each judged document id; a grade of 1 or more is relevant."""
 
 Relevance = Literal["documents", "answers"]
-"""What a judgement is about: single documents, or any document that holds an answer (MKQA)."""
+"""What a judgement refers to: single documents, or any document that contains an answer (MKQA)."""
 
 
 @dataclasses.dataclass(frozen=True)
 class PaperProtocol:
-    """How the paper ran a dataset (sections 4.1 to 4.3 and its scripts); an evaluation may run it otherwise.
+    """How the paper evaluated a dataset (sections 4.1 to 4.3 and its scripts); an evaluation may differ.
 
     The candidate depths are those of the methods themselves (``m3_connectors.methods``).
 
     Attributes:
-        measures: Names as tables give them, the first is the one that the paper reports.
-        query_max_length: Tokens at which queries were cut; None where nobody published one.
-        passage_max_length: Tokens at which passages were cut.
+        measures: Their names as in tables; the first is the one that the paper reports.
+        query_max_length: The maximum number of tokens of a query; None if it was not published.
+        passage_max_length: The maximum number of tokens of a passage.
         dense_sparse: The published weights of Dense+Sparse, or None.
         all: The published weights of All, or None.
     """
@@ -42,21 +42,21 @@ class PaperProtocol:
 
 
 class Corpus:
-    """Documents that are read anew at each iteration, so that 32 million of them need no memory.
+    """Documents that are read again at each iteration, so that memory does not grow with their number.
 
-    One pass at the start counts them, tells ids apart and takes their fingerprint: 8 bytes of memory a
-    document.
+    A first pass counts them, checks that ids are unique and computes their fingerprint, with 8 bytes of memory
+    per document.
 
     Args:
-        read: Begins to read, each time from the first document and always the same ones.
-        where: What an error calls the corpus.
+        read: Returns an iterator over all documents, the same ones at each call.
+        where: The name of the corpus in errors.
         notice: Called with each document of the first pass.
 
     Attributes:
         fingerprint: SHA-256 over ids and texts in order, in hexadecimal.
 
     Raises:
-        InvalidInput: No document, or two with one id.
+        InvalidInput: There is no document, or two documents have the same id.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class Corpus:
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """One split of a dataset: what is asked, of which documents, and what counts as found.
+    """One split of a dataset: its queries, corpus and relevance judgements.
 
     Attributes:
         name: Such as ``miracl/de``, ``mlqa-dev/de`` or ``cranfield``.

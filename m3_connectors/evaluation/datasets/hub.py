@@ -1,4 +1,4 @@
-"""Files of the hub's dataset repositories: what they weigh is said before anything is fetched."""
+"""Files of the hub's dataset repositories; their size is reported before anything is downloaded."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from m3_connectors.evaluation.datasets.parts import in_folders, missing_parts
 
 @dataclasses.dataclass(frozen=True)
 class Download:
-    """What a dataset needs of one repository.
+    """The files of one repository that a dataset needs.
 
     Attributes:
         repository: Owner and name.
@@ -39,11 +39,11 @@ class Download:
 
 
 Agree = Callable[[Sequence[Download]], bool]
-"""Asked before anything is fetched; True fetches."""
+"""Called before anything is downloaded; it returns whether to download."""
 
 
 def size(bytes: int) -> str:
-    """A number of bytes for people, in decimal units as the hub shows them."""
+    """Return a number of bytes as text, in decimal units like those of the hub."""
     value, unit = float(bytes), "bytes"
     for bigger in ("kB", "MB", "GB", "TB"):
         if value < 1000:
@@ -53,11 +53,11 @@ def size(bytes: int) -> str:
 
 
 def plan(repository: Repository) -> Download:
-    """What a repository's files weigh; fetches their list only.
+    """Return the total size of a repository's files; downloads only the list of files.
 
     Raises:
         NotFound: No such repository, commit or file.
-        Unauthorised: The hub asks for a login.
+        Unauthorised: The hub requires a login.
         Unavailable: The hub cannot be reached.
     """
     import huggingface_hub
@@ -76,7 +76,11 @@ def plan(repository: Repository) -> Download:
     }
     for pattern in repository.files:
         if not any(fnmatch(name, pattern) for name in found):
-            raise NotFound(f"{where} has no file {pattern}.", backend="hub", operation="list files")
+            raise NotFound(
+                f"{where} has no file {pattern}.\n  Upgrade m3-connectors; the dataset's repository may have changed.",
+                backend="hub",
+                operation="list files",
+            )
     return Download(
         repository.name,
         repository.revision,
@@ -87,14 +91,14 @@ def plan(repository: Repository) -> Download:
 
 
 def fetch(download: Download) -> Path:
-    """The files in the hub's cache on this machine, fetched where missing.
+    """Return the files in the local cache of the hub; missing files are downloaded.
 
     Returns:
         A folder with the repository's files under their paths.
 
     Raises:
-        Unauthorised: The hub asks for a login.
-        Unavailable: The hub cannot be reached, or stopped answering; what came is kept.
+        Unauthorised: The hub requires a login.
+        Unavailable: The hub cannot be reached, or stopped responding; completed files are kept.
     """
     import huggingface_hub
 
@@ -112,7 +116,7 @@ def fetch(download: Download) -> Path:
 
 
 def snapshot(repository: Repository, parts: int | None) -> Path | None:
-    """The files in the hub's cache on this machine if all are there; asks nobody, so it needs no network.
+    """Return the files in the local cache of the hub if it has all of them; this needs no network.
 
     Args:
         repository: With its files filled in.

@@ -1,4 +1,4 @@
-"""Reads the files of the catalogue's datasets, wherever they lie."""
+"""Read the files of the catalogue's datasets from the hub's cache or a data directory."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from m3_connectors.evaluation.datasets.parts import in_folders, missing_parts
 from m3_connectors.evaluation.datasets.sizes import Size, size_of
 
 SAMPLE = "SAMPLE"
-"""A file of this name in a data directory says that it holds a part of the dataset on purpose."""
+"""A file of this name marks a data directory that intentionally contains only a part of the dataset."""
 
 
 def read_hub_set(entry: Entry, language: str | None, split: str, roots: Sequence[Path]) -> Dataset:

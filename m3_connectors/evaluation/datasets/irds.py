@@ -13,7 +13,7 @@ from m3_connectors.evaluation.datasets.irds_fetching import fetching_what_is_agr
 from m3_connectors.evaluation.datasets.judged import add_judgement, add_query, join
 
 PREFIX = "irds:"
-"""What stands before an id."""
+"""The prefix of an id of ir_datasets."""
 
 
 def load_irds(id: str, agree: Agree | None = None) -> Dataset:

@@ -1,8 +1,8 @@
-"""What ir_datasets fetches: said and agreed to before, file by file.
+"""Downloads of ir_datasets, which need the user's consent before the first file.
 
-ir_datasets fetches whenever one of its readers opens a file, and only that reader knows which ones it needs:
-a dataset whose index is built needs its archive no more, and datasets of one collection share files. So the
-question is put at the moment of opening, and not by looking at folders before.
+ir_datasets downloads a file when one of its readers opens it, and only the reader determines which files it needs:
+a dataset whose index is built no longer needs its archive, and datasets of one collection share files. Consent is
+therefore requested when a file is opened, and not by inspecting folders beforehand.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from m3_connectors.evaluation.datasets.hub import Agree, Download, refuse
 
 @contextlib.contextmanager
 def fetching_what_is_agreed(name: str, dataset: Any, agree: Agree | None) -> Iterator[None]:
-    """While it lasts, ir_datasets fetches only what was agreed to.
+    """Let ir_datasets download only with the user's consent while the context is active.
 
     Args:
-        name: Of the dataset, for errors.
+        name: The name of the dataset in errors.
         dataset: The dataset of ir_datasets that is read meanwhile.
-        agree: Asked once with all files of the dataset that are not here, as soon as the first is needed.
+        agree: Called once with all missing files of the dataset, when the first of them is needed.
 
     Raises:
-        InvalidInput: Nobody agreed, or a file must be got by hand.
+        InvalidInput: The user did not agree, or a file must be downloaded manually.
         Unavailable: A file cannot be fetched.
     """
     from ir_datasets.util.download import Download as Source

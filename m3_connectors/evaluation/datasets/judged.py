@@ -1,4 +1,4 @@
-"""Joins what was read into a dataset: leaves out what cannot be measured, and counts it."""
+"""Join corpus, queries and judgements into a dataset; what cannot be measured is omitted and counted."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from m3_connectors.evaluation.datasets.dataset import Corpus, Qrels
 
 
 def add_query(queries: dict[str, str], id: str, text: str, where: str) -> None:
-    """Put a query to the others.
+    """Add a query.
 
     Raises:
-        InvalidInput: One of its id is there.
+        InvalidInput: The id was already added.
     """
     if id in queries:
         raise InvalidInput(
@@ -25,10 +25,10 @@ def add_query(queries: dict[str, str], id: str, text: str, where: str) -> None:
 
 
 def add_judgement(qrels: Qrels, query: str, document: str, grade: int, where: str) -> None:
-    """Put a judgement to the others.
+    """Add a judgement.
 
     Raises:
-        InvalidInput: The document has another grade for this query already.
+        InvalidInput: The document already has a different grade for this query.
     """
     before = qrels.setdefault(query, {}).setdefault(document, grade)
     if before != grade:
@@ -45,17 +45,17 @@ def join(
     qrels: Qrels,
     read: Callable[[Callable[[Document], None]], Corpus],
 ) -> tuple[Corpus, dict[str, str], Qrels, tuple[str, ...]]:
-    """Corpus, queries and judgements that belong together, and what does not, counted.
+    """Return the corpus, the judged queries, their judgements, and warnings with the number of what was omitted.
 
     Args:
-        where: What an error calls the dataset.
+        where: The name of the dataset in errors.
         split: Name of the split, for the warnings.
         queries: All queries, id to text.
         qrels: All judgements of the split.
-        read: Reads the corpus; it calls what it is given with each document of its first pass.
+        read: Reads the corpus; it calls its argument with each document of the first pass.
 
     Raises:
-        InvalidInput: No query is judged, or the corpus is not fit.
+        InvalidInput: No query is judged, or the corpus is invalid.
     """
     judged = {id: qrels[id] for id in queries if id in qrels}
     if not judged:
@@ -81,7 +81,7 @@ def join(
 
 
 def folder_names(directory: Path) -> tuple[str, str, str | None]:
-    """Name, family and language of a folder: ``mlqa-dev/de`` is of the family ``mlqa-dev`` and in German.
+    """Return name, family and language of a folder: ``mlqa-dev/de`` is the German part of ``mlqa-dev``.
 
     A folder whose name is no language code is named by itself, and says nothing of its language.
     """

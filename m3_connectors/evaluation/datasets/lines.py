@@ -1,7 +1,6 @@
 """Lines of text files, plain or ``.gz``, as JSON objects or cells; every error names the file and the line.
 
-A measure over a file that was read in part would be wrong without a sign of it, so a malformed line is an
-error.
+A measure over a partly read file would be wrong without any sign of it, so a malformed line is an error.
 """
 
 from __future__ import annotations
@@ -21,10 +20,10 @@ _FIX = "\n  Fix or remove the line."
 
 
 def find(directory: Path, name: str) -> Path:
-    """The file of that name, plain or compressed.
+    """Return the file of this name, plain or compressed.
 
     Raises:
-        InvalidInput: There is neither.
+        InvalidInput: Neither exists.
     """
     for path in (directory / name, directory / f"{name}.gz"):
         if path.is_file():
@@ -35,10 +34,10 @@ def find(directory: Path, name: str) -> Path:
 
 
 def records(path: Path, member: str | None = None) -> Iterator[tuple[str, Record]]:
-    """The JSON objects of a file (see ``numbered_lines``), a line each, with ``FILE:LINE`` for errors.
+    """Yield the JSON objects of a file, one per line, with ``FILE:LINE`` for errors (see ``numbered_lines``).
 
     Raises:
-        InvalidInput: A line holds something else.
+        InvalidInput: A line is not a JSON object.
     """
     decoder = Decoder()
     for line, raw in numbered_lines(path, member):
@@ -51,14 +50,14 @@ def records(path: Path, member: str | None = None) -> Iterator[tuple[str, Record
 
 
 def cells(path: Path, *columns: str) -> Iterator[tuple[str, list[str]]]:
-    """The cells of a file of tab-separated values, a row each, with ``FILE:LINE`` for errors.
+    """Yield the cells of each row of a tab-separated file, with ``FILE:LINE`` for errors.
 
     Args:
         path: The file.
-        columns: What its cells are, for the error.
+        columns: The names of its columns, for errors.
 
     Raises:
-        InvalidInput: A row has another number of cells.
+        InvalidInput: A row has a different number of cells.
     """
     for line, raw in numbered_lines(path):
         row = raw.rstrip("\r\n").split("\t")
@@ -68,10 +67,10 @@ def cells(path: Path, *columns: str) -> Iterator[tuple[str, list[str]]]:
 
 
 def whole_number(text: str, where: str, what: str) -> int:
-    """A grade.
+    """Return the integer in a text, such as a grade.
 
     Raises:
-        InvalidInput: The text is no whole number.
+        InvalidInput: The text is not an integer.
     """
     try:
         return int(text)
@@ -80,10 +79,10 @@ def whole_number(text: str, where: str, what: str) -> int:
 
 
 def string(record: Record, field: str, where: str) -> str:
-    """A field that must be text.
+    """Return a field that must be a string.
 
     Raises:
-        InvalidInput: It is missing, something else, or no valid Unicode (JSON can write a lone surrogate).
+        InvalidInput: It is missing, not a string, or not valid Unicode (JSON can contain a lone surrogate).
     """
     value = record.get(field)
     if not isinstance(value, str):
@@ -93,10 +92,10 @@ def string(record: Record, field: str, where: str) -> str:
 
 
 def as_id(value: object, where: str, what: str) -> str:
-    """An id as JSON may give it: a string or a whole number.
+    """Return an id, which is a string or an integer in JSON, as a string.
 
     Raises:
-        InvalidInput: It is something else, or no valid Unicode.
+        InvalidInput: It has another type, or is not valid Unicode.
     """
     if isinstance(value, bool) or not isinstance(value, str | int):
         raise InvalidInput(
@@ -107,20 +106,20 @@ def as_id(value: object, where: str, what: str) -> str:
 
 
 def identifier(record: Record, fields: Sequence[str], where: str) -> str:
-    """The id of a record: a string or a whole number, in the first of these fields that it has.
+    """Return the id of a record from the first of these fields that it has.
 
     Raises:
-        InvalidInput: It has none, or something else there.
+        InvalidInput: It has none of the fields, or the value is not a string or an integer.
     """
     value = next((record[field] for field in fields if field in record), None)
     return as_id(value, where, fields[0])
 
 
 def document_with_title(record: Record, where: str, ids: Sequence[str]) -> Document:
-    """A document of a folder; title and metadata are optional.
+    """Return the document of a record; title and metadata are optional.
 
     Raises:
-        InvalidInput: A field is of another type.
+        InvalidInput: A field has the wrong type.
     """
     title = record.get("title") or ""
     if not isinstance(title, str):
@@ -130,7 +129,7 @@ def document_with_title(record: Record, where: str, ids: Sequence[str]) -> Docum
 
 
 def titled(title: str, text: str) -> str:
-    """A passage as the paper's scripts give it to the model: the title on a line of its own, if there is one."""
+    """Return a passage in the form of the paper's scripts: the title, if there is one, is on a separate line."""
     return f"{title}\n{text}" if title else text
 
 
@@ -140,16 +139,16 @@ def read_corpus(
     notice: Callable[[Document], None] = lambda document: None,
     rows: Callable[[Path], Iterator[tuple[str, Record]]] = records,
 ) -> Corpus:
-    """Documents of files, checked, read anew at each iteration.
+    """Return the checked documents of files, which are read again at each iteration.
 
     Args:
         paths: The files in their order.
-        document: Makes a document of a record; its second argument is ``FILE:LINE``.
+        document: Converts a record to a document; its second argument is ``FILE:LINE``.
         notice: Called with each document of the first pass.
         rows: The records of a file, with their places; JSON lines by default.
 
     Raises:
-        InvalidInput: A line is no fit document, two have one id, or there is none.
+        InvalidInput: A line is not a valid document, two documents have the same id, or there is no document.
     """
     files = tuple(paths)
 

@@ -31,7 +31,7 @@ def load_dataset(
 
     Raises:
         InvalidInput: No such dataset or split, malformed data, or a download that nobody agreed to.
-        NotFound, Unauthorised, Unavailable: The hub does not have it, asks for a login, or does not answer.
+        NotFound, Unauthorised, Unavailable: The hub does not have it, requires a login, or does not respond.
         MissingDependency: An optional package that this dataset needs is not installed.
     """
     if isinstance(name, str) and name.startswith(PREFIX):
@@ -52,11 +52,11 @@ def load_dataset(
 
 
 def downloads(name: str, split: str | None = None) -> list[Download]:
-    """What a dataset of the catalogue needs from the hub, and how much of it is not on this machine.
+    """Return the downloads that a dataset of the catalogue needs, and how much of them is not on this machine.
 
     Raises:
         InvalidInput: No such dataset.
-        NotFound, Unauthorised, Unavailable: The hub does not have it, asks for a login, or does not answer.
+        NotFound, Unauthorised, Unavailable: The hub does not have it, requires a login, or does not respond.
     """
     entry, language = find_entry(name)
     return _plans(entry, language, split or entry.splits[0])

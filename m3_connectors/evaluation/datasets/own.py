@@ -1,4 +1,4 @@
-"""Data of one's own as JSON lines: ``documents.jsonl`` and ``queries.jsonl`` with the judgements inside.
+"""Your own data as JSON Lines: ``documents.jsonl`` and ``queries.jsonl`` with the judgements inside.
 
     {"id": "d1", "text": "Clouds bring rain.", "title": "Rain", "metadata": {"lang": "en"}}
     {"id": "q1", "text": "where does rain come from", "relevant": ["d1"]}
@@ -101,7 +101,8 @@ def _judgements(value: object, where: str) -> dict[str, int]:
         isinstance(grade, int) and not isinstance(grade, bool) for _, grade in judged
     ):
         raise InvalidInput(
-            f'{where}: relevant must be a list of ids, ["d1"], or ids with whole numbers as grades, {{"d1": 2}}.'
+            f"{where}: relevant is {value!r}, which does not list ids.\n"
+            '  Write a list of ids, ["d1"], or an object of ids with integers as grades, {"d1": 2}.'
         )
     return {as_id(id, where, "an id of relevant"): grade for id, grade in judged}
 
@@ -112,7 +113,10 @@ def _answers(value: object, where: str) -> tuple[str, ...]:
         or not value
         or not all(isinstance(one, str) and tokens(one) for one in value)
     ):
-        raise InvalidInput(f'{where}: answers must be strings with a letter or sign, such as ["Goethe"].')
+        raise InvalidInput(
+            f"{where}: answers is {value!r}; each answer must be a string with a letter or digit.\n"
+            '  Write a list such as ["Goethe"].'
+        )
     for answer in value:
         check_unicode(answer, f"{where}: an answer")
     return tuple(value)

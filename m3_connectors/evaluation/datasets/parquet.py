@@ -1,4 +1,4 @@
-"""Rows of Parquet files as records, as ``lines`` gives those of JSON."""
+"""Read the rows of Parquet files as records, like ``lines`` reads JSON."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from m3_connectors.evaluation.datasets.lines import Record
 
 
 def parquet_records(path: Path, columns: Sequence[str], rows: int) -> Iterator[tuple[str, Record]]:
-    """The rows of a file, with ``FILE: row N`` for errors.
+    """Yield the rows of a file, with ``FILE: row N`` for errors.
 
     Args:
         path: The file.
@@ -29,7 +29,7 @@ def parquet_records(path: Path, columns: Sequence[str], rows: int) -> Iterator[t
     try:
         with parquet.ParquetFile(path) as file:
             row = 0
-            # Columns that a file lacks are left out without a word.
+            # The library silently omits columns that a file lacks.
             lacking = set(columns) - {file.schema.column(i).path for i in range(len(file.schema))}
             if lacking:
                 raise InvalidInput(
@@ -41,4 +41,6 @@ def parquet_records(path: Path, columns: Sequence[str], rows: int) -> Iterator[t
                     row += 1
                     yield f"{path}: row {row}", record
     except (pyarrow.ArrowException, OSError) as error:
-        raise InvalidInput(f"{path} is not Parquet with {' and '.join(columns)}: {error}") from error
+        raise InvalidInput(
+            f"{path} is not Parquet with {' and '.join(columns)}: {error}\n  Download the file again."
+        ) from error

@@ -1,4 +1,4 @@
-"""Files that a dataset cuts into parts: which of them are not there."""
+"""Find the missing parts of a dataset that is split into several files."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ _OF = re.compile(r"(\d+)-of-(\d+)")
 
 
 def missing_parts(pattern: str, names: Collection[str], parts: int | None = None) -> list[str]:
-    """Names that a pattern stands for and that are not among those found, in the order of their numbers.
+    """Return the names that match a pattern and were not found, in the order of their numbers.
 
     Args:
-        pattern: Of paths, with at most one ``*`` where the number of a part stands: ``docs-*.jsonl.gz`` (0,
+        pattern: A pattern of paths, with at most one ``*`` in place of the number of a part: ``docs-*.jsonl.gz`` (0,
             1, …) or ``test-*.parquet`` (``00000-of-00008``, …).
-        names: The paths found that fit it.
-        parts: How many there are, where their names do not say.
+        names: The paths that were found and match it.
+        parts: The number of parts, if the names do not contain it.
     """
     if "*" not in pattern:
         return [] if names else [pattern]

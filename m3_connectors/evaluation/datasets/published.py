@@ -1,4 +1,4 @@
-"""Numbers that the paper reports, version 4 of arXiv 2402.03216, in per cent as printed there."""
+"""Numbers that the paper reports, version 4 of arXiv 2402.03216, in per cent, as printed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many documents and questions the catalogue's tasks have: a part of one must not be taken for the whole.
+"""The numbers of documents and queries of the catalogue's tasks, to detect an incomplete copy.
 
 Each number stands in two public places, on the card of the dataset itself, or was counted by MTEB at our
 commit:
@@ -24,12 +24,12 @@ from m3_connectors.evaluation.datasets.catalogue import MKQA
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """What a task has when all of it is there.
+    """The size of a complete task.
 
     Attributes:
-        queries: Questions in its files, before those that cannot be measured are left out.
-        documents: Of its corpus; None where that is not known for certain.
-        parts: Files of the corpus where their names do not say how many there are.
+        queries: The number of queries in its files, including those that cannot be measured.
+        documents: The number of documents in its corpus; None if it is not certain.
+        parts: The number of files of the corpus, if their names do not contain it.
     """
 
     queries: int
