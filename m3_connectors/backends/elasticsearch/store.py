@@ -1,0 +1,14 @@
+"""The descriptor of Elasticsearch."""
+
+from __future__ import annotations
+
+from m3_connectors.backends.store import Store
+
+STORE = Store(
+    name="elasticsearch",
+    schemes=("elasticsearch+http", "elasticsearch+https"),
+    adapter="m3_connectors.backends.elasticsearch.backend:ElasticsearchBackend",
+    packages={"elasticsearch": "elasticsearch"},
+    extra="elasticsearch",
+    examples={"elasticsearch+http:": "elasticsearch+http://localhost"},
+)

@@ -1,0 +1,15 @@
+"""The descriptor of Milvus, embedded and as a server."""
+
+from __future__ import annotations
+
+from m3_connectors.backends.store import Store
+
+STORE = Store(
+    name="milvus",
+    schemes=("milvus", "milvus+http", "milvus+https"),
+    adapter="m3_connectors.backends.milvus.backend:MilvusBackend",
+    takes_path=True,
+    packages={"pymilvus": "pymilvus", "milvus_lite": "milvus-lite"},
+    extra="milvus",
+    examples={"milvus:FILE": "milvus:./data.db", "milvus+http:": "milvus+http://localhost"},
+)

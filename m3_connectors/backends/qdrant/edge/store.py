@@ -1,0 +1,15 @@
+"""The descriptor of Qdrant Edge."""
+
+from __future__ import annotations
+
+from m3_connectors.backends.store import Store
+
+STORE = Store(
+    name="qdrant",
+    schemes=("qdrant",),
+    adapter="m3_connectors.backends.qdrant.edge.backend:EdgeBackend",
+    takes_path=True,
+    packages={"qdrant_edge": "qdrant-edge-py"},
+    extra="qdrant",
+    examples={"qdrant:DIR": "qdrant:./data"},
+)

@@ -1,0 +1,14 @@
+"""The descriptor of a Qdrant server."""
+
+from __future__ import annotations
+
+from m3_connectors.backends.store import Store
+
+STORE = Store(
+    name="qdrant",
+    schemes=("qdrant+http", "qdrant+https"),
+    adapter="m3_connectors.backends.qdrant.server.backend:QdrantBackend",
+    packages={"qdrant_client": "qdrant-client"},
+    extra="qdrant",
+    examples={"qdrant+http:": "qdrant+http://localhost"},
+)
