@@ -83,6 +83,13 @@ def store_for(url: str) -> tuple[Store, str]:
     return stores[scheme], url
 
 
+def store_of(adapter: type[Backend]) -> Store | None:
+    """Return the store of an adapter's class or of its nearest base; None if no store names it."""
+    names = [f"{one.__module__}:{one.__qualname__}" for one in adapter.__mro__]
+    stores = [*STORES, *other_stores()[0]]
+    return next((store for name in names for store in stores if store.adapter == name), None)
+
+
 def _by_scheme(stores: Iterable[Store]) -> dict[str, Store]:
     return {scheme: store for store in stores for scheme in store.schemes}
 

@@ -10,7 +10,7 @@ import dataclasses
 import importlib
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from m3_connectors.backends.base import Backend
 from m3_connectors.errors import InvalidInput, MissingDependency
@@ -20,6 +20,25 @@ _ADAPTER = re.compile(r"\w+(\.\w+)*:\w+")
 
 OURS = "m3-connectors"
 """The distribution of the stores of this package."""
+
+
+CallKind = Literal["coroutine", "grpc", "client"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Calls:
+    """A function that every request to a store uses, which ``m3 bench`` wraps to count and time requests.
+
+    Attributes:
+        module: The module of the function.
+        function: The function, or ``Class.method``.
+        kind: ``coroutine``: each call is a request; ``grpc``: its first argument is a stub, and each future
+            of the stub is a request; ``client``: it returns an object, and each call of a method is one.
+    """
+
+    module: str
+    function: str
+    kind: CallKind
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +55,7 @@ class Store:
         packages: The distributions of its clients, by the name of the module that is imported.
         extra: The extra of ``distribution`` that installs the packages.
         examples: An example URL for each column of the table of capabilities.
+        calls: The functions that every request uses.
         distribution: The distribution that provides the store; set by the registry.
     """
 
@@ -46,6 +66,7 @@ class Store:
     packages: Mapping[str, str] = dataclasses.field(default_factory=dict)
     extra: str | None = None
     examples: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    calls: tuple[Calls, ...] = ()
     distribution: str = OURS
 
     def fault(self) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from m3_connectors.backends.store import Store
+from m3_connectors.backends.store import Calls, Store
 
 STORE = Store(
     name="elasticsearch",
@@ -11,4 +11,5 @@ STORE = Store(
     packages={"elasticsearch": "elasticsearch"},
     extra="elasticsearch",
     examples={"elasticsearch+http:": "elasticsearch+http://localhost"},
+    calls=(Calls("m3_connectors.backends.elasticsearch.connection", "_Node.perform_request", "coroutine"),),
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from m3_connectors.backends.store import Store
+from m3_connectors.backends.store import Calls, Store
 
 STORE = Store(
     name="milvus",
@@ -12,4 +12,5 @@ STORE = Store(
     packages={"pymilvus": "pymilvus", "milvus_lite": "milvus-lite"},
     extra="milvus",
     examples={"milvus:FILE": "milvus:./data.db", "milvus+http:": "milvus+http://localhost"},
+    calls=(Calls("m3_connectors.backends.milvus.connection", "Connection._open_client", "client"),),
 )

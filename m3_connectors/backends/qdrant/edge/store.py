@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from m3_connectors.backends.store import Store
+from m3_connectors.backends.store import Calls, Store
 
 STORE = Store(
     name="qdrant",
@@ -12,4 +12,5 @@ STORE = Store(
     packages={"qdrant_edge": "qdrant-edge-py"},
     extra="qdrant",
     examples={"qdrant:DIR": "qdrant:./data"},
+    calls=(Calls("m3_connectors.backends.qdrant.edge.connection", "_load", "client"),),
 )

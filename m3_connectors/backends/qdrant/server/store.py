@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from m3_connectors.backends.store import Store
+from m3_connectors.backends.store import Calls, Store
 
 STORE = Store(
     name="qdrant",
@@ -11,4 +11,8 @@ STORE = Store(
     packages={"qdrant_client": "qdrant-client"},
     extra="qdrant",
     examples={"qdrant+http:": "qdrant+http://localhost"},
+    calls=(
+        Calls("m3_connectors.backends.qdrant.server.grpc", "unary", "grpc"),
+        Calls("qdrant_client.http.api_client", "AsyncApiClient.send_inner", "coroutine"),
+    ),
 )
