@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from m3_connectors.backends.memory import MemoryBackend
 from m3_connectors.backends.registry import backend_for, other_stores, store_for
+from m3_connectors.cli.app import main
 from m3_connectors.errors import InvalidInput, MissingDependency
 
 Install = Callable[..., None]
@@ -164,3 +166,20 @@ def test_a_client_that_is_not_installed_is_named(install: Install, tmp_path: Pat
         cached.unlink()
     with pytest.raises(MissingDependency, match=r'toy-db is not installed.\n  pip install "m3-bad\[db\]"$'):
         backend_for("toy:")
+
+
+def test_the_doctor_names_every_fault(install: Install, capsys: pytest.CaptureFixture[str]) -> None:
+    install("m3-bad", "bad", "import no_such_client")
+    install("m3-cuckoo", "memory", toy("memory", "m3_cuckoo"))
+    install("m3-empty", "empty", toy("empty", "m3_empty", "Nothing"))
+    install("m3-well", "well", toy("well", "m3_well"))
+    assert main(["doctor", "memory:", "--json"]) == 1
+    found = {one["what"]: one for one in json.loads(capsys.readouterr().out)["findings"]}
+    assert (found["m3-well"]["level"], found["store"]["level"]) == ("ok", "ok")
+    for name, remedy in (
+        ("m3-bad", "Update or uninstall m3-bad"),
+        ("m3-cuckoo", "Uninstall m3-cuckoo."),
+        ("m3-empty", "Update or uninstall m3-empty"),
+    ):
+        assert found[name]["level"] == "problem"
+        assert found[name]["remedy"].startswith(remedy)
