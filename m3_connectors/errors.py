@@ -58,13 +58,15 @@ class MissingDependency(M3Error, ImportError):
 
     Args:
         package: The distribution that is missing.
-        extra: The extra of m3-connectors that installs it.
+        extra: The extra that installs it; None if there is none.
+        distribution: The distribution of the extra.
     """
 
-    def __init__(self, package: str, extra: str) -> None:
+    def __init__(self, package: str, extra: str | None, distribution: str = "m3-connectors") -> None:
         self.package = package
         self.extra = extra
-        super().__init__(f'{package} is not installed.\n  pip install "m3-connectors[{extra}]"')
+        wanted = f'"{distribution}[{extra}]"' if extra else package
+        super().__init__(f"{package} is not installed.\n  pip install {wanted}")
 
 
 class Unsupported(M3Error, NotImplementedError):

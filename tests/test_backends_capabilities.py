@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from qdrant_fake import FakeQdrant
 
-from m3_connectors.backends.__main__ import STORES, with_table
+from m3_connectors.backends.__main__ import EXAMPLES, with_table
 from m3_connectors.backends.base import Backend
 from m3_connectors.backends.capabilities import Capability
 from m3_connectors.backends.endpoint import Endpoint
@@ -36,7 +36,7 @@ OPTIONS: dict[Capability, dict[str, Any]] = {
 }
 """Options that ask for a capability; the others are asked for by calls."""
 
-URLS = [url.replace("+http:", "+https:") for url in STORES.values()]
+URLS = [url.replace("+http:", "+https:") for url in EXAMPLES.values()]
 
 
 @pytest.fixture

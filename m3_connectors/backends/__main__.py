@@ -7,16 +7,9 @@ import sys
 from pathlib import Path
 
 from m3_connectors.backends.capabilities import Capability
-from m3_connectors.backends.registry import backend_for
+from m3_connectors.backends.registry import STORES, backend_for
 
-STORES = {
-    "memory:": "memory:",
-    "qdrant:DIR": "qdrant:./data",
-    "qdrant+http:": "qdrant+http://localhost",
-    "milvus:FILE": "milvus:./data.db",
-    "milvus+http:": "milvus+http://localhost",
-    "elasticsearch+http:": "elasticsearch+http://localhost",
-}
+EXAMPLES = {column: url for store in STORES for column, url in store.examples.items()}
 """The columns of the table, each with an example URL; an https URL has the same capabilities as an http
 URL."""
 
@@ -25,9 +18,9 @@ _BETWEEN = re.compile(r"(?<=<!-- capabilities -->\n).*?(?=<!-- /capabilities -->
 
 def table() -> str:
     """Return the capabilities of each store as a Markdown table; needs all clients, but no server."""
-    declared = [backend_for(url).capabilities for url in STORES.values()]
-    lines = [["what", "asked by", "capability", *(f"`{name}`" for name in STORES)]]
-    lines.append(["---"] * 3 + [":-:"] * len(STORES))
+    declared = [backend_for(url).capabilities for url in EXAMPLES.values()]
+    lines = [["what", "asked by", "capability", *(f"`{name}`" for name in EXAMPLES)]]
+    lines.append(["---"] * 3 + [":-:"] * len(EXAMPLES))
     for one in Capability:
         marks = ["✓" if one in some else "–" for some in declared]
         lines.append([one.value.what, f"`{one.asked}`", f"`{one.name}`", *marks])

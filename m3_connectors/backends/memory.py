@@ -15,6 +15,7 @@ from m3_connectors.backends.base import Backend, Schema
 from m3_connectors.backends.capabilities import Capability, refuse_unknown, require
 from m3_connectors.backends.checks import check_found
 from m3_connectors.backends.listing import CollectionInfo
+from m3_connectors.backends.store import Store
 from m3_connectors.documents import Document, canonical_metadata
 from m3_connectors.embeddings import Component, Float32, M3Embeddings
 from m3_connectors.errors import AlreadyExists, CollectionNotFound
@@ -22,6 +23,13 @@ from m3_connectors.filters import Filter, matches
 from m3_connectors.methods import rank
 from m3_connectors.scoring import score
 from m3_connectors.search import Candidates, Key, Lists
+
+STORE = Store(
+    name="memory",
+    schemes=("memory",),
+    adapter="m3_connectors.backends.memory:MemoryBackend",
+    examples={"memory:": "memory:"},
+)
 
 
 class MemoryBackend(Backend):

@@ -22,7 +22,7 @@ _HOST_AND_PORT = re.compile(
 """The host has at least two characters, for the same reason."""
 
 
-def split_url(url: object, schemes: Sequence[str]) -> tuple[str, str]:
+def split_url(url: object, schemes: Sequence[str], paths: Sequence[str]) -> tuple[str, str]:
     """Return the scheme of a store's URL in lower case, and the URL with that scheme.
 
     An address in place of a directory would become a directory of that name, so it is refused before anything
@@ -31,6 +31,7 @@ def split_url(url: object, schemes: Sequence[str]) -> tuple[str, str]:
     Args:
         url: The URL as the user gave it.
         schemes: The known schemes.
+        paths: The schemes among them that take a path.
 
     Raises:
         InvalidInput: The URL does not name a store, or names a server where it should name a directory.
@@ -44,8 +45,8 @@ def split_url(url: object, schemes: Sequence[str]) -> tuple[str, str]:
             f"{_any_of(_servers(redacted(rest), scheme, schemes))}."
         )
     if not colon or scheme not in schemes:
-        raise InvalidInput(_unknown(url, schemes))
-    if scheme in _DIRECTORIES and scheme != "memory":
+        raise InvalidInput(_unknown(url, schemes, paths))
+    if scheme in paths:
         _check_directory(text, scheme, rest, schemes)
     return scheme, f"{scheme}:{rest}"
 
@@ -92,7 +93,7 @@ def _server_of(store: str, rest: str, schemes: Sequence[str]) -> str | None:
     return f"{store}+{redacted(f'{web}://{bare}')}"
 
 
-def _unknown(url: object, schemes: Sequence[str]) -> str:
+def _unknown(url: object, schemes: Sequence[str], paths: Sequence[str]) -> str:
     """Return the message for a URL with an unknown scheme."""
     text = url if isinstance(url, str) else ""
     named = f"{(redacted(text) if text else url)!r} does not name a store"
@@ -100,7 +101,7 @@ def _unknown(url: object, schemes: Sequence[str]) -> str:
     rest = text[len(store) :].lstrip("+:")
     if f"{store}+http" in schemes:
         server = _server_of(store, rest, schemes) or f"{store}+http://HOST"
-        directory = f", for a directory {store}:./data" if store in _DIRECTORIES else ""
+        directory = f", for a directory {store}:./data" if store in paths else ""
         return f"{named}.\n  For a server use {server}{directory}."
     address = _ADDRESS.fullmatch(text)
     if (address and address[1].lower() in _CALLS) or _HOST_AND_PORT.fullmatch(text):

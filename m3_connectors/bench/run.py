@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import anyio.lowlevel
 
 from m3_connectors.backends.base import Backend
-from m3_connectors.backends.registry import backend_for
+from m3_connectors.backends.registry import STORES, backend_for
 from m3_connectors.bench.disk import disk_bytes
 from m3_connectors.bench.fill import Rows, Unrecorded, fill
 from m3_connectors.bench.folder import BenchFolder
@@ -36,11 +36,7 @@ _PACKAGES = (
     "numpy",
     "anyio",
     "pyarrow",
-    "qdrant-edge-py",
-    "qdrant-client",
-    "pymilvus",
-    "milvus-lite",
-    "elasticsearch",
+    *(package for store in STORES for package in store.packages.values()),
 )
 _HARNESS_REQUESTS, _HARNESS_WARM_UP = 2000, 50
 

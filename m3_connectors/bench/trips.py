@@ -18,11 +18,13 @@ import contextvars
 import dataclasses
 import functools
 import importlib
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
+
+from m3_connectors.backends.registry import store_of
+from m3_connectors.backends.store import CallKind
 
 
 @dataclasses.dataclass
@@ -86,14 +88,14 @@ def observed(adapter: type) -> Iterator[None]:
     Args:
         adapter: The class of the backend.
     """
-    family = adapter.__module__.rpartition(".")[0]
+    store = store_of(adapter)
     with contextlib.ExitStack() as wrapped:
-        for (whose, module, owner, name), wrap in _WAYS.items():
-            if family.endswith(whose) and module in sys.modules:
-                place = sys.modules[module]
-                wrapped.enter_context(_replaced(getattr(place, owner) if owner else place, name, wrap))
-        if family.endswith(".edge"):
-            wrapped.enter_context(_replaced(importlib.import_module(_EDGE), "_load", _loading))
+        for calls in store.calls if store else ():
+            place: Any = importlib.import_module(calls.module)
+            *owner, name = calls.function.split(".")
+            for part in owner:
+                place = getattr(place, part)
+            wrapped.enter_context(_replaced(place, name, _WRAPPERS[calls.kind]))
         yield
 
 
@@ -141,12 +143,8 @@ class _Stub:
         return future
 
 
-def _loading(load: Any) -> Any:
-    return lambda home: _Calls(load(home))
-
-
 def _counted_client(opened: Any) -> Any:
-    return lambda connection, operation: _Calls(opened(connection, operation))
+    return lambda *args: _Calls(opened(*args))
 
 
 class _Calls:
@@ -166,17 +164,8 @@ class _Calls:
         return call
 
 
-_WAYS: dict[tuple[str, str, str, str], Callable[[Any], Any]] = {
-    ("milvus", "m3_connectors.backends.milvus.connection", "Connection", "_open_client"): _counted_client,
-    (
-        "elasticsearch",
-        "m3_connectors.backends.elasticsearch.connection",
-        "_Node",
-        "perform_request",
-    ): _counted,
-    ("qdrant.server", "m3_connectors.backends.qdrant.server.grpc", "", "unary"): _counted_future,
-    ("qdrant.server", "qdrant_client.http.api_client", "AsyncApiClient", "send_inner"): _counted,
+_WRAPPERS: Mapping[CallKind, Callable[[Any], Any]] = {
+    "coroutine": _counted,
+    "grpc": _counted_future,
+    "client": _counted_client,
 }
-"""Adapter, module, class ("" for a module function) and name of the function that every request uses."""
-
-_EDGE = "m3_connectors.backends.qdrant.edge.connection"

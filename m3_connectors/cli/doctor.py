@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import platform
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Literal
@@ -18,7 +19,7 @@ from m3_connectors import __version__
 from m3_connectors.backends.base import Backend
 from m3_connectors.backends.capabilities import Capability
 from m3_connectors.backends.checks import check_model
-from m3_connectors.backends.registry import DEFAULT_COLLECTION, backend_for
+from m3_connectors.backends.registry import DEFAULT_COLLECTION, STORES, backend_for, other_stores
 from m3_connectors.backends.urls import redacted
 from m3_connectors.cli.console import lines_of, plural, print_json, print_table
 from m3_connectors.cli.model_directories import directories, find_by_name
@@ -38,11 +39,7 @@ from m3_connectors.errors import (
 _PACKAGES = {
     "torch": None,
     "tokenizers": None,
-    "qdrant-edge-py": "qdrant",
-    "qdrant-client": "qdrant",
-    "pymilvus": "milvus",
-    "milvus-lite": "milvus",
-    "elasticsearch": "elasticsearch",
+    **{package: store.extra for store in STORES for package in store.packages.values()},
     "bm25s": "eval",
     "ir-measures": "eval",
 }
@@ -82,7 +79,7 @@ def doctor(
     """Check the installation, the machine, the model and a store, and say how to fix each problem."""
     if url is not None:
         check_store(url, collection)
-    findings = [*_installation(), *_machine()]
+    findings = [*_installation(), *_other_stores(), *_machine()]
     store = _Store()
     if url is not None:
         store = anyio.run(_look, url, collection)
@@ -107,6 +104,22 @@ def _installation() -> list[Finding]:
             wanted = f"m3-connectors[{extra}]" if extra else "m3-connectors"
             findings.append(Finding(package, "not installed", "note", f'pip install "{wanted}"'))
     return findings
+
+
+def _other_stores() -> Iterator[Finding]:
+    """Check the stores of other distributions, of which a faulty one does not affect the others."""
+    stores, faults = other_stores()
+    for store in stores:
+        try:
+            store.load()
+        except M3Error as error:
+            yield _problem(store.distribution, error)
+        else:
+            version = metadata.version(store.distribution)
+            yield Finding(store.distribution, f"{version}, the store {store.name}:")
+    for fault in faults:
+        what = f"the store {fault.name}: {fault.what}"
+        yield Finding(fault.distribution, what, "problem", fault.remedy)
 
 
 def _machine() -> list[Finding]:

@@ -17,7 +17,7 @@ import anyio.to_thread
 
 from m3_connectors.backends.base import Backend
 from m3_connectors.backends.capabilities import Capability
-from m3_connectors.backends.registry import backend_for
+from m3_connectors.backends.registry import STORES, backend_for
 from m3_connectors.backends.schema import Schema
 from m3_connectors.backends.together import together
 from m3_connectors.backends.urls import redacted
@@ -69,7 +69,7 @@ _PACKAGES = (
         "ir_measures",
         "pytrec_eval-terrier",
     ),
-    *("bm25s", "qdrant-edge-py", "qdrant-client", "pymilvus", "milvus-lite", "elasticsearch"),
+    *("bm25s", *(package for store in STORES for package in store.packages.values())),
     *("sentence-transformers", "transformers", "regex", "ir_datasets"),
 )
 

@@ -1,0 +1,15 @@
+"""The descriptor of Elasticsearch."""
+
+from __future__ import annotations
+
+from m3_connectors.backends.store import Calls, Store
+
+STORE = Store(
+    name="elasticsearch",
+    schemes=("elasticsearch+http", "elasticsearch+https"),
+    adapter="m3_connectors.backends.elasticsearch.backend:ElasticsearchBackend",
+    packages={"elasticsearch": "elasticsearch"},
+    extra="elasticsearch",
+    examples={"elasticsearch+http:": "elasticsearch+http://localhost"},
+    calls=(Calls("m3_connectors.backends.elasticsearch.connection", "_Node.perform_request", "coroutine"),),
+)

@@ -1,0 +1,16 @@
+"""The descriptor of Qdrant Edge."""
+
+from __future__ import annotations
+
+from m3_connectors.backends.store import Calls, Store
+
+STORE = Store(
+    name="qdrant",
+    schemes=("qdrant",),
+    adapter="m3_connectors.backends.qdrant.edge.backend:EdgeBackend",
+    takes_path=True,
+    packages={"qdrant_edge": "qdrant-edge-py"},
+    extra="qdrant",
+    examples={"qdrant:DIR": "qdrant:./data"},
+    calls=(Calls("m3_connectors.backends.qdrant.edge.connection", "_load", "client"),),
+)
