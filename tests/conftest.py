@@ -109,6 +109,7 @@ _LIVE_FILES = (
     "test_doctor_servers",
     "test_quiet",
     "test_hostile_text",
+    "test_live_servers",
 )
 _LIVE_FIXTURES = {"qdrant_store", "milvus_store", "elasticsearch_store"}
 

@@ -210,7 +210,7 @@ class TestFakeOverRest(TestFakeOverGrpc):
 
 @pytest.mark.parametrize(
     ("quantisation", "strict"),
-    [*((kind, False) for kind in QUANTISATIONS), ("int8", True), ("product", True)],
+    [*((kind, False) for kind in QUANTISATIONS), ("product", True)],
 )
 class TestQuantisedOverGrpc(ApproximateClauses):
     """The operator's default quantises every collection; strict mode asks for scores in stages."""
