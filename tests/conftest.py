@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+# Before torch is imported: for the small models of tests, its threads wait for each other twice as long as they
+# compute, and two workers share the processors.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 from live_servers import NOT_RUN, collections_of, do_without, left_behind

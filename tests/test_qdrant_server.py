@@ -205,6 +205,10 @@ class TestFakeOverGrpc(BackendConformance):
 
 
 class TestFakeOverRest(TestFakeOverGrpc):
+    """Another encoding of the same requests."""
+
+    random_filters = 50
+    approximate_documents = 60
     transport = "rest"
 
 
