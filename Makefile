@@ -21,11 +21,12 @@ types: $(VENV)/.ready
 layers: $(VENV)/.ready
 	$(BIN)/lint-imports
 
-unit: $(VENV)/.ready
-	$(BIN)/pytest
+unit: $(VENV)/.ready          ## servers share the processors and some of their tests watch the clock: one at a time
+	$(BIN)/pytest -m "not live" -n 2 --dist loadfile
+	$(BIN)/pytest -m live
 
 test-quick: $(VENV)/.ready    ## what needs no server: the tests of Milvus, Elasticsearch and faults are left out
-	$(BIN)/pytest -m "not live"
+	$(BIN)/pytest -m "not live" -n 2 --dist loadfile
 
 servers: $(VENV)/.ready       ## start what this machine can start, print the URLs, until Ctrl-C
 	$(BIN)/python -m m3_connectors.testing.servers --compose docker/compose.yaml

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
+
+# Before torch is imported: for the small models of tests, its threads wait for each other twice as long as they
+# compute, and two workers share the processors.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 from live_servers import NOT_RUN, collections_of, do_without, left_behind
@@ -108,6 +114,7 @@ _LIVE_FILES = (
     "test_doctor_servers",
     "test_quiet",
     "test_hostile_text",
+    "test_live_servers",
 )
 _LIVE_FIXTURES = {"qdrant_store", "milvus_store", "elasticsearch_store"}
 
@@ -119,7 +126,25 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("live")
 
 
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Pass what a worker of pytest-xdist noted to the process that prints the end of the run."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["servers"] = {"run": list(_ran_on), "not run": dict(NOT_RUN)}
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Take over what that worker noted; a worker that crashed passed nothing."""
+    noted = getattr(node, "workeroutput", {}).get("servers", {})
+    _ran_on.update(dict.fromkeys(noted.get("run", ())))
+    NOT_RUN.update(noted.get("not run", {}))
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for report in [*terminalreporter.stats.get("failed", ()), *terminalreporter.stats.get("error", ())]:
+        if crash := getattr(report.longrepr, "reprcrash", None):
+            # In CI pytest repeats the complete message at the end; the first line says enough there.
+            crash.message = crash.message.partition("\n")[0][:200]
     skipped = terminalreporter.stats.get("skipped", [])
     if skipped:
         terminalreporter.write_sep(

@@ -8,7 +8,5 @@ from m3_connectors.testing.conformance import BackendConformance
 
 
 class TestEdge(BackendConformance):
-    worlds = 50
-
     def make_backend(self, directory: Path, collection: str) -> Backend:
         return EdgeBackend(directory, collection)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from m3_connectors import connect
 from m3_connectors.backends.memory import MemoryBackend
 from m3_connectors.backends.qdrant.edge.backend import EdgeBackend
 from m3_connectors.backends.registry import backend_for
-from m3_connectors.errors import InvalidInput, MissingDependency
+from m3_connectors.errors import InvalidInput
 
 
 def test_urls_name_their_backend(tmp_path: Path) -> None:
@@ -66,13 +67,22 @@ def test_names_that_are_no_directory_are_refused(name: Any) -> None:
         backend_for("qdrant:./data", name)
 
 
-def test_a_missing_client_names_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in list(sys.modules):
-        if module.startswith("m3_connectors.backends.qdrant"):
-            monkeypatch.delitem(sys.modules, module)
-    monkeypatch.setitem(sys.modules, "qdrant_edge", None)
-    with pytest.raises(MissingDependency, match=r'pip install "m3-connectors\[qdrant\]"'):
-        backend_for("qdrant:./data")
+@pytest.mark.parametrize(
+    ("url", "module", "extra"),
+    [("qdrant:./data", "qdrant_edge", "qdrant"), ("milvus:./data.db", "pymilvus", "milvus")],
+)
+def test_a_missing_client_names_the_command_that_installs_it(url: str, module: str, extra: str) -> None:
+    # In a process of its own: adapters imported twice would not be those that other tests hold.
+    code = (
+        f"import sys; sys.modules[{module!r}] = None\n"
+        "from m3_connectors.backends.registry import backend_for\n"
+        "from m3_connectors.errors import MissingDependency\n"
+        f"try: backend_for({url!r})\n"
+        "except MissingDependency as error: print(error)"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert module.replace("_", "-") in ended.stdout.replace("_", "-")
+    assert f'pip install "m3-connectors[{extra}]"' in ended.stdout
 
 
 @pytest.mark.parametrize(

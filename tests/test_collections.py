@@ -40,7 +40,10 @@ class Store:
         self.url, self.options, self.make, self.remove = url, dict(options), make, remove
 
 
-@pytest.fixture(params=["edge", "milvus-embedded", "milvus", "elasticsearch", "qdrant-stand-in", "qdrant"])
+LIVE = [pytest.param(name, marks=pytest.mark.live) for name in ("milvus", "elasticsearch", "qdrant")]
+
+
+@pytest.fixture(params=["edge", "milvus-embedded", "qdrant-stand-in", *LIVE])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
     name = request.param
     if name == "edge":

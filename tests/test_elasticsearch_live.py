@@ -50,6 +50,8 @@ def live(elasticsearch_store: Running) -> Iterator[Live]:
 
 
 class TestConformance(BackendConformance):
+    worlds = 3
+
     @pytest.fixture(autouse=True)
     def _server(self, live: Live) -> None:
         self.live = live

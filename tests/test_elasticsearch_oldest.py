@@ -31,6 +31,9 @@ def oldest() -> Iterator[str]:
 
 
 class TestConformance(BackendConformance):
+    worlds = 2  # the same adapter is compared on more of them with the current version
+    random_filters = 60
+
     @pytest.fixture(autouse=True)
     def _server(self, oldest: str) -> None:
         self.url = oldest

@@ -392,6 +392,7 @@ def test_threads_share_an_encoder(encoder: M3Encoder) -> None:
 
 def test_threads_option_sets_pytorchs_threads(checkpoint: Path) -> None:
     before = torch.get_num_threads()
+    torch.set_num_threads(2)
     try:
         new_encoder(checkpoint, threads=1)
         assert torch.get_num_threads() == 1

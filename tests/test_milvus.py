@@ -28,7 +28,6 @@ from m3_connectors.errors import (
     Busy,
     Corrupt,
     InvalidInput,
-    MissingDependency,
     NotFound,
     Rejected,
     Unsupported,
@@ -472,14 +471,6 @@ async def test_a_database_of_a_second_start_is_read_without_the_first(tmp_path: 
 def test_unusable_urls_and_options_are_refused(url: str, options: dict[str, object], reason: str) -> None:
     with pytest.raises(InvalidInput, match=reason):
         backend_for(url, "notes", options)
-
-
-def test_a_client_that_is_not_installed_is_named_with_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in sys.modules if name.startswith("m3_connectors.backends.milvus.")]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "pymilvus", None)
-    with pytest.raises(MissingDependency, match=r"pymilvus(.|\n)*m3-connectors\[milvus\]"):
-        backend_for("milvus:./data.db", "notes")
 
 
 @runs

@@ -73,6 +73,8 @@ class ApproximateClauses(Suite):
             parts = []
             for i, query in enumerate(world.queries):
                 for j, method in enumerate(METHODS_TO_COMPARE):
+                    if (i + j) // 2 % 2:  # each method with half of the queries, filtered and not
+                        continue
                     raw = world.filters[(7 * i + j) % len(world.filters)] if (i + j) % 2 else None
                     k = (1, 10, 100)[(i + j) % 3]
                     filter = parse_filter(raw)
@@ -111,9 +113,11 @@ class ApproximateClauses(Suite):
 
     async def _compare(self, backend: Backend, world: World) -> None:
         oracle = await oracle_of(world)
-        for query in world.queries:
-            for method in METHODS.values():
-                await compare_scores(backend, oracle, query, method, 20)
+        # Every query and every method, but not every pair of them: a comparison needs a dozen requests.
+        for i, query in enumerate(world.queries):
+            for j, method in enumerate(METHODS.values()):
+                if (i + j) % 2:
+                    await compare_scores(backend, oracle, query, method, 20)
 
     def _world(self, seed: int, storage: Storage | None = None) -> World:
         return make_world(

@@ -38,6 +38,9 @@ class Suite(abc.ABC):
     """The number of random collections on which search is compared with the reference, for each storage
     dtype."""
 
+    random_filters: ClassVar[int] = 200
+    """The number of random filters whose counts on random metadata are compared with their meaning."""
+
     long_dimension: ClassVar[int] = 256
     """The width of the document of 8,191 rows."""
 
