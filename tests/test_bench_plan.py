@@ -102,8 +102,8 @@ def test_the_calculator_agrees_with_the_engine_here(tmp_path: Path) -> None:
         "recall": {"queries": 0},
         "loads": [{"warm_up_seconds": 0, "requests": 1}],
     }
-    (fill,) = anyio.run(run, read_scenario(raw, "s"), tmp_path / "out").summary()["fills"]
-    measured, planned = fill["component_bytes_per_document"], fill["planned_bytes_per_document"]
+    (fill,) = anyio.run(run, read_scenario(raw, "s"), tmp_path / "out").summary().fills
+    measured, planned = fill.component_bytes_per_document, fill.planned_bytes_per_document
     without_log = sum(measured.values()) - measured["log"]
     assert sum(planned.values()) == pytest.approx(without_log, rel=0.15)
     for name in ("dense", "multivector"):

@@ -98,13 +98,11 @@ def test_after_a_store_that_fails_the_next_one_is_measured(
     }
     folder = anyio.run(running.run, read_scenario(raw, "two"), tmp_path / "out")
     summary = folder.summary()
-    assert summary["complete"]
-    assert summary["void"]
-    broken, whole = (
-        [item for item in summary["recall"] if item["store"] == name] for name in ("broken", "whole")
-    )
-    search = next(item for item in broken if item["kind"] == "search")
-    assert search["void"] == ["3 of its queries failed (Unavailable: memory search: gone)"]
-    assert search["recall"] is None
-    assert all(item["recall"] == 1.0 and not item["void"] for item in whole)
-    assert [load["void"] == [] for load in summary["loads"] if load["method"] is None] == [False, True]
+    assert summary.complete
+    assert summary.void
+    broken, whole = ([item for item in summary.recall if item.store == name] for name in ("broken", "whole"))
+    search = next(item for item in broken if item.kind == "search")
+    assert search.void == ("3 of its queries failed (Unavailable: memory search: gone)",)
+    assert search.recall is None
+    assert all(item.recall == 1.0 and not item.void for item in whole)
+    assert [load.void == () for load in summary.loads if load.method is None] == [False, True]

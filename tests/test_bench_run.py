@@ -68,30 +68,30 @@ def test_a_run_leaves_rows_and_numbers(tmp_path: Path) -> None:
     assert all(
         0 < row["store_seconds"] <= row["end_seconds"] - row["start_seconds"] for row in requests.to_pylist()
     )
-    assert folder.record["complete"]
-    assert folder.record["environment"]["versions"]["numpy"]
-    assert folder.record["scenario"]["corpus"]["documents"] == [120]
-    (collection,) = folder.record["collections"]
-    assert collection["disk_bytes"]["dense"] >= 120 * 16 * 4
-    assert collection["corpus"]["rows"] == pytest.approx(4, rel=0.3)
+    assert folder.record.complete
+    assert folder.record.environment.model_dump()["versions"]["numpy"]
+    assert folder.record.scenario.model_dump()["corpus"]["documents"] == [120]
+    (collection,) = folder.record.collections
+    assert collection.disk_bytes["dense"] >= 120 * 16 * 4
+    assert collection.corpus.rows == pytest.approx(4, rel=0.3)
     summary = folder.write_summary()
-    assert not summary["void"]
-    assert json.loads((tmp_path / "out" / "summary.json").read_text()) == summary
-    assert {load["load"] for load in summary["loads"]} == {"closed-1", "closed-3"}
-    assert {item["recall"] for item in summary["recall"]} == {1.0}
+    assert not summary.void
+    assert json.loads((tmp_path / "out" / "summary.json").read_text()) == summary.to_json()
+    assert {load.load for load in summary.loads} == {"closed-1", "closed-3"}
+    assert {item.recall for item in summary.recall} == {1.0}
     assert [found.path for found in find_folders(tmp_path)] == [tmp_path / "out"]
 
 
 def test_a_filled_collection_is_used_again_and_another_corpus_replaces_it(tmp_path: Path) -> None:
     url = f"qdrant:{tmp_path / 'data'}"
-    assert not measure(tiny(url), tmp_path / "1").record["collections"][0]["reused"]
+    assert not measure(tiny(url), tmp_path / "1").record.collections[0].reused
     again = measure(tiny(url), tmp_path / "2")
-    assert again.record["collections"][0]["reused"]
+    assert again.record.collections[0].reused
     assert again.writes().num_rows == 0
-    assert again.summary()["fills"][0]["documents_per_second"] is None
+    assert again.summary().fills[0].documents_per_second is None
     other = measure(tiny(url, seed=5), tmp_path / "3")
-    assert not other.record["collections"][0]["reused"]
-    assert not other.summary()["void"]
+    assert not other.record.collections[0].reused
+    assert not other.summary().void
 
 
 def test_the_corpus_is_kept_as_the_scenario_says(tmp_path: Path) -> None:
@@ -100,8 +100,8 @@ def test_the_corpus_is_kept_as_the_scenario_says(tmp_path: Path) -> None:
         "storage": {"long_documents": "pool", "pool_factor": 3, "pool_from_rows": 4},
     }
     folder = measure(tiny(f"qdrant:{tmp_path / 'data'}", corpus=corpus), tmp_path / "out")
-    (collection,) = folder.record["collections"]
-    assert collection["corpus"]["rows"] == 4
+    (collection,) = folder.record.collections
+    assert collection.corpus.rows == 4
 
     async def stored_rows() -> int:
         backend = EdgeBackend(tmp_path / "data", "bench-120")
@@ -126,8 +126,8 @@ def test_an_interrupted_fill_is_begun_again(tmp_path: Path) -> None:
 
     anyio.run(begin)
     folder = measure(scenario, tmp_path / "out")
-    assert not folder.record["collections"][0]["reused"]
-    assert folder.record["collections"][0]["count"] == 120
+    assert not folder.record.collections[0].reused
+    assert folder.record.collections[0].count == 120
 
 
 def test_a_collection_that_is_there_is_optimised_all_the_same(
@@ -142,7 +142,7 @@ def test_a_collection_that_is_there_is_optimised_all_the_same(
 
     monkeypatch.setattr(EdgeBackend, "optimize", note)
     folder = measure(tiny(url), tmp_path / "with")
-    assert folder.record["collections"][0]["reused"]
+    assert folder.record.collections[0].reused
     assert optimised == ["bench-120"]
 
 
@@ -189,7 +189,7 @@ def test_what_was_measured_before_a_store_died_is_kept(
     with pytest.raises(Unavailable):
         measure(tiny("memory:", stores=stores), tmp_path / "out")
     folder = BenchFolder(tmp_path / "out")
-    assert not folder.summary()["complete"]
+    assert not folder.summary().complete
     assert set(folder.requests()["store"].to_pylist()) == {"first"}
     assert folder.requests().num_rows == 60
 
@@ -266,12 +266,12 @@ def test_a_broken_store_makes_the_result_void(
 ) -> None:
     monkeypatch.setattr(running, "backend_for", lambda *_: backend())
     summary = measure(tiny("memory:"), tmp_path / "out").summary()
-    assert summary["void"]
-    assert all(any(reason in void for void in load["void"]) for load in summary["loads"])
+    assert summary.void
+    assert all(any(reason in void for void in load.void) for load in summary.loads)
 
 
 def test_a_store_that_is_as_it_should_be_is_not_void(tmp_path: Path) -> None:
-    assert not measure(tiny("memory:"), tmp_path / "out").summary()["void"]
+    assert not measure(tiny("memory:"), tmp_path / "out").summary().void
 
 
 SCENARIO = """
@@ -315,21 +315,21 @@ def test_the_command_prints_a_table_and_leaves_a_folder(
 
 def test_bytes_stand_under_their_own_headings(tmp_path: Path) -> None:
     summary = measure(tiny(f"qdrant:{tmp_path / 'data'}"), tmp_path / "out").summary()
-    table = fills_table(summary["fills"])
+    table = fills_table(summary.fills)
     shown = {str(column.header): next(iter(column.cells)) for column in table.columns}
-    (fill,) = summary["fills"]
-    assert shown["bytes planned"] == f"{sum(fill['planned_bytes_per_document'].values()):,.0f}"
-    assert str(shown["bytes per document"]).startswith(f"{fill['disk_bytes_per_document']:,.0f}: ")
+    (fill,) = summary.fills
+    assert shown["bytes planned"] == f"{sum(fill.planned_bytes_per_document.values()):,.0f}"
+    assert str(shown["bytes per document"]).startswith(f"{fill.disk_bytes_per_document:,.0f}: ")
     assert "" not in shown
-    log = fill["component_bytes_per_document"]["log"]
-    assert shown["measured"] == f"{fill['disk_bytes_per_document'] - log:,.0f}"
+    log = fill.component_bytes_per_document["log"]
+    assert shown["measured"] == f"{fill.disk_bytes_per_document - log:,.0f}"
 
 
 def test_a_store_that_builds_nothing_has_no_time_for_it(tmp_path: Path) -> None:
-    (without,) = measure(tiny("memory:"), tmp_path / "memory").summary()["fills"]
-    (built,) = measure(tiny(f"qdrant:{tmp_path / 'data'}"), tmp_path / "edge").summary()["fills"]
-    assert without["optimize_seconds"] is None
-    assert built["optimize_seconds"] > 0
+    (without,) = measure(tiny("memory:"), tmp_path / "memory").summary().fills
+    (built,) = measure(tiny(f"qdrant:{tmp_path / 'data'}"), tmp_path / "edge").summary().fills
+    assert without.optimize_seconds is None
+    assert built.optimize_seconds > 0
 
 
 def test_recall_and_the_share_of_a_core_are_printed(
@@ -390,12 +390,12 @@ def _live(store: Running, tmp_path: Path) -> None:
 
     folder = anyio.run(run)
     summary = folder.summary()
-    assert not summary["void"]
+    assert not summary.void
     rows = folder.requests().to_pylist()
     assert all(row["round_trips"] >= 1 for row in rows)
     assert all(row["store_seconds"] > 0 for row in rows)
-    assert summary["fills"][0]["documents_per_second"] > 0
+    assert summary.fills[0].documents_per_second > 0
     if local:
-        assert summary["fills"][0]["server_memory_bytes"] > 1e7
+        assert summary.fills[0].server_memory_bytes > 1e7
         # So few documents may still lie in the store's log.
-        assert summary["fills"][0]["disk_bytes_per_document"] > 4 * 16 + 2 * 16 * 4
+        assert summary.fills[0].disk_bytes_per_document > 4 * 16 + 2 * 16 * 4

@@ -19,6 +19,7 @@ from m3_connectors.bench.rows import RequestRow
 from m3_connectors.bench.scenario import Scenario, read_scenario
 from m3_connectors.bench.session import Session
 from m3_connectors.cli.app import main
+from m3_connectors.environment import environment
 from m3_connectors.errors import InvalidInput
 
 PROGRAM = "import sys; from m3_connectors.cli.app import main; sys.exit(main())"
@@ -72,11 +73,11 @@ def cut_off(how: signal.Signals) -> tuple[int, str]:
 def test_finished_loads_survive_and_the_same_command_goes_on(here: Path, how: signal.Signals) -> None:
     code, said = cut_off(how)
     folder = BenchFolder(here / "out")
-    (collection,) = folder.record["collections"]
-    assert collection["count"] == 100
+    (collection,) = folder.record.collections
+    assert collection.count == 100
     summary = folder.summary()
-    assert not summary["complete"]
-    assert summary["fills"][0]["documents_per_second"] > 0
+    assert not summary.complete
+    assert summary.fills[0].documents_per_second > 0
     before = [row for row in folder.requests().to_pylist() if row["load"] == "closed-1"]
     assert len(before) == 20
     if how is not signal.SIGKILL:
@@ -90,9 +91,9 @@ def test_finished_loads_survive_and_the_same_command_goes_on(here: Path, how: si
     second = [row for row in rows if row["load"] == "closed-2"]
     assert max(row["end_seconds"] for row in second) - min(row["start_seconds"] for row in second) > 2.5
     assert len({row["number"] for row in second}) == len(second)  # nothing of the load that was cut off
-    assert whole.summary()["complete"]
-    assert whole.summary()["sessions"] == 2
-    assert not whole.record["collections"][0]["filled_again"]
+    assert whole.summary().complete
+    assert whole.summary().sessions == 2
+    assert not whole.record.collections[0].filled_again
     assert whole.writes().num_rows > 0
     assert sorted(path.name for path in (here / "out").iterdir()) == [
         "bench.json",
@@ -137,7 +138,7 @@ def test_writes_that_were_measured_are_kept_though_nothing_else_was_noted(
     before = BenchFolder(tmp_path / "out").writes()
     folder = anyio.run(running.run, scenario, tmp_path / "out")
     assert folder.writes() == before
-    assert not folder.record["collections"][0]["reused"]
+    assert not folder.record.collections[0].reused
 
 
 def test_a_store_that_forgot_is_filled_again_and_its_first_writing_stands(
@@ -146,10 +147,10 @@ def test_a_store_that_forgot_is_filled_again_and_its_first_writing_stands(
     stopped_after(monkeypatch, "compare", tmp_path / "out", tiny(recall={"queries": 1}))
     before = BenchFolder(tmp_path / "out").writes()
     folder = anyio.run(running.run, tiny(recall={"queries": 1}), tmp_path / "out")
-    (collection,) = folder.record["collections"]
-    assert collection["filled_again"]
+    (collection,) = folder.record.collections
+    assert collection.filled_again
     assert folder.writes() == before
-    assert not folder.summary()["void"]
+    assert not folder.summary().void
 
 
 def test_what_does_not_belong_together_is_not_gone_on_with(
@@ -169,16 +170,16 @@ def test_what_does_not_belong_together_is_not_gone_on_with(
 def test_two_benchmarks_do_not_write_into_one_folder(tmp_path: Path) -> None:
     scenario = tiny().record()
     with (
-        Session(tmp_path, scenario, {}),
+        Session(tmp_path, scenario, environment()),
         pytest.raises(InvalidInput, match="another process is writing a benchmark"),
     ):
-        Session(tmp_path, scenario, {})
-    with Session(tmp_path, scenario, {}) as again:
-        assert len(again.record["sessions"]) == 2
+        Session(tmp_path, scenario, environment())
+    with Session(tmp_path, scenario, environment()) as again:
+        assert len(again.record.sessions) == 2
 
 
 def test_a_part_has_its_name_when_it_is_whole(tmp_path: Path) -> None:
-    with Session(tmp_path, tiny().record(), {}) as session:
+    with Session(tmp_path, tiny().record(), environment()) as session:
         part = tmp_path / "parts" / "requests-00004.parquet"
         rows = session.rows(RequestRow, 4)
         rows.__enter__()
@@ -193,5 +194,5 @@ def test_a_part_has_its_name_when_it_is_whole(tmp_path: Path) -> None:
 
 def test_an_interrupted_folder_of_an_earlier_version_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "bench.json").write_text('{"format": 1, "complete": false}')
-    with pytest.raises(InvalidInput, match="already contains a benchmark"):
+    with pytest.raises(InvalidInput, match="lacks the key scenario"):
         anyio.run(running.run, tiny(), tmp_path)

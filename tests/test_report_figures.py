@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from evaluations import write_evaluation
 from matplotlib.figure import Figure
+from summaries import load_of, summary_of
 
 from m3_connectors.evaluation.folder import EvaluationFolder
 from m3_connectors.methods import ALL, DENSE, METHODS, SPARSE, Method
@@ -23,21 +24,11 @@ from m3_connectors.report.style import look, slugs, stacked
 
 EVERY = tuple(METHODS.values())
 COSTS = {
-    "bench": {
-        "loads": [
-            {
-                "store": store,
-                "documents": 1000,
-                "load": "closed-1",
-                "method": method,
-                "answered": 9,
-                "void": [],
-                "latency_seconds": {"p50": seconds, "p95": 2 * seconds},
-            }
-            for store, seconds in (("a", 0.002), ("b", 0.2), ("c", 0.3))
-            for method in METHODS
-        ]
-    }
+    "bench": summary_of(
+        load_of(store, method, seconds, 2 * seconds)
+        for store, seconds in (("a", 0.002), ("b", 0.2), ("c", 0.3))
+        for method in METHODS
+    )
 }
 
 
@@ -170,7 +161,7 @@ def test_numbers_on_logarithmic_axes_are_plain(drawn: list[Figure]) -> None:
         "intended_seconds": 0.0,
     }
     rows = pa.Table.from_pylist([row | {"end_seconds": 0.0004 * 1.02**i} for i in range(400)])
-    latency_plot("x", rows, {"loads": []}, "x")
+    latency_plot("x", rows, summary_of(()), "x")
     method_plot("x", COSTS["bench"], "x")
     latency, methods = drawn
     shown = [
@@ -184,7 +175,7 @@ def test_numbers_on_logarithmic_axes_are_plain(drawn: list[Figure]) -> None:
 
 
 def test_every_store_of_a_method_is_within_the_axes(drawn: list[Figure]) -> None:
-    one = {"loads": [load for load in COSTS["bench"]["loads"] if load["method"] == "all"]}
+    one = summary_of(load for load in COSTS["bench"].loads if load.method == "all")
     method_plot("x", one, "x")
     low, high = sorted(drawn[-1].axes[0].get_ylim())
     for points in heights(drawn[-1]).values():

@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 from evaluations import write_evaluation
+from summaries import load_of, summary_of
 
+from m3_connectors.bench.records import Load
 from m3_connectors.evaluation.folder import EvaluationFolder
 from m3_connectors.methods import DENSE, SPARSE
 from m3_connectors.report.findings import cost_findings, quality_findings
@@ -80,35 +82,27 @@ def test_many_families_make_a_small_p_value_larger(tmp_path: Path) -> None:
     assert all("may be chance" in sentence for sentence in many)
 
 
-def load(store: str, method: str, p50: float, void: list[str] | None = None) -> dict[str, Any]:
-    return {
-        "store": store,
-        "documents": 1000,
-        "load": "closed-1",
-        "method": method,
-        "answered": 100,
-        "void": void or [],
-        "latency_seconds": {"p50": p50, "p95": 2 * p50},
-    }
+def load(store: str, method: str, p50: float, *void: str) -> Load:
+    return load_of(store, method, p50, 2 * p50, void=void)
 
 
 def test_the_fastest_is_named_with_its_quality(tmp_path: Path) -> None:
     evaluation = judged(tmp_path / "e", "d" * 3 + "s")
     loads = [load("edge", "dense", 0.004), load("edge", "sparse", 0.001), load("milvus", "sparse", 0.003)]
-    (sentence,) = cost_findings([evaluation], {"stores": {"loads": loads}})
+    (sentence,) = cost_findings([evaluation], {"stores": summary_of(loads)})
     quality = {method: f"{means['nDCG@10']:.3f}" for method, means in evaluation.means().items()}
     assert sentence == (
         "stores (1,000 documents): sparse on edge is fastest, 1.00 ms at p50; the fastest on another store is sparse "
         f"on milvus, 3.00 ms. sparse reaches nDCG@10 {quality['sparse']} on mine "
         f"(the best is dense, {quality['dense']}, 4.00 ms on edge)."
     )
-    (alone,) = cost_findings([], {"stores": {"loads": loads[:1]}})
+    (alone,) = cost_findings([], {"stores": summary_of(loads[:1])})
     assert alone.endswith("4.00 ms at p50. No evaluation here measures the quality of dense.")
 
 
 def test_void_loads_conclude_nothing() -> None:
     (sentence,) = cost_findings(
-        [], {"stores": {"loads": [load("edge", "dense", 0.001, ["a request failed"])]}}
+        [], {"stores": summary_of([load("edge", "dense", 0.001, "a request failed")])}
     )
     assert sentence == "stores: every load is void, so nothing can be concluded about cost."
 

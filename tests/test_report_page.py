@@ -19,8 +19,10 @@ import pyarrow as pa
 import pytest
 from evaluations import write_evaluation
 from matplotlib import image
+from summaries import load_of, summary_of
 from test_report_write import measure
 
+from m3_connectors.bench.records import Summary
 from m3_connectors.evaluation.folder import EvaluationFolder
 from m3_connectors.evaluation.record import Fusion, Protocol
 from m3_connectors.report.comparison_tables import comparison_tables
@@ -33,7 +35,7 @@ from m3_connectors.report.table import Column, Table
 from m3_connectors.report.write import write_report
 
 SVG = "{http://www.w3.org/2000/svg}"
-NOTHING_VOID: dict[str, Any] = {"loads": []}
+NOTHING_VOID = summary_of(())
 METHODS = ("dense", "sparse", "multi_vec", "dense_sparse", "all")
 
 
@@ -95,23 +97,21 @@ def requests(stores: dict[str, float], *, count: int = 200) -> pa.Table:
     return pa.Table.from_pylist(rows)
 
 
-def summary(p50: dict[str, float]) -> dict[str, Any]:
-    return {
-        "loads": [
-            {
-                "store": store,
-                "documents": 1000,
-                "load": load,
-                "method": method,
-                "answered": 100,
-                "void": [],
-                "latency_seconds": {"p50": seconds * factor * (i + 1), "p95": seconds * factor * (i + 2)},
-            }
-            for store, seconds in p50.items()
-            for factor, load in ((1, "closed-1"), (9, "closed-8"))
-            for i, method in enumerate(METHODS)
-        ]
-    }
+def summary(p50: dict[str, float], *, void: tuple[str, ...] = ()) -> Summary:
+    """Stores with these latencies; the loads of those named in ``void`` must not be used."""
+    return summary_of(
+        load_of(
+            store,
+            method,
+            seconds * factor * (i + 1),
+            seconds * factor * (i + 2),
+            load,
+            ("3 requests failed",) if store in void else (),
+        )
+        for store, seconds in p50.items()
+        for factor, load in ((1, "closed-1"), (9, "closed-8"))
+        for i, method in enumerate(METHODS)
+    )
 
 
 def texts(plot: Plot) -> set[str]:
@@ -184,9 +184,7 @@ def test_latency_leaves_out_warm_up_and_errors_and_has_a_panel_for_each_load() -
 
 
 def test_void_loads_are_in_no_figure() -> None:
-    broken = summary({"edge": 0.001, "slow": 0.01})
-    for load in broken["loads"]:
-        load["void"] = ["3 requests failed"] if load["store"] == "slow" else []
+    broken = summary({"edge": 0.001, "slow": 0.01}, void=("slow",))
     plot = latency_plot("two stores", requests({"edge": 0.002, "slow": 0.02}), broken, "x")
     assert plot is not None
     assert "slow" not in texts(plot)

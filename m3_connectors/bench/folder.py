@@ -1,10 +1,10 @@
 """The result folder of a benchmark: raw rows, and the numbers computed from them.
 
-bench.json         scenario, environment, and the record of each collection: ``BenchRecord``
+bench.json         scenario, environment, and the record of each collection: ``records.BenchRecord``
 requests.parquet   ``rows.RequestRow``
 writes.parquet     ``rows.WriteRow``
 recall.parquet     ``rows.RecallRow``
-summary.json       the result of ``summary.summarise``
+summary.json       the result of ``summary.summarise``: ``records.Summary``
 
 Until a run is complete, its rows are in ``parts/`` (``bench.session``), and are read from there.
 """
@@ -15,6 +15,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from m3_connectors.bench.records import BenchRecord, Summary
 from m3_connectors.errors import InvalidInput, MissingDependency
 from m3_connectors.files import replacing
 
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 RECORD, SUMMARY = "bench.json", "summary.json"
-FORMAT = 1
-
 PARTS = "parts"
 
 
@@ -35,11 +34,7 @@ class BenchFolder:
 
     Attributes:
         path: The folder.
-        record: ``bench.json``: ``format``, ``scenario`` (every key of it), ``environment``, ``collections``
-            (one entry for each store and size: ``store``, ``backend``, ``documents``, ``count``, ``reused``,
-            ``disk_bytes`` by component or null, ``server_memory_bytes``, ``corpus``, ``server``),
-            ``harness_seconds_per_request``, ``sessions`` (with the environment of each; folders of earlier
-            versions lack it), ``finished`` (names of parts), ``complete``.
+        record: The content of ``bench.json``.
 
     Raises:
         InvalidInput: The folder contains no benchmark, or one in an unsupported format.
@@ -48,21 +43,12 @@ class BenchFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self.record: dict[str, Any] = json.loads((path / RECORD).read_text(encoding="utf-8"))
+            self.record = BenchRecord.read(path / RECORD)
         except FileNotFoundError:
             raise InvalidInput(
                 f"{path} contains no benchmark: {RECORD} is missing.\n"
                 f"  Create one with: m3 bench SCENARIO.toml --out {path}"
             ) from None
-        except ValueError as error:
-            raise InvalidInput(
-                f"{path / RECORD} is not valid JSON: {error}\n  Run the benchmark again."
-            ) from None
-        if not isinstance(self.record, dict) or self.record.get("format") != FORMAT:
-            raise InvalidInput(
-                f"{path / RECORD} does not have format {FORMAT}.\n"
-                "  If a later version of m3-connectors wrote it, upgrade m3-connectors."
-            )
 
     def requests(self) -> pa.Table:
         """Return one row per request; the columns are those of ``rows.RequestRow``."""
@@ -76,16 +62,16 @@ class BenchFolder:
         """Return one row per comparison; the columns are those of ``rows.RecallRow``."""
         return self._table("recall")
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> Summary:
         """Compute all numbers from the rows."""
         from m3_connectors.bench.summary import summarise
 
         return summarise(self.record, self.requests(), self.writes(), self.recall())
 
-    def write_summary(self) -> dict[str, Any]:
+    def write_summary(self) -> Summary:
         """Compute all numbers, and write them to ``summary.json`` for readers without this package."""
         computed = self.summary()
-        write_json(self.path / SUMMARY, computed)
+        write_json(self.path / SUMMARY, computed.to_json())
         return computed
 
     def _table(self, name: str) -> pa.Table:

@@ -22,6 +22,7 @@ from m3_connectors.bench.load import Loader, Mix
 from m3_connectors.bench.meter import Meter
 from m3_connectors.bench.preflight import preflight
 from m3_connectors.bench.recall import compare
+from m3_connectors.bench.records import Collection, CorpusShape
 from m3_connectors.bench.rows import RecallRow, RequestRow, Sink, WriteRow
 from m3_connectors.bench.scenario import CorpusSettings, Level, Queries, Scenario, Store
 from m3_connectors.bench.session import Session
@@ -114,8 +115,9 @@ async def run(
     await preflight(scenario, where)
     with Session(out, scenario.record(), environment(*_PACKAGES)) as session:
         harness = await harness_seconds(scenario)
-        session.record["sessions"][-1]["harness_seconds_per_request"] = harness
-        session.note(harness_seconds_per_request=session.record["harness_seconds_per_request"] or harness)
+        session.record.sessions[-1].harness_seconds_per_request = harness
+        session.record.harness_seconds_per_request = session.record.harness_seconds_per_request or harness
+        session.save()
         running = _Run(scenario, session, Meter(), progress)
         for place, store in enumerate(scenario.stores):
             sizes = {
@@ -171,23 +173,23 @@ class _Run:
                     reused = await fill(backend, corpus, store, rows, meter, note)
                 noted = session.collection(store.name, documents)
                 if noted is not None:
-                    noted["filled_again"] = not reused
+                    noted.filled_again = not reused
                 else:
-                    noted = {
-                        "store": store.name,
-                        "backend": backend.name,
-                        "documents": documents,
-                        "count": await backend.count(),
-                        "reused": reused and not written,
-                        "disk_bytes": await disk_bytes(backend, server.directory),
-                        "corpus": corpus.shape(),
-                        "server": await _server_info(backend),
-                        "server_memory_bytes": meter.server_memory_bytes(),
-                    }
-                    session.record["collections"].append(noted)
+                    noted = Collection(
+                        store=store.name,
+                        backend=backend.name,
+                        documents=documents,
+                        count=await backend.count(),
+                        reused=reused and not written,
+                        disk_bytes=await disk_bytes(backend, server.directory),
+                        corpus=CorpusShape(**corpus.shape()),
+                        server=await _server_info(backend),
+                        server_memory_bytes=meter.server_memory_bytes(),
+                    )
+                    session.record.collections.append(noted)
                 session.save()
                 await self._ask(number, backend, corpus, store, meter)
-                noted["server_memory_bytes"] = meter.server_memory_bytes()
+                noted.server_memory_bytes = meter.server_memory_bytes()
                 session.save()
             finally:
                 with anyio.CancelScope(shield=True):

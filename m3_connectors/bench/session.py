@@ -22,7 +22,8 @@ from typing import Any, TypeVar
 import pyarrow.parquet as pq
 
 from m3_connectors.backends.qdrant.edge.lock import ProcessLock
-from m3_connectors.bench.folder import FORMAT, PARTS, RECORD, parts, write_json
+from m3_connectors.bench.folder import PARTS, RECORD, parts, write_json
+from m3_connectors.bench.records import BenchRecord, Collection, Machine, Scenario, SessionRecord
 from m3_connectors.bench.rows import RecallRow, RequestRow, Sink, WriteRow, arrow_schema
 from m3_connectors.errors import Busy, InvalidInput
 from m3_connectors.files import replacing
@@ -60,37 +61,36 @@ class Session:
                 f"another process is writing a benchmark to {out}.\n  Use another folder: --out DIR."
             ) from None
         try:
-            self.record = self._begun(scenario, environment)
+            self._machine = Machine(**environment)
+            self.record = self._begun(scenario)
         except BaseException:
             self._lock.release(remove=True)
             raise
         # Created only now, because readers prefer the parts if the folder exists.
         (out / PARTS).mkdir(exist_ok=True)
-        self.record["sessions"].append({"environment": environment})
+        self.record.sessions.append(SessionRecord(environment=self._machine))
 
-    def _begun(self, scenario: dict[str, Any], environment: dict[str, Any]) -> dict[str, Any]:
+    def _begun(self, scenario: dict[str, Any]) -> BenchRecord:
         path = self.out / RECORD
+        asked = Scenario.model_validate_json(json.dumps(scenario))
         if not path.exists():
-            return {
-                "format": FORMAT,
-                "scenario": scenario,
-                "environment": environment,
-                "sessions": [],
-                "collections": [],
-                "finished": [],
-                "harness_seconds_per_request": None,
-                "complete": False,
-            }
-        try:
-            record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError:
-            record = {}
+            return BenchRecord(
+                scenario=asked,
+                environment=self._machine,
+                sessions=[],
+                collections=[],
+                finished=[],
+                harness_seconds_per_request=None,
+                complete=False,
+            )
         another = "Use another folder: --out DIR."
-        if record.get("complete") is not False or "finished" not in record:
+        record = BenchRecord.read(path)
+        if record.complete or "finished" not in record.model_fields_set:
             raise InvalidInput(f"{self.out} already contains a benchmark.\n  {another}")
-        if record["scenario"] != json.loads(json.dumps(scenario)):
+        if record.scenario != asked:
             raise InvalidInput(f"{self.out} contains an unfinished run of another scenario.\n  {another}")
-        changed = [key for key in _SAME if record["environment"].get(key) != environment.get(key)]
+        before, now = record.environment.model_dump(), self._machine.model_dump(mode="json")
+        changed = [key for key in _SAME if before.get(key) != now.get(key)]
         if changed:
             raise InvalidInput(
                 f"{self.out} was started with another {' and '.join(changed)}, so new numbers would not be "
@@ -98,23 +98,18 @@ class Session:
             )
         return record
 
-    def collection(self, store: str, documents: int) -> dict[str, Any] | None:
+    def collection(self, store: str, documents: int) -> Collection | None:
         """Return the record of a collection that an earlier session has filled, or None."""
-        found = (c for c in self.record["collections"] if (c["store"], c["documents"]) == (store, documents))
+        found = (c for c in self.record.collections if (c.store, c.documents) == (store, documents))
         return next(found, None)
-
-    def note(self, **keys: Any) -> None:
-        """Add keys to the record, and write it."""
-        self.record |= keys
-        self.save()
 
     def save(self) -> None:
         """Write the record to disk."""
-        write_json(self.out / RECORD, self.record)
+        write_json(self.out / RECORD, self.record.model_dump(mode="json"))
 
     def has(self, kind: type[T], number: int) -> bool:
         """Return whether this part is finished."""
-        return _name(kind, number) in self.record["finished"]
+        return _name(kind, number) in self.record.finished
 
     @contextlib.contextmanager
     def rows(self, kind: type[T], number: int) -> Iterator[Sink[T]]:
@@ -127,7 +122,7 @@ class Session:
         name = _name(kind, number)
         with Sink(self.out / PARTS / f"{name}.parquet", kind) as sink:
             yield sink
-        self.record["finished"].append(name)
+        self.record.finished.append(name)
         self.save()
 
     def complete(self) -> None:
@@ -137,7 +132,8 @@ class Session:
             with replacing(target) as partial, pq.ParquetWriter(partial, arrow_schema(kind)) as writer:
                 for path in parts(self.out, name):
                     writer.write_table(pq.read_table(path))
-        self.note(complete=True)
+        self.record.complete = True
+        self.save()
         # Remove them by a single rename, because readers use the parts as long as they exist.
         joined = self.out / f".{PARTS}.tmp"
         os.rename(self.out / PARTS, joined)

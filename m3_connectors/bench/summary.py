@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from m3_connectors.bench.plan import BESIDE, Shape, planned_bytes
+from m3_connectors.bench.records import (
+    BenchRecord,
+    Collection,
+    Corpus,
+    Fill,
+    Latency,
+    Load,
+    Recall,
+    Store,
+    Summary,
+)
 from m3_connectors.bench.void import Columns, errors_of, void_of_fill, void_of_load, void_of_recall
 
 if TYPE_CHECKING:
@@ -22,9 +33,7 @@ FULL_CORE = 0.85
 Floats = npt.NDArray[np.float64]
 
 
-def summarise(
-    record: Mapping[str, Any], requests: pa.Table, writes: pa.Table, recall: pa.Table
-) -> dict[str, Any]:
+def summarise(record: BenchRecord, requests: pa.Table, writes: pa.Table, recall: pa.Table) -> Summary:
     """Compute the numbers of a run.
 
     Args:
@@ -32,50 +41,37 @@ def summarise(
         requests: A table of ``RequestRow``.
         writes: A table of ``WriteRow``.
         recall: A table of ``RecallRow``.
-
-    Returns:
-        A JSON object: ``fills`` (one for each collection), ``loads`` (one for each level, with ``method``
-            null, and
-        one for each of its methods), ``recall`` (one for each method and filter), ``void`` (whether any of
-        them must not be used), ``complete`` (whether the run is finished), and ``sessions`` (the number of
-        sessions). With a reason in ``void``, numbers must not be used; with one in ``noted``, they do not
-        describe the store alone.
     """
-    allow_errors = bool(record["scenario"]["allow_errors"])
-    corpus = record["scenario"]["corpus"]
-    fills = [_fill(noted, corpus, _columns(writes)) for noted in record["collections"]]
-    broken = {(fill["store"], fill["documents"]): fill["void"] for fill in fills}
-    embedded = {store["name"] for store in record["scenario"]["stores"] if _in_process(store)}
+    scenario = record.scenario
+    fills = [_fill(noted, scenario.corpus, _columns(writes)) for noted in record.collections]
+    broken = {(fill.store, fill.documents): fill.void for fill in fills}
+    embedded = {store.name for store in scenario.stores if _in_process(store)}
     loads = []
-    for (store, documents, load), rows in _groups(
-        _with_cpu(_columns(requests)), "store", "documents", "load"
-    ):
+    for key, rows in _groups(_with_cpu(_columns(requests)), "store", "documents", "load"):
         measured = _where(rows, rows["phase"] == "measured")
-        void = broken.get((store, documents), []) + void_of_load(rows, allow_errors=allow_errors)
-        key = {"store": store, "documents": documents, "load": load}
         window = _window(measured)
-        whole = _load(measured, window, together=True, alone=True)
-        remarks = {"void": void, "noted": [] if store in embedded else _noted(whole["client_cpu_share"])}
-        loads.append(key | {"method": None} | whole | remarks)
+        void = *broken.get(key[:2], ()), *void_of_load(rows, allow_errors=scenario.allow_errors)
+        whole = _load((*key, None), measured, window, void, together=True, alone=True)
+        noted = () if key[0] in embedded else _noted(whole.client_cpu_share)
+        loads.append(whole.model_copy(update={"noted": noted}))
         alone = not (measured["worker"] > 0).any()
         for (method,), of_method in _groups(measured, "method"):
-            part = _load(of_method, window, together=False, alone=alone)
-            loads.append(key | {"method": method} | part | remarks)
+            part = _load((*key, method), of_method, window, void, together=False, alone=alone)
+            loads.append(part.model_copy(update={"noted": noted}))
     recalls = [
-        _recall(key, rows, allow_errors=allow_errors)
+        _recall(key, rows, allow_errors=scenario.allow_errors)
         for key, rows in _groups(_columns(recall), *_RECALL_KEYS)
     ]
-    return {
-        "format": 1,
-        "name": record["scenario"]["name"],
-        "complete": record["complete"],
-        "sessions": len(record.get("sessions", (None,))),
-        "void": any(item["void"] for item in (*fills, *loads, *recalls)),
-        "harness_seconds_per_request": record["harness_seconds_per_request"],
-        "fills": fills,
-        "loads": loads,
-        "recall": recalls,
-    }
+    return Summary(
+        name=scenario.name,
+        complete=record.complete,
+        sessions=len(record.sessions) or 1,  # earlier versions recorded none
+        void=any(item.void for item in (*fills, *loads, *recalls)),
+        harness_seconds_per_request=record.harness_seconds_per_request,
+        fills=tuple(fills),
+        loads=tuple(loads),
+        recall=tuple(recalls),
+    )
 
 
 def quantile(latencies: Floats, q: float) -> float | None:
@@ -90,52 +86,56 @@ def quantile(latencies: Floats, q: float) -> float | None:
     return float(np.quantile(latencies, q, method="inverted_cdf"))
 
 
-def _fill(noted: Mapping[str, Any], corpus: Mapping[str, Any], writes: Columns) -> dict[str, Any]:
+def _fill(noted: Collection, corpus: Corpus, writes: Columns) -> Fill:
     """Summarise one collection: the rate of writing, the time for its index, and its size."""
-    own = _where(writes, (writes["store"] == noted["store"]) & (writes["documents"] == noted["documents"]))
+    own = _where(writes, (writes["store"] == noted.store) & (writes["documents"] == noted.documents))
     upserts, optimizes = (_where(own, own["kind"] == kind) for kind in ("upsert", "optimize"))
     seconds = float((upserts["end_seconds"] - upserts["start_seconds"]).sum())
     cpu = float((upserts["end_cpu_seconds"] - upserts["start_cpu_seconds"]).sum())
     server = upserts["server_cpu_seconds"]
     written = int(upserts["written"].sum())
-    disk = noted["disk_bytes"]
-    beside = BESIDE.get(noted["backend"], ())
-    return {
-        "store": noted["store"],
-        "documents": noted["documents"],
-        "count": noted["count"],
-        "reused": noted["reused"],
-        "documents_per_second": written / seconds if seconds else None,
-        "megabytes_per_second": float(upserts["size_bytes"].sum()) / 1e6 / seconds if seconds else None,
-        "optimize_seconds": float((optimizes["end_seconds"] - optimizes["start_seconds"]).sum())
+    disk: dict[str, float] | None = (
+        None
+        if noted.disk_bytes is None
+        else {name: size / noted.documents for name, size in noted.disk_bytes.items()}
+    )
+    beside = BESIDE.get(noted.backend, ())
+    shape = Shape(
+        noted.documents,
+        noted.corpus.rows,
+        corpus.dimension,
+        noted.corpus.distinct_tokens,
+        noted.corpus.text_bytes,
+        corpus.storage.multivector_dtype,
+        corpus.storage.long_documents,
+    )
+    return Fill(
+        store=noted.store,
+        documents=noted.documents,
+        count=noted.count,
+        reused=noted.reused,
+        documents_per_second=written / seconds if seconds else None,
+        megabytes_per_second=float(upserts["size_bytes"].sum()) / 1e6 / seconds if seconds else None,
+        optimize_seconds=float((optimizes["end_seconds"] - optimizes["start_seconds"]).sum())
         if len(optimizes["kind"])
         else None,
-        "client_cpu_share": cpu / seconds if seconds else None,
-        "server_cpu_share": float(server.sum()) / seconds if seconds and not np.isnan(server).any() else None,
-        "round_trips_per_batch": float(upserts["round_trips"].mean()) if written else None,
-        "disk_bytes_per_document": disk and sum(disk.values()) / noted["documents"],
-        "component_bytes_per_document": disk
-        and {name: size / noted["documents"] for name, size in disk.items()},
-        "planned_bytes_per_document": _planned(noted, corpus),
-        "comparable_bytes_per_document": disk
-        and sum(size for name, size in disk.items() if name not in beside) / noted["documents"],
-        "server_memory_bytes": noted["server_memory_bytes"],
-        "void": void_of_fill(noted["documents"], noted["count"]),
-    }
-
-
-def _planned(noted: Mapping[str, Any], corpus: Mapping[str, Any]) -> dict[str, float] | None:
-    """Return the plan of ``m3 bench plan`` for the same documents, by component."""
-    shape = Shape(
-        noted["documents"],
-        noted["corpus"]["rows"],
-        corpus["dimension"],
-        noted["corpus"]["distinct_tokens"],
-        noted["corpus"]["text_bytes"],
-        corpus["storage"]["multivector_dtype"],
-        corpus["storage"].get("long_documents", "split"),
+        client_cpu_share=cpu / seconds if seconds else None,
+        server_cpu_share=float(server.sum()) / seconds if seconds and not np.isnan(server).any() else None,
+        round_trips_per_batch=float(upserts["round_trips"].mean()) if written else None,
+        disk_bytes_per_document=sum(noted.disk_bytes.values()) / noted.documents
+        if noted.disk_bytes
+        else None,
+        component_bytes_per_document=disk,
+        planned_bytes_per_document=planned_bytes(noted.backend, shape),
+        comparable_bytes_per_document=sum(
+            size for name, size in noted.disk_bytes.items() if name not in beside
+        )
+        / noted.documents
+        if noted.disk_bytes
+        else None,
+        server_memory_bytes=noted.server_memory_bytes,
+        void=tuple(void_of_fill(noted.documents, noted.count)),
     )
-    return planned_bytes(noted["backend"], shape)
 
 
 def _answered(rows: Columns) -> Columns:
@@ -153,12 +153,22 @@ def _window(rows: Columns) -> float:
     return float(answered["end_seconds"].max() - answered["intended_seconds"].min())
 
 
-def _load(rows: Columns, window: float, *, together: bool, alone: bool) -> dict[str, Any]:
+def _load(
+    key: tuple[Any, ...],
+    rows: Columns,
+    window: float,
+    void: tuple[str, ...],
+    *,
+    together: bool,
+    alone: bool,
+) -> Load:
     """Summarise the answered requests: latency, throughput, and the distribution of time.
 
     Args:
+        key: The store, the number of documents, the load, and the method.
         rows: The measured requests.
         window: The duration of the whole load in seconds.
+        void: The reasons why the numbers must not be used.
         together: Whether they are all requests of their load, so that the server's CPU time belongs to them.
         alone: Whether they are all requests of their load or ran one after the other, so that the CPU time of
             this process between two responses belongs to the later one.
@@ -167,78 +177,80 @@ def _load(rows: Columns, window: float, *, together: bool, alone: bool) -> dict[
     latency = answered["end_seconds"] - answered["intended_seconds"]
     own = answered["end_seconds"] - answered["start_seconds"]
     count = len(latency)
-    result: dict[str, Any] = {
-        "requests": len(rows["number"]),
-        "answered": count,
-        "errors": errors_of(rows),
-        "latency_seconds": {name: quantile(latency, q) for name, q in QUANTILES.items()}
-        | {"mean": _mean(latency), "max": float(latency.max()) if count else None},
-        "waited_to_be_sent_seconds": _mean(answered["start_seconds"] - answered["intended_seconds"]),
-        "requests_per_second": count / window if window else None,
-        "round_trips": _mean(answered["round_trips"]),
-        "store_share": float(answered["store_seconds"].sum() / own.sum())
+    store, documents, load, method = key
+    cpu = float(np.nansum(answered["client_cpu_of_row"])) if alone and count else None
+    server_seconds, server_share = _server_cpu(answered) if together else (None, None)
+    quantiles = {name: quantile(latency, q) for name, q in QUANTILES.items()}
+    return Load(
+        store=store,
+        documents=documents,
+        load=load,
+        method=method,
+        requests=len(rows["number"]),
+        answered=count,
+        errors=errors_of(rows),
+        latency_seconds=Latency(
+            **quantiles, mean=_mean(latency), max=float(latency.max()) if count else None
+        ),
+        waited_to_be_sent_seconds=_mean(answered["start_seconds"] - answered["intended_seconds"]),
+        requests_per_second=count / window if window else None,
+        round_trips=_mean(answered["round_trips"]),
+        store_share=float(answered["store_seconds"].sum() / own.sum())
         if answered["round_trips"].any() and own.sum()
         else None,
-        "client_cpu_seconds": None,
-        "client_cpu_share": None,
-        "server_cpu_seconds": None,
-        "server_cpu_share": None,
-    }
-    if alone and count:
-        cpu = float(np.nansum(answered["client_cpu_of_row"]))
-        result["client_cpu_seconds"] = cpu / count
-        result["client_cpu_share"] = cpu / window if window else None
-    if together:
-        result |= _server_cpu(answered)
-    return result
+        client_cpu_seconds=None if cpu is None else cpu / count,
+        client_cpu_share=None if cpu is None or not window else cpu / window,
+        server_cpu_seconds=server_seconds,
+        server_cpu_share=server_share,
+        void=void,
+        noted=(),
+    )
 
 
-def _server_cpu(rows: Columns) -> dict[str, Any]:
-    """Compute the server's CPU time per request from its readings, which only some rows have."""
+def _server_cpu(rows: Columns) -> tuple[float | None, float | None]:
+    """Compute the server's CPU time per request, and its share of a core, from the rows that have a reading."""
     order = np.argsort(rows["end_seconds"])
     read = rows["server_cpu_seconds"][order]
     at = np.flatnonzero(~np.isnan(read))
     if len(at) < 2:
-        return {}
+        return None, None
     seconds = float(read[at[-1]] - read[at[0]])
     between = rows["end_seconds"][order][[at[0], at[-1]]]
-    return {
-        "server_cpu_seconds": seconds / int(at[-1] - at[0]),
-        "server_cpu_share": seconds / float(between[1] - between[0]),
-    }
+    return seconds / int(at[-1] - at[0]), seconds / float(between[1] - between[0])
 
 
 _RECALL_KEYS = ("store", "documents", "kind", "method", "depth", "selectivity")
 
 
-def _recall(key: Sequence[Any], rows: Columns, *, allow_errors: bool) -> dict[str, Any]:
+def _recall(key: Sequence[Any], rows: Columns, *, allow_errors: bool) -> Recall:
     errors = errors_of(rows) if "error" in rows else {}  # missing in folders of earlier versions
     rows = _answered(rows) if errors else rows
     some = rows["expected"] > 0
-    return dict(zip(_RECALL_KEYS, key, strict=True)) | {
-        "queries": int(some.sum()),
-        "recall": _mean(rows["found"][some] / rows["expected"][some]),
-        "worst": float((rows["found"][some] / rows["expected"][some]).min()) if some.any() else None,
-        "approximate_p50_seconds": quantile(rows["approximate_seconds"], 0.5),
-        "exact_p50_seconds": quantile(rows["exact_seconds"], 0.5),
-        "errors": errors,
-        "void": void_of_recall(errors, allow_errors=allow_errors),
-    }
+    return Recall(
+        **dict(zip(_RECALL_KEYS, key, strict=True)),
+        queries=int(some.sum()),
+        recall=_mean(rows["found"][some] / rows["expected"][some]),
+        worst=float((rows["found"][some] / rows["expected"][some]).min()) if some.any() else None,
+        approximate_p50_seconds=quantile(rows["approximate_seconds"], 0.5),
+        exact_p50_seconds=quantile(rows["exact_seconds"], 0.5),
+        errors=errors,
+        void=tuple(void_of_recall(errors, allow_errors=allow_errors)),
+    )
 
 
-def _in_process(store: Mapping[str, Any]) -> bool:
+def _in_process(store: Store) -> bool:
     """Return whether the engine runs in this process, whose CPU time then includes the engine's."""
-    return store["url"] is not None and "+http" not in store["url"]
+    return store.url is not None and "+http" not in store.url
 
 
-def _noted(client_cpu_share: float | None) -> list[str]:
+def _noted(client_cpu_share: float | None) -> tuple[str, ...]:
     """Return a remark if this process used a whole core, which limits the load: Python uses only one."""
     if client_cpu_share is None or client_cpu_share < FULL_CORE:
-        return []
-    return [
+        return ()
+    return (
         f"this process used {client_cpu_share:.0%} of a core: "
-        "the client, not the store, limits latency and rate"
-    ]
+        "the client, not the store, limits latency and rate",
+    )
 
 
 def _with_cpu(rows: Columns) -> Columns:

@@ -8,7 +8,7 @@ import importlib
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,6 +24,7 @@ from m3_connectors.errors import BackendError, MissingDependency
 
 if TYPE_CHECKING:
     from m3_connectors.bench.folder import BenchFolder
+    from m3_connectors.bench.records import BenchRecord, Fill, Recall, Summary
     from m3_connectors.bench.run import Server
     from m3_connectors.bench.scenario import Store
 
@@ -99,11 +100,11 @@ def run(
         raise
     summary = measured.write_summary()
     if json:
-        print_json(summary)
+        print_json(summary.to_json())
     else:
         _print(summary, measured.record)
         out.print(f"  {where} · {duration(time.perf_counter() - began)}", markup=False, soft_wrap=True)
-    if summary["void"]:
+    if summary.void:
         raise typer.Exit(VOID)
 
 
@@ -175,44 +176,48 @@ def _progress() -> Iterator[_Progress]:
         yield _Progress(None)
 
 
-def _print(summary: dict[str, Any], record: dict[str, Any]) -> None:
-    corpus, machine = record["scenario"]["corpus"], record["environment"]
+def _print(summary: Summary, record: BenchRecord) -> None:
+    corpus, machine = record.scenario.corpus, record.environment
     out.print(
-        f"  {summary['name']} · synthetic documents of {corpus['dimension']:,} dimensions and "
-        f"{corpus['rows']['mean']:g} rows ({corpus['storage']['multivector_dtype']}), "
-        f"queries of {corpus['query_rows']} rows, "
-        f"top {record['scenario']['queries']['k']}; nothing is encoded\n"
-        f"  {machine['processor']}, {machine['cores']} cores · the harness itself takes "
-        f"{summary['harness_seconds_per_request'] * 1e3:.3f} ms per request",
+        f"  {summary.name} · synthetic documents of {corpus.dimension:,} dimensions and "
+        f"{corpus.rows.mean:g} rows ({corpus.storage.multivector_dtype}), "
+        f"queries of {corpus.query_rows} rows, "
+        f"top {record.scenario.queries.k}; nothing is encoded\n"
+        f"  {machine.processor}, {machine.cores} cores · the harness itself takes "
+        f"{_number(summary.harness_seconds_per_request, '.3f', 1e3)} ms per request",
         markup=False,
         soft_wrap=True,
     )
-    print_table(fills_table(summary["fills"]))
+    print_table(fills_table(summary.fills))
     print_table(_loads(summary))
-    if any(item["selectivity"] is not None for item in summary["recall"]):
-        print_table(recall_table(summary["recall"]))
-    busy = (machine["load_average"] or [0.0])[0]
-    if busy > machine["cores"]:
+    if any(item.selectivity is not None for item in summary.recall):
+        print_table(recall_table(summary.recall))
+    busy = (machine.load_average or [0.0])[0]
+    if machine.cores and busy > machine.cores:
         warn(f"the machine was busy before the start (load {busy:.1f}): other work affects these numbers.")
-    if summary["sessions"] > 1:
-        warn(f"measured in {summary['sessions']} sessions: the record describes the machine of each.")
+    if summary.sessions > 1:
+        warn(f"measured in {summary.sessions} sessions: the record describes the machine of each.")
     for kind in ("void", "noted"):
         reasons = dict.fromkeys(
             (
-                item["store"],
-                item["documents"],
-                item.get("load", "recall" if "recall" in item else "all"),
+                item.store,
+                item.documents,
+                load,
                 reason,
             )
-            for item in (*summary["fills"], *summary["loads"], *summary["recall"])
-            for reason in item.get(kind, ())
+            for load, item in (
+                *(("all", fill) for fill in summary.fills),
+                *((load.load, load) for load in summary.loads),
+                *(("recall", one) for one in summary.recall),
+            )
+            for reason in getattr(item, kind, ())
         )
         for store, documents, load, reason in reasons:
             warn(f"{kind}: {store} · {documents:,} documents · {load}: {reason}")
-    for item in summary["loads"]:
-        if item["method"] is None and item["errors"]:
-            for error, count in item["errors"].items():
-                warn(f"{item['store']} · {item['documents']:,} · {item['load']}: {count:,} × {error}")
+    for item in summary.loads:
+        if item.method is None and item.errors:
+            for error, count in item.errors.items():
+                warn(f"{item.store} · {item.documents:,} · {item.load}: {count:,} × {error}")
 
 
 def _table(*columns: str) -> Table:
@@ -222,7 +227,7 @@ def _table(*columns: str) -> Table:
     return table
 
 
-def fills_table(fills: list[dict[str, Any]]) -> Table:
+def fills_table(fills: Sequence[Fill]) -> Table:
     """Return a table of the writes, one row per collection: the speed, and the bytes per document.
 
     Planned bytes are next to the measured bytes of the same components; the last column has all components.
@@ -241,83 +246,83 @@ def fills_table(fills: list[dict[str, Any]]) -> Table:
         "bytes per document",
     )
     for fill in fills:
-        parts = fill["component_bytes_per_document"] or {}
+        parts = fill.component_bytes_per_document or {}
         largest = sorted(parts.items(), key=lambda part: -part[1])
-        planned = fill["planned_bytes_per_document"]
+        planned = fill.planned_bytes_per_document
         each = " · ".join(f"{name} {size:,.0f}" for name, size in largest if size >= 0.5)
         table.add_row(
-            fill["store"],
-            f"{fill['documents']:,}",
-            "reused" if fill["reused"] else _number(fill["documents_per_second"], ",.0f"),
-            _number(fill["megabytes_per_second"], ".1f"),
-            _number(fill["client_cpu_share"], ".0%"),
-            _number(fill["server_cpu_share"], ".0%"),
-            _number(fill["optimize_seconds"], ".1f"),
-            _number(fill["server_memory_bytes"], ",.0f", 1e-6, " MB"),
+            fill.store,
+            f"{fill.documents:,}",
+            "reused" if fill.reused else _number(fill.documents_per_second, ",.0f"),
+            _number(fill.megabytes_per_second, ".1f"),
+            _number(fill.client_cpu_share, ".0%"),
+            _number(fill.server_cpu_share, ".0%"),
+            _number(fill.optimize_seconds, ".1f"),
+            _number(fill.server_memory_bytes, ",.0f", 1e-6, " MB"),
             _number(sum(planned.values()) if planned else None, ",.0f"),
-            _number(fill["comparable_bytes_per_document"] if planned else None, ",.0f"),
+            _number(fill.comparable_bytes_per_document if planned else None, ",.0f"),
             f"{sum(parts.values()):,.0f}: {each}" if parts else "–",
         )
     return table
 
 
-def _loads(summary: dict[str, Any]) -> Table:
-    recall = _recall_of_methods(summary["recall"])
+def _loads(summary: Summary) -> Table:
+    recall = _recall_of_methods(summary.recall)
     table = _table(
         "store", "documents", "load", "method", "n", "p50 ms", "p95", "p99", "p99.9", "req/s", "recall",
         "in store", "trips", "client CPU", "client ms", "server ms",
     )  # fmt: skip
-    methods = {item["method"] for item in summary["loads"]} - {None}
-    for item in summary["loads"]:
-        if item["method"] is not None and len(methods) == 1:
+    methods = {item.method for item in summary.loads} - {None}
+    for item in summary.loads:
+        if item.method is not None and len(methods) == 1:
             continue
-        method = item["method"] or (next(iter(methods)) if len(methods) == 1 else "")
-        latency = item["latency_seconds"]
+        method = item.method or (next(iter(methods)) if len(methods) == 1 else None) or ""
+        latency = item.latency_seconds
         table.add_row(
-            item["store"],
-            f"{item['documents']:,}",
-            f"{item['load']}{' VOID' if item['void'] else ''}",
+            item.store,
+            f"{item.documents:,}",
+            f"{item.load}{' VOID' if item.void else ''}",
             method,
-            f"{item['answered']:,}",
-            *(_number(latency[name], ",.1f", 1e3) for name in ("p50", "p95", "p99", "p99.9")),
-            _number(item["requests_per_second"], ",.1f"),
-            _number(recall.get((item["store"], item["documents"], method)), ".3f"),
-            _number(item["store_share"], ".0%"),
-            _number(item["round_trips"], ".1f"),
-            _number(item["client_cpu_share"], ".0%"),
-            _number(item["client_cpu_seconds"], ",.1f", 1e3),
-            _number(item["server_cpu_seconds"], ",.1f", 1e3),
+            f"{item.answered:,}",
+            *(_number(getattr(latency, name), ",.1f", 1e3) for name in ("p50", "p95", "p99", "p99_9")),
+            _number(item.requests_per_second, ",.1f"),
+            _number(recall.get((item.store, item.documents, method)), ".3f"),
+            _number(item.store_share, ".0%"),
+            _number(item.round_trips, ".1f"),
+            _number(item.client_cpu_share, ".0%"),
+            _number(item.client_cpu_seconds, ",.1f", 1e3),
+            _number(item.server_cpu_seconds, ",.1f", 1e3),
         )
     return table
 
 
-def _recall_of_methods(recall: list[dict[str, Any]]) -> dict[tuple[str, int, str], float]:
+def _recall_of_methods(recall: Sequence[Recall]) -> dict[tuple[str, int, str], float]:
     """Return the recall of each method over all queries, with and without filters, as in its requests."""
     asked: dict[tuple[str, int, str], list[tuple[int, float]]] = {}
     for item in recall:
-        if item["kind"] == "search" and item["recall"] is not None:
-            key = item["store"], item["documents"], item["method"]
-            asked.setdefault(key, []).append((item["queries"], item["recall"]))
+        if item.kind == "search" and item.recall is not None:
+            key = item.store, item.documents, item.method
+            asked.setdefault(key, []).append((item.queries, item.recall))
     return {
         key: sum(queries * value for queries, value in some) / sum(queries for queries, _ in some)
         for key, some in asked.items()
     }
 
 
-def recall_table(recall: list[dict[str, Any]]) -> Table:
+def recall_table(recall: Sequence[Recall]) -> Table:
     """Return a table of recall, approximate latency and exact latency, one row per filter."""
     table = _table("store", "documents", "of", "filter", "queries", "recall", "worst", "p50 ms", "exact p50")
     for item in recall:
         table.add_row(
-            item["store"],
-            f"{item['documents']:,}",
-            item["method"] if item["kind"] == "search" else f"{item['method']} list of {item['depth']}",
-            _number(item["selectivity"], "g"),
-            f"{item['queries']:,}",
-            _number(item["recall"], ".3f"),
-            _number(item["worst"], ".3f"),
-            _number(item["approximate_p50_seconds"], ",.1f", 1e3),
-            _number(item["exact_p50_seconds"], ",.1f", 1e3),
+            item.store,
+            f"{item.documents:,}",
+            item.method if item.kind == "search" else f"{item.method} list of {item.depth}",
+            _number(item.selectivity, "g"),
+            f"{item.queries:,}",
+            _number(item.recall, ".3f"),
+            _number(item.worst, ".3f"),
+            _number(item.approximate_p50_seconds, ",.1f", 1e3),
+            _number(item.exact_p50_seconds, ",.1f", 1e3),
         )
     return table
 

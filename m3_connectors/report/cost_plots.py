@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from m3_connectors.bench.records import Load, Summary
 from m3_connectors.report.style import Plot, drawing, finish, legend, look, plain_ticks
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 MILLISECONDS = 1000.0
 
 
-def latency_plot(name: str, requests: pa.Table, summary: Mapping[str, Any], anchor: str) -> Plot | None:
+def latency_plot(name: str, requests: pa.Table, summary: Summary, anchor: str) -> Plot | None:
     """Plot the share of requests slower than a given time: one panel per load and size, one line per store.
 
     Args:
@@ -27,7 +28,7 @@ def latency_plot(name: str, requests: pa.Table, summary: Mapping[str, Any], anch
     Returns:
         None without an answered request.
     """
-    void = {_key(load) for load in summary["loads"] if load["void"]}
+    void = {_key(load) for load in summary.loads if load.void}
     rows = _measured(requests, void)
     if not rows["store"]:
         return None
@@ -69,7 +70,7 @@ def latency_plot(name: str, requests: pa.Table, summary: Mapping[str, Any], anch
         return finish(canvas, f"latency-{anchor}", f"Latency: {name}", caption)
 
 
-def method_plot(name: str, summary: Mapping[str, Any], anchor: str) -> Plot | None:
+def method_plot(name: str, summary: Summary, anchor: str) -> Plot | None:
     """Plot p50 (whiskers to p95) of each method under the lightest load, one panel per size; None if empty.
 
     Args:
@@ -77,12 +78,12 @@ def method_plot(name: str, summary: Mapping[str, Any], anchor: str) -> Plot | No
         summary: ``bench.summary.summarise``.
         anchor: What the figure's file name ends with.
     """
-    loads = [load for load in lightest(summary) if load["method"] is not None]
+    loads = [load for load in lightest(summary) if load.method is not None]
     if not loads:
         return None
-    methods = list(dict.fromkeys(load["method"] for load in loads))
-    sizes = sorted({load["documents"] for load in loads})
-    style = look([load["store"] for load in loads])
+    methods = list(dict.fromkeys(load.method for load in loads))
+    sizes = sorted({load.documents for load in loads})
+    style = look([load.store for load in loads])
     with drawing() as figure:
         line = 0.14 + 0.16 * len(style)
         canvas = figure(height_inches=0.9 + (0.5 + line * len(methods)) * len(sizes))
@@ -90,19 +91,21 @@ def method_plot(name: str, summary: Mapping[str, Any], anchor: str) -> Plot | No
         for axes, size in zip(all_axes, sizes, strict=True):
             for number, (store, (colour, marker, _)) in enumerate(style.items()):
                 offset = (number + 0.5) / len(style) * 0.8 - 0.4
-                own = [load for load in loads if (load["store"], load["documents"]) == (store, size)]
-                p50 = [load["latency_seconds"]["p50"] * MILLISECONDS for load in own]
+                own = [load for load in loads if (load.store, load.documents) == (store, size)]
+                p50 = [p50_milliseconds(load) for load in own]
                 p95 = [
-                    (load["latency_seconds"]["p95"] or load["latency_seconds"]["p50"]) * MILLISECONDS
+                    p50_milliseconds(load)
+                    if load.latency_seconds.p95 is None
+                    else load.latency_seconds.p95 * MILLISECONDS
                     for load in own
                 ]
-                places = [methods.index(load["method"]) + offset for load in own]
+                places = [methods.index(load.method) + offset for load in own]
                 beyond = [[0.0] * len(own), [max(0.0, b - a) for a, b in zip(p50, p95, strict=True)]]
                 axes.errorbar(
                     p50, places, xerr=beyond, fmt=marker, color=colour, label=store, capsize=2, elinewidth=0.8
                 )
             axes.set_yticks(range(len(methods)), methods)
-            axes.set(xscale="log", title=f"{size:,} documents, {loads[0]['load']}")
+            axes.set(xscale="log", title=f"{size:,} documents, {loads[0].load}")
             axes.set_ylim(len(methods) - 0.5, -0.5)
         plain_ticks(all_axes[0].xaxis)
         all_axes[-1].set_xlabel("ms: p50, whisker to p95")
@@ -116,8 +119,8 @@ def method_plot(name: str, summary: Mapping[str, Any], anchor: str) -> Plot | No
 _VOID = " Loads with invalid numbers are omitted."
 
 
-def _key(load: Mapping[str, Any]) -> tuple[str, int, str]:
-    return load["store"], load["documents"], load["load"]
+def _key(load: Load) -> tuple[str, int, str]:
+    return load.store, load.documents, load.load
 
 
 def _measured(requests: pa.Table, void: Collection[tuple[str, int, str]]) -> dict[str, list[Any]]:
@@ -134,14 +137,20 @@ def _measured(requests: pa.Table, void: Collection[tuple[str, int, str]]) -> dic
     return dict(zip(("store", "documents", "load", "latency"), map(list, columns), strict=True))
 
 
-def lightest(summary: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+def p50_milliseconds(load: Load) -> float:
+    """Return the p50 of a load that ``lightest`` returned."""
+    assert load.latency_seconds.p50 is not None
+    return load.latency_seconds.p50 * MILLISECONDS
+
+
+def lightest(summary: Summary) -> list[Load]:
     """Return the rows of the first valid load with latencies, for each store and size."""
     first: dict[tuple[str, int], str] = {}
     rows = [
         load
-        for load in summary["loads"]
-        if load["answered"] and load["latency_seconds"]["p50"] is not None and not load["void"]
+        for load in summary.loads
+        if load.answered and load.latency_seconds.p50 is not None and not load.void
     ]
     for load in rows:
-        first.setdefault((load["store"], load["documents"]), load["load"])
-    return [load for load in rows if first[load["store"], load["documents"]] == load["load"]]
+        first.setdefault((load.store, load.documents), load.load)
+    return [load for load in rows if first[load.store, load.documents] == load.load]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
+from m3_connectors.bench.records import Load, Summary
 from m3_connectors.report.table import Cell, Column, Table
 
 _REMARKS = (
@@ -16,7 +16,7 @@ _REMARKS = (
 _MILLISECONDS, _MEGABYTES, _PERCENT = 1e3, 1e-6, 100.0
 
 
-def cost_tables(name: str, summary: Mapping[str, Any], anchor: str) -> list[Table]:
+def cost_tables(name: str, summary: Summary, anchor: str) -> list[Table]:
     """Return the tables of writes, requests and recall of one benchmark.
 
     Args:
@@ -35,24 +35,24 @@ def cost_tables(name: str, summary: Mapping[str, Any], anchor: str) -> list[Tabl
     ]
 
 
-def _fills(name: str, summary: Mapping[str, Any], anchor: str) -> Table:
+def _fills(name: str, summary: Summary, anchor: str) -> Table:
     rows = tuple(
         (
-            fill["store"],
-            fill["documents"],
-            fill["documents_per_second"],
-            fill["megabytes_per_second"],
-            _times(fill["client_cpu_share"], _PERCENT),
-            _times(fill["server_cpu_share"], _PERCENT),
-            fill["optimize_seconds"],
-            _times(fill["server_memory_bytes"], _MEGABYTES),
-            fill["disk_bytes_per_document"],
-            _parts(fill["component_bytes_per_document"]),
-            fill["comparable_bytes_per_document"],
-            sum(planned.values()) if (planned := fill["planned_bytes_per_document"]) else None,
-            "; ".join(fill["void"]),
+            fill.store,
+            fill.documents,
+            fill.documents_per_second,
+            fill.megabytes_per_second,
+            _times(fill.client_cpu_share, _PERCENT),
+            _times(fill.server_cpu_share, _PERCENT),
+            fill.optimize_seconds,
+            _times(fill.server_memory_bytes, _MEGABYTES),
+            fill.disk_bytes_per_document,
+            _parts(fill.component_bytes_per_document),
+            fill.comparable_bytes_per_document,
+            sum(planned.values()) if (planned := fill.planned_bytes_per_document) else None,
+            "; ".join(fill.void),
         )
-        for fill in summary["fills"]
+        for fill in summary.fills
     )
     columns = (
         Column("store"), Column("documents"), Column("documents/s", 0), Column("MB/s", 1), Column("client CPU, %", 0),
@@ -67,14 +67,14 @@ def _fills(name: str, summary: Mapping[str, Any], anchor: str) -> Table:
     return Table(f"writes-{anchor}", f"Writing: {name}", columns, rows, note).without_empty(*_REMARKS)
 
 
-def _loads(name: str, summary: Mapping[str, Any], anchor: str) -> Table:
-    methods = {load["method"] for load in summary["loads"]} - {None}
+def _loads(name: str, summary: Summary, anchor: str) -> Table:
+    methods = {load.method for load in summary.loads} - {None}
     # A mix of one method is that method.
     together = "all together" if len(methods) > 1 else next(iter(methods), "")
     rows = tuple(
-        _load(load, load["method"] or together)
-        for load in summary["loads"]
-        if load["method"] is None or len(methods) > 1
+        _load(load, load.method or together or "")
+        for load in summary.loads
+        if load.method is None or len(methods) > 1
     )
     columns = (
         Column("store"), Column("documents"), Column("load"), Column("method"), Column("answered"), Column("errors"),
@@ -82,52 +82,54 @@ def _loads(name: str, summary: Mapping[str, Any], anchor: str) -> Table:
         Column("requests/s", 1), Column("in the store, %", 0), Column("round trips", 1), Column("client CPU, ms", 2),
         Column("client CPU, %", 0), Column("CPU of the server, ms", 2), Column("void because"), Column("but"),
     )  # fmt: skip
+    seconds = summary.harness_seconds_per_request
+    harness = "–" if seconds is None else f"{seconds * _MILLISECONDS:.3f}"
     note = (
         "Latency is measured from the scheduled time of a request; – means too few requests for a quantile. "
-        f"The harness itself takes {summary['harness_seconds_per_request'] * _MILLISECONDS:.3f} ms per "
-        "request. CPU in ms is per request, CPU in % is relative to one core."
+        f"The harness itself takes {harness} ms per request. "
+        "CPU in ms is per request, CPU in % is relative to one core."
     )
     return Table(f"answers-{anchor}", f"Answering: {name}", columns, rows, note).without_empty(*_REMARKS)
 
 
-def _load(load: Mapping[str, Any], method: str) -> tuple[Cell, ...]:
-    latency = load["latency_seconds"]
+def _load(load: Load, method: str) -> tuple[Cell, ...]:
+    latency = load.latency_seconds
     return (
-        load["store"],
-        load["documents"],
-        load["load"],
+        load.store,
+        load.documents,
+        load.load,
         method,
-        load["answered"],
-        load["requests"] - load["answered"],
-        *(_times(latency[quantile], _MILLISECONDS) for quantile in ("p50", "p95", "p99", "p99.9")),
-        load["requests_per_second"],
-        _times(load["store_share"], _PERCENT),
-        load["round_trips"],
-        _times(load["client_cpu_seconds"], _MILLISECONDS),
-        _times(load["client_cpu_share"], _PERCENT),
-        _times(load["server_cpu_seconds"], _MILLISECONDS),
-        "; ".join(load["void"]),
-        "; ".join(load["noted"]),
+        load.answered,
+        load.requests - load.answered,
+        *(_times(getattr(latency, quantile), _MILLISECONDS) for quantile in ("p50", "p95", "p99", "p99_9")),
+        load.requests_per_second,
+        _times(load.store_share, _PERCENT),
+        load.round_trips,
+        _times(load.client_cpu_seconds, _MILLISECONDS),
+        _times(load.client_cpu_share, _PERCENT),
+        _times(load.server_cpu_seconds, _MILLISECONDS),
+        "; ".join(load.void),
+        "; ".join(load.noted),
     )
 
 
-def _recall(name: str, summary: Mapping[str, Any], anchor: str) -> Table:
+def _recall(name: str, summary: Summary, anchor: str) -> Table:
     rows = tuple(
         (
-            one["store"],
-            one["documents"],
-            one["kind"],
-            one["method"],
-            one["depth"],
-            one["selectivity"],
-            one["queries"],
-            one["recall"],
-            one["worst"],
-            _times(one["approximate_p50_seconds"], _MILLISECONDS),
-            _times(one["exact_p50_seconds"], _MILLISECONDS),
-            "; ".join(one["void"]),
+            one.store,
+            one.documents,
+            one.kind,
+            one.method,
+            one.depth,
+            one.selectivity,
+            one.queries,
+            one.recall,
+            one.worst,
+            _times(one.approximate_p50_seconds, _MILLISECONDS),
+            _times(one.exact_p50_seconds, _MILLISECONDS),
+            "; ".join(one.void),
         )
-        for one in summary["recall"]
+        for one in summary.recall
     )
     columns = (
         Column("store"), Column("documents"), Column("of"), Column("method"), Column("depth"),

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any
 
+from m3_connectors.bench.records import Load, Summary
 from m3_connectors.evaluation.compare import query_texts
 from m3_connectors.evaluation.folder import EvaluationFolder
 from m3_connectors.evaluation.significance import SIGNIFICANT, PairedTest, paired_test
-from m3_connectors.report.cost_plots import MILLISECONDS, lightest
+from m3_connectors.report.cost_plots import lightest, p50_milliseconds
 from m3_connectors.report.fair import Fair, fair
 from m3_connectors.report.quality_plots import alike, compared_means, main_values
 from m3_connectors.report.variants import crosses
@@ -32,9 +32,7 @@ def quality_findings(folders: Sequence[EvaluationFolder]) -> list[str]:
     return [_quality(name, compared, pairs) for name, compared in families.items()]
 
 
-def cost_findings(
-    folders: Sequence[EvaluationFolder], summaries: Mapping[str, Mapping[str, Any]]
-) -> list[str]:
+def cost_findings(folders: Sequence[EvaluationFolder], summaries: Mapping[str, Summary]) -> list[str]:
     """Return, for each benchmark, the fastest store and method, and the quality of that method.
 
     Args:
@@ -113,30 +111,28 @@ def _test(compared: Fair, before: str, after: str) -> PairedTest:
     return paired_test(values[before], values[after], units=units)
 
 
-def _cost(name: str, summary: Mapping[str, Any], families: Mapping[str, Fair]) -> str:
-    rows = [row for row in lightest(summary) if row["method"] is not None and not row["void"]]
+def _cost(name: str, summary: Summary, families: Mapping[str, Fair]) -> str:
+    rows = [row for row in lightest(summary) if row.method is not None and not row.void]
     if not rows:
         return f"{name}: every load is void, so nothing can be concluded about cost."
-    documents = max(row["documents"] for row in rows)
-    rows = sorted(
-        (row for row in rows if row["documents"] == documents), key=lambda row: row["latency_seconds"]["p50"]
-    )
+    documents = max(row.documents for row in rows)
+    rows = sorted((row for row in rows if row.documents == documents), key=p50_milliseconds)
     fastest = rows[0]
-    method, store = fastest["method"], fastest["store"]
+    method, store = fastest.method, fastest.store
     sentence = (
         f"{name} ({documents:,} documents): {method} on {store} is fastest, {_milliseconds(fastest)} at p50"
     )
-    other = next((row for row in rows if row["store"] != store), None)
+    other = next((row for row in rows if row.store != store), None)
     if other is not None:
         sentence += (
-            f"; the fastest on another store is {other['method']} on {other['store']}, {_milliseconds(other)}"
+            f"; the fastest on another store is {other.method} on {other.store}, {_milliseconds(other)}"
         )
     qualities = []
     for family, compared in families.items():
         means = compared_means(compared)
         if method in means:
             best = max(means, key=lambda each: means[each])
-            also = next((row for row in rows if (row["store"], row["method"]) == (store, best)), None)
+            also = next((row for row in rows if (row.store, row.method) == (store, best)), None)
             price = f", {_milliseconds(also)} on {store}" if also is not None else ""
             than = "the best" if best == method else f"the best is {best}, {_shown(means[best])}{price}"
             measure = compared.folders[0].record.protocol.measures[0]
@@ -146,8 +142,8 @@ def _cost(name: str, summary: Mapping[str, Any], families: Mapping[str, Fair]) -
     return f"{sentence}. {method} reaches {'; '.join(qualities)}."
 
 
-def _milliseconds(row: Mapping[str, Any]) -> str:
-    return f"{row['latency_seconds']['p50'] * MILLISECONDS:.2f} ms"
+def _milliseconds(row: Load) -> str:
+    return f"{p50_milliseconds(row):.2f} ms"
 
 
 def _shown(value: float) -> str:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from m3_connectors.bench.records import Summary
 from m3_connectors.evaluation.folder import EvaluationFolder
-from m3_connectors.report.cost_plots import MILLISECONDS, lightest
+from m3_connectors.report.cost_plots import lightest, p50_milliseconds
 from m3_connectors.report.fair import Fair, fair, left_out
 from m3_connectors.report.quality_plots import alike, compared_means
 from m3_connectors.report.style import Plot, drawing, finish, legend, look, plain_ticks, stacked
@@ -33,9 +34,7 @@ class _Cost:
     milliseconds: float
 
 
-def quality_against_cost(
-    folders: Sequence[EvaluationFolder], summaries: Mapping[str, Mapping[str, Any]]
-) -> list[Plot]:
+def quality_against_cost(folders: Sequence[EvaluationFolder], summaries: Mapping[str, Summary]) -> list[Plot]:
     """Plot the main measure of each method against its p50 on each store, per measure, model and protocol.
 
     Queries in the documents' language and in another have panels of their own, on one scale. A mean is over
@@ -48,13 +47,13 @@ def quality_against_cost(
     costs = [
         _Cost(
             # Two benchmarks may include the same store.
-            f"{load['store']}, {load['documents']:,}{f' ({name})' if len(summaries) > 1 else ''}",
-            load["method"],
-            load["latency_seconds"]["p50"] * MILLISECONDS,
+            f"{load.store}, {load.documents:,}{f' ({name})' if len(summaries) > 1 else ''}",
+            load.method,
+            p50_milliseconds(load),
         )
         for name, summary in summaries.items()
         for load in lightest(summary)
-        if load["method"] is not None
+        if load.method is not None
     ]
     plots = (_plot(members, costs, *group) for group, members in alike(folders).items())
     return [plot for plot in plots if plot is not None]

@@ -6,9 +6,9 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from m3_connectors.bench import folder as bench
+from m3_connectors.bench.records import Summary
 from m3_connectors.errors import InvalidInput
 from m3_connectors.evaluation import folder as evaluation
 from m3_connectors.evaluation.datasets.published import numbers_by_task
@@ -93,8 +93,8 @@ def write_report(root: Path, out: Path | None = None) -> Report:
         tables,
         files,
         tuple(folder.path for folder in incomplete),
-        tuple(one.path for one in benchmarks if not one.summary["complete"]),
-        tuple(one.path for one in benchmarks if one.summary["void"]),
+        tuple(one.path for one in benchmarks if not one.summary.complete),
+        tuple(one.path for one in benchmarks if one.summary.void),
         damaged_evaluations,
         damaged_benchmarks,
     )
@@ -104,7 +104,7 @@ def write_report(root: Path, out: Path | None = None) -> Report:
 class _Benchmark:
     path: Path
     name: str
-    summary: dict[str, Any]
+    summary: Summary
     section: Section
 
 
@@ -192,24 +192,24 @@ def _quality(
     return Section("Quality", (*tables, *(quality_plots(complete) if complete else ())), warnings=warnings)
 
 
-def _cost(name: str, folder: bench.BenchFolder, summary: Mapping[str, object], anchor: str) -> Section:
-    machine = folder.record["environment"]
-    corpus = folder.record["scenario"]["corpus"]
+def _cost(name: str, folder: bench.BenchFolder, summary: Summary, anchor: str) -> Section:
+    machine = folder.record.environment
+    corpus = folder.record.scenario.corpus
     plots = (latency_plot(name, folder.requests(), summary, anchor), method_plot(name, summary, anchor))
     return Section(
         f"Cost: {name}",
         (*cost_tables(name, summary, anchor), *(plot for plot in plots if plot is not None)),
         notes=(
-            f"Synthetic documents of {corpus['dimension']:,} dimensions and {corpus['rows']['mean']:g} rows "
-            f"({corpus['storage']['multivector_dtype']}), queries of {corpus['query_rows']} rows; no text is encoded.",
-            f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gib']} GiB, {machine['date'][:10]}, "
-            f"commit {machine['commit']}.",
+            f"Synthetic documents of {corpus.dimension:,} dimensions and {corpus.rows.mean:g} rows "
+            f"({corpus.storage.multivector_dtype}), queries of {corpus.query_rows} rows; no text is encoded.",
+            f"{machine.processor}, {machine.cores} cores, {machine.memory_gib} GiB, {machine.date[:10]}, "
+            f"commit {machine.commit}.",
         ),
         warnings=(
-            *(["Some of these numbers are void: see the last columns."] if summary["void"] else []),
+            *(["Some of these numbers are void: see the last columns."] if summary.void else []),
             *(
                 []
-                if summary["complete"]
+                if summary.complete
                 else ["This benchmark was interrupted: its last load is incomplete, and others are missing."]
             ),
         ),
