@@ -43,10 +43,10 @@ from stores import Corpus, Fixed
 from m3_connectors import Document, Hit, Index, M3Embeddings, connect
 from m3_connectors.backends.capabilities import Capability
 from m3_connectors.backends.precision import FLOAT16
-from m3_connectors.bench.disk import allocated_bytes_below
 from m3_connectors.bench.meter import Meter
 from m3_connectors.embeddings import COMPONENTS, Component, Float32
 from m3_connectors.environment import describe, environment
+from m3_connectors.files import allocated_bytes_below
 from m3_connectors.methods import METHODS
 from m3_connectors.scoring import score
 

@@ -79,7 +79,7 @@ class AddReport:
     pooled: int = 0
 
 
-class Adding:
+class DocumentWriter:
     """Stores the batches of one ``add`` call and counts the documents.
 
     Args:

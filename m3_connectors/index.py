@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import anyio
 import anyio.to_thread
 
-from m3_connectors.adding import Adding, AddReport, OnCut
+from m3_connectors.adding import AddReport, DocumentWriter, OnCut
 from m3_connectors.backends.base import Backend, Schema, ScoredId
 from m3_connectors.backends.checks import check_model
 from m3_connectors.backends.together import together
@@ -453,9 +453,9 @@ class AsyncIndex:
         ]
 
 
-def begin_add(index: AsyncIndex) -> Adding:
+def begin_add(index: AsyncIndex) -> DocumentWriter:
     """Return the writer of one ``add`` call, for callers that read the documents themselves."""
-    return Adding(index._backend, lambda texts: index._encode(texts, index.schema.components))
+    return DocumentWriter(index._backend, lambda texts: index._encode(texts, index.schema.components))
 
 
 def _cut_query(queries: Sequence[Query], i: int, vectors: M3Embeddings) -> str:

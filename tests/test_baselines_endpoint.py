@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from small_task import NO_ENCODER, QUERIES, TEXTS, small_evaluation, small_task
 
-from m3_connectors.backends.retry import Patience
+from m3_connectors.backends.retry import RetryPolicy
 from m3_connectors.errors import (
     InvalidInput,
     NotFound,
@@ -166,7 +166,7 @@ class TestEmbeddingEndpoint:
         with endpoint(lambda n, body: (status, {}, said)) as (base, heard):
             monkeypatch.setenv("OPENAI_BASE_URL", base)
             with pytest.raises(error, match=message) as caught:
-                EmbeddingEndpoint("m", Patience(attempts=2)).embed(["a", "b"])
+                EmbeddingEndpoint("m", RetryPolicy(attempts=2)).embed(["a", "b"])
         assert "sk-secret" not in str(caught.value)
         assert len(heard) == (2 if error in (Throttled, Unavailable) else 1)
 
@@ -183,7 +183,7 @@ class TestEmbeddingEndpoint:
 
     def test_no_server_and_a_silent_one(self, monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(Unavailable, match=r"http://127\.0\.0\.1:9/v1"):
-            EmbeddingEndpoint("m", Patience(attempts=1)).embed(["a"])
+            EmbeddingEndpoint("m", RetryPolicy(attempts=1)).embed(["a"])
         release = threading.Event()
 
         def answer(n: int, body: dict[str, Any]) -> Answer:
@@ -193,7 +193,7 @@ class TestEmbeddingEndpoint:
         with endpoint(answer) as (base, _):
             monkeypatch.setenv("OPENAI_BASE_URL", base)
             with pytest.raises(TimedOut, match="did not respond in time"):
-                EmbeddingEndpoint("m", Patience(timeout_seconds=0.2, attempts=1)).embed(["a"])
+                EmbeddingEndpoint("m", RetryPolicy(timeout_seconds=0.2, attempts=1)).embed(["a"])
             release.set()
 
     def test_wrong_settings(self, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ from m3_connectors.backends.qdrant.edge.backend import EdgeBackend
 from m3_connectors.backends.qdrant.server import grpc as server_grpc
 from m3_connectors.backends.qdrant.server.backend import QdrantBackend
 from m3_connectors.backends.registry import backend_for
-from m3_connectors.backends.retry import Patience
+from m3_connectors.backends.retry import RetryPolicy
 from m3_connectors.bench import meter as meters
 from m3_connectors.bench.meter import Meter
 from m3_connectors.bench.scenario import CorpusSettings, Rows
@@ -87,7 +87,7 @@ class FakeClient:
 
 def test_waiting_for_the_event_loop_and_reading_rows_is_not_the_time_of_milvus() -> None:
     async def run() -> Trips:
-        connection = client.Connection(FakeClient(), "h", Patience(5, 1, 5), None)  # type: ignore[arg-type]
+        connection = client.Connection(FakeClient(), "h", RetryPolicy(5, 1, 5), None)  # type: ignore[arg-type]
         with observed(MilvusBackend), counting() as trips:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(

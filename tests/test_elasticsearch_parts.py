@@ -20,7 +20,7 @@ from m3_connectors.backends.elasticsearch import rows as bodies
 from m3_connectors.backends.elasticsearch import writing
 from m3_connectors.backends.elasticsearch.reading import Reader
 from m3_connectors.backends.elasticsearch.writing import Writer
-from m3_connectors.backends.retry import Patience
+from m3_connectors.backends.retry import RetryPolicy
 from m3_connectors.documents import Document
 from m3_connectors.embeddings import M3Embeddings, ModelInfo
 from m3_connectors.errors import Corrupt, NotFound, PartialWrite, Throttled, Unavailable
@@ -73,7 +73,7 @@ class Index:
 
 class _Connection:
     url = "http://localhost"
-    endpoint = SimpleNamespace(patience=Patience(attempts=1))
+    endpoint = SimpleNamespace(patience=RetryPolicy(attempts=1))
 
     def __init__(
         self,

@@ -18,7 +18,7 @@ from m3_connectors.backends.milvus import collection as collections
 from m3_connectors.backends.milvus import rows
 from m3_connectors.backends.milvus.backend import MilvusBackend
 from m3_connectors.backends.milvus.layout import Layout
-from m3_connectors.backends.retry import Patience
+from m3_connectors.backends.retry import RetryPolicy
 from m3_connectors.errors import PartialWrite, Rejected, TimedOut, Unavailable
 from m3_connectors.filters import parse_filter
 from m3_connectors.methods import ALL
@@ -180,7 +180,7 @@ class Building:
     where = "http://h:19530"
 
     def __init__(self, *steps: tuple[str, int, int]) -> None:
-        self.patience = Patience(total_seconds=0.2)
+        self.patience = RetryPolicy(total_seconds=0.2)
         self.asked: list[str] = []
         self._steps = list(steps)
 

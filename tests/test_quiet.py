@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import trustme
 
-from m3_connectors.backends.retry import Patience, retrying
+from m3_connectors.backends.retry import RetryPolicy, retrying
 from m3_connectors.errors import (
     BackendError,
     InvalidInput,
@@ -120,7 +120,7 @@ async def test_a_second_try_is_logged_as_ours_and_not_as_staminas(caplog: pytest
         return len(tries)
 
     with caplog.at_level(logging.INFO):
-        assert await retrying(Patience(), call) == 3
+        assert await retrying(RetryPolicy(), call) == 3
     assert [(record.name, record.levelno) for record in caplog.records] == [
         ("m3_connectors.backends.retry", logging.INFO)
     ] * 2

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from m3_connectors.backends.retry import Patience, retrying
+from m3_connectors.backends.retry import RetryPolicy, retrying
 from m3_connectors.errors import InvalidInput, Throttled, Unavailable
 from m3_connectors.testing.conformance import runs
 
@@ -29,7 +29,7 @@ async def test_a_wait_beyond_the_patience_is_not_begun_and_is_named(asked: float
     with pytest.raises(
         Throttled, match=rf"asks to wait {asked:g} s, more than total_seconds=60 allows\.\n  Call"
     ):
-        await retrying(Patience(total_seconds=60), call)
+        await retrying(RetryPolicy(total_seconds=60), call)
     assert tries == 1
     assert time.monotonic() - started < 30
 
@@ -45,7 +45,7 @@ async def test_a_wait_below_zero_is_none() -> None:
             raise Throttled("too much.", **WHERE, retry_after_seconds=-5.0)
         return tries
 
-    assert await retrying(Patience(total_seconds=1), call) == 2
+    assert await retrying(RetryPolicy(total_seconds=1), call) == 2
 
 
 @runs
@@ -58,7 +58,7 @@ async def test_no_try_begins_after_the_total() -> None:
 
     started = time.monotonic()
     with pytest.raises(Unavailable, match=r"nobody there after \d+ tries in \d+ s\.$"):
-        await retrying(Patience(total_seconds=3, attempts=6), call)
+        await retrying(RetryPolicy(total_seconds=3, attempts=6), call)
     # Pauses of 0.25, 0.5, 1 and 2 s, each up to 0.25 s longer: a fourth would outlast the total on any machine.
     assert 2 <= len(begun) <= 4
 
@@ -78,4 +78,4 @@ async def test_no_try_begins_after_the_total() -> None:
 )
 def test_what_is_no_deadline_is_refused_by_name(options: dict[str, Any], says: str) -> None:
     with pytest.raises(InvalidInput, match=says):
-        Patience(**options)
+        RetryPolicy(**options)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import anyio
 import pytest
 
-from m3_connectors.backends.together import Shared, Turn
+from m3_connectors.backends.together import SingleFlight, Turn
 from m3_connectors.testing.conformance import runs
 
 
@@ -27,7 +27,7 @@ class Counted:
 
 @runs
 async def test_who_asks_meanwhile_gets_the_same_result() -> None:
-    call, shared, results = Counted(), Shared[int](), []
+    call, shared, results = Counted(), SingleFlight[int](), []
 
     async def ask() -> None:
         results.append(await shared.of(call))
@@ -43,7 +43,7 @@ async def test_who_asks_meanwhile_gets_the_same_result() -> None:
 
 @runs
 async def test_who_asks_meanwhile_gets_the_same_error_and_later_ones_try_again() -> None:
-    call, shared, errors = Counted(OSError("down")), Shared[int](), []
+    call, shared, errors = Counted(OSError("down")), SingleFlight[int](), []
 
     async def ask() -> None:
         try:
@@ -64,7 +64,7 @@ async def test_who_asks_meanwhile_gets_the_same_error_and_later_ones_try_again()
 
 @runs
 async def test_a_cancelled_call_is_made_again_by_one_who_waits() -> None:
-    call, shared, results = Counted(), Shared[int](), []
+    call, shared, results = Counted(), SingleFlight[int](), []
     first = anyio.CancelScope()
 
     async def given_up() -> None:

@@ -13,7 +13,7 @@ from urllib.parse import unquote, urlsplit
 from pydantic import SecretStr
 
 from m3_connectors.backends.capabilities import Capability, refuse_unknown, require
-from m3_connectors.backends.retry import Patience
+from m3_connectors.backends.retry import RetryPolicy
 from m3_connectors.backends.urls import redacted
 from m3_connectors.errors import InvalidInput, Unavailable
 
@@ -46,7 +46,7 @@ class Endpoint:
     ca_certs: str | None = None
     fingerprint: str | None = None
     verify: bool = True
-    patience: Patience = dataclasses.field(default_factory=Patience)
+    patience: RetryPolicy = dataclasses.field(default_factory=RetryPolicy)
 
     @property
     def url(self) -> str:
@@ -151,7 +151,7 @@ class Endpoint:
             return _clean(name, value) if value else None
 
         allowed = setting("allow_unencrypted_key")
-        default = Patience()
+        default = RetryPolicy()
         endpoint = cls(
             scheme=scheme,
             host=parts.hostname,
@@ -163,7 +163,7 @@ class Endpoint:
             ca_certs=text("ca_certs"),
             fingerprint=text("fingerprint"),
             verify=left.pop("verify", True),
-            patience=Patience(
+            patience=RetryPolicy(
                 left.pop("timeout_seconds", default.timeout_seconds),
                 left.pop("attempts", default.attempts),
                 left.pop("total_seconds", default.total_seconds),

@@ -38,7 +38,7 @@ logging.getLogger("stamina").addFilter(lambda record: not _ours.get())
 
 
 @dataclasses.dataclass(frozen=True)
-class Patience:
+class RetryPolicy:
     """The timeouts and the number of tries of a call.
 
     Attributes:
@@ -82,7 +82,7 @@ def asked_seconds(retry_after: str | None) -> float | None:
     return seconds if seconds > 0 else None
 
 
-async def retrying(patience: Patience, call: Callable[[], Awaitable[T]]) -> T:
+async def retrying(patience: RetryPolicy, call: Callable[[], Awaitable[T]]) -> T:
     """Await ``call()`` until it succeeds, fails with an error that is not retryable, or reaches a limit.
 
     Raises:

@@ -38,7 +38,7 @@ async def together(calls: Sequence[Callable[[], Awaitable[T]]], at_once: int | N
     return [results[i] for i in range(len(calls))]
 
 
-class Shared(Generic[T]):
+class SingleFlight(Generic[T]):
     """A call whose result is shared: a caller that arrives while it runs gets the same result or error."""
 
     def __init__(self) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from m3_connectors.backends.base import Backend
+from m3_connectors.files import allocated_bytes
 
 _EDGE = (
     ("dense", r"vector_storage-dense/"),
@@ -116,18 +117,3 @@ def _files(root: Path) -> list[Path]:
     # os.walk skips folders that the store deletes in the meantime.
     paths = (Path(folder, name) for folder, _, names in os.walk(root) for name in names)
     return [path for path in paths if path.is_file()]
-
-
-def allocated_bytes_below(root: Path) -> int:
-    """Return the allocated size of all files below a folder; the store may delete some of them in the meantime."""
-    return sum(map(allocated_bytes, _files(root)))
-
-
-def allocated_bytes(path: Path) -> int:
-    """Return the allocated size of a file, which is less than its length if the file is sparse."""
-    try:
-        status = path.stat()
-    except FileNotFoundError:  # the store has just removed it
-        return 0
-    blocks = getattr(status, "st_blocks", None)
-    return status.st_size if blocks is None or os.name != "posix" else 512 * int(blocks)

@@ -27,8 +27,8 @@ from m3_connectors.backends.milvus.reading import TEXTS, Reader, fields_of
 from m3_connectors.backends.milvus.rows import document_of, entities
 from m3_connectors.backends.milvus.searching import Searcher
 from m3_connectors.backends.milvus.writing import Writer
-from m3_connectors.backends.retry import Patience
-from m3_connectors.backends.together import Shared, together
+from m3_connectors.backends.retry import RetryPolicy
+from m3_connectors.backends.together import SingleFlight, together
 from m3_connectors.backends.urls import redacted
 from m3_connectors.documents import Document
 from m3_connectors.embeddings import Component, M3Embeddings
@@ -79,7 +79,7 @@ class MilvusBackend(FetchingBackend):
         index: str | None = None,
         max_row_bytes: int = 1_500_000,
         batch_bytes: int = 16 * 2**20,
-        patience: Patience | None = None,
+        patience: RetryPolicy | None = None,
     ) -> None:
         if index not in (None, *layouts.DENSE_INDEXES):
             raise InvalidInput(f"index is {index!r}.\n  Use one of {', '.join(layouts.DENSE_INDEXES)}.")
@@ -93,9 +93,9 @@ class MilvusBackend(FetchingBackend):
         self._index = index
         self._max_row_bytes = max_row_bytes
         self._batch_bytes = batch_bytes
-        self._patience = patience or Patience()
+        self._patience = patience or RetryPolicy()
         self._connected: Connection | None = None
-        self._connecting: Shared[Connection] = Shared()
+        self._connecting: SingleFlight[Connection] = SingleFlight()
         self._reader: Reader | None = None
         self._searcher: Searcher | None = None
         self._writer: Writer | None = None
@@ -116,8 +116,8 @@ class MilvusBackend(FetchingBackend):
                     f"  A server is milvus+http://HOST:{_PORT}."
                 )
             left = dict(options)
-            default = Patience()
-            patience = Patience(
+            default = RetryPolicy()
+            patience = RetryPolicy(
                 left.pop("timeout_seconds", default.timeout_seconds),
                 left.pop("attempts", default.attempts),
                 left.pop("total_seconds", default.total_seconds),

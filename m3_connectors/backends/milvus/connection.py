@@ -28,7 +28,7 @@ from m3_connectors.backends.endpoint import Endpoint
 from m3_connectors.backends.milvus import lite
 from m3_connectors.backends.milvus.errors import BACKEND, NotLoaded, translated
 from m3_connectors.backends.milvus.exclusion import Exclusion, exclusion_of
-from m3_connectors.backends.retry import Patience, retrying
+from m3_connectors.backends.retry import RetryPolicy, retrying
 from m3_connectors.backends.speaking import check_spoken
 from m3_connectors.backends.together import Turn
 from m3_connectors.errors import TimedOut, Unavailable
@@ -65,7 +65,7 @@ class Connection:
         self,
         client: MilvusClient,
         where: str,
-        patience: Patience,
+        patience: RetryPolicy,
         engine: lite.Embedded | None,
     ) -> None:
         self.where = where
@@ -97,7 +97,7 @@ class Connection:
         return not self.is_lite and release(self.version) >= (3,)
 
     @classmethod
-    async def embedded(cls, path: Any, patience: Patience) -> Connection:
+    async def embedded(cls, path: Any, patience: RetryPolicy) -> Connection:
         """Open a data directory with the engine in this process.
 
         Raises:
@@ -139,7 +139,7 @@ class Connection:
 
     @classmethod
     async def _connected(
-        cls, where: str, patience: Patience, options: dict[str, Any], engine: lite.Embedded | None
+        cls, where: str, patience: RetryPolicy, options: dict[str, Any], engine: lite.Embedded | None
     ) -> Connection:
         # Not shared: pymilvus shares connections by address and token alone, whatever the other options are.
         connect = functools.partial(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import numpy as np
 
-from m3_connectors.backends.retry import Patience, retrying
+from m3_connectors.backends.retry import RetryPolicy, retrying
 from m3_connectors.backends.together import together
 from m3_connectors.backends.urls import redacted
 from m3_connectors.embeddings import Float32
@@ -62,7 +62,7 @@ class EmbeddingEndpoint:
 
     requires = ()
 
-    def __init__(self, spec: str, patience: Patience | None = None) -> None:
+    def __init__(self, spec: str, patience: RetryPolicy | None = None) -> None:
         try:
             import httpx  # noqa: F401
             from pydantic import SecretStr
@@ -85,7 +85,7 @@ class EmbeddingEndpoint:
         self._most = options.get("max_characters", "")
         if self._most and not (self._most.isdecimal() and int(self._most)):
             raise InvalidInput(f"max_characters is {self._most!r}.\n  Use an integer above 0.")
-        self._patience = patience or Patience()
+        self._patience = patience or RetryPolicy()
         self._dimension: int | None = None
         self.name = run_name("openai", self._model)
         cut = f", texts cut at {int(self._most):,} characters" if self._most else ""

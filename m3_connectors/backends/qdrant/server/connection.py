@@ -25,7 +25,7 @@ from m3_connectors.backends.qdrant.server.grpc import OPTIONS, GrpcWire, unary
 from m3_connectors.backends.qdrant.server.wire import RestWire, Wire
 from m3_connectors.backends.retry import retrying
 from m3_connectors.backends.speaking import check_spoken
-from m3_connectors.backends.together import Shared
+from m3_connectors.backends.together import SingleFlight
 from m3_connectors.errors import Rejected, Unavailable, Unsupported
 
 T = TypeVar("T")
@@ -60,7 +60,7 @@ class Connection:
         self._grpc_port = grpc_port
         self._client: AsyncQdrantClient | None = None
         self._wire: Wire | None = None
-        self._greeting: Shared[None] = Shared()
+        self._greeting: SingleFlight[None] = SingleFlight()
 
     @property
     def client(self) -> AsyncQdrantClient:
