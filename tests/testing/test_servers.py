@@ -22,7 +22,7 @@ from m3_connectors.testing.servers import CannotStart, elasticsearch, milvus
 from m3_connectors.testing.servers import start as starting
 from m3_connectors.testing.servers.start import STORES, StoreName, container_engine, start
 
-COMPOSE = Path(__file__).parents[1] / "docker" / "compose.yaml"
+COMPOSE = Path(__file__).parents[2] / "docker" / "compose.yaml"
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import pytest
 from m3_connectors.bench.scenario import load_scenario, read_scenario
 from m3_connectors.errors import InvalidInput
 
-SCENARIOS = sorted((Path(__file__).parents[1] / "scenarios").glob("*.toml"))
+SCENARIOS = sorted((Path(__file__).parents[2] / "scenarios").glob("*.toml"))
 SMALLEST: dict[str, Any] = {"name": "s", "stores": [{"name": "m", "url": "memory:"}], "loads": [{}]}
 
 

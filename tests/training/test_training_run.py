@@ -281,7 +281,7 @@ def test_a_wrong_configuration_says_where(tmp_path: Path, change: tuple[str, str
 
 
 def test_the_shipped_recipe_is_valid() -> None:
-    recipe = Path(__file__).parents[1] / "recipes" / "m3-tiny.toml"
+    recipe = Path(__file__).parents[2] / "recipes" / "m3-tiny.toml"
     config = TrainingConfig.load(recipe)
     assert config.model.max_length == 8192
     assert abs(config.optimizer.rate_factor(1.0) - config.optimizer.final_share) < 1e-9

@@ -11,7 +11,7 @@ import pytest
 from m3_connectors import M3Encoder
 from m3_connectors.training.config import TrainingConfig
 
-FOLDER = Path(__file__).parents[1] / "models" / "m3-tiny"
+FOLDER = Path(__file__).parents[2] / "models" / "m3-tiny"
 
 PASSAGES = [
     "Photosynthesis turns light, water and carbon dioxide into sugar and oxygen in the leaves of plants.",

@@ -38,7 +38,7 @@ def target(bare: Target) -> Iterator[Target]:
 
 @contextlib.contextmanager
 def _fake_in_a_process() -> Iterator[list[int]]:
-    command = [sys.executable, str(Path(__file__).parent / "qdrant_fake.py")]
+    command = [sys.executable, str(Path(__file__).parents[2] / "qdrant_fake.py")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-SOURCE = Path(__file__).parent / "third_party_store"
+SOURCE = Path(__file__).parents[1] / "third_party_store"
 M3 = "from m3_connectors.cli.app import main; raise SystemExit(main())"
 CONFORMANCE = """
 from m3_connectors.backends.registry import backend_for

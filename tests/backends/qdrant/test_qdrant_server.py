@@ -1240,7 +1240,7 @@ async def test_a_hundred_searches_do_not_block_the_loop_and_one_may_be_cancelled
             stalls.append(anyio.current_time() - started)
             work.append(time.thread_time() - worked)
 
-    command = [sys.executable, str(Path(__file__).parent / "qdrant_fake.py"), "0.25"]
+    command = [sys.executable, str(Path(__file__).parents[2] / "qdrant_fake.py"), "0.25"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         port, grpc_port = process.stdout.readline().split()

@@ -253,7 +253,7 @@ def test_what_is_not_planned_is_not_compared_with_the_plan(tmp_path: Path) -> No
 
 
 def test_a_folder_of_an_earlier_version_can_be_read() -> None:
-    results = Path(__file__).parents[1] / "benchmarks" / "results" / "acceptance-2026-11-23"
+    results = Path(__file__).parents[2] / "benchmarks" / "results" / "acceptance-2026-11-23"
     folder = BenchFolder(results)
     computed = folder.summary()
     written = json.loads((results / "summary.json").read_text())
@@ -279,7 +279,7 @@ def test_a_folder_of_an_earlier_version_can_be_read() -> None:
 def test_a_record_that_lacks_a_key_or_has_a_wrong_type_is_refused(
     tmp_path: Path, change: Callable[[dict[str, Any]], None], message: str
 ) -> None:
-    results = Path(__file__).parents[1] / "benchmarks" / "results" / "acceptance-2026-11-23"
+    results = Path(__file__).parents[2] / "benchmarks" / "results" / "acceptance-2026-11-23"
     record = json.loads((results / "bench.json").read_text())
     change(record)
     (tmp_path / "bench.json").write_text(json.dumps(record))

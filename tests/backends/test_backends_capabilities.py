@@ -19,7 +19,7 @@ from m3_connectors.methods import ALL
 from m3_connectors.testing.conformance import BackendConformance, runs
 from m3_connectors.testing.worlds import make_world
 
-DOCS = Path(__file__).parents[1] / "docs" / "servers.md"
+DOCS = Path(__file__).parents[2] / "docs" / "servers.md"
 
 OPTIONS: dict[Capability, dict[str, Any]] = {
     Capability.KEY: {"api_key": "k", "allow_unencrypted_key": True},

@@ -20,7 +20,7 @@ from m3_connectors.encoder import M3Encoder, TruncationWarning
 from m3_connectors.testing.checkpoints import write_checkpoint
 
 TOLERANCE = 1e-5
-GOLDEN = Path(__file__).parent / "golden" / "golden.npz"
+GOLDEN = Path(__file__).parents[1] / "golden" / "golden.npz"
 Arrays = Mapping[str, np.ndarray]
 
 

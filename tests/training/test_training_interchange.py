@@ -16,7 +16,7 @@ from m3_connectors.testing.checkpoints import TEXTS, write_checkpoint
 from m3_connectors.training.checkpoint import export_model, import_model
 from m3_connectors.training.interchange import write_interchange_files
 
-SHIPPED = Path(__file__).parents[1] / "models" / "m3-tiny"
+SHIPPED = Path(__file__).parents[2] / "models" / "m3-tiny"
 SENTENCES = [
     *TEXTS.values(),
     "What is BGE M3?",
