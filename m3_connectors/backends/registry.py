@@ -124,7 +124,7 @@ def other_stores() -> tuple[list[Store], list[Fault]]:
     stores: list[Store] = []
     faults: list[Fault] = []
     entries = [
-        (entry.dist.name if entry.dist else entry.module, entry)
+        ((entry.dist and entry.dist.name) or entry.module, entry)
         for entry in metadata.entry_points(group=GROUP)
     ]
     for distribution, entry in sorted(entries, key=lambda one: (one[0], one[1].name)):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from m3_connectors.backends.base import Backend
@@ -17,6 +17,15 @@ from m3_connectors.errors import InvalidInput, MissingDependency
 
 _SCHEME = re.compile(r"[a-z][a-z0-9-]+(\+https?)?")
 _ADAPTER = re.compile(r"\w+(\.\w+)*:\w+")
+
+_KINDS: Mapping[str, tuple[type, str]] = {
+    "schemes": (Sequence, "a tuple of strings"),
+    "adapter": (str, "module:class"),
+    "packages": (Mapping, "a mapping"),
+    "examples": (Mapping, "a mapping"),
+    "calls": (Sequence, "a tuple of Calls"),
+}
+"""What fields of a descriptor must be, which another distribution may get wrong."""
 
 OURS = "m3-connectors"
 """The distribution of the stores of this package."""
@@ -71,8 +80,15 @@ class Store:
 
     def fault(self) -> str | None:
         """Return what is wrong with the descriptor, or None."""
+        for name, (kind, words) in _KINDS.items():
+            if not isinstance(value := getattr(self, name), kind):
+                return f"has the {name} {value!r}, not {words}"
         for scheme in self.schemes:
-            if not _SCHEME.fullmatch(scheme) or scheme.partition("+")[0] != self.name:
+            if (
+                not isinstance(scheme, str)
+                or not _SCHEME.fullmatch(scheme)
+                or scheme.partition("+")[0] != self.name
+            ):
                 return (
                     f"has the scheme {scheme!r}; its schemes are {self.name}, {self.name}+http and "
                     f"{self.name}+https"

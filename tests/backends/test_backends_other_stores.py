@@ -94,6 +94,10 @@ def test_a_store_of_this_package_needs_no_other_distribution(install: Install) -
         ),
         (toy().replace('("toy",)', "()"), "has no scheme"),
         (toy().replace('"m3_toy:Toy"', '"m3_toy"'), "has the adapter 'm3_toy', not module:class"),
+        (toy().replace('"m3_toy:Toy"', "Store"), "has the adapter <class "),
+        (toy().replace('("toy",)', "None"), "has the schemes None, not a tuple of strings"),
+        (toy().replace('("toy",)', "(1,)"), "has the scheme 1; its schemes are toy, toy+http"),
+        (toy().replace('("toy",)', '("toy",), packages=None'), "has the packages None, not a mapping"),
     ],
 )
 def test_a_faulty_distribution_is_named_with_what_to_do(install: Install, code: str, what: str) -> None:
