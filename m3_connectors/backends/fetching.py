@@ -42,6 +42,9 @@ WHOLE = 16
 _SCORED_BYTES = 48 * 2**20
 """Packed vectors that are unpacked and scored together; one product per response would make the cores wait."""
 
+_KEYS_TOGETHER = 10_000
+"""Keys whose rows are held together, where the sizes of other vectors than multi-vectors are not known."""
+
 _MOST_HINTS = 200_000
 _MORE = 16
 
@@ -229,10 +232,16 @@ class VectorReader(abc.ABC):
 
     async def _waves(
         self, operation: str, keys: Sequence[str], components: Sequence[Component]
-    ) -> Iterator[list[Sequence[str]]]:
+    ) -> list[list[Sequence[str]]]:
         """Return runs of keys whose vectors are held in memory together."""
-        runs = await self.runs(operation, keys, components)
-        return by_bytes(runs, lambda run: sum(self._size(components, key) for key in run), _SCORED_BYTES)
+
+        def size(run: Sequence[str]) -> int:
+            return max(
+                sum(self._size(components, key) for key in run), len(run) * _SCORED_BYTES // _KEYS_TOGETHER
+            )
+
+        # At once, because the sizes of the keys may be forgotten in the meantime.
+        return list(by_bytes(await self.runs(operation, keys, components), size, _SCORED_BYTES))
 
     def _size(self, components: Sequence[Component], key: str) -> int:
         rows = self._counts.get(key, 0) if "multivector" in components else 0
@@ -258,19 +267,23 @@ class VectorReader(abc.ABC):
     async def _whole_piece(
         self, operation: str, rows: Mapping[str, Row], components: Sequence[Component]
     ) -> Mapping[str, Row]:
-        return await self.whole(
-            operation, rows, functools.partial(self.stored, operation, list(rows), components)
-        )
+        async def again(keys: Sequence[str]) -> Mapping[str, Row]:
+            return await self._read(operation, await self.runs(operation, keys, components), components)
+
+        return await self.whole(operation, rows, again)
 
     async def whole(
-        self, operation: str, rows: Mapping[str, Row], again: Callable[[], Awaitable[Mapping[str, Row]]]
+        self,
+        operation: str,
+        rows: Mapping[str, Row],
+        again: Callable[[Sequence[str]], Awaitable[Mapping[str, Row]]],
     ) -> Mapping[str, Row]:
-        """Return rows together with their parts.
+        """Return rows together with their parts, without documents that were deleted during the read.
 
         Args:
             operation: The operation, for errors.
             rows: The rows.
-            again: Reads the rows again.
+            again: Reads the rows of these keys, and possibly others, again.
 
         Raises:
             Corrupt: Parts are missing, and not only because they were replaced during the read.
@@ -280,20 +293,23 @@ class VectorReader(abc.ABC):
             if not names:
                 return rows
             parts = await self._parts(operation, [name for some in names.values() for name in some])
-            torn = next((key for key, some in names.items() if not parts.keys() >= set(some)), None)
-            if torn is None:
-                joined = {
-                    key: self._joined(rows[key], [text for name in some for text in parts[name]])
-                    for key, some in names.items()
-                }
-                return {**rows, **joined}
+            joined = {
+                key: self._joined(rows[key], [text for name in some for text in parts[name]])
+                for key, some in names.items()
+                if parts.keys() >= set(some)
+            }
+            rows = {**rows, **joined}
+            torn = [key for key in names if key not in joined]
+            if not torn:
+                return rows
             if pause is not None:
-                # The document was replaced between the two requests: its new version has other parts.
+                # The documents were replaced between the two requests: their new versions have other parts.
                 await anyio.sleep(pause)
-                rows = await again()
-        assert torn is not None
+                read = await again(torn)
+                new = {key: read.get(key) for key in torn}
+                rows = {key: row for key, old in rows.items() if (row := new.get(key, old)) is not None}
         raise Corrupt(
-            f"parts of the multi-vectors of document {self.id_of(torn)!r} are missing.\n"
+            f"parts of the multi-vectors of document {self.id_of(torn[0])!r} are missing.\n"
             "  Index the document again.",
             backend=self.backend,
             operation=operation,

@@ -116,11 +116,11 @@ class Reader(VectorReader):
         else:
             body = of_ids(keys, blobs=blobs_of(small), texts=True)
 
-        async def search() -> dict[str, Row]:
+        async def search(_: Sequence[str]) -> dict[str, Row]:
             hits = await self.connection.search("search", self.alias, body)
             return {hit["_id"]: hit for hit in hits}
 
-        rows = await self.whole("search", await search(), search)
+        rows = await self.whole("search", await search(keys), search)
         known: dict[Component, Any] = dict(
             await self.scores_of("search", [name for name in small if name != "dense"], query, rows)
         )
@@ -165,10 +165,11 @@ class Reader(VectorReader):
         async def read(some: Sequence[str]) -> list[dict[str, Any]]:
             body = of_ids(some, blobs=[MULTIVECTOR_BLOB])
             async with self._large_answers:
-                return await self.connection.search(operation, self.alias, body)
+                return await self.connection.search(operation, self.alias, body, divisible=len(some) > 1)
 
         runs = by_count(names, self.answer_bytes // PART_BYTES)
-        found = await together([functools.partial(read, run) for run in runs], _PAGES_AT_ONCE)
+        calls = [functools.partial(halving, run, read, TooMuch) for run in runs]
+        found = [hits for halves in await together(calls, _PAGES_AT_ONCE) for hits in halves]
         return {hit["_id"]: hit["fields"][MULTIVECTOR_BLOB] for hits in found for hit in hits}
 
     def _joined(self, row: Row, packed: list[str]) -> Row:

@@ -18,6 +18,7 @@ import pytest
 from m3_connectors.backends.base import Schema, Storage
 from m3_connectors.backends.elasticsearch import rows as bodies
 from m3_connectors.backends.elasticsearch import writing
+from m3_connectors.backends.elasticsearch.errors import TooMuch
 from m3_connectors.backends.elasticsearch.reading import Reader
 from m3_connectors.backends.elasticsearch.writing import Writer
 from m3_connectors.backends.retry import RetryPolicy
@@ -297,3 +298,25 @@ async def test_a_document_that_lacks_parts_is_corrupt_by_its_own_id(monkeypatch:
         match=r"parts of the multi-vectors of document 'long' are missing\.\n  Index the document again\.",
     ):
         await index.reader().embeddings(["long"])
+
+
+@runs
+async def test_parts_are_read_in_halves_where_the_server_lacks_memory_for_all(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    index, search = Index(), _Connection.search
+    await index.writer().upsert([LONG], embeddings(1, rows=8))
+    sizes = []
+
+    async def short_of_memory(
+        self: Any, operation: str, alias: str, body: Any, *, divisible: bool = False
+    ) -> list[Any]:
+        sizes.append(body.get("size"))
+        if len(body["query"].get("ids", {}).get("values", ())) > 1:
+            raise TooMuch("no memory.", backend="elasticsearch", operation=operation)
+        return await search(self, operation, alias, body, divisible=divisible)
+
+    monkeypatch.setattr(_Connection, "search", short_of_memory)
+    await index.check_whole(embeddings(1, rows=8))
+    assert len(index.parts) == 4
+    assert (sizes.count(2), sizes.count(1)) == (2, 2 + 4)
