@@ -21,6 +21,9 @@ _HOST_AND_PORT = re.compile(
 )
 """The host has at least two characters, for the same reason."""
 
+_MISTYPED = re.compile(rf"[^@]*:[^@]*@|{_HOST_AND_PORT.pattern}\Z", re.DOTALL)
+"""With an @: an address without its slashes, ``HOST:…@`` or ``KEY@HOST:PORT``."""
+
 
 def split_url(url: object, schemes: Sequence[str], paths: Sequence[str]) -> tuple[str, str]:
     """Return the scheme of a store's URL in lower case, and the URL with that scheme.
@@ -124,8 +127,8 @@ def redacted(url: str) -> str:
     scheme, slashes, rest = url.partition("//")
     if not slashes:
         scheme, slashes, rest = url.partition(":")
-        # A directory name may contain an @. After a second colon it is an address without its slashes.
-        if scheme in _DIRECTORIES and not re.match("[^@]*:[^@]*@", rest):
+        # A directory name may contain an @.
+        if scheme in _DIRECTORIES and not ("@" in rest and _MISTYPED.match(rest)):
             return url
     # Up to the last @, because people forget to escape a / or ? in a password.
     return scheme + slashes + re.split("[?#]", rest.rpartition("@")[2])[0]

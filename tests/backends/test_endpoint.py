@@ -106,6 +106,8 @@ def test_a_password_over_http_is_refused_too() -> None:
         "milvus:root:hunter2@host",
         "qdrant:me:hunt@er2@host",
         "qdrant+http:hunter2@host",
+        "qdrant:hunter2@host:6333",
+        "milvus:hunter2@host:19530/default",
     ],
 )
 def test_a_mistyped_address_is_shown_without_its_password(url: str) -> None:
@@ -113,7 +115,17 @@ def test_a_mistyped_address_is_shown_without_its_password(url: str) -> None:
     assert "host" in redacted(url)
 
 
-@pytest.mark.parametrize("url", ["qdrant:./data@home", "milvus:/srv/a@b.db", "memory:", "qdrant:a?b#c"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "qdrant:./data@home",
+        "qdrant:./data@home:6333",
+        "milvus:/srv/a@b.db",
+        "memory:",
+        "qdrant:a?b#c",
+        "qdrant:C:/a#b",
+    ],
+)
 def test_a_path_is_shown_as_it_is(url: str) -> None:
     assert redacted(url) == url
 
