@@ -10,7 +10,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import functools
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Container, Hashable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import anyio
@@ -168,12 +168,17 @@ class VectorReader(abc.ABC):
         components, found = self.schema.components, dict[str, M3Embeddings]()
         for wave in await self._waves("vectors", list(dict.fromkeys(keys)), components):
             rows = await self._read("vectors", wave, components)
+            # Nothing more is read for a list that includes an unknown id.
+            self._check_found([key for run in wave for key in run], rows)
             for piece in self._pieces(rows, components):
                 whole = await self._whole_piece("vectors", piece, components)
                 vectors = await anyio.to_thread.run_sync(self.decoded, list(whole.values()), components)
                 found.update((key, vectors[i]) for i, key in enumerate(whole))
-        check_found([self.id_of(key) for key in keys], keys, found, self.backend, "vectors")
+        self._check_found(keys, found)
         return M3Embeddings.concatenate([found[key] for key in keys])
+
+    def _check_found(self, keys: Sequence[str], found: Container[Hashable]) -> None:
+        check_found([self.id_of(key) for key in keys], keys, found, self.backend, "vectors")
 
     async def fetched_scores(
         self, components: Sequence[Component], query: M3Embeddings, keys: Sequence[str]

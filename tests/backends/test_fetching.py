@@ -143,3 +143,15 @@ async def test_a_document_whose_parts_stay_away_is_corrupt() -> None:
     with pytest.raises(Corrupt, match="document 'b'"):
         await reader.embeddings(["a", "b"])
     assert sum("b" in keys for keys in reader.reads) == 3
+
+
+@runs
+async def test_nothing_more_is_read_for_a_list_that_includes_an_unknown_id() -> None:
+    reader = Reader(("dense", "multivector"))
+    for i in range(25_000):
+        reader.add(str(i), 1, [f"{i}.1"])
+    reader.answer_bytes = 2**20  # type: ignore[misc]
+    reader.before_parts = lambda: pytest.fail("parts were read")
+    with pytest.raises(NotFound, match="'unknown'"):
+        await reader.embeddings(["unknown", *reader.rows])
+    assert sum(map(len, reader.reads)) <= 10_000
