@@ -188,7 +188,7 @@ class Endpoint:
         require(f"{store}+{scheme}", declared, endpoint.asks)
         refuse_unknown(f"{store}+{scheme}", declared, left, own)
         if endpoint.ca_certs is not None:
-            _check_ca_certs(endpoint.ca_certs, f"{prefix}_CA_CERTS")
+            check_ca_certs(endpoint.ca_certs, f" (ca_certs= or {prefix}_CA_CERTS)")
         return endpoint, left
 
 
@@ -213,7 +213,8 @@ def _clean(name: str, value: str | SecretStr) -> SecretStr:
     return SecretStr(secret)
 
 
-def _check_ca_certs(path: str, variable: str) -> None:
+def check_ca_certs(path: str, settings: str = "") -> None:
+    """Raise InvalidInput unless the file can be read now and has a certificate; it may go before a connection."""
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
     except OSError as error:
@@ -224,7 +225,7 @@ def _check_ca_certs(path: str, variable: str) -> None:
         )
         raise InvalidInput(
             f"ca_certs is {path!r}, which {why}.\n"
-            f"  Pass the PEM file of the CA that signed the server's certificate (ca_certs= or {variable})."
+            f"  Pass the PEM file of the CA that signed the server's certificate{settings}."
         ) from error
 
 

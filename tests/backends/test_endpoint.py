@@ -13,6 +13,7 @@ from m3_connectors.backends.endpoint import Endpoint
 from m3_connectors.backends.registry import backend_for
 from m3_connectors.backends.urls import redacted
 from m3_connectors.errors import InvalidInput
+from m3_connectors.testing.conformance import runs
 
 URL = "elasticsearch+https://localhost"
 NAMES = ("API_KEY", "USERNAME", "PASSWORD", "CA_CERTS", "FINGERPRINT")
@@ -151,3 +152,18 @@ def test_an_authority_that_is_no_such_file_is_refused_with_what_to_give(store: s
             InvalidInput, match=rf"{path.name}.*{why}.*\n  Pass the PEM file .*M3_{store.upper()}_CA"
         ):
             backend_for(f"{store}+https://localhost", "notes", {"ca_certs": str(path)})
+
+
+@pytest.mark.parametrize("store", ["qdrant", "milvus"])
+@runs
+async def test_an_authority_that_is_gone_when_a_connection_is_opened_is_named(
+    store: str, tmp_path: Path
+) -> None:
+    trustme = pytest.importorskip("trustme")
+    path = tmp_path / "authority.pem"
+    trustme.CA().cert_pem.write_to_path(str(path))
+    backend = backend_for(f"{store}+https://127.0.0.1:1", "notes", {"ca_certs": str(path), "attempts": 1})
+    path.unlink()
+    with pytest.raises(InvalidInput, match=r"ca_certs is '.*authority\.pem', which cannot be read"):
+        await backend.open()
+    await backend.close()

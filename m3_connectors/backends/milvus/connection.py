@@ -24,7 +24,7 @@ import grpc
 from pymilvus import MilvusClient
 from pymilvus.exceptions import MilvusException
 
-from m3_connectors.backends.endpoint import Endpoint
+from m3_connectors.backends.endpoint import Endpoint, check_ca_certs
 from m3_connectors.backends.milvus import lite
 from m3_connectors.backends.milvus.errors import BACKEND, NotLoaded, translated
 from m3_connectors.backends.milvus.exclusion import Exclusion, exclusion_of
@@ -129,6 +129,7 @@ class Connection:
         if endpoint.path:
             options["db_name"] = endpoint.path.strip("/")
         if endpoint.ca_certs:
+            check_ca_certs(endpoint.ca_certs)
             options["server_pem_path"] = endpoint.ca_certs
         try:
             return await cls._connected(endpoint.url, endpoint.patience, options, None)

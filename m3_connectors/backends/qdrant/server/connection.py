@@ -19,7 +19,7 @@ from qdrant_client import grpc as pb
 from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
 from m3_connectors.backends.chunks import halving
-from m3_connectors.backends.endpoint import Endpoint
+from m3_connectors.backends.endpoint import Endpoint, check_ca_certs
 from m3_connectors.backends.qdrant.server.errors import BACKEND, TooLarge, translated
 from m3_connectors.backends.qdrant.server.grpc import OPTIONS, GrpcWire, unary
 from m3_connectors.backends.qdrant.server.wire import RestWire, Wire
@@ -156,6 +156,8 @@ class Connection:
         # allowed.
         key = endpoint.api_key
         trusted = endpoint.ca_certs
+        if trusted:
+            check_ca_certs(trusted)
         return AsyncQdrantClient(
             url=f"{endpoint.scheme}://{_bracketed(endpoint.host)}:{endpoint.port}",
             prefix=endpoint.path or None,
