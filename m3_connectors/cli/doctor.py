@@ -28,6 +28,7 @@ from m3_connectors.cli.options import Collection, Debug, Json, Model, check_stor
 from m3_connectors.embeddings import ModelInfo
 from m3_connectors.errors import (
     M3Error,
+    MissingDependency,
     ModelFormat,
     ModelMismatch,
     NotFound,
@@ -112,6 +113,9 @@ def _other_stores() -> Iterator[Finding]:
     for store in stores:
         try:
             store.load()
+        except MissingDependency as error:
+            # A note, as for the clients of this package's stores.
+            yield dataclasses.replace(_problem(store.distribution, error), level="note")
         except M3Error as error:
             yield _problem(store.distribution, error)
         else:

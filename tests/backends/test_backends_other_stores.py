@@ -187,3 +187,14 @@ def test_the_doctor_names_every_fault(install: Install, capsys: pytest.CaptureFi
     ):
         assert found[name]["level"] == "problem"
         assert found[name]["remedy"].startswith(remedy)
+
+
+def test_the_doctor_notes_a_client_that_is_not_installed(
+    install: Install, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    install("m3-toy", "toy", DESCRIPTOR.format(name="toy", module="m3_toy_adapter", adapter="Toy"))
+    (tmp_path / "m3_toy_adapter.py").write_text("import no_such_client")
+    assert main(["doctor", "memory:", "--json"]) == 0
+    found = {one["what"]: one for one in json.loads(capsys.readouterr().out)["findings"]}
+    assert found["m3-toy"]["level"] == "note"
+    assert found["m3-toy"]["remedy"] == "pip install no_such_client"
