@@ -179,7 +179,7 @@ def evaluate(
         out.print(
             f"  {dataset} · split {record.dataset.split} · {encoder.info.name} · "
             f"{plural(record.dataset.documents, 'document')} · {record.dataset.queries:,} queries · "
-            f"{to} {at} · {lengths}{fusion} fusion",
+            f"{redacted(to)} {at} · {lengths}{fusion} fusion",
             markup=False,
             soft_wrap=True,
         )
@@ -201,7 +201,7 @@ def evaluate_into(
             acknowledging_interrupts(progress, lambda: "Stopping after the current batch"),
             advice(MISMATCH_ADVICE, ModelMismatch),
         ):
-            watch = _Watch(f"{plan.url} {plan.collection}", progress)
+            watch = _Watch(f"{redacted(plan.url)} {plan.collection}", progress)
             return run(dataset, encoder, plan, place, watch=watch, settings={"command": command})
     except KeyboardInterrupt:
         if kept:

@@ -75,9 +75,10 @@ class EmbeddingEndpoint:
                 "  Set OPENAI_BASE_URL to the address, and use openai:MODEL."
             )
         self._base = os.environ.get("OPENAI_BASE_URL", _BASE).rstrip("/")
+        self._server = redacted(self._base)
         if not self._base.startswith(("http://", "https://")):
             raise InvalidInput(
-                f"OPENAI_BASE_URL is {self._base!r}.\n  Set it to a URL that begins with http:// or https://."
+                f"OPENAI_BASE_URL is {self._server!r}.\n  Set it to a URL that begins with http:// or https://."
             )
         key = os.environ.get("OPENAI_API_KEY")
         self._key: SecretStr | None = SecretStr(key) if key else None
@@ -90,7 +91,7 @@ class EmbeddingEndpoint:
         self.name = run_name("openai", self._model)
         cut = f", texts cut at {int(self._most):,} characters" if self._most else ""
         self.description = (
-            f"{self._model} behind the embedding endpoint {redacted(self._base)}, exact search by cosine"
+            f"{self._model} behind the embedding endpoint {self._server}, exact search by cosine"
             f"{cut}{prefixes(*self._prefixes)}"
         )
 
@@ -132,10 +133,12 @@ class EmbeddingEndpoint:
         try:
             response = await client.post(f"{self._base}/embeddings", json=body)
         except httpx.TimeoutException as error:
-            raise TimedOut(f"{self._base} did not respond in time.\n  Try again later.", **_WHERE) from error
+            raise TimedOut(
+                f"{self._server} did not respond in time.\n  Try again later.", **_WHERE
+            ) from error
         except httpx.TransportError as error:
             raise Unavailable(
-                f"{self._base} cannot be reached: {str(error) or type(error).__name__}\n"
+                f"{self._server} cannot be reached: {str(error) or type(error).__name__}\n"
                 "  Check OPENAI_BASE_URL, and that the server is running.",
                 **_WHERE,
             ) from error
@@ -144,7 +147,7 @@ class EmbeddingEndpoint:
         return self._vectors(response, len(texts))
 
     def _refused(self, response: httpx.Response) -> BackendError:
-        said = f"{self._base} answered {response.status_code}: {_words(response)}"
+        said = f"{self._server} answered {response.status_code}: {_words(response)}"
         status = response.status_code
         if status in (401, 403):
             return Unauthorised(f"{said}\n  Check OPENAI_API_KEY.", **_WHERE)
@@ -168,13 +171,13 @@ class EmbeddingEndpoint:
             vectors = np.array([row["embedding"] for row in rows], dtype=np.float32)
         except (ValueError, KeyError, TypeError) as error:
             raise Rejected(
-                f"{self._base} answered no embeddings: {_words(response)}\n"
+                f"{self._server} answered no embeddings: {_words(response)}\n"
                 "  Check that OPENAI_BASE_URL is the base of an OpenAI-compatible API, such as http://host/v1.",
                 **_WHERE,
             ) from error
         if indexes != list(range(count)) or vectors.ndim != 2:
             raise Rejected(
-                f"{self._base} answered {len(rows)} embeddings for {count} texts.\n"
+                f"{self._server} answered {len(rows)} embeddings for {count} texts.\n"
                 f"  Check that the server supports lists of texts for the model {self._model}.",
                 **_WHERE,
             )
@@ -182,7 +185,7 @@ class EmbeddingEndpoint:
         norms = np.linalg.norm(vectors, axis=1, keepdims=True)
         if vectors.shape[1] != self._dimension or not np.isfinite(norms).all() or not norms.all():
             raise Rejected(
-                f"{self._base} answered vectors of {vectors.shape[1]} dimensions after {self._dimension}, or not "
+                f"{self._server} answered vectors of {vectors.shape[1]} dimensions after {self._dimension}, or not "
                 f"finite, or all 0: they cannot be compared.\n  Check that {self._model} is an embedding model.",
                 **_WHERE,
             )

@@ -196,6 +196,14 @@ class TestEmbeddingEndpoint:
                 EmbeddingEndpoint("m", RetryPolicy(timeout_seconds=0.2, attempts=1)).embed(["a"])
             release.set()
 
+    def test_the_password_of_the_address_is_not_shown(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("OPENAI_BASE_URL", "http://me:hunter2@127.0.0.1:9/v1")
+        with pytest.raises(Unavailable, match=r": http://127\.0\.0\.1:9/v1 cannot be reached"):
+            EmbeddingEndpoint("m", RetryPolicy(attempts=1)).embed(["a"])
+        monkeypatch.setenv("OPENAI_BASE_URL", "ftp://me:hunter2@127.0.0.1:9/v1")
+        with pytest.raises(InvalidInput, match=r"^OPENAI_BASE_URL is 'ftp://127\.0\.0\.1:9/v1'"):
+            EmbeddingEndpoint("m")
+
     def test_wrong_settings(self, monkeypatch: pytest.MonkeyPatch) -> None:
         for spec in ("m?max_characters=0", "m?max_characters=few", "m?top_k=1"):
             with pytest.raises(InvalidInput):
