@@ -422,7 +422,7 @@ class M3Embeddings:
             "model": None if self._model is None else dataclasses.asdict(self._model),
         }
         try:
-            with replacing(target) as partial:
+            with replacing(target, shared=True) as partial:
                 save_file(tensors, partial, metadata={"m3_connectors": json.dumps(header)})
         except SafetensorError as error:
             raise OSError(

@@ -9,17 +9,19 @@ from pathlib import Path
 
 
 @contextlib.contextmanager
-def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
+def replacing(path: Path, *, durable: bool = False, shared: bool = False) -> Iterator[Path]:
     """Yield a path to write to, which replaces ``path`` at the end: readers see the old file or the new one.
 
-    If the block raises an error, the old file is kept and the new one is deleted. Other processes may replace
-    the same file at the same time.
+    If the block raises an error, the old file is kept and the new one is deleted. A process that is killed leaves
+    the new file behind, under a name that the next call uses again.
 
     Args:
         path: The file; its directory must exist.
         durable: Whether the content must survive a power failure after the block.
+        shared: Whether other processes may replace the same file at the same time. A process that is killed then
+            leaves a file behind that no other uses.
     """
-    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp" if shared else f"{path.name}.tmp")
     try:
         yield partial
         if durable:

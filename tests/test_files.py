@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -38,6 +40,35 @@ def test_an_error_keeps_the_old_file_and_leaves_no_other(tmp_path: Path) -> None
         fail()
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_killed_process_left_is_replaced_too(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    killed = tmp_path.parent / "killed.py"
+    killed.write_text(
+        "import os, pathlib\nfrom m3_connectors.files import replacing\n"
+        f"with replacing(pathlib.Path({str(path)!r})) as fresh:\n    fresh.write_text('half')\n    os._exit(9)\n"
+    )
+    assert subprocess.run([sys.executable, str(killed)], check=False).returncode == 9
+    assert not path.exists()
+    assert len(list(tmp_path.iterdir())) == 1
+    with replacing(path) as fresh:
+        fresh.write_text("new")
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_two_processes_may_replace_a_shared_file(tmp_path: Path) -> None:
+    path, other = tmp_path / "a.json", tmp_path / "other.py"
+    other.write_text(
+        f"import pathlib; from m3_connectors.files import replacing\n"
+        f"with replacing(pathlib.Path({str(path)!r}), shared=True) as p: p.write_text('theirs')"
+    )
+    with replacing(path, shared=True) as fresh:
+        fresh.write_text("ours")
+        subprocess.run([sys.executable, str(other)], check=True)
+        assert path.read_text() == "theirs"
+    assert path.read_text() == "ours"
+    assert sorted(tmp_path.iterdir()) == [path, other]
 
 
 def test_the_space_of_a_sparse_file_is_less_than_its_length(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ def remember(info: ModelInfo, directory: Path) -> None:
     target = _list_path()
     with contextlib.suppress(OSError):
         target.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(target) as partial:
+        with replacing(target, shared=True) as partial:
             partial.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
 
 

@@ -128,7 +128,7 @@ def test_where_nothing_is_both_commands_are_named(tmp_path: Path) -> None:
     (tmp_path / "bench.json").write_text("{}")
     with pytest.raises(InvalidInput, match=r"nothing at or below .* can be read") as told:
         write_report(tmp_path)
-    assert "does not have format 1" in str(told.value)
+    assert "bench.json lacks the key scenario" in str(told.value)
 
 
 def test_folders_that_are_written_alike_have_figures_of_their_own(tmp_path: Path) -> None:
