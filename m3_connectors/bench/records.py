@@ -37,7 +37,7 @@ class Storage(_Recorded):
 class Corpus(_Recorded):
     """The synthetic documents."""
 
-    dimension: int
+    dimension: int = Field(ge=1)
     rows: Rows
     query_rows: int
     storage: Storage
@@ -87,9 +87,9 @@ class SessionRecord(_Recorded):
 class CorpusShape(_Recorded):
     """Means over the documents of one collection."""
 
-    rows: float
-    distinct_tokens: float
-    text_bytes: float
+    rows: float = Field(ge=1, allow_inf_nan=False)
+    distinct_tokens: float = Field(ge=0, allow_inf_nan=False)
+    text_bytes: float = Field(ge=0, allow_inf_nan=False)
 
 
 class Collection(_Recorded):
@@ -97,7 +97,7 @@ class Collection(_Recorded):
 
     store: str
     backend: str
-    documents: int
+    documents: int = Field(ge=1)
     count: int
     reused: bool
     disk_bytes: dict[str, int] | None

@@ -267,6 +267,14 @@ def test_a_folder_of_an_earlier_version_can_be_read() -> None:
     ("change", "message"),
     [
         (lambda record: record.pop("complete"), "lacks the key complete"),
+        (
+            lambda record: record["collections"][1].update(documents=0),
+            r"collections\.1\.documents is 0: Input should be greater than or equal to 1",
+        ),
+        (
+            lambda record: record["collections"][0]["corpus"].update(rows=float("nan")),
+            r"collections\.0\.corpus\.rows is nan: Input should be a finite number",
+        ),
         (lambda record: record["collections"][1].pop("count"), r"lacks the key collections\.1\.count"),
         (
             lambda record: record["scenario"]["corpus"].update(dimension="256"),
