@@ -91,7 +91,7 @@ def numbered_lines(path: Path, member: str | None = None) -> Iterator[tuple[int,
                 # UTF-16 text must be decoded before it can be split into lines.
                 with io.TextIOWrapper(content, "utf-16", newline="\n") as texts:
                     for number, text in enumerate(texts, 1):
-                        if text.strip():
+                        if text.removeprefix("\ufeff").strip():
                             yield number, text
                 return
             for number, line in enumerate(content, 1):
@@ -103,14 +103,15 @@ def numbered_lines(path: Path, member: str | None = None) -> Iterator[tuple[int,
                         f"(0x{line[error.start]:02X}).\n"
                         f"  Convert the file, for example with: iconv -f ISO-8859-1 {convert}"
                     ) from None
-                if text.strip():
+                if text.removeprefix("\ufeff").strip():
                     yield number, text
     except UnicodeDecodeError as error:
         raise InvalidInput(
             f"{path}:{number + 1} or shortly after it is not UTF-16: {error.reason}.\n"
             f"  Convert the file, for example with: iconv -f UTF-16 {convert}"
         ) from None
-    except (gzip.BadGzipFile, zipfile.BadZipFile, zlib.error, EOFError) as error:
+    except (gzip.BadGzipFile, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
+        # zipfile raises RuntimeError if the file is encrypted or compressed with an unknown method.
         raise InvalidInput(
             f"{path} cannot be decompressed after line {number}: {error}\n"
             "  Download or compress the file again."
