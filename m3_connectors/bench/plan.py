@@ -64,7 +64,9 @@ class Shape:
     def __post_init__(self) -> None:
         for name in ("documents", "rows", "dimension"):
             if not getattr(self, name) >= 1:
-                raise InvalidInput(f"{name} is {getattr(self, name)}; it must be at least 1.\n  Pass 1 or more.")
+                raise InvalidInput(
+                    f"{name} is {getattr(self, name)}; it must be at least 1.\n  Pass 1 or more."
+                )
         _ = precision_of(self.dtype, "dtype")
 
     @classmethod
