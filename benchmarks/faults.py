@@ -27,15 +27,15 @@ ROOT = Path(__file__).resolve().parents[1]
 Row = dict[str, Any]
 
 TESTS = (
-    "test_faults_network.py",
-    "test_faults_restarts.py",
-    "test_faults_answers.py",
-    "test_faults_collections.py",
-    "test_faults_concurrent.py",
-    "test_milvus_faults.py::test_a_disk_that_fills_up_loses_nothing_not_even_after_a_kill",
-    "test_backends_qdrant_faults.py::test_kill_at_any_moment_keeps_every_acknowledged_document_once",
-    "test_backends_qdrant_faults.py::test_a_disk_that_fills_up_loses_nothing",
-    "test_elasticsearch_security.py::test_credentials_that_lose_their_rights_are_named_until_they_have_them_again",
+    "backends/faults/test_faults_network.py",
+    "backends/faults/test_faults_restarts.py",
+    "backends/faults/test_faults_answers.py",
+    "backends/faults/test_faults_collections.py",
+    "backends/faults/test_faults_concurrent.py",
+    "backends/milvus/test_milvus_faults.py::test_a_disk_that_fills_up_loses_nothing_not_even_after_a_kill",
+    "backends/qdrant/test_backends_qdrant_faults.py::test_kill_at_any_moment_keeps_every_acknowledged_document_once",
+    "backends/qdrant/test_backends_qdrant_faults.py::test_a_disk_that_fills_up_loses_nothing",
+    "backends/elasticsearch/test_elasticsearch_security.py::test_credentials_that_lose_their_rights_are_named_until_they_have_them_again",
 )
 """The tests that write rows."""
 
