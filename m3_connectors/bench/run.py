@@ -273,10 +273,7 @@ async def harness_seconds(scenario: Scenario) -> float:
     return spent / _HARNESS_REQUESTS
 
 
-async def _server_info(backend: Backend) -> dict[str, Any] | None:
-    """Return the version and details of a server, or None for an engine in this process."""
-    ask = getattr(backend, "server", None)
-    if ask is None:
-        return None
-    info = await ask()
+async def _server_info(backend: Backend) -> dict[str, Any]:
+    """Return the version and details of a server, or of the engine in this process."""
+    info = await backend.server()
     return {"version": info.version, **info.details}
