@@ -50,7 +50,7 @@ VOCABULARY = 250_002
 TOKENS = 48
 """Number of token ids drawn for a document of 64 rows; some occur twice."""
 
-_BLOCK = 250
+BLOCK = 250
 """Number of documents in one call of ``add``."""
 
 _WARM_UP = 3
@@ -82,8 +82,8 @@ class Corpus:
     def blocks(self) -> Iterator[tuple[list[Document], M3Embeddings]]:
         """Yield all documents in blocks."""
         rng = np.random.default_rng(1)
-        for start in range(0, self.count, _BLOCK):
-            numbers = range(start, min(start + _BLOCK, self.count))
+        for start in range(0, self.count, BLOCK):
+            numbers = range(start, min(start + BLOCK, self.count))
             documents = [
                 Document(f"document-{n:06d}", f"{n}. {_TEXT * 2}", {"n": n, "lang": "en", "even": n % 2 == 0})
                 for n in numbers
