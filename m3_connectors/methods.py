@@ -7,6 +7,7 @@ Fusion is exact: every candidate gets all its true scores, never 0 because it is
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import numbers
@@ -139,17 +140,17 @@ class Method:
                     "  The paper uses 1000, or 200 with multi-vectors."
                 )
 
-    @property
+    @functools.cached_property
     def scored(self) -> tuple[Component, ...]:
         """The components whose weight is not 0."""
         return tuple(component for component in COMPONENTS if self.weights.of(component))
 
-    @property
+    @functools.cached_property
     def is_one_list(self) -> bool:
         """Whether there is one list that is ranked by its own score, so that its first k are the result."""
         return len(self.candidates) == 1 and tuple(self.candidates) == self.scored
 
-    @property
+    @functools.cached_property
     def components(self) -> tuple[Component, ...]:
         """The components that a query needs, to retrieve candidates or to score them."""
         return tuple(name for name in COMPONENTS if name in self.candidates or self.weights.of(name))

@@ -312,7 +312,9 @@ class Backend(abc.ABC):
         check_query(self.schema, self.collection, method.components, query, f'method "{method.name}"')
         check_filter(self.schema, self.collection, filter)
         method = method.deep_enough(k)
-        method = dataclasses.replace(method, candidates=await self._reachable(method.candidates))
+        depths = await self._reachable(method.candidates)
+        if depths is not method.candidates:
+            method = dataclasses.replace(method, candidates=depths)
         return await self._until_none_is_deleted(lambda: self._search(query, method, k, filter, exact))
 
     async def _reachable(self, depths: Mapping[Component, int]) -> Mapping[Component, int]:

@@ -87,9 +87,9 @@ class EdgeAnswers:
                 long = self._of_long(query, self._keys(answers[-1]))
                 found.learn(name, list(long), list(long.values()))
         if documents:
-            points: dict[PointId, Key] = {self._point(key): key for key in found.keys}
-            read = payloads(self._edge, list(points))
-            found.bring({points[point]: document_of(payload) for point, payload in read.items()})
+            read = payloads(self._edge, [self._point(key) for key in found.keys])
+            read_by_key = {point.int: document_of(payload) for point, payload in read.items()}  # type: ignore[union-attr]
+            found.bring(read_by_key)
 
     async def ids(self, found: Candidates) -> list[str]:
         """Return the documents' own ids."""
