@@ -95,7 +95,7 @@ def _tests(compared: Sequence[Comparison], variant: Variant) -> Table:
     )  # fmt: skip
     note = (
         "The difference is All minus the method, with the 95 % bootstrap interval; "
-        f"{resamples_for(len(compared)):,} resamples per test; duplicates of a query count once. "
+        f"p is from up to {resamples_for(len(compared)):,} random sign flips; duplicates of a query count once. "
         "Win, tie and loss count the queries where All is better, equal or worse."
     )
     return Table("significance", "Is the difference real?", columns, rows, note)
