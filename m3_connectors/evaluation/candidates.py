@@ -69,7 +69,7 @@ async def component_scores(
     """
     sparse_backend, sparse_queries = quantised or (backend, queries)
 
-    async def listed(query: M3Embeddings, sparse_query: M3Embeddings) -> CandidateScores:
+    async def both_lists(query: M3Embeddings, sparse_query: M3Embeddings) -> CandidateScores:
         found = await together(
             [
                 partial(backend.candidates, "dense", query, depths["dense"], exact=exact),
@@ -103,7 +103,7 @@ async def component_scores(
             sparse_list=listed,
         )
 
-    calls = [partial(listed, *each) for each in zip(queries, sparse_queries, strict=True)]
+    calls = [partial(both_lists, *each) for each in zip(queries, sparse_queries, strict=True)]
     found = await together(calls, at_once=QUERIES_AT_ONCE)
     reranked = [(one.dense_rank > 0) & (one.dense_rank <= depths["multivector"]) for one in found]
     ids = [

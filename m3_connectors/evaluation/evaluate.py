@@ -258,7 +258,7 @@ def _conclude(
     documents = list(_document_rows(dataset, encoder, wanted))
     writer.add_documents(documents)
     tokens = {document.id: document.tokens or 0 for document in documents}
-    lengths = _lengths(encoder, list(dataset.queries.values()))
+    lengths = encoder.count_tokens(list(dataset.queries.values()))
     queries = dict(zip(dataset.queries, lengths, strict=True))
     for counts, limit, what in (
         (queries, plan.query_max_length, "queries"),
@@ -294,14 +294,6 @@ def _document_rows(dataset: Dataset, encoder: M3Encoder, wanted: Collection[str]
         counts = encoder.count_tokens([document.text for document in documents])
         for document, tokens in zip(documents, counts, strict=True):
             yield DocumentRow(document.id, len(document.text), tokens, dataset.passage_language)
-
-
-def _lengths(encoder: M3Encoder, texts: Sequence[str]) -> list[int]:
-    return [
-        count
-        for start in range(0, len(texts), 1024)
-        for count in encoder.count_tokens(texts[start : start + 1024])
-    ]
 
 
 def _record(dataset: Dataset, encoder: M3Encoder, plan: Plan) -> EvaluationRecord:

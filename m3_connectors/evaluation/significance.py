@@ -194,17 +194,21 @@ def _p_values(sums: Float64, resamples: int, seed: int) -> Float64:
     sampled = []
     for i, row in enumerate(sums):
         flipped = row[row != 0]  # the sign of 0 changes nothing, and fewer units may all be enumerated
-        if len(flipped) < np.log2(resamples + 1):
-            patterns = np.arange(2 ** len(flipped))[:, None] >> np.arange(len(flipped)) & 1
-            found[i] = _as_large(flipped[None], patterns)[0] / len(patterns)
-        else:
+        every = 2 ** len(flipped)
+        if every > resamples:
             sampled.append(i)
+            continue
+        as_large = np.zeros(1, dtype=np.int64)
+        for start, stop in _batches(every, len(flipped)):
+            patterns = np.arange(start, stop)[:, None] >> np.arange(len(flipped)) & 1
+            as_large += _as_large(flipped[None], patterns)
+        found[i] = as_large[0] / every
     if sampled:
         as_large = np.zeros(len(sampled), dtype=np.int64)
         bits = np.random.default_rng(seed)
         units = sums.shape[1]
-        for size in _batches(resamples, units):
-            drawn = bits.integers(0, 256, (size, -(-units // 8)), dtype=np.uint8)
+        for start, stop in _batches(resamples, units):
+            drawn = bits.integers(0, 256, (stop - start, -(-units // 8)), dtype=np.uint8)
             as_large += _as_large(sums[sampled], np.unpackbits(drawn, axis=1, count=units))
         found[sampled] = (1 + as_large) / (1 + resamples)
     return found
@@ -215,7 +219,8 @@ def _as_large(sums: Float64, patterns: npt.NDArray[np.integer]) -> npt.NDArray[n
     totals = sums.sum(axis=1, keepdims=True)
     flipped = totals - 2 * (sums @ patterns.T.astype(np.float64))
     slack = _TIE * np.abs(sums).sum(axis=1, keepdims=True)
-    return np.count_nonzero(np.abs(flipped) >= np.abs(totals) - slack, axis=1)
+    counts: npt.NDArray[np.int64] = np.count_nonzero(np.abs(flipped) >= np.abs(totals) - slack, axis=1)
+    return counts
 
 
 def _intervals(sums: Float64, sizes: Float64, samples: int, seed: int) -> Float64:
@@ -225,7 +230,8 @@ def _intervals(sums: Float64, sizes: Float64, samples: int, seed: int) -> Float6
         return np.tile([-np.inf, np.inf], (len(sums), 1))
     draws = np.random.default_rng(seed)
     means = []
-    for size in _batches(samples, units):
+    for start, stop in _batches(samples, units):
+        size = stop - start
         drawn = draws.integers(0, units, (size, units)) + units * np.arange(size)[:, None]
         times = np.bincount(drawn.ravel(), minlength=size * units).reshape(size, units).astype(np.float64)
         means.append((sums @ times.T) / (sizes @ times.T))
@@ -233,8 +239,8 @@ def _intervals(sums: Float64, sizes: Float64, samples: int, seed: int) -> Float6
     return np.percentile(np.concatenate(means, axis=1), [tail, 100 - tail], axis=1).T
 
 
-def _batches(samples: int, units: int) -> Iterator[int]:
-    """Yield the sizes of batches of samples that fit in memory."""
-    most = max(1, _CELLS // units)
+def _batches(samples: int, units: int) -> Iterator[tuple[int, int]]:
+    """Yield the bounds of batches of samples that fit in memory."""
+    most = max(1, _CELLS // max(1, units))
     for start in range(0, samples, most):
-        yield min(most, samples - start)
+        yield start, min(start + most, samples)

@@ -14,7 +14,7 @@ from m3_connectors.evaluation.folder import EvaluationFolder
 from m3_connectors.evaluation.significance import resamples_for
 from m3_connectors.methods import ALL
 from m3_connectors.report.table import Cell, Column, Table
-from m3_connectors.report.variants import by_variant, crosses, variants
+from m3_connectors.report.variants import by_variant, family_name, variants
 
 Variant = Mapping[Path, str]
 """For each folder, what distinguishes its evaluation from others of the same dataset (``variants``)."""
@@ -184,9 +184,7 @@ def _published(
 
 
 def _kind(one: Comparison, variant: Variant) -> str:
-    dataset = one.before.dataset
-    family = f"{dataset.family}, cross-lingual" if crosses(dataset) else dataset.family
-    return f"{family}{variant[one.before.folder.path]}"
+    return f"{family_name(one.before.dataset)}{variant[one.before.folder.path]}"
 
 
 def _name(one: Comparison, variant: Variant) -> str:

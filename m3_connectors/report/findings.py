@@ -13,7 +13,7 @@ from m3_connectors.evaluation.significance import SIGNIFICANT, PairedTest, paire
 from m3_connectors.report.cost_plots import lightest, p50_milliseconds
 from m3_connectors.report.fair import Fair, fair
 from m3_connectors.report.quality_plots import alike, compared_means
-from m3_connectors.report.variants import crosses
+from m3_connectors.report.variants import family_name
 
 _DECIMALS = 3
 
@@ -48,9 +48,7 @@ def _families(folders: Sequence[EvaluationFolder]) -> dict[str, Fair]:
     found: dict[str, list[EvaluationFolder]] = defaultdict(list)
     for (variant, _), members in alike(folders).items():
         for folder in members:
-            dataset = folder.record.dataset
-            across = ", cross-lingual" if crosses(dataset) else ""
-            found[f"{dataset.family}{across}{variant}"].append(folder)
+            found[f"{family_name(folder.record.dataset)}{variant}"].append(folder)
     every = {
         name: fair(members, [method.name for folder in members for method in folder.record.methods])
         for name, members in found.items()

@@ -17,7 +17,7 @@ from m3_connectors.evaluation.tune import Surface, surface
 from m3_connectors.methods import ALL, LONG_DOCUMENTS, MIRACL, Weights
 from m3_connectors.report.fair import Fair, fair, left_out
 from m3_connectors.report.style import Look, Plot, drawing, finish, legend, look, slugs
-from m3_connectors.report.variants import crosses, variants
+from m3_connectors.report.variants import crosses, family_name, variants
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -206,9 +206,7 @@ def over_weights(folders: Sequence[EvaluationFolder]) -> Plot | None:
         asked = [method for method in record.methods if method.name == ALL.name and method.weights]
         if not asked or any(record.protocol.depths[name] < DEPTHS[name] for name in ALL.candidates):
             continue
-        family = (
-            f"{record.dataset.family}, cross-lingual" if crosses(record.dataset) else record.dataset.family
-        )
+        family = family_name(record.dataset)
         families[family, variant].append(surface(folder))
         used[family, variant].update(Weights(*method.weights) for method in asked if method.weights)
     if not families:

@@ -12,6 +12,7 @@ import anyio
 import numpy as np
 import pytest
 import scipy.sparse as sp
+from evaluations import recorded_method
 
 from m3_connectors.backends.base import Candidates, Lists
 from m3_connectors.backends.memory import MemoryBackend
@@ -29,7 +30,7 @@ from m3_connectors.evaluation.evaluate import Plan, evaluate
 from m3_connectors.evaluation.folder import EvaluationFolder, Run
 from m3_connectors.evaluation.quantised import quantised, quantised_model
 from m3_connectors.evaluation.record import DEPTHS
-from m3_connectors.evaluation.runs import method_run, recorded_method
+from m3_connectors.evaluation.runs import method_run
 from m3_connectors.methods import ALL, DENSE, DENSE_SPARSE, METHODS, SPARSE, Method, fuse, rank
 from m3_connectors.testing.checkpoints import TEXTS
 
