@@ -14,6 +14,7 @@ import argparse
 import dataclasses
 import datetime
 import json
+import statistics
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,7 +28,7 @@ from m3_connectors.backends.precision import FLOAT16
 from m3_connectors.backends.schema import Storage
 from m3_connectors.environment import describe, environment
 from m3_connectors.evaluation.datasets.beir import load_beir
-from m3_connectors.evaluation.measures import means, per_query
+from m3_connectors.evaluation.measures import per_query
 from m3_connectors.methods import ALL, MULTI_VEC, Method, fuse, rank
 from m3_connectors.scoring import score
 
@@ -85,7 +86,7 @@ def run(folders: list[Path], model: str, block_rows: list[int]) -> Iterator[Row]
                     "multivector_bytes": 2 * kept.rows.size,
                     "pooling_seconds": round(seconds, 2),
                     MEASURE: {
-                        name: means(per_query(dataset.qrels, answers, [MEASURE]))[MEASURE]
+                        name: statistics.fmean(per_query(dataset.qrels, answers, [MEASURE])[MEASURE].values())
                         for name, answers in runs.items()
                     },
                 }

@@ -6,6 +6,8 @@ bit of a float32 product.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import scipy.sparse as sp
 
@@ -14,6 +16,11 @@ from m3_connectors.errors import InvalidInput
 
 _BLOCK_FLOATS = 8 * 2**20
 """The number of similarities in memory at a time while scoring multi-vectors: 32 MiB."""
+
+_NO_ROWS = (
+    "the query or a document has no multi-vector rows, so its score is undefined.\n"
+    "  Leave out texts without tokens."
+)
 
 
 def dense_scores(query: Float32, documents: Float32) -> Float32:
@@ -49,10 +56,7 @@ def multivector_scores(query: Float32, documents: MultiVectors) -> Float32:
         InvalidInput: The query or a document has no rows, so its score is undefined.
     """
     if len(query) == 0 or (documents.counts == 0).any():
-        raise InvalidInput(
-            "the query or a document has no multi-vector rows, so its score is undefined.\n"
-            "  Leave out texts without tokens."
-        )
+        raise InvalidInput(_NO_ROWS)
     result = np.empty(len(documents), dtype=np.float32)
     rows_at_once = max(1, _BLOCK_FLOATS // len(query))
     start = 0
@@ -65,6 +69,63 @@ def multivector_scores(query: Float32, documents: MultiVectors) -> Float32:
         result[start:stop] = best.mean(axis=1)
         start = stop
     return result
+
+
+_TILE_ROWS, _TILE_COLUMNS = 2048, 2048
+"""The most rows of a document and of queries that are multiplied at a time: their product is 16 MiB.
+
+Measured with OpenBLAS on two busy cores: smaller products cost more than twice the CPU time.
+"""
+
+
+def multivector_scores_of_pairs(
+    queries: Sequence[Float32], documents: Sequence[Float32], wanted: Sequence[Sequence[int]]
+) -> list[Float32]:
+    """Return the multi-vector scores of some documents for each query, equal to ``multivector_scores``.
+
+    The rows of a document are multiplied once, by the rows of all queries that want its score and of no
+    others. No rows of documents are copied.
+
+    Args:
+        queries: The rows of each query, float32 ``[N, d]``.
+        documents: The rows of each document, float32 ``[t, d]``.
+        wanted: For each query, the positions of the documents to score.
+
+    Returns:
+        float32 ``[len(wanted[i])]`` for each query.
+
+    Raises:
+        InvalidInput: A query or a document of a pair has no rows, so its score is undefined.
+    """
+    scores = [np.empty(len(positions), dtype=np.float32) for positions in wanted]
+    places: dict[int, list[tuple[int, int]]] = {}
+    for query, positions in enumerate(wanted):
+        for place, document in enumerate(positions):
+            places.setdefault(document, []).append((query, place))
+    for document, pairs in places.items():
+        found = _mean_maxima([queries[query] for query, _ in pairs], documents[document])
+        for (query, place), value in zip(pairs, found, strict=True):
+            scores[query][place] = value
+    return scores
+
+
+def _mean_maxima(queries: Sequence[Float32], document: Float32) -> Float32:
+    """Return the score of one document for each query."""
+    lengths = [len(query) for query in queries]
+    if not len(document) or not all(lengths):
+        raise InvalidInput(_NO_ROWS)
+    columns = np.concatenate(queries)
+    best = np.empty(len(columns), dtype=np.float32)
+    for left in range(0, len(columns), _TILE_COLUMNS):
+        tile = columns[left : left + _TILE_COLUMNS].T
+        maxima = [
+            (document[top : top + _TILE_ROWS] @ tile).max(axis=0)
+            for top in range(0, len(document), _TILE_ROWS)
+        ]
+        best[left : left + _TILE_COLUMNS] = np.max(maxima, axis=0)
+    firsts = np.concatenate([[0], np.cumsum(lengths[:-1], dtype=np.int64)])
+    sums = np.add.reduceat(best, firsts, dtype=np.float64)
+    return (sums / lengths).astype(np.float32)
 
 
 def score(component: Component, query: M3Embeddings, documents: M3Embeddings) -> Float32:

@@ -19,9 +19,9 @@ from m3_connectors.evaluation.record import (
     Protocol,
     StoreRecord,
 )
-from m3_connectors.evaluation.runs import method_run, recorded_method
+from m3_connectors.evaluation.runs import method_run
 from m3_connectors.evaluation.writer import DocumentRow, FolderWriter
-from m3_connectors.methods import METHODS, Method
+from m3_connectors.methods import METHODS, Method, Weights
 
 Cells = Mapping[str, Mapping[str, tuple[float, float, float]]]
 """Query id → document id → dense, sparse and multi-vector scores."""
@@ -34,6 +34,14 @@ MODEL = ModelInfo(
     vocabulary_fingerprint="v",
     weights_fingerprint="w",
 )
+
+
+def recorded_method(folder: EvaluationFolder, name: str) -> Method:
+    """The method of a folder's record, with its weights."""
+    record = folder.record.method(name)
+    assert record.weights is not None
+    assert record.candidates is not None
+    return Method(name, record.candidates, Weights(*record.weights))
 
 
 def write_evaluation(

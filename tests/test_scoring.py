@@ -14,7 +14,13 @@ from hypothesis import strategies as st
 from m3_connectors import scoring
 from m3_connectors.embeddings import COMPONENTS, M3Embeddings, MultiVectors
 from m3_connectors.errors import InvalidInput
-from m3_connectors.scoring import dense_scores, multivector_scores, score, sparse_scores
+from m3_connectors.scoring import (
+    dense_scores,
+    multivector_scores,
+    multivector_scores_of_pairs,
+    score,
+    sparse_scores,
+)
 
 WIDTH = 5
 VOCABULARY = 12
@@ -111,6 +117,40 @@ def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         np.testing.assert_allclose(multivector_scores(query, documents), whole, atol=1e-6)
 
 
+@given(
+    st.lists(MATRICES, min_size=1, max_size=4),
+    st.lists(MATRICES, min_size=1, max_size=5),
+    st.sampled_from([(1, 1), (2, 3), (2048, 2048)]),
+    st.data(),
+)
+def test_pairs_have_the_scores_of_single_queries(
+    queries: list[Any], documents: list[Any], tile: tuple[int, int], data: st.DataObject
+) -> None:
+    position = st.integers(0, len(documents) - 1)
+    wanted = [data.draw(st.lists(position, max_size=6)) for _ in queries]
+    rows = [np.array(document, dtype=np.float32) for document in documents]
+    asked = [np.array(query, dtype=np.float32) for query in queries]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scoring, "_TILE_ROWS", tile[0])
+        patch.setattr(scoring, "_TILE_COLUMNS", tile[1])
+        got = multivector_scores_of_pairs(asked, rows, wanted)
+    assert len(got) == len(queries)
+    for query, positions, scores in zip(asked, wanted, got, strict=True):
+        want = multivector_scores(query, MultiVectors.from_list(documents, WIDTH))[positions]
+        assert scores.dtype == np.float32
+        np.testing.assert_allclose(scores, want, atol=1e-6)
+
+
+def test_a_document_is_multiplied_by_the_queries_that_want_it_and_no_others() -> None:
+    """Every other query has rows of another width, which could not be multiplied."""
+    rng = np.random.default_rng(0)
+    asked = [rng.random((2, width), dtype=np.float32) for width in (3, 4, 3, 4)]
+    rows = [rng.random((5, width), dtype=np.float32) for width in (3, 4)]
+    got = multivector_scores_of_pairs(asked, rows, [[0], [1], [0, 0], []])
+    assert [len(scores) for scores in got] == [1, 1, 2, 0]
+    assert got[2][0] == got[2][1] == pytest.approx((asked[2] @ rows[0].T).max(axis=1).mean())
+
+
 def test_a_side_without_rows_has_no_multivector_score() -> None:
     row = np.ones((1, WIDTH), dtype=np.float32)
     with pytest.raises(InvalidInput, match="no multi-vector rows, so its score is undefined"):
@@ -118,6 +158,10 @@ def test_a_side_without_rows_has_no_multivector_score() -> None:
     with pytest.raises(InvalidInput, match="no multi-vector rows, so its score is undefined"):
         multivector_scores(row, MultiVectors.from_list([row, row[:0]], WIDTH))
     assert multivector_scores(row, MultiVectors.from_list([], WIDTH)).shape == (0,)
+    for queries, documents in (([row[:0]], [row]), ([row], [row[:0]])):
+        with pytest.raises(InvalidInput, match="no multi-vector rows, so its score is undefined"):
+            multivector_scores_of_pairs(queries, documents, [[0]])
+    assert multivector_scores_of_pairs([], [], []) == []
 
 
 def test_a_query_is_one_text_that_has_the_component() -> None:

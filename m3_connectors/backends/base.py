@@ -53,6 +53,7 @@ import abc
 import contextlib
 import dataclasses
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from typing import ClassVar, TypeVar
 
 import anyio.to_thread
@@ -63,6 +64,7 @@ from m3_connectors.backends.checks import check_filter, check_found, check_query
 from m3_connectors.backends.listing import CollectionInfo
 from m3_connectors.backends.pooling import long_documents, pool_long
 from m3_connectors.backends.schema import Schema, Storage
+from m3_connectors.backends.together import together
 from m3_connectors.documents import Document, check_documents, check_id
 from m3_connectors.embeddings import Component, Float32, M3Embeddings
 from m3_connectors.errors import DocumentNotFound, InvalidInput, Unsupported
@@ -88,6 +90,9 @@ class Ranking:
     ids: Sequence[str]
     scores: Float32
 
+
+QUERIES_AT_ONCE = 8
+"""The number of queries that are sent to a store at a time if there are many of them."""
 
 _TRIES = 8
 """The number of tries of a search while other clients delete documents."""
@@ -285,6 +290,28 @@ class Backend(abc.ABC):
         check_found(ids, keys, known, self.name, "score")
         return found.scores[component][found.rows(keys)]
 
+    async def score_many(
+        self, component: Component, queries: M3Embeddings, ids: Sequence[Sequence[str]]
+    ) -> list[Float32]:
+        """B20–B23 for several queries: return the exact scores of ``ids[i]`` for query i.
+
+        Args:
+            component: The component.
+            queries: Any number of texts.
+            ids: Stored ids for each of them.
+
+        Returns:
+            float32 ``[len(ids[i])]`` for each query.
+
+        Raises:
+            InvalidInput: A query is not valid, or the component is not stored.
+            ModelMismatch: The queries come from another model.
+            DocumentNotFound: An id is not stored.
+        """
+        for query in queries:
+            check_query(self.schema, self.collection, (component,), query)
+        return await self._score_many(component, queries, [self._checked(each) for each in ids])
+
     async def search(
         self,
         query: M3Embeddings,
@@ -381,6 +408,13 @@ class Backend(abc.ABC):
     @abc.abstractmethod
     async def _count(self, filter: Filter | None) -> int:
         """B13."""
+
+    async def _score_many(
+        self, component: Component, queries: M3Embeddings, ids: Sequence[Sequence[str]]
+    ) -> list[Float32]:
+        """``score_many``; a store that computes scores itself overrides it to share work among queries."""
+        calls = [partial(self.score, component, *each) for each in zip(queries, ids, strict=True)]
+        return await together(calls, at_once=QUERIES_AT_ONCE)
 
     # -- what an adapter implements for a search; see ``search.Answers``
 

@@ -21,7 +21,7 @@ from m3_connectors.embeddings import Component, Float32, M3Embeddings
 from m3_connectors.errors import AlreadyExists, CollectionNotFound
 from m3_connectors.filters import Filter, matches
 from m3_connectors.methods import rank
-from m3_connectors.scoring import score
+from m3_connectors.scoring import multivector_scores_of_pairs, score
 from m3_connectors.search import Candidates, Key, Lists
 
 STORE = Store(
@@ -45,7 +45,7 @@ class MemoryBackend(Backend):
         self._documents: dict[str, Document] = {}
         self._embeddings: dict[str, M3Embeddings] = {}
         self._columns: M3Embeddings | None = None
-        """All of ``_embeddings`` in their order; computed on first use and discarded on every write."""
+        """Dense and sparse of ``_embeddings`` in their order; computed on first use, discarded on a write."""
 
     @classmethod
     def from_url(cls, url: str, collection: str, options: Mapping[str, Any]) -> MemoryBackend:
@@ -151,16 +151,35 @@ class MemoryBackend(Backend):
             stored = [id for id in found.missing(component) if id in self._embeddings]
             found.learn(component, stored, self._scores(component, query, stored))
 
+    async def _score_many(
+        self, component: Component, queries: M3Embeddings, ids: Sequence[Sequence[str]]
+    ) -> list[Float32]:
+        if component != "multivector":
+            return await super()._score_many(component, queries, ids)
+        for wanted in ids:
+            check_found(wanted, wanted, self._embeddings, self.name, "score")
+        return self._multivector_scores(queries, ids)
+
+    def _multivector_scores(self, queries: M3Embeddings, ids: Sequence[Sequence[Key]]) -> list[Float32]:
+        position: dict[Key, int] = {}
+        wanted = [[position.setdefault(id, len(position)) for id in each] for each in ids]
+        rows = [self._embeddings[str(id)].multivectors.rows for id in position]
+        rounded = self.schema.storage.precision.rounded_query(queries)
+        return multivector_scores_of_pairs(list(rounded.multivectors), rows, wanted)
+
     def _scores(self, component: Component, query: M3Embeddings, ids: Sequence[Key]) -> Float32:
         if not ids:
             return np.empty(0, dtype=np.float32)
-        all_scores = score(component, self.schema.storage.precision.rounded_query(query), self._all())
+        if component == "multivector":
+            return self._multivector_scores(query, [ids])[0]
+        all_scores = score(component, query, self._all())
         position: dict[Key, int] = {id: i for i, id in enumerate(self._embeddings)}
         return all_scores[[position[id] for id in ids]]
 
     def _all(self) -> M3Embeddings:
         if self._columns is None:
-            self._columns = M3Embeddings.concatenate(list(self._embeddings.values()))
+            parts = [embeddings.replace(multivectors=None) for embeddings in self._embeddings.values()]
+            self._columns = M3Embeddings.concatenate(parts)
         return self._columns
 
     def _sharing_a_token(self, query: M3Embeddings) -> set[str]:

@@ -12,6 +12,7 @@ from m3_connectors.evaluation.datasets.dataset import PaperProtocol
 from m3_connectors.evaluation.datasets.sizes import size_of
 from m3_connectors.evaluation.folder import EvaluationFolder
 from m3_connectors.evaluation.record import EvaluationRecord, MethodRecord
+from m3_connectors.evaluation.simplex import direction
 from m3_connectors.methods import METHODS
 
 Published = Mapping[tuple[str, str, str], float]
@@ -125,18 +126,13 @@ def _deviations(record: EvaluationRecord, run: MethodRecord, paper: PaperProtoco
     if method is None:
         return found
     weights = paper_weights(method.name, paper) or tuple(method.weights)
-    if _direction(run.weights) != _direction(weights):
+    if direction(run.weights) != direction(weights):
         found["weights"] = f"weights {_numbers(run.weights)}, not {_numbers(weights)}"
     if run.candidates != method.candidates:
         found["candidates"] = f"candidates {run.candidates}, not {dict(method.candidates)}"
     if not protocol.exact_lists:
         found["lists"] = "approximate lists"
     return found
-
-
-def _direction(weights: Sequence[float]) -> tuple[float, ...]:
-    """Return the direction of the weights; weights with equal directions rank equally."""
-    return tuple(round(weight / sum(weights), 9) for weight in weights)
 
 
 def _numbers(weights: Sequence[float]) -> str:

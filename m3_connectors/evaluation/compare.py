@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
 
 from m3_connectors.errors import InvalidInput
 from m3_connectors.evaluation.folder import EvaluationFolder, find_folders
 from m3_connectors.evaluation.record import DatasetRecord, MethodRecord
-from m3_connectors.evaluation.significance import SIGNIFICANT, PairedTest, holm, paired_test, resamples_for
+from m3_connectors.evaluation.significance import (
+    SIGNIFICANT,
+    PairedTest,
+    PairedValues,
+    holm,
+    paired_tests,
+    resamples_for,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,26 +62,7 @@ class Ranking:
         known = self.folder.record.protocol.measures
         if measure not in known:
             raise InvalidInput(f"{self.folder.path} has no {measure}.\n  Use one of {', '.join(known)}.")
-        values = self._values[measure]
-        if len(values) != self.dataset.queries:
-            raise InvalidInput(
-                f"{self.folder.path / 'metrics.parquet'} has {measure} of {self.method} for {len(values):,} "
-                f"of {self.dataset.queries:,} queries.\n"
-                "  Delete the file; it will be recomputed from the runs."
-            )
-        return values
-
-    @cached_property
-    def _values(self) -> dict[str, dict[str, float]]:
-        import pyarrow.compute as pc
-
-        table = self.folder.metrics()
-        table = table.filter(pc.equal(table["method"], self.method))
-        values: dict[str, dict[str, float]] = {name: {} for name in self.folder.record.protocol.measures}
-        rows = zip(*(table[name].to_pylist() for name in ("measure", "query_id", "value")), strict=True)
-        for measure, query, value in rows:
-            values[measure][query] = value
-        return values
+        return self.folder.values[self.method][measure]
 
 
 Pair = tuple[Ranking, Ranking]
@@ -119,17 +106,14 @@ def compare(pairs: Sequence[Pair], measure: str | None = None, *, seed: int = 0)
     Raises:
         InvalidInput: The rankings of a pair have different datasets or splits, or lack the measure.
     """
-    resamples = resamples_for(len(pairs))
     measures = []
-    tests = []
+    values = []
     for before, after in pairs:
         check_comparable(before, after)
         name = measure or before.main_measure
-        units = query_texts(before.folder)
         measures.append(name)
-        tests.append(
-            paired_test(before.values(name), after.values(name), units=units, resamples=resamples, seed=seed)
-        )
+        values.append(PairedValues(before.values(name), after.values(name), query_texts(before.folder)))
+    tests = paired_tests(values, resamples=resamples_for(len(pairs)), seed=seed)
     adjusted = holm([test.p_value for test in tests])
     return [
         Comparison(before, after, name, test, p_value)

@@ -19,13 +19,12 @@ from m3_connectors.backends.base import Backend
 from m3_connectors.backends.capabilities import Capability
 from m3_connectors.backends.registry import STORES, backend_for
 from m3_connectors.backends.schema import Schema
-from m3_connectors.backends.together import together
 from m3_connectors.backends.urls import redacted
 from m3_connectors.embeddings import Component, M3Embeddings
 from m3_connectors.environment import environment
 from m3_connectors.errors import InvalidInput
 from m3_connectors.evaluation.baselines.baseline import Baseline
-from m3_connectors.evaluation.candidates import CandidateScores, component_scores
+from m3_connectors.evaluation.candidates import component_scores
 from m3_connectors.evaluation.corpus import open_for_corpus, store_corpus
 from m3_connectors.evaluation.datasets.dataset import Dataset
 from m3_connectors.evaluation.folder import EvaluationFolder
@@ -50,8 +49,6 @@ if TYPE_CHECKING:
 
 Watch = Callable[[str, int, int], object]
 """``watch(step, done, total)``: the progress of a step, such as ``("encoding documents", 256, 1400)``."""
-
-_QUERIES_AT_ONCE = 8
 
 _DOCUMENTS_AT_ONCE = 1024
 
@@ -213,8 +210,9 @@ async def _score(
             # A part is always encoded as one batch, so that its bits do not depend on interruptions.
             encode = partial(encoder.encode, texts, max_length=plan.query_max_length)
             queries = await anyio.to_thread.run_sync(encode)
-            calls = [partial(_one, store, lists, query, plan.exact_lists) for query in queries]
-            writer.add_scores(number, await together(calls, at_once=_QUERIES_AT_ONCE))
+            other = None if lists is None else (lists, quantised(queries))
+            scores = component_scores(store, queries, DEPTHS, exact=plan.exact_lists, quantised=other)
+            writer.add_scores(number, await scores)
             done += len(asked)
         watch("scoring queries", done, len(dataset.queries))
     finally:
@@ -234,11 +232,6 @@ async def _settle(collections: Iterable[Backend]) -> None:
         if Capability.PERSISTENT in backend.capabilities:
             await backend.close()
             await backend.open()
-
-
-async def _one(store: Backend, lists: Backend | None, query: M3Embeddings, exact: bool) -> CandidateScores:
-    other = None if lists is None else (lists, quantised(query))
-    return await component_scores(store, query, DEPTHS, exact=exact, quantised=other)
 
 
 def _conclude(
@@ -265,7 +258,7 @@ def _conclude(
     documents = list(_document_rows(dataset, encoder, wanted))
     writer.add_documents(documents)
     tokens = {document.id: document.tokens or 0 for document in documents}
-    lengths = _lengths(encoder, list(dataset.queries.values()))
+    lengths = encoder.count_tokens(list(dataset.queries.values()))
     queries = dict(zip(dataset.queries, lengths, strict=True))
     for counts, limit, what in (
         (queries, plan.query_max_length, "queries"),
@@ -301,14 +294,6 @@ def _document_rows(dataset: Dataset, encoder: M3Encoder, wanted: Collection[str]
         counts = encoder.count_tokens([document.text for document in documents])
         for document, tokens in zip(documents, counts, strict=True):
             yield DocumentRow(document.id, len(document.text), tokens, dataset.passage_language)
-
-
-def _lengths(encoder: M3Encoder, texts: Sequence[str]) -> list[int]:
-    return [
-        count
-        for start in range(0, len(texts), 1024)
-        for count in encoder.count_tokens(texts[start : start + 1024])
-    ]
 
 
 def _record(dataset: Dataset, encoder: M3Encoder, plan: Plan) -> EvaluationRecord:

@@ -158,7 +158,7 @@ class EvaluationFolder:
         Raises:
             InvalidInput: A part is missing, or is of another evaluation.
         """
-        for number in range(self.parts):
+        for number in range(-(-self.record.dataset.queries // PART_QUERIES)):
             name = part_name(number)
             table = self._table(name)
             of = (table.schema.metadata or {}).get(PART_OF, b"?").decode()
@@ -236,38 +236,39 @@ class EvaluationFolder:
                 rows["method"] += [method.name] * len(by_query)
                 rows["measure"] += [measure] * len(by_query)
         write_table(self.path / "metrics.parquet", arrow().table(rows))
+        self.__dict__.pop("values", None)
 
-    def means(self) -> dict[str, dict[str, float]]:
-        """The mean of each measure over all queries, by method.
+    @functools.cached_property
+    def values(self) -> dict[str, dict[str, dict[str, float]]]:
+        """The value of every query, by method and measure.
 
         Raises:
             InvalidInput: As ``metrics``, or metrics.parquet lacks a query.
         """
-        values: dict[tuple[str, str], list[float]] = {
-            (method.name, measure): []
+        values: dict[str, dict[str, dict[str, float]]] = {
+            method.name: {measure: {} for measure in self.record.protocol.measures}
             for method in self.record.methods
-            for measure in self.record.protocol.measures
         }
         columns = self.metrics().to_pydict()
-        for method, measure, value in zip(
-            columns["method"], columns["measure"], columns["value"], strict=True
-        ):
-            values[method, measure].append(value)
-        means: dict[str, dict[str, float]] = {method.name: {} for method in self.record.methods}
-        for (method, measure), of_queries in values.items():
-            if len(of_queries) != self.record.dataset.queries:
-                raise InvalidInput(
-                    f"{self.path / 'metrics.parquet'} has {measure} of {method} for {len(of_queries):,} of "
-                    f"{self.record.dataset.queries:,} queries.\n"
-                    "  Delete the file; it will be recomputed from the runs."
-                )
-            means[method][measure] = statistics.fmean(of_queries)
-        return means
+        names = ("method", "measure", "query_id", "value")
+        for method, measure, query, value in zip(*(columns[name] for name in names), strict=True):
+            values[method][measure][query] = value
+        for method, by_measure in values.items():
+            for measure, by_query in by_measure.items():
+                if len(by_query) != self.record.dataset.queries:
+                    raise InvalidInput(
+                        f"{self.path / 'metrics.parquet'} has {measure} of {method} for {len(by_query):,} of "
+                        f"{self.record.dataset.queries:,} queries.\n"
+                        "  Delete the file; it will be recomputed from the runs."
+                    )
+        return values
 
-    @property
-    def parts(self) -> int:
-        """Number of parts that the scores come in."""
-        return -(-self.record.dataset.queries // PART_QUERIES)
+    def means(self) -> dict[str, dict[str, float]]:
+        """The mean of each measure over all queries, by method; errors as ``values``."""
+        return {
+            method: {measure: statistics.fmean(by_query.values()) for measure, by_query in by_measure.items()}
+            for method, by_measure in self.values.items()
+        }
 
     def _read(self, name: str) -> bytes:
         """A file, as it was written.

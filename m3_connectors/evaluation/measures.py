@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -69,11 +68,6 @@ def per_query(
     for metric in ir_measures.iter_calc(list(known), judgements, answers) if judgements else ():
         values[known[metric.measure]][metric.query_id] = float(metric.value)
     return values
-
-
-def means(values: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """The mean of each measure over its queries."""
-    return {measure: statistics.fmean(by_query.values()) for measure, by_query in values.items()}
 
 
 def _parse(name: str, relevance: str) -> Any:

@@ -13,7 +13,7 @@ from m3_connectors.embeddings import COMPONENTS, Component, Float32, Int64
 from m3_connectors.errors import InvalidInput
 from m3_connectors.evaluation.folder import EvaluationFolder, Run
 from m3_connectors.evaluation.record import Fusion
-from m3_connectors.methods import Method, Weights, fuse
+from m3_connectors.methods import Method, fuse
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -94,18 +94,6 @@ def candidates_of(table: pa.Table, method: Method, fusion: Fusion) -> tuple[Int6
                     "  Only the best dense candidates have multi-vector scores: use fewer candidates."
                 )
     return np.flatnonzero(chosen), scores
-
-
-def recorded_method(folder: EvaluationFolder, name: str) -> Method:
-    """The method of a folder's record, with its weights.
-
-    Raises:
-        InvalidInput: There is none of that name, or it is a baseline.
-    """
-    record = folder.record.method(name)
-    if record.weights is None or record.candidates is None:
-        raise InvalidInput(f"{name} is a baseline, which has no weights.\n  Use a method with weights.")
-    return Method(name, record.candidates, Weights(*record.weights))
 
 
 def _numbers(table: pa.Table, column: str, null: float) -> npt.NDArray[np.floating]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -117,6 +117,12 @@ def grid(method: Method, divisions: int) -> Float64:
         if sum(counts) == divisions
     ]
     return np.array(whole, dtype=np.float64) / divisions
+
+
+def direction(weights: Iterable[float]) -> tuple[float, ...]:
+    """Return the weights with sum 1; weights with the same direction rank equally."""
+    every = list(weights)
+    return tuple(round(weight / sum(every), 9) for weight in every)
 
 
 def _dcg(query: JudgedCandidates, weights: Float64) -> Float64:

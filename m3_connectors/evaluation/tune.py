@@ -12,7 +12,7 @@ from m3_connectors.errors import InvalidInput
 from m3_connectors.evaluation.compare import query_texts
 from m3_connectors.evaluation.folder import EvaluationFolder
 from m3_connectors.evaluation.significance import SIGNIFICANT, PairedTest, holm, paired_test
-from m3_connectors.evaluation.simplex import JudgedCandidates, grid, judged_candidates, ndcg
+from m3_connectors.evaluation.simplex import JudgedCandidates, direction, grid, judged_candidates, ndcg
 from m3_connectors.methods import LONG_DOCUMENTS, METHODS, MIRACL, Method, Weights
 
 Float64 = npt.NDArray[np.float64]
@@ -326,10 +326,9 @@ def _baselines(folder: EvaluationFolder, method: str, first: Mapping[str, Weight
     names: dict[tuple[float, ...], list[str]] = {}
     kept: dict[tuple[float, ...], Weights] = {}
     for name, weights in {**first, **used, **paper, **equal}.items():
-        direction = tuple(round(weight / sum(weights), 9) for weight in weights)
-        names.setdefault(direction, []).append(name)
-        kept.setdefault(direction, weights)
-    return {" = ".join(names[direction]): weights for direction, weights in kept.items()}
+        names.setdefault(direction(weights), []).append(name)
+        kept.setdefault(direction(weights), weights)
+    return {" = ".join(names[of_weights]): weights for of_weights, weights in kept.items()}
 
 
 def _standing(tests: Sequence[PairedTest]) -> int:

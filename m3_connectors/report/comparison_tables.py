@@ -14,7 +14,7 @@ from m3_connectors.evaluation.folder import EvaluationFolder
 from m3_connectors.evaluation.significance import resamples_for
 from m3_connectors.methods import ALL
 from m3_connectors.report.table import Cell, Column, Table
-from m3_connectors.report.variants import by_variant, crosses, variants
+from m3_connectors.report.variants import by_variant, family_name, variants
 
 Variant = Mapping[Path, str]
 """For each folder, what distinguishes its evaluation from others of the same dataset (``variants``)."""
@@ -95,7 +95,7 @@ def _tests(compared: Sequence[Comparison], variant: Variant) -> Table:
     )  # fmt: skip
     note = (
         "The difference is All minus the method, with the 95 % bootstrap interval; "
-        f"{resamples_for(len(compared)):,} resamples per test; duplicates of a query count once. "
+        f"p is from up to {resamples_for(len(compared)):,} random sign flips; duplicates of a query count once. "
         "Win, tie and loss count the queries where All is better, equal or worse."
     )
     return Table("significance", "Is the difference real?", columns, rows, note)
@@ -184,9 +184,7 @@ def _published(
 
 
 def _kind(one: Comparison, variant: Variant) -> str:
-    dataset = one.before.dataset
-    family = f"{dataset.family}, cross-lingual" if crosses(dataset) else dataset.family
-    return f"{family}{variant[one.before.folder.path]}"
+    return f"{family_name(one.before.dataset)}{variant[one.before.folder.path]}"
 
 
 def _name(one: Comparison, variant: Variant) -> str:

@@ -12,8 +12,8 @@ from m3_connectors.evaluation.folder import EvaluationFolder
 from m3_connectors.evaluation.significance import SIGNIFICANT, PairedTest, paired_test
 from m3_connectors.report.cost_plots import lightest, p50_milliseconds
 from m3_connectors.report.fair import Fair, fair
-from m3_connectors.report.quality_plots import alike, compared_means, main_values
-from m3_connectors.report.variants import crosses
+from m3_connectors.report.quality_plots import alike, compared_means
+from m3_connectors.report.variants import family_name
 
 _DECIMALS = 3
 
@@ -48,9 +48,7 @@ def _families(folders: Sequence[EvaluationFolder]) -> dict[str, Fair]:
     found: dict[str, list[EvaluationFolder]] = defaultdict(list)
     for (variant, _), members in alike(folders).items():
         for folder in members:
-            dataset = folder.record.dataset
-            across = ", cross-lingual" if crosses(dataset) else ""
-            found[f"{dataset.family}{across}{variant}"].append(folder)
+            found[f"{family_name(folder.record.dataset)}{variant}"].append(folder)
     every = {
         name: fair(members, [method.name for folder in members for method in folder.record.methods])
         for name, members in found.items()
@@ -104,9 +102,10 @@ def _test(compared: Fair, before: str, after: str) -> PairedTest:
     total = sum(folder.record.dataset.queries for folder in compared.folders)
     for number, folder in enumerate(compared.folders):
         weight = total / (len(compared.folders) * folder.record.dataset.queries)
-        by_method = main_values(folder)
+        measure = folder.record.protocol.measures[0]
         for method, column in values.items():
-            column |= {f"{number} {query}": weight * value for query, value in by_method[method].items()}
+            by_query = folder.values[method][measure]
+            column |= {f"{number} {query}": weight * value for query, value in by_query.items()}
         units |= {f"{number} {query}": text for query, text in query_texts(folder).items()}
     return paired_test(values[before], values[after], units=units)
 

@@ -17,7 +17,7 @@ from m3_connectors.evaluation.tune import Surface, surface
 from m3_connectors.methods import ALL, LONG_DOCUMENTS, MIRACL, Weights
 from m3_connectors.report.fair import Fair, fair, left_out
 from m3_connectors.report.style import Look, Plot, drawing, finish, legend, look, slugs
-from m3_connectors.report.variants import crosses, variants
+from m3_connectors.report.variants import crosses, family_name, variants
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -127,8 +127,11 @@ def by_language(folders: Sequence[EvaluationFolder], variant: str = "", anchor: 
 
 def compared_means(compared: Fair) -> dict[str, float]:
     """Return the main measure of each method; each evaluation counts once."""
-    values = [main_means(folder) for folder in compared.folders]
-    return {method: float(np.mean([means[method] for means in values])) for method in compared.methods}
+    means = [(folder.means(), folder.record.protocol.measures[0]) for folder in compared.folders]
+    return {
+        method: float(np.mean([of_folder[method][measure] for of_folder, measure in means]))
+        for method in compared.methods
+    }
 
 
 def by_length(folders: Sequence[EvaluationFolder], variant: str = "", anchor: str = "all") -> Plot | None:
@@ -146,7 +149,7 @@ def by_length(folders: Sequence[EvaluationFolder], variant: str = "", anchor: st
     for folder in folders:
         documents = folder.documents()
         sizes = dict(zip(documents["document_id"].to_pylist(), documents[unit].to_pylist(), strict=True))
-        by_method = main_values(folder)
+        measure = folder.record.protocol.measures[0]
         for query, grades in folder.qrels().items():
             relevant = [
                 (-grade, document) for document, grade in grades.items() if grade > 0 and document in sizes
@@ -154,7 +157,7 @@ def by_length(folders: Sequence[EvaluationFolder], variant: str = "", anchor: st
             if relevant:
                 lengths.append(sizes[min(relevant)[1]])
                 for method, column in values.items():
-                    column.append(by_method[method][query])
+                    column.append(folder.values[method][measure][query])
     if len(lengths) < LENGTH_GROUPS * FEWEST_QUERIES or min(lengths) == max(lengths):
         return None
     measure = folders[0].record.protocol.measures[0]
@@ -203,9 +206,7 @@ def over_weights(folders: Sequence[EvaluationFolder]) -> Plot | None:
         asked = [method for method in record.methods if method.name == ALL.name and method.weights]
         if not asked or any(record.protocol.depths[name] < DEPTHS[name] for name in ALL.candidates):
             continue
-        family = (
-            f"{record.dataset.family}, cross-lingual" if crosses(record.dataset) else record.dataset.family
-        )
+        family = family_name(record.dataset)
         families[family, variant].append(surface(folder))
         used[family, variant].update(Weights(*method.weights) for method in asked if method.weights)
     if not families:
@@ -263,23 +264,6 @@ def _corner(weights: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Convert barycentric to plane coordinates, ``[m, 3]`` to ``[m, 2]``."""
     corners = np.array([[0, 0], [1, 0], [0.5, math.sqrt(3) / 2]])
     return np.asarray(weights @ corners)
-
-
-def main_values(folder: EvaluationFolder) -> dict[str, dict[str, float]]:
-    """Return the main measure of every query, by method."""
-    table = folder.metrics()
-    main = folder.record.protocol.measures[0]
-    values: dict[str, dict[str, float]] = {method.name: {} for method in folder.record.methods}
-    columns = (table[name].to_pylist() for name in ("query_id", "method", "measure", "value"))
-    for query, method, measure, value in zip(*columns, strict=True):
-        if measure == main:
-            values[method][query] = value
-    return values
-
-
-def main_means(folder: EvaluationFolder) -> dict[str, float]:
-    """Return the mean of the main measure over the queries, by method."""
-    return {method: float(np.mean(list(values.values()))) for method, values in main_values(folder).items()}
 
 
 def _methods(folders: Sequence[EvaluationFolder]) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any
 from m3_connectors.evaluation.folder import EvaluationFolder
 from m3_connectors.evaluation.record import EvaluationRecord
 from m3_connectors.report.table import Cell, Column, Table
-from m3_connectors.report.variants import crosses, variants
+from m3_connectors.report.variants import crosses, family_name, variants
 
 Means = dict[str, dict[str, float]]
 """For each method and measure, the mean over an evaluation's queries."""
@@ -98,7 +98,7 @@ def _groups(evaluated: Sequence[_Evaluated]) -> dict[str, list[_Evaluated]]:
     for one in evaluated:
         dataset = one.record.dataset
         if crosses(dataset):
-            of = f"{dataset.family}, cross-lingual"
+            of = family_name(dataset)
             single = f"{of}, {dataset.query_language} → {dataset.passage_language}"
             over = [
                 "mean",

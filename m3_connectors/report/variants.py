@@ -63,6 +63,11 @@ def crosses(dataset: DatasetRecord) -> bool:
     return None not in languages and languages[0] != languages[1]
 
 
+def family_name(dataset: DatasetRecord) -> str:
+    """Return the name of the dataset's family; datasets with queries in another language are one of their own."""
+    return f"{dataset.family}, cross-lingual" if crosses(dataset) else dataset.family
+
+
 def _aspects(record: EvaluationRecord) -> tuple[str, ...]:
     protocol = record.protocol
     cuts = (protocol.query_max_length, protocol.passage_max_length)

@@ -12,6 +12,7 @@ import anyio
 import numpy as np
 import pytest
 import scipy.sparse as sp
+from evaluations import recorded_method
 
 from m3_connectors.backends.base import Candidates, Lists
 from m3_connectors.backends.memory import MemoryBackend
@@ -29,7 +30,7 @@ from m3_connectors.evaluation.evaluate import Plan, evaluate
 from m3_connectors.evaluation.folder import EvaluationFolder, Run
 from m3_connectors.evaluation.quantised import quantised, quantised_model
 from m3_connectors.evaluation.record import DEPTHS
-from m3_connectors.evaluation.runs import method_run, recorded_method
+from m3_connectors.evaluation.runs import method_run
 from m3_connectors.methods import ALL, DENSE, DENSE_SPARSE, METHODS, SPARSE, Method, fuse, rank
 from m3_connectors.testing.checkpoints import TEXTS
 
@@ -98,8 +99,12 @@ class TestRunsAreSearches:
                 exactly = method_run(folder, recorded_method(folder, name))
                 for query, vector in zip(dataset.queries, vectors, strict=True):
                     hits = index.search(vector, method=method, k=100, exact=True)
-                    assert [document for document, _ in run[query]] == [hit.document.id for hit in hits], name
                     scores = [hit.score for hit in hits]
+                    # Scores of many queries at once differ in the last bit, which orders near-ties.
+                    settled = {hit.document.id: place for place, hit in enumerate(hits)}
+                    for place, (document, _) in enumerate(run[query]):
+                        other = settled.get(document, len(scores) - 1)
+                        assert scores[other] == pytest.approx(scores[place], abs=1e-6), (name, document)
                     assert [score for _, score in exactly[query]] == pytest.approx(scores, abs=1e-6)
                     assert [score for _, score in run[query]] == pytest.approx(scores, abs=1e-5)
                     ties += len(set(scores)) < len(scores)
@@ -152,8 +157,8 @@ def test_every_cell_is_scored_though_a_list_lacks_it(encoder: M3Encoder, dataset
         await backend.upsert(documents, vectors)
         depths: dict[Component, int] = {"dense": 3, "sparse": 3, "multivector": 2}
         united = 0
-        for query in encoder.encode(list(dataset.queries.values())[:20]):
-            found = await component_scores(backend, query, depths)
+        queries = encoder.encode(list(dataset.queries.values())[:20])
+        for query, found in zip(queries, await component_scores(backend, queries, depths), strict=True):
             united += len(found.ids) > 3
             assert found.ids == sorted(found.ids)
             for component, column in (("dense", found.dense), ("sparse", found.sparse)):

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from m3_connectors.errors import InvalidInput
-from m3_connectors.evaluation.significance import holm, paired_test, resamples_for
+from m3_connectors.evaluation.significance import PairedValues, holm, paired_test, paired_tests, resamples_for
 
 LEVELS = (0.0, 0.25, 0.5, 1.0)  # exact in binary, so that sums tie exactly
 
@@ -69,6 +71,43 @@ def test_under_the_null_five_percent_are_false_and_intervals_hold_the_truth() ->
         held += found.low <= 0 <= found.high
     assert 0.02 < false / trials < 0.085
     assert 0.91 < held / trials < 0.98
+
+
+@given(st.integers(0, 1000), st.lists(st.sampled_from([3, 17, 40]), min_size=2, max_size=5))
+@settings(max_examples=20, deadline=None)
+def test_a_pair_has_the_same_test_alone_and_among_others(seed: int, sizes: list[int]) -> None:
+    rng = np.random.default_rng(seed)
+    pairs = [
+        PairedValues(by_query(rng.choice(LEVELS, size)), by_query(rng.choice(LEVELS, size))) for size in sizes
+    ]
+    together = paired_tests(pairs, resamples=500, seed=seed)
+    for pair, found in zip(pairs, together, strict=True):
+        alone = paired_test(pair.before, pair.after, resamples=500, seed=seed)
+        assert dataclasses.astuple(found) == pytest.approx(dataclasses.astuple(alone), abs=1e-12)
+        assert found.p_value == alone.p_value
+
+
+@pytest.mark.parametrize("shift", [0, 0.03, 0.1])
+def test_the_tests_are_those_of_scipy(shift: float) -> None:
+    rng = np.random.default_rng(8)
+    before = rng.choice([0, 0, 0.3, 0.63, 1], 70)
+    after = np.clip(before + rng.choice([0, 0, 0, -0.2, 0.2], 70) + shift * (rng.random(70) < 0.5), 0, 1)
+    found = paired_test(by_query(before), by_query(after), resamples=50_000)
+    differences = after - before
+    other = stats.permutation_test(
+        (differences[differences != 0],),
+        lambda values, axis: np.abs(values.sum(axis=axis)),
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=20_000,
+        alternative="greater",
+        rng=np.random.default_rng(1),
+    )
+    assert found.p_value == pytest.approx(other.pvalue, abs=0.015)
+    interval = stats.bootstrap(
+        (differences,), np.mean, n_resamples=10_000, method="percentile", rng=np.random.default_rng(1)
+    ).confidence_interval
+    assert (found.low, found.high) == pytest.approx((interval.low, interval.high), abs=0.003)
 
 
 def test_a_real_difference_is_found() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,8 @@ from m3_connectors.evaluation.significance import (
     RESAMPLES,
     SIGNIFICANT,
     PairedTest,
-    paired_test,
+    PairedValues,
+    paired_tests,
     resamples_for,
 )
 from m3_connectors.methods import ALL, DENSE
@@ -28,11 +30,11 @@ def test_the_smallest_p_value_survives_holm_however_many_comparisons(
 ) -> None:
     drawn: list[int] = []
 
-    def spy(*sides: dict[str, float], resamples: int, **options: object) -> PairedTest:
+    def spy(pairs: Sequence[PairedValues], *, resamples: int, seed: int) -> list[PairedTest]:
         drawn.append(resamples)
-        return paired_test(*sides, **options)  # type: ignore[arg-type]
+        return paired_tests(pairs, seed=seed)
 
-    monkeypatch.setattr(compare, "paired_test", spy)
+    monkeypatch.setattr(compare, "paired_tests", spy)
     folders = [
         write_evaluation(tmp_path / str(i), CELLS, QRELS, methods=[DENSE, ALL], name=f"t/{i}")
         for i in range(60)
@@ -40,7 +42,7 @@ def test_the_smallest_p_value_survives_holm_however_many_comparisons(
     _, tests, *_ = comparison_tables(folders, {})
     assert set(drawn) == {resamples_for(60)}
     assert resamples_for(60) > RESAMPLES
-    assert f"{resamples_for(60):,} resamples" in tests.note
+    assert f"{resamples_for(60):,} random sign flips" in tests.note
     for comparisons in (60, 1_000, 10_000):
         assert comparisons / (1 + resamples_for(comparisons)) < SIGNIFICANT
 

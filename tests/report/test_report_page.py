@@ -114,13 +114,44 @@ def summary(p50: dict[str, float], *, void: tuple[str, ...] = ()) -> Summary:
     )
 
 
+COSTS = {"three stores": summary({"edge": 0.001, "slow": 0.01})}
+
+
+@pytest.fixture(scope="module")
+def quality(folders: list[EvaluationFolder]) -> list[Plot]:
+    """The figures by language, by length and over weights."""
+    return quality_plots(folders)
+
+
+@pytest.fixture(scope="module")
+def latency() -> Plot:
+    plot = latency_plot("three stores", requests({"edge": 0.002, "slow": 0.02}), NOTHING_VOID, "x")
+    assert plot is not None
+    return plot
+
+
+@pytest.fixture(scope="module")
+def by_method() -> Plot:
+    plot = method_plot("three stores", COSTS["three stores"], "x")
+    assert plot is not None
+    return plot
+
+
+@pytest.fixture(scope="module")
+def cost(folders: list[EvaluationFolder]) -> Plot:
+    """Quality against cost."""
+    (plot,) = quality_against_cost(folders, COSTS)
+    return plot
+
+
 def texts(plot: Plot) -> set[str]:
     return {(element.text or "").strip() for element in ET.fromstring(plot.svg).iter(f"{SVG}text")}
 
 
-def test_quality_by_language_parts_what_is_asked_in_another_language(folders: list[EvaluationFolder]) -> None:
-    plot = by_language(folders)
-    assert plot is not None
+def test_quality_by_language_parts_what_is_asked_in_another_language(
+    folders: list[EvaluationFolder], quality: list[Plot]
+) -> None:
+    plot = quality[0]
     assert {"de", "en", *METHODS} <= texts(plot)
     assert {"documents in the query's language", "documents in another language"} <= texts(plot)
     alone = by_language(folders[:2])
@@ -134,9 +165,8 @@ def test_without_languages_there_is_no_figure_of_them(tmp_path: Path) -> None:
     assert by_length([nameless]) is None  # nor one of lengths for a single query
 
 
-def test_quality_by_length_uses_what_is_known_of_the_documents(folders: list[EvaluationFolder]) -> None:
-    plot = by_length(folders)
-    assert plot is not None
+def test_quality_by_length_uses_what_is_known_of_the_documents(quality: list[Plot]) -> None:
+    plot = quality[1]
     assert "characters of the relevant document (median of the group)" in texts(plot)
     assert "of 180 queries" in plot.caption
 
@@ -171,14 +201,12 @@ def test_the_heat_map_is_brightest_where_the_good_component_weighs_most(tmp_path
         assert values[nearest].mean() > values[~nearest].mean() + 0.1
 
 
-def test_the_same_files_give_the_same_figures(folders: list[EvaluationFolder]) -> None:
-    assert quality_plots(folders) == quality_plots(folders)
+def test_the_same_files_give_the_same_figures(folders: list[EvaluationFolder], quality: list[Plot]) -> None:
+    assert quality_plots(folders) == quality
 
 
-def test_latency_leaves_out_warm_up_and_errors_and_has_a_panel_for_each_load() -> None:
-    plot = latency_plot("three stores", requests({"edge": 0.002, "slow": 0.02}), NOTHING_VOID, "x")
-    assert plot is not None
-    assert {"closed-1, 1,000 documents", "closed-8, 1,000 documents", "edge", "slow"} <= texts(plot)
+def test_latency_leaves_out_warm_up_and_errors_and_has_a_panel_for_each_load(latency: Plot) -> None:
+    assert {"closed-1, 1,000 documents", "closed-8, 1,000 documents", "edge", "slow"} <= texts(latency)
     rows = requests({"edge": 0.002})
     assert latency_plot("nothing", rows.slice(0, 10), NOTHING_VOID, "x") is None  # warm-up only
 
@@ -194,13 +222,10 @@ def test_void_loads_are_in_no_figure() -> None:
     assert "slow" not in texts(methods)
 
 
-def test_methods_and_cost_take_the_lightest_load(folders: list[EvaluationFolder]) -> None:
-    plot = method_plot("three stores", summary({"edge": 0.001, "slow": 0.01}), "x")
-    assert plot is not None
-    assert {"1,000 documents, closed-1", *METHODS} <= texts(plot)
-    (cost,) = quality_against_cost(folders, {"three stores": summary({"edge": 0.001})})
+def test_methods_and_cost_take_the_lightest_load(by_method: Plot, cost: Plot) -> None:
+    assert {"1,000 documents, closed-1", *METHODS} <= texts(by_method)
     assert {"edge, 1,000", "mean nDCG@10", *METHODS} <= texts(cost)
-    assert quality_against_cost([], {"three stores": summary({"edge": 0.001})}) == []
+    assert quality_against_cost([], COSTS) == []
 
 
 def test_two_protocols_are_never_averaged(folders: list[EvaluationFolder], tmp_path: Path) -> None:
@@ -232,9 +257,9 @@ def test_a_table_marks_the_best_and_shows_what_is_missing() -> None:
     assert json.loads(json.dumps(table.to_json()))["rows"][1] == ["dense|x", 0.5001, None, 3]
 
 
-def test_a_page_needs_nothing_from_outside_and_escapes_what_it_shows(folders: list[EvaluationFolder]) -> None:
+def test_a_page_needs_nothing_from_outside_and_escapes_what_it_shows(quality: list[Plot]) -> None:
     table = Table("t", "<b>", (Column("query"),), (("<script>alert(1)</script>",),), note="a < b")
-    html = page("Report & more", [Section("One", (table, *quality_plots(folders)), ("<i>",), ("5 > 4",))])
+    html = page("Report & more", [Section("One", (table, *quality), ("<i>",), ("5 > 4",))])
     assert "<script" not in html
     assert "&lt;script&gt;alert(1)" in html
     # Namespaces are names; nothing is fetched from them.
@@ -254,22 +279,17 @@ def chromium() -> str:
     return found
 
 
-def test_a_browser_draws_every_figure(chromium: str, folders: list[EvaluationFolder], tmp_path: Path) -> None:
-    cost = quality_against_cost(folders, {"three stores": summary({"edge": 0.001, "slow": 0.01})})
-    plots = [
-        *quality_plots(folders),
-        latency_plot("three stores", requests({"edge": 0.002, "slow": 0.02}), NOTHING_VOID, "x"),
-        method_plot("three stores", summary({"edge": 0.001, "slow": 0.01}), "x"),
-        *cost,
-    ]
+def test_a_browser_draws_every_figure(
+    chromium: str, quality: list[Plot], latency: Plot, by_method: Plot, cost: Plot, tmp_path: Path
+) -> None:
+    plots = [*quality, latency, by_method, cost]
     named = [METHODS, METHODS, ("best here", "used"), ("edge", "slow"), ("edge", "slow"), METHODS]
     assert len(plots) == len(named)
     table = Table("t", "A table", (Column("method"), Column("nDCG@10")), (("all", 0.5), ("dense", 0.4)))
-    html = page("Report", [Section("Figures", (table, *(plot for plot in plots if plot)))])
+    html = page("Report", [Section("Figures", (table, *plots))])
     seen, picture = browse(chromium, html, tmp_path)
     assert len(seen) == len(plots)
     for figure, plot, names in zip(seen, plots, named, strict=True):
-        assert plot is not None
         left, top, width, height = (round(value) for value in figure["place"])
         assert width > 400
         assert height > 200
@@ -295,17 +315,26 @@ def test_labels_of_methods_of_one_quality_do_not_overlap(chromium: str, tmp_path
     assert overlapping(figure["texts"]) == []
 
 
+@pytest.fixture(scope="module")
+def benchmark(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("benchmark") / "cost"
+    measure(folder, "an-embedded-store-with-a-long-name")
+    return folder
+
+
 LONG = "an-organisation-with-a-long-name/questions-that-are-asked-frequently-2024-version-2"
 
 
 @pytest.mark.parametrize(
     "names", [["mine"], ["toy/de", "toy/en", "other/fr", "third/sw"], [LONG, f"{LONG}-b"]]
 )
-def test_nothing_is_cut_off_whatever_the_width(names: list[str], chromium: str, tmp_path: Path) -> None:
+def test_nothing_is_cut_off_whatever_the_width(
+    names: list[str], chromium: str, benchmark: Path, tmp_path: Path
+) -> None:
     for number, name in enumerate(names):
         fusion: Fusion = "paper" if name == f"{LONG}-b" else "exact"
         write(tmp_path / "tree" / str(number), name, ("en", "en"), number, fusion=fusion)
-    measure(tmp_path / "tree" / "cost", "an-embedded-store-with-a-long-name")
+    shutil.copytree(benchmark, tmp_path / "tree" / "cost")
     write_report(tmp_path / "tree")
     html = (tmp_path / "tree" / "report" / "report.html").read_text(encoding="utf-8")
     # A4 across, within its margins; what paper is asked to look like is asked of the screen.
@@ -361,8 +390,8 @@ def overlapping(boxes: list[dict[str, Any]]) -> list[tuple[str, str]]:
     ]
 
 
-def test_the_picture_for_papers_is_the_same_figure(folders: list[EvaluationFolder]) -> None:
-    for plot in quality_plots(folders):
+def test_the_picture_for_papers_is_the_same_figure(quality: list[Plot]) -> None:
+    for plot in quality:
         png = image.imread(io.BytesIO(plot.png))
         across, up = (float(x) for x in re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', plot.svg).groups())  # type: ignore[union-attr]
         assert png.shape[1] / png.shape[0] == pytest.approx(across / up, rel=0.01)

@@ -31,6 +31,14 @@ def measure(out: Path, store: str = "s") -> None:
     anyio.run(running.run, read_scenario(raw, "tiny"), out)
 
 
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a benchmark, to copy."""
+    folder = tmp_path_factory.mktemp("measured") / "bench"
+    measure(folder)
+    return folder
+
+
 def test_two_benchmarks_of_one_name_are_both_in_the_report(tmp_path: Path) -> None:
     for place, store in (("monday/run", "slow"), ("tuesday/run", "fast"), ("other", "third")):
         measure(tmp_path / place, store)
@@ -47,22 +55,23 @@ def test_two_benchmarks_of_one_name_are_both_in_the_report(tmp_path: Path) -> No
     assert len(set(report.files)) == len(report.files)
 
 
-def test_an_interrupted_benchmark_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    measure(tmp_path / "whole")
-    measure(tmp_path / "cut")
+def test_an_interrupted_benchmark_is_named(
+    tmp_path: Path, measured: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(measured, tmp_path / "whole")
+    shutil.copytree(measured, tmp_path / "cut")
     record = tmp_path / "cut" / "bench.json"
     record.write_text(json.dumps(json.loads(record.read_text()) | {"complete": False}))
-    assert write_report(tmp_path).cut_off == (tmp_path / "cut",)
     assert main(["report", str(tmp_path)]) == 0
     assert f"{tmp_path / 'cut'} was interrupted" in capsys.readouterr().err
     assert "This benchmark was interrupted" in (tmp_path / "report" / "report.html").read_text()
 
 
 def test_a_killed_benchmark_is_warned_of_and_the_others_are_reported(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, measured: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    measure(tmp_path / "whole")
-    measure(tmp_path / "killed")
+    shutil.copytree(measured, tmp_path / "whole")
+    shutil.copytree(measured, tmp_path / "killed")
     (tmp_path / "killed" / "requests.parquet").write_bytes(b"PAR1")  # killed before the footer was written
     report = write_report(tmp_path)
     assert list(report.unreadable_benchmarks) == [tmp_path / "killed"]
@@ -74,9 +83,11 @@ def test_a_killed_benchmark_is_warned_of_and_the_others_are_reported(
     assert f"{tmp_path / 'killed'} cannot be read" in " ".join(capsys.readouterr().err.split("\n"))
 
 
-def test_a_figure_of_what_is_no_longer_there_is_removed_and_nothing_else(tmp_path: Path) -> None:
-    measure(tmp_path / "old")
-    measure(tmp_path / "new")
+def test_a_figure_of_what_is_no_longer_there_is_removed_and_nothing_else(
+    tmp_path: Path, measured: Path
+) -> None:
+    shutil.copytree(measured, tmp_path / "old")
+    shutil.copytree(measured, tmp_path / "new")
     before = write_report(tmp_path)
     own = tmp_path / "report" / "notes.txt"
     own.write_text("mine")
@@ -87,19 +98,21 @@ def test_a_figure_of_what_is_no_longer_there_is_removed_and_nothing_else(tmp_pat
     assert there == {*after.files, own}
 
 
-@pytest.mark.parametrize("record", ['{"format": 2}', '{"format": 1}', "{", "[]", "\\xff"])
 def test_a_record_that_cannot_be_read_hides_no_other(
-    record: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, measured: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    measure(tmp_path / "whole")
+    shutil.copytree(measured, tmp_path / "whole")
     judged(tmp_path / "judged")
-    for place, name in (("bench", "bench.json"), ("evaluation", "evaluation.json")):
-        (tmp_path / place).mkdir()
-        (tmp_path / place / name).write_text(record)
+    broken = []
+    for number, record in enumerate(['{"format": 2}', '{"format": 1}', "{", "[]", "\\xff"]):
+        for place, name in (("bench", "bench.json"), ("evaluation", "evaluation.json")):
+            broken.append(f"{place}{number}")
+            (tmp_path / broken[-1]).mkdir()
+            (tmp_path / broken[-1] / name).write_text(record)
     assert main(["report", str(tmp_path)]) == 1  # means lack an evaluation
     told = " ".join(capsys.readouterr().err.split())
     html = (tmp_path / "report" / "report.html").read_text()
-    for place in ("bench", "evaluation"):
+    for place in broken:
         assert f"{tmp_path / place} cannot be read and is not in any table" in told
         assert f'<p class="warning">{place}: ' in html
     assert "Answering: whole" in html
@@ -131,9 +144,9 @@ def test_where_nothing_is_both_commands_are_named(tmp_path: Path) -> None:
     assert "bench.json lacks the key scenario" in str(told.value)
 
 
-def test_folders_that_are_written_alike_have_figures_of_their_own(tmp_path: Path) -> None:
+def test_folders_that_are_written_alike_have_figures_of_their_own(tmp_path: Path, measured: Path) -> None:
     for place in ("a b", "a-b"):
-        measure(tmp_path / place)
+        shutil.copytree(measured, tmp_path / place)
     report = write_report(tmp_path)
     assert len(set(report.files)) == len(report.files)
     assert {"latency-a-b.svg", "latency-a-b-2.svg"} <= {path.name for path in report.files}
