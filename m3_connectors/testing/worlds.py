@@ -109,7 +109,7 @@ def make_world(
     ]
     everything = join(made + asked, model, components)
     world = World(
-        Schema(model, components, storage or Storage()),
+        Schema(model, dataclasses.replace(storage or Storage(), components=components)),
         stored,
         everything[:documents],
         list(everything[documents:]),
