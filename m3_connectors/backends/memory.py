@@ -36,7 +36,7 @@ class MemoryBackend(Backend):
     """Documents and embeddings in dictionaries; every search scores all of them."""
 
     name: ClassVar[str] = "memory"
-    capabilities = frozenset({Capability.EXACT})
+    capabilities = frozenset({Capability.EXACT, Capability.COMPACT})
     settles_ties = True
 
     def __init__(self, collection: str = "documents") -> None:
@@ -93,7 +93,7 @@ class MemoryBackend(Backend):
         self._schema = None
 
     async def _upsert(self, documents: Sequence[Document], embeddings: M3Embeddings) -> None:
-        for document, row in zip(documents, self.schema.storage.precision.rounded(embeddings), strict=True):
+        for document, row in zip(documents, self.schema.precision.rounded(embeddings), strict=True):
             metadata = canonical_metadata(document.metadata)
             self._documents[document.id] = Document(document.id, document.text, metadata)
             self._embeddings[document.id] = row
@@ -164,7 +164,7 @@ class MemoryBackend(Backend):
         position: dict[Key, int] = {}
         wanted = [[position.setdefault(id, len(position)) for id in each] for each in ids]
         rows = [self._embeddings[str(id)].multivectors.rows for id in position]
-        rounded = self.schema.storage.precision.rounded_query(queries)
+        rounded = self.schema.precision.rounded_query(queries)
         return multivector_scores_of_pairs(list(rounded.multivectors), rows, wanted)
 
     def _scores(self, component: Component, query: M3Embeddings, ids: Sequence[Key]) -> Float32:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
+import functools
+from collections.abc import Sequence
 from typing import Any, Literal
 
+import numpy as np
+
 from m3_connectors.backends.precision import Precision, PrecisionName, precision_of
-from m3_connectors.embeddings import COMPONENTS, Component, ModelInfo
+from m3_connectors.embeddings import COMPONENTS, Component, Float32, ModelInfo
 from m3_connectors.errors import InvalidInput
 
 FORMAT = 2
@@ -23,13 +28,17 @@ class Storage:
     """How vectors are stored.
 
     Attributes:
-        multivector_dtype: Precision of multi-vector rows, ``"float16"`` or ``"float32"``; float16 halves the space.
+        multivector_dtype: Precision of multi-vector rows: ``"float32"``, ``"float16"``, or ``"int8"``, ``"int4"``,
+            ``"int2"`` and ``"int1"``, which store 8, 4, 2 and 1 bits for each value and a scale for each row.
         long_documents: ``"split"`` keeps every row, in several records of the store if one record cannot hold
             them (exact). ``"pool"`` replaces similar rows of a long document by their mean before a store
             receives them (lossy, see ``backends.pooling``), and then splits. ``"error"`` refuses a document
             that does not fit in one record of the store.
         pool_factor: With ``"pool"``: the average number of rows of a long document that become one, >= 2.
         pool_from_rows: With ``"pool"``: a document with at least this number of rows is long.
+        components: The components that are stored, in any order; dense is always one, because the paper's
+            methods start from it. Without ``"multivector"`` a collection is far smaller, and a text costs less to
+            encode; ``add_component`` adds a component later.
 
     Raises:
         InvalidInput: A choice is unknown, or a factor or number of rows would have no effect.
@@ -39,8 +48,11 @@ class Storage:
     long_documents: LongDocuments = "split"
     pool_factor: int = 2
     pool_from_rows: int = 1024
+    components: tuple[Component, ...] = COMPONENTS
 
     def __post_init__(self) -> None:
+        # One order, because storages with the same components are equal.
+        object.__setattr__(self, "components", _in_order(self.components))
         _ = self.precision
         if self.long_documents not in LONG_DOCUMENTS:
             raise InvalidInput(
@@ -60,12 +72,23 @@ class Storage:
 
     @property
     def precision(self) -> Precision:
-        """How the rows of multi-vectors are encoded and rounded."""
+        """How the rows of multi-vectors are encoded in a collection without a centre; see ``Schema.precision``."""
         return precision_of(self.multivector_dtype)
 
     def pools(self, rows: int) -> bool:
         """Whether a document with this number of multi-vector rows is pooled."""
         return self.long_documents == "pool" and rows >= self.pool_from_rows
+
+
+def _in_order(components: Sequence[Component]) -> tuple[Component, ...]:
+    """Return checked components in the order of ``COMPONENTS``."""
+    given = () if isinstance(components, str) else tuple(components)
+    if "dense" not in given or len(set(given)) < len(given) or any(name not in COMPONENTS for name in given):
+        raise InvalidInput(
+            f"components are {components!r}.\n"
+            '  Use "dense", and optionally "sparse" and "multivector", each once: components=("dense", "sparse").'
+        )
+    return tuple(name for name in COMPONENTS if name in given)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,26 +97,83 @@ class Schema:
 
     Attributes:
         model: The model that produces its vectors.
-        components: The stored components; dense is always one, because the paper's methods start from it.
-        storage: How the vectors are stored.
+        storage: How the vectors are stored, and which components.
         format: The format of the documents that were written first; it does not count in comparisons of
-        schemas.
+            schemas.
+        adding: A component that ``add_component`` has begun to add: every write stores it, and no read uses it.
+        centre: The mean of multi-vector rows, which compact precisions subtract before they encode a row: float16
+            ``[dimension]``, little-endian, in base64. None for 0.
     """
 
     model: ModelInfo
-    components: tuple[Component, ...] = COMPONENTS
     storage: Storage = Storage()
     format: int = dataclasses.field(default=FORMAT, compare=False)
+    adding: Component | None = None
+    centre: str | None = None
 
     def __post_init__(self) -> None:
-        if "dense" not in self.components or any(name not in COMPONENTS for name in self.components):
-            raise InvalidInput(
-                f"components are {self.components}.\n  Use dense, and optionally sparse and multivector."
+        if self.centre is not None:
+            _ = self.precision  # it must be readable
+
+    @property
+    def components(self) -> tuple[Component, ...]:
+        """The components of every document, in the order of ``COMPONENTS``."""
+        return self.storage.components
+
+    @property
+    def written(self) -> tuple[Component, ...]:
+        """The components that a write must have: ``components``, and the one that is being added."""
+        return tuple(name for name in COMPONENTS if name in self.components or name == self.adding)
+
+    @functools.cached_property
+    def precision(self) -> Precision:
+        """How the rows of multi-vectors are encoded, rounded and scored.
+
+        Raises:
+            InvalidInput: The centre is not of the model's width.
+        """
+        if self.centre is None:
+            return self.storage.precision
+        try:
+            centre = np.frombuffer(base64.b64decode(self.centre, validate=True), dtype="<f2").astype(
+                np.float32
             )
+        except ValueError:
+            centre = np.full(1, np.nan, dtype=np.float32)
+        if len(centre) != self.model.dimension or not np.isfinite(centre).all():
+            raise InvalidInput(
+                f"the centre of the rows is not {self.model.dimension} float16 numbers in base64: {self.centre!r}.\n"
+                "  Index the documents into a new collection; this one's record is damaged."
+            )
+        return self.storage.precision.centred(centre)
+
+    @property
+    def has_centre(self) -> bool:
+        """Whether a centre makes a difference to what is stored."""
+        return "multivector" in self.written and self.storage.precision.has_centre
+
+    def centred(self, rows: Float32) -> Schema:
+        """Return the schema with the mean of these rows as centre, float32 ``[t, dimension]``, t >= 1.
+
+        A schema to which a centre makes no difference is returned as it is.
+        """
+        if not self.has_centre:
+            return self
+        largest = np.finfo(np.float16).max
+        mean = rows.mean(axis=0, dtype=np.float64).clip(-largest, largest).astype("<f2")
+        return dataclasses.replace(self, centre=base64.b64encode(mean.tobytes()).decode())
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON object that ``from_json`` reads."""
-        return dataclasses.asdict(self)
+        raw = dataclasses.asdict(self)
+        # At the place where earlier versions read them.
+        raw["components"] = raw["storage"].pop("components")
+        # Left out where earlier versions have no such field and need none.
+        return {
+            name: value
+            for name, value in raw.items()
+            if name not in ("adding", "centre") or value is not None
+        }
 
     @classmethod
     def from_json(cls, raw: dict[str, Any]) -> Schema:
@@ -109,6 +189,5 @@ class Schema:
                 "  Update m3-connectors to the version that created the collection, or index into another "
                 "collection."
             )
-        return cls(
-            ModelInfo(**raw["model"]), tuple(raw["components"]), Storage(**raw["storage"]), raw["format"]
-        )
+        storage = Storage(**raw["storage"], components=tuple(raw["components"]))
+        return cls(ModelInfo(**raw["model"]), storage, raw["format"], raw.get("adding"), raw.get("centre"))

@@ -12,13 +12,12 @@ import numpy as np
 import pytest
 
 from m3_connectors.backends.base import Storage
-from m3_connectors.backends.precision import PRECISIONS
 from m3_connectors.documents import Document
 from m3_connectors.embeddings import M3Embeddings
 from m3_connectors.errors import DocumentNotFound
 from m3_connectors.filters import MAX_DEPTH, matches, parse_filter
 from m3_connectors.methods import DENSE
-from m3_connectors.testing.conformance.suite import STORAGES, Suite, runs
+from m3_connectors.testing.conformance.suite import Suite, each_storage, runs
 from m3_connectors.testing.questions import WHOLE, random_filter, random_metadata
 from m3_connectors.testing.worlds import NASTY_IDS, make_world
 
@@ -50,14 +49,13 @@ class ReadingClauses(Suite):
             assert found.metadata == metadata
             assert repr(sorted(found.metadata.items())) == repr(sorted(metadata.items()))
 
-    @pytest.mark.parametrize("storage", STORAGES, ids=list(PRECISIONS))
-    @runs
+    @each_storage
     async def test_b12_vectors_are_as_stored(self, tmp_path: Path, storage: Storage) -> None:
         world = make_world(12, storage=storage)
         async with self.stored(tmp_path, world) as backend:
             order = [3, 0, 7, 3, 11]
             got = await backend.vectors([world.documents[i].id for i in order])
-            kept = storage.precision.rounded(world.embeddings)
+            kept = world.schema.precision.rounded(world.embeddings)
             want = M3Embeddings.concatenate([kept[i] for i in order])
             assert got.dense is not None and got.sparse is not None and got.multivectors is not None
             assert want.dense is not None and want.sparse is not None and want.multivectors is not None
