@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from m3_connectors.backends.memory import MemoryBackend
-from m3_connectors.backends.registry import backend_for, other_stores, store_for
+from m3_connectors.backends.registry import backend_for, store_for
+from m3_connectors.backends.stores import other_stores
 from m3_connectors.cli.app import main
 from m3_connectors.errors import InvalidInput, MissingDependency
 
