@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 
@@ -44,7 +46,25 @@ def allocated_bytes(path: Path) -> int:
 
 def allocated_bytes_below(directory: Path) -> int:
     """Return the space on disk of all files below a directory, of which some may be deleted in the meantime."""
+    return sum(map(allocated_bytes, files_below(directory)))
+
+
+def allocated_bytes_by_part(paths: Iterable[Path], parts: Sequence[tuple[str, str]]) -> Counter[str]:
+    """Return the space on disk of files by part.
+
+    Args:
+        paths: The files.
+        parts: The name of each part and a regular expression for the paths of its files; the first that matches
+            counts. Other files are of the part ``other``.
+    """
+    sizes: Counter[str] = Counter()
+    for path in paths:
+        name = next((part for part, pattern in parts if re.search(pattern, path.as_posix())), "other")
+        sizes[name] += allocated_bytes(path)
+    return sizes
+
+
+def files_below(directory: Path) -> Iterator[Path]:
+    """Yield the files below a directory."""
     # os.walk skips folders that are deleted in the meantime.
-    return sum(
-        allocated_bytes(Path(folder, name)) for folder, _, files in os.walk(directory) for name in files
-    )
+    return (Path(folder, name) for folder, _, names in os.walk(directory) for name in names)

@@ -19,7 +19,7 @@ from live_servers import NOT_RUN, collections_of, do_without, left_behind
 from m3_connectors.encoder.encoder import M3Encoder
 from m3_connectors.testing.checkpoints import write_checkpoint
 from m3_connectors.testing.servers import CannotStart
-from m3_connectors.testing.servers.start import STORES, Running, StoreName, start
+from m3_connectors.testing.servers.start import STORES, Running, start
 
 # A job that a shell starts in the background ignores Ctrl-C, and so do its children, but tests send it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -68,7 +68,7 @@ def elasticsearch_store() -> Iterator[Running]:
     yield from _store("elasticsearch")
 
 
-def _store(store: StoreName) -> Iterator[Running]:
+def _store(store: str) -> Iterator[Running]:
     """Yield a server for the complete run: named in the environment, a container, or a process; else skip the test.
 
     If tests left a collection behind, this is an error at the end of the run.

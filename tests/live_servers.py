@@ -14,18 +14,18 @@ import pytest
 
 from m3_connectors.backends.registry import backend_for
 from m3_connectors.testing.servers import CannotStart
-from m3_connectors.testing.servers.start import Running, StoreName
+from m3_connectors.testing.servers.start import Running
 
 RUN = uuid.uuid4().hex[:12]
 """Part of the name of every collection that this run creates, because others may use the same server."""
 
-NOT_RUN: dict[StoreName, str] = {}
+NOT_RUN: dict[str, str] = {}
 """The reason why each store was not available; conftest.py prints it in full at the end of the run."""
 
-_MUST_RUN_IN_CI: tuple[StoreName, ...] = ("milvus", "elasticsearch")
+_MUST_RUN_IN_CI: tuple[str, ...] = ("milvus", "elasticsearch")
 
 
-def do_without(store: StoreName, reason: CannotStart) -> NoReturn:
+def do_without(store: str, reason: CannotStart) -> NoReturn:
     """Skip the test and report the reason at the end of the run.
 
     Raises:

@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 from m3_connectors.backends.capabilities import Capability
-from m3_connectors.backends.registry import STORES, backend_for
+from m3_connectors.backends.registry import backend_for
+from m3_connectors.backends.stores import STORES
 
 EXAMPLES = {column: url for store in STORES for column, url in store.examples.items()}
 """The columns of the table, each with an example URL; an https URL has the same capabilities as an http

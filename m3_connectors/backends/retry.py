@@ -8,7 +8,6 @@ This module's logger logs each retry at level INFO.
 
 from __future__ import annotations
 
-import contextvars
 import dataclasses
 import datetime
 import email.utils
@@ -19,7 +18,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-import stamina
+import anyio
 
 from m3_connectors.errors import BackendError, InvalidInput, Throttled
 
@@ -30,11 +29,6 @@ _LONGEST_PAUSE_SECONDS = 15.0
 _JITTER_SECONDS = 0.25
 
 _log = logging.getLogger(__name__)
-_ours = contextvars.ContextVar("m3_retrying", default=False)
-
-# stamina logs a warning for each retry, without the name of the call; without logging, Python prints it on
-# stderr.
-logging.getLogger("stamina").addFilter(lambda record: not _ours.get())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,55 +85,33 @@ async def retrying(patience: RetryPolicy, call: Callable[[], Awaitable[T]]) -> T
     """
     started = time.monotonic()
     tries = 0
-    why = ""
-    refused: float | None = None
-    token = _ours.set(True)
-
-    def again(error: Exception) -> bool | float:
-        """Return the pause before the next try in seconds, or False to stop."""
-        nonlocal refused
-        if not isinstance(error, BackendError) or not error.retryable:
-            return False
-        asked = error.retry_after_seconds if isinstance(error, Throttled) else None
-        if asked is None:
-            doubled = min(_FIRST_PAUSE_SECONDS * 2.0 ** (tries - 1), _LONGEST_PAUSE_SECONDS)
-            pause = doubled + random.uniform(0, _JITTER_SECONDS)
-        else:
-            pause = max(asked, 0.0)
-        # The comparison is False for NaN, too.
-        if time.monotonic() - started + pause <= patience.total_seconds:
-            return pause
-        refused = asked
-        return False
-
-    try:
-        async for attempt in stamina.retry_context(
-            on=again,
-            attempts=patience.attempts,
-            timeout=None,
-        ):
-            with attempt:
-                tries += 1
+    while True:
+        tries += 1
+        try:
+            return await call()
+        except BackendError as error:
+            asked = error.retry_after_seconds if isinstance(error, Throttled) else None
+            pause = _pause_seconds(tries) if asked is None else max(asked, 0.0)
+            # The comparison is False for NaN, too.
+            in_time = time.monotonic() - started + pause <= patience.total_seconds
+            if not (error.retryable and in_time and tries < patience.attempts):
+                what, _, advice = str(error.args[0]).partition("\n")
+                added = ""
                 if tries > 1:
-                    _log.info("retry: try %d of %d, because of: %s", tries, patience.attempts, why)
-                try:
-                    return await call()
-                except BackendError as error:
-                    why = str(error).splitlines()[0]
-                    raise
-    except BackendError as error:
-        what, _, advice = str(error.args[0]).partition("\n")
-        added = ""
-        if tries > 1:
-            added = f" after {tries} tries in {time.monotonic() - started:.0f} s"
-        if refused is not None:
-            added += (
-                f"; it asks to wait {refused:g} s, more than total_seconds={patience.total_seconds:g} allows"
-            )
-            advice = advice or "  Call again after that time, or raise total_seconds."
-        if added:
-            error.args = (f"{what.rstrip('.')}{added}." + (advice and f"\n{advice}"),)
-        raise
-    finally:
-        _ours.reset(token)
-    raise AssertionError("unreachable: the last try returns or raises")
+                    added = f" after {tries} tries in {time.monotonic() - started:.0f} s"
+                if error.retryable and asked is not None and not in_time:
+                    limit = f"more than total_seconds={patience.total_seconds:g} allows"
+                    added += f"; it asks to wait {asked:g} s, {limit}"
+                    advice = advice or "  Call again after that time, or raise total_seconds."
+                if added:
+                    error.args = (f"{what.rstrip('.')}{added}." + (advice and f"\n{advice}"),)
+                raise
+            why = str(error).splitlines()[0]
+        await anyio.sleep(pause)
+        _log.info("retry: try %d of %d, because of: %s", tries + 1, patience.attempts, why)
+
+
+def _pause_seconds(tries: int) -> float:
+    """Return the pause after this number of tries."""
+    doubled = min(_FIRST_PAUSE_SECONDS * 2.0 ** min(tries - 1, 9), _LONGEST_PAUSE_SECONDS)
+    return doubled + random.uniform(0, _JITTER_SECONDS)

@@ -16,14 +16,16 @@ from m3_connectors.backends.base import Backend
 from m3_connectors.errors import InvalidInput, MissingDependency
 
 _SCHEME = re.compile(r"[a-z][a-z0-9-]+(\+https?)?")
-_ADAPTER = re.compile(r"\w+(\.\w+)*:\w+")
+_NAME = re.compile(r"\w+(\.\w+)*:\w+")
+_NAMES = {"adapter": "class", "disk": "function", "plan": "Formula", "server": "class"}
+"""Fields that name what is imported on use, and what it must be."""
 
 _KINDS: Mapping[str, tuple[type, str]] = {
     "schemes": (Sequence, "a tuple of strings"),
-    "adapter": (str, "module:class"),
     "packages": (Mapping, "a mapping"),
     "examples": (Mapping, "a mapping"),
     "calls": (Sequence, "a tuple of Calls"),
+    "ports": (Mapping, "a mapping"),
 }
 """What fields of a descriptor must be, which another distribution may get wrong."""
 
@@ -65,6 +67,13 @@ class Store:
         extra: The extra of ``distribution`` that installs the packages.
         examples: An example URL for each column of the table of capabilities.
         calls: The functions that every request uses.
+        disk: ``module:function`` that measures an open collection for ``m3 bench``: ``await function(backend,
+            directory)`` returns the bytes on disk by component, or None if they are not known. ``directory`` is that
+            of a server that was started here, or None.
+        plan: ``module:name`` of the ``backends.planning.Formula`` of ``m3 bench plan``.
+        server: ``module:class`` of a ``testing.servers.start.LocalServer``, for tests and benchmarks.
+        ports: The ports of the store's container, by the option of ``connect`` that takes each; the first is the
+            port of the URL.
         distribution: The distribution that provides the store; set by the registry.
     """
 
@@ -76,6 +85,10 @@ class Store:
     extra: str | None = None
     examples: Mapping[str, str] = dataclasses.field(default_factory=dict)
     calls: tuple[Calls, ...] = ()
+    disk: str | None = None
+    plan: str | None = None
+    server: str | None = None
+    ports: Mapping[str, int] = dataclasses.field(default_factory=dict)
     distribution: str = OURS
 
     def fault(self) -> str | None:
@@ -95,11 +108,13 @@ class Store:
                 )
         if not self.schemes:
             return "has no scheme"
-        return (
-            None
-            if _ADAPTER.fullmatch(self.adapter)
-            else f"has the adapter {self.adapter!r}, not module:class"
-        )
+        for name, what in _NAMES.items():
+            value = getattr(self, name)
+            if value is None and name != "adapter":
+                continue
+            if not isinstance(value, str) or not _NAME.fullmatch(value):
+                return f"has the {name} {value!r}, not module:{what}"
+        return None
 
     def load(self) -> type[Backend]:
         """Import the adapter.
@@ -108,9 +123,29 @@ class Store:
             MissingDependency: A package of the store is not installed.
             InvalidInput: Another distribution's adapter cannot be imported, or lacks a required answer.
         """
-        module, _, name = self.adapter.partition(":")
+        adapter = self._imported(self.adapter)
+        if lacks := _lacks(adapter):
+            raise self._unusable(f"{self.adapter} {lacks}")
+        found: type[Backend] = adapter
+        return found
+
+    def offered(self, field: Literal["disk", "plan", "server"], kind: type = object) -> Any:
+        """Import what a field names; None if the store does not offer it.
+
+        Raises:
+            MissingDependency: A package of the store is not installed.
+            InvalidInput: What another distribution names cannot be imported, or is not a ``kind``.
+        """
+        name = getattr(self, field)
+        found = None if name is None else self._imported(name)
+        if name is not None and not isinstance(found, kind):
+            raise self._unusable(f"{name} is {found!r}, not a {kind.__module__}.{kind.__name__}")
+        return found
+
+    def _imported(self, named: str) -> Any:
+        module, _, name = named.partition(":")
         try:
-            adapter = getattr(importlib.import_module(module), name)
+            return getattr(importlib.import_module(module), name)
         except ModuleNotFoundError as error:
             missing = error.name or ""
             if missing.partition(".")[0] == module.partition(".")[0]:
@@ -123,13 +158,12 @@ class Store:
             if self.distribution == OURS:
                 raise
             raise self._cannot_load(error) from error
-        if lacks := _lacks(adapter):
-            raise InvalidInput(
-                f"the store {self.name}: of {self.distribution} cannot be used: {self.adapter} {lacks}.\n"
-                f"  Update or uninstall {self.distribution}, or report this to its authors."
-            )
-        found: type[Backend] = adapter
-        return found
+
+    def _unusable(self, why: str) -> InvalidInput:
+        return InvalidInput(
+            f"the store {self.name}: of {self.distribution} cannot be used: {why}.\n"
+            f"  Update or uninstall {self.distribution}, or report this to its authors."
+        )
 
     def _cannot_load(self, error: BaseException) -> InvalidInput:
         return InvalidInput(

@@ -6,10 +6,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from m3_connectors.backends.stores import takes_path
 from m3_connectors.errors import InvalidInput
-
-_DIRECTORIES = ("memory", "qdrant", "milvus")
-"""Schemes of stores whose URL may name a path."""
 
 _WEB = ("http", "https")
 _CALLS = ("grpc", "grpcs", "tcp")
@@ -111,7 +109,7 @@ def _unknown(url: object, schemes: Sequence[str], paths: Sequence[str]) -> str:
         web = "https" if address and address[1].lower() == "grpcs" else "http"
         bare = address[2] if address else text
         return f"{named}.\n  Use {_any_of(_servers(redacted(f'//{bare}'), web, schemes))}."
-    return f"{named}.\n  Use one of {', '.join(f'{name}:' for name in schemes)}, such as qdrant:./data."
+    return f"{named}.\n  Use one of {', '.join(f'{name}:' for name in schemes)}, such as {paths[0]}:./data."
 
 
 def _servers(rest: str, web: str, schemes: Sequence[str]) -> list[str]:
@@ -127,8 +125,10 @@ def redacted(url: str) -> str:
     scheme, slashes, rest = url.partition("//")
     if not slashes:
         scheme, slashes, rest = url.partition(":")
-        # A directory name may contain an @.
-        if scheme in _DIRECTORIES and not ("@" in rest and _MISTYPED.match(rest)):
+        # A directory name may contain each of them.
+        if not re.search("[@?#]", rest) or (
+            takes_path(scheme) and not ("@" in rest and _MISTYPED.match(rest))
+        ):
             return url
     # Up to the last @, because people forget to escape a / or ? in a password.
     return scheme + slashes + re.split("[?#]", rest.rpartition("@")[2])[0]

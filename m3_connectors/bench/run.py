@@ -14,7 +14,8 @@ from typing import Any, Protocol
 import anyio.lowlevel
 
 from m3_connectors.backends.base import Backend
-from m3_connectors.backends.registry import STORES, backend_for
+from m3_connectors.backends.registry import backend_for
+from m3_connectors.backends.stores import STORES
 from m3_connectors.bench.disk import disk_bytes
 from m3_connectors.bench.fill import Rows, Unrecorded, fill
 from m3_connectors.bench.folder import BenchFolder

@@ -12,10 +12,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from m3_connectors.backends.precision import PrecisionName
+from m3_connectors.backends.registry import is_persistent
 from m3_connectors.backends.schema import LongDocuments, Storage
+from m3_connectors.backends.stores import stores_with
 from m3_connectors.backends.urls import redacted
 from m3_connectors.errors import InvalidInput
 from m3_connectors.methods import METHODS
@@ -41,6 +51,12 @@ Share = Annotated[float, Field(gt=0, le=1)]
 def _as_tuple(value: object) -> object:
     """Accept both ``8`` and ``[1, 8]`` as a list of values."""
     return value if isinstance(value, tuple) else (value,)
+
+
+def _can_start(store: str) -> str:
+    if store not in (known := stores_with("server", "ports")):
+        raise ValueError(f"no server of that name can be started; choose from {', '.join(known)}")
+    return store
 
 
 class _Table(BaseModel):
@@ -122,7 +138,7 @@ class Store(_Table):
 
     name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]*$")
     url: str | None = None
-    start: Literal["qdrant", "milvus", "elasticsearch"] | None = None
+    start: Annotated[str, AfterValidator(_can_start)] | None = None
     collection: str = "bench"
     options: Mapping[str, Any] = {}
     optimize: bool = True
@@ -131,7 +147,7 @@ class Store(_Table):
     @model_validator(mode="after")
     def _one_place(self) -> Store:
         if (self.url is None) == (self.start is None):
-            raise ValueError('give either url = "…" or start = "milvus"')
+            raise ValueError('give either url = "…" or start = "STORE"')
         return self
 
 
@@ -304,7 +320,7 @@ class Scenario(_Table):
             place = ((store.url or "").rstrip("/") or store.start, store.collection)
             first = there.setdefault(place, store)
             same = dict(first.options) == dict(store.options) and first.optimize == store.optimize
-            if not same and store.url != "memory:":
+            if not same and (store.url is None or is_persistent(store.url)):
                 raise ValueError(
                     f"stores: {first.name!r} and {store.name!r} share a collection but not their settings, "
                     "so the second would be measured with those of the first.\n"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from m3_connectors.bench.plan import BESIDE, Shape, planned_bytes
+from m3_connectors.backends.planning import Shape, formula_of
 from m3_connectors.bench.records import (
     BenchRecord,
     Collection,
@@ -99,7 +99,8 @@ def _fill(noted: Collection, corpus: Corpus, writes: Columns) -> Fill:
         if noted.disk_bytes is None
         else {name: size / noted.documents for name, size in noted.disk_bytes.items()}
     )
-    beside = BESIDE.get(noted.backend, ())
+    formula = formula_of(noted.backend)
+    omitted = formula.omitted if formula else ()
     shape = Shape(
         noted.documents,
         noted.corpus.rows,
@@ -126,9 +127,9 @@ def _fill(noted: Collection, corpus: Corpus, writes: Columns) -> Fill:
         if noted.disk_bytes
         else None,
         component_bytes_per_document=disk,
-        planned_bytes_per_document=planned_bytes(noted.backend, shape),
+        planned_bytes_per_document=formula.plan(shape).component_bytes if formula else None,
         comparable_bytes_per_document=sum(
-            size for name, size in noted.disk_bytes.items() if name not in beside
+            size for name, size in noted.disk_bytes.items() if name not in omitted
         )
         / noted.documents
         if noted.disk_bytes

@@ -23,8 +23,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from m3_connectors.backends.registry import store_of
 from m3_connectors.backends.store import CallKind
+from m3_connectors.backends.stores import store_of
 
 
 @dataclasses.dataclass

@@ -134,10 +134,8 @@ def _server(store: Store) -> Iterator[Server]:
         with named_servers(store) as server:
             yield server
         return
-    try:
-        from m3_connectors.testing.servers.start import start
-    except ImportError:
-        raise MissingDependency("platformdirs", "testing") from None
+    from m3_connectors.testing.servers.start import start
+
     running = start(store.start)
     try:
         local = running.server
@@ -261,7 +259,7 @@ def fills_table(fills: Sequence[Fill]) -> Table:
             _number(fill.server_memory_bytes, ",.0f", 1e-6, " MB"),
             _number(sum(planned.values()) if planned else None, ",.0f"),
             _number(fill.comparable_bytes_per_document if planned else None, ",.0f"),
-            f"{sum(parts.values()):,.0f}: {each}" if parts else "–",
+            f"{sum(parts.values()):,.0f}: {each}" if parts else "not reported by the store",
         )
     return table
 

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
+from m3_connectors.backends.planning import Formula, Plan, Shape, formula_of
 from m3_connectors.backends.precision import PRECISIONS
-from m3_connectors.cli.console import out, print_json, print_table
+from m3_connectors.backends.stores import STORES, stores_with
+from m3_connectors.cli.console import out, print_json, print_table, warn
 from m3_connectors.cli.options import Debug, Json, names_of
+from m3_connectors.errors import M3Error
 
-if TYPE_CHECKING:
-    from m3_connectors.bench.plan import Plan
-
-_STORES = "qdrant,milvus,elasticsearch"
+_STORES = dict.fromkeys(store.name for store in STORES if store.plan)
 _DTYPES = ",".join(PRECISIONS)
 _NAMES = ("B", "kB", "MB", "GB", "TB", "PB")
 _UNITS = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
@@ -47,6 +47,10 @@ def _long_documents(value: str) -> str:
             f"'{value}' is not valid; choose split or error, or pool rows with --pool-factor."
         )
     return value
+
+
+def _stores(value: str | None) -> str | None:
+    return None if value is None else names_of(stores_with("plan"))(value)
 
 
 def plan(
@@ -83,11 +87,15 @@ def plan(
         ),
     ] = "split",
     store: Annotated[
-        str,
+        str | None,
         typer.Option(
-            "--store", metavar="S1,S2,…", callback=names_of(_STORES.split(",")), help=f"Stores: {_STORES}."
+            "--store",
+            metavar="S1,S2,…",
+            callback=_stores,
+            help=f"Stores: {', '.join(_STORES)}, or another that is installed and has formulas.",
+            show_default="all",
         ),
-    ] = _STORES,
+    ] = None,
     nodes_memory: Annotated[
         float, typer.Option("--nodes-memory", metavar="BYTES", parser=_memory, help="Memory of one node.")
     ] = "64GB",  # type: ignore[assignment]  # parsed like a typed value
@@ -98,9 +106,6 @@ def plan(
     debug: Debug = False,
 ) -> None:
     """Calculate bytes, memory, nodes and the cost of a query for a collection that does not exist yet."""
-    from m3_connectors.bench.plan import CHECKED, STORES, Shape
-    from m3_connectors.bench.plan import plan as calculate
-
     if long_documents == "error" and pool_factor > 1:
         raise typer.BadParameter(
             "pooling is not valid with --long-documents error; omit one.", param_hint="--pool-factor"
@@ -117,9 +122,12 @@ def plan(
         for kind, precision in PRECISIONS.items()
         if kind in dtype.split(",")
     ]
-    plans = [calculate(name, shape) for name in STORES if name in store.split(",") for shape in shapes]
+    formulas = _formulas(store)
+    chosen = store.split(",") if store else formulas
+    plans = [one.plan(shape) for name, one in formulas.items() if name in chosen for shape in shapes]
+    checked = {name: one.checked for name, one in formulas.items()}
     if json:
-        print_json({"plans": [_document(one, nodes_memory, replicas) for one in plans], "checked": CHECKED})
+        print_json({"plans": [_document(one, nodes_memory, replicas) for one in plans], "checked": checked})
         return
     out.print(
         f"  {int(documents):,} documents of {tokens:g} tokens "
@@ -133,9 +141,24 @@ def plan(
         print_table(_parts(one))
         for note in one.notes:
             out.print(f"  {note}", markup=False, soft_wrap=True)
-    for name, error in CHECKED.items():
-        if name in store.split(","):
+    for name, error in checked.items():
+        if name in chosen:
             out.print(f"  error  {name}: {error}", markup=False, soft_wrap=True)
+
+
+def _formulas(chosen: str | None) -> dict[str, Formula]:
+    """Return the formulas of all stores; one that is at fault is an error if it was chosen, else a warning."""
+    formulas: dict[str, Formula] = {}
+    for name in stores_with("plan"):
+        try:
+            formula = formula_of(name)
+        except M3Error as error:
+            if chosen and name in chosen.split(","):
+                raise
+            warn(str(error))
+        else:
+            formulas |= {name: formula} if formula else {}
+    return formulas
 
 
 def _overview(plans: list[Plan], nodes_memory: float, replicas: int) -> Table:

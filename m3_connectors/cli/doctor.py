@@ -19,7 +19,8 @@ from m3_connectors import __version__
 from m3_connectors.backends.base import Backend
 from m3_connectors.backends.capabilities import Capability
 from m3_connectors.backends.checks import check_model
-from m3_connectors.backends.registry import DEFAULT_COLLECTION, STORES, backend_for, other_stores
+from m3_connectors.backends.registry import DEFAULT_COLLECTION, backend_for
+from m3_connectors.backends.stores import STORES, other_stores
 from m3_connectors.backends.urls import redacted
 from m3_connectors.cli.console import lines_of, plural, print_json, print_table
 from m3_connectors.cli.model_directories import directories, find_by_name

@@ -13,7 +13,7 @@ from typing import Annotated, cast
 import typer
 
 from m3_connectors.adding import AddReport, CutDocument
-from m3_connectors.backends.registry import DEFAULT_COLLECTION
+from m3_connectors.backends.registry import DEFAULT_COLLECTION, is_persistent
 from m3_connectors.backends.schema import LONG_DOCUMENTS, LongDocuments, Storage
 from m3_connectors.backends.urls import redacted
 from m3_connectors.cli.console import INTERRUPTED, duration, err, out, plural, print_json, warn
@@ -158,8 +158,10 @@ def index(
         tuple(exclude or ()),
     )
     check_sources(sources, options)
-    if url == "memory:":
-        warn("memory: is discarded when this command ends; use a folder such as qdrant:./data to keep it")
+    if not is_persistent(url):
+        warn(
+            f"{redacted(url)} is discarded when this command ends; use a folder such as qdrant:./data to keep it"
+        )
     # None keeps the storage of an existing collection; a value must equal the one it was created with.
     storage = None if long_documents is None else Storage(long_documents=cast(LongDocuments, long_documents))
     left_out = _store_folder(url)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from m3_connectors.backends.checks import check_model
-from m3_connectors.backends.registry import DEFAULT_COLLECTION
+from m3_connectors.backends.registry import DEFAULT_COLLECTION, is_persistent
 from m3_connectors.backends.urls import redacted
 from m3_connectors.cli.console import err, working
 from m3_connectors.cli.model_directories import directories, find_by_name, remember
@@ -144,8 +144,8 @@ def advice(advice: str, *kinds: type[M3Error]) -> Iterator[None]:
 
 def how_to_fill(url: str, collection: str) -> str:
     """Return the advice for a collection that does not exist."""
-    if url == "memory:":
-        return "memory: is empty when a command starts. Use a folder, such as qdrant:./data."
+    if not is_persistent(url):
+        return f"{redacted(url)} is empty when a command starts. Use a folder, such as qdrant:./data."
     name = "" if collection == DEFAULT_COLLECTION else f" -c {collection}"
     return f"Create it:  m3 index {redacted(url)} SOURCE{name}     or choose another one with --collection."
 

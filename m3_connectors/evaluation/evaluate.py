@@ -17,8 +17,9 @@ import anyio.to_thread
 
 from m3_connectors.backends.base import Backend
 from m3_connectors.backends.capabilities import Capability
-from m3_connectors.backends.registry import STORES, backend_for
+from m3_connectors.backends.registry import backend_for
 from m3_connectors.backends.schema import Schema, Storage
+from m3_connectors.backends.stores import STORES
 from m3_connectors.backends.urls import redacted
 from m3_connectors.embeddings import Component, M3Embeddings
 from m3_connectors.environment import environment

@@ -10,9 +10,14 @@ from pathlib import Path
 import pytest
 
 from m3_connectors.backends.memory import MemoryBackend
-from m3_connectors.backends.registry import backend_for, other_stores, store_for
+from m3_connectors.backends.registry import backend_for, store_for
+from m3_connectors.backends.stores import other_stores
+from m3_connectors.backends.urls import redacted
+from m3_connectors.bench.scenario import read_scenario
 from m3_connectors.cli.app import main
 from m3_connectors.errors import InvalidInput, MissingDependency
+from m3_connectors.testing.servers import CannotStart
+from m3_connectors.testing.servers.start import start
 
 Install = Callable[..., None]
 
@@ -98,6 +103,13 @@ def test_a_store_of_this_package_needs_no_other_distribution(install: Install) -
         (toy().replace('("toy",)', "None"), "has the schemes None, not a tuple of strings"),
         (toy().replace('("toy",)', "(1,)"), "has the scheme 1; its schemes are toy, toy+http"),
         (toy().replace('("toy",)', '("toy",), packages=None'), "has the packages None, not a mapping"),
+        (
+            toy().replace('("toy",)', '("toy",), disk=print'),
+            "has the disk <built-in function print>, not module:f",
+        ),
+        (toy().replace('("toy",)', '("toy",), plan="m3"'), "has the plan 'm3', not module:Formula"),
+        (toy().replace('("toy",)', '("toy",), server=7'), "has the server 7, not module:class"),
+        (toy().replace('("toy",)', '("toy",), ports=8080'), "has the ports 8080, not a mapping"),
     ],
 )
 def test_a_faulty_distribution_is_named_with_what_to_do(install: Install, code: str, what: str) -> None:
@@ -198,3 +210,65 @@ def test_the_doctor_notes_a_client_that_is_not_installed(
     found = {one["what"]: one for one in json.loads(capsys.readouterr().out)["findings"]}
     assert found["m3-toy"]["level"] == "note"
     assert found["m3-toy"]["remedy"] == "pip install no_such_client"
+
+
+@pytest.mark.parametrize(
+    ("named", "what"),
+    [
+        ("m3_toy:Toy", "m3_toy:Toy is <class 'm3_toy.Toy'>, not a m3_connectors.backends.planning.Formula"),
+        ("m3_toy:absent", "cannot be imported: AttributeError: module 'm3_toy' has no attribute 'absent'"),
+    ],
+)
+def test_a_formula_that_is_none_is_named_and_the_others_are_calculated(
+    install: Install, named: str, what: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    install("m3-toy", "toy", toy().replace('("toy",)', f'("toy",), plan="{named}"'))
+    arguments = ["bench", "plan", "--docs", "10", "--tokens", "10", "--json"]
+    assert main(arguments) == 0
+    printed = capsys.readouterr()
+    assert what in printed.err
+    assert {plan["store"] for plan in json.loads(printed.out)["plans"]} == {
+        "qdrant",
+        "milvus",
+        "elasticsearch",
+    }
+    assert main([*arguments, "--store", "qdrant,toy"]) == 1
+    assert "of m3-toy" in capsys.readouterr().err
+
+
+SERVER = """
+class Server:
+    url, pid, stopped = "http://127.0.0.1:7", 1, False
+    def start(self):
+        pass
+    def remove(self):
+        Server.stopped = True
+"""
+
+
+def test_a_test_server_of_an_installed_store_is_started(install: Install) -> None:
+    with pytest.raises(
+        CannotStart, match=r"'toy' has no server that can be started\.\n  Choose from qdrant, "
+    ):
+        start("toy", environment={})
+    install("m3-toy", "toy", toy().replace('("toy",)', '("toy",), server="m3_toy:Server"') + SERVER)
+    scenario = read_scenario({"name": "s", "stores": [{"name": "a", "start": "toy"}], "loads": [{}]}, "s")
+    running = start(str(scenario.stores[0].start), environment={})
+    assert (running.url, running.how) == ("toy+http://127.0.0.1:7", "process")
+    running.stop()
+    assert sys.modules["m3_toy"].Server.stopped
+
+
+def test_a_path_of_an_installed_store_is_shown_whole(install: Install) -> None:
+    assert redacted("toy:./data@home") == "toy:home"
+    install("m3-toy", "toy", toy().replace('("toy",)', '("toy",), takes_path=True'))
+    assert redacted("toy:./data@home") == "toy:./data@home"
+    assert redacted("toy:user:secret@host") == "toy:host"
+
+
+def test_a_store_that_keeps_nothing_is_named(
+    install: Install, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    install("m3-toy", "toy", toy())
+    assert main(["search", "toy:", "a question"]) == 1
+    assert "toy: is empty when a command starts" in capsys.readouterr().err

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from m3_connectors.backends.retry import RetryPolicy, retrying
-from m3_connectors.errors import InvalidInput, Throttled, Unavailable
+from m3_connectors.errors import InvalidInput, Rejected, Throttled, Unavailable
 from m3_connectors.testing.conformance import runs
 
 WHERE = {"backend": "store", "operation": "search"}
@@ -32,6 +32,32 @@ async def test_a_wait_beyond_the_patience_is_not_begun_and_is_named(asked: float
         await retrying(RetryPolicy(total_seconds=60), call)
     assert tries == 1
     assert time.monotonic() - started < 30
+
+
+@runs
+async def test_a_wait_is_named_also_where_no_try_is_left() -> None:
+    async def call() -> None:
+        raise Throttled("too much.", **WHERE, retry_after_seconds=3600)
+
+    with pytest.raises(
+        Throttled, match=r"too much; it asks to wait 3600 s, more than total_seconds=60 allows"
+    ):
+        await retrying(RetryPolicy(attempts=1, total_seconds=60), call)
+
+
+@runs
+async def test_only_errors_of_a_store_that_may_pass_are_tried_again() -> None:
+    for error in (Rejected("no such field.", **WHERE), ValueError("ours")):
+        tries = 0
+
+        async def call(raised: Exception = error) -> None:
+            nonlocal tries
+            tries += 1
+            raise raised
+
+        with pytest.raises(type(error), match=r"^(store search: no such field\.|ours)$"):
+            await retrying(RetryPolicy(), call)
+        assert tries == 1
 
 
 @runs

@@ -71,6 +71,36 @@ def test_an_evaluation_uses_it(installed: Path, checkpoint: Path, tmp_path: Path
     assert json.loads(done.stdout)
 
 
+def test_the_calculator_uses_its_formula(installed: Path, tmp_path: Path) -> None:
+    arguments = ["bench", "plan", "--docs", "1000", "--tokens", "10", "--dtype", "float16"]
+    done = run(installed, tmp_path, "-c", M3, *arguments, "--json")
+    assert done.returncode == 0, done.stderr
+    plans = {plan["store"]: plan for plan in json.loads(done.stdout)["plans"]}
+    assert list(plans) == ["qdrant", "milvus", "elasticsearch", "toy"]
+    assert plans["toy"]["disk_bytes"] == 1000 * 4 * 1024
+    done = run(installed, tmp_path, "-c", M3, *arguments, "--store", "toy")
+    assert "toy: not checked against measurements" in done.stdout
+    done = run(installed, tmp_path, "-c", M3, *arguments, "--store", "memory")
+    assert "'memory' is not valid; choose from qdrant, milvus, elasticsearch, toy" in " ".join(
+        done.stderr.split()
+    )
+
+
+def test_a_benchmark_measures_its_disk_use(installed: Path, tmp_path: Path) -> None:
+    corpus = {"documents": 50, "dimension": 16, "vocabulary": 100, "topics": 2}
+    (tmp_path / "s.toml").write_text(
+        'name = "s"\nrecall = { queries = 0 }\nloads = [{ warm_up_seconds = 0, requests = 1 }]\n'
+        'stores = [{ name = "theirs", url = "toy:" }, { name = "silent", url = "memory:" }]\n'
+        f"corpus = {{ {', '.join(f'{name} = {value}' for name, value in corpus.items())} }}\n"
+    )
+    done = run(installed, tmp_path, "-c", M3, "bench", "s.toml", "--out", "out")
+    assert done.returncode == 0, done.stderr
+    assert "not reported by the store" in " ".join(done.stdout.split())
+    fills = json.loads((tmp_path / "out" / "summary.json").read_text())["fills"]
+    assert [fill["component_bytes_per_document"] for fill in fills] == [{"dense": 64.0}, None]
+    assert [fill["planned_bytes_per_document"] for fill in fills] == [{"dense": 64.0}, None]
+
+
 def test_it_conforms(installed: Path, tmp_path: Path) -> None:
     (tmp_path / "test_toy.py").write_text(CONFORMANCE)
     done = run(installed, tmp_path, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_toy.py")

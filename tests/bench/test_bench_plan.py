@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from m3_connectors.backends.blobs import pack_multivector
+from m3_connectors.backends.planning import Plan, Shape, formula_of
 from m3_connectors.backends.precision import precision_of
-from m3_connectors.bench.plan import STORES, Plan, Shape, plan, planned_bytes
+from m3_connectors.backends.stores import stores_with
 from m3_connectors.bench.run import run
 from m3_connectors.bench.scenario import CorpusSettings, Rows, read_scenario
 from m3_connectors.bench.synthetic import Corpus
@@ -28,6 +29,14 @@ SHAPES = st.builds(
     st.sampled_from(["float16", "float32"]),
     st.floats(1, 8),
 )
+
+STORES = tuple(stores_with("plan"))
+
+
+def plan(store: str, shape: Shape) -> Plan:
+    formula = formula_of(store)
+    assert formula is not None
+    return formula.plan(shape)
 
 
 def part(one: Plan, name: str) -> float:
@@ -83,7 +92,8 @@ def test_storage_choices_change_what_they_should_and_nothing_else() -> None:
 
 
 def test_a_store_without_a_formula_has_none() -> None:
-    assert planned_bytes("memory", Shape.of_tokens(10, 10)) is None
+    assert formula_of("memory") is None
+    assert formula_of("oracle") is None
 
 
 @pytest.mark.parametrize(

@@ -12,4 +12,8 @@ STORE = Store(
     extra="elasticsearch",
     examples={"elasticsearch+http:": "elasticsearch+http://localhost"},
     calls=(Calls("m3_connectors.backends.elasticsearch.connection", "_Node.perform_request", "coroutine"),),
+    disk="m3_connectors.backends.elasticsearch.disk:disk_bytes",
+    plan="m3_connectors.backends.elasticsearch.plan:FORMULA",
+    server="m3_connectors.testing.servers.elasticsearch:ElasticsearchServer",
+    ports={"port": 9200},
 )

@@ -13,4 +13,8 @@ STORE = Store(
     extra="milvus",
     examples={"milvus:FILE": "milvus:./data.db", "milvus+http:": "milvus+http://localhost"},
     calls=(Calls("m3_connectors.backends.milvus.connection", "Connection._open_client", "client"),),
+    disk="m3_connectors.backends.milvus.disk:disk_bytes",
+    plan="m3_connectors.backends.milvus.plan:FORMULA",
+    server="m3_connectors.testing.servers.milvus:MilvusServer",
+    ports={"port": 19530},
 )

@@ -13,7 +13,7 @@ from m3_connectors.testing.servers.start import STORES, start
 
 
 def main() -> None:
-    """Start the named stores, or all three by default."""
+    """Start the named stores, or all by default."""
     parser = argparse.ArgumentParser(prog="m3_connectors.testing.servers", description=__doc__)
     parser.add_argument("stores", nargs="*", help=f"any of {', '.join(STORES)}; all by default")
     parser.add_argument("--compose", type=Path, help="compose file to use if a container engine is running")
@@ -36,9 +36,11 @@ def main() -> None:
                 continue
             running.callback(found.stop)
             started += 1
-            port = found.options.get("grpc_port")
-            also = f"  M3_QDRANT_GRPC_PORT={port}" if port else ""
-            print(f"{store:14} M3_{store.upper()}_URL={found.url}{also}  ({found.how})", flush=True)  # noqa: T201
+            variables = {"url": found.url, **found.options}
+            named = "  ".join(
+                f"M3_{store.upper()}_{name.upper()}={value}" for name, value in variables.items()
+            )
+            print(f"{store:14} {named}  ({found.how})", flush=True)  # noqa: T201
         if not started:
             parser.exit(1)
         print("Press Ctrl-C to stop them.", flush=True)  # noqa: T201

@@ -1,9 +1,9 @@
 """Get a store for a test: a named server, a container, a process on this machine, or the reason why not.
 
-They are tried in this order: the URL in the environment (``M3_QDRANT_URL``, ``M3_MILVUS_URL``,
-``M3_ELASTICSEARCH_URL``, as ``connect`` takes it, or without ``STORE+`` or ``STORE+http://``), a container if
-an engine is running, and a process. A Qdrant server needs a container; its engine in the process
-(``qdrant:DIRECTORY``) does not.
+They are tried in this order: the URL in the environment (``M3_STORE_URL``, such as
+``M3_MILVUS_URL``, as ``connect`` takes it, or without ``STORE+`` or ``STORE+http://``), a container if
+an engine is running, and a process. The descriptor of a store (``backends.store``) names its container's ports and
+its process; Qdrant has no process.
 """
 
 from __future__ import annotations
@@ -17,16 +17,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from m3_connectors.backends.store import Store
+from m3_connectors.backends.stores import stores_with
 from m3_connectors.testing.servers import CannotStart
 
-StoreName = Literal["qdrant", "milvus", "elasticsearch"]
-STORES: tuple[StoreName, ...] = ("qdrant", "milvus", "elasticsearch")
+STORES = tuple(stores_with("server", "ports"))
+"""The names of the stores with a server that can be started."""
 
-_PORTS: dict[StoreName, tuple[int, ...]] = {
-    "qdrant": (6333, 6334),
-    "milvus": (19530,),
-    "elasticsearch": (9200,),
-}
 _ENGINE_SECONDS = 10.0
 
 
@@ -68,7 +65,7 @@ class Running:
         stop: Stops what was started; does nothing for a server that was already running.
     """
 
-    store: StoreName
+    store: str
     url: str
     how: Literal["environment", "container", "process"]
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -77,7 +74,7 @@ class Running:
 
 
 def start(
-    store: StoreName, *, environment: Mapping[str, str] | None = None, compose: Path | None = None
+    store: str, *, environment: Mapping[str, str] | None = None, compose: Path | None = None
 ) -> Running:
     """Return a running store.
 
@@ -89,6 +86,9 @@ def start(
     Raises:
         CannotStart: No way is possible; the message says what each one needs.
     """
+    descriptor = stores_with("server", "ports").get(store)
+    if descriptor is None:
+        raise CannotStart(f"{store!r} has no server that can be started.\n  Choose from {', '.join(STORES)}.")
     environment = os.environ if environment is None else environment
     name = f"M3_{store.upper()}_URL"
     if named := environment.get(name):
@@ -96,7 +96,7 @@ def start(
     reasons = [f"{name} is not set"]
     for way in (_container, _process):
         try:
-            return way(store, compose)
+            return way(descriptor, compose)
         except CannotStart as error:
             reasons.append(str(error))
     # The reasons are complete, because their last lines say what to install and what a server printed before
@@ -104,7 +104,7 @@ def start(
     raise CannotStart(f"no {store} server can be started: {'; '.join(reasons)}")
 
 
-def url_of(store: StoreName, named: str) -> str:
+def url_of(store: str, named: str) -> str:
     """Return the URL for ``connect``; ``HOST[:PORT]`` and ``http(s)://…`` are completed."""
     if named.startswith(("http://", "https://")):
         return f"{store}+{named}"
@@ -131,7 +131,10 @@ def container_engine() -> str | None:
     return None
 
 
-def _container(store: StoreName, compose: Path | None) -> Running:
+def _container(store: Store, compose: Path | None) -> Running:
+    name = store.name
+    if not store.ports:
+        raise CannotStart(f"{name} has no container")
     engine = container_engine() if compose else None
     if engine is None or compose is None:
         raise CannotStart("no container engine is running")
@@ -141,14 +144,12 @@ def _container(store: StoreName, compose: Path | None) -> Running:
         raise CannotStart("testcontainers is not installed") from None
     settings = Path(tempfile.mkdtemp(prefix="m3-compose-")) / "settings.env"
     # With free ports and a separate project, so that servers in use are not affected.
-    settings.write_text(
-        f"COMPOSE_PROJECT_NAME=m3-test-{store}-{os.getpid()}\nM3_{store.upper()}_PORT=0\n"
-        "M3_QDRANT_GRPC_PORT=0\n"
-    )
+    free = "".join(f"M3_{name.upper()}_{option.upper()}=0\n" for option in store.ports)
+    settings.write_text(f"COMPOSE_PROJECT_NAME=m3-test-{name}-{os.getpid()}\n{free}")
     composed = DockerCompose(
         compose.parent,
         compose.name,
-        services=[store],
+        services=[name],
         env_file=str(settings),
         docker_command_path=engine,
     )
@@ -159,32 +160,26 @@ def _container(store: StoreName, compose: Path | None) -> Running:
 
     try:
         composed.start()
-        host, *others = (composed.get_service_port(store, port) for port in _PORTS[store])
+        ports = {option: composed.get_service_port(name, port) for option, port in store.ports.items()}
     except BaseException as error:
         stop()
         if isinstance(error, subprocess.CalledProcessError | OSError):
             said = (getattr(error, "stderr", None) or b"").decode(errors="replace")[-2000:]
-            raise CannotStart(f"the container of {store} did not start: {error}\n{said}".rstrip()) from error
+            raise CannotStart(f"the container of {name} did not start: {error}\n{said}".rstrip()) from error
         raise
-    options = {"grpc_port": others[0]} if others else {}
-    return Running(store, f"{store}+http://127.0.0.1:{host}", "container", options, stop=stop)
+    first, *others = ports
+    options = {option: ports[option] for option in others}
+    return Running(name, f"{name}+http://127.0.0.1:{ports[first]}", "container", options, stop=stop)
 
 
-def _process(store: StoreName, compose: Path | None) -> Running:
-    server: LocalServer
-    if store == "milvus":
-        from m3_connectors.testing.servers.milvus import MilvusServer
-
-        server = MilvusServer()
-    elif store == "elasticsearch":
-        from m3_connectors.testing.servers.elasticsearch import ElasticsearchServer
-
-        server = ElasticsearchServer()
-    else:
-        raise CannotStart("a Qdrant server is available only as a container")
+def _process(store: Store, _: Path | None) -> Running:
+    prepare = store.offered("server")
+    if prepare is None:
+        raise CannotStart(f"a {store.name} server is available only as a container")
+    server: LocalServer = prepare()
     try:
         server.start()
     except BaseException:
         server.remove()
         raise
-    return Running(store, f"{store}+{server.url}", "process", server=server, stop=server.remove)
+    return Running(store.name, f"{store.name}+{server.url}", "process", server=server, stop=server.remove)

@@ -13,4 +13,6 @@ STORE = Store(
     extra="qdrant",
     examples={"qdrant:DIR": "qdrant:./data"},
     calls=(Calls("m3_connectors.backends.qdrant.edge.connection", "_load", "client"),),
+    disk="m3_connectors.backends.qdrant.edge.disk:disk_bytes",
+    plan="m3_connectors.backends.qdrant.plan:FORMULA",
 )

@@ -15,4 +15,6 @@ STORE = Store(
         Calls("m3_connectors.backends.qdrant.server.grpc", "unary", "grpc"),
         Calls("qdrant_client.http.api_client", "AsyncApiClient.send_inner", "coroutine"),
     ),
+    plan="m3_connectors.backends.qdrant.plan:FORMULA",
+    ports={"port": 6333, "grpc_port": 6334},
 )
