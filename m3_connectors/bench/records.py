@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from m3_connectors.records import BaseModel, ConfigDict, Field, read_record
+from pydantic import BaseModel, ConfigDict, Field
+
+from m3_connectors.records import read_record
 
 FORMAT: Literal[1] = 1
 

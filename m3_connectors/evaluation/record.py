@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import ConfigDict
+
 from m3_connectors.embeddings import Component, ModelInfo
 from m3_connectors.errors import InvalidInput
-from m3_connectors.records import ConfigDict, read_record
+from m3_connectors.records import read_record
 
 FORMAT: Literal[1] = 1
 """Of evaluation.json and the files beside it."""

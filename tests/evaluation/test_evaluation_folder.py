@@ -245,7 +245,7 @@ class TestDamage:
         with pytest.raises(InvalidInput, match="contains no evaluation"):
             find_folders(tmp_path)
         (tmp_path / "evaluation.json").write_text('{"format": 2}')
-        with pytest.raises(InvalidInput, match="does not have format 1"):
+        with pytest.raises(InvalidInput, match="has format 2, not 1"):
             EvaluationFolder(tmp_path)
         (tmp_path / "evaluation.json").write_text("{")
         with pytest.raises(InvalidInput, match="is not valid JSON"):
@@ -256,7 +256,7 @@ class TestDamage:
         [
             (lambda raw: raw["protocol"].update(run_depth="100"), r"protocol\.run_depth is '100'"),
             (lambda raw: raw["protocol"].update(rerank=1), r"an unknown key protocol\.rerank"),
-            (lambda raw: raw["methods"][0].update(weights=[1, 0]), r"methods\.0\.weights"),
+            (lambda raw: raw["methods"][0].update(weights=[1, 0]), r"methods\[0\]\.weights"),
             (lambda raw: raw["store"].pop("url"), r"lacks the key store\.url"),
             (lambda raw: raw.update(complete=None), "complete is None"),
         ],
@@ -273,7 +273,7 @@ class TestDamage:
 
     def test_a_damaged_environment(self, folder: EvaluationFolder) -> None:
         (folder.path / "environment.json").write_text('[{"commit": 1}]')
-        with pytest.raises(InvalidInput, match=r"environment\.json: 0\.commit is 1.*\n  Delete it"):
+        with pytest.raises(InvalidInput, match=r"environment\.json: \[0\]\.commit is 1.*\n  Delete it"):
             folder.environment()
 
 

@@ -53,21 +53,20 @@ class EmbeddingEndpoint:
     Args:
         spec: The model's name there; ``?query=…&passage=…`` are prefixes, ``max_characters=N`` cuts longer
             texts, which such servers refuse.
-        patience: How long to try.
+        policy: How often and how long to try.
 
     Raises:
         InvalidInput: An unknown option, an address instead of a model, or the address is none.
-        MissingDependency: httpx or pydantic is not installed.
+        MissingDependency: httpx is not installed.
     """
 
     requires = ()
 
-    def __init__(self, spec: str, patience: RetryPolicy | None = None) -> None:
+    def __init__(self, spec: str, policy: RetryPolicy | None = None) -> None:
         try:
             import httpx  # noqa: F401
-            from pydantic import SecretStr
-        except ImportError as error:
-            raise MissingDependency(error.name or "httpx", "eval") from None
+        except ImportError:
+            raise MissingDependency("httpx", "eval") from None
         self._model, options = model_and_options(spec, ("query", "passage", "max_characters"))
         if "://" in self._model:  # else its texts would go to the default address
             raise InvalidInput(
@@ -86,7 +85,7 @@ class EmbeddingEndpoint:
         self._most = options.get("max_characters", "")
         if self._most and not (self._most.isdecimal() and int(self._most)):
             raise InvalidInput(f"max_characters is {self._most!r}.\n  Use an integer above 0.")
-        self._patience = patience or RetryPolicy()
+        self._policy = policy or RetryPolicy()
         self._dimension: int | None = None
         self.name = run_name("openai", self._model)
         cut = f", texts cut at {int(self._most):,} characters" if self._most else ""
@@ -117,10 +116,10 @@ class EmbeddingEndpoint:
         import httpx
 
         headers = {"Authorization": f"Bearer {self._key.get_secret_value()}"} if self._key else {}
-        async with httpx.AsyncClient(headers=headers, timeout=self._patience.timeout_seconds) as client:
+        async with httpx.AsyncClient(headers=headers, timeout=self._policy.timeout_seconds) as client:
             calls = [
                 partial(
-                    retrying, self._patience, partial(self._one, client, texts[start : start + TEXTS_AT_ONCE])
+                    retrying, self._policy, partial(self._one, client, texts[start : start + TEXTS_AT_ONCE])
                 )
                 for start in range(0, len(texts), TEXTS_AT_ONCE)
             ]
@@ -157,9 +156,15 @@ class EmbeddingEndpoint:
             )
         if status == 429:
             after = response.headers.get("Retry-After", "")
-            return Throttled(said, retry_after_seconds=float(after) if after.isdecimal() else None, **_WHERE)
+            return Throttled(
+                f"{said}\n  Wait, or have the rate limit raised, then run the same command again.",
+                retry_after_seconds=float(after) if after.isdecimal() else None,
+                **_WHERE,
+            )
         if status >= 500:
-            return Unavailable(said, **_WHERE)
+            return Unavailable(
+                f"{said}\n  Check the log of the server, then run the same command again.", **_WHERE
+            )
         return Rejected(
             f"{said}\n  If a text is too long, truncate with openai:{self._model}?max_characters=N.", **_WHERE
         )
