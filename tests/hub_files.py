@@ -7,7 +7,6 @@ import gzip
 import hashlib
 import http.server
 import json
-import threading
 import zipfile
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from urllib.parse import unquote
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from loopback import serving
 
 from m3_connectors.evaluation.datasets.catalogue import CATALOGUE
 from m3_connectors.evaluation.datasets.sizes import SIZES, Size
@@ -193,12 +193,5 @@ def hub(repositories: Mapping[str, Path], gated: Collection[str] = ()) -> Iterat
         def log_message(self, format: str, *args: object) -> None:
             pass
 
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}", given
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with serving(Handler) as url:
+        yield url, given

@@ -10,6 +10,7 @@ from live_servers import RUN
 from m3_connectors.backends.elasticsearch.backend import ElasticsearchBackend
 from m3_connectors.backends.elasticsearch.connection import segment
 from m3_connectors.backends.registry import backend_for
+from m3_connectors.testing.worlds import World
 
 _ONE_NODE = {"replicas": 0}
 
@@ -25,6 +26,13 @@ class Live:
     def backend(self, collection: str = "notes", **options: Any) -> ElasticsearchBackend:
         backend = backend_for(self.url, f"{self.prefix}-{collection}", {**_ONE_NODE, **options})
         assert isinstance(backend, ElasticsearchBackend)
+        return backend
+
+    async def filled(self, world: World, collection: str = "notes", **options: Any) -> ElasticsearchBackend:
+        """Return a backend whose collection has the documents of a world."""
+        backend = self.backend(collection, **options)
+        await backend.create(world.schema)
+        await backend.upsert(world.documents, world.embeddings)
         return backend
 
     async def clean(self) -> None:

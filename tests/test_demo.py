@@ -113,7 +113,7 @@ def test_the_answer_that_is_explained_is_a_right_one(
     assert ("a wrong answer: this model found no right one" in explained) == (not known)
 
 
-def test_a_missing_model_is_a_reason_not_a_traceback(tmp_path: Path) -> None:
+def test_a_missing_model_is_reported_without_a_traceback(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "m3_connectors.demo", "--model", "no/such/model"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1

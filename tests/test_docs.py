@@ -56,7 +56,7 @@ def _module(page: Path) -> str:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=_id)
-def test_links_into_the_repository_lead_somewhere(page: Path) -> None:
+def test_links_into_the_repository_are_valid(page: Path) -> None:
     for target in re.findall(r"\]\((?!https?://|#|mailto:)([^)#]+)", page.read_text(encoding="utf-8")):
         assert (page.parent / target).exists(), target
 

@@ -42,7 +42,7 @@ def test_an_error_keeps_the_old_file_and_leaves_no_other(tmp_path: Path) -> None
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_what_a_killed_process_left_is_replaced_too(tmp_path: Path) -> None:
+def test_the_remains_of_a_killed_process_are_replaced(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     killed = tmp_path.parent / "killed.py"
     killed.write_text(

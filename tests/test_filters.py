@@ -181,7 +181,7 @@ NO_DATES = [
 
 
 @pytest.mark.parametrize(("text", "instant"), DATES.items())
-def test_dates_as_they_are_written_by_others(text: str, instant: str) -> None:
+def test_dates_in_common_formats_are_read(text: str, instant: str) -> None:
     date = parse_date(text)
     assert date is not None
     assert date.isoformat() == instant
@@ -218,7 +218,7 @@ def test_a_key_of_very_many_dots_is_one_name() -> None:
         (Or((Compare("a", "$gt", 2**70),)), "64 bits"),
     ],
 )
-def test_trees_that_no_mapping_gives_are_checked_alike(tree: Filter, message: str) -> None:
+def test_filter_trees_built_in_code_are_checked_too(tree: Filter, message: str) -> None:
     with pytest.raises(InvalidInput, match=message):
         parse_filter(tree)
 
@@ -350,7 +350,7 @@ def test_edge_means_the_same(
         assert found(edge, filter) == want, filter
 
 
-def test_edge_tells_apart_what_it_would_confuse(edge: engine.EdgeShard) -> None:
+def test_edge_distinguishes_similar_values(edge: engine.EdgeShard) -> None:
     values: list[Any] = [
         1,
         1.0,

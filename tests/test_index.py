@@ -76,14 +76,14 @@ def test_search_ranks_by_the_weighted_sum_of_the_three_scores(
         assert hit.document == DOCUMENTS[i]
 
 
-def test_a_method_of_ones_own_weights_counts_exactly_them(index: Index) -> None:
+def test_a_method_with_custom_weights_uses_exactly_these(index: Index) -> None:
     for hit in index.search("the dog", method=ALL.weighted(0.15, 0.5, 0.35)):
         s = hit.scores
         assert None not in (s.dense, s.sparse, s.multivector)
         assert hit.score == pytest.approx(0.15 * s.dense + 0.5 * s.sparse + 0.35 * s.multivector, abs=1e-6)  # type: ignore[operator]
 
 
-def test_embeddings_that_one_has_give_the_same_answer_as_texts(index: Index, encoder: M3Encoder) -> None:
+def test_precomputed_embeddings_give_the_same_answer_as_texts(index: Index, encoder: M3Encoder) -> None:
     texts = ["the dog", "library"]
     by_text = index.search_many(texts, k=3)
     by_vectors = index.search_many(list(encoder.encode(texts)), k=3)
@@ -224,7 +224,7 @@ def test_ctrl_c_while_a_call_is_handed_over_writes_nothing(
         assert index.count() == 0
 
 
-def test_a_forgotten_index_takes_its_thread_with_it(encoder: M3Encoder) -> None:
+def test_a_garbage_collected_index_ends_its_thread(encoder: M3Encoder) -> None:
     before = threading.active_count()
     for _ in range(5):
         connect("memory:", encoder=encoder)
@@ -283,7 +283,9 @@ def test_embeddings_that_do_not_say_how_long_their_texts_were(encoder: M3Encoder
     assert (report.truncated, report.lost_tokens, report.cut[0].lost_share) == (1, 0, None)
 
 
-def test_a_query_that_is_cut_is_said_each_time(checkpoint: object, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_truncated_query_is_reported_each_time(
+    checkpoint: object, caplog: pytest.LogCaptureFixture
+) -> None:
     short = M3Encoder(str(checkpoint), precision="float32", max_length=8)
     with connect("memory:", encoder=short) as index:
         index.add([Document("a", "fox")])
@@ -423,7 +425,7 @@ def test_a_model_recommends_its_weights_by_method_name_and_methods_given_whole_a
         assert index.search("dog")[0].score != index.search("dog", method=ALL)[0].score
 
 
-def test_weights_of_ones_own_stand_before_the_models(tmp_path: Path) -> None:
+def test_the_users_weights_take_precedence_over_the_models(tmp_path: Path) -> None:
     directory = write_checkpoint(f"{tmp_path}/tuned")
     (directory / "weights.json").write_text('{"all": [0.5, 2, 1], "dense_sparse": [3, 1, 0]}')
     encoder = M3Encoder(str(directory), precision="float32")
@@ -445,7 +447,7 @@ def test_weights_of_ones_own_stand_before_the_models(tmp_path: Path) -> None:
         (__file__, "is not JSON"),
     ],
 )
-def test_what_is_no_weights_is_refused(encoder: M3Encoder, weights: Any, says: str) -> None:
+def test_an_invalid_weights_argument_is_refused(encoder: M3Encoder, weights: Any, says: str) -> None:
     with pytest.raises(InvalidInput, match=says):
         connect("memory:", encoder=encoder, weights=weights)
 
@@ -492,7 +494,7 @@ def test_a_closed_index_says_so(encoder: M3Encoder) -> None:
         index.count()
 
 
-def test_an_index_never_closed_does_not_hold_up_the_end_of_python(checkpoint: object) -> None:
+def test_an_index_that_is_not_closed_does_not_delay_the_exit_of_python(checkpoint: object) -> None:
     code = (
         "from m3_connectors import *\n"
         f"index = connect('memory:', encoder=M3Encoder({str(checkpoint)!r}, precision='float32'))\n"

@@ -5,12 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from m3_connectors.errors import InvalidInput, MissingDependency
+from pydantic import BaseModel, ConfigDict, Field
 
-try:
-    from pydantic import BaseModel, ConfigDict, Field, ValidationError
-except ImportError:
-    raise MissingDependency("pydantic", "eval") from None
+from m3_connectors.records import read_record
 
 FORMAT: Literal[1] = 1
 
@@ -113,9 +110,9 @@ class BenchRecord(_Recorded):
     format: Literal[1] = FORMAT
     scenario: Scenario
     environment: Machine
-    sessions: list[SessionRecord] = []
+    sessions: list[SessionRecord] = Field(default_factory=list)
     collections: list[Collection]
-    finished: list[str] = []
+    finished: list[str] = Field(default_factory=list)
     harness_seconds_per_request: float | None
     complete: bool
 
@@ -128,23 +125,7 @@ class BenchRecord(_Recorded):
                 first such key and its value.
             FileNotFoundError: The file does not exist.
         """
-        try:
-            return cls.model_validate_json(path.read_bytes())
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            key = ".".join(map(str, first["loc"]))
-            if first["type"] == "json_invalid":
-                what = f"{path} is not valid JSON: {first['ctx']['error']}"
-            elif not key or key == "format":
-                what = f"{path} does not have format {FORMAT}"
-                raise InvalidInput(
-                    f"{what}.\n  If a later version of m3-connectors wrote it, upgrade m3-connectors."
-                ) from None
-            elif first["type"] == "missing":
-                what = f"{path} lacks the key {key}"
-            else:
-                what = f"{path}: {key} is {first['input']!r}: {first['msg']}"
-            raise InvalidInput(f"{what}.\n  Restore the file, or run the benchmark again.") from None
+        return read_record(cls, path.read_bytes(), path, "Restore the file, or run the benchmark again.")
 
 
 class _Computed(BaseModel):

@@ -7,28 +7,19 @@ docs/benchmarks.md.
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    model_validator,
-)
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from m3_connectors.backends.precision import PrecisionName
 from m3_connectors.backends.registry import is_persistent
 from m3_connectors.backends.schema import LongDocuments, Storage
 from m3_connectors.backends.stores import stores_with
 from m3_connectors.backends.urls import redacted
-from m3_connectors.errors import InvalidInput
 from m3_connectors.methods import METHODS
+from m3_connectors.records import read_settings, read_toml
 
 FORMAT = 1
 
@@ -43,6 +34,8 @@ MOST_TOKENS = 2**24
 MOST_QUERY_BYTES = 2 * 10**9
 """The maximum size of the vectors of all queries, which are in memory during a load."""
 
+_REMEDY = "See docs/benchmarks.md, which lists all keys."
+
 _SECRET = re.compile(r"key|password|token|secret|authorization|credential", re.IGNORECASE)
 
 Share = Annotated[float, Field(gt=0, le=1)]
@@ -50,7 +43,7 @@ Share = Annotated[float, Field(gt=0, le=1)]
 
 def _as_tuple(value: object) -> object:
     """Accept both ``8`` and ``[1, 8]`` as a list of values."""
-    return value if isinstance(value, tuple) else (value,)
+    return tuple(value) if isinstance(value, list | tuple) else (value,)
 
 
 def _can_start(store: str) -> str:
@@ -358,20 +351,7 @@ def load_scenario(path: Path) -> Scenario:
     Raises:
         InvalidInput: The file does not exist or is not TOML, or a key is unknown, missing or not valid.
     """
-    try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InvalidInput(
-            f"{path} does not exist.\n  Give a scenario file (TOML); see docs/benchmarks.md."
-        ) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InvalidInput(f"{path} is not valid TOML: {error}\n  Fix the file.") from None
-    if raw.get("format", FORMAT) != FORMAT:
-        raise InvalidInput(
-            f"{path}: format is {raw['format']!r}, not {FORMAT}.\n"
-            "  If it was written for a later version of m3-connectors, upgrade m3-connectors."
-        )
-    return read_scenario(raw, str(path))
+    return read_toml(Scenario, path, _REMEDY)
 
 
 def read_scenario(raw: Mapping[str, Any], where: str) -> Scenario:
@@ -380,44 +360,7 @@ def read_scenario(raw: Mapping[str, Any], where: str) -> Scenario:
     Raises:
         InvalidInput: A key is not valid. The message names the first such key and its value.
     """
-    for key in ("stores", "loads"):
-        if isinstance(raw.get(key), Mapping):
-            raise InvalidInput(
-                f"{where}: [{key}] is a single table, but {key} must be a list of tables.\n"
-                f"  Write [[{key}]] with two brackets."
-            )
-    try:
-        return Scenario.model_validate(_lists_as_tuples(dict(raw)))
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        key = _key(first["loc"])
-        what = first["msg"].removeprefix("Value error, ")
-        if first["type"] == "missing":
-            raise InvalidInput(
-                f"{where} lacks the key {key}.\n  Add it; docs/benchmarks.md lists all keys."
-            ) from None
-        if first["type"] == "extra_forbidden":
-            raise InvalidInput(
-                f"{where} has an unknown key {key}.\n  Check its spelling; docs/benchmarks.md lists all keys."
-            ) from None
-        value = "" if isinstance(first["input"], Mapping | BaseModel) else f" is {first['input']!r}"
-        if "\n" not in what:
-            what += ".\n  Fix it; docs/benchmarks.md lists all keys."
-        raise InvalidInput(f"{where}: {key}{value}: {what}") from None
-
-
-def _key(location: tuple[int | str, ...]) -> str:
-    key = ""
-    for part in location:
-        key += f"[{part}]" if isinstance(part, int) else f"{'.' if key else ''}{part}"
-    return key or "the scenario"
-
-
-def _lists_as_tuples(value: Any) -> Any:
-    """Convert the lists of TOML to the tuples of strict tables; options are not converted."""
-    if isinstance(value, dict):
-        return {key: item if key == "options" else _lists_as_tuples(item) for key, item in value.items()}
-    return tuple(map(_lists_as_tuples, value)) if isinstance(value, list) else value
+    return read_settings(Scenario, raw, where, _REMEDY)
 
 
 def _masked(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -68,11 +68,10 @@ def run(
 
     The exit code is 3 if a result is void.
     """
-    for package in ("pyarrow", "pydantic"):
-        try:
-            importlib.import_module(package)
-        except ImportError:
-            raise MissingDependency(package, "eval") from None
+    try:
+        importlib.import_module("pyarrow")
+    except ImportError:
+        raise MissingDependency("pyarrow", "eval") from None
     from m3_connectors.bench.folder import RECORD
     from m3_connectors.bench.run import run as measure
     from m3_connectors.bench.scenario import load_scenario

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
@@ -200,7 +201,7 @@ def p_text(value: float) -> str:
     return f"{value:.4f}" if value >= 0.0001 else "< 0.0001"
 
 
-def _document(comparison: Comparison, changes: Changes | None) -> dict[str, Any]:
+def _document(comparison: Comparison, changes: Changes | None) -> dict[str, object]:
     test = comparison.test
     dataset = comparison.before.dataset
     return {
@@ -214,18 +215,11 @@ def _document(comparison: Comparison, changes: Changes | None) -> dict[str, Any]
         **paired_document(test),
         "adjusted_p_value": comparison.adjusted_p_value,
         "real": comparison.real,
-        **(
-            {
-                "better": [_query(comparison, query) for query in changes.better],
-                "worse": [_query(comparison, query) for query in changes.worse],
-            }
-            if changes
-            else {}
-        ),
+        **(dataclasses.asdict(changes) if changes else {}),
     }
 
 
-def paired_document(test: PairedTest) -> dict[str, Any]:
+def paired_document(test: PairedTest) -> dict[str, object]:
     """Return a paired test as JSON; an unknown bound is null."""
     return {
         "queries": test.queries,
@@ -238,32 +232,9 @@ def paired_document(test: PairedTest) -> dict[str, Any]:
     }
 
 
-def _ranking(ranking: Ranking) -> dict[str, Any]:
+def _ranking(ranking: Ranking) -> dict[str, object]:
     return {
         "path": str(ranking.folder.path),
         "method": ranking.method,
         "weights": ranking.record.weights and list(ranking.record.weights),
-    }
-
-
-def _query(comparison: Comparison, query: QueryChange) -> dict[str, Any]:
-    return {
-        "id": query.id,
-        "text": query.text,
-        "before": query.before,
-        "after": query.after,
-        "documents": [
-            {
-                "id": document.id,
-                "grade": document.grade,
-                **{
-                    when: {
-                        "rank": standing.rank,
-                        "scores": standing.scores and standing.scores.to_dict(),
-                    }
-                    for when, _, standing in _sides(comparison, document)
-                },
-            }
-            for document in query.documents
-        ],
     }

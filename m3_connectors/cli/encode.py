@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import typer
@@ -151,10 +151,10 @@ def _warn_of_cut_texts(embeddings: M3Embeddings) -> None:
         )
 
 
-def _document(embeddings: M3Embeddings, texts: list[str], vocabulary: Vocabulary) -> dict[str, Any]:
+def _document(embeddings: M3Embeddings, texts: list[str], vocabulary: Vocabulary) -> dict[str, object]:
     rows = []
     for i, (text, row) in enumerate(zip(texts, embeddings, strict=True)):
-        entry: dict[str, Any] = {"text": text, "truncated": bool(row.truncated_count)}
+        entry: dict[str, object] = {"text": text, "truncated": bool(row.truncated_count)}
         if row.token_counts is not None and row.kept_token_counts is not None:
             entry |= {"tokens": int(row.token_counts[0]), "kept": int(row.kept_token_counts[0])}
         if "dense" in row.components:

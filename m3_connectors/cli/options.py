@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,7 +10,8 @@ import typer
 
 from m3_connectors.backends.registry import backend_for
 from m3_connectors.errors import InvalidInput, MissingDependency, Unsupported
-from m3_connectors.filters import MAX_DEPTH, parse_filter
+from m3_connectors.filters import parse_filter
+from m3_connectors.json_lines import Decoder, NotARecord
 from m3_connectors.methods import METHODS, Method, Weights
 
 
@@ -210,31 +209,16 @@ def read_filter(value: str | None) -> dict[str, Any] | None:
     if value is None:
         return None
     try:
-        parsed = json.loads(value, object_pairs_hook=_without_repeats)
-        if not isinstance(parsed, dict):
-            raise _bad_filter(f'{value!r} is not a JSON object; give one such as {{"year": 2020}}.')
+        parsed = Decoder().record(value)
         parse_filter(parsed)
-    except json.JSONDecodeError as error:
-        raise _bad_filter(f"{value!r} is not valid JSON: {error}") from None
-    except RecursionError:
-        raise _bad_filter(f"it is nested too deeply; the maximum is {MAX_DEPTH} levels.") from None
+    except NotARecord as error:
+        raise _bad_filter(
+            f"{value!r} is not valid: {error}. Give one JSON object, such as "
+            '{"year": {"$gte": 2020, "$lt": 2024}}; $and joins further conditions.'
+        ) from None
     except InvalidInput as error:
         raise _bad_filter(str(error)) from None
-    except ValueError:  # Python reads no whole number of more than 4,300 digits
-        raise _bad_filter("a whole number in it is too long: whole numbers have 64 bits.") from None
     return parsed
-
-
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object of a filter; of a name that comes twice, JSON would silently keep the last condition alone."""
-    repeated = next((name for name, times in Counter(name for name, _ in pairs).items() if times > 1), None)
-    if repeated is not None:
-        raise InvalidInput(
-            f"{repeated!r} comes twice in one object.\n"
-            f'  Write both conditions: {{"$and": [{{"{repeated}": …}}, {{"{repeated}": …}}]}}, '
-            'or the operators of one field together: {"year": {"$gte": 2020, "$lt": 2024}}.'
-        )
-    return dict(pairs)
 
 
 def _bad_filter(message: str) -> typer.BadParameter:

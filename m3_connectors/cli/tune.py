@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
@@ -228,7 +228,9 @@ def _key(*parts: object) -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
 
 
-def _document(folder: EvaluationFolder, found: Sequence[Tuning], weights_file: Path | None) -> dict[str, Any]:
+def _document(
+    folder: EvaluationFolder, found: Sequence[Tuning], weights_file: Path | None
+) -> dict[str, object]:
     dataset = folder.record.dataset
     return {
         "dataset": dataset.name,

@@ -9,12 +9,12 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
@@ -32,6 +32,7 @@ from m3_connectors.cli.console import (
 from m3_connectors.cli.evaluate import measures_table
 from m3_connectors.cli.explain import explanation_lines
 from m3_connectors.cli.opening import load_encoder
+from m3_connectors.cli.progress import Progress
 from m3_connectors.demo.pydocs import Entry, collect
 from m3_connectors.documents import Document, Hit
 from m3_connectors.embeddings import COMPONENTS
@@ -228,21 +229,11 @@ def _fresh(url: str, collection: str, encoder: M3Encoder) -> Index:
 
 def _add(index: Index, documents: Sequence[Document] | Corpus) -> None:
     started = time.monotonic()
-    with _bar(len(documents)) as progress:
-        report = index.add(documents, progress=progress)
+    with Progress() as progress:
+        show = partial(progress.update, "encode and store", total=len(documents), unit="documents")
+        report = index.add(documents, progress=show)
     seconds = time.monotonic() - started
     _say(f"{report.written:,} documents · {duration(seconds)} · {report.written / seconds:,.0f} documents/s")
-
-
-@contextlib.contextmanager
-def _bar(total: int) -> Iterator[Callable[[int], None]]:
-    if not err.is_terminal:
-        yield lambda _: None
-        return
-    columns = (TextColumn(" encode and store"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=err, transient=True) as bar:
-        task = bar.add_task("", total=total)
-        yield lambda stored: bar.update(task, completed=stored)
 
 
 def _heading(title: str, what: str) -> None:

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 import re
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,8 +29,9 @@ import numpy as np
 
 from m3_connectors.errors import InvalidInput, MissingDependency
 from m3_connectors.evaluation.measures import per_query
-from m3_connectors.evaluation.record import EvaluationRecord
+from m3_connectors.evaluation.record import EvaluationRecord, SessionRecord
 from m3_connectors.files import replacing
+from m3_connectors.records import read_record
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -74,24 +74,12 @@ class EvaluationFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            raw = json.loads((path / RECORD).read_text(encoding="utf-8"))
+            self.record = EvaluationRecord.read(path / RECORD)
         except FileNotFoundError:
             raise InvalidInput(
                 f"{path} contains no evaluation: there is no {RECORD}.\n"
                 f"  Create one with m3 eval DATASET --out {path}."
             ) from None
-        except ValueError as error:
-            raise InvalidInput(
-                f"{path / RECORD} is not JSON: {error}\n  Remove the folder and repeat the evaluation."
-            ) from None
-        if not isinstance(raw, dict):
-            raise InvalidInput(
-                f"{path / RECORD} is not a JSON object.\n  Remove the folder and repeat the evaluation."
-            )
-        try:
-            self.record = EvaluationRecord.from_json(raw)
-        except InvalidInput as error:
-            raise InvalidInput(f"{path / RECORD}: {error}") from None
 
     def require_complete(self) -> EvaluationFolder:
         """This folder, if its evaluation went to the end.
@@ -106,11 +94,16 @@ class EvaluationFolder:
             )
         return self
 
-    def environment(self) -> list[dict[str, Any]]:
-        """Machine and versions of every session that worked on it."""
+    def environment(self) -> list[SessionRecord]:
+        """Machine of every session that worked on it.
+
+        Raises:
+            InvalidInput: The file is damaged.
+        """
         path = self.path / "environment.json"
-        sessions: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-        return sessions
+        return (
+            read_record(list[SessionRecord], path.read_bytes(), path, "Delete it.") if path.exists() else []
+        )
 
     def qrels(self) -> dict[str, dict[str, int]]:
         """Query id to document id to grade, 1 or more is relevant; every query that was asked is there.

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal
+
+from pydantic import ConfigDict
 
 from m3_connectors.embeddings import Component, ModelInfo
 from m3_connectors.errors import InvalidInput
+from m3_connectors.records import read_record
 
-FORMAT = 1
+FORMAT: Literal[1] = 1
 """Of evaluation.json and the files beside it."""
 
 Fusion = Literal["exact", "paper"]
@@ -25,8 +29,14 @@ MEASURES = ("nDCG@10", "Recall@100", "MRR@10")
 """The measures of an evaluation that states no others."""
 
 
+class _Recorded:
+    """A part of ``evaluation.json``, in which a key that this version does not know is an error."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+
 @dataclasses.dataclass(frozen=True)
-class DatasetRecord:
+class DatasetRecord(_Recorded):
     """Where the queries, documents and judgements come from.
 
     Attributes:
@@ -57,7 +67,7 @@ class DatasetRecord:
 
 
 @dataclasses.dataclass(frozen=True)
-class StoreRecord:
+class StoreRecord(_Recorded):
     """Where the vectors were.
 
     Attributes:
@@ -72,7 +82,7 @@ class StoreRecord:
 
 
 @dataclasses.dataclass(frozen=True)
-class Protocol:
+class Protocol(_Recorded):
     """How queries were asked and measured.
 
     Attributes:
@@ -105,7 +115,7 @@ class Protocol:
 
 
 @dataclasses.dataclass(frozen=True)
-class MethodRecord:
+class MethodRecord(_Recorded):
     """One ranking of the evaluation; its run is ``runs/NAME.trec``.
 
     Attributes:
@@ -131,10 +141,26 @@ class MethodRecord:
 
 
 @dataclasses.dataclass(frozen=True)
-class EvaluationRecord:
+class SessionRecord:
+    """The machine of one session, in ``environment.json``; the other keys there are not read.
+
+    Attributes:
+        date: Time of the session's start, ISO 8601.
+        commit: Of this package, where known.
+        processor: Name of the processor.
+    """
+
+    date: str | None = None
+    commit: str | None = None
+    processor: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluationRecord(_Recorded):
     """Everything that decides the numbers, but for the machine.
 
     Attributes:
+        format: Of the file.
         dataset: The texts and judgements.
         model: Who encoded them.
         store: Where they were searched.
@@ -147,6 +173,7 @@ class EvaluationRecord:
         digests: SHA-256 (hex) of the files that are not derived, by their path in the folder.
     """
 
+    format: Literal[1] = FORMAT
     dataset: DatasetRecord
     model: ModelInfo
     store: StoreRecord
@@ -172,40 +199,18 @@ class EvaluationRecord:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object that ``from_json`` reads."""
-        return {"format": FORMAT, **dataclasses.asdict(self)}
+        """A JSON object that ``read`` reads."""
+        return dataclasses.asdict(self)
 
     @classmethod
-    def from_json(cls, raw: Mapping[str, Any]) -> EvaluationRecord:
-        """The record that ``to_json`` wrote.
+    def read(cls, path: Path) -> EvaluationRecord:
+        """The record in a file that ``to_json`` was written to.
 
         Raises:
-            InvalidInput: It is none, or of another version of this package.
+            InvalidInput: It is damaged, or of another version of this package.
+            FileNotFoundError: The file does not exist.
         """
-        if raw.get("format") != FORMAT:
-            raise InvalidInput(
-                f"the evaluation has format {raw.get('format')!r}, not {FORMAT}.\n"
-                "  Use the version of m3-connectors that wrote it, or repeat the evaluation."
-            )
-        try:
-            protocol = dict(raw["protocol"])
-            protocol["measures"] = tuple(protocol["measures"])
-            return cls(
-                dataset=DatasetRecord(**raw["dataset"]),
-                model=ModelInfo(**raw["model"]),
-                store=StoreRecord(**raw["store"]),
-                protocol=Protocol(**protocol),
-                methods=_methods(raw["methods"]),
-                warnings=tuple(raw["warnings"]),
-                complete=raw["complete"],
-                added=_methods(raw.get("added", ())),  # older folders have neither
-                digests=raw.get("digests", {}),
-            )
-        except (KeyError, TypeError) as error:
-            raise InvalidInput(
-                f"the record of the evaluation is damaged: {error}.\n"
-                "  Repeat the evaluation in another folder."
-            ) from error
+        return read_record(cls, path.read_bytes(), path, "Repeat the evaluation in another folder.")
 
     @property
     def scores_key(self) -> str:
@@ -245,13 +250,6 @@ class EvaluationRecord:
 
 def _model_key(model: ModelInfo) -> tuple[object, ...]:
     return (model.dimension, model.vocabulary_fingerprint, model.weights_fingerprint)
-
-
-def _methods(raw: Sequence[Mapping[str, Any]]) -> tuple[MethodRecord, ...]:
-    return tuple(
-        MethodRecord(**{**method, "weights": method["weights"] and tuple(method["weights"])})
-        for method in raw
-    )
 
 
 def _identity(record: EvaluationRecord) -> dict[str, object]:

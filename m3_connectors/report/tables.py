@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from m3_connectors.evaluation.folder import EvaluationFolder
-from m3_connectors.evaluation.record import EvaluationRecord
+from m3_connectors.evaluation.record import EvaluationRecord, SessionRecord
 from m3_connectors.report.table import Cell, Column, Table
 from m3_connectors.report.variants import crosses, family_name, variants
 
@@ -26,7 +25,7 @@ class _Evaluated:
     record: EvaluationRecord
     variant: str
     means: Means
-    sessions: Sequence[Mapping[str, Any]]
+    sessions: Sequence[SessionRecord]
 
 
 def quality_tables(folders: Sequence[EvaluationFolder]) -> list[Table]:
@@ -196,12 +195,12 @@ def _evaluations_tables(evaluated: Sequence[_Evaluated]) -> list[Table]:
     return [each, *([Table("evaluations-shared", title, columns_of_facts, facts, note)] if facts else [])]
 
 
-def _sessions(sessions: Sequence[Mapping[str, Any]]) -> tuple[Cell, ...]:
+def _sessions(sessions: Sequence[SessionRecord]) -> tuple[Cell, ...]:
     """Return the commits, processors and dates of an evaluation; a resumed one may have several of each."""
     columns = (
-        [str(session.get("commit") or "") for session in sessions],
-        [str(session.get("processor") or "") for session in sessions],
-        [str(session.get("date") or "")[:10] for session in sessions],
+        [session.commit or "" for session in sessions],
+        [session.processor or "" for session in sessions],
+        [(session.date or "")[:10] for session in sessions],
     )
     return tuple(", ".join(filter(None, dict.fromkeys(values))) or None for values in columns)
 

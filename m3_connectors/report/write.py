@@ -159,7 +159,7 @@ def _reason(error: Exception) -> str:
 def _nothing(root: Path, unreadable: Mapping[Path, str]) -> str:
     if unreadable:
         every = "\n".join(f"{path}: {reason}" for path, reason in unreadable.items())
-        return f"nothing at or below {root} can be read.\n{every}"
+        return f"nothing at or below {root} can be read.\n{every}\n  Restore these folders, or repeat their runs."
     what = (
         f"{root} contains no evaluation and no benchmark" if root.is_dir() else f"there is no folder {root}"
     )

@@ -10,25 +10,25 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+import pydantic.dataclasses
 from numpy.typing import NDArray
+from pydantic import Field
 
 from m3_connectors.errors import InvalidInput
 from m3_connectors.training.data import PairStore
-from m3_connectors.training.ranges import at_least, require
+from m3_connectors.training.ranges import STRICT
 from m3_connectors.training.tokenizer import END_ID, START_ID
 
 SHORTEST = 3
 """The number of tokens of the shortest text: ``<s>``, one token, ``</s>``."""
 
-_EXAMPLE = {"example": "groups = [{ longest = 64, batch = 256 }, { longest = 512, batch = 112 }]"}
 
-
-@dataclass(frozen=True)
+@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
 class LengthGroup:
     """The passages in a range of lengths.
 
@@ -38,11 +38,10 @@ class LengthGroup:
         batch: The number of passages in a batch.
     """
 
-    longest: int = field(metadata=_EXAMPLE)
-    batch: int = field(metadata=_EXAMPLE)
+    longest: Annotated[int, Field(ge=SHORTEST)]
+    batch: int
 
     def __post_init__(self) -> None:
-        require(self, longest=at_least(SHORTEST))
         if self.batch < 2:
             raise InvalidInput(
                 f"batch is {self.batch!r}.\n  It must be at least 2: a single passage has no negatives, so "

@@ -4,35 +4,42 @@ from __future__ import annotations
 
 import dataclasses
 import textwrap
-import tomllib
-import typing
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 
 from m3_connectors.errors import InvalidInput
+from m3_connectors.records import Key, read_toml
 from m3_connectors.training.batches import SHORTEST, LengthGroup
 from m3_connectors.training.losses import LossSettings
 from m3_connectors.training.optimizer import OptimizerSettings
 from m3_connectors.training.ranges import (
-    POSITIVE,
-    SEED,
-    SHARE,
-    SHARE_BELOW_1,
-    at_least,
-    require,
+    STRICT,
+    NotNegative,
+    Positive,
+    Seed,
+    Share,
+    ShareBelow1,
     require_one_above_0,
 )
 from m3_connectors.training.start import StartSettings
 from m3_connectors.training.tokenizer import FIRST_SPECIALS
 
+_EXAMPLES = {
+    "output": 'output = "my-model"  # the directory of the finished model',
+    "data": '[data]\nfolder = "pairs"\nsource_weights = { questions = 1.0 }',
+    "data.folder": 'folder = "pairs"  # with questions.jsonl, notes.jsonl.gz, …',
+    "data.source_weights": "source_weights = { questions = 1.0, notes = 0.5 }",
+    "data.groups": "groups = [{ longest = 64, batch = 256 }, { longest = 512, batch = 112 }]",
+}
+
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class TokenizerSettings:
     """The settings of a tokenizer that is trained on the texts of the run; see ``training.tokenizer``.
 
@@ -43,41 +50,23 @@ class TokenizerSettings:
         emphasis: Factors for the shares of languages.
     """
 
-    vocabulary_size: int = 56_000
-    characters: int = 20_000_000
-    exponent: float = 0.3
-    emphasis: dict[str, float] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        require(
-            self,
-            vocabulary_size=at_least(len(FIRST_SPECIALS) + 2),
-            characters=at_least(1),
-            exponent=at_least(0),
-            emphasis=POSITIVE,
-        )
+    vocabulary_size: int = Field(default=56_000, ge=len(FIRST_SPECIALS) + 2)
+    characters: int = Field(default=20_000_000, ge=1)
+    exponent: NotNegative = 0.3
+    emphasis: dict[str, Positive] = Field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class ModelSettings:
     """The sizes of a model that is trained from scratch."""
 
-    hidden_size: int = 256
-    layers: int = 3
-    heads: int = 4
-    intermediate_size: int = 1024
-    max_length: int = 8192
+    hidden_size: int = Field(default=256, ge=3)  # training.start reserves two dimensions
+    layers: int = Field(default=3, ge=1)
+    heads: int = Field(default=4, ge=1)
+    intermediate_size: int = Field(default=1024, ge=1)
+    max_length: int = Field(default=8192, ge=SHORTEST)
 
     def __post_init__(self) -> None:
-        # Two dimensions of the initial model are reserved; see training.start.
-        require(
-            self,
-            hidden_size=at_least(3),
-            layers=at_least(1),
-            heads=at_least(1),
-            intermediate_size=at_least(1),
-            max_length=at_least(SHORTEST),
-        )
         if self.hidden_size % self.heads:
             raise InvalidInput(
                 f"hidden_size is {self.hidden_size} and heads is {self.heads}.\n"
@@ -85,7 +74,7 @@ class ModelSettings:
             )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class DataSettings:
     """The pairs and the batches; see ``training.data`` and ``training.batches``.
 
@@ -102,31 +91,19 @@ class DataSettings:
         shifted_share: The share of passages that get random positions, so that all positions are trained.
     """
 
-    folder: str = field(metadata={"example": 'folder = "pairs"  # with questions.jsonl, notes.jsonl.gz, …'})
-    source_weights: dict[str, float] = field(
-        metadata={"example": "source_weights = { questions = 1.0, notes = 0.5 }"}
-    )
+    folder: str
+    source_weights: dict[str, NotNegative]
     groups: tuple[LengthGroup, ...] = (LengthGroup(64, 256), LengthGroup(512, 112), LengthGroup(2048, 16))
-    query_longest: int = 64
-    queries_per_passage: int = 3
-    query_tokens_per_passage: int = 48
-    language_exponent: float = 0.7
-    held_out_share: float = 0.03
+    query_longest: int = Field(default=64, ge=SHORTEST)
+    queries_per_passage: int = Field(default=3, ge=1)
+    query_tokens_per_passage: int = Field(default=48, ge=1)
+    language_exponent: NotNegative = 0.7
+    held_out_share: ShareBelow1 = 0.03
     linked_sources: tuple[str, ...] = ("par_",)
-    shifted_share: float = 0.3
+    shifted_share: Share = 0.3
 
     def __post_init__(self) -> None:
-        require(
-            self,
-            source_weights=at_least(0),
-            query_longest=at_least(SHORTEST),
-            queries_per_passage=at_least(1),
-            query_tokens_per_passage=at_least(1),
-            language_exponent=at_least(0),
-            held_out_share=SHARE_BELOW_1,
-            shifted_share=SHARE,
-        )
-        require_one_above_0(self, "source_weights")
+        require_one_above_0("source_weights", self.source_weights.values())
         longest = [group.longest for group in self.groups]
         if not longest or longest != sorted(set(longest)):
             raise InvalidInput(
@@ -135,7 +112,7 @@ class DataSettings:
             )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class RunSettings:
     """The length of the run and the checkpoints.
 
@@ -150,29 +127,16 @@ class RunSettings:
         seed: The seed of all random choices.
     """
 
-    steps: int = 1000
-    seconds: float = 0.0
-    save_every: int = 500
-    distil_from: float = 0.5
-    threads: int = 0
-    dtype: str = "bfloat16"
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        require(
-            self,
-            steps=at_least(1),
-            seconds=at_least(0),
-            save_every=at_least(1),
-            distil_from=at_least(0),
-            threads=at_least(0),
-            seed=SEED,
-        )
-        if self.dtype not in DTYPES:
-            raise InvalidInput(f"dtype is {self.dtype!r}.\n  Use one of {', '.join(DTYPES)}.")
+    steps: int = Field(default=1000, ge=1)
+    seconds: NotNegative = 0.0
+    save_every: int = Field(default=500, ge=1)
+    distil_from: NotNegative = 0.5
+    threads: int = Field(default=0, ge=0)
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    seed: Seed = 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class TrainingConfig:
     """The configuration of a run.
 
@@ -192,24 +156,21 @@ class TrainingConfig:
             model gets the paper's.
 
     Raises:
-        InvalidInput: A value is out of range.
+        ValidationError: A value is out of range.
     """
 
-    output: str = field(metadata={"example": 'output = "my-model"  # the directory of the finished model'})
-    data: DataSettings = field(
-        metadata={"example": '[data]\nfolder = "pairs"\nsource_weights = { questions = 1.0 }'}
-    )
+    output: str
+    data: DataSettings
     start_from: str = ""
-    tokenizer: TokenizerSettings = field(default_factory=TokenizerSettings)
-    model: ModelSettings = field(default_factory=ModelSettings)
-    start: StartSettings = field(default_factory=StartSettings)
-    loss: LossSettings = field(default_factory=LossSettings)
-    optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
-    run: RunSettings = field(default_factory=RunSettings)
-    tune_importance: dict[str, float] = field(default_factory=dict)
+    tokenizer: TokenizerSettings = Field(default_factory=TokenizerSettings)
+    model: ModelSettings = Field(default_factory=ModelSettings)
+    start: StartSettings = Field(default_factory=StartSettings)
+    loss: LossSettings = Field(default_factory=LossSettings)
+    optimizer: OptimizerSettings = Field(default_factory=OptimizerSettings)
+    run: RunSettings = Field(default_factory=RunSettings)
+    tune_importance: dict[str, Positive] = Field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        require(self, tune_importance=POSITIVE)
         if not self.start_from:
             self.check_lengths(self.model.max_length)
 
@@ -239,13 +200,7 @@ class TrainingConfig:
             InvalidInput: The file does not exist or is not TOML, a key is unknown or missing, or a value has
                 a wrong type or is out of range.
         """
-        try:
-            raw = tomllib.loads(path.read_text(encoding="utf-8-sig"))
-        except FileNotFoundError:
-            raise InvalidInput(f"{path} does not exist.\n  Pass a training configuration (TOML).") from None
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise InvalidInput(f"{path} is not TOML: {error}\n  Fix the file.") from None
-        config = typing.cast(TrainingConfig, _parse(cls, raw, str(path)))
+        config = read_toml(cls, path, _remedy)
         beside = path.parent / config.start_from
         return dataclasses.replace(
             config,
@@ -255,52 +210,10 @@ class TrainingConfig:
         )
 
 
-def _parse(kind: Any, raw: Any, where: str, example: str = "") -> Any:
-    """Convert a TOML value to the given type."""
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if dataclasses.is_dataclass(kind):
-        if not isinstance(raw, Mapping):
-            raise InvalidInput(f"{where} is {raw!r}.\n  It must be a table of settings{_such_as(example)}")
-        types_by_name = typing.get_type_hints(kind)
-        fields = {item.name: item for item in dataclasses.fields(kind)}
-        unknown = sorted(set(raw) - set(fields))
-        if unknown:
-            raise InvalidInput(f"{where} has an unknown key {unknown[0]!r}.\n  Known: {', '.join(fields)}.")
-        missing = [
-            name
-            for name, item in fields.items()
-            if name not in raw
-            and item.default is dataclasses.MISSING
-            and item.default_factory is dataclasses.MISSING
-        ]
-        examples = {name: str(item.metadata.get("example", "")) for name, item in fields.items()}
-        if missing:
-            raise InvalidInput(f"{where} lacks {missing[0]!r}.\n  Add it{_such_as(examples[missing[0]])}")
-        values = {
-            name: _parse(types_by_name[name], value, f"{where}: {name}", examples[name])
-            for name, value in raw.items()
-        }
-        try:
-            return typing.cast(Any, kind)(**values)
-        except InvalidInput as error:  # the dataclass checks ranges only; add the place in the file
-            raise InvalidInput(f"{where}: {error}") from None
-    if origin is tuple and isinstance(raw, list):
-        if arguments[-1] is Ellipsis:
-            return tuple(_parse(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(raw))
-        if len(arguments) == len(raw):
-            return tuple(_parse(one, item, where) for one, item in zip(arguments, raw, strict=True))
-    elif origin is dict and isinstance(raw, Mapping):
-        return {name: _parse(arguments[1], value, f"{where}.{name}") for name, value in raw.items()}
-    elif kind is float and isinstance(raw, int | float) and not isinstance(raw, bool):
-        return float(raw)
-    elif isinstance(kind, type) and type(raw) is kind:
-        return raw
-    raise InvalidInput(f"{where} is {raw!r}.\n  It must be {_name(kind)}.")
-
-
-def _such_as(example: str) -> str:
-    return f", such as:\n{textwrap.indent(example, '    ')}" if example else "."
-
-
-def _name(kind: Any) -> str:
-    return kind.__name__ if typing.get_origin(kind) is None else str(kind)
+def _remedy(key: Key) -> str:
+    """Return the next step for a wrong or missing key, with an example of the key or of its table, if there is one."""
+    places = (".".join(part for part in key[:end] if isinstance(part, str)) for end in range(len(key), 0, -1))
+    example = next((_EXAMPLES[place] for place in places if place in _EXAMPLES), None)
+    if example is None:
+        return "See docs/training.md for the settings and their ranges."
+    return f"Write it as in this example:\n{textwrap.indent(example, '    ')}"

@@ -10,17 +10,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pydantic.dataclasses
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from m3_connectors.training.ranges import Range, at_least, require, require_one_above_0
-
-_TEMPERATURE = Range(0, 100, open_low=True)
-"""Scores are about 1: far above it, all passages have one probability, and nothing is learnt."""
+from m3_connectors.training.ranges import STRICT, NotNegative, require_one_above_0
 
 
-@dataclass(frozen=True)
+@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
 class LossSettings:
     """The constants of section 3.3.
 
@@ -32,14 +31,14 @@ class LossSettings:
             share few tokens, so their loss cannot decrease and only disturbs the weights.
     """
 
-    temperature: float = 0.02
-    inter_weights: tuple[float, float, float] = (1.0, 0.3, 1.0)
-    lambdas: tuple[float, float, float] = (1.0, 0.1, 1.0)
+    # Scores are about 1: far above it, all passages have one probability, and nothing is learnt.
+    temperature: float = Field(default=0.02, gt=0, le=100)
+    inter_weights: tuple[NotNegative, NotNegative, NotNegative] = (1.0, 0.3, 1.0)
+    lambdas: tuple[NotNegative, NotNegative, NotNegative] = (1.0, 0.1, 1.0)
     mask_lexical_across_languages: bool = True
 
     def __post_init__(self) -> None:
-        require(self, temperature=_TEMPERATURE, inter_weights=at_least(0), lambdas=at_least(0))
-        require_one_above_0(self, "inter_weights")
+        require_one_above_0("inter_weights", self.inter_weights)
 
 
 @dataclass(frozen=True)

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 
 import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from m3_connectors.training.forward import TABLES, TouchedRows
-from m3_connectors.training.ranges import POSITIVE, SHARE, SHARE_BELOW_1, Range, at_least, require
+from m3_connectors.training.ranges import STRICT, NotNegative, Positive, Share, ShareBelow1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class OptimizerSettings:
     """The settings of AdamW and of its schedule.
 
@@ -28,30 +29,17 @@ class OptimizerSettings:
         clip: The maximum norm of the whole gradient; ``inf`` disables clipping.
 
     Raises:
-        InvalidInput: A value is out of range, or not a number.
+        ValidationError: A value is out of range, or not a number.
     """
 
-    learning_rate: float = 1e-3
-    table_learning_rate: float = 2e-3
-    betas: tuple[float, float] = (0.9, 0.98)
-    epsilon: float = 1e-8
-    weight_decay: float = 0.01
-    warm_up: float = 0.03
-    final_share: float = 0.01
-    clip: float = 1.0
-
-    def __post_init__(self) -> None:
-        require(
-            self,
-            learning_rate=POSITIVE,
-            table_learning_rate=POSITIVE,
-            betas=SHARE_BELOW_1,
-            epsilon=POSITIVE,
-            weight_decay=at_least(0),
-            warm_up=SHARE_BELOW_1,
-            final_share=SHARE,
-            clip=Range(0, open_low=True),
-        )
+    learning_rate: Positive = 1e-3
+    table_learning_rate: Positive = 2e-3
+    betas: tuple[ShareBelow1, ShareBelow1] = (0.9, 0.98)
+    epsilon: Positive = 1e-8
+    weight_decay: NotNegative = 0.01
+    warm_up: ShareBelow1 = 0.03
+    final_share: Share = 0.01
+    clip: float = Field(default=1.0, gt=0, allow_inf_nan=True)
 
     def rate_factor(self, progress: float) -> float:
         """Return the share of the peak rate at a share of the run: a linear increase, then a cosine."""

@@ -14,26 +14,26 @@ All other weights are small at the start, so that every layer passes its input t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import scipy.linalg
 import scipy.sparse as sp
 import torch
 from numpy.typing import NDArray
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 from scipy.sparse.csgraph import connected_components
 
 from m3_connectors.encoder.config import ModelConfig
 from m3_connectors.encoder.model import Layer, M3Model
 from m3_connectors.training.batches import wrap
 from m3_connectors.training.data import PairStore
-from m3_connectors.training.ranges import FINITE, POSITIVE, at_least, require
+from m3_connectors.training.ranges import STRICT, NotNegative, Positive
 from m3_connectors.training.tokenizer import FIRST_PIECE
 
 _IMPORTANCE, _MARKER = -2, -1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class StartSettings:
     """The constants of the initial model.
 
@@ -45,21 +45,11 @@ class StartSettings:
         longest: The maximum number of tokens of a passage that are counted.
     """
 
-    power_iterations: int = 2
+    power_iterations: int = Field(default=2, ge=0)
     singular_power: float = 0.5
-    sharpness: float = 1.5
-    lexical_scale: float = 0.14
-    longest: int = 384
-
-    def __post_init__(self) -> None:
-        require(
-            self,
-            power_iterations=at_least(0),
-            singular_power=FINITE,
-            sharpness=at_least(0),
-            lexical_scale=POSITIVE,
-            longest=at_least(1),
-        )
+    sharpness: NotNegative = 1.5
+    lexical_scale: Positive = 0.14
+    longest: int = Field(default=384, ge=1)
 
 
 def count_matrix(store: PairStore, vocabulary_size: int, longest: int) -> sp.csr_array:

@@ -44,7 +44,7 @@ def test_an_open_loop_may_have_many_requests_under_way_unless_it_says_otherwise(
     ("key", "value", "named"),
     [
         ("name", "", "name is ''"),
-        ("format", 2, "format is 2"),
+        ("format", 2, "has format 2, not 1"),
         ("seed", -1, "seed is -1"),
         ("seed", "1", "seed is '1'"),
         ("colour", 1, "unknown key colour"),

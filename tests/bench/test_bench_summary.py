@@ -269,19 +269,19 @@ def test_a_folder_of_an_earlier_version_can_be_read() -> None:
         (lambda record: record.pop("complete"), "lacks the key complete"),
         (
             lambda record: record["collections"][1].update(documents=0),
-            r"collections\.1\.documents is 0: Input should be greater than or equal to 1",
+            r"collections\[1\]\.documents is 0: Input should be greater than or equal to 1",
         ),
         (
             lambda record: record["collections"][0]["corpus"].update(rows=float("nan")),
-            r"collections\.0\.corpus\.rows is nan: Input should be a finite number",
+            r"collections\[0\]\.corpus\.rows is nan: Input should be a finite number",
         ),
-        (lambda record: record["collections"][1].pop("count"), r"lacks the key collections\.1\.count"),
+        (lambda record: record["collections"][1].pop("count"), r"lacks the key collections\[1\]\.count"),
         (
             lambda record: record["scenario"]["corpus"].update(dimension="256"),
             r"scenario\.corpus\.dimension is '256': Input should be a valid integer",
         ),
         (lambda record: record.update(complete=1), "complete is 1: Input should be a valid boolean"),
-        (lambda record: record.update(format=2), "does not have format 1"),
+        (lambda record: record.update(format=2), "has format 2, not 1"),
     ],
 )
 def test_a_record_that_lacks_a_key_or_has_a_wrong_type_is_refused(

@@ -149,7 +149,7 @@ class TestIndex:
             ("--format", "parquet", "not a supported format"),
         ],
     )
-    def test_impossible_options_of_reading(
+    def test_invalid_read_options_are_refused(
         self, m3: M3, corpus: Path, option: str, value: str, reason: str
     ) -> None:
         run = m3("index", "qdrant:./data", corpus, option, value)
@@ -235,7 +235,7 @@ class TestIndex:
         assert report["cut_documents"] == [str(tmp_path / "c.cut.jsonl")]
         assert not Path("notes.cut.jsonl").exists()
 
-    def test_reports_of_earlier_runs_are_no_documents_and_files_named_like_them_are(
+    def test_reports_of_earlier_runs_are_skipped_but_files_with_similar_names_are_read(
         self, m3: M3, tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         (tmp_path / "notes").mkdir()
@@ -249,7 +249,7 @@ class TestIndex:
 
 
 class TestSearch:
-    def test_a_question_that_is_cut_is_said(self, m3: M3, filled: str, encoder: M3Encoder) -> None:
+    def test_a_truncated_query_is_reported(self, m3: M3, filled: str, encoder: M3Encoder) -> None:
         question = "fox " * 9000
         (tokens,) = encoder.count_tokens([question])
         for command in (
@@ -291,7 +291,9 @@ class TestSearch:
         assert f"lake · {TEXTS['lake']}" in first
         assert second.split()[0] == "2"
 
-    def test_a_long_text_is_cut_and_no_number_is(self, m3: M3, tmp_path: Path, checkpoint: Path) -> None:
+    def test_a_long_text_is_shortened_but_numbers_are_not(
+        self, m3: M3, tmp_path: Path, checkpoint: Path
+    ) -> None:
         (tmp_path / "long.txt").write_text("a very long line " * 100)
         m3("index", "qdrant:./data", "long.txt", "-m", checkpoint)
         heading, row = m3("search", "qdrant:./data", "line").out.splitlines()
@@ -332,7 +334,7 @@ class TestSearch:
             0.35,
         ]
 
-    def test_weights_are_those_of_the_method(self, m3: M3, filled: str) -> None:
+    def test_the_weights_of_the_method_are_used(self, m3: M3, filled: str) -> None:
         def weights(*arguments: str) -> Any:
             return m3("search", filled, "fox", "--json", *arguments).json["weights"]
 
@@ -344,7 +346,7 @@ class TestSearch:
         assert run.code == 2
         assert "takes 3" in unboxed(run.err)
 
-    def test_documents_without_a_word_of_the_question(self, m3: M3, filled: str) -> None:
+    def test_documents_that_share_no_token_with_the_query(self, m3: M3, filled: str) -> None:
         run = m3("search", filled, "fox", "--method", "sparse")
         assert len(run.out.splitlines()) == 2
         assert run.err == "  2 other documents share no token with the query\n"
@@ -378,7 +380,7 @@ class TestModelOfACollection:
     def forget(self) -> None:
         (Path(os.environ["M3_CACHE_DIR"]) / "models.json").unlink()
 
-    def test_one_that_was_used_on_this_machine_is_found_by_its_fingerprint(
+    def test_a_model_used_on_this_machine_is_found_by_its_fingerprint(
         self, m3: M3, project: Path, tmp_path: Path
     ) -> None:
         (tmp_path / "away").mkdir()
@@ -390,7 +392,7 @@ class TestModelOfACollection:
         assert run.err == f"using the collection's model models/small from {project}/models/small\n"
         assert again.code == 0
 
-    def test_one_beside_the_store_is_found(self, m3: M3, project: Path, tmp_path: Path) -> None:
+    def test_a_model_next_to_the_store_is_found(self, m3: M3, project: Path, tmp_path: Path) -> None:
         self.forget()  # as on another machine
         moved = tmp_path / "moved"
         project.rename(moved)
@@ -412,7 +414,7 @@ class TestModelOfACollection:
         assert len(run.json["hits"]) == 3
         assert f"model models/small from {project}/models/small" in run.err
 
-    def test_one_that_is_nowhere_is_named_with_what_to_do(
+    def test_a_model_that_is_not_found_is_named_with_the_next_step(
         self, m3: M3, project: Path, tmp_path: Path
     ) -> None:
         (project / "models" / "small").rename(tmp_path / "kept")
@@ -536,7 +538,7 @@ class TestEval:
         assert m3("eval").code == 2
         assert m3("eval", dataset, "--methods", "dense, sparse", "--to", "foo:bar").code == 2
 
-    def test_what_is_wrong_is_said_before_the_corpus_is_encoded(
+    def test_errors_are_reported_before_the_corpus_is_encoded(
         self, m3: M3, dataset: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         call = ("eval", dataset, "--to", "qdrant:./data", "-m", checkpoint)
@@ -552,7 +554,9 @@ class TestEval:
         assert (run.code, run.err.split(":")[0]) == (1, "MissingDependency")
         assert not Path("data").exists()
 
-    def test_the_length_of_passages_is_theirs_alone(self, m3: M3, dataset: Path, checkpoint: Path) -> None:
+    def test_the_passage_length_does_not_apply_to_queries(
+        self, m3: M3, dataset: Path, checkpoint: Path
+    ) -> None:
         call = ("eval", dataset, "--to", "qdrant:./data", "-m", checkpoint, "--methods", "multi_vec, dense")
         lengths: list[int] = []
         real = M3Encoder.encode
@@ -653,7 +657,7 @@ class TestEncode:
         assert [row["text"] for row in document["embeddings"]] == ["a fox"]
 
     @pytest.mark.parametrize("to", ["nodir/x", "."])
-    def test_a_place_that_cannot_be_written_is_said_before_the_model_loads(self, m3: M3, to: str) -> None:
+    def test_an_unwritable_output_is_reported_before_the_model_loads(self, m3: M3, to: str) -> None:
         run = m3("encode", "x", "--to", to, "-m", "no-model-here")
         assert run.code == 1
         assert run.err.startswith("InvalidInput: --to")
@@ -681,7 +685,7 @@ class TestDoctor:
         assert "python" not in values["precision"]
         assert {"torch", "qdrant-edge-py", "bm25s", "device"} <= set(values)
 
-    def test_a_collection_that_is_not_there_is_a_note(self, m3: M3, checkpoint: Path) -> None:
+    def test_a_missing_collection_is_a_note(self, m3: M3, checkpoint: Path) -> None:
         run = m3("doctor", "qdrant:./nothing", "-m", checkpoint, "--json")
         assert run.code == 0
         (note,) = [finding for finding in run.json["findings"] if finding["what"] == "collection"]
@@ -750,7 +754,7 @@ class TestFailures:
     def test_an_unknown_store(self, m3: M3, corpus: Path) -> None:
         self.assert_reason(m3("index", "no:where", corpus), 2, "'no:where' does not name a store")
 
-    def test_a_directory_that_is_no_model(self, m3: M3, corpus: Path, tmp_path: Path) -> None:
+    def test_a_directory_without_a_model(self, m3: M3, corpus: Path, tmp_path: Path) -> None:
         (tmp_path / "empty").mkdir()
         run = m3("index", "qdrant:./data", corpus, "--model", "empty")
         self.assert_reason(run, 1, "ModelFormat:", "config.json")
@@ -848,7 +852,9 @@ class TestFailures:
     def test_debug_shows_the_traceback(self, m3: M3) -> None:
         assert "Traceback" in m3("search", "qdrant:./nothing", "x", "--debug").err
 
-    def test_a_fault_of_our_own_says_so(self, m3: M3, filled: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_bug_in_m3_is_reported_as_one(
+        self, m3: M3, filled: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         def fail(*_: object, **__: object) -> None:
             raise KeyError("inner")
 

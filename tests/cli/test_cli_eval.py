@@ -155,7 +155,7 @@ def test_ctrl_c_says_how_to_go_on(
     assert "Use another --out" in captured.err
 
 
-def test_weights_that_nothing_takes(
+def test_weights_are_refused_if_no_method_uses_them(
     dataset: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for weights in ("1,2,3", "paper"):
@@ -163,7 +163,7 @@ def test_weights_that_nothing_takes(
         assert "dense takes no weights" in capsys.readouterr().err
 
 
-def test_what_is_refused_is_not_said_to_go_on(
+def test_a_refused_evaluation_does_not_advise_to_continue(
     dataset: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def gone(self: EdgeBackend, *arguments: Any) -> Candidates:
@@ -174,7 +174,7 @@ def test_what_is_refused_is_not_said_to_go_on(
     assert capsys.readouterr().err.endswith("no such thing\n  The results so far are in out.\n")
 
 
-def test_methods_are_added_to_what_is_there(dataset: Path, checkpoint: Path) -> None:
+def test_methods_are_added_to_a_complete_evaluation(dataset: Path, checkpoint: Path) -> None:
     short = ["eval", "tiny", "--to", "qdrant:./store", "-m", str(checkpoint), "--limit-queries", "40"]
     more = [*short, "--methods", "all,sparse", "--baseline", "rrf,bm25"]
     assert main([*more, "--out", "whole"]) == 0
@@ -188,7 +188,7 @@ def test_methods_are_added_to_what_is_there(dataset: Path, checkpoint: Path) -> 
 @pytest.mark.parametrize(
     "name", ["scores/00001.parquet", "runs/bm25.trec", "qrels.trec", "documents.parquet", "queries.parquet"]
 )
-def test_a_file_that_was_deleted_is_made_anew(
+def test_a_deleted_file_is_created_again(
     dataset: Path, checkpoint: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     again = [*command(checkpoint, "out"), "--limit-queries", "40"]
@@ -202,7 +202,7 @@ def test_a_file_that_was_deleted_is_made_anew(
     assert files_of(Path("out")) == files
 
 
-def test_a_store_that_dies_is_said_with_what_is_kept(
+def test_a_store_failure_names_what_was_kept(
     dataset: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real, left = EdgeBackend.lists, 100
@@ -238,7 +238,9 @@ class TestReport:
             assert main(["eval", f"set/{language}", *rest, "--limit-queries", "20"]) == 0
         return Path("tree")
 
-    def test_numbers_come_from_the_files_alone(self, tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_the_numbers_depend_only_on_the_files(
+        self, tree: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         for path in (*Path("set").rglob("*.jsonl"), *tree.rglob("metrics.parquet")):
             path.unlink()
         capsys.readouterr()

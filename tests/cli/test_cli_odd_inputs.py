@@ -76,7 +76,7 @@ class TestReports:
             "own.dead.jsonl",
         ]
 
-    def test_one_that_cannot_be_written_says_what_to_do(self, tmp_path: Path) -> None:
+    def test_an_unwritable_report_is_an_error_with_the_next_step(self, tmp_path: Path) -> None:
         with (
             DeadLetterFiles(tmp_path / "gone") as dead,
             pytest.raises(
@@ -102,11 +102,11 @@ class TestFilters:
             '{"$or": [{"year": 2010}], "$or": [{"year": 1990}]}',
         ],
     )
-    def test_a_name_that_comes_twice_is_refused(self, m3: Call, store: str, filter: str) -> None:
+    def test_a_duplicate_name_is_refused(self, m3: Call, store: str, filter: str) -> None:
         for call in (["delete", store, "--yes"], ["search", store, "fox"]):
             code, _, err = m3(*call, "--filter", filter)
             assert code == 2
-            assert "comes twice" in err
+            assert "occurs twice in one object" in " ".join(err.split())
         with connect(store, create=False) as index:
             assert index.count() == 3
 
@@ -128,7 +128,7 @@ class TestSources:
         assert code == 0
         assert [line for line in out.splitlines() if line.startswith("  ")] == ["  fox", "  lake"]
 
-    def test_collections_in_a_folder_are_no_documents(self, m3: Call) -> None:
+    def test_collections_in_a_folder_are_not_read_as_documents(self, m3: Call) -> None:
         write(Path("a.txt"), "fox")
         indexed(m3, "a.txt")
         for url in ("qdrant:store", "qdrant:other", "qdrant:."):
@@ -149,7 +149,7 @@ class TestSources:
         report = indexed(m3, "a.jsonl", "./a.jsonl")
         assert (report["documents"], report["duplicates"]) == (1, [])
 
-    def test_what_is_excluded_is_not_taken_for_a_format_that_is_not_read(self, m3: Call) -> None:
+    def test_excluded_files_are_not_reported_as_unsupported(self, m3: Call) -> None:
         write(Path("a.jsonl"), '{"id": "a", "text": "fox"}\n')
         code, _, err = m3("index", "qdrant:store", "a.jsonl", "--exclude", "*.jsonl")
         assert code == 1
@@ -191,7 +191,7 @@ class TestTexts:
         assert "red" in out
         assert json.loads(m3("get", "qdrant:store", "a", "--json")[1])["text"] == text
 
-    def test_an_empty_id_is_said_plainly(self, m3: Call) -> None:
+    def test_an_empty_id_is_refused_with_a_clear_message(self, m3: Call) -> None:
         code, _, err = m3("get", "qdrant:store", "")
         assert code == 2
         assert "Invalid value for ID: id is empty" in err

@@ -122,7 +122,7 @@ class TestCompare:
 
 
 class TestTune:
-    def test_weights_that_hold_are_written_and_used(self, m3: M3, encoder: M3Encoder) -> None:
+    def test_significant_weights_are_written_and_used(self, m3: M3, encoder: M3Encoder) -> None:
         write_evaluation(Path("e"), *world((0.1, 0.6, 0.3)), methods=METHODS)
         run = m3("tune", "e", "--out", "weights.json")
         assert run.code == 0
@@ -135,7 +135,7 @@ class TestTune:
         with connect("memory:", encoder=encoder, weights="weights.json") as index:
             assert index.methods["all"].weights == written["all"]
 
-    def test_noise_keeps_what_is_in_use_and_says_so(self, m3: M3) -> None:
+    def test_noise_keeps_the_current_weights_and_says_so(self, m3: M3) -> None:
         in_use = ALL.weighted(0.2, 0.3, 0.5)
         write_evaluation(Path("e"), *world((0.2, 0.3, 0.5)), methods=[in_use])
         run = m3("tune", "e", "--methods", "all", "--out", "w.json")

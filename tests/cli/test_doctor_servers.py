@@ -133,9 +133,7 @@ def test_a_server_is_looked_at_before_and_after_there_is_a_collection(
         drop(url)
 
 
-def test_a_server_that_hangs_is_given_up_in_time(
-    doctor: Doctor, url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_server_that_hangs_times_out(doctor: Doctor, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctors, "_TRY_SECONDS", 1.0)
     with FaultProxy(port_of(url)) as proxy:
         proxy.fault = Hang()
@@ -166,7 +164,7 @@ def test_no_secret_is_shown(doctor: Doctor, url: str) -> None:
 
 
 @pytest.mark.parametrize("password", ["hunter2", "hunter2/with?all#of@them"])
-def test_no_password_of_a_url_is_shown(
+def test_a_password_in_a_url_is_redacted(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, password: str
 ) -> None:
     for store in ("elasticsearch+https", "elastic+https", "qdrant+https", "qdrant", "memory"):

@@ -47,7 +47,7 @@ def run(seconds: int, step: float = 1.0, documents_per_step: int = 50) -> list[t
     return shown
 
 
-def test_without_a_terminal_a_line_comes_at_growing_intervals() -> None:
+def test_without_a_terminal_lines_are_printed_at_growing_intervals() -> None:
     shown = run(320)
     assert [seconds for seconds, _ in shown] == [10, 30, 70, 130, 190, 250, 310]
     assert shown[0][1] == (
@@ -60,7 +60,7 @@ def test_a_short_command_prints_nothing() -> None:
     assert run(9) == []
 
 
-def test_batches_that_take_long_are_told_between_two_events() -> None:
+def test_long_batches_are_reported_between_two_events() -> None:
     clock, console = Clock(), piped()
     progress = Progress(console=console, clock=clock)
     progress.update("storing", 0, unit="documents")
@@ -77,7 +77,7 @@ def test_batches_that_take_long_are_told_between_two_events() -> None:
     assert len(lines(console)) == 1
 
 
-def test_rate_and_time_left_are_of_the_step_and_of_what_it_added() -> None:
+def test_rate_and_time_left_are_measured_per_step() -> None:
     clock, console = Clock(), piped()
     progress = Progress(console=console, clock=clock)
     progress.update("encoding", 0, 10, unit="documents")
@@ -90,7 +90,7 @@ def test_rate_and_time_left_are_of_the_step_and_of_what_it_added() -> None:
     )
 
 
-def test_a_share_stands_where_the_total_is_not_known() -> None:
+def test_a_share_is_shown_if_the_total_is_unknown() -> None:
     clock, console = Clock(), piped()
     progress = Progress(console=console, clock=clock)
     progress.update("storing", 0, unit="documents", share=0.0)
@@ -140,7 +140,7 @@ def test_ctrl_c_is_acknowledged_before_the_work_ends(capsys: pytest.CaptureFixtu
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_a_loop_may_end_between_two_steps(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_loop_can_stop_between_two_steps(capsys: pytest.CaptureFixture[str]) -> None:
     stop = threading.Event()
     with acknowledging_interrupts(Progress(), lambda: "stopping after this step", stop.set):
         os.kill(os.getpid(), signal.SIGINT)
@@ -163,7 +163,7 @@ def test_a_second_ctrl_c_ends_the_process_at_once() -> None:
     assert done.stderr == "stopping; press Ctrl-C again to stop at once.\n"
 
 
-def test_whoever_has_ctrl_c_already_keeps_it() -> None:
+def test_an_existing_ctrl_c_handler_is_kept() -> None:
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         with acknowledging_interrupts(Progress(), lambda: "stopping"):

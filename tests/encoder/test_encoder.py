@@ -143,7 +143,7 @@ def test_no_text_gives_an_empty_result(encoder: M3Encoder) -> None:
 
 
 @pytest.mark.parametrize("bad", [None, 3, b"bytes", ["nested"], float("nan")])
-def test_a_text_that_is_no_string_is_named(encoder: M3Encoder, bad: object) -> None:
+def test_a_text_that_is_not_a_string_is_named(encoder: M3Encoder, bad: object) -> None:
     with pytest.raises(InvalidInput, match=r"texts\[2\] is"):
         encoder.encode(["a", "b", bad, "c"])  # type: ignore[list-item]
     with pytest.raises(InvalidInput, match=r"texts\[5\] is"):
@@ -156,7 +156,7 @@ def test_a_lone_surrogate_is_named(encoder: M3Encoder) -> None:
 
 
 @pytest.mark.parametrize("texts", ["one text", b"bytes", None, 7])
-def test_what_is_no_list_of_texts_is_refused(encoder: M3Encoder, texts: object) -> None:
+def test_an_argument_that_is_not_a_list_of_texts_is_refused(encoder: M3Encoder, texts: object) -> None:
     with pytest.raises(InvalidInput, match=r" encode\(\[text\]\)"):
         encoder.encode(texts)  # type: ignore[arg-type]
     with pytest.raises(InvalidInput, match=r"encode_stream\(\[text\]\)"):

@@ -100,7 +100,7 @@ def test_packed_and_plain_agree_in_bfloat16() -> None:
             assert cosine.min() > 0.9999
 
 
-def test_without_the_private_operators_the_plain_way_is_taken(
+def test_without_the_private_operators_plain_products_are_used(
     checkpoint: Path, encoder: M3Encoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def missing(*_: object) -> None:

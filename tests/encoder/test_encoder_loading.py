@@ -288,7 +288,7 @@ def test_an_unreachable_hub_is_said_in_a_line_with_the_remedy(
 
 
 @pytest.mark.parametrize("device", ["foo", "cuda:x"])
-def test_an_unknown_device_is_said_with_the_known_ones(device: str) -> None:
+def test_an_unknown_device_is_reported_with_the_known_ones(device: str) -> None:
     with pytest.raises(InvalidInput, match=device) as caught:
         M3Encoder("no-such-model", device=device)
     assert "Use cpu, cuda or mps" in str(caught.value)

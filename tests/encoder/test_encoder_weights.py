@@ -190,7 +190,7 @@ def test_the_text_without_usable_numbers_is_named(
     assert len(encoder.encode(texts[:1024])) == 1024
 
 
-def test_a_vector_without_a_length_is_no_vector(encoder: M3Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_vector_of_norm_zero_is_refused(encoder: M3Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(heads, "multivector_rows", lambda hidden, _: torch.zeros(len(hidden), 32))
     with pytest.raises(ModelFormat, match="computed no usable multi-vector"):
         encoder.encode(["fox"])
@@ -299,7 +299,7 @@ def test_a_shard_is_a_file_beside_the_index(copy: Path, name: object) -> None:
 @pytest.mark.parametrize(
     "content", ["{", "[]", "{}", '{"weight_map": {}}', '{"weight_map": []}', "[" * 100_000]
 )
-def test_an_index_that_is_none_is_named(copy: Path, content: str) -> None:
+def test_an_invalid_index_file_is_named(copy: Path, content: str) -> None:
     shard(copy)
     (copy / "model.safetensors.index.json").write_text(content)
     assert "model.safetensors.index.json" in refused(copy)
@@ -357,7 +357,7 @@ def test_a_narrow_head_whose_bias_does_not_fit_is_refused(copy: Path) -> None:
 @pytest.mark.parametrize(
     "content", ['{"all": [NaN, 1, 1]}', '{"all": [1, -1, 1]}', '{"all": [0, 0, 0]}', '{"al": [1, 1, 1]}']
 )
-def test_weights_that_make_no_sense_are_named(copy: Path, content: str) -> None:
+def test_invalid_weights_are_named(copy: Path, content: str) -> None:
     (copy / "weights.json").write_text(content)
     assert "weights.json is not a weights file" in refused(copy)
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
 import numpy as np
@@ -23,7 +25,7 @@ from m3_connectors.evaluation.folder import (
     trec_id,
     trec_run,
 )
-from m3_connectors.evaluation.record import EvaluationRecord, Protocol
+from m3_connectors.evaluation.record import Protocol
 from m3_connectors.evaluation.runs import method_run
 from m3_connectors.evaluation.writer import FolderWriter
 from m3_connectors.methods import ALL, DENSE_SPARSE
@@ -43,7 +45,6 @@ def folder(tmp_path: Path) -> EvaluationFolder:
 def test_what_is_written_comes_back(folder: EvaluationFolder) -> None:
     again = EvaluationFolder(folder.path)
     assert again.record == folder.record
-    assert EvaluationRecord.from_json(json.loads(json.dumps(again.record.to_json()))) == again.record
     assert again.qrels() == QRELS
     assert again.asked == tuple(CELLS)
     scores = again.scores()
@@ -247,8 +248,33 @@ class TestDamage:
         with pytest.raises(InvalidInput, match="has format 2, not 1"):
             EvaluationFolder(tmp_path)
         (tmp_path / "evaluation.json").write_text("{")
-        with pytest.raises(InvalidInput, match="is not JSON"):
+        with pytest.raises(InvalidInput, match="is not valid JSON"):
             EvaluationFolder(tmp_path)
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            (lambda raw: raw["protocol"].update(run_depth="100"), r"protocol\.run_depth is '100'"),
+            (lambda raw: raw["protocol"].update(rerank=1), r"an unknown key protocol\.rerank"),
+            (lambda raw: raw["methods"][0].update(weights=[1, 0]), r"methods\[0\]\.weights"),
+            (lambda raw: raw["store"].pop("url"), r"lacks the key store\.url"),
+            (lambda raw: raw.update(complete=None), "complete is None"),
+        ],
+    )
+    def test_a_damaged_record(
+        self, folder: EvaluationFolder, change: Callable[[dict[str, Any]], object], message: str
+    ) -> None:
+        path = folder.path / "evaluation.json"
+        raw = json.loads(path.read_text())
+        change(raw)
+        path.write_text(json.dumps(raw))
+        with pytest.raises(InvalidInput, match=rf"evaluation\.json.*{message}.*\n  Repeat the evaluation"):
+            EvaluationFolder(folder.path)
+
+    def test_a_damaged_environment(self, folder: EvaluationFolder) -> None:
+        (folder.path / "environment.json").write_text('[{"commit": 1}]')
+        with pytest.raises(InvalidInput, match=r"environment\.json: \[0\]\.commit is 1.*\n  Delete it"):
+            folder.environment()
 
 
 def test_an_incomplete_evaluation_is_not_measured(tmp_path: Path) -> None:

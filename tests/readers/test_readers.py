@@ -85,7 +85,7 @@ class TestJsonLines:
         path = write(tmp_path / "c.jsonl.gz", gzip.compress(b'\xef\xbb\xbf{"id": "a", "text": "t"}\n'))
         assert read(path) == ([Document("a", "t")], [])
 
-    def test_a_cut_gzip_file_gives_what_it_has(self, tmp_path: Path) -> None:
+    def test_a_truncated_gzip_file_is_read_up_to_the_damage(self, tmp_path: Path) -> None:
         lines = b"".join(
             b'{"id": "%d", "text": "%s"}\n' % (i, os.urandom(40).hex().encode()) for i in range(500)
         )
@@ -203,7 +203,7 @@ class TestFolders:
         assert [letter.reason for letter in letters] == ["cannot be read: Permission denied"] * 2
 
     @pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
-    def test_a_name_that_is_not_utf_8_is_said(self, tmp_path: Path) -> None:
+    def test_a_name_that_is_not_utf_8_is_reported(self, tmp_path: Path) -> None:
         write(Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.txt")), "t")
         documents, letters = read(tmp_path)
         assert documents == []
@@ -234,7 +234,7 @@ class TestFolders:
             "up": "links to folders are not followed: give the folder itself",
         }
 
-    def test_a_fault_of_a_reader_ends_its_file_alone(
+    def test_a_bug_in_a_reader_affects_only_its_file(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         write(tmp_path / "a.html", "<p>a")
@@ -248,7 +248,7 @@ class TestFolders:
         assert [document.id for document in documents] == ["b.txt"]
         assert letter.reason == "cannot be read because of a bug in m3: OverflowError: of a library"
 
-    def test_what_the_caller_raises_is_not_caught(self, tmp_path: Path) -> None:
+    def test_errors_of_the_caller_are_not_caught(self, tmp_path: Path) -> None:
         write(tmp_path / "a.jsonl", "{broken\n")
 
         def refuse(*_: object) -> None:

@@ -17,7 +17,7 @@ def test_every_text_is_stored_or_skipped_by_name(tmp_path: Path, first_seed: int
         reader_files.check(case, documents, letters)
 
 
-def test_any_bytes_under_any_name_end_no_run(tmp_path: Path) -> None:
+def test_no_file_content_or_name_stops_the_run(tmp_path: Path) -> None:
     """Damaged files of every format, between two good ones."""
     pick = reader_files.random.Random(7)
     write(tmp_path / "0.txt", "first")

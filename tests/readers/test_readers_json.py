@@ -35,7 +35,7 @@ def test_one_object_is_one_document(tmp_path: Path) -> None:
         assert (document.id, document.metadata, letters) == ("x", {"v": [1, {"a": "]"}]}, [])
 
 
-def test_a_record_that_is_no_document_costs_itself_alone(tmp_path: Path) -> None:
+def test_an_invalid_record_skips_only_itself(tmp_path: Path) -> None:
     records = [1, None, [2], {"id": "a"}, {"text": "x"}, "s", {"text": "y"}]
     documents, letters = read(write(tmp_path / "c.json", json.dumps(records, indent=0)))
     assert {d.id: d.text for d in documents} == {"c.json:5": "x", "c.json:7": "y"}
@@ -66,7 +66,7 @@ def test_json_lines_under_another_name_go_on_after_a_bad_line(tmp_path: Path) ->
     assert ([d.text for d in documents], letter.line) == (["a", "c"], 2)
 
 
-def test_a_name_that_comes_twice_is_named(tmp_path: Path) -> None:
+def test_a_duplicate_name_is_reported(tmp_path: Path) -> None:
     documents, letters = read(
         write(
             tmp_path / "c.json",

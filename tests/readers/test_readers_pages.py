@@ -105,7 +105,7 @@ class TestEncodings:
             ("", b"we met at the caf\xe9", "we met at the café"),
         ],
     )
-    def test_labels_mean_what_browsers_take_them_for(
+    def test_encoding_labels_have_the_meaning_of_browsers(
         self, tmp_path: Path, label: str, raw: bytes, text: str
     ) -> None:
         declaration = f'<meta charset="{label}"><p>'.encode() if label else b"<p>"
@@ -159,7 +159,7 @@ class TestEncodings:
             (codecs.BOM_UTF32_BE, "utf-32-be"),
         ],
     )
-    def test_a_byte_order_mark_stands_above_all(self, tmp_path: Path, mark: bytes, codec: str) -> None:
+    def test_a_byte_order_mark_takes_precedence(self, tmp_path: Path, mark: bytes, codec: str) -> None:
         contents = {
             "a.html": "<meta charset=koi8-r><p>naïve 日本",
             "a.txt": "naïve 日本",
@@ -191,7 +191,7 @@ class TestEncodings:
             with pytest.raises(InvalidInput, match="is not a known encoding"):
                 ReadOptions(encoding=wrong)
 
-    def test_a_bad_byte_costs_its_record_alone(self, tmp_path: Path) -> None:
+    def test_a_bad_byte_skips_only_its_record(self, tmp_path: Path) -> None:
         documents, letters = read(write(tmp_path / "a.csv", b"id,text\n1,a\n2,\xff\n3,c\n"))
         assert ([d.id for d in documents], letters[0].line, letters[0].reason) == (["1", "3"], 3, "not UTF-8")
 

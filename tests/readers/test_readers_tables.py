@@ -26,7 +26,7 @@ def metadata(path: Path) -> list[dict[str, Any]]:
 
 
 class TestQuotes:
-    def test_an_unclosed_quote_skips_its_row_alone(self, tmp_path: Path) -> None:
+    def test_an_unclosed_quote_skips_only_its_row(self, tmp_path: Path) -> None:
         documents, (letter,) = read(write(tmp_path / "q.csv", UNCLOSED))
         assert {d.id: d.text for d in documents} == {
             "1": "ok one",
@@ -203,7 +203,7 @@ class TestTypes:
         )
         assert mixed == {"a": "n/a", "b": "x"}
 
-    def test_a_row_that_is_skipped_has_no_say(self, tmp_path: Path) -> None:
+    def test_a_skipped_row_does_not_affect_column_types(self, tmp_path: Path) -> None:
         documents, letters = read(write(tmp_path / "t.csv", "id,text,v\n1,a,5\n2,b,x,too many\n"))
         assert ([d.metadata for d in documents], len(letters)) == ([{"v": 5}], 1)
 

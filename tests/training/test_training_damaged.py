@@ -39,7 +39,7 @@ STATE = ("model.safetensors", "optimizer.safetensors", "progress.json")
 
 @DAMAGE
 @pytest.mark.parametrize("name", STATE)
-def test_a_damaged_state_is_named_and_not_begun_anew(
+def test_a_damaged_state_is_named_and_the_run_does_not_restart(
     world: Path, name: str, damage: Callable[[Path], None]
 ) -> None:
     work = world / "work"
@@ -51,7 +51,7 @@ def test_a_damaged_state_is_named_and_not_begun_anew(
 
 
 @DAMAGE
-def test_a_state_without_its_identity_is_not_taken_up(world: Path, damage: Callable[[Path], None]) -> None:
+def test_a_state_without_its_identity_is_not_resumed(world: Path, damage: Callable[[Path], None]) -> None:
     damage(world / "work" / "identity.json")
     with pytest.raises(InvalidInput, match=r"identity\.json is missing or damaged.*\n  Restore the file"):
         train(world / "tiny.toml", work=world / "work")
@@ -59,7 +59,7 @@ def test_a_state_without_its_identity_is_not_taken_up(world: Path, damage: Calla
 
 @pytest.mark.parametrize("damage", [halve, empty])
 @pytest.mark.parametrize("name", ["tokenizer.json", "start.pt"])
-def test_what_can_be_made_again_says_so(world: Path, name: str, damage: Callable[[Path], None]) -> None:
+def test_a_file_that_can_be_recreated_says_so(world: Path, name: str, damage: Callable[[Path], None]) -> None:
     path = world / "work" / name
     damage(path)
     with pytest.raises(InvalidInput, match=rf"{name} is damaged: .*\n  Remove the file"):
@@ -70,7 +70,7 @@ def test_what_can_be_made_again_says_so(world: Path, name: str, damage: Callable
 
 @DAMAGE
 @pytest.mark.parametrize("name", ["index.json", "tokens.npy", "held_out.npy"])
-def test_the_token_cache_is_made_again(world: Path, name: str, damage: Callable[[Path], None]) -> None:
+def test_a_damaged_token_cache_is_rebuilt(world: Path, name: str, damage: Callable[[Path], None]) -> None:
     cache = world / "work" / "tokens"
     before = {path.name: path.read_bytes() for path in cache.iterdir()}
     damage(cache / name)

@@ -72,7 +72,7 @@ def test_texts_are_tokenised_once_and_read_back(folder: Path, tokenizer: Tokeniz
     assert len(np.unique(store.passage[questions])) == 60  # equal texts have equal numbers
 
 
-def test_the_cache_is_made_anew_only_when_something_changed(folder: Path, tokenizer: Tokenizer) -> None:
+def test_the_cache_is_rebuilt_only_after_a_change(folder: Path, tokenizer: Tokenizer) -> None:
     opened(folder, tokenizer)
     index = folder.parent / "cache" / "index.json"
     stamp = index.stat().st_mtime_ns
@@ -93,7 +93,7 @@ def test_the_cache_is_made_anew_only_when_something_changed(folder: Path, tokeni
     assert edited.text(edited.query[80]).tolist() == expected
 
 
-def test_held_out_texts_never_meet_training(folder: Path, tokenizer: Tokenizer) -> None:
+def test_held_out_texts_are_never_used_for_training(folder: Path, tokenizer: Tokenizer) -> None:
     store = opened(folder, tokenizer)
     held = np.asarray(store.held_out)
     assert 0 < held.sum() < len(store)

@@ -34,7 +34,7 @@ def model() -> M3Model:
 TEXTS = [np.array([0, 7, 9, 9, 30, 2]), np.array([0, 2]), np.array([0, 39, 3, 12, 2]), np.array([0, 7, 2])]
 
 
-def test_the_order_and_company_of_texts_do_not_matter(model: M3Model) -> None:
+def test_the_order_and_batch_of_texts_do_not_matter(model: M3Model) -> None:
     encoder = TrainingEncoder(model, torch.float32)
     together, _ = encoder(TEXTS)
     starts = np.concatenate([[0], np.cumsum(together.row_counts)])

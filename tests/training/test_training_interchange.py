@@ -77,7 +77,7 @@ def test_the_shipped_files_are_what_the_trainer_writes(tmp_path: Path) -> None:
         assert (tmp_path / name).read_bytes() == (SHIPPED / name).read_bytes(), name
 
 
-def test_a_foreign_tokenizer_is_read_alike_after_it_was_written(tmp_path: Path) -> None:
+def test_a_foreign_tokenizer_is_unchanged_after_writing_and_reading(tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 
     start = import_model(write_checkpoint(tmp_path / "start"))

@@ -97,7 +97,7 @@ def test_every_pair_of_texts_is_read_back(texts: list[tuple[str, str]], encoding
         (b"\n\n", "has only empty files: qa.jsonl"),
     ],
 )
-def test_what_is_no_pair_is_named_with_file_and_line(tmp_path: Path, content: bytes, said: str) -> None:
+def test_an_invalid_pair_is_named_with_file_and_line(tmp_path: Path, content: bytes, said: str) -> None:
     (tmp_path / "qa.jsonl").write_bytes(content)
     first, *rest = refusal(tmp_path)
     assert said in first
@@ -113,7 +113,7 @@ def test_a_damaged_archive_is_named(tmp_path: Path) -> None:
     assert "qa.jsonl.gz cannot be decompressed after line 0" in refusal(tmp_path)[0]
 
 
-def test_a_folder_whose_name_ends_like_a_file_is_none(tmp_path: Path) -> None:
+def test_a_folder_named_like_a_file_is_not_read(tmp_path: Path) -> None:
     (tmp_path / "old.jsonl").mkdir()
     assert "contains no *.jsonl" in refusal(tmp_path)[0]
 

@@ -78,7 +78,7 @@ def test_a_state_of_other_pairs_is_refused_and_one_of_moved_pairs_is_not(
         Trainer(config, moved, tmp_path / "work")
 
 
-def test_a_run_that_took_no_step_begins_anew_with_other_settings(folder: Path, tmp_path: Path) -> None:
+def test_a_run_without_steps_restarts_with_other_settings(folder: Path, tmp_path: Path) -> None:
     config = TrainingConfig.load(folder / "tiny.toml")
     Trainer(config, folder / "pairs", tmp_path / "work")
     wider = dataclasses.replace(config, model=dataclasses.replace(config.model, hidden_size=48))
@@ -126,7 +126,7 @@ def test_a_kill_while_saving_leaves_a_whole_state(
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "start.pt"])
-def test_a_kill_while_writing_the_start_is_made_good(
+def test_a_kill_while_writing_the_start_is_recovered(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     def killed(*arguments: object, **_: object) -> None:
@@ -215,7 +215,7 @@ def test_a_run_starts_from_pickled_weights(folder: Path, tmp_path: Path) -> None
     assert not any(torch.equal(before[name], after[name]) for name in before)
 
 
-def test_a_folder_that_is_no_model_is_named(tmp_path: Path) -> None:
+def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:
     ModelConfig(40, 32, 1, 2, 48, 66).save(tmp_path / "config.json")
     with pytest.raises(ModelFormat, match=str(tmp_path)):
         import_model(tmp_path)
@@ -264,12 +264,12 @@ def test_touched_rows_get_the_gradient_of_the_whole_table() -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (("[run]", "[runn]"), "unknown key 'runn'"),
-        (("heads = 2", "head = 2"), "unknown key 'head'"),
+        (("[run]", "[runn]"), "unknown key runn"),
+        (("heads = 2", "head = 2"), "unknown key model.head"),
         (("heads = 2", 'heads = "two"'), "'two'"),
-        (('folder = "pairs"', ""), "lacks 'folder'"),
+        (('folder = "pairs"', ""), "lacks the key data.folder"),
         (("batch = 8", "batch = 8.5"), "8.5"),
-        (("[run]", "[run"), "is not TOML"),
+        (("[run]", "[run"), "is not valid TOML"),
     ],
 )
 def test_a_wrong_configuration_says_where(tmp_path: Path, change: tuple[str, str], reason: str) -> None:
@@ -287,7 +287,7 @@ def test_the_shipped_recipe_is_valid() -> None:
     assert abs(config.optimizer.rate_factor(1.0) - config.optimizer.final_share) < 1e-9
 
 
-def test_a_log_forgets_the_steps_that_will_be_taken_again(tmp_path: Path) -> None:
+def test_a_log_drops_the_steps_that_will_be_repeated(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
     with RunLog(path) as log:
         log.write({"event": "start"})

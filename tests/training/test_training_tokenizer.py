@@ -25,7 +25,7 @@ def trained() -> Tokenizer:
     return train_tokenizer(TEXTS, 200)
 
 
-def test_special_tokens_stand_where_xlm_roberta_has_them(trained: Tokenizer) -> None:
+def test_special_tokens_have_the_ids_of_xlm_roberta(trained: Tokenizer) -> None:
     assert [trained.id_to_token(i) for i in range(4)] == ["<s>", "<pad>", "</s>", "<unk>"]
     assert trained.id_to_token(trained.get_vocab_size() - 1) == "<mask>"
     assert trained.get_vocab_size() <= 200

@@ -57,7 +57,7 @@ class EmbeddingEndpoint:
 
     Raises:
         InvalidInput: An unknown option, an address instead of a model, or the address is none.
-        MissingDependency: httpx or pydantic is not installed.
+        MissingDependency: httpx is not installed.
     """
 
     requires = ()
@@ -65,9 +65,8 @@ class EmbeddingEndpoint:
     def __init__(self, spec: str, retry_policy: RetryPolicy | None = None) -> None:
         try:
             import httpx  # noqa: F401
-            from pydantic import SecretStr
-        except ImportError as error:
-            raise MissingDependency(error.name or "httpx", "eval") from None
+        except ImportError:
+            raise MissingDependency("httpx", "eval") from None
         self._model, options = model_and_options(spec, ("query", "passage", "max_characters"))
         if "://" in self._model:  # else its texts would go to the default address
             raise InvalidInput(
@@ -159,9 +158,15 @@ class EmbeddingEndpoint:
             )
         if status == 429:
             after = response.headers.get("Retry-After", "")
-            return Throttled(said, retry_after_seconds=float(after) if after.isdecimal() else None, **_WHERE)
+            return Throttled(
+                f"{said}\n  Wait, or have the rate limit raised, then run the same command again.",
+                retry_after_seconds=float(after) if after.isdecimal() else None,
+                **_WHERE,
+            )
         if status >= 500:
-            return Unavailable(said, **_WHERE)
+            return Unavailable(
+                f"{said}\n  Check the log of the server, then run the same command again.", **_WHERE
+            )
         return Rejected(
             f"{said}\n  If a text is too long, truncate with openai:{self._model}?max_characters=N.", **_WHERE
         )

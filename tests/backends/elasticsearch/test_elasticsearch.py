@@ -326,7 +326,7 @@ async def test_answers_become_typed_errors(given: web.Response, expected: type[E
 
 
 @runs
-async def test_a_server_that_hangs_is_given_up_in_time() -> None:
+async def test_a_server_that_hangs_times_out() -> None:
     world = make_world(8)
     hanging = await anyio.create_tcp_listener(local_host="127.0.0.1", local_port=0)
     port = hanging.extra(anyio.abc.SocketAttribute.local_port)

@@ -75,9 +75,7 @@ async def test_the_server_says_what_it_is(live: Live) -> None:
 @runs
 async def test_a_scan_left_in_its_middle_opens_nothing_after_close(live: Live) -> None:
     world = make_world(3)
-    backend = live.backend()
-    await backend.create(world.schema)
-    await backend.upsert(world.documents, world.embeddings)
+    backend = await live.filled(world)
     async for _ in backend.scan_ids():
         break
     await backend.close()
@@ -93,9 +91,7 @@ async def test_a_scan_left_in_its_middle_opens_nothing_after_close(live: Live) -
 @runs
 async def test_an_exact_dense_list_of_more_documents_than_one_search_can_scan(live: Live) -> None:
     world = _flat_world(documents=12_500)
-    backend = live.backend(refresh=True)
-    await backend.create(world.schema)
-    await backend.upsert(world.documents, world.embeddings)
+    backend = await live.filled(world, refresh=True)
     query = world.queries[0]
     true = score("dense", query, world.embeddings)
     best = np.argsort(-true, kind="stable")
@@ -150,9 +146,7 @@ async def test_hits_come_whole_and_the_head_of_a_dense_list_in_one_request(
     live: Live, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world = make_world(40, documents=60)
-    backend = live.backend()
-    await backend.create(world.schema)
-    await backend.upsert(world.documents, world.embeddings)
+    backend = await live.filled(world)
     asked: list[str] = []
     search = backend._connection.search
 
@@ -348,9 +342,7 @@ async def test_a_field_that_was_changed_is_named(live: Live) -> None:
 @runs
 async def test_a_closed_and_a_read_only_index_say_so_and_work_again(live: Live) -> None:
     world = make_world(98, documents=4)
-    backend = live.backend()
-    await backend.create(world.schema)
-    await backend.upsert(world.documents, world.embeddings)
+    backend = await live.filled(world)
     path = f"/{segment(alias_of(backend.collection))}"
 
     await request(backend, "POST", f"{path}/_close")
@@ -470,9 +462,7 @@ async def test_optimize_merges_and_changes_no_answer(live: Live) -> None:
 @runs
 async def test_what_was_written_can_be_searched_at_once(live: Live, refresh: Any) -> None:
     world = make_world(101, documents=6)
-    backend = live.backend(refresh=refresh)
-    await backend.create(world.schema)
-    await backend.upsert(world.documents, world.embeddings)
+    backend = await live.filled(world, refresh=refresh)
     assert await backend.count() == 6
     assert await backend.delete([world.documents[0].id]) == 1
     assert await backend.count() == 5
@@ -482,9 +472,7 @@ async def test_what_was_written_can_be_searched_at_once(live: Live, refresh: Any
 @runs
 async def test_without_refresh_a_write_is_stored_and_found_within_the_interval(live: Live) -> None:
     world = make_world(102, documents=6)
-    backend = live.backend(refresh=False)
-    await backend.create(world.schema)
-    await backend.upsert(world.documents, world.embeddings)
+    backend = await live.filled(world, refresh=False)
     assert await backend.fetch([world.documents[2].id]) == [world.documents[2]]
     with anyio.fail_after(20):
         while await backend.count() < 6:
@@ -498,9 +486,7 @@ async def test_without_refresh_a_write_is_stored_and_found_within_the_interval(l
 @runs
 async def test_100_searches_at_once_leave_the_event_loop_free(live: Live) -> None:
     world = make_world(103, documents=300, dimension=128, most_rows=60)
-    backend = live.backend()
-    await backend.create(world.schema)
-    await backend.upsert(world.documents, world.embeddings)
+    backend = await live.filled(world)
     alone = await backend.search(world.queries[0], DENSE_SPARSE, 5)
     stalls: list[float] = []
     waits: list[float] = []
@@ -540,9 +526,7 @@ async def test_100_searches_at_once_leave_the_event_loop_free(live: Live) -> Non
 @runs
 async def test_a_cancelled_search_leaves_the_backend_usable(live: Live) -> None:
     world = make_world(104)
-    backend = live.backend()
-    await backend.create(world.schema)
-    await backend.upsert(world.documents, world.embeddings)
+    backend = await live.filled(world)
     for seconds in (0.0, 0.001, 0.005, 0.01, 0.02):
         with anyio.move_on_after(seconds):
             await backend.search(world.queries[0], ALL, 5)
@@ -553,9 +537,7 @@ async def test_a_cancelled_search_leaves_the_backend_usable(live: Live) -> None:
 @runs
 async def test_searches_during_deletes_never_fail(live: Live) -> None:
     world = make_world(105, documents=60)
-    backend = live.backend()
-    await backend.create(world.schema)
-    await backend.upsert(world.documents, world.embeddings)
+    backend = await live.filled(world)
     done = anyio.Event()
 
     async def ask() -> None:

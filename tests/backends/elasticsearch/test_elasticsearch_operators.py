@@ -124,9 +124,7 @@ async def test_an_exact_search_is_the_true_list_after_the_dense_index_was_quanti
     live: Live, kind: str
 ) -> None:
     world = make_world(201, documents=600, dimension=64, most_rows=2)
-    backend = live.backend()
-    await backend.create(world.schema)
-    await backend.upsert(world.documents, world.embeddings)
+    backend = await live.filled(world)
     # On the open collection: no new open sees it.
     rescoring = {"rescore_vector": {"oversample": 0}} if kind == "bbq_hnsw" else {}
     mapping = {"properties": dense(64, type=kind, **rescoring)}

@@ -13,6 +13,7 @@ from typing import Any
 import anyio
 import numpy as np
 import pytest
+from embedded_milvus import embedded, filled
 from live_servers import own
 from pymilvus import DataType, MilvusClient
 
@@ -38,19 +39,7 @@ from m3_connectors.search import Candidates, Lists
 from m3_connectors.testing.agreement import compare_search, oracle_of
 from m3_connectors.testing.conformance import BackendConformance, runs
 from m3_connectors.testing.servers.start import Running
-from m3_connectors.testing.worlds import World, join, make_world, unit_rows
-
-
-def embedded(directory: Path, collection: str = "notes", **options: object) -> MilvusBackend:
-    backend = backend_for(f"milvus:{directory}/data.db", collection, options)
-    assert isinstance(backend, MilvusBackend)
-    return backend
-
-
-async def filled(backend: MilvusBackend, world: World) -> MilvusBackend:
-    await backend.create(world.schema)
-    await backend.upsert(world.documents, world.embeddings)
-    return backend
+from m3_connectors.testing.worlds import join, make_world, unit_rows
 
 
 class TestEmbedded(BackendConformance):

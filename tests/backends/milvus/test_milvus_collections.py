@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from embedded_milvus import client as client
+from embedded_milvus import embedded, filled
 from pymilvus import DataType, MilvusClient
 
 from m3_connectors.backends.milvus import layout as layouts
-from m3_connectors.backends.milvus import lite
-from m3_connectors.backends.milvus.backend import MilvusBackend
 from m3_connectors.backends.milvus.layout import Layout
 from m3_connectors.backends.milvus.naming import PARTS, stored_name
 from m3_connectors.errors import Corrupt, Rejected
@@ -21,26 +20,6 @@ from m3_connectors.testing.conformance import runs
 from m3_connectors.testing.worlds import make_world
 
 WORLD = make_world(71, documents=30)
-
-
-def embedded(directory: Path, collection: str = "notes", **options: Any) -> MilvusBackend:
-    return MilvusBackend.from_url(f"milvus:{directory}/data.db", collection, options)
-
-
-async def filled(backend: MilvusBackend) -> MilvusBackend:
-    await backend.create(WORLD.schema)
-    await backend.upsert(WORLD.documents, WORLD.embeddings)
-    return backend
-
-
-@pytest.fixture
-def client(tmp_path: Path) -> Iterator[MilvusClient]:
-    """Another program on the same engine."""
-    engine = lite.acquire(tmp_path / "data.db")
-    client = MilvusClient(engine.uri, dedicated=True)
-    yield client
-    client.close()
-    lite.release(engine)
 
 
 def test_no_name_of_a_user_is_one_that_is_made_here() -> None:
@@ -53,8 +32,8 @@ def test_no_name_of_a_user_is_one_that_is_made_here() -> None:
 
 @runs
 async def test_a_collection_that_is_called_as_parts_are_outlives_the_other(tmp_path: Path) -> None:
-    mine = await filled(embedded(tmp_path, f"foo{PARTS}"))
-    other = await filled(embedded(tmp_path, "foo"))
+    mine = await filled(embedded(tmp_path, f"foo{PARTS}"), WORLD)
+    other = await filled(embedded(tmp_path, "foo"), WORLD)
     await other.drop()
     assert await mine.count() == len(WORLD.documents)
     await mine.drop()
@@ -100,9 +79,9 @@ async def test_another_programs_collection_is_not_taken_as_parts(
 async def test_parts_that_a_drop_left_are_taken_by_the_next_creation(
     tmp_path: Path, client: MilvusClient
 ) -> None:
-    backend = await filled(embedded(tmp_path))
+    backend = await filled(embedded(tmp_path), WORLD)
     client.drop_collection("notes")
-    await filled(backend)
+    await filled(backend, WORLD)
     assert await backend.count() == len(WORLD.documents)
     await backend.drop()
     assert client.list_collections() == []

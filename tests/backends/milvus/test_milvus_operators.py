@@ -6,16 +6,16 @@ Whatever they set, scores are right, or the collection is refused with the reaso
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+from embedded_milvus import client as client
+from embedded_milvus import embedded, filled
 from pymilvus import MilvusClient
 
 from m3_connectors.backends.base import Backend, Schema
-from m3_connectors.backends.milvus import lite
 from m3_connectors.backends.milvus.alterations import faults, notes
 from m3_connectors.backends.milvus.backend import MilvusBackend
 from m3_connectors.errors import AlreadyExists, Corrupt, M3Error, NotFound, Rejected, Unsupported
@@ -26,26 +26,6 @@ from m3_connectors.testing.conformance.approximate import ApproximateClauses
 from m3_connectors.testing.worlds import make_world
 
 WORLD = make_world(301, documents=40, dimension=64)
-
-
-def embedded(directory: Path, collection: str = "notes", **options: Any) -> MilvusBackend:
-    return MilvusBackend.from_url(f"milvus:{directory}/data.db", collection, options)
-
-
-async def filled(backend: MilvusBackend) -> MilvusBackend:
-    await backend.create(WORLD.schema)
-    await backend.upsert(WORLD.documents, WORLD.embeddings)
-    return backend
-
-
-@pytest.fixture
-def client(tmp_path: Path) -> Iterator[MilvusClient]:
-    """Another program on the same engine."""
-    engine = lite.acquire(tmp_path / "data.db")
-    client = MilvusClient(engine.uri, dedicated=True)
-    yield client
-    client.close()
-    lite.release(engine)
 
 
 def index_again(client: MilvusClient, collection: str, kind: str, metric: str = "IP", **params: Any) -> None:
@@ -118,7 +98,7 @@ async def test_scores_by_id_and_exact_lists_are_exact_on_a_quantised_index(
 async def test_an_index_of_another_metric_is_refused_by_name(
     tmp_path: Path, client: MilvusClient, metric: str
 ) -> None:
-    backend = await filled(embedded(tmp_path))
+    backend = await filled(embedded(tmp_path), WORLD)
     index_again(client, "notes", "FLAT", metric)
     with pytest.raises(Corrupt, match=f'"dense" uses the metric {metric}; it must use IP'):
         await backend.open()
@@ -279,7 +259,7 @@ async def test_a_path_below_a_file_is_named(tmp_path: Path) -> None:
 @runs
 async def test_an_empty_directory_becomes_a_database(tmp_path: Path) -> None:
     (tmp_path / "data.db").mkdir()
-    backend = await filled(embedded(tmp_path))
+    backend = await filled(embedded(tmp_path), WORLD)
     await backend.close()
     assert await backend.open() == WORLD.schema
     await backend.close()

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from loopback import serving
 from small_task import NO_ENCODER, QUERIES, TEXTS, small_evaluation, small_task
 
 from m3_connectors.backends.retry import RetryPolicy
@@ -56,15 +57,8 @@ def endpoint(answer: Callable[[int, dict[str, Any]], Answer]) -> Iterator[tuple[
         def log_message(self, format: str, *args: object) -> None:
             pass
 
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}/v1", heard
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with serving(Handler) as url:
+        yield f"{url}/v1", heard
 
 
 def vector(text: str) -> list[float]:

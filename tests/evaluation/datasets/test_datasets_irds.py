@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import http.server
-import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from ir_datasets.datasets.base import Dataset as IrDataset
 from ir_datasets.formats import TrecQrels, TsvDocs, TsvQueries
 from ir_datasets.util.download import Download as Source
 from ir_datasets.util.download import LocalDownload, RequestsDownload
+from loopback import serving
 
 from m3_connectors.errors import InvalidInput, Unavailable
 from m3_connectors.evaluation.datasets.hub import Download
@@ -61,19 +61,12 @@ def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
             pass
 
     handler = functools.partial(Handler, directory=str(tmp_path / "files"))
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
     monkeypatch.setattr("ir_datasets.util.home_path", lambda: tmp_path / "home")
     (tmp_path / "home").mkdir()
-    try:
-        served = Served(tmp_path / "home", f"http://127.0.0.1:{server.server_port}", fetched)
+    with serving(handler) as url:
+        served = Served(tmp_path / "home", url, fetched)
         served.register(monkeypatch)
         yield served
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 class TestIrds:
