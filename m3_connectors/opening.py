@@ -84,7 +84,8 @@ def aconnect(
             ``qdrant+http(s)://``, ``milvus+http(s)://`` or ``elasticsearch+http(s)://HOST:PORT``.
         collection: The name of the collection.
         encoder: Computes the embeddings of texts; without it, pass embeddings to ``add`` and ``search``.
-        storage: How a new collection stores its vectors; an existing collection must have the same storage.
+        storage: How a new collection stores its vectors, and which of the three components; an existing
+            collection must have the same storage.
         weights: A weights file, as ``m3 tune`` writes it, or weights by method name. Methods given by name
             use these weights instead of the model's.
         create: Whether to create the collection if it does not exist (this needs an encoder, whose model is
@@ -159,7 +160,8 @@ async def _open(
         if storage is not None and storage != schema.storage:
             raise InvalidInput(
                 f'collection "{collection}" was created with {schema.storage}, not {storage}.\n'
-                "  Omit storage (--long-documents), or index into another collection."
+                "  Omit storage (--components, --multivector-dtype, --long-documents), or index into another "
+                "collection. add_component adds a component to this one."
             )
     except BaseException:
         with anyio.CancelScope(shield=True):

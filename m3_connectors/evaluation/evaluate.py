@@ -190,7 +190,9 @@ async def _score(
     try:
         await open_for_corpus(store, Schema(info))
         if lists is not None:
-            await open_for_corpus(lists, Schema(quantised_model(info), Storage(components=("dense", "sparse"))))
+            await open_for_corpus(
+                lists, Schema(quantised_model(info), Storage(components=("dense", "sparse")))
+            )
         total = len(dataset.documents)
         step = "encoding documents"
         kept = await store_corpus(

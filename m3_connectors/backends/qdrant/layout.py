@@ -50,7 +50,7 @@ class Layout:
         """Return the layout for a schema."""
         rows = max(1, MAX_FLOATS // schema.model.dimension)
         vectors = 0
-        if "multivector" in schema.components:
+        if "multivector" in schema.written:
             vectors = 1 if schema.storage.long_documents == "error" else -(-MAX_ROWS // rows)
         return cls(schema, rows, tuple(f"multi_{i}" for i in range(vectors)))
 

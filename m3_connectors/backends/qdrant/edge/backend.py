@@ -67,8 +67,9 @@ class EdgeBackend(Backend):
     """
 
     name: ClassVar[str] = BACKEND
-    capabilities = frozenset({Capability.PERSISTENT, Capability.EXACT})
+    capabilities = frozenset({Capability.PERSISTENT, Capability.EXACT, Capability.ADD_COMPONENT})
     settles_ties = True
+    addable = ("multivector",)  # a text without tokens has no sparse vector, so it would lack it for ever
 
     def __init__(self, directory: str | os.PathLike[str], collection: str = "documents") -> None:
         self.directory = Path(directory)
@@ -160,15 +161,51 @@ class EdgeBackend(Backend):
         for start, stop, size_bytes in batches:
             await self._write(documents[start:stop], embeddings[start:stop], size_bytes)
 
-    async def _write(self, documents: Sequence[Document], embeddings: M3Embeddings, size_bytes: int) -> None:
+    async def _write(
+        self,
+        documents: Sequence[Document],
+        embeddings: M3Embeddings,
+        size_bytes: int,
+        *,
+        only_if_same: bool = False,
+    ) -> None:
         shard = self._opened()
 
         def write(edge: engine.EdgeShard) -> None:
             shard.check_space(_WRITE_FACTOR * size_bytes, "upsert")
             points = shard.layout.points(documents, embeddings)
+            if only_if_same:
+                there = payloads(edge, [point.id for point in points])
+                points = [
+                    point
+                    for point, document in zip(points, documents, strict=True)
+                    if point.id in there and document_of(there[point.id]) == document
+                ]
+                if not points:
+                    return
             shard.update(edge, engine.UpdateOperation.upsert_points(points), len(points), size_bytes)
 
         await self._run("upsert", write)
+
+    # -- adding a component
+
+    async def _record(self, schema: Schema) -> None:
+        shard = self._opened()
+        await self._run("add a component", lambda edge: shard.alter(edge, schema))
+
+    async def _lacking(self, component: Component, limit: int) -> list[Document]:
+        without = self._opened().layout.lacking(component)
+        request = engine.ScrollRequest(limit=limit, filter=without, with_payload=True, with_vector=False)
+        records, _ = await self._run("add a component", functools.partial(_scroll, request))
+        return [document_of(record.payload or {}) for record in records]
+
+    async def _rewrite(self, documents: Sequence[Document], embeddings: M3Embeddings) -> None:
+        shard = self._opened()
+        shard.layout.check_rows(documents, embeddings)
+        for start, stop, size_bytes in _batches(documents, embeddings):
+            await self._write(documents[start:stop], embeddings[start:stop], size_bytes, only_if_same=True)
+
+    # -- deleting
 
     async def _delete(self, ids: Sequence[str]) -> int:
         shard, points = self._opened(), [point_id(id) for id in dict.fromkeys(ids)]

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import json
 import logging
 import os
 import shutil
@@ -224,6 +225,22 @@ class Shard:
         self._stop_copying()
         edge.optimize()
         self._flush(edge)  # the old segments stay on disk until the flush
+
+    def alter(self, edge: engine.EdgeShard, schema: Schema) -> None:
+        """Record another schema, after its missing vectors were created. Use it in calls that ``run`` makes."""
+        self._stop_copying()
+        layout = Layout.of(schema)
+        config = json.loads((self._directory / "edge_config.json").read_text(encoding="utf-8"))
+        there = {*config.get("vectors", ()), *config.get("sparse_vectors", ())}
+        for name, create in layout.creations().items():
+            if name not in there:
+                edge.update(create)
+        self._flush(edge)
+        self._shard = None
+        edge.close()
+        self._shard = engine.EdgeShard.load(str(self._directory), layout.edge_config())
+        write_record(self._home, schema, self._directory.name)
+        self.layout = layout
 
     def _flush(self, edge: engine.EdgeShard) -> None:
         edge.flush()

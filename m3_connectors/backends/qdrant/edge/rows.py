@@ -58,11 +58,32 @@ class Layout(shared.Layout):
             )
         return engine.EdgeConfig(
             vectors,
-            {"sparse": engine.EdgeSparseVectorParams()} if "sparse" in self.schema.components else None,
+            {"sparse": engine.EdgeSparseVectorParams()} if "sparse" in self.schema.written else None,
             # ``optimize`` is called only when a graph is wanted, so every segment gets one.
             optimizers=engine.EdgeOptimizersConfig(indexing_threshold=1),
             wal_enabled=True,
         )
+
+    def creations(self) -> dict[str, engine.UpdateOperation]:
+        """Return, by name, the operations that create the vectors in a shard that exists, with the defaults of graphs.
+
+        ``edge_config``, given to the engine when it opens the shard, replaces these defaults.
+        """
+        width, kind = self.schema.model.dimension, _DATATYPES[self.schema.storage.precision.engine_dtype]
+        rows = engine.MultiVectorConfig(engine.MultiVectorComparator.MaxSim)
+        create = engine.UpdateOperation
+        made = {
+            name: create.create_dense_vector(name, width, engine.Distance.Dot, rows, kind)
+            for name in self.multivectors
+        }
+        return made | (
+            {"sparse": create.create_sparse_vector("sparse")} if "sparse" in self.schema.written else {}
+        )
+
+    def lacking(self, component: Component) -> engine.Filter:
+        """Return the filter of the points that have no vector of a component."""
+        name = self.multivectors[0] if component == "multivector" else component
+        return engine.Filter(must_not=[engine.HasVectorCondition(name)])
 
     def points(self, documents: Sequence[Document], embeddings: M3Embeddings) -> list[engine.Point]:
         """Return the points of checked documents."""
