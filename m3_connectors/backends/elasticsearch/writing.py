@@ -117,7 +117,7 @@ class Writer:
                     documents[i],
                     embeddings[i],
                     parts.get(i, ()),
-                    replaced and replaced[documents[i].id],
+                    None if replaced is None else replaced[documents[i].id],
                 )
                 for i in positions
             }
