@@ -108,8 +108,11 @@ def make_world(
         for i in rng.permutation(documents).tolist()
     ]
     everything = join(made + asked, model, components)
+    schema = Schema(model, dataclasses.replace(storage or Storage(), components=components))
+    if "multivector" in components:
+        schema = schema.centred(everything.multivectors.rows)
     world = World(
-        Schema(model, dataclasses.replace(storage or Storage(), components=components)),
+        schema,
         stored,
         everything[:documents],
         list(everything[documents:]),

@@ -33,7 +33,7 @@ __all__ = [
 PointId = int | uuid.UUID | str
 """An id as the engine's binding declares it; the ids of this package are UUIDs."""
 
-_DATATYPES = {
+_DATATYPES: dict[str | None, engine.VectorStorageDatatype] = {
     "float16": engine.VectorStorageDatatype.Float16,
     "float32": engine.VectorStorageDatatype.Float32,
 }
@@ -44,7 +44,7 @@ class Layout(shared.Layout):
 
     def edge_config(self) -> engine.EdgeConfig:
         """Return the engine's configuration: inner products, one graph (dense), exact scans of the rest."""
-        datatype = _DATATYPES[self.schema.storage.precision.engine_dtype]
+        datatype = _DATATYPES[self.schema.precision.engine_dtype]
         width = self.schema.model.dimension
         vectors = {"dense": engine.EdgeVectorParams(width, engine.Distance.Dot)}
         for name in self.multivectors:
@@ -69,7 +69,7 @@ class Layout(shared.Layout):
 
         ``edge_config``, given to the engine when it opens the shard, replaces these defaults.
         """
-        width, kind = self.schema.model.dimension, _DATATYPES[self.schema.storage.precision.engine_dtype]
+        width, kind = self.schema.model.dimension, _DATATYPES[self.schema.precision.engine_dtype]
         rows = engine.MultiVectorConfig(engine.MultiVectorComparator.MaxSim)
         create = engine.UpdateOperation
         made = {

@@ -108,7 +108,7 @@ def creation(schema: Schema, *, shards: int | None) -> dict[str, Any]:
         vectors[name] = models.VectorParams(
             size=width,
             distance=models.Distance.DOT,
-            datatype=models.Datatype(schema.storage.precision.engine_dtype),
+            datatype=models.Datatype(schema.precision.engine_dtype),
             multivector_config=models.MultiVectorConfig(comparator=models.MultiVectorComparator.MAX_SIM),
             # Only scored by id, so no graph, and no memory beyond the page cache. ``memory=cold`` means the
             # same since 1.19, but older servers do not have it.
@@ -161,7 +161,7 @@ def check_vectors(info: models.CollectionInfo, collection: str, schema: Schema) 
     vectors = found if isinstance(found, dict) else {}
     multivectors = Layout.of(schema).multivectors
     width = schema.model.dimension
-    float_of_rows = schema.storage.precision.engine_dtype
+    float_of_rows = schema.precision.engine_dtype
     problem = None
     for name in ("dense", *multivectors):
         params = vectors.get(name)
