@@ -2,6 +2,10 @@
 
 The vectors are ``dense``, ``sparse`` and ``multi_0`` … ``multi_k``: a Qdrant server refuses a multi-vector of
 2**20 floats or more (in points and in queries), so the rows of a longer document continue in the next one.
+
+Rows in float16 and float32 are scored by the engine. No form of the engine has the scores of the compact
+precisions, so their bytes are scored here: a server keeps them in the same vectors (``carried``), and Edge in a file
+(``edge.row_file``).
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from m3_connectors.backends.base import Schema
+from m3_connectors.backends.qdrant.carried import carried, carried_width, carry
 from m3_connectors.documents import Document
 from m3_connectors.embeddings import Float32, Int64, M3Embeddings, MultiVectors
 from m3_connectors.errors import InvalidInput
@@ -37,33 +42,47 @@ class Layout:
 
     Attributes:
         schema: The schema of the collection.
+        row_width: The number of floats of a row in a multi-vector.
         rows_per_vector: The maximum number of rows in one multi-vector, and in one multi-vector query.
         multivectors: The names of the multi-vectors, in the order of the document's rows.
     """
 
     schema: Schema
+    row_width: int
     rows_per_vector: int
     multivectors: tuple[str, ...]
 
     @classmethod
     def of(cls, schema: Schema) -> Self:
         """Return the layout for a schema."""
-        rows = max(1, MAX_FLOATS // schema.model.dimension)
+        width = schema.model.dimension
+        if not is_native(schema):
+            width = carried_width(schema.precision.row_bytes(width))
+        rows = max(1, MAX_FLOATS // width)
         vectors = 0
         if "multivector" in schema.components:
             vectors = 1 if schema.storage.long_documents == "error" else -(-MAX_ROWS // rows)
-        return cls(schema, rows, tuple(f"multi_{i}" for i in range(vectors)))
+        return cls(schema, width, rows, tuple(f"multi_{i}" for i in range(vectors)))
+
+    @property
+    def scores_rows(self) -> bool:
+        """Whether the engine scores the rows of multi-vectors; otherwise they are bytes that are scored here."""
+        return is_native(self.schema)
+
+    @property
+    def room(self) -> int:
+        """The maximum number of rows of a document."""
+        return self.rows_per_vector * len(self.multivectors)
 
     def check_rows(self, documents: Sequence[Document], embeddings: M3Embeddings) -> None:
         """Raise InvalidInput if a document has more multi-vector rows than the layout can hold."""
         if "multivector" not in embeddings.components:
             return
-        room = self.rows_per_vector * len(self.multivectors)
-        for position in np.flatnonzero(embeddings.multivectors.counts > room)[:1]:
+        for position in np.flatnonzero(embeddings.multivectors.counts > self.room)[:1]:
             raise InvalidInput(
                 f"documents[{position}] (id {documents[position].id!r}) has "
                 f"{embeddings.multivectors.counts[position]} multi-vector rows; this collection stores at "
-                f"most {room} for a document.\n"
+                f"most {self.room} for a document.\n"
                 '  Split the text, or create the collection with Storage(long_documents="split") (up to '
                 f"{MAX_ROWS} rows)."
             )
@@ -75,8 +94,10 @@ class Layout:
             row = sparse_row(embeddings.sparse, i)
             if len(row[0]):
                 yield "sparse", row
-        if "multivector" in embeddings.components:
+        if "multivector" in embeddings.components and self.multivectors:
             rows = embeddings.multivectors[i]
+            if not self.scores_rows:
+                rows = carry(self.schema.precision.encode(rows), self._row_bytes)
             for name, start in zip(
                 self.multivectors, range(0, len(rows), self.rows_per_vector), strict=False
             ):
@@ -90,10 +111,39 @@ class Layout:
         if "sparse" in schema.components:
             sparse = _csr([vector.get("sparse") for vector in vectors], schema.model.vocabulary_size)
         if "multivector" in schema.components:
-            present = ([vector[name] for name in self.multivectors if name in vector] for vector in vectors)
-            rows = [np.concatenate(parts) for parts in present]
-            multivectors = MultiVectors.from_list(rows, schema.model.dimension)
+            multivectors = self._rows(vectors)
         return M3Embeddings(dense, sparse, multivectors, model=schema.model)
+
+    def encoded(self, vectors: Mapping[str, Any]) -> bytes | memoryview:
+        """Return the encoded rows of a point whose rows are bytes.
+
+        Raises:
+            ValueError: Its vectors do not carry rows of this collection's precision.
+        """
+        parts = [vectors[name] for name in self.multivectors if name in vectors]
+        if not parts:
+            raise ValueError("it has none")
+        return b"".join(carried(part, self._row_bytes) for part in parts)
+
+    def _rows(self, vectors: Sequence[Mapping[str, Any]]) -> MultiVectors:
+        dimension = self.schema.model.dimension
+        if self.scores_rows:
+            present = ([vector[name] for name in self.multivectors if name in vector] for vector in vectors)
+            return MultiVectors.from_list([np.concatenate(parts) for parts in present], dimension)
+        decoded = []
+        for encoded in map(self.encoded, vectors):
+            decoded.append(np.empty((len(encoded) // self._row_bytes, dimension), dtype=np.float32))
+            self.schema.precision.decode(encoded, decoded[-1])
+        return MultiVectors.from_list(decoded, dimension)
+
+    @property
+    def _row_bytes(self) -> int:
+        return self.schema.precision.row_bytes(self.schema.model.dimension)
+
+
+def is_native(schema: Schema) -> bool:
+    """Whether the engine holds and scores rows of this schema's precision."""
+    return schema.precision.engine_dtype is not None
 
 
 def floats(vector: Vector) -> int:
