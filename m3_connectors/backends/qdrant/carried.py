@@ -6,9 +6,14 @@ change it. A row of n bytes takes ``ceil(n / 3)`` floats. Scores of these vector
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from m3_connectors.embeddings import Float32
+
+CARRIER = "float32"
+"""The type of the vectors."""
 
 _BYTES = 3
 """The number of bytes that one float carries."""
@@ -29,16 +34,18 @@ def carry(encoded: bytes, row_bytes: int) -> Float32:
     return words.view("<u4")[..., 0].astype(np.float32)
 
 
-def carried(vectors: Float32, row_bytes: int) -> bytes:
-    """Return the encoded rows that vectors carry.
+def carried(vectors: Any, row_bytes: int) -> bytes:
+    """Return the encoded rows that the vectors of a point carry.
 
     Raises:
         ValueError: The vectors carry no rows of this size.
     """
-    if vectors.ndim != 2 or vectors.shape[1] != carried_width(row_bytes):
-        raise ValueError(f"its rows have {vectors.shape[-1]} numbers, not {carried_width(row_bytes)}")
+    if not isinstance(vectors, np.ndarray) or vectors.ndim != 2:
+        raise ValueError("they are not rows")
+    if vectors.shape[1] != carried_width(row_bytes):
+        raise ValueError(f"a row has {vectors.shape[1]} numbers, not {carried_width(row_bytes)}")
     whole = (vectors >= 0) & (vectors < 2**24) & (vectors == np.floor(vectors))
     if not whole.all():
-        raise ValueError(f"its rows have the number {vectors[~whole][0]}, which is not three bytes")
+        raise ValueError(f"a row has the number {vectors[~whole][0]}, which is not three bytes")
     words = vectors.astype("<u4").view(np.uint8).reshape(*vectors.shape, 4)
     return words[..., :_BYTES].reshape(len(vectors), -1)[:, :row_bytes].tobytes()

@@ -18,7 +18,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from m3_connectors.backends.base import Schema
-from m3_connectors.backends.qdrant.carried import carried, carried_width, carry
+from m3_connectors.backends.qdrant.carried import carried_width, carry
 from m3_connectors.documents import Document
 from m3_connectors.embeddings import Float32, Int64, M3Embeddings, MultiVectors
 from m3_connectors.errors import InvalidInput
@@ -28,6 +28,9 @@ MAX_FLOATS = 2**20 - 1
 
 MAX_ROWS = 8192
 """The number of rows that the layout can hold: those of the model's longest text."""
+
+ROWS = "rows"
+"""The key of the rows that the engine does not score, among the vectors of a point that was read."""
 
 SparseRow = tuple[Int64, Float32]
 """Token ids, sorted, and their weights."""
@@ -97,14 +100,19 @@ class Layout:
         if "multivector" in embeddings.components and self.multivectors:
             rows = embeddings.multivectors[i]
             if not self.scores_rows:
-                rows = carry(self.schema.precision.encode(rows), self._row_bytes)
+                rows = carry(self.schema.precision.encode(rows), self.row_bytes)
             for name, start in zip(
                 self.multivectors, range(0, len(rows), self.rows_per_vector), strict=False
             ):
                 yield name, rows[start : start + self.rows_per_vector]
 
     def embeddings(self, vectors: Sequence[Mapping[str, Any]]) -> M3Embeddings:
-        """Return the embeddings of points that were read with their vectors (by name, as ``Vector``)."""
+        """Return the embeddings of points that were read with their vectors.
+
+        Args:
+            vectors: For each point its vectors by name, as ``Vector``, and as ``ROWS`` its encoded rows if the engine
+                does not score them.
+        """
         schema = self.schema
         dense: Float32 = np.array([vector["dense"] for vector in vectors], dtype=np.float32)
         sparse = multivectors = None
@@ -114,30 +122,21 @@ class Layout:
             multivectors = self._rows(vectors)
         return M3Embeddings(dense, sparse, multivectors, model=schema.model)
 
-    def encoded(self, vectors: Mapping[str, Any]) -> bytes | memoryview:
-        """Return the encoded rows of a point whose rows are bytes.
-
-        Raises:
-            ValueError: Its vectors do not carry rows of this collection's precision.
-        """
-        parts = [vectors[name] for name in self.multivectors if name in vectors]
-        if not parts:
-            raise ValueError("it has none")
-        return b"".join(carried(part, self._row_bytes) for part in parts)
-
     def _rows(self, vectors: Sequence[Mapping[str, Any]]) -> MultiVectors:
         dimension = self.schema.model.dimension
         if self.scores_rows:
             present = ([vector[name] for name in self.multivectors if name in vector] for vector in vectors)
             return MultiVectors.from_list([np.concatenate(parts) for parts in present], dimension)
         decoded = []
-        for encoded in map(self.encoded, vectors):
-            decoded.append(np.empty((len(encoded) // self._row_bytes, dimension), dtype=np.float32))
+        for vector in vectors:
+            encoded = vector[ROWS]
+            decoded.append(np.empty((len(encoded) // self.row_bytes, dimension), dtype=np.float32))
             self.schema.precision.decode(encoded, decoded[-1])
         return MultiVectors.from_list(decoded, dimension)
 
     @property
-    def _row_bytes(self) -> int:
+    def row_bytes(self) -> int:
+        """The size of an encoded row."""
         return self.schema.precision.row_bytes(self.schema.model.dimension)
 
 

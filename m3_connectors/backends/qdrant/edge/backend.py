@@ -70,7 +70,7 @@ class EdgeBackend(Backend):
     """
 
     name: ClassVar[str] = BACKEND
-    capabilities = frozenset({Capability.PERSISTENT, Capability.EXACT})
+    capabilities = frozenset({Capability.PERSISTENT, Capability.EXACT, Capability.COMPACT})
     settles_ties = True
 
     def __init__(self, directory: str | os.PathLike[str], collection: str = "documents") -> None:
@@ -304,8 +304,7 @@ def _batches(
     if "sparse" in embeddings.components:
         sizes += 8 * np.diff(embeddings.sparse.indptr)
     if "multivector" in embeddings.components:
-        width = embeddings.multivectors.dimension
-        row_bytes = 4 * width if layout.scores_rows else layout.schema.precision.row_bytes(width)
+        row_bytes = 4 * layout.row_width if layout.scores_rows else layout.row_bytes
         sizes += row_bytes * embeddings.multivectors.counts
     start, size_bytes = 0, 0
     for i, more in enumerate(sizes.tolist()):

@@ -227,8 +227,9 @@ class Shard:
     def optimize(self, edge: engine.EdgeShard) -> None:
         """Rewrite all data now. Use it in calls that ``run`` makes."""
         self._stop_copying()
-        if self.usage(edge).unnamed_bytes:
-            edge = self._rewrite(edge)  # the engine's own remedy leaves the file of rows as it is
+        usage = self.usage(edge)
+        if usage.unnamed_bytes > usage.named_bytes // 10:
+            edge = self._rewrite(edge, usage)  # the engine's own remedy leaves the file of rows as it is
         edge.optimize()
         self._flush(edge)  # the old segments stay on disk until the flush
 
@@ -256,9 +257,9 @@ class Shard:
         home = self._home  # nor may the copy refer to this object
         return Copy(home, self.layout, usage, lambda *asked: check_space(home, *asked))
 
-    def _rewrite(self, edge: engine.EdgeShard) -> engine.EdgeShard:
+    def _rewrite(self, edge: engine.EdgeShard, usage: Usage) -> engine.EdgeShard:
         """Copy everything to another shard now, and return that one."""
-        copy = self._copy = self._new_copy(self.usage(edge))
+        copy = self._copy = self._new_copy(usage)
         try:
             while not copy.step(edge, self.rows):
                 pass

@@ -18,8 +18,6 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from m3_connectors.files import allocated_bytes
-
 NAME = "rows.m3"
 
 Place = tuple[int, int]
@@ -39,8 +37,8 @@ class RowFile:
 
     @property
     def size_bytes(self) -> int:
-        """The space of the file on disk."""
-        return allocated_bytes(self._path)
+        """The size of the file; 0 if there is none."""
+        return self._path.stat().st_size if self._path.exists() else 0
 
     def append(self, blobs: Sequence[bytes | memoryview]) -> list[Place]:
         """Write blobs; when it returns, they survive a power failure.

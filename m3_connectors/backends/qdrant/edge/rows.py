@@ -1,7 +1,7 @@
 """Points of the engine in this process: the shared layout and payload, in the engine's classes.
 
 The engine does not limit the rows of a multi-vector, but uses the server's layout. Rows that the engine does not
-score are in the ``row_file``, and the payload has their place in it.
+score are in the ``row_file``, and the payload has their place in it under the key ``ROWS``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from m3_connectors.backends.base import Schema
 from m3_connectors.backends.blobs import multivector_bytes, pack_multivector
 from m3_connectors.backends.qdrant import layout as shared
 from m3_connectors.backends.qdrant.edge.row_file import Place, RowFile
-from m3_connectors.backends.qdrant.layout import MAX_ROWS, Vector
+from m3_connectors.backends.qdrant.layout import MAX_ROWS, ROWS, Vector
 from m3_connectors.backends.qdrant.payload import ID, document_of, payload_of, point_id
 from m3_connectors.documents import Document
 from m3_connectors.embeddings import Component, M3Embeddings
@@ -38,9 +38,6 @@ __all__ = [
 
 PointId = int | uuid.UUID | str
 """An id as the engine's binding declares it; the ids of this package are UUIDs."""
-
-ROWS = "rows"
-"""The key in the payload whose value is the place of a document's rows in the ``row_file``."""
 
 _DATATYPES = {
     "float16": engine.VectorStorageDatatype.Float16,
@@ -138,10 +135,6 @@ class Layout(shared.Layout):
         return super().embeddings(
             [{name: _as_read(vector) for name, vector in named.items()} for named in vectors]
         )
-
-    def encoded(self, vectors: Mapping[str, Any]) -> memoryview:
-        rows: memoryview = vectors[ROWS]
-        return rows
 
 
 class DamagedRows(Exception):

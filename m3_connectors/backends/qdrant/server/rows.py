@@ -47,7 +47,7 @@ def points_of(layout: Layout, documents: Sequence[Document], embeddings: M3Embed
     for i, document in enumerate(documents):
         vectors = dict(layout.vectors(embeddings, i))
         yield Point(
-            str(point_id(document.id)), payload_of(document), vectors, layout.schema.storage.precision
+            str(point_id(document.id)), payload_of(document), vectors, layout.schema.precision
         )
 
 
