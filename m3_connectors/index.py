@@ -297,7 +297,7 @@ class AsyncIndex:
         stored = await self._backend.vectors([id])
         (vectors,) = await self._query_vectors([query])
         storage = self.schema.storage
-        vectors = storage.precision.rounded_query(vectors)  # as the store does (B21)
+        vectors = self.schema.precision.rounded_query(vectors)  # as the store does (B21)
         return explain(self._encoder, chosen, query, vectors, document, stored, storage.pools)
 
     async def delete(self, ids: Sequence[str] | None = None, *, filter: RawFilter | None = None) -> int:

@@ -127,7 +127,14 @@ class Backend(abc.ABC):
     # -- the collection
 
     async def create(self, schema: Schema) -> None:
-        """B1. Create an empty collection and open it."""
+        """B1. Create an empty collection and open it.
+
+        Raises:
+            AlreadyExists: The collection exists.
+            Unsupported: The store cannot hold this precision of multi-vectors; nothing was created.
+        """
+        if schema.precision.engine_dtype is None:
+            require(self.name, self.capabilities, [Capability.COMPACT])
         await self._create(schema)
         self._schema = schema
 

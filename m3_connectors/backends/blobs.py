@@ -31,19 +31,33 @@ def pack_multivector(rows: Float32, precision: Precision) -> bytes:
     return _HEADER.pack(_MAGIC, _VERSION, _MULTIVECTOR, precision.code, *rows.shape) + precision.encode(rows)
 
 
-def unpack_multivectors(packed: Sequence[bytes], dimension: int) -> MultiVectors:
+def multivector_bytes(packed: Sequence[bytes], precision: Precision, dimension: int) -> list[memoryview]:
+    """Return the encoded rows of blobs without copying them, as ``Precision.scores`` takes them.
+
+    Raises:
+        ValueError: An item is not a multi-vector blob of this precision, or its rows are not ``dimension`` wide.
+    """
+    for blob in packed:
+        code, _, width = _read_header(blob, _MULTIVECTOR)
+        if width != dimension:
+            raise ValueError(f"a vector blob has rows whose width is not {dimension}")
+        if code != precision.code:
+            raise ValueError(f"a vector blob holds {_PRECISIONS[code].name} rows, not {precision.name}")
+    return [memoryview(blob)[_HEADER.size :] for blob in packed]
+
+
+def unpack_multivectors(packed: Sequence[bytes], precision: Precision, dimension: int) -> MultiVectors:
     """Decode the rows of many documents into one array, converted in one pass.
 
     Raises:
-        ValueError: An item is not a multi-vector blob, or its rows are not ``dimension`` wide.
+        ValueError: An item is not a multi-vector blob of this precision, or its rows are not ``dimension`` wide.
     """
-    headers = [_read_header(blob, _MULTIVECTOR) for blob in packed]
-    if any(width != dimension for _, _, width in headers):
-        raise ValueError(f"a vector blob has rows whose width is not {dimension}")
-    offsets = np.cumsum([0, *(rows for _, rows, _ in headers)], dtype=np.int64)
+    encoded = multivector_bytes(packed, precision, dimension)
+    counts = [part.nbytes // precision.row_bytes(dimension) for part in encoded]
+    offsets = np.cumsum([0, *counts], dtype=np.int64)
     joined = np.empty((int(offsets[-1]), dimension), dtype=np.float32)
-    for blob, (code, rows, _), start in zip(packed, headers, offsets, strict=False):
-        _PRECISIONS[code].decode(memoryview(blob)[_HEADER.size :], joined[start : start + rows])
+    for part, start, stop in zip(encoded, offsets[:-1], offsets[1:], strict=True):
+        precision.decode(part, joined[start:stop])
     return MultiVectors(joined, offsets)
 
 

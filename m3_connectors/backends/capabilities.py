@@ -109,6 +109,12 @@ class Capability(enum.Enum):
         "Leave the option out: filters work on every field without it.",
         ("indexes",),
     )
+    COMPACT = _Request(
+        "store multi-vector rows in 8, 4, 2 or 1 bits for each value",
+        'Storage(multivector_dtype="int8"), "int4", "int2" or "int1"',
+        'Use multivector_dtype="float16", or a store that supports it.',
+        clauses=("b12", "b20_b21"),
+    )
     DENSE_INDEX = _Request(
         "choose the type of the dense index",
         "index=…",

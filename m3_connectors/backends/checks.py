@@ -163,7 +163,7 @@ def _check_values(schema: Schema, embeddings: M3Embeddings, what: str) -> None:
             raise InvalidInput(
                 f"{what}.multivectors[{empty[0]}] has no rows.\n  Pass at least one row for every text."
             )
-        _check_numbers(multivectors.rows, f"{what}.multivectors", schema.storage.precision)
+        _check_numbers(multivectors.rows, f"{what}.multivectors", schema.precision)
 
 
 def _check_numbers(array: Float32, what: str, precision: Precision = FLOAT32) -> None:

@@ -102,7 +102,7 @@ class VectorReader(abc.ABC):
         # One matrix product at a time: each uses all cores, and concurrent ones spend half of their time
         # waiting.
         self._scoring = anyio.CapacityLimiter(1)
-        self._row_bytes = schema.storage.precision.row_bytes(schema.model.dimension)
+        self._row_bytes = schema.precision.row_bytes(schema.model.dimension)
         self._counts: dict[str, int] = {}
         """The number of multi-vector rows by key, where known; it only helps to plan responses and may be
         outdated."""
@@ -206,7 +206,7 @@ class VectorReader(abc.ABC):
         self, components: Sequence[Component], query: M3Embeddings, rows: Sequence[Row]
     ) -> dict[Component, Float32]:
         """Return the scores of complete rows, float32 ``[rows]``."""
-        query = self.schema.storage.precision.rounded_query(query)
+        query = self.schema.precision.rounded_query(query)
 
         def scores() -> dict[Component, Float32]:
             vectors = self.decoded(rows, components)

@@ -36,7 +36,7 @@ class MemoryBackend(Backend):
     """Documents and embeddings in dictionaries; every search scores all of them."""
 
     name: ClassVar[str] = "memory"
-    capabilities = frozenset({Capability.EXACT})
+    capabilities = frozenset({Capability.EXACT, Capability.COMPACT})
     settles_ties = True
 
     def __init__(self, collection: str = "documents") -> None:
@@ -93,7 +93,7 @@ class MemoryBackend(Backend):
         self._schema = None
 
     async def _upsert(self, documents: Sequence[Document], embeddings: M3Embeddings) -> None:
-        for document, row in zip(documents, self.schema.storage.precision.rounded(embeddings), strict=True):
+        for document, row in zip(documents, self.schema.precision.rounded(embeddings), strict=True):
             metadata = canonical_metadata(document.metadata)
             self._documents[document.id] = Document(document.id, document.text, metadata)
             self._embeddings[document.id] = row
@@ -154,7 +154,7 @@ class MemoryBackend(Backend):
     def _scores(self, component: Component, query: M3Embeddings, ids: Sequence[Key]) -> Float32:
         if not ids:
             return np.empty(0, dtype=np.float32)
-        all_scores = score(component, self.schema.storage.precision.rounded_query(query), self._all())
+        all_scores = score(component, self.schema.precision.rounded_query(query), self._all())
         position: dict[Key, int] = {id: i for i, id in enumerate(self._embeddings)}
         return all_scores[[position[id] for id in ids]]
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
+import functools
 from typing import Any, Literal
 
+import numpy as np
+
 from m3_connectors.backends.precision import Precision, PrecisionName, precision_of
-from m3_connectors.embeddings import COMPONENTS, Component, ModelInfo
+from m3_connectors.embeddings import COMPONENTS, Component, Float32, ModelInfo
 from m3_connectors.errors import InvalidInput
 
 FORMAT = 2
@@ -23,7 +27,8 @@ class Storage:
     """How vectors are stored.
 
     Attributes:
-        multivector_dtype: Precision of multi-vector rows, ``"float16"`` or ``"float32"``; float16 halves the space.
+        multivector_dtype: Precision of multi-vector rows: ``"float32"``, ``"float16"``, or ``"int8"``, ``"int4"``,
+            ``"int2"`` and ``"int1"``, which store 8, 4, 2 and 1 bits for each value and a scale for each row.
         long_documents: ``"split"`` keeps every row, in several records of the store if one record cannot hold
             them (exact). ``"pool"`` replaces similar rows of a long document by their mean before a store
             receives them (lossy, see ``backends.pooling``), and then splits. ``"error"`` refuses a document
@@ -60,7 +65,7 @@ class Storage:
 
     @property
     def precision(self) -> Precision:
-        """How the rows of multi-vectors are encoded and rounded."""
+        """How the rows of multi-vectors are encoded in a collection without a centre; see ``Schema.precision``."""
         return precision_of(self.multivector_dtype)
 
     def pools(self, rows: int) -> bool:
@@ -78,22 +83,63 @@ class Schema:
         storage: How the vectors are stored.
         format: The format of the documents that were written first; it does not count in comparisons of
         schemas.
+        centre: The mean of multi-vector rows, which compact precisions subtract before they encode a row: float16
+            ``[dimension]``, little-endian, in base64. None for 0.
     """
 
     model: ModelInfo
     components: tuple[Component, ...] = COMPONENTS
     storage: Storage = Storage()
     format: int = dataclasses.field(default=FORMAT, compare=False)
+    centre: str | None = None
 
     def __post_init__(self) -> None:
         if "dense" not in self.components or any(name not in COMPONENTS for name in self.components):
             raise InvalidInput(
                 f"components are {self.components}.\n  Use dense, and optionally sparse and multivector."
             )
+        if self.centre is not None:
+            _ = self.precision  # it must be readable
+
+    @functools.cached_property
+    def precision(self) -> Precision:
+        """How the rows of multi-vectors are encoded, rounded and scored.
+
+        Raises:
+            InvalidInput: The centre is not of the model's width.
+        """
+        if self.centre is None:
+            return self.storage.precision
+        try:
+            centre = np.frombuffer(base64.b64decode(self.centre, validate=True), dtype="<f2").astype(
+                np.float32
+            )
+        except ValueError:
+            centre = np.full(1, np.nan, dtype=np.float32)
+        if len(centre) != self.model.dimension or not np.isfinite(centre).all():
+            raise InvalidInput(
+                f"the centre of the rows is not {self.model.dimension} float16 numbers in base64: {self.centre!r}.\n"
+                "  Index the documents into a new collection; this one's record is damaged."
+            )
+        return self.storage.precision.centred(centre)
+
+    def centred(self, rows: Float32) -> Schema:
+        """Return the schema with the mean of these rows as centre, float32 ``[t, dimension]``, t >= 1.
+
+        A schema whose precision has no centre is returned as it is.
+        """
+        if not self.storage.precision.has_centre or "multivector" not in self.components:
+            return self
+        largest = np.finfo(np.float16).max
+        mean = rows.mean(axis=0, dtype=np.float64).clip(-largest, largest).astype("<f2")
+        return dataclasses.replace(self, centre=base64.b64encode(mean.tobytes()).decode())
 
     def to_json(self) -> dict[str, Any]:
-        """Return a JSON object that ``from_json`` reads."""
-        return dataclasses.asdict(self)
+        """Return a JSON object that ``from_json`` reads; without a centre, as earlier versions wrote it."""
+        fields = dataclasses.asdict(self)
+        if self.centre is None:
+            del fields["centre"]
+        return fields
 
     @classmethod
     def from_json(cls, raw: dict[str, Any]) -> Schema:
@@ -110,5 +156,9 @@ class Schema:
                 "collection."
             )
         return cls(
-            ModelInfo(**raw["model"]), tuple(raw["components"]), Storage(**raw["storage"]), raw["format"]
+            ModelInfo(**raw["model"]),
+            tuple(raw["components"]),
+            Storage(**raw["storage"]),
+            raw["format"],
+            raw.get("centre"),
         )

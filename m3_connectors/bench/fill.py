@@ -90,7 +90,7 @@ async def fill(
     batches = corpus.batches(store.batch_bytes)
     # Batches are made in a thread while nothing is timed, so that only the store's time counts.
     while (batch := await anyio.to_thread.run_sync(next, batches, None)) is not None:
-        size_bytes = _size_bytes(*batch, schema.storage.precision)
+        size_bytes = _size_bytes(*batch, schema.precision)
         call = functools.partial(backend.upsert, *batch)
         rows.add(
             await _timed(call, "upsert", len(batch[0]), size_bytes, store.name, len(corpus), done, meter)

@@ -108,8 +108,11 @@ def make_world(
         for i in rng.permutation(documents).tolist()
     ]
     everything = join(made + asked, model, components)
+    schema = Schema(model, components, storage or Storage())
+    if "multivector" in components:
+        schema = schema.centred(everything.multivectors.rows)
     world = World(
-        Schema(model, components, storage or Storage()),
+        schema,
         stored,
         everything[:documents],
         list(everything[documents:]),

@@ -84,7 +84,7 @@ def index_operation(
         if parts:
             source[PARTS] = parts
         else:
-            source[MULTIVECTOR_BLOB] = _text(blobs.pack_multivector(rows, schema.storage.precision))
+            source[MULTIVECTOR_BLOB] = _text(blobs.pack_multivector(rows, schema.precision))
     return _index(document.id, source)
 
 
@@ -270,7 +270,9 @@ def embeddings_of(
         if "sparse" in components:
             sparse = _sparse_matrix(hits, schema.model.vocabulary_size)
         if "multivector" in components:
-            joined = blobs.unpack_multivectors(_blobs(hits, MULTIVECTOR_BLOB), schema.model.dimension)
+            joined = blobs.unpack_multivectors(
+                _blobs(hits, MULTIVECTOR_BLOB), schema.precision, schema.model.dimension
+            )
             first_blobs = np.cumsum([0, *(len(hit["fields"][MULTIVECTOR_BLOB]) for hit in hits)])
             multivectors = MultiVectors(joined.rows, joined.offsets[first_blobs])
     except (KeyError, ValueError) as error:

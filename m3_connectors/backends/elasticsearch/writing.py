@@ -76,7 +76,7 @@ class Writer:
         self._alias = alias
         self._schema = schema
         self._refresh = refresh
-        self._row_bytes = schema.storage.precision.row_bytes(schema.model.dimension)
+        self._row_bytes = schema.precision.row_bytes(schema.model.dimension)
         self._rows_per_part = max(1, PART_BYTES // self._row_bytes)
 
     async def upsert(self, documents: Sequence[Document], embeddings: M3Embeddings) -> None:
@@ -147,7 +147,7 @@ class Writer:
 
     async def _write_parts(self, id: str, embeddings: M3Embeddings, names: Sequence[str]) -> list[Outcome]:
         rows = embeddings.multivectors[0]
-        step, precision = self._rows_per_part, self._schema.storage.precision
+        step, precision = self._rows_per_part, self._schema.precision
 
         async def send(part: int) -> Outcome:
             name, some = names[part], rows[part * step : (part + 1) * step]

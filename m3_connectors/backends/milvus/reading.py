@@ -140,7 +140,7 @@ class Reader(VectorReader):
         if "multivector" not in components:
             return embeddings_of(self.layout, rows, columns)
         try:
-            multivectors = unpack([row["multivector"] for row in rows], self.schema.model.dimension)
+            multivectors = unpack([row["multivector"] for row in rows], self.schema)
         except ValueError as error:
             raise Corrupt(
                 f"document {id_of(rows[0]['key'])!r} cannot be read: its vectors, or those of a neighbour, are "

@@ -24,6 +24,7 @@ from m3_connectors.backends.milvus.layout import (
     Layout,
 )
 from m3_connectors.backends.milvus.naming import id_of, key_of
+from m3_connectors.backends.schema import Schema
 from m3_connectors.documents import Document, metadata_json
 from m3_connectors.embeddings import Component, M3Embeddings, MultiVectors
 from m3_connectors.errors import InvalidInput
@@ -73,7 +74,7 @@ def part_keys(row: Mapping[str, Any]) -> list[str]:
     return [f"{row['version']}.{i}" for i in range(row.get("parts", 0))]
 
 
-def unpack(packed: Sequence[Sequence[str]], dimension: int) -> MultiVectors:
+def unpack(packed: Sequence[Sequence[str]], schema: Schema) -> MultiVectors:
     """Return the multi-vectors of documents, each given by its elements in order.
 
     Raises:
@@ -81,7 +82,7 @@ def unpack(packed: Sequence[Sequence[str]], dimension: int) -> MultiVectors:
     """
     # Only the last element of a document has padding, so all elements together are one base64 text.
     blobs = [pybase64.b64decode("".join(pieces), validate=True) for pieces in packed]
-    return unpack_multivectors(blobs, dimension)
+    return unpack_multivectors(blobs, schema.precision, schema.model.dimension)
 
 
 def embeddings_of(
@@ -151,7 +152,7 @@ def _entity(
     parts: tuple[dict[str, Any], ...] = ()
     if "multivector" in embeddings.components:
         rows = embeddings.multivectors[i]
-        pieces = list(_base64_pieces(pack_multivector(rows, layout.schema.storage.precision)))
+        pieces = list(_base64_pieces(pack_multivector(rows, layout.schema.precision)))
         packed = sum(map(len, pieces))
         version = stamp(time.time()) + secrets.token_hex(10)
         row |= {"rows": len(rows), "version": version, "parts": 0, "multivector": pieces}

@@ -57,7 +57,7 @@ class ReadingClauses(Suite):
         async with self.stored(tmp_path, world) as backend:
             order = [3, 0, 7, 3, 11]
             got = await backend.vectors([world.documents[i].id for i in order])
-            kept = storage.precision.rounded(world.embeddings)
+            kept = world.schema.precision.rounded(world.embeddings)
             want = M3Embeddings.concatenate([kept[i] for i in order])
             assert got.dense is not None and got.sparse is not None and got.multivectors is not None
             assert want.dense is not None and want.sparse is not None and want.multivectors is not None
