@@ -102,7 +102,8 @@ def _named_bytes(edge: engine.EdgeShard, live: int) -> int:
     """Return about how many bytes of rows the documents name, from the first ones: their order is random."""
     request = engine.ScrollRequest(limit=_SAMPLE, with_payload=[ROWS], with_vector=False)
     records, _ = edge.scroll(request)
-    return live * sum((record.payload or {}).get(ROWS, (0, 0))[1] for record in records) // max(1, len(records))
+    sampled = sum(int((record.payload or {}).get(ROWS, (0, 0))[1]) for record in records)
+    return live * sampled // max(1, len(records))
 
 
 class Copy:

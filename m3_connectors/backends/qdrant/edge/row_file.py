@@ -69,7 +69,9 @@ class RowFile:
         if not 0 <= start <= start + size <= len(self._view):
             self._map()
         if not 0 <= start <= start + size <= len(self._view):
-            raise ValueError(f"{self._path.name} has {len(self._view)} bytes, none from {start} to {start + size}")
+            raise ValueError(
+                f"{self._path.name} has {len(self._view)} bytes, none from {start} to {start + size}"
+            )
         return self._view[start : start + size]
 
     def close(self) -> None:

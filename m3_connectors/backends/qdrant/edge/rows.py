@@ -39,7 +39,7 @@ __all__ = [
 PointId = int | uuid.UUID | str
 """An id as the engine's binding declares it; the ids of this package are UUIDs."""
 
-_DATATYPES = {
+_DATATYPES: dict[str | None, engine.VectorStorageDatatype] = {
     "float16": engine.VectorStorageDatatype.Float16,
     "float32": engine.VectorStorageDatatype.Float32,
 }

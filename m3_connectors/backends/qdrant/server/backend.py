@@ -324,7 +324,9 @@ class QdrantBackend(Backend):
         scores: dict[Component, dict[str, float]] = {}
 
         async def theirs() -> None:
-            others = {name: points for name, points in wanted.items() if name != "multivector"}
+            others: dict[Component, Sequence[str]] = {
+                name: points for name, points in wanted.items() if name != "multivector"
+            }
             scores.update(await self._exact_scores(query).of(others) if others else {})
 
         async def ours() -> None:

@@ -222,7 +222,7 @@ def _read(vector: Any) -> Vector:
 
 
 def _rows(message: Any) -> Float32:
-    """Return the rows of a multi-vector from its bytes, as ``_fill`` writes them: numbers would take 20 times as long."""
+    """Return the rows of a multi-vector, from its bytes, which is faster than from its numbers."""
     count = len(message.vectors)
     width = len(message.vectors[0].data) if count else 0
     if not width:

@@ -46,9 +46,7 @@ def points_of(layout: Layout, documents: Sequence[Document], embeddings: M3Embed
     """Yield the points of checked documents, built one at a time."""
     for i, document in enumerate(documents):
         vectors = dict(layout.vectors(embeddings, i))
-        yield Point(
-            str(point_id(document.id)), payload_of(document), vectors, layout.schema.precision
-        )
+        yield Point(str(point_id(document.id)), payload_of(document), vectors, layout.schema.precision)
 
 
 @functools.lru_cache(maxsize=2**16)
