@@ -108,8 +108,8 @@ def make_world(
         for i in rng.permutation(documents).tolist()
     ]
     everything = join(made + asked, model, components)
-    schema = Schema(model, components, storage or Storage())
-    if "multivector" in components:
+    schema = Schema(model, dataclasses.replace(storage or Storage(), components=components))
+    if schema.has_centre:
         schema = schema.centred(everything.multivectors.rows)
     world = World(
         schema,
