@@ -30,7 +30,7 @@ def carry(encoded: bytes, row_bytes: int) -> Float32:
     padded = np.zeros((len(rows), carried_width(row_bytes) * _BYTES), dtype=np.uint8)
     padded[:, :row_bytes] = rows
     words = np.zeros((len(rows), carried_width(row_bytes), 4), dtype=np.uint8)
-    words[..., :_BYTES] = padded.reshape(len(rows), -1, _BYTES)
+    words[..., :_BYTES] = padded.reshape(len(rows), carried_width(row_bytes), _BYTES)
     return words.view("<u4")[..., 0].astype(np.float32)
 
 
@@ -48,4 +48,4 @@ def carried(vectors: Any, row_bytes: int) -> bytes:
     if not whole.all():
         raise ValueError(f"a row has the number {vectors[~whole][0]}, which is not three bytes")
     words = vectors.astype("<u4").view(np.uint8).reshape(*vectors.shape, 4)
-    return words[..., :_BYTES].reshape(len(vectors), -1)[:, :row_bytes].tobytes()
+    return words[..., :_BYTES].reshape(len(vectors), vectors.shape[1] * _BYTES)[:, :row_bytes].tobytes()

@@ -117,10 +117,19 @@ class Layout:
         dense: Float32 = np.array([vector["dense"] for vector in vectors], dtype=np.float32)
         sparse = multivectors = None
         if "sparse" in schema.components:
-            sparse = _csr([vector.get("sparse") for vector in vectors], schema.model.vocabulary_size)
+            sparse = self.sparse([vector.get("sparse") for vector in vectors])
         if "multivector" in schema.components:
             multivectors = self._rows(vectors)
         return M3Embeddings(dense, sparse, multivectors, model=schema.model)
+
+    def sparse(self, rows: Sequence[SparseRow | None]) -> sp.csr_array:
+        """Return sparse vectors as a matrix; a point without one has an empty row."""
+        empty: SparseRow = (np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32))
+        filled = [row or empty for row in rows]
+        offsets = np.cumsum([0, *(len(row[0]) for row in filled)])
+        columns = np.concatenate([row[0] for row in filled])
+        weights = np.concatenate([row[1] for row in filled]).astype(np.float32)
+        return sp.csr_array((weights, columns, offsets), shape=(len(rows), self.schema.model.vocabulary_size))
 
     def _rows(self, vectors: Sequence[Mapping[str, Any]]) -> MultiVectors:
         dimension = self.schema.model.dimension
@@ -154,12 +163,3 @@ def sparse_row(matrix: sp.csr_array, i: int) -> SparseRow:
     """Return token ids and weights of one row of a canonical CSR matrix."""
     row = slice(matrix.indptr[i], matrix.indptr[i + 1])
     return matrix.indices[row], matrix.data[row]
-
-
-def _csr(rows: Sequence[SparseRow | None], vocabulary_size: int) -> sp.csr_array:
-    empty: SparseRow = (np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32))
-    filled = [row or empty for row in rows]
-    offsets = np.cumsum([0, *(len(row[0]) for row in filled)])
-    columns = np.concatenate([row[0] for row in filled])
-    weights = np.concatenate([row[1] for row in filled]).astype(np.float32)
-    return sp.csr_array((weights, columns, offsets), shape=(len(rows), vocabulary_size))

@@ -317,26 +317,26 @@ class QdrantBackend(Backend):
     async def _scores(
         self, query: M3Embeddings, wanted: Mapping[Component, Sequence[str]]
     ) -> dict[Component, dict[str, float]]:
-        """Return scores by component and point; the server's and our own at the same time."""
-        own = self._row_reader if "multivector" in wanted else None
-        if own is None:
+        """Return scores by component and point; those of rows that are read here in the same requests as theirs."""
+        reader = self._row_reader if "multivector" in wanted else None
+        if reader is None:
             return await self._exact_scores(query).of(wanted)
+        points = wanted["multivector"]
+        here = [name for name, some in wanted.items() if set(points).issuperset(some)]
+        others = {name: some for name, some in wanted.items() if name not in here}
         scores: dict[Component, dict[str, float]] = {}
 
-        async def theirs() -> None:
-            others: dict[Component, Sequence[str]] = {
-                name: points for name, points in wanted.items() if name != "multivector"
-            }
-            scores.update(await self._exact_scores(query).of(others) if others else {})
+        async def read() -> None:
+            scores.update(await reader.scores(query, points, here))
 
-        async def ours() -> None:
-            scores["multivector"] = await own.scores(query.multivectors[0], wanted["multivector"])
+        async def ask() -> None:
+            scores.update(await self._exact_scores(query).of(others))
 
-        await together([theirs, ours])
+        await together([read, ask] if others else [read])
         return scores
 
-    async def _read_rows(self, points: Sequence[str]) -> list[Record]:
-        return await self._records(points, "score", payload=(ID,), vectors=self._opened().multivectors)
+    async def _read_rows(self, points: Sequence[str], names: Sequence[str]) -> list[Record]:
+        return await self._records(points, "score", payload=(ID,), vectors=names)
 
     async def _stored(self, points: Sequence[str]) -> list[str]:
         """Return the points that are stored."""

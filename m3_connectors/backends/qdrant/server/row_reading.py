@@ -16,8 +16,9 @@ from m3_connectors.backends.qdrant.payload import ID
 from m3_connectors.backends.qdrant.server.errors import BACKEND
 from m3_connectors.backends.qdrant.server.wire import Record
 from m3_connectors.backends.together import together
-from m3_connectors.embeddings import Float32
+from m3_connectors.embeddings import Component, Float32, M3Embeddings
 from m3_connectors.errors import Corrupt
+from m3_connectors.scoring import dense_scores, sparse_scores
 
 _ANSWER_BYTES = 64 * 2**20
 """About the most that one response holds."""
@@ -28,7 +29,10 @@ _MOST_AT_ONCE = 1000
 _UNKNOWN = 16
 """Documents in the first request, which shows how large they are."""
 
-Records = Callable[[Sequence[str]], Awaitable[Sequence[Record]]]
+Records = Callable[[Sequence[str], Sequence[str]], Awaitable[Sequence[Record]]]
+
+Scores = dict[Component, dict[str, float]]
+"""Scores by component and point."""
 
 
 class RowReader:
@@ -36,7 +40,7 @@ class RowReader:
 
     Args:
         layout: The layout of the collection, whose rows are bytes.
-        records: Returns the points that are stored, with their ids and multi-vectors.
+        records: Returns the points that are stored, with their ids and the vectors of these names.
     """
 
     def __init__(self, layout: Layout, records: Records) -> None:
@@ -47,39 +51,53 @@ class RowReader:
         # One product at a time: each uses all cores.
         self._scoring = anyio.CapacityLimiter(1)
 
-    async def scores(self, query: Float32, points: Sequence[str]) -> dict[str, float]:
-        """Return s_mul of the points that are stored; the rows of one response are scored while others are read.
+    async def scores(
+        self, query: M3Embeddings, points: Sequence[str], components: Sequence[Component]
+    ) -> Scores:
+        """Return all scores of the points that are stored; one response is scored while the next is read.
 
         Args:
-            query: float32 ``[N, d]``.
+            query: One text.
             points: Distinct points.
+            components: ``multivector``, and others whose vectors are so much smaller that they are read in the same
+                requests.
         """
+        known: Scores = {name: {} for name in components}
         first = points if self._point_bytes else points[:_UNKNOWN]
-        found = await self._scores_of(query, first)
-        rest = points[len(first) :]
-        return found | await self._scores_of(query, rest) if rest else found
+        for some in (first, points[len(first) :]):
+            at_once = min(_MOST_AT_ONCE, max(1, _ANSWER_BYTES // max(1, self._point_bytes)))
+            calls = [
+                functools.partial(self._answer, query, run, components) for run in by_count(some, at_once)
+            ]
+            for scores in await together(calls, _ANSWERS_AT_ONCE):
+                for name in components:
+                    known[name] |= scores[name]
+        return known
 
-    async def _scores_of(self, query: Float32, points: Sequence[str]) -> dict[str, float]:
-        at_once = min(_MOST_AT_ONCE, max(1, _ANSWER_BYTES // max(1, self._point_bytes)))
-        calls = [functools.partial(self._answer, query, some) for some in by_count(points, at_once)]
-        return {
-            point: score
-            for answer in await together(calls, _ANSWERS_AT_ONCE)
-            for point, score in answer.items()
-        }
+    async def _answer(
+        self, query: M3Embeddings, points: Sequence[str], components: Sequence[Component]
+    ) -> Scores:
+        small = [name for name in components if name != "multivector"]
+        records = await self._records(points, [*self._layout.multivectors, *small])
+        found = [record.point for record in records]
 
-    async def _answer(self, query: Float32, points: Sequence[str]) -> dict[str, float]:
-        records = await self._records(points)
-        if not records:
-            return {}
+        def score(name: Component) -> Float32:
+            if name == "multivector":
+                encoded = [encoded_rows(self._layout, record) for record in records]
+                # Four bytes carry three.
+                self._point_bytes = sum(map(len, encoded)) * 4 // (3 * len(encoded)) + 1
+                return self._layout.schema.precision.scores(query.multivectors[0], encoded)
+            vectors = [record.vectors.get(name) for record in records]
+            if name == "dense":
+                return dense_scores(query.dense[0], np.array(vectors, dtype=np.float32))
+            return sparse_scores(query.sparse, self._layout.sparse(vectors))
 
-        def scores() -> Float32:
-            encoded = [encoded_rows(self._layout, record) for record in records]
-            self._point_bytes = sum(map(len, encoded)) * 4 // (3 * len(encoded)) + 1
-            return self._layout.schema.precision.scores(query, encoded)
+        def scores() -> Scores:
+            if not records:
+                return {name: {} for name in components}
+            return {name: dict(zip(found, score(name).tolist(), strict=True)) for name in components}
 
-        scored = await anyio.to_thread.run_sync(scores, limiter=self._scoring)
-        return dict(zip([record.point for record in records], np.asarray(scored).tolist(), strict=True))
+        return await anyio.to_thread.run_sync(scores, limiter=self._scoring)
 
 
 def encoded_rows(layout: Layout, record: Record) -> bytes:
