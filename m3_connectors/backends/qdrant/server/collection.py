@@ -210,6 +210,8 @@ def check_scorable(info: models.CollectionInfo, collection: str, layout: Layout,
     without a
     graph: if a graph misses a part of a split document, the score would be too low without any error.
     """
+    if not layout.scores_rows:
+        return
     found = info.config.params.vectors
     vectors = found if isinstance(found, dict) else {}
     for name in layout.multivectors:
