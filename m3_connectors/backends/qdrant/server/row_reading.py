@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
 
 import anyio
 import anyio.to_thread
@@ -87,7 +88,7 @@ class RowReader:
                 # Four bytes carry three.
                 self._point_bytes = sum(map(len, encoded)) * 4 // (3 * len(encoded)) + 1
                 return self._layout.schema.precision.scores(query.multivectors[0], encoded)
-            vectors = [record.vectors.get(name) for record in records]
+            vectors: list[Any] = [record.vectors.get(name) for record in records]
             if name == "dense":
                 return dense_scores(query.dense[0], np.array(vectors, dtype=np.float32))
             return sparse_scores(query.sparse, self._layout.sparse(vectors))
