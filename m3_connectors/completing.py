@@ -9,16 +9,26 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
+
+import anyio.to_thread
 
 from m3_connectors.adding import AddReport, CutDocument, DocumentWriter, OnCut, bounded
 from m3_connectors.backends.base import Backend
 from m3_connectors.backends.capabilities import Capability, require
+from m3_connectors.calibration import calibrated
 from m3_connectors.documents import Document
-from m3_connectors.embeddings import Component, M3Embeddings
+from m3_connectors.embeddings import COMPONENTS, Component, M3Embeddings
 from m3_connectors.errors import DocumentNotFound, InvalidInput, Unsupported
 
-EncodeComponents = Callable[[list[str], Sequence[Component]], Awaitable[M3Embeddings]]
+
+class ComponentEncoder(Protocol):
+    """The method of an encoder that adds a component."""
+
+    def encode(self, texts: Sequence[str], *, components: Sequence[Component] = COMPONENTS) -> M3Embeddings:
+        """Return one row for each text."""
+
 
 _ADDABLE: tuple[Component, ...] = ("sparse", "multivector")
 _DOCUMENTS_AT_ONCE = 512
@@ -30,14 +40,14 @@ class ComponentWriter:
     Args:
         backend: The open collection.
         component: The component to add.
-        encode: Computes some components of texts.
+        encoder: Computes the component from the stored texts.
 
     Raises:
         InvalidInput: There is no such component.
         Unsupported: The store cannot add this component.
     """
 
-    def __init__(self, backend: Backend, component: Component, encode: EncodeComponents) -> None:
+    def __init__(self, backend: Backend, component: Component, encoder: ComponentEncoder) -> None:
         if component not in _ADDABLE:
             raise InvalidInput(
                 f"component is {component!r}.\n  Use {' or '.join(map(repr, _ADDABLE))}; every collection has dense."
@@ -52,7 +62,8 @@ class ComponentWriter:
             )
         self._backend = backend
         self._component = component
-        self._writer = DocumentWriter(backend, lambda texts: encode(texts, [component]), self._write)
+        self._encoder = encoder
+        self._writer = DocumentWriter(backend, self._encode, self._write)
         self._batches: Iterator[list[Document]] = iter(())
         self._begun = False
 
@@ -100,8 +111,13 @@ class ComponentWriter:
         ):
             others = tuple(name for name in schema.components if name != self._component)
             storage = dataclasses.replace(schema.storage, components=others)
-            await self._backend.record(dataclasses.replace(schema, storage=storage, adding=self._component))
+            begun_now = dataclasses.replace(schema, storage=storage, adding=self._component)
+            await self._backend.record(await calibrated(begun_now, self._encoder))
         self._begun = True
+
+    async def _encode(self, texts: list[str]) -> M3Embeddings:
+        encode = self._encoder.encode
+        return await anyio.to_thread.run_sync(lambda: encode(texts, components=(self._component,)))
 
     async def _finish(self) -> None:
         schema = self._backend.schema

@@ -507,8 +507,7 @@ def begin_add(index: AsyncIndex) -> DocumentWriter:
 
 def begin_add_component(index: AsyncIndex, component: Component) -> ComponentWriter:
     """Return the writer of one ``add_component`` call, for callers that run its steps themselves."""
-    index._check_encoder()
-    return ComponentWriter(index._backend, component, index._encode)
+    return ComponentWriter(index._backend, component, index._check_encoder())
 
 
 def _cut_query(queries: Sequence[Query], i: int, vectors: M3Embeddings) -> str:
