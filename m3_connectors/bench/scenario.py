@@ -17,6 +17,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from m3_connectors.backends.precision import PrecisionName
 from m3_connectors.backends.schema import LongDocuments, Storage
 from m3_connectors.backends.urls import redacted
+from m3_connectors.embeddings import COMPONENTS, Component
 from m3_connectors.errors import InvalidInput
 from m3_connectors.methods import METHODS
 
@@ -68,6 +69,7 @@ class StorageSettings(_Table):
     long_documents: LongDocuments = "split"
     pool_factor: int = Storage.pool_factor
     pool_from_rows: int = Storage.pool_from_rows
+    components: tuple[Component, ...] = COMPONENTS
 
     @model_validator(mode="after")
     def _possible(self) -> StorageSettings:
@@ -283,6 +285,17 @@ class Scenario(_Table):
     seed: int = Field(default=0, ge=0, lt=2**32)
     timeout_seconds: float = Field(default=60.0, gt=0, le=3600)
     allow_errors: bool = False
+
+    @model_validator(mode="after")
+    def _stored(self) -> Scenario:
+        stored = self.corpus.storage.components
+        for name in self.queries.methods:
+            missing = [part for part in METHODS[name].components if part not in stored]
+            if missing:
+                raise ValueError(
+                    f"queries.methods: {name!r} needs {', '.join(missing)}, which corpus.storage.components leaves out"
+                )
+        return self
 
     @model_validator(mode="after")
     def _distinct(self) -> Scenario:
