@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
 import signal
 import subprocess
@@ -16,10 +18,14 @@ from live_servers import own
 
 from m3_connectors import Document, Index, M3Embeddings, M3Encoder, Storage, aconnect, connect
 from m3_connectors.backends.base import Backend
+from m3_connectors.backends.schema import Schema
+from m3_connectors.bench.scenario import Scenario
+from m3_connectors.cli.app import main
 from m3_connectors.embeddings import COMPONENTS, Component
 from m3_connectors.errors import InvalidInput, Unavailable, Unsupported
 from m3_connectors.methods import METHODS
 from m3_connectors.testing.servers.start import Running
+from m3_connectors.testing.worlds import make_world
 
 TEXTS = [
     "the quick brown fox",
@@ -309,3 +315,93 @@ def test_documents_stored_by_a_program_that_did_not_know_of_the_component_are_co
         backend._embeddings["d3"] = row  # type: ignore[attr-defined]
         assert index.add_component("multivector").written == 1
         assert index.schema.components == COMPONENTS
+
+
+def test_the_record_of_a_schema_is_read_by_earlier_versions_unless_a_component_is_being_added() -> None:
+    schema = Schema(make_world(1, documents=1).schema.model, SMALL)
+    record = schema.to_json()
+    assert record["components"] == ("dense", "sparse")
+    assert "components" not in record["storage"]
+    assert "adding" not in record
+    begun = dataclasses.replace(schema, adding="multivector")
+    for one in (schema, begun):
+        assert Schema.from_json(json.loads(json.dumps(one.to_json()))) == one
+    assert begun.written == COMPONENTS
+
+
+def test_a_scenario_whose_methods_need_what_is_not_stored_is_refused() -> None:
+    table = {"name": "s", "stores": ({"name": "m", "url": "memory:"},), "loads": ({},)}
+    corpus = {"storage": {"components": ("dense", "sparse")}}
+    with pytest.raises(ValueError, match="'all' needs multivector"):
+        Scenario.model_validate({**table, "corpus": corpus})
+    scenario = Scenario.model_validate(
+        {**table, "corpus": corpus, "queries": {"methods": {"dense_sparse": 1.0}}}
+    )
+    assert scenario.corpus.storage.chosen == SMALL
+
+
+class TestCommands:
+    @pytest.fixture
+    def small(self, tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+        monkeypatch.chdir(tmp_path)
+        rows = [{"id": document.id, "text": document.text or "empty"} for document in DOCUMENTS]
+        Path("notes.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        arguments = [
+            "index",
+            "qdrant:./data",
+            "notes.jsonl",
+            "-m",
+            str(checkpoint),
+            "--components",
+            "sparse,dense",
+        ]
+        assert main(arguments) == 0
+        return "qdrant:./data"
+
+    def test_a_component_is_left_out_and_added(
+        self, small: str, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        model = ["-m", str(checkpoint)]
+        capsys.readouterr()
+        assert main(["search", small, "the fox", *model]) == 1
+        error = capsys.readouterr().err
+        assert "stores dense, sparse" in error
+        assert "m3 add-component URL multivector" in error
+        assert main(["search", small, "the fox", "--method", "dense_sparse", *model]) == 0
+        assert main(["collections", small]) == 0
+        assert "dense, sparse  " in capsys.readouterr().out
+        assert main(["index", small, "notes.jsonl", "--components", "dense", *model]) == 1
+        assert "--components" in capsys.readouterr().err
+        assert main(["add-component", small, "multivector", "--json", *model]) == 0
+        report = json.loads(capsys.readouterr().out)
+        assert (report["documents"], report["components"]) == (len(DOCUMENTS), list(COMPONENTS))
+        assert main(["add-component", small, "multivector", *model]) == 0
+        assert capsys.readouterr().out.startswith("multivector is already complete")
+        assert main(["search", small, "the fox", *model]) == 0
+
+    @pytest.mark.parametrize("components", ["sparse", "dense,dense", "dense,colbert", ""])
+    def test_wrong_components_are_wrong_usage(
+        self,
+        components: str,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        Path("notes.jsonl").write_text('{"id": "a", "text": "fox"}\n')
+        assert main(["index", "qdrant:./data", "notes.jsonl", "--components", components]) == 2
+        assert "--components" in capsys.readouterr().err
+        assert not Path("data").exists()
+
+    def test_what_is_unfinished_is_a_problem_for_the_doctor(
+        self, small: str, encoder: M3Encoder, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        counting = Counting(encoder)
+        counting.left = 0
+        with connect(small, encoder=counting) as index, pytest.raises(Unavailable):
+            index.add_component("multivector")
+        capsys.readouterr()
+        main(["doctor", small, "-m", str(checkpoint)])
+        assert "m3 add-component qdrant:./data multivector" in capsys.readouterr().out.replace("\n", " ")
+        main(["collections", small, "--json"])
+        assert json.loads(capsys.readouterr().out)["collections"][0]["adding"] == "multivector"
