@@ -86,8 +86,15 @@ async def opened(connection: Connection, collection: str, refresh: Refresh) -> S
 
 
 async def recorded(connection: Connection, collection: str) -> Schema:
-    """Return the schema that a collection records now."""
-    return read_schema(await _behind_alias(connection, collection, "add"), collection)
+    """Return the schema that a collection records now.
+
+    Raises:
+        CollectionNotFound: There is no such collection any more.
+    """
+    # Without the fields of all metadata, because every write of an index asks.
+    only = "*.mappings._meta,*.aliases,*.data_stream"
+    path = f"/{segment(alias_of(collection))}"
+    return read_schema(await connection.request("add", "GET", path, filter_path=only), collection)
 
 
 async def record(connection: Connection, collection: str, schema: Schema) -> None:
