@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import anyio
@@ -23,7 +23,7 @@ from m3_connectors.bench.scenario import Scenario
 from m3_connectors.cli.app import main
 from m3_connectors.embeddings import COMPONENTS, Component
 from m3_connectors.errors import InvalidInput, Unavailable, Unsupported
-from m3_connectors.methods import METHODS
+from m3_connectors.methods import METHODS, MethodName
 from m3_connectors.testing.servers.start import Running
 from m3_connectors.testing.worlds import make_world
 
@@ -37,7 +37,7 @@ TEXTS = [
 ]
 DOCUMENTS = [Document(f"d{i}", f"{text} {i}" if text else "", {"n": i}) for i, text in enumerate(TEXTS * 4)]
 SMALL = Storage(components=("dense", "sparse"))
-METHODS_OF_SMALL = ("dense", "sparse", "dense_sparse")
+METHODS_OF_SMALL: tuple[MethodName, ...] = ("dense", "sparse", "dense_sparse")
 
 
 class Counting:
@@ -72,8 +72,11 @@ def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("m3_connectors.completing._DOCUMENTS_AT_ONCE", 5)
 
 
-def hits(index: Index, method: str) -> list[tuple[str, float]]:
-    return [(hit.document.id, round(hit.score, 4)) for hit in index.search("the fox", method=method, k=30)]  # type: ignore[arg-type]
+def assert_same_hits(index: Index, full: Index, methods: Iterable[MethodName]) -> None:
+    for method in methods:
+        ours, theirs = (one.search("the fox", method=method, k=30) for one in (index, full))
+        assert [hit.document for hit in ours] == [hit.document for hit in theirs]
+        assert [hit.score for hit in ours] == pytest.approx([hit.score for hit in theirs], abs=1e-5)
 
 
 def test_only_the_components_of_the_collection_are_encoded_stored_and_searched(
@@ -86,8 +89,7 @@ def test_only_the_components_of_the_collection_are_encoded_stored_and_searched(
     ):
         index.add(DOCUMENTS)
         full.add(DOCUMENTS)
-        for method in METHODS_OF_SMALL:
-            assert hits(index, method) == hits(full, method)
+        assert_same_hits(index, full, METHODS_OF_SMALL)
         assert {components for _, components in counting.calls} == {("dense", "sparse")}
         (best, *_) = index.search("the fox", method="dense")
         assert best.scores.multivector is None
@@ -142,8 +144,7 @@ def test_a_component_is_added_from_the_stored_texts_after_two_interruptions(
         counting.left = 10**6
         with connect("memory:", encoder=encoder) as full:
             full.add(DOCUMENTS)
-            for method in METHODS_OF_SMALL:
-                assert hits(index, method) == hits(full, method)
+            assert_same_hits(index, full, METHODS_OF_SMALL)
             with pytest.raises(
                 InvalidInput, match=r"not finished adding.*\n.*add_component\(\"multivector\"\) again"
             ):
@@ -166,8 +167,7 @@ def test_a_component_is_added_from_the_stored_texts_after_two_interruptions(
             assert {components for _, components in counting.calls} == {("multivector",)}
             assert index.schema.components == COMPONENTS
             assert index.schema.adding is None
-            for method in METHODS:
-                assert hits(index, method) == hits(full, method)
+            assert_same_hits(index, full, METHODS)
         assert index.add_component("multivector").written == 0
     finally:
         index.drop()
@@ -244,7 +244,7 @@ def test_sparse_is_added_where_a_text_without_tokens_can_be_told_apart(url: str,
             assert index.add_component("sparse").written == len(DOCUMENTS)
             with connect("memory:", encoder=encoder) as full:
                 full.add(DOCUMENTS)
-                assert hits(index, "all") == hits(full, "all")
+                assert_same_hits(index, full, ["all"])
         index.drop()
 
 
@@ -298,10 +298,9 @@ def test_a_killed_program_loses_nothing_and_the_same_call_goes_on(
     with connect(url, encoder=encoder) as index, connect("memory:", encoder=encoder) as full:
         full.add(DOCUMENTS)
         assert (index.count(), index.schema.adding) == (len(DOCUMENTS), "multivector")
-        assert hits(index, "dense_sparse") == hits(full, "dense_sparse")
+        assert_same_hits(index, full, ["dense_sparse"])
         assert index.add_component("multivector").written == len(DOCUMENTS) - 10
-        for method in METHODS:
-            assert hits(index, method) == hits(full, method)
+        assert_same_hits(index, full, METHODS)
 
 
 def test_documents_stored_by_a_program_that_did_not_know_of_the_component_are_completed(
