@@ -23,6 +23,7 @@ MOST_CUT_NAMED = 1000
 """The number of truncated documents that a report lists; ``on_cut`` is called for every one."""
 
 Encode = Callable[[list[str]], Awaitable[M3Embeddings]]
+Write = Callable[[Sequence[Document], M3Embeddings], Awaitable[None]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,11 +86,13 @@ class DocumentWriter:
     Args:
         backend: The store to write to.
         encode: Encodes the texts of batches that have no embeddings.
+        write: Writes a batch; by default, ``upsert`` of the store.
     """
 
-    def __init__(self, backend: Backend, encode: Encode) -> None:
+    def __init__(self, backend: Backend, encode: Encode, write: Write | None = None) -> None:
         self._backend = backend
         self._encode = encode
+        self._write = write or backend.upsert
         self._written: set[str] = set()
         self._duplicates: dict[str, None] = {}
         self._truncated = self._lost_tokens = 0
@@ -123,7 +126,7 @@ class DocumentWriter:
         elif isinstance(documents, Sequence):
             documents = check_documents(documents)
         start = 0
-        for batch in _bounded(documents):
+        for batch in bounded(documents):
             yield (
                 check_documents(batch),
                 None if embeddings is None else embeddings[start : start + len(batch)],
@@ -138,12 +141,14 @@ class DocumentWriter:
         kept = sorted(last.values())
         chosen = [batch[i] for i in kept]
         if embeddings is None:
-            embeddings = await self._encode([document.text for document in chosen])
-        elif len(kept) < len(batch):
-            embeddings = M3Embeddings.concatenate([embeddings[i] for i in kept])
+            embeddings = await self._encoded([document.text for document in chosen])
+        else:
+            await self._backend.renew()
+            if len(kept) < len(batch):
+                embeddings = M3Embeddings.concatenate([embeddings[i] for i in kept])
         # Encoding runs in a thread and is not cancelled: a call that was cancelled meanwhile must not write.
         await anyio.lowlevel.checkpoint()
-        await self._backend.upsert(chosen, embeddings)
+        await self._write(chosen, embeddings)
         self._written.update(last)
         cut = list(_cut_documents(chosen, embeddings))
         self._truncated += len(cut)
@@ -151,6 +156,15 @@ class DocumentWriter:
         self._cut += cut[: MOST_CUT_NAMED - len(self._cut)]
         self._pooled += int(long_documents(self._backend.schema.storage, embeddings).sum())
         return cut
+
+    async def _encoded(self, texts: list[str]) -> M3Embeddings:
+        """Return the embeddings with the components that the collection needs at the end of the encoding."""
+        while True:
+            written = self._backend.schema.written
+            embeddings = await self._encode(texts)
+            await self._backend.renew()
+            if self._backend.schema.written == written:
+                return embeddings
 
     def tell(
         self, cut: Sequence[CutDocument], on_cut: OnCut | None, progress: Callable[[int], object] | None
@@ -185,7 +199,7 @@ def _cut_documents(documents: Sequence[Document], embeddings: M3Embeddings) -> I
         )
 
 
-def _bounded(documents: Iterable[Document]) -> Iterator[list[Document]]:
+def bounded(documents: Iterable[Document]) -> Iterator[list[Document]]:
     """Yield documents in batches of bounded text size, so that memory is bounded for texts of any length."""
     batch: list[Document] = []
     characters = 0

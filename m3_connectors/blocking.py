@@ -21,7 +21,7 @@ from m3_connectors.backends.base import Schema, Storage
 from m3_connectors.backends.listing import CollectionInfo
 from m3_connectors.backends.registry import DEFAULT_COLLECTION
 from m3_connectors.documents import Document, Hit
-from m3_connectors.embeddings import M3Embeddings
+from m3_connectors.embeddings import Component, M3Embeddings
 from m3_connectors.errors import InvalidInput
 from m3_connectors.explanation import Explanation
 from m3_connectors.index import (
@@ -32,6 +32,8 @@ from m3_connectors.index import (
     Query,
     RawFilter,
     begin_add,
+    begin_add_component,
+    described,
 )
 from m3_connectors.listing import alist_collections
 from m3_connectors.methods import Method, MethodName
@@ -119,6 +121,9 @@ class Index:
         self._forgotten = weakref.finalize(self, loop.stop)
         self._forgotten.atexit = False
 
+    def __repr__(self) -> str:
+        return described(self, self._index._backend)
+
     @property
     def schema(self) -> Schema:
         """What the collection records about itself."""
@@ -177,6 +182,34 @@ class Index:
         for batch, vectors in adding.batches(documents, embeddings):
             adding.tell(self._loop.run(partial(adding.store, batch, vectors)), on_cut, progress)
         return adding.report
+
+    def add_component(
+        self, component: Component, *, progress: Progress | None = None, on_cut: OnCut | None = None
+    ) -> AddReport:
+        """Add a component to a collection that was created without it, from the stored texts.
+
+        The stored texts are encoded again, for this component only. Until all documents have it, searches that
+        need it are refused, all others work as before, and ``add`` stores it with every document. After an error
+        or an interruption, the same call goes on with the documents that lack it. If all have it, nothing is done.
+
+        Args:
+            component: ``"multivector"`` or ``"sparse"``.
+            progress: Called after each batch with the number of documents completed by this call.
+            on_cut: As in ``add``.
+
+        Returns:
+            A report: to how many documents this call added the component, and which texts were truncated.
+
+        Raises:
+            InvalidInput: There is no encoder, no such component, or another component is being added.
+            Unsupported: The store cannot add a component to a collection; nothing was changed.
+            BackendError: The store failed or refused the operation.
+        """
+        completing = begin_add_component(self._index, component)
+        # The callbacks run in the caller's thread, as those of ``add`` do.
+        while (cut := self._loop.run(completing.step)) is not None:
+            completing.tell(cut, on_cut, progress)
+        return completing.report
 
     def search(
         self,
@@ -405,6 +438,7 @@ def connect(
     encoder: Encoder | None = None,
     storage: Storage | None = None,
     weights: WeightsByMethod | None = None,
+    sample: Sequence[str] | None = None,
     create: bool = True,
     **options: Any,
 ) -> Index:
@@ -415,9 +449,12 @@ def connect(
             ``qdrant+http(s)://``, ``milvus+http(s)://`` or ``elasticsearch+http(s)://HOST:PORT``.
         collection: The name of the collection.
         encoder: Computes the embeddings of texts; without it, pass embeddings to ``add`` and ``search``.
-        storage: How a new collection stores its vectors; an existing collection must have the same storage.
+        storage: How a new collection stores its vectors, and which of the three components; an existing
+            collection must have the same storage.
         weights: A weights file, as ``m3 tune`` writes it, or weights by method name. Methods given by name
             use these weights instead of the model's.
+        sample: Some twenty texts like those that will be added, from which a new collection of a compact precision
+            learns the mean of its rows; by default, sentences in many languages (``calibration``).
         create: Whether to create the collection if it does not exist (this needs an encoder, whose model is
             recorded). If several callers start at the same time, one creates it and the others open it.
         **options: The options of the store, such as ``api_key``, ``ca_certs``, ``timeout_seconds`` or
@@ -441,6 +478,7 @@ def connect(
             encoder=encoder,
             storage=storage,
             weights=weights,
+            sample=sample,
             create=create,
             **options,
         )

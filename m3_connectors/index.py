@@ -14,8 +14,9 @@ import anyio.to_thread
 
 from m3_connectors.adding import AddReport, DocumentWriter, OnCut
 from m3_connectors.backends.base import Backend, Schema, ScoredId
-from m3_connectors.backends.checks import check_model
+from m3_connectors.backends.checks import check_components, check_model
 from m3_connectors.backends.together import together
+from m3_connectors.completing import ComponentWriter
 from m3_connectors.documents import Document, Hit
 from m3_connectors.embeddings import COMPONENTS, Component, M3Embeddings, ModelInfo
 from m3_connectors.errors import DocumentNotFound, InvalidInput
@@ -91,6 +92,9 @@ class AsyncIndex:
         self._encoder = encoder
         self._weights = weights or {}
 
+    def __repr__(self) -> str:
+        return described(self, self._backend)
+
     @property
     def schema(self) -> Schema:
         """What the collection records about itself."""
@@ -154,6 +158,33 @@ class AsyncIndex:
         for batch, vectors in adding.batches(documents, embeddings):
             adding.tell(await adding.store(batch, vectors), on_cut, progress)
         return adding.report
+
+    async def add_component(
+        self, component: Component, *, progress: Progress | None = None, on_cut: OnCut | None = None
+    ) -> AddReport:
+        """Add a component to a collection that was created without it, from the stored texts.
+
+        The stored texts are encoded again, for this component only. Until all documents have it, searches that
+        need it are refused, all others work as before, and ``add`` stores it with every document. After an error
+        or an interruption, the same call goes on with the documents that lack it. If all have it, nothing is done.
+
+        Args:
+            component: ``"multivector"`` or ``"sparse"``.
+            progress: Called after each batch with the number of documents completed by this call.
+            on_cut: As in ``add``.
+
+        Returns:
+            A report: to how many documents this call added the component, and which texts were truncated.
+
+        Raises:
+            InvalidInput: There is no encoder, no such component, or another component is being added.
+            Unsupported: The store cannot add a component to a collection; nothing was changed.
+            BackendError: The store failed or refused the operation.
+        """
+        completing = begin_add_component(self, component)
+        while (cut := await completing.step()) is not None:
+            completing.tell(cut, on_cut, progress)
+        return completing.report
 
     async def search(
         self,
@@ -248,6 +279,8 @@ class AsyncIndex:
                 "  Use search for one query."
             )
         chosen, page = self._method(method), Page(k, offset, min_score)
+        # Before anything is encoded.
+        check_components(self.schema, self._backend.collection, chosen.components, f'method "{chosen.name}"')
         check_rerank_depth(rerank_depth)
         parsed, asked = parse_filter(filter), list(queries)
         texts = _texts_to_rerank(asked) if rerank else []
@@ -287,6 +320,7 @@ class AsyncIndex:
                 "explain needs an encoder, and this index has none.\n  Use connect(..., encoder=...)."
             )
         chosen = self._method(method)
+        check_components(self.schema, self._backend.collection, chosen.components, f'method "{chosen.name}"')
         (document,) = await self._backend.fetch([id])
         if document is None:
             message = (
@@ -426,12 +460,15 @@ class AsyncIndex:
         return vectors
 
     async def _encode(self, texts: list[str], components: Sequence[Component]) -> M3Embeddings:
+        encode = self._check_encoder().encode
+        return await anyio.to_thread.run_sync(lambda: encode(texts, components=components))
+
+    def _check_encoder(self) -> Encoder:
         if self._encoder is None:
             raise InvalidInput(
                 "this index has no encoder.\n  Use connect(..., encoder=...), or pass M3Embeddings."
             )
-        encode = self._encoder.encode
-        return await anyio.to_thread.run_sync(lambda: encode(texts, components=components))
+        return self._encoder
 
     async def _hits(self, answers: list[list[ScoredId]]) -> list[list[Hit]]:
         # Documents that a search already returned, for this query or another, are not fetched again.
@@ -453,9 +490,24 @@ class AsyncIndex:
         ]
 
 
+def described(index: object, backend: Backend) -> str:
+    """Return the repr of an index: its store, collection, components and model."""
+    what = f'{type(index).__name__} of {backend.name} collection "{backend.collection}"'
+    schema = backend._schema
+    if schema is None:
+        return f"<{what}, closed>"
+    adding = f" (adding {schema.adding})" if schema.adding else ""
+    return f"<{what}: {', '.join(schema.components)}{adding}; {schema.model}>"
+
+
 def begin_add(index: AsyncIndex) -> DocumentWriter:
     """Return the writer of one ``add`` call, for callers that read the documents themselves."""
-    return DocumentWriter(index._backend, lambda texts: index._encode(texts, index.schema.components))
+    return DocumentWriter(index._backend, lambda texts: index._encode(texts, index.schema.written))
+
+
+def begin_add_component(index: AsyncIndex, component: Component) -> ComponentWriter:
+    """Return the writer of one ``add_component`` call, for callers that run its steps themselves."""
+    return ComponentWriter(index._backend, component, index._check_encoder())
 
 
 def _cut_query(queries: Sequence[Query], i: int, vectors: M3Embeddings) -> str:

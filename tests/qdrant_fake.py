@@ -570,7 +570,8 @@ class _Points:
 
     def Get(self, request: Any, context: grpc.ServicerContext) -> Any:
         ids = [GrpcToRest.convert_point_id(id) for id in request.ids]
-        payload, names = request.with_payload.enable, list(request.with_vectors.include.names)
+        payload = list(request.with_payload.include.fields) or request.with_payload.enable
+        names = list(request.with_vectors.include.names)
         vectors = names or request.with_vectors.enable
         records = self._carry_out(
             "retrieve",

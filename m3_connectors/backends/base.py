@@ -46,6 +46,11 @@ Search
  B25 Every hit has the scores of all stored components; equal fused scores are ordered by id.
  B26 An empty collection, a filter that no document passes and a query that shares no token are not errors.
  B27 ``k`` beyond the paper's depths deepens the lists, so that k hits are returned if that many exist.
+Adding a component
+ B28 While ``record`` says that a component is being added, writes store it, reads and searches ignore it, and
+     ``lacking`` returns documents that are stored without it. ``rewrite`` replaces the vectors of the documents that
+     are still as given, and changes no document that was replaced or deleted meanwhile. Once ``record`` says that the
+     component is stored, the collection equals one that was created with it.
 """
 
 from __future__ import annotations
@@ -118,6 +123,9 @@ class Backend(abc.ABC):
 
     capabilities: frozenset[Capability]
     """The features that this store supports; others are refused. An open collection may support fewer."""
+
+    addable: ClassVar[tuple[Component, ...]] = ("sparse", "multivector")
+    """The components that can be added to a collection, with ``Capability.ADD_COMPONENT``."""
 
     _schema: Schema | None = None
 
@@ -196,6 +204,14 @@ class Backend(abc.ABC):
             InvalidInput: The documents or vectors cannot be stored; nothing was stored.
             ModelMismatch: The vectors come from another model; nothing was stored.
         """
+        documents, embeddings = await self._prepared(documents, embeddings)
+        if documents:
+            await self._upsert(documents, embeddings)
+
+    async def _prepared(
+        self, documents: Sequence[Document], embeddings: M3Embeddings
+    ) -> tuple[Sequence[Document], M3Embeddings]:
+        """Return checked documents, and their embeddings as a store receives them."""
         documents = check_documents(documents)
         if len({document.id for document in documents}) < len(documents):
             raise InvalidInput(
@@ -206,8 +222,7 @@ class Backend(abc.ABC):
         if long_documents(storage, embeddings).any():
             # In a thread, because pooling takes half a second for 8,191 rows.
             embeddings = await anyio.to_thread.run_sync(pool_long, storage, embeddings)
-        if documents:
-            await self._upsert(documents, embeddings)
+        return documents, embeddings
 
     async def delete(self, ids: Sequence[str]) -> int:
         """B9. Remove documents by id; return how many were stored."""
@@ -217,6 +232,55 @@ class Backend(abc.ABC):
         """B10. Remove the documents that pass the filter; return how many there were."""
         check_filter(self.schema, self.collection, filter)
         return await self._delete_where(filter)
+
+    # -- adding a component to the documents that are stored
+
+    async def renew(self) -> None:
+        """Use what the collection records now: another process may add a component."""
+        if await self._recorded() != self.schema:
+            await self.open()
+
+    async def record(self, schema: Schema) -> None:
+        """B28. Replace the recorded schema, once the store has the fields for its components; may be repeated.
+
+        Raises:
+            Unsupported: The store cannot add a component to a collection; nothing was changed.
+        """
+        self._require(Capability.ADD_COMPONENT, asked=True)
+        await self._record(schema)
+        self._schema = schema
+
+    async def lacking(self, component: Component, limit: int) -> list[Document]:
+        """B28. Return documents that are stored without a component, ``limit`` of them if there are as many."""
+        self._require(Capability.ADD_COMPONENT, asked=True)
+        return await self._lacking(component, limit)
+
+    async def rewrite(self, documents: Sequence[Document], embeddings: M3Embeddings) -> None:
+        """B28. Replace the vectors of those documents that are still stored as given; skip the others.
+
+        Raises:
+            InvalidInput: The vectors cannot be stored; nothing was changed.
+        """
+        self._require(Capability.ADD_COMPONENT, asked=True)
+        documents, embeddings = await self._prepared(documents, embeddings)
+        if documents:
+            await self._rewrite(documents, embeddings)
+
+    async def _recorded(self) -> Schema:
+        """Return what the collection records now; a store that one process has open alone need not ask."""
+        return self.schema
+
+    async def _record(self, schema: Schema) -> None:
+        """B28: create the missing fields of ``schema.written``, then replace the record."""
+        raise NotImplementedError
+
+    async def _lacking(self, component: Component, limit: int) -> list[Document]:
+        """B28."""
+        raise NotImplementedError
+
+    async def _rewrite(self, documents: Sequence[Document], embeddings: M3Embeddings) -> None:
+        """B28: as ``_upsert``, for each document atomically with the comparison."""
+        raise NotImplementedError
 
     # -- reading
 

@@ -31,7 +31,9 @@ def pack_multivector(rows: Float32, precision: Precision) -> bytes:
     return _HEADER.pack(_MAGIC, _VERSION, _MULTIVECTOR, precision.code, *rows.shape) + precision.encode(rows)
 
 
-def multivector_bytes(packed: Sequence[bytes], precision: Precision, dimension: int) -> list[memoryview]:
+def multivector_bytes(
+    packed: Sequence[bytes | memoryview], precision: Precision, dimension: int
+) -> list[memoryview]:
     """Return the encoded rows of blobs without copying them, as ``Precision.scores`` takes them.
 
     Raises:
@@ -79,12 +81,12 @@ def unpack_sparse(blob: bytes) -> tuple[npt.NDArray[np.int64], Float32]:
     return token_ids, weights.astype(np.float32)
 
 
-def _read_header(blob: bytes, kind: int) -> tuple[int, int, int]:
+def _read_header(blob: bytes | memoryview, kind: int) -> tuple[int, int, int]:
     if len(blob) < _HEADER.size:
         raise ValueError(f"a vector blob of {len(blob)} bytes is shorter than its header")
     magic, version, found, code, rows, width = _HEADER.unpack_from(blob)
     if magic != _MAGIC or version != _VERSION or found != kind or code not in _PRECISIONS:
-        raise ValueError(f"the bytes are not a vector blob of kind {kind}: {blob[: _HEADER.size]!r}")
+        raise ValueError(f"the bytes are not a vector blob of kind {kind}: {bytes(blob[: _HEADER.size])!r}")
     per_row = 8 if kind == _SPARSE else _PRECISIONS[code].row_bytes(width)
     if len(blob) != _HEADER.size + rows * per_row:
         raise ValueError(f"a vector blob of {rows} rows has {len(blob)} bytes, which is not its full length")

@@ -49,6 +49,12 @@ class Capability(enum.Enum):
         "strict mode).",
         clauses=("b16", "b24"),
     )
+    ADD_COMPONENT = _Request(
+        "add a component to the documents that are stored",
+        'add_component("multivector")',
+        "Index the documents into a new collection that stores the component.",
+        clauses=("b28",),
+    )
     KEY = _Request(
         "authenticate with an API key or token",
         "api_key=…",

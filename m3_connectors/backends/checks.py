@@ -12,6 +12,7 @@ from m3_connectors.backends.schema import Schema
 from m3_connectors.embeddings import Component, Float32, M3Embeddings, ModelInfo
 from m3_connectors.errors import DocumentNotFound, InvalidInput, ModelMismatch
 from m3_connectors.filters import Filter, numbers_of
+from m3_connectors.methods import METHODS
 
 _LARGEST = 1e15
 """Largest size of a value: all scores of such values are far from the largest float32 (3.4e38). Where they overflow, a
@@ -53,7 +54,7 @@ def check_model(
 
 
 def check_stored(schema: Schema, collection: str, documents: int, embeddings: M3Embeddings) -> M3Embeddings:
-    """Return the embeddings, reduced to the schema's components, if all of them can be stored.
+    """Return the embeddings, reduced to the components that are written, if all of them can be stored.
 
     Raises:
         InvalidInput: The number of texts differs, a component is missing, a width is wrong, a value is NaN or
@@ -65,17 +66,25 @@ def check_stored(schema: Schema, collection: str, documents: int, embeddings: M3
             f"there are {documents} documents and {len(embeddings)} embeddings.\n"
             "  Pass one embedding for each document."
         )
-    missing = [name for name in schema.components if name not in embeddings.components]
+    missing = [name for name in schema.written if name not in embeddings.components]
     if missing:
+        begun = f" ({schema.adding} is being added)" if schema.adding in missing else ""
         raise InvalidInput(
-            f'collection "{collection}" stores {", ".join(schema.components)}; the embeddings do not have '
-            f"{', '.join(missing)}.\n  Encode with components={schema.components}."
+            f'collection "{collection}" stores {", ".join(schema.written)}{begun}; the embeddings do not have '
+            f"{', '.join(missing)}.\n  Encode with components={schema.written}."
         )
     check_model(schema.model, collection, embeddings.model)
     _check_values(schema, embeddings, "embeddings")
+    return reduced(embeddings, schema.written)
+
+
+def reduced(embeddings: M3Embeddings, components: Sequence[Component]) -> M3Embeddings:
+    """Return the embeddings with no other than these components; dense is kept."""
     return embeddings.replace(
-        sparse=embeddings.sparse if "sparse" in schema.components else None,
-        multivectors=embeddings.multivectors if "multivector" in schema.components else None,
+        sparse=embeddings.sparse if "sparse" in {*components} & {*embeddings.components} else None,
+        multivectors=embeddings.multivectors
+        if "multivector" in {*components} & {*embeddings.components}
+        else None,
     )
 
 
@@ -103,19 +112,46 @@ def check_query(
             f"a query must be one text; these embeddings hold {len(query)} texts.\n"
             "  Use search_many for several queries."
         )
+    check_components(schema, collection, components, who)
     for name in components:
         if name not in query.components:
             raise InvalidInput(
                 f"{who} needs {name}, which the query does not have.\n"
                 f"  Encode the query with components that include {name!r}."
             )
-        if name not in schema.components:
-            raise InvalidInput(
-                f'{who} needs {name}; collection "{collection}" stores {", ".join(schema.components)}.\n'
-                "  Use a method that needs only these, or index into a collection that stores all components."
-            )
     check_model(schema.model, collection, query.model)
     _check_values(schema, query, "query")
+
+
+def check_components(schema: Schema, collection: str, components: Sequence[Component], who: str) -> None:
+    """Raise InvalidInput unless every document of the collection has these components.
+
+    Args:
+        schema: What the collection records.
+        collection: Its name.
+        components: The components that are needed.
+        who: What needs them, for the message.
+    """
+    missing = [name for name in components if name not in schema.components]
+    if not missing:
+        return
+    able = _alternatives(
+        [name for name, method in METHODS.items() if set(method.components) <= set(schema.components)]
+    )
+    if missing == [schema.adding]:
+        raise InvalidInput(
+            f'{who} needs {missing[0]}, which add_component has not finished adding to collection "{collection}".\n'
+            f'  Run add_component("{missing[0]}") again to finish it. Until then use method {able}.'
+        )
+    raise InvalidInput(
+        f'{who} needs {", ".join(missing)}; collection "{collection}" stores {", ".join(schema.components)}.\n'
+        f'  Use method {able}, or add what is missing: index.add_component("{missing[0]}"), '
+        f"or m3 add-component URL {missing[0]}."
+    )
+
+
+def _alternatives(names: Sequence[str]) -> str:
+    return " or ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
 def _check_values(schema: Schema, embeddings: M3Embeddings, what: str) -> None:

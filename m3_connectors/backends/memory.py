@@ -6,6 +6,7 @@ The data exists as long as the backend object. Each ``connect("memory:")`` makes
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -13,7 +14,7 @@ import numpy as np
 
 from m3_connectors.backends.base import Backend, Schema
 from m3_connectors.backends.capabilities import Capability, refuse_unknown, require
-from m3_connectors.backends.checks import check_found
+from m3_connectors.backends.checks import check_found, reduced
 from m3_connectors.backends.listing import CollectionInfo
 from m3_connectors.backends.store import Store
 from m3_connectors.documents import Document, canonical_metadata
@@ -36,7 +37,7 @@ class MemoryBackend(Backend):
     """Documents and embeddings in dictionaries; every search scores all of them."""
 
     name: ClassVar[str] = "memory"
-    capabilities = frozenset({Capability.EXACT, Capability.COMPACT})
+    capabilities = frozenset({Capability.EXACT, Capability.COMPACT, Capability.ADD_COMPONENT})
     settles_ties = True
 
     def __init__(self, collection: str = "documents") -> None:
@@ -99,6 +100,22 @@ class MemoryBackend(Backend):
             self._embeddings[document.id] = row
         self._columns = None
 
+    async def _record(self, schema: Schema) -> None:
+        self._created = schema
+        self._columns = None
+
+    async def _lacking(self, component: Component, limit: int) -> list[Document]:
+        without = (id for id, row in self._embeddings.items() if component not in row.components)
+        found = await self._fetch(list(itertools.islice(without, limit)))
+        return [document for document in found if document is not None]
+
+    async def _rewrite(self, documents: Sequence[Document], embeddings: M3Embeddings) -> None:
+        stored = await self._fetch([document.id for document in documents])
+        same = [i for i, there in enumerate(stored) if there == documents[i]]
+        if same:
+            kept = M3Embeddings.concatenate([embeddings[i] for i in same])
+            await self._upsert([documents[i] for i in same], kept)
+
     async def _delete(self, ids: Sequence[str]) -> int:
         there = [id for id in dict.fromkeys(ids) if id in self._documents]
         for id in there:
@@ -116,7 +133,7 @@ class MemoryBackend(Backend):
 
     async def _vectors(self, ids: Sequence[str]) -> M3Embeddings:
         check_found(ids, ids, self._embeddings, self.name, "vectors")
-        return M3Embeddings.concatenate([self._embeddings[id] for id in ids])
+        return self._joined([self._embeddings[id] for id in ids])
 
     async def _count(self, filter: Filter | None) -> int:
         return len(self._passing(filter))
@@ -178,9 +195,13 @@ class MemoryBackend(Backend):
 
     def _all(self) -> M3Embeddings:
         if self._columns is None:
-            parts = [embeddings.replace(multivectors=None) for embeddings in self._embeddings.values()]
-            self._columns = M3Embeddings.concatenate(parts)
+            rows = [row.replace(multivectors=None) for row in self._embeddings.values()]
+            self._columns = self._joined(rows)
         return self._columns
+
+    def _joined(self, rows: Sequence[M3Embeddings]) -> M3Embeddings:
+        # Some have a component that is still being added.
+        return M3Embeddings.concatenate([reduced(row, self.schema.components) for row in rows])
 
     def _sharing_a_token(self, query: M3Embeddings) -> set[str]:
         if not self._embeddings:

@@ -9,6 +9,7 @@ from typing import Protocol
 import anyio.to_thread
 
 from m3_connectors.backends.base import Backend, Schema
+from m3_connectors.backends.checks import reduced
 from m3_connectors.backends.precision import Precision
 from m3_connectors.bench.meter import Meter
 from m3_connectors.bench.preflight import owned
@@ -90,6 +91,7 @@ async def fill(
     batches = corpus.batches(store.batch_bytes)
     # Batches are made in a thread while nothing is timed, so that only the store's time counts.
     while (batch := await anyio.to_thread.run_sync(next, batches, None)) is not None:
+        batch = batch[0], reduced(batch[1], schema.components)
         size_bytes = _size_bytes(*batch, schema.precision)
         call = functools.partial(backend.upsert, *batch)
         rows.add(
@@ -140,6 +142,10 @@ async def _timed(
 def _size_bytes(documents: Sequence[Document], embeddings: M3Embeddings, precision: Precision) -> int:
     """Return the bytes of text, float32 dense and sparse vectors (with token ids), and rows as stored."""
     text = sum(len(document.text.encode()) for document in documents)
-    multivectors = embeddings.multivectors
-    rows = len(multivectors.rows) * precision.row_bytes(multivectors.dimension)
-    return int(text + embeddings.dense.nbytes + 8 * embeddings.sparse.nnz + rows)
+    size = text + embeddings.dense.nbytes
+    if "sparse" in embeddings.components:
+        size += 8 * embeddings.sparse.nnz
+    if "multivector" in embeddings.components:
+        rows = embeddings.multivectors.rows
+        size += len(rows) * precision.row_bytes(rows.shape[1])
+    return int(size)

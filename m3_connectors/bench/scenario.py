@@ -18,6 +18,7 @@ from m3_connectors.backends.registry import is_persistent
 from m3_connectors.backends.schema import LongDocuments, Storage
 from m3_connectors.backends.stores import stores_with
 from m3_connectors.backends.urls import redacted
+from m3_connectors.embeddings import COMPONENTS, Component
 from m3_connectors.methods import METHODS
 from m3_connectors.records import read_settings, read_toml
 
@@ -77,6 +78,7 @@ class StorageSettings(_Table):
     long_documents: LongDocuments = "split"
     pool_factor: int = Storage.pool_factor
     pool_from_rows: int = Storage.pool_from_rows
+    components: tuple[Component, ...] = COMPONENTS
 
     @model_validator(mode="after")
     def _possible(self) -> StorageSettings:
@@ -292,6 +294,17 @@ class Scenario(_Table):
     seed: int = Field(default=0, ge=0, lt=2**32)
     timeout_seconds: float = Field(default=60.0, gt=0, le=3600)
     allow_errors: bool = False
+
+    @model_validator(mode="after")
+    def _stored(self) -> Scenario:
+        stored = self.corpus.storage.components
+        for name in self.queries.methods:
+            missing = [part for part in METHODS[name].components if part not in stored]
+            if missing:
+                raise ValueError(
+                    f"queries.methods: {name!r} needs {', '.join(missing)}, which corpus.storage.components leaves out"
+                )
+        return self
 
     @model_validator(mode="after")
     def _distinct(self) -> Scenario:

@@ -14,6 +14,7 @@ from m3_connectors import __version__
 from m3_connectors.cli.bench import bench
 from m3_connectors.cli.collections import collections
 from m3_connectors.cli.compare import compare
+from m3_connectors.cli.components import add_component
 from m3_connectors.cli.console import err, escape_what_cannot_be_printed, lines_of, logged, out
 from m3_connectors.cli.doctor import doctor
 from m3_connectors.cli.documents import delete, get
@@ -56,6 +57,7 @@ def _options(
 
 
 app.command()(index)
+app.command("add-component")(add_component)
 app.command()(search)
 app.command()(explain)
 app.command()(collections)

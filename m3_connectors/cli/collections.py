@@ -42,6 +42,7 @@ def _as_json(info: CollectionInfo) -> dict[str, object]:
         "documents": info.count,
         "model": schema and str(schema.model),
         "components": schema and list(schema.components),
+        "adding": schema and schema.adding,
         "storage": schema and schema.to_json()["storage"],
         "made_by_m3": info.is_ours,
         "problem": info.problem,
@@ -60,5 +61,7 @@ def _table(found: list[CollectionInfo]) -> Table:
         storage = one.schema.storage
         rows = f"{storage.multivector_dtype}, long documents: {storage.long_documents}"
         components = ", ".join(one.schema.components)
+        if one.schema.adding:
+            components += f" (adding {one.schema.adding})"
         table.add_row(one_line(one.name), count, str(one.schema.model), components, one.problem or rows)
     return table

@@ -305,12 +305,22 @@ async def _look_at_collection(backend: Backend, found: _Store, url: str) -> None
     model, storage = schema.model, schema.storage
     found.written_by = model
     count = await backend.count()
-    rows = f"{storage.multivector_dtype} multi-vectors, long documents: {storage.long_documents}"
+    components = ", ".join(schema.components)
+    if "multivector" in schema.written:
+        components += (
+            f" ({storage.multivector_dtype} multi-vectors, long documents: {storage.long_documents})"
+        )
     found.findings += [
         Finding("collection", f"{backend.collection}, {plural(count, 'document')}"),
         Finding("written by", f"{model}, {model.vocabulary_size:,} tokens"),
-        Finding("components", f"{', '.join(schema.components)} ({rows})"),
+        Finding("components", components),
     ]
+    if schema.adding:
+        command = f"m3 add-component {redacted(url)} {schema.adding} -c {backend.collection}"
+        what = (
+            f"{schema.adding} is being added; searches that need it are refused until all documents have it"
+        )
+        found.findings.append(Finding("components", what, "problem", f"Finish it:  {command}"))
     try:
         await _read_one(backend)
     except M3Error as error:

@@ -8,17 +8,28 @@ import itertools
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated, Any, cast
 
 import typer
 
 from m3_connectors.adding import AddReport, CutDocument
+from m3_connectors.backends.precision import PRECISIONS
 from m3_connectors.backends.registry import DEFAULT_COLLECTION, is_persistent
-from m3_connectors.backends.schema import LONG_DOCUMENTS, LongDocuments, Storage
+from m3_connectors.backends.schema import LONG_DOCUMENTS, Storage
 from m3_connectors.backends.urls import redacted
 from m3_connectors.cli.console import INTERRUPTED, duration, err, out, plural, print_json, warn
 from m3_connectors.cli.opening import create_index
-from m3_connectors.cli.options import Collection, Debug, Json, Model, Url, check_store
+from m3_connectors.cli.options import (
+    Collection,
+    Components,
+    Debug,
+    Json,
+    Model,
+    Url,
+    check_store,
+    components_of,
+    one_of,
+)
 from m3_connectors.cli.progress import Progress, acknowledging_interrupts
 from m3_connectors.cli.reading import Reading
 from m3_connectors.documents import Document
@@ -38,12 +49,6 @@ from m3_connectors.readers import (
 )
 from m3_connectors.readers.inputs import Format
 from m3_connectors.readers.inputs import shown as shown_path
-
-
-def _known_choice(name: str | None) -> str | None:
-    if name is not None and name not in LONG_DOCUMENTS:
-        raise typer.BadParameter(f"{name!r} is not valid; choose one of {', '.join(LONG_DOCUMENTS)}.")
-    return name
 
 
 def _source(value: str) -> Path:
@@ -136,9 +141,20 @@ def index(
         typer.Option(
             "--long-documents",
             metavar="HOW",
-            callback=_known_choice,
+            callback=one_of(LONG_DOCUMENTS),
             help=f"How a new collection stores long documents: {', '.join(LONG_DOCUMENTS)}. "
             "[dim]default: split, which is exact[/dim]",
+        ),
+    ] = None,
+    components: Components = None,
+    multivector_dtype: Annotated[
+        str | None,
+        typer.Option(
+            "--multivector-dtype",
+            metavar="DTYPE",
+            callback=one_of(PRECISIONS),
+            help=f"Precision of the multi-vectors of a new collection: {', '.join(PRECISIONS)}. "
+            f"[dim]default: {Storage.multivector_dtype}[/dim]",
         ),
     ] = None,
     json: Json = False,
@@ -163,7 +179,13 @@ def index(
             f"{redacted(url)} is discarded when this command ends; use a folder such as qdrant:./data to keep it"
         )
     # None keeps the storage of an existing collection; a value must equal the one it was created with.
-    storage = None if long_documents is None else Storage(long_documents=cast(LongDocuments, long_documents))
+    chosen: dict[str, Any] = {
+        "components": components_of(components),
+        "multivector_dtype": multivector_dtype,
+        "long_documents": long_documents,
+    }
+    given = {name: value for name, value in chosen.items() if value is not None}
+    storage = Storage(**given) if given else None
     left_out = _store_folder(url)
     reading = Reading(files_of(sources, options, left_out))
     with DeadLetterFiles(Path.cwd()) as dead, ReportFiles(Path.cwd(), CUT_SUFFIX) as cut:

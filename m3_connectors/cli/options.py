@@ -9,6 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from m3_connectors.backends.registry import backend_for
+from m3_connectors.backends.schema import Storage
+from m3_connectors.embeddings import COMPONENTS, Component
 from m3_connectors.errors import InvalidInput, MissingDependency, Unsupported
 from m3_connectors.filters import parse_filter
 from m3_connectors.json_lines import Decoder, NotARecord
@@ -127,6 +129,43 @@ DataDir = Annotated[
     typer.Option("--data-dir", metavar="DIR", help="Read hub datasets from this folder instead of the hub."),
 ]
 Yes = Annotated[bool, typer.Option("--yes", help="Download the files of the dataset without asking.")]
+
+
+def one_of(choices: Iterable[str]) -> Callable[[str | None], str | None]:
+    """Return a check for an option that takes one name, or is left out."""
+    known = tuple(choices)
+
+    def check(name: str | None) -> str | None:
+        if name is not None and name not in known:
+            raise typer.BadParameter(f"{name!r} is not valid; choose one of {', '.join(known)}.")
+        return name
+
+    return check
+
+
+Components = Annotated[
+    str | None,
+    typer.Option(
+        "--components",
+        metavar="C1,C2,…",
+        help=f"Components that a new collection stores: {', '.join(COMPONENTS)}. Without multivector it is far "
+        "smaller. [dim]default: all three[/dim]",
+    ),
+]
+
+
+def components_of(value: str | None) -> tuple[Component, ...] | None:
+    """Return the components of ``--components``.
+
+    Raises:
+        typer.BadParameter: A name is unknown or repeated, or dense is missing.
+    """
+    if value is None:
+        return None
+    try:
+        return Storage(components=tuple(name.strip() for name in value.split(","))).components  # type: ignore[misc]
+    except InvalidInput as error:
+        raise typer.BadParameter(str(error), param_hint="--components") from None
 
 
 def names_of(known: Iterable[str]) -> Callable[[str], str]:

@@ -64,7 +64,8 @@ def test_an_option_is_taken_where_it_is_declared_and_refused_by_name_elsewhere(
 
 
 def test_every_capability_is_asked_for_by_a_tested_option_or_call() -> None:
-    assert set(OPTIONS) | {Capability.PERSISTENT, Capability.EXACT, Capability.COMPACT} == set(Capability)
+    calls = {Capability.PERSISTENT, Capability.EXACT, Capability.COMPACT, Capability.ADD_COMPONENT}
+    assert set(OPTIONS) | calls == set(Capability)
     for one, options in OPTIONS.items():
         assert set(options) == set(one.value.options)
         assert one in backend_for(next(u for u in URLS if one in backend_for(u).capabilities)).capabilities

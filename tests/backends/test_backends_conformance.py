@@ -411,6 +411,17 @@ class NeverDeeper(MemoryBackend):
         return await super()._search(query, method, min(k, 200), filter, exact)
 
 
+class FindsHalfOfWhatLacks(MemoryBackend):
+    async def _lacking(self, component: Component, limit: int) -> list[Document]:
+        found = await super()._lacking(component, limit)
+        return found[: (len(found) + 1) // 2] if limit > 1 else []
+
+
+class RewritesWhatWasRead(MemoryBackend):
+    async def _rewrite(self, documents: Sequence[Document], embeddings: M3Embeddings) -> None:
+        await self._upsert(documents, embeddings)
+
+
 SABOTEURS: list[tuple[type[MemoryBackend], str, dict[str, Any]]] = [
     (CreatesAgain, "b01 second", {}),
     (TakesTheNameFirst, "b01 together", {}),
@@ -464,6 +475,8 @@ SABOTEURS: list[tuple[type[MemoryBackend], str, dict[str, Any]]] = [
     (FailsOnNothing, "b26", {}),
     (NeverDeeper, "b27 k_deepens", {}),
     (TakesAnyK, "b27 unusable", {}),
+    (FindsHalfOfWhatLacks, "b28 equals", {}),
+    (RewritesWhatWasRead, "b28 left_alone", {}),
 ]
 """A store, the clause that it breaks (its number, and which of the clause's tests), and the test's parameters."""
 
@@ -504,7 +517,7 @@ def test_a_sound_store_that_keeps_its_data_passes(tmp_path: Path, clause: str) -
 def test_every_clause_has_a_saboteur() -> None:
     contract = re.findall(r"^ *B(\d+) ", base.__doc__ or "", re.MULTILINE)
     clauses = [f"b{int(number):02}" for number in contract]
-    assert len(clauses) == 27
+    assert len(clauses) == 28
     assert sorted({clause.partition(" ")[0] for _, clause, _ in SABOTEURS}) == clauses
     assert sorted({the_test(clause) for _, clause, _ in SABOTEURS}) == TESTS
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from qdrant_fake import FakeQdrant
 
+from m3_connectors.backends.base import Storage
 from m3_connectors.backends.registry import backend_for
 from m3_connectors.bench.trips import counting, observed
 from m3_connectors.methods import METHODS
@@ -17,9 +18,11 @@ from m3_connectors.testing.servers.start import Running
 from m3_connectors.testing.worlds import make_world
 
 
-async def requests_of(url: str, options: dict[str, Any], seen: list[Any] | None = None) -> dict[str, int]:
+async def requests_of(
+    url: str, options: dict[str, Any], seen: list[Any] | None = None, precision: Any = "float16"
+) -> dict[str, int]:
     """Requests by name of the method and k; ``seen`` is a stand-in's own list of requests."""
-    world = make_world(77, documents=300, most_rows=6)
+    world = make_world(77, documents=300, most_rows=6, storage=Storage(precision))
     backend = backend_for(url, "requests", options)
     counts: dict[str, int] = {}
     with observed(type(backend)):
@@ -59,11 +62,14 @@ def table(
     return {"add 300": add, **counts}
 
 
+@pytest.mark.parametrize("precision", ["float16", "int2"])
 @runs
-async def test_edge(tmp_path: Path) -> None:
-    """Calls of the engine, which are made in one turn of its worker."""
+async def test_edge(tmp_path: Path, precision: str) -> None:
+    """Calls of the engine, which are made in one turn of its worker; lists bring the places of rows in the file."""
     want = table(dense="4 4", sparse="4 4", multi_vec="5 5", dense_sparse="5 5", all="4 4", add=1)
-    assert await requests_of(f"qdrant:{tmp_path}", {}) == want
+    if precision == "int2":
+        want = table(dense="4 4", sparse="4 4", multi_vec="4 4", dense_sparse="5 5", all="4 4", add=1)
+    assert await requests_of(f"qdrant:{tmp_path}", {}, precision=precision) == want
 
 
 @pytest.fixture
@@ -72,14 +78,15 @@ def fake() -> Iterator[FakeQdrant]:
         yield started
 
 
+@pytest.mark.parametrize("precision", ["float16", "int2"])
 @runs
-async def test_qdrant_server(fake: FakeQdrant) -> None:
+async def test_qdrant_server(fake: FakeQdrant, precision: str) -> None:
     """Lists, then what they lack, then the scores that hits show and their documents at the same time.
 
     The first list that is longer than the collection is asked for twice; from then on its size is known.
     """
     want = table(dense="3 3", sparse="3 3", multi_vec="4 4", dense_sparse="6 5", all="3 3", add=1)
-    assert await requests_of(fake.url, {"grpc_port": fake.grpc_port}, fake.requests) == want
+    assert await requests_of(fake.url, {"grpc_port": fake.grpc_port}, fake.requests, precision) == want
 
 
 @pytest.mark.live

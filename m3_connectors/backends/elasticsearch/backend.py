@@ -18,7 +18,7 @@ from m3_connectors.backends.elasticsearch.filters import query_of
 from m3_connectors.backends.elasticsearch.health import server_info
 from m3_connectors.backends.elasticsearch.layout import BACKEND, ROWS, SPARSE_BLOB, alias_of
 from m3_connectors.backends.elasticsearch.reading import Reader, blobs_of, count, pages
-from m3_connectors.backends.elasticsearch.rows import documents_only
+from m3_connectors.backends.elasticsearch.rows import Version, documents_only
 from m3_connectors.backends.elasticsearch.writing import Refresh, Writer
 from m3_connectors.backends.endpoint import Endpoint
 from m3_connectors.backends.fetching import WHOLE, FetchingBackend, Known, Row
@@ -137,6 +137,29 @@ class ElasticsearchBackend(FetchingBackend):
 
     async def _upsert(self, documents: Sequence[Document], embeddings: M3Embeddings) -> None:
         await self._write.upsert(documents, embeddings)
+
+    async def _recorded(self) -> Schema:
+        return await collections.recorded(self._connection, self.collection)
+
+    async def _record(self, schema: Schema) -> None:
+        await collections.record(self._connection, self.collection, schema)
+        self._use(schema)
+
+    async def _lacking(self, component: Component, limit: int) -> list[Document]:
+        return await self._reads.lacking(component, limit)
+
+    async def _rewrite(self, documents: Sequence[Document], embeddings: M3Embeddings) -> None:
+        there = await self._reads.versions([document.id for document in documents])
+        versions: dict[str, Version] = {}
+        same: list[int] = []
+        for i, document in enumerate(documents):
+            stored, version = there.get(document.id, (None, None))
+            if version is not None and stored == document:
+                same.append(i)
+                versions[document.id] = version
+        if same:
+            kept = M3Embeddings.concatenate([embeddings[i] for i in same])
+            await self._write.upsert([documents[i] for i in same], kept, versions)
 
     async def _delete(self, ids: Sequence[str]) -> int:
         return await self._write.delete(list(dict.fromkeys(ids)))

@@ -20,6 +20,8 @@ from m3_connectors.backends.elasticsearch.layout import (
     first_index_of,
     index_body,
     listed,
+    meta_of,
+    our_index,
     properties_of,
     read_schema,
 )
@@ -81,6 +83,26 @@ async def opened(connection: Connection, collection: str, refresh: Refresh) -> S
     schema = read_schema(there, collection)
     _check_index(collection, refresh, schema, next(iter(there.values())), "open")
     return schema
+
+
+async def recorded(connection: Connection, collection: str) -> Schema:
+    """Return the schema that a collection records now.
+
+    Raises:
+        CollectionNotFound: There is no such collection any more.
+    """
+    # Without the fields of all metadata, because every write of an index asks.
+    only = "*.mappings._meta,*.aliases,*.data_stream"
+    path = f"/{segment(alias_of(collection))}"
+    return read_schema(await connection.request("add", "GET", path, filter_path=only), collection)
+
+
+async def record(connection: Connection, collection: str, schema: Schema) -> None:
+    """Create the fields of a schema that are missing, and replace the recorded schema, in one change."""
+    there = await _behind_alias(connection, collection, "add a component")
+    path = f"/{segment(our_index(there, collection, 'add a component'))}/_mapping"
+    body = {"_meta": meta_of(schema), "properties": properties_of(schema)}
+    await connection.request("add a component", "PUT", path, body)
 
 
 def _check_index(

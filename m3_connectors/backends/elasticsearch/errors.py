@@ -31,6 +31,10 @@ class TooLarge(Rejected):
     """The server does not accept a request of this size; a smaller one may succeed."""
 
 
+class Replaced(Rejected):
+    """The document is no longer the version that the operation was for."""
+
+
 class TooMuch(Throttled):
     """The server currently lacks memory for a request of this size; a smaller one may succeed immediately."""
 
@@ -117,6 +121,8 @@ def from_status(
         "invalid_alias_name_exception",
     ):
         return AlreadyExists(f"{words}\n  Use another collection name.", **where)
+    if kind == "version_conflict_engine_exception":
+        return Replaced(f"{words}\n  Repeat the call.", **where)
     if kind == "media_type_header_exception":
         return Rejected(
             f"{words}\n  Check that {url} is Elasticsearch 8.19 or 9.x; update it if it is older.", **where

@@ -84,12 +84,17 @@ def index_body(schema: Schema, alias: str, shards: int | None, replicas: int | N
         "settings": {name: value for name, value in settings.items() if value is not None},
         "mappings": {
             "dynamic": "strict",
-            "_meta": {_META: schema.to_json()},
+            "_meta": meta_of(schema),
             "_source": {"excludes": list(OUTSIDE_SOURCE)},
             "dynamic_templates": DYNAMIC_TEMPLATES,
             "properties": properties_of(schema),
         },
     }
+
+
+def meta_of(schema: Schema) -> dict[str, Any]:
+    """Return the record of a collection, which is the ``_meta`` of its mapping."""
+    return {_META: schema.to_json()}
 
 
 def properties_of(schema: Schema) -> dict[str, Any]:
@@ -110,10 +115,10 @@ def properties_of(schema: Schema) -> dict[str, Any]:
             "index_options": {"type": "hnsw"},
         },
     }
-    if "sparse" in schema.components:
+    if "sparse" in schema.written:
         properties[SPARSE] = {"type": "sparse_vector"}
         properties[SPARSE_BLOB] = {"type": "binary", "doc_values": True}
-    if "multivector" in schema.components:
+    if "multivector" in schema.written:
         properties[MULTIVECTOR_BLOB] = {"type": "binary", "doc_values": True}
         properties[ROWS] = {"type": "integer", "index": False}
         properties[PARTS] = {"type": "keyword", "index": False}

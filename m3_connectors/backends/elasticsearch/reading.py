@@ -28,6 +28,7 @@ from m3_connectors.backends.elasticsearch.rows import (
     MOST_HITS,
     PART_BYTES,
     Query,
+    Version,
     dense_scores,
     dense_search,
     document_of,
@@ -35,6 +36,7 @@ from m3_connectors.backends.elasticsearch.rows import (
     embeddings_of,
     of_ids,
     page,
+    without,
 )
 from m3_connectors.backends.fetching import Known, Row, VectorReader
 from m3_connectors.backends.together import together
@@ -81,6 +83,28 @@ class Reader(VectorReader):
         calls = [functools.partial(halving, run, send, TooMuch) for run in by_count(ids, _DOCUMENTS)]
         parts = [found for halves in await together(calls, _PAGES_AT_ONCE) for found in halves]
         return {hit["_id"]: document_of(hit) for found in parts for hit in found}
+
+    async def lacking(self, component: Component, limit: int) -> list[Document]:
+        """Return documents without a component, ``limit`` of them if there are as many."""
+        # Writes may be visible to searches only later, as ``refresh`` says.
+        await self.connection.request("add a component", "POST", f"/{segment(self.alias)}/_refresh")
+        body = without(SPARSE_BLOB if component == "sparse" else ROWS, limit)
+        return [document_of(hit) for hit in await self.connection.search("add a component", self.alias, body)]
+
+    async def versions(self, ids: Sequence[str]) -> dict[str, tuple[Document, Version]]:
+        """Return the stored documents with their versions, by id, as last written, even before a refresh."""
+        path, wanted = f"/{segment(self.alias)}/_mget", f"{TEXT},{METADATA}"
+        found: dict[str, tuple[Document, Version]] = {}
+        for some in by_count(ids, _DOCUMENTS):
+            answer = await self.connection.request(
+                "add a component", "POST", path, {"ids": some}, _source_includes=wanted
+            )
+            found |= {
+                one["_id"]: (document_of(one), Version(one["_seq_no"], one["_primary_term"]))
+                for one in answer["docs"]
+                if one.get("found") and TEXT in one["_source"]
+            }
+        return found
 
     async def dense_scores(self, query: Float32, ids: Sequence[str]) -> dict[str, np.float32]:
         """Return s_dense by id, of the stored ids; with a filter on ids the server compares each of them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 import zlib
@@ -56,8 +57,20 @@ def encoded(body: Mapping[str, Any]) -> bytes:
 # -- writing
 
 
+@dataclasses.dataclass(frozen=True)
+class Version:
+    """One version of a stored document, as the server counts them."""
+
+    number: int
+    term: int
+
+
 def index_operation(
-    schema: Schema, document: Document, embeddings: M3Embeddings, parts: Sequence[str] = ()
+    schema: Schema,
+    document: Document,
+    embeddings: M3Embeddings,
+    parts: Sequence[str] = (),
+    replaced: Version | None = None,
 ) -> bytes:
     """Return two lines of a bulk request that store one document.
 
@@ -66,6 +79,7 @@ def index_operation(
         document: The document.
         embeddings: Its embeddings, a batch of one.
         parts: The ids of the documents that hold its multi-vectors, if they are stored in parts.
+        replaced: The only version that it may replace; None for any, or none.
     """
     source: dict[str, Any] = {
         TEXT: document.text,
@@ -85,7 +99,7 @@ def index_operation(
             source[PARTS] = parts
         else:
             source[MULTIVECTOR_BLOB] = _text(blobs.pack_multivector(rows, schema.precision))
-    return _index(document.id, source)
+    return _index(document.id, source, replaced)
 
 
 def part_operation(id: str, document_id: str, rows: Float32, precision: Precision) -> bytes:
@@ -147,6 +161,17 @@ def of_ids(
         "track_total_hits": False,
         "docvalue_fields": list(blobs),
         "fields": list(fields),
+    }
+
+
+def without(field: str, limit: int) -> Query:
+    """Return a search for documents, with their texts, that lack a field."""
+    lacking = {"bool": {"must_not": [{"exists": {"field": field}}]}}
+    return {
+        "size": limit,
+        "query": documents_only(lacking),
+        "_source": _source(True),
+        "track_total_hits": False,
     }
 
 
@@ -306,8 +331,9 @@ def _weights(token_ids: Any, weights: Any) -> dict[str, Any]:
     return dict(zip(map(str, token_ids.tolist()), np.maximum(weights, _SMALLEST), strict=True))
 
 
-def _index(id: str, source: Mapping[str, Any]) -> bytes:
-    return encoded({"index": {"_id": id}}) + b"\n" + encoded(source) + b"\n"
+def _index(id: str, source: Mapping[str, Any], replaced: Version | None = None) -> bytes:
+    only = {} if replaced is None else {"if_seq_no": replaced.number, "if_primary_term": replaced.term}
+    return encoded({"index": {"_id": id, **only}}) + b"\n" + encoded(source) + b"\n"
 
 
 def _text(blob: bytes) -> str:

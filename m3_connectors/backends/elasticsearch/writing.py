@@ -25,10 +25,11 @@ import numpy as np
 from m3_connectors.backends.base import Schema
 from m3_connectors.backends.chunks import by_bytes, by_count
 from m3_connectors.backends.elasticsearch.connection import Connection, segment
-from m3_connectors.backends.elasticsearch.errors import Blocked, TooLarge, TooMuch, from_status
+from m3_connectors.backends.elasticsearch.errors import Blocked, Replaced, TooLarge, TooMuch, from_status
 from m3_connectors.backends.elasticsearch.layout import BACKEND, PARTS
 from m3_connectors.backends.elasticsearch.rows import (
     PART_BYTES,
+    Version,
     delete_operation,
     index_operation,
     part_name,
@@ -79,8 +80,19 @@ class Writer:
         self._row_bytes = schema.precision.row_bytes(schema.model.dimension)
         self._rows_per_part = max(1, PART_BYTES // self._row_bytes)
 
-    async def upsert(self, documents: Sequence[Document], embeddings: M3Embeddings) -> None:
+    async def upsert(
+        self,
+        documents: Sequence[Document],
+        embeddings: M3Embeddings,
+        replaced: Mapping[str, Version] | None = None,
+    ) -> None:
         """Store checked documents.
+
+        Args:
+            documents: The documents.
+            embeddings: Their embeddings.
+            replaced: The only version of each document that it may replace, by id; a document that is no longer
+                this version is left as it is. None to store all documents.
 
         Raises:
             InvalidInput: A document has more rows than fit in one part, and the collection does not split
@@ -100,7 +112,13 @@ class Writer:
 
         def lines(positions: Iterable[int]) -> dict[str, bytes]:
             return {
-                documents[i].id: index_operation(self._schema, documents[i], embeddings[i], parts.get(i, ()))
+                documents[i].id: index_operation(
+                    self._schema,
+                    documents[i],
+                    embeddings[i],
+                    parts.get(i, ()),
+                    None if replaced is None else replaced[documents[i].id],
+                )
                 for i in positions
             }
 
@@ -111,6 +129,11 @@ class Writer:
         whole = [i for i in range(len(documents)) if documents[i].id not in failed]
         batches = by_bytes(whole, sizes.__getitem__, _BATCH_BYTES)
         outcomes = await together([functools.partial(send, batch) for batch in batches], _BATCHES_AT_ONCE)
+        if replaced is not None:
+            outcomes, skipped = _without_replaced(outcomes)
+            with _best_effort():
+                unused = [name for i, names in parts.items() if documents[i].id in skipped for name in names]
+                await self._remove(unused, "upsert")
         await self._end([*outcomes, Outcome({}, failed)], old, "upsert")
 
     async def delete(self, ids: Sequence[str]) -> int:
@@ -159,7 +182,7 @@ class Writer:
     @property
     def _splits(self) -> bool:
         """Whether documents of this collection may have parts."""
-        return "multivector" in self._schema.components and self._schema.storage.long_documents != "error"
+        return "multivector" in self._schema.written and self._schema.storage.long_documents != "error"
 
     async def _named_parts(self, ids: Sequence[str], operation: str) -> dict[str, list[str]]:
         """Return the ids of documents' parts, by document id, as last written, even before a refresh."""
@@ -245,6 +268,16 @@ class Outcome:
 
     results: dict[str, str]
     failed: dict[str, BackendError]
+
+
+def _without_replaced(outcomes: Sequence[Outcome]) -> tuple[list[Outcome], set[str]]:
+    """Return the outcomes without the operations on documents that are another version now, and the ids of these."""
+    skipped = {id for one in outcomes for id, error in one.failed.items() if isinstance(error, Replaced)}
+    kept = [
+        Outcome(one.results, {id: error for id, error in one.failed.items() if id not in skipped})
+        for one in outcomes
+    ]
+    return kept, skipped
 
 
 async def write(

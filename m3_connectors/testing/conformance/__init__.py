@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from m3_connectors.testing.conformance.approximate import ApproximateClauses
 from m3_connectors.testing.conformance.collection import CollectionClauses
+from m3_connectors.testing.conformance.components import ComponentClauses
 from m3_connectors.testing.conformance.reading import ReadingClauses
 from m3_connectors.testing.conformance.scores import ScoreClauses
 from m3_connectors.testing.conformance.search import SearchClauses
@@ -26,6 +27,12 @@ __all__ = ["BackendConformance", "runs"]
 
 
 class BackendConformance(
-    CollectionClauses, WritingClauses, ReadingClauses, ScoreClauses, ApproximateClauses, SearchClauses
+    CollectionClauses,
+    WritingClauses,
+    ReadingClauses,
+    ScoreClauses,
+    ApproximateClauses,
+    SearchClauses,
+    ComponentClauses,
 ):
     """Every clause of the contract, for one adapter."""

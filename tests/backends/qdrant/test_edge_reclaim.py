@@ -20,6 +20,7 @@ from typing import Any
 import anyio
 import pytest
 
+from m3_connectors.backends.base import Storage
 from m3_connectors.backends.qdrant.edge import connection as shard
 from m3_connectors.backends.qdrant.edge import reclaim
 from m3_connectors.backends.qdrant.edge.backend import EdgeBackend
@@ -32,7 +33,13 @@ from m3_connectors.filters import parse_filter
 from m3_connectors.testing.agreement import compare_world
 from m3_connectors.testing.worlds import World, make_world
 
-WORLD = make_world(61, documents=60, queries=4)
+WORLDS = {
+    precision: make_world(61, documents=60, queries=4, storage=Storage(precision))
+    for precision in ("float16", "int2")
+}
+"""The engine scores the rows of the first one; those of the second one are in a file of their own."""
+
+WORLD = WORLDS["float16"]
 IDS = [document.id for document in WORLD.documents]
 
 
@@ -54,10 +61,15 @@ def run(test: Callable[[], Awaitable[None]]) -> None:
     anyio.run(test)
 
 
-async def filled(directory: Path) -> EdgeBackend:
+@pytest.fixture(params=WORLDS)
+def world(request: pytest.FixtureRequest) -> World:
+    return WORLDS[request.param]
+
+
+async def filled(directory: Path, world: World = WORLD) -> EdgeBackend:
     backend = EdgeBackend(directory, "c")
-    await backend.create(WORLD.schema)
-    await backend.upsert(WORLD.documents, WORLD.embeddings)
+    await backend.create(world.schema)
+    await backend.upsert(world.documents, world.embeddings)
     return backend
 
 
@@ -85,24 +97,25 @@ def shards(directory: Path) -> list[str]:
     return sorted(path.name for path in (directory / "c").iterdir() if path.is_dir())
 
 
-def test_documents_deleted_and_added_again_and_again_take_bounded_space(tmp_path: Path) -> None:
+def test_documents_deleted_and_added_again_and_again_take_bounded_space(tmp_path: Path, world: World) -> None:
     async def main() -> None:
-        backend = await filled(tmp_path)
+        backend = await filled(tmp_path, world)
         for _ in range(12):
             await make_garbage(backend)
             await settled(backend)
             usage = await backend._run("test", backend._opened().usage)
             assert usage.live == len(IDS)
             assert usage.places < 3 * len(IDS)
+            assert usage.rows_bytes <= 3 * usage.named_bytes
         assert shards(tmp_path) != ["shard"]
         assert len(shards(tmp_path)) == 1
-        await compare_world(backend, WORLD)
+        await compare_world(backend, world)
         await backend.close()
-        assert await EdgeBackend(tmp_path, "c").open() == WORLD.schema
+        assert await EdgeBackend(tmp_path, "c").open() == world.schema
         again = EdgeBackend(tmp_path, "c")
         gc.collect()
         await again.open()
-        await compare_world(again, WORLD)
+        await compare_world(again, world)
         await again.close()
 
     run(main)
@@ -139,9 +152,10 @@ def test_deletions_by_filter_and_replaced_documents_count_too(tmp_path: Path) ->
 @pytest.mark.parametrize("seed", range(6))
 def test_writes_between_any_two_pages_are_in_the_copy(tmp_path: Path, seed: int) -> None:
     rng = random.Random(seed)
+    world = WORLDS["int2" if seed % 2 else "float16"]
 
     async def main() -> None:
-        backend = await filled(tmp_path)
+        backend = await filled(tmp_path, world)
         await make_garbage(backend, 2)
         opened = backend._opened()
         copy = opened._copy
@@ -157,7 +171,7 @@ def test_writes_between_any_two_pages_are_in_the_copy(tmp_path: Path, seed: int)
                 else:
                     versions |= {i: versions.get(i, 0) + 1 for i in some}
                     documents = [at(i, versions[i]) for i in some]
-                    rows = [WORLD.embeddings[(i + versions[i]) % len(IDS)] for i in some]
+                    rows = [world.embeddings[(i + versions[i]) % len(IDS)] for i in some]
                     await backend.upsert(documents, M3Embeddings.concatenate(rows))
             await anyio.to_thread.run_sync(opened._reclaim_page, copy)
         assert shards(tmp_path) == [copy.directory.name]
@@ -168,10 +182,10 @@ def test_writes_between_any_two_pages_are_in_the_copy(tmp_path: Path, seed: int)
             ]
             assert {id async for id in backend.scan_ids()} == {IDS[i] for i in there}
             stored = dataclasses.replace(
-                WORLD,
+                world,
                 documents=[at(i, versions[i]) for i in there],
                 embeddings=M3Embeddings.concatenate(
-                    [WORLD.embeddings[(i + versions[i]) % len(IDS)] for i in there]
+                    [world.embeddings[(i + versions[i]) % len(IDS)] for i in there]
                 ),
             )
             await compare_world(backend, stored)
@@ -180,7 +194,7 @@ def test_writes_between_any_two_pages_are_in_the_copy(tmp_path: Path, seed: int)
         await backend.close()
 
     def at(i: int, version: int) -> Document:
-        document = WORLD.documents[i]
+        document = world.documents[i]
         return document if version == 0 else dataclasses.replace(document, text=f"version {version}")
 
     run(main)
@@ -194,10 +208,10 @@ def test_searches_go_on_and_are_right_while_it_copies(
     pages = 0
     step = Copy.step
 
-    def slow(copy: Copy, source: Any) -> bool:
+    def slow(copy: Copy, *arguments: Any) -> bool:
         nonlocal pages
         pages += 1
-        return step(copy, source)
+        return step(copy, *arguments)
 
     def after_a_search(copy: Copy) -> float | None:
         assert searched.acquire(timeout=60)
@@ -360,6 +374,42 @@ def test_without_room_for_the_copy_writes_go_on(
         run(main)
 
 
+@pytest.mark.usefixtures("by_hand")
+def test_rows_of_replaced_documents_are_reclaimed(tmp_path: Path) -> None:
+    """The engine replaces a document in its place; the rows of the replaced one stay in the file."""
+    world = WORLDS["int2"]
+
+    async def main() -> None:
+        backend = await filled(tmp_path, world)
+        opened = backend._opened()
+        before = await backend._run("test", opened.usage)
+        assert before.unnamed_bytes == 0
+        for _ in range(2):
+            await backend.upsert(world.documents, world.embeddings)
+        replaced = await backend._run("test", opened.usage)
+        assert replaced.places == before.places
+        assert replaced.unnamed_bytes == replaced.reclaimable_bytes == 2 * before.rows_bytes
+        copy = opened._copy
+        assert copy is not None
+        while opened._reclaim_page(copy) is not None:
+            pass
+        after = await backend._run("test", opened.usage)
+        assert after.rows_bytes == before.rows_bytes == after.named_bytes
+        await compare_world(backend, world)
+        # A rewrite on request does the same, and a second one has nothing to do.
+        await backend.upsert(world.documents[:30], world.embeddings[:30])
+        for _ in range(2):
+            await backend.optimize()
+            assert (await backend._run("test", opened.usage)).rows_bytes == before.rows_bytes
+            names = shards(tmp_path)
+        assert shards(tmp_path) == names
+        assert names != [copy.directory.name]
+        await compare_world(backend, world)
+        await backend.close()
+
+    run(main)
+
+
 def test_few_deletions_start_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A program that deletes some documents and ends must not rewrite the others."""
     monkeypatch.undo()  # the limits are the package's own here
@@ -413,13 +463,15 @@ def test_doctor_says_how_much_can_be_reclaimed(
 _WRITER = """
 import itertools, os, signal, sys
 import anyio
+from m3_connectors.backends.base import Storage
 from m3_connectors.backends.qdrant.edge import reclaim
 from m3_connectors.backends.qdrant.edge import connection as shard
 from m3_connectors.backends.qdrant.edge.backend import EdgeBackend
+from m3_connectors.backends.qdrant.edge.row_file import RowFile
 from m3_connectors.testing.worlds import make_world
 import dataclasses, shutil
 
-directory, event, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
+directory, event, count, precision = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4]
 shard.CHECK_POINTS, reclaim.LEAST_BYTES, reclaim._MOST_POINTS = 20, 0, 7
 
 def dies(owner, name, after):
@@ -435,13 +487,13 @@ def dies(owner, name, after):
     setattr(owner, name, wrapped)
 
 async def main():
-    world = make_world(61, documents=60, queries=4)
+    world = make_world(61, documents=60, queries=4, storage=Storage(precision))
     ids = [document.id for document in world.documents]
     backend = EdgeBackend(directory, "c")
     await backend.open()
     # Only what happens in reclaiming counts: the collection is made by the test.
     owner, _, name = event.partition(".")
-    owners = {"Copy": reclaim.Copy, "shard": shard, "os": os, "shutil": shutil}
+    owners = {"Copy": reclaim.Copy, "RowFile": RowFile, "shard": shard, "os": os, "shutil": shutil}
     dies(owners[owner], name.rstrip("+"), name.endswith("+"))
     for version in itertools.count(1):
         for start in range(0, 60, 20):
@@ -458,34 +510,46 @@ anyio.run(main)
 
 
 @pytest.mark.parametrize(
-    ("event", "count"),
+    ("event", "count", "precision"),
     [
-        ("Copy.__init__", 1),
-        ("Copy.__init__+", 1),
-        ("Copy.step", 1),
-        ("Copy.step", 5),
-        ("Copy.step+", 9),
-        ("Copy.step+", 24),
-        ("Copy.update", 2),
-        ("Copy.update+", 4),
-        ("shard.write_record", 1),
-        ("os.replace", 1),
-        ("os.replace+", 1),
-        ("shard.sync+", 1),
-        ("shutil.rmtree", 1),
-        ("shutil.rmtree+", 1),
-        ("Copy.step", 40),
+        ("Copy.__init__", 1, "float16"),
+        ("Copy.__init__+", 1, "float16"),
+        ("Copy.step", 1, "float16"),
+        ("Copy.step", 5, "float16"),
+        ("Copy.step+", 9, "float16"),
+        ("Copy.step+", 24, "float16"),
+        ("Copy.update", 2, "float16"),
+        ("Copy.update+", 4, "float16"),
+        ("shard.write_record", 1, "float16"),
+        ("os.replace", 1, "float16"),
+        ("os.replace+", 1, "float16"),
+        ("shard.sync+", 1, "float16"),
+        ("shutil.rmtree", 1, "float16"),
+        ("shutil.rmtree+", 1, "float16"),
+        ("Copy.step", 40, "float16"),
+        # Between the rows of a document and the document, and wherever their places change.
+        ("RowFile.append", 1, "int2"),
+        ("RowFile.append+", 1, "int2"),
+        ("RowFile.append+", 5, "int2"),
+        ("os.fsync", 2, "int2"),
+        ("Copy.step+", 9, "int2"),
+        ("Copy.update+", 4, "int2"),
+        ("os.replace", 1, "int2"),
+        ("os.replace+", 1, "int2"),
+        ("shutil.rmtree+", 1, "int2"),
     ],
 )
 def test_a_kill_at_any_moment_of_it_loses_no_acknowledged_document(
-    tmp_path: Path, event: str, count: int
+    tmp_path: Path, event: str, count: int, precision: str
 ) -> None:
+    world = WORLDS[precision]
+
     async def make() -> None:
-        await (await filled(tmp_path)).close()
+        await (await filled(tmp_path, world)).close()
 
     run(make)
     writer = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(_WRITER), str(tmp_path), event, str(count)],
+        [sys.executable, "-c", textwrap.dedent(_WRITER), str(tmp_path), event, str(count), precision],
         stdout=subprocess.PIPE,
         text=True,
         timeout=120,
@@ -508,7 +572,7 @@ def test_a_kill_at_any_moment_of_it_loses_no_acknowledged_document(
             word, version = last.get(start, ("added", 0))
             texts = [document and document.text for document in found[start : start + 20]]
             new: list[str | None] = [f"version {version}"] * 20
-            original: list[str | None] = [document.text for document in WORLD.documents[start : start + 20]]
+            original: list[str | None] = [document.text for document in world.documents[start : start + 20]]
             old = [f"version {version - 1}"] * 20 if version > 1 else original
             # What was acknowledged is there. Of the call that the kill cut off, all may be there or nothing.
             allowed = {
@@ -520,11 +584,11 @@ def test_a_kill_at_any_moment_of_it_loses_no_acknowledged_document(
         there = [i for i, document in enumerate(found) if document is not None]
         assert await backend.count() == len(there)
         stored = World(
-            WORLD.schema,
+            world.schema,
             [document for document in found if document is not None],
-            M3Embeddings.concatenate([WORLD.embeddings[i] for i in there]),
-            WORLD.queries,
-            WORLD.filters,
+            M3Embeddings.concatenate([world.embeddings[i] for i in there]),
+            world.queries,
+            world.filters,
         )
         await compare_world(backend, stored)
         await backend.close()

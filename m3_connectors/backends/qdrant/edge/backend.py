@@ -21,8 +21,11 @@ from m3_connectors.backends.qdrant.edge.collection import collections_in
 from m3_connectors.backends.qdrant.edge.connection import Shard
 from m3_connectors.backends.qdrant.edge.errors import BACKEND
 from m3_connectors.backends.qdrant.edge.filters import edge_filter
+from m3_connectors.backends.qdrant.edge.row_file import RowFile
 from m3_connectors.backends.qdrant.edge.rows import (
     ID,
+    DamagedRows,
+    Layout,
     PointId,
     document_of,
     payloads,
@@ -34,7 +37,7 @@ from m3_connectors.backends.qdrant.edge.searching import EdgeAnswers, at_once, k
 from m3_connectors.backends.urls import redacted
 from m3_connectors.documents import Document
 from m3_connectors.embeddings import Component, M3Embeddings
-from m3_connectors.errors import InvalidInput
+from m3_connectors.errors import Corrupt, InvalidInput
 from m3_connectors.filters import Filter
 from m3_connectors.methods import Method
 from m3_connectors.search import Key, search
@@ -67,8 +70,11 @@ class EdgeBackend(Backend):
     """
 
     name: ClassVar[str] = BACKEND
-    capabilities = frozenset({Capability.PERSISTENT, Capability.EXACT})
+    capabilities = frozenset(
+        {Capability.PERSISTENT, Capability.EXACT, Capability.COMPACT, Capability.ADD_COMPONENT}
+    )
     settles_ties = True
+    addable = ("multivector",)  # a text without tokens has no sparse vector, so it would lack it for ever
 
     def __init__(self, directory: str | os.PathLike[str], collection: str = "documents") -> None:
         self.directory = Path(directory)
@@ -120,7 +126,7 @@ class EdgeBackend(Backend):
         usage = await self._run("describe", self._opened().usage)
         if usage.reclaimable_bytes < _REMARKABLE_BYTES:
             return ()
-        megabytes, all_megabytes = usage.reclaimable_bytes / 1e6, usage.size_bytes / 1e6
+        megabytes, all_megabytes = usage.reclaimable_bytes / 1e6, usage.all_bytes / 1e6
         what = (
             f"about {megabytes:,.0f} of {all_megabytes:,.0f} MB can be reclaimed "
             f"({usage.deleted:,} deleted documents, {usage.live:,} live)"
@@ -155,20 +161,64 @@ class EdgeBackend(Backend):
     async def _upsert(self, documents: Sequence[Document], embeddings: M3Embeddings) -> None:
         shard = self._opened()
         shard.layout.check_rows(documents, embeddings)
-        batches = list(_batches(documents, embeddings))
+        batches = list(_batches(shard.layout, documents, embeddings))
         shard.check_space(_WRITE_FACTOR * sum(size_bytes for _, _, size_bytes in batches), "upsert")
         for start, stop, size_bytes in batches:
             await self._write(documents[start:stop], embeddings[start:stop], size_bytes)
 
-    async def _write(self, documents: Sequence[Document], embeddings: M3Embeddings, size_bytes: int) -> None:
+    async def _write(
+        self,
+        documents: Sequence[Document],
+        embeddings: M3Embeddings,
+        size_bytes: int,
+        *,
+        only_if_same: bool = False,
+    ) -> None:
         shard = self._opened()
 
         def write(edge: engine.EdgeShard) -> None:
             shard.check_space(_WRITE_FACTOR * size_bytes, "upsert")
-            points = shard.layout.points(documents, embeddings)
-            shard.update(edge, engine.UpdateOperation.upsert_points(points), len(points), size_bytes)
+            chosen, vectors = documents, embeddings
+            if only_if_same:
+                there = payloads(edge, [point_id(document.id) for document in documents])
+                same = [
+                    i
+                    for i, document in enumerate(documents)
+                    if (payload := there.get(point_id(document.id))) and document_of(payload) == document
+                ]
+                if not same:
+                    return
+                chosen = [documents[i] for i in same]
+                vectors = M3Embeddings.concatenate([embeddings[i] for i in same])
+            blobs = shard.layout.blobs(vectors)
+
+            def operation(rows: RowFile) -> engine.UpdateOperation:
+                points = shard.layout.points(chosen, vectors, rows.append(blobs))
+                return engine.UpdateOperation.upsert_points(points)
+
+            shard.update(edge, operation, len(chosen), size_bytes)
 
         await self._run("upsert", write)
+
+    # -- adding a component
+
+    async def _record(self, schema: Schema) -> None:
+        shard = self._opened()
+        await self._run("add a component", lambda edge: shard.alter(edge, schema))
+
+    async def _lacking(self, component: Component, limit: int) -> list[Document]:
+        without = self._opened().layout.lacking(component)
+        request = engine.ScrollRequest(limit=limit, filter=without, with_payload=True, with_vector=False)
+        records, _ = await self._run("add a component", functools.partial(_scroll, request))
+        return [document_of(record.payload or {}) for record in records]
+
+    async def _rewrite(self, documents: Sequence[Document], embeddings: M3Embeddings) -> None:
+        shard = self._opened()
+        shard.layout.check_rows(documents, embeddings)
+        for start, stop, size_bytes in _batches(shard.layout, documents, embeddings):
+            await self._write(documents[start:stop], embeddings[start:stop], size_bytes, only_if_same=True)
+
+    # -- deleting
 
     async def _delete(self, ids: Sequence[str]) -> int:
         shard, points = self._opened(), [point_id(id) for id in dict.fromkeys(ids)]
@@ -177,7 +227,7 @@ class EdgeBackend(Backend):
             there = stored(edge, points)
             if there:
                 operation = engine.UpdateOperation.delete_points(list(there))
-                shard.update(edge, operation, len(there), _DELETION_BYTES * len(there))
+                shard.update(edge, lambda _: operation, len(there), _DELETION_BYTES * len(there))
             return len(there)
 
         return await self._run("delete", delete)
@@ -189,7 +239,7 @@ class EdgeBackend(Backend):
             there = edge.count(engine.CountRequest(exact=True, filter=condition))
             if there:
                 operation = engine.UpdateOperation.delete_points_by_filter(condition)
-                shard.update(edge, operation, there, _DELETION_BYTES * there)
+                shard.update(edge, lambda _: operation, there, _DELETION_BYTES * there)
             return there
 
         return await self._run("delete", delete)
@@ -203,9 +253,14 @@ class EdgeBackend(Backend):
 
     async def _vectors(self, ids: Sequence[str]) -> M3Embeddings:
         points = [point_id(id) for id in ids]
-        found = await self._run("vectors", lambda edge: vectors(edge, points))
-        check_found(ids, points, found, BACKEND, "vectors")
-        return self._opened().layout.embeddings([found[point] for point in points])
+        shard = self._opened()
+
+        def read(edge: engine.EdgeShard) -> M3Embeddings:
+            found = vectors(edge, points, shard.layout, shard.rows)
+            check_found(ids, points, found, BACKEND, "vectors")
+            return shard.layout.embeddings([found[point] for point in points])
+
+        return await self._run("vectors", read)
 
     async def _count(self, filter: Filter | None) -> int:
         request = engine.CountRequest(exact=True, filter=_condition(filter))
@@ -254,11 +309,16 @@ class EdgeBackend(Backend):
         )
 
     async def _answer(self, operation: str, ask: Callable[[EdgeAnswers], Coroutine[Any, Any, T]]) -> T:
-        layout = self._opened().layout
-        return await self._run(operation, lambda edge: at_once(ask(EdgeAnswers(edge, layout))))
+        shard = self._opened()
+        return await self._run(
+            operation, lambda edge: at_once(ask(EdgeAnswers(edge, shard.layout, shard.rows)))
+        )
 
     async def _run(self, operation: str, call: Callable[[engine.EdgeShard], T]) -> T:
-        return await self._opened().run(operation, call)
+        try:
+            return await self._opened().run(operation, call)
+        except DamagedRows as error:
+            raise Corrupt(str(error), backend=BACKEND, operation=operation) from error
 
     def _opened(self) -> Shard:
         self._check_open()
@@ -276,7 +336,9 @@ def _condition(filter: Filter | None) -> engine.Filter | None:
     return None if filter is None else edge_filter(filter)
 
 
-def _batches(documents: Sequence[Document], embeddings: M3Embeddings) -> Iterator[tuple[int, int, int]]:
+def _batches(
+    layout: Layout, documents: Sequence[Document], embeddings: M3Embeddings
+) -> Iterator[tuple[int, int, int]]:
     """Yield consecutive ``(start, stop, size_bytes)``, each about 8 MiB or a single document."""
     sizes = np.array([len(document.text.encode()) for document in documents], dtype=np.int64)
     if "dense" in embeddings.components:
@@ -284,7 +346,8 @@ def _batches(documents: Sequence[Document], embeddings: M3Embeddings) -> Iterato
     if "sparse" in embeddings.components:
         sizes += 8 * np.diff(embeddings.sparse.indptr)
     if "multivector" in embeddings.components:
-        sizes += 4 * embeddings.multivectors.dimension * embeddings.multivectors.counts
+        row_bytes = 4 * layout.row_width if layout.scores_rows else layout.row_bytes
+        sizes += row_bytes * embeddings.multivectors.counts
     start, size_bytes = 0, 0
     for i, more in enumerate(sizes.tolist()):
         if size_bytes and size_bytes + more > _BATCH_BYTES:

@@ -4,7 +4,8 @@ The layout of ``DIRECTORY`` for a collection NAME::
 
     NAME/m3.json     the schema and the name of the active shard; written last, so a directory that has it is
                      a complete collection; replaced atomically when another shard takes over
-    NAME/shard/      the engine's files; once deletions were reclaimed, NAME/shard-*/ as named in the record
+    NAME/shard/      the engine's files, and the file of rows that the engine does not score; once deletions were
+                     reclaimed, NAME/shard-*/ as named in the record
     .NAME.lock       the process that has it open
     .NAME~*.tmp      something being created or removed; left by a killed process, deleted by the next one
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import json
 import logging
 import os
 import shutil
@@ -42,11 +44,15 @@ from m3_connectors.backends.qdrant.edge.collection import (
 from m3_connectors.backends.qdrant.edge.errors import BACKEND, check_space, first_line, translated
 from m3_connectors.backends.qdrant.edge.lock import ProcessLock
 from m3_connectors.backends.qdrant.edge.reclaim import CHECK_POINTS, Copy, Usage
+from m3_connectors.backends.qdrant.edge.row_file import RowFile
 from m3_connectors.backends.qdrant.edge.rows import Layout
 from m3_connectors.errors import BackendError, Busy, CollectionNotFound, Corrupt, M3Error
 from m3_connectors.files import allocated_bytes_below
 
 T = TypeVar("T")
+
+Write = Callable[[RowFile], engine.UpdateOperation]
+"""Adds rows to a shard's file and returns the operation that names their places."""
 
 _LOG = logging.getLogger(__name__)
 
@@ -75,6 +81,8 @@ class Shard:
         self.layout = Layout.of(schema)
         self._home = home
         self._directory = home / name
+        self.rows = RowFile(self._directory)
+        """The rows of the active shard. Use it in calls that ``run`` makes."""
         self._shard: engine.EdgeShard | None = _load(self._directory)
         self._copy: Copy | None = None
         self._reclaiming: threading.Thread | None = None
@@ -193,20 +201,18 @@ class Shard:
     def usage(self, edge: engine.EdgeShard) -> Usage:
         """Return how much of the data is garbage. Use it in calls that ``run`` makes."""
         self._flush(edge)
-        return Usage.of(self._directory, edge)
+        return Usage.of(self._directory, edge, self.rows)
 
-    def update(
-        self, edge: engine.EdgeShard, operation: engine.UpdateOperation, points: int, size_bytes: int
-    ) -> None:
+    def update(self, edge: engine.EdgeShard, operation: Write, points: int, size_bytes: int) -> None:
         """Write, and flush after enough writes. Use it in calls that ``run`` makes.
 
         Args:
             edge: The shard, as passed by ``run``.
-            operation: The operation to write.
+            operation: Returns the operation to write, after its rows were added to the file.
             points: The number of documents that it writes or deletes.
             size_bytes: The size of the data.
         """
-        edge.update(operation)
+        edge.update(operation(self.rows))
         if self._copy is not None:
             # If this fails, the write itself is still done, in the active shard.
             with self._or_give_up():
@@ -222,8 +228,27 @@ class Shard:
     def optimize(self, edge: engine.EdgeShard) -> None:
         """Rewrite all data now. Use it in calls that ``run`` makes."""
         self._stop_copying()
+        usage = self.usage(edge)
+        if usage.unnamed_bytes > usage.named_bytes // 10:
+            edge = self._rewrite(edge, usage)  # the engine's own remedy leaves the file of rows as it is
         edge.optimize()
         self._flush(edge)  # the old segments stay on disk until the flush
+
+    def alter(self, edge: engine.EdgeShard, schema: Schema) -> None:
+        """Record another schema, after its missing vectors were created. Use it in calls that ``run`` makes."""
+        self._stop_copying()
+        layout = Layout.of(schema)
+        config = json.loads((self._directory / "edge_config.json").read_text(encoding="utf-8"))
+        there = {*config.get("vectors", ()), *config.get("sparse_vectors", ())}
+        for name, create in layout.creations().items():
+            if name not in there:
+                edge.update(create)
+        self._flush(edge)
+        self._shard = None
+        edge.close()
+        self._shard = engine.EdgeShard.load(str(self._directory), layout.edge_config())
+        write_record(self._home, schema, self._directory.name)
+        self.layout = layout
 
     def _flush(self, edge: engine.EdgeShard) -> None:
         edge.flush()
@@ -233,20 +258,33 @@ class Shard:
 
     def _reclaim_if_due(self, edge: engine.EdgeShard) -> None:
         with self._or_give_up():
-            usage = Usage.of(self._directory, edge)
+            usage = Usage.of(self._directory, edge, self.rows)
             self._touched, self._places = 0, usage.places
             if not usage.due:
                 return
-            home = (
-                self._home
-            )  # the copy must not refer to this object, which may be discarded while it continues
-            self._copy = Copy(home, self.layout, usage, lambda *asked: check_space(home, *asked))
-            # Neither may the thread.
+            self._copy = self._new_copy(usage)
+            # The thread must not refer to this object, which may be discarded while it continues.
             arguments = (weakref.ref(self), self._copy, self._ended)
             self._reclaiming = threading.Thread(
                 target=_reclaim, args=arguments, name="m3-reclaim", daemon=True
             )
             self._reclaiming.start()
+
+    def _new_copy(self, usage: Usage) -> Copy:
+        home = self._home  # nor may the copy refer to this object
+        return Copy(home, self.layout, usage, lambda *asked: check_space(home, *asked))
+
+    def _rewrite(self, edge: engine.EdgeShard, usage: Usage) -> engine.EdgeShard:
+        """Copy everything to another shard now, and return that one."""
+        copy = self._copy = self._new_copy(usage)
+        try:
+            while not copy.step(edge, self.rows):
+                pass
+            shutil.rmtree(self._take_over(copy), ignore_errors=True)
+        except BaseException:
+            self._stop_copying()
+            raise
+        return copy.shard
 
     def _reclaim_page(self, copy: Copy) -> float | None:
         """Copy a page when it is our turn; return the seconds it took, or None if nothing is left to do."""
@@ -256,7 +294,7 @@ class Shard:
                 return None
             began = time.perf_counter()
             with self._or_give_up():
-                if not copy.step(self._shard):
+                if not copy.step(self._shard, self.rows):
                     return time.perf_counter() - began
                 left = self._take_over(copy)
         if left is not None:
@@ -267,6 +305,8 @@ class Shard:
         """Make the complete copy the active shard; return the directory of the old one, for removal."""
         write_record(self._home, self.layout.schema, copy.directory.name)
         old, self._shard = self._shard, copy.shard
+        self.rows.close()
+        self.rows = copy.rows
         left, self._directory = self._directory, copy.directory
         self._copy, self._unflushed_bytes = None, 0
         assert old is not None
@@ -300,7 +340,7 @@ class Shard:
             while self._copy is not None and self._shard is not None and not self._fault:
                 if self._copy.seconds_left > _CLOSING_SECONDS:
                     break
-                if self._copy.step(self._shard):
+                if self._copy.step(self._shard, self.rows):
                     shutil.rmtree(self._take_over(self._copy), ignore_errors=True)
         self._stop_copying()
 
@@ -317,6 +357,7 @@ class Shard:
             with self._turn:
                 self._end_copying()
                 shard, self._shard = self._shard, None
+                self.rows.close()
                 if shard is not None and not self._fault:
                     with translated("close", self._home):
                         shard.flush()

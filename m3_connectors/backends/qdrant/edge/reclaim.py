@@ -12,12 +12,13 @@ import dataclasses
 import shutil
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import qdrant_edge as engine
 
-from m3_connectors.backends.qdrant.edge.rows import Layout, PointId
+from m3_connectors.backends.qdrant.edge.row_file import RowFile
+from m3_connectors.backends.qdrant.edge.rows import ROWS, Layout, PointId
 from m3_connectors.files import allocated_bytes_below
 
 CHECK_POINTS = 1000
@@ -33,6 +34,9 @@ can run. After a larger write, which took as long, a page has the size of that w
 with writers."""
 
 _MOST_POINTS = 256
+_SAMPLE = 1000
+"""Documents whose rows are measured to estimate those of all."""
+
 _FLUSH_BYTES = 64 * 2**20
 _VERSION_BYTES = 8
 """The size of each place of a document in a segment's ``*id_tracker.versions``, deleted or not."""
@@ -45,20 +49,26 @@ class Usage:
     Attributes:
         live: The number of documents.
         places: The number of places of live and deleted documents.
-        size_bytes: The size of the data on disk, without the log.
+        size_bytes: The size of the engine's data on disk, without the log.
+        rows_bytes: The size of the file of rows.
+        named_bytes: About how many bytes of it belong to live documents.
     """
 
     live: int
     places: int
     size_bytes: int
+    rows_bytes: int = 0
+    named_bytes: int = 0
 
     @classmethod
-    def of(cls, directory: Path, edge: engine.EdgeShard) -> Usage:
+    def of(cls, directory: Path, edge: engine.EdgeShard, rows: RowFile) -> Usage:
         """Return the usage of a shard that was just flushed."""
         segments = directory / "segments"
         places = sum(path.stat().st_size for path in segments.glob("*/*id_tracker.versions"))
         live = edge.count(engine.CountRequest(exact=True))
-        return cls(live, max(live, places // _VERSION_BYTES), allocated_bytes_below(segments))
+        size_bytes = allocated_bytes_below(segments)
+        named = _named_bytes(edge, live) if rows.size_bytes else 0
+        return cls(live, max(live, places // _VERSION_BYTES), size_bytes, rows.size_bytes, named)
 
     @property
     def deleted(self) -> int:
@@ -67,13 +77,33 @@ class Usage:
 
     @property
     def reclaimable_bytes(self) -> int:
-        """About how many bytes these take."""
-        return self.size_bytes * self.deleted // self.places if self.places else 0
+        """About how many bytes these take, with the rows that no document names."""
+        engine_bytes = self.size_bytes * self.deleted // self.places if self.places else 0
+        return engine_bytes + self.unnamed_bytes
+
+    @property
+    def unnamed_bytes(self) -> int:
+        """About how many bytes of the file of rows belong to deleted and replaced documents."""
+        return max(0, self.rows_bytes - self.named_bytes)
+
+    @property
+    def all_bytes(self) -> int:
+        """The size of the data on disk, without the log."""
+        return self.size_bytes + self.rows_bytes
 
     @property
     def due(self) -> bool:
         """Whether half of the data is garbage: a copy then costs no more than the deleted data did."""
-        return self.deleted >= self.live and self.reclaimable_bytes >= LEAST_BYTES
+        half = self.deleted >= self.live or self.unnamed_bytes > self.named_bytes
+        return half and self.reclaimable_bytes >= LEAST_BYTES
+
+
+def _named_bytes(edge: engine.EdgeShard, live: int) -> int:
+    """Return about how many bytes of rows the documents name, from the first ones: their order is random."""
+    request = engine.ScrollRequest(limit=_SAMPLE, with_payload=[ROWS], with_vector=False)
+    records, _ = edge.scroll(request)
+    sampled = sum(int((record.payload or {}).get(ROWS, (0, 0))[1]) for record in records)
+    return live * sampled // max(1, len(records))
 
 
 class Copy:
@@ -82,6 +112,7 @@ class Copy:
     Attributes:
         directory: The directory of the new shard.
         shard: The open shard; complete once ``step`` returned True.
+        rows: Its file of rows.
     """
 
     def __init__(
@@ -98,7 +129,7 @@ class Copy:
         Raises:
             StorageFull: There is no room for the live documents.
         """
-        live_bytes = usage.size_bytes - usage.reclaimable_bytes
+        live_bytes = usage.all_bytes - usage.reclaimable_bytes
         check_space(live_bytes, "reclaim")
         self._check_space = check_space
         self._point_bytes = live_bytes // max(1, usage.live) + 1
@@ -107,6 +138,7 @@ class Copy:
         self._owed_bytes = self._unflushed_bytes = 0
         self.directory = home / f"shard-{uuid.uuid4().hex}"
         self.directory.mkdir()
+        self.rows = RowFile(self.directory)
         try:
             self.shard = engine.EdgeShard.create(str(self.directory), layout.edge_config())
         except BaseException:
@@ -120,16 +152,20 @@ class Copy:
             return float("inf")
         return self._seconds / self._copied * max(0, self._live - self._copied)
 
-    def step(self, source: engine.EdgeShard) -> bool:
-        """Copy one more page; return whether it was the last."""
+    def step(self, source: engine.EdgeShard, rows: RowFile) -> bool:
+        """Copy one more page; return whether it was the last.
+
+        Args:
+            source: The active shard.
+            rows: Its file of rows.
+        """
         began = time.perf_counter()
         page_bytes = min(max(_PAGE_BYTES, self._owed_bytes), _MOST_PAGE_BYTES)
         limit = min(max(1, page_bytes // self._point_bytes), _MOST_POINTS)
         request = engine.ScrollRequest(offset=self._offset, limit=limit, with_payload=True, with_vector=True)
         records, self._offset = source.scroll(request)
         if records:
-            points = [engine.Point(record.id, record.vector or {}, record.payload) for record in records]
-            self.update(engine.UpdateOperation.upsert_points(points), self._point_bytes * len(points))
+            self.update(lambda own: _copied(records, rows, own), self._point_bytes * len(records))
         self._owed_bytes = 0
         self._copied += len(records)
         self._seconds += time.perf_counter() - began
@@ -137,10 +173,10 @@ class Copy:
             self.shard.flush()
         return self._offset is None
 
-    def update(self, operation: engine.UpdateOperation, size_bytes: int) -> None:
+    def update(self, operation: Callable[[RowFile], engine.UpdateOperation], size_bytes: int) -> None:
         """Repeat a write to the other shard in this one."""
         self._check_space(3 * size_bytes, "reclaim")
-        self.shard.update(operation)
+        self.shard.update(operation(self.rows))
         self._owed_bytes += size_bytes
         self._unflushed_bytes += size_bytes
         if self._unflushed_bytes >= _FLUSH_BYTES:
@@ -149,7 +185,23 @@ class Copy:
 
     def discard(self) -> None:
         """Close and delete the new shard."""
+        self.rows.close()
         try:
             self.shard.close()
         finally:
             shutil.rmtree(self.directory, ignore_errors=True)
+
+
+def _copied(records: Sequence[engine.Record], source: RowFile, target: RowFile) -> engine.UpdateOperation:
+    """Add the rows of points to another file, and return the operation that writes the points with their places."""
+    payloads = [record.payload or {} for record in records]
+    having = [payload for payload in payloads if ROWS in payload]
+    places = target.append([source.read(payload[ROWS]) for payload in having])
+    for payload, place in zip(having, places, strict=True):
+        payload[ROWS] = list(place)
+    return engine.UpdateOperation.upsert_points(
+        [
+            engine.Point(record.id, record.vector or {}, payload)
+            for record, payload in zip(records, payloads, strict=True)
+        ]
+    )

@@ -6,15 +6,17 @@ All calls run in the shard's worker, without another search in between.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
 import qdrant_edge as engine
 
 from m3_connectors.backends.qdrant.edge.filters import edge_filter
+from m3_connectors.backends.qdrant.edge.row_file import RowFile
 from m3_connectors.backends.qdrant.edge.rows import (
     ID,
+    ROWS,
     Layout,
     PointId,
     document_of,
@@ -44,18 +46,25 @@ class EdgeAnswers:
 
     settles_ties = True
 
-    def __init__(self, edge: engine.EdgeShard, layout: Layout) -> None:
+    def __init__(self, edge: engine.EdgeShard, layout: Layout, file: RowFile) -> None:
         self._edge = edge
         self._layout = layout
+        self._file = file
         self._points: dict[Key, uuid.UUID] = {}
         """The points of keys that the engine has returned, which saves building them again."""
+        self._places: dict[Key, Mapping[str, Any]] = {}
+        """The payloads with the places of the rows that lists have returned, which saves reading them."""
 
     async def lists(self, ask: Lists) -> Candidates:
         """Return the union of the lists, with one engine call."""
-        ranked = self._ranked(ask)
-        return Candidates.union(
-            {name: (self._keys(points), [point.score for point in points]) for name, points in ranked.items()}
-        )
+        lists: dict[Component, tuple[list[Key], list[float]]] = {}
+        for name, points in self._ranked(ask).items():
+            keys = self._keys(points)
+            lists[name] = keys, [point.score for point in points]
+            self._places.update(
+                (key, payload) for key, point in zip(keys, points, strict=True) if (payload := point.payload)
+            )
+        return Candidates.union(lists)
 
     async def complete(
         self,
@@ -67,6 +76,9 @@ class EdgeAnswers:
     ) -> None:
         """Add all missing scores with one engine call, and wanted documents with another one."""
         missing = {name: keys for name in components if (keys := found.missing(name))}
+        if "multivector" in missing and not self._layout.scores_rows:
+            scored = self._scores_of_rows(query, missing.pop("multivector"))
+            found.learn("multivector", list(scored), list(scored.values()))
         requests = [self._among(keys, self._layout.nearest(name, query)) for name, keys in missing.items()]
         several = "multivector" in missing and len(self._layout.multivectors) > 1
         if several:
@@ -109,12 +121,15 @@ class EdgeAnswers:
         depths = {name: min(depth, stored_points) for name, depth in ask.depths.items()}
         width = min(ask.width, stored_points)
         condition = None if ask.filter is None else edge_filter(ask.filter)
+        brought = [ID, ROWS] if "multivector" in ask.welcome and not self._layout.scores_rows else None
 
         def request(component: Component, limit: int, exactly: bool) -> engine.QueryRequest:
             exactly = exactly or component == "sparse"
             params = _EXACT if exactly else engine.SearchParams(hnsw_ef=2 * max(limit, width))
             nearest = self._layout.nearest(component, ask.query)
-            return engine.QueryRequest(limit=limit, query=nearest, filter=condition, params=params)
+            return engine.QueryRequest(
+                limit=limit, query=nearest, filter=condition, params=params, with_payload=brought
+            )
 
         # One more result than requested shows whether the cut is among equal scores.
         asked = self._ask([request(name, depth + 1, ask.exact) for name, depth in depths.items()])
@@ -161,6 +176,16 @@ class EdgeAnswers:
                 best[row, here] = np.maximum(best[row, here], [point.score for point in answer])
         mean: Float32 = best.mean(axis=0)
         return dict(zip(keys, mean.tolist(), strict=True))
+
+    def _scores_of_rows(self, query: M3Embeddings, keys: Sequence[Key]) -> dict[Key, np.float32]:
+        """Return s_mul of the documents that are stored, from the rows in the file."""
+        unread = {self._point(key): key for key in keys if key not in self._places}
+        read = payloads(self._edge, list(unread), [ID, ROWS]) if unread else {}
+        places = self._places | {unread[point]: payload for point, payload in read.items()}  # type: ignore[index]
+        there = [key for key in keys if key in places]
+        encoded = [self._layout.encoded_rows(self._file, places[key]) for key in there]
+        scores = self._layout.schema.precision.scores(query.multivectors[0], encoded) if there else ()
+        return dict(zip(there, scores, strict=True))
 
     def _stored(self, keys: Sequence[Key]) -> list[Key]:
         there = stored(self._edge, [self._point(key) for key in keys])

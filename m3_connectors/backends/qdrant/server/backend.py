@@ -2,7 +2,7 @@
 
 A search takes two round trips: candidate lists, then all missing scores of all candidates, requested by id.
 The server computes the scores. A document whose multi-vector had to be split is scored row by row over its
-parts; these scores are combined here.
+parts; these scores are combined here. Rows of 8 bits and fewer are read as bytes and scored here (``row_reading``).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from m3_connectors.backends.checks import check_found
 from m3_connectors.backends.chunks import by_bytes, by_count
 from m3_connectors.backends.endpoint import Endpoint
 from m3_connectors.backends.listing import CollectionInfo
-from m3_connectors.backends.qdrant.layout import Layout, Vector
+from m3_connectors.backends.qdrant.layout import ROWS, Layout, Vector
 from m3_connectors.backends.qdrant.payload import ID, document_of
 from m3_connectors.backends.qdrant.server import collection as collections
 from m3_connectors.backends.qdrant.server.collection import (
@@ -41,6 +41,7 @@ from m3_connectors.backends.qdrant.server.errors import BACKEND, TooLarge, not_o
 from m3_connectors.backends.qdrant.server.filters import server_filter
 from m3_connectors.backends.qdrant.server.health import server_info
 from m3_connectors.backends.qdrant.server.reading import ExactScores, pages
+from m3_connectors.backends.qdrant.server.row_reading import RowReader, encoded_rows
 from m3_connectors.backends.qdrant.server.rows import distinct_points, point_of, points_of
 from m3_connectors.backends.qdrant.server.searching import Listing
 from m3_connectors.backends.qdrant.server.wire import Ask, Found, Record, applied
@@ -77,6 +78,7 @@ class QdrantBackend(Backend):
         {
             Capability.PERSISTENT,
             Capability.EXACT,
+            Capability.COMPACT,
             Capability.KEY,
             Capability.AUTHORITY,
             Capability.UNVERIFIED,
@@ -101,6 +103,8 @@ class QdrantBackend(Backend):
         self._layout: Layout | None = None
         self._limits = Limits()
         self._listing: Listing | None = None
+        self._row_reader: RowReader | None = None
+        """Scores the rows that the server does not."""
 
     @classmethod
     def from_url(cls, url: str, collection: str, options: Mapping[str, Any]) -> QdrantBackend:
@@ -168,6 +172,7 @@ class QdrantBackend(Backend):
         schema = check_ours(info, self.collection, "open")
         check_vectors(info, self.collection, schema)
         self._layout, self._limits = Layout.of(schema), limits_of(info)
+        self._row_reader = None if self._layout.scores_rows else RowReader(self._layout, self._read_rows)
         check_scorable(info, self.collection, self._layout, self._limits)
         self._listing = Listing(self._connection, self.collection, self._limits, self._search_all)
         self.capabilities = type(self).capabilities - (
@@ -245,8 +250,9 @@ class QdrantBackend(Backend):
         found: dict[str, Mapping[str, Any]] = {}
 
         async def read(points: Sequence[str]) -> None:
-            for record in await self._records(points, "vectors", vectors=True):
-                found[record.point] = record.vectors
+            for record in await self._records(points, "vectors", payload=(ID,), vectors=True):
+                rows = {} if self._row_reader is None else {ROWS: encoded_rows(layout, record)}
+                found[record.point] = {**record.vectors, **rows}
 
         runs = by_count(distinct_points(ids), 1 if layout.multivectors else _DOCUMENTS_AT_ONCE)
         await together([functools.partial(read, run) for run in runs], _VECTORS_AT_ONCE)
@@ -298,7 +304,7 @@ class QdrantBackend(Backend):
     async def _score(self, query: M3Embeddings, found: Candidates, components: Sequence[Component]) -> None:
         missing = {name: ids for name in components if (ids := found.missing(name))}
         wanted = {name: distinct_points(ids) for name, ids in missing.items()}
-        scores = await self._exact_scores(query).of(wanted) if wanted else {}
+        scores = await self._scores(query, wanted) if wanted else {}
         for name, ids in missing.items():
             of_points = scores[name]
             if name == "sparse":
@@ -307,6 +313,30 @@ class QdrantBackend(Backend):
                 of_points |= dict.fromkeys(silent if found.listed else await self._stored(silent), 0.0)
             scored = [id for id in ids if point_of(id) in of_points]
             found.learn(name, scored, [of_points[point_of(id)] for id in scored])
+
+    async def _scores(
+        self, query: M3Embeddings, wanted: Mapping[Component, Sequence[str]]
+    ) -> dict[Component, dict[str, float]]:
+        """Return scores by component and point; those of rows that are read here in the same requests as theirs."""
+        reader = self._row_reader if "multivector" in wanted else None
+        if reader is None:
+            return await self._exact_scores(query).of(wanted)
+        points = wanted["multivector"]
+        here = [name for name, some in wanted.items() if set(points).issuperset(some)]
+        others = {name: some for name, some in wanted.items() if name not in here}
+        scores: dict[Component, dict[str, float]] = {}
+
+        async def read() -> None:
+            scores.update(await reader.scores(query, points, here))
+
+        async def ask() -> None:
+            scores.update(await self._exact_scores(query).of(others))
+
+        await together([read, ask] if others else [read])
+        return scores
+
+    async def _read_rows(self, points: Sequence[str], names: Sequence[str]) -> list[Record]:
+        return await self._records(points, "score", payload=(ID,), vectors=names)
 
     async def _stored(self, points: Sequence[str]) -> list[str]:
         """Return the points that are stored."""
@@ -348,7 +378,7 @@ class QdrantBackend(Backend):
         points: Sequence[str],
         operation: str,
         *,
-        payload: bool = False,
+        payload: bool | Sequence[str] = False,
         vectors: bool | Sequence[str] = False,
     ) -> list[Record]:
         retrieve = functools.partial(self._connection.wire.retrieve, payload=payload, vectors=vectors)

@@ -16,6 +16,7 @@ from qdrant_client import models
 
 from m3_connectors.backends.base import Schema
 from m3_connectors.backends.listing import CollectionInfo
+from m3_connectors.backends.qdrant.carried import CARRIER
 from m3_connectors.backends.qdrant.layout import Layout
 from m3_connectors.backends.qdrant.payload import DATES, FLAGS, LARGE, METADATA, keys_of, paths_of
 from m3_connectors.backends.qdrant.server.connection import Connection
@@ -106,9 +107,9 @@ def creation(schema: Schema, *, shards: int | None) -> dict[str, Any]:
     vectors = {"dense": models.VectorParams(size=width, distance=models.Distance.DOT)}
     for name in layout.multivectors:
         vectors[name] = models.VectorParams(
-            size=width,
+            size=layout.row_width,
             distance=models.Distance.DOT,
-            datatype=models.Datatype(schema.precision.engine_dtype),
+            datatype=models.Datatype(schema.precision.engine_dtype or CARRIER),
             multivector_config=models.MultiVectorConfig(comparator=models.MultiVectorComparator.MAX_SIM),
             # Only scored by id, so no graph, and no memory beyond the page cache. ``memory=cold`` means the
             # same since 1.19, but older servers do not have it.
@@ -159,16 +160,18 @@ def check_vectors(info: models.CollectionInfo, collection: str, schema: Schema) 
     """
     found = info.config.params.vectors
     vectors = found if isinstance(found, dict) else {}
-    multivectors = Layout.of(schema).multivectors
-    width = schema.model.dimension
-    float_of_rows = schema.precision.engine_dtype
+    layout = Layout.of(schema)
+    multivectors = layout.multivectors
+    float_of_rows = schema.precision.engine_dtype or CARRIER
     problem = None
     for name in ("dense", *multivectors):
         params = vectors.get(name)
+        width = layout.row_width if name in multivectors else schema.model.dimension
         if params is None:
             problem = f'the vector "{name}" is missing'
         elif params.size != width:
-            problem = f'the vector "{name}" has {params.size} dimensions, but the model has {width}'
+            whose = "the model has" if name == "dense" or layout.scores_rows else "its rows take"
+            problem = f'the vector "{name}" has {params.size} dimensions, but {whose} {width}'
         elif params.distance != models.Distance.DOT:
             problem = f'the vector "{name}" is compared by {params.distance.value}, not by inner product'
         elif name in multivectors and params.multivector_config is None:
@@ -207,6 +210,8 @@ def check_scorable(info: models.CollectionInfo, collection: str, layout: Layout,
     without a
     graph: if a graph misses a part of a split document, the score would be too low without any error.
     """
+    if not layout.scores_rows:
+        return
     found = info.config.params.vectors
     vectors = found if isinstance(found, dict) else {}
     for name in layout.multivectors:

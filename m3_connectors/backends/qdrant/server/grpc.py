@@ -76,16 +76,20 @@ class GrpcWire:
         return [[_found(hit) for hit in batch.result] for batch in answer.result]
 
     async def retrieve(
-        self, points: Sequence[str], *, payload: bool, vectors: bool | Sequence[str]
+        self, points: Sequence[str], *, payload: bool | Sequence[str], vectors: bool | Sequence[str]
     ) -> list[Record]:
         if isinstance(vectors, bool):
             wanted = pb.WithVectorsSelector(enable=vectors)
         else:
             wanted = pb.WithVectorsSelector(include=pb.VectorsSelector(names=vectors))
+        if isinstance(payload, bool):
+            shown = pb.WithPayloadSelector(enable=payload)
+        else:
+            shown = pb.WithPayloadSelector(include=pb.PayloadIncludeSelector(fields=payload))
         request = pb.GetPoints(
             collection_name=self._collection,
             ids=[pb.PointId(uuid=point) for point in points],
-            with_payload=pb.WithPayloadSelector(enable=payload),
+            with_payload=shown,
             with_vectors=wanted,
         )
         answer = await self._call(self._points.Get, request)
@@ -206,7 +210,7 @@ def _read(vector: Any) -> Vector:
     if kind == "sparse":
         return _sparse(vector.sparse.indices, vector.sparse.values)
     if kind == "multi_dense":
-        return np.array([row.data[:] for row in vector.multi_dense.vectors], dtype=np.float32)
+        return _rows(vector.multi_dense)
     if kind == "dense":
         return np.array(vector.dense.data[:], dtype=np.float32)
     # The older form of the same value, which a server may still send in addition to the new one or instead of
@@ -215,6 +219,21 @@ def _read(vector: Any) -> Vector:
         return _sparse(vector.indices.data, vector.data)
     flat: Float32 = np.array(vector.data[:], dtype=np.float32)
     return flat.reshape(vector.vectors_count, -1) if vector.HasField("vectors_count") else flat
+
+
+def _rows(message: Any) -> Float32:
+    """Return the rows of a multi-vector, from its bytes, which is faster than from its numbers."""
+    count = len(message.vectors)
+    width = len(message.vectors[0].data) if count else 0
+    if not width:
+        return np.empty((count, 0), dtype=np.float32)
+    prefix = _multi_prefix(width)
+    framed = np.frombuffer(message.SerializeToString(), dtype=np.uint8)
+    if framed.size != count * (len(prefix) + 4 * width):
+        raise ValueError("a multi-vector has rows of different widths")
+    floats = np.ascontiguousarray(framed.reshape(count, -1)[:, len(prefix) :])
+    rows: Float32 = floats.view("<f4").astype(np.float32, copy=False)
+    return rows
 
 
 def _sparse(indices: Any, values: Any) -> Vector:

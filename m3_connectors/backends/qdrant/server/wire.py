@@ -100,9 +100,9 @@ class Wire(Protocol):
         """Return the results of all searches, with one request."""
 
     async def retrieve(
-        self, points: Sequence[str], *, payload: bool, vectors: bool | Sequence[str]
+        self, points: Sequence[str], *, payload: bool | Sequence[str], vectors: bool | Sequence[str]
     ) -> list[Record]:
-        """Return the stored points, in any order, with all their vectors, none, or those of some names."""
+        """Return the stored points, in any order, with all their payload and vectors, none, or some by name."""
 
     async def close(self) -> None:
         """Close the connection."""
@@ -149,11 +149,13 @@ class RestWire:
         ]
 
     async def retrieve(
-        self, points: Sequence[str], *, payload: bool, vectors: bool | Sequence[str]
+        self, points: Sequence[str], *, payload: bool | Sequence[str], vectors: bool | Sequence[str]
     ) -> list[Record]:
-        named = vectors if isinstance(vectors, bool) else list(vectors)
         records = await self._client.retrieve(
-            self._collection, list(points), with_payload=payload, with_vectors=named
+            self._collection,
+            list(points),
+            with_payload=payload if isinstance(payload, bool) else list(payload),
+            with_vectors=vectors if isinstance(vectors, bool) else list(vectors),
         )
         return [Record(str(record.id), record.payload or {}, _vectors(record.vector)) for record in records]
 

@@ -1,0 +1,139 @@
+"""One ``add_component`` call: the texts of stored documents are encoded, and the new vectors added to each.
+
+The collection records which component is being added before the first document gets it: from then on every write stores
+it and no read uses it, so an interrupted call leaves a collection that works as before. The same call goes on with the
+documents that still lack the component, and records that the collection has it when none does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
+
+import anyio.to_thread
+
+from m3_connectors.adding import AddReport, CutDocument, DocumentWriter, OnCut, bounded
+from m3_connectors.backends.base import Backend
+from m3_connectors.backends.capabilities import Capability, require
+from m3_connectors.calibration import calibrated
+from m3_connectors.documents import Document
+from m3_connectors.embeddings import COMPONENTS, Component, M3Embeddings
+from m3_connectors.errors import DocumentNotFound, InvalidInput, Unsupported
+
+
+class ComponentEncoder(Protocol):
+    """The method of an encoder that adds a component."""
+
+    def encode(self, texts: Sequence[str], *, components: Sequence[Component] = COMPONENTS) -> M3Embeddings:
+        """Return one row for each text."""
+
+
+_ADDABLE: tuple[Component, ...] = ("sparse", "multivector")
+_DOCUMENTS_AT_ONCE = 512
+
+
+class ComponentWriter:
+    """Adds a component to the documents of a collection, a batch in each step.
+
+    Args:
+        backend: The open collection.
+        component: The component to add.
+        encoder: Computes the component from the stored texts.
+
+    Raises:
+        InvalidInput: There is no such component.
+        Unsupported: The store cannot add this component.
+    """
+
+    def __init__(self, backend: Backend, component: Component, encoder: ComponentEncoder) -> None:
+        if component not in _ADDABLE:
+            raise InvalidInput(
+                f"component is {component!r}.\n  Use {' or '.join(map(repr, _ADDABLE))}; every collection has dense."
+            )
+        where = f'{backend.name} collection "{backend.collection}"'
+        require(where, backend.capabilities, [Capability.ADD_COMPONENT])
+        if component not in backend.addable:
+            raise Unsupported(
+                f"{where}: {component} cannot be added to a collection of this store, only "
+                f"{' or '.join(backend.addable)}.\n"
+                "  Index the documents into a new collection that stores it."
+            )
+        self._backend = backend
+        self._component = component
+        self._encoder = encoder
+        self._writer = DocumentWriter(backend, self._encode, self._write)
+        self._batches: Iterator[list[Document]] = iter(())
+        self._begun = False
+
+    async def step(self) -> list[CutDocument] | None:
+        """Encode and store one batch, and return its truncated documents; None when nothing is left to do.
+
+        Raises:
+            InvalidInput: Another component is being added.
+            BackendError: The store failed; the same call can be repeated.
+        """
+        if not self._begun:
+            await self._begin()
+        batch = next(self._batches, None)
+        if batch is None:
+            self._batches = bounded(await self._backend.lacking(self._component, _DOCUMENTS_AT_ONCE))
+            batch = next(self._batches, None)
+        if batch is None:
+            await self._finish()
+            return None
+        return await self._writer.store(batch, None)
+
+    def tell(
+        self, cut: Sequence[CutDocument], on_cut: OnCut | None, progress: Callable[[int], object] | None
+    ) -> None:
+        """Call the caller's callbacks for a batch that has been stored."""
+        self._writer.tell(cut, on_cut, progress)
+
+    @property
+    def report(self) -> AddReport:
+        """The report on the documents to which this call has added the component so far."""
+        return self._writer.report
+
+    async def _begin(self) -> None:
+        await self._backend.renew()
+        schema = self._backend.schema
+        if schema.adding not in (None, self._component):
+            raise InvalidInput(
+                f'{schema.adding} is being added to collection "{self._backend.collection}"; two components cannot be '
+                f'added at the same time.\n  Run add_component("{schema.adding}") again to finish it.'
+            )
+        begun = schema.adding is not None
+        # A program that did not know of the component may have stored documents without it.
+        if not begun and (
+            self._component not in schema.components or await self._backend.lacking(self._component, 1)
+        ):
+            others = tuple(name for name in schema.components if name != self._component)
+            storage = dataclasses.replace(schema.storage, components=others)
+            begun_now = dataclasses.replace(schema, storage=storage, adding=self._component)
+            await self._backend.record(await calibrated(begun_now, self._encoder))
+        self._begun = True
+
+    async def _encode(self, texts: list[str]) -> M3Embeddings:
+        encode = self._encoder.encode
+        return await anyio.to_thread.run_sync(lambda: encode(texts, components=(self._component,)))
+
+    async def _finish(self) -> None:
+        schema = self._backend.schema
+        if self._component not in schema.components:
+            storage = dataclasses.replace(schema.storage, components=schema.written)
+            await self._backend.record(dataclasses.replace(schema, storage=storage, adding=None))
+
+    async def _write(self, documents: Sequence[Document], added: M3Embeddings) -> None:
+        # Of a document that is deleted now, there is nothing to add to; the others are found again.
+        with contextlib.suppress(DocumentNotFound):
+            stored = await self._backend.vectors([document.id for document in documents])
+            await self._backend.rewrite(documents, _with(stored, self._component, added))
+
+
+def _with(stored: M3Embeddings, component: Component, added: M3Embeddings) -> M3Embeddings:
+    """Return stored embeddings with one component of others."""
+    if component == "sparse":
+        return stored.replace(sparse=added.sparse)
+    return stored.replace(multivectors=added.multivectors)
