@@ -4,8 +4,10 @@
     python benchmarks/maxsim.py --report benchmarks/results/maxsim-2025-01-31.jsonl
 
 200 documents of 300 rows of 1,024 dimensions, and 32 query rows. All rounds of a way follow each other, because the
-threads of numpy's product and of torch's wait for work on the same cores. "numpy" is the kernel of a process that has not imported torch;
-"as before" decodes all rows and scores them with ``scoring.multivector_scores``, as stores did until they scored bytes.
+threads of numpy's product and of torch's wait for work on the same cores. "numpy" is the kernel of a process that has
+not imported torch; "as before" decodes all rows and scores them with ``scoring.multivector_scores``, as stores did
+until they scored bytes. On a machine with other work, run it at real-time priority (``chrt -r 1``): a product on all
+cores waits for the slowest of them.
 """
 
 from __future__ import annotations
