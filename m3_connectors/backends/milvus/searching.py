@@ -106,7 +106,7 @@ class Searcher:
         asked = int(min(2 * limit + _MORE, self.most_results))
         wanted = list(dict.fromkeys(("dense", *fields)))
         hits = await self._bringing(wanted, "dense", query, asked, expression, width)
-        return _best(hits, (await self._reader.scored(["dense"], query, hits))["dense"], limit)
+        return _best(hits, (await self._reader.scored(["dense"], query, _by_key(hits)))["dense"], limit)
 
     async def _with(self, fields: Sequence[str], hits: list[Hit]) -> list[Hit]:
         """Return hits with these fields, without those that are no longer stored."""
@@ -121,7 +121,7 @@ class Searcher:
         asked = _ROUNDING.length(limit, self.most_results)
         while True:
             hits = await self._asked("sparse", query, asked, expression, ["sparse"], 0)
-            scores = (await self._reader.scored(["sparse"], query, hits))["sparse"]
+            scores = (await self._reader.scored(["sparse"], query, _by_key(hits)))["sparse"]
             if len(hits) < asked or _ROUNDING.proves(query, hits[-1]["distance"], scores, limit):
                 return _best(hits, scores, limit)
             if asked == self.most_results:
@@ -208,6 +208,10 @@ class Searcher:
             # These share no token, or are not stored.
             found |= dict.fromkeys(await self._reader.rows("score", left, []), 0.0)
         return found
+
+
+def _by_key(hits: Sequence[Hit]) -> dict[str, Hit]:
+    return {hit["key"]: hit for hit in hits}
 
 
 def _best(hits: Sequence[Hit], scores: Float32, limit: int) -> list[Hit]:
