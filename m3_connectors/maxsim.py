@@ -59,7 +59,8 @@ def code_maxima(query: npt.NDArray[np.int8], documents: Sequence[Bytes], bits: i
         scales = np.ascontiguousarray(joined[:, size:]).view("<f4").astype(np.float32)
         if bits == 8:
             whole: Float32 = joined[:, :size].view(np.int8).astype(np.float32) @ padded.T
-            return whole * scales
+            whole *= scales
+            return whole
         codes = np.empty((len(joined), size * planes), dtype=np.float32)
         for plane in range(planes):
             codes[:, plane * size : (plane + 1) * size] = joined[:, :size] >> (plane * bits) & mask

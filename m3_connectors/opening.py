@@ -14,7 +14,6 @@ import anyio
 from m3_connectors.backends.base import Backend, Schema, Storage
 from m3_connectors.backends.checks import check_model
 from m3_connectors.backends.registry import DEFAULT_COLLECTION, backend_for
-from m3_connectors.embeddings import COMPONENTS
 from m3_connectors.errors import AlreadyExists, CollectionNotFound, InvalidInput
 from m3_connectors.index import AsyncIndex, Encoder
 from m3_connectors.methods import Weights, get_method, load_weights
@@ -147,7 +146,7 @@ async def _open(
     backend = backend_for(url, collection, options)
     try:
         if create and encoder is not None:
-            schema = await open_or_create(backend, Schema(encoder.info, COMPONENTS, storage or Storage()))
+            schema = await open_or_create(backend, Schema(encoder.info, storage or Storage()))
         else:
             try:
                 schema = await backend.open()

@@ -81,7 +81,8 @@ def world_of_ties(rng: np.random.Generator, components: tuple[Component, ...]) -
     queries = [join([text()], model, components) for _ in range(3)]
     embeddings = join([text() for _ in documents], model, components)
     storage = Storage("float16" if rng.random() < 0.5 else "float32")
-    return World(Schema(model, components, storage), documents, embeddings, queries, [])
+    schema = Schema(model, dataclasses.replace(storage, components=components))
+    return World(schema, documents, embeddings, queries, [])
 
 
 def without(world: World, gone: Sequence[str]) -> World:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -35,6 +36,9 @@ class Storage:
             that does not fit in one record of the store.
         pool_factor: With ``"pool"``: the average number of rows of a long document that become one, >= 2.
         pool_from_rows: With ``"pool"``: a document with at least this number of rows is long.
+        components: The components that are stored, in any order; dense is always one, because the paper's
+            methods start from it. Without ``"multivector"`` a collection is far smaller, and a text costs less to
+            encode; ``add_component`` adds a component later.
 
     Raises:
         InvalidInput: A choice is unknown, or a factor or number of rows would have no effect.
@@ -44,8 +48,11 @@ class Storage:
     long_documents: LongDocuments = "split"
     pool_factor: int = 2
     pool_from_rows: int = 1024
+    components: tuple[Component, ...] = COMPONENTS
 
     def __post_init__(self) -> None:
+        # One order, because storages with the same components are equal.
+        object.__setattr__(self, "components", _in_order(self.components))
         _ = self.precision
         if self.long_documents not in LONG_DOCUMENTS:
             raise InvalidInput(
@@ -73,33 +80,50 @@ class Storage:
         return self.long_documents == "pool" and rows >= self.pool_from_rows
 
 
+def _in_order(components: Sequence[Component]) -> tuple[Component, ...]:
+    """Return checked components in the order of ``COMPONENTS``."""
+    given = () if isinstance(components, str) else tuple(components)
+    if "dense" not in given or len(set(given)) < len(given) or any(name not in COMPONENTS for name in given):
+        raise InvalidInput(
+            f"components are {components!r}.\n"
+            '  Use "dense", and optionally "sparse" and "multivector", each once: components=("dense", "sparse").'
+        )
+    return tuple(name for name in COMPONENTS if name in given)
+
+
 @dataclasses.dataclass(frozen=True)
 class Schema:
     """What a collection records about itself at creation; it is checked when the collection is opened.
 
     Attributes:
         model: The model that produces its vectors.
-        components: The stored components; dense is always one, because the paper's methods start from it.
-        storage: How the vectors are stored.
+        storage: How the vectors are stored, and which components.
         format: The format of the documents that were written first; it does not count in comparisons of
-        schemas.
+            schemas.
+        adding: A component that ``add_component`` has begun to add: every write stores it, and no read uses it.
         centre: The mean of multi-vector rows, which compact precisions subtract before they encode a row: float16
             ``[dimension]``, little-endian, in base64. None for 0.
     """
 
     model: ModelInfo
-    components: tuple[Component, ...] = COMPONENTS
     storage: Storage = Storage()
     format: int = dataclasses.field(default=FORMAT, compare=False)
+    adding: Component | None = None
     centre: str | None = None
 
     def __post_init__(self) -> None:
-        if "dense" not in self.components or any(name not in COMPONENTS for name in self.components):
-            raise InvalidInput(
-                f"components are {self.components}.\n  Use dense, and optionally sparse and multivector."
-            )
         if self.centre is not None:
             _ = self.precision  # it must be readable
+
+    @property
+    def components(self) -> tuple[Component, ...]:
+        """The components of every document, in the order of ``COMPONENTS``."""
+        return self.storage.components
+
+    @property
+    def written(self) -> tuple[Component, ...]:
+        """The components that a write must have: ``components``, and the one that is being added."""
+        return tuple(name for name in COMPONENTS if name in self.components or name == self.adding)
 
     @functools.cached_property
     def precision(self) -> Precision:
@@ -128,18 +152,23 @@ class Schema:
 
         A schema whose precision has no centre is returned as it is.
         """
-        if not self.storage.precision.has_centre or "multivector" not in self.components:
+        if not self.storage.precision.has_centre or "multivector" not in self.written:
             return self
         largest = np.finfo(np.float16).max
         mean = rows.mean(axis=0, dtype=np.float64).clip(-largest, largest).astype("<f2")
         return dataclasses.replace(self, centre=base64.b64encode(mean.tobytes()).decode())
 
     def to_json(self) -> dict[str, Any]:
-        """Return a JSON object that ``from_json`` reads; without a centre, as earlier versions wrote it."""
-        fields = dataclasses.asdict(self)
-        if self.centre is None:
-            del fields["centre"]
-        return fields
+        """Return a JSON object that ``from_json`` reads."""
+        raw = dataclasses.asdict(self)
+        # At the place where earlier versions read them.
+        raw["components"] = raw["storage"].pop("components")
+        # Left out where earlier versions have no such field and need none.
+        return {
+            name: value
+            for name, value in raw.items()
+            if name not in ("adding", "centre") or value is not None
+        }
 
     @classmethod
     def from_json(cls, raw: dict[str, Any]) -> Schema:
@@ -155,10 +184,5 @@ class Schema:
                 "  Update m3-connectors to the version that created the collection, or index into another "
                 "collection."
             )
-        return cls(
-            ModelInfo(**raw["model"]),
-            tuple(raw["components"]),
-            Storage(**raw["storage"]),
-            raw["format"],
-            raw.get("centre"),
-        )
+        storage = Storage(**raw["storage"], components=tuple(raw["components"]))
+        return cls(ModelInfo(**raw["model"]), storage, raw["format"], raw.get("adding"), raw.get("centre"))

@@ -31,7 +31,7 @@ import scipy.sparse as sp
 from m3_connectors.backends.schema import Schema
 from m3_connectors.bench.scenario import CorpusSettings
 from m3_connectors.documents import Document
-from m3_connectors.embeddings import COMPONENTS, Float32, Int64, M3Embeddings, ModelInfo, MultiVectors
+from m3_connectors.embeddings import Float32, Int64, M3Embeddings, ModelInfo, MultiVectors
 
 VERSION = 1
 """The version of the generator: another version generates other documents from the same seed."""
@@ -119,7 +119,7 @@ class Corpus:
     @property
     def schema(self) -> Schema:
         """The schema of its collection, which identifies the corpus by the fingerprint of the model."""
-        return Schema(self.model, COMPONENTS, self._settings.storage.chosen)
+        return Schema(self.model, self._settings.storage.chosen)
 
     def batch(self, start: int, stop: int) -> tuple[list[Document], M3Embeddings]:
         """Return the documents ``start`` to ``stop`` (exclusive) with their embeddings."""

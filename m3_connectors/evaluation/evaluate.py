@@ -18,7 +18,7 @@ import anyio.to_thread
 from m3_connectors.backends.base import Backend
 from m3_connectors.backends.capabilities import Capability
 from m3_connectors.backends.registry import STORES, backend_for
-from m3_connectors.backends.schema import Schema
+from m3_connectors.backends.schema import Schema, Storage
 from m3_connectors.backends.together import together
 from m3_connectors.backends.urls import redacted
 from m3_connectors.embeddings import Component, M3Embeddings
@@ -190,7 +190,9 @@ async def _score(
     try:
         await open_for_corpus(store, Schema(info))
         if lists is not None:
-            await open_for_corpus(lists, Schema(quantised_model(info), ("dense", "sparse")))
+            await open_for_corpus(
+                lists, Schema(quantised_model(info), Storage(components=("dense", "sparse")))
+            )
         total = len(dataset.documents)
         step = "encoding documents"
         kept = await store_corpus(

@@ -108,7 +108,7 @@ def make_world(
         for i in rng.permutation(documents).tolist()
     ]
     everything = join(made + asked, model, components)
-    schema = Schema(model, components, storage or Storage())
+    schema = Schema(model, dataclasses.replace(storage or Storage(), components=components))
     if "multivector" in components:
         schema = schema.centred(everything.multivectors.rows)
     world = World(

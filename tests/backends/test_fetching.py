@@ -36,7 +36,7 @@ class Reader(VectorReader):
     keys_at_once = 8_000
 
     def __init__(self, components: tuple[Component, ...] = ("dense",)) -> None:
-        super().__init__(Schema(MODEL, components, Storage("float32")))
+        super().__init__(Schema(MODEL, Storage("float32", components=components)))
         self.rows: dict[str, dict[str, Any]] = {}
         self.parts: dict[str, list[bytes]] = {}
         self.reads: list[list[str]] = []

@@ -587,7 +587,7 @@ def _flat_world(documents: int) -> Any:
     world = make_world(1, documents=1, queries=1)
     return dataclasses.replace(
         world,
-        schema=Schema(model, ("dense", "sparse")),
+        schema=Schema(model, Storage(components=("dense", "sparse"))),
         documents=[Document(f"{i:05d}", "") for i in range(documents)],
         embeddings=everything[:documents],
         queries=[everything[documents]],
