@@ -21,7 +21,7 @@ from m3_connectors.backends.elasticsearch.rows import (
     sparse_query,
     sparse_search,
 )
-from m3_connectors.backends.fetching import Rounding
+from m3_connectors.backends.rounding import Rounding
 from m3_connectors.backends.together import together
 from m3_connectors.embeddings import Float32, M3Embeddings
 from m3_connectors.methods import rank

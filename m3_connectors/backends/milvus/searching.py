@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 
 from m3_connectors.backends.chunks import by_count
-from m3_connectors.backends.fetching import Rounding
 from m3_connectors.backends.milvus.connection import Connection
 from m3_connectors.backends.milvus.errors import TooLarge
 from m3_connectors.backends.milvus.filters import EVERYTHING
 from m3_connectors.backends.milvus.naming import id_of, keys_in
 from m3_connectors.backends.milvus.reading import KEYS_AT_ONCE, Reader
 from m3_connectors.backends.milvus.rows import embeddings_of, sparse_of
+from m3_connectors.backends.rounding import Rounding
 from m3_connectors.embeddings import Component, Float32, M3Embeddings
 from m3_connectors.methods import rank
 from m3_connectors.scoring import score
