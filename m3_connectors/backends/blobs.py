@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from m3_connectors.backends.precision import PRECISIONS, Precision
 from m3_connectors.embeddings import Float32, MultiVectors
+from m3_connectors.maxsim import Bytes
 
 _HEADER = struct.Struct("<2sBBBxxxII")
 """magic, version, kind, code, padding, rows, width: 16 bytes, so that the values stay aligned."""
@@ -49,13 +50,17 @@ def multivector_bytes(
 
 
 def unpack_multivectors(packed: Sequence[bytes], precision: Precision, dimension: int) -> MultiVectors:
-    """Decode the rows of many documents into one array, converted in one pass.
+    """Decode the rows of many blobs into one array.
 
     Raises:
         ValueError: An item is not a multi-vector blob of this precision, or its rows are not ``dimension`` wide.
     """
-    encoded = multivector_bytes(packed, precision, dimension)
-    counts = [part.nbytes // precision.row_bytes(dimension) for part in encoded]
+    return decoded(multivector_bytes(packed, precision, dimension), precision, dimension)
+
+
+def decoded(encoded: Sequence[Bytes], precision: Precision, dimension: int) -> MultiVectors:
+    """Return encoded rows of many documents in one array."""
+    counts = [len(part) // precision.row_bytes(dimension) for part in encoded]
     offsets = np.cumsum([0, *counts], dtype=np.int64)
     joined = np.empty((int(offsets[-1]), dimension), dtype=np.float32)
     for part, start, stop in zip(encoded, offsets[:-1], offsets[1:], strict=True):

@@ -8,23 +8,26 @@ missing reads the row again.
 from __future__ import annotations
 
 import abc
-import dataclasses
 import functools
-from collections.abc import Awaitable, Callable, Container, Hashable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Awaitable, Callable, Container, Hashable, Mapping, Sequence
+from typing import Any, ClassVar, TypeVar
 
 import anyio
 import anyio.to_thread
 import numpy as np
 
 from m3_connectors.backends.base import Backend, Candidates, Lists, Schema
+from m3_connectors.backends.blobs import decoded, multivector_bytes
 from m3_connectors.backends.checks import check_found
 from m3_connectors.backends.chunks import by_bytes, by_count
 from m3_connectors.backends.together import together
 from m3_connectors.documents import Document
 from m3_connectors.embeddings import Component, Float32, M3Embeddings
 from m3_connectors.errors import Corrupt
+from m3_connectors.maxsim import Bytes
 from m3_connectors.scoring import score
+
+T = TypeVar("T")
 
 Row = Mapping[str, Any]
 """What a store returns for one document: its fields, or a hit with them."""
@@ -39,46 +42,13 @@ call."""
 WHOLE = 16
 """Up to this number, documents are read with their texts and vectors in one response, whatever their size."""
 
-_SCORED_BYTES = 48 * 2**20
-"""Packed vectors that are unpacked and scored together; one product per response would make the cores wait."""
+_HELD_BYTES = 48 * 2**20
+"""Packed vectors that are held in memory together, in responses that arrive or are used."""
 
 _KEYS_TOGETHER = 10_000
 """Keys whose rows are held together, where the sizes of other vectors than multi-vectors are not known."""
 
 _MOST_HINTS = 200_000
-_MORE = 16
-
-
-@dataclasses.dataclass(frozen=True)
-class Rounding:
-    """How far the true s_lex can exceed the score of a server that rounds weights.
-
-    Attributes:
-        factor: The largest ratio of the two.
-        per_weight: The largest difference beyond that, for a unit of the query's weights.
-    """
-
-    factor: float
-    per_weight: float = 0.0
-
-    @staticmethod
-    def length(limit: int, most: float) -> int:
-        """Return how many documents to request for a list of ``limit``: some more, as long as ``most`` allows."""
-        return int(min(limit + max(limit // 10, _MORE), most))
-
-    def proves(self, query: M3Embeddings, last: float, scores: Float32, limit: int) -> bool:
-        """Whether no document after the last one can be among the best ``limit``.
-
-        Args:
-            query: One text.
-            last: The server's score of the last document.
-            scores: The true scores of all documents up to the last, ``[n]``.
-            limit: The length of the list.
-        """
-        if len(scores) < limit:
-            return False
-        at_the_cut = np.partition(scores, len(scores) - limit)[len(scores) - limit]
-        return bool(last * self.factor + self.per_weight * float(query.sparse.data.sum()) < at_the_cut)
 
 
 class VectorReader(abc.ABC):
@@ -113,7 +83,7 @@ class VectorReader(abc.ABC):
     async def stored(
         self, operation: str, keys: Sequence[str], components: Sequence[Component]
     ) -> dict[str, Row]:
-        """Return the rows of the keys that are stored, with what ``decoded`` needs for these components."""
+        """Return the rows of the keys that are stored, with the vectors of these components, in one response."""
 
     @abc.abstractmethod
     async def shown(
@@ -122,8 +92,12 @@ class VectorReader(abc.ABC):
         """Return scores and documents of at most ``WHOLE`` keys, in one request where that is possible."""
 
     @abc.abstractmethod
-    def decoded(self, rows: Sequence[Row], components: Sequence[Component]) -> M3Embeddings:
-        """Return the vectors of complete rows. Raises Corrupt."""
+    def columns(self, rows: Sequence[Row], components: Sequence[Component]) -> M3Embeddings:
+        """Return the vectors of rows, dense or sparse or both. Raises Corrupt."""
+
+    @abc.abstractmethod
+    def packed(self, row: Row) -> Sequence[bytes]:
+        """Return the blobs of a complete row's multi-vector, in order. Raises KeyError and ValueError."""
 
     @abc.abstractmethod
     def carries(self, component: Component, row: Row) -> bool:
@@ -146,11 +120,11 @@ class VectorReader(abc.ABC):
         """Return the names of the parts of a row; usually none."""
 
     @abc.abstractmethod
-    async def _parts(self, operation: str, names: Sequence[str]) -> dict[str, list[str]]:
+    async def _parts(self, operation: str, names: Sequence[str]) -> dict[str, list[Any]]:
         """Return the packed vectors of the parts that are stored, by name."""
 
     @abc.abstractmethod
-    def _joined(self, row: Row, packed: list[str]) -> Row:
+    def _joined(self, row: Row, packed: list[Any]) -> Row:
         """Return the row with the packed vectors of its parts, which ``_part_names`` then no longer names."""
 
     def id_of(self, key: str) -> str:
@@ -165,15 +139,14 @@ class VectorReader(abc.ABC):
         Raises:
             DocumentNotFound: A key is not stored.
         """
-        components, found = self.schema.components, dict[str, M3Embeddings]()
-        for wave in await self._waves("vectors", list(dict.fromkeys(keys)), components):
-            rows = await self._read("vectors", wave, components)
-            # Nothing more is read for a list that includes an unknown id.
-            self._check_found([key for run in wave for key in run], rows)
-            for piece in self._pieces(rows, components):
-                whole = await self._whole_piece("vectors", piece, components)
-                vectors = await anyio.to_thread.run_sync(self.decoded, list(whole.values()), components)
-                found.update((key, vectors[i]) for i, key in enumerate(whole))
+        components, distinct = self.schema.components, list(dict.fromkeys(keys))
+
+        async def each(rows: Mapping[str, Row]) -> dict[str, M3Embeddings]:
+            vectors = await anyio.to_thread.run_sync(self._decoded, rows, components)
+            return {key: vectors[i] for i, key in enumerate(rows)}
+
+        answers = await self._answers("vectors", distinct, components, each, all_stored=True)
+        found = {key: vectors for answer in answers for key, vectors in answer.items()}
         self._check_found(keys, found)
         return M3Embeddings.concatenate([found[key] for key in keys])
 
@@ -184,44 +157,115 @@ class VectorReader(abc.ABC):
         self, components: Sequence[Component], query: M3Embeddings, keys: Sequence[str]
     ) -> Known:
         """Return the scores of distinct keys, with one read of their vectors for all components."""
-        known: dict[Component, dict[str, np.float32]] = {name: {} for name in components}
-        for wave in await self._waves("score", keys, components):
-            rows = await self._read("score", wave, components)
-            for name, scores in (await self.scores_of("score", components, query, rows)).items():
-                known[name] |= scores
-        return known
+        return await self._scores("score", components, query, keys)
 
     async def scores_of(
         self, operation: str, components: Sequence[Component], query: M3Embeddings, rows: Mapping[str, Row]
-    ) -> dict[Component, dict[str, np.float32]]:
+    ) -> Known:
         """Return the scores of rows that ``carry`` these components; long documents are read from their parts."""
-        known: dict[Component, dict[str, np.float32]] = {name: {} for name in components}
-        for piece in self._pieces(rows, components):
-            whole = await self._whole_piece(operation, piece, components)
-            for name, scores in (await self.scored(components, query, list(whole.values()))).items():
-                known[name].update(zip(whole, scores, strict=True))
-        return known
+        self.note_rows(rows)
+        return await self._scores(operation, components, query, list(rows), rows) if components else {}
+
+    async def _scores(
+        self,
+        operation: str,
+        components: Sequence[Component],
+        query: M3Embeddings,
+        keys: Sequence[str],
+        there: Mapping[str, Row] | None = None,
+    ) -> Known:
+        async def scored(rows: Mapping[str, Row]) -> Known:
+            scores = await self.scored(components, query, rows)
+            return {name: dict(zip(rows, scores[name], strict=True)) for name in components}
+
+        answers = await self._answers(operation, keys, components, scored, there)
+        return {
+            name: {key: value for answer in answers for key, value in answer[name].items()}
+            for name in components
+        }
 
     async def scored(
-        self, components: Sequence[Component], query: M3Embeddings, rows: Sequence[Row]
+        self, components: Sequence[Component], query: M3Embeddings, rows: Mapping[str, Row]
     ) -> dict[Component, Float32]:
         """Return the scores of complete rows, float32 ``[rows]``."""
-        query = self.schema.precision.rounded_query(query)
 
-        def scores() -> dict[Component, Float32]:
-            vectors = self.decoded(rows, components)
-            return {name: score(name, query, vectors) for name in components}
+        def scores(name: Component) -> Float32:
+            if name == "multivector":
+                return self.schema.precision.scores(query.multivectors.rows, self._encoded(rows))
+            return score(name, query, self.columns(list(rows.values()), [name]))
 
         limiter = self._scoring if "multivector" in components else None
-        return await anyio.to_thread.run_sync(scores, limiter=limiter)
+        return await anyio.to_thread.run_sync(
+            lambda: {name: scores(name) for name in components}, limiter=limiter
+        )
 
-    def note_rows(self, rows: Mapping[str, Row]) -> None:
-        """Store the numbers of multi-vector rows, where these rows include them."""
-        if len(self._counts) > _MOST_HINTS:
-            self._counts.clear()
-        seen = {key: count for key, row in rows.items() if (count := self._count(row)) is not None}
-        self._counts |= seen
-        self.most_rows = max(self.most_rows, *seen.values(), 0)
+    def _decoded(self, rows: Mapping[str, Row], components: Sequence[Component]) -> M3Embeddings:
+        vectors = self.columns(list(rows.values()), [name for name in components if name != "multivector"])
+        if "multivector" not in components:
+            return vectors
+        schema = self.schema
+        rows_of_all = decoded(self._encoded(rows), schema.precision, schema.model.dimension)
+        return vectors.replace(multivectors=rows_of_all)
+
+    def _encoded(self, rows: Mapping[str, Row]) -> list[Bytes]:
+        """Return the encoded multi-vectors of complete rows.
+
+        Raises:
+            Corrupt: One cannot be read, or is of another precision or width than the collection's.
+        """
+        found: list[Bytes] = []
+        for key, row in rows.items():
+            try:
+                parts = multivector_bytes(
+                    self.packed(row), self.schema.precision, self.schema.model.dimension
+                )
+            except (KeyError, ValueError) as error:
+                raise Corrupt(
+                    f"the multi-vector of document {self.id_of(key)!r} cannot be read: {error}.\n"
+                    "  Another program may have written it. Index the document again.",
+                    backend=self.backend,
+                    operation="read",
+                ) from error
+            found.append(parts[0] if len(parts) == 1 else b"".join(parts))
+        return found
+
+    # -- answers
+
+    async def _answers(
+        self,
+        operation: str,
+        keys: Sequence[str],
+        components: Sequence[Component],
+        use: Callable[[Mapping[str, Row]], Awaitable[T]],
+        there: Mapping[str, Row] | None = None,
+        *,
+        all_stored: bool = False,
+    ) -> list[T]:
+        """Use the rows of distinct keys response by response, while later ones arrive; return the results in order.
+
+        Args:
+            operation: The operation, for errors.
+            keys: The keys.
+            components: The components whose vectors are used.
+            use: Receives complete rows by key, without those of documents that are not stored.
+            there: The rows, if they need not be read.
+            all_stored: Whether a key that is not stored is an error; nothing more is read then.
+        """
+        runs = await self.runs(operation, keys, components)
+
+        async def stored(some: Sequence[str]) -> Mapping[str, Row]:
+            return await self.stored(operation, some, components)
+
+        async def one(run: Sequence[str]) -> T:
+            rows = await stored(run) if there is None else {key: there[key] for key in run}
+            if all_stored:
+                self._check_found(run, rows)
+            self.note_rows(rows)
+            return await use(await self.whole(operation, rows, stored))
+
+        largest = max((self._held_bytes(components, run) for run in runs), default=1)
+        at_once = max(1, min(self.answers_at_once, _HELD_BYTES // largest))
+        return await together([functools.partial(one, run) for run in runs], at_once)
 
     async def runs(
         self, operation: str, keys: Sequence[str], components: Sequence[Component]
@@ -235,47 +279,23 @@ class VectorReader(abc.ABC):
         runs = by_bytes(keys, size, self.answer_bytes)
         return [some for run in runs for some in by_count(run, self.keys_at_once)]
 
-    async def _waves(
-        self, operation: str, keys: Sequence[str], components: Sequence[Component]
-    ) -> list[list[Sequence[str]]]:
-        """Return runs of keys whose vectors are held in memory together."""
-
-        def size(run: Sequence[str]) -> int:
-            return max(
-                sum(self._size(components, key) for key in run), len(run) * _SCORED_BYTES // _KEYS_TOGETHER
-            )
-
-        # At once, because the sizes of the keys may be forgotten in the meantime.
-        return list(by_bytes(await self.runs(operation, keys, components), size, _SCORED_BYTES))
-
     def _size(self, components: Sequence[Component], key: str) -> int:
         rows = self._counts.get(key, 0) if "multivector" in components else 0
         return self.row_base_bytes + rows * self._row_bytes
 
-    async def _read(
-        self, operation: str, runs: Sequence[Sequence[str]], components: Sequence[Component]
-    ) -> dict[str, Row]:
-        reads = [functools.partial(self.stored, operation, run, components) for run in runs]
-        return {key: row for rows in await together(reads, self.answers_at_once) for key, row in rows.items()}
+    def _held_bytes(self, components: Sequence[Component], run: Sequence[str]) -> int:
+        """Return the assumed size of the vectors of one response; those of small components are not known."""
+        return max(
+            sum(self._size(components, key) for key in run), len(run) * _HELD_BYTES // _KEYS_TOGETHER, 1
+        )
 
-    def _pieces(
-        self, rows: Mapping[str, Row], components: Sequence[Component]
-    ) -> Iterator[Mapping[str, Row]]:
-        """Yield rows in pieces of a limited size, which are unpacked and scored together."""
-        if "multivector" in components:
-            self.note_rows(rows)
-            for keys in by_bytes(list(rows), functools.partial(self._size, components), _SCORED_BYTES):
-                yield {key: rows[key] for key in keys}
-        elif rows and components:
-            yield rows
-
-    async def _whole_piece(
-        self, operation: str, rows: Mapping[str, Row], components: Sequence[Component]
-    ) -> Mapping[str, Row]:
-        async def again(keys: Sequence[str]) -> Mapping[str, Row]:
-            return await self._read(operation, await self.runs(operation, keys, components), components)
-
-        return await self.whole(operation, rows, again)
+    def note_rows(self, rows: Mapping[str, Row]) -> None:
+        """Store the numbers of multi-vector rows, where these rows include them."""
+        if len(self._counts) > _MOST_HINTS:
+            self._counts.clear()
+        seen = {key: count for key, row in rows.items() if (count := self._count(row)) is not None}
+        self._counts |= seen
+        self.most_rows = max(self.most_rows, *seen.values(), 0)
 
     async def whole(
         self,

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import anyio
 import numpy as np
 import pytest
 
 from m3_connectors.backends.base import Schema, Storage
+from m3_connectors.backends.blobs import pack_multivector
 from m3_connectors.backends.fetching import Known, Row, VectorReader
+from m3_connectors.backends.precision import FLOAT16, FLOAT32
 from m3_connectors.documents import Document
-from m3_connectors.embeddings import Component, M3Embeddings, ModelInfo, MultiVectors
+from m3_connectors.embeddings import Component, Float32, M3Embeddings, ModelInfo, MultiVectors
 from m3_connectors.errors import Corrupt, NotFound
 from m3_connectors.testing.conformance import runs
 
@@ -35,14 +38,15 @@ class Reader(VectorReader):
     def __init__(self, components: tuple[Component, ...] = ("dense",)) -> None:
         super().__init__(Schema(MODEL, Storage("float32", components=components)))
         self.rows: dict[str, dict[str, Any]] = {}
-        self.parts: dict[str, list[str]] = {}
+        self.parts: dict[str, list[bytes]] = {}
         self.reads: list[list[str]] = []
-        self.decoded_at_once: list[int] = []
+        self.used_at_once: list[int] = []
         self.before_parts: Callable[[], None] = lambda: None
 
     def add(self, key: str, value: float, parts: Sequence[str] = ()) -> None:
-        self.rows[key] = {"key": key, "value": value, "rows": 2, "parts": list(parts), "packed": [str(value)]}
-        self.parts |= {name: [str(value)] for name in parts}
+        blob = pack_multivector(np.full((1, WIDTH), value, dtype=np.float32), self.schema.precision)
+        self.rows[key] = {"key": key, "value": value, "rows": 2, "parts": list(parts), "packed": [blob]}
+        self.parts |= {name: [blob] for name in parts}
 
     async def stored(
         self, operation: str, keys: Sequence[str], components: Sequence[Component]
@@ -55,14 +59,15 @@ class Reader(VectorReader):
     ) -> tuple[Known, dict[str, Document]]:
         raise NotImplementedError
 
-    def decoded(self, rows: Sequence[Row], components: Sequence[Component]) -> M3Embeddings:
-        self.decoded_at_once.append(len(rows))
-        dense = np.array([[row["value"]] * WIDTH for row in rows], dtype=np.float32)
-        multivectors = None
-        if "multivector" in components:
-            values = [[[float(text)] * WIDTH for text in row["packed"]] for row in rows]
-            multivectors = MultiVectors.from_list([np.array(v, dtype=np.float32) for v in values], WIDTH)
-        return M3Embeddings(dense=dense, multivectors=multivectors, model=MODEL)
+    def columns(self, rows: Sequence[Row], components: Sequence[Component]) -> M3Embeddings:
+        self.used_at_once.append(len(rows))
+        return M3Embeddings(
+            dense=np.array([[row["value"]] * WIDTH for row in rows], dtype=np.float32), model=MODEL
+        )
+
+    def packed(self, row: Row) -> Sequence[bytes]:
+        blobs: list[bytes] = row["packed"]
+        return blobs
 
     def carries(self, component: Component, row: Row) -> bool:
         return True
@@ -79,12 +84,12 @@ class Reader(VectorReader):
     def _part_names(self, row: Row) -> Sequence[str]:
         return tuple(row["parts"])
 
-    async def _parts(self, operation: str, names: Sequence[str]) -> dict[str, list[str]]:
+    async def _parts(self, operation: str, names: Sequence[str]) -> dict[str, list[Any]]:
         before, self.before_parts = self.before_parts, lambda: None
         before()
         return {name: self.parts[name] for name in names if name in self.parts}
 
-    def _joined(self, row: Row, packed: list[str]) -> Row:
+    def _joined(self, row: Row, packed: list[Any]) -> Row:
         return {**row, "packed": packed, "parts": []}
 
 
@@ -97,7 +102,7 @@ async def test_vectors_without_known_sizes_are_held_together_within_a_bound() ->
     scores = await reader.fetched_scores(["dense"], QUERY, keys)
     assert list(scores["dense"].values()) == [float(key) for key in keys]
     assert len(reader.reads) == 4, "the bound costs no request"
-    assert max(reader.decoded_at_once) <= 10_000
+    assert max(reader.used_at_once) <= 10_000
 
 
 @runs
@@ -146,12 +151,67 @@ async def test_a_document_whose_parts_stay_away_is_corrupt() -> None:
 
 
 @runs
-async def test_nothing_more_is_read_for_a_list_that_includes_an_unknown_id() -> None:
+async def test_little_more_is_read_for_a_list_that_includes_an_unknown_id() -> None:
     reader = Reader(("dense", "multivector"))
     for i in range(25_000):
         reader.add(str(i), 1, [f"{i}.1"])
-    reader.answer_bytes = 2**20  # type: ignore[misc]
-    reader.before_parts = lambda: pytest.fail("parts were read")
+    reader.answer_bytes = 2**16  # type: ignore[misc]
     with pytest.raises(NotFound, match="'unknown'"):
         await reader.embeddings(["unknown", *reader.rows])
-    assert sum(map(len, reader.reads)) <= 10_000
+    assert len(reader.reads) <= 2 * reader.answers_at_once
+
+
+@runs
+async def test_answers_are_used_while_later_ones_arrive() -> None:
+    """The second answer arrives only after the first one was scored."""
+    first_scored = anyio.Event()
+
+    class Slow(Reader):
+        async def stored(
+            self, operation: str, keys: Sequence[str], components: Sequence[Component]
+        ) -> dict[str, Row]:
+            rows = await super().stored(operation, keys, components)
+            if "1" in keys:
+                with anyio.fail_after(30):
+                    await first_scored.wait()
+            return rows
+
+        async def scored(
+            self, components: Sequence[Component], query: M3Embeddings, rows: Mapping[str, Row]
+        ) -> dict[Component, Float32]:
+            scores = await super().scored(components, query, rows)
+            first_scored.set()
+            return scores
+
+    reader = Slow(("dense", "multivector"))
+    reader.answer_bytes = 2 * 2 * WIDTH  # type: ignore[misc]
+    for i in range(2):
+        reader.add(str(i), i + 1)
+    assert (await reader.fetched_scores(["multivector"], QUERY, ["0", "1"]))["multivector"] == {
+        "0": 1.0,
+        "1": 2.0,
+    }
+
+
+@pytest.mark.parametrize(
+    ("blob", "says"),
+    [
+        (pack_multivector(np.ones((2, WIDTH), dtype=np.float32), FLOAT16), "float16 rows, not float32"),
+        (pack_multivector(np.ones((2, WIDTH + 1), dtype=np.float32), FLOAT32), "width"),
+        (pack_multivector(np.ones((2, WIDTH), dtype=np.float32), FLOAT32)[:-1], "full length"),
+        (
+            b"m3\x02" + pack_multivector(np.ones((2, WIDTH), dtype=np.float32), FLOAT32)[3:],
+            "not a vector blob",
+        ),
+        (b"", "shorter"),
+    ],
+)
+@runs
+async def test_a_blob_of_another_form_is_named_with_its_document(blob: bytes, says: str) -> None:
+    reader = Reader(("dense", "multivector"))
+    for key in "ab":
+        reader.add(key, 1)
+    reader.rows["b"]["packed"] = [blob]
+    for read in (reader.fetched_scores(["multivector"], QUERY, ["a", "b"]), reader.embeddings(["a", "b"])):
+        with pytest.raises(Corrupt, match=f"(?s)document 'b'.*{says}.*Index the document again"):
+            await read

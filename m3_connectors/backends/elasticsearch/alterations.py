@@ -174,6 +174,8 @@ def _of_field(name: str, field: Mapping[str, Any], wanted: Mapping[str, Any]) ->
     for parameter in ("index", "doc_values"):
         if field.get(parameter) is False and wanted.get(parameter) is not False:
             yield Remark(f'"{parameter}" of the field "{name}" is false; it must be true', _AGAIN)
+    if wanted.get("store") and not field.get("store"):
+        yield Remark(f'"store" of the field "{name}" is false; it must be true', _AGAIN)
     longest = field.get("ignore_above")
     if name in (TERMS, PARTS, PART_OF) and longest is not None and int(longest) < LONGEST_TERM:
         yield Remark(

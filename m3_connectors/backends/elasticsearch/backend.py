@@ -17,7 +17,7 @@ from m3_connectors.backends.elasticsearch.connection import Connection
 from m3_connectors.backends.elasticsearch.filters import query_of
 from m3_connectors.backends.elasticsearch.health import server_info
 from m3_connectors.backends.elasticsearch.layout import BACKEND, ROWS, SPARSE_BLOB, alias_of
-from m3_connectors.backends.elasticsearch.reading import Reader, blobs_of, count, pages
+from m3_connectors.backends.elasticsearch.reading import Reader, count, pages
 from m3_connectors.backends.elasticsearch.rows import Version, documents_only
 from m3_connectors.backends.elasticsearch.writing import Refresh, Writer
 from m3_connectors.backends.endpoint import Endpoint
@@ -204,7 +204,7 @@ class ElasticsearchBackend(FetchingBackend):
         limit, condition = ask.depths[component], _query(ask.filter)
         whole = self._comes_whole(ask, component)
         if whole:
-            fields = [*blobs_of(ask.welcome), *([ROWS] if "multivector" in ask.welcome else [])]
+            fields = [*self._reads.blobs(ask.welcome), *([ROWS] if "multivector" in ask.welcome else [])]
         else:
             # The number of multi-vector rows, and the small blobs that s_lex is computed from.
             fields = [ROWS] if "multivector" in self.schema.components else []

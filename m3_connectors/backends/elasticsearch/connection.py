@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import quote
 
 import anyio
+import cbor2
 import elastic_transport
 import elastic_transport.client_utils
 import elasticsearch
@@ -26,9 +27,23 @@ _CONNECTIONS = 16
 _JSON = "application/vnd.elasticsearch+json; compatible-with=8"
 """Servers of versions 8.19 and 9.x accept it; the default of a version 9 client is accepted by 9.x only."""
 
+_CBOR = "application/vnd.elasticsearch+cbor; compatible-with=8"
+"""For answers with large values: binary ones come as they are, and text needs no search for escapes."""
+
 _LINES = "application/vnd.elasticsearch+x-ndjson; compatible-with=8"
 
 _FAILURES = (elastic_transport.TransportError, elasticsearch.ApiError, elasticsearch.UnsupportedProductError)
+
+
+class _Cbor(elastic_transport.Serializer):
+    mimetype = "application/vnd.elasticsearch+cbor"
+
+    def loads(self, data: bytes) -> Any:
+        """Return the values of an answer."""
+        try:
+            return cbor2.loads(data)
+        except cbor2.CBORDecodeError as error:
+            raise elastic_transport.SerializationError(f"an answer is not CBOR: {error}") from error
 
 
 class _Body(io.BytesIO):
@@ -80,6 +95,7 @@ class Connection:
         body: Mapping[str, Any] | bytes | None = None,
         *,
         divisible: bool = False,
+        accept: str = _JSON,
         **params: str,
     ) -> Any:
         """Send one request and return the response, with retries; bytes are sent unchanged, as JSON lines.
@@ -90,12 +106,10 @@ class Connection:
             BackendError: The request failed with an error that is not retryable, or after all retries.
         """
         self.closed = False
-        content = encoded(body) if isinstance(body, Mapping) else body
-        json = not isinstance(body, bytes)
 
         async def attempt() -> Any:
             try:
-                return await self._once(operation, method, path, content, params, _JSON if json else _LINES)
+                return await self.once(operation, method, path, body, accept=accept, **params)
             except TooMuch as error:
                 error.retryable = not divisible
                 raise
@@ -108,28 +122,17 @@ class Connection:
         method: str,
         path: str,
         body: Mapping[str, Any] | bytes | None = None,
+        *,
+        accept: str = _JSON,
         **params: str,
     ) -> Any:
         """Send one request without retries, otherwise like ``request``."""
         content = encoded(body) if isinstance(body, Mapping) else body
-        return await self._once(
-            operation, method, path, content, params, _LINES if isinstance(body, bytes) else _JSON
-        )
-
-    async def _once(
-        self,
-        operation: str,
-        method: str,
-        path: str,
-        body: bytes | None,
-        params: Mapping[str, str],
-        content_type: str,
-    ) -> Any:
-        headers = {"accept": _JSON, "content-type": content_type}
+        headers = {"accept": accept, "content-type": _LINES if isinstance(body, bytes) else _JSON}
         try:
             async with self.turn(operation, self._connections, self.endpoint.patience.timeout_seconds):
                 answer = await self._client.perform_request(
-                    method, path, params=params, headers=headers, body=body
+                    method, path, params=params, headers=headers, body=content
                 )
         except _FAILURES as error:
             if not self._answered and isinstance(error, elastic_transport.ConnectionError):
@@ -163,6 +166,7 @@ class Connection:
             f"/{segment(alias)}/_search",
             body,
             divisible=divisible,
+            accept=_CBOR,
             allow_partial_search_results="false",
         )
         hits: list[Any] = answer["hits"]["hits"]
@@ -198,7 +202,7 @@ def _client(endpoint: Endpoint) -> elasticsearch.AsyncElasticsearch:
         return elasticsearch.AsyncElasticsearch(
             endpoint.url,
             node_class=_Node,
-            serializer=elasticsearch.OrjsonSerializer(),
+            serializers={"application/json": elasticsearch.OrjsonSerializer(), _Cbor.mimetype: _Cbor()},
             request_timeout=endpoint.patience.timeout_seconds,
             connections_per_node=_CONNECTIONS,
             max_retries=0,

@@ -23,6 +23,9 @@ SPARSE = "sparse"
 """Token weights in the inverted index, which lists candidates: Elasticsearch keeps 9 bits of each weight."""
 SPARSE_BLOB, MULTIVECTOR_BLOB = "sparse_blob", "multivector_blob"
 """The exact values (``backends.blobs``) in doc values, outside the stored JSON."""
+MULTIVECTOR = "multivector"
+"""The same as ``MULTIVECTOR_BLOB``, for compact precisions, in a stored field: the server returns its bytes as they
+are (in CBOR), where those of doc values are returned in base64. 200 documents of 77 kB took 25 ms instead of 105."""
 
 PARTS, PART_OF = "parts", "part_of"
 """The ids of the documents that hold a long document's multi-vectors, and in each of those the document's
@@ -32,7 +35,7 @@ BUCKETS = 2**30
 """The number of buckets that documents are assigned to by a hash of their id, so that a collection can be
 divided."""
 
-OUTSIDE_SOURCE = (SPARSE, SPARSE_BLOB, MULTIVECTOR_BLOB)
+OUTSIDE_SOURCE = (SPARSE, SPARSE_BLOB, MULTIVECTOR_BLOB, MULTIVECTOR)
 """Fields that are left out of the stored JSON."""
 
 DYNAMIC_TEMPLATES: list[dict[str, Any]] = [
@@ -79,15 +82,16 @@ def index_body(schema: Schema, alias: str, shards: int | None, replicas: int | N
         # With the opposite value, from a template, fields beyond the limit would be dropped without an error.
         "index.mapping.total_fields.ignore_dynamic_beyond_limit": False,
     }
+    properties = properties_of(schema)
     return {
         "aliases": {alias: {}},
         "settings": {name: value for name, value in settings.items() if value is not None},
         "mappings": {
             "dynamic": "strict",
             "_meta": meta_of(schema),
-            "_source": {"excludes": list(OUTSIDE_SOURCE)},
+            "_source": {"excludes": [SPARSE, SPARSE_BLOB, multivector_field(schema)]},
             "dynamic_templates": DYNAMIC_TEMPLATES,
-            "properties": properties_of(schema),
+            "properties": properties,
         },
     }
 
@@ -119,11 +123,17 @@ def properties_of(schema: Schema) -> dict[str, Any]:
         properties[SPARSE] = {"type": "sparse_vector"}
         properties[SPARSE_BLOB] = {"type": "binary", "doc_values": True}
     if "multivector" in schema.written:
-        properties[MULTIVECTOR_BLOB] = {"type": "binary", "doc_values": True}
+        stored = {"store": True} if multivector_field(schema) == MULTIVECTOR else {"doc_values": True}
+        properties[multivector_field(schema)] = {"type": "binary", **stored}
         properties[ROWS] = {"type": "integer", "index": False}
         properties[PARTS] = {"type": "keyword", "index": False}
         properties[PART_OF] = {"type": "keyword", "doc_values": False}
     return properties
+
+
+def multivector_field(schema: Schema) -> str:
+    """Return the field with the multi-vectors of a collection."""
+    return MULTIVECTOR_BLOB if schema.precision.engine_dtype else MULTIVECTOR
 
 
 def our_index(answer: Mapping[str, Any], collection: str, operation: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import Any
 
 import anyio
@@ -18,11 +18,11 @@ from m3_connectors.backends.elasticsearch.layout import (
     BACKEND,
     DENSE,
     METADATA,
-    MULTIVECTOR_BLOB,
     PARTS,
     ROWS,
     SPARSE_BLOB,
     TEXT,
+    multivector_field,
 )
 from m3_connectors.backends.elasticsearch.rows import (
     MOST_HITS,
@@ -35,6 +35,7 @@ from m3_connectors.backends.elasticsearch.rows import (
     documents_only,
     embeddings_of,
     of_ids,
+    packed,
     page,
     without,
 )
@@ -67,6 +68,7 @@ class Reader(VectorReader):
         super().__init__(schema)
         self.connection = connection
         self.alias = alias
+        self._multivector = multivector_field(schema)
         self._large_answers = anyio.CapacityLimiter(_PAGES_AT_ONCE)
 
     async def documents(self, ids: Sequence[str]) -> dict[str, Document]:
@@ -121,11 +123,11 @@ class Reader(VectorReader):
         fields = [DENSE] if "dense" in components else []
 
         async def send(some: Sequence[str]) -> list[dict[str, Any]]:
-            body = of_ids(some, blobs=blobs_of(components), fields=fields)
+            body = of_ids(some, blobs=self.blobs(components), fields=fields)
             async with self._large_answers:
                 return await self.connection.search(operation, self.alias, body, divisible=len(some) > 1)
 
-        return {hit["_id"]: hit for hits in await halving(keys, send, TooMuch) for hit in hits}
+        return by_id(hit for hits in await halving(keys, send, TooMuch) for hit in hits)
 
     async def shown(
         self, components: Sequence[Component], query: M3Embeddings, keys: Sequence[str]
@@ -136,13 +138,13 @@ class Reader(VectorReader):
         small = [name for name in components if name not in large]
         if "dense" in small:
             among = {"ids": {"values": keys}}
-            body = dense_search(query.dense[0], len(keys), len(keys), among, blobs_of(small), texts=True)
+            body = dense_search(query.dense[0], len(keys), len(keys), among, self.blobs(small), texts=True)
         else:
-            body = of_ids(keys, blobs=blobs_of(small), texts=True)
+            body = of_ids(keys, blobs=self.blobs(small), texts=True)
 
         async def search(_: Sequence[str]) -> dict[str, Row]:
             hits = await self.connection.search("search", self.alias, body)
-            return {hit["_id"]: hit for hit in hits}
+            return by_id(hits)
 
         rows = await self.whole("search", await search(keys), search)
         known: dict[Component, Any] = dict(
@@ -154,18 +156,26 @@ class Reader(VectorReader):
             known |= await self.fetched_scores(large, query, list(rows))
         return known, {id: document_of(row) for id, row in rows.items()}
 
+    def blobs(self, components: Sequence[Component]) -> list[str]:
+        """Return the fields that the exact s_lex and s_mul need, if these are among the components."""
+        blobs = [SPARSE_BLOB] if "sparse" in components else []
+        return [*blobs, self._multivector, PARTS] if "multivector" in components else blobs
+
     def likely_fit(self, count: int) -> bool:
         """Whether this number of multi-vectors, each as long as the longest seen, fits in one response."""
         return count * self.most_rows * self._row_bytes <= self.answer_bytes
 
     # -- rows
 
-    def decoded(self, rows: Sequence[Row], components: Sequence[Component]) -> M3Embeddings:
+    def columns(self, rows: Sequence[Row], components: Sequence[Component]) -> M3Embeddings:
         return embeddings_of(self.schema, rows, components)
+
+    def packed(self, row: Row) -> Sequence[bytes]:
+        return packed(row, self._multivector)
 
     def carries(self, component: Component, row: Row) -> bool:
         fields = row.get("fields", {})
-        return component != "dense" and blobs_of([component])[0] in fields and PARTS not in fields
+        return component != "dense" and self.blobs([component])[0] in fields and PARTS not in fields
 
     def document(self, row: Row) -> Document | None:
         return document_of(row) if "_source" in row else None
@@ -174,7 +184,7 @@ class Reader(VectorReader):
         found: dict[str, Row] = {}
         for some in by_count(keys, MOST_HITS):
             hits = await self.connection.search(operation, self.alias, of_ids(some, blobs=[ROWS]))
-            found |= {hit["_id"]: hit for hit in hits}
+            found |= by_id(hits)
         return found
 
     def _count(self, row: Row) -> int | None:
@@ -185,26 +195,25 @@ class Reader(VectorReader):
         names: Sequence[str] = row.get("fields", {}).get(PARTS, ())
         return names
 
-    async def _parts(self, operation: str, names: Sequence[str]) -> dict[str, list[str]]:
+    async def _parts(self, operation: str, names: Sequence[str]) -> dict[str, list[Any]]:
         async def read(some: Sequence[str]) -> list[dict[str, Any]]:
-            body = of_ids(some, blobs=[MULTIVECTOR_BLOB])
+            body = of_ids(some, blobs=[self._multivector])
             async with self._large_answers:
                 return await self.connection.search(operation, self.alias, body, divisible=len(some) > 1)
 
         runs = by_count(names, self.answer_bytes // PART_BYTES)
         calls = [functools.partial(halving, run, read, TooMuch) for run in runs]
         found = [hits for halves in await together(calls, _PAGES_AT_ONCE) for hits in halves]
-        return {hit["_id"]: hit["fields"][MULTIVECTOR_BLOB] for hits in found for hit in hits}
+        return {hit["_id"]: hit["fields"][self._multivector] for hits in found for hit in hits}
 
-    def _joined(self, row: Row, packed: list[str]) -> Row:
+    def _joined(self, row: Row, packed: list[Any]) -> Row:
         fields = {name: value for name, value in row["fields"].items() if name != PARTS}
-        return {**row, "fields": {**fields, MULTIVECTOR_BLOB: packed}}
+        return {**row, "fields": {**fields, self._multivector: packed}}
 
 
-def blobs_of(components: Sequence[Component]) -> list[str]:
-    """Return the fields that the exact s_lex and s_mul need, if these are among the components."""
-    blobs = [SPARSE_BLOB] if "sparse" in components else []
-    return [*blobs, MULTIVECTOR_BLOB, PARTS] if "multivector" in components else blobs
+def by_id(hits: Iterable[Row]) -> dict[str, Row]:
+    """Return hits by their ids."""
+    return {hit["_id"]: hit for hit in hits}
 
 
 async def count(connection: Connection, alias: str, filter: Query | None) -> int:

@@ -23,17 +23,17 @@ from m3_connectors.backends.elasticsearch.layout import (
     BUCKETS,
     DENSE,
     METADATA,
-    MULTIVECTOR_BLOB,
+    MULTIVECTOR,
     PART_OF,
     PARTS,
     ROWS,
     SPARSE,
     SPARSE_BLOB,
     TEXT,
+    multivector_field,
 )
-from m3_connectors.backends.precision import Precision
 from m3_connectors.documents import Document, metadata_json
-from m3_connectors.embeddings import Component, Float32, M3Embeddings, MultiVectors
+from m3_connectors.embeddings import Component, Float32, M3Embeddings
 from m3_connectors.errors import Corrupt
 
 Query = dict[str, Any]
@@ -98,15 +98,14 @@ def index_operation(
         if parts:
             source[PARTS] = parts
         else:
-            source[MULTIVECTOR_BLOB] = _text(blobs.pack_multivector(rows, schema.precision))
+            source[multivector_field(schema)] = _text(blobs.pack_multivector(rows, schema.precision))
     return _index(document.id, source, replaced)
 
 
-def part_operation(id: str, document_id: str, rows: Float32, precision: Precision) -> bytes:
+def part_operation(schema: Schema, id: str, document_id: str, rows: Float32) -> bytes:
     """Return two lines of a bulk request that store some rows of a long document."""
-    return _index(
-        id, {PART_OF: document_id, MULTIVECTOR_BLOB: _text(blobs.pack_multivector(rows, precision))}
-    )
+    packed = _text(blobs.pack_multivector(rows, schema.precision))
+    return _index(id, {PART_OF: document_id, multivector_field(schema): packed})
 
 
 def delete_operation(id: str) -> bytes:
@@ -157,9 +156,8 @@ def of_ids(
         "size": len(ids),
         "query": {"ids": {"values": ids}},
         "sort": ["_doc"],
-        "_source": _source(texts),
         "track_total_hits": False,
-        "docvalue_fields": list(blobs),
+        **_bringing(blobs, texts=texts),
         "fields": list(fields),
     }
 
@@ -192,9 +190,8 @@ def page(
         # A unique last key, so that no page repeats or skips a hit.
         "sort": [*sort, "_shard_doc"],
         "track_scores": "_score" in sort,
-        "_source": False,
         "track_total_hits": False,
-        "docvalue_fields": list(fields),
+        **_bringing(fields),
     }
     return body if after is None else {**body, "search_after": after}
 
@@ -237,9 +234,8 @@ def dense_search(
     return {
         "size": limit,
         "knn": knn if filter is None else {**knn, "filter": filter},
-        "_source": _source(texts),
         "track_total_hits": False,
-        "docvalue_fields": list(blobs),
+        **_bringing(blobs, texts=texts),
     }
 
 
@@ -261,9 +257,8 @@ def sparse_search(query: Query, limit: int, blobs: Sequence[str], *, texts: bool
     return {
         "size": limit,
         "query": query,
-        "_source": _source(texts),
         "track_total_hits": False,
-        "docvalue_fields": list(blobs),
+        **_bringing(blobs, texts=texts),
     }
 
 
@@ -282,49 +277,53 @@ def document_of(hit: Mapping[str, Any]) -> Document:
 def embeddings_of(
     schema: Schema, hits: Sequence[Mapping[str, Any]], components: Sequence[Component]
 ) -> M3Embeddings:
-    """Return the vectors of hits; several blobs of a hit are joined in order.
+    """Return the dense and sparse vectors of hits.
 
     Raises:
         Corrupt: A hit has no readable vector.
     """
-    dense = sparse = multivectors = None
-    try:
-        if "dense" in components:
-            dense = np.array([hit["fields"][DENSE] for hit in hits], dtype=np.float32)
-            dense = dense.reshape(-1, schema.model.dimension)
-        if "sparse" in components:
-            sparse = _sparse_matrix(hits, schema.model.vocabulary_size)
-        if "multivector" in components:
-            joined = blobs.unpack_multivectors(
-                _blobs(hits, MULTIVECTOR_BLOB), schema.precision, schema.model.dimension
-            )
-            first_blobs = np.cumsum([0, *(len(hit["fields"][MULTIVECTOR_BLOB]) for hit in hits)])
-            multivectors = MultiVectors(joined.rows, joined.offsets[first_blobs])
-    except (KeyError, ValueError) as error:
-        raise Corrupt(
-            f"a document's vectors cannot be read: {error}.\n"
-            "  Another program may have written it. Index the document again.",
-            backend=BACKEND,
-            operation="read",
-        ) from error
-    return M3Embeddings(dense, sparse, multivectors, model=schema.model)
+    dense = None
+    if "dense" in components:
+        dense = np.array([hit["fields"][DENSE] for hit in hits], dtype=np.float32)
+        dense = dense.reshape(-1, schema.model.dimension)
+    sparse = _sparse_matrix(hits, schema.model.vocabulary_size) if "sparse" in components else None
+    return M3Embeddings(dense, sparse, model=schema.model)
+
+
+def packed(hit: Mapping[str, Any], field: str) -> list[bytes]:
+    """Return the blobs in a field of a hit. Raises KeyError and ValueError."""
+    # With validation, which is also the faster code path: 2 ms instead of 60 ms for 26 MB.
+    return [
+        value if isinstance(value, bytes) else pybase64.b64decode(value, validate=True)
+        for value in hit["fields"][field]
+    ]
 
 
 def _sparse_matrix(hits: Sequence[Mapping[str, Any]], width: int) -> sp.csr_array:
-    found = [blobs.unpack_sparse(blob) for blob in _blobs(hits, SPARSE_BLOB)]
+    found = []
+    for hit in hits:
+        try:
+            found += map(blobs.unpack_sparse, packed(hit, SPARSE_BLOB))
+        except (KeyError, ValueError) as error:
+            raise Corrupt(
+                f"the sparse vector of document {hit['_id']!r} cannot be read: {error}.\n"
+                "  Another program may have written it. Index the document again.",
+                backend=BACKEND,
+                operation="read",
+            ) from error
     indptr = np.cumsum([0, *(len(token_ids) for token_ids, _ in found)])
     indices = np.concatenate([np.empty(0, dtype=np.int64), *(token_ids for token_ids, _ in found)])
     data = np.concatenate([np.empty(0, dtype=np.float32), *(weights for _, weights in found)])
     return sp.csr_array((data, indices, indptr), shape=(len(found), width))
 
 
-def _blobs(hits: Sequence[Mapping[str, Any]], field: str) -> list[bytes]:
-    # With validation, which is also the faster code path: 2 ms instead of 60 ms for 26 MB.
-    return [pybase64.b64decode(text, validate=True) for hit in hits for text in hit["fields"][field]]
-
-
-def _source(texts: bool) -> list[str] | bool:
-    return [TEXT, METADATA] if texts else False
+def _bringing(fields: Sequence[str], *, texts: bool = False) -> Query:
+    """Return what makes hits include these fields, and what ``document_of`` reads."""
+    wanted: Query = {
+        "_source": [TEXT, METADATA] if texts else False,
+        "docvalue_fields": [name for name in fields if name != MULTIVECTOR],
+    }
+    return {**wanted, "stored_fields": [MULTIVECTOR]} if MULTIVECTOR in fields else wanted
 
 
 def _weights(token_ids: Any, weights: Any) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from m3_connectors.backends.elasticsearch.connection import Connection
 from m3_connectors.backends.elasticsearch.layout import BUCKETS, SPARSE_BLOB
-from m3_connectors.backends.elasticsearch.reading import Reader, count, pages
+from m3_connectors.backends.elasticsearch.reading import Reader, by_id, count, pages
 from m3_connectors.backends.elasticsearch.rows import (
     MOST_HITS,
     Query,
@@ -21,7 +21,7 @@ from m3_connectors.backends.elasticsearch.rows import (
     sparse_query,
     sparse_search,
 )
-from m3_connectors.backends.fetching import Rounding
+from m3_connectors.backends.rounding import Rounding
 from m3_connectors.backends.together import together
 from m3_connectors.embeddings import Float32, M3Embeddings
 from m3_connectors.methods import rank
@@ -128,12 +128,12 @@ async def sparse_list(
     hits = await reader.connection.search(
         "search", reader.alias, sparse_search(asking, asked, wanted, texts=texts)
     )
-    scores = (await reader.scored(["sparse"], query, hits))["sparse"]
+    scores = (await reader.scored(["sparse"], query, by_id(hits)))["sparse"]
     if len(hits) == asked and not _ROUNDING.proves(query, hits[-1]["_score"], scores, limit):
         hits, scores = [], np.empty(0, dtype=np.float32)
         async for page in pages(*where, "search", asking, sort=["_score"], size=_PAGE, fields=wanted):
             hits += page
-            scores = np.concatenate([scores, (await reader.scored(["sparse"], query, page))["sparse"]])
+            scores = np.concatenate([scores, (await reader.scored(["sparse"], query, by_id(page)))["sparse"]])
             if _ROUNDING.proves(query, hits[-1]["_score"], scores, limit):
                 break
     return _best(hits, scores, limit)

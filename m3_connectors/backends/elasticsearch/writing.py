@@ -170,11 +170,11 @@ class Writer:
 
     async def _write_parts(self, id: str, embeddings: M3Embeddings, names: Sequence[str]) -> list[Outcome]:
         rows = embeddings.multivectors[0]
-        step, precision = self._rows_per_part, self._schema.precision
+        step = self._rows_per_part
 
         async def send(part: int) -> Outcome:
             name, some = names[part], rows[part * step : (part + 1) * step]
-            line = await anyio.to_thread.run_sync(part_operation, name, id, some, precision)
+            line = await anyio.to_thread.run_sync(part_operation, self._schema, name, id, some)
             return await self._write({name: line}, "upsert")
 
         return await together([functools.partial(send, part) for part in range(len(names))], _BATCHES_AT_ONCE)

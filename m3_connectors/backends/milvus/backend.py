@@ -44,6 +44,7 @@ _EMBEDDED = frozenset(
         Capability.EXACT,
         Capability.DEADLINES,
         Capability.DENSE_INDEX,
+        Capability.COMPACT,
     }
 )
 """The capabilities of milvus-lite in this process."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Sequence
+from typing import Any
 
 from m3_connectors.backends.chunks import by_count, halving
 from m3_connectors.backends.fetching import Known, Row, VectorReader
@@ -10,10 +11,9 @@ from m3_connectors.backends.milvus.connection import Connection
 from m3_connectors.backends.milvus.errors import BACKEND, TooLarge
 from m3_connectors.backends.milvus.layout import Layout
 from m3_connectors.backends.milvus.naming import id_of, keys_in
-from m3_connectors.backends.milvus.rows import document_of, embeddings_of, part_keys, unpack
+from m3_connectors.backends.milvus.rows import document_of, embeddings_of, packed, part_keys
 from m3_connectors.documents import Document
 from m3_connectors.embeddings import Component, M3Embeddings
-from m3_connectors.errors import Corrupt
 
 KEYS_AT_ONCE = 8_192
 TEXTS = ("text", "metadata")
@@ -135,20 +135,11 @@ class Reader(VectorReader):
         scores = await self.scores_of("search", components, query, rows)
         return scores, {key: document_of(row) for key, row in rows.items()}
 
-    def decoded(self, rows: Sequence[Row], components: Sequence[Component]) -> M3Embeddings:
-        columns = [name for name in components if name != "multivector"]
-        if "multivector" not in components:
-            return embeddings_of(self.layout, rows, columns)
-        try:
-            multivectors = unpack([row["multivector"] for row in rows], self.schema)
-        except ValueError as error:
-            raise Corrupt(
-                f"document {id_of(rows[0]['key'])!r} cannot be read: its vectors, or those of a neighbour, are "
-                f"damaged: {error}.\n  Index it again.",
-                backend=BACKEND,
-                operation="read",
-            ) from error
-        return embeddings_of(self.layout, rows, columns, multivectors)
+    def columns(self, rows: Sequence[Row], components: Sequence[Component]) -> M3Embeddings:
+        return embeddings_of(self.layout, rows, components)
+
+    def packed(self, row: Row) -> Sequence[bytes]:
+        return packed(row)
 
     def carries(self, component: Component, row: Row) -> bool:
         return row.keys() >= set(fields_of([component]))
@@ -168,11 +159,11 @@ class Reader(VectorReader):
     def _part_names(self, row: Row) -> Sequence[str]:
         return part_keys(row)
 
-    async def _parts(self, operation: str, names: Sequence[str]) -> dict[str, list[str]]:
+    async def _parts(self, operation: str, names: Sequence[str]) -> dict[str, list[Any]]:
         found = await self.rows(operation, names, ["multivector"], self.layout.parts_name)
         return {name: row["multivector"] for name, row in found.items()}
 
-    def _joined(self, row: Row, packed: list[str]) -> Row:
+    def _joined(self, row: Row, packed: list[Any]) -> Row:
         return {**row, "multivector": [*row["multivector"], *packed], "parts": 0}
 
 

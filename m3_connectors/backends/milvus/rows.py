@@ -14,7 +14,7 @@ import numpy as np
 import pybase64
 import scipy.sparse as sp
 
-from m3_connectors.backends.blobs import pack_multivector, unpack_multivectors
+from m3_connectors.backends.blobs import pack_multivector
 from m3_connectors.backends.milvus.filters import answers
 from m3_connectors.backends.milvus.layout import (
     MAX_DYNAMIC_BYTES,
@@ -24,9 +24,8 @@ from m3_connectors.backends.milvus.layout import (
     Layout,
 )
 from m3_connectors.backends.milvus.naming import id_of, key_of
-from m3_connectors.backends.schema import Schema
 from m3_connectors.documents import Document, metadata_json
-from m3_connectors.embeddings import Component, M3Embeddings, MultiVectors
+from m3_connectors.embeddings import Component, M3Embeddings
 from m3_connectors.errors import InvalidInput
 
 NO_TOKEN = 2**32 - 2
@@ -74,24 +73,18 @@ def part_keys(row: Mapping[str, Any]) -> list[str]:
     return [f"{row['version']}.{i}" for i in range(row.get("parts", 0))]
 
 
-def unpack(packed: Sequence[Sequence[str]], schema: Schema) -> MultiVectors:
-    """Return the multi-vectors of documents, each given by its elements in order.
-
-    Raises:
-        ValueError: The elements of a document are not a packed multi-vector.
-    """
-    # Only the last element of a document has padding, so all elements together are one base64 text.
-    blobs = [pybase64.b64decode("".join(pieces), validate=True) for pieces in packed]
-    return unpack_multivectors(blobs, schema.precision, schema.model.dimension)
+def packed(row: Mapping[str, Any]) -> list[bytes]:
+    """Return the blob of an entity's multi-vector. Raises ValueError if it is not base64."""
+    # Only the last element has padding, so all elements together are one base64 text.
+    return [pybase64.b64decode("".join(row["multivector"]), validate=True)]
 
 
 def embeddings_of(
     layout: Layout,
     rows: Sequence[Mapping[str, Any]],
     components: Sequence[Component],
-    multivectors: MultiVectors | None = None,
 ) -> M3Embeddings:
-    """Return the dense and sparse vectors of entities as columns, together with the given multi-vectors."""
+    """Return the dense and sparse vectors of entities as columns."""
     model = layout.schema.model
     return M3Embeddings(
         dense=np.array([row["dense"] for row in rows], dtype=np.float32).reshape(-1, model.dimension)
@@ -100,7 +93,6 @@ def embeddings_of(
         sparse=_sparse_matrix([row["sparse"] for row in rows], model.vocabulary_size)
         if "sparse" in components
         else None,
-        multivectors=multivectors,
         model=model,
     )
 

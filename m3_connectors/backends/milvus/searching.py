@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 
 from m3_connectors.backends.chunks import by_count
-from m3_connectors.backends.fetching import Rounding
 from m3_connectors.backends.milvus.connection import Connection
 from m3_connectors.backends.milvus.errors import TooLarge
 from m3_connectors.backends.milvus.filters import EVERYTHING
 from m3_connectors.backends.milvus.naming import id_of, keys_in
 from m3_connectors.backends.milvus.reading import KEYS_AT_ONCE, Reader
 from m3_connectors.backends.milvus.rows import embeddings_of, sparse_of
+from m3_connectors.backends.rounding import Rounding
 from m3_connectors.embeddings import Component, Float32, M3Embeddings
 from m3_connectors.methods import rank
 from m3_connectors.scoring import score
@@ -106,7 +106,7 @@ class Searcher:
         asked = int(min(2 * limit + _MORE, self.most_results))
         wanted = list(dict.fromkeys(("dense", *fields)))
         hits = await self._bringing(wanted, "dense", query, asked, expression, width)
-        return _best(hits, (await self._reader.scored(["dense"], query, hits))["dense"], limit)
+        return _best(hits, (await self._reader.scored(["dense"], query, _by_key(hits)))["dense"], limit)
 
     async def _with(self, fields: Sequence[str], hits: list[Hit]) -> list[Hit]:
         """Return hits with these fields, without those that are no longer stored."""
@@ -121,7 +121,7 @@ class Searcher:
         asked = _ROUNDING.length(limit, self.most_results)
         while True:
             hits = await self._asked("sparse", query, asked, expression, ["sparse"], 0)
-            scores = (await self._reader.scored(["sparse"], query, hits))["sparse"]
+            scores = (await self._reader.scored(["sparse"], query, _by_key(hits)))["sparse"]
             if len(hits) < asked or _ROUNDING.proves(query, hits[-1]["distance"], scores, limit):
                 return _best(hits, scores, limit)
             if asked == self.most_results:
@@ -208,6 +208,10 @@ class Searcher:
             # These share no token, or are not stored.
             found |= dict.fromkeys(await self._reader.rows("score", left, []), 0.0)
         return found
+
+
+def _by_key(hits: Sequence[Hit]) -> dict[str, Hit]:
+    return {hit["key"]: hit for hit in hits}
 
 
 def _best(hits: Sequence[Hit], scores: Float32, limit: int) -> list[Hit]:

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import base64
 import time
 from typing import Any
 
 import anyio
+import cbor2
 import numpy as np
 import orjson
 import pytest
 from aiohttp import web
 from elasticsearch_stub import error, operations, reply, stub
 
+from m3_connectors.backends.base import Storage
+from m3_connectors.backends.blobs import pack_multivector
 from m3_connectors.backends.elasticsearch.backend import ElasticsearchBackend
 from m3_connectors.backends.elasticsearch.filters import indexed
 from m3_connectors.backends.elasticsearch.layout import alias_of, first_index_of
 from m3_connectors.backends.elasticsearch.rows import dense_scores, index_operation
 from m3_connectors.backends.elasticsearch.writing import write
+from m3_connectors.backends.precision import PrecisionName
 from m3_connectors.backends.registry import backend_for
 from m3_connectors.documents import Document
 from m3_connectors.errors import (
+    BackendError,
     CollectionNotFound,
     Corrupt,
     InvalidInput,
@@ -32,6 +38,7 @@ from m3_connectors.errors import (
     Unavailable,
 )
 from m3_connectors.methods import ALL
+from m3_connectors.scoring import multivector_scores
 from m3_connectors.testing.conformance import runs
 from m3_connectors.testing.worlds import make_world
 
@@ -358,9 +365,57 @@ async def test_vectors_that_cannot_be_read_say_so() -> None:
         return reply({"hits": {"hits": [hit]}}) if request.path.endswith("_search") else None
 
     async with stub(world, answer) as backend:
-        with pytest.raises(Corrupt, match="cannot be read"):
+        with pytest.raises(Corrupt, match="sparse vector of document 'a' cannot be read"):
             await backend.score("sparse", world.queries[0], ["a"])
-        with pytest.raises(Corrupt, match="cannot be read"):
+        with pytest.raises(Corrupt, match="multi-vector of document 'a' cannot be read"):
+            await backend.score("multivector", world.queries[0], ["a"])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "field", "way"),
+    [("float16", "multivector_blob", "docvalue_fields"), ("int2", "multivector", "stored_fields")],
+)
+@runs
+async def test_compact_vectors_arrive_as_bytes_and_others_as_text(
+    dtype: PrecisionName, field: str, way: str
+) -> None:
+    """Compact ones are in a stored field, whose values need no base64 in CBOR; others where they always were."""
+    world = make_world(9, documents=1, storage=Storage(multivector_dtype=dtype))
+    blob = pack_multivector(world.embeddings.multivectors[0], world.schema.precision)
+    asked: list[Any] = []
+
+    def answer(request: web.Request, body: bytes) -> web.Response | None:
+        if not request.path.endswith("_search"):
+            return None
+        asked.append(orjson.loads(body))
+        value = blob if way == "stored_fields" else base64.b64encode(blob).decode()
+        hit = {"_id": world.documents[0].id, "_score": 1.0, "fields": {"rows": [3], field: [value]}}
+        kind = {"content-type": "application/vnd.elasticsearch+cbor;compatible-with=8"}
+        found = cbor2.dumps({"hits": {"hits": [hit]}})
+        return web.Response(body=found, headers={"x-elastic-product": "Elasticsearch", **kind})
+
+    async with stub(world, answer) as backend:
+        (score,) = await backend.score("multivector", world.queries[0], [world.documents[0].id])
+    rounded = world.schema.precision.rounded(world.embeddings)
+    query = world.schema.precision.rounded_query(world.queries[0])
+    assert score == pytest.approx(
+        multivector_scores(query.multivectors[0], rounded.multivectors)[0], abs=1e-6
+    )
+    assert field in asked[-1][way]
+
+
+@runs
+async def test_an_answer_that_is_not_cbor_is_an_error_of_the_server() -> None:
+    world = make_world(9, documents=1)
+    kind = {"content-type": "application/vnd.elasticsearch+cbor;compatible-with=8"}
+
+    def answer(request: web.Request, _: bytes) -> web.Response | None:
+        cut = cbor2.dumps({"hits": {"hits": []}})[:-3]
+        headers = {"x-elastic-product": "Elasticsearch", **kind}
+        return web.Response(body=cut, headers=headers) if request.path.endswith("_search") else None
+
+    async with stub(world, answer, attempts=1) as backend:
+        with pytest.raises(BackendError, match="CBOR"):
             await backend.score("multivector", world.queries[0], ["a"])
 
 
