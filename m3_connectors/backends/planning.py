@@ -25,7 +25,7 @@ CANDIDATES = 200
 """The number of documents whose multi-vectors the method ``all`` reads (paper, section 4)."""
 
 BASE64 = 4 / 3
-BLOB_HEADER_BYTES = 16
+_BLOB_HEADER_BYTES = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +95,12 @@ class Shape:
     @property
     def blob_bytes(self) -> float:
         """The size of a document's packed rows (``backends.blobs``)."""
-        return BLOB_HEADER_BYTES + self.rows * self.row_bytes
+        return _BLOB_HEADER_BYTES + self.rows * self.row_bytes
+
+    @property
+    def products(self) -> float:
+        """The multiply-adds of MaxSim for the candidates of one query of 32 rows."""
+        return CANDIDATES * self.rows * 32 * self.dimension
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +108,7 @@ class Part:
     """One component, in bytes per document.
 
     Attributes:
-        name: The name in ``bench.disk``, such as ``dense``.
+        name: The name in ``Store.disk``, such as ``dense``.
         disk_bytes: The bytes on disk.
         memory_bytes: The bytes that must be in memory for fast searches.
         formula: The formula of the bytes.
@@ -163,7 +168,7 @@ class Plan:
 
     @property
     def component_bytes(self) -> dict[str, float]:
-        """The bytes on disk per document by component (``bench.disk``)."""
+        """The bytes on disk per document by component (``Store.disk``)."""
         return {
             part.name: sum(one.disk_bytes for one in self.parts if one.name == part.name)
             for part in self.parts
@@ -191,7 +196,7 @@ class Formula:
     Attributes:
         plan: Returns the plan for documents of a shape.
         checked: How far the bytes per document were from measurements; every ``m3 bench`` compares again.
-        omitted: Components (``bench.disk``) that a plan omits because they do not grow with the collection or are
+        omitted: Components (``Store.disk``) that a plan omits because they do not grow with the collection or are
             temporary, as its notes say. Comparisons omit them too.
     """
 
@@ -209,8 +214,3 @@ def formula_of(store: str) -> Formula | None:
     found = stores_with("plan").get(store)
     formula: Formula | None = None if found is None else found.offered("plan", Formula)
     return formula
-
-
-def products(shape: Shape, query_rows: int = 32) -> float:
-    """Return the multiply-adds of MaxSim for the candidates of one query."""
-    return CANDIDATES * shape.rows * query_rows * shape.dimension

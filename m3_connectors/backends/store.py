@@ -125,7 +125,7 @@ class Store:
         """
         adapter = self._imported(self.adapter)
         if lacks := _lacks(adapter):
-            raise self._unusable(f"{self.adapter} {lacks}")
+            raise self._fault_of(f"used: {self.adapter} {lacks}")
         found: type[Backend] = adapter
         return found
 
@@ -139,7 +139,7 @@ class Store:
         name = getattr(self, field)
         found = None if name is None else self._imported(name)
         if name is not None and not isinstance(found, kind):
-            raise self._unusable(f"{name} is {found!r}, not a {kind.__module__}.{kind.__name__}")
+            raise self._fault_of(f"used: {name} is {found!r}, not a {kind.__module__}.{kind.__name__}")
         return found
 
     def _imported(self, named: str) -> Any:
@@ -151,24 +151,18 @@ class Store:
             if missing.partition(".")[0] == module.partition(".")[0]:
                 if self.distribution == OURS:
                     raise
-                raise self._cannot_load(error) from error
+                raise self._fault_of(f"imported: {type(error).__name__}: {error}") from error
             package = self.packages.get(missing, missing)
             raise MissingDependency(package, self.extra, self.distribution) from error
         except (Exception, SystemExit) as error:
             if self.distribution == OURS:
                 raise
-            raise self._cannot_load(error) from error
+            raise self._fault_of(f"imported: {type(error).__name__}: {error}") from error
 
-    def _unusable(self, why: str) -> InvalidInput:
+    def _fault_of(self, what: str) -> InvalidInput:
         return InvalidInput(
-            f"the store {self.name}: of {self.distribution} cannot be used: {why}.\n"
+            f"the store {self.name}: of {self.distribution} cannot be {what}.\n"
             f"  Update or uninstall {self.distribution}, or report this to its authors."
-        )
-
-    def _cannot_load(self, error: BaseException) -> InvalidInput:
-        return InvalidInput(
-            f"the store {self.name}: of {self.distribution} cannot be imported: "
-            f"{type(error).__name__}: {error}\n  Update or uninstall {self.distribution}."
         )
 
 

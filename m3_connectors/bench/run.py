@@ -15,8 +15,7 @@ import anyio.lowlevel
 
 from m3_connectors.backends.base import Backend
 from m3_connectors.backends.registry import backend_for
-from m3_connectors.backends.stores import STORES
-from m3_connectors.bench.disk import disk_bytes
+from m3_connectors.backends.stores import STORES, store_of
 from m3_connectors.bench.fill import Rows, Unrecorded, fill
 from m3_connectors.bench.folder import BenchFolder
 from m3_connectors.bench.load import Loader, Mix
@@ -272,6 +271,19 @@ async def harness_seconds(scenario: Scenario) -> float:
             await loader.run()
         spent = meter.client_cpu_seconds() - start
     return spent / _HARNESS_REQUESTS
+
+
+async def disk_bytes(backend: Backend, directory: Path | None) -> dict[str, int] | None:
+    """Return the bytes on disk by component, or None if the store does not report them.
+
+    Args:
+        backend: The open collection.
+        directory: The data directory of a server that was started here.
+    """
+    store = store_of(type(backend))
+    measure = store and store.offered("disk")
+    found: dict[str, int] | None = await measure(backend, directory) if measure else None
+    return found
 
 
 async def _server_info(backend: Backend) -> dict[str, Any]:

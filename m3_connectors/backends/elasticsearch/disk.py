@@ -19,7 +19,7 @@ _FIELDS = {
 
 
 async def disk_bytes(backend: ElasticsearchBackend, _: Path | None) -> dict[str, int]:
-    """Return the bytes on disk by component; see ``bench.disk``."""
+    """Return the bytes on disk by component; see ``Store.disk``."""
     path = f"/{segment(backend._alias)}/_disk_usage"
     answer = await backend._connection.request(
         "describe", "POST", path, None, run_expensive_tasks="true", flush="true"

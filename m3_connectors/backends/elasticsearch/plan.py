@@ -8,53 +8,27 @@ Sources, in addition to those of ``planning``:
 
 from __future__ import annotations
 
-from m3_connectors.backends.planning import (
-    BASE64,
-    BLOB_HEADER_BYTES,
-    CANDIDATES,
-    Formula,
-    Part,
-    Plan,
-    QueryCost,
-    Shape,
-    products,
-)
+from m3_connectors.backends.planning import BASE64, CANDIDATES, Formula, Part, Plan, QueryCost, Shape
 
 
 def _plan(shape: Shape) -> Plan:
-    graph = 4.0 * 16
-    tokens = shape.distinct_tokens
+    blob, tokens, text = shape.blob_bytes, shape.distinct_tokens, shape.text_bytes
+    dense = 4 * shape.dimension + 4.0 * 16
     parts = (
-        Part(
-            "dense",
-            4 * shape.dimension + graph,
-            4 * shape.dimension + graph,
-            "4·d and a graph of 4·m, m = 16",
-            "E",
-        ),
+        Part("dense", dense, dense, "4·d and a graph of 4·m, m = 16", "E"),
         Part("sparse", 16 + 20 * tokens, 12 * tokens, "blob 16 + 8 per token, and 12 per posting", "B"),
-        Part("multivector", shape.blob_bytes, 0, "16 + rows·d·b in binary doc values", "L"),
-        Part("text and metadata", 0.8 * shape.text_bytes + 260, 0, "source, compressed", "B"),
+        Part("multivector", blob, 0, "16 + rows·d·b in binary doc values", "L"),
+        Part("text and metadata", 0.8 * text + 260, 0, "source, compressed", "B"),
         Part("other", 60, 10, "ids, filter terms, versions", "B"),
     )
-    return Plan(
-        "elasticsearch",
-        shape,
-        parts,
-        reserve=1.1,
-        usable=0.5,
-        cost=QueryCost(
-            CANDIDATES * shape.blob_bytes,
-            CANDIDATES * BASE64 * (shape.blob_bytes + BLOB_HEADER_BYTES + 8 * tokens),
-            products(shape),
-            "this package",
-        ),
-        notes=(
-            "Memory is outside the heap, which uses the other half of a node's memory.",
-            "Until segments are merged, a new document is stored a second time (_recovery_source): "
-            f"about {BASE64 * shape.blob_bytes:,.0f} bytes more.",
-        ),
+    sent = CANDIDATES * BASE64 * (blob + 16 + 8 * tokens)
+    cost = QueryCost(CANDIDATES * blob, sent, shape.products, "this package")
+    notes = (
+        "Memory is outside the heap, which uses the other half of a node's memory.",
+        "Until segments are merged, a new document is stored a second time (_recovery_source): "
+        f"about {BASE64 * blob:,.0f} bytes more.",
     )
+    return Plan("elasticsearch", shape, parts, reserve=1.1, usable=0.5, cost=cost, notes=notes)
 
 
 FORMULA = Formula(

@@ -20,7 +20,7 @@ _VECTORS = ("dense", "sparse", "multivector")
 
 
 async def disk_bytes(backend: MilvusBackend, directory: Path | None) -> dict[str, int] | None:
-    """Return the bytes on disk by component; see ``bench.disk``. None for a server that was not started here."""
+    """Return the bytes on disk by component; see ``Store.disk``. None for a server that was not started here."""
     where = backend._where
     root = where if isinstance(where, Path) else directory and directory / "data"
     name = stored_name(backend.collection)

@@ -8,57 +8,26 @@ Sources, in addition to those of ``planning``:
 
 from __future__ import annotations
 
-from m3_connectors.backends.planning import (
-    BASE64,
-    CANDIDATES,
-    Formula,
-    Part,
-    Plan,
-    QueryCost,
-    Shape,
-    products,
-)
+from m3_connectors.backends.planning import BASE64, CANDIDATES, Formula, Part, Plan, QueryCost, Shape
 
 
 def _plan(shape: Shape) -> Plan:
-    packed = BASE64 * shape.blob_bytes
+    packed, tokens, text = BASE64 * shape.blob_bytes, shape.distinct_tokens, shape.text_bytes
+    dense = 4 * shape.dimension
     parts = (
-        Part("dense", 4 * shape.dimension, 0, "4·d, in object storage", "L"),
-        Part(
-            "dense index",
-            4 * shape.dimension + 256,
-            4 * shape.dimension + 256,
-            "4·d and 2·M links of 4, M = 32",
-            "M",
-        ),
-        Part("sparse", 8.3 * shape.distinct_tokens, 8 * shape.distinct_tokens, "8 per posting", "B"),
+        Part("dense", dense, 0, "4·d, in object storage", "L"),
+        Part("dense index", dense + 256, dense + 256, "4·d and 2·M links of 4, M = 32", "M"),
+        Part("sparse", 8.3 * tokens, 8 * tokens, "8 per posting", "B"),
         Part("multivector", packed, 0, "4/3·(16 + rows·d·b), base64, mapped from disk", "L"),
-        Part(
-            "text and metadata",
-            shape.text_bytes + 130,
-            100,
-            "uncompressed; keys and filter terms in memory",
-            "L",
-        ),
+        Part("text and metadata", text + 130, 100, "uncompressed; keys and filter terms in memory", "L"),
     )
-    return Plan(
-        "milvus",
-        shape,
-        parts,
-        reserve=1.2,
-        usable=0.8,
-        cost=QueryCost(
-            CANDIDATES * packed,
-            CANDIDATES * (packed + 12 * shape.distinct_tokens),
-            products(shape),
-            "this package",
-        ),
-        notes=(
-            "Memory is that of the query nodes, with mmap for the packed rows (mmap.scalarField); "
-            f"without mmap they need {shape.documents * packed / 1e9:,.0f} GB more.",
-            "Disk is object storage before compression, which may reduce the log files by up to a quarter.",
-        ),
+    cost = QueryCost(CANDIDATES * packed, CANDIDATES * (packed + 12 * tokens), shape.products, "this package")
+    notes = (
+        "Memory is that of the query nodes, with mmap for the packed rows (mmap.scalarField); "
+        f"without mmap they need {shape.documents * packed / 1e9:,.0f} GB more.",
+        "Disk is object storage before compression, which may reduce the log files by up to a quarter.",
     )
+    return Plan("milvus", shape, parts, reserve=1.2, usable=0.8, cost=cost, notes=notes)
 
 
 # milvus-lite's log is not omitted: it contains what is not in the files yet.

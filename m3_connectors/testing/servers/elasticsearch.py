@@ -19,7 +19,6 @@ import os
 import re
 import shlex
 import shutil
-import signal
 import ssl
 import subprocess
 import tempfile
@@ -36,7 +35,7 @@ import platformdirs
 
 from m3_connectors.errors import InvalidInput
 from m3_connectors.testing.servers import CannotStart
-from m3_connectors.testing.servers.sessions import Watch, tail
+from m3_connectors.testing.servers.sessions import ServerProcess, tail
 
 VERSION = "9.2.4"
 """The default version."""
@@ -49,7 +48,6 @@ _JDK_RELEASES = {"8": range(17, 26), "9": range(21, 26)}
 """The Java releases that each major version of Elasticsearch supports."""
 
 _START_SECONDS = 240.0
-_STOP_SECONDS = 20.0
 _FETCH_SECONDS = 600
 _UNPRIVILEGED_UID = 61_317
 """Elasticsearch refuses to run as root; root starts it with this user id, which belongs to no account."""
@@ -70,13 +68,11 @@ class Tls:
     authority: Path
 
 
-class ElasticsearchServer:
-    """A server of one node in its own directory; ``stop`` ends it, and ``remove`` also deletes its data.
+class ElasticsearchServer(ServerProcess):
+    """A server of one node."""
 
-    Attributes:
-        port: The port on 127.0.0.1 where it listens; a restart does not change it.
-        log: The file with its output, to find out what went wrong.
-    """
+    _name = "elasticsearch"
+    _stop_seconds = 20.0
 
     def __init__(
         self,
@@ -109,12 +105,8 @@ class ElasticsearchServer:
         self._tls = tls
         self._users = dict(users or {})
         self._heap_megabytes = heap_megabytes
-        self._process: subprocess.Popen[bytes] | None = None
-        self._watch: Watch | None = None
-        self._directory = Path(tempfile.mkdtemp(prefix="m3-elasticsearch-"))
         self._uid = _UNPRIVILEGED_UID if _is_root() else None
-        self.port = 0
-        self.log = self._directory / "logs" / "console.log"
+        super().__init__("logs/console.log")
         try:
             self._configure()
         except BaseException:
@@ -126,17 +118,6 @@ class ElasticsearchServer:
         """``http(s)://127.0.0.1:PORT``."""
         return f"{'https' if self._tls else 'http'}://127.0.0.1:{self.port}"
 
-    @property
-    def pid(self) -> int:
-        """The process id of the running launcher, which is also the session of the server."""
-        assert self._process is not None
-        return self._process.pid
-
-    @property
-    def directory(self) -> Path:
-        """The directory of its configuration, its data (``data``) and its logs."""
-        return self._directory
-
     def start(self) -> None:
         """Start the process and wait until the cluster is healthy and has its licence; a restart uses the same port.
 
@@ -145,44 +126,13 @@ class ElasticsearchServer:
         """
         (self._directory / "logs" / "http.ports").unlink(missing_ok=True)
         self._write_settings()
-        with self.log.open("ab") as log:
-            self._process = subprocess.Popen(
-                [self._home / "bin" / "elasticsearch"],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                **self._as_user(),
-            )
-        self._watch = Watch(self._process.pid, self._directory)
+        process = self._launch([self._home / "bin" / "elasticsearch"], **self._as_user())
         deadline = time.monotonic() + _START_SECONDS
         while not self._healthy():
-            if self._process.poll() is not None or time.monotonic() > deadline:
+            if process.poll() is not None or time.monotonic() > deadline:
                 self.stop()
                 raise CannotStart(f"Elasticsearch did not start. The end of its log:\n{tail(self.log)}")
             time.sleep(0.2)
-
-    def stop(self, *, kill: bool = False) -> None:
-        """Stop the process, immediately with ``kill``; do nothing if it is not running."""
-        process, self._process = self._process, None
-        if process is None:
-            return
-        if not kill:
-            process.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(_STOP_SECONDS)
-        # Its session contains only the launcher and the server that the launcher started.
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        if self._watch is not None:
-            self._watch.end()
-            self._watch = None
-
-    def remove(self) -> None:
-        """Stop the process and delete its directory."""
-        self.stop()
-        shutil.rmtree(self._directory, ignore_errors=True)
 
     def _configure(self) -> None:
         config = self._directory / "config"

@@ -10,30 +10,23 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import shutil
 import socket
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 from m3_connectors.testing.servers import CannotStart
-from m3_connectors.testing.servers.sessions import Watch, tail
+from m3_connectors.testing.servers.sessions import ServerProcess, tail
 
 _START_SECONDS = 120.0
-_STOP_SECONDS = 10.0
 _PORTS_TRIED = 3
 
 
-class MilvusServer:
-    """A milvus-lite server with its own data directory; ``stop`` ends it, ``remove`` also deletes its data.
+class MilvusServer(ServerProcess):
+    """A milvus-lite server."""
 
-    Attributes:
-        port: The port on 127.0.0.1 where it listens; a restart does not change it.
-        log: The file with its output, to find out what went wrong.
-    """
+    _name = "milvus"
+    _stop_seconds = 10.0
 
     def __init__(self) -> None:
         """Prepare a server without starting it.
@@ -43,27 +36,7 @@ class MilvusServer:
         """
         if importlib.util.find_spec("milvus_lite") is None:
             raise CannotStart('milvus-lite is not installed.\n  pip install "m3-connectors[milvus]"')
-        self._directory = Path(tempfile.mkdtemp(prefix="m3-milvus-"))
-        self._process: subprocess.Popen[bytes] | None = None
-        self._watch: Watch | None = None
-        self.port = 0
-        self.log = self._directory / "server.log"
-
-    @property
-    def url(self) -> str:
-        """``http://127.0.0.1:PORT``."""
-        return f"http://127.0.0.1:{self.port}"
-
-    @property
-    def pid(self) -> int:
-        """The process id of the running process, which is also its session."""
-        assert self._process is not None
-        return self._process.pid
-
-    @property
-    def directory(self) -> Path:
-        """The directory of its data (``data``) and its log."""
-        return self._directory
+        super().__init__("server.log")
 
     def start(self) -> None:
         """Start the process and wait until it answers; a restart uses the same port.
@@ -86,43 +59,20 @@ class MilvusServer:
         # By default it would listen on all addresses of the machine, without authentication.
         arguments = ["server", "--host", "127.0.0.1", "--port", str(self.port)]
         arguments += ["--data-dir", str(self._directory / "data")]
-        with self.log.open("ab") as log:
-            begin = log.tell()
-            # Unbuffered, so that its output is in the log immediately.
-            self._process = subprocess.Popen(
-                [sys.executable, "-u", "-m", "milvus_lite", *arguments],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        self._watch = Watch(self._process.pid, self._directory)
+        begin = self.log.stat().st_size if self.log.exists() else 0
+        # Unbuffered, so that its output is in the log immediately.
+        process = self._launch([sys.executable, "-u", "-m", "milvus_lite", *arguments])
         deadline = time.monotonic() + _START_SECONDS
-        while time.monotonic() < deadline and self._process.poll() is None:
+        while time.monotonic() < deadline and process.poll() is None:
             if self._listens(begin):
                 return True
             time.sleep(0.05)
         return False
 
-    def stop(self, *, kill: bool = False) -> None:
-        """Stop the process, immediately with ``kill``; do nothing if it is not running."""
-        process, self._process = self._process, None
-        if process is None:
-            return
-        if not kill:
-            process.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(_STOP_SECONDS)
-        process.kill()
-        process.wait()
-        if self._watch is not None:
-            self._watch.end()
-            self._watch = None
-
     def remove(self) -> None:
-        """Stop the process and delete its data."""
+        """Kill the process and delete its data."""
         self.stop(kill=True)
-        shutil.rmtree(self._directory, ignore_errors=True)
+        super().remove()
 
     def _listens(self, begin: int) -> bool:
         """Whether the process has reported, after this position of its log, that it listens, and does listen.

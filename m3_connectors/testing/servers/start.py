@@ -147,11 +147,7 @@ def _container(store: Store, compose: Path | None) -> Running:
     free = "".join(f"M3_{name.upper()}_{option.upper()}=0\n" for option in store.ports)
     settings.write_text(f"COMPOSE_PROJECT_NAME=m3-test-{name}-{os.getpid()}\n{free}")
     composed = DockerCompose(
-        compose.parent,
-        compose.name,
-        services=[name],
-        env_file=str(settings),
-        docker_command_path=engine,
+        compose.parent, compose.name, services=[name], env_file=str(settings), docker_command_path=engine
     )
 
     def stop() -> None:

@@ -18,7 +18,7 @@ _PARTS = (
 
 
 async def disk_bytes(backend: EdgeBackend, _: Path | None) -> dict[str, int]:
-    """Return the bytes on disk by component; see ``bench.disk``."""
+    """Return the bytes on disk by component; see ``Store.disk``."""
     # The engine removes rewritten files when it is flushed.
     await backend._run("flush", lambda edge: edge.flush())
     return dict(allocated_bytes_by_part(files_below(backend.directory / backend.collection), _PARTS))
