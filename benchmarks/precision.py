@@ -28,9 +28,11 @@ import torch
 from m3_connectors import M3Embeddings, M3Encoder, MultiVectors, Weights
 from m3_connectors.backends.pooling import pool_rows
 from m3_connectors.backends.precision import PRECISIONS, Precision, PrecisionName
+from m3_connectors.documents import Document
 from m3_connectors.embeddings import Float32
 from m3_connectors.environment import describe, environment
 from m3_connectors.evaluation.datasets.beir import load_beir
+from m3_connectors.evaluation.datasets.dataset import Dataset
 from m3_connectors.evaluation.measures import per_query
 from m3_connectors.methods import ALL, MULTI_VEC, Method, fuse, rank
 from m3_connectors.scoring import score
@@ -75,7 +77,7 @@ class Task:
 
     def __init__(self, folder: Path, model: Model, limit: int | None, kept: Path | None) -> None:
         dataset = load_beir(folder)
-        documents = list(dataset.documents)[:limit]
+        documents = part_of(dataset, limit)
         self.ids = [document.id for document in documents]
         there = set(self.ids)
         # Of a part of a corpus, only the queries of which every relevant document is there can be measured.
@@ -149,6 +151,17 @@ class Task:
             for (query, place), total, own in zip(asking, sums, rows, strict=True):
                 late[query][place] = total / len(own)
         return late
+
+
+def part_of(dataset: Dataset, limit: int | None) -> list[Document]:
+    """Return all documents or, up to this number, the relevant ones of the first queries, then the others."""
+    documents = {document.id: document for document in dataset.documents}
+    if limit is None:
+        return list(documents.values())
+    relevant = [
+        document for query in dataset.queries for document, grade in dataset.qrels[query].items() if grade
+    ]
+    return [documents[id] for id in list(dict.fromkeys([*relevant, *documents]))[:limit]]
 
 
 def encoded(encode: Encode, texts: list[str], kept: Path | None, name: str) -> M3Embeddings:
