@@ -1,8 +1,17 @@
-"""The largest product of each query row with the rows of each document, from encoded rows and by blocks."""
+"""The largest product of each query row with the rows of each document, from encoded rows and by blocks.
+
+Products of whole numbers are exact, so it makes no difference to a score which kernel computed them. torch has the
+fastest one, and is used in a process that has imported torch anyway, as every process with an encoder has. It is never
+imported for this: that takes seconds and hundreds of megabytes, which a process without an encoder does not pay.
+"""
 
 from __future__ import annotations
 
+import functools
+import importlib
+import sys
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,13 +20,17 @@ from m3_connectors.embeddings import Float32
 from m3_connectors.errors import InvalidInput
 
 Bytes = bytes | bytearray | memoryview
+UInt8 = npt.NDArray[np.uint8]
 
-_ROWS_AT_ONCE = 2048
-"""Rows that are unpacked and multiplied together, so that they stay in the cache."""
+SCALE_BYTES = 4
+"""The size of the scale behind the codes of a row."""
+
+_BLOCK_BYTES = 2 * 2**20
+"""Unpacked rows in memory at a time: they are multiplied before they leave the cache of a core."""
 
 
 def float_maxima(query: Float32, documents: Sequence[Bytes], dtype: np.dtype[np.floating]) -> Float32:
-    """Return the largest products of float rows.
+    """Return the largest products of rows of floating-point numbers.
 
     Args:
         query: float32 ``[N, d]``.
@@ -26,73 +39,156 @@ def float_maxima(query: Float32, documents: Sequence[Bytes], dtype: np.dtype[np.
 
     Returns:
         float32 ``[n, N]``.
+
+    Raises:
+        InvalidInput: The query or a document has no rows.
     """
-    width = query.shape[1]
+    width, torch = query.shape[1], _loaded_torch()
 
-    def multiplied(block: Sequence[Bytes]) -> Float32:
-        rows = np.concatenate([np.frombuffer(part, dtype) for part in block]).reshape(-1, width)
-        products: Float32 = rows.astype(np.float32, copy=False) @ query.T
-        return products
+    def products(joined: UInt8) -> Float32:
+        rows = joined.view(dtype)
+        product: Float32
+        if torch is None:
+            product = rows.astype(np.float32, copy=False) @ query.T
+        else:  # it converts float16 on all cores, and numpy on one
+            product = (torch.from_numpy(rows).float() @ torch.from_numpy(query).t()).numpy()
+        return product
 
-    return _maxima(documents, len(query), width * dtype.itemsize, multiplied)
+    return _maxima(documents, len(query), width * dtype.itemsize, 4 * width, products)
 
 
 def code_maxima(query: npt.NDArray[np.int8], documents: Sequence[Bytes], bits: int) -> Float32:
-    """Return the largest products of coded rows (``backends.compact`` describes their bytes).
+    """Return the largest products of coded rows, whose bytes ``backends.compact`` describes.
 
     Args:
         query: Whole numbers, int8 ``[N, d]``.
-        documents: For each document its rows, codes of ``bits`` bits and scales.
+        documents: For each document its rows: codes of ``bits`` bits, and a scale.
         bits: 8, 4, 2 or 1.
 
     Returns:
-        float32 ``[n, N]``, in units of the query's numbers and of values of the rows.
+        float32 ``[n, N]``: products of the query's numbers and the rows' values.
+
+    Raises:
+        InvalidInput: The query or a document has no rows.
     """
-    width, planes = query.shape[1], 8 // bits
-    size, mask = -(-width // planes), 2**bits - 1
-    padded = np.zeros((len(query), size * planes), dtype=np.float32)
-    padded[:, :width] = query
-    sums = padded.sum(axis=1) * mask
+    torch = _loaded_torch()
+    kernel = _torch_products(torch) if torch is not None and _multiplies(torch) else _numpy_products
+    size = -(-query.shape[1] * bits // 8)
+    products = functools.partial(kernel, _padded(query, size * 8 // bits), bits)
+    return _maxima(documents, len(query), size + SCALE_BYTES, size * 8 // bits, products)
 
-    def multiplied(block: Sequence[Bytes]) -> Float32:
-        joined = np.concatenate([np.frombuffer(part, np.uint8) for part in block]).reshape(-1, size + 4)
-        scales = np.ascontiguousarray(joined[:, size:]).view("<f4").astype(np.float32)
-        if bits == 8:
-            whole: Float32 = joined[:, :size].view(np.int8).astype(np.float32) @ padded.T
-            whole *= scales
-            return whole
-        codes = np.empty((len(joined), size * planes), dtype=np.float32)
-        for plane in range(planes):
-            codes[:, plane * size : (plane + 1) * size] = joined[:, :size] >> (plane * bits) & mask
-        return (2 * (codes @ padded.T) - sums) * scales
 
-    return _maxima(documents, len(query), size + 4, multiplied)
+def _padded(query: npt.NDArray[np.int8], width: int) -> npt.NDArray[np.int8]:
+    """Return the query with zeros for the values that the last byte of codes has room for."""
+    padded = np.zeros((len(query), width), dtype=np.int8)
+    padded[:, : query.shape[1]] = query
+    return padded
 
 
 def _maxima(
     documents: Sequence[Bytes],
     query_rows: int,
     row_bytes: int,
-    products: Callable[[Sequence[Bytes]], Float32],
+    unpacked_bytes: int,
+    products: Callable[[UInt8], Float32],
 ) -> Float32:
-    counts = np.array([memoryview(document).nbytes // row_bytes for document in documents], dtype=np.int64)
-    if query_rows == 0 or (counts == 0).any():
+    counts = [memoryview(document).nbytes // row_bytes for document in documents]
+    if query_rows == 0 or 0 in counts:
         raise InvalidInput(
             "the query or a document has no multi-vector rows, so its score is undefined.\n"
             "  Leave out texts without tokens."
         )
-    result = np.empty((len(documents), query_rows), dtype=np.float32)
-    for start, stop in _blocks(counts):
-        starts = np.cumsum(counts[start:stop]) - counts[start:stop]
-        result[start:stop] = np.maximum.reduceat(products(documents[start:stop]), starts, axis=0)
+    result = np.full((len(documents), query_rows), -np.inf, dtype=np.float32)
+    for owners, parts in _blocks(documents, counts, row_bytes, max(1, _BLOCK_BYTES // unpacked_bytes)):
+        joined = np.concatenate(parts).reshape(-1, row_bytes)
+        starts = np.cumsum([0, *(len(part) // row_bytes for part in parts[:-1])])
+        best = np.maximum.reduceat(products(joined), starts, axis=0)
+        # A block never has two parts of one document.
+        result[owners] = np.maximum(result[owners], best)
     return result
 
 
-def _blocks(counts: npt.NDArray[np.int64]) -> Iterator[tuple[int, int]]:
-    """Yield bounds of whole documents that fit in a block, at least one."""
-    ends, start = np.cumsum(counts), 0
-    while start < len(counts):
-        limit = ends[start] - counts[start] + _ROWS_AT_ONCE
-        stop = max(start + 1, int(np.searchsorted(ends, limit, side="right")))
-        yield start, stop
-        start = stop
+def _blocks(
+    documents: Sequence[Bytes], counts: Sequence[int], row_bytes: int, rows_at_once: int
+) -> Iterator[tuple[list[int], list[UInt8]]]:
+    """Yield positions of documents with their bytes, or parts of them, of so many rows together."""
+    owners, parts, left = list[int](), list[UInt8](), rows_at_once
+    for at, document in enumerate(documents):
+        rows, start = np.frombuffer(document, dtype=np.uint8), 0
+        while start < counts[at]:
+            stop = min(counts[at], start + left)
+            owners.append(at)
+            parts.append(rows[start * row_bytes : stop * row_bytes])
+            left -= stop - start
+            start = stop
+            if not left:
+                yield owners, parts
+                owners, parts, left = [], [], rows_at_once
+    if parts:
+        yield owners, parts
+
+
+def _numpy_products(query: npt.NDArray[np.int8], bits: int, joined: UInt8) -> Float32:
+    """Return the products ``[t, N]`` of rows of bytes; numpy multiplies whole numbers fastest as float32."""
+    codes, scales = joined[:, :-SCALE_BYTES], _scales(joined)
+    weights, size = query.astype(np.float32), codes.shape[1]
+    product: Float32
+    if bits == 8:
+        product = codes.view(np.int8).astype(np.float32) @ weights.T * scales
+        return product
+    mask, unpacked = 2**bits - 1, np.empty((len(codes), weights.shape[1]), dtype=np.float32)
+    for plane in range(8 // bits):
+        unpacked[:, plane * size : (plane + 1) * size] = codes >> (plane * bits) & mask
+    # ``backends.compact``: the code u means the level 2u - mask.
+    product = (2 * (unpacked @ weights.T) - mask * weights.sum(axis=1)) * scales
+    return product
+
+
+def _torch_products(torch: Any) -> Callable[[npt.NDArray[np.int8], int, UInt8], Float32]:
+    """Return the same products by torch's product of int8 numbers, which uses all cores."""
+
+    def products(query: npt.NDArray[np.int8], bits: int, joined: UInt8) -> Float32:
+        rows = torch.from_numpy(joined)
+        codes, scales = rows[:, :-SCALE_BYTES], torch.from_numpy(_scales(joined))
+        weights, size, mask = torch.from_numpy(query), codes.shape[1], 2**bits - 1
+        if bits == 8:
+            scaled = torch._int_mm(codes.view(torch.int8), weights.t()) * scales
+        else:
+            unpacked = torch.empty((len(codes), len(weights[0])), dtype=torch.uint8)
+            for plane in range(8 // bits):
+                into = unpacked[:, plane * size : (plane + 1) * size]
+                torch.bitwise_right_shift(codes, plane * bits, out=into)
+                into.bitwise_and_(mask)
+            whole = torch._int_mm(unpacked.view(torch.int8), weights.t())
+            scaled = (2 * whole - mask * weights.sum(dim=1, dtype=torch.int32)) * scales
+        result: Float32 = scaled.numpy()
+        return result
+
+    return products
+
+
+def _scales(joined: UInt8) -> Float32:
+    return joined[:, -SCALE_BYTES:].copy().view("<f4").astype(np.float32, copy=False)
+
+
+def _loaded_torch() -> Any:
+    """Return torch if this process has imported it, or None."""
+    # Not from ``sys.modules``: another thread may be in the middle of the import, for which this one waits.
+    return importlib.import_module("torch") if "torch" in sys.modules else None
+
+
+@functools.cache
+def _multiplies(torch: Any) -> bool:
+    """Return whether this torch has its private product of int8 numbers, with correct results on this machine."""
+    rng = np.random.default_rng(0)
+    for bits in (8, 4, 2, 1):
+        query = rng.integers(-127, 128, (5, 64), dtype=np.int8)
+        joined = rng.integers(0, 256, (70, 8 * bits + SCALE_BYTES), dtype=np.uint8)
+        joined[:, -SCALE_BYTES:] = rng.uniform(0.5, 2, (70, 1)).astype("<f4").view(np.uint8)
+        try:
+            found = _torch_products(torch)(query, bits, joined)
+        except (AttributeError, RuntimeError, TypeError):
+            return False
+        if not np.array_equal(found, _numpy_products(query, bits, joined)):
+            return False
+    return True

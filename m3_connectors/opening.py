@@ -14,6 +14,7 @@ import anyio
 from m3_connectors.backends.base import Backend, Schema, Storage
 from m3_connectors.backends.checks import check_model
 from m3_connectors.backends.registry import DEFAULT_COLLECTION, backend_for
+from m3_connectors.calibration import calibrated
 from m3_connectors.errors import AlreadyExists, CollectionNotFound, InvalidInput
 from m3_connectors.index import AsyncIndex, Encoder
 from m3_connectors.methods import Weights, get_method, load_weights
@@ -104,12 +105,13 @@ def aconnect(
     return Connecting(lambda: _open(url, collection, encoder, storage, weights, create, options))
 
 
-async def open_or_create(backend: Backend, new: Schema) -> Schema:
+async def open_or_create(backend: Backend, new: Schema, encoder: Encoder | None = None) -> Schema:
     """Open the collection, or create it if it does not exist, even if others do the same concurrently.
 
     Args:
         backend: The backend, not yet open.
         new: The schema of the collection if it is created here.
+        encoder: Calibrates a compact precision of a new collection (``calibration``); None for no centre.
 
     Returns:
         The recorded schema: ``new``, or the schema that the existing collection was created with.
@@ -120,6 +122,8 @@ async def open_or_create(backend: Backend, new: Schema) -> Schema:
     """
     with contextlib.suppress(CollectionNotFound):
         return await backend.open()
+    if encoder is not None:
+        new = await calibrated(new, encoder)
     try:
         await backend.create(new)
     except AlreadyExists:
@@ -146,7 +150,7 @@ async def _open(
     backend = backend_for(url, collection, options)
     try:
         if create and encoder is not None:
-            schema = await open_or_create(backend, Schema(encoder.info, storage or Storage()))
+            schema = await open_or_create(backend, Schema(encoder.info, storage or Storage()), encoder)
         else:
             try:
                 schema = await backend.open()

@@ -18,8 +18,8 @@ Writing
 Reading
  B11 ``fetch`` returns documents in the order of the ids, None for unknown ids; text and metadata are
  unchanged.
- B12 ``vectors`` returns vectors in the order of the ids: dense and sparse in float32, multi-vectors in the
-     storage precision.
+ B12 ``vectors`` returns vectors in the order of the ids: dense and sparse in float32, multi-vectors as the
+     storage precision reads them.
  B13 ``count`` counts the documents that pass a filter, or all documents without one.
  B14 Ids are any Unicode of 1 to 512 bytes and are never confused with each other or with query syntax.
  B15 ``scan_ids`` yields every stored id once, in any order.
@@ -35,7 +35,8 @@ Candidates
 Scores
  B20 ``score`` is exact for each component, in the order of the ids; a document without a shared token scores
  0.
- B21 float16 multi-vector storage rounds documents and query to float16 and is exact otherwise (within 1e-5).
+ B21 Multi-vector scores are those of the rounded query and the rounded rows, as the storage's precision defines them
+     (``backends.precision``), within 1e-5 for rows of length 1.
  B22 A document of 8,191 rows is scored exactly, or was refused or pooled as the storage says; for a pooled
      document, ``vectors`` returns the pooled rows, and these are scored exactly.
  B23 ``score`` of an id that is not stored raises DocumentNotFound.

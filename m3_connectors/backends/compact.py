@@ -14,11 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from m3_connectors.embeddings import Float32
+from m3_connectors.maxsim import SCALE_BYTES
 
 Int8 = npt.NDArray[np.int8]
 UInt8 = npt.NDArray[np.uint8]
-
-SCALE_BYTES = 4
 
 
 @dataclasses.dataclass(frozen=True)

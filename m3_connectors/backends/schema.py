@@ -147,12 +147,17 @@ class Schema:
             )
         return self.storage.precision.centred(centre)
 
+    @property
+    def has_centre(self) -> bool:
+        """Whether a centre makes a difference to what is stored."""
+        return "multivector" in self.written and self.storage.precision.has_centre
+
     def centred(self, rows: Float32) -> Schema:
         """Return the schema with the mean of these rows as centre, float32 ``[t, dimension]``, t >= 1.
 
-        A schema whose precision has no centre is returned as it is.
+        A schema to which a centre makes no difference is returned as it is.
         """
-        if not self.storage.precision.has_centre or "multivector" not in self.written:
+        if not self.has_centre:
             return self
         largest = np.finfo(np.float16).max
         mean = rows.mean(axis=0, dtype=np.float64).clip(-largest, largest).astype("<f2")

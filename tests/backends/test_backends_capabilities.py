@@ -64,7 +64,7 @@ def test_an_option_is_taken_where_it_is_declared_and_refused_by_name_elsewhere(
 
 
 def test_every_capability_is_asked_for_by_a_tested_option_or_call() -> None:
-    assert set(OPTIONS) | {Capability.PERSISTENT, Capability.EXACT} == set(Capability)
+    assert set(OPTIONS) | {Capability.PERSISTENT, Capability.EXACT, Capability.COMPACT} == set(Capability)
     for one, options in OPTIONS.items():
         assert set(options) == set(one.value.options)
         assert one in backend_for(next(u for u in URLS if one in backend_for(u).capabilities)).capabilities
@@ -72,7 +72,7 @@ def test_every_capability_is_asked_for_by_a_tested_option_or_call() -> None:
 
 def test_what_is_declared_is_held_by_tests_of_the_suite() -> None:
     clauses = [name for name in dir(BackendConformance) if name.startswith("test_")]
-    for one in (Capability.PERSISTENT, Capability.EXACT):
+    for one in (Capability.PERSISTENT, Capability.EXACT, Capability.COMPACT):
         assert one.clauses
     for clause in (clause for one in Capability for clause in one.clauses):
         assert any(name.startswith(f"test_{clause}_") for name in clauses), clause

@@ -7,15 +7,13 @@ from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
-import pytest
 
 from m3_connectors.backends.base import Backend, Storage
-from m3_connectors.backends.precision import PRECISIONS
 from m3_connectors.embeddings import M3Embeddings
 from m3_connectors.filters import parse_filter
 from m3_connectors.methods import METHODS
 from m3_connectors.testing.agreement import METHODS_TO_COMPARE, compare_scores, largest_of, oracle_of
-from m3_connectors.testing.conformance.suite import STORAGES, Suite, runs
+from m3_connectors.testing.conformance.suite import Suite, each_storage, runs
 from m3_connectors.testing.worlds import World, make_world
 
 
@@ -61,8 +59,7 @@ class ApproximateClauses(Suite):
                     assert list(got.ids) == list(want.ids)
                     np.testing.assert_allclose(got.scores, want.scores, atol=1e-5)
 
-    @pytest.mark.parametrize("storage", STORAGES, ids=list(PRECISIONS))
-    @runs
+    @each_storage
     async def test_b17_an_approximate_search_shows_exact_scores(
         self, tmp_path: Path, storage: Storage
     ) -> None:

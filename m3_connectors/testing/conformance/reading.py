@@ -12,13 +12,12 @@ import numpy as np
 import pytest
 
 from m3_connectors.backends.base import Storage
-from m3_connectors.backends.precision import PRECISIONS
 from m3_connectors.documents import Document
 from m3_connectors.embeddings import M3Embeddings
 from m3_connectors.errors import DocumentNotFound
 from m3_connectors.filters import MAX_DEPTH, matches, parse_filter
 from m3_connectors.methods import DENSE
-from m3_connectors.testing.conformance.suite import STORAGES, Suite, runs
+from m3_connectors.testing.conformance.suite import Suite, each_storage, runs
 from m3_connectors.testing.questions import WHOLE, random_filter, random_metadata
 from m3_connectors.testing.worlds import NASTY_IDS, make_world
 
@@ -50,8 +49,7 @@ class ReadingClauses(Suite):
             assert found.metadata == metadata
             assert repr(sorted(found.metadata.items())) == repr(sorted(metadata.items()))
 
-    @pytest.mark.parametrize("storage", STORAGES, ids=list(PRECISIONS))
-    @runs
+    @each_storage
     async def test_b12_vectors_are_as_stored(self, tmp_path: Path, storage: Storage) -> None:
         world = make_world(12, storage=storage)
         async with self.stored(tmp_path, world) as backend:

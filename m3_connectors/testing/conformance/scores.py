@@ -10,14 +10,13 @@ import pytest
 
 from m3_connectors.backends.base import Storage
 from m3_connectors.backends.pooling import pool_rows
-from m3_connectors.backends.precision import PRECISIONS
 from m3_connectors.embeddings import COMPONENTS, Component
 from m3_connectors.errors import DocumentNotFound
 from m3_connectors.filters import parse_filter
 from m3_connectors.methods import ALL
 from m3_connectors.scoring import score
 from m3_connectors.testing.agreement import compare_search, oracle_of
-from m3_connectors.testing.conformance.suite import POOLED, STORAGES, Suite, runs
+from m3_connectors.testing.conformance.suite import POOLED, Suite, each_storage, runs
 from m3_connectors.testing.worlds import join, make_world, unit_rows
 
 
@@ -61,8 +60,7 @@ class ScoreClauses(Suite):
                 hits = await backend.search(query, ALL, 10, filter=filter)
                 assert {hit.id for hit in hits} == rare
 
-    @pytest.mark.parametrize("storage", STORAGES, ids=list(PRECISIONS))
-    @runs
+    @each_storage
     async def test_b20_b21_scores_are_exact(self, tmp_path: Path, storage: Storage) -> None:
         world = make_world(20, storage=storage)
         ids = [document.id for document in world.documents]

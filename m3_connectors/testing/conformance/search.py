@@ -10,21 +10,19 @@ import pytest
 import scipy.sparse as sp
 
 from m3_connectors.backends.base import Storage
-from m3_connectors.backends.precision import PRECISIONS
 from m3_connectors.embeddings import M3Embeddings
 from m3_connectors.errors import InvalidInput, ModelMismatch
 from m3_connectors.filters import parse_filter
 from m3_connectors.methods import ALL, DENSE, METHODS, SPARSE
 from m3_connectors.testing.agreement import compare_search, compare_world, largest_of, oracle_of
-from m3_connectors.testing.conformance.suite import STORAGES, Suite, changed, runs
+from m3_connectors.testing.conformance.suite import Suite, changed, each_storage, runs
 from m3_connectors.testing.worlds import make_world
 
 
 class SearchClauses(Suite):
     """B24 to B27: whole searches compared with the reference."""
 
-    @pytest.mark.parametrize("storage", STORAGES, ids=list(PRECISIONS))
-    @runs
+    @each_storage
     async def test_b24_search_equals_the_oracle(self, tmp_path: Path, storage: Storage) -> None:
         parts: list[dict[str, float]] = []
         empty = dataclasses.replace(make_world(0, storage=storage), documents=[])

@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import anyio
+import pytest
 
 from m3_connectors.backends.base import Backend, Storage
+from m3_connectors.backends.capabilities import Capability
 from m3_connectors.backends.precision import PRECISIONS
-from m3_connectors.testing.worlds import World
+from m3_connectors.errors import Unsupported
+from m3_connectors.testing.worlds import World, make_world
 
 STORAGES = [Storage(precision.name) for precision in PRECISIONS.values()]
 """One storage for each precision of multi-vector rows."""
@@ -29,6 +32,25 @@ def runs(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
         anyio.run(functools.partial(test, *args, **kwargs))
 
     return blocking
+
+
+def each_storage(test: Callable[[Any, Path, Storage], Awaitable[None]]) -> Callable[..., None]:
+    """Run a coroutine test for each precision; one that the store does not declare must be refused instead."""
+
+    @functools.wraps(test)
+    async def declared(self: Suite, tmp_path: Path, storage: Storage) -> None:
+        if storage.precision.engine_dtype is None:
+            backend = self.make_backend(tmp_path, "conformance")
+            if Capability.COMPACT not in backend.capabilities:
+                with pytest.raises(Unsupported, match="COMPACT"):
+                    await backend.create(make_world(0, documents=1, storage=storage).schema)
+                await backend.close()
+                return
+            await backend.close()
+        await test(self, tmp_path, storage)
+
+    each: Callable[..., None] = pytest.mark.parametrize("storage", STORAGES, ids=list(PRECISIONS))(runs(declared))
+    return each
 
 
 class Suite(abc.ABC):
