@@ -49,7 +49,9 @@ def each_storage(test: Callable[[Any, Path, Storage], Awaitable[None]]) -> Calla
             await backend.close()
         await test(self, tmp_path, storage)
 
-    each: Callable[..., None] = pytest.mark.parametrize("storage", STORAGES, ids=list(PRECISIONS))(runs(declared))
+    each: Callable[..., None] = pytest.mark.parametrize("storage", STORAGES, ids=list(PRECISIONS))(
+        runs(declared)
+    )
     return each
 
 
