@@ -5,9 +5,9 @@
     python benchmarks/precision.py --report benchmarks/results/precision-2025-01-31-*.jsonl
 
 Every corpus is encoded once. Every variant is pooled by ``pooling.pool_rows``, rounded by its precision, which is
-centred on the sentences that a collection's centre comes from, and ranked by the definitions of ``scoring`` and
-``methods``: Dense's top 200, re-ranked. Changes are against float32 without pooling, with 95 % intervals of the paired
-bootstrap over queries.
+centred where ``calibration`` does so (on the first 20 documents by default), and ranked by the definitions of
+``scoring`` and ``methods``: Dense's top 200, re-ranked. Changes are against float32 without pooling, with 95 %
+intervals of the paired bootstrap over queries. A report joins the files of one model.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ import torch
 from m3_connectors import M3Embeddings, M3Encoder, MultiVectors, Weights
 from m3_connectors.backends.pooling import pool_rows
 from m3_connectors.backends.precision import PRECISIONS, Precision, PrecisionName
+from m3_connectors.calibration import LEAST_SHARE, SENTENCES
 from m3_connectors.documents import Document
 from m3_connectors.embeddings import Float32
 from m3_connectors.environment import describe, environment
@@ -230,21 +231,23 @@ def run(folders: list[Path], options: argparse.Namespace) -> Iterator[Row]:
 
 
 def centre_of(source: str, model: Model, task: Task) -> Float32 | None:
-    """Return the centre of a collection's rows from this source."""
+    """Return the centre of a collection's rows: of its first 20 documents, of the sentences, or None."""
     if source == "none":
         return None
-    if source == "first":  # the mean of the first 20 documents
-        return task.documents[:20].rows.mean(axis=0)
-    from m3_connectors.calibration import SENTENCES
-
-    return model.encode_passage(SENTENCES).multivectors.rows.mean(axis=0)
+    sampled = task.documents[:20] if source == "documents" else model.encode_passage(SENTENCES).multivectors
+    centre: Float32 = sampled.rows.mean(axis=0)
+    # As calibration.calibrated does, for rows of length 1.
+    return centre if float(centre @ centre) > LEAST_SHARE else None
 
 
 def report(paths: list[Path]) -> str:
     """Return the tables in Markdown: the mean over the sets of each model, then All of each set."""
     lines: list[str] = []
+    models: dict[str, tuple[Row, list[Row]]] = {}
     for path in paths:
         machine, *rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        models.setdefault(machine["model"], (machine, []))[1].extend(rows)
+    for machine, rows in models.values():
         sets = list(dict.fromkeys(row["folder"] for row in rows))
         queries = sum({row["folder"]: row["queries"] for row in rows}.values())
         variants = list(dict.fromkeys((row["factor"], row["precision"]) for row in rows))
@@ -298,7 +301,7 @@ def main() -> None:
     parser.add_argument("folders", type=Path, nargs="*", help="BEIR folders with a test split")
     parser.add_argument("--model", default=str(ROOT / "models" / "m3-tiny"), help="a checkpoint, or e5")
     parser.add_argument("--factors", type=int, nargs="+", default=FACTORS, help="of pooling; the first is 1")
-    parser.add_argument("--centre", choices=("sentences", "first", "none"), default="sentences")
+    parser.add_argument("--centre", choices=("documents", "sentences", "none"), default="documents")
     parser.add_argument("--documents", type=int, help="use only this many documents of each folder")
     parser.add_argument("--embeddings", type=Path, help="a folder where embeddings are kept for the next run")
     parser.add_argument("--out", type=Path, help="default: benchmarks/results/precision-DATE-MODEL.jsonl")
