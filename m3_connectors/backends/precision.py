@@ -60,7 +60,7 @@ class Precision(abc.ABC):
         """Return rows ``[t, d]`` as ``t * row_bytes(d)`` bytes, the same on every machine."""
 
     @abc.abstractmethod
-    def decode(self, encoded: bytes | memoryview, into: Float32) -> None:
+    def decode(self, encoded: maxsim.Bytes, into: Float32) -> None:
         """Write the rows that were encoded into the float32 array ``into``, ``[t, d]``."""
 
     @abc.abstractmethod
@@ -129,7 +129,7 @@ class FloatPrecision(Precision):
     def encode(self, rows: Float32) -> bytes:
         return rows.astype(self._dtype, copy=False).tobytes()
 
-    def decode(self, encoded: bytes | memoryview, into: Float32) -> None:
+    def decode(self, encoded: maxsim.Bytes, into: Float32) -> None:
         into[:] = np.frombuffer(encoded, self._dtype).reshape(into.shape)
 
     def round(self, rows: Float32) -> Float32:
@@ -176,7 +176,7 @@ class CompactPrecision(Precision):
     def encode(self, rows: Float32) -> bytes:
         return b"".join(self.levels.pack(*self._quantise(block)) for block in _blocks(rows))
 
-    def decode(self, encoded: bytes | memoryview, into: Float32) -> None:
+    def decode(self, encoded: maxsim.Bytes, into: Float32) -> None:
         size, start = self.row_bytes(into.shape[1]), 0
         for block in _blocks(into):
             part = memoryview(encoded)[start * size : (start + len(block)) * size]

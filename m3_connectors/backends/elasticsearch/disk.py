@@ -13,6 +13,7 @@ _FIELDS = {
     "sparse": "sparse",
     "sparse_blob": "sparse",
     "multivector_blob": "multivector",
+    "multivector": "multivector",
     "_source": "text and metadata",
     "_recovery_source": "second copy until merged",
 }

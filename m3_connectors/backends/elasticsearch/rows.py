@@ -168,7 +168,7 @@ def without(field: str, limit: int) -> Query:
     return {
         "size": limit,
         "query": documents_only(lacking),
-        "_source": _source(True),
+        "_source": [TEXT, METADATA],
         "track_total_hits": False,
     }
 
@@ -300,7 +300,7 @@ def packed(hit: Mapping[str, Any], field: str) -> list[bytes]:
 
 
 def _sparse_matrix(hits: Sequence[Mapping[str, Any]], width: int) -> sp.csr_array:
-    found = []
+    found: list[tuple[np.ndarray, Float32]] = []
     for hit in hits:
         try:
             found += map(blobs.unpack_sparse, packed(hit, SPARSE_BLOB))
