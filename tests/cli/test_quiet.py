@@ -110,7 +110,7 @@ def test_the_command_line_says_one_reason(
 
 
 @runs
-async def test_a_retry_is_logged_by_this_package_and_not_by_stamina(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_second_try_is_logged_as_ours_and_not_as_staminas(caplog: pytest.LogCaptureFixture) -> None:
     tries = []
 
     async def call() -> int:

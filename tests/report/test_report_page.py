@@ -77,11 +77,6 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> list[EvaluationFolder]:
     return [write(root / str(i), name, languages, i) for i, (name, languages) in enumerate(kinds)]
 
 
-@pytest.fixture(scope="module")
-def figures(folders: list[EvaluationFolder]) -> list[Plot]:
-    return list(quality_plots(folders))
-
-
 def requests(stores: dict[str, float], *, count: int = 200) -> pa.Table:
     """Requests of each store whose latency is exponential with this mean in seconds."""
     random = np.random.default_rng(0)
@@ -176,8 +171,8 @@ def test_the_heat_map_is_brightest_where_the_good_component_weighs_most(tmp_path
         assert values[nearest].mean() > values[~nearest].mean() + 0.1
 
 
-def test_the_same_files_give_the_same_figures(folders: list[EvaluationFolder], figures: list[Plot]) -> None:
-    assert list(quality_plots(folders)) == figures
+def test_the_same_files_give_the_same_figures(folders: list[EvaluationFolder]) -> None:
+    assert quality_plots(folders) == quality_plots(folders)
 
 
 def test_latency_leaves_out_warm_up_and_errors_and_has_a_panel_for_each_load() -> None:
@@ -237,9 +232,9 @@ def test_a_table_marks_the_best_and_shows_what_is_missing() -> None:
     assert json.loads(json.dumps(table.to_json()))["rows"][1] == ["dense|x", 0.5001, None, 3]
 
 
-def test_a_page_needs_nothing_from_outside_and_escapes_what_it_shows(figures: list[Plot]) -> None:
+def test_a_page_needs_nothing_from_outside_and_escapes_what_it_shows(folders: list[EvaluationFolder]) -> None:
     table = Table("t", "<b>", (Column("query"),), (("<script>alert(1)</script>",),), note="a < b")
-    html = page("Report & more", [Section("One", (table, *figures), ("<i>",), ("5 > 4",))])
+    html = page("Report & more", [Section("One", (table, *quality_plots(folders)), ("<i>",), ("5 > 4",))])
     assert "<script" not in html
     assert "&lt;script&gt;alert(1)" in html
     # Namespaces are names; nothing is fetched from them.
@@ -259,12 +254,10 @@ def chromium() -> str:
     return found
 
 
-def test_a_browser_draws_every_figure(
-    chromium: str, folders: list[EvaluationFolder], figures: list[Plot], tmp_path: Path
-) -> None:
+def test_a_browser_draws_every_figure(chromium: str, folders: list[EvaluationFolder], tmp_path: Path) -> None:
     cost = quality_against_cost(folders, {"three stores": summary({"edge": 0.001, "slow": 0.01})})
     plots = [
-        *figures,
+        *quality_plots(folders),
         latency_plot("three stores", requests({"edge": 0.002, "slow": 0.02}), NOTHING_VOID, "x"),
         method_plot("three stores", summary({"edge": 0.001, "slow": 0.01}), "x"),
         *cost,
@@ -368,8 +361,8 @@ def overlapping(boxes: list[dict[str, Any]]) -> list[tuple[str, str]]:
     ]
 
 
-def test_the_picture_for_papers_is_the_same_figure(figures: list[Plot]) -> None:
-    for plot in figures:
+def test_the_picture_for_papers_is_the_same_figure(folders: list[EvaluationFolder]) -> None:
+    for plot in quality_plots(folders):
         png = image.imread(io.BytesIO(plot.png))
         across, up = (float(x) for x in re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', plot.svg).groups())  # type: ignore[union-attr]
         assert png.shape[1] / png.shape[0] == pytest.approx(across / up, rel=0.01)
