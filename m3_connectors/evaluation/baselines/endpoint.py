@@ -53,7 +53,7 @@ class EmbeddingEndpoint:
     Args:
         spec: The model's name there; ``?query=…&passage=…`` are prefixes, ``max_characters=N`` cuts longer
             texts, which such servers refuse.
-        policy: How often and how long to try.
+        retry_policy: Timeouts and retries.
 
     Raises:
         InvalidInput: An unknown option, an address instead of a model, or the address is none.
@@ -62,7 +62,7 @@ class EmbeddingEndpoint:
 
     requires = ()
 
-    def __init__(self, spec: str, policy: RetryPolicy | None = None) -> None:
+    def __init__(self, spec: str, retry_policy: RetryPolicy | None = None) -> None:
         try:
             import httpx  # noqa: F401
         except ImportError:
@@ -85,7 +85,7 @@ class EmbeddingEndpoint:
         self._most = options.get("max_characters", "")
         if self._most and not (self._most.isdecimal() and int(self._most)):
             raise InvalidInput(f"max_characters is {self._most!r}.\n  Use an integer above 0.")
-        self._policy = policy or RetryPolicy()
+        self._retry_policy = retry_policy or RetryPolicy()
         self._dimension: int | None = None
         self.name = run_name("openai", self._model)
         cut = f", texts cut at {int(self._most):,} characters" if self._most else ""
@@ -116,10 +116,12 @@ class EmbeddingEndpoint:
         import httpx
 
         headers = {"Authorization": f"Bearer {self._key.get_secret_value()}"} if self._key else {}
-        async with httpx.AsyncClient(headers=headers, timeout=self._policy.timeout_seconds) as client:
+        async with httpx.AsyncClient(headers=headers, timeout=self._retry_policy.timeout_seconds) as client:
             calls = [
                 partial(
-                    retrying, self._policy, partial(self._one, client, texts[start : start + TEXTS_AT_ONCE])
+                    retrying,
+                    self._retry_policy,
+                    partial(self._one, client, texts[start : start + TEXTS_AT_ONCE]),
                 )
                 for start in range(0, len(texts), TEXTS_AT_ONCE)
             ]
