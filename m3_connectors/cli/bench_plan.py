@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
@@ -211,7 +211,7 @@ def _parts(one: Plan) -> Table:
     return table
 
 
-def _document(one: Plan, nodes_memory: float, replicas: int) -> dict[str, object]:
+def _document(one: Plan, nodes_memory: float, replicas: int) -> dict[str, Any]:
     return {
         **dataclasses.asdict(one),
         "disk_bytes": (1 + replicas) * one.disk_bytes,

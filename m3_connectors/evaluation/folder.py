@@ -31,7 +31,6 @@ from m3_connectors.errors import InvalidInput, MissingDependency
 from m3_connectors.evaluation.measures import per_query
 from m3_connectors.evaluation.record import EvaluationRecord, SessionRecord
 from m3_connectors.files import replacing
-from m3_connectors.records import read_record
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -100,6 +99,8 @@ class EvaluationFolder:
         Raises:
             InvalidInput: The file is damaged.
         """
+        from m3_connectors.records import read_record
+
         path = self.path / "environment.json"
         return (
             read_record(list[SessionRecord], path.read_bytes(), path, "Delete it.") if path.exists() else []

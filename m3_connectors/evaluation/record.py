@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
-
-from pydantic import ConfigDict
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from m3_connectors.embeddings import Component, ModelInfo
 from m3_connectors.errors import InvalidInput
-from m3_connectors.records import read_record
+
+if TYPE_CHECKING:
+    from pydantic import ConfigDict
 
 FORMAT: Literal[1] = 1
 """Of evaluation.json and the files beside it."""
@@ -32,7 +32,7 @@ MEASURES = ("nDCG@10", "Recall@100", "MRR@10")
 class _Recorded:
     """A part of ``evaluation.json``, in which a key that this version does not know is an error."""
 
-    __pydantic_config__ = ConfigDict(extra="forbid")
+    __pydantic_config__: ClassVar[ConfigDict] = {"extra": "forbid"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,6 +210,8 @@ class EvaluationRecord(_Recorded):
             InvalidInput: It is damaged, or of another version of this package.
             FileNotFoundError: The file does not exist.
         """
+        from m3_connectors.records import read_record  # here, because commands without files need no pydantic
+
         return read_record(cls, path.read_bytes(), path, "Repeat the evaluation in another folder.")
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import textwrap
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -215,5 +215,10 @@ def _remedy(key: Key) -> str:
     places = (".".join(part for part in key[:end] if isinstance(part, str)) for end in range(len(key), 0, -1))
     example = next((_EXAMPLES[place] for place in places if place in _EXAMPLES), None)
     if example is None:
-        return "See docs/training.md for the settings and their ranges."
+        table: Any = TrainingConfig
+        for name in key[:-1]:
+            table = getattr(table, "__pydantic_fields__", {}).get(name)
+            table = table and table.annotation
+        known = ", ".join(getattr(table, "__pydantic_fields__", ()))
+        return f"Correct it; the settings of this table are {known}." if known else "See docs/training.md."
     return f"Write it as in this example:\n{textwrap.indent(example, '    ')}"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 import numpy as np
+from pydantic import SecretStr
 
 from m3_connectors.backends.retry import RetryPolicy, retrying
 from m3_connectors.backends.together import together
@@ -32,7 +33,6 @@ from m3_connectors.evaluation.folder import EvaluationFolder, Run
 
 if TYPE_CHECKING:
     import httpx
-    from pydantic import SecretStr
 
     from m3_connectors.encoder.encoder import M3Encoder
 
