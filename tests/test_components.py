@@ -404,3 +404,19 @@ class TestCommands:
         assert "m3 add-component qdrant:./data multivector" in capsys.readouterr().out.replace("\n", " ")
         main(["collections", small, "--json"])
         assert json.loads(capsys.readouterr().out)["collections"][0]["adding"] == "multivector"
+
+
+def test_an_added_compact_component_scores_like_one_that_was_there_from_the_start(
+    url: str, encoder: M3Encoder
+) -> None:
+    compact = Storage("int2", components=("dense", "sparse"))
+    with (
+        connect(url, own("compact"), encoder=encoder, storage=compact) as index,
+        connect("memory:", encoder=encoder, storage=Storage("int2")) as full,
+    ):
+        index.add(DOCUMENTS)
+        full.add(DOCUMENTS)
+        assert index.add_component("multivector").written == len(DOCUMENTS)
+        assert index.schema == full.schema
+        assert_same_hits(index, full, METHODS)
+        index.drop()
