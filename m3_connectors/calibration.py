@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import anyio.to_thread
+import numpy as np
 
 from m3_connectors.backends.schema import Schema
 from m3_connectors.embeddings import COMPONENTS, Component, M3Embeddings
@@ -20,15 +21,31 @@ class _Encoder(Protocol):
         """Return one row for each text."""
 
 
-async def calibrated(schema: Schema, encoder: _Encoder) -> Schema:
-    """Return the schema of a new collection with its centre, if its precision has one."""
+async def calibrated(schema: Schema, encoder: _Encoder, sample: Sequence[str] | None = None) -> Schema:
+    """Return the schema of a new collection with its centre, if its precision has one and it is worth it.
+
+    Args:
+        schema: The schema; a centre that it has is kept.
+        encoder: The encoder of the collection.
+        sample: Texts like those that will be stored; by default ``SENTENCES``. Twenty are enough.
+    """
     if schema.centre is not None or not schema.has_centre:
         return schema
-    found = await anyio.to_thread.run_sync(
-        lambda: encoder.encode(SENTENCES, components=("dense", "multivector"))
-    )
-    return schema.centred(found.multivectors.rows)
+    texts = SENTENCES if sample is None else tuple(sample)
+    found = await anyio.to_thread.run_sync(lambda: encoder.encode(texts, components=("dense", "multivector")))
+    rows = found.multivectors.rows
+    energy = float(np.vdot(rows, rows)) / max(1, len(rows))
+    mean = rows.mean(axis=0) if len(rows) else np.zeros(1)
+    return schema.centred(rows) if float(mean @ mean) > LEAST_SHARE * energy else schema
 
+
+LEAST_SHARE = 0.25
+"""A centre is subtracted if it has at least this share of the rows' mean squared length.
+
+Measured: the rows of models/m3-tiny have 4 % of it in their mean, and scores are 3 % less exact with the centre of
+these sentences than without one. Those of multilingual-e5-small, which has no trained head, have 61 %, and errors of
+1-bit scores are 5 % smaller with the centre of these sentences, and 14 % smaller with that of twenty documents.
+"""
 
 SENTENCES = (
     "The committee will publish its annual report on 14 March 2024, including figures for all 27 regions.",

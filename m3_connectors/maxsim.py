@@ -25,8 +25,8 @@ UInt8 = npt.NDArray[np.uint8]
 SCALE_BYTES = 4
 """The size of the scale behind the codes of a row."""
 
-_BLOCK_BYTES = 2 * 2**20
-"""Unpacked rows in memory at a time: they are multiplied before they leave the cache of a core."""
+_BLOCK_BYTES = 8 * 2**20
+"""Unpacked rows in memory at a time: they are multiplied before they leave the cache that all cores share."""
 
 
 def float_maxima(query: Float32, documents: Sequence[Bytes], dtype: np.dtype[np.floating]) -> Float32:
@@ -99,9 +99,12 @@ def _maxima(
             "  Leave out texts without tokens."
         )
     result = np.full((len(documents), query_rows), -np.inf, dtype=np.float32)
-    for owners, parts in _blocks(documents, counts, row_bytes, max(1, _BLOCK_BYTES // unpacked_bytes)):
-        joined = np.concatenate(parts).reshape(-1, row_bytes)
-        starts = np.cumsum([0, *(len(part) // row_bytes for part in parts[:-1])])
+    rows_at_once = max(1, min(sum(counts), _BLOCK_BYTES // unpacked_bytes))
+    space = np.empty((rows_at_once, row_bytes), dtype=np.uint8)
+    for owners, parts in _blocks(documents, counts, row_bytes, rows_at_once):
+        starts = np.cumsum([0, *(len(part) // row_bytes for part in parts)])
+        joined, starts = space[: starts[-1]], starts[:-1]
+        np.concatenate(parts, out=joined.reshape(-1))
         best = np.maximum.reduceat(products(joined), starts, axis=0)
         # A block never has two parts of one document.
         result[owners] = np.maximum(result[owners], best)
@@ -130,45 +133,42 @@ def _blocks(
 
 def _numpy_products(query: npt.NDArray[np.int8], bits: int, joined: UInt8) -> Float32:
     """Return the products ``[t, N]`` of rows of bytes; numpy multiplies whole numbers fastest as float32."""
-    codes, scales = joined[:, :-SCALE_BYTES], _scales(joined)
-    weights, size = query.astype(np.float32), codes.shape[1]
-    product: Float32
+    codes, weights = joined[:, :-SCALE_BYTES], query.astype(np.float32)
+    size, sums = codes.shape[1], weights.sum(axis=1)
     if bits == 8:
-        product = codes.view(np.int8).astype(np.float32) @ weights.T * scales
-        return product
+        return _scaled(codes.view(np.int8).astype(np.float32) @ weights.T, bits, sums, joined)
     mask, unpacked = 2**bits - 1, np.empty((len(codes), weights.shape[1]), dtype=np.float32)
     for plane in range(8 // bits):
         unpacked[:, plane * size : (plane + 1) * size] = codes >> (plane * bits) & mask
-    # ``backends.compact``: the code u means the level 2u - mask.
-    product = (2 * (unpacked @ weights.T) - mask * weights.sum(axis=1)) * scales
-    return product
+    return _scaled(unpacked @ weights.T, bits, sums, joined)
+
+
+def _scaled(products: Float32, bits: int, sums: Float32, joined: UInt8) -> Float32:
+    """Return products with values, in place, given products ``[t, N]`` with codes and the sums ``[N]`` of the query."""
+    scales = joined[:, -SCALE_BYTES:].copy().view("<f4").astype(np.float32, copy=False)
+    if bits == 8:
+        products *= scales
+    else:  # the code u means the level 2u - mask
+        products -= (2**bits - 1) / np.float32(2) * sums
+        products *= 2 * scales
+    return products
 
 
 def _torch_products(torch: Any) -> Callable[[npt.NDArray[np.int8], int, UInt8], Float32]:
     """Return the same products by torch's product of int8 numbers, which uses all cores."""
 
     def products(query: npt.NDArray[np.int8], bits: int, joined: UInt8) -> Float32:
-        rows = torch.from_numpy(joined)
-        codes, scales = rows[:, :-SCALE_BYTES], torch.from_numpy(_scales(joined))
-        weights, size, mask = torch.from_numpy(query), codes.shape[1], 2**bits - 1
+        codes, weights = torch.from_numpy(joined)[:, :-SCALE_BYTES], torch.from_numpy(query).t()
         if bits == 8:
-            scaled = torch._int_mm(codes.view(torch.int8), weights.t()) * scales
+            unpacked = codes
         else:
-            unpacked = torch.empty((len(codes), len(weights[0])), dtype=torch.uint8)
-            for plane in range(8 // bits):
-                into = unpacked[:, plane * size : (plane + 1) * size]
-                torch.bitwise_right_shift(codes, plane * bits, out=into)
-                into.bitwise_and_(mask)
-            whole = torch._int_mm(unpacked.view(torch.int8), weights.t())
-            scaled = (2 * whole - mask * weights.sum(dim=1, dtype=torch.int32)) * scales
-        result: Float32 = scaled.numpy()
-        return result
+            # All planes in one operation: on a busy machine, the start of one on all cores is what takes time.
+            unpacked = codes[:, None, :] >> torch.arange(0, 8, bits, dtype=torch.uint8)[:, None]
+            unpacked = unpacked.bitwise_and_(2**bits - 1).view(len(codes), -1)
+        whole = torch._int_mm(unpacked.view(torch.int8), weights).numpy()
+        return _scaled(whole.astype(np.float32), bits, query.sum(axis=1, dtype=np.float32), joined)
 
     return products
-
-
-def _scales(joined: UInt8) -> Float32:
-    return joined[:, -SCALE_BYTES:].copy().view("<f4").astype(np.float32, copy=False)
 
 
 def _loaded_torch() -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import warnings
-from collections.abc import Callable, Coroutine, Generator, Mapping
+from collections.abc import Callable, Coroutine, Generator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -75,6 +75,7 @@ def aconnect(
     encoder: Encoder | None = None,
     storage: Storage | None = None,
     weights: WeightsByMethod | None = None,
+    sample: Sequence[str] | None = None,
     create: bool = True,
     **options: Any,
 ) -> Connecting:
@@ -88,6 +89,8 @@ def aconnect(
         storage: How a new collection stores its vectors; an existing collection must have the same storage.
         weights: A weights file, as ``m3 tune`` writes it, or weights by method name. Methods given by name
             use these weights instead of the model's.
+        sample: Some twenty texts like those that will be added, from which a new collection of a compact precision
+            learns the mean of its rows; by default, sentences in many languages (``calibration``).
         create: Whether to create the collection if it does not exist (this needs an encoder, whose model is
             recorded). If several callers start at the same time, one creates it and the others open it.
         **options: The options of the store, such as ``api_key``, ``ca_certs``, ``timeout_seconds`` or
@@ -102,16 +105,19 @@ def aconnect(
         FileNotFoundError: The weights file does not exist.
         BackendError: The store failed or refused the operation.
     """
-    return Connecting(lambda: _open(url, collection, encoder, storage, weights, create, options))
+    return Connecting(lambda: _open(url, collection, encoder, storage, weights, sample, create, options))
 
 
-async def open_or_create(backend: Backend, new: Schema, encoder: Encoder | None = None) -> Schema:
+async def open_or_create(
+    backend: Backend, new: Schema, encoder: Encoder | None = None, sample: Sequence[str] | None = None
+) -> Schema:
     """Open the collection, or create it if it does not exist, even if others do the same concurrently.
 
     Args:
         backend: The backend, not yet open.
         new: The schema of the collection if it is created here.
         encoder: Calibrates a compact precision of a new collection (``calibration``); None for no centre.
+        sample: Texts like those that will be stored, for this calibration.
 
     Returns:
         The recorded schema: ``new``, or the schema that the existing collection was created with.
@@ -123,7 +129,7 @@ async def open_or_create(backend: Backend, new: Schema, encoder: Encoder | None 
     with contextlib.suppress(CollectionNotFound):
         return await backend.open()
     if encoder is not None:
-        new = await calibrated(new, encoder)
+        new = await calibrated(new, encoder, sample)
     try:
         await backend.create(new)
     except AlreadyExists:
@@ -139,6 +145,7 @@ async def _open(
     encoder: Encoder | None,
     storage: Storage | None,
     weights: WeightsByMethod | None,
+    sample: Sequence[str] | None,
     create: bool,
     options: Mapping[str, Any],
 ) -> AsyncIndex:
@@ -150,7 +157,9 @@ async def _open(
     backend = backend_for(url, collection, options)
     try:
         if create and encoder is not None:
-            schema = await open_or_create(backend, Schema(encoder.info, storage or Storage()), encoder)
+            schema = await open_or_create(
+                backend, Schema(encoder.info, storage or Storage()), encoder, sample
+            )
         else:
             try:
                 schema = await backend.open()

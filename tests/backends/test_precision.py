@@ -36,6 +36,7 @@ from m3_connectors.backends.precision import (
 )
 from m3_connectors.backends.rotation import rotate, rotate_back
 from m3_connectors.backends.schema import Schema, Storage
+from m3_connectors.blocking import connect
 from m3_connectors.calibration import calibrated
 from m3_connectors.embeddings import Float32, M3Embeddings, MultiVectors
 from m3_connectors.errors import InvalidInput, Unsupported
@@ -316,6 +317,24 @@ def test_scores_need_rows(precision: CompactPrecision) -> None:
     assert precision.scores(rows, []).shape == (0,)
 
 
+@each
+@pytest.mark.parametrize("rows_at_once", [1, 3, 7])
+def test_documents_longer_than_a_block_have_the_same_scores(
+    precision: Precision, rows_at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(rows_at_once)
+    query, *documents = [unit_rows(rng.normal(size=(count, 32))) for count in (5, 20, 1, 2, 9, 3)]
+    encoded = [precision.encode(rows) for rows in documents]
+    whole = precision.scores(query, encoded)
+    monkeypatch.setattr(
+        maxsim, "_BLOCK_BYTES", rows_at_once * 32 * (1 if precision.engine_dtype is None else 4)
+    )
+    np.testing.assert_allclose(precision.scores(query, encoded), whole, atol=1e-6)
+    # The rows may lie in any buffer, as a reader of a response finds them.
+    loose = [memoryview(bytearray(b"xxx" + part))[3:] for part in encoded]
+    np.testing.assert_allclose(precision.scores(query, loose), whole, atol=1e-6)
+
+
 @pytest.mark.parametrize("width", [1, 2, 3, 24, 384, 1000, 1024])
 def test_the_rotation_keeps_products_and_is_undone(width: int) -> None:
     rows = unit_rows(np.random.default_rng(width).normal(size=(9, width)))
@@ -395,14 +414,18 @@ def test_schemas_without_a_centre_are_written_as_before() -> None:
 
 
 class _Lines:
-    """An encoder whose rows have the mean (3, 4)."""
+    """An encoder whose rows have the mean (3, 4), unless told others."""
 
-    asked = 0
+    def __init__(self) -> None:
+        self.asked = 0
+        self.texts: Any = None
+        self.rows: list[list[float]] = [[2, 4], [4, 4]]
 
     def encode(self, texts: Any, *, components: Any = ()) -> M3Embeddings:
         self.asked += 1
-        rows = np.array([[2, 4], [4, 4]], np.float32)
-        return M3Embeddings(rows[:1], None, MultiVectors(rows, np.array([0, 2])))
+        self.texts = texts
+        rows = np.array(self.rows, np.float32)
+        return M3Embeddings(rows[:1], None, MultiVectors(rows, np.array([0, len(rows)])))
 
 
 def test_a_new_collection_is_calibrated_once_and_only_where_it_matters() -> None:
@@ -421,6 +444,22 @@ def test_a_new_collection_is_calibrated_once_and_only_where_it_matters() -> None
     assert found.precision.centre.tolist() == [3.0, 4.0]
     assert anyio.run(calibrated, found, encoder) is found
     assert encoder.asked == 1
+    encoder.rows = [[2, 4], [-2, -3]]  # a centre close to 0 would make nothing better
+    assert anyio.run(calibrated, Schema(model, Storage("int2")), encoder).centre is None
+
+
+def test_connect_calibrates_a_new_collection_with_the_sample() -> None:
+    encoder = _Lines()
+    encoder.rows = [[1.0] * 24]
+    encoder.info = make_world(7).schema.model  # type: ignore[attr-defined]
+    with connect("memory:", encoder=encoder, sample=["one"]):  # type: ignore[arg-type]
+        assert encoder.asked == 0  # float16 has no centre
+    with connect("memory:", encoder=encoder, storage=Storage("int4"), sample=["one", "two"]) as index:  # type: ignore[arg-type]
+        assert encoder.texts == ("one", "two")
+        precision = index.schema.precision
+        assert isinstance(precision, CompactPrecision)
+        assert precision.centre is not None
+        assert precision.centre.tolist() == [1.0] * 24
 
 
 def test_a_store_that_cannot_hold_a_precision_says_so_before_it_creates() -> None:
