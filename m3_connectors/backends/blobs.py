@@ -15,7 +15,6 @@ import numpy.typing as npt
 
 from m3_connectors.backends.precision import PRECISIONS, Precision
 from m3_connectors.embeddings import Float32, MultiVectors
-from m3_connectors.maxsim import Bytes
 
 _HEADER = struct.Struct("<2sBBBxxxII")
 """magic, version, kind, code, padding, rows, width: 16 bytes, so that the values stay aligned."""
@@ -58,7 +57,7 @@ def unpack_multivectors(packed: Sequence[bytes], precision: Precision, dimension
     return decoded(multivector_bytes(packed, precision, dimension), precision, dimension)
 
 
-def decoded(encoded: Sequence[Bytes], precision: Precision, dimension: int) -> MultiVectors:
+def decoded(encoded: Sequence[bytes | memoryview], precision: Precision, dimension: int) -> MultiVectors:
     """Return encoded rows of many documents in one array."""
     counts = [len(part) // precision.row_bytes(dimension) for part in encoded]
     offsets = np.cumsum([0, *counts], dtype=np.int64)

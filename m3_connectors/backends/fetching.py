@@ -24,7 +24,6 @@ from m3_connectors.backends.together import together
 from m3_connectors.documents import Document
 from m3_connectors.embeddings import Component, Float32, M3Embeddings
 from m3_connectors.errors import Corrupt
-from m3_connectors.maxsim import Bytes
 from m3_connectors.scoring import score
 
 T = TypeVar("T")
@@ -207,13 +206,13 @@ class VectorReader(abc.ABC):
         rows_of_all = decoded(self._encoded(rows), schema.precision, schema.model.dimension)
         return vectors.replace(multivectors=rows_of_all)
 
-    def _encoded(self, rows: Mapping[str, Row]) -> list[Bytes]:
+    def _encoded(self, rows: Mapping[str, Row]) -> list[bytes | memoryview]:
         """Return the encoded multi-vectors of complete rows.
 
         Raises:
             Corrupt: One cannot be read, or is of another precision or width than the collection's.
         """
-        found: list[Bytes] = []
+        found: list[bytes | memoryview] = []
         for key, row in rows.items():
             try:
                 parts = multivector_bytes(

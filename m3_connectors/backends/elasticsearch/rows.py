@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import orjson
 import pybase64
 import scipy.sparse as sp
@@ -300,7 +301,7 @@ def packed(hit: Mapping[str, Any], field: str) -> list[bytes]:
 
 
 def _sparse_matrix(hits: Sequence[Mapping[str, Any]], width: int) -> sp.csr_array:
-    found: list[tuple[np.ndarray, Float32]] = []
+    found: list[tuple[npt.NDArray[np.int64], Float32]] = []
     for hit in hits:
         try:
             found += map(blobs.unpack_sparse, packed(hit, SPARSE_BLOB))
