@@ -167,12 +167,19 @@ def run(options: argparse.Namespace) -> Iterator[Row]:
                     yield {"store": store, "kind": "write", "block": block, **row}
             for query in range(options.queries + _WARM_UP):
                 for method, scores in _cases(options.methods):
-                    rows = list(_turns(sides, query, kind="search", query=query, method=method, scores=scores))
+                    rows = list(
+                        _turns(sides, query, kind="search", query=query, method=method, scores=scores)
+                    )
                     first, second = (row.pop("hits") for row in rows)
                     same = [hit[0] for hit in first] == [hit[0] for hit in second]
                     if query >= _WARM_UP:
                         for row in rows:
-                            case = {"kind": "search", "method": method, "scores": scores, "query": query - _WARM_UP}
+                            case = {
+                                "kind": "search",
+                                "method": method,
+                                "scores": scores,
+                                "query": query - _WARM_UP,
+                            }
                             yield {"store": store, **case, **row, "same_hits": same}
 
 
@@ -218,9 +225,12 @@ def report(path: Path) -> str:
         chosen = [
             r
             for r in rows[1:]
-            if (r["store"], r["kind"], r.get("method", ""), r.get("scores", "")) == (store, kind, method, scores)
+            if (r["store"], r["kind"], r.get("method", ""), r.get("scores", ""))
+            == (store, kind, method, scores)
         ]
-        before, after = (np.array([r["seconds"] for r in chosen if r["side"] == side]) * 1e3 for side in _SIDES)
+        before, after = (
+            np.array([r["seconds"] for r in chosen if r["side"] == side]) * 1e3 for side in _SIDES
+        )
         if kind == "write":
             before, after = before[1:], after[1:]  # the first block runs on a cold server
         drawn = np.random.default_rng(0).integers(len(before), size=(2000, len(before)))
