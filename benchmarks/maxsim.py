@@ -3,9 +3,11 @@
     python benchmarks/maxsim.py
     python benchmarks/maxsim.py --report benchmarks/results/maxsim-2025-01-31.jsonl
 
-200 documents of 300 rows of 1,024 dimensions, and 32 query rows. Every way runs once in each round, so that a
-disturbance of the machine meets all of them. "numpy" is the kernel of a process that has not imported torch;
-"as before" decodes all rows and scores them with ``scoring.multivector_scores``, as stores did until they scored bytes.
+200 documents of 300 rows of 1,024 dimensions, and 32 query rows. All rounds of a way follow each other, because the
+threads of numpy's product and of torch's wait for work on the same cores. "numpy" is the kernel of a process that has
+not imported torch; "as before" decodes all rows and scores them with ``scoring.multivector_scores``, as stores did
+until they scored bytes. On a machine with other work, run it at real-time priority (``chrt -r 1``): a product on all
+cores waits for the slowest of them.
 """
 
 from __future__ import annotations
@@ -67,14 +69,13 @@ def run(rounds: int) -> Iterator[Row]:
             ways[f"{name}, as before"] = lambda precision=precision, encoded=encoded: _before(  # type: ignore[misc]
                 precision, query, encoded
             )
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(rounds + 1):
-        for name, way in ways.items():
+    for name, way in ways.items():
+        taken = []
+        for _ in range(rounds + 1):
             started = time.perf_counter()
             way()
-            seconds[name].append(time.perf_counter() - started)
-    for name, taken in seconds.items():
-        milliseconds = 1e3 * np.array(taken[1:])  # the first round prepares torch's threads and buffers
+            taken.append(time.perf_counter() - started)
+        milliseconds = 1e3 * np.array(taken[1:])  # the first round prepares threads and buffers
         low, median, high = np.percentile(milliseconds, [10, 50, 90])
         yield {
             "way": name,

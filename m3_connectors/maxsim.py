@@ -99,9 +99,12 @@ def _maxima(
             "  Leave out texts without tokens."
         )
     result = np.full((len(documents), query_rows), -np.inf, dtype=np.float32)
-    for owners, parts in _blocks(documents, counts, row_bytes, max(1, _BLOCK_BYTES // unpacked_bytes)):
-        joined = np.concatenate(parts).reshape(-1, row_bytes)
-        starts = np.cumsum([0, *(len(part) // row_bytes for part in parts[:-1])])
+    rows_at_once = max(1, min(sum(counts), _BLOCK_BYTES // unpacked_bytes))
+    space = np.empty((rows_at_once, row_bytes), dtype=np.uint8)
+    for owners, parts in _blocks(documents, counts, row_bytes, rows_at_once):
+        starts = np.cumsum([0, *(len(part) // row_bytes for part in parts)])
+        joined, starts = space[: starts[-1]], starts[:-1]
+        np.concatenate(parts, out=joined.reshape(-1))
         best = np.maximum.reduceat(products(joined), starts, axis=0)
         # A block never has two parts of one document.
         result[owners] = np.maximum(result[owners], best)
@@ -130,21 +133,24 @@ def _blocks(
 
 def _numpy_products(query: npt.NDArray[np.int8], bits: int, joined: UInt8) -> Float32:
     """Return the products ``[t, N]`` of rows of bytes; numpy multiplies whole numbers fastest as float32."""
-    codes, scales = joined[:, :-SCALE_BYTES], _scales(joined)
-    weights, size = query.astype(np.float32), codes.shape[1]
+    codes, weights = joined[:, :-SCALE_BYTES], query.astype(np.float32)
+    size, sums = codes.shape[1], weights.sum(axis=1)
     if bits == 8:
-        whole: Float32 = codes.view(np.int8).astype(np.float32) @ weights.T
-        return whole * scales
+        return _scaled(codes.view(np.int8).astype(np.float32) @ weights.T, bits, sums, joined)
     mask, unpacked = 2**bits - 1, np.empty((len(codes), weights.shape[1]), dtype=np.float32)
     for plane in range(8 // bits):
         unpacked[:, plane * size : (plane + 1) * size] = codes >> (plane * bits) & mask
-    return _levels(unpacked @ weights.T, mask, weights.sum(axis=1)) * scales
+    return _scaled(unpacked @ weights.T, bits, sums, joined)
 
 
-def _levels(products: Float32, mask: int, sums: Float32) -> Float32:
-    """Return products with levels, given products ``[t, N]`` with codes: the code u means the level 2u - mask."""
-    products *= 2
-    products -= mask * sums
+def _scaled(products: Float32, bits: int, sums: Float32, joined: UInt8) -> Float32:
+    """Return products with values, in place, given products ``[t, N]`` with codes and the sums ``[N]`` of the query."""
+    scales = joined[:, -SCALE_BYTES:].copy().view("<f4").astype(np.float32, copy=False)
+    if bits == 8:
+        products *= scales
+    else:  # the code u means the level 2u - mask
+        products -= (2**bits - 1) / np.float32(2) * sums
+        products *= 2 * scales
     return products
 
 
@@ -154,24 +160,15 @@ def _torch_products(torch: Any) -> Callable[[npt.NDArray[np.int8], int, UInt8], 
     def products(query: npt.NDArray[np.int8], bits: int, joined: UInt8) -> Float32:
         codes, weights = torch.from_numpy(joined)[:, :-SCALE_BYTES], torch.from_numpy(query).t()
         if bits == 8:
-            whole = torch._int_mm(codes.view(torch.int8), weights)
-            return _float(whole) * _scales(joined)
-        # All planes in one operation: on a busy machine, the start of an operation on all cores is what takes time.
-        unpacked = codes[:, None, :] >> torch.arange(0, 8, bits, dtype=torch.uint8)[:, None]
-        unpacked.bitwise_and_(2**bits - 1)
-        whole = torch._int_mm(unpacked.view(len(codes), -1).view(torch.int8), weights)
-        return _levels(_float(whole), 2**bits - 1, query.sum(axis=1, dtype=np.float32)) * _scales(joined)
+            unpacked = codes
+        else:
+            # All planes in one operation: on a busy machine, the start of one on all cores is what takes time.
+            unpacked = codes[:, None, :] >> torch.arange(0, 8, bits, dtype=torch.uint8)[:, None]
+            unpacked = unpacked.bitwise_and_(2**bits - 1).view(len(codes), -1)
+        whole = torch._int_mm(unpacked.view(torch.int8), weights).numpy()
+        return _scaled(whole.astype(np.float32), bits, query.sum(axis=1, dtype=np.float32), joined)
 
     return products
-
-
-def _float(whole: Any) -> Float32:
-    products: Float32 = whole.numpy().astype(np.float32)
-    return products
-
-
-def _scales(joined: UInt8) -> Float32:
-    return joined[:, -SCALE_BYTES:].copy().view("<f4").astype(np.float32, copy=False)
 
 
 def _loaded_torch() -> Any:

@@ -317,6 +317,24 @@ def test_scores_need_rows(precision: CompactPrecision) -> None:
     assert precision.scores(rows, []).shape == (0,)
 
 
+@each
+@pytest.mark.parametrize("rows_at_once", [1, 3, 7])
+def test_documents_longer_than_a_block_have_the_same_scores(
+    precision: Precision, rows_at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(rows_at_once)
+    query, *documents = [unit_rows(rng.normal(size=(count, 32))) for count in (5, 20, 1, 2, 9, 3)]
+    encoded = [precision.encode(rows) for rows in documents]
+    whole = precision.scores(query, encoded)
+    monkeypatch.setattr(
+        maxsim, "_BLOCK_BYTES", rows_at_once * 32 * (1 if precision.engine_dtype is None else 4)
+    )
+    np.testing.assert_allclose(precision.scores(query, encoded), whole, atol=1e-6)
+    # The rows may lie in any buffer, as a reader of a response finds them.
+    loose = [memoryview(bytearray(b"xxx" + part))[3:] for part in encoded]
+    np.testing.assert_allclose(precision.scores(query, loose), whole, atol=1e-6)
+
+
 @pytest.mark.parametrize("width", [1, 2, 3, 24, 384, 1000, 1024])
 def test_the_rotation_keeps_products_and_is_undone(width: int) -> None:
     rows = unit_rows(np.random.default_rng(width).normal(size=(9, width)))
