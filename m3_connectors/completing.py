@@ -104,15 +104,20 @@ class ComponentWriter:
                 f'{schema.adding} is being added to collection "{self._backend.collection}"; two components cannot be '
                 f'added at the same time.\n  Run add_component("{schema.adding}") again to finish it.'
             )
-        begun = schema.adding is not None
+        missing = self._component not in schema.components
         # A program that did not know of the component may have stored documents without it.
-        if not begun and (
-            self._component not in schema.components or await self._backend.lacking(self._component, 1)
-        ):
+        if schema.adding is None and (missing or await self._backend.lacking(self._component, 1)):
             others = tuple(name for name in schema.components if name != self._component)
             storage = dataclasses.replace(schema.storage, components=others)
-            begun_now = dataclasses.replace(schema, storage=storage, adding=self._component)
-            await self._backend.record(await calibrated(begun_now, self._encoder))
+            begun = dataclasses.replace(schema, storage=storage, adding=self._component)
+            if missing and self._component == "multivector":
+                # Only here: rows that are stored would be read with another centre than they were written with.
+                begun = await calibrated(begun, self._encoder)
+                await self._backend.renew()
+                if self._backend.schema != schema:  # another call has begun during the calibration
+                    await self._begin()
+                    return
+            await self._backend.record(begun)
         self._begun = True
 
     async def _encode(self, texts: list[str]) -> M3Embeddings:
@@ -120,6 +125,7 @@ class ComponentWriter:
         return await anyio.to_thread.run_sync(lambda: encode(texts, components=(self._component,)))
 
     async def _finish(self) -> None:
+        await self._backend.renew()
         schema = self._backend.schema
         if self._component not in schema.components:
             storage = dataclasses.replace(schema.storage, components=schema.written)
