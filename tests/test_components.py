@@ -498,3 +498,22 @@ def test_calls_that_begin_at_the_same_time_agree_on_the_centre(encoder: M3Encode
         assert index.schema.components == COMPONENTS
 
     anyio.run(run)
+
+
+def test_the_record_is_read_again_only_while_a_component_can_be_missing(encoder: M3Encoder) -> None:
+    async def run(storage: Storage, embeddings: M3Embeddings | None) -> int:
+        class Counted(MemoryBackend):
+            asked = 0
+
+            async def _recorded(self) -> Schema:
+                self.asked += 1
+                return await super()._recorded()
+
+        backend = Counted("record")
+        await backend.create(Schema(encoder.info, storage))
+        await AsyncIndex(backend, encoder).add([Document("a", "fox")], embeddings=embeddings)
+        return backend.asked
+
+    for embeddings in (None, encoder.encode(["fox"])):
+        assert anyio.run(run, Storage(), embeddings) == 0
+        assert anyio.run(run, SMALL, embeddings) == 1
