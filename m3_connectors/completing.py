@@ -121,8 +121,18 @@ class ComponentWriter:
         self._begun = True
 
     async def _encode(self, texts: list[str]) -> M3Embeddings:
-        encode = self._encoder.encode
-        return await anyio.to_thread.run_sync(lambda: encode(texts, components=(self._component,)))
+        encode, components = self._encoder.encode, self._encoded
+        return await anyio.to_thread.run_sync(lambda: encode(texts, components=components))
+
+    @property
+    def _encoded(self) -> tuple[Component, ...]:
+        """The component, and multi-vectors that would lose more if they were stored again as they are read."""
+        schema = self._backend.schema
+        loses = schema.storage.precision.has_centre or schema.storage.long_documents == "pool"
+        others: tuple[Component, ...] = (
+            ("multivector",) if loses and "multivector" in schema.components else ()
+        )
+        return tuple(dict.fromkeys((self._component, *others)))
 
     async def _finish(self) -> None:
         await self._backend.renew()
@@ -135,11 +145,12 @@ class ComponentWriter:
         # Of a document that is deleted now, there is nothing to add to; the others are found again.
         with contextlib.suppress(DocumentNotFound):
             stored = await self._backend.vectors([document.id for document in documents])
-            await self._backend.rewrite(documents, _with(stored, self._component, added))
+            await self._backend.rewrite(documents, _with(stored, added))
 
 
-def _with(stored: M3Embeddings, component: Component, added: M3Embeddings) -> M3Embeddings:
-    """Return stored embeddings with one component of others."""
-    if component == "sparse":
-        return stored.replace(sparse=added.sparse)
-    return stored.replace(multivectors=added.multivectors)
+def _with(stored: M3Embeddings, added: M3Embeddings) -> M3Embeddings:
+    """Return stored embeddings with the components of others."""
+    return stored.replace(
+        **({"sparse": added.sparse} if "sparse" in added.components else {}),
+        **({"multivectors": added.multivectors} if "multivector" in added.components else {}),
+    )

@@ -517,3 +517,26 @@ def test_the_record_is_read_again_only_while_a_component_can_be_missing(encoder:
     for embeddings in (None, encoder.encode(["fox"])):
         assert anyio.run(run, Storage(), embeddings) == 0
         assert anyio.run(run, SMALL, embeddings) == 1
+
+
+@pytest.mark.parametrize(
+    "storage", [Storage("float16"), Storage("int4"), Storage(long_documents="pool", pool_from_rows=3)]
+)
+def test_stored_rows_lose_nothing_when_another_component_is_added(
+    storage: Storage, encoder: M3Encoder
+) -> None:
+    async def run() -> None:
+        ids = [document.id for document in DOCUMENTS]
+        small = dataclasses.replace(storage, components=("dense", "multivector"))
+        async with (
+            aconnect("memory:", encoder=encoder, storage=small) as index,
+            aconnect("memory:", encoder=encoder, storage=storage) as full,
+        ):
+            await index.add(DOCUMENTS)
+            await full.add(DOCUMENTS)
+            assert (await index.add_component("sparse")).written == len(DOCUMENTS)
+            ours, theirs = [(await one._backend.vectors(ids)).multivectors for one in (index, full)]
+            np.testing.assert_array_equal(ours.offsets, theirs.offsets)
+            np.testing.assert_allclose(ours.rows, theirs.rows, atol=1e-5)
+
+    anyio.run(run)
