@@ -43,6 +43,7 @@ REASONS = {
 
 NEXT_STEP_ELSEWHERE = {
     ("backends/registry.py", "store_for"): "a fault of another distribution has its own remedy",
+    ("backends/qdrant/edge/backend.py", "_run"): "the reader of rows says what to do; here it gets its class",
     ("records.py", "read_record"): "the caller passes the next step; a check of several keys has its own",
     (
         "cli/opening.py",
@@ -155,6 +156,8 @@ class Scope:
         match node:
             case ast.IfExp(body=one, orelse=other):
                 return [*self.texts(one), *self.texts(other)]
+            case ast.Name(id=name) if name in self.constants:
+                return [self.constants[name]]
             case ast.Name(id=name) if self.function:
                 return self._assigned(name, self.function)
             case ast.Call(func=ast.Name(id=name)) if name in self.functions:

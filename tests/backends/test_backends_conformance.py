@@ -295,8 +295,10 @@ class ScoresRoughly(MemoryBackend):
 
 class RoundsTheDocumentsOnly(MemoryBackend):
     def _scores(self, component: Component, query: M3Embeddings, ids: Sequence[Key]) -> Float32:
-        positions = [list(self._embeddings).index(str(id)) for id in ids]
-        return score(component, query, self._all())[positions]
+        stored = [self._embeddings[str(id)] for id in ids]
+        return (
+            score(component, query, M3Embeddings.concatenate(stored)) if stored else np.empty(0, np.float32)
+        )
 
 
 class RoundsNothing(RoundsTheDocumentsOnly):

@@ -142,6 +142,6 @@ def test_m3_index_pools_on_request_and_says_so(
     with connect(f"qdrant:{tmp_path}/store", "pooled") as index:
         assert index.schema.storage == Storage(long_documents="pool")
     assert main([*call, "-c", "pooled", "--long-documents", "split"]) == 1
-    assert "(--long-documents)" in capsys.readouterr().err
+    assert "--long-documents" in capsys.readouterr().err
     assert main([*call, "-c", "other", "--long-documents", "shorten"]) == 2
     assert "shorten" in capsys.readouterr().err

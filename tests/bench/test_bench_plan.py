@@ -97,7 +97,7 @@ def test_a_store_without_a_formula_has_none() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [(0, 10), (10, 0), (float("nan"), 10), (10, float("inf")), (10, 10, 0), (10, 10, 8, "int8")]
+    "arguments", [(0, 10), (10, 0), (float("nan"), 10), (10, float("inf")), (10, 10, 0), (10, 10, 8, "int3")]
 )
 def test_a_shape_that_cannot_be_is_refused(arguments: tuple[Any, ...]) -> None:
     with pytest.raises(InvalidInput):
