@@ -75,8 +75,14 @@ def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
 def assert_same_hits(index: Index, full: Index, methods: Iterable[MethodName]) -> None:
     for method in methods:
         ours, theirs = (one.search("the fox", method=method, k=30) for one in (index, full))
-        assert [hit.document for hit in ours] == [hit.document for hit in theirs]
         assert [hit.score for hit in ours] == pytest.approx([hit.score for hit in theirs], abs=1e-5)
+        # Documents whose scores differ by the rounding of a sum only may change places.
+        assert sorted(hit.document.id for hit in ours) == sorted(hit.document.id for hit in theirs)
+        scores = {hit.document.id: hit.score for hit in theirs}
+        documents = {hit.document.id: hit.document for hit in theirs}
+        for hit in ours:
+            assert hit.document == documents[hit.document.id]
+            assert hit.score == pytest.approx(scores[hit.document.id], abs=1e-5)
 
 
 def test_only_the_components_of_the_collection_are_encoded_stored_and_searched(
