@@ -294,11 +294,9 @@ class ScoresRoughly(MemoryBackend):
 
 
 class RoundsTheDocumentsOnly(MemoryBackend):
-    def _scores(self, component: Component, query: M3Embeddings, ids: Sequence[Key]) -> Float32:
-        stored = [self._embeddings[str(id)] for id in ids]
-        return (
-            score(component, query, M3Embeddings.concatenate(stored)) if stored else np.empty(0, np.float32)
-        )
+    def _multivector_scores(self, queries: M3Embeddings, ids: Sequence[Sequence[Key]]) -> list[Float32]:
+        found = [self._joined([self._embeddings[str(id)] for id in each]) for each in ids]
+        return [score("multivector", query, each) for query, each in zip(queries, found, strict=True)]
 
 
 class RoundsNothing(RoundsTheDocumentsOnly):
