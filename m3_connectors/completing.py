@@ -17,7 +17,6 @@ import anyio.to_thread
 from m3_connectors.adding import AddReport, CutDocument, DocumentWriter, OnCut, bounded
 from m3_connectors.backends.base import Backend
 from m3_connectors.backends.capabilities import Capability, require
-from m3_connectors.calibration import calibrated
 from m3_connectors.documents import Document
 from m3_connectors.embeddings import COMPONENTS, Component, M3Embeddings
 from m3_connectors.errors import DocumentNotFound, InvalidInput, Unsupported
@@ -111,8 +110,7 @@ class ComponentWriter:
         ):
             others = tuple(name for name in schema.components if name != self._component)
             storage = dataclasses.replace(schema.storage, components=others)
-            begun_now = dataclasses.replace(schema, storage=storage, adding=self._component)
-            await self._backend.record(await calibrated(begun_now, self._encoder))
+            await self._backend.record(dataclasses.replace(schema, storage=storage, adding=self._component))
         self._begun = True
 
     async def _encode(self, texts: list[str]) -> M3Embeddings:

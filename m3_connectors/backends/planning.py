@@ -88,9 +88,10 @@ class Shape:
         return cls(int(documents), rows, dimension, distinct, 4.5 * tokens + 100, dtype, long_documents)
 
     @property
-    def row_bytes(self) -> int:
-        """The size of one multi-vector row."""
-        return precision_of(self.dtype).row_bytes(self.dimension)
+    def row_bytes(self) -> float:
+        """The size of one multi-vector row, with its share of what is stored for the document."""
+        rows = math.ceil(self.rows)
+        return precision_of(self.dtype).encoded_bytes(rows, self.dimension) / rows
 
     @property
     def blob_bytes(self) -> float:

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import base64
 import dataclasses
-import functools
 from collections.abc import Sequence
 from typing import Any, Literal
 
-import numpy as np
-
 from m3_connectors.backends.precision import Precision, PrecisionName, precision_of
-from m3_connectors.embeddings import COMPONENTS, Component, Float32, ModelInfo
+from m3_connectors.embeddings import COMPONENTS, Component, ModelInfo
 from m3_connectors.errors import InvalidInput
 
 FORMAT = 2
@@ -72,7 +68,7 @@ class Storage:
 
     @property
     def precision(self) -> Precision:
-        """How the rows of multi-vectors are encoded in a collection without a centre; see ``Schema.precision``."""
+        """How the rows of multi-vectors are encoded, rounded and scored."""
         return precision_of(self.multivector_dtype)
 
     def pools(self, rows: int) -> bool:
@@ -101,19 +97,12 @@ class Schema:
         format: The format of the documents that were written first; it does not count in comparisons of
             schemas.
         adding: A component that ``add_component`` has begun to add: every write stores it, and no read uses it.
-        centre: The mean of multi-vector rows, which compact precisions subtract before they encode a row: float16
-            ``[dimension]``, little-endian, in base64. None for 0.
     """
 
     model: ModelInfo
     storage: Storage = Storage()
     format: int = dataclasses.field(default=FORMAT, compare=False)
     adding: Component | None = None
-    centre: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.centre is not None:
-            _ = self.precision  # it must be readable
 
     @property
     def components(self) -> tuple[Component, ...]:
@@ -125,55 +114,19 @@ class Schema:
         """The components that a write must have: ``components``, and the one that is being added."""
         return tuple(name for name in COMPONENTS if name in self.components or name == self.adding)
 
-    @functools.cached_property
-    def precision(self) -> Precision:
-        """How the rows of multi-vectors are encoded, rounded and scored.
-
-        Raises:
-            InvalidInput: The centre is not of the model's width.
-        """
-        if self.centre is None:
-            return self.storage.precision
-        try:
-            centre = np.frombuffer(base64.b64decode(self.centre, validate=True), dtype="<f2").astype(
-                np.float32
-            )
-        except ValueError:
-            centre = np.full(1, np.nan, dtype=np.float32)
-        if len(centre) != self.model.dimension or not np.isfinite(centre).all():
-            raise InvalidInput(
-                f"the centre of the rows is not {self.model.dimension} float16 numbers in base64: {self.centre!r}.\n"
-                "  Index the documents into a new collection; this one's record is damaged."
-            )
-        return self.storage.precision.centred(centre)
-
     @property
-    def has_centre(self) -> bool:
-        """Whether a centre makes a difference to what is stored."""
-        return "multivector" in self.written and self.storage.precision.has_centre
-
-    def centred(self, rows: Float32) -> Schema:
-        """Return the schema with the mean of these rows as centre, float32 ``[t, dimension]``, t >= 1.
-
-        A schema to which a centre makes no difference is returned as it is.
-        """
-        if not self.has_centre:
-            return self
-        largest = np.finfo(np.float16).max
-        mean = rows.mean(axis=0, dtype=np.float64).clip(-largest, largest).astype("<f2")
-        return dataclasses.replace(self, centre=base64.b64encode(mean.tobytes()).decode())
+    def precision(self) -> Precision:
+        """How the rows of multi-vectors are encoded, rounded and scored."""
+        return self.storage.precision
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON object that ``from_json`` reads."""
         raw = dataclasses.asdict(self)
         # At the place where earlier versions read them.
         raw["components"] = raw["storage"].pop("components")
-        # Left out where earlier versions have no such field and need none.
-        return {
-            name: value
-            for name, value in raw.items()
-            if name not in ("adding", "centre") or value is not None
-        }
+        if self.adding is None:
+            del raw["adding"]  # as in earlier versions, which have no such field
+        return raw
 
     @classmethod
     def from_json(cls, raw: dict[str, Any]) -> Schema:
@@ -190,4 +143,4 @@ class Schema:
                 "collection."
             )
         storage = Storage(**raw["storage"], components=tuple(raw["components"]))
-        return cls(ModelInfo(**raw["model"]), storage, raw["format"], raw.get("adding"), raw.get("centre"))
+        return cls(ModelInfo(**raw["model"]), storage, raw["format"], raw.get("adding"))

@@ -111,7 +111,11 @@ def encoded_rows(layout: Layout, record: Record) -> bytes:
         parts = [record.vectors[name] for name in layout.multivectors if name in record.vectors]
         if not parts:
             raise ValueError("there are none")
-        return b"".join(carried(part, layout.row_bytes) for part in parts)
+        encoded = carried(np.concatenate(parts))
+        precision, dimension = layout.schema.precision, layout.schema.model.dimension
+        if precision.encoded_bytes(precision.rows_within(len(encoded), dimension), dimension) != len(encoded):
+            raise ValueError(f"{len(encoded)} bytes are not whole rows")
+        return encoded
     except ValueError as error:
         raise Corrupt(
             f"the multi-vector rows of document {record.payload.get(ID)!r} cannot be read: {error}.\n"
