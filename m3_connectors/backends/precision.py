@@ -190,9 +190,8 @@ class CompactPrecision(Precision):
         return b"".join(encoded)
 
     def decode(self, encoded: maxsim.Bytes, into: Float32) -> None:
-        parts = self._split(encoded, into.shape[1])
-        for block, (centre, rows) in zip(self._blocks(into), parts, strict=True):
-            width = into.shape[1]
+        width = into.shape[1]
+        for block, (centre, rows) in zip(self._blocks(into), self._split(encoded, width), strict=False):
             block[:] = self._read(_FINE.unpack(centre, width), self.levels.unpack(rows, width))
 
     def round(self, rows: Float32) -> Float32:

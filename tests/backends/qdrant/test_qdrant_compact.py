@@ -19,7 +19,7 @@ from qdrant_fake import FakeQdrant
 from m3_connectors.backends.base import Backend, Storage
 from m3_connectors.backends.blobs import pack_multivector
 from m3_connectors.backends.precision import PRECISIONS
-from m3_connectors.backends.qdrant.carried import carried, carried_width, carry
+from m3_connectors.backends.qdrant.carried import WIDTH, carried, carry, most_bytes, vectors_for
 from m3_connectors.backends.qdrant.edge.backend import EdgeBackend
 from m3_connectors.backends.qdrant.edge.row_file import NAME, RowFile
 from m3_connectors.backends.qdrant.payload import point_id
@@ -193,18 +193,20 @@ def test_a_view_of_the_file_stays_valid_when_it_grows(tmp_path: Path) -> None:
 # -- a server
 
 
-@given(st.integers(1, 40), st.integers(0, 5), st.randoms(use_true_random=False))
-def test_floats_carry_any_bytes_over_both_protocols(row_bytes: int, rows: int, random: Any) -> None:
-    encoded = random.choice([random.randbytes(row_bytes * rows), b"\xff" * (row_bytes * rows)])
-    vectors = carry(encoded, row_bytes)
-    assert vectors.shape == (rows, carried_width(row_bytes))
-    assert carried(vectors, row_bytes) == encoded
+@given(st.integers(0, 600), st.randoms(use_true_random=False))
+def test_floats_carry_any_bytes_over_both_protocols(size: int, random: Any) -> None:
+    encoded = random.choice([random.randbytes(size), b"\xff" * size, bytes(size), b"\1" * size])
+    vectors = carry(encoded)
+    assert vectors.shape == (vectors_for(size), WIDTH)
+    assert most_bytes(len(vectors) - 1) < size <= most_bytes(len(vectors))
+    assert carried(vectors) == encoded
     as_json = np.array(json.loads(json.dumps(vectors.tolist())), dtype=np.float32).reshape(vectors.shape)
-    assert carried(as_json, row_bytes) == encoded
-    if rows:
-        message = pb.Vector()
-        _fill(message, vectors)
-        assert carried(_read(message), row_bytes) == encoded
+    assert carried(as_json) == encoded
+    message = pb.Vector()
+    _fill(message, vectors)
+    assert carried(_read(message)) == encoded
+    with pytest.raises(ValueError, match="end is missing"):
+        carried(np.zeros_like(vectors))
 
 
 @pytest.mark.parametrize("transport", ["grpc", "rest"])
@@ -239,7 +241,8 @@ async def test_a_long_document_is_split_on_a_server_and_scored_whole(fake: FakeQ
         for name, vector in point.vectors.vectors.vectors.items()
         if name.startswith("multi_") and name != "multi_0"
     }
-    assert sum(parts.values()) == 8191 - 2**20 // carried_width(1028)
+    # 16 blocks with a centre of 1,028 bytes, and rows of 1,028 bytes; one multi-vector holds 16,383 vectors of 192.
+    assert sum(parts.values()) == 1028 * (16 + 8191) // 192 + 1 - 16_383
     oracle = await oracle_of(world)
     await compare_search(backend, oracle, world.queries[0], ALL, 2)
     await backend.close()
