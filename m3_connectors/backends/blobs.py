@@ -19,6 +19,8 @@ from m3_connectors.embeddings import Float32, MultiVectors
 _HEADER = struct.Struct("<2sBBBxxxII")
 """magic, version, kind, code, padding, rows, width: 16 bytes, so that the values stay aligned."""
 
+HEADER_BYTES = _HEADER.size
+
 _MAGIC = b"m3"
 _VERSION = 1
 _MULTIVECTOR, _SPARSE = 1, 2

@@ -18,7 +18,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from m3_connectors.backends.base import Schema
-from m3_connectors.backends.blobs import decoded
+from m3_connectors.backends.blobs import HEADER_BYTES, decoded, pack_multivector
 from m3_connectors.backends.qdrant import carried
 from m3_connectors.documents import Document
 from m3_connectors.embeddings import Float32, Int64, M3Embeddings, MultiVectors
@@ -61,7 +61,7 @@ class Layout:
         """Return the layout for a schema."""
         width, longest = schema.model.dimension, MAX_ROWS
         if not is_native(schema):
-            longest = carried.vectors_for(schema.precision.encoded_bytes(longest, width))
+            longest = carried.vectors_for(HEADER_BYTES + schema.precision.encoded_bytes(longest, width))
             width = carried.WIDTH
         rows = max(1, MAX_FLOATS // width)
         vectors = 0
@@ -80,7 +80,8 @@ class Layout:
         rows = self.rows_per_vector * len(self.multivectors)
         if self.scores_rows:
             return rows
-        return self.schema.precision.rows_within(carried.most_bytes(rows), self.schema.model.dimension)
+        room = carried.most_bytes(rows) - HEADER_BYTES
+        return self.schema.precision.rows_within(room, self.schema.model.dimension)
 
     def check_rows(self, documents: Sequence[Document], embeddings: M3Embeddings) -> None:
         """Raise InvalidInput if a document has more multi-vector rows than the layout can hold."""
@@ -105,7 +106,7 @@ class Layout:
         if "multivector" in embeddings.components and self.multivectors:
             rows = embeddings.multivectors[i]
             if not self.scores_rows:
-                rows = carried.carry(self.schema.precision.encode(rows))
+                rows = carried.carry(pack_multivector(rows, self.schema.precision))
             for name, start in zip(
                 self.multivectors, range(0, len(rows), self.rows_per_vector), strict=False
             ):
