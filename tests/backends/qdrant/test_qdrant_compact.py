@@ -323,6 +323,6 @@ async def test_rows_of_another_size_are_found_when_a_collection_is_opened(fake: 
     schema["storage"]["multivector_dtype"] = "float16"
     fake.engine.update_collection("notes", metadata={**raw, "m3_connectors": json.dumps(schema)})
     again = on_server(fake)
-    with pytest.raises(Corrupt, match="has 64 dimensions, but its rows take 24"):
+    with pytest.raises(Corrupt, match="has 64 dimensions, but the model has 24"):
         await again.open()
     await again.close()
