@@ -380,6 +380,8 @@ def test_scoring_does_not_import_torch() -> None:
         "rows = np.eye(8, dtype=np.float32)\n"
         "print([float(p.scores(rows[:1], [p.encode(rows)])[0]) > 0.9 for p in PRECISIONS.values()])\n"
         "assert 'torch' not in sys.modules\n"
+        "sys.modules['torch'] = None  # its import is forbidden\n"
+        "assert all(len(p.scores(rows[:1], [p.encode(rows)])) == 1 for p in PRECISIONS.values())\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
