@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -89,8 +89,14 @@ def choose_encoder(url: str, collection: str, model: str | None) -> M3Encoder:
     return _load(model, written_by, url, collection)
 
 
-def create_index(url: str, collection: str, model: str | None, storage: Storage | None) -> Index:
-    """Open a collection with its encoder, or create it; ``storage`` is passed to ``connect``.
+def create_index(
+    url: str,
+    collection: str,
+    model: str | None,
+    storage: Storage | None,
+    sample: Sequence[str] | None = None,
+) -> Index:
+    """Open a collection with its encoder, or create it; ``storage`` and ``sample`` are passed to ``connect``.
 
     Raises:
         ModelMismatch: Another model wrote the collection. The message names the options that fix it.
@@ -99,7 +105,7 @@ def create_index(url: str, collection: str, model: str | None, storage: Storage 
 
     encoder = choose_encoder(url, collection, model)
     with advice(MISMATCH_ADVICE, ModelMismatch):
-        return connect(url, collection, encoder=encoder, storage=storage)
+        return connect(url, collection, encoder=encoder, storage=storage, sample=sample)
 
 
 def open_index(url: str, collection: str, model: str | None) -> Index:

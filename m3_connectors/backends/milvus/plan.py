@@ -18,7 +18,7 @@ def _plan(shape: Shape) -> Plan:
         Part("dense", dense, 0, "4·d, in object storage", "L"),
         Part("dense index", dense + 256, dense + 256, "4·d and 2·M links of 4, M = 32", "M"),
         Part("sparse", 8.3 * tokens, 8 * tokens, "8 per posting", "B"),
-        Part("multivector", packed, 0, "4/3·(16 + rows·d·b), base64, mapped from disk", "L"),
+        Part("multivector", packed, 0, f"4/3·(16 + rows·{shape.row_bytes:,}), base64, mapped from disk", "L"),
         Part("text and metadata", text + 130, 100, "uncompressed; keys and filter terms in memory", "L"),
     )
     cost = QueryCost(CANDIDATES * packed, CANDIDATES * (packed + 12 * tokens), shape.products, "this package")
