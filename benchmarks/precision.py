@@ -7,7 +7,7 @@
 Every corpus is encoded once. Every variant is pooled by ``pooling.pool_rows``, rounded by its precision, which is
 centred where ``calibration`` does so (on the first 20 documents by default), and ranked by the definitions of
 ``scoring`` and ``methods``: Dense's top 200, re-ranked. Changes are against float32 without pooling, with 95 %
-intervals of the paired bootstrap over queries. A report joins the files of one model.
+intervals of the paired bootstrap over queries. A report joins the files of one model and centre.
 """
 
 from __future__ import annotations
@@ -245,11 +245,11 @@ def centre_of(source: str, model: Model, task: Task) -> Float32 | None:
 def report(paths: list[Path]) -> str:
     """Return the tables in Markdown: the mean over the sets of each model, then All of each set."""
     lines: list[str] = []
-    models: dict[str, tuple[Row, list[Row]]] = {}
+    runs: dict[tuple[str, str], tuple[Row, list[Row]]] = {}
     for path in paths:
         machine, *rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        models.setdefault(machine["model"], (machine, []))[1].extend(rows)
-    for machine, rows in models.values():
+        runs.setdefault((machine["model"], machine["centre"]), (machine, []))[1].extend(rows)
+    for machine, rows in runs.values():
         sets = list(dict.fromkeys(row["folder"] for row in rows))
         queries = sum({row["folder"]: row["queries"] for row in rows}.values())
         variants = list(dict.fromkeys((row["factor"], row["precision"]) for row in rows))

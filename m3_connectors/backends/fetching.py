@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import abc
 import functools
+import os
 from collections.abc import Awaitable, Callable, Container, Hashable, Mapping, Sequence
 from typing import Any, ClassVar, TypeVar
 
@@ -24,6 +25,7 @@ from m3_connectors.backends.together import together
 from m3_connectors.documents import Document
 from m3_connectors.embeddings import Component, Float32, M3Embeddings
 from m3_connectors.errors import Corrupt
+from m3_connectors.maxsim import one_core
 from m3_connectors.scoring import score
 
 T = TypeVar("T")
@@ -68,9 +70,8 @@ class VectorReader(abc.ABC):
     def __init__(self, schema: Schema) -> None:
         self.schema = schema
         self.most_rows = 0
-        # One matrix product at a time: each uses all cores, and concurrent ones spend half of their time
-        # waiting.
-        self._scoring = anyio.CapacityLimiter(1)
+        # Each uses one core; more at the same time would only wait for each other.
+        self._scoring = anyio.CapacityLimiter(os.cpu_count() or 1)
         self._row_bytes = schema.precision.row_bytes(schema.model.dimension)
         self._counts: dict[str, int] = {}
         """The number of multi-vector rows by key, where known; it only helps to plan responses and may be
@@ -190,7 +191,8 @@ class VectorReader(abc.ABC):
 
         def scores(name: Component) -> Float32:
             if name == "multivector":
-                return self.schema.precision.scores(query.multivectors.rows, self._encoded(rows))
+                with one_core():
+                    return self.schema.precision.scores(query.multivectors.rows, self._encoded(rows))
             return score(name, query, self.columns(list(rows.values()), [name]))
 
         limiter = self._scoring if "multivector" in components else None

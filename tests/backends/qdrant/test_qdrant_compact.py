@@ -312,5 +312,7 @@ async def test_rows_of_another_size_are_found_when_a_collection_is_opened(fake: 
     schema = json.loads(raw["m3_connectors"])
     schema["storage"]["multivector_dtype"] = "int8"
     fake.engine.update_collection("notes", metadata={**raw, "m3_connectors": json.dumps(schema)})
+    again = on_server(fake)
     with pytest.raises(Corrupt, match="has 4 dimensions, but its rows take 10"):
-        await on_server(fake).open()
+        await again.open()
+    await again.close()
