@@ -1,0 +1,132 @@
+"""Writes the tables of docs/storage.md from the planner's formulas and from benchmarks/results.
+
+Run it after a change of a formula, or when a result was added::
+
+    python docs/make_storage.py
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from m3_connectors.backends.planning import Plan, Shape, formula_of
+from m3_connectors.backends.precision import PRECISIONS
+
+PAGE = Path(__file__).with_name("storage.md")
+RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
+
+Row = dict[str, Any]
+
+STORES = ("qdrant", "milvus", "elasticsearch")
+TITLES = {"qdrant": "Qdrant Edge", "qdrant server": "Qdrant server", "milvus": "Milvus"}
+FACTORS = (1, 2, 3)
+BY_SIZE = sorted(PRECISIONS, key=lambda name: -PRECISIONS[name].row_bytes(1024))
+
+
+def page(text: str) -> str:
+    """Return the page with each table between ``<!-- NAME -->`` and ``<!-- end -->`` made again."""
+
+    def table(found: re.Match[str]) -> str:
+        lines = "\n".join(_TABLES[found[1]]())
+        return f"<!-- {found[1]} -->\n{lines}\n<!-- end -->"
+
+    return re.sub(r"<!-- (\w+) -->\n.*?<!-- end -->", table, text, flags=re.DOTALL)
+
+
+def _sizes() -> Iterator[str]:
+    """The bytes of the multi-vector of 300 tokens, and of a hundred million such documents on each store."""
+    choices = [(name, factor) for name in BY_SIZE for factor in FACTORS]
+    compact = Shape.of_tokens(1e8, 300, dtype="int8")
+    stores = [plan.store for store in STORES for plan in _plans(store, compact)]
+    names = [TITLES.get(store, store.capitalize()) for store in stores]
+    yield f"| precision | pooled by | multi-vector, bytes | {' | '.join(f'{name}, TB' for name in names)} |"
+    yield "|---|---|" + "---:|" * (1 + len(stores))
+    for name, factor in choices:
+        shape = Shape.of_tokens(1e8, 300, dtype=name, pool_factor=factor)
+        yield f"| {name} | {_factor(factor)} | {shape.blob_bytes:,.0f} | {_terabytes(stores, shape)} |"
+    without = Shape.of_tokens(1e8, 300, components=("dense", "sparse"))
+    yield f"| no multi-vectors |  |  | {_terabytes(stores, without)} |"
+
+
+def _terabytes(stores: list[str], shape: Shape) -> str:
+    sizes = {plan.store: plan.disk_bytes for store in STORES for plan in _plans(store, shape)}
+    cells = []
+    for store in stores:
+        # A server needs its own plan only where it stores differently.
+        size = sizes.get(store, sizes[store.partition(" ")[0]]) / 1e12
+        cells.append(f"**{size:.1f}**" if size <= 5 and shape.keeps_rows else f"{size:.1f}")
+    return " | ".join(cells)
+
+
+def _plans(store: str, shape: Shape) -> list[Plan]:
+    formula = formula_of(store)
+    assert formula is not None
+    return formula.plans(shape)
+
+
+def _quality() -> Iterator[str]:
+    """The change of nDCG@10 against float32 without pooling: for each model, the mean over the measured sets."""
+    models: dict[str, dict[tuple[str, int, str], Row]] = defaultdict(dict)
+    for path in sorted(RESULTS.glob("precision-*.jsonl")):
+        machine, *rows = _rows(path)
+        learnt = "first 20 documents" if machine["centre"] == "documents" else machine["centre"]
+        title = f"{Path(machine['model'].split(' ')[0]).name}, {learnt}"
+        models[title] |= {(row["folder"], row["factor"], row["precision"]): row for row in rows}
+    yield "| precision | pooled by | " + " | ".join(f"{title}: All | Multi-vec" for title in models) + " |"
+    yield "|---|---|" + "---|---|" * len(models)
+    for name in BY_SIZE:
+        for factor in FACTORS:
+            found = [
+                [row for (_, f, p), row in rows.items() if (f, p) == (factor, name)]
+                for rows in models.values()
+            ]
+            if any(found) and (name, factor) != ("float32", 1):
+                cells = [_change(rows, method) for rows in found for method in ("All", "Multi-vec")]
+                yield f"| {name} | {_factor(factor)} | {' | '.join(cells)} |"
+    about = []
+    for rows in models.values():
+        sets = {folder: row["queries"] for (folder, _, _), row in rows.items()}
+        about.append(f"{', '.join(sets)}; {sum(sets.values()):,} queries |")
+    yield f"| measured on |  | {' | '.join(about)} |"
+
+
+def _change(rows: list[Row], method: str) -> str:
+    """Return the mean over sets with its interval; the sets are drawn independently, so their variances add up."""
+    if not rows:
+        return ""
+    change = sum(row[method]["change"] for row in rows) / len(rows)
+    half = 1.96 * sum(row[method]["error"] ** 2 for row in rows) ** 0.5 / len(rows)
+    return f"{change:+.4f} ± {half:.4f}"
+
+
+def _measured() -> Iterator[str]:
+    """Planned and measured bytes of a document, as ``m3 bench`` reports them."""
+    yield "| store | precision | pooled by | planned | measured | planned is |"
+    yield "|---|---|---|---:|---:|---|"
+    for row in _rows(max(RESULTS.glob("plan-*.jsonl"))):
+        planned, measured = row["planned_bytes"], row["measured_bytes"]
+        difference = planned / measured - 1
+        off = f"{abs(difference):.1%} {'more' if difference > 0 else 'less'}"
+        yield (
+            f"| {row['store']} | {row['precision']} | {_factor(row['factor'])} | {planned:,.0f} | {measured:,.0f} | "
+            f"{off} |"
+        )
+
+
+def _factor(factor: int) -> str:
+    return "not" if factor == 1 else str(factor)
+
+
+def _rows(path: Path) -> list[Row]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+_TABLES = {"sizes": _sizes, "quality": _quality, "measured": _measured}
+
+if __name__ == "__main__":
+    PAGE.write_text(page(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
