@@ -101,14 +101,15 @@ def _change(rows: list[Row], method: str) -> str:
         return ""
     change = sum(row[method]["change"] for row in rows) / len(rows)
     half = 1.96 * sum(row[method]["error"] ** 2 for row in rows) ** 0.5 / len(rows)
-    return f"{change:+.4f} ± {half:.4f}"
+    return f"{round(change, 4) + 0.0:+.4f} ± {half:.4f}"
 
 
 def _measured() -> Iterator[str]:
     """Planned and measured bytes of a document, as ``m3 bench`` reports them."""
     yield "| store | precision | pooled by | planned | measured | planned is |"
     yield "|---|---|---|---:|---:|---|"
-    for row in _rows(max(RESULTS.glob("plan-*.jsonl"))):
+    _, *rows = _rows(max(RESULTS.glob("plan-*.jsonl")))
+    for row in rows:
         planned, measured = row["planned_bytes"], row["measured_bytes"]
         difference = planned / measured - 1
         off = f"{abs(difference):.1%} {'more' if difference > 0 else 'less'}"
