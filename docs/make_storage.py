@@ -7,6 +7,7 @@ Run it after a change of a formula, or when a result was added::
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 from collections import defaultdict
@@ -14,8 +15,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from m3_connectors.backends.planning import Plan, Shape, formula_of
 from m3_connectors.backends.precision import PRECISIONS
+from m3_connectors.environment import describe
 
 PAGE = Path(__file__).with_name("storage.md")
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
@@ -119,6 +123,45 @@ def _measured() -> Iterator[str]:
         )
 
 
+def _latency() -> Iterator[str]:
+    """The time of whole queries with the method ``all``, from the last run that compares precisions."""
+    found = None
+    for path in sorted(RESULTS.glob("versions-*.jsonl.gz")):
+        with gzip.open(path, "rt", encoding="utf-8") as file:
+            machine, *rows = [json.loads(line) for line in file]
+        rows = [row for row in rows if row["kind"] == "search" and row["method"] == "all"]
+        if len({row.get("precision") for row in rows}) > 1:
+            found = path.name, machine, rows
+    if found is None:
+        yield "Not measured yet. `python benchmarks/versions.py --precisions float16 int8 int4 int2 int1` measures it."
+        return
+    name, machine, rows = found
+    yield (
+        f"{machine['documents']:,} documents of {machine['rows']} rows of {machine['dimension']:,}, queries of "
+        f"{machine['query_rows']} rows, top {machine['k']}; p50 / p95 in milliseconds; {describe(machine)}; "
+        f'[raw rows](../benchmarks/results/{name}). "Before" is version {machine["commits"]["before"]}.'
+    )
+    yield ""
+    times: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        side = "before, " if row["side"] == "before" else ""
+        times[row["store"]][side + row["precision"]].append(row["seconds"] * 1e3)
+    columns = sorted({column for store in times.values() for column in store}, key=_by_size)
+    yield f"| store | {' | '.join(columns)} |"
+    yield "|---|" + "---:|" * len(columns)
+    for store, own in times.items():
+        cells = [f"{_quantile(own[one], 0.5):.0f} / {_quantile(own[one], 0.95):.0f}" for one in columns]
+        yield f"| {store} | {' | '.join(cells)} |"
+
+
+def _by_size(column: str) -> tuple[bool, int]:
+    return not column.startswith("before"), BY_SIZE.index(column.removeprefix("before, "))
+
+
+def _quantile(values: list[float], share: float) -> float:
+    return float(np.percentile(values, 100 * share))
+
+
 def _factor(factor: int) -> str:
     return "not" if factor == 1 else str(factor)
 
@@ -127,7 +170,7 @@ def _rows(path: Path) -> list[Row]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-_TABLES = {"sizes": _sizes, "quality": _quality, "measured": _measured}
+_TABLES = {"sizes": _sizes, "quality": _quality, "latency": _latency, "measured": _measured}
 
 if __name__ == "__main__":
     PAGE.write_text(page(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
