@@ -171,6 +171,7 @@ class Plan:
         usable: The share of a node's memory that is available to vectors.
         cost: The cost of a query; without multi-vectors there is no method ``all``, and it is 0.
         notes: Remarks for the user; none without multi-vectors, which most are about.
+        form: ``server`` for a plan that does not hold for the engine in this process, else empty.
     """
 
     store: str
@@ -180,6 +181,7 @@ class Plan:
     usable: float
     cost: QueryCost
     notes: tuple[str, ...]
+    form: str = ""
 
     def __post_init__(self) -> None:
         left_out = set(COMPONENTS) - set(self.shape.components)
@@ -187,6 +189,11 @@ class Plan:
         if not self.shape.keeps_rows:
             object.__setattr__(self, "cost", QueryCost(0, 0, 0, ""))
             object.__setattr__(self, "notes", ())
+
+    @property
+    def title(self) -> str:
+        """The store and its form."""
+        return f"{self.store} {self.form}".rstrip()
 
     @property
     def disk_bytes(self) -> float:
