@@ -46,7 +46,7 @@ def _sizes() -> Iterator[str]:
     """The bytes of the multi-vector of 300 tokens, and of a hundred million such documents on each store."""
     choices = [(name, factor) for name in BY_SIZE for factor in FACTORS]
     compact = Shape.of_tokens(1e8, 300, dtype="int8")
-    stores = [plan.store for store in STORES for plan in _plans(store, compact)]
+    stores = [plan.title for store in STORES for plan in _plans(store, compact)]
     names = [TITLES.get(store, store.capitalize()) for store in stores]
     yield f"| precision | pooled by | multi-vector, bytes | {' | '.join(f'{name}, TB' for name in names)} |"
     yield "|---|---|" + "---:|" * (1 + len(stores))
@@ -58,7 +58,7 @@ def _sizes() -> Iterator[str]:
 
 
 def _terabytes(stores: list[str], shape: Shape) -> str:
-    sizes = {plan.store: plan.disk_bytes for store in STORES for plan in _plans(store, shape)}
+    sizes = {plan.title: plan.disk_bytes for store in STORES for plan in _plans(store, shape)}
     cells = []
     for store in stores:
         # A server needs its own plan only where it stores differently.

@@ -161,7 +161,7 @@ def plan(
         for name, one in formulas.items()
         if name in chosen
         for plan in sorted(
-            (plan for shape in shapes for plan in one.plans(shape)), key=lambda plan: plan.store
+            (plan for shape in shapes for plan in one.plans(shape)), key=lambda plan: plan.title
         )
     ]
     checked = {name: one.checked for name, one in formulas.items()}
@@ -180,7 +180,7 @@ def plan(
         out.print(f"  The columns after disk are for rows {_pooled(int(factors[0]))}.", markup=False)
     if "multivector" in stored:
         out.print("  What each choice loses in quality: docs/storage.md", markup=False)
-    for one in reversed({one.store: one for one in reversed(plans)}.values()):
+    for one in reversed({one.title: one for one in reversed(plans)}.values()):
         print_table(_parts(one))
         for note in one.notes:
             out.print(f"  {note}", markup=False, soft_wrap=True)
@@ -224,7 +224,7 @@ def _overview(plans: list[Plan], nodes_memory: float, replicas: int) -> Table:
     table.add_column("MaxSim in")
     by_kind: dict[tuple[str, str], list[Plan]] = {}
     for one in plans:
-        by_kind.setdefault((one.store, _rows_in(one.shape)), []).append(one)
+        by_kind.setdefault((one.title, _rows_in(one.shape)), []).append(one)
     for (store, rows), (one, *others) in by_kind.items():
         nodes = one.nodes(nodes_memory, replicas)
         sizes = [_bytes((1 + replicas) * each.disk_bytes) for each in (one, *others)]
@@ -257,7 +257,7 @@ def _pooled(factor: float) -> str:
 
 def _parts(one: Plan) -> Table:
     table = Table(box=None, padding=(0, 2), header_style="dim", title_justify="left")
-    table.add_column(f"{one.store}, {_rows_in(one.shape)}")
+    table.add_column(f"{one.title}, {_rows_in(one.shape)}")
     table.add_column("disk, bytes per document", justify="right")
     table.add_column("memory", justify="right")
     table.add_column("formula")

@@ -96,23 +96,23 @@ def test_a_component_that_is_left_out_takes_nothing(store: str) -> None:
 def test_a_hundred_million_passages_fit_in_5_tb_on_each_store(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "plan", "--docs", "100e6", "--tokens", "300", "--json"]) == 0
     plans = json.loads(capsys.readouterr().out)["plans"]
-    stores = {one["store"] for one in plans}
-    assert stores == {*STORES, "qdrant server"}
-    for store in stores - {"qdrant server"}:
+    forms = [*((store, "") for store in STORES), ("qdrant", "server")]
+    assert {(one["store"], one["form"]) for one in plans} == set(forms)
+    for store in STORES:
         kinds = {
             (one["shape"]["dtype"], one["shape"]["pool_factor"])
             for one in plans
-            if one["store"] == store and "multivector" in one["shape"]["components"]
+            if (one["store"], one["form"]) == (store, "") and "multivector" in one["shape"]["components"]
         }
         assert kinds == {(dtype, factor) for dtype in PRECISIONS for factor in (1, 2, 3)}
         assert any(
             one["shape"]["components"] == ["dense", "sparse"] for one in plans if one["store"] == store
         )
-    for store in stores:
+    for form in forms:
         small = {
             one["shape"]["dtype"]
             for one in plans
-            if one["store"] == store
+            if (one["store"], one["form"]) == form
             and one["disk_bytes"] <= 5e12
             and "multivector" in one["shape"]["components"]
         }

@@ -24,9 +24,7 @@ def _embedded(shape: Shape) -> Plan:
         return _server(shape)
     rows = Part("multivector", shape.blob_bytes, 0, f"16 + rows·{shape.row_bytes:,}, in a file", "L")
     read = CANDIDATES * shape.blob_bytes
-    return _plan(
-        "qdrant", shape, (rows,), QueryCost(read, 10 * shape.text_bytes, shape.products, "this package")
-    )
+    return _plan(shape, (rows,), QueryCost(read, 10 * shape.text_bytes, shape.products, "this package"))
 
 
 def _server(shape: Shape) -> Plan:
@@ -43,11 +41,12 @@ def _server(shape: Shape) -> Plan:
     )
     read = CANDIDATES * shape.rows * size
     if shape.is_compact:
-        return _plan("qdrant server", shape, rows, QueryCost(read, read, shape.products, "this package"))
-    return _plan("qdrant", shape, rows, QueryCost(read, 10 * shape.text_bytes, shape.products, "the store"))
+        cost = QueryCost(read, read, shape.products, "this package")
+        return _plan(shape, rows, cost, form="server")
+    return _plan(shape, rows, QueryCost(read, 10 * shape.text_bytes, shape.products, "the store"))
 
 
-def _plan(store: str, shape: Shape, rows: tuple[Part, ...], cost: QueryCost) -> Plan:
+def _plan(shape: Shape, rows: tuple[Part, ...], cost: QueryCost, form: str = "") -> Plan:
     links = 0.7 * 2 * 16 * math.ceil(math.log2(max(2, shape.documents))) / 8
     dense, postings = 4 * shape.dimension, 8 * shape.distinct_tokens
     sparse = postings + _blocks(postings + 30) + 10
@@ -63,7 +62,7 @@ def _plan(store: str, shape: Shape, rows: tuple[Part, ...], cost: QueryCost) -> 
         "Dense vectors are float32 in memory, so that scores are exact. Multi-vectors stay on disk.",
         "In addition, the write-ahead log takes 32 to 64 MB per shard, whatever the size of the shard.",
     )
-    return Plan(store, shape, parts, reserve=1.5, usable=0.8, cost=cost, notes=notes)
+    return Plan("qdrant", shape, parts, reserve=1.5, usable=0.8, cost=cost, notes=notes, form=form)
 
 
 def _blocks(size: float) -> int:
