@@ -31,7 +31,8 @@ class Storage:
             receives them (lossy, see ``backends.pooling``), and then splits. ``"error"`` refuses a document
             that does not fit in one record of the store.
         pool_factor: With ``"pool"``: the average number of rows of a long document that become one, >= 2.
-        pool_from_rows: With ``"pool"``: a document with at least this number of rows is long.
+        pool_from_rows: With ``"pool"``: a document with at least this number of rows is long; 1 pools all documents
+            (of one row there is nothing to pool).
         components: The components that are stored, in any order; dense is always one, because the paper's
             methods start from it. Without ``"multivector"`` a collection is far smaller, and a text costs less to
             encode; ``add_component`` adds a component later.
@@ -54,10 +55,10 @@ class Storage:
             raise InvalidInput(
                 f"long_documents is {self.long_documents!r}.\n  Use 'split', 'pool' or 'error'."
             )
-        for name in ("pool_factor", "pool_from_rows"):
+        for name, least in (("pool_factor", 2), ("pool_from_rows", 1)):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 2:
-                raise InvalidInput(f"{name} is {value!r}.\n  Pass a whole number >= 2.")
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise InvalidInput(f"{name} is {value!r}.\n  Pass a whole number >= {least}.")
             # Two storages with the same effect are equal; opening a collection relies on this.
             if self.long_documents != "pool" and value != getattr(Storage, name):
                 raise InvalidInput(
@@ -65,6 +66,8 @@ class Storage:
                     "pool.\n"
                     f"  Leave {name} out, or set long_documents='pool'."
                 )
+        if self.pool_from_rows == 2:  # the same as 1, because one row is never pooled
+            object.__setattr__(self, "pool_from_rows", 1)
 
     @property
     def precision(self) -> Precision:
@@ -73,7 +76,15 @@ class Storage:
 
     def pools(self, rows: int) -> bool:
         """Whether a document with this number of multi-vector rows is pooled."""
-        return self.long_documents == "pool" and rows >= self.pool_from_rows
+        return self.long_documents == "pool" and rows >= max(2, self.pool_from_rows)
+
+    @property
+    def pooling(self) -> str:
+        """What happens to long documents, for people: ``"split"``, or ``"pool from 1,024 rows by 2"``."""
+        if self.long_documents != "pool":
+            return self.long_documents
+        which = "all" if self.pool_from_rows == 1 else f"from {self.pool_from_rows:,} rows"
+        return f"pool {which} by {self.pool_factor}"
 
 
 def _in_order(components: Sequence[Component]) -> tuple[Component, ...]:
