@@ -438,7 +438,6 @@ def connect(
     encoder: Encoder | None = None,
     storage: Storage | None = None,
     weights: WeightsByMethod | None = None,
-    sample: Sequence[str] | None = None,
     create: bool = True,
     **options: Any,
 ) -> Index:
@@ -453,8 +452,6 @@ def connect(
             collection must have the same storage.
         weights: A weights file, as ``m3 tune`` writes it, or weights by method name. Methods given by name
             use these weights instead of the model's.
-        sample: Some twenty texts like those that will be added, from which a new collection of a compact precision
-            learns the mean of its rows; by default, sentences in many languages (``calibration``).
         create: Whether to create the collection if it does not exist (this needs an encoder, whose model is
             recorded). If several callers start at the same time, one creates it and the others open it.
         **options: The options of the store, such as ``api_key``, ``ca_certs``, ``timeout_seconds`` or
@@ -478,7 +475,6 @@ def connect(
             encoder=encoder,
             storage=storage,
             weights=weights,
-            sample=sample,
             create=create,
             **options,
         )

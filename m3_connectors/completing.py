@@ -17,7 +17,6 @@ import anyio.to_thread
 from m3_connectors.adding import AddReport, CutDocument, DocumentWriter, OnCut, bounded
 from m3_connectors.backends.base import Backend
 from m3_connectors.backends.capabilities import Capability, require
-from m3_connectors.calibration import calibrated
 from m3_connectors.documents import Document
 from m3_connectors.embeddings import COMPONENTS, Component, M3Embeddings
 from m3_connectors.errors import DocumentNotFound, InvalidInput, Unsupported
@@ -109,15 +108,7 @@ class ComponentWriter:
         if schema.adding is None and (missing or await self._backend.lacking(self._component, 1)):
             others = tuple(name for name in schema.components if name != self._component)
             storage = dataclasses.replace(schema.storage, components=others)
-            begun = dataclasses.replace(schema, storage=storage, adding=self._component)
-            if missing and self._component == "multivector":
-                # Only here: rows that are stored would be read with another centre than they were written with.
-                begun = await calibrated(begun, self._encoder)
-                await self._backend.renew()
-                if self._backend.schema != schema:  # another call has begun during the calibration
-                    await self._begin()
-                    return
-            await self._backend.record(begun)
+            await self._backend.record(dataclasses.replace(schema, storage=storage, adding=self._component))
         self._begun = True
 
     async def _encode(self, texts: list[str]) -> M3Embeddings:
@@ -128,7 +119,7 @@ class ComponentWriter:
     def _encoded(self) -> tuple[Component, ...]:
         """The component, and multi-vectors that would lose more if they were stored again as they are read."""
         schema = self._backend.schema
-        loses = schema.storage.precision.has_centre or schema.storage.long_documents == "pool"
+        loses = schema.precision.engine_dtype is None or schema.storage.long_documents == "pool"
         others: tuple[Component, ...] = (
             ("multivector",) if loses and "multivector" in schema.components else ()
         )

@@ -26,6 +26,7 @@ from m3_connectors.cli.options import (
     Json,
     Model,
     Url,
+    at_least,
     check_store,
     components_of,
     one_of,
@@ -146,6 +147,26 @@ def index(
             "[dim]default: split, which is exact[/dim]",
         ),
     ] = None,
+    pool_factor: Annotated[
+        int | None,
+        typer.Option(
+            "--pool-factor",
+            metavar="N",
+            parser=at_least(2),
+            help="With --long-documents pool: the average number of rows that become one. "
+            f"[dim]default: {Storage.pool_factor}[/dim]",
+        ),
+    ] = None,
+    pool_from_rows: Annotated[
+        int | None,
+        typer.Option(
+            "--pool-from-rows",
+            metavar="N",
+            parser=at_least(1),
+            help="With --long-documents pool: pool documents with at least this number of rows; 1 pools all. "
+            f"[dim]default: {Storage.pool_from_rows:,}[/dim]",
+        ),
+    ] = None,
     components: Components = None,
     multivector_dtype: Annotated[
         str | None,
@@ -167,6 +188,13 @@ def index(
     encoded; SOURCE.cut.jsonl lists these documents and how much of each is lost.
     """
     check_store(url, collection)
+    if long_documents != "pool":
+        for option, value in (("--pool-factor", pool_factor), ("--pool-from-rows", pool_from_rows)):
+            if value is not None:
+                raise typer.BadParameter(
+                    f"{value} has no effect without --long-documents pool; add that option, or omit this one.",
+                    param_hint=option,
+                )
     options = ReadOptions(
         encoding,
         None if delimiter is None else _delimiter(delimiter),
@@ -183,6 +211,8 @@ def index(
         "components": components_of(components),
         "multivector_dtype": multivector_dtype,
         "long_documents": long_documents,
+        "pool_factor": pool_factor,
+        "pool_from_rows": pool_from_rows,
     }
     given = {name: value for name, value in chosen.items() if value is not None}
     storage = Storage(**given) if given else None

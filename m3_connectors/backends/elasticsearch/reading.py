@@ -163,7 +163,7 @@ class Reader(VectorReader):
 
     def likely_fit(self, count: int) -> bool:
         """Whether this number of multi-vectors, each as long as the longest seen, fits in one response."""
-        return count * self.most_rows * self._row_bytes <= self.answer_bytes
+        return count * self.rows_bytes(self.most_rows) <= self.answer_bytes
 
     # -- rows
 

@@ -77,8 +77,9 @@ class Writer:
         self._alias = alias
         self._schema = schema
         self._refresh = refresh
-        self._row_bytes = schema.precision.row_bytes(schema.model.dimension)
-        self._rows_per_part = max(1, PART_BYTES // self._row_bytes)
+        precision, together = schema.precision, schema.precision.rows_together
+        fitting = precision.rows_within(PART_BYTES, schema.model.dimension)
+        self._rows_per_part = max(1, fitting // together) * together
 
     async def upsert(
         self,
@@ -251,8 +252,9 @@ class Writer:
         if "sparse" in embeddings.components:
             sizes += 40 * np.diff(embeddings.sparse.indptr)
         if "multivector" in embeddings.components:
-            rows = embeddings.multivectors.counts
-            sizes += np.where(rows > self._rows_per_part, 0, rows) * self._row_bytes * 4 // 3
+            rows, size = embeddings.multivectors.counts, self._schema.precision.encoded_bytes
+            whole = np.where(rows > self._rows_per_part, 0, rows).tolist()
+            sizes += [size(count, self._schema.model.dimension) * 4 // 3 for count in whole]
         return [int(size) for size in sizes]
 
 
