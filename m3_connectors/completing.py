@@ -7,7 +7,6 @@ documents that still lack the component, and records that the collection has it 
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
@@ -133,10 +132,18 @@ class ComponentWriter:
             await self._backend.record(dataclasses.replace(schema, storage=storage, adding=None))
 
     async def _write(self, documents: Sequence[Document], added: M3Embeddings) -> None:
-        # Of a document that is deleted now, there is nothing to add to; the others are found again.
-        with contextlib.suppress(DocumentNotFound):
-            stored = await self._backend.vectors([document.id for document in documents])
-            await self._backend.rewrite(documents, _with(stored, added))
+        ids = [document.id for document in documents]
+        try:
+            stored = await self._backend.vectors(ids)
+        except DocumentNotFound:
+            # To a document that is deleted now, there is nothing to add.
+            kept = [i for i, document in enumerate(await self._backend.fetch(ids)) if document is not None]
+            if 0 < len(kept) < len(documents):
+                await self._write(
+                    [documents[i] for i in kept], M3Embeddings.concatenate([added[i] for i in kept])
+                )
+            return  # any others are found again
+        await self._backend.rewrite(documents, _with(stored, added))
 
 
 def _with(stored: M3Embeddings, added: M3Embeddings) -> M3Embeddings:

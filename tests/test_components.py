@@ -493,3 +493,29 @@ def test_stored_rows_lose_nothing_when_another_component_is_added(
             np.testing.assert_allclose(ours.rows, theirs.rows, atol=1e-5)
 
     anyio.run(run)
+
+
+def test_a_deleted_document_does_not_cost_the_others_a_second_encoding(encoder: M3Encoder) -> None:
+    async def run() -> None:
+        backend = MemoryBackend("deleted")
+        await backend.create(Schema(encoder.info, SMALL))
+
+        class Deleting(Counting):
+            def encode(
+                self, texts: Sequence[str], *, components: Sequence[Component] = COMPONENTS
+            ) -> M3Embeddings:
+                if components == ("multivector",):
+                    backend._documents.pop("d3", None)
+                    backend._embeddings.pop("d3", None)
+                return super().encode(texts, components=components)
+
+        counting = Deleting(encoder)
+        index = AsyncIndex(backend, counting)
+        await index.add(DOCUMENTS)
+        counting.calls.clear()
+        await index.add_component("multivector")
+        assert [len(texts) for texts, _ in counting.calls] == [len(DOCUMENTS)]
+        assert await index.count() == len(DOCUMENTS) - 1
+        assert index.schema.components == COMPONENTS
+
+    anyio.run(run)

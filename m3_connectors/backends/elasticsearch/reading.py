@@ -13,7 +13,7 @@ import numpy as np
 from m3_connectors.backends.base import Schema
 from m3_connectors.backends.chunks import by_count, halving
 from m3_connectors.backends.elasticsearch.connection import Connection, segment
-from m3_connectors.backends.elasticsearch.errors import TooMuch
+from m3_connectors.backends.elasticsearch.errors import TooMuch, stored_in
 from m3_connectors.backends.elasticsearch.layout import (
     BACKEND,
     DENSE,
@@ -80,7 +80,8 @@ class Reader(VectorReader):
                 "fetch", "POST", path, {"ids": ids}, divisible=len(ids) > 1, _source_includes=wanted
             )
             # A part of a long document has no text, and only the adapter uses its id.
-            return [found for found in answer["docs"] if found.get("found") and TEXT in found["_source"]]
+            there = stored_in(answer, "fetch", self.connection.url)
+            return [found for found in there if TEXT in found["_source"]]
 
         calls = [functools.partial(halving, run, send, TooMuch) for run in by_count(ids, _DOCUMENTS)]
         parts = [found for halves in await together(calls, _PAGES_AT_ONCE) for found in halves]
@@ -103,8 +104,8 @@ class Reader(VectorReader):
             )
             found |= {
                 one["_id"]: (document_of(one), Version(one["_seq_no"], one["_primary_term"]))
-                for one in answer["docs"]
-                if one.get("found") and TEXT in one["_source"]
+                for one in stored_in(answer, "add a component", self.connection.url)
+                if TEXT in one["_source"]
             }
         return found
 

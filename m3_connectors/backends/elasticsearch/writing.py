@@ -25,7 +25,14 @@ import numpy as np
 from m3_connectors.backends.base import Schema
 from m3_connectors.backends.chunks import by_bytes, by_count
 from m3_connectors.backends.elasticsearch.connection import Connection, segment
-from m3_connectors.backends.elasticsearch.errors import Blocked, Replaced, TooLarge, TooMuch, from_status
+from m3_connectors.backends.elasticsearch.errors import (
+    Blocked,
+    Replaced,
+    TooLarge,
+    TooMuch,
+    from_status,
+    stored_in,
+)
 from m3_connectors.backends.elasticsearch.layout import BACKEND, PARTS
 from m3_connectors.backends.elasticsearch.rows import (
     PART_BYTES,
@@ -200,7 +207,7 @@ class Writer:
             answer: dict[str, Any] = await self._connection.request(
                 operation, "POST", f"/{segment(self._alias)}/_mget", {"ids": some}, _source_includes=PARTS
             )
-            found = [doc for doc in answer["docs"] if doc.get("found")]
+            found = stored_in(answer, operation, self._connection.url)
             named |= {doc["_id"]: doc["_source"][PARTS] for doc in found if PARTS in doc.get("_source", {})}
         return named
 
