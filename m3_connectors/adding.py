@@ -12,7 +12,7 @@ from m3_connectors.backends.base import Backend
 from m3_connectors.backends.checks import check_stored
 from m3_connectors.backends.pooling import long_documents
 from m3_connectors.documents import Document, check_documents
-from m3_connectors.embeddings import M3Embeddings
+from m3_connectors.embeddings import COMPONENTS, M3Embeddings
 from m3_connectors.errors import InvalidInput
 
 _BATCH_DOCUMENTS = 512
@@ -143,7 +143,7 @@ class DocumentWriter:
         if embeddings is None:
             embeddings = await self._encoded([document.text for document in chosen])
         else:
-            await self._backend.renew()
+            await self._renew()
             if len(kept) < len(batch):
                 embeddings = M3Embeddings.concatenate([embeddings[i] for i in kept])
         # Encoding runs in a thread and is not cancelled: a call that was cancelled meanwhile must not write.
@@ -162,9 +162,14 @@ class DocumentWriter:
         while True:
             written = self._backend.schema.written
             embeddings = await self._encode(texts)
-            await self._backend.renew()
+            await self._renew()
             if self._backend.schema.written == written:
                 return embeddings
+
+    async def _renew(self) -> None:
+        """Read the record again, in case another process adds a component; it costs a request on some stores."""
+        if self._backend.schema.components != COMPONENTS:
+            await self._backend.renew()
 
     def tell(
         self, cut: Sequence[CutDocument], on_cut: OnCut | None, progress: Callable[[int], object] | None
