@@ -126,7 +126,7 @@ class ScoreClauses(Suite):
                 np.testing.assert_allclose(await backend.score("multivector", query, ids), want, atol=1e-5)
                 await compare_search(backend, oracle, query, ALL, 4)
 
-    @each_storage
+    @each_storage("precisions")
     async def test_b22_all_documents_can_be_pooled(self, tmp_path: Path, storage: Storage) -> None:
         every = dataclasses.replace(storage, long_documents="pool", pool_factor=2, pool_from_rows=1)
         world = make_world(221, documents=20, storage=every)
