@@ -226,7 +226,7 @@ def report(path: Path) -> str:
         f"{machine['commits']['before']}, after {machine['commits']['after']}; {torch}; {describe(machine)}; load "
         f"{machine['load_average'][0]:.1f}.",
         "",
-        "| store | collection | documents/s written | bytes a document | of them multi-vectors | bytes, before / this |",
+        "| store | collection | documents/s | bytes a document | of them multi-vectors | bytes, before / this |",
         "|---" * 6 + "|",
     ]
     stores = dict.fromkeys(row["store"] for row in rows)
