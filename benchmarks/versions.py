@@ -215,10 +215,13 @@ def _commit(checkout: Path) -> str:
 # -- the report
 
 
-def report(path: Path) -> str:
-    """Return the tables of one file of rows."""
-    with gzip.open(path, "rt", encoding="utf-8") as file:
-        machine, *rows = [json.loads(line) for line in file]
+def report(paths: list[Path]) -> str:
+    """Return the tables of files of rows, such as one for each store, all measured with the same options."""
+    rows: list[Row] = []
+    for path in paths:
+        with gzip.open(path, "rt", encoding="utf-8") as file:
+            machine, *some = [json.loads(line) for line in file]
+        rows += some
     torch = "without torch" if machine["without_torch"] else "torch imported, as in a process with an encoder"
     lines = [
         f"{machine['documents']:,} documents of {machine['rows']} rows of {machine['dimension']:,}, queries of "
@@ -318,7 +321,9 @@ def main() -> None:
     parser.add_argument("--stores", nargs="+", choices=stores, default=stores)
     parser.add_argument("--directory", help="folder for the data during the run")
     parser.add_argument("--out", type=Path, default=RESULTS / f"versions-{today}.jsonl.gz")
-    parser.add_argument("--report", type=Path, help="print the table of an earlier run without measuring")
+    parser.add_argument(
+        "--report", type=Path, nargs="+", help="print the tables of earlier runs without measuring"
+    )
     parser.add_argument(
         "--serve", nargs=3, metavar=("URL", "COLLECTION", "DIRECTORY"), help=argparse.SUPPRESS
     )
@@ -332,7 +337,7 @@ def main() -> None:
         with gzip.open(options.out, "wt", encoding="utf-8") as file:
             for row in run(options):
                 file.write(json.dumps(row) + "\n")
-    print(report(options.report or options.out))
+    print(report(options.report or [options.out]))
 
 
 if __name__ == "__main__":
