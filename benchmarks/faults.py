@@ -1,7 +1,7 @@
 """Show what a caller gets when a store fails: run the fault tests and generate a table of their cases.
 
     python benchmarks/faults.py
-    python benchmarks/faults.py -k qdrant-edge      # the cases of one store
+    python benchmarks/faults.py -k "[milvus]"        # most cases of one store
     python benchmarks/faults.py --report benchmarks/results/faults-2025-01-31.jsonl
 
 Each case is a test that fails if a call ends late, raises another error than it should, or loses or duplicates an
