@@ -11,7 +11,7 @@ _PARTS = (
     ("dense", r"vector_storage-dense/"),
     ("dense graph", r"vector_index-dense/"),
     ("sparse", r"vector_(storage|index)-sparse/"),
-    ("multivector", r"vector_(storage|index)-multi_\d+/|/rows\.m3$"),
+    ("multivector", r"vector_(storage|index)-multi_\d+/"),
     ("text and metadata", r"payload_(storage|index)/"),
     ("log", r"/wal/"),
 )
