@@ -246,7 +246,7 @@ class TestFolders:
         monkeypatch.setattr("m3_connectors.readers.html.html_to_text", fail)
         documents, (letter,) = read(tmp_path)
         assert [document.id for document in documents] == ["b.txt"]
-        assert letter.reason == "cannot be read because of a bug in m3: OverflowError: of a library"
+        assert letter.reason == "cannot be read because of a bug in its reader: OverflowError: of a library"
 
     def test_errors_of_the_caller_are_not_caught(self, tmp_path: Path) -> None:
         write(tmp_path / "a.jsonl", "{broken\n")
