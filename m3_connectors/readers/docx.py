@@ -19,6 +19,12 @@ MAX_PACKAGE_BYTES = 512 * 2**20
 _OLE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
 """The first bytes of an encrypted DOCX, and of a file of Word before 2007."""
 
+_DAMAGES = (
+    *(zipfile.BadZipFile, zlib.error, EOFError, SyntaxError),  # the last is wrong XML
+    # python-docx takes the parts of a package as it finds them, and fails in many ways if one is missing or wrong.
+    *(LookupError, AttributeError, TypeError, ValueError, RuntimeError),
+)
+
 
 def read_docx(file: Input, settings: ReadSettings) -> Iterator[Outcome]:
     """Yield the text of a file: its title, then headings, paragraphs and tables in their order, then footnotes.
@@ -37,7 +43,6 @@ def read_docx(file: Input, settings: ReadSettings) -> Iterator[Outcome]:
 
 def _text(content: BinaryIO) -> str:
     import docx
-    from lxml import etree
 
     from m3_connectors.readers.docx_text import text_of
 
@@ -49,10 +54,7 @@ def _text(content: BinaryIO) -> str:
         return text_of(document)
     except InvalidInput:
         raise
-    except (zipfile.BadZipFile, zlib.error, EOFError, etree.LxmlError) as error:
-        raise InvalidInput(f"damaged, or not a Word document: {_line(error)}") from None
-    # python-docx takes the parts of a package as it finds them, and fails in many ways if one is missing or wrong.
-    except (LookupError, AttributeError, TypeError, ValueError, RuntimeError, NotImplementedError) as error:
+    except _DAMAGES as error:
         raise InvalidInput(f"damaged, or not a Word document: {_line(error)}") from None
 
 

@@ -63,7 +63,9 @@ def read_pdf(file: Input, settings: ReadSettings) -> Iterator[Outcome]:
         if is_cut:
             yield Skipped(None, "its end is missing: the file may be cut, and pages or parts of them be lost")
         if len(without_text) == count:
-            raise InvalidInput(f"none of its {count} pages has text: recognise scanned pages first (OCR)")
+            raise InvalidInput(
+                f"no text on any of its pages ({count:,}): recognise scanned pages first (OCR)"
+            )
         yield from without_text
 
 

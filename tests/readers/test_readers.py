@@ -325,8 +325,8 @@ class TestFolders:
     def test_sources_that_cannot_be_read_at_all(self, tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError, match="does not exist"):
             check_sources([tmp_path / "nothing"])
-        with pytest.raises(InvalidInput, match=r"x\.parquet has an unsupported format \(\.parquet\)"):
-            check_sources([write(tmp_path / "x.parquet", "PAR1")])
+        with pytest.raises(InvalidInput, match=r"x\.xlsx has an unsupported format \(\.xlsx\)"):
+            check_sources([write(tmp_path / "x.xlsx", "PK")])
 
 
 class TestDeadLetterFiles:
