@@ -33,7 +33,7 @@ def encode(
             "--file",
             "-f",
             metavar="FILE",
-            help="JSON Lines or CSV file of texts; in other files, one text per line.",
+            help="File of records (as m3 index reads them) or, of another format, with one text per line.",
         ),
     ] = None,
     text: Annotated[

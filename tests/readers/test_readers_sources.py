@@ -44,7 +44,7 @@ class TestTable:
         write(tmp_path / "a.LINES.gz", gzip.compress(b"one\n\nthree"))
         documents, letters = read(tmp_path)
         assert [document.text for document in documents] == ["one", "three"]
-        assert [(letter.line, letter.reason.split(" ")[0]) for letter in letters] == [(2, ".text"), (3, "no")]
+        assert [(letter.line, letter.reason.split(" ")[0]) for letter in letters] == [(2, "text"), (3, "no")]
         assert is_records(tmp_path / "a.LINES.gz")
 
     def test_a_reader_that_fails_ends_its_file_only(
