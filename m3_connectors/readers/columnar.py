@@ -90,7 +90,10 @@ class _Rows:
         """The number of rows read so far."""
         self._name = name
         self._fields = fields
-        self._types = {column.name: storable(column.type) for column in schema}
+        try:
+            self._types = {column.name: storable(column.type) for column in schema}
+        except UnicodeDecodeError:
+            raise InvalidInput("damaged: the name of a column is not UTF-8") from None
         self._left_out = {column.name: column.type for column in schema if self._types[column.name] is None}
         if len(self._types) < len(schema):
             raise InvalidInput(f"two columns have the same name: {schema.names}")

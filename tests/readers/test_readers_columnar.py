@@ -155,6 +155,12 @@ def test_every_row_is_read_or_named_and_a_cut_file_says_so(
     )
 
 
+def test_a_column_name_that_is_not_unicode(tmp_path: Path) -> None:
+    content = content_of("stream.arrow", pa.table({"text": ["a"], "column": ["b"]}))
+    _, (letter,) = read(write(tmp_path / "s.arrow", content.replace(b"column", b"colu\xffn")))
+    assert letter.reason == "damaged: the name of a column is not UTF-8"
+
+
 def test_a_damaged_row_group_loses_its_rows_only(tmp_path: Path) -> None:
     table = pa.table({"text": [f"text {i} {'x' * i}" for i in range(30)]})
     file = io.BytesIO()
