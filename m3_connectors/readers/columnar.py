@@ -182,9 +182,12 @@ def _pyarrow() -> Any:
 
 
 def _errors() -> tuple[type[Exception], ...]:
-    """What pyarrow raises for damaged files; an error in memory is one, as the sizes in a file may be damaged too."""
-    return (_pyarrow().ArrowException, OSError, ValueError, TypeError, KeyError, IndexError, OverflowError)
+    """What pyarrow raises for damaged files; a wrong size in one may ask for more memory than there is."""
+    wrong = (ValueError, TypeError, KeyError, IndexError, OverflowError)
+    return (_pyarrow().ArrowException, OSError, MemoryError, *wrong)
 
 
 def _line(error: Exception) -> str:
+    if isinstance(error, MemoryError):
+        return "a size in the file is larger than the memory"
     return (str(error) or type(error).__name__).splitlines()[0]
