@@ -29,7 +29,7 @@ Row = dict[str, Any]
 STORES = ("qdrant", "milvus", "elasticsearch")
 TITLES = {"qdrant": "Qdrant Edge", "qdrant server": "Qdrant server", "milvus": "Milvus"}
 FACTORS = (1, 2, 3)
-BY_SIZE = sorted(PRECISIONS, key=lambda name: -PRECISIONS[name].encoded_bytes(1, 1024))
+BY_SIZE = sorted(PRECISIONS, key=lambda name: -PRECISIONS[name].encoded_bytes(300, 1024))
 
 
 def page(text: str) -> str:
