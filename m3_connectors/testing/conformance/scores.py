@@ -137,7 +137,9 @@ class ScoreClauses(Suite):
             given = world.embeddings.multivectors
             pooled = MultiVectors.from_list([pool_rows(rows, 2) for rows in given], given.dimension)
             np.testing.assert_array_equal(kept.counts, pooled.counts)
-            np.testing.assert_allclose(kept.rows, world.schema.precision.round_documents(pooled).rows, atol=1e-6)
+            np.testing.assert_allclose(
+                kept.rows, world.schema.precision.round_documents(pooled).rows, atol=1e-6
+            )
             for query in world.queries:
                 want = await oracle.score("multivector", query, ids)
                 np.testing.assert_allclose(await backend.score("multivector", query, ids), want, atol=1e-5)
