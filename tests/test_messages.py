@@ -33,10 +33,14 @@ PASSED_ON = "{error}"
 """The end of a message that adds a place to another message of this package, which has the next step itself."""
 
 REASONS = {
+    "readers/columnar.py": "the reason of an unreadable table: one line of a list, behind the table's name",
+    "readers/docx.py": "the reason of an unreadable file: one line of a list, behind the file's name",
     "readers/encodings.py": "the reason of an unreadable file: one line of a list, behind the file's name",
     "readers/fields.py": "the reason of an unreadable line: one line of a list, behind the line's number",
     "readers/html.py": "the reason of an unreadable page: one line of a list, behind the page's name",
+    "readers/inputs.py": "the reason of an unreadable file: one line of a list, behind the file's name",
     "readers/pages.py": "the reason of an unreadable page: one line of a list, behind the page's name",
+    "readers/pdf.py": "the reason of an unreadable file: one line of a list, behind the file's name",
     "readers/xhtml.py": "the reason of an unreadable page: one line of a list, behind the page's name",
 }
 """Files whose errors are reasons in the list that ``m3 index`` prints, where one line has room for a file."""

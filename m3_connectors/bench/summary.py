@@ -116,7 +116,9 @@ def _fill(noted: Collection, url: str | None, corpus: Corpus, writes: Columns) -
         corpus.storage.components,
     )
     embedded = url is not None and takes_path(url.partition(":")[0])
-    planned = formula and (formula.plan if embedded or formula.server is None else formula.server)(shape)
+    planned = None
+    if formula:
+        planned = (formula.plan if embedded or formula.server is None else formula.server)(shape)
     return Fill(
         store=noted.store,
         documents=noted.documents,

@@ -8,7 +8,7 @@ import itertools
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
 import typer
 
@@ -46,9 +46,9 @@ from m3_connectors.readers import (
     ReportFiles,
     check_sources,
     files_of,
+    format_names,
     read_documents,
 )
-from m3_connectors.readers.inputs import Format
 from m3_connectors.readers.inputs import shown as shown_path
 
 
@@ -83,7 +83,8 @@ def index(
         typer.Argument(
             metavar="SOURCE",
             parser=_source,
-            help="A file (JSON Lines, JSON, CSV, text, Markdown, HTML; also .gz), a folder, or - for stdin.",
+            help="A file (JSON Lines, JSON, CSV, Parquet, Arrow, text, Markdown, HTML, PDF, DOCX; also .gz and .zst), "
+            "a folder, or - for stdin.",
         ),
     ],
     collection: Collection = DEFAULT_COLLECTION,
@@ -122,9 +123,8 @@ def index(
         typer.Option(
             "--format",
             metavar="FORMAT",
-            callback=_check_option(lambda value: ReadOptions(format=cast(Format, value))),
-            help="Format of - and of files without a known extension: "
-            "jsonl, json, csv, tsv, text, markdown, html, xhtml.",
+            callback=_check_option(lambda value: ReadOptions(format=value)),
+            help=f"Format of - and of files without a known extension: {', '.join(format_names())}.",
             show_default="jsonl for -",
         ),
     ] = None,
@@ -198,7 +198,7 @@ def index(
     options = ReadOptions(
         encoding,
         None if delimiter is None else _delimiter(delimiter),
-        cast("Format | None", format),
+        format,
         tuple(exclude or ()),
     )
     check_sources(sources, options)

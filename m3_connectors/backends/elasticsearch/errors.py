@@ -96,18 +96,6 @@ def _untrusted(error: elastic_transport.ConnectionError) -> str | None:
     return str(error.message) if isinstance(error, elastic_transport.TlsError) else None
 
 
-def stored_in(answer: Mapping[str, Any], operation: str, url: str) -> list[Any]:
-    """Return the documents in a response to ``_mget`` that are stored.
-
-    Raises:
-        BackendError: The server could not read one of them; that does not mean that it is not stored.
-    """
-    for one in answer["docs"]:
-        if "error" in one:
-            raise from_status(503, one["error"], operation, url)
-    return [one for one in answer["docs"] if one.get("found")]
-
-
 def from_status(
     status: int, body: Any, operation: str, url: str, retry_after: str | None = None
 ) -> BackendError:

@@ -13,7 +13,7 @@ import numpy as np
 from m3_connectors.backends.base import Schema
 from m3_connectors.backends.chunks import by_count, halving
 from m3_connectors.backends.elasticsearch.connection import Connection, segment
-from m3_connectors.backends.elasticsearch.errors import TooMuch, stored_in
+from m3_connectors.backends.elasticsearch.errors import TooMuch
 from m3_connectors.backends.elasticsearch.layout import (
     BACKEND,
     DENSE,
@@ -49,6 +49,8 @@ _PAGES_AT_ONCE = 3
 _DOCUMENTS = 100
 """The number of texts in one response, because their length is not known."""
 
+_TEXTS = f"{TEXT},{METADATA}"
+
 _KEEP_ALIVE = "5m"
 
 
@@ -73,14 +75,10 @@ class Reader(VectorReader):
 
     async def documents(self, ids: Sequence[str]) -> dict[str, Document]:
         """Return the documents that are stored, by id."""
-        path, wanted = f"/{segment(self.alias)}/_mget", f"{TEXT},{METADATA}"
 
         async def send(ids: Sequence[str]) -> list[dict[str, Any]]:
-            answer = await self.connection.request(
-                "fetch", "POST", path, {"ids": ids}, divisible=len(ids) > 1, _source_includes=wanted
-            )
+            there = await self.connection.stored("fetch", self.alias, ids, _TEXTS, divisible=len(ids) > 1)
             # A part of a long document has no text, and only the adapter uses its id.
-            there = stored_in(answer, "fetch", self.connection.url)
             return [found for found in there if TEXT in found["_source"]]
 
         calls = [functools.partial(halving, run, send, TooMuch) for run in by_count(ids, _DOCUMENTS)]
@@ -96,15 +94,11 @@ class Reader(VectorReader):
 
     async def versions(self, ids: Sequence[str]) -> dict[str, tuple[Document, Version]]:
         """Return the stored documents with their versions, by id, as last written, even before a refresh."""
-        path, wanted = f"/{segment(self.alias)}/_mget", f"{TEXT},{METADATA}"
         found: dict[str, tuple[Document, Version]] = {}
         for some in by_count(ids, _DOCUMENTS):
-            answer = await self.connection.request(
-                "add a component", "POST", path, {"ids": some}, _source_includes=wanted
-            )
             found |= {
                 one["_id"]: (document_of(one), Version(one["_seq_no"], one["_primary_term"]))
-                for one in stored_in(answer, "add a component", self.connection.url)
+                for one in await self.connection.stored("add a component", self.alias, some, _TEXTS)
                 if TEXT in one["_source"]
             }
         return found

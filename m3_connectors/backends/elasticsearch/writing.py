@@ -31,7 +31,6 @@ from m3_connectors.backends.elasticsearch.errors import (
     TooLarge,
     TooMuch,
     from_status,
-    stored_in,
 )
 from m3_connectors.backends.elasticsearch.layout import BACKEND, PARTS
 from m3_connectors.backends.elasticsearch.rows import (
@@ -204,10 +203,7 @@ class Writer:
         """Return the ids of documents' parts, by document id, as last written, even before a refresh."""
         named: dict[str, list[str]] = {}
         for some in by_count(ids if self._splits else (), _IDS):
-            answer: dict[str, Any] = await self._connection.request(
-                operation, "POST", f"/{segment(self._alias)}/_mget", {"ids": some}, _source_includes=PARTS
-            )
-            found = stored_in(answer, operation, self._connection.url)
+            found = await self._connection.stored(operation, self._alias, some, PARTS)
             named |= {doc["_id"]: doc["_source"][PARTS] for doc in found if PARTS in doc.get("_source", {})}
         return named
 

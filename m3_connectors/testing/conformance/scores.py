@@ -126,7 +126,7 @@ class ScoreClauses(Suite):
                 np.testing.assert_allclose(await backend.score("multivector", query, ids), want, atol=1e-5)
                 await compare_search(backend, oracle, query, ALL, 4)
 
-    @each_storage
+    @each_storage("precisions")
     async def test_b22_all_documents_can_be_pooled(self, tmp_path: Path, storage: Storage) -> None:
         every = dataclasses.replace(storage, long_documents="pool", pool_factor=2, pool_from_rows=1)
         world = make_world(221, documents=20, storage=every)
@@ -137,7 +137,9 @@ class ScoreClauses(Suite):
             given = world.embeddings.multivectors
             pooled = MultiVectors.from_list([pool_rows(rows, 2) for rows in given], given.dimension)
             np.testing.assert_array_equal(kept.counts, pooled.counts)
-            np.testing.assert_allclose(kept.rows, world.schema.precision.round(pooled.rows), atol=1e-6)
+            np.testing.assert_allclose(
+                kept.rows, world.schema.precision.round_documents(pooled).rows, atol=1e-6
+            )
             for query in world.queries:
                 want = await oracle.score("multivector", query, ids)
                 np.testing.assert_allclose(await backend.score("multivector", query, ids), want, atol=1e-5)

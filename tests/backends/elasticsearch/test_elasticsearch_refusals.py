@@ -107,7 +107,7 @@ async def test_a_document_that_the_server_could_not_read_is_not_taken_for_one_th
         unknown = [{"_id": id, "found": False} for id in others]
         return reply({"docs": [{"_id": first, "error": failed}, *unknown]})
 
-    async with stub(world, answer) as backend:
+    async with stub(world, answer, attempts=1) as backend:
         ids = [document.id for document in world.documents]
         for call in (
             backend.fetch(ids),
@@ -118,6 +118,17 @@ async def test_a_document_that_the_server_could_not_read_is_not_taken_for_one_th
         ):
             with pytest.raises(Unavailable, match="no shard for this document"):
                 await call
+    left = 1
+
+    def answer_later(request: web.Request, body: bytes) -> web.Response | None:
+        nonlocal left
+        if not request.path.endswith("_mget") or not left:
+            return None
+        left -= 1
+        return answer(request, body)
+
+    async with stub(world, answer_later) as backend:
+        assert await backend.fetch(ids) == [None, None]  # as the stub says when it is asked again
 
 
 def test_retry_after_may_be_a_date() -> None:
