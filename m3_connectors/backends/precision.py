@@ -178,9 +178,8 @@ class CompactPrecision(Precision):
 
     def rows_within(self, size: int, width: int) -> int:
         blocks, rest = divmod(size, self.encoded_bytes(self.rows_together, width))
-        return blocks * self.rows_together + max(0, rest - _FINE.row_bytes(width)) // self.levels.row_bytes(
-            width
-        )
+        of_last = max(0, rest - _FINE.row_bytes(width)) // self.levels.row_bytes(width)
+        return blocks * self.rows_together + of_last
 
     def encode(self, rows: Float32) -> bytes:
         encoded = []
@@ -207,19 +206,15 @@ class CompactPrecision(Precision):
         best = maxsim.code_maxima(levels, [rows for some in blocks for _, rows in some], self.levels.bits)
         if not blocks:
             return np.empty(0, dtype=np.float32)
-        centres = b"".join(centre for some in blocks for centre, _ in some)
-        best += _values(*_FINE.unpack(centres, query.shape[1])) @ levels.T.astype(np.float32)
+        best += maxsim.code_maxima(levels, [centre for some in blocks for centre, _ in some], _FINE.bits)
         firsts = np.cumsum([0, *map(len, blocks[:-1])])
         scores: Float32 = (np.maximum.reduceat(best, firsts, axis=0) * scales).mean(axis=1)
         return scores
 
     def _split(self, encoded: maxsim.Bytes, width: int) -> Iterator[tuple[memoryview, memoryview]]:
         """Yield for each block the bytes of its centre and of its rows; a document without rows has an empty block."""
-        view, size, centre = (
-            memoryview(encoded),
-            self.encoded_bytes(self.rows_together, width),
-            _FINE.row_bytes(width),
-        )
+        view, centre = memoryview(encoded), _FINE.row_bytes(width)
+        size = self.encoded_bytes(self.rows_together, width)
         for start in range(0, max(1, len(view)), size):
             yield view[start : start + centre], view[start + centre : start + size]
 
@@ -232,7 +227,8 @@ class CompactPrecision(Precision):
         return self._turned_back(_values(*rows) + _values(*centre))
 
     def _turned(self, rows: Float32) -> Float32:
-        return rotate(rows) if self.is_rotated else rows
+        # In one order in memory, because sums depend on it.
+        return rotate(rows) if self.is_rotated else np.ascontiguousarray(rows)
 
     def _turned_back(self, rows: Float32) -> Float32:
         return rotate_back(rows) if self.is_rotated else rows

@@ -78,6 +78,7 @@ def test_decoded_rows_are_the_rounded_rows_bit_for_bit(precision: Precision, row
     # In whatever order it lies in memory, and in whatever parts it comes that are whole blocks.
     assert precision.encode(np.asfortranarray(rows)) == precision.encode(rows)
     long, block = np.resize(rows, (3 * precision.rows_together + 1, rows.shape[1])), precision.rows_together
+    assert precision.encode(np.asfortranarray(long)) == precision.encode(long)
     parts = precision.encode(long[:block]), precision.encode(long[block:])
     assert b"".join(parts) == precision.encode(long)
     assert decoded(precision, b"".join(parts), long.shape).tobytes() == precision.round(long).tobytes()
@@ -329,6 +330,23 @@ def test_documents_longer_than_a_block_have_the_same_scores(
     # The rows may lie in any buffer, as a reader of a response finds them.
     loose = [memoryview(bytearray(b"xxx" + part))[3:] for part in encoded]
     np.testing.assert_allclose(precision.scores(query, loose), whole, atol=1e-6)
+
+
+@compact
+@pytest.mark.parametrize("best", [0, 511, 512, 1100])
+def test_the_best_row_may_be_in_any_block_of_a_document(precision: CompactPrecision, best: int) -> None:
+    rng = np.random.default_rng(best)
+    # Blocks with different centres, beside documents of one block and of several whole ones.
+    documents = [
+        unit_rows(rng.normal(size=(count, 32)) + np.sqrt(1 + np.arange(count))[:, None])
+        for count in (1101, 3, 1024)
+    ]
+    query = -documents[0][best : best + 1]
+    documents[0][best] = query[0]
+    got = precision.scores(query, [precision.encode(rows) for rows in documents])
+    stored = MultiVectors.from_list([precision.round(rows) for rows in documents], 32)
+    np.testing.assert_allclose(got, multivector_scores(precision.round_query(query), stored), atol=1e-5)
+    assert got[0] > 0.4 > got[1:].max()
 
 
 @pytest.mark.parametrize("width", [1, 2, 3, 24, 384, 1000, 1024])
