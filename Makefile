@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 MODEL ?= m3-tiny
 BIN := $(VENV)/bin
+WORKERS := -n 2 --dist loadgroup --no-loadscope-reorder
 
 .PHONY: demo test test-quick lint types layers unit servers clean
 
@@ -21,12 +22,11 @@ types: $(VENV)/.ready
 layers: $(VENV)/.ready
 	$(BIN)/lint-imports
 
-unit: $(VENV)/.ready          ## servers share the processors and some of their tests watch the clock: one at a time
-	$(BIN)/pytest -m "not live" -n 2 --dist loadfile
-	$(BIN)/pytest -m live
+unit: $(VENV)/.ready          ## each server's tests run in one of two processes; tests/conftest.py makes the groups
+	$(BIN)/pytest $(WORKERS)
 
 test-quick: $(VENV)/.ready    ## what needs no server: the tests of Milvus, Elasticsearch and faults are left out
-	$(BIN)/pytest -m "not live" -n 2 --dist loadfile
+	$(BIN)/pytest $(WORKERS) -m "not live"
 
 servers: $(VENV)/.ready       ## start what this machine can start, print the URLs, until Ctrl-C
 	$(BIN)/python -m m3_connectors.testing.servers --compose docker/compose.yaml

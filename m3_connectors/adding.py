@@ -18,7 +18,7 @@ from m3_connectors.backends.base import Backend
 from m3_connectors.backends.checks import check_stored
 from m3_connectors.backends.pooling import long_documents
 from m3_connectors.documents import Document, check_documents
-from m3_connectors.embeddings import Component, M3Embeddings
+from m3_connectors.embeddings import COMPONENTS, Component, M3Embeddings
 from m3_connectors.errors import InvalidInput
 
 _BATCH_DOCUMENTS = 512
@@ -241,12 +241,12 @@ class DocumentWriter:
     async def _stored(self, encoded: _Encoded) -> Stored:
         """Write a batch and count its documents."""
         documents, embeddings, components = encoded.documents, encoded.embeddings, encoded.components
-        await self._backend.renew()
+        await self._renew()
         while components is not None and components != tuple(self._backend.schema.written):
             # Another process has begun to add a component: the collection needs it of every document.
             components = tuple(self._backend.schema.written)
             embeddings = await self._timed(documents)
-            await self._backend.renew()
+            await self._renew()
         # Encoding runs in a thread and is not cancelled: a call that was cancelled meanwhile must not write.
         await anyio.lowlevel.checkpoint()
         await self._write(documents, embeddings)
@@ -260,6 +260,11 @@ class DocumentWriter:
         self._cut += cut[: MOST_CUT_NAMED - len(self._cut)]
         self._pooled += int(long_documents(self._backend.schema.storage, embeddings).sum())
         return Stored(documents, cut)
+
+    async def _renew(self) -> None:
+        """Read the record again, in case another process adds a component; it costs a request on some stores."""
+        if self._backend.schema.components != COMPONENTS:
+            await self._backend.renew()
 
     def tell(self, stored: Stored, on_cut: OnCut | None, progress: Callable[[int], object] | None) -> None:
         """Call the caller's callbacks for a batch that has been stored."""

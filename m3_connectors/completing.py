@@ -102,22 +102,38 @@ class ComponentWriter:
                 f'{schema.adding} is being added to collection "{self._backend.collection}"; two components cannot be '
                 f'added at the same time.\n  Run add_component("{schema.adding}") again to finish it.'
             )
-        begun = schema.adding is not None
+        missing = self._component not in schema.components
         # A program that did not know of the component may have stored documents without it.
-        if not begun and (
-            self._component not in schema.components or await self._backend.lacking(self._component, 1)
-        ):
+        if schema.adding is None and (missing or await self._backend.lacking(self._component, 1)):
             others = tuple(name for name in schema.components if name != self._component)
             storage = dataclasses.replace(schema.storage, components=others)
-            begun_now = dataclasses.replace(schema, storage=storage, adding=self._component)
-            await self._backend.record(await calibrated(begun_now, self._encoder))
+            begun = dataclasses.replace(schema, storage=storage, adding=self._component)
+            if missing and self._component == "multivector":
+                # Only here: rows that are stored would be read with another centre than they were written with.
+                begun = await calibrated(begun, self._encoder)
+                await self._backend.renew()
+                if self._backend.schema != schema:  # another call has begun during the calibration
+                    await self._begin()
+                    return
+            await self._backend.record(begun)
         self._begun = True
 
     async def _encode(self, texts: list[str]) -> M3Embeddings:
-        encode = self._encoder.encode
-        return await anyio.to_thread.run_sync(lambda: encode(texts, components=(self._component,)))
+        encode, components = self._encoder.encode, self._encoded
+        return await anyio.to_thread.run_sync(lambda: encode(texts, components=components))
+
+    @property
+    def _encoded(self) -> tuple[Component, ...]:
+        """The component, and multi-vectors that would lose more if they were stored again as they are read."""
+        schema = self._backend.schema
+        loses = schema.storage.precision.has_centre or schema.storage.long_documents == "pool"
+        others: tuple[Component, ...] = (
+            ("multivector",) if loses and "multivector" in schema.components else ()
+        )
+        return tuple(dict.fromkeys((self._component, *others)))
 
     async def _finish(self) -> None:
+        await self._backend.renew()
         schema = self._backend.schema
         if self._component not in schema.components:
             storage = dataclasses.replace(schema.storage, components=schema.written)
@@ -127,11 +143,12 @@ class ComponentWriter:
         # Of a document that is deleted now, there is nothing to add to; the others are found again.
         with contextlib.suppress(DocumentNotFound):
             stored = await self._backend.vectors([document.id for document in documents])
-            await self._backend.rewrite(documents, _with(stored, self._component, added))
+            await self._backend.rewrite(documents, _with(stored, added))
 
 
-def _with(stored: M3Embeddings, component: Component, added: M3Embeddings) -> M3Embeddings:
-    """Return stored embeddings with one component of others."""
-    if component == "sparse":
-        return stored.replace(sparse=added.sparse)
-    return stored.replace(multivectors=added.multivectors)
+def _with(stored: M3Embeddings, added: M3Embeddings) -> M3Embeddings:
+    """Return stored embeddings with the components of others."""
+    return stored.replace(
+        **({"sparse": added.sparse} if "sparse" in added.components else {}),
+        **({"multivectors": added.multivectors} if "multivector" in added.components else {}),
+    )

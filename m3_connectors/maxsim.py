@@ -190,8 +190,9 @@ def _openmp() -> ThreadpoolController:
 
 def _loaded_torch() -> Any:
     """Return torch if this process has imported it, or None."""
-    # Not from ``sys.modules``: another thread may be in the middle of the import, for which this one waits.
-    return importlib.import_module("torch") if "torch" in sys.modules else None
+    # Not from ``sys.modules``: another thread may be in the middle of the import, for which this one waits. None
+    # is there where an import is forbidden.
+    return importlib.import_module("torch") if sys.modules.get("torch") else None
 
 
 @functools.cache

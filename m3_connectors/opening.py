@@ -154,6 +154,10 @@ async def _open(
         raise InvalidInput(
             f"encoder is the string {encoder!r}; it must be an encoder.\n  Use M3Encoder({encoder!r})."
         )
+    if isinstance(sample, str):
+        raise InvalidInput(
+            "sample is one string; it must be a list of texts.\n  Pass a list of some twenty texts."
+        )
     chosen = _weights(weights)
     backend = backend_for(url, collection, options)
     try:

@@ -98,13 +98,20 @@ _WAYS_IN = ("API_KEY", "USERNAME", "PASSWORD", "CA_CERTS", "FINGERPRINT", "GRPC_
 @pytest.fixture(autouse=True)
 def _ways_in_of_named_servers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Hide the keys and ports of a named server from tests that do not use it, such as those with stand-ins."""
+    for store in set(STORES) - _servers_of(request.node):
+        for name in _WAYS_IN:
+            monkeypatch.delenv(f"M3_{store.upper()}_{name}", raising=False)
+
+
+def _servers_of(item: pytest.Item) -> set[str]:
+    """Return the stores whose servers of the complete run a test may use."""
     # Some tests request a store by a parameter with its name.
-    parameters = request.node.callspec.params.values() if hasattr(request.node, "callspec") else ()
-    asked = {*request.fixturenames, *(f"{value}_store" for value in parameters if isinstance(value, str))}
-    for store in STORES:
-        if f"{store}_store" not in asked:
-            for name in _WAYS_IN:
-                monkeypatch.delenv(f"M3_{store.upper()}_{name}", raising=False)
+    parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
+    asked = {
+        *getattr(item, "fixturenames", ()),
+        *(f"{value}_store" for value in parameters if isinstance(value, str)),
+    }
+    return {store for store in STORES if f"{store}_store" in asked}
 
 
 _LIVE_FILES = (
@@ -116,14 +123,37 @@ _LIVE_FILES = (
     "test_hostile_text",
     "test_live_servers",
 )
-_LIVE_FIXTURES = {"qdrant_store", "milvus_store", "elasticsearch_store"}
+_LIVE_FIXTURES = {f"{store}_store" for store in STORES}
+_LONG_FILES = (
+    "test_elasticsearch_oldest",
+    "test_elasticsearch_security",
+    "test_qdrant_server",
+)
+"""They start right after the servers' tests, because whatever starts last keeps the other worker waiting."""
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that start or use a store's server; ``make test-quick`` leaves them out."""
+    """Mark the tests that use a store's server, and group tests for the workers of pytest-xdist.
+
+    ``make test-quick`` leaves the marked ones out. All tests on one server are one group, so that only one
+    worker starts it; every other file is a group.
+    """
+    order: dict[str, int] = {}
     for item in items:
         if item.path.name.startswith(_LIVE_FILES) or _LIVE_FIXTURES & set(getattr(item, "fixturenames", ())):
             item.add_marker("live")
+        servers = sorted(_servers_of(item)) if item.get_closest_marker("live") else []
+        item.add_marker(pytest.mark.xdist_group("-".join(servers) or item.path.stem))
+        order[item.nodeid] = 0 if servers else 1 if item.path.stem in _LONG_FILES else 2
+    items.sort(key=lambda item: order[item.nodeid])  # a stable sort: the tests of a file keep their order
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Remove the name of the group, which pytest-xdist appends to the name of a test, from what a worker reports."""
+    if hasattr(report, "node") and report.nodeid.rfind("@") > report.nodeid.rfind("]"):
+        report.nodeid = report.nodeid.rpartition("@")[0]
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

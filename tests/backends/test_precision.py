@@ -384,6 +384,8 @@ def test_scoring_does_not_import_torch() -> None:
         "rows = np.eye(8, dtype=np.float32)\n"
         "print([float(p.scores(rows[:1], [p.encode(rows)])[0]) > 0.9 for p in PRECISIONS.values()])\n"
         "assert 'torch' not in sys.modules\n"
+        "sys.modules['torch'] = None  # its import is forbidden\n"
+        "assert all(len(p.scores(rows[:1], [p.encode(rows)])) == 1 for p in PRECISIONS.values())\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -460,6 +462,14 @@ def test_connect_calibrates_a_new_collection_with_the_sample() -> None:
         assert isinstance(precision, CompactPrecision)
         assert precision.centre is not None
         assert precision.centre.tolist() == [1.0] * 24
+
+
+def test_one_text_is_not_a_sample_of_its_characters() -> None:
+    encoder = _Lines()
+    encoder.info = make_world(7).schema.model  # type: ignore[attr-defined]
+    with pytest.raises(InvalidInput, match=r"sample is one string.*\n  Pass a list"):
+        connect("memory:", encoder=encoder, storage=Storage("int4"), sample="one text")  # type: ignore[arg-type]
+    assert encoder.asked == 0
 
 
 def test_a_store_that_cannot_hold_a_precision_says_so_before_it_creates() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
-import time
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -30,23 +29,42 @@ from m3_connectors.bench.trips import Trips, counting, observed
 from m3_connectors.methods import ALL
 
 
-def test_calls_at_the_same_time_take_their_time_once() -> None:
+class Clock:
+    """A clock that stands still until a test sets it forward."""
+
+    def __init__(self) -> None:
+        self.seconds = 100.0
+
+    def perf_counter(self) -> float:
+        return self.seconds
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The clock by which calls are timed."""
+    clock = Clock()
+    monkeypatch.setattr("m3_connectors.bench.trips.time", clock)
+    return clock
+
+
+def test_calls_at_the_same_time_take_their_time_once(clock: Clock) -> None:
     trips = Trips()
-
-    async def call(seconds: float) -> None:
+    with trips:
+        clock.seconds += 1
         with trips:
-            await anyio.sleep(seconds)
+            clock.seconds += 2
+        clock.seconds += 4
+    clock.seconds += 8  # between two calls
+    with trips:
+        clock.seconds += 16
+    assert (trips.count, trips.seconds) == (3, 1 + 2 + 4 + 16)
 
-    async def both() -> None:
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(call, 0.1)
-            tasks.start_soon(call, 0.2)
-        await anyio.sleep(0.1)
-        await call(0.1)
 
-    anyio.run(both)
-    assert trips.count == 3
-    assert trips.seconds == pytest.approx(0.3, abs=0.09)
+async def reached(event: threading.Event) -> None:
+    """Wait for a thread, and leave the loop to others."""
+    with anyio.fail_after(30):
+        while not event.is_set():
+            await anyio.sleep(0.001)
 
 
 def test_requests_at_the_same_time_count_their_own_calls(tmp_path: Path) -> None:
@@ -80,49 +98,74 @@ def test_requests_at_the_same_time_count_their_own_calls(tmp_path: Path) -> None
 class FakeClient:
     """pymilvus', which blocks its thread."""
 
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+        self.asked, self.held = threading.Event(), threading.Event()
+
     def search(self, *_: Any, timeout: float) -> str:
-        time.sleep(0.05)
+        self.asked.set()
+        assert self.held.wait(30)
+        self.clock.seconds += 1
         return "found"
 
 
-def test_waiting_for_the_event_loop_and_reading_rows_is_not_the_time_of_milvus() -> None:
+def test_waiting_for_the_event_loop_and_reading_rows_is_not_the_time_of_milvus(clock: Clock) -> None:
+    fake, has_read = FakeClient(clock), threading.Event()
+
+    def read(_: Any) -> None:
+        clock.seconds += 10
+        has_read.set()
+
     async def run() -> Trips:
-        connection = client.Connection(FakeClient(), "h", RetryPolicy(5, 1, 5), None)  # type: ignore[arg-type]
+        connection = client.Connection(fake, "h", RetryPolicy(5, 1, 5), None)  # type: ignore[arg-type]
         with observed(MilvusBackend), counting() as trips:
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(
-                    lambda: connection.call("search", "search", "c", then=lambda _: time.sleep(0.2))
-                )
-                await anyio.sleep(0.02)
-                time.sleep(0.3)  # others keep the loop
+                tasks.start_soon(lambda: connection.call("search", "search", "c", then=read))
+                await reached(fake.asked)
+                fake.held.set()
+                assert has_read.wait(30)  # others keep the loop
+                clock.seconds += 100
         return trips
 
     trips = anyio.run(run)
-    assert trips.count == 1
-    assert trips.seconds == pytest.approx(0.05, abs=0.04)
+    assert (trips.count, trips.seconds) == (1, 1)
 
 
 class FakeStub:
     """A method of a gRPC stub whose answer comes in a thread of its own."""
 
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+        self.asked, self.held, self.answered = threading.Event(), threading.Event(), threading.Event()
+
     def future(self, *_: Any, **__: Any) -> Future[str]:
         future: Future[str] = Future()
-        threading.Timer(0.05, future.set_result, ["found"]).start()
+        threading.Thread(target=self._answer, args=(future,)).start()
         return future
 
+    def _answer(self, future: Future[str]) -> None:
+        self.asked.set()
+        assert self.held.wait(30)
+        self.clock.seconds += 1
+        future.set_result("found")
+        self.answered.set()
 
-def test_waiting_for_the_event_loop_is_not_the_time_of_qdrant() -> None:
+
+def test_waiting_for_the_event_loop_is_not_the_time_of_qdrant(clock: Clock) -> None:
+    stub = FakeStub(clock)
+
     async def run() -> Trips:
         with observed(QdrantBackend), counting() as trips:
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(lambda: server_grpc.unary(FakeStub(), None, timeout_seconds=1))
-                await anyio.sleep(0.01)
-                time.sleep(0.3)
+                tasks.start_soon(lambda: server_grpc.unary(stub, None, timeout_seconds=30))
+                await reached(stub.asked)
+                stub.held.set()
+                assert stub.answered.wait(30)  # others keep the loop
+                clock.seconds += 100
         return trips
 
     trips = anyio.run(run)
-    assert trips.count == 1
-    assert trips.seconds == pytest.approx(0.05, abs=0.04)
+    assert (trips.count, trips.seconds) == (1, 1)
 
 
 def test_the_calls_of_a_qdrant_server_are_counted_over_both_protocols() -> None:

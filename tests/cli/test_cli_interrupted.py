@@ -17,6 +17,23 @@ from m3_connectors.blocking import connect
 from m3_connectors.cli.app import main
 
 PROGRAM = "import sys; from m3_connectors.cli.app import main; sys.exit(main())"
+SECOND_BATCH_HELD = """
+import anyio
+from pathlib import Path
+from m3_connectors.backends.qdrant.edge.backend import EdgeBackend
+
+upsert, calls = EdgeBackend.upsert, []
+
+async def held(self, documents, embeddings):
+    calls.append(documents)
+    if len(calls) == 2:
+        Path("second").touch()
+        while not Path("interrupted").exists():
+            await anyio.sleep(0.001)
+    return await upsert(self, documents, embeddings)
+
+EdgeBackend.upsert = held
+"""
 URL = "qdrant:./data"
 
 
@@ -32,14 +49,14 @@ def texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     return texts
 
 
-def start(checkpoint: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", PROGRAM, "index", URL, "corpus.jsonl", "-m", str(checkpoint)]
+def start(checkpoint: Path, program: str = PROGRAM) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", program, "index", URL, "corpus.jsonl", "-m", str(checkpoint)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def wait_until_storing(process: subprocess.Popen[str]) -> None:
+def wait_for(process: subprocess.Popen[str], path: str) -> None:
     deadline = time.monotonic() + 120
-    while not Path("data").exists():
+    while not Path(path).exists():
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.005)
@@ -56,7 +73,7 @@ def test_kill_9_at_three_moments(texts: dict[str, str], checkpoint: Path) -> Non
     kills = 0
     for seconds in (0.02, 0.3, 0.8):
         process = start(checkpoint)
-        wait_until_storing(process)
+        wait_for(process, "data")
         time.sleep(seconds)
         process.send_signal(signal.SIGKILL)
         process.communicate()
@@ -66,14 +83,16 @@ def test_kill_9_at_three_moments(texts: dict[str, str], checkpoint: Path) -> Non
 
 
 def test_ctrl_c_leaves_a_usable_collection(texts: dict[str, str], checkpoint: Path) -> None:
-    process = start(checkpoint)
-    wait_until_storing(process)
-    time.sleep(0.5)
+    process = start(checkpoint, SECOND_BATCH_HELD + PROGRAM)
+    wait_for(process, "second")
     process.send_signal(signal.SIGINT)
+    assert process.stderr is not None
+    at_once = process.stderr.readline().removesuffix("\n")  # while the batch is not stored yet
+    Path("interrupted").touch()
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert out == ""
-    at_once, at_the_end = err.splitlines()
+    (at_the_end,) = err.splitlines()
     assert re.fullmatch(
         r"Stopping after the current batch \([0-9,]+ documents stored\); press Ctrl-C again to stop at once\.",
         at_once,

@@ -132,7 +132,15 @@ class Writer:
         if replaced is not None:
             outcomes, skipped = _without_replaced(outcomes)
             with _best_effort():
-                unused = [name for i, names in parts.items() if documents[i].id in skipped for name in names]
+                # If the first answer of a repeated request was lost, it finds the version that it wrote itself.
+                named = await self._named_parts(list(skipped), "upsert")
+                unused = [
+                    name
+                    for i, names in parts.items()
+                    if (id := documents[i].id) in skipped
+                    for name in names
+                    if name not in named.get(id, ())
+                ]
                 await self._remove(unused, "upsert")
         await self._end([*outcomes, Outcome({}, failed)], old, "upsert")
 

@@ -59,7 +59,7 @@ class ApproximateClauses(Suite):
                     assert list(got.ids) == list(want.ids)
                     np.testing.assert_allclose(got.scores, want.scores, atol=1e-5)
 
-    @each_storage
+    @each_storage("approximate_precisions")
     async def test_b17_an_approximate_search_shows_exact_scores(
         self, tmp_path: Path, storage: Storage
     ) -> None:

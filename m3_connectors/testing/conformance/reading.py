@@ -49,7 +49,7 @@ class ReadingClauses(Suite):
             assert found.metadata == metadata
             assert repr(sorted(found.metadata.items())) == repr(sorted(metadata.items()))
 
-    @each_storage
+    @each_storage("precisions")
     async def test_b12_vectors_are_as_stored(self, tmp_path: Path, storage: Storage) -> None:
         world = make_world(12, storage=storage)
         async with self.stored(tmp_path, world) as backend:

@@ -60,7 +60,7 @@ class ScoreClauses(Suite):
                 hits = await backend.search(query, ALL, 10, filter=filter)
                 assert {hit.id for hit in hits} == rare
 
-    @each_storage
+    @each_storage("precisions")
     async def test_b20_b21_scores_are_exact(self, tmp_path: Path, storage: Storage) -> None:
         world = make_world(20, storage=storage)
         ids = [document.id for document in world.documents]

@@ -18,8 +18,7 @@ from m3_connectors.backends.precision import PRECISIONS
 from m3_connectors.errors import Unsupported
 from m3_connectors.testing.worlds import World, make_world
 
-STORAGES = [Storage(precision.name) for precision in PRECISIONS.values()]
-"""One storage for each precision of multi-vector rows."""
+_StorageTest = Callable[[Any, Path, Storage], Awaitable[None]]
 
 POOLED = Storage(long_documents="pool", pool_factor=4, pool_from_rows=1000)
 
@@ -34,39 +33,58 @@ def runs(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
     return blocking
 
 
-def each_storage(test: Callable[[Any, Path, Storage], Awaitable[None]]) -> Callable[..., None]:
-    """Run a coroutine test for each precision; one that the store does not declare must be refused instead."""
+def each_storage(precisions: str) -> Callable[[_StorageTest], Callable[..., None]]:
+    """Run a coroutine test for each precision; one that the store does not declare must be refused instead.
 
-    @functools.wraps(test)
-    async def declared(self: Suite, tmp_path: Path, storage: Storage) -> None:
-        if storage.precision.engine_dtype is None:
-            backend = self.make_backend(tmp_path, "conformance")
-            if Capability.COMPACT not in backend.capabilities:
-                with pytest.raises(Unsupported, match="COMPACT"):
-                    await backend.create(make_world(0, documents=1, storage=storage).schema)
+    Args:
+        precisions: The attribute of the suite that names the precisions.
+    """
+
+    def decorate(test: _StorageTest) -> Callable[..., None]:
+        @functools.wraps(test)
+        async def declared(self: Suite, tmp_path: Path, storage: Storage) -> None:
+            if storage.precision.engine_dtype is None:
+                backend = self.make_backend(tmp_path, "conformance")
+                if Capability.COMPACT not in backend.capabilities:
+                    with pytest.raises(Unsupported, match="COMPACT"):
+                        await backend.create(make_world(0, documents=1, storage=storage).schema)
+                    await backend.close()
+                    return
                 await backend.close()
-                return
-            await backend.close()
-        await test(self, tmp_path, storage)
+            await test(self, tmp_path, storage)
 
-    each: Callable[..., None] = pytest.mark.parametrize("storage", STORAGES, ids=list(PRECISIONS))(
-        runs(declared)
-    )
-    return each
+        each: Any = runs(declared)
+        each.precisions = precisions
+        return each  # type: ignore[no-any-return]
+
+    return decorate
 
 
 class Suite(abc.ABC):
     """The store under test."""
 
     worlds: ClassVar[int] = 5
-    """The number of random collections on which search is compared with the reference, for each storage
-    dtype."""
+    """The number of random collections on which search is compared with the reference, for float16 and for
+    float32; one for each compact precision, because only the decoded rows differ."""
 
     random_filters: ClassVar[int] = 200
     """The number of random filters whose counts on random metadata are compared with their meaning."""
 
     long_dimension: ClassVar[int] = 256
     """The width of the document of 8,191 rows."""
+
+    precisions: ClassVar[tuple[str, ...]] = tuple(PRECISIONS)
+    """The precisions of multi-vector rows with which reads, scores and exact searches are tested."""
+
+    approximate_precisions: ClassVar[tuple[str, ...]] = ("float16", "float32", "int4")
+    """The precisions for searches without ``exact``: the lists do not depend on the precision of rows, and a store
+    treats all compact ones alike, so one of them is enough."""
+
+    def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
+        """Run the tests of ``each_storage`` with each precision that the suite names."""
+        if named := getattr(metafunc.function, "precisions", None):
+            names: tuple[str, ...] = getattr(self, named)
+            metafunc.parametrize("storage", [Storage(name) for name in names], ids=names)
 
     @abc.abstractmethod
     def make_backend(self, directory: Path, collection: str) -> Backend:

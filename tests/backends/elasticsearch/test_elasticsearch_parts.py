@@ -152,6 +152,30 @@ async def test_two_writes_of_one_long_document_leave_one_of_them_whole() -> None
     await index.check_whole(*versions)
 
 
+@pytest.mark.parametrize("stored", [True, False])
+@runs
+async def test_parts_stay_if_the_document_that_names_them_was_stored_by_a_request_whose_answer_was_lost(
+    stored: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index, once = Index(), _Connection.once
+    conflict = {"type": "version_conflict_engine_exception", "reason": "it is another version"}
+
+    async def answer_lost(
+        self: Any, operation: str, method: str, path: str, body: bytes, **params: str
+    ) -> Any:
+        if b"if_seq_no" not in body:
+            return await once(self, operation, method, path, body, **params)
+        if stored:
+            await once(self, operation, method, path, body, **params)
+        return {"items": [{"index": {"status": 409, "error": conflict}}]}
+
+    monkeypatch.setattr(_Connection, "once", answer_lost)
+    await index.writer().upsert([LONG], embeddings(1), {"long": bodies.Version(1, 1)})
+    if stored:
+        await index.check_whole(embeddings(1))
+    assert len(index.parts) == (3 if stored else 0)
+
+
 @runs
 async def test_a_delete_beside_a_write_leaves_the_document_whole_or_gone() -> None:
     index, versions = Index(), [embeddings(1), embeddings(2)]

@@ -175,7 +175,7 @@ def test_an_encrypted_connection_may_end_on_any_side(server: tuple[int, list[byt
             assert client.recv(1) == b"x"
             if end == "client":
                 client.close()
-                time.sleep(0.05)
+                wait_until(lambda: not proxy._open)
             elif end != "nobody":
                 proxy.fault = Cut(0) if end == "server" else Refuse()
                 with contextlib.suppress(OSError):

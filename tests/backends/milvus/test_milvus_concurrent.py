@@ -14,6 +14,8 @@ import pytest
 from pymilvus import MilvusClient
 
 from m3_connectors.backends.milvus.backend import MilvusBackend
+from m3_connectors.backends.milvus.connection import _THREADS
+from m3_connectors.backends.milvus.exclusion import Exclusion
 from m3_connectors.documents import Document
 from m3_connectors.errors import TimedOut
 from m3_connectors.methods import DENSE
@@ -34,12 +36,23 @@ async def stored(directory: Path, **options: Any) -> AsyncIterator[MilvusBackend
     await backend.close()
 
 
-def other_write(backend: MilvusBackend, collection: str = "notes") -> contextlib.AbstractContextManager[None]:
-    """Hold the engine's turn, as another connection of this process holds it while it writes."""
+def exclusion_of(backend: MilvusBackend) -> Exclusion:
     connection = backend._connected
     assert connection is not None
     assert connection._exclusion is not None
-    return connection._exclusion.turn(collection, True, 0, AssertionError)
+    return connection._exclusion
+
+
+def other_write(backend: MilvusBackend, collection: str = "notes") -> contextlib.AbstractContextManager[None]:
+    """Hold the engine's turn, as another connection of this process holds it while it writes."""
+    return exclusion_of(backend).turn(collection, True, 0, AssertionError)
+
+
+async def until_calls(backend: MilvusBackend, count: int) -> None:
+    """Wait until this many calls to the engine are running or waiting for their turn."""
+    with anyio.fail_after(30):
+        while len(exclusion_of(backend)._calls) != count:
+            await anyio.sleep(0.001)
 
 
 @asynccontextmanager
@@ -103,7 +116,7 @@ async def test_writes_that_wait_for_one_elsewhere_hold_up_no_read_and_not_the_lo
             with other_write(backend, "others"):
                 for i in range(20):
                     tasks.start_soon(write, i)
-                await anyio.sleep(1.5)
+                await until_calls(backend, 1 + _THREADS)  # the other writes wait for a thread
                 assert stall() < 1
             with anyio.fail_after(10):
                 for _ in range(3):
@@ -123,11 +136,13 @@ async def test_a_write_that_is_given_up_while_it_waits_is_not_applied(tmp_path: 
             with other_write(backend):
                 for _ in range(before_it):
                     tasks.start_soon(write, "before")
-                await anyio.sleep(0.1)
-                with anyio.move_on_after(0.3) as given_up:
-                    await write("given up")
-                assert given_up.cancelled_caught
-        await anyio.sleep(0.5)
+                await until_calls(backend, 1 + before_it)
+                async with anyio.create_task_group() as given_up:
+                    given_up.start_soon(write, "given up")
+                    await until_calls(backend, 2 + before_it)
+                    given_up.cancel_scope.cancel()
+                assert len(exclusion_of(backend)._calls) == 2 + before_it  # its thread still waits
+        await until_calls(backend, 0)
         assert await backend.fetch(["it"]) == [Document("it", "before") if before_it else None]
 
 
@@ -150,5 +165,5 @@ async def test_a_call_waits_for_others_no_longer_than_its_deadline(tmp_path: Pat
                     tasks.start_soon(write, i)
                 tasks.start_soon(read)
         assert time.monotonic() - started < 10
-        await anyio.sleep(0.5)
+        await until_calls(backend, 0)
         assert await backend.count() == len(WORLD.documents)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -188,6 +189,17 @@ def test_a_view_of_the_file_stays_valid_when_it_grows(tmp_path: Path) -> None:
     file.close()
     assert bytes(view) == b"abc"
     assert bytes(RowFile(tmp_path).read(second[0])) == b"fgh"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="other systems cannot sync directories")
+def test_the_name_of_a_new_file_is_on_the_disk_before_a_point_can_name_a_place_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", lambda handle: synced.append(os.fstat(handle).st_ino))
+    file = RowFile(tmp_path)
+    inodes = [(tmp_path / NAME).stat().st_ino] if file.append([b"abc"]) else []
+    assert synced == [*inodes, tmp_path.stat().st_ino]
 
 
 # -- a server

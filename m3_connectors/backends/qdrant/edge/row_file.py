@@ -18,6 +18,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from m3_connectors.backends.qdrant.edge.collection import sync
+
 NAME = "rows.m3"
 
 Place = tuple[int, int]
@@ -48,11 +50,15 @@ class RowFile:
         """
         if not blobs:
             return []
+        is_new = not self._path.exists()
         with self._path.open("ab") as file:
             start = file.seek(0, os.SEEK_END)
             file.writelines(blobs)
             file.flush()
             os.fsync(file.fileno())
+        if is_new:
+            # If a power failure took the file's name, new blobs would take the places that points name.
+            sync(self._path.parent)
         places = []
         for blob in blobs:
             places.append((start, len(blob)))
