@@ -197,7 +197,7 @@ class Index:
             ModelMismatch: The embeddings come from a different model than the collection's.
             BackendError: The store failed or refused the operation.
         """
-        adding = begin_add(self._index)
+        adding = writer_of(self)
         # The caller's iterable is read in the caller's thread: it may use a database cursor, or this index.
         for stored in store_batches(self, adding, documents, embeddings):
             adding.tell(stored, on_cut, progress)
@@ -449,6 +449,20 @@ class Index:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def writer_of(index: Index) -> DocumentWriter:
+    """Return the writer of one ``add`` call, for ``store_batches``."""
+    return begin_add(index._index)
+
+
+def encoder_of(index: Index) -> Encoder:
+    """Return the encoder of an index.
+
+    Raises:
+        InvalidInput: It has none.
+    """
+    return index._index._check_encoder()
 
 
 def store_batches(

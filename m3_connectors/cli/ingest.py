@@ -15,7 +15,7 @@ from m3_connectors.adding import CutDocument
 from m3_connectors.backends.registry import DEFAULT_COLLECTION, is_persistent
 from m3_connectors.backends.urls import redacted
 from m3_connectors.cli.console import INTERRUPTED, duration, err, out, plural, print_json, warn
-from m3_connectors.cli.opening import choose_encoder, create_index, how_to_fill
+from m3_connectors.cli.opening import create_index, how_to_fill
 from m3_connectors.cli.options import (
     Collection,
     Components,
@@ -159,15 +159,13 @@ def run(
         first = next(documents, None)
         if first is None:  # also with --sync: a folder that is not mounted looks like an empty one
             raise _nothing_read(sources, dead)
-        encoder = choose_encoder(to, collection, model)
-        with create_index(to, collection, model, storage, encoder=encoder) as index, reading.shown():
+        with create_index(to, collection, model, storage) as index, reading.shown():
             from m3_connectors.ingestion import ingest as run_ingest
 
             try:
                 report = run_ingest(
                     itertools.chain([first], documents),
                     index,
-                    encoder=encoder,
                     ledger=ledger,
                     chunking=Chunking.parse(chunk),
                     origin=reading.origin,
@@ -277,7 +275,7 @@ class _Reading:
 
     def refused(self, document: Document, reason: str) -> None:
         """Called for a document that cannot be cut."""
-        self._skip(self._source, DeadLetter(shown(self._file), None, f"{document.id!r}: {reason}"))
+        self._skip(self._source, DeadLetter(shown(self._file), None, f"document {document.id!r}: {reason}"))
 
     def on_cut(self, document: CutDocument) -> None:
         """Called for a stored chunk that is longer than the maximum of the model."""

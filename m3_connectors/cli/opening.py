@@ -89,29 +89,15 @@ def choose_encoder(url: str, collection: str, model: str | None) -> M3Encoder:
     return _load(model, written_by, url, collection)
 
 
-def create_index(
-    url: str,
-    collection: str,
-    model: str | None,
-    storage: Storage | None,
-    *,
-    encoder: M3Encoder | None = None,
-) -> Index:
+def create_index(url: str, collection: str, model: str | None, storage: Storage | None) -> Index:
     """Open a collection with its encoder, or create it; ``storage`` is passed to ``connect``.
-
-    Args:
-        url: The store.
-        collection: The name of the collection.
-        model: As for ``choose_encoder``.
-        storage: As for ``connect``.
-        encoder: The encoder, if it has been chosen already.
 
     Raises:
         ModelMismatch: Another model wrote the collection. The message names the options that fix it.
     """
     from m3_connectors.blocking import connect
 
-    encoder = encoder or choose_encoder(url, collection, model)
+    encoder = choose_encoder(url, collection, model)
     with advice(MISMATCH_ADVICE, ModelMismatch):
         return connect(url, collection, encoder=encoder, storage=storage)
 

@@ -120,12 +120,14 @@ class Chunking:
             return [document]
         if token_spans is None:
             raise InvalidInput(
-                "this encoder does not say where its tokens are, so documents cannot be cut.\n"
+                f"this encoder does not say where its tokens are, so documents cannot be cut into {self}.\n"
                 "  Use M3Encoder, or chunking none."
             )
         if FIELD in document.metadata:
             raise InvalidInput(
-                f"the metadata have a field {FIELD!r}, in which a chunk keeps its parent and position"
+                f"the metadata have a field {FIELD!r} ({document.metadata[FIELD]!r:.40}), in which a chunk keeps its "
+                "parent and position.\n"
+                "  Rename the field, or use chunking none."
             )
         spans = self.spans(document.text, token_spans)
         return [

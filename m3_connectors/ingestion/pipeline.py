@@ -10,13 +10,12 @@ import dataclasses
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
 
 from m3_connectors.adding import AddReport, OnCut, Stored
-from m3_connectors.blocking import Index, store_batches
+from m3_connectors.blocking import Index, encoder_of, store_batches, writer_of
 from m3_connectors.documents import Document, check_documents
 from m3_connectors.errors import InvalidInput
-from m3_connectors.index import Encoder, begin_add
+from m3_connectors.index import Encoder
 from m3_connectors.ingestion.chunking import Chunking, TokenSpans
 from m3_connectors.ingestion.ledger import Ledger, Version, content_hash
 from m3_connectors.ingestion.verifying import Verification, verify
@@ -78,7 +77,6 @@ def ingest(
     documents: Iterable[Document],
     index: Index,
     *,
-    encoder: Encoder,
     ledger: Ledger,
     chunking: Chunking = _WHOLE,
     origin: Callable[[], Origin] = Origin,
@@ -97,7 +95,6 @@ def ingest(
     Args:
         documents: The documents, read once.
         index: The collection.
-        encoder: The encoder of the index.
         ledger: The ledger of this collection.
         chunking: How documents are cut.
         origin: Returns where the document comes from that was read last.
@@ -109,13 +106,14 @@ def ingest(
         on_refused: Called with each document that cannot be cut, and the reason; the others are stored.
 
     Raises:
-        InvalidInput: The ledger cannot be used, or reading the documents failed with it.
+        InvalidInput: The index has no encoder, or one without tokens where documents are cut; or the ledger cannot
+            be used.
         BackendError: The store failed. What it has acknowledged is in the ledger.
     """
     began = time.monotonic()
+    run = _Run(index, encoder_of(index), ledger, chunking, origin, on_refused)
     missing = verify(index, ledger) if check or index.count() < ledger.stored_count() else None
-    run = _Run(index, encoder, ledger, chunking, origin, on_refused)
-    adding = begin_add(index._index)
+    adding = writer_of(index)
     for stored in store_batches(index, adding, run.chunks(documents), before=run.begin):
         if stored.documents:
             run.acknowledge(stored)
@@ -254,6 +252,6 @@ class _Run:
             self._index.delete(ids[start : start + _DELETED_AT_ONCE])
 
 
-def _fingerprint(encoder: Any) -> str:
+def _fingerprint(encoder: Encoder) -> str:
     info = encoder.info
     return info.weights_fingerprint or f"{info.name}@{info.revision}"

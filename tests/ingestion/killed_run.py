@@ -55,4 +55,4 @@ with (
     connect(f"qdrant:{folder / 'data'}", encoder=encoder, storage=STORAGE) as index,
     Ledger(folder / "ledger.sqlite") as ledger,
 ):
-    ingest(documents, index, encoder=encoder, ledger=ledger, chunking=Chunking("tokens", 16), sync=[""])
+    ingest(documents, index, ledger=ledger, chunking=Chunking("tokens", 16), sync=[""])

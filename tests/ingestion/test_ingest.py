@@ -29,9 +29,7 @@ class Place:
     ) -> tuple[IngestReport, StubEncoder]:
         encoder = StubEncoder()
         with connect(self.url, encoder=encoder, storage=STORAGE) as index, Ledger(self.ledger) as ledger:
-            report = ingest(
-                iter(documents), index, encoder=encoder, ledger=ledger, chunking=chunking, **options
-            )
+            report = ingest(iter(documents), index, ledger=ledger, chunking=chunking, **options)
         return report, encoder
 
     def assert_holds(self, documents: Sequence[Document], chunking: Chunking = TOKENS) -> None:
@@ -204,7 +202,7 @@ def test_after_a_source_that_fails_what_was_stored_is_known(place: Place) -> Non
     encoder = StubEncoder()
     with connect(place.url, encoder=encoder, storage=STORAGE) as index, Ledger(place.ledger) as ledger:
         with pytest.raises(OSError, match="the source failed"):
-            ingest(failing(), index, encoder=encoder, ledger=ledger, chunking=TOKENS, sync=[""])
+            ingest(failing(), index, ledger=ledger, chunking=TOKENS, sync=[""])
         stored = index.count()
     report, again = place.run(documents)
     assert 0 < report.unchanged < 2000
