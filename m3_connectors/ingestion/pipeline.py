@@ -117,8 +117,9 @@ def ingest(
     for stored in store_batches(index, adding, run.chunks(documents), before=run.begin):
         if stored.documents:
             run.acknowledge(stored)
-            for cut in stored.cut if on_cut else ():
-                on_cut(cut)
+            if on_cut is not None:
+                for cut in stored.cut:
+                    on_cut(cut)
             progress(run.documents, run.unchanged)
     removed, kept = run.remove_gone(sync, unread)
     return IngestReport(
