@@ -1,7 +1,8 @@
-"""Compare each store's answers with the oracle's: random worlds, both storage precisions, and one long document.
+"""Compare each store's answers with the oracle's: random worlds, every storage precision, and one long document.
 
     python benchmarks/agreement.py                     # every store that this machine can start
     python benchmarks/agreement.py elasticsearch milvus+http://127.0.0.1:19530 --worlds 20
+    python benchmarks/agreement.py edge --precisions int4 int2 --worlds 3
     python benchmarks/agreement.py --report benchmarks/results/agreement-2025-01-31.jsonl
 
 A world is a seeded collection of documents, vectors, metadata, queries and filters (``m3_connectors.testing.worlds``).
@@ -26,12 +27,13 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import AsyncIterator, Generator, Iterable, Iterator
+from collections.abc import AsyncIterator, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import anyio
 import numpy as np
+from fixtures import PACKAGES, ROOT
 
 from m3_connectors.backends.base import Backend, Storage
 from m3_connectors.backends.precision import PRECISIONS, PrecisionName
@@ -52,7 +54,6 @@ from m3_connectors.testing.worlds import World, join, make_world, unit_rows
 
 Row = dict[str, Any]
 
-ROOT = Path(__file__).resolve().parents[1]
 COMPOSE = ROOT / "docker" / "compose.yaml"
 COMPONENTS = ("dense", "sparse", "multivector", "fused")
 EMBEDDED = {
@@ -97,23 +98,14 @@ def started(names: Iterable[str]) -> Generator[Store, None, None]:
                 running.stop()
 
 
-def run(stores: Iterable[Store], worlds: int) -> Iterator[Row]:
+def run(stores: Iterable[Store], precisions: Sequence[PrecisionName], worlds: int) -> Iterator[Row]:
     """Yield a row for each store, precision and world, and one for each store's long document."""
-    packages = (
-        "numpy",
-        "scipy",
-        "qdrant-edge-py",
-        "qdrant-client",
-        "milvus-lite",
-        "pymilvus",
-        "elasticsearch",
-    )
-    yield environment(*packages, worlds=worlds)
+    yield environment(*PACKAGES, worlds=worlds)
     for store in stores:
-        for precision in PRECISIONS:
+        for precision in precisions:
             yield anyio.run(_long, store, precision)
         for seed in range(worlds):
-            for precision in PRECISIONS:
+            for precision in precisions:
                 yield anyio.run(_world, store, precision, seed)
         print(f"{store.name}: {worlds} worlds agree in each precision", file=sys.stderr)
 
@@ -190,7 +182,7 @@ def report(path: Path) -> str:
     ]
     lines.append("|---" * 9 + "|")
     for store in dict.fromkeys(row["store"] for row in rows):
-        for precision in PRECISIONS:
+        for precision in dict.fromkeys(row["precision"] for row in rows if row["store"] == store):
             ours = [row for row in rows if (row["store"], row["precision"]) == (store, precision)]
             worlds = [row for row in ours if row["kind"] == "world"]
             long = largest_of([row["largest"] for row in ours if row["kind"] == "long"])
@@ -209,6 +201,7 @@ def main() -> None:
     parser.add_argument(
         "stores", nargs="*", help=f"URLs, or any of {', '.join(known)}; default: all of these"
     )
+    parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
     parser.add_argument("--worlds", type=int, default=100, help="for each store and precision")
     parser.add_argument("--out", type=Path, help="default: benchmarks/results/agreement-DATE.jsonl")
     parser.add_argument("--report", type=Path, help="only print the table of this file")
@@ -225,7 +218,7 @@ def main() -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         chosen = contextlib.closing(started(options.stores or known))
         with path.open("w", encoding="utf-8") as file, chosen as stores:
-            for row in run(stores, options.worlds):
+            for row in run(stores, options.precisions, options.worlds):
                 file.write(json.dumps(row) + "\n")
                 file.flush()
     print(report(path))

@@ -1,6 +1,7 @@
 """Show what a caller gets when a store fails: run the fault tests and generate a table of their cases.
 
     python benchmarks/faults.py
+    python benchmarks/faults.py -k "[milvus]"        # most cases of one store
     python benchmarks/faults.py --report benchmarks/results/faults-2025-01-31.jsonl
 
 Each case is a test that fails if a call ends late, raises another error than it should, or loses or duplicates an
@@ -58,12 +59,12 @@ NAMES = {
 }
 
 
-def run(path: Path) -> int:
+def run(path: Path, matching: str) -> int:
     """Run the tests, which append rows to ``path`` after the record of the machine, and return pytest's exit status."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(environment(*PACKAGES, elasticsearch_server=VERSION)) + "\n", encoding="utf-8")
     tests = [str(ROOT / "tests" / name) for name in TESTS]
-    command = [sys.executable, "-m", "pytest", "-q", "--durations=5", *tests]
+    command = [sys.executable, "-m", "pytest", "-q", "--durations=5", "-k", matching, *tests]
     return subprocess.run(
         command, cwd=ROOT, env={**os.environ, "M3_FAULT_ROWS": str(path.resolve())}, check=False
     ).returncode
@@ -119,13 +120,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument(
+        "-k", default="", metavar="EXPRESSION", help="run only cases that match, as in pytest"
+    )
     parser.add_argument("--out", type=Path, help="default: benchmarks/results/faults-DATE.jsonl")
     parser.add_argument("--report", type=Path, help="only print the table of this file")
     options = parser.parse_args()
     status, path = 0, options.report
     if path is None:
         path = options.out or ROOT / "benchmarks" / "results" / f"faults-{datetime.date.today()}.jsonl"
-        status = run(path)
+        status = run(path, options.k)
     print(report(path))
     return status
 

@@ -11,7 +11,6 @@ also clusters each document in one piece, to measure what is lost by clustering 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import datetime
 import json
 import statistics
@@ -59,7 +58,6 @@ def run(folders: list[Path], model: str, block_rows: list[int]) -> Iterator[Row]
         queries = FLOAT16.rounded(encoder.encode(list(dataset.queries.values())))
         asked = dict(zip(dataset.queries, queries, strict=True))
         ids = [document.id for document in documents]
-        assert corpus.multivectors is not None
         for factor in FACTORS:
             for block in block_rows[: 1 if factor == 1 else None]:
                 long = [len(rows) for rows in corpus.multivectors if len(rows) >= long_from and factor > 1]
@@ -71,7 +69,7 @@ def run(folders: list[Path], model: str, block_rows: list[int]) -> Iterator[Row]
                 seconds = time.perf_counter() - started
                 kept = MultiVectors.from_list(pooled, corpus.multivectors.dimension)
                 del pooled  # at most two copies of the corpus at a time
-                stored = FLOAT16.rounded(dataclasses.replace(corpus, multivectors=kept))
+                stored = FLOAT16.rounded(corpus.replace(multivectors=kept))
                 runs = rankings(methods, asked, stored, ids)
                 del stored
                 yield {

@@ -4,10 +4,9 @@
     python benchmarks/precision.py DATA/cranfield DATA/mlqa-dev/* --model e5 # tests/real_weights.py
     python benchmarks/precision.py --report benchmarks/results/precision-2025-01-31-*.jsonl
 
-Every corpus is encoded once. Every variant is pooled by ``pooling.pool_rows``, rounded by its precision, which is
-centred where ``calibration`` does so (on the first 20 documents by default), and ranked by the definitions of
-``scoring`` and ``methods``: Dense's top 200, re-ranked. Changes are against float32 without pooling, with 95 %
-intervals of the paired bootstrap over queries. A report joins the files of one model and centre.
+Every corpus is encoded once. Every variant is pooled by ``pooling.pool_rows``, rounded by its precision, and ranked by
+the definitions of ``scoring`` and ``methods``: Dense's top 200, re-ranked. Changes are against float32 without pooling,
+with 95 % intervals of the paired bootstrap over queries. A report joins the files of one model.
 """
 
 from __future__ import annotations
@@ -28,7 +27,6 @@ import torch
 from m3_connectors import M3Embeddings, M3Encoder, MultiVectors, Weights
 from m3_connectors.backends.pooling import pool_rows
 from m3_connectors.backends.precision import PRECISIONS, Precision, PrecisionName
-from m3_connectors.calibration import LEAST_SHARE, SENTENCES
 from m3_connectors.documents import Document
 from m3_connectors.embeddings import Float32
 from m3_connectors.environment import describe, environment
@@ -124,7 +122,7 @@ class Task:
         """Return for each method the measure of each query."""
         late = self._late(
             MultiVectors(precision.round_query(self.queries.rows), self.queries.offsets),
-            MultiVectors(precision.round(stored.rows), stored.offsets),
+            precision.round_documents(stored),
         )
         runs: dict[str, dict[str, list[str]]] = {name: {} for name in self.methods}
         for query, near, scores, multivector in zip(self.qrels, self.near, self.scores, late, strict=True):
@@ -191,11 +189,9 @@ def run(folders: list[Path], options: argparse.Namespace) -> Iterator[Row]:
         "ir_measures",
         model=model.title,
         weights=list(model.all.weights),
-        centre=options.centre,
     )
     for folder in folders:
         task = Task(folder, model, options.documents, options.embeddings)
-        centre = centre_of(options.centre, model, task)
         draws = np.random.default_rng(0).multinomial(
             len(task.qrels), np.full(len(task.qrels), 1 / len(task.qrels)), RESAMPLES
         ) / len(task.qrels)
@@ -203,11 +199,11 @@ def run(folders: list[Path], options: argparse.Namespace) -> Iterator[Row]:
         for factor in options.factors:
             pooled = task.pooled(factor)
             for name in NAMES if factor == 1 else POOLED_NAMES:
-                precision = PRECISIONS[name].centred(centre)
+                precision = PRECISIONS[name]
                 started = time.perf_counter()
                 values = task.measured(precision, pooled)
                 whole = whole or values
-                size = precision.row_bytes(pooled.dimension)
+                sizes = [precision.encoded_bytes(count, pooled.dimension) for count in pooled.counts.tolist()]
                 row: Row = {
                     "folder": task.name,
                     "documents": len(task.ids),
@@ -217,7 +213,7 @@ def run(folders: list[Path], options: argparse.Namespace) -> Iterator[Row]:
                     "factor": factor,
                     "precision": name,
                     "rows": len(pooled.rows),
-                    "bytes_per_document": round(size * len(pooled.rows) / len(task.ids)),
+                    "bytes_per_document": round(sum(sizes) / len(task.ids)),
                     "seconds": round(time.perf_counter() - started, 1),
                 }
                 for method, measured in values.items():
@@ -232,38 +228,28 @@ def run(folders: list[Path], options: argparse.Namespace) -> Iterator[Row]:
                 yield row
 
 
-def centre_of(source: str, model: Model, task: Task) -> Float32 | None:
-    """Return the centre of a collection's rows: of its first 20 documents, of the sentences, or None."""
-    if source == "none":
-        return None
-    sampled = task.documents[:20] if source == "documents" else model.encode_passage(SENTENCES).multivectors
-    centre: Float32 = sampled.rows.mean(axis=0)
-    # As calibration.calibrated does, for rows of length 1.
-    return centre if float(centre @ centre) > LEAST_SHARE else None
-
-
 def report(paths: list[Path]) -> str:
     """Return the tables in Markdown: the mean over the sets of each model, then All of each set."""
     lines: list[str] = []
-    runs: dict[tuple[str, str], tuple[Row, list[Row]]] = {}
+    runs: dict[str, tuple[Row, list[Row]]] = {}
     for path in paths:
         machine, *rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        runs.setdefault((machine["model"], machine["centre"]), (machine, []))[1].extend(rows)
+        runs.setdefault(machine["model"], (machine, []))[1].extend(rows)
     for machine, rows in runs.values():
         sets = list(dict.fromkeys(row["folder"] for row in rows))
         queries = sum({row["folder"]: row["queries"] for row in rows}.values())
         variants = list(dict.fromkeys((row["factor"], row["precision"]) for row in rows))
         cells = {(row["folder"], row["factor"], row["precision"]): row for row in rows}
         lines += [
-            f"{machine['model']}, weights {machine['weights']}, centre: {machine['centre']}; mean {MEASURE} of "
-            f"{len(sets)} sets, {queries:,} queries; change against float32 without pooling; {describe(machine)}.",
+            f"{machine['model']}, weights {machine['weights']}; mean {MEASURE} of {len(sets)} sets, {queries:,} "
+            f"queries; change against float32 without pooling; {describe(machine)}.",
             "",
-            "| pooled by | precision | bytes a row | Multi-vec | change | All | change |",
+            "| pooled by | precision | bytes a document | Multi-vec | change | All | change |",
             "|---" * 7 + "|",
         ]
         for factor, precision in variants:
             of = [cells[name, factor, precision] for name in sets]
-            size = PRECISIONS[precision].row_bytes(int(machine["model"].split("(")[1].split()[0]))
+            size = round(np.mean([row["bytes_per_document"] for row in of]))
             shown = [_mean([row[method] for row in of]) for method in ("Multi-vec", "All")]
             lines.append(f"| {_factor(factor)} | {precision} | {size:,} | {' | '.join(shown)} |")
         lines += ["", f"| {machine['model']}: All | {' | '.join(sets)} |", "|---" * (len(sets) + 1) + "|"]
@@ -303,7 +289,6 @@ def main() -> None:
     parser.add_argument("folders", type=Path, nargs="*", help="BEIR folders with a test split")
     parser.add_argument("--model", default=str(ROOT / "models" / "m3-tiny"), help="a checkpoint, or e5")
     parser.add_argument("--factors", type=int, nargs="+", default=FACTORS, help="of pooling; the first is 1")
-    parser.add_argument("--centre", choices=("documents", "sentences", "none"), default="documents")
     parser.add_argument("--documents", type=int, help="use only this many documents of each folder")
     parser.add_argument("--embeddings", type=Path, help="a folder where embeddings are kept for the next run")
     parser.add_argument("--out", type=Path, help="default: benchmarks/results/precision-DATE-MODEL.jsonl")

@@ -20,7 +20,6 @@ if anything was wrong.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import datetime
 import gzip
@@ -28,17 +27,16 @@ import json
 import math
 import os
 import sys
-import tempfile
 import threading
 import time
 import traceback
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from stores import Corpus, Fixed
+from fixtures import EMBEDDED, PACKAGES, RESULTS, SERVERS, Corpus, Fixed, Place, place_of
 
 from m3_connectors import Document, Hit, Index, M3Embeddings, connect
 from m3_connectors.backends.capabilities import Capability
@@ -50,12 +48,7 @@ from m3_connectors.files import allocated_bytes_below
 from m3_connectors.methods import METHODS
 from m3_connectors.scoring import score
 
-ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
 Row = dict[str, Any]
-
-SERVERS = ("milvus", "elasticsearch", "qdrant")
-EMBEDDED = {"qdrant-edge": "qdrant:{}/data", "milvus-embedded": "milvus:{}/data.db", "memory": "memory:"}
 
 _GROUP = 30
 """Number of documents in one write; a filter selects the same group."""
@@ -63,16 +56,6 @@ _GROUP = 30
 _FAULTS_KEPT = 20
 _TOLERANCE = 1e-4
 _CORPUS_BLOCK = 250
-_PACKAGES = (
-    "qdrant-edge-py",
-    "qdrant-client",
-    "pymilvus",
-    "milvus-lite",
-    "elasticsearch",
-    "numpy",
-    "scipy",
-    "anyio",
-)
 
 
 @dataclasses.dataclass
@@ -245,46 +228,6 @@ class Tally:
         return {"latencies_ms": latencies, **{name: counts[name] for name in names}}
 
 
-@dataclasses.dataclass(frozen=True)
-class Place:
-    """A store under test.
-
-    Attributes:
-        name: The name in tables.
-        url: The URL for ``connect``.
-        options: The options for ``connect``.
-        directory: The folder of its data, if known.
-        session: The session id of its server's processes, if they were started here.
-    """
-
-    name: str
-    url: str
-    options: Mapping[str, Any]
-    directory: Path | None
-    session: int | None = None
-
-
-@contextlib.contextmanager
-def place_of(store: str, directory: str | None) -> Iterator[Place]:
-    """Yield the store of a name or URL; a named store is started here and removed afterwards."""
-    with tempfile.TemporaryDirectory(prefix="m3-soak-", dir=directory) as made:
-        if store in EMBEDDED:
-            yield Place(store, EMBEDDED[store].format(made), {}, Path(made) if store != "memory" else None)
-        elif store in SERVERS:
-            from m3_connectors.testing.servers.start import start
-
-            running = start(store, compose=ROOT / "docker" / "compose.yaml")  # type: ignore[arg-type]
-            server = running.server
-            try:
-                yield Place(
-                    store, running.url, running.options, server and server.directory, server and server.pid
-                )
-            finally:
-                running.stop()
-        else:
-            yield Place(store, store, {}, None)
-
-
 class Soak:
     """The run of one store."""
 
@@ -454,7 +397,7 @@ def _own_memory_mib() -> float:
 def run(options: argparse.Namespace) -> Iterator[Row]:
     """Yield all rows of a run."""
     names = ("minutes", "documents", "dimension", "rows", "query_rows", "threads", "k", "pause", "seed")
-    yield environment(*_PACKAGES, **{name: getattr(options, name) for name in names})
+    yield environment(*PACKAGES, **{name: getattr(options, name) for name in names})
     for store in options.stores:
         truth = Truth(options)
         with place_of(store, options.directory) as place:

@@ -18,13 +18,11 @@ record of the machine; the tables are generated from it.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import datetime
 import gzip
 import json
 import os
 import resource
-import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -33,181 +31,51 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
-import scipy.sparse as sp
+from fixtures import PACKAGES, RESULTS, Corpus, Fixed, Place, place_of
 from handwritten import Found, Handwritten
 
 from m3_connectors import connect
 from m3_connectors.blocking import Index
-from m3_connectors.documents import Document, Hit
-from m3_connectors.embeddings import COMPONENTS, Float32, M3Embeddings, ModelInfo, MultiVectors
+from m3_connectors.documents import Hit
+from m3_connectors.embeddings import COMPONENTS, M3Embeddings
 from m3_connectors.environment import describe, environment
 from m3_connectors.methods import METHODS
 
-ROOT = Path(__file__).resolve().parents[1]
 Row = dict[str, Any]
 
-VOCABULARY = 250_002
-TOKENS = 48
-"""Number of token ids drawn for a document of 64 rows; some occur twice."""
-
-BLOCK = 250
-"""Number of documents in one call of ``add``."""
-
+STORES = ("qdrant-edge", "qdrant", "milvus", "milvus-embedded", "elasticsearch")
 _WARM_UP = 3
-_TEXT = "Dense, sparse and multi-vector scores of one model in a passage of about the length that 64 tokens take. "
-_PACKAGES = (
-    "qdrant-edge-py",
-    "qdrant-client",
-    "pymilvus",
-    "milvus-lite",
-    "elasticsearch",
-    "numpy",
-    "scipy",
-    "anyio",
-)
 
 
-class Corpus:
-    """Seeded documents and queries; the documents come in blocks to limit memory."""
+def _by_hand(place: Place, index: Index, collection: str, dimension: int) -> Handwritten:
+    """Return the hand-written client for the collection of an open index, on the same server."""
+    address = place.url.partition("+")[2]
+    match place.name:
+        case "qdrant-edge":
+            from handwritten.qdrant_edge import QdrantEdge
 
-    def __init__(self, documents: int, rows: int, dimension: int) -> None:
-        self.model = ModelInfo("benchmark/random", None, dimension, VOCABULARY, "random")
-        self.count = documents
-        self._rows = rows
-        rng = np.random.default_rng(0)
-        # Any two texts of M3 have a cosine of 0.3 or more.
-        self._topics = rng.standard_normal((100, dimension), dtype=np.float32)
-        self._topics += rng.standard_normal(dimension, dtype=np.float32)
+            assert place.directory is not None
+            # The engine opens a shard only once per process, so both sides search with the same object.
+            return QdrantEdge(index._index._backend._shard._shard, place.directory / "handwritten", dimension)
+        case "qdrant":
+            from handwritten.qdrant_server import QdrantServer
 
-    def blocks(self) -> Iterator[tuple[list[Document], M3Embeddings]]:
-        """Yield all documents in blocks."""
-        rng = np.random.default_rng(1)
-        for start in range(0, self.count, BLOCK):
-            numbers = range(start, min(start + BLOCK, self.count))
-            documents = [
-                Document(f"document-{n:06d}", f"{n}. {_TEXT * 2}", {"n": n, "lang": "en", "even": n % 2 == 0})
-                for n in numbers
-            ]
-            yield documents, self._embeddings(rng, len(numbers), self._rows)
-
-    def queries(self, count: int, rows: int) -> M3Embeddings:
-        """Return texts of fewer rows about the same topics."""
-        return self._embeddings(np.random.default_rng(2), count, rows)
-
-    def _embeddings(self, rng: np.random.Generator, count: int, rows: int) -> M3Embeddings:
-        dimension = self.model.dimension
-        about = self._topics[rng.integers(len(self._topics), size=count)]
-        about = about + 0.7 * rng.standard_normal((count, dimension), dtype=np.float32)
-        spread = about.repeat(rows, axis=0)
-        spread += rng.standard_normal(spread.shape, dtype=np.float32)
-        tokens = max(4, TOKENS * rows // 64)
-        columns = rng.zipf(1.3, size=(count, tokens)) % VOCABULARY
-        weights = rng.gamma(2.0, 0.1, size=(count, tokens)).astype(np.float32) + np.float32(1e-3)
-        sparse = sp.csr_array(
-            (weights.ravel(), columns.ravel(), np.arange(0, count * tokens + 1, tokens)),
-            shape=(count, VOCABULARY),
-        )
-        sparse.sum_duplicates()
-        return M3Embeddings(
-            _unit(about),
-            sparse,
-            MultiVectors(_unit(spread), np.arange(0, count * rows + 1, rows)),
-            model=self.model,
-        )
-
-
-class Fixed:
-    """A placeholder for an encoder, with which ``connect`` can create a collection; it encodes nothing."""
-
-    def __init__(self, info: ModelInfo) -> None:
-        self.info = info
-        self.recommended_weights: dict[str, tuple[float, float, float]] = {}
-
-    def encode(self, *_: object, **__: object) -> M3Embeddings:
-        raise AssertionError("this benchmark gives embeddings")
-
-    token_strings = id_to_token = encode
-
-
-# -- stores: each yields an index and the hand-written client for it, on the same server
-
-Opened = tuple[Index, Handwritten]
-
-
-@contextlib.contextmanager
-def _qdrant_edge(corpus: Corpus, directory: Path) -> Iterator[Opened]:
-    from handwritten.qdrant_edge import QdrantEdge
-
-    with connect(f"qdrant:{directory / 'ours'}", encoder=Fixed(corpus.model)) as index:
-        # The engine opens a shard only once per process, so both sides search with the same object.
-        shard = index._index._backend._shard._shard
-        yield index, QdrantEdge(shard, directory / "handwritten", corpus.model.dimension)
-
-
-@contextlib.contextmanager
-def _qdrant(corpus: Corpus, directory: Path) -> Iterator[Opened]:
-    """Yield the server named by M3_QDRANT_URL, or a container."""
-    from handwritten.qdrant_server import QdrantServer
-
-    from m3_connectors.testing.servers.start import start
-
-    server = start("qdrant", compose=ROOT / "docker" / "compose.yaml")
-    collection = f"stores-{uuid.uuid4().hex[:8]}"
-    try:
-        with connect(server.url, collection, encoder=Fixed(corpus.model), **server.options) as index:
-            parts = urlsplit(server.url.partition("+")[2])
-            grpc_port = server.options.get("grpc_port") or os.environ.get("M3_QDRANT_GRPC_PORT")
-            handwritten = QdrantServer(
-                f"{parts.scheme}://{parts.hostname}:{parts.port or 6333}",
-                int(grpc_port or (parts.port or 6333) + 1),
-                collection,
-                corpus.model.dimension,
-                os.environ.get("M3_QDRANT_API_KEY"),
+            parts = urlsplit(address)
+            port = parts.port or 6333
+            grpc_port = place.options.get("grpc_port") or os.environ.get("M3_QDRANT_GRPC_PORT") or port + 1
+            url = f"{parts.scheme}://{parts.hostname}:{port}"
+            return QdrantServer(
+                url, int(grpc_port), collection, dimension, os.environ.get("M3_QDRANT_API_KEY")
             )
-            yield index, handwritten
-            index.drop()
-    finally:
-        server.stop()
+        case "elasticsearch":
+            from handwritten.elasticsearch import Elasticsearch
 
+            return Elasticsearch(address, collection, dimension)
+        case _:
+            from handwritten.milvus import Milvus
 
-@contextlib.contextmanager
-def _milvus(corpus: Corpus, directory: Path) -> Iterator[Opened]:
-    from handwritten.milvus import Milvus
-
-    from m3_connectors.testing.servers.milvus import milvus_server
-
-    with milvus_server() as server, connect(f"milvus+{server.url}", encoder=Fixed(corpus.model)) as index:
-        yield index, Milvus(server.url, "documents", corpus.model.dimension)
-
-
-@contextlib.contextmanager
-def _milvus_embedded(corpus: Corpus, directory: Path) -> Iterator[Opened]:
-    from handwritten.milvus import Milvus
-
-    with connect(f"milvus:{directory / 'data.db'}", encoder=Fixed(corpus.model)) as index:
-        # pymilvus would start a second engine, but the directory is locked.
-        uri = index._index._backend._connected._engine.uri
-        yield index, Milvus(uri, "documents", corpus.model.dimension)
-
-
-@contextlib.contextmanager
-def _elasticsearch(corpus: Corpus, directory: Path) -> Iterator[Opened]:
-    from handwritten.elasticsearch import Elasticsearch
-
-    from m3_connectors.testing.servers.elasticsearch import elasticsearch_server
-
-    encoder = Fixed(corpus.model)
-    with elasticsearch_server() as server, connect(f"elasticsearch+{server.url}", encoder=encoder) as index:
-        yield index, Elasticsearch(server.url, "documents", corpus.model.dimension)
-
-
-STORES: dict[str, Callable[[Corpus, Path], contextlib.AbstractContextManager[Opened]]] = {
-    "qdrant-edge": _qdrant_edge,
-    "qdrant": _qdrant,
-    "milvus": _milvus,
-    "milvus-embedded": _milvus_embedded,
-    "elasticsearch": _elasticsearch,
-}
+            # pymilvus would start a second engine, but the directory is locked.
+            return Milvus(address or index._index._backend._connected._engine.uri, collection, dimension)
 
 
 # -- measuring
@@ -216,19 +84,22 @@ STORES: dict[str, Callable[[Corpus, Path], contextlib.AbstractContextManager[Ope
 def run(options: argparse.Namespace) -> Iterator[Row]:
     """Yield all rows of a run."""
     settings = {name: getattr(options, name) for name in ("documents", "dimension", "rows", "query_rows")}
-    yield environment(*_PACKAGES, **settings, queries=options.queries, k=options.k)
+    yield environment(*PACKAGES, **settings, queries=options.queries, k=options.k)
     corpus = Corpus(options.documents, options.rows, options.dimension)
     queries = corpus.queries(options.queries + _WARM_UP, options.query_rows)
     for store in options.stores:
+        collection = f"stores{uuid.uuid4().hex[:8]}"
         with (
-            tempfile.TemporaryDirectory(dir=options.directory) as directory,
-            STORES[store](corpus, Path(directory)) as (index, handwritten),
+            place_of(store, options.directory) as place,
+            connect(place.url, collection, encoder=Fixed(corpus.model), **place.options) as index,
         ):
+            handwritten = _by_hand(place, index, collection, corpus.model.dimension)
             for row in writes(index, handwritten, corpus):
                 yield {"store": store, **row}
             for row in searches(index, handwritten, queries, options.k):
                 yield {"store": store, **row}
             handwritten.close()
+            index.drop()
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         yield {"kind": "memory", "store": store, "client_peak_mib": peak // 1024}
 
@@ -312,11 +183,6 @@ def compared(ours: list[Hit], theirs: list[Found]) -> tuple[bool, float]:
         differences += [abs(hit.score - found.score)]
         differences += [abs(value - found.scores[name]) for name, value in shown.items()]
     return True, float(f"{max(differences):.1e}")
-
-
-def _unit(rows: Float32) -> Float32:
-    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-    return rows
 
 
 # -- the report
@@ -404,7 +270,6 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     today = datetime.datetime.now(datetime.UTC).date()
-    results = ROOT / "benchmarks" / "results"
     parser.add_argument("--documents", type=int, default=10_000)
     parser.add_argument("--rows", type=int, default=64, help="multi-vector rows per document")
     parser.add_argument("--dimension", type=int, default=1024)
@@ -415,7 +280,7 @@ def main() -> None:
         "--stores", nargs="+", choices=STORES, default=["qdrant-edge", "milvus", "elasticsearch"]
     )
     parser.add_argument("--directory", help="folder for the data during the run")
-    parser.add_argument("--out", type=Path, default=results / f"stores-{today}.jsonl.gz")
+    parser.add_argument("--out", type=Path, default=RESULTS / f"stores-{today}.jsonl.gz")
     parser.add_argument("--report", type=Path, help="print the tables of an earlier run without measuring")
     options = parser.parse_args()
     if options.report is None:

@@ -3,12 +3,16 @@
     git worktree add ../before 9eec61b
     python benchmarks/versions.py --before ../before                      # 2,000 documents on three stores
     python benchmarks/versions.py --before ../before --rows 300 --stores elasticsearch
+    python benchmarks/versions.py --before ../before --precisions float16 int8 int4 int2 int1 --methods all
     python benchmarks/versions.py --report benchmarks/results/versions-2025-01-31.jsonl.gz
 
-Each side is a process of its own that imports the package of its checkout and has its own collection; this process
-only tells them whose turn it is. The sides alternate for every call, and so does the side that begins, so that a
-disturbance of the machine affects both. Times are taken inside the sides and include everything of ``Index.add`` and
-``Index.search`` except the model, as in ``benchmarks/stores.py``, whose documents these are.
+Each side is a process that imports the package of its checkout; this process only tells them whose turn it is. The
+earlier side has one collection, in float16, and the later side one for each precision. They take turns for every call,
+in the opposite order each second time, so that a disturbance of the machine affects all of them. Times are taken inside
+the sides and include everything of ``Index.add`` and ``Index.search`` except the model, as in ``benchmarks/stores.py``,
+whose documents these are.
+
+Both sides import torch, as every process with an encoder has; ``--without-torch`` measures processes that have not.
 """
 
 from __future__ import annotations
@@ -17,64 +21,84 @@ import argparse
 import contextlib
 import datetime
 import gzip
+import importlib
 import json
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from stores import BLOCK, STORES, Corpus, Fixed
+from fixtures import BLOCK, PACKAGES, RESULTS, ROOT, Corpus, Fixed, place_of
 
 from m3_connectors import connect
+from m3_connectors.backends.base import Storage
+from m3_connectors.backends.precision import PRECISIONS
+from m3_connectors.bench.run import disk_bytes
+from m3_connectors.blocking import Index
 from m3_connectors.embeddings import COMPONENTS, M3Embeddings
 from m3_connectors.environment import describe, environment
 from m3_connectors.methods import METHODS
 
-ROOT = Path(__file__).resolve().parents[1]
 Row = dict[str, Any]
 
 _SIDES = ("before", "after")
 _WARM_UP = 3
-_PACKAGES = ("qdrant-edge-py", "pymilvus", "milvus-lite", "elasticsearch", "numpy", "scipy", "anyio")
+_TRANSIENT = ("log", "second copy until merged")
+"""Parts of a collection that do not grow with it, or only for a while."""
 
 
 # -- one side: reads a call per line, answers with its time and hits
 
 
-def serve(url: str, collection: str, options: argparse.Namespace) -> None:
+def serve(url: str, collection: str, directory: str, options: argparse.Namespace) -> None:
     """Answer calls on standard input until it ends."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what a library prints does not mix with the answers
+    if not options.without_torch:
+        importlib.import_module("torch")
     corpus = Corpus(options.documents, options.rows, options.dimension)
     queries = corpus.queries(options.queries + _WARM_UP, options.query_rows)
-    blocks = corpus.blocks()
-    with connect(url, collection, encoder=Fixed(corpus.model)) as index:
+    encoder = Fixed(corpus.model, corpus.queries(32, options.query_rows))
+    blocks = enumerate(corpus.blocks())
+    written = -1
+    with contextlib.ExitStack() as stack:
+        indexes: dict[str, Index] = {}
+        for precision in options.precisions:
+            name, storage = f"{collection}_{precision}", Storage(multivector_dtype=precision)
+            indexes[precision] = stack.enter_context(connect(url, name, encoder=encoder, storage=storage))
         print(json.dumps("ready"), file=answers)
         for line in sys.stdin:
             call = json.loads(line)
-            hits: list[Any] = []
-            if call["kind"] == "write":
-                documents, embeddings = next(blocks)
-                cpu, began = time.process_time(), time.perf_counter()
-                index.add(documents, embeddings=embeddings)
-            else:
+            index = indexes[call["precision"]]
+            answer: Row = {}
+            if call["kind"] == "search":
                 query = queries[call["query"]]
                 if call["scores"] == "its own":
                     query = _own(query, call["method"])
-                cpu, began = time.process_time(), time.perf_counter()
-                hits = index.search(query, method=call["method"], k=options.k)
-            seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - cpu
-            answer = {
-                "seconds": round(seconds, 6),
-                "cpu_seconds": round(cpu_seconds, 6),
-                "hits": [[hit.document.id, hit.score] for hit in hits],
-            }
+            elif call["kind"] == "write" and call["block"] > written:
+                written, (documents, embeddings) = next(blocks)
+            cpu, began = time.process_time(), time.perf_counter()
+            match call["kind"]:
+                case "write":
+                    index.add(documents, embeddings=embeddings)
+                case "search":
+                    hits = index.search(query, method=call["method"], k=options.k)
+                    answer["hits"] = [[hit.document.id, hit.score] for hit in hits]
+                case "optimize":
+                    index.optimize()
+                case "disk":
+                    answer["bytes"] = _disk(index, Path(directory) if directory else None)
+            answer["seconds"] = round(time.perf_counter() - began, 6)
+            answer["cpu_seconds"] = round(time.process_time() - cpu, 6)
             print(json.dumps(answer), file=answers)
+
+
+def _disk(index: Index, directory: Path | None) -> dict[str, int] | None:
+    return index._loop.run(lambda: disk_bytes(index._index._backend, directory))
 
 
 def _own(query: M3Embeddings, method: str) -> M3Embeddings:
@@ -90,13 +114,14 @@ def _own(query: M3Embeddings, method: str) -> M3Embeddings:
 class Side:
     """The process of one checkout."""
 
-    def __init__(self, checkout: Path, url: str, collection: str, options: argparse.Namespace) -> None:
+    def __init__(self, checkout: Path, arguments: list[str], options: argparse.Namespace) -> None:
         settings = [
             f"--{name.replace('_', '-')}={getattr(options, name)}"
             for name in ("documents", "rows", "dimension", "query_rows", "queries", "k")
         ]
+        settings += ["--without-torch"] * options.without_torch
         self._process = subprocess.Popen(
-            [sys.executable, __file__, "--serve", url, collection, *settings],
+            [sys.executable, __file__, "--serve", *arguments, *settings],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -106,7 +131,7 @@ class Side:
         self._answer()
 
     def __call__(self, **call: Any) -> Row:
-        """Make the side do one call, and return its times and hits."""
+        """Make the side do one call, and return its times and what it found."""
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(call) + "\n")
         return self._answer()
@@ -125,31 +150,15 @@ class Side:
 
 @contextlib.contextmanager
 def _sides(store: str, options: argparse.Namespace) -> Iterator[dict[str, Side]]:
-    with tempfile.TemporaryDirectory(dir=options.directory) as directory, contextlib.ExitStack() as stack:
-        if store == "qdrant-edge":
-            places = {side: (f"qdrant:{directory}/{side}", "documents") for side in _SIDES}
-        else:
-            url = stack.enter_context(_server(store))
-            places = {side: (url, f"documents_{side}") for side in _SIDES}
+    with place_of(store, options.directory) as place, contextlib.ExitStack() as stack:
         sides = {}
-        for side, (url, collection) in places.items():
-            sides[side] = Side(getattr(options, side), url, collection, options)
+        for side in _SIDES:
+            precisions = options.precisions if side == "after" else ["float16"]
+            arguments = [place.url, f"documents_{side}", str(place.directory or "")]
+            arguments += ["--precisions", *precisions]
+            sides[side] = Side(getattr(options, side), arguments, options)
             stack.callback(sides[side].close)
         yield sides
-
-
-@contextlib.contextmanager
-def _server(store: str) -> Iterator[str]:
-    if store == "milvus":
-        from m3_connectors.testing.servers.milvus import milvus_server
-
-        with milvus_server() as milvus:
-            yield f"milvus+{milvus.url}"
-    else:
-        from m3_connectors.testing.servers.elasticsearch import elasticsearch_server
-
-        with elasticsearch_server() as elasticsearch:
-            yield f"elasticsearch+{elasticsearch.url}"
 
 
 # -- measuring
@@ -157,30 +166,31 @@ def _server(store: str) -> Iterator[str]:
 
 def run(options: argparse.Namespace) -> Iterator[Row]:
     """Yield all rows of a run."""
-    settings = {name: getattr(options, name) for name in ("documents", "dimension", "rows", "query_rows")}
+    names = ("documents", "dimension", "rows", "query_rows", "queries", "k", "without_torch")
     commits = {side: _commit(getattr(options, side)) for side in _SIDES}
-    yield environment(*_PACKAGES, **settings, queries=options.queries, k=options.k, commits=commits)
+    yield environment(*PACKAGES, **{name: getattr(options, name) for name in names}, commits=commits)
+    collections = [("before", "float16"), *(("after", precision) for precision in options.precisions)]
     for store in options.stores:
         with _sides(store, options) as sides:
             for block in range(-(-options.documents // BLOCK)):
-                for row in _turns(sides, block, kind="write"):
-                    yield {"store": store, "kind": "write", "block": block, **row}
+                count = min(BLOCK, options.documents - block * BLOCK)
+                for row in _turns(sides, collections, block, kind="write", block=block):
+                    yield {"store": store, "documents": count, **row}
+            # Milvus keeps a part in its log until then. Edge would build a graph, and Elasticsearch merge for minutes.
+            for kind in ("optimize", "disk") if store == "milvus" else ("disk",):
+                for row in _turns(sides, collections, 0, kind=kind):
+                    yield {"store": store, **row}
             for query in range(options.queries + _WARM_UP):
                 for method, scores in _cases(options.methods):
-                    rows = list(
-                        _turns(sides, query, kind="search", query=query, method=method, scores=scores)
-                    )
-                    first, second = (row.pop("hits") for row in rows)
-                    same = [hit[0] for hit in first] == [hit[0] for hit in second]
-                    if query >= _WARM_UP:
-                        for row in rows:
-                            case = {
-                                "kind": "search",
-                                "method": method,
-                                "scores": scores,
-                                "query": query - _WARM_UP,
-                            }
-                            yield {"store": store, **case, **row, "same_hits": same}
+                    call = {"kind": "search", "query": query, "method": method, "scores": scores}
+                    rows = list(_turns(sides, collections, query, **call))
+                    found = {
+                        (row["side"], row["precision"]): [id for id, _ in row.pop("hits")] for row in rows
+                    }
+                    for row in rows if query >= _WARM_UP else ():
+                        same = found["before", "float16"] == found[row["side"], row["precision"]]
+                        yield {"store": store, **row, "same_hits": same}
+        print(f"{store}: measured", file=sys.stderr)
 
 
 def _cases(methods: list[str]) -> Iterator[tuple[str, str]]:
@@ -190,12 +200,11 @@ def _cases(methods: list[str]) -> Iterator[tuple[str, str]]:
             yield method, "its own"
 
 
-def _turns(sides: dict[str, Side], turn: int, **call: Any) -> Iterator[Row]:
-    for place, side in enumerate(reversed(_SIDES) if turn % 2 else _SIDES):
-        row = sides[side](**call)
-        if call["kind"] == "write":
-            del row["hits"]
-        yield {"side": side, "first": not place, **row}
+def _turns(
+    sides: dict[str, Side], collections: list[tuple[str, str]], turn: int, **call: Any
+) -> Iterator[Row]:
+    for side, precision in reversed(collections) if turn % 2 else collections:
+        yield {"side": side, "precision": precision, **call, **sides[side](precision=precision, **call)}
 
 
 def _commit(checkout: Path) -> str:
@@ -206,49 +215,88 @@ def _commit(checkout: Path) -> str:
 # -- the report
 
 
-def report(path: Path) -> str:
-    """Return the table of one file of rows."""
-    with gzip.open(path, "rt", encoding="utf-8") as file:
-        rows = [json.loads(line) for line in file]
-    machine = next(row for row in rows if row["kind"] == "environment")
+def report(paths: list[Path]) -> str:
+    """Return the tables of files of rows, such as one for each store, all measured with the same options."""
+    rows: list[Row] = []
+    for path in paths:
+        with gzip.open(path, "rt", encoding="utf-8") as file:
+            machine, *some = [json.loads(line) for line in file]
+        rows += some
+    torch = "without torch" if machine["without_torch"] else "torch imported, as in a process with an encoder"
     lines = [
         f"{machine['documents']:,} documents of {machine['rows']} rows of {machine['dimension']:,}, queries of "
         f"{machine['query_rows']} rows, top {machine['k']}, {machine['queries']} queries; before "
-        f"{machine['commits']['before']}, after {machine['commits']['after']}; {describe(machine)}; load "
+        f"{machine['commits']['before']}, after {machine['commits']['after']}; {torch}; {describe(machine)}; load "
         f"{machine['load_average'][0]:.1f}.",
         "",
-        "| store | call | scores of a hit | before, p50 ms | after, p50 ms | after / before (95 %) | same hits |",
-        "|---|---|---|---|---|---|---|",
+        "| store | collection | documents/s | bytes a document | of them multi-vectors | bytes, before / this |",
+        "|---" * 6 + "|",
     ]
-    cases = dict.fromkeys((r["store"], r["kind"], r.get("method", ""), r.get("scores", "")) for r in rows[1:])
-    for store, kind, method, scores in cases:
-        chosen = [
-            r
-            for r in rows[1:]
-            if (r["store"], r["kind"], r.get("method", ""), r.get("scores", ""))
-            == (store, kind, method, scores)
-        ]
-        before, after = (
-            np.array([r["seconds"] for r in chosen if r["side"] == side]) * 1e3 for side in _SIDES
-        )
-        if kind == "write":
-            before, after = before[1:], after[1:]  # the first block runs on a cold server
-        drawn = np.random.default_rng(0).integers(len(before), size=(2000, len(before)))
-        ratios = np.median(after[drawn], axis=1) / np.median(before[drawn], axis=1)
-        low, high = np.percentile(ratios, [2.5, 97.5])
-        ratio = np.median(after) / np.median(before)
-        same = [r["same_hits"] for r in chosen if r["side"] == "after"] if kind == "search" else []
-        cells = [
-            store,
-            method or "add",
-            scores,
-            f"{np.median(before):.1f}",
-            f"{np.median(after):.1f}",
-            f"**{ratio:.3f}** ({low:.3f}–{high:.3f})",
-            f"{sum(same)} of {len(same)}" if same else "",
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
+    stores = dict.fromkeys(row["store"] for row in rows)
+    collections = dict.fromkeys((row["side"], row["precision"]) for row in rows if row["side"] == "before")
+    collections |= dict.fromkeys((row["side"], row["precision"]) for row in rows)
+    for store in stores:
+        lines += _sizes([row for row in rows if row["store"] == store], store, list(collections), machine)
+    lines += [
+        "",
+        "| store | method | scores of a hit | collection | p50 ms | p95 ms | client CPU ms | before / this, p50 (95 %) "
+        "| same hits |",
+        "|---" * 9 + "|",
+    ]
+    searched = [row for row in rows if row["kind"] == "search"]
+    for case in dict.fromkeys((row["store"], row["method"], row["scores"]) for row in searched):
+        chosen = [row for row in searched if (row["store"], row["method"], row["scores"]) == case]
+        lines += _searches(chosen, case, list(collections))
     return "\n".join(lines)
+
+
+def _sizes(rows: list[Row], store: str, collections: list[tuple[str, str]], machine: Row) -> Iterator[str]:
+    """Yield a line for each collection of a store; the first block, on a cold server, does not count."""
+    first = min(1, max(row["block"] for row in rows if row["kind"] == "write"))
+    for own in ([row for row in rows if (row["side"], row["precision"]) == one] for one in collections):
+        written = [row for row in own if row["kind"] == "write" and row["block"] >= first]
+        rate = sum(row["documents"] for row in written) / sum(row["seconds"] for row in written)
+        parts = next(row["bytes"] for row in own if row["kind"] == "disk")
+        sizes = ["not reported"] * 3
+        if parts is not None:
+            total = sum(size for part, size in parts.items() if part not in _TRANSIENT) / machine["documents"]
+            if own[0]["side"] == "before":
+                reference = total
+            vectors = parts.get("multivector", 0) / machine["documents"]
+            sizes = [f"{total:,.0f}", f"{vectors:,.0f}", f"{reference / total:.2f}"]
+        cells = [store, _name(own[0]), f"{rate:,.0f}", *sizes]
+        yield "| " + " | ".join(cells) + " |"
+
+
+def _searches(
+    rows: list[Row], case: tuple[str, str, str], collections: list[tuple[str, str]]
+) -> Iterator[str]:
+    """Yield a line for each collection; ratios have intervals by drawing queries, each with both of its times."""
+    seconds = {
+        one: np.array([row["seconds"] for row in rows if (row["side"], row["precision"]) == one]) * 1e3
+        for one in collections
+    }
+    before = seconds["before", "float16"]
+    drawn = np.random.default_rng(0).integers(len(before), size=(2000, len(before)))
+    for one, times in seconds.items():
+        own = [row for row in rows if (row["side"], row["precision"]) == one]
+        ratios = np.median(before[drawn], axis=1) / np.median(times[drawn], axis=1)
+        low, high = np.percentile(ratios, [2.5, 97.5])
+        ratio = f"**{np.median(before) / np.median(times):.2f}** ({low:.2f}–{high:.2f})"
+        compared = one == ("after", "float16")
+        cells = [
+            *case,
+            _name(own[0]),
+            *(f"{value:.1f}" for value in np.percentile(times, [50, 95])),
+            f"{1e3 * np.median([row['cpu_seconds'] for row in own]):.1f}",
+            "" if one[0] == "before" else ratio,
+            f"{sum(row['same_hits'] for row in own)} of {len(own)}" if compared else "",
+        ]
+        yield "| " + " | ".join(cells) + " |"
+
+
+def _name(row: Row) -> str:
+    return f"{row['side']}, {row['precision']}"
 
 
 def main() -> None:
@@ -265,14 +313,20 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=60)
     parser.add_argument("--k", type=int, default=10)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
-    stores = [store for store in STORES if store in ("qdrant-edge", "milvus", "elasticsearch")]
+    stores = ["qdrant-edge", "milvus", "elasticsearch"]
+    parser.add_argument(
+        "--precisions", nargs="+", choices=PRECISIONS, default=["float16"], help="of the later side"
+    )
+    parser.add_argument("--without-torch", action="store_true", help="do not import torch")
     parser.add_argument("--stores", nargs="+", choices=stores, default=stores)
     parser.add_argument("--directory", help="folder for the data during the run")
+    parser.add_argument("--out", type=Path, default=RESULTS / f"versions-{today}.jsonl.gz")
     parser.add_argument(
-        "--out", type=Path, default=ROOT / "benchmarks" / "results" / f"versions-{today}.jsonl.gz"
+        "--report", type=Path, nargs="+", help="print the tables of earlier runs without measuring"
     )
-    parser.add_argument("--report", type=Path, help="print the table of an earlier run without measuring")
-    parser.add_argument("--serve", nargs=2, metavar=("URL", "COLLECTION"), help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--serve", nargs=3, metavar=("URL", "COLLECTION", "DIRECTORY"), help=argparse.SUPPRESS
+    )
     options = parser.parse_args()
     if options.serve:
         serve(*options.serve, options)
@@ -283,7 +337,7 @@ def main() -> None:
         with gzip.open(options.out, "wt", encoding="utf-8") as file:
             for row in run(options):
                 file.write(json.dumps(row) + "\n")
-    print(report(options.report or options.out))
+    print(report(options.report or [options.out]))
 
 
 if __name__ == "__main__":

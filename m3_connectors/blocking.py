@@ -208,9 +208,10 @@ class Index:
     ) -> AddReport:
         """Add a component to a collection that was created without it, from the stored texts.
 
-        The stored texts are encoded again, for this component only. Until all documents have it, searches that
-        need it are refused, all others work as before, and ``add`` stores it with every document. After an error
-        or an interruption, the same call goes on with the documents that lack it. If all have it, nothing is done.
+        The stored texts are encoded again, for this component only (and for compact or pooled multi-vectors, which
+        would lose more if they were stored a second time). Until all documents have it, searches that need it are
+        refused, all others work as before, and ``add`` stores it with every document. After an error or an
+        interruption, the same call goes on with the documents that lack it. If all have it, nothing is done.
 
         Args:
             component: ``"multivector"`` or ``"sparse"``.
@@ -538,7 +539,6 @@ def connect(
     encoder: Encoder | None = None,
     storage: Storage | None = None,
     weights: WeightsByMethod | None = None,
-    sample: Sequence[str] | None = None,
     create: bool = True,
     **options: Any,
 ) -> Index:
@@ -553,8 +553,6 @@ def connect(
             collection must have the same storage.
         weights: A weights file, as ``m3 tune`` writes it, or weights by method name. Methods given by name
             use these weights instead of the model's.
-        sample: Some twenty texts like those that will be added, from which a new collection of a compact precision
-            learns the mean of its rows; by default, sentences in many languages (``calibration``).
         create: Whether to create the collection if it does not exist (this needs an encoder, whose model is
             recorded). If several callers start at the same time, one creates it and the others open it.
         **options: The options of the store, such as ``api_key``, ``ca_certs``, ``timeout_seconds`` or
@@ -578,7 +576,6 @@ def connect(
             encoder=encoder,
             storage=storage,
             weights=weights,
-            sample=sample,
             create=create,
             **options,
         )

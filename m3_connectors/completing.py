@@ -7,7 +7,6 @@ documents that still lack the component, and records that the collection has it 
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
@@ -17,7 +16,6 @@ import anyio.to_thread
 from m3_connectors.adding import AddReport, DocumentWriter, OnCut, Stored, bounded
 from m3_connectors.backends.base import Backend
 from m3_connectors.backends.capabilities import Capability, require
-from m3_connectors.calibration import calibrated
 from m3_connectors.documents import Document
 from m3_connectors.embeddings import COMPONENTS, Component, M3Embeddings
 from m3_connectors.errors import DocumentNotFound, InvalidInput, Unsupported
@@ -107,15 +105,7 @@ class ComponentWriter:
         if schema.adding is None and (missing or await self._backend.lacking(self._component, 1)):
             others = tuple(name for name in schema.components if name != self._component)
             storage = dataclasses.replace(schema.storage, components=others)
-            begun = dataclasses.replace(schema, storage=storage, adding=self._component)
-            if missing and self._component == "multivector":
-                # Only here: rows that are stored would be read with another centre than they were written with.
-                begun = await calibrated(begun, self._encoder)
-                await self._backend.renew()
-                if self._backend.schema != schema:  # another call has begun during the calibration
-                    await self._begin()
-                    return
-            await self._backend.record(begun)
+            await self._backend.record(dataclasses.replace(schema, storage=storage, adding=self._component))
         self._begun = True
 
     async def _encode(self, texts: list[str]) -> M3Embeddings:
@@ -126,7 +116,7 @@ class ComponentWriter:
     def _encoded(self) -> tuple[Component, ...]:
         """The component, and multi-vectors that would lose more if they were stored again as they are read."""
         schema = self._backend.schema
-        loses = schema.storage.precision.has_centre or schema.storage.long_documents == "pool"
+        loses = schema.precision.engine_dtype is None or schema.storage.long_documents == "pool"
         others: tuple[Component, ...] = (
             ("multivector",) if loses and "multivector" in schema.components else ()
         )
@@ -140,10 +130,18 @@ class ComponentWriter:
             await self._backend.record(dataclasses.replace(schema, storage=storage, adding=None))
 
     async def _write(self, documents: Sequence[Document], added: M3Embeddings) -> None:
-        # Of a document that is deleted now, there is nothing to add to; the others are found again.
-        with contextlib.suppress(DocumentNotFound):
-            stored = await self._backend.vectors([document.id for document in documents])
-            await self._backend.rewrite(documents, _with(stored, added))
+        ids = [document.id for document in documents]
+        try:
+            stored = await self._backend.vectors(ids)
+        except DocumentNotFound:
+            # To a document that is deleted now, there is nothing to add.
+            kept = [i for i, document in enumerate(await self._backend.fetch(ids)) if document is not None]
+            if 0 < len(kept) < len(documents):
+                await self._write(
+                    [documents[i] for i in kept], M3Embeddings.concatenate([added[i] for i in kept])
+                )
+            return  # any others are found again
+        await self._backend.rewrite(documents, _with(stored, added))
 
 
 def _with(stored: M3Embeddings, added: M3Embeddings) -> M3Embeddings:

@@ -164,9 +164,10 @@ class AsyncIndex:
     ) -> AddReport:
         """Add a component to a collection that was created without it, from the stored texts.
 
-        The stored texts are encoded again, for this component only. Until all documents have it, searches that
-        need it are refused, all others work as before, and ``add`` stores it with every document. After an error
-        or an interruption, the same call goes on with the documents that lack it. If all have it, nothing is done.
+        The stored texts are encoded again, for this component only (and for compact or pooled multi-vectors, which
+        would lose more if they were stored a second time). Until all documents have it, searches that need it are
+        refused, all others work as before, and ``add`` stores it with every document. After an error or an
+        interruption, the same call goes on with the documents that lack it. If all have it, nothing is done.
 
         Args:
             component: ``"multivector"`` or ``"sparse"``.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import warnings
-from collections.abc import Callable, Coroutine, Generator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Generator, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,6 @@ import anyio
 from m3_connectors.backends.base import Backend, Schema, Storage
 from m3_connectors.backends.checks import check_model
 from m3_connectors.backends.registry import DEFAULT_COLLECTION, backend_for
-from m3_connectors.calibration import calibrated
 from m3_connectors.errors import AlreadyExists, CollectionNotFound, InvalidInput
 from m3_connectors.index import AsyncIndex, Encoder
 from m3_connectors.methods import Weights, get_method, load_weights
@@ -75,7 +74,6 @@ def aconnect(
     encoder: Encoder | None = None,
     storage: Storage | None = None,
     weights: WeightsByMethod | None = None,
-    sample: Sequence[str] | None = None,
     create: bool = True,
     **options: Any,
 ) -> Connecting:
@@ -90,8 +88,6 @@ def aconnect(
             collection must have the same storage.
         weights: A weights file, as ``m3 tune`` writes it, or weights by method name. Methods given by name
             use these weights instead of the model's.
-        sample: Some twenty texts like those that will be added, from which a new collection of a compact precision
-            learns the mean of its rows; by default, sentences in many languages (``calibration``).
         create: Whether to create the collection if it does not exist (this needs an encoder, whose model is
             recorded). If several callers start at the same time, one creates it and the others open it.
         **options: The options of the store, such as ``api_key``, ``ca_certs``, ``timeout_seconds`` or
@@ -106,19 +102,15 @@ def aconnect(
         FileNotFoundError: The weights file does not exist.
         BackendError: The store failed or refused the operation.
     """
-    return Connecting(lambda: _open(url, collection, encoder, storage, weights, sample, create, options))
+    return Connecting(lambda: _open(url, collection, encoder, storage, weights, create, options))
 
 
-async def open_or_create(
-    backend: Backend, new: Schema, encoder: Encoder | None = None, sample: Sequence[str] | None = None
-) -> Schema:
+async def open_or_create(backend: Backend, new: Schema) -> Schema:
     """Open the collection, or create it if it does not exist, even if others do the same concurrently.
 
     Args:
         backend: The backend, not yet open.
         new: The schema of the collection if it is created here.
-        encoder: Calibrates a compact precision of a new collection (``calibration``); None for no centre.
-        sample: Texts like those that will be stored, for this calibration.
 
     Returns:
         The recorded schema: ``new``, or the schema that the existing collection was created with.
@@ -129,8 +121,6 @@ async def open_or_create(
     """
     with contextlib.suppress(CollectionNotFound):
         return await backend.open()
-    if encoder is not None:
-        new = await calibrated(new, encoder, sample)
     try:
         await backend.create(new)
     except AlreadyExists:
@@ -146,7 +136,6 @@ async def _open(
     encoder: Encoder | None,
     storage: Storage | None,
     weights: WeightsByMethod | None,
-    sample: Sequence[str] | None,
     create: bool,
     options: Mapping[str, Any],
 ) -> AsyncIndex:
@@ -154,17 +143,11 @@ async def _open(
         raise InvalidInput(
             f"encoder is the string {encoder!r}; it must be an encoder.\n  Use M3Encoder({encoder!r})."
         )
-    if isinstance(sample, str):
-        raise InvalidInput(
-            "sample is one string; it must be a list of texts.\n  Pass a list of some twenty texts."
-        )
     chosen = _weights(weights)
     backend = backend_for(url, collection, options)
     try:
         if create and encoder is not None:
-            schema = await open_or_create(
-                backend, Schema(encoder.info, storage or Storage()), encoder, sample
-            )
+            schema = await open_or_create(backend, Schema(encoder.info, storage or Storage()))
         else:
             try:
                 schema = await backend.open()

@@ -77,6 +77,7 @@ def _store(store: str) -> Iterator[Running]:
         running = start(store, compose=COMPOSE)
     except CannotStart as reason:
         do_without(store, reason)
+    _ran_on[f"RUN on a real {store} server: {running.url} ({running.how})"] = None
     try:
         before = collections_of(running)
         yield running
@@ -128,6 +129,8 @@ _LONG_FILES = (
     "test_elasticsearch_oldest",
     "test_elasticsearch_security",
     "test_qdrant_server",
+    "test_milvus",
+    "test_cli_eval",
 )
 """They start right after the servers' tests, because whatever starts last keeps the other worker waiting."""
 

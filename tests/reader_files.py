@@ -20,6 +20,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import docx
+import pyarrow as pa
+from backports import zstd
+from pyarrow import parquet
+from reportlab.pdfgen import canvas
+
 from m3_connectors.documents import Document
 from m3_connectors.readers import DeadLetter, ReadOptions, read_documents
 
@@ -138,9 +144,11 @@ def _text(pick: random.Random, words: list[str] | None = None) -> str:
 
 def _packed(pick: random.Random, stem: str, ending: str, content: bytes) -> tuple[str, bytes]:
     """Return a name in lower or upper case, compressed or not."""
-    name = stem + ending
-    if pick.random() < 0.2:
+    name, packing = stem + ending, pick.random()
+    if packing < 0.1:
         name, content = name + ".gz", gzip.compress(content, 1)
+    elif packing < 0.2:
+        name, content = name + ".zst", zstd.compress(content, 1)
     return (name.upper() if pick.random() < 0.2 else name), content
 
 
@@ -399,10 +407,81 @@ def _plain(pick: random.Random) -> Case:
     return Case(name, content, [text], options=options)
 
 
+def _table_file(pick: random.Random) -> Case:
+    rows = [None if pick.random() < 0.1 else _text(pick) for _ in range(pick.randint(1, 30))]
+    table = pa.table(
+        {
+            "text": pa.array(rows, pa.string()),
+            "n": pa.array(range(len(rows)), pa.int32()),
+            "tags": [["a", "b"]] * len(rows),
+        }
+    )
+    file, few = io.BytesIO(), pick.randint(1, 12)
+    ending = pick.choice([".parquet", ".arrow", ".feather"])
+    if ending == ".parquet":
+        compression = pick.choice(["none", "snappy", "zstd", "gzip"])
+        parquet.write_table(table, file, row_group_size=few, compression=compression)
+    else:
+        writer = pa.ipc.new_file if ending == ".feather" else pa.ipc.new_stream
+        with writer(file, table.schema) as sink:
+            sink.write_table(table, max_chunksize=few)
+    name, content = _packed(pick, "rows", ending, file.getvalue())
+    metadata = [{"n": n, "tags": ["a", "b"]} for n, text in enumerate(rows) if text is not None]
+    skipped: list[int | None] = [line for line, text in enumerate(rows, 1) if text is None]
+    return Case(name, content, [text for text in rows if text is not None], skipped, metadata=metadata)
+
+
+def _pdf(pick: random.Random) -> Case:
+    words = [word for word in _LATIN if word.isascii()]
+    pages = ["" if pick.random() < 0.1 else _text(pick, words) for _ in range(pick.randint(1, 6))]
+    file = io.BytesIO()
+    sheet = canvas.Canvas(file, pageCompression=pick.randint(0, 1))
+    for page in pages:
+        sheet.drawString(72, 700, page)
+        sheet.showPage()
+    sheet.save()
+    skipped: list[int | None] = [number for number, page in enumerate(pages, 1) if not page]
+    name, content = _packed(pick, "pages", ".pdf", file.getvalue())
+    return Case(name, content, list(filter(None, pages)), skipped if any(pages) else [None])
+
+
+def _docx(pick: random.Random) -> Case:
+    document, lines = docx.Document(), []
+    for _ in range(pick.randint(1, 6)):
+        text, kind = " ".join(_text(pick).split()), pick.random()
+        if kind < 0.2:
+            level = pick.randint(1, 6)
+            document.add_heading(text, level)
+            text = f"{'#' * level} {text}"
+        elif kind < 0.4:
+            row = document.add_table(1, 2).rows[0]
+            row.cells[0].text, row.cells[1].text = "cell", text
+            text = f"cell | {text}"
+        else:
+            document.add_paragraph(text)
+        lines.append(text)
+    file = io.BytesIO()
+    document.save(file)
+    name, content = _packed(pick, "word", ".docx", file.getvalue())
+    return Case(name, content, ["\n".join(lines)])
+
+
 def _cut(pick: random.Random) -> Case:
     texts = [f"{_text(pick)} {pick.random()}" for _ in range(pick.randint(1, 400))]
-    whole = gzip.compress("\n".join(json.dumps({"text": text}) for text in texts).encode())
-    return Case("lines.jsonl.gz", whole[: pick.randint(1, len(whole) - 1)], texts, cut=True)
+    ending, compress = pick.choice([(".gz", gzip.compress), (".zst", zstd.compress)])
+    whole = compress("\n".join(json.dumps({"text": text}) for text in texts).encode())
+    return Case(f"lines.jsonl{ending}", whole[: pick.randint(1, len(whole) - 1)], texts, cut=True)
+
+
+def _cut_rows(pick: random.Random) -> Case:
+    whole = _table_file(pick)
+    return dataclasses.replace(
+        whole,
+        content=whole.content[: pick.randint(1, len(whole.content) - 1)],
+        skipped=[],
+        metadata=None,
+        cut=True,
+    )
 
 
 _KINDS: list[Callable[[random.Random], Case]] = [
@@ -417,7 +496,11 @@ _KINDS: list[Callable[[random.Random], Case]] = [
     _xhtml,
     _markdown,
     _plain,
+    _table_file,
+    _pdf,
+    _docx,
     _cut,
+    _cut_rows,
 ]
 
 
@@ -433,7 +516,7 @@ def main() -> None:
             case = make(seed)
             documents, letters = read(case, Path(folder))
             check(case, documents, letters)
-            kind = Path(case.name.lower().removesuffix(".gz")).suffix or "no ending"
+            kind = Path(case.name.lower().removesuffix(".gz").removesuffix(".zst")).suffix or "no ending"
             kind = f"{kind} cut" if case.cut else kind
             counts[kind] += collections.Counter(
                 files=1,

@@ -23,7 +23,7 @@ from m3_connectors.backends.memory import MemoryBackend
 from m3_connectors.backends.schema import Schema
 from m3_connectors.bench.scenario import Scenario
 from m3_connectors.cli.app import main
-from m3_connectors.embeddings import COMPONENTS, Component, MultiVectors
+from m3_connectors.embeddings import COMPONENTS, Component
 from m3_connectors.errors import InvalidInput, Unavailable, Unsupported
 from m3_connectors.index import AsyncIndex
 from m3_connectors.methods import METHODS, MethodName
@@ -429,77 +429,26 @@ def test_an_added_compact_component_scores_like_one_that_was_there_from_the_star
         index.drop()
 
 
-class OffCentre(Counting):
-    """An encoder whose rows have a mean that compact precisions subtract."""
-
-    def encode(self, texts: Sequence[str], *, components: Sequence[Component] = COMPONENTS) -> M3Embeddings:
-        found = super().encode(texts, components=components)
-        if "multivector" not in components:
-            return found
-        rows = found.multivectors.rows + np.float32(0.5)
-        return found.replace(multivectors=MultiVectors(rows, found.multivectors.offsets))
-
-
 @pytest.mark.parametrize("component", ["sparse", "multivector"])
-def test_stored_rows_keep_their_centre_when_a_component_is_added_or_mended(
+def test_stored_compact_rows_do_not_change_when_a_component_is_added_or_mended(
     component: Component, encoder: M3Encoder
 ) -> None:
     async def run() -> None:
-        off_centre = OffCentre(encoder)
         components: tuple[Component, ...] = (
             COMPONENTS if component == "multivector" else ("dense", "multivector")
         )
-        # Created without an encoder, so it has no centre, and that of the encoder would not be the same.
-        backend = MemoryBackend("centre")
+        backend = MemoryBackend("c")
         await backend.create(Schema(encoder.info, Storage("int4", components=components)))
-        index = AsyncIndex(backend, off_centre)
+        index = AsyncIndex(backend, encoder)
         await index.add(DOCUMENTS)
         if component == "multivector":
             backend._embeddings["d3"] = backend._embeddings["d3"].replace(multivectors=None)
         before = (await backend.vectors(["d4"])).multivectors.rows
         assert (await index.add_component(component)).written > 0
-        assert index.schema.centre is None
         np.testing.assert_array_equal((await backend.vectors(["d4"])).multivectors.rows, before)
         (hit,) = await index.search(DOCUMENTS[4].text, k=1)
         explained = await index.explain(DOCUMENTS[4].text, hit.document.id)
         assert hit.scores.multivector == pytest.approx(explained.scores.multivector, abs=1e-5)
-
-    anyio.run(run)
-
-
-def test_calls_that_begin_at_the_same_time_agree_on_the_centre(encoder: M3Encoder) -> None:
-    async def run() -> None:
-        backend = MemoryBackend("centre")
-        await backend.create(Schema(encoder.info, Storage("int4", components=("dense", "sparse"))))
-        index, other = AsyncIndex(backend, OffCentre(encoder)), AsyncIndex(backend, encoder)
-        await index.add(DOCUMENTS)
-        both_ask = anyio.Event()
-        asked = 0
-        renew = backend.renew
-
-        async def together() -> None:
-            # Both calls have read the record before one of them calibrates.
-            nonlocal asked
-            asked += 1
-            if asked == 2:
-                both_ask.set()
-            await renew()
-            await both_ask.wait()
-
-        backend.renew = together  # type: ignore[method-assign]
-        centres: list[str | None] = []
-        record = backend.record
-
-        async def recorded(schema: Schema) -> None:
-            centres.append(schema.centre)
-            await record(schema)
-
-        backend.record = recorded  # type: ignore[method-assign]
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(index.add_component, "multivector")
-            tasks.start_soon(other.add_component, "multivector")
-        assert len(set(centres)) == 1
-        assert index.schema.components == COMPONENTS
 
     anyio.run(run)
 
@@ -542,5 +491,31 @@ def test_stored_rows_lose_nothing_when_another_component_is_added(
             ours, theirs = [(await one._backend.vectors(ids)).multivectors for one in (index, full)]
             np.testing.assert_array_equal(ours.offsets, theirs.offsets)
             np.testing.assert_allclose(ours.rows, theirs.rows, atol=1e-5)
+
+    anyio.run(run)
+
+
+def test_a_deleted_document_does_not_cost_the_others_a_second_encoding(encoder: M3Encoder) -> None:
+    async def run() -> None:
+        backend = MemoryBackend("deleted")
+        await backend.create(Schema(encoder.info, SMALL))
+
+        class Deleting(Counting):
+            def encode(
+                self, texts: Sequence[str], *, components: Sequence[Component] = COMPONENTS
+            ) -> M3Embeddings:
+                if components == ("multivector",):
+                    backend._documents.pop("d3", None)
+                    backend._embeddings.pop("d3", None)
+                return super().encode(texts, components=components)
+
+        counting = Deleting(encoder)
+        index = AsyncIndex(backend, counting)
+        await index.add(DOCUMENTS)
+        counting.calls.clear()
+        await index.add_component("multivector")
+        assert [len(texts) for texts, _ in counting.calls] == [len(DOCUMENTS)]
+        assert await index.count() == len(DOCUMENTS) - 1
+        assert index.schema.components == COMPONENTS
 
     anyio.run(run)

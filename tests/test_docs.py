@@ -68,3 +68,10 @@ def test_the_api_page_is_what_the_docstrings_say() -> None:
     assert made["page"]() == on_disk, "docs/api.md is stale: run python docs/make_api.py"
     for call in ("search", "search_many", "add", "get", "delete", "count", "describe", "drop", "explain"):
         assert f"#### Index.{call}\n" in on_disk
+
+
+def test_the_tables_of_storage_are_what_the_formulas_and_results_say() -> None:
+    made = runpy.run_path(str(ROOT / "docs" / "make_storage.py"))
+    on_disk = (ROOT / "docs" / "storage.md").read_text(encoding="utf-8")
+    assert made["page"](on_disk) == on_disk, "docs/storage.md is stale: run python docs/make_storage.py"
+    assert re.findall(r"<!-- (\w+) -->\n.", on_disk) == ["sizes", "measured", "quality", "latency"]

@@ -33,16 +33,21 @@ PASSED_ON = "{error}"
 """The end of a message that adds a place to another message of this package, which has the next step itself."""
 
 REASONS = {
+    "readers/columnar.py": "the reason of an unreadable table: one line of a list, behind the table's name",
+    "readers/docx.py": "the reason of an unreadable file: one line of a list, behind the file's name",
     "readers/encodings.py": "the reason of an unreadable file: one line of a list, behind the file's name",
     "readers/fields.py": "the reason of an unreadable line: one line of a list, behind the line's number",
     "readers/html.py": "the reason of an unreadable page: one line of a list, behind the page's name",
+    "readers/inputs.py": "the reason of an unreadable file: one line of a list, behind the file's name",
     "readers/pages.py": "the reason of an unreadable page: one line of a list, behind the page's name",
+    "readers/pdf.py": "the reason of an unreadable file: one line of a list, behind the file's name",
     "readers/xhtml.py": "the reason of an unreadable page: one line of a list, behind the page's name",
 }
 """Files whose errors are reasons in the list that ``m3 index`` prints, where one line has room for a file."""
 
 NEXT_STEP_ELSEWHERE = {
     ("backends/registry.py", "store_for"): "a fault of another distribution has its own remedy",
+    ("backends/qdrant/edge/backend.py", "_run"): "the reader of rows says what to do; here it gets its class",
     ("records.py", "read_record"): "the caller passes the next step; a check of several keys has its own",
     (
         "cli/opening.py",
@@ -155,6 +160,8 @@ class Scope:
         match node:
             case ast.IfExp(body=one, orelse=other):
                 return [*self.texts(one), *self.texts(other)]
+            case ast.Name(id=name) if name in self.constants:
+                return [self.constants[name]]
             case ast.Name(id=name) if self.function:
                 return self._assigned(name, self.function)
             case ast.Call(func=ast.Name(id=name)) if name in self.functions:

@@ -277,7 +277,7 @@ class Elasticsearch:
 
 
 def _of(query: M3Embeddings, blob: str) -> bool:
-    return (query.sparse if blob == "sparse_blob" else query.multivectors) is not None
+    return ("sparse" if blob == "sparse_blob" else "multivector") in query.components
 
 
 def _dense_scores(hits: list[Any]) -> Any:

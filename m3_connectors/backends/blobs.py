@@ -19,6 +19,8 @@ from m3_connectors.embeddings import Float32, MultiVectors
 _HEADER = struct.Struct("<2sBBBxxxII")
 """magic, version, kind, code, padding, rows, width: 16 bytes, so that the values stay aligned."""
 
+HEADER_BYTES = _HEADER.size
+
 _MAGIC = b"m3"
 _VERSION = 1
 _MULTIVECTOR, _SPARSE = 1, 2
@@ -59,7 +61,7 @@ def unpack_multivectors(packed: Sequence[bytes], precision: Precision, dimension
 
 def decoded(encoded: Sequence[bytes | memoryview], precision: Precision, dimension: int) -> MultiVectors:
     """Return encoded rows of many documents in one array."""
-    counts = [len(part) // precision.row_bytes(dimension) for part in encoded]
+    counts = [precision.rows_within(len(part), dimension) for part in encoded]
     offsets = np.cumsum([0, *counts], dtype=np.int64)
     joined = np.empty((int(offsets[-1]), dimension), dtype=np.float32)
     for part, start, stop in zip(encoded, offsets[:-1], offsets[1:], strict=True):
@@ -91,7 +93,7 @@ def _read_header(blob: bytes | memoryview, kind: int) -> tuple[int, int, int]:
     magic, version, found, code, rows, width = _HEADER.unpack_from(blob)
     if magic != _MAGIC or version != _VERSION or found != kind or code not in _PRECISIONS:
         raise ValueError(f"the bytes are not a vector blob of kind {kind}: {bytes(blob[: _HEADER.size])!r}")
-    per_row = 8 if kind == _SPARSE else _PRECISIONS[code].row_bytes(width)
-    if len(blob) != _HEADER.size + rows * per_row:
+    size = 8 * rows if kind == _SPARSE else _PRECISIONS[code].encoded_bytes(rows, width)
+    if len(blob) != _HEADER.size + size:
         raise ValueError(f"a vector blob of {rows} rows has {len(blob)} bytes, which is not its full length")
     return code, rows, width

@@ -72,7 +72,6 @@ class VectorReader(abc.ABC):
         self.most_rows = 0
         # Each uses one core; more at the same time would only wait for each other.
         self._scoring = anyio.CapacityLimiter(os.cpu_count() or 1)
-        self._row_bytes = schema.precision.row_bytes(schema.model.dimension)
         self._counts: dict[str, int] = {}
         """The number of multi-vector rows by key, where known; it only helps to plan responses and may be
         outdated."""
@@ -282,7 +281,11 @@ class VectorReader(abc.ABC):
 
     def _size(self, components: Sequence[Component], key: str) -> int:
         rows = self._counts.get(key, 0) if "multivector" in components else 0
-        return self.row_base_bytes + rows * self._row_bytes
+        return self.row_base_bytes + self.rows_bytes(rows)
+
+    def rows_bytes(self, rows: int) -> int:
+        """Return the size of a document's encoded rows."""
+        return self.schema.precision.encoded_bytes(rows, self.schema.model.dimension)
 
     def _held_bytes(self, components: Sequence[Component], run: Sequence[str]) -> int:
         """Return the assumed size of the vectors of one response; those of small components are not known."""

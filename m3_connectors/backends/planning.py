@@ -16,16 +16,17 @@ import dataclasses
 import math
 from collections.abc import Callable
 
+from m3_connectors.backends.blobs import HEADER_BYTES
 from m3_connectors.backends.precision import PrecisionName, precision_of
 from m3_connectors.backends.schema import LongDocuments
 from m3_connectors.backends.stores import stores_with
+from m3_connectors.embeddings import COMPONENTS, Component
 from m3_connectors.errors import InvalidInput
 
 CANDIDATES = 200
 """The number of documents whose multi-vectors the method ``all`` reads (paper, section 4)."""
 
 BASE64 = 4 / 3
-_BLOB_HEADER_BYTES = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,12 +35,14 @@ class Shape:
 
     Attributes:
         documents: The number of documents.
-        rows: The mean number of multi-vector rows per document: its tokens plus one.
+        rows: The mean number of multi-vector rows per document after pooling; without pooling, its tokens plus one.
         dimension: The dimension of dense vectors and rows.
         distinct_tokens: The mean number of tokens with a weight.
         text_bytes: The mean size of text and metadata.
         dtype: The data type of the rows.
-        long_documents: ``Storage.long_documents``; ``rows`` counts rows after pooling.
+        long_documents: ``Storage.long_documents``.
+        components: ``Storage.components``.
+        pool_factor: By how much the rows are pooled; ``rows`` counts them after pooling.
     """
 
     documents: int
@@ -49,6 +52,8 @@ class Shape:
     text_bytes: float
     dtype: PrecisionName = "float16"
     long_documents: LongDocuments = "split"
+    components: tuple[Component, ...] = COMPONENTS
+    pool_factor: float = 1.0
 
     def __post_init__(self) -> None:
         for name in ("documents", "rows", "dimension"):
@@ -67,6 +72,7 @@ class Shape:
         dtype: PrecisionName = "float16",
         pool_factor: float = 1.0,
         long_documents: LongDocuments = "split",
+        components: tuple[Component, ...] = COMPONENTS,
     ) -> Shape:
         """Return the shape of texts: 300 tokens have about 168 distinct ones (Heaps' law) and 4.5 bytes each.
 
@@ -77,6 +83,7 @@ class Shape:
             dtype: The data type of multi-vector rows.
             pool_factor: The number of rows pooled into one (``Storage.pool_factor``).
             long_documents: ``Storage.long_documents``.
+            components: ``Storage.components``.
         """
         if not (math.isfinite(documents) and math.isfinite(tokens)) or tokens < 1 or pool_factor < 1:
             raise InvalidInput(
@@ -85,17 +92,32 @@ class Shape:
             )
         distinct = min(tokens, 2.6 * tokens**0.73)
         rows = max(1.0, (tokens + 1) / pool_factor)
-        return cls(int(documents), rows, dimension, distinct, 4.5 * tokens + 100, dtype, long_documents)
+        text = 4.5 * tokens + 100
+        return cls(
+            int(documents), rows, dimension, distinct, text, dtype, long_documents, components, pool_factor
+        )
 
     @property
-    def row_bytes(self) -> int:
-        """The size of one multi-vector row."""
-        return precision_of(self.dtype).row_bytes(self.dimension)
+    def is_compact(self) -> bool:
+        """Whether rows are bytes that only this package can score (int8 to int1)."""
+        return precision_of(self.dtype).engine_dtype is None
+
+    @property
+    def keeps_rows(self) -> bool:
+        """Whether there are multi-vectors."""
+        return "multivector" in self.components
+
+    @property
+    def row_bytes(self) -> float:
+        """The size of one multi-vector row, with its share of what is stored for the document."""
+        return (self.blob_bytes - HEADER_BYTES) / self.rows
 
     @property
     def blob_bytes(self) -> float:
         """The size of a document's packed rows (``backends.blobs``)."""
-        return _BLOB_HEADER_BYTES + self.rows * self.row_bytes
+        whole = math.ceil(self.rows)
+        size = precision_of(self.dtype).encoded_bytes(whole, self.dimension)
+        return HEADER_BYTES + self.rows / whole * size
 
     @property
     def products(self) -> float:
@@ -146,11 +168,12 @@ class Plan:
     Attributes:
         store: The store.
         shape: The documents.
-        parts: The components.
+        parts: The components; those that the shape leaves out are removed.
         reserve: The factor on memory for merging, optimising and requests in progress.
         usable: The share of a node's memory that is available to vectors.
-        cost: The cost of a query.
-        notes: Remarks for the user.
+        cost: The cost of a query; without multi-vectors there is no method ``all``, and it is 0.
+        notes: Remarks for the user; none without multi-vectors, which most are about.
+        form: ``server`` for a plan that does not hold for the engine in this process, else empty.
     """
 
     store: str
@@ -160,6 +183,19 @@ class Plan:
     usable: float
     cost: QueryCost
     notes: tuple[str, ...]
+    form: str = ""
+
+    def __post_init__(self) -> None:
+        left_out = set(COMPONENTS) - set(self.shape.components)
+        object.__setattr__(self, "parts", tuple(part for part in self.parts if part.name not in left_out))
+        if not self.shape.keeps_rows:
+            object.__setattr__(self, "cost", QueryCost(0, 0, 0, ""))
+            object.__setattr__(self, "notes", ())
+
+    @property
+    def title(self) -> str:
+        """The store and its form."""
+        return f"{self.store} {self.form}".rstrip()
 
     @property
     def disk_bytes(self) -> float:
@@ -198,11 +234,19 @@ class Formula:
         checked: How far the bytes per document were from measurements; every ``m3 bench`` compares again.
         omitted: Components (``Store.disk``) that a plan omits because they do not grow with the collection or are
             temporary, as its notes say. Comparisons omit them too.
+        server: Returns the plan for a server, if ``plan`` is for an engine in this process that stores differently.
     """
 
     plan: Callable[[Shape], Plan]
     checked: str = "not checked against measurements"
     omitted: tuple[str, ...] = ()
+    server: Callable[[Shape], Plan] | None = None
+
+    def plans(self, shape: Shape) -> list[Plan]:
+        """Return the plan, and that of a server where it needs other bytes."""
+        one = self.plan(shape)
+        other = self.server(shape) if self.server else one
+        return [one] if other.parts == one.parts else [one, other]
 
 
 def formula_of(store: str) -> Formula | None:

@@ -1,4 +1,4 @@
-"""Fewer multi-vector rows for long documents: token pooling with Ward's hierarchical clustering.
+"""Fewer multi-vector rows for long or for all documents: token pooling with Ward's hierarchical clustering.
 
 Similar rows of one document are replaced by their mean, normalised to unit length (B. Clavié, A. Chaffin and
 G. Adams, "Reducing the Footprint of Multi-Vector Retrieval with Minimal Performance Impact via Token
@@ -54,7 +54,7 @@ def pool_rows(rows: Float32, factor: int, *, block_rows: int = BLOCK_ROWS) -> Fl
     Returns:
         float32 unit rows ``[ceil(t / factor), d]``, in the order of the first row of each cluster.
     """
-    if factor == 1:
+    if factor == 1 or len(rows) == 1:
         return rows
     # The block size is a multiple of the factor, so that the blocks together give the promised number of
     # rows.

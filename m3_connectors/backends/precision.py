@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -48,24 +48,29 @@ class Precision(abc.ABC):
     tolerance: float
     digits: int | None
     engine_dtype: FloatName | None
-    has_centre: ClassVar[bool] = False
-    """Whether ``centred`` makes a difference."""
+    rows_together: ClassVar[int] = 1
+    """A document may be encoded in parts if all but the last have a multiple of this number of rows: joined, they are
+    what encoding it whole gives."""
 
     @abc.abstractmethod
-    def row_bytes(self, width: int) -> int:
-        """Return the size of an encoded row of this width."""
+    def encoded_bytes(self, rows: int, width: int) -> int:
+        """Return the size of a document's encoded rows."""
+
+    @abc.abstractmethod
+    def rows_within(self, size: int, width: int) -> int:
+        """Return the largest number of a document's rows that ``size`` bytes can hold when they are encoded."""
 
     @abc.abstractmethod
     def encode(self, rows: Float32) -> bytes:
-        """Return rows ``[t, d]`` as ``t * row_bytes(d)`` bytes, the same on every machine."""
+        """Return a document's rows ``[t, d]`` as ``encoded_bytes(t, d)`` bytes, the same on every machine."""
 
     @abc.abstractmethod
     def decode(self, encoded: maxsim.Bytes, into: Float32) -> None:
-        """Write the rows that were encoded into the float32 array ``into``, ``[t, d]``."""
+        """Write a document's rows that were encoded into the float32 array ``into``, ``[t, d]``."""
 
     @abc.abstractmethod
     def round(self, rows: Float32) -> Float32:
-        """Return rows ``[t, d]`` as they are stored, float32: exactly what ``decode`` gives back."""
+        """Return a document's rows ``[t, d]`` as they are stored, float32: exactly what ``decode`` gives back."""
 
     @abc.abstractmethod
     def round_query(self, rows: Float32) -> Float32:
@@ -86,19 +91,15 @@ class Precision(abc.ABC):
             InvalidInput: The query or a document has no rows.
         """
 
-    def centred(self, centre: Float32 | None) -> Precision:
-        """Return this precision for a collection whose rows have this mean, float32 ``[d]`` (None: unknown)."""
-        return self
+    def round_documents(self, documents: MultiVectors) -> MultiVectors:
+        """Return the rows of documents as ``round`` returns those of each one."""
+        return MultiVectors.from_list([self.round(rows) for rows in documents], documents.rows.shape[1])
 
     def rounded(self, embeddings: M3Embeddings) -> M3Embeddings:
         """Return documents as they are stored: the multi-vector rows rounded, everything else unchanged."""
         if "multivector" not in embeddings.components:
             return embeddings
-        multivectors = embeddings.multivectors
-        rows = self.round(multivectors.rows)
-        if rows is multivectors.rows:
-            return embeddings
-        return embeddings.replace(multivectors=MultiVectors(rows, multivectors.offsets))
+        return embeddings.replace(multivectors=self.round_documents(embeddings.multivectors))
 
     def rounded_query(self, query: M3Embeddings) -> M3Embeddings:
         """Return a query as stored documents are scored with it."""
@@ -123,8 +124,11 @@ class FloatPrecision(Precision):
     def _dtype(self) -> np.dtype[np.floating]:
         return np.dtype(self.engine_dtype).newbyteorder("<")
 
-    def row_bytes(self, width: int) -> int:
-        return width * self._dtype.itemsize
+    def encoded_bytes(self, rows: int, width: int) -> int:
+        return rows * width * self._dtype.itemsize
+
+    def rows_within(self, size: int, width: int) -> int:
+        return size // (width * self._dtype.itemsize)
 
     def encode(self, rows: Float32) -> bytes:
         return rows.astype(self._dtype, copy=False).tobytes()
@@ -134,6 +138,9 @@ class FloatPrecision(Precision):
 
     def round(self, rows: Float32) -> Float32:
         return rows.astype(self._dtype, copy=False).astype(np.float32, copy=False)
+
+    def round_documents(self, documents: MultiVectors) -> MultiVectors:
+        return MultiVectors(self.round(documents.rows), documents.offsets)
 
     def round_query(self, rows: Float32) -> Float32:
         # Measured with Qdrant 1.18: the engine rounds the query too, so both sides of a score are rounded.
@@ -146,65 +153,83 @@ class FloatPrecision(Precision):
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class CompactPrecision(Precision):
-    """Rows as whole numbers of a few bits and a scale.
+    """Rows as their difference from the mean of the document's rows, in whole numbers of a few bits and a scale.
 
-    A row ``x`` is stored as ``levels.quantise(R (x - c)) = (v, s)`` and read as ``c + R^T (s * v)``: ``c`` is the
-    collection's centre, or 0, and ``R`` a fixed rotation, or the identity. A row ``q`` of a query is rounded to 8
-    bits, ``R q = t * w``, and their product is ``<q, c> + s * t * <w, v>``, so that the largest one is found among
-    products of whole numbers.
+    The rows ``x`` of a document are stored in blocks of ``rows_together``, the last one shorter. ``R`` is a fixed
+    rotation, or the identity. A block begins with its centre, the mean of ``R x``, as whole numbers of 8 bits and a
+    scale, which mean ``c``. Each row is then ``levels.quantise(R x - c) = (v, s)``, and is read as
+    ``R^T (c + s * v)``. A row ``q`` of a query is rounded to 8 bits, ``R q = t * w``, and their product is
+    ``t * (<w, c> + s * <w, v>)``, so that the largest one of a block is found among products of whole numbers.
 
     Attributes:
         levels: The numbers and their bytes.
         is_rotated: Whether R is ``rotation.rotate``.
-        centre: float32 ``[d]``, or None for 0.
     """
 
     levels: Levels
     is_rotated: bool
-    centre: Float32 | None = None
-    largest: float = float(np.finfo(np.float32).max)
+    largest: float = 2.0**100  # far from where a sum of a row's values overflows
     digits: None = None
     engine_dtype: None = None
-    has_centre: ClassVar[bool] = True
+    rows_together: ClassVar[int] = 512
 
-    def centred(self, centre: Float32 | None) -> CompactPrecision:
-        return dataclasses.replace(self, centre=centre)
+    def encoded_bytes(self, rows: int, width: int) -> int:
+        return -(-rows // self.rows_together) * _FINE.row_bytes(width) + rows * self.levels.row_bytes(width)
 
-    def row_bytes(self, width: int) -> int:
-        return self.levels.row_bytes(width)
+    def rows_within(self, size: int, width: int) -> int:
+        blocks, rest = divmod(size, self.encoded_bytes(self.rows_together, width))
+        return blocks * self.rows_together + max(0, rest - _FINE.row_bytes(width)) // self.levels.row_bytes(
+            width
+        )
 
     def encode(self, rows: Float32) -> bytes:
-        return b"".join(self.levels.pack(*self._quantise(block)) for block in _blocks(rows))
+        encoded = []
+        for block in self._blocks(rows):
+            centre, coded = self._quantise(block)
+            encoded += [_FINE.pack(*centre), self.levels.pack(*coded)]
+        return b"".join(encoded)
 
     def decode(self, encoded: maxsim.Bytes, into: Float32) -> None:
-        size, start = self.row_bytes(into.shape[1]), 0
-        for block in _blocks(into):
-            part = memoryview(encoded)[start * size : (start + len(block)) * size]
-            block[:] = self._read(*self.levels.unpack(part, into.shape[1]))
-            start += len(block)
+        width = into.shape[1]
+        for block, (centre, rows) in zip(self._blocks(into), self._split(encoded, width), strict=False):
+            block[:] = self._read(_FINE.unpack(centre, width), self.levels.unpack(rows, width))
 
     def round(self, rows: Float32) -> Float32:
-        read = [self._read(*self._quantise(block)) for block in _blocks(rows)]
+        read = [self._read(*self._quantise(block)) for block in self._blocks(rows)]
         return np.concatenate(read) if read else np.empty_like(rows)
 
     def round_query(self, rows: Float32) -> Float32:
-        levels, scales = _QUERY.quantise(self._turned(rows))
-        return self._turned_back(levels * scales[:, None])
+        return self._turned_back(_values(*_FINE.quantise(self._turned(rows))))
 
     def scores(self, query: Float32, encoded: Sequence[maxsim.Bytes]) -> Float32:
-        levels, scales = _QUERY.quantise(self._turned(query))
-        best = maxsim.code_maxima(levels, encoded, self.levels.bits) * scales
-        if self.centre is not None:
-            best += self._turned_back(levels * scales[:, None]) @ self.centre
-        scores: Float32 = best.mean(axis=1)
+        levels, scales = _FINE.quantise(self._turned(query))
+        blocks = [list(self._split(document, query.shape[1])) for document in encoded]
+        best = maxsim.code_maxima(levels, [rows for some in blocks for _, rows in some], self.levels.bits)
+        if not blocks:
+            return np.empty(0, dtype=np.float32)
+        centres = b"".join(centre for some in blocks for centre, _ in some)
+        best += _values(*_FINE.unpack(centres, query.shape[1])) @ levels.T.astype(np.float32)
+        firsts = np.cumsum([0, *map(len, blocks[:-1])])
+        scores: Float32 = (np.maximum.reduceat(best, firsts, axis=0) * scales).mean(axis=1)
         return scores
 
-    def _quantise(self, rows: Float32) -> tuple[Int8, Float32]:
-        return self.levels.quantise(self._turned(rows if self.centre is None else rows - self.centre))
+    def _split(self, encoded: maxsim.Bytes, width: int) -> Iterator[tuple[memoryview, memoryview]]:
+        """Yield for each block the bytes of its centre and of its rows; a document without rows has an empty block."""
+        view, size, centre = (
+            memoryview(encoded),
+            self.encoded_bytes(self.rows_together, width),
+            _FINE.row_bytes(width),
+        )
+        for start in range(0, max(1, len(view)), size):
+            yield view[start : start + centre], view[start + centre : start + size]
 
-    def _read(self, levels: Int8, scales: Float32) -> Float32:
-        rows = self._turned_back(levels * scales[:, None])
-        return rows if self.centre is None else rows + self.centre
+    def _quantise(self, block: Float32) -> tuple[tuple[Int8, Float32], tuple[Int8, Float32]]:
+        turned = self._turned(block)
+        centre = _FINE.quantise(turned.mean(axis=0, dtype=np.float64, keepdims=True).astype(np.float32))
+        return centre, self.levels.quantise(turned - _values(*centre))
+
+    def _read(self, centre: tuple[Int8, Float32], rows: tuple[Int8, Float32]) -> Float32:
+        return self._turned_back(_values(*rows) + _values(*centre))
 
     def _turned(self, rows: Float32) -> Float32:
         return rotate(rows) if self.is_rotated else rows
@@ -212,16 +237,17 @@ class CompactPrecision(Precision):
     def _turned_back(self, rows: Float32) -> Float32:
         return rotate_back(rows) if self.is_rotated else rows
 
-
-_QUERY = Levels(8)
-"""The numbers of a query's rows, whatever those of the documents are."""
-
-_ROWS_AT_ONCE = 512
-"""Rows that are encoded or decoded together, so that they stay in the cache; it changes no result."""
+    def _blocks(self, rows: Float32) -> list[Float32]:
+        size = self.rows_together
+        return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 
-def _blocks(rows: Float32) -> list[Float32]:
-    return [rows[start : start + _ROWS_AT_ONCE] for start in range(0, len(rows), _ROWS_AT_ONCE)]
+_FINE = Levels(8)
+"""The numbers of a query's rows and of centres, whatever those of the documents' rows are."""
+
+
+def _values(levels: Int8, scales: Float32) -> Float32:
+    return levels * scales[:, None]
 
 
 FLOAT16 = FloatPrecision(
@@ -241,10 +267,10 @@ FLOAT32 = FloatPrecision(
     engine_dtype="float32",
 )
 
-INT8 = CompactPrecision(name="int8", code=8, tolerance=1.0, levels=Levels(8), is_rotated=False)
-INT4 = CompactPrecision(name="int4", code=9, tolerance=1.0, levels=Levels(4, 2.5), is_rotated=True)
-INT2 = CompactPrecision(name="int2", code=10, tolerance=1.0, levels=Levels(2, 1.49), is_rotated=True)
-INT1 = CompactPrecision(name="int1", code=11, tolerance=1.0, levels=Levels(1), is_rotated=True)
+INT8 = CompactPrecision(name="int8", code=8, tolerance=2.0, levels=Levels(8), is_rotated=False)
+INT4 = CompactPrecision(name="int4", code=9, tolerance=2.0, levels=Levels(4, 2.5), is_rotated=True)
+INT2 = CompactPrecision(name="int2", code=10, tolerance=2.0, levels=Levels(2, 1.49), is_rotated=True)
+INT1 = CompactPrecision(name="int1", code=11, tolerance=2.0, levels=Levels(1), is_rotated=True)
 
 PRECISIONS: dict[PrecisionName, Precision] = {
     precision.name: precision for precision in (FLOAT16, FLOAT32, INT8, INT4, INT2, INT1)

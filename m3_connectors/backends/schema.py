@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import base64
 import dataclasses
-import functools
 from collections.abc import Sequence
 from typing import Any, Literal
 
-import numpy as np
-
 from m3_connectors.backends.precision import Precision, PrecisionName, precision_of
-from m3_connectors.embeddings import COMPONENTS, Component, Float32, ModelInfo
+from m3_connectors.embeddings import COMPONENTS, Component, ModelInfo
 from m3_connectors.errors import InvalidInput
 
 FORMAT = 2
@@ -35,7 +31,8 @@ class Storage:
             receives them (lossy, see ``backends.pooling``), and then splits. ``"error"`` refuses a document
             that does not fit in one record of the store.
         pool_factor: With ``"pool"``: the average number of rows of a long document that become one, >= 2.
-        pool_from_rows: With ``"pool"``: a document with at least this number of rows is long.
+        pool_from_rows: With ``"pool"``: a document with at least this number of rows is long; 1 pools all documents
+            (of one row there is nothing to pool).
         components: The components that are stored, in any order; dense is always one, because the paper's
             methods start from it. Without ``"multivector"`` a collection is far smaller, and a text costs less to
             encode; ``add_component`` adds a component later.
@@ -58,10 +55,10 @@ class Storage:
             raise InvalidInput(
                 f"long_documents is {self.long_documents!r}.\n  Use 'split', 'pool' or 'error'."
             )
-        for name in ("pool_factor", "pool_from_rows"):
+        for name, least in (("pool_factor", 2), ("pool_from_rows", 1)):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 2:
-                raise InvalidInput(f"{name} is {value!r}.\n  Pass a whole number >= 2.")
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise InvalidInput(f"{name} is {value!r}.\n  Pass a whole number >= {least}.")
             # Two storages with the same effect are equal; opening a collection relies on this.
             if self.long_documents != "pool" and value != getattr(Storage, name):
                 raise InvalidInput(
@@ -69,15 +66,25 @@ class Storage:
                     "pool.\n"
                     f"  Leave {name} out, or set long_documents='pool'."
                 )
+        if self.pool_from_rows == 2:  # the same as 1, because one row is never pooled
+            object.__setattr__(self, "pool_from_rows", 1)
 
     @property
     def precision(self) -> Precision:
-        """How the rows of multi-vectors are encoded in a collection without a centre; see ``Schema.precision``."""
+        """How the rows of multi-vectors are encoded, rounded and scored."""
         return precision_of(self.multivector_dtype)
 
     def pools(self, rows: int) -> bool:
         """Whether a document with this number of multi-vector rows is pooled."""
-        return self.long_documents == "pool" and rows >= self.pool_from_rows
+        return self.long_documents == "pool" and rows >= max(2, self.pool_from_rows)
+
+    @property
+    def pooling(self) -> str:
+        """What happens to long documents, for people: ``"split"``, or ``"pool from 1,024 rows by 2"``."""
+        if self.long_documents != "pool":
+            return self.long_documents
+        which = "all" if self.pool_from_rows == 1 else f"from {self.pool_from_rows:,} rows"
+        return f"pool {which} by {self.pool_factor}"
 
 
 def _in_order(components: Sequence[Component]) -> tuple[Component, ...]:
@@ -101,19 +108,12 @@ class Schema:
         format: The format of the documents that were written first; it does not count in comparisons of
             schemas.
         adding: A component that ``add_component`` has begun to add: every write stores it, and no read uses it.
-        centre: The mean of multi-vector rows, which compact precisions subtract before they encode a row: float16
-            ``[dimension]``, little-endian, in base64. None for 0.
     """
 
     model: ModelInfo
     storage: Storage = Storage()
     format: int = dataclasses.field(default=FORMAT, compare=False)
     adding: Component | None = None
-    centre: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.centre is not None:
-            _ = self.precision  # it must be readable
 
     @property
     def components(self) -> tuple[Component, ...]:
@@ -125,55 +125,19 @@ class Schema:
         """The components that a write must have: ``components``, and the one that is being added."""
         return tuple(name for name in COMPONENTS if name in self.components or name == self.adding)
 
-    @functools.cached_property
-    def precision(self) -> Precision:
-        """How the rows of multi-vectors are encoded, rounded and scored.
-
-        Raises:
-            InvalidInput: The centre is not of the model's width.
-        """
-        if self.centre is None:
-            return self.storage.precision
-        try:
-            centre = np.frombuffer(base64.b64decode(self.centre, validate=True), dtype="<f2").astype(
-                np.float32
-            )
-        except ValueError:
-            centre = np.full(1, np.nan, dtype=np.float32)
-        if len(centre) != self.model.dimension or not np.isfinite(centre).all():
-            raise InvalidInput(
-                f"the centre of the rows is not {self.model.dimension} float16 numbers in base64: {self.centre!r}.\n"
-                "  Index the documents into a new collection; this one's record is damaged."
-            )
-        return self.storage.precision.centred(centre)
-
     @property
-    def has_centre(self) -> bool:
-        """Whether a centre makes a difference to what is stored."""
-        return "multivector" in self.written and self.storage.precision.has_centre
-
-    def centred(self, rows: Float32) -> Schema:
-        """Return the schema with the mean of these rows as centre, float32 ``[t, dimension]``, t >= 1.
-
-        A schema to which a centre makes no difference is returned as it is.
-        """
-        if not self.has_centre:
-            return self
-        largest = np.finfo(np.float16).max
-        mean = rows.mean(axis=0, dtype=np.float64).clip(-largest, largest).astype("<f2")
-        return dataclasses.replace(self, centre=base64.b64encode(mean.tobytes()).decode())
+    def precision(self) -> Precision:
+        """How the rows of multi-vectors are encoded, rounded and scored."""
+        return self.storage.precision
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON object that ``from_json`` reads."""
         raw = dataclasses.asdict(self)
         # At the place where earlier versions read them.
         raw["components"] = raw["storage"].pop("components")
-        # Left out where earlier versions have no such field and need none.
-        return {
-            name: value
-            for name, value in raw.items()
-            if name not in ("adding", "centre") or value is not None
-        }
+        if self.adding is None:
+            del raw["adding"]  # as in earlier versions, which have no such field
+        return raw
 
     @classmethod
     def from_json(cls, raw: dict[str, Any]) -> Schema:
@@ -190,4 +154,4 @@ class Schema:
                 "collection."
             )
         storage = Storage(**raw["storage"], components=tuple(raw["components"]))
-        return cls(ModelInfo(**raw["model"]), storage, raw["format"], raw.get("adding"), raw.get("centre"))
+        return cls(ModelInfo(**raw["model"]), storage, raw["format"], raw.get("adding"))

@@ -147,5 +147,5 @@ def _size_bytes(documents: Sequence[Document], embeddings: M3Embeddings, precisi
         size += 8 * embeddings.sparse.nnz
     if "multivector" in embeddings.components:
         rows = embeddings.multivectors.rows
-        size += len(rows) * precision.row_bytes(rows.shape[1])
+        size += precision.encoded_bytes(*rows.shape)
     return int(size)

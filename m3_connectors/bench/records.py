@@ -7,6 +7,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from m3_connectors.backends.precision import PrecisionName
+from m3_connectors.backends.schema import LongDocuments
+from m3_connectors.embeddings import COMPONENTS, Component
 from m3_connectors.records import read_record
 
 FORMAT: Literal[1] = 1
@@ -25,10 +28,11 @@ class Rows(_Recorded):
 
 
 class Storage(_Recorded):
-    """The settings of the collections; the type of multi-vectors is the name of one in ``bench.plan``."""
+    """The settings of the collections, those of ``Storage`` on which planned bytes depend."""
 
-    multivector_dtype: Literal["float16", "float32"]
-    long_documents: Literal["split", "pool", "error"] = "split"
+    multivector_dtype: PrecisionName
+    long_documents: LongDocuments = "split"
+    components: tuple[Component, ...] = COMPONENTS
 
 
 class Corpus(_Recorded):

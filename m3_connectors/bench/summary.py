@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from m3_connectors.backends.planning import Shape, formula_of
+from m3_connectors.backends.stores import takes_path
 from m3_connectors.bench.records import (
     BenchRecord,
     Collection,
@@ -43,7 +44,10 @@ def summarise(record: BenchRecord, requests: pa.Table, writes: pa.Table, recall:
         recall: A table of ``RecallRow``.
     """
     scenario = record.scenario
-    fills = [_fill(noted, scenario.corpus, _columns(writes)) for noted in record.collections]
+    urls = {store.name: store.url for store in scenario.stores}
+    fills = [
+        _fill(noted, urls.get(noted.store), scenario.corpus, _columns(writes)) for noted in record.collections
+    ]
     broken = {(fill.store, fill.documents): fill.void for fill in fills}
     embedded = {store.name for store in scenario.stores if _in_process(store)}
     loads = []
@@ -86,7 +90,7 @@ def quantile(latencies: Floats, q: float) -> float | None:
     return float(np.quantile(latencies, q, method="inverted_cdf"))
 
 
-def _fill(noted: Collection, corpus: Corpus, writes: Columns) -> Fill:
+def _fill(noted: Collection, url: str | None, corpus: Corpus, writes: Columns) -> Fill:
     """Summarise one collection: the rate of writing, the time for its index, and its size."""
     own = _where(writes, (writes["store"] == noted.store) & (writes["documents"] == noted.documents))
     upserts, optimizes = (_where(own, own["kind"] == kind) for kind in ("upsert", "optimize"))
@@ -109,7 +113,12 @@ def _fill(noted: Collection, corpus: Corpus, writes: Columns) -> Fill:
         noted.corpus.text_bytes,
         corpus.storage.multivector_dtype,
         corpus.storage.long_documents,
+        corpus.storage.components,
     )
+    embedded = url is not None and takes_path(url.partition(":")[0])
+    planned = None
+    if formula:
+        planned = (formula.plan if embedded or formula.server is None else formula.server)(shape)
     return Fill(
         store=noted.store,
         documents=noted.documents,
@@ -127,7 +136,7 @@ def _fill(noted: Collection, corpus: Corpus, writes: Columns) -> Fill:
         if noted.disk_bytes
         else None,
         component_bytes_per_document=disk,
-        planned_bytes_per_document=formula.plan(shape).component_bytes if formula else None,
+        planned_bytes_per_document=planned.component_bytes if planned else None,
         comparable_bytes_per_document=sum(
             size for name, size in noted.disk_bytes.items() if name not in omitted
         )

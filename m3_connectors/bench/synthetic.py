@@ -171,7 +171,7 @@ class Corpus:
         counts = [len(text.tokens) + 1 for text in texts]
         return {
             "rows": float(
-                np.mean([rows / storage.pool_factor if storage.pools(rows) else rows for rows in counts])
+                np.mean([-(-rows // storage.pool_factor) if storage.pools(rows) else rows for rows in counts])
             ),
             "distinct_tokens": float(np.mean([len(np.unique(text.tokens)) for text in texts])),
             "text_bytes": float(np.mean([len(_words(text.tokens)) for text in texts])),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from typing import Annotated, Any
 
@@ -13,7 +14,8 @@ from m3_connectors.backends.planning import Formula, Plan, Shape, formula_of
 from m3_connectors.backends.precision import PRECISIONS
 from m3_connectors.backends.stores import STORES, stores_with
 from m3_connectors.cli.console import out, print_json, print_table, warn
-from m3_connectors.cli.options import Debug, Json, names_of
+from m3_connectors.cli.options import Debug, Json, at_least, components_of, names_of
+from m3_connectors.embeddings import COMPONENTS
 from m3_connectors.errors import M3Error
 
 _STORES = dict.fromkeys(store.name for store in STORES if store.plan)
@@ -53,6 +55,14 @@ def _stores(value: str | None) -> str | None:
     return None if value is None else names_of(stores_with("plan"))(value)
 
 
+def _factors(value: str | None) -> str | None:
+    return None if value is None else ",".join(str(at_least(1)(one.strip())) for one in value.split(","))
+
+
+def _dtypes(value: str | None) -> str | None:
+    return None if value is None else names_of(PRECISIONS)(value)
+
+
 def plan(
     documents: Annotated[
         float, typer.Option("--docs", metavar="N", parser=_count, help="Number of documents, such as 100e6.")
@@ -65,17 +75,34 @@ def plan(
         int, typer.Option("--dimension", min=1, max=4096, help="Dimension of the model.")
     ] = 1024,
     dtype: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--dtype",
             metavar=_DTYPES,
-            callback=names_of(_DTYPES.split(",")),
-            help="Data types of multi-vector rows.",
+            callback=_dtypes,
+            help="Precisions of multi-vector rows.",
+            show_default="all",
         ),
-    ] = _DTYPES,
+    ] = None,
     pool_factor: Annotated[
-        float, typer.Option("--pool-factor", min=1, help="Number of multi-vector rows pooled into one.")
-    ] = 1.0,
+        str | None,
+        typer.Option(
+            "--pool-factor",
+            metavar="N1,N2,…",
+            callback=_factors,
+            help="Numbers of multi-vector rows pooled into one; 1 is no pooling.",
+            show_default="1,2,3, or 1 with another choice",
+        ),
+    ] = None,
+    components: Annotated[
+        str | None,
+        typer.Option(
+            "--components",
+            metavar="C1,C2,…",
+            help="Components that are stored.",
+            show_default="all, and also without multi-vectors if no other choice is given",
+        ),
+    ] = None,
     long_documents: Annotated[
         str,
         typer.Option(
@@ -106,25 +133,37 @@ def plan(
     debug: Debug = False,
 ) -> None:
     """Calculate bytes, memory, nodes and the cost of a query for a collection that does not exist yet."""
-    if long_documents == "error" and pool_factor > 1:
+    refused = long_documents == "error"
+    given = (dtype, pool_factor, components) != (None, None, None)
+    factors = (pool_factor or ("1" if given or refused else "1,2,3")).split(",")
+    if refused and factors != ["1"]:
         raise typer.BadParameter(
             "pooling is not valid with --long-documents error; omit one.", param_hint="--pool-factor"
         )
+    stored = components_of(components) or COMPONENTS
+    of = functools.partial(
+        Shape.of_tokens, documents, tokens, dimension, long_documents="error" if refused else "split"
+    )
     shapes = [
-        Shape.of_tokens(
-            documents,
-            tokens,
-            dimension,
-            precision.name,
-            pool_factor,
-            "error" if long_documents == "error" else "split",
-        )
+        of(dtype=precision.name, pool_factor=int(factor), components=stored)
         for kind, precision in PRECISIONS.items()
-        if kind in dtype.split(",")
+        if kind in (dtype or _DTYPES).split(",")
+        for factor in factors
     ]
+    if "multivector" not in stored:  # then all are the same
+        shapes = shapes[:1]
+    elif not given:
+        shapes.append(of(components=("dense", "sparse")))
     formulas = _formulas(store)
     chosen = store.split(",") if store else formulas
-    plans = [one.plan(shape) for name, one in formulas.items() if name in chosen for shape in shapes]
+    plans = [
+        plan
+        for name, one in formulas.items()
+        if name in chosen
+        for plan in sorted(
+            (plan for shape in shapes for plan in one.plans(shape)), key=lambda plan: plan.title
+        )
+    ]
     checked = {name: one.checked for name, one in formulas.items()}
     if json:
         print_json({"plans": [_document(one, nodes_memory, replicas) for one in plans], "checked": checked})
@@ -137,7 +176,11 @@ def plan(
         soft_wrap=True,
     )
     print_table(_overview(plans, nodes_memory, replicas))
-    for one in {one.store: one for one in reversed(plans)}.values():
+    if len(factors) > 1 and "multivector" in stored:
+        out.print(f"  The columns after disk are for rows {_pooled(int(factors[0]))}.", markup=False)
+    if "multivector" in stored:
+        out.print("  What each choice loses in quality: docs/storage.md", markup=False)
+    for one in reversed({one.title: one for one in reversed(plans)}.values()):
         print_table(_parts(one))
         for note in one.notes:
             out.print(f"  {note}", markup=False, soft_wrap=True)
@@ -162,11 +205,13 @@ def _formulas(chosen: str | None) -> dict[str, Formula]:
 
 
 def _overview(plans: list[Plan], nodes_memory: float, replicas: int) -> Table:
+    """Return one row for each store and precision, with the disk size for each factor of pooling."""
+    factors = list(dict.fromkeys(one.shape.pool_factor for one in plans if one.shape.keeps_rows)) or [1.0]
     table = Table(box=None, padding=(0, 2), header_style="dim")
-    table.add_column("store", style="bold")
-    table.add_column("rows in")
+    table.add_column("store", style="bold", no_wrap=True)
+    table.add_column("rows in", no_wrap=True)
     for name in (
-        "disk",
+        *(f"disk, {_pooled(factor)}" if factor > 1 else "disk" for factor in factors),
         "memory",
         "nodes",
         "disk per node",
@@ -177,27 +222,42 @@ def _overview(plans: list[Plan], nodes_memory: float, replicas: int) -> Table:
     ):
         table.add_column(name, justify="right")
     table.add_column("MaxSim in")
+    by_kind: dict[tuple[str, str], list[Plan]] = {}
     for one in plans:
+        by_kind.setdefault((one.title, _rows_in(one.shape)), []).append(one)
+    for (store, rows), (one, *others) in by_kind.items():
         nodes = one.nodes(nodes_memory, replicas)
-        table.add_row(
-            one.store,
-            one.shape.dtype,
-            _bytes((1 + replicas) * one.disk_bytes),
-            _bytes((1 + replicas) * one.memory_bytes),
-            f"{nodes:,}",
-            _bytes((1 + replicas) * one.disk_bytes / nodes),
-            f"{one.disk_bytes / one.shape.documents:,.0f}",
+        sizes = [_bytes((1 + replicas) * each.disk_bytes) for each in (one, *others)]
+        cost = (
             _bytes(one.cost.read_bytes),
             _bytes(one.cost.wire_bytes),
             f"{2 * one.cost.products / 1e9:,.1f} GFLOP",
             one.cost.where,
         )
+        table.add_row(
+            store,
+            rows,
+            *(sizes + [""] * len(factors))[: len(factors)],
+            _bytes((1 + replicas) * one.memory_bytes),
+            f"{nodes:,}",
+            _bytes((1 + replicas) * one.disk_bytes / nodes),
+            f"{one.disk_bytes / one.shape.documents:,.0f}",
+            *(cost if one.shape.keeps_rows else ["–"] * len(cost)),
+        )
     return table
+
+
+def _rows_in(shape: Shape) -> str:
+    return shape.dtype if shape.keeps_rows else "no multi-vectors"
+
+
+def _pooled(factor: float) -> str:
+    return f"pooled by {factor:g}" if factor > 1 else "without pooling"
 
 
 def _parts(one: Plan) -> Table:
     table = Table(box=None, padding=(0, 2), header_style="dim", title_justify="left")
-    table.add_column(f"{one.store}, {one.shape.dtype}")
+    table.add_column(f"{one.title}, {_rows_in(one.shape)}")
     table.add_column("disk, bytes per document", justify="right")
     table.add_column("memory", justify="right")
     table.add_column("formula")

@@ -59,7 +59,7 @@ def _table(found: list[CollectionInfo]) -> Table:
             table.add_row(one_line(one.name), count, "?", "", one.problem)
             continue
         storage = one.schema.storage
-        rows = f"{storage.multivector_dtype}, long documents: {storage.long_documents}"
+        rows = f"{storage.multivector_dtype}, long documents: {storage.pooling}"
         components = ", ".join(one.schema.components)
         if one.schema.adding:
             components += f" (adding {one.schema.adding})"

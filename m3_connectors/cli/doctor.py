@@ -307,9 +307,7 @@ async def _look_at_collection(backend: Backend, found: _Store, url: str) -> None
     count = await backend.count()
     components = ", ".join(schema.components)
     if "multivector" in schema.written:
-        components += (
-            f" ({storage.multivector_dtype} multi-vectors, long documents: {storage.long_documents})"
-        )
+        components += f" ({storage.multivector_dtype} multi-vectors, long documents: {storage.pooling})"
     found.findings += [
         Finding("collection", f"{backend.collection}, {plural(count, 'document')}"),
         Finding("written by", f"{model}, {model.vocabulary_size:,} tokens"),

@@ -33,7 +33,7 @@ def encode(
             "--file",
             "-f",
             metavar="FILE",
-            help="JSON Lines or CSV file of texts; in other files, one text per line.",
+            help="File of records (as m3 index reads them) or, of another format, with one text per line.",
         ),
     ] = None,
     text: Annotated[
@@ -114,7 +114,7 @@ def _read(path: Path, field: str) -> list[str]:
     if not path.exists() or path.is_dir():
         raise FileNotFoundError(f"{path} is not a file.\n  Give a file of texts.")
     if not is_records(path):
-        with Input(path, path, path.name, "text").open() as file:
+        with Input(path, path, path.name, ".txt").open() as file:
             raw = file.read()
         try:
             content = raw.decode(marked_encoding(raw) or "utf-8")

@@ -36,6 +36,8 @@ from m3_connectors.cli.sources import (
     IdField,
     LongDocuments,
     MultivectorDtype,
+    PoolFactor,
+    PoolFromRows,
     Sources,
     TextField,
     read_options,
@@ -71,6 +73,8 @@ def index(
     format: FormatName = None,
     exclude: Exclude = None,
     long_documents: LongDocuments = None,
+    pool_factor: PoolFactor = None,
+    pool_from_rows: PoolFromRows = None,
     components: Components = None,
     multivector_dtype: MultivectorDtype = None,
     json: Json = False,
@@ -89,7 +93,7 @@ def index(
         warn(
             f"{redacted(url)} is discarded when this command ends; use a folder such as qdrant:./data to keep it"
         )
-    storage = storage_of(components, multivector_dtype, long_documents)
+    storage = storage_of(components, multivector_dtype, long_documents, pool_factor, pool_from_rows)
     left_out = store_folder(url)
     reading = Reading(files_of(sources, options, left_out))
     with DeadLetterFiles(Path.cwd()) as dead, ReportFiles(Path.cwd(), CUT_SUFFIX) as cut:

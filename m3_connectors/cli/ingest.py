@@ -35,6 +35,8 @@ from m3_connectors.cli.sources import (
     IdField,
     LongDocuments,
     MultivectorDtype,
+    PoolFactor,
+    PoolFromRows,
     Sources,
     TextField,
     read_options,
@@ -121,6 +123,8 @@ def run(
     format: FormatName = None,
     exclude: Exclude = None,
     long_documents: LongDocuments = None,
+    pool_factor: PoolFactor = None,
+    pool_from_rows: PoolFromRows = None,
     components: Components = None,
     multivector_dtype: MultivectorDtype = None,
     json: Json = False,
@@ -146,7 +150,7 @@ def run(
             "--sync removes what a source no longer has, which a stream cannot say. Give files or folders.",
             param_hint="--sync",
         )
-    storage = storage_of(components, multivector_dtype, long_documents)
+    storage = storage_of(components, multivector_dtype, long_documents, pool_factor, pool_from_rows)
     with (
         DeadLetterFiles(Path.cwd()) as dead,
         ReportFiles(Path.cwd(), CUT_SUFFIX) as cut,

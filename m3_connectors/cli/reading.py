@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from m3_connectors.documents import Document
+from m3_connectors.readers.compression import is_compressed
 
 _REMEMBERED_DOCUMENTS = 4096
 """The number of documents whose file is remembered; more than ``add`` holds at a time (512)."""
@@ -65,7 +66,7 @@ def _total_bytes(files: Iterable[Path]) -> int | None:
     total = 0
     try:
         for path in files:
-            if path.suffix.lower() == ".gz" or not path.is_file():
+            if is_compressed(path) or not path.is_file():
                 return None
             total += path.stat().st_size
     except OSError:

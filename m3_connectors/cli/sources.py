@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
 import typer
 
 from m3_connectors.backends.precision import PRECISIONS
 from m3_connectors.backends.schema import LONG_DOCUMENTS, Storage
-from m3_connectors.cli.options import components_of, one_of
+from m3_connectors.cli.options import at_least, components_of, one_of
 from m3_connectors.errors import InvalidInput
-from m3_connectors.readers import ReadOptions
-from m3_connectors.readers.inputs import Format
+from m3_connectors.readers import ReadOptions, format_names
 
 
 def _source(value: str) -> Path:
@@ -45,7 +44,8 @@ Sources = Annotated[
     typer.Argument(
         metavar="SOURCE",
         parser=_source,
-        help="A file (JSON Lines, JSON, CSV, text, Markdown, HTML; also .gz), a folder, or - for stdin.",
+        help="A file (JSON Lines, JSON, CSV, Parquet, Arrow, text, Markdown, HTML, PDF, DOCX; also .gz and .zst), "
+        "a folder, or - for stdin.",
     ),
 ]
 TextField = Annotated[
@@ -82,9 +82,8 @@ FormatName = Annotated[
     typer.Option(
         "--format",
         metavar="FORMAT",
-        callback=_check_option(lambda value: ReadOptions(format=cast(Format, value))),
-        help="Format of - and of files without a known extension: "
-        "jsonl, json, csv, tsv, text, markdown, html, xhtml.",
+        callback=_check_option(lambda value: ReadOptions(format=value)),
+        help=f"Format of - and of files without a known extension: {', '.join(format_names())}.",
         show_default="jsonl for -",
     ),
 ]
@@ -107,6 +106,26 @@ LongDocuments = Annotated[
         "[dim]default: split, which is exact[/dim]",
     ),
 ]
+PoolFactor = Annotated[
+    int | None,
+    typer.Option(
+        "--pool-factor",
+        metavar="N",
+        parser=at_least(2),
+        help="With --long-documents pool: the average number of rows that become one. "
+        f"[dim]default: {Storage.pool_factor}[/dim]",
+    ),
+]
+PoolFromRows = Annotated[
+    int | None,
+    typer.Option(
+        "--pool-from-rows",
+        metavar="N",
+        parser=at_least(1),
+        help="With --long-documents pool: pool documents with at least this number of rows; 1 pools all. "
+        f"[dim]default: {Storage.pool_from_rows:,}[/dim]",
+    ),
+]
 MultivectorDtype = Annotated[
     str | None,
     typer.Option(
@@ -126,19 +145,36 @@ def read_options(
     return ReadOptions(
         encoding,
         None if delimiter is None else _delimiter(delimiter),
-        cast("Format | None", format),
+        format,
         tuple(exclude or ()),
     )
 
 
 def storage_of(
-    components: str | None, multivector_dtype: str | None, long_documents: str | None
+    components: str | None,
+    multivector_dtype: str | None,
+    long_documents: str | None,
+    pool_factor: int | None,
+    pool_from_rows: int | None,
 ) -> Storage | None:
-    """Return the storage that a command asks for; None keeps that of an existing collection."""
+    """Return the storage that a command asks for; None keeps that of an existing collection.
+
+    Raises:
+        typer.BadParameter: An option has no effect on this storage.
+    """
+    if long_documents != "pool":
+        for option, value in (("--pool-factor", pool_factor), ("--pool-from-rows", pool_from_rows)):
+            if value is not None:
+                raise typer.BadParameter(
+                    f"{value} has no effect without --long-documents pool; add that option, or omit this one.",
+                    param_hint=option,
+                )
     chosen: dict[str, Any] = {
         "components": components_of(components),
         "multivector_dtype": multivector_dtype,
         "long_documents": long_documents,
+        "pool_factor": pool_factor,
+        "pool_from_rows": pool_from_rows,
     }
     # A value must equal the one with which the collection was created.
     given = {name: value for name, value in chosen.items() if value is not None}

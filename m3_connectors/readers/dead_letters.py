@@ -25,7 +25,8 @@ class DeadLetter:
 
     Attributes:
         file: The path of the file, as the caller would type it.
-        line: The line number of the record, from 1; None if the whole file (or folder) was skipped.
+        line: Where the record is, from 1: the number of its line, of its row (Parquet, Arrow) or of its page
+            (PDF); None if the whole file (or folder) was skipped.
         reason: Why it was skipped, in one line.
     """
 
@@ -147,7 +148,7 @@ class ReportFiles:
         if source == STDIN:
             return "stdin"
         name = source.resolve().name
-        for ending in (".gz", ".jsonl", ".ndjson", ".json", ".csv", ".tsv"):
+        for ending in (".gz", ".zst", ".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow"):
             if name.lower().endswith(ending):
                 name = name[: -len(ending)]
         return name or "root"

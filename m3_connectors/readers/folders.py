@@ -9,16 +9,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from m3_connectors.readers.dead_letters import DeadLetter, is_report
-from m3_connectors.readers.inputs import (
-    STDIN,
-    Input,
-    ReadOptions,
-    ending_of,
-    format_of,
-    is_stream,
-    named_format,
-    shown,
-)
+from m3_connectors.readers.formats import ReadOptions, ending_of, known_ending, named_ending
+from m3_connectors.readers.inputs import STDIN, Input, is_stream, shown
 
 _COLLECTION_MARK = "m3.json"
 """The file that an embedded Qdrant collection has in its folder; some of the files below it would pass for texts."""
@@ -42,11 +34,11 @@ class Walk:
     def inputs(self, source: Path, on_dead_letter: Callable[[Path, DeadLetter], None]) -> Iterator[Input]:
         """Yield the files of a source; skipped files become dead letters, excluded files do not."""
         if not source.is_dir():
-            format = named_format(source, self._options)
+            ending = named_ending(source, self._options)
             # The shell's *.jsonl names the reports of earlier runs too.
             left_out = len(self._names) > 1 and is_report(source)
-            if format is not None and not left_out and not self._excluded(source.name, source.as_posix()):
-                yield Input(source, source, self._names[source], format)
+            if ending is not None and not left_out and not self._excluded(source.name, source.as_posix()):
+                yield Input(source, source, self._names[source], ending)
             return
 
         def skip(path: str | Path, reason: str) -> None:
@@ -66,9 +58,9 @@ class Walk:
                 if path == STDIN:  # a file of that name, in the current directory
                     path = path.absolute()
                 reason = _why_not(path)
-                format = format_of(path)
-                if reason is None and format is not None:
-                    yield Input(source, path, self._prefixes.get(source, "") + below, format)
+                ending = known_ending(path)
+                if reason is None and ending is not None:
+                    yield Input(source, path, self._prefixes.get(source, "") + below, ending)
                 else:
                     skip(path, reason or f"unsupported format ({ending_of(path)})")
 
@@ -97,7 +89,7 @@ def _why_not(path: Path) -> str | None:
     """Return why a file of a folder is skipped regardless of its format, or None."""
     if path.name.startswith("."):
         return "a hidden file"
-    if format_of(path) is not None and not path.is_file():
+    if known_ending(path) is not None and not path.is_file():
         return "not a regular file" if path.exists() else "a broken link"
     return None
 

@@ -11,9 +11,11 @@ from typing import Any, TextIO
 from m3_connectors.json_lines import Decoder, NotARecord
 from m3_connectors.readers.encodings import UNDECODABLE, written
 from m3_connectors.readers.fields import Fields
-from m3_connectors.readers.jsonl import read_jsonl
+from m3_connectors.readers.inputs import Input
+from m3_connectors.readers.jsonl import json_lines
 from m3_connectors.readers.lines import text_lines
 from m3_connectors.readers.outcomes import Outcome, Skipped, outcome_of
+from m3_connectors.readers.settings import ReadSettings
 
 MAX_VALUE_CHARACTERS = 64 * 2**20
 """The limit of a record, because it is held in memory as a whole."""
@@ -22,7 +24,13 @@ _CHUNK_CHARACTERS = 2**16
 _BLANK = re.compile(r"[ \t\n\r\ufeff]*")
 
 
-def read_json(stream: TextIO, name: str, fields: Fields) -> Iterator[Outcome]:
+def read_json(file: Input, settings: ReadSettings) -> Iterator[Outcome]:
+    """Yield the documents of a JSON file."""
+    with file.open_text(settings.codec) as text:
+        yield from _records(text, file.name, settings.fields)
+
+
+def _records(stream: TextIO, name: str, fields: Fields) -> Iterator[Outcome]:
     """Yield the documents of a JSON array, of consecutive JSON objects, or of JSON Lines.
 
     Records without an id get the ids ``name:1``, ``name:2`` and so on. After text that is not JSON, records
@@ -37,7 +45,7 @@ def read_json(stream: TextIO, name: str, fields: Fields) -> Iterator[Outcome]:
     first_line = stream.readline(_CHUNK_CHARACTERS)
     if _is_object(first_line):
         lines = itertools.chain([first_line], text_lines(stream))
-        yield from read_jsonl(lines, name, fields, encoding)
+        yield from json_lines(lines, name, fields, encoding)
         return
     values = _Values(first_line, stream)
     in_array = values.take("[")

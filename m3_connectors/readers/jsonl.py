@@ -5,13 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from m3_connectors.json_lines import Decoder, NotARecord
-from m3_connectors.readers.encodings import UNDECODABLE
+from m3_connectors.readers.encodings import UNDECODABLE, written
 from m3_connectors.readers.fields import Fields
-from m3_connectors.readers.lines import TOO_LONG
+from m3_connectors.readers.inputs import Input
+from m3_connectors.readers.lines import TOO_LONG, text_lines
 from m3_connectors.readers.outcomes import Outcome, Skipped, outcome_of
+from m3_connectors.readers.settings import ReadSettings
 
 
-def read_jsonl(lines: Iterable[str | None], name: str, fields: Fields, encoding: str) -> Iterator[Outcome]:
+def read_json_lines(file: Input, settings: ReadSettings) -> Iterator[Outcome]:
+    """Yield the documents of a file of JSON Lines."""
+    # Only a line feed ends a line: a text may contain other line ends.
+    with file.open_text(settings.codec, "\n") as text:
+        yield from json_lines(text_lines(text), file.name, settings.fields, written(text.encoding))
+
+
+def json_lines(lines: Iterable[str | None], name: str, fields: Fields, encoding: str) -> Iterator[Outcome]:
     """Yield the documents of JSON Lines.
 
     Args:

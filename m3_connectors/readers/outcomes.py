@@ -16,7 +16,8 @@ class Found:
     """A document that can be stored.
 
     Attributes:
-        line: The line number where its record begins, from 1; None if the whole file is the document.
+        line: Where its record begins, from 1: the number of its line, of its row (Parquet, Arrow) or of its page
+            (PDF); None if the whole file is the document.
         document: The document.
     """
 
@@ -29,7 +30,8 @@ class Skipped:
     """A record or file that was skipped.
 
     Attributes:
-        line: The line number where the record begins, from 1; None if the whole file was skipped.
+        line: Where the record begins, from 1: the number of its line, row or page; None if it is about the whole
+            file.
         reason: Why it was skipped, in one line.
     """
 
@@ -51,6 +53,14 @@ def outcome_of(record: Mapping[str, Any], fields: Fields, default_id: str, line:
     """
     try:
         document = fields.document(record, default_id)
+    except (InvalidInput, RecursionError, ValueError, OverflowError) as error:
+        return Skipped(line, reason_of(error))
+    return checked(line, document)
+
+
+def checked(line: int | None, document: Document) -> Outcome:
+    """Return a document if it can be stored, or the reason why it is skipped."""
+    try:
         check_documents([document])
     except (InvalidInput, RecursionError, ValueError, OverflowError) as error:
         return Skipped(line, reason_of(error))

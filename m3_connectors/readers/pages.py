@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterator
 
-from m3_connectors.documents import Document, check_documents
+from m3_connectors.documents import Document
 from m3_connectors.errors import InvalidInput
 from m3_connectors.readers import encodings, html
 from m3_connectors.readers.front_matter import without_front_matter
 from m3_connectors.readers.inputs import Input
-from m3_connectors.readers.outcomes import Found, Outcome, Skipped, reason_of
+from m3_connectors.readers.outcomes import Outcome, Skipped, checked
+from m3_connectors.readers.settings import ReadSettings
 from m3_connectors.readers.xhtml import xhtml_to_text
 
 MAX_FILE_BYTES = 64 * 2**20
@@ -18,32 +20,41 @@ MAX_FILE_BYTES = 64 * 2**20
 _XML_DECLARATION = re.compile(rb"""\s*<\?xml\s[^>]*?encoding\s*=\s*["']([\w.:-]{1,40})["']""")
 
 
-def read_page(page: Input, codec: str | None) -> Outcome:
-    """Read a file as a document, or return why it is skipped: binary, empty, too large or wrongly encoded.
+Decode = Callable[[bytes, str | None], str]
+"""Returns the text of a page, given its bytes and the codec if it is known."""
+
+
+def read_page(decode: Decode, page: Input, settings: ReadSettings) -> Iterator[Outcome]:
+    """Read a file as a document, or yield why it is skipped: binary, empty, too large or wrongly encoded.
 
     Args:
-        page: The file. HTML is reduced to its visible text; Markdown loses its front matter except the title.
-        codec: The codec if the file has no byte order mark.
+        decode: Returns the text of a page of this format.
+        page: The file.
+        settings: The codec if the file has no byte order mark.
 
     Raises:
-        OSError, EOFError, zlib.error: The file cannot be read.
+        OSError: The file cannot be read.
+        InvalidInput: The file is skipped; the message contains only the reason.
     """
     with page.open() as file:
         raw = file.read(MAX_FILE_BYTES + 1)
-    try:
-        if len(raw) > MAX_FILE_BYTES:
-            raise InvalidInput(
-                f"larger than {MAX_FILE_BYTES // 2**20} MiB: split it, or convert it to JSON Lines"
-            )
-        document = Document(page.name, _text(page, raw, codec))
-        if not document.text.strip():
-            raise InvalidInput("empty")
-        if not _is_unicode(page.name):
-            raise InvalidInput("its name is not UTF-8, and a page's name is its id: rename the file")
-        check_documents([document])
-    except InvalidInput as error:
-        return Skipped(None, reason_of(error))
-    return Found(None, document)
+    if len(raw) > MAX_FILE_BYTES:
+        raise InvalidInput(
+            f"larger than {MAX_FILE_BYTES // 2**20} MiB: split it, or convert it to JSON Lines"
+        )
+    codec = encodings.marked_encoding(raw) or settings.codec
+    if codec is None and b"\0" in raw[:8192]:
+        raise InvalidInput("binary (or UTF-16 without a byte order mark: give it with --encoding)")
+    yield page_outcome(page, decode(raw, codec))
+
+
+def page_outcome(page: Input, text: str) -> Outcome:
+    """Return the document of a whole file, whose id is its name, or why it is skipped."""
+    if not text.strip():
+        return Skipped(None, "empty")
+    if not _is_unicode(page.name):
+        return Skipped(None, "its name is not UTF-8, and a page's name is its id: rename the file")
+    return checked(None, Document(page.name, text))
 
 
 def _is_unicode(name: str) -> bool:
@@ -54,22 +65,29 @@ def _is_unicode(name: str) -> bool:
     return True
 
 
-def _text(page: Input, raw: bytes, codec: str | None) -> str:
-    codec = encodings.marked_encoding(raw) or codec
-    if codec is None and b"\0" in raw[:8192]:
-        raise InvalidInput("binary (or UTF-16 without a byte order mark: give it with --encoding)")
-    if page.format == "html":
-        return _html_text(raw, codec)
-    if page.format == "xhtml":
-        declared = _XML_DECLARATION.match(raw)
-        label = declared[1].decode() if declared else "utf-8"
-        return xhtml_to_text(encodings.decode(raw, codec or encodings.encoding_of_label(label) or "utf-8"))
-    text = encodings.decode(raw, codec or "utf-8")
-    return without_front_matter(text) if page.format == "markdown" else text
+def plain_text(raw: bytes, codec: str | None) -> str:
+    """Return a text."""
+    return encodings.decode(raw, codec or "utf-8")
 
 
-def _html_text(raw: bytes, codec: str | None) -> str:
-    """Return a page's text, decoded as in a browser; reject a page whose guessed encoding is implausible."""
+def markdown(raw: bytes, codec: str | None) -> str:
+    """Return the text of Markdown, without its front matter except the title."""
+    return without_front_matter(plain_text(raw, codec))
+
+
+def xhtml_page(raw: bytes, codec: str | None) -> str:
+    """Return the visible text of a page of XHTML."""
+    declared = _XML_DECLARATION.match(raw)
+    label = declared[1].decode() if declared else "utf-8"
+    return xhtml_to_text(encodings.decode(raw, codec or encodings.encoding_of_label(label) or "utf-8"))
+
+
+def html_page(raw: bytes, codec: str | None) -> str:
+    """Return the visible text of a page of HTML, decoded as in a browser.
+
+    Raises:
+        InvalidInput: It cannot be decoded, or its guessed encoding is implausible.
+    """
     codec = codec or _declared(raw)
     if codec is not None:
         return html.html_to_text(encodings.decode(raw, codec))

@@ -3,35 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import gzip
 import tempfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from m3_connectors.documents import Document
-from m3_connectors.errors import InvalidInput
-from m3_connectors.readers.columns import Columns
+from m3_connectors.errors import InvalidInput, MissingDependency
+from m3_connectors.readers.compression import Damaged
 from m3_connectors.readers.dead_letters import DeadLetter
-from m3_connectors.readers.encodings import written
 from m3_connectors.readers.fields import Fields
 from m3_connectors.readers.folders import Walk
-from m3_connectors.readers.inputs import (
-    FORMATS,
-    Input,
-    ReadOptions,
-    ending_of,
-    is_stream,
-    named_format,
-    shown,
-)
-from m3_connectors.readers.json_file import read_json
-from m3_connectors.readers.jsonl import read_jsonl
-from m3_connectors.readers.lines import text_lines
-from m3_connectors.readers.outcomes import Found, Outcome, Skipped
-from m3_connectors.readers.pages import read_page
+from m3_connectors.readers.formats import FORMATS, ReadOptions, ending_of, named_ending
+from m3_connectors.readers.inputs import Input, is_stream, shown
+from m3_connectors.readers.outcomes import Found, Outcome, Skipped, reason_of
 from m3_connectors.readers.repeats import Repeats
-from m3_connectors.readers.tables import Table
+from m3_connectors.readers.settings import ReadSettings
+from m3_connectors.readers.tables import look_at_columns
 
 _DEFAULT_FIELDS = Fields()
 _DEFAULT_OPTIONS = ReadOptions()
@@ -53,10 +40,11 @@ def read_documents(
 ) -> Iterator[Document]:
     """Yield the documents of files and folders, one after another; each is valid for storing.
 
-    Each record of JSON Lines, JSON or CSV is a document; so is each file of text, Markdown or HTML, whose id
-    is its path below the source folder, or its name. With several source folders, ids are prefixed with the
-    folder's name; with several source files of the same name, their paths are the ids. Folders are read in
-    the order of their paths; links to folders are not followed. ``Path("-")`` is standard input.
+    Each record of JSON Lines, JSON, CSV, Parquet or Arrow is a document, and so is each page of a PDF, and each
+    file of text, Markdown, HTML or DOCX, whose id is its path below the source folder, or its name. With several
+    source folders, ids are prefixed with the folder's name; with several source files of the same name, their
+    paths are the ids. Folders are read in the order of their paths; links to folders are not followed.
+    ``Path("-")`` is standard input.
 
     CSV files are read twice, because the type of a column is the same in all files of the call.
 
@@ -76,6 +64,7 @@ def read_documents(
     Raises:
         InvalidInput: A source has an unsupported format.
         FileNotFoundError: A source does not exist.
+        MissingDependency: A package that reads a source is not installed. A file in a folder is skipped instead.
     """
     sources = list(sources)
     check_sources(sources, options)
@@ -115,7 +104,7 @@ def check_sources(sources: Iterable[Path], options: ReadOptions = _DEFAULT_OPTIO
             seen.add(source)
         elif not source.exists():
             raise FileNotFoundError(f"{source} does not exist.\n  Give files or folders to read.")
-        elif not source.is_dir() and named_format(source, options) is None:
+        elif not source.is_dir() and named_ending(source, options) is None:
             raise InvalidInput(
                 f"{source} has an unsupported format ({ending_of(source)}).\n"
                 f"  Give a folder or one of {', '.join(FORMATS)}, or set its format with --format."
@@ -154,51 +143,43 @@ class _Reader:
     """Reads inputs of all formats."""
 
     def __init__(self, fields: Fields, options: ReadOptions) -> None:
-        self._fields = fields
-        self._options = options
-        self.columns = Columns()
+        self._settings = ReadSettings(fields, options.codec, options.delimiter)
+        self.columns = self._settings.columns
 
     def look(self, input: Input) -> None:
         """Infer the types of a table's columns; read errors are left to ``outcomes``, which reports them."""
         if input.is_table:
-            unreadable = contextlib.suppress(OSError, EOFError, zlib.error)
-            with unreadable, input.open_text(self._options.codec) as text:
-                self._table(input).look(text, self.columns)
+            with contextlib.suppress(OSError, InvalidInput, MissingDependency):
+                look_at_columns(input, self._settings)
 
     def outcomes(self, input: Input) -> Iterator[Outcome]:
-        """Yield the outcomes of an input; if reading fails, the last outcome reports it."""
+        """Yield the outcomes of an input; if reading fails, the last outcome reports it.
+
+        Raises:
+            MissingDependency: The input is a source itself, and a package that reads it is not installed.
+        """
         last: int | None = None
         try:
-            for outcome in self._read(input):
+            for outcome in FORMATS[input.ending](input, self._settings):
                 last = outcome.line
                 yield outcome
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        except Damaged as error:
             yield Skipped(last, f"the compressed file is damaged{_after(last)}: {error}")
         except OSError as error:
             yield Skipped(last, f"cannot be read{_after(last)}: {error.strerror or error}")
+        except MissingDependency as error:
+            if input.path == input.source:
+                raise
+            # The other files of a folder can be read; this one is like a file of an unsupported format.
+            yield Skipped(None, " ".join(str(error).split()))
+        except InvalidInput as error:
+            yield Skipped(last, reason_of(error))
         except MemoryError:
             raise
         # One file must not stop the reading of the others, whatever a library raises for it.
         except Exception as error:  # noqa: BLE001
             what = f"{type(error).__name__}: {error}".splitlines()[0]
-            yield Skipped(last, f"cannot be read{_after(last)} because of a bug in m3: {what}")
-
-    def _read(self, input: Input) -> Iterator[Outcome]:
-        codec = self._options.codec
-        if input.format in ("text", "markdown", "html", "xhtml"):
-            yield read_page(input, codec)
-            return
-        with input.open_text(codec) as text:
-            if input.is_table:
-                yield from self._table(input).read(text, input.name, self.columns)
-            elif input.format == "json":
-                yield from read_json(text, input.name, self._fields)
-            else:
-                yield from read_jsonl(text_lines(text), input.name, self._fields, written(text.encoding))
-
-    def _table(self, input: Input) -> Table:
-        options = self._options
-        return Table(self._fields, options.delimiter, is_tsv=input.format == "tsv")
+            yield Skipped(last, f"cannot be read{_after(last)} because of a bug in its reader: {what}")
 
 
 def _after(line: int | None) -> str:

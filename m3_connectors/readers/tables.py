@@ -9,11 +9,42 @@ from m3_connectors.readers.columns import Columns
 from m3_connectors.readers.csv_rows import Row, Rows
 from m3_connectors.readers.encodings import UNDECODABLE, written
 from m3_connectors.readers.fields import Fields
+from m3_connectors.readers.inputs import Input
 from m3_connectors.readers.lines import text_lines
 from m3_connectors.readers.outcomes import Outcome, Skipped, outcome_of
+from m3_connectors.readers.settings import ReadSettings
 
 _DELIMITERS = (",", ";", "\t")
 """Possible delimiters of a CSV file; the one with which the header has a text column is used."""
+
+
+def read_csv(file: Input, settings: ReadSettings) -> Iterator[Outcome]:
+    """Yield the documents of a CSV file."""
+    yield from _read(file, settings)
+
+
+def read_tsv(file: Input, settings: ReadSettings) -> Iterator[Outcome]:
+    """Yield the documents of a TSV file."""
+    yield from _read(file, settings)
+
+
+def look_at_columns(file: Input, settings: ReadSettings) -> None:
+    """Infer the types of the columns of a CSV or TSV file, as far as it can be read.
+
+    Raises:
+        OSError, InvalidInput: The file cannot be read, or not to its end.
+    """
+    with file.open_text(settings.codec) as text:
+        _table(file, settings).look(text, settings.columns)
+
+
+def _read(file: Input, settings: ReadSettings) -> Iterator[Outcome]:
+    with file.open_text(settings.codec) as text:
+        yield from _table(file, settings).read(text, file.name, settings.columns)
+
+
+def _table(file: Input, settings: ReadSettings) -> Table:
+    return Table(settings.fields, settings.delimiter, is_tsv=file.ending == ".tsv")
 
 
 class Table:

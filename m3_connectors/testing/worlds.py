@@ -109,8 +109,6 @@ def make_world(
     ]
     everything = join(made + asked, model, components)
     schema = Schema(model, dataclasses.replace(storage or Storage(), components=components))
-    if schema.has_centre:
-        schema = schema.centred(everything.multivectors.rows)
     world = World(
         schema,
         stored,

@@ -294,9 +294,9 @@ class ScoresRoughly(MemoryBackend):
 
 
 class RoundsTheDocumentsOnly(MemoryBackend):
-    def _scores(self, component: Component, query: M3Embeddings, ids: Sequence[Key]) -> Float32:
-        positions = [list(self._embeddings).index(str(id)) for id in ids]
-        return score(component, query, self._all())[positions]
+    def _multivector_scores(self, queries: M3Embeddings, ids: Sequence[Sequence[Key]]) -> list[Float32]:
+        found = [self._joined([self._embeddings[str(id)] for id in each]) for each in ids]
+        return [score("multivector", query, each) for query, each in zip(queries, found, strict=True)]
 
 
 class RoundsNothing(RoundsTheDocumentsOnly):
@@ -465,7 +465,8 @@ SABOTEURS: list[tuple[type[MemoryBackend], str, dict[str, Any]]] = [
     (RoundsTheDocumentsOnly, "b21", {"storage": Storage("float16")}),
     (RoundsNothing, "b21", {"storage": Storage("float16")}),
     (CutsLongDocuments, "b22 8191", {}),
-    (PoolsAgain, "b22 pooled", {}),
+    (PoolsAgain, "b22 pooled_documents", {}),
+    (PoolsAgain, "b22 all_documents", {"storage": Storage("int2")}),
     (ScoresTheUnknown, "b23", {}),
     (ZeroForNotInTheList, "b24 oracle", {"storage": Storage("float32")}),
     (IgnoresWeights, "b24 oracle", {"storage": Storage("float32")}),

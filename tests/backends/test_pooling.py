@@ -51,6 +51,12 @@ def test_a_factor_of_1_changes_nothing(rows: Float32) -> None:
     np.testing.assert_array_equal(pool_rows(rows, 1), rows)
 
 
+@given(texts())
+@settings(deadline=None)
+def test_one_row_is_never_changed(rows: Float32) -> None:
+    np.testing.assert_array_equal(pool_rows(rows[:1], 4), rows[:1])
+
+
 @given(st.integers(0, 2**32 - 1), st.integers(2, 5))
 @settings(max_examples=30, deadline=None)
 def test_near_rows_meet_in_their_mean_in_the_order_of_the_first(seed: int, copies: int) -> None:
@@ -107,6 +113,14 @@ def test_a_storage_that_cannot_be_is_refused(arguments: dict[str, Any], named: s
         Storage(**arguments)
 
 
+def test_all_documents_can_be_pooled_except_those_of_one_row() -> None:
+    every = Storage(long_documents="pool", pool_from_rows=1)
+    assert [every.pools(rows) for rows in (1, 2, 300)] == [False, True, True]
+    # From two rows is the same choice, so a collection of the one opens with the other.
+    assert every == Storage(long_documents="pool", pool_from_rows=2)
+    assert every != Storage(long_documents="pool", pool_from_rows=3)
+
+
 def test_schemas_remember_how_they_pool_and_earlier_ones_still_open() -> None:
     schema = Schema(make_world(62).schema.model, storage=POOLED)
     assert Schema.from_json(schema.to_json()) == schema
@@ -142,6 +156,34 @@ def test_m3_index_pools_on_request_and_says_so(
     with connect(f"qdrant:{tmp_path}/store", "pooled") as index:
         assert index.schema.storage == Storage(long_documents="pool")
     assert main([*call, "-c", "pooled", "--long-documents", "split"]) == 1
-    assert "(--long-documents)" in capsys.readouterr().err
+    assert "--long-documents" in capsys.readouterr().err
     assert main([*call, "-c", "other", "--long-documents", "shorten"]) == 2
     assert "shorten" in capsys.readouterr().err
+
+
+def test_m3_index_pools_all_documents_of_a_compact_precision(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "short.txt").write_text("the quick brown fox")
+    call = ["index", f"qdrant:{tmp_path}/store", str(tmp_path / "notes"), "--model", str(checkpoint)]
+    how = ["--long-documents", "pool", "--pool-from-rows", "1", "--pool-factor", "3"]
+    assert main([*call, "--multivector-dtype", "int2", *how, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["pooled"] == 1
+    assert main(["collections", f"qdrant:{tmp_path}/store"]) == 0
+    assert "int2, long documents: pool all by 3" in " ".join(capsys.readouterr().out.split())
+    with connect(f"qdrant:{tmp_path}/store", create=False) as index:
+        assert index.schema.storage == Storage("int2", long_documents="pool", pool_factor=3, pool_from_rows=1)
+
+
+@pytest.mark.parametrize("option", ["--pool-factor", "--pool-from-rows"])
+def test_m3_index_refuses_a_choice_for_pooling_without_pooling(
+    option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.txt").write_text("fox")
+    # The value is the default of Storage, which cannot tell that it was given.
+    value = str(getattr(Storage, option.removeprefix("--").replace("-", "_")))
+    assert main(["index", "memory:", str(tmp_path / "a.txt"), option, value]) == 2
+    shown = " ".join(capsys.readouterr().err.split())
+    assert option in shown
+    assert f"{value} has no effect" in shown

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import dataclasses
 import json
 import subprocess
 import sys
@@ -36,8 +34,6 @@ from m3_connectors.backends.precision import (
 )
 from m3_connectors.backends.rotation import rotate, rotate_back
 from m3_connectors.backends.schema import Schema, Storage
-from m3_connectors.blocking import connect
-from m3_connectors.calibration import calibrated
 from m3_connectors.embeddings import Float32, M3Embeddings, MultiVectors
 from m3_connectors.errors import InvalidInput, Unsupported
 from m3_connectors.scoring import multivector_scores
@@ -49,10 +45,10 @@ compact = pytest.mark.parametrize("precision", [INT8, INT4, INT2, INT1], ids=lam
 
 
 GOLDEN = {
-    "int8": "12dc3609fb007f81027ff9613d00000000000000000000000000",
-    "int4": "9768a06e07fba9003f888888880800000000",
-    "int2": "1d26181b8e0f402a2a2a00000000",
-    "int1": "000fd1fb9c401f0f00000000",
+    "int8": "12dc3609fb007f81027ff9e13c12db3709fc007f8102b772e13cee24caf70500817ffe7ff9e13c",
+    "int4": "fe028167f021ea23ea4c74f93c9768a06e0738ae803e68975f910809a7803e",
+    "int2": "fe028167f021ea23ea4c74f93c1d26183a848f3f2219276e998f3f",
+    "int1": "fe028167f021ea23ea4c74f93c000f35311d401f006cc61c40",
 }
 
 
@@ -79,9 +75,12 @@ def test_decoded_rows_are_the_rounded_rows_bit_for_bit(precision: Precision, row
     assert rounded.dtype == np.float32
     back = decoded(precision, precision.encode(rows), rows.shape)
     np.testing.assert_array_equal(back.view(np.uint32), rounded.view(np.uint32))
-    # In whatever order it lies in memory, and in whatever batches it comes.
+    # In whatever order it lies in memory, and in whatever parts it comes that are whole blocks.
     assert precision.encode(np.asfortranarray(rows)) == precision.encode(rows)
-    assert precision.encode(rows[:7]) + precision.encode(rows[7:]) == precision.encode(rows)
+    long, block = np.resize(rows, (3 * precision.rows_together + 1, rows.shape[1])), precision.rows_together
+    parts = precision.encode(long[:block]), precision.encode(long[block:])
+    assert b"".join(parts) == precision.encode(long)
+    assert decoded(precision, b"".join(parts), long.shape).tobytes() == precision.round(long).tobytes()
 
 
 @floats
@@ -95,8 +94,17 @@ def test_storing_what_was_stored_changes_nothing(precision: Precision, rows: Flo
 @each
 @given(unit_matrices())
 def test_the_bytes_of_a_row_and_the_tolerance_are_as_promised(precision: Precision, rows: Float32) -> None:
-    assert len(precision.encode(rows)) == len(rows) * precision.row_bytes(rows.shape[1])
+    assert len(precision.encode(rows)) == precision.encoded_bytes(*rows.shape)
     assert np.abs(precision.round(rows) - rows).max(initial=0) <= precision.tolerance
+
+
+@each
+@given(st.integers(0, 3000), st.integers(1, 2000), st.data())
+def test_the_number_of_rows_follows_from_the_bytes(
+    precision: Precision, rows: int, width: int, data: st.DataObject
+) -> None:
+    size, more = precision.encoded_bytes(rows, width), precision.encoded_bytes(rows + 1, width)
+    assert precision.rows_within(data.draw(st.integers(size, more - 1)), width) == rows
 
 
 @each
@@ -105,8 +113,7 @@ def test_blobs_hold_the_rounded_rows(precision: Precision, matrices: list[Float3
     width = matrices[0].shape[1]
     texts = [rows for rows in matrices if rows.shape[1] == width]
     back = unpack_multivectors([pack_multivector(rows, precision) for rows in texts], precision, width)
-    want = precision.round(np.concatenate(texts))
-    assert back.rows.tobytes() == want.tobytes()
+    assert back.rows.tobytes() == b"".join(precision.round(rows).tobytes() for rows in texts)
     assert back.counts.tolist() == [len(rows) for rows in texts]
 
 
@@ -145,7 +152,7 @@ def test_the_stored_bytes_are_those_of_earlier_versions() -> None:
     assert FLOAT32.encode(rows).hex() == "0000803f000020c0cdcccc3d00e07f47"
     header = "6d330101{:02x}0000000200000002000000"
     for precision in (FLOAT16, FLOAT32):
-        itemsize = precision.row_bytes(1)
+        itemsize = precision.encoded_bytes(1, 1)
         assert pack_multivector(rows, precision)[:16].hex() == header.format(itemsize)
 
 
@@ -156,9 +163,8 @@ def test_embeddings_are_rounded_in_their_rows_only(precision: Precision) -> None
         (precision.round, precision.rounded(embeddings)),
         (precision.round_query, precision.rounded_query(embeddings)),
     ):
-        assert rounded.multivectors is not None
-        assert embeddings.multivectors is not None
-        np.testing.assert_array_equal(rounded.multivectors.rows, round(embeddings.multivectors.rows))
+        for got, rows in zip(rounded.multivectors, embeddings.multivectors, strict=True):
+            np.testing.assert_array_equal(got, round(rows))
         np.testing.assert_array_equal(rounded.multivectors.offsets, embeddings.multivectors.offsets)
         assert rounded.dense is embeddings.dense
         assert rounded.sparse is not None
@@ -216,21 +222,18 @@ def matrices(draw: st.DrawFn, width: int, least: int = 1) -> Float32:
 
 
 @st.composite
-def collections(draw: st.DrawFn) -> tuple[Float32 | None, Float32, list[Float32]]:
-    """A centre or none, a query, and documents, of one width."""
+def collections(draw: st.DrawFn) -> tuple[Float32, list[Float32]]:
+    """A query, and documents, of one width."""
     width = draw(st.integers(1, 70))
-    centre = draw(st.none() | matrices(width))
-    query, documents = draw(matrices(width)), draw(st.lists(matrices(width), min_size=1, max_size=5))
-    return None if centre is None else centre[0], query, documents
+    return draw(matrices(width)), draw(st.lists(matrices(width), min_size=1, max_size=5))
 
 
 @each
 @given(collections())
 def test_scores_of_bytes_are_those_of_the_definition(
-    precision: Precision, world: tuple[Float32 | None, Float32, list[Float32]]
+    precision: Precision, world: tuple[Float32, list[Float32]]
 ) -> None:
-    centre, query, documents = world
-    precision = precision.centred(centre)
+    query, documents = world
     if precision is FLOAT16:
         query, documents = (np.clip(query, -6e4, 6e4), [np.clip(rows, -6e4, 6e4) for rows in documents])
     stored = MultiVectors.from_list([precision.round(rows) for rows in documents], query.shape[1])
@@ -239,12 +242,8 @@ def test_scores_of_bytes_are_those_of_the_definition(
     assert np.isfinite(asked).all()
     got = precision.scores(query, [precision.encode(rows) for rows in documents])
     assert got.dtype == np.float32
-    # Each product is off by rounding relative to the lengths of its rows (and of the centre, which both have).
-    longest = [max(np.linalg.norm(rows.astype(np.float64), axis=1)) for rows in stored]
-    longest = [
-        length + 2 * (0 if centre is None else np.linalg.norm(centre.astype(np.float64)))
-        for length in longest
-    ]
+    # Each product is off by rounding relative to the lengths of its rows, and of the centre, which is no longer.
+    longest = [3 * max(np.linalg.norm(rows.astype(np.float64), axis=1)) for rows in documents]
     allowed = 1e-5 * np.array(longest) * np.linalg.norm(asked.astype(np.float64), axis=1).mean()
     want = multivector_scores(asked, stored)
     assert (np.abs(got.astype(np.float64) - want) <= allowed + 1e-30).all()
@@ -252,34 +251,31 @@ def test_scores_of_bytes_are_those_of_the_definition(
 
 @compact
 @given(collections())
-def test_what_is_read_is_never_further_than_the_length_of_the_row(
-    precision: CompactPrecision, world: tuple[Float32 | None, Float32, list[Float32]]
+def test_what_is_read_is_never_further_than_the_row_is_from_the_mean(
+    precision: CompactPrecision, world: tuple[Float32, list[Float32]]
 ) -> None:
-    centre, rows = world[0], np.concatenate(world[2])
-    origin = np.zeros(rows.shape[1], np.float32) if centre is None else centre
-    apart = rows.astype(np.float64) - origin
-    read = precision.centred(centre).round(rows).astype(np.float64)
-    length = np.linalg.norm(apart, axis=1)
-    error = np.linalg.norm(read - rows, axis=1)
-    rounding = 1e-5 * (length + np.linalg.norm(origin.astype(np.float64))) + 1e-36
-    assert (error <= precision.tolerance * length + rounding).all()
-    # A row at the centre, and one of zeros where there is none, is read exactly.
-    np.testing.assert_array_equal(precision.centred(centre).round(origin[None]), origin[None])
+    for rows in world[1]:
+        exact, read = rows.astype(np.float64), precision.round(rows).astype(np.float64)
+        mean = exact.mean(axis=0)
+        error = np.linalg.norm(read - exact, axis=1)
+        # The mean itself is stored in 8 bits.
+        rounding = np.linalg.norm(mean) * (rows.shape[1] ** 0.5 / 127 + 1e-5) + 1e-5 * np.linalg.norm(
+            exact, axis=1
+        )
+        assert (error <= np.linalg.norm(exact - mean, axis=1) + rounding + 1e-36).all()
+    zeros = np.zeros((3, 7), np.float32)
+    np.testing.assert_array_equal(precision.round(zeros), zeros)
 
 
 @compact
 @pytest.mark.parametrize("width", [64, 384, 1024])
-def test_the_product_of_a_row_with_itself_is_kept_on_average(precision: CompactPrecision, width: int) -> None:
+def test_the_error_grows_with_the_distance_from_the_mean(precision: CompactPrecision, width: int) -> None:
     rng = np.random.default_rng(11)
-    centre = rng.normal(size=width).astype(np.float32) / np.float32(2 * width**0.5)
-    rows = unit_rows(rng.normal(size=(300, width)) * rng.gamma(1, size=width) + rng.normal(size=width))
-    read = precision.centred(centre).round(rows)
-    apart, kept = (rows - centre).astype(np.float64), (read - centre).astype(np.float64)
-    # Along the row itself, for each row: the scale is chosen for it.
-    np.testing.assert_allclose((apart * kept).sum(axis=1), (apart * apart).sum(axis=1), rtol=1e-4)
-    # The error grows as bits are left out, and is no more than for normally distributed values.
-    error = np.linalg.norm(read - rows, axis=1) / np.linalg.norm(apart, axis=1)
-    assert error.mean() < {"int8": 0.02, "int4": 0.13, "int2": 0.41, "int1": 0.8}[precision.name]
+    rows = unit_rows(rng.normal(size=(300, width)) * rng.gamma(1, size=width) + 2 * rng.normal(size=width))
+    apart = rows - rows.mean(axis=0)
+    error = np.linalg.norm(precision.round(rows) - rows, axis=1) / np.linalg.norm(apart, axis=1)
+    # No more than for normally distributed values; without a centre it would be twice as much.
+    assert error.mean() < {"int8": 0.025, "int4": 0.13, "int2": 0.41, "int1": 0.8}[precision.name]
 
 
 @compact
@@ -390,86 +386,6 @@ def test_scoring_does_not_import_torch() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == str([True] * len(PRECISIONS))
-
-
-@compact
-def test_the_schema_records_the_centre(precision: CompactPrecision) -> None:
-    world = make_world(7, storage=Storage(precision.name))
-    schema = world.schema
-    assert schema.centre is not None
-    assert isinstance(schema.precision, CompactPrecision)
-    assert world.embeddings.multivectors is not None
-    again = Schema.from_json(json.loads(json.dumps(schema.to_json())))
-    assert again == schema
-    assert isinstance(again.precision, CompactPrecision)
-    np.testing.assert_array_equal(again.precision.centre, schema.precision.centre)
-    for damaged in ("", "AAAA", "!", schema.centre[:-4], base64.b64encode(b"\x00\x7c" * 24).decode()):
-        with pytest.raises(InvalidInput, match="centre"):
-            Schema.from_json({**schema.to_json(), "centre": damaged})
-
-
-def test_schemas_without_a_centre_are_written_as_before() -> None:
-    for storage in (Storage(), Storage("float32"), Storage("int4", components=("dense", "sparse"))):
-        schema = Schema(make_world(7).schema.model, storage)
-        assert schema.centred(np.ones((1, 24), np.float32)) is schema
-        assert "centre" not in schema.to_json()
-
-
-class _Lines:
-    """An encoder whose rows have the mean (3, 4), unless told others."""
-
-    def __init__(self) -> None:
-        self.asked = 0
-        self.texts: Any = None
-        self.rows: list[list[float]] = [[2, 4], [4, 4]]
-
-    def encode(self, texts: Any, *, components: Any = ()) -> M3Embeddings:
-        self.asked += 1
-        self.texts = texts
-        rows = np.array(self.rows, np.float32)
-        return M3Embeddings(rows[:1], None, MultiVectors(rows, np.array([0, len(rows)])))
-
-
-def test_a_new_collection_is_calibrated_once_and_only_where_it_matters() -> None:
-    model = dataclasses.replace(make_world(7).schema.model, dimension=2)
-    encoder = _Lines()
-    for name in ("float16", "float32"):
-        schema = Schema(model, Storage(name))  # type: ignore[arg-type]
-        assert anyio.run(calibrated, schema, encoder) is schema
-    assert (
-        anyio.run(calibrated, Schema(model, Storage("int4", components=("dense",))), encoder).centre is None
-    )
-    assert encoder.asked == 0
-    found = anyio.run(calibrated, Schema(model, Storage("int2")), encoder)
-    assert isinstance(found.precision, CompactPrecision)
-    assert found.precision.centre is not None
-    assert found.precision.centre.tolist() == [3.0, 4.0]
-    assert anyio.run(calibrated, found, encoder) is found
-    assert encoder.asked == 1
-    encoder.rows = [[2, 4], [-2, -3]]  # a centre close to 0 would make nothing better
-    assert anyio.run(calibrated, Schema(model, Storage("int2")), encoder).centre is None
-
-
-def test_connect_calibrates_a_new_collection_with_the_sample() -> None:
-    encoder = _Lines()
-    encoder.rows = [[1.0] * 24]
-    encoder.info = make_world(7).schema.model  # type: ignore[attr-defined]
-    with connect("memory:", encoder=encoder, sample=["one"]):  # type: ignore[arg-type]
-        assert encoder.asked == 0  # float16 has no centre
-    with connect("memory:", encoder=encoder, storage=Storage("int4"), sample=["one", "two"]) as index:  # type: ignore[arg-type]
-        assert encoder.texts == ("one", "two")
-        precision = index.schema.precision
-        assert isinstance(precision, CompactPrecision)
-        assert precision.centre is not None
-        assert precision.centre.tolist() == [1.0] * 24
-
-
-def test_one_text_is_not_a_sample_of_its_characters() -> None:
-    encoder = _Lines()
-    encoder.info = make_world(7).schema.model  # type: ignore[attr-defined]
-    with pytest.raises(InvalidInput, match=r"sample is one string.*\n  Pass a list"):
-        connect("memory:", encoder=encoder, storage=Storage("int4"), sample="one text")  # type: ignore[arg-type]
-    assert encoder.asked == 0
 
 
 def test_a_store_that_cannot_hold_a_precision_says_so_before_it_creates() -> None:

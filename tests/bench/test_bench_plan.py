@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 
 from m3_connectors.backends.blobs import pack_multivector
 from m3_connectors.backends.planning import Plan, Shape, formula_of
-from m3_connectors.backends.precision import precision_of
+from m3_connectors.backends.precision import PRECISIONS, precision_of
 from m3_connectors.backends.stores import stores_with
 from m3_connectors.bench.run import run
 from m3_connectors.bench.scenario import CorpusSettings, Rows, read_scenario
 from m3_connectors.bench.synthetic import Corpus
 from m3_connectors.cli.app import main
+from m3_connectors.embeddings import COMPONENTS
 from m3_connectors.errors import InvalidInput
 
 SHAPES = st.builds(
@@ -26,7 +27,7 @@ SHAPES = st.builds(
     st.floats(1, 1e9),
     st.floats(1, 8191),
     st.sampled_from([8, 256, 1024, 4096]),
-    st.sampled_from(["float16", "float32"]),
+    st.sampled_from(list(PRECISIONS)),
     st.floats(1, 8),
 )
 
@@ -55,7 +56,7 @@ def test_nodes_hold_what_they_must_and_not_one_too_many(
     assert one.disk_bytes > shape.documents * 4 * shape.dimension
 
 
-@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("dtype", PRECISIONS)
 def test_packed_rows_are_counted_as_they_are_packed(dtype: Any) -> None:
     _, embeddings = Corpus(CorpusSettings(dimension=32, rows=Rows(mean=9, spread=0)), 1, 0).batch(0, 1)
     assert embeddings.multivectors is not None
@@ -64,6 +65,59 @@ def test_packed_rows_are_counted_as_they_are_packed(dtype: Any) -> None:
     assert shape.blob_bytes == len(blob)
     assert part(plan("elasticsearch", shape), "multivector") == len(blob)
     assert part(plan("milvus", shape), "multivector") == pytest.approx(len(blob) * 4 / 3)
+    if shape.is_compact:
+        assert part(plan("qdrant", shape), "multivector") == len(blob)
+
+
+def test_a_qdrant_server_carries_three_bytes_in_four() -> None:
+    formula = formula_of("qdrant")
+    assert formula is not None
+    shape = Shape.of_tokens(1e6, 299, 1024, "int2")
+    embedded, server = formula.plans(shape)
+    # A header, a centre and 300 rows, in vectors of 192 bytes; a document of 8,192 rows needs one multi-vector, too.
+    size = 4 * 64 * ((16 + 1028 + 300 * 260) // 192 + 1)
+    assert part(server, "multivector") == pytest.approx(size, rel=0.001)
+    assert part(server, "multivector") == pytest.approx(part(embedded, "multivector") * 4 / 3, rel=0.01)
+    assert server.cost.wire_bytes == 200 * size
+    same = Shape.of_tokens(1e6, 299, 1024, "float16")
+    assert len(formula.plans(same)) == 1
+
+
+@pytest.mark.parametrize("store", STORES)
+def test_a_component_that_is_left_out_takes_nothing(store: str) -> None:
+    whole, two, one = (
+        plan(store, Shape.of_tokens(1e6, 300, components=components))
+        for components in (COMPONENTS, ("dense", "sparse"), ("dense",))
+    )
+    assert two.disk_bytes == pytest.approx(whole.disk_bytes - 1e6 * part(whole, "multivector"))
+    assert one.disk_bytes == pytest.approx(two.disk_bytes - 1e6 * part(whole, "sparse"))
+    assert two.cost.read_bytes == two.cost.wire_bytes == two.cost.products == 0
+
+
+def test_a_hundred_million_passages_fit_in_5_tb_on_each_store(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "plan", "--docs", "100e6", "--tokens", "300", "--json"]) == 0
+    plans = json.loads(capsys.readouterr().out)["plans"]
+    forms = [*((store, "") for store in STORES), ("qdrant", "server")]
+    assert {(one["store"], one["form"]) for one in plans} == set(forms)
+    for store in STORES:
+        kinds = {
+            (one["shape"]["dtype"], one["shape"]["pool_factor"])
+            for one in plans
+            if (one["store"], one["form"]) == (store, "") and "multivector" in one["shape"]["components"]
+        }
+        assert kinds == {(dtype, factor) for dtype in PRECISIONS for factor in (1, 2, 3)}
+        assert any(
+            one["shape"]["components"] == ["dense", "sparse"] for one in plans if one["store"] == store
+        )
+    for form in forms:
+        small = {
+            one["shape"]["dtype"]
+            for one in plans
+            if (one["store"], one["form"]) == form
+            and one["disk_bytes"] <= 5e12
+            and "multivector" in one["shape"]["components"]
+        }
+        assert {"int2", "int1"} <= small
 
 
 def test_qdrant_keeps_a_row_for_each_vector_that_a_document_lacks() -> None:
@@ -97,18 +151,32 @@ def test_a_store_without_a_formula_has_none() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [(0, 10), (10, 0), (float("nan"), 10), (10, float("inf")), (10, 10, 0), (10, 10, 8, "int8")]
+    "arguments", [(0, 10), (10, 0), (float("nan"), 10), (10, float("inf")), (10, 10, 0), (10, 10, 8, "int3")]
 )
 def test_a_shape_that_cannot_be_is_refused(arguments: tuple[Any, ...]) -> None:
     with pytest.raises(InvalidInput):
         Shape.of_tokens(*arguments)
 
 
-def test_the_calculator_agrees_with_the_engine_here(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "storage",
+    [
+        {"multivector_dtype": "float16"},
+        {"multivector_dtype": "int2", "long_documents": "pool", "pool_factor": 2, "pool_from_rows": 1},
+    ],
+    ids=["float16", "int2, all pooled by 2"],
+)
+def test_the_calculator_agrees_with_the_engine_here(tmp_path: Path, storage: dict[str, Any]) -> None:
     raw = {
         "name": "s",
         "stores": [{"name": "edge", "url": f"qdrant:{tmp_path / 'data'}"}],
-        "corpus": {"documents": 2000, "dimension": 128, "rows": {"mean": 12}, "vocabulary": 20_000},
+        "corpus": {
+            "documents": 2000,
+            "dimension": 128,
+            "rows": {"mean": 12},
+            "vocabulary": 20_000,
+            "storage": storage,
+        },
         "recall": {"queries": 0},
         "loads": [{"warm_up_seconds": 0, "requests": 1}],
     }
@@ -151,6 +219,9 @@ def test_the_command_takes_the_choice_for_long_documents(capsys: pytest.CaptureF
         assert main(["bench", "plan", *arguments, "--long-documents", choice]) == 0
         sizes[choice] = json.loads(capsys.readouterr().out)["plans"][0]["disk_bytes"]
     assert sizes["split"] - sizes["error"] == pytest.approx(1e6 * 8 * 2048, rel=0.01)
+    assert main(["bench", "plan", *arguments, "--components", "dense,sparse"]) == 0
+    (without,) = json.loads(capsys.readouterr().out)["plans"]
+    assert without["disk_bytes"] < sizes["error"] / 10
     both = ["--long-documents", "error", "--pool-factor", "2"]
     assert main(["bench", "plan", "--docs", "1e6", "--tokens", "100", *both]) == 2
     assert "pooling is not valid" in capsys.readouterr().err
@@ -164,6 +235,9 @@ def test_the_command_takes_the_choice_for_long_documents(capsys: pytest.CaptureF
         ("--tokens", "-3"),
         ("--nodes-memory", "64 sheep"),
         ("--store", "oracle"),
+        ("--dtype", "int3"),
+        ("--pool-factor", "0"),
+        ("--components", "sparse"),
         ("--long-documents", "pool"),
     ],
 )

@@ -169,7 +169,7 @@ def test_what_is_no_benchmark_is_said_so(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match=r"contains no benchmark: bench\.json is missing"):
         BenchFolder(tmp_path)
     (tmp_path / "bench.json").write_text('{"format": 99}')
-    with pytest.raises(InvalidInput, match="format 1"):
+    with pytest.raises(InvalidInput, match="format 99, not 1"):
         BenchFolder(tmp_path)
 
 

@@ -64,7 +64,7 @@ def test_an_open_loop_may_have_many_requests_under_way_unless_it_says_otherwise(
         ("corpus", {"documents": 2_000_000}, "corpus.documents[0] is 2000000"),
         ("corpus", {"documents": [10, 10]}, "'10'"),
         ("corpus", {"rows": {"mean": 0}}, "corpus.rows.mean is 0"),
-        ("corpus", {"storage": {"multivector_dtype": "int8"}}, "corpus.storage.multivector_dtype is 'int8'"),
+        ("corpus", {"storage": {"multivector_dtype": "int3"}}, "corpus.storage.multivector_dtype is 'int3'"),
         ("corpus", {"storage": {"pool": 2}}, "unknown key corpus.storage.pool"),
         ("corpus", {"storage": {"pool_factor": 3}}, "pool_factor is 3"),
         ("corpus", {"vocabulary": 2**31}, "corpus.vocabulary is 2147483648"),

@@ -246,7 +246,7 @@ class TestFolders:
         monkeypatch.setattr("m3_connectors.readers.html.html_to_text", fail)
         documents, (letter,) = read(tmp_path)
         assert [document.id for document in documents] == ["b.txt"]
-        assert letter.reason == "cannot be read because of a bug in m3: OverflowError: of a library"
+        assert letter.reason == "cannot be read because of a bug in its reader: OverflowError: of a library"
 
     def test_errors_of_the_caller_are_not_caught(self, tmp_path: Path) -> None:
         write(tmp_path / "a.jsonl", "{broken\n")
@@ -325,8 +325,8 @@ class TestFolders:
     def test_sources_that_cannot_be_read_at_all(self, tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError, match="does not exist"):
             check_sources([tmp_path / "nothing"])
-        with pytest.raises(InvalidInput, match=r"x\.parquet has an unsupported format \(\.parquet\)"):
-            check_sources([write(tmp_path / "x.parquet", "PAR1")])
+        with pytest.raises(InvalidInput, match=r"x\.xlsx has an unsupported format \(\.xlsx\)"):
+            check_sources([write(tmp_path / "x.xlsx", "PK")])
 
 
 class TestDeadLetterFiles:

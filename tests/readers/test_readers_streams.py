@@ -14,7 +14,6 @@ from reading import read, texts, write
 from m3_connectors.documents import Document
 from m3_connectors.errors import InvalidInput
 from m3_connectors.readers import DeadLetterFiles, ReadOptions, check_sources, read_documents
-from m3_connectors.readers.inputs import Format
 
 
 @pytest.fixture
@@ -47,7 +46,7 @@ class TestStreams:
         ],
     )
     def test_standard_input(
-        self, stdin: Callable[[bytes], None], format: Format | None, content: bytes, ids: list[str]
+        self, stdin: Callable[[bytes], None], format: str | None, content: bytes, ids: list[str]
     ) -> None:
         stdin(content)
         documents, letters = read(Path("-"), options=ReadOptions(format=format))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 import anyio
@@ -14,7 +14,7 @@ import elastic_transport
 import elastic_transport.client_utils
 import elasticsearch
 
-from m3_connectors.backends.elasticsearch.errors import TooMuch, translated
+from m3_connectors.backends.elasticsearch.errors import TooMuch, from_status, translated
 from m3_connectors.backends.elasticsearch.layout import BACKEND
 from m3_connectors.backends.elasticsearch.rows import encoded
 from m3_connectors.backends.endpoint import Endpoint
@@ -22,6 +22,8 @@ from m3_connectors.backends.retry import retrying
 from m3_connectors.backends.speaking import check_spoken
 from m3_connectors.backends.together import Turn
 from m3_connectors.errors import InvalidInput, TimedOut
+
+T = TypeVar("T")
 
 _CONNECTIONS = 16
 _JSON = "application/vnd.elasticsearch+json; compatible-with=8"
@@ -105,11 +107,16 @@ class Connection:
             (``divisible``).
             BackendError: The request failed with an error that is not retryable, or after all retries.
         """
+        return await self._retried(
+            lambda: self.once(operation, method, path, body, accept=accept, **params), divisible
+        )
+
+    async def _retried(self, call: Callable[[], Awaitable[T]], divisible: bool) -> T:
         self.closed = False
 
-        async def attempt() -> Any:
+        async def attempt() -> T:
             try:
-                return await self.once(operation, method, path, body, accept=accept, **params)
+                return await call()
             except TooMuch as error:
                 error.retryable = not divisible
                 raise
@@ -171,6 +178,24 @@ class Connection:
         )
         hits: list[Any] = answer["hits"]["hits"]
         return hits
+
+    async def stored(
+        self, operation: str, alias: str, ids: Sequence[str], fields: str, *, divisible: bool = False
+    ) -> list[Any]:
+        """Return those of these documents that are stored, as last written, even before a refresh.
+
+        If the server could not read one, the call fails: that does not mean that the document is not stored.
+        """
+
+        async def read() -> list[Any]:
+            path = f"/{segment(alias)}/_mget"
+            answer = await self.once(operation, "POST", path, {"ids": ids}, _source_includes=fields)
+            for one in answer["docs"]:
+                if "error" in one:
+                    raise from_status(503, one["error"], operation, self.url)
+            return [one for one in answer["docs"] if one.get("found")]
+
+        return await self._retried(read, divisible)
 
     async def close(self) -> None:
         """Close all connections; safe to call twice. A later request opens them again."""

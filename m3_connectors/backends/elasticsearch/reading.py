@@ -49,6 +49,8 @@ _PAGES_AT_ONCE = 3
 _DOCUMENTS = 100
 """The number of texts in one response, because their length is not known."""
 
+_TEXTS = f"{TEXT},{METADATA}"
+
 _KEEP_ALIVE = "5m"
 
 
@@ -73,14 +75,11 @@ class Reader(VectorReader):
 
     async def documents(self, ids: Sequence[str]) -> dict[str, Document]:
         """Return the documents that are stored, by id."""
-        path, wanted = f"/{segment(self.alias)}/_mget", f"{TEXT},{METADATA}"
 
         async def send(ids: Sequence[str]) -> list[dict[str, Any]]:
-            answer = await self.connection.request(
-                "fetch", "POST", path, {"ids": ids}, divisible=len(ids) > 1, _source_includes=wanted
-            )
+            there = await self.connection.stored("fetch", self.alias, ids, _TEXTS, divisible=len(ids) > 1)
             # A part of a long document has no text, and only the adapter uses its id.
-            return [found for found in answer["docs"] if found.get("found") and TEXT in found["_source"]]
+            return [found for found in there if TEXT in found["_source"]]
 
         calls = [functools.partial(halving, run, send, TooMuch) for run in by_count(ids, _DOCUMENTS)]
         parts = [found for halves in await together(calls, _PAGES_AT_ONCE) for found in halves]
@@ -95,16 +94,12 @@ class Reader(VectorReader):
 
     async def versions(self, ids: Sequence[str]) -> dict[str, tuple[Document, Version]]:
         """Return the stored documents with their versions, by id, as last written, even before a refresh."""
-        path, wanted = f"/{segment(self.alias)}/_mget", f"{TEXT},{METADATA}"
         found: dict[str, tuple[Document, Version]] = {}
         for some in by_count(ids, _DOCUMENTS):
-            answer = await self.connection.request(
-                "add a component", "POST", path, {"ids": some}, _source_includes=wanted
-            )
             found |= {
                 one["_id"]: (document_of(one), Version(one["_seq_no"], one["_primary_term"]))
-                for one in answer["docs"]
-                if one.get("found") and TEXT in one["_source"]
+                for one in await self.connection.stored("add a component", self.alias, some, _TEXTS)
+                if TEXT in one["_source"]
             }
         return found
 
@@ -163,7 +158,7 @@ class Reader(VectorReader):
 
     def likely_fit(self, count: int) -> bool:
         """Whether this number of multi-vectors, each as long as the longest seen, fits in one response."""
-        return count * self.most_rows * self._row_bytes <= self.answer_bytes
+        return count * self.rows_bytes(self.most_rows) <= self.answer_bytes
 
     # -- rows
 

@@ -25,7 +25,13 @@ import numpy as np
 from m3_connectors.backends.base import Schema
 from m3_connectors.backends.chunks import by_bytes, by_count
 from m3_connectors.backends.elasticsearch.connection import Connection, segment
-from m3_connectors.backends.elasticsearch.errors import Blocked, Replaced, TooLarge, TooMuch, from_status
+from m3_connectors.backends.elasticsearch.errors import (
+    Blocked,
+    Replaced,
+    TooLarge,
+    TooMuch,
+    from_status,
+)
 from m3_connectors.backends.elasticsearch.layout import BACKEND, PARTS
 from m3_connectors.backends.elasticsearch.rows import (
     PART_BYTES,
@@ -77,8 +83,9 @@ class Writer:
         self._alias = alias
         self._schema = schema
         self._refresh = refresh
-        self._row_bytes = schema.precision.row_bytes(schema.model.dimension)
-        self._rows_per_part = max(1, PART_BYTES // self._row_bytes)
+        precision, together = schema.precision, schema.precision.rows_together
+        fitting = precision.rows_within(PART_BYTES, schema.model.dimension)
+        self._rows_per_part = max(1, fitting // together) * together
 
     async def upsert(
         self,
@@ -196,10 +203,7 @@ class Writer:
         """Return the ids of documents' parts, by document id, as last written, even before a refresh."""
         named: dict[str, list[str]] = {}
         for some in by_count(ids if self._splits else (), _IDS):
-            answer: dict[str, Any] = await self._connection.request(
-                operation, "POST", f"/{segment(self._alias)}/_mget", {"ids": some}, _source_includes=PARTS
-            )
-            found = [doc for doc in answer["docs"] if doc.get("found")]
+            found = await self._connection.stored(operation, self._alias, some, PARTS)
             named |= {doc["_id"]: doc["_source"][PARTS] for doc in found if PARTS in doc.get("_source", {})}
         return named
 
@@ -251,8 +255,9 @@ class Writer:
         if "sparse" in embeddings.components:
             sizes += 40 * np.diff(embeddings.sparse.indptr)
         if "multivector" in embeddings.components:
-            rows = embeddings.multivectors.counts
-            sizes += np.where(rows > self._rows_per_part, 0, rows) * self._row_bytes * 4 // 3
+            rows, size = embeddings.multivectors.counts, self._schema.precision.encoded_bytes
+            whole = np.where(rows > self._rows_per_part, 0, rows).tolist()
+            sizes += [size(count, self._schema.model.dimension) * 4 // 3 for count in whole]
         return [int(size) for size in sizes]
 
 

@@ -18,7 +18,8 @@ import numpy as np
 import scipy.sparse as sp
 
 from m3_connectors.backends.base import Schema
-from m3_connectors.backends.qdrant.carried import carried_width, carry
+from m3_connectors.backends.blobs import HEADER_BYTES, decoded, pack_multivector
+from m3_connectors.backends.qdrant import carried
 from m3_connectors.documents import Document
 from m3_connectors.embeddings import Float32, Int64, M3Embeddings, MultiVectors
 from m3_connectors.errors import InvalidInput
@@ -58,13 +59,14 @@ class Layout:
     @classmethod
     def of(cls, schema: Schema) -> Self:
         """Return the layout for a schema."""
-        width = schema.model.dimension
+        width, longest = schema.model.dimension, MAX_ROWS
         if not is_native(schema):
-            width = carried_width(schema.precision.row_bytes(width))
+            longest = carried.vectors_for(HEADER_BYTES + schema.precision.encoded_bytes(longest, width))
+            width = carried.WIDTH
         rows = max(1, MAX_FLOATS // width)
         vectors = 0
         if "multivector" in schema.written:
-            vectors = 1 if schema.storage.long_documents == "error" else -(-MAX_ROWS // rows)
+            vectors = 1 if schema.storage.long_documents == "error" else -(-longest // rows)
         return cls(schema, width, rows, tuple(f"multi_{i}" for i in range(vectors)))
 
     @property
@@ -75,7 +77,11 @@ class Layout:
     @property
     def room(self) -> int:
         """The maximum number of rows of a document."""
-        return self.rows_per_vector * len(self.multivectors)
+        rows = self.rows_per_vector * len(self.multivectors)
+        if self.scores_rows:
+            return rows
+        room = carried.most_bytes(rows) - HEADER_BYTES
+        return self.schema.precision.rows_within(room, self.schema.model.dimension)
 
     def check_rows(self, documents: Sequence[Document], embeddings: M3Embeddings) -> None:
         """Raise InvalidInput if a document has more multi-vector rows than the layout can hold."""
@@ -100,7 +106,7 @@ class Layout:
         if "multivector" in embeddings.components and self.multivectors:
             rows = embeddings.multivectors[i]
             if not self.scores_rows:
-                rows = carry(self.schema.precision.encode(rows), self.row_bytes)
+                rows = carried.carry(pack_multivector(rows, self.schema.precision))
             for name, start in zip(
                 self.multivectors, range(0, len(rows), self.rows_per_vector), strict=False
             ):
@@ -132,21 +138,17 @@ class Layout:
         return sp.csr_array((weights, columns, offsets), shape=(len(rows), self.schema.model.vocabulary_size))
 
     def _rows(self, vectors: Sequence[Mapping[str, Any]]) -> MultiVectors:
-        dimension = self.schema.model.dimension
+        precision, dimension = self.schema.precision, self.schema.model.dimension
         if self.scores_rows:
             present = ([vector[name] for name in self.multivectors if name in vector] for vector in vectors)
             return MultiVectors.from_list([np.concatenate(parts) for parts in present], dimension)
-        decoded = []
-        for vector in vectors:
-            encoded = vector[ROWS]
-            decoded.append(np.empty((len(encoded) // self.row_bytes, dimension), dtype=np.float32))
-            self.schema.precision.decode(encoded, decoded[-1])
-        return MultiVectors.from_list(decoded, dimension)
+        return decoded([vector[ROWS] for vector in vectors], precision, dimension)
 
-    @property
-    def row_bytes(self) -> int:
-        """The size of an encoded row."""
-        return self.schema.precision.row_bytes(self.schema.model.dimension)
+    def rows_bytes(self, rows: int) -> int:
+        """Return the size of a document's rows: of the floats that the engine scores, or of the bytes."""
+        if self.scores_rows:
+            return 4 * self.row_width * rows
+        return self.schema.precision.encoded_bytes(rows, self.schema.model.dimension)
 
 
 def is_native(schema: Schema) -> bool:

@@ -10,7 +10,7 @@ import pytest
 
 from m3_connectors.backends.base import Storage
 from m3_connectors.backends.pooling import pool_rows
-from m3_connectors.embeddings import COMPONENTS, Component
+from m3_connectors.embeddings import COMPONENTS, Component, MultiVectors
 from m3_connectors.errors import DocumentNotFound
 from m3_connectors.filters import parse_filter
 from m3_connectors.methods import ALL
@@ -125,6 +125,25 @@ class ScoreClauses(Suite):
                 want = await oracle.score("multivector", query, ids)
                 np.testing.assert_allclose(await backend.score("multivector", query, ids), want, atol=1e-5)
                 await compare_search(backend, oracle, query, ALL, 4)
+
+    @each_storage("precisions")
+    async def test_b22_all_documents_can_be_pooled(self, tmp_path: Path, storage: Storage) -> None:
+        every = dataclasses.replace(storage, long_documents="pool", pool_factor=2, pool_from_rows=1)
+        world = make_world(221, documents=20, storage=every)
+        async with self.stored(tmp_path, world) as backend:
+            oracle = await oracle_of(world)
+            ids = [document.id for document in world.documents]
+            kept = (await backend.vectors(ids)).multivectors
+            given = world.embeddings.multivectors
+            pooled = MultiVectors.from_list([pool_rows(rows, 2) for rows in given], given.dimension)
+            np.testing.assert_array_equal(kept.counts, pooled.counts)
+            np.testing.assert_allclose(
+                kept.rows, world.schema.precision.round_documents(pooled).rows, atol=1e-6
+            )
+            for query in world.queries:
+                want = await oracle.score("multivector", query, ids)
+                np.testing.assert_allclose(await backend.score("multivector", query, ids), want, atol=1e-5)
+                await compare_search(backend, oracle, query, ALL, 10)
 
     @runs
     async def test_b23_score_of_an_unknown_id_raises(self, tmp_path: Path) -> None:

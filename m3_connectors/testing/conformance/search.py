@@ -29,8 +29,7 @@ class SearchClauses(Suite):
         empty = dataclasses.replace(make_world(0, storage=storage), documents=[])
         async with self.stored(tmp_path, empty) as backend:
             for seed in range(worlds):
-                # With the centre of the collection, which is not the mean of these rows.
-                world = dataclasses.replace(make_world(2400 + seed, storage=storage), schema=empty.schema)
+                world = make_world(2400 + seed, storage=storage)
                 await backend.upsert(world.documents, world.embeddings)
                 parts += await compare_world(backend, world, shift=seed)
                 await backend.delete([document.id for document in world.documents])

@@ -14,7 +14,7 @@ import pytest
 
 from m3_connectors.backends.base import Backend, Storage
 from m3_connectors.backends.capabilities import Capability
-from m3_connectors.backends.precision import PRECISIONS
+from m3_connectors.backends.precision import PRECISIONS, PrecisionName
 from m3_connectors.errors import Unsupported
 from m3_connectors.testing.worlds import World, make_world
 
@@ -73,17 +73,17 @@ class Suite(abc.ABC):
     long_dimension: ClassVar[int] = 256
     """The width of the document of 8,191 rows."""
 
-    precisions: ClassVar[tuple[str, ...]] = tuple(PRECISIONS)
+    precisions: ClassVar[tuple[PrecisionName, ...]] = tuple(PRECISIONS)
     """The precisions of multi-vector rows with which reads, scores and exact searches are tested."""
 
-    approximate_precisions: ClassVar[tuple[str, ...]] = ("float16", "float32", "int4")
+    approximate_precisions: ClassVar[tuple[PrecisionName, ...]] = ("float16", "float32", "int4")
     """The precisions for searches without ``exact``: the lists do not depend on the precision of rows, and a store
     treats all compact ones alike, so one of them is enough."""
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
         """Run the tests of ``each_storage`` with each precision that the suite names."""
         if named := getattr(metafunc.function, "precisions", None):
-            names: tuple[str, ...] = getattr(self, named)
+            names: tuple[PrecisionName, ...] = getattr(self, named)
             metafunc.parametrize("storage", [Storage(name) for name in names], ids=names)
 
     @abc.abstractmethod

@@ -165,7 +165,7 @@ async def test_hits_come_whole_and_the_head_of_a_dense_list_in_one_request(
     await backend.close()
 
 
-@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("dtype", ["float16", "float32", "int8"])
 @runs
 async def test_a_document_of_8191_rows_of_the_full_width_is_exact(live: Live, dtype: Any) -> None:
     rng = np.random.default_rng(92)

@@ -113,6 +113,12 @@ class _Connection:
             "docs": [{"_id": id, "found": id in stored, "_source": stored.get(id, {})} for id in body["ids"]]
         }
 
+    async def stored(
+        self, operation: str, alias: str, ids: Any, fields: str, *, divisible: bool = False
+    ) -> list[Any]:
+        answer = await self.request(operation, "POST", "_mget", {"ids": ids})
+        return [one for one in answer["docs"] if one["found"]]
+
     async def search(self, operation: str, alias: str, body: Any, *, divisible: bool = False) -> list[Any]:
         stored, query = self._index.documents, body["query"]
         if "bool" in query:

@@ -12,7 +12,7 @@ from aiohttp import web
 from elasticsearch_stub import error, operations, reply, stub
 
 from m3_connectors.backends.retry import asked_seconds
-from m3_connectors.errors import NotFound, Rejected, Throttled, Unsupported
+from m3_connectors.errors import NotFound, Rejected, Throttled, Unavailable, Unsupported
 from m3_connectors.testing.conformance import runs
 from m3_connectors.testing.worlds import make_world
 
@@ -93,6 +93,42 @@ async def test_answers_for_which_memory_is_short_are_asked_for_in_halves() -> No
         sizes.clear()
         assert [id async for id in backend.scan_ids()] == []
         assert sizes[:3] == [5000, 2500, 1250]
+
+
+@runs
+async def test_a_document_that_the_server_could_not_read_is_not_taken_for_one_that_is_not_stored() -> None:
+    world = make_world(15, documents=2)
+    failed = {"type": "no_shard_available_action_exception", "reason": "no shard for this document"}
+
+    def answer(request: web.Request, body: bytes) -> web.Response | None:
+        if not request.path.endswith("_mget"):
+            return None
+        first, *others = orjson.loads(body)["ids"]
+        unknown = [{"_id": id, "found": False} for id in others]
+        return reply({"docs": [{"_id": first, "error": failed}, *unknown]})
+
+    async with stub(world, answer, attempts=1) as backend:
+        ids = [document.id for document in world.documents]
+        for call in (
+            backend.fetch(ids),
+            backend._reads.versions(ids),
+            # Without the names of the old parts, these would be left behind.
+            backend.upsert(world.documents, world.embeddings),
+            backend.delete(ids),
+        ):
+            with pytest.raises(Unavailable, match="no shard for this document"):
+                await call
+    left = 1
+
+    def answer_later(request: web.Request, body: bytes) -> web.Response | None:
+        nonlocal left
+        if not request.path.endswith("_mget") or not left:
+            return None
+        left -= 1
+        return answer(request, body)
+
+    async with stub(world, answer_later) as backend:
+        assert await backend.fetch(ids) == [None, None]  # as the stub says when it is asked again
 
 
 def test_retry_after_may_be_a_date() -> None:

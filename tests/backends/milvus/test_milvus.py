@@ -21,7 +21,7 @@ from m3_connectors.backends.base import Backend, Storage
 from m3_connectors.backends.milvus import lite
 from m3_connectors.backends.milvus.backend import MilvusBackend
 from m3_connectors.backends.milvus.naming import stored_name
-from m3_connectors.backends.precision import FLOAT16
+from m3_connectors.backends.precision import FLOAT16, INT8, Precision
 from m3_connectors.backends.registry import backend_for
 from m3_connectors.documents import Document
 from m3_connectors.errors import (
@@ -79,9 +79,12 @@ async def test_an_exact_search_looks_at_every_vector_whatever_the_index(tmp_path
     await backend.close()
 
 
+@pytest.mark.parametrize("precision", [FLOAT16, INT8], ids=lambda precision: precision.name)
 @runs
-async def test_a_long_document_lies_in_parts_and_leaves_none_behind(tmp_path: Path) -> None:
-    world = make_world(32, documents=6, dimension=64, most_rows=4)
+async def test_a_long_document_lies_in_parts_and_leaves_none_behind(
+    tmp_path: Path, precision: Precision
+) -> None:
+    world = make_world(32, documents=6, dimension=64, most_rows=4, storage=Storage(precision.name))
     rng = np.random.default_rng(32)
     long = unit_rows(rng.normal(size=(4_000, 64)))
     embeddings = join(
@@ -103,11 +106,11 @@ async def test_a_long_document_lies_in_parts_and_leaves_none_behind(tmp_path: Pa
     assert stored >= 4
     ids = [document.id for document in world.documents]
     query = world.queries[0]
-    true = score("multivector", FLOAT16.rounded(query), FLOAT16.rounded(embeddings))
+    true = score("multivector", precision.rounded_query(query), precision.rounded(embeddings))
     np.testing.assert_allclose(await backend.score("multivector", query, ids), true, atol=1e-5)
     back = await backend.vectors([ids[1], ids[0]])
     assert back.multivectors is not None
-    np.testing.assert_array_equal(back.multivectors[0], FLOAT16.rounded(embeddings).multivectors[1])  # type: ignore[index]
+    np.testing.assert_array_equal(back.multivectors[0], precision.rounded(embeddings).multivectors[1])
 
     await backend.upsert(world.documents, embeddings)
     assert await parts_stored() == stored

@@ -19,8 +19,8 @@ from qdrant_fake import FakeQdrant
 
 from m3_connectors.backends.base import Backend, Storage
 from m3_connectors.backends.blobs import pack_multivector
-from m3_connectors.backends.precision import PRECISIONS
-from m3_connectors.backends.qdrant.carried import carried, carried_width, carry
+from m3_connectors.backends.precision import INT8, PRECISIONS
+from m3_connectors.backends.qdrant.carried import WIDTH, carried, carry, most_bytes, vectors_for
 from m3_connectors.backends.qdrant.edge.backend import EdgeBackend
 from m3_connectors.backends.qdrant.edge.row_file import NAME, RowFile
 from m3_connectors.backends.qdrant.payload import point_id
@@ -34,6 +34,9 @@ from m3_connectors.testing.conformance import runs
 from m3_connectors.testing.worlds import World, join, make_world, unit_rows
 
 COMPACT = [name for name, precision in PRECISIONS.items() if precision.engine_dtype is None]
+
+
+ROWS_OF_INT8 = unit_rows(np.eye(2, 24))
 
 
 @pytest.fixture
@@ -101,14 +104,15 @@ async def test_a_collection_takes_the_bytes_of_its_rows_and_no_more(tmp_path: Pa
     world = make_world(92, documents=50, most_rows=40, dimension=128, storage=Storage("int2"))
     backend = EdgeBackend(tmp_path, "c")
     await fill(backend, world)
-    counts = world.embeddings.multivectors.counts
-    assert (tmp_path / "c" / "shard" / NAME).stat().st_size == sum(16 + counts * (128 // 4 + 4))
+    # A header, the centre, and two bits a value; centre and rows have a scale.
+    sizes = 16 + (128 + 4) + world.embeddings.multivectors.counts * (128 // 4 + 4)
+    assert (tmp_path / "c" / "shard" / NAME).stat().st_size == sum(sizes)
     record = await backend._run(
         "test", lambda edge: edge.retrieve([point_id(world.documents[0].id)], True, True)[0]
     )
     assert set(record.vector) <= {"dense", "sparse"}
     assert record.payload is not None
-    assert record.payload["rows"] == [0, 16 + counts[0] * 36]
+    assert record.payload["rows"] == [0, sizes[0]]
     assert await backend.fetch([world.documents[0].id]) == [world.documents[0]]
     await backend.close()
 
@@ -149,7 +153,7 @@ async def test_damaged_rows_on_edge_name_the_document_and_harm_no_other(
     await backend.close()
     file = tmp_path / "c" / "shard" / NAME
     counts = world.embeddings.multivectors.counts
-    last = 16 + int(counts[-1]) * (24 // 4 + 4)
+    last = 16 + world.schema.precision.encoded_bytes(int(counts[-1]), 24)
     content = bytearray(file.read_bytes())
     blob = content[-last:]
     damage(blob)
@@ -205,18 +209,20 @@ def test_the_name_of_a_new_file_is_on_the_disk_before_a_point_can_name_a_place_i
 # -- a server
 
 
-@given(st.integers(1, 40), st.integers(0, 5), st.randoms(use_true_random=False))
-def test_floats_carry_any_bytes_over_both_protocols(row_bytes: int, rows: int, random: Any) -> None:
-    encoded = random.choice([random.randbytes(row_bytes * rows), b"\xff" * (row_bytes * rows)])
-    vectors = carry(encoded, row_bytes)
-    assert vectors.shape == (rows, carried_width(row_bytes))
-    assert carried(vectors, row_bytes) == encoded
+@given(st.integers(0, 600), st.randoms(use_true_random=False))
+def test_floats_carry_any_bytes_over_both_protocols(size: int, random: Any) -> None:
+    encoded = random.choice([random.randbytes(size), b"\xff" * size, bytes(size), b"\1" * size])
+    vectors = carry(encoded)
+    assert vectors.shape == (vectors_for(size), WIDTH)
+    assert most_bytes(len(vectors) - 1) < size <= most_bytes(len(vectors))
+    assert carried(vectors) == encoded
     as_json = np.array(json.loads(json.dumps(vectors.tolist())), dtype=np.float32).reshape(vectors.shape)
-    assert carried(as_json, row_bytes) == encoded
-    if rows:
-        message = pb.Vector()
-        _fill(message, vectors)
-        assert carried(_read(message), row_bytes) == encoded
+    assert carried(as_json) == encoded
+    message = pb.Vector()
+    _fill(message, vectors)
+    assert carried(_read(message)) == encoded
+    with pytest.raises(ValueError, match="end is missing"):
+        carried(np.zeros_like(vectors))
 
 
 @pytest.mark.parametrize("transport", ["grpc", "rest"])
@@ -251,7 +257,8 @@ async def test_a_long_document_is_split_on_a_server_and_scored_whole(fake: FakeQ
         for name, vector in point.vectors.vectors.vectors.items()
         if name.startswith("multi_") and name != "multi_0"
     }
-    assert sum(parts.values()) == 8191 - 2**20 // carried_width(1028)
+    # A header, 16 centres and 8,191 rows of 1,028 bytes each; one multi-vector holds 16,383 vectors of 192 bytes.
+    assert sum(parts.values()) == (16 + 1028 * (16 + 8191)) // 192 + 1 - 16_383
     oracle = await oracle_of(world)
     await compare_search(backend, oracle, world.queries[0], ALL, 2)
     await backend.close()
@@ -281,8 +288,11 @@ async def test_rows_are_read_in_responses_of_a_bounded_size(
 @pytest.mark.parametrize(
     ("vectors", "reason"),
     [
-        ({"multi_0": [[0.5] * 4]}, "the number 0.5, which is not three bytes"),
-        ({"multi_0": [[2.0**24] * 4]}, "the number 16777216.0, which is not three bytes"),
+        ({"multi_0": [[0.5] * 64]}, "the number 0.5, which is not three bytes"),
+        ({"multi_0": [[2.0**24] * 64]}, "the number 16777216.0, which is not three bytes"),
+        ({"multi_0": [[0.0] * 64]}, "their end is missing"),
+        ({"multi_0": carry(b"m3").tolist()}, "a vector blob of 2 bytes is shorter than its header"),
+        ({"multi_0": carry(pack_multivector(ROWS_OF_INT8, INT8)).tolist()}, "holds int8 rows, not int2"),
         ({}, "there are none"),
     ],
 )
@@ -290,7 +300,7 @@ async def test_rows_are_read_in_responses_of_a_bounded_size(
 async def test_damaged_rows_on_a_server_name_the_document(
     fake: FakeQdrant, vectors: dict[str, Any], reason: str
 ) -> None:
-    world = make_world(96, documents=5, storage=Storage("int2"))  # 24 values of 2 bits and a scale: 10 bytes
+    world = make_world(96, documents=5, storage=Storage("int2"))
     backend = on_server(fake)
     await fill(backend, world)
     point = models.PointStruct(
@@ -322,9 +332,9 @@ async def test_rows_of_another_size_are_found_when_a_collection_is_opened(fake: 
     raw = fake.engine.get_collection("notes").config.metadata
     assert raw is not None
     schema = json.loads(raw["m3_connectors"])
-    schema["storage"]["multivector_dtype"] = "int8"
+    schema["storage"]["multivector_dtype"] = "float16"
     fake.engine.update_collection("notes", metadata={**raw, "m3_connectors": json.dumps(schema)})
     again = on_server(fake)
-    with pytest.raises(Corrupt, match="has 4 dimensions, but its rows take 10"):
+    with pytest.raises(Corrupt, match="has 64 dimensions, but the model has 24"):
         await again.open()
     await again.close()

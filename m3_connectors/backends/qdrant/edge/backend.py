@@ -346,8 +346,7 @@ def _batches(
     if "sparse" in embeddings.components:
         sizes += 8 * np.diff(embeddings.sparse.indptr)
     if "multivector" in embeddings.components:
-        row_bytes = 4 * layout.row_width if layout.scores_rows else layout.row_bytes
-        sizes += row_bytes * embeddings.multivectors.counts
+        sizes += [layout.rows_bytes(count) for count in embeddings.multivectors.counts.tolist()]
     start, size_bytes = 0, 0
     for i, more in enumerate(sizes.tolist()):
         if size_bytes and size_bytes + more > _BATCH_BYTES:

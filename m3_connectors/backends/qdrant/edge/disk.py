@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
+from m3_connectors.backends.qdrant.edge import row_file
 from m3_connectors.backends.qdrant.edge.backend import EdgeBackend
 from m3_connectors.files import allocated_bytes_by_part, files_below
 
@@ -11,7 +13,7 @@ _PARTS = (
     ("dense", r"vector_storage-dense/"),
     ("dense graph", r"vector_index-dense/"),
     ("sparse", r"vector_(storage|index)-sparse/"),
-    ("multivector", r"vector_(storage|index)-multi_\d+/"),
+    ("multivector", rf"vector_(storage|index)-multi_\d+/|/{re.escape(row_file.NAME)}$"),
     ("text and metadata", r"payload_(storage|index)/"),
     ("log", r"/wal/"),
 )

@@ -10,6 +10,7 @@ import anyio
 import anyio.to_thread
 import numpy as np
 
+from m3_connectors.backends.blobs import multivector_bytes
 from m3_connectors.backends.chunks import by_count
 from m3_connectors.backends.qdrant.carried import carried
 from m3_connectors.backends.qdrant.layout import Layout
@@ -101,7 +102,7 @@ class RowReader:
         return await anyio.to_thread.run_sync(scores, limiter=self._scoring)
 
 
-def encoded_rows(layout: Layout, record: Record) -> bytes:
+def encoded_rows(layout: Layout, record: Record) -> memoryview:
     """Return the encoded rows of a point that was read with its id and its multi-vectors.
 
     Raises:
@@ -111,7 +112,8 @@ def encoded_rows(layout: Layout, record: Record) -> bytes:
         parts = [record.vectors[name] for name in layout.multivectors if name in record.vectors]
         if not parts:
             raise ValueError("there are none")
-        return b"".join(carried(part, layout.row_bytes) for part in parts)
+        blob = carried(np.concatenate(parts))
+        return multivector_bytes([blob], layout.schema.precision, layout.schema.model.dimension)[0]
     except ValueError as error:
         raise Corrupt(
             f"the multi-vector rows of document {record.payload.get(ID)!r} cannot be read: {error}.\n"
