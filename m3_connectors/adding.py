@@ -1,10 +1,16 @@
-"""One ``add`` call: documents are encoded and written in batches of bounded size, one after the other."""
+"""One ``add`` call: documents are encoded and written in batches of bounded size.
+
+A batch is encoded while the one before it is written, so a call takes the time of the slower of the two, and at most
+two batches with their vectors are in memory.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 
+import anyio
 import anyio.lowlevel
 import numpy as np
 
@@ -12,7 +18,7 @@ from m3_connectors.backends.base import Backend
 from m3_connectors.backends.checks import check_stored
 from m3_connectors.backends.pooling import long_documents
 from m3_connectors.documents import Document, check_documents
-from m3_connectors.embeddings import COMPONENTS, M3Embeddings
+from m3_connectors.embeddings import COMPONENTS, Component, M3Embeddings
 from m3_connectors.errors import InvalidInput
 
 _BATCH_DOCUMENTS = 512
@@ -70,6 +76,8 @@ class AddReport:
         cut: The truncated documents with their token counts. Only the first 1,000 are listed, to keep the
             report small; ``add`` calls ``on_cut`` for every one.
         pooled: The number of long documents whose multi-vector rows were pooled, as the storage specifies.
+        encoding_seconds: For how long texts were being encoded; the rest of the call waited for documents or for
+            the store.
     """
 
     written: int
@@ -78,6 +86,37 @@ class AddReport:
     lost_tokens: int = 0
     cut: tuple[CutDocument, ...] = ()
     pooled: int = 0
+    encoding_seconds: float = dataclasses.field(default=0.0, compare=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """A batch that the store has acknowledged; the first step of a call has none.
+
+    Attributes:
+        documents: The documents of the batch; of those with the same id, the last.
+        cut: Those of them whose text was truncated.
+    """
+
+    documents: Sequence[Document] = ()
+    cut: Sequence[CutDocument] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Encoded:
+    """A batch that can be written.
+
+    Attributes:
+        batch: The documents as they were given.
+        documents: Those of them that are written: of a repeated id, the last.
+        embeddings: Their embeddings.
+        components: The components that were encoded; None for embeddings that the caller gave.
+    """
+
+    batch: Sequence[Document]
+    documents: Sequence[Document]
+    embeddings: M3Embeddings
+    components: tuple[Component, ...] | None
 
 
 class DocumentWriter:
@@ -98,13 +137,17 @@ class DocumentWriter:
         self._truncated = self._lost_tokens = 0
         self._cut: list[CutDocument] = []
         self._pooled = 0
+        self._encoding_seconds = 0.0
+        self._pending: _Encoded | None = None
+        self._failure: Exception | None = None
 
     def batches(
         self, documents: Iterable[Document], embeddings: M3Embeddings | None
     ) -> Iterator[tuple[list[Document], M3Embeddings | None]]:
-        """Yield the documents of the call in batches.
+        """Yield the documents of the call in batches, and at last an empty one: each is given to ``step``.
 
-        A list, and embeddings if given, are checked completely before the first batch.
+        A list, and embeddings if given, are checked completely before the first batch. If reading the documents
+        fails, the empty batch comes first, so that the batches before are stored, and then the error is raised.
 
         Raises:
             InvalidInput: A document or a vector cannot be stored. For a list, nothing has been stored yet.
@@ -125,60 +168,110 @@ class DocumentWriter:
             check_stored(self._backend.schema, self._backend.collection, len(documents), embeddings)
         elif isinstance(documents, Sequence):
             documents = check_documents(documents)
+        checked = isinstance(documents, Sequence)
+        failure: Exception | None = None
         start = 0
-        for batch in bounded(documents):
-            yield (
-                check_documents(batch),
-                None if embeddings is None else embeddings[start : start + len(batch)],
-            )
-            start += len(batch)
+        try:
+            for batch in bounded(documents):
+                yield (
+                    batch if checked else check_documents(batch),
+                    None if embeddings is None else embeddings[start : start + len(batch)],
+                )
+                start += len(batch)
+        except Exception as error:  # noqa: BLE001 (raised after the documents before it have been stored)
+            failure = error
+        yield [], None
+        if failure is not None:
+            raise failure
 
-    async def store(self, batch: Sequence[Document], embeddings: M3Embeddings | None) -> list[CutDocument]:
-        """Write one batch and return its truncated documents; the last document of a repeated id is kept."""
-        last = {document.id: i for i, document in enumerate(batch)}
-        repeated = (d.id for i, d in enumerate(batch) if d.id in self._written or last[d.id] != i)
-        self._duplicates |= dict.fromkeys(repeated)
-        kept = sorted(last.values())
-        chosen = [batch[i] for i in kept]
+    async def step(self, batch: Sequence[Document], embeddings: M3Embeddings | None) -> Stored:
+        """Encode a batch while the one before it is written, and return the one that was written.
+
+        After the last batch, an empty one writes what is left. If the encoding fails, the batch before it is written
+        and returned, and the next step raises the error.
+        """
+        if self._failure is not None:
+            raise self._failure
+        before, self._pending = self._pending, None
+        if before is None:
+            self._pending = await self._encoded(batch, embeddings) if batch else None
+            return Stored()
+        if not batch:
+            return await self._stored(before)
+        refused: Exception | None = None
+        stored = Stored()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._encode_next, batch, embeddings)
+            try:
+                stored = await self._stored(before)
+            except Exception as error:  # noqa: BLE001 (a task group would wrap it)
+                refused = error
+        if refused is not None:
+            self._pending = None
+            raise refused
+        return stored
+
+    async def store(self, batch: Sequence[Document]) -> Stored:
+        """Encode and write one batch, for callers that must not read the next one before."""
+        return await self._stored(await self._encoded(batch, None))
+
+    async def _encode_next(self, batch: Sequence[Document], embeddings: M3Embeddings | None) -> None:
+        try:
+            self._pending = await self._encoded(batch, embeddings)
+        except Exception as error:  # noqa: BLE001 (the next step raises it)
+            self._failure = error
+
+    async def _encoded(self, batch: Sequence[Document], embeddings: M3Embeddings | None) -> _Encoded:
+        kept = sorted({document.id: i for i, document in enumerate(batch)}.values())
+        documents = [batch[i] for i in kept]
         if embeddings is None:
-            embeddings = await self._encoded([document.text for document in chosen])
-        else:
+            components = tuple(self._backend.schema.written)
+            return _Encoded(batch, documents, await self._timed(documents), components)
+        if len(kept) < len(batch):
+            embeddings = M3Embeddings.concatenate([embeddings[i] for i in kept])
+        return _Encoded(batch, documents, embeddings, None)
+
+    async def _timed(self, documents: Sequence[Document]) -> M3Embeddings:
+        began = time.monotonic()
+        try:
+            return await self._encode([document.text for document in documents])
+        finally:
+            self._encoding_seconds += time.monotonic() - began
+
+    async def _stored(self, encoded: _Encoded) -> Stored:
+        """Write a batch and count its documents."""
+        documents, embeddings, components = encoded.documents, encoded.embeddings, encoded.components
+        await self._renew()
+        while components is not None and components != tuple(self._backend.schema.written):
+            # Another process has begun to add a component: the collection needs it of every document.
+            components = tuple(self._backend.schema.written)
+            embeddings = await self._timed(documents)
             await self._renew()
-            if len(kept) < len(batch):
-                embeddings = M3Embeddings.concatenate([embeddings[i] for i in kept])
         # Encoding runs in a thread and is not cancelled: a call that was cancelled meanwhile must not write.
         await anyio.lowlevel.checkpoint()
-        await self._write(chosen, embeddings)
+        await self._write(documents, embeddings)
+        last = {document.id: i for i, document in enumerate(encoded.batch)}
+        repeated = (d.id for i, d in enumerate(encoded.batch) if d.id in self._written or last[d.id] != i)
+        self._duplicates |= dict.fromkeys(repeated)
         self._written.update(last)
-        cut = list(_cut_documents(chosen, embeddings))
+        cut = list(_cut_documents(documents, embeddings))
         self._truncated += len(cut)
         self._lost_tokens += sum(document.lost_token_count or 0 for document in cut)
         self._cut += cut[: MOST_CUT_NAMED - len(self._cut)]
         self._pooled += int(long_documents(self._backend.schema.storage, embeddings).sum())
-        return cut
-
-    async def _encoded(self, texts: list[str]) -> M3Embeddings:
-        """Return the embeddings with the components that the collection needs at the end of the encoding."""
-        while True:
-            written = self._backend.schema.written
-            embeddings = await self._encode(texts)
-            await self._renew()
-            if self._backend.schema.written == written:
-                return embeddings
+        return Stored(documents, cut)
 
     async def _renew(self) -> None:
         """Read the record again, in case another process adds a component; it costs a request on some stores."""
         if self._backend.schema.components != COMPONENTS:
             await self._backend.renew()
 
-    def tell(
-        self, cut: Sequence[CutDocument], on_cut: OnCut | None, progress: Callable[[int], object] | None
-    ) -> None:
+    def tell(self, stored: Stored, on_cut: OnCut | None, progress: Callable[[int], object] | None) -> None:
         """Call the caller's callbacks for a batch that has been stored."""
         if on_cut:
-            for document in cut:
+            for document in stored.cut:
                 on_cut(document)
-        if progress:
+        if progress and stored.documents:
             progress(len(self._written))
 
     @property
@@ -191,6 +284,7 @@ class DocumentWriter:
             lost_tokens=self._lost_tokens,
             cut=tuple(self._cut),
             pooled=self._pooled,
+            encoding_seconds=self._encoding_seconds,
         )
 
 

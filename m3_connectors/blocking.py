@@ -6,17 +6,17 @@ import atexit
 import contextlib
 import threading
 import weakref
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import anyio
 import anyio.lowlevel
 from anyio.from_thread import BlockingPortal
 
-from m3_connectors.adding import AddReport, OnCut
+from m3_connectors.adding import AddReport, DocumentWriter, OnCut, Stored
 from m3_connectors.backends.base import Schema, Storage
 from m3_connectors.backends.listing import CollectionInfo
 from m3_connectors.backends.registry import DEFAULT_COLLECTION
@@ -43,6 +43,56 @@ from m3_connectors.reranking import Reranker
 T = TypeVar("T")
 
 
+class _Call(Generic[T]):
+    """A call that runs on the loop. If the caller is interrupted, it is abandoned before the caller continues."""
+
+    def __init__(self, portal: BlockingPortal, call: Callable[[], Awaitable[T]]) -> None:
+        self._portal = portal
+        self._call = call
+        self._over = threading.Event()
+        self._abandoned = False
+        self._scope: anyio.CancelScope | None = None
+        try:
+            self._future = portal.start_task_soon(self._watched)
+        except KeyboardInterrupt:  # while it was being submitted
+            self.abandon()
+            raise
+
+    def result(self) -> T:
+        try:
+            return self._future.result()
+        except KeyboardInterrupt:
+            self.abandon()
+            raise
+
+    def abandon(self) -> None:
+        """Cancel or prevent the call, and wait until it has ended.
+
+        Work in a thread (encoding a batch) runs to its end first; a second Ctrl-C does not wait for it.
+        """
+        if not self._over.is_set() and self._portal.call(self._cancel):
+            self._over.wait()
+
+    async def _watched(self) -> T:
+        try:
+            with anyio.CancelScope() as self._scope:
+                if self._abandoned:
+                    self._scope.cancel()
+                await anyio.lowlevel.checkpoint()
+                return await self._call()
+        finally:
+            self._over.set()
+        # The caller has already received KeyboardInterrupt.
+        raise InvalidInput("the call was interrupted.\n  Call it again.")
+
+    def _cancel(self) -> bool:
+        """Cancel or prevent the call (in the loop's thread); return whether it has started."""
+        self._abandoned = True
+        if self._scope is not None:
+            self._scope.cancel()
+        return self._scope is not None
+
+
 class _Loop:
     """An event loop in a daemon thread, so that an index that is not closed cannot block interpreter exit."""
 
@@ -61,42 +111,12 @@ class _Loop:
             await portal.sleep_until_stopped()
 
     def run(self, call: Callable[[], Awaitable[T]]) -> T:
+        return self.start(call).result()
+
+    def start(self, call: Callable[[], Awaitable[T]]) -> _Call[T]:
         if not self._thread.is_alive():
             raise InvalidInput("this index is closed.\n  Call connect again.")
-        over = threading.Event()
-        abandoned = False
-        scope: anyio.CancelScope | None = None
-
-        async def watched() -> T:
-            nonlocal scope
-            try:
-                with anyio.CancelScope() as scope:
-                    if abandoned:
-                        scope.cancel()
-                    await anyio.lowlevel.checkpoint()
-                    return await call()
-            finally:
-                over.set()
-            # The caller has already received KeyboardInterrupt.
-            raise InvalidInput("the call was interrupted.\n  Call it again.")
-
-        def abandon() -> bool:
-            """Cancel or prevent the call (in the loop's thread); return whether it has started."""
-            nonlocal abandoned
-            abandoned = True
-            if scope is not None:
-                scope.cancel()
-            return scope is not None
-
-        try:
-            return self._portal.start_task_soon(watched).result()
-        except KeyboardInterrupt:
-            # The call must not continue after this method has raised, even if Ctrl-C arrived while it was
-            # being submitted: cancel it and wait until it has ended. Work in a thread (encoding a batch) runs
-            # to its end first; a second Ctrl-C does not wait for it.
-            if self._portal.call(abandon):
-                over.wait()
-            raise
+        return _Call(self._portal, call)
 
     def stop(self) -> None:
         """Stop the loop and wait for it, unless called from its own thread (when an index is collected)."""
@@ -177,10 +197,10 @@ class Index:
             ModelMismatch: The embeddings come from a different model than the collection's.
             BackendError: The store failed or refused the operation.
         """
-        adding = begin_add(self._index)
+        adding = writer_of(self)
         # The caller's iterable is read in the caller's thread: it may use a database cursor, or this index.
-        for batch, vectors in adding.batches(documents, embeddings):
-            adding.tell(self._loop.run(partial(adding.store, batch, vectors)), on_cut, progress)
+        for stored in store_batches(self, adding, documents, embeddings):
+            adding.tell(stored, on_cut, progress)
         return adding.report
 
     def add_component(
@@ -208,8 +228,8 @@ class Index:
         """
         completing = begin_add_component(self._index, component)
         # The callbacks run in the caller's thread, as those of ``add`` do.
-        while (cut := self._loop.run(completing.step)) is not None:
-            completing.tell(cut, on_cut, progress)
+        while (stored := self._loop.run(completing.step)) is not None:
+            completing.tell(stored, on_cut, progress)
         return completing.report
 
     def search(
@@ -430,6 +450,86 @@ class Index:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def writer_of(index: Index) -> DocumentWriter:
+    """Return the writer of one ``add`` call, for ``store_batches``."""
+    return begin_add(index._index)
+
+
+def encoder_of(index: Index) -> Encoder:
+    """Return the encoder of an index.
+
+    Raises:
+        InvalidInput: It has none.
+    """
+    return index._index._check_encoder()
+
+
+def store_batches(
+    index: Index,
+    adding: DocumentWriter,
+    documents: Iterable[Document],
+    embeddings: M3Embeddings | None = None,
+    *,
+    before: Callable[[Sequence[Document]], object] = lambda _: None,
+) -> Iterator[Stored]:
+    """Yield each batch of one ``add`` call when the store has acknowledged it.
+
+    While a batch is encoded and the one before it is written, the next one is read, in the caller's thread.
+
+    Args:
+        index: The open collection.
+        adding: The writer of the call.
+        documents: The documents, as for ``add``.
+        embeddings: Their embeddings, as for ``add``.
+        before: Called with each batch before it is encoded.
+    """
+    batches = adding.batches(documents, embeddings)
+    running: _Call[Stored] | None = None
+    failure: Exception | None = None
+    following: tuple[list[Document], M3Embeddings | None] | None
+    try:
+        while True:
+            try:
+                following = next(batches, None)
+            except Exception as error:  # noqa: BLE001 (raised below, after what is running has been told)
+                following, failure = None, error
+            if running is not None:
+                yield running.result()
+            if failure is not None:
+                raise failure
+            if following is None:
+                return
+            batch, vectors = following
+            before(batch)
+            running = index._loop.start(partial(adding.step, batch, vectors))
+    except BaseException:
+        if running is not None:
+            running.abandon()
+        raise
+
+
+def scan_ids(index: Index, on_ids: Callable[[list[str]], object]) -> None:
+    """Call ``on_ids`` with all stored ids, in parts of at most 10,000, in the thread of the index.
+
+    Raises:
+        BackendError: The store failed.
+    """
+
+    async def scan() -> None:
+        part: list[str] = []
+        async for id in index._index._backend.scan_ids():
+            part.append(id)
+            if len(part) == _SCANNED_AT_ONCE:
+                on_ids(part)
+                part = []
+        on_ids(part)
+
+    index._loop.run(scan)
+
+
+_SCANNED_AT_ONCE = 10_000
 
 
 def connect(

@@ -13,7 +13,7 @@ from typing import Protocol
 
 import anyio.to_thread
 
-from m3_connectors.adding import AddReport, CutDocument, DocumentWriter, OnCut, bounded
+from m3_connectors.adding import AddReport, DocumentWriter, OnCut, Stored, bounded
 from m3_connectors.backends.base import Backend
 from m3_connectors.backends.capabilities import Capability, require
 from m3_connectors.documents import Document
@@ -65,8 +65,8 @@ class ComponentWriter:
         self._batches: Iterator[list[Document]] = iter(())
         self._begun = False
 
-    async def step(self) -> list[CutDocument] | None:
-        """Encode and store one batch, and return its truncated documents; None when nothing is left to do.
+    async def step(self) -> Stored | None:
+        """Encode and store one batch, and return it; None when nothing is left to do.
 
         Raises:
             InvalidInput: Another component is being added.
@@ -81,13 +81,11 @@ class ComponentWriter:
         if batch is None:
             await self._finish()
             return None
-        return await self._writer.store(batch, None)
+        return await self._writer.store(batch)  # not overlapped: ``lacking`` would return it again
 
-    def tell(
-        self, cut: Sequence[CutDocument], on_cut: OnCut | None, progress: Callable[[int], object] | None
-    ) -> None:
+    def tell(self, stored: Stored, on_cut: OnCut | None, progress: Callable[[int], object] | None) -> None:
         """Call the caller's callbacks for a batch that has been stored."""
-        self._writer.tell(cut, on_cut, progress)
+        self._writer.tell(stored, on_cut, progress)
 
     @property
     def report(self) -> AddReport:

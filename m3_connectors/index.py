@@ -156,7 +156,7 @@ class AsyncIndex:
         """
         adding = begin_add(self)
         for batch, vectors in adding.batches(documents, embeddings):
-            adding.tell(await adding.store(batch, vectors), on_cut, progress)
+            adding.tell(await adding.step(batch, vectors), on_cut, progress)
         return adding.report
 
     async def add_component(
@@ -183,8 +183,8 @@ class AsyncIndex:
             BackendError: The store failed or refused the operation.
         """
         completing = begin_add_component(self, component)
-        while (cut := await completing.step()) is not None:
-            completing.tell(cut, on_cut, progress)
+        while (stored := await completing.step()) is not None:
+            completing.tell(stored, on_cut, progress)
         return completing.report
 
     async def search(

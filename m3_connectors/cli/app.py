@@ -22,6 +22,7 @@ from m3_connectors.cli.encode import encode
 from m3_connectors.cli.evaluate import evaluate
 from m3_connectors.cli.explain import explain
 from m3_connectors.cli.index import index
+from m3_connectors.cli.ingest import ingest
 from m3_connectors.cli.report import report
 from m3_connectors.cli.search import search
 from m3_connectors.cli.train import train
@@ -70,6 +71,7 @@ app.command()(report)
 app.command()(encode)
 app.command()(train)
 app.command()(doctor)
+app.add_typer(ingest, name="ingest")
 app.add_typer(bench, name="bench")
 
 

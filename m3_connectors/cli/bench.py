@@ -15,11 +15,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import anyio
 import typer
 from rich.table import Table
-from typer.core import TyperGroup
 
 from m3_connectors.cli.bench_plan import plan
 from m3_connectors.cli.console import INTERRUPTED, duration, err, out, print_json, print_table, warn
-from m3_connectors.cli.options import Debug, Json
+from m3_connectors.cli.options import Debug, Json, RunByDefault
 from m3_connectors.errors import BackendError, MissingDependency
 
 if TYPE_CHECKING:
@@ -32,17 +31,8 @@ VOID = 3
 """Exit code when a result is void, that is, must not be used."""
 
 
-class _RunByDefault(TyperGroup):
-    """Makes ``m3 bench SCENARIO.toml`` an alias of ``m3 bench run SCENARIO.toml``."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if args and args[0] not in (*self.commands, "--help"):
-            args = ["run", *args]
-        return super().parse_args(ctx, args)
-
-
 bench = typer.Typer(
-    cls=_RunByDefault,
+    cls=RunByDefault,
     no_args_is_help=True,
     help="Measure live stores with m3 bench SCENARIO.toml, "
     "or calculate costs with m3 bench plan --docs 100e6 --tokens 300.",

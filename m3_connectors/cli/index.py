@@ -6,16 +6,14 @@ import contextlib
 import dataclasses
 import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
 
 import typer
 
 from m3_connectors.adding import AddReport, CutDocument
-from m3_connectors.backends.precision import PRECISIONS
 from m3_connectors.backends.registry import DEFAULT_COLLECTION, is_persistent
-from m3_connectors.backends.schema import LONG_DOCUMENTS, Storage
+from m3_connectors.backends.schema import Storage
 from m3_connectors.backends.urls import redacted
 from m3_connectors.cli.console import INTERRUPTED, duration, err, out, plural, print_json, warn
 from m3_connectors.cli.opening import create_index
@@ -26,13 +24,26 @@ from m3_connectors.cli.options import (
     Json,
     Model,
     Url,
-    at_least,
     check_store,
-    components_of,
-    one_of,
 )
 from m3_connectors.cli.progress import Progress, acknowledging_interrupts
 from m3_connectors.cli.reading import Reading
+from m3_connectors.cli.sources import (
+    Delimiter,
+    Encoding,
+    Exclude,
+    FormatName,
+    IdField,
+    LongDocuments,
+    MultivectorDtype,
+    PoolFactor,
+    PoolFromRows,
+    Sources,
+    TextField,
+    read_options,
+    storage_of,
+    store_folder,
+)
 from m3_connectors.documents import Document
 from m3_connectors.errors import InvalidInput, M3Error
 from m3_connectors.readers import (
@@ -42,142 +53,30 @@ from m3_connectors.readers import (
     DeadLetter,
     DeadLetterFiles,
     Fields,
-    ReadOptions,
     ReportFiles,
     check_sources,
     files_of,
-    format_names,
     read_documents,
 )
 from m3_connectors.readers.inputs import shown as shown_path
 
 
-def _source(value: str) -> Path:
-    if not value:  # Path("") is the current directory
-        raise typer.BadParameter("a SOURCE is empty; is a shell variable not set?")
-    return Path(value)
-
-
-def _check_option(options: Callable[[str], ReadOptions]) -> Callable[[str | None], str | None]:
-    """Return a check for a reading option: its value is valid if ReadOptions accepts it."""
-
-    def check(value: str | None) -> str | None:
-        try:
-            if value is not None:
-                options(value)
-        except InvalidInput as error:
-            raise typer.BadParameter(str(error)) from None
-        return value
-
-    return check
-
-
-def _delimiter(value: str) -> str:
-    return "\t" if value in ("tab", "\\t") else value
-
-
 def index(
     url: Url,
-    sources: Annotated[
-        list[Path],
-        typer.Argument(
-            metavar="SOURCE",
-            parser=_source,
-            help="A file (JSON Lines, JSON, CSV, Parquet, Arrow, text, Markdown, HTML, PDF, DOCX; also .gz and .zst), "
-            "a folder, or - for stdin.",
-        ),
-    ],
+    sources: Sources,
     collection: Collection = DEFAULT_COLLECTION,
     model: Model = None,
-    text: Annotated[
-        str, typer.Option("--text", metavar="FIELD", help="Field or column that contains the text.")
-    ] = "text",
-    id: Annotated[
-        str | None,
-        typer.Option(
-            "--id", metavar="FIELD", help="Field or column that contains the id.", show_default="id or _id"
-        ),
-    ] = None,
-    encoding: Annotated[
-        str | None,
-        typer.Option(
-            "--encoding",
-            metavar="NAME",
-            callback=_check_option(lambda value: ReadOptions(encoding=value)),
-            help="Encoding of files without a byte order mark.",
-            show_default="UTF-8, or the encoding that a page declares",
-        ),
-    ] = None,
-    delimiter: Annotated[
-        str | None,
-        typer.Option(
-            "--delimiter",
-            metavar="CHARACTER",
-            callback=_check_option(lambda value: ReadOptions(delimiter=_delimiter(value))),
-            help="Delimiter of CSV and TSV files; 'tab' means a tab character.",
-            show_default="detected from the header",
-        ),
-    ] = None,
-    format: Annotated[
-        str | None,
-        typer.Option(
-            "--format",
-            metavar="FORMAT",
-            callback=_check_option(lambda value: ReadOptions(format=value)),
-            help=f"Format of - and of files without a known extension: {', '.join(format_names())}.",
-            show_default="jsonl for -",
-        ),
-    ] = None,
-    exclude: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--exclude",
-            metavar="GLOB",
-            help="Skip files and folders with this name or, if it contains a slash, with this path below "
-            "SOURCE. Repeatable.",
-        ),
-    ] = None,
-    long_documents: Annotated[
-        str | None,
-        typer.Option(
-            "--long-documents",
-            metavar="HOW",
-            callback=one_of(LONG_DOCUMENTS),
-            help=f"How a new collection stores long documents: {', '.join(LONG_DOCUMENTS)}. "
-            "[dim]default: split, which is exact[/dim]",
-        ),
-    ] = None,
-    pool_factor: Annotated[
-        int | None,
-        typer.Option(
-            "--pool-factor",
-            metavar="N",
-            parser=at_least(2),
-            help="With --long-documents pool: the average number of rows that become one. "
-            f"[dim]default: {Storage.pool_factor}[/dim]",
-        ),
-    ] = None,
-    pool_from_rows: Annotated[
-        int | None,
-        typer.Option(
-            "--pool-from-rows",
-            metavar="N",
-            parser=at_least(1),
-            help="With --long-documents pool: pool documents with at least this number of rows; 1 pools all. "
-            f"[dim]default: {Storage.pool_from_rows:,}[/dim]",
-        ),
-    ] = None,
+    text: TextField = "text",
+    id: IdField = None,
+    encoding: Encoding = None,
+    delimiter: Delimiter = None,
+    format: FormatName = None,
+    exclude: Exclude = None,
+    long_documents: LongDocuments = None,
+    pool_factor: PoolFactor = None,
+    pool_from_rows: PoolFromRows = None,
     components: Components = None,
-    multivector_dtype: Annotated[
-        str | None,
-        typer.Option(
-            "--multivector-dtype",
-            metavar="DTYPE",
-            callback=one_of(PRECISIONS),
-            help=f"Precision of the multi-vectors of a new collection: {', '.join(PRECISIONS)}. "
-            f"[dim]default: {Storage.multivector_dtype}[/dim]",
-        ),
-    ] = None,
+    multivector_dtype: MultivectorDtype = None,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -188,35 +87,14 @@ def index(
     encoded; SOURCE.cut.jsonl lists these documents and how much of each is lost.
     """
     check_store(url, collection)
-    if long_documents != "pool":
-        for option, value in (("--pool-factor", pool_factor), ("--pool-from-rows", pool_from_rows)):
-            if value is not None:
-                raise typer.BadParameter(
-                    f"{value} has no effect without --long-documents pool; add that option, or omit this one.",
-                    param_hint=option,
-                )
-    options = ReadOptions(
-        encoding,
-        None if delimiter is None else _delimiter(delimiter),
-        format,
-        tuple(exclude or ()),
-    )
+    options = read_options(encoding, delimiter, format, exclude)
     check_sources(sources, options)
     if not is_persistent(url):
         warn(
             f"{redacted(url)} is discarded when this command ends; use a folder such as qdrant:./data to keep it"
         )
-    # None keeps the storage of an existing collection; a value must equal the one it was created with.
-    chosen: dict[str, Any] = {
-        "components": components_of(components),
-        "multivector_dtype": multivector_dtype,
-        "long_documents": long_documents,
-        "pool_factor": pool_factor,
-        "pool_from_rows": pool_from_rows,
-    }
-    given = {name: value for name, value in chosen.items() if value is not None}
-    storage = Storage(**given) if given else None
-    left_out = _store_folder(url)
+    storage = storage_of(components, multivector_dtype, long_documents, pool_factor, pool_from_rows)
+    left_out = store_folder(url)
     reading = Reading(files_of(sources, options, left_out))
     with DeadLetterFiles(Path.cwd()) as dead, ReportFiles(Path.cwd(), CUT_SUFFIX) as cut:
         run = _RunTracker(reading, cut)
@@ -439,12 +317,6 @@ def _nothing_indexed(sources: list[Path], dead: DeadLetterFiles, *, excludes: bo
         f"{', '.join(map(shown_path, sources))} {verb} no {what}{left_out}.\n"
         f"  Supported formats: {', '.join(FORMATS)}."
     )
-
-
-def _store_folder(url: str) -> Path | None:
-    """Return the folder of an embedded store, which may be inside a source folder and must not be read."""
-    path = url.partition(":")[2]  # not parsed as a URL: a folder's name may contain "#" and "?"
-    return Path(path).expanduser() if path and not path.startswith("//") else None
 
 
 def _stored(count: int) -> str:

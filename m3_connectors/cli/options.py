@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from m3_connectors.backends.registry import backend_for
 from m3_connectors.backends.schema import Storage
@@ -62,6 +63,17 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document, and
 Debug = Annotated[
     bool, typer.Option("--debug", help="Show all warnings, and the traceback if the command fails.")
 ]
+
+
+class RunByDefault(TyperGroup):
+    """Makes ``m3 bench SCENARIO.toml`` an alias of ``m3 bench run SCENARIO.toml``; also of other groups."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Insert ``run`` before the first argument, unless it is a command."""
+        if args and args[0] not in (*self.commands, "--help"):
+            args = ["run", *args]
+        return super().parse_args(ctx, args)
+
 
 WEIGHTED = ("dense_sparse", "all")
 """The methods that fuse several scores and therefore take weights."""

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import MappingProxyType
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from m3_connectors.embeddings import COMPONENTS, Component, M3Embeddings, ModelInfo
@@ -194,6 +196,10 @@ class M3Encoder:
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Return the number of tokens of each text before truncation, including ``<s>`` and ``</s>``."""
         return [text.token_count for text in self._tokenise(texts, self._max_length, mcls=False)]
+
+    def token_spans(self, text: str) -> npt.NDArray[np.int64]:
+        """Return where each token of a text begins and ends, int64 ``[tokens, 2]`` in characters; no special tokens."""
+        return self._tokenise.token_spans(text)
 
     def id_to_token(self, id: int) -> str | None:
         """Return the token of an id, or None; used by ``M3Embeddings.lexical_weights``."""

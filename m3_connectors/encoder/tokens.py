@@ -17,6 +17,8 @@ _SPECIAL_TOKENS = 2
 UNWEIGHTED_TOKENS = ("<s>", "</s>", "<pad>", "<unk>")
 """The tokens that never get a sparse weight; ``<mask>`` does, as in FlagEmbedding."""
 
+_PIECE_CHARACTERS = 2**18
+
 MCLS_INTERVAL = 256
 """The number of text tokens between two CLS tokens (paper, section 3.3)."""
 
@@ -100,6 +102,25 @@ class TextTokeniser:
         """Return the tokens of the multi-vector rows of a text, with ``</s>`` last."""
         ids = self([text], max_length, mcls=False)[0].ids[1:]
         return [str(self.tokenizer.id_to_token(int(i))) for i in ids]
+
+    def token_spans(self, text: str) -> npt.NDArray[np.int64]:
+        """Return where each token of a text begins and ends, int64 ``[tokens, 2]`` in characters; no special tokens.
+
+        Raises:
+            InvalidInput: The text contains a lone surrogate.
+        """
+        _require_unicode(text, 0)
+        parts, start = [np.empty((0, 2), dtype=np.int64)], 0
+        while start < len(
+            text
+        ):  # in pieces, because a list of spans takes a hundred times the bytes of the text
+            end = min(start + _PIECE_CHARACTERS, len(text))
+            if end < len(text):
+                end = max(text.rfind(" ", start, end), text.rfind("\n", start, end)) + 1 or end
+            spans = self.tokenizer.encode(text[start:end], add_special_tokens=False).offsets
+            parts.append(np.array(spans, dtype=np.int64).reshape(-1, 2) + start)
+            start = end
+        return np.concatenate(parts)
 
     def _build(self, content: list[int], room: int, mcls: bool) -> TokenisedText:
         kept = np.asarray(content[:room], dtype=np.int64)

@@ -1,0 +1,320 @@
+"""The ledger of a collection: which documents the store has acknowledged, of which content, model and chunking.
+
+A version of a document is entered before its first chunk is written, and acknowledged after the store has acknowledged
+its last: whatever is killed in between, the next run writes the document again, and knows every id that may be left of
+it. SQLite in WAL mode with full synchronisation: what is acknowledged here survives a crash of the machine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import re
+import sqlite3
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import TracebackType
+
+import platformdirs
+
+from m3_connectors.backends.registry import store_for
+from m3_connectors.backends.urls import redacted
+from m3_connectors.documents import Document, canonical_metadata
+from m3_connectors.errors import InvalidInput
+from m3_connectors.ingestion.chunking import chunk_ids
+
+_FORMAT = 1
+_TABLES = """
+CREATE TABLE IF NOT EXISTS documents (
+    id TEXT NOT NULL,
+    chunks INTEGER NOT NULL,  -- 0: stored whole, under its own id
+    source TEXT NOT NULL,
+    file TEXT NOT NULL,
+    content TEXT NOT NULL,
+    model TEXT NOT NULL,
+    chunking TEXT NOT NULL,
+    acknowledged REAL,        -- NULL: it may be stored, partly or not at all
+    PRIMARY KEY (id, chunks)
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS documents_by_source ON documents (source);
+CREATE TABLE IF NOT EXISTS collection (url TEXT NOT NULL, name TEXT NOT NULL);
+CREATE TEMP TABLE seen (id TEXT PRIMARY KEY) WITHOUT ROWID;
+CREATE TEMP TABLE stored (id TEXT PRIMARY KEY) WITHOUT ROWID;
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Version:
+    """One version of a document.
+
+    Attributes:
+        id: The id of the document.
+        chunks: Under how many chunks it is stored; 0 if it is stored whole.
+        source: The source that it comes from.
+        file: The file of that source.
+        content: A hash of its text and metadata.
+        model: The fingerprint of the model that encodes it.
+        chunking: How it is cut.
+    """
+
+    id: str
+    chunks: int
+    source: str
+    file: str
+    content: str
+    model: str
+    chunking: str
+
+    def same(self, other: Version) -> bool:
+        """Return whether storing one in place of the other changes nothing."""
+        return (self.content, self.model, self.chunking) == (other.content, other.model, other.chunking)
+
+    @property
+    def stored_ids(self) -> list[str]:
+        """The ids under which it is stored."""
+        return chunk_ids(self.id, self.chunks)
+
+
+_COLUMNS = ", ".join(field.name for field in dataclasses.fields(Version))
+
+
+def content_hash(document: Document) -> str:
+    """Return a hash of a document's text and metadata."""
+    metadata = json.dumps(canonical_metadata(document.metadata), sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(json.dumps([document.text, metadata]).encode()).hexdigest()
+
+
+def ledger_path(url: str, collection: str) -> Path:
+    """Return where the ledger of a collection is on this machine.
+
+    The same collection, given by another relative path or with other credentials, has the same ledger.
+
+    Raises:
+        InvalidInput: The URL names no store.
+    """
+    where = _identity(url)
+    name = re.sub(r"[^A-Za-z0-9._-]", "_", collection)
+    key = hashlib.sha256(f"{where}\n{collection}".encode()).hexdigest()[:16]
+    return platformdirs.user_state_path("m3-connectors") / "ledgers" / f"{name}-{key}.sqlite"
+
+
+def _identity(url: str) -> str:
+    store, url = store_for(url)
+    scheme, _, rest = url.partition(":")
+    if store.takes_path and not rest.startswith("//"):
+        return f"{scheme}:{Path(rest).expanduser().resolve()}"
+    return redacted(url).rstrip("/")
+
+
+class Ledger:
+    """An open ledger; a context manager.
+
+    Args:
+        path: The file, which is created with its folder if it does not exist.
+        url: The store, which the file names for people who find it.
+        collection: The name of the collection.
+
+    Raises:
+        InvalidInput: The file cannot be used; the message says why. The methods raise it too.
+    """
+
+    def __init__(self, path: Path, url: str = "", collection: str = "") -> None:
+        self.path = path
+        with self._usable():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # Ids of the store are noted in the thread of the index (``note_stored``), while this one waits.
+            self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=60)
+            (format,) = self._db.execute("PRAGMA user_version").fetchone()
+            if format not in (0, _FORMAT):
+                raise InvalidInput(
+                    f"the ledger {path} was written by another version of m3 (format {format}).\n"
+                    "  Use that version, or delete the file: everything is then encoded again."
+                )
+            self._db.execute("PRAGMA journal_mode = WAL")
+            self._db.execute("PRAGMA synchronous = FULL")
+            self._db.executescript(_TABLES)
+            self._db.execute(f"PRAGMA user_version = {_FORMAT}")
+            if not self._db.execute("SELECT count(*) FROM collection").fetchone()[0]:
+                where = (redacted(url), collection)
+                self._db.execute("INSERT INTO collection VALUES (?, ?)", where)
+
+    def acknowledged(self, id: str) -> Version | None:
+        """Return the version of a document that the store holds, as far as the ledger knows."""
+        with self._usable():
+            query = f"SELECT {_COLUMNS} FROM documents WHERE id = ? AND acknowledged IS NOT NULL"
+            row = self._db.execute(query, (id,)).fetchone()
+        return None if row is None else Version(*row)
+
+    def begin(self, versions: Iterable[Version]) -> None:
+        """Enter versions before the first of their chunks is written; earlier versions no longer count as stored."""
+        with self._transaction():
+            for version in versions:
+                self._void(version.id)
+                self._enter(version)
+
+    def left_over(self, version: Version) -> list[str]:
+        """Return the ids that earlier versions of a document may have left in the store."""
+        with self._usable():
+            rows = self._db.execute("SELECT chunks FROM documents WHERE id = ?", (version.id,)).fetchall()
+            earlier = dict.fromkeys(id for (chunks,) in rows for id in chunk_ids(version.id, chunks))
+            for id in version.stored_ids:
+                earlier.pop(id, None)
+            return [id for id in earlier if not self._claimed(id, version.id)]
+
+    def acknowledge(self, versions: Iterable[Version]) -> None:
+        """Note that the store holds versions, and nothing of earlier ones."""
+        now = time.time()
+        with self._transaction():
+            for version in versions:
+                key = (version.id, version.chunks)
+                self._db.execute("DELETE FROM documents WHERE id = ? AND chunks != ?", key)
+                self._db.execute(
+                    "UPDATE documents SET acknowledged = ? WHERE id = ? AND chunks = ?", (now, *key)
+                )
+
+    def relocate(self, version: Version) -> None:
+        """Note that an unchanged document comes from another source or file now."""
+        where = (version.source, version.file, version.id)
+        with self._usable():
+            self._db.execute("UPDATE documents SET source = ?, file = ? WHERE id = ?", where)
+
+    def see(self, id: str) -> None:
+        """Note that this run has read a document."""
+        with self._usable():
+            self._db.execute("INSERT OR IGNORE INTO temp.seen VALUES (?)", (id,))
+
+    def gone(self, sources: Iterable[str]) -> Iterator[Version]:
+        """Yield the versions of these sources that this run has not read."""
+        query = (
+            f"SELECT {_COLUMNS} FROM documents WHERE source = ? AND id NOT IN (SELECT id FROM temp.seen) "
+            "ORDER BY id, chunks"
+        )
+        for source in sources:
+            with self._usable():
+                rows = self._db.execute(query, (source,)).fetchall()
+            yield from (Version(*row) for row in rows)
+
+    def others(self, version: Version) -> list[str]:
+        """Return the ids of a version that no other document uses."""
+        with self._usable():
+            return [id for id in version.stored_ids if not self._claimed(id, version.id)]
+
+    def forget(self, ids: Iterable[str]) -> None:
+        """Remove documents whose ids are no longer in the store."""
+        with self._transaction():
+            self._db.executemany("DELETE FROM documents WHERE id = ?", ((id,) for id in ids))
+
+    def stored_count(self) -> int:
+        """Return the number of ids that the store must hold at least."""
+        query = "SELECT coalesce(sum(max(chunks, 1)), 0) FROM documents WHERE acknowledged IS NOT NULL"
+        with self._usable():
+            count: int = self._db.execute(query).fetchone()[0]
+        return count
+
+    def document_count(self) -> int:
+        """Return the number of documents that the store holds, as far as the ledger knows."""
+        with self._usable():
+            query = "SELECT count(*) FROM documents WHERE acknowledged IS NOT NULL"
+            count: int = self._db.execute(query).fetchone()[0]
+        return count
+
+    # -- comparing it with the store
+
+    def begin_comparison(self) -> None:
+        """Forget the ids of an earlier comparison."""
+        with self._usable():
+            self._db.execute("DELETE FROM temp.stored")
+
+    def note_stored(self, ids: Iterable[str]) -> None:
+        """Note ids that the store holds."""
+        with self._transaction():
+            self._db.executemany("INSERT OR IGNORE INTO temp.stored VALUES (?)", ((id,) for id in ids))
+
+    def compared(self) -> Iterator[tuple[Version, int]]:
+        """Yield each version that should be stored, with how many of its ids the store does not hold."""
+        query = f"SELECT {_COLUMNS} FROM documents WHERE acknowledged IS NOT NULL ORDER BY id"
+        with self._usable():
+            for row in self._db.execute(query):
+                version = Version(*row)
+                yield version, sum(not self._is_stored(id) for id in version.stored_ids)
+
+    def unclaimed(self) -> Iterator[str]:
+        """Yield the ids of the store under which the ledger knows no document."""
+        with self._usable():
+            for (id,) in self._db.execute("SELECT id FROM temp.stored ORDER BY id"):
+                if not self._claimed(id, None):
+                    yield id
+
+    def distrust(self, versions: Iterable[Version]) -> None:
+        """Note that documents must be written again by the next run, over the ids of these versions."""
+        with self._transaction():
+            for version in versions:
+                self._void(version.id)
+                self._enter(version)
+
+    def known(self, id: str) -> Version | None:
+        """Return a version of a document, stored or not."""
+        with self._usable():
+            query = f"SELECT {_COLUMNS} FROM documents WHERE id = ? ORDER BY chunks DESC"
+            row = self._db.execute(query, (id,)).fetchone()
+        return None if row is None else Version(*row)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._db.close()
+
+    def __enter__(self) -> Ledger:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _void(self, id: str) -> None:
+        self._db.execute("UPDATE documents SET acknowledged = NULL WHERE id = ?", (id,))
+
+    def _enter(self, version: Version) -> None:
+        self._db.execute(
+            f"INSERT OR REPLACE INTO documents ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)",
+            dataclasses.astuple(version),
+        )
+
+    def _claimed(self, stored_id: str, but: str | None) -> bool:
+        """Return whether a document other than ``but`` is, or may be, stored under an id."""
+        whole = "SELECT 1 FROM documents WHERE id = ? AND chunks = 0"
+        if stored_id != but and self._db.execute(whole, (stored_id,)).fetchone():
+            return True
+        parent, mark, position = stored_id.rpartition("#")
+        if not mark or not position.isdecimal() or parent == but or len(position) > 9:
+            return False
+        cut = "SELECT 1 FROM documents WHERE id = ? AND chunks > ?"
+        return self._db.execute(cut, (parent, int(position))).fetchone() is not None
+
+    def _is_stored(self, id: str) -> bool:
+        return self._db.execute("SELECT 1 FROM temp.stored WHERE id = ?", (id,)).fetchone() is not None
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[None]:
+        with self._usable():
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:  # a full disk ends it
+                    self._db.execute("ROLLBACK")
+                raise
+
+    @contextlib.contextmanager
+    def _usable(self) -> Iterator[None]:
+        try:
+            yield
+        except (sqlite3.Error, OSError) as error:
+            raise InvalidInput(
+                f"the ledger {self.path} cannot be used: {error}.\n  Mend it or its disk and run the same command "
+                "again. If it is damaged, delete it: everything is then encoded again."
+            ) from error
