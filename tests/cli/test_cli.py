@@ -146,7 +146,7 @@ class TestIndex:
         [
             ("--encoding", "undefined", "not a known encoding"),
             ("--delimiter", "||", "not a single character"),
-            ("--format", "parquet", "not a supported format"),
+            ("--format", "xlsx", "not a supported format"),
         ],
     )
     def test_invalid_read_options_are_refused(
