@@ -44,7 +44,7 @@ T = TypeVar("T")
 
 
 class _Call(Generic[T]):
-    """A call that runs on the loop. If the caller is interrupted, it is abandoned before the caller continues."""
+    """A call on the loop. Whoever is interrupted between ``start`` and ``result`` must abandon it."""
 
     def __init__(self, portal: BlockingPortal, call: Callable[[], Awaitable[T]]) -> None:
         self._portal = portal
@@ -52,21 +52,16 @@ class _Call(Generic[T]):
         self._over = threading.Event()
         self._abandoned = False
         self._scope: anyio.CancelScope | None = None
-        try:
-            self._future = portal.start_task_soon(self._watched)
-        except KeyboardInterrupt:  # while it was being submitted
-            self.abandon()
-            raise
+        self._future: Future[T] = Future()
+
+    def start(self) -> None:
+        self._future = self._portal.start_task_soon(self._watched)
 
     def result(self) -> T:
-        try:
-            return self._future.result()
-        except KeyboardInterrupt:
-            self.abandon()
-            raise
+        return self._future.result()
 
     def abandon(self) -> None:
-        """Cancel or prevent the call, and wait until it has ended.
+        """Cancel or prevent the call, and wait until it has ended, if it has begun.
 
         Work in a thread (encoding a batch) runs to its end first; a second Ctrl-C does not wait for it.
         """
@@ -111,9 +106,16 @@ class _Loop:
             await portal.sleep_until_stopped()
 
     def run(self, call: Callable[[], Awaitable[T]]) -> T:
-        return self.start(call).result()
+        running = self.call(call)
+        try:
+            running.start()
+            return running.result()
+        except KeyboardInterrupt:
+            running.abandon()
+            raise
 
-    def start(self, call: Callable[[], Awaitable[T]]) -> _Call[T]:
+    def call(self, call: Callable[[], Awaitable[T]]) -> _Call[T]:
+        """Return a call that has not been started: an interrupt while it starts finds it, and can abandon it."""
         if not self._thread.is_alive():
             raise InvalidInput("this index is closed.\n  Call connect again.")
         return _Call(self._portal, call)
@@ -503,7 +505,8 @@ def store_batches(
                 return
             batch, vectors = following
             before(batch)
-            running = index._loop.start(partial(adding.step, batch, vectors))
+            running = index._loop.call(partial(adding.step, batch, vectors))
+            running.start()
     except BaseException:
         if running is not None:
             running.abandon()

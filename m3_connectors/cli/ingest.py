@@ -15,7 +15,8 @@ from m3_connectors.adding import CutDocument
 from m3_connectors.backends.registry import DEFAULT_COLLECTION, is_persistent
 from m3_connectors.backends.urls import redacted
 from m3_connectors.cli.console import INTERRUPTED, duration, err, out, plural, print_json, warn
-from m3_connectors.cli.opening import create_index, how_to_fill
+from m3_connectors.cli.ingest_verify import To, print_verification, verify
+from m3_connectors.cli.opening import create_index
 from m3_connectors.cli.options import (
     Collection,
     Components,
@@ -44,7 +45,7 @@ from m3_connectors.cli.sources import (
     store_folder,
 )
 from m3_connectors.documents import Document
-from m3_connectors.errors import InvalidInput, M3Error, NotFound
+from m3_connectors.errors import InvalidInput, M3Error
 from m3_connectors.readers import (
     CUT_SUFFIX,
     CutLetter,
@@ -59,7 +60,7 @@ from m3_connectors.readers import (
 from m3_connectors.readers.inputs import STDIN, is_stream, shown
 
 if TYPE_CHECKING:
-    from m3_connectors.ingestion import IngestReport, Origin, Verification
+    from m3_connectors.ingestion import IngestReport, Origin
     from m3_connectors.ingestion.ledger import Version
 
 _NAMED = 20
@@ -70,9 +71,7 @@ ingest = typer.Typer(
     help="Store what is new or changed with m3 ingest SOURCE… --to URL, or compare with m3 ingest verify --to URL.",
 )
 
-To = Annotated[
-    str, typer.Option("--to", metavar="URL", help="The store, such as qdrant:./data.", show_default=False)
-]
+ingest.command()(verify)
 
 
 def _check_chunking(value: str) -> str:
@@ -192,43 +191,6 @@ def run(
         )
     else:
         _print(report, dead, cut)
-
-
-@ingest.command()
-def verify(
-    to: To, collection: Collection = DEFAULT_COLLECTION, json: Json = False, debug: Debug = False
-) -> None:
-    """Compare a collection with its ledger by ids, and name what is missing; the next m3 ingest stores it again.
-
-    The exit code is 1 if something is missing, or if an earlier version of a document was found.
-    """
-    from m3_connectors.blocking import connect
-    from m3_connectors.ingestion import Ledger, ledger_path
-    from m3_connectors.ingestion import verify as compare
-
-    check_store(to, collection)
-    path = ledger_path(to, collection)
-    if not path.exists():
-        raise InvalidInput(
-            f'collection "{collection}" of {redacted(to)} has no ledger on this machine ({path} does not exist).\n'
-            "  m3 ingest writes it; run m3 ingest on the machine that filled the collection."
-        )
-    with Ledger(path, to, collection) as ledger:
-        try:
-            with connect(to, collection, create=False) as index:
-                found = compare(index, ledger)
-        except NotFound as error:
-            error.args = (str(error).splitlines()[0],)
-            count = plural(ledger.document_count(), "document")
-            error.add_note(f"  The ledger has {count} of it: all are stored again by the next m3 ingest.")
-            error.add_note(f"  {how_to_fill(to, collection)}")
-            raise
-    if json:
-        print_json({"url": redacted(to), "collection": collection, **dataclasses.asdict(found)})
-    else:
-        _print_verification(found)
-    if found.missing or found.stale:
-        raise typer.Exit(1)
 
 
 class _Reading:
@@ -372,7 +334,7 @@ def _as_json(report: IngestReport, dead: DeadLetterFiles, cut: ReportFiles) -> d
 
 def _print(report: IngestReport, dead: DeadLetterFiles, cut: ReportFiles) -> None:
     if report.missing is not None:
-        _print_verification(report.missing)
+        print_verification(report.missing)
     parts = [plural(report.documents, "document")]
     if report.chunks != report.documents:
         parts.append(plural(report.chunks, "chunk"))
@@ -400,22 +362,6 @@ def _print(report: IngestReport, dead: DeadLetterFiles, cut: ReportFiles) -> Non
             f"{plural(len(report.kept), 'document')} not found and not removed, because a file could not be read "
             f"completely: {names}{', …' if len(report.kept) > 3 else ''}"
         )
-
-
-def _print_verification(found: Verification) -> None:
-    missing = f"{found.missing:,} of {plural(found.documents, 'document')} missing in the store"
-    if not found.missing:
-        missing = f"{plural(found.documents, 'document')}, none missing"
-    parts = [missing, f"{found.stored:,} ids in the store"]
-    if found.stale:
-        parts.append(f"{found.stale:,} of them left by earlier versions")
-    if found.unknown:
-        parts.append(f"{found.unknown:,} of them written by other programs")
-    out.print(f"  {' · '.join(parts)}", markup=False, soft_wrap=True)
-    for id in found.missing_ids[:_NAMED]:
-        err.print(f"  missing: {id!r}", markup=False, soft_wrap=True)
-    if found.missing > _NAMED:
-        err.print(f"  … and {found.missing - _NAMED:,} more; --json names the first 1,000")
 
 
 def _so_far(count: int) -> str:
