@@ -36,7 +36,6 @@ from fixtures import BLOCK, PACKAGES, RESULTS, ROOT, Corpus, Fixed, place_of
 
 from m3_connectors import connect
 from m3_connectors.backends.base import Storage
-from m3_connectors.backends.precision import PRECISIONS
 from m3_connectors.bench.run import disk_bytes
 from m3_connectors.blocking import Index
 from m3_connectors.embeddings import COMPONENTS, M3Embeddings
@@ -314,9 +313,7 @@ def main() -> None:
     parser.add_argument("--k", type=int, default=10)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     stores = ["qdrant-edge", "milvus", "elasticsearch"]
-    parser.add_argument(
-        "--precisions", nargs="+", choices=PRECISIONS, default=["float16"], help="of the later side"
-    )
+    parser.add_argument("--precisions", nargs="+", default=["float16"], help="of the later side")
     parser.add_argument("--without-torch", action="store_true", help="do not import torch")
     parser.add_argument("--stores", nargs="+", choices=stores, default=stores)
     parser.add_argument("--directory", help="folder for the data during the run")

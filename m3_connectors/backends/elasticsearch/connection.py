@@ -15,7 +15,7 @@ import elastic_transport.client_utils
 import elasticsearch
 
 from m3_connectors.backends.elasticsearch.errors import TooMuch, from_status, translated
-from m3_connectors.backends.elasticsearch.layout import BACKEND
+from m3_connectors.backends.elasticsearch.layout import BACKEND, MULTIVECTOR, MULTIVECTOR_BLOB
 from m3_connectors.backends.elasticsearch.rows import encoded
 from m3_connectors.backends.endpoint import Endpoint
 from m3_connectors.backends.retry import retrying
@@ -167,13 +167,16 @@ class Connection:
         self, operation: str, alias: str, body: Mapping[str, Any], *, divisible: bool = False
     ) -> list[Any]:
         """Return the hits of a search over all shards; if a shard fails, the search fails."""
+        # Multi-vectors arrive faster in CBOR, but everything else is parsed faster from JSON (a list of 1,000 with its
+        # sparse vectors takes 8 ms more in CBOR).
+        wanted = {*body.get("docvalue_fields", ()), *body.get("stored_fields", ())}
         answer = await self.request(
             operation,
             "POST",
             f"/{segment(alias)}/_search",
             body,
             divisible=divisible,
-            accept=_CBOR,
+            accept=_CBOR if wanted & {MULTIVECTOR, MULTIVECTOR_BLOB} else _JSON,
             allow_partial_search_results="false",
         )
         hits: list[Any] = answer["hits"]["hits"]

@@ -28,6 +28,7 @@ from m3_connectors.errors import (
     BackendError,
     CollectionNotFound,
     Corrupt,
+    DocumentNotFound,
     InvalidInput,
     PartialWrite,
     Rejected,
@@ -383,11 +384,13 @@ async def test_compact_vectors_arrive_as_bytes_and_others_as_text(
     world = make_world(9, documents=1, storage=Storage(multivector_dtype=dtype))
     blob = pack_multivector(world.embeddings.multivectors[0], world.schema.precision)
     asked: list[Any] = []
+    accepted: list[str] = []
 
     def answer(request: web.Request, body: bytes) -> web.Response | None:
         if not request.path.endswith("_search"):
             return None
         asked.append(orjson.loads(body))
+        accepted.append(request.headers["accept"])
         value = blob if way == "stored_fields" else base64.b64encode(blob).decode()
         hit = {"_id": world.documents[0].id, "_score": 1.0, "fields": {"rows": [3], field: [value]}}
         kind = {"content-type": "application/vnd.elasticsearch+cbor;compatible-with=8"}
@@ -402,6 +405,24 @@ async def test_compact_vectors_arrive_as_bytes_and_others_as_text(
         multivector_scores(query.multivectors[0], rounded.multivectors)[0], abs=1e-6
     )
     assert field in asked[-1][way]
+    assert "cbor" in accepted[-1]
+
+
+@runs
+async def test_other_vectors_are_asked_for_in_json() -> None:
+    world = make_world(9, documents=1)
+    accepted: list[str] = []
+
+    def answer(request: web.Request, _: bytes) -> web.Response | None:
+        if not request.path.endswith("_search"):
+            return None
+        accepted.append(request.headers["accept"])
+        return web.json_response({"hits": {"hits": []}}, headers={"x-elastic-product": "Elasticsearch"})
+
+    async with stub(world, answer, attempts=1) as backend:
+        with pytest.raises(DocumentNotFound):
+            await backend.score("sparse", world.queries[0], ["a"])
+    assert ["cbor" in one for one in accepted] == [False]
 
 
 @runs
