@@ -22,8 +22,9 @@ types: $(VENV)/.ready
 layers: $(VENV)/.ready
 	$(BIN)/lint-imports
 
-unit: $(VENV)/.ready          ## each server's tests run in one of two processes; tests/conftest.py makes the groups
-	$(BIN)/pytest $(WORKERS)
+unit: $(VENV)/.ready          ## servers share the processors and some of their tests watch the clock: one at a time
+	$(BIN)/pytest $(WORKERS) -m "not live"
+	$(BIN)/pytest -m live
 
 test-quick: $(VENV)/.ready    ## what needs no server: the tests of Milvus, Elasticsearch and faults are left out
 	$(BIN)/pytest $(WORKERS) -m "not live"

@@ -85,7 +85,7 @@ def _qdrant(url: str, options: Any) -> Store:
 def _milvus(running: Running) -> Store:
     from pymilvus import MilvusClient
 
-    client = MilvusClient(running.url.removeprefix("milvus+"))
+    client = MilvusClient(running.url.removeprefix("milvus+"), dedicated=True)
     return Store(
         running.url,
         running.options,

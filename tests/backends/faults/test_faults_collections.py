@@ -212,7 +212,7 @@ def spoil(target: Target, change: Literal["width", "dropped"]) -> None:
 
 
 def with_milvus(target: Target) -> MilvusClient:
-    return MilvusClient(f"http://{target.host}:{target.ports[0]}")
+    return MilvusClient(f"http://{target.host}:{target.ports[0]}", dedicated=True)
 
 
 def stored_as(target: Target) -> str:
