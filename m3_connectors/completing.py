@@ -16,6 +16,7 @@ import anyio.to_thread
 from m3_connectors.adding import AddReport, DocumentWriter, OnCut, Stored, bounded
 from m3_connectors.backends.base import Backend
 from m3_connectors.backends.capabilities import Capability, require
+from m3_connectors.backends.schema import ADDABLE
 from m3_connectors.documents import Document
 from m3_connectors.embeddings import COMPONENTS, Component, M3Embeddings
 from m3_connectors.errors import DocumentNotFound, InvalidInput, Unsupported
@@ -28,7 +29,6 @@ class ComponentEncoder(Protocol):
         """Return one row for each text."""
 
 
-_ADDABLE: tuple[Component, ...] = ("sparse", "multivector")
 _DOCUMENTS_AT_ONCE = 512
 
 
@@ -46,9 +46,9 @@ class ComponentWriter:
     """
 
     def __init__(self, backend: Backend, component: Component, encoder: ComponentEncoder) -> None:
-        if component not in _ADDABLE:
+        if component not in ADDABLE:
             raise InvalidInput(
-                f"component is {component!r}.\n  Use {' or '.join(map(repr, _ADDABLE))}; every collection has dense."
+                f"component is {component!r}.\n  Use {' or '.join(map(repr, ADDABLE))}; every collection has dense."
             )
         where = f'{backend.name} collection "{backend.collection}"'
         require(where, backend.capabilities, [Capability.ADD_COMPONENT])
@@ -116,7 +116,7 @@ class ComponentWriter:
     def _encoded(self) -> tuple[Component, ...]:
         """The component, and multi-vectors that would lose more if they were stored again as they are read."""
         schema = self._backend.schema
-        loses = schema.precision.engine_dtype is None or schema.storage.long_documents == "pool"
+        loses = schema.precision.is_compact or schema.storage.long_documents == "pool"
         others: tuple[Component, ...] = (
             ("multivector",) if loses and "multivector" in schema.components else ()
         )

@@ -69,7 +69,7 @@ from m3_connectors.backends.capabilities import Capability, Remark, ServerInfo, 
 from m3_connectors.backends.checks import check_filter, check_found, check_query, check_stored
 from m3_connectors.backends.listing import CollectionInfo
 from m3_connectors.backends.pooling import long_documents, pool_long
-from m3_connectors.backends.schema import Schema, Storage
+from m3_connectors.backends.schema import ADDABLE, Schema, Storage
 from m3_connectors.backends.together import together
 from m3_connectors.documents import Document, check_documents, check_id
 from m3_connectors.embeddings import Component, Float32, M3Embeddings
@@ -124,7 +124,7 @@ class Backend(abc.ABC):
     capabilities: frozenset[Capability]
     """The features that this store supports; others are refused. An open collection may support fewer."""
 
-    addable: ClassVar[tuple[Component, ...]] = ("sparse", "multivector")
+    addable: ClassVar[tuple[Component, ...]] = ADDABLE
     """The components that can be added to a collection, with ``Capability.ADD_COMPONENT``."""
 
     _schema: Schema | None = None
@@ -147,7 +147,7 @@ class Backend(abc.ABC):
             AlreadyExists: The collection exists.
             Unsupported: The store cannot hold this precision of multi-vectors; nothing was created.
         """
-        if schema.precision.engine_dtype is None:
+        if schema.precision.is_compact:
             require(self.name, self.capabilities, [Capability.COMPACT])
         await self._create(schema)
         self._schema = schema

@@ -100,7 +100,7 @@ class Shape:
     @property
     def is_compact(self) -> bool:
         """Whether rows are bytes that only this package can score (int8 to int1)."""
-        return precision_of(self.dtype).engine_dtype is None
+        return precision_of(self.dtype).is_compact
 
     @property
     def keeps_rows(self) -> bool:

@@ -52,6 +52,11 @@ class Precision(abc.ABC):
     """A document may be encoded in parts if all but the last have a multiple of this number of rows: joined, they are
     what encoding it whole gives."""
 
+    @property
+    def is_compact(self) -> bool:
+        """Whether rows are bytes that only this package can score."""
+        return self.engine_dtype is None
+
     @abc.abstractmethod
     def encoded_bytes(self, rows: int, width: int) -> int:
         """Return the size of a document's encoded rows."""

@@ -18,6 +18,9 @@ and remain readable."""
 LongDocuments = Literal["split", "pool", "error"]
 LONG_DOCUMENTS: tuple[LongDocuments, ...] = ("split", "pool", "error")
 
+ADDABLE: tuple[Component, ...] = ("sparse", "multivector")
+"""The components that a collection may lack, and that ``add_component`` adds."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Storage:

@@ -8,6 +8,7 @@ from typing import Annotated, cast
 import typer
 
 from m3_connectors.backends.registry import DEFAULT_COLLECTION
+from m3_connectors.backends.schema import ADDABLE
 from m3_connectors.cli.console import INTERRUPTED, duration, err, out, plural, print_json
 from m3_connectors.cli.opening import open_index
 from m3_connectors.cli.options import Collection, Debug, Json, Model, Url, one_of
@@ -15,13 +16,11 @@ from m3_connectors.cli.progress import Progress, acknowledging_interrupts
 from m3_connectors.embeddings import Component
 from m3_connectors.errors import M3Error
 
-_ADDABLE = ("sparse", "multivector")
-
 
 def add_component(
     url: Url,
     component: Annotated[
-        str, typer.Argument(metavar="COMPONENT", callback=one_of(_ADDABLE), help=" or ".join(_ADDABLE) + ".")
+        str, typer.Argument(metavar="COMPONENT", callback=one_of(ADDABLE), help=" or ".join(ADDABLE) + ".")
     ],
     collection: Collection = DEFAULT_COLLECTION,
     model: Model = None,

@@ -153,7 +153,7 @@ class Layout:
 
 def is_native(schema: Schema) -> bool:
     """Whether the engine holds and scores rows of this schema's precision."""
-    return schema.precision.engine_dtype is not None
+    return not schema.precision.is_compact
 
 
 def floats(vector: Vector) -> int:

@@ -43,7 +43,7 @@ def each_storage(precisions: str) -> Callable[[_StorageTest], Callable[..., None
     def decorate(test: _StorageTest) -> Callable[..., None]:
         @functools.wraps(test)
         async def declared(self: Suite, tmp_path: Path, storage: Storage) -> None:
-            if storage.precision.engine_dtype is None:
+            if storage.precision.is_compact:
                 backend = self.make_backend(tmp_path, "conformance")
                 if Capability.COMPACT not in backend.capabilities:
                     with pytest.raises(Unsupported, match="COMPACT"):
