@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import gc
 import inspect
+import itertools
 import pydoc
 import signal
 import subprocess
@@ -176,13 +177,18 @@ def _when_given_up(
     start = BlockingPortal.start_task_soon
     handed_over: list[Any] = []
 
+    numbers = itertools.count(1)
+
     def hand_over(portal: BlockingPortal, call: Any, *args: Any, **options: Any) -> Any:
-        handed_over.append(start(portal, call, *args, **options))
-        if len(handed_over) == 1:
+        # Counted before it starts: a call may send the interrupt before this thread has its future.
+        number = next(numbers)
+        future = start(portal, call, *args, **options)
+        handed_over.append(future)
+        if number == 1:
             interrupt()
-        elif len(handed_over) == 2:
-            handed_over[1].add_done_callback(lambda _: then())
-        return handed_over[-1]
+        elif number == 2:
+            future.add_done_callback(lambda _: then())
+        return future
 
     patch.setattr(BlockingPortal, "start_task_soon", hand_over)
     return handed_over
