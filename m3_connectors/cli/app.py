@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from m3_connectors import __version__
+from m3_connectors.cli.backups import export, import_
 from m3_connectors.cli.bench import bench
 from m3_connectors.cli.collections import collections
 from m3_connectors.cli.compare import compare
@@ -64,6 +65,8 @@ app.command()(explain)
 app.command()(collections)
 app.command()(get)
 app.command()(delete)
+app.command()(export)
+app.command("import")(import_)
 app.command("eval")(evaluate)
 app.command()(compare)
 app.command()(tune)
