@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
@@ -15,6 +15,7 @@ import anyio.to_thread
 from m3_connectors.adding import AddReport, DocumentWriter, OnCut
 from m3_connectors.backends.base import Backend, Schema, ScoredId
 from m3_connectors.backends.checks import check_components, check_model
+from m3_connectors.backends.scanning import document_pages, flat, id_pages, parts
 from m3_connectors.backends.together import together
 from m3_connectors.completing import ComponentWriter
 from m3_connectors.documents import Document, Hit
@@ -386,6 +387,58 @@ class AsyncIndex:
             BackendError: The store failed or refused the operation.
         """
         return await self._backend.count(parse_filter(filter))
+
+    def scan_ids(self, filter: RawFilter | None = None) -> AsyncIterator[str]:
+        """Yield the id of every document that matches a filter, once, in any order.
+
+        The store is read page by page, so any number of documents takes the same memory. A document that is stored
+        before the scan begins, and neither replaced nor deleted until it ends, is yielded once; one that is written
+        meanwhile is yielded once or not at all.
+
+        Args:
+            filter: As in ``search``; without a filter, all documents are scanned.
+
+        Raises:
+            InvalidInput: The filter is not valid.
+            BackendError: The store failed or refused the operation.
+        """
+        return flat(id_pages(self._backend, parse_filter(filter)))
+
+    def scan(self, filter: RawFilter | None = None) -> AsyncIterator[Document]:
+        """Yield every document that matches a filter, once, in any order.
+
+        As ``scan_ids``, with texts and metadata. A document that is replaced during the scan is yielded as it is at
+        one moment of it.
+
+        Args:
+            filter: As in ``search``; without a filter, all documents are scanned.
+
+        Raises:
+            InvalidInput: The filter is not valid.
+            BackendError: The store failed or refused the operation.
+        """
+        return flat(document_pages(self._backend, parse_filter(filter)))
+
+    def scan_embeddings(
+        self, filter: RawFilter | None = None
+    ) -> AsyncIterator[tuple[list[Document], M3Embeddings]]:
+        """Yield every document that matches a filter with its stored vectors, once, in parts of bounded size.
+
+        As ``scan``. A document always comes with the vectors of the same version of it. Dense and sparse vectors are
+        float32; multi-vectors are as the storage precision reads them, and pooled if the storage pools them.
+
+        Args:
+            filter: As in ``search``; without a filter, all documents are scanned.
+
+        Returns:
+            Documents, and their embeddings in the same order: at most 32 MiB of vectors, or a single document.
+
+        Raises:
+            InvalidInput: The filter is not valid.
+            Busy: Other clients replace the same documents again and again while they are read.
+            BackendError: The store failed or refused the operation.
+        """
+        return parts(self._backend, parse_filter(filter))
 
     async def describe(self) -> Description:
         """Return the collection's store, name, model, components, storage and number of documents.

@@ -51,6 +51,10 @@ Adding a component
      ``lacking`` returns documents that are stored without it. ``rewrite`` replaces the vectors of the documents that
      are still as given, and changes no document that was replaced or deleted meanwhile. Once ``record`` says that the
      component is stored, the collection equals one that was created with it.
+Scanning
+ B29 ``passing_ids`` yields the id of each document that passes a filter once, in any order and in bounded memory. A
+     document that is stored before the scan begins, and neither replaced nor deleted until it ends, is among them,
+     whatever is written meanwhile. ``present`` returns those of the ids that are stored.
 """
 
 from __future__ import annotations
@@ -58,7 +62,7 @@ from __future__ import annotations
 import abc
 import contextlib
 import dataclasses
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import ClassVar, TypeVar
 
@@ -69,6 +73,7 @@ from m3_connectors.backends.capabilities import Capability, Remark, ServerInfo, 
 from m3_connectors.backends.checks import check_filter, check_found, check_query, check_stored
 from m3_connectors.backends.listing import CollectionInfo
 from m3_connectors.backends.pooling import long_documents, pool_long
+from m3_connectors.backends.scanning import passing_by_reading
 from m3_connectors.backends.schema import ADDABLE, Schema, Storage
 from m3_connectors.backends.together import together
 from m3_connectors.documents import Document, check_documents, check_id
@@ -288,6 +293,10 @@ class Backend(abc.ABC):
         """B11. Return documents by id."""
         return await self._fetch(self._checked(ids)) if ids else []
 
+    async def present(self, ids: Sequence[str]) -> set[str]:
+        """B29. Return those of the ids that are stored."""
+        return await self._present(list(dict.fromkeys(self._checked(ids)))) if ids else set()
+
     async def vectors(self, ids: Sequence[str]) -> M3Embeddings:
         """B12. Return the stored vectors of these ids, at least one.
 
@@ -307,6 +316,21 @@ class Backend(abc.ABC):
     @abc.abstractmethod
     def scan_ids(self) -> AsyncIterator[str]:
         """B15. Yield every stored id once."""
+
+    async def passing_ids(self, filter: Filter | None = None) -> AsyncGenerator[str, None]:
+        """B29. Yield the id of each document that passes a filter once, in any order."""
+        check_filter(self.schema, self.collection, filter)
+        ids = self.scan_ids() if filter is None else self._passing_ids(filter)
+        try:
+            async for id in ids:
+                yield id
+        finally:
+            if isinstance(ids, AsyncGenerator):
+                await ids.aclose()
+
+    def _passing_ids(self, filter: Filter) -> AsyncIterator[str]:
+        """B29; a store that lists them itself overrides it."""
+        return passing_by_reading(self, self.scan_ids(), filter)
 
     # -- ranking
 
@@ -480,6 +504,11 @@ class Backend(abc.ABC):
     @abc.abstractmethod
     async def _count(self, filter: Filter | None) -> int:
         """B13."""
+
+    async def _present(self, ids: Sequence[str]) -> set[str]:
+        """B29, at least one id, all distinct; a store that need not read the documents overrides it."""
+        found = await self._fetch(ids)
+        return {id for id, document in zip(ids, found, strict=True) if document is not None}
 
     async def _score_many(
         self, component: Component, queries: M3Embeddings, ids: Sequence[Sequence[str]]
