@@ -1,11 +1,10 @@
-"""What the benchmarks of ingestion share: a placeholder for an encoder, documents, memory over time, rows and tables."""
+"""What the benchmarks of ingestion share: a placeholder for an encoder, documents, memory over time, raw rows."""
 
 from __future__ import annotations
 
 import contextlib
 import gzip
 import hashlib
-import io
 import json
 import os
 import re
@@ -28,10 +27,33 @@ Row = dict[str, Any]
 
 _BANK = 4096
 _SPARSE_TOKENS = 16
-_WORDS = (
-    "amber basin copper delta ember fjord garnet harbour island jasper kernel lantern meadow nickel orchard "
-    "pepper quarry ribbon saddle timber umber valley walnut yonder zephyr"
-).split()
+_WORDS = [
+    "amber",
+    "basin",
+    "copper",
+    "delta",
+    "ember",
+    "fjord",
+    "garnet",
+    "harbour",
+    "island",
+    "jasper",
+    "kernel",
+    "lantern",
+    "meadow",
+    "nickel",
+    "orchard",
+    "pepper",
+    "quarry",
+    "ribbon",
+    "saddle",
+    "timber",
+    "umber",
+    "valley",
+    "walnut",
+    "yonder",
+    "zephyr",
+]
 
 
 class PlaceholderEncoder:
@@ -51,7 +73,12 @@ class PlaceholderEncoder:
 
     def __init__(self, dimension: int = 256, rows: int = 4, vocabulary_size: int = 59_500) -> None:
         self.info = ModelInfo(
-            "benchmark/placeholder", None, dimension, vocabulary_size, "placeholder", f"{dimension}-{rows}" * 4
+            "benchmark/placeholder",
+            None,
+            dimension,
+            vocabulary_size,
+            "placeholder",
+            f"{dimension}-{rows}" * 4,
         )
         self._rows = rows
         bank = np.random.default_rng(0).standard_normal((_BANK, dimension), dtype=np.float32)
@@ -65,7 +92,9 @@ class PlaceholderEncoder:
         sparse = self._sparse(seeds) if "sparse" in components else None
         rows = None
         if "multivector" in components:
-            at = (seeds[:, :1] + np.arange(self._rows, dtype=np.uint64) * (seeds[:, 1:] | np.uint64(1))) % _BANK
+            at = (
+                seeds[:, :1] + np.arange(self._rows, dtype=np.uint64) * (seeds[:, 1:] | np.uint64(1))
+            ) % _BANK
             rows = MultiVectors(
                 self._bank[at.ravel()], np.arange(0, len(texts) * self._rows + 1, self._rows, dtype=np.int64)
             )
@@ -95,7 +124,9 @@ class PlaceholderEncoder:
         columns = (seeds[:, :1] >> steps) % np.uint64(part) + steps * np.uint64(part)
         weights = ((seeds[:, 1:] >> steps) % np.uint64(100)).astype(np.float32) / 200 + np.float32(0.01)
         pointers = np.arange(0, count * _SPARSE_TOKENS + 1, _SPARSE_TOKENS)
-        return sp.csr_array((weights.ravel(), columns.ravel().astype(np.int32), pointers), shape=(count, size))
+        return sp.csr_array(
+            (weights.ravel(), columns.ravel().astype(np.int32), pointers), shape=(count, size)
+        )
 
 
 def _seeds(texts: Sequence[str]) -> Any:
@@ -114,7 +145,9 @@ def synthetic(number: int, version: int = 0) -> Document:
     mixed = hashlib.blake2b(f"{number}/{version}".encode(), digest_size=48).digest()
     words = " ".join(_WORDS[byte % len(_WORDS)] for byte in mixed)
     return Document(
-        f"document-{number:07d}", f"{number}, version {version}. {words}.", {"n": number, "group": number % 100}
+        f"document-{number:07d}",
+        f"{number}, version {version}. {words}.",
+        {"n": number, "group": number % 100},
     )
 
 
@@ -197,7 +230,7 @@ class Rows:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file: IO[str]
         if path.suffix == ".gz":
-            self._file = io.TextIOWrapper(gzip.open(path, "wb"), encoding="utf-8")
+            self._file = gzip.open(path, "wt", encoding="utf-8")  # noqa: SIM115 (closed by __exit__)
         else:
             self._file = path.open("w", encoding="utf-8")
         self.path = path
@@ -216,9 +249,9 @@ class Rows:
 
 def read_rows(path: Path) -> list[Row]:
     """Return the rows of a file."""
-    opened = gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
-    with opened as file:
-        return [json.loads(line) for line in file]
+    content = path.read_bytes()
+    text = (gzip.decompress(content) if path.suffix == ".gz" else content).decode()
+    return [json.loads(line) for line in text.split("\n") if line]
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

@@ -1,4 +1,4 @@
-"""Compare the ingestion of m3_connectors with LangChain's vector stores: the same documents and vectors, the same server.
+"""Compare our ingestion with that of LangChain's vector stores: the same documents, vectors and server.
 
     pip install --no-deps --target ./langchain langchain-core==1.8.4 langchain-qdrant==1.1.0 …   # see LANGCHAIN below
     python benchmarks/ingestion.py --langchain ./langchain
@@ -16,7 +16,7 @@ store counts all documents. The order of the contestants is different in every r
 | ours, all | ``ingest`` of dense, sparse and multi-vectors (``--rows`` rows a document, float16) |
 | LangChain | ``add_documents`` with its defaults |
 | LangChain, 512 | ``add_documents`` with batches of 512 documents, which is what we send |
-| LangChain, index() | ``langchain_core.indexing.index`` with a record manager in SQLite, its counterpart of our ledger |
+| LangChain, index() | ``index`` of langchain-core with a record manager in SQLite, its counterpart of our ledger |
 
 The stores are: ``qdrant-edge``, where both write a folder without a server (ours with Qdrant Edge, langchain-qdrant
 with ``QdrantClient(path=…)``, the only embedded engine that it supports); ``milvus``, the server of milvus-lite; and
@@ -100,7 +100,9 @@ def theirs(task: Row) -> Row:
     batch = {"milvus": "batch_size", "qdrant-edge": "batch_size"}.get(task["store"])
     options: Row = {}
     if task["contestant"] == "LangChain, 512":
-        options = {batch: 512} if batch else {"bulk_kwargs": {"chunk_size": 512, "max_chunk_bytes": 50_000_000}}
+        options = (
+            {batch: 512} if batch else {"bulk_kwargs": {"chunk_size": 512, "max_chunk_bytes": 50_000_000}}
+        )
     if task["contestant"] == "LangChain, index()":
         from langchain_classic.indexes import SQLRecordManager
         from langchain_core.indexing import index
@@ -176,7 +178,11 @@ def _ended(began: float, count: Callable[[], int], expected: int) -> Row:
         if time.monotonic() - began > returned + _DEADLINE_SECONDS:
             raise SystemExit(f"{found} of {expected} documents counted after {_DEADLINE_SECONDS:.0f} s")
         time.sleep(0.02)
-    return {"returned_seconds": round(returned, 3), "seconds": round(time.monotonic() - began, 3), "counted": found}
+    return {
+        "returned_seconds": round(returned, 3),
+        "seconds": round(time.monotonic() - began, 3),
+        "counted": found,
+    }
 
 
 # -- all measurements
@@ -188,9 +194,7 @@ def run(options: argparse.Namespace, rows: Rows) -> None:
     names = ("documents", "dimension", "rows", "rounds")
     own = options.langchain and [str(options.langchain.resolve())]
     versions = _versions(own) if own else {}
-    rows.write(
-        environment(*PACKAGES, **{name: getattr(options, name) for name in names}, langchain=versions)
-    )
+    rows.write(environment(*PACKAGES, **{name: getattr(options, name) for name in names}, langchain=versions))
     contestants = [*OURS, *(THEIRS if own else ())]
     rng = random.Random(0)
     for store in options.stores:
@@ -211,7 +215,11 @@ def run(options: argparse.Namespace, rows: Rows) -> None:
                         done = _measured(task, own or [] if contestant in THEIRS else [])
                     kept = {name: task[name] for name in ("store", "contestant", "round", "documents")}
                     row = rows.write({"kind": "run", **kept, **done})
-                    rate = "failed" if "error" in row else f"{row['documents'] / row['seconds']:,.0f} documents/s"
+                    rate = (
+                        "failed"
+                        if "error" in row
+                        else f"{row['documents'] / row['seconds']:,.0f} documents/s"
+                    )
                     log(f"{store}, round {number + 1}, {contestant}: {rate}")
 
 
@@ -235,7 +243,11 @@ def _versions(paths: list[str]) -> dict[str, str]:
     from importlib.metadata import distributions
 
     found = {one.metadata["Name"].lower(): one.version for one in distributions(path=paths)}
-    return {name: found[name] for name in sorted(found) if name.startswith(("langchain", "pymilvus", "qdrant", "elastic"))}
+    return {
+        name: found[name]
+        for name in sorted(found)
+        if name.startswith(("langchain", "pymilvus", "qdrant", "elastic"))
+    }
 
 
 def report(path: Path) -> str:
@@ -257,7 +269,9 @@ def report(path: Path) -> str:
                 span = f"{min(own.values()):,.0f} to {max(own.values()):,.0f}"
                 lines.append([store, contestant, f"{median:,.0f}", span, *shown])
         failed = [row for row in rows if row["store"] == store and "error" in row]
-        lines += [[store, row["contestant"], f"failed: {row['error'][:80]}", "", "", "", ""] for row in failed]
+        lines += [
+            [store, row["contestant"], f"failed: {row['error'][:80]}", "", "", "", ""] for row in failed
+        ]
     header = ["store", "contestant", "documents/s", "rounds", *(f"× {other}" for other in THEIRS)]
     versions = ", ".join(f"{name} {version}" for name, version in machine["langchain"].items())
     return (
@@ -278,7 +292,9 @@ def main() -> int:
     )
     today = datetime.datetime.now(datetime.UTC).date()
     parser.add_argument("--stores", nargs="+", default=list(STORES), choices=STORES)
-    parser.add_argument("--langchain", type=Path, help="folder with LangChain's packages; without it, only ours run")
+    parser.add_argument(
+        "--langchain", type=Path, help="folder with LangChain's packages; without it, only ours run"
+    )
     parser.add_argument("--documents", type=int, default=10_000)
     parser.add_argument("--dimension", type=int, default=1024)
     parser.add_argument("--rows", type=int, default=16, help="multi-vector rows of a document (ours, all)")

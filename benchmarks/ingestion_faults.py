@@ -6,7 +6,8 @@
 
 | case | what happens |
 |---|---|
-| kill | SIGKILL at a random moment, between the first change of the ledger and the end of the run; the source changes from trial to trial, so that documents are new, changed, shorter, longer and gone |
+| kill | SIGKILL at a random moment, between the first change of the ledger and the end of the run; the source changes
+from trial to trial, so that documents are new, changed, shorter, longer and gone |
 | stopped | the server is stopped in the middle of a run and started again after ``--stopped-seconds`` |
 | 429 | half of the bulk requests are refused as too many (Elasticsearch) |
 | 413 | the first bulk requests are refused as too large (Elasticsearch) |
@@ -54,10 +55,28 @@ SERVERS = ("milvus", "elasticsearch")
 CASES = ("kill", "stopped", "429", "413", "reset", "full-ledger", "full-store")
 _TOLERANCE = 2e-4
 _QUERIES = 10
-_WORDS = (
-    "fox lake wizard forest library table city river copper lantern violin harbour meadow engine letter winter "
-    "signal market bridge garden"
-).split()
+_WORDS = [
+    "fox",
+    "lake",
+    "wizard",
+    "forest",
+    "library",
+    "table",
+    "city",
+    "river",
+    "copper",
+    "lantern",
+    "violin",
+    "harbour",
+    "meadow",
+    "engine",
+    "letter",
+    "winter",
+    "signal",
+    "market",
+    "bridge",
+    "garden",
+]
 
 
 class Source:
@@ -76,7 +95,9 @@ class Source:
         for _ in range(count):
             id = f"d{self._next:06d}"
             self._next += 1
-            self.documents[id] = Document(id, self._text(), {"n": self._next, "kind": self._rng.choice("abc")})
+            self.documents[id] = Document(
+                id, self._text(), {"n": self._next, "kind": self._rng.choice("abc")}
+            )
 
     def change(self, share: float) -> None:
         """Change this share of the documents, remove a tenth of it, and add as many."""
@@ -92,7 +113,9 @@ class Source:
         self.folder.mkdir(exist_ok=True)
         documents = list(self.documents.values())
         for part in range(3):
-            lines = (json.dumps({"id": d.id, "text": d.text, **d.metadata}) + "\n" for d in documents[part::3])
+            lines = (
+                json.dumps({"id": d.id, "text": d.text, **d.metadata}) + "\n" for d in documents[part::3]
+            )
             (self.folder / f"part-{part}.jsonl").write_text("".join(lines))
 
     def expected(self) -> dict[str, Document]:
@@ -133,7 +156,12 @@ class Trial:
         command += ["--model", self.model, "--chunk", str(CHUNKING), "--sync", "--json", *more]
         environment = {**os.environ, "XDG_STATE_HOME": str(self.state)}
         return subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd=self.state.parent
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+            cwd=self.state.parent,
         )
 
     def run(self, *more: str) -> Row:
@@ -164,7 +192,9 @@ class Trial:
                     or abs(hit.score - true[hit.document.id].score) > _TOLERANCE * 10
                     for hit in hits
                 )
-                scores += bool(hits) and abs(hits[0].score - max(t.score for t in true.values())) > _TOLERANCE * 10
+                scores += (
+                    bool(hits) and abs(hits[0].score - max(t.score for t in true.values())) > _TOLERANCE * 10
+                )
             return {
                 "expected": len(expected),
                 "found": sum(found.values()),
@@ -182,7 +212,9 @@ class Trial:
             return None
         try:
             with contextlib.closing(sqlite3.connect(self.ledger)) as ledger:
-                rows = ledger.execute("SELECT id, chunks FROM documents WHERE acknowledged IS NOT NULL").fetchall()
+                rows = ledger.execute(
+                    "SELECT id, chunks FROM documents WHERE acknowledged IS NOT NULL"
+                ).fetchall()
         except sqlite3.Error:
             return None
         listed = {id for parent, chunks in rows for id in chunk_ids(parent, chunks)}
@@ -195,7 +227,11 @@ class Trial:
 def ended(process: subprocess.Popen[str], began: float) -> Row:
     out, err = process.communicate(timeout=600)
     said = [line.strip() for line in err.splitlines() if line.strip()]
-    row: Row = {"status": process.returncode, "seconds": round(time.monotonic() - began, 2), "stderr": said[-12:]}
+    row: Row = {
+        "status": process.returncode,
+        "seconds": round(time.monotonic() - began, 2),
+        "stderr": said[-12:],
+    }
     if process.returncode == 0:
         report = json.loads(out)
         names = ("documents", "chunks", "unchanged", "replaced", "removed")
@@ -299,7 +335,9 @@ class Suite:
             server.server.start()
             yield self._checked(trial, ended(process, began), stopped_seconds=self._options.stopped_seconds)
 
-    def _behind_proxy(self, store: str, folder: Path, fault: Fault, documents: int, **more: object) -> Iterator[Row]:
+    def _behind_proxy(
+        self, store: str, folder: Path, fault: Fault, documents: int, **more: object
+    ) -> Iterator[Row]:
         with running(store) as server:
             parts = urlsplit(server.url)
             assert parts.port is not None
@@ -368,10 +406,17 @@ def wrong(row: Row) -> dict[str, int]:
     last = row.get("again", row["disturbed"])
     after = row["after"]
     lost = after["lost"] + (row.get("listed_but_not_stored") or 0)
-    off = after["different"] + after["scores_wrong"] + after["unknown"] + (after["counted"] != after["expected"])
+    off = (
+        after["different"]
+        + after["scores_wrong"]
+        + after["unknown"]
+        + (after["counted"] != after["expected"])
+    )
     ended = [row["disturbed"], *([row["again"]] if "again" in row else [])]
     mute = sum(not one["stderr"] for one in ended if one["status"] not in (0, -signal.SIGKILL))
-    unsaid = last["status"] == 0 and (after["lost"] or after["doubled"] or after["unknown"] or after["different"])
+    unsaid = last["status"] == 0 and (
+        after["lost"] or after["doubled"] or after["unknown"] or after["different"]
+    )
     return {"lost": lost, "doubled": after["doubled"], "different": off, "silent": mute + bool(unsaid)}
 
 
@@ -380,11 +425,17 @@ def report(path: Path) -> tuple[str, bool]:
     lines, well = [], True
     for case, store in dict.fromkeys((row["case"], row["store"]) for row in rows):
         own = [row for row in rows if (row["case"], row["store"]) == (case, store)]
-        sums = {name: sum(wrong(row)[name] for row in own) for name in ("lost", "doubled", "different", "silent")}
+        sums = {
+            name: sum(wrong(row)[name] for row in own) for name in ("lost", "doubled", "different", "silent")
+        }
         well = well and not any(sums.values()) and all(_last(row)["status"] == 0 for row in own)
         statuses = Counter(_status(row["disturbed"]["status"]) for row in own if row.get("trial") != 0)
         again = Counter(_status(row["again"]["status"]) for row in own if "again" in row)
-        said = [row["disturbed"]["stderr"] for row in own if row["disturbed"]["status"] not in (0, -signal.SIGKILL)]
+        said = [
+            row["disturbed"]["stderr"]
+            for row in own
+            if row["disturbed"]["status"] not in (0, -signal.SIGKILL)
+        ]
         lines.append(
             [
                 case,
@@ -397,7 +448,17 @@ def report(path: Path) -> tuple[str, bool]:
                 next((line for line in said[0] if ":" in line), said[0][0])[:110] if said and said[0] else "",
             ]
         )
-    header = ["case", "store", "times", "disturbed run", "next run", "chunks found", "lost", "doubled", "different"]
+    header = [
+        "case",
+        "store",
+        "times",
+        "disturbed run",
+        "next run",
+        "chunks found",
+        "lost",
+        "doubled",
+        "different",
+    ]
     header += ["silent", "first message"]
     return f"{describe(machine)}; {machine['documents']:,} documents.\n\n{table(header, lines)}", well
 
@@ -417,7 +478,9 @@ def main() -> int:
     )
     today = datetime.datetime.now(datetime.UTC).date()
     parser.add_argument("--model", type=Path, default=Path("models/m3-tiny"))
-    parser.add_argument("--stores", nargs="+", default=["qdrant-edge", *SERVERS], choices=["qdrant-edge", *SERVERS])
+    parser.add_argument(
+        "--stores", nargs="+", default=["qdrant-edge", *SERVERS], choices=["qdrant-edge", *SERVERS]
+    )
     parser.add_argument("--cases", nargs="+", default=list(CASES), choices=CASES)
     parser.add_argument("--documents", type=int, default=2_000)
     parser.add_argument("--kills", type=int, default=30)
@@ -434,7 +497,9 @@ def main() -> int:
             rows.write(environment(*PACKAGES, documents=options.documents, seed=options.seed))
             for row in Suite(options).run():
                 rows.write(row)
-                log(f"{row['case']} on {row['store']}: {wrong(row)} {row['disturbed']['status']} {row['after']}")
+                log(
+                    f"{row['case']} on {row['store']}: {wrong(row)} {row['disturbed']['status']} {row['after']}"
+                )
     text, well = report(options.report or options.out)
     print(text)
     return 0 if well else 1

@@ -127,7 +127,10 @@ def _pdf(made: Folder, name: str, pages: int) -> None:
     style = getSampleStyleSheet()
     story: list[Any] = []
     for page in range(1, pages + 1):
-        story += [Paragraph("Report of the year", style["Heading1"]), Paragraph(_FILLER * 3, style["BodyText"])]
+        story += [
+            Paragraph("Report of the year", style["Heading1"]),
+            Paragraph(_FILLER * 3, style["BodyText"]),
+        ]
         story += [Paragraph(made.fact(name, page), style["BodyText"]), PageBreak()]
     SimpleDocTemplate(str(made.path / name)).build(story)
 
@@ -213,7 +216,11 @@ def run(options: argparse.Namespace, rows: Rows) -> None:
         model = ["--model", str(options.model.resolve())]
         said = json.loads(m3(work, "ingest", "files", *store, *model, "--chunk", options.chunk, "--json"))
         rows.write({"kind": "run", **said})
-        letters = [json.loads(line) for path in said["dead_letters"] for line in (work / path).read_text().splitlines()]
+        letters = [
+            json.loads(line)
+            for path in said["dead_letters"]
+            for line in (work / path).read_text().splitlines()
+        ]
         stored: dict[str, list[str]] = defaultdict(list)
         with connect(f"qdrant:{work}/data", create=False) as index:
             for id in ids_of(index):
@@ -222,11 +229,22 @@ def run(options: argparse.Namespace, rows: Rows) -> None:
             reasons = [letter["reason"] for letter in letters if Path(letter["file"]).name == file]
             why = made.expected_to_fail.get(file, "")
             rows.write(
-                {"kind": "file", "file": file, "made_with": made.made_with[file], "why": why, "reasons": reasons}
-                | {"chunks": len(stored[file]), "documents": len({id.rpartition("#")[0] for id in stored[file]})}
+                {
+                    "kind": "file",
+                    "file": file,
+                    "made_with": made.made_with[file],
+                    "why": why,
+                    "reasons": reasons,
+                }
+                | {
+                    "chunks": len(stored[file]),
+                    "documents": len({id.rpartition("#")[0] for id in stored[file]}),
+                }
             )
         with connect(f"qdrant:{work}/data", encoder=M3Encoder(str(options.model)), create=False) as index:
-            for fact, hits in zip(made.facts, index.search_many([f.text for f in made.facts], k=1), strict=True):
+            for fact, hits in zip(
+                made.facts, index.search_many([f.text for f in made.facts], k=1), strict=True
+            ):
                 best = hits and {"id": hits[0].document.id, "text": hits[0].document.text}
                 row = {"kind": "search", **dataclasses.asdict(fact), "hit": best or None}
                 if best:
@@ -261,16 +279,27 @@ def report(path: Path) -> tuple[str, bool]:
     searches = [row for row in rows if row["kind"] == "search"]
     (said,) = (row for row in rows if row["kind"] == "run")
     shown = [
-        [row["file"], row["made_with"], row["documents"], row["chunks"], "; ".join(row["reasons"]) or row["why"]]
+        [
+            row["file"],
+            row["made_with"],
+            row["documents"],
+            row["chunks"],
+            "; ".join(row["reasons"]) or row["why"],
+        ]
         for row in files
     ]
     silent = [row["file"] for row in files if not row["chunks"] and not row["reasons"]]
     right = [found(row) == (row["file"], row["page"]) for row in searches]
-    text_found = sum(row["hit"] is not None and row["text"] in " ".join(row["hit"]["text"].split()) for row in searches)
-    example = [[row["text"], f"{row['file']}, page {row['page']}", *found(row)] for row in searches if row["page"]][:5]
+    text_found = sum(
+        row["hit"] is not None and row["text"] in " ".join(row["hit"]["text"].split()) for row in searches
+    )
+    example = [
+        [row["text"], f"{row['file']}, page {row['page']}", *found(row)] for row in searches if row["page"]
+    ][:5]
     tools = ", ".join(f"{count} with {tool}" for tool, count in machine["tools"].items())
     lines = [
-        f"{len(files)} files ({tools}): {said['documents']} documents, {said['chunks']} chunks, {said['skipped']} skipped; "
+        f"{len(files)} files ({tools}): {said['documents']} documents, {said['chunks']} chunks, "
+        f"{said['skipped']} skipped; "
         f"{len(silent)} files without a chunk and without a reason {silent or ''}; {describe(machine)}.",
         "",
         table(["file", "made with", "documents", "chunks", "reason"], shown),
@@ -280,7 +309,11 @@ def report(path: Path) -> tuple[str, bool]:
         "",
         table(["query", "where it is", "the best hit's file", "page"], example),
     ]
-    wrong = [(row["text"], row["file"], row["page"], found(row)) for row, ok in zip(searches, right, strict=True) if not ok]
+    wrong = [
+        (row["text"], row["file"], row["page"], found(row))
+        for row, ok in zip(searches, right, strict=True)
+        if not ok
+    ]
     lines += [f"  wrong: {one}" for one in wrong]
     for row in rows:
         if row["kind"] == "output":

@@ -49,7 +49,8 @@ def theirs(folder: str) -> list[Row]:
     records = SQLRecordManager("qdrant/notes", db_url=f"sqlite:///{folder}/records.sqlite")
     records.create_schema()
     documents = [
-        Document(page_content=one.text, metadata={"source": one.id}) for one in map(synthetic, range(DOCUMENTS))
+        Document(page_content=one.text, metadata={"source": one.id})
+        for one in map(synthetic, range(DOCUMENTS))
     ]
 
     def crawl() -> Row:
@@ -83,7 +84,11 @@ def ours(folder: str) -> list[Row]:
         def crawl() -> Row:
             before = encoder.texts
             report = ingest(documents, index, ledger=ledger, sync=[""])
-            said: Row = {"documents": report.documents, "unchanged": report.unchanged, "removed": report.removed}
+            said: Row = {
+                "documents": report.documents,
+                "unchanged": report.unchanged,
+                "removed": report.removed,
+            }
             if report.missing is not None:
                 said["missing in the store"] = report.missing.missing
             return {"reported": said, "encoded": encoder.texts - before, "stored": index.count()}
@@ -127,7 +132,9 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     today = datetime.datetime.now(datetime.UTC).date()
-    parser.add_argument("--langchain", type=Path, help="folder with LangChain's packages; without it, only ours runs")
+    parser.add_argument(
+        "--langchain", type=Path, help="folder with LangChain's packages; without it, only ours runs"
+    )
     parser.add_argument("--out", type=Path, default=RESULTS / f"ingestion-langchain-{today}.jsonl")
     parser.add_argument("--report", type=Path, help="only print the table of this file")
     parser.add_argument("--side", help=argparse.SUPPRESS)

@@ -35,7 +35,11 @@ _TOLERANCE = 1e-4
 
 def commands(way: str) -> list[list[str]]:
     """Return the options of each command of a way; shards run at the same time."""
-    return {"one": [[]], "shards": [["--shard", "1/2"], ["--shard", "2/2"]], "ray": [["--ray", "--ray-workers", "2"]]}[way]
+    return {
+        "one": [[]],
+        "shards": [["--shard", "1/2"], ["--shard", "2/2"]],
+        "ray": [["--ray", "--ray-workers", "2"]],
+    }[way]
 
 
 def run(options: argparse.Namespace, rows: Rows) -> None:
@@ -46,7 +50,9 @@ def run(options: argparse.Namespace, rows: Rows) -> None:
         (folder / "source").mkdir()
         documents = [synthetic(number) for number in range(options.documents)]
         for part in range(_FILES):
-            lines = (json.dumps({"id": d.id, "text": d.text, **d.metadata}) + "\n" for d in documents[part::_FILES])
+            lines = (
+                json.dumps({"id": d.id, "text": d.text, **d.metadata}) + "\n" for d in documents[part::_FILES]
+            )
             (folder / "source" / f"part-{part}.jsonl").write_text("".join(lines))
         for way in ("one", *options.ways):
             began = time.monotonic()
@@ -59,13 +65,21 @@ def run(options: argparse.Namespace, rows: Rows) -> None:
                     connect(server.url, "one", encoder=encoder, create=False) as expected,
                     connect(server.url, way, encoder=encoder, create=False) as found,
                 ):
-                    log(str(rows.write({"kind": "comparison", "way": way, **compare(expected, found, encoder)})))
+                    log(
+                        str(
+                            rows.write(
+                                {"kind": "comparison", "way": way, **compare(expected, found, encoder)}
+                            )
+                        )
+                    )
             # Again: everything must be unchanged, whichever process stored it.
             again = [_ended(_start(folder, server.url, way, more, options)) for more in commands(way)]
             rows.write({"kind": "again", "way": way, "reports": again})
 
 
-def _start(folder: Path, url: str, way: str, more: list[str], options: argparse.Namespace) -> subprocess.Popen[str]:
+def _start(
+    folder: Path, url: str, way: str, more: list[str], options: argparse.Namespace
+) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "m3_connectors", "ingest", "source", "--to", url, "--collection", way]
     command += ["--model", str(options.model.resolve()), "--chunk", "tokens:64:8", "--json", *more]
     environment = {**os.environ, "XDG_STATE_HOME": str(folder / "state")}
@@ -114,14 +128,22 @@ def report(path: Path) -> tuple[str, bool]:
         compared = of.get("comparison", {})
         faults = [compared.get(name, 0) for name in ("lost", "doubled", "unknown", "different")]
         again = sum(said.get("documents", 0) for said in of["again"]["reports"])
-        well = well and not any(faults) and not again and compared.get("largest_score_difference", 0) <= _TOLERANCE
+        well = (
+            well
+            and not any(faults)
+            and not again
+            and compared.get("largest_score_difference", 0) <= _TOLERANCE
+        )
         reports = "; ".join(", ".join(f"{k} {v}" for k, v in said.items()) for said in of["run"]["reports"])
         scores = f"{compared['largest_score_difference']:.1e}" if compared else ""
         found = f"{compared['found']:,} of {compared['expected']:,}" if compared else ""
         lines.append([way, f"{of['run']['seconds']:.1f}", reports, found, *faults, scores, again])
     header = ["way", "seconds", "reports", "chunks found", "lost", "doubled", "unknown", "different"]
     header += ["largest score difference", "stored by the same run again"]
-    return f"{machine['store']}, {machine['documents']:,} documents; {describe(machine)}.\n\n{table(header, lines)}", well
+    return (
+        f"{machine['store']}, {machine['documents']:,} documents; {describe(machine)}.\n\n{table(header, lines)}",
+        well,
+    )
 
 
 def main() -> int:

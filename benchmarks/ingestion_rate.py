@@ -39,7 +39,9 @@ WHOLE, CUT = Chunking(), Chunking("tokens", 512, 64)
 def documents_of(sources: Sequence[Path], skipped: list[str]) -> Iterator[Document]:
     # One source at a time, because ids of different corpora collide: each has its own prefix.
     for number, source in enumerate(sources):
-        for document in read_documents([source], on_dead_letter=lambda _, letter: skipped.append(letter.reason)):
+        for document in read_documents(
+            [source], on_dead_letter=lambda _, letter: skipped.append(letter.reason)
+        ):
             if document.text.strip():
                 yield Document(f"{number}/{document.id}", document.text, document.metadata)
 
@@ -82,7 +84,9 @@ def run(options: argparse.Namespace, rows: Rows) -> None:
             stores[store] = partial(_ingested, index, ledger)
         for group, sources, chunking in groups:
             skipped: list[str] = []
-            for number, block in enumerate(blocks_of(documents_of(sources, skipped), options.block_characters)):
+            for number, block in enumerate(
+                blocks_of(documents_of(sources, skipped), options.block_characters)
+            ):
                 chunks = [part for one in block for part in chunking.chunks(one, encoder.token_spans)]
                 tokens = 0
                 for contestant in rng.sample([None, *stores], len(stores) + 1):
@@ -90,10 +94,17 @@ def run(options: argparse.Namespace, rows: Rows) -> None:
                         row, tokens = _alone(encoder, [chunk.text for chunk in chunks])
                     else:
                         row = stores[contestant](block, chunking)
-                    about = {"kind": "block", "group": group, "block": number, "contestant": contestant or "encoder"}
+                    about = {
+                        "kind": "block",
+                        "group": group,
+                        "block": number,
+                        "contestant": contestant or "encoder",
+                    }
                     rows.write({**about, "documents": len(block), "chunks": len(chunks), **row})
                 rows.write({"kind": "tokens", "group": group, "block": number, "tokens": tokens})
-                log(f"{group}, block {number + 1}: {len(block):,} documents, {len(chunks):,} chunks, {tokens:,} tokens")
+                log(
+                    f"{group}, block {number + 1}: {len(block):,} documents, {len(chunks):,} chunks, {tokens:,} tokens"
+                )
             rows.write({"kind": "group", "group": group, "files": len(sources), "skipped": len(skipped)})
 
 
@@ -131,19 +142,38 @@ def report(path: Path) -> str:
                 amounts[row["group"]][0] += row["documents"]
                 amounts[row["group"]][1] += row["chunks"]
     lines = []
-    for (group, contestant), own in sorted(seconds.items(), key=lambda item: (item[0][0], item[0][1] != "encoder")):
+    for (group, contestant), own in sorted(
+        seconds.items(), key=lambda item: (item[0][0], item[0][1] != "encoder")
+    ):
         alone = seconds[group, "encoder"]
         ratios = [alone[block] / own[block] for block in own]
         total = sum(tokens[group, block] for block in own)
         shown = "" if contestant == "encoder" else f"{sum(alone[b] for b in own) / sum(own.values()):.1%}"
-        span = "" if contestant == "encoder" else f"{min(ratios):.1%} to {max(ratios):.1%}, median {np.median(ratios):.1%}"
+        span = (
+            ""
+            if contestant == "encoder"
+            else f"{min(ratios):.1%} to {max(ratios):.1%}, median {np.median(ratios):.1%}"
+        )
         share = f"{np.mean(busy[group, contestant]):.1%}" if (group, contestant) in busy else ""
         documents, chunks = amounts[group]
         amount = f"{documents:,} documents, {chunks:,} chunks" if contestant == "encoder" else ""
-        lines.append([group, amount, contestant, f"{total:,}", f"{total / sum(own.values()):,.0f}", shown, span, share])
-    header = ["texts", "amount", "contestant", "tokens", "tokens/s", "of the encoder's rate", "by block", "encoder busy"]
+        lines.append(
+            [group, amount, contestant, f"{total:,}", f"{total / sum(own.values()):,.0f}", shown, span, share]
+        )
+    header = [
+        "texts",
+        "amount",
+        "contestant",
+        "tokens",
+        "tokens/s",
+        "of the encoder's rate",
+        "by block",
+        "encoder busy",
+    ]
     groups = "; ".join(
-        f"{row['group']}: {row['files']:,} files, {row['skipped']:,} records skipped" for row in rows if row["kind"] == "group"
+        f"{row['group']}: {row['files']:,} files, {row['skipped']:,} records skipped"
+        for row in rows
+        if row["kind"] == "group"
     )
     load = machine["load_average"][0]
     return f"{machine['model']}, {describe(machine)}; load average {load:.1f}; {groups}.\n\n{table(header, lines)}"
@@ -157,7 +187,9 @@ def main() -> int:
     parser.add_argument("--model", type=Path, default=Path("models/m3-tiny"))
     parser.add_argument("--corpora", type=Path, help="folder with BEIR corpora")
     parser.add_argument("--documentation", type=Path, nargs="+", help="folders of HTML, Markdown and text")
-    parser.add_argument("--documentation-bytes", type=int, default=10_000_000, help="the most to read of these")
+    parser.add_argument(
+        "--documentation-bytes", type=int, default=10_000_000, help="the most to read of these"
+    )
     parser.add_argument("--block-characters", type=int, default=2_000_000)
     parser.add_argument(
         "--stores",

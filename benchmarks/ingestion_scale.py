@@ -62,7 +62,9 @@ def work(options: argparse.Namespace) -> None:
     with (
         connect(options.worker, "scale", encoder=PlaceholderEncoder()) as index,
         Ledger(Path(options.ledger), options.worker, "scale") as ledger,
-        MemoryTrace(lambda at, mib: say({"kind": "sample", "at": round(at, 2), "memory_mib": mib, "stored": stored})),
+        MemoryTrace(
+            lambda at, mib: say({"kind": "sample", "at": round(at, 2), "memory_mib": mib, "stored": stored})
+        ),
     ):
         began = time.monotonic()
         report = ingest(documents(), index, ledger=ledger, progress=progress)
@@ -86,7 +88,9 @@ def check(options: argparse.Namespace) -> None:
         found = Counter(ids_of(index))
         seconds = time.monotonic() - began
         expected = {synthetic(n).id for n in range(options.documents)}
-        numbers = np.random.default_rng(0).choice(options.documents, min(2000, options.documents), replace=False)
+        numbers = np.random.default_rng(0).choice(
+            options.documents, min(2000, options.documents), replace=False
+        )
         sample = [synthetic(int(n)) for n in numbers]
         different = 0
         for start in range(0, len(sample), 500):
@@ -172,9 +176,20 @@ def report(path: Path) -> tuple[str, bool]:
                 f"{compared['texts_different']} of {compared['texts_compared']:,}",
             ]
         )
-    header = ["store", "documents", "seconds", "documents/s", "memory MiB, 2nd → last fifth", "server's", "disk MiB"]
+    header = [
+        "store",
+        "documents",
+        "seconds",
+        "documents/s",
+        "memory MiB, 2nd → last fifth",
+        "server's",
+        "disk MiB",
+    ]
     header += ["counted", "ids scanned", "lost / doubled", "texts different"]
-    return f"{describe(machine)}; load average {machine['load_average'][0]:.1f}.\n\n{table(header, lines)}", well
+    return (
+        f"{describe(machine)}; load average {machine['load_average'][0]:.1f}.\n\n{table(header, lines)}",
+        well,
+    )
 
 
 def _change(rows: list[Row], name: str) -> str:
@@ -200,7 +215,9 @@ def draw(path: Path, out: Path) -> None:
         for store in stores:
             own = [row for row in samples if row["store"] == store]
             style: Any = {"color": looks[store].colour, "linestyle": looks[store].line, "linewidth": 1.2}
-            panels[0].plot([r["stored"] / 1e3 for r in own], [r["memory_mib"] for r in own], label=store, **style)
+            panels[0].plot(
+                [r["stored"] / 1e3 for r in own], [r["memory_mib"] for r in own], label=store, **style
+            )
             panels[1].plot([r["at"] for r in own], [r["stored"] / 1e3 for r in own], label=store, **style)
         panels[0].set_title("resident memory of the ingesting process, MiB")
         panels[0].set_xlabel("thousand documents stored")

@@ -12,20 +12,21 @@ they are given to the encoder. At the end, all ids and the changed texts are com
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import datetime
 import json
 import random
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from fixtures import EMBEDDED, PACKAGES, RESULTS, SERVERS, place_of
 from ingesting import PlaceholderEncoder, Row, Rows, ids_of, log, read_rows, synthetic, table
 
-from m3_connectors import Document, M3Embeddings, M3Encoder, connect
+from m3_connectors import Document, Index, M3Embeddings, M3Encoder, connect
 from m3_connectors.environment import describe, environment
 from m3_connectors.ingestion import Ledger, Origin, ingest
 from m3_connectors.readers import read_documents
@@ -52,61 +53,74 @@ def write(path: Path, documents: dict[int, Document]) -> None:
     path.write_text("".join(lines))
 
 
+@dataclasses.dataclass
+class Place:
+    """A store, a file, and the ledger between them."""
+
+    store: str
+    index: Index
+    ledger: Ledger
+    encoder: Counted
+    path: Path
+
+    def ingested(self, what: str) -> Row:
+        self.encoder.texts.clear()
+        began = time.monotonic()
+        documents = read_documents([self.path], on_dead_letter=lambda _, letter: sys.exit(str(letter)))
+        origin = Origin("file", "file")
+        report = ingest(documents, self.index, ledger=self.ledger, origin=lambda: origin, sync=["file"])
+        seconds = round(time.monotonic() - began, 3)
+        counts = {
+            name: getattr(report, name) for name in ("read", "documents", "unchanged", "replaced", "removed")
+        }
+        row = {"kind": "run", "store": self.store, "run": what, "seconds": seconds, **counts}
+        return {**row, "encoded": len(self.encoder.texts)}
+
+    def compared(self, documents: dict[int, Document], changed: list[int]) -> Row:
+        expected = [documents[number] for number in changed]
+        got: list[Document | None] = []
+        for start in range(0, len(changed), 500):
+            got += self.index.get([one.id for one in expected[start : start + 500]])
+        encoded = sorted(self.encoder.texts)
+        return {
+            "only_changed_encoded": encoded == sorted(one.text for one in expected),
+            "ids_right": sorted(ids_of(self.index)) == sorted(one.id for one in documents.values()),
+            "changed_texts_right": got == expected,
+        }
+
+
 def run(options: argparse.Namespace, rows: Rows) -> None:
-    rows.write(environment(*PACKAGES, documents=options.documents, model=options.model and options.model.name))
+    rows.write(
+        environment(*PACKAGES, documents=options.documents, model=options.model and options.model.name)
+    )
     for store in options.stores:
         encoder = Counted(M3Encoder(str(options.model)) if options.model else PlaceholderEncoder())
-        with place_of(store, options.directory) as place, tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
-            path = folder / "documents.jsonl"
-            with (
-                connect(place.url, "sync", encoder=encoder, **place.options) as index,
-                Ledger(folder / "ledger.sqlite") as ledger,
+        with (
+            place_of(store, options.directory) as place,
+            tempfile.TemporaryDirectory() as folder,
+            connect(place.url, "sync", encoder=encoder, **place.options) as index,
+            Ledger(Path(folder) / "ledger.sqlite") as ledger,
+        ):
+            for row in _runs(
+                Place(store, index, ledger, encoder, Path(folder) / "all.jsonl"), options.documents
             ):
+                log(str(rows.write(row)))
+            index.drop()
 
-                def measured(what: str) -> Row:
-                    encoder.texts.clear()
-                    began = time.monotonic()
-                    documents = read_documents([path], on_dead_letter=lambda _, letter: sys.exit(str(letter)))
-                    origin = Origin("file", "file")
-                    report = ingest(documents, index, ledger=ledger, origin=lambda: origin, sync=["file"])
-                    row = {
-                        "kind": "run",
-                        "store": store,
-                        "run": what,
-                        "seconds": round(time.monotonic() - began, 3),
-                        "encoded": len(encoder.texts),
-                        "read": report.read,
-                        "documents": report.documents,
-                        "unchanged": report.unchanged,
-                        "replaced": report.replaced,
-                        "removed": report.removed,
-                    }
-                    log(str(row))
-                    return row
 
-                documents = {number: synthetic(number) for number in range(options.documents)}
-                write(path, documents)
-                rows.write(measured("first"))
-                rng = random.Random(0)
-                touched = rng.sample(range(options.documents), options.documents // 50)
-                changed, removed = touched[::2], touched[1::2]
-                documents |= {number: synthetic(number, version=1) for number in changed}
-                for number in removed:
-                    del documents[number]
-                write(path, documents)
-                row = measured("1 % changed, 1 % removed")
-                only = set(encoder.texts) == {documents[number].text for number in changed}
-                got = [one for i in range(0, len(changed), 500) for one in index.get([documents[n].id for n in changed[i : i + 500]])]
-                ids = ids_of(index)
-                well = {
-                    "only_changed_encoded": only and len(encoder.texts) == len(changed),
-                    "ids_right": sorted(ids) == sorted(one.id for one in documents.values()),
-                    "changed_texts_right": got == [documents[number] for number in changed],
-                }
-                rows.write({**row, **well})
-                rows.write(measured("nothing changed"))
-                index.drop()
+def _runs(place: Place, count: int) -> Iterator[Row]:
+    documents = {number: synthetic(number) for number in range(count)}
+    write(place.path, documents)
+    yield place.ingested("first")
+    touched = random.Random(0).sample(range(count), count // 50)
+    changed, removed = touched[::2], touched[1::2]
+    documents |= {number: synthetic(number, version=1) for number in changed}
+    for number in removed:
+        del documents[number]
+    write(place.path, documents)
+    row = place.ingested("1 % changed, 1 % removed")
+    yield {**row, **place.compared(documents, changed)}
+    yield place.ingested("nothing changed")
 
 
 def report(path: Path) -> tuple[str, bool]:
@@ -124,10 +138,24 @@ def report(path: Path) -> tuple[str, bool]:
         ]
         for row in rows
     ]
-    header = ["store", "run", "read", "encoded", "replaced", "removed", "unchanged", "seconds", "of the first", "right"]
+    header = [
+        "store",
+        "run",
+        "read",
+        "encoded",
+        "replaced",
+        "removed",
+        "unchanged",
+        "seconds",
+        "of the first",
+        "right",
+    ]
     what = machine["model"] or "a placeholder for the encoder"
     well = all(row.get(name, True) for row in rows for name in checks)
-    return f"{what}, {describe(machine)}; load average {machine['load_average'][0]:.1f}.\n\n{table(header, lines)}", well
+    return (
+        f"{what}, {describe(machine)}; load average {machine['load_average'][0]:.1f}.\n\n{table(header, lines)}",
+        well,
+    )
 
 
 def main() -> int:
@@ -138,7 +166,10 @@ def main() -> int:
     parser.add_argument("--model", type=Path, help="without it, vectors come from a placeholder")
     parser.add_argument("--documents", type=int, default=100_000)
     parser.add_argument(
-        "--stores", nargs="+", default=["qdrant-edge"], help=f"any of {', '.join([*EMBEDDED, *SERVERS])}, or a URL"
+        "--stores",
+        nargs="+",
+        default=["qdrant-edge"],
+        help=f"any of {', '.join([*EMBEDDED, *SERVERS])}, or a URL",
     )
     parser.add_argument("--directory", help="folder for the data of embedded stores during the run")
     parser.add_argument("--out", type=Path, default=RESULTS / f"ingestion-sync-{today}.jsonl")

@@ -42,7 +42,9 @@ def same_each_time(lines: list[str]) -> list[str]:
     return [line.rstrip() for line in lines if line.strip()]
 
 
-def test_the_commands_of_the_page_print_what_it_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_commands_of_the_page_print_what_it_shows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     steps = commands(PAGE.read_text(encoding="utf-8").partition("## Tutorial")[2].partition("\n## ")[0])
     assert len(steps) > 10
     mark = "=== end of step ==="
