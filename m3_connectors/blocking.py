@@ -27,6 +27,7 @@ from m3_connectors.embeddings import Component, M3Embeddings
 from m3_connectors.errors import InvalidInput
 from m3_connectors.explanation import Explanation
 from m3_connectors.filters import Filter, parse_filter
+from m3_connectors.grouping import GroupBy
 from m3_connectors.index import (
     AsyncIndex,
     Description,
@@ -255,6 +256,7 @@ class Index:
         k: int = 10,
         filter: RawFilter | None = None,
         exact: bool = False,
+        group_by: GroupBy | None = None,
         offset: int = 0,
         min_score: float | None = None,
         rerank: Reranker | None = None,
@@ -271,18 +273,22 @@ class Index:
             k: The maximum number of hits, >= 1.
             filter: Search only documents whose metadata match, such as ``{"year": {"$gte": 2020}}``.
             exact: Whether the store must search exactly, without its approximate index.
+            group_by: ``"parent"`` returns the k best parents instead of the k best chunks: of the chunks of one
+                document, only the best is a hit, whose ``document.passage`` says where it is. A document that was
+                not cut is its own parent. Chunks that are not among the method's candidates do not count, as
+                without groups; if the candidates belong to fewer than k parents, those of others are added.
             offset: The number of hits to skip first, >= 0: ``offset=20, k=10`` is the third page of ten.
             min_score: Omit hits with a lower score.
             rerank: A re-ranker, such as ``CrossEncoder("BAAI/bge-reranker-v2-m3")``, that orders the best hits
-                again by its own scores. The query must be a text.
+                (with ``group_by``, the best chunk of each parent) again by its own scores. The query must be a text.
             rerank_depth: How many of the best hits are re-ranked, >= 1; never fewer than ``offset + k``.
 
         Returns:
             The hits, best first, equal scores by id; each has the scores of all components stored.
 
         Raises:
-            InvalidInput: The query, method, k, offset, min_score or filter is not valid, or the re-ranker did
-                not return one finite score for each document.
+            InvalidInput: The query, method, k, group_by, offset, min_score or filter is not valid, or the re-ranker
+                did not return one finite score for each document.
             ModelMismatch: The embeddings of the query come from a different model.
             BackendError: The store failed or refused the operation.
         """
@@ -294,6 +300,7 @@ class Index:
                 k=k,
                 filter=filter,
                 exact=exact,
+                group_by=group_by,
                 offset=offset,
                 min_score=min_score,
                 rerank=rerank,
@@ -309,6 +316,7 @@ class Index:
         k: int = 10,
         filter: RawFilter | None = None,
         exact: bool = False,
+        group_by: GroupBy | None = None,
         offset: int = 0,
         min_score: float | None = None,
         rerank: Reranker | None = None,
@@ -322,6 +330,7 @@ class Index:
             k: The maximum number of hits of each query, >= 1.
             filter: As in ``search``.
             exact: As in ``search``.
+            group_by: As in ``search``.
             offset: As in ``search``.
             min_score: As in ``search``.
             rerank: As in ``search``; every query must be a text.
@@ -331,8 +340,8 @@ class Index:
             The hits of each query, in the order of the queries.
 
         Raises:
-            InvalidInput: A query (the message says which), the method, k, offset, min_score or the filter is
-                not valid, or the re-ranker did not return one finite score for each document.
+            InvalidInput: A query (the message says which), the method, k, group_by, offset, min_score or the filter
+                is not valid, or the re-ranker did not return one finite score for each document.
             ModelMismatch: The embeddings of a query come from a different model.
             BackendError: The store failed or refused the operation.
         """
@@ -344,6 +353,7 @@ class Index:
                 k=k,
                 filter=filter,
                 exact=exact,
+                group_by=group_by,
                 offset=offset,
                 min_score=min_score,
                 rerank=rerank,

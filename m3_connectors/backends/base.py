@@ -55,6 +55,9 @@ Scanning
  B29 ``passing_ids`` yields the id of each document that passes a filter once, in any order and in bounded memory. A
      document that is stored before the scan begins, and neither replaced nor deleted until it ends, is among them,
      whatever is written meanwhile. ``present`` returns those of the ids that are stored.
+Groups
+ B30 ``search(group_by="parent")`` returns k parents if that many pass the filter and can be listed, each once with its
+     best candidate: the same as the reference.
 """
 
 from __future__ import annotations
@@ -80,6 +83,7 @@ from m3_connectors.documents import Document, check_documents, check_id
 from m3_connectors.embeddings import Component, Float32, M3Embeddings
 from m3_connectors.errors import DocumentNotFound, InvalidInput, Unsupported
 from m3_connectors.filters import Filter
+from m3_connectors.grouping import GroupBy, best_of_parents, check_group_by
 from m3_connectors.methods import Method, rank
 from m3_connectors.reranking import check_count
 from m3_connectors.search import Candidates, Deleted, Key, Lists, ScoredId, search
@@ -416,8 +420,9 @@ class Backend(abc.ABC):
         *,
         filter: Filter | None = None,
         exact: bool = False,
+        group_by: GroupBy | None = None,
     ) -> list[ScoredId]:
-        """B24–B27. Return the k best documents by a method.
+        """B24–B27, B30. Return the k best documents by a method.
 
         Args:
             query: One text, with at least the components of the method.
@@ -425,15 +430,29 @@ class Backend(abc.ABC):
             k: The largest number of hits, >= 1.
             filter: Only documents that pass it are returned.
             exact: Use no approximate list; slower, for evaluation.
+            group_by: ``"parent"`` returns only the best hit of each parent (``grouping``), with its document.
 
         Raises:
-            InvalidInput: ``k`` < 1, or the query lacks a component, is not finite or has a wrong width.
+            InvalidInput: ``k`` < 1, ``group_by`` is unknown, or the query lacks a component, is not finite or has a
+                wrong width.
             ModelMismatch: The query comes from another model.
         """
         k = check_count("k", k, least=1)
+        check_group_by(group_by)
         self._require(Capability.EXACT, asked=exact)
         check_query(self.schema, self.collection, method.components, query, f'method "{method.name}"')
         check_filter(self.schema, self.collection, filter)
+
+        async def ask(depth: int, passing: Filter | None) -> list[ScoredId]:
+            return await self._ranked(query, method, depth, passing, exact)
+
+        if group_by is None:
+            return await ask(k, filter)
+        return await best_of_parents(ask, self.fetch, k, min(method.candidates.values()), filter)
+
+    async def _ranked(
+        self, query: M3Embeddings, method: Method, k: int, filter: Filter | None, exact: bool
+    ) -> list[ScoredId]:
         method = method.deep_enough(k)
         depths = await self._reachable(method.candidates)
         if depths is not method.candidates:
