@@ -5,7 +5,15 @@ A record that cannot be read becomes a dead letter with its file, line number an
 
 from __future__ import annotations
 
-from m3_connectors.readers.dead_letters import CUT_SUFFIX, CutLetter, DeadLetter, DeadLetterFiles, ReportFiles
+from m3_connectors.readers.dead_letters import (
+    CUT_SUFFIX,
+    DROPPED_SUFFIX,
+    CutLetter,
+    DeadLetter,
+    DeadLetterFiles,
+    DroppedLetter,
+    ReportFiles,
+)
 from m3_connectors.readers.fields import Fields
 from m3_connectors.readers.formats import FORMATS, ReadOptions, format_names, is_records
 from m3_connectors.readers.inputs import Input
@@ -15,10 +23,12 @@ from m3_connectors.readers.sources import check_sources, files_of, read_document
 
 __all__ = [
     "CUT_SUFFIX",
+    "DROPPED_SUFFIX",
     "FORMATS",
     "CutLetter",
     "DeadLetter",
     "DeadLetterFiles",
+    "DroppedLetter",
     "Fields",
     "Found",
     "Input",
