@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from m3_connectors.backends.registry import DEFAULT_COLLECTION, is_persistent
 from m3_connectors.backends.schema import Storage
 from m3_connectors.backends.urls import redacted
-from m3_connectors.blocking import Index, connect
 from m3_connectors.cli.console import duration, out, plural, print_json, warn
 from m3_connectors.cli.documents import open_existing
 from m3_connectors.cli.options import Collection, Components, Debug, Json, Url, check_store
@@ -25,6 +24,9 @@ from m3_connectors.cli.sources import (
 )
 from m3_connectors.errors import NotFound
 from m3_connectors.shards import EmbeddingsFolder
+
+if TYPE_CHECKING:
+    from m3_connectors.blocking import Index
 
 Folder = Annotated[
     Path,
@@ -107,6 +109,8 @@ def import_(
 
 def open_for(saved: EmbeddingsFolder, url: str, collection: str, storage: Storage | None) -> Index:
     """Open a collection for saved embeddings, or create it with the storage of those, unless another one is given."""
+    from m3_connectors.blocking import connect
+
     try:
         return connect(url, collection, storage=storage, create=False)
     except NotFound:
