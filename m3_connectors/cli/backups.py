@@ -79,13 +79,13 @@ def import_(
     """
     check_store(url, collection)
     storage = storage_of(components, multivector_dtype, long_documents, pool_factor, pool_from_rows)
-    saved = EmbeddingsFolder(folder)
-    saved.check_finished()
     if not is_persistent(url):
         raise typer.BadParameter(
             f"{redacted(url)} is discarded when this command ends. Use a folder such as qdrant:./data.",
             param_hint="URL",
         )
+    saved = EmbeddingsFolder(folder)
+    saved.check_finished()
     with open_for(saved, url, collection, storage) as index, Progress() as progress:
         total = saved.document_count()
         report = index.import_(
