@@ -17,7 +17,7 @@ from m3_connectors.documents import Document, check_documents
 from m3_connectors.errors import InvalidInput
 from m3_connectors.index import Encoder
 from m3_connectors.ingestion.chunking import Chunking, TokenSpans
-from m3_connectors.ingestion.ledger import Ledger, Version, content_hash
+from m3_connectors.ingestion.ledger import Ledger, Version, content_hash, stored_hash
 from m3_connectors.ingestion.verifying import Verification, verify
 
 _WHOLE = Chunking()
@@ -203,7 +203,7 @@ class _Run:
                 self._on_refused(document, str(error).splitlines()[0])
                 continue
             if self._chunking.kind != "none":
-                version = dataclasses.replace(version, chunks=len(parts))
+                version = dataclasses.replace(version, chunks=len(parts), stored=stored_hash(parts))
             begin, self._cut = self._cut, self._cut + len(parts)
             replaces = under_way is None and self._ledger.known(document.id) is not None
             self._under_way.append(_Parent(version, begin, self._cut, replaces))
