@@ -211,7 +211,7 @@ def run(
         DeadLetterFiles(Path.cwd()) as dead,
         ReportFiles(Path.cwd(), CUT_SUFFIX) as cut,
         Ledger(ledger_path(to, collection), to, collection) as ledger,
-        Curating(curation, sources, Path.cwd(), ledger) as curating,
+        Curating(curation, sources, Path.cwd(), ledger.path) as curating,
     ):
         reading = _Reading(dead, cut, max_errors)
         documents = curating.curated(
