@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import os
 import threading
 import weakref
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
@@ -22,8 +23,9 @@ from m3_connectors.backends.base import Backend, Schema, Storage
 from m3_connectors.backends.listing import CollectionInfo
 from m3_connectors.backends.registry import DEFAULT_COLLECTION
 from m3_connectors.backends.scanning import document_pages, id_pages, parts
+from m3_connectors.backup import ExportReport, ImportReport
 from m3_connectors.documents import Document, Hit
-from m3_connectors.embeddings import Component, M3Embeddings
+from m3_connectors.embeddings import Component, M3Embeddings, ModelInfo
 from m3_connectors.errors import InvalidInput
 from m3_connectors.explanation import Explanation
 from m3_connectors.filters import Filter, parse_filter
@@ -491,6 +493,46 @@ class Index:
         """
         self._loop.run(self._index.optimize)
 
+    def export(self, folder: str | os.PathLike[str], *, progress: Progress | None = None) -> ExportReport:
+        """Write all documents with their vectors to a folder of Parquet files: a backup, or a copy for another store.
+
+        The folder has the vectors as the collection stores them; ``import_`` puts them into any store, without the
+        model. An earlier export in the folder is replaced when this one is complete. Needs pyarrow (the extra
+        ``parquet``).
+
+        Args:
+            folder: The folder, which is created. It must be empty, or hold an export of the same collection.
+            progress: Called with the number of documents written so far, on the event loop.
+
+        Raises:
+            InvalidInput: The folder has other files, or embeddings of another model or storage.
+            MissingDependency: pyarrow is not installed.
+            BackendError: The store failed or refused the operation.
+        """
+        return self._loop.run(partial(self._index.export, folder, progress=progress))
+
+    def import_(self, folder: str | os.PathLike[str], *, progress: Progress | None = None) -> ImportReport:
+        """Store the documents of a folder that ``export`` or ``m3 ingest --save-embeddings`` wrote, without a model.
+
+        With the same precision, the collection gets the same vectors, bit for bit, and every search the same result.
+        Documents with the same ids are replaced. Repeat the call to continue after an error.
+
+        Args:
+            folder: The folder.
+            progress: Called with the number of documents stored so far, on the event loop.
+
+        Returns:
+            A report: how many documents were stored, and what is different from what was saved, such as the precision.
+
+        Raises:
+            InvalidInput: A file is missing, damaged or of another version, the folder is incomplete, or it lacks a
+                component that the collection stores.
+            ModelMismatch: The folder's embeddings come from a different model than the collection's.
+            MissingDependency: pyarrow is not installed.
+            BackendError: The store failed or refused the operation.
+        """
+        return self._loop.run(partial(self._index.import_, folder, progress=progress))
+
     def drop(self) -> None:
         """Delete the collection with all its documents, and close the index.
 
@@ -618,6 +660,7 @@ def connect(
     storage: Storage | None = None,
     weights: WeightsByMethod | None = None,
     create: bool = True,
+    model: ModelInfo | None = None,
     **options: Any,
 ) -> Index:
     """Open or create a collection: ``index = connect(…)`` or ``with connect(…) as index``.
@@ -631,8 +674,9 @@ def connect(
             collection must have the same storage.
         weights: A weights file, as ``m3 tune`` writes it, or weights by method name. Methods given by name
             use these weights instead of the model's.
-        create: Whether to create the collection if it does not exist (this needs an encoder, whose model is
+        create: Whether to create the collection if it does not exist (this needs an encoder or a model, which is
             recorded). If several callers start at the same time, one creates it and the others open it.
+        model: The model of the embeddings that the collection takes, if there is no encoder.
         **options: The options of the store, such as ``api_key``, ``ca_certs``, ``timeout_seconds`` or
             ``refresh``; docs/servers.md lists them. Unknown options are refused.
 
@@ -655,6 +699,7 @@ def connect(
             storage=storage,
             weights=weights,
             create=create,
+            model=model,
             **options,
         )
         return Index(loop.run(opened), loop)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from functools import partial
 from types import TracebackType
@@ -17,6 +18,7 @@ from m3_connectors.backends.base import Backend, Schema, ScoredId
 from m3_connectors.backends.checks import check_components, check_model
 from m3_connectors.backends.scanning import document_pages, flat, id_pages, parts
 from m3_connectors.backends.together import together
+from m3_connectors.backup import ExportReport, ImportReport, export, restore
 from m3_connectors.completing import ComponentWriter
 from m3_connectors.documents import Document, Hit
 from m3_connectors.embeddings import COMPONENTS, Component, M3Embeddings, ModelInfo
@@ -466,6 +468,50 @@ class AsyncIndex:
             BackendError: The store failed or refused the operation.
         """
         await self._backend.optimize()
+
+    async def export(
+        self, folder: str | os.PathLike[str], *, progress: Progress | None = None
+    ) -> ExportReport:
+        """Write all documents with their vectors to a folder of Parquet files: a backup, or a copy for another store.
+
+        The folder has the vectors as the collection stores them; ``import_`` puts them into any store, without the
+        model. An earlier export in the folder is replaced when this one is complete. Needs pyarrow (the extra
+        ``parquet``).
+
+        Args:
+            folder: The folder, which is created. It must be empty, or hold an export of the same collection.
+            progress: Called with the number of documents written so far, on the event loop.
+
+        Raises:
+            InvalidInput: The folder has other files, or embeddings of another model or storage.
+            MissingDependency: pyarrow is not installed.
+            BackendError: The store failed or refused the operation.
+        """
+        return await export(self._backend, self.scan_embeddings(), folder, progress)
+
+    async def import_(
+        self, folder: str | os.PathLike[str], *, progress: Progress | None = None
+    ) -> ImportReport:
+        """Store the documents of a folder that ``export`` or ``m3 ingest --save-embeddings`` wrote, without a model.
+
+        With the same precision, the collection gets the same vectors, bit for bit, and every search the same result.
+        Documents with the same ids are replaced. Repeat the call to continue after an error.
+
+        Args:
+            folder: The folder.
+            progress: Called with the number of documents stored so far, on the event loop.
+
+        Returns:
+            A report: how many documents were stored, and what is different from what was saved, such as the precision.
+
+        Raises:
+            InvalidInput: A file is missing, damaged or of another version, the folder is incomplete, or it lacks a
+                component that the collection stores.
+            ModelMismatch: The folder's embeddings come from a different model than the collection's.
+            MissingDependency: pyarrow is not installed.
+            BackendError: The store failed or refused the operation.
+        """
+        return await restore(self._backend, folder, progress)
 
     async def drop(self) -> None:
         """Delete the collection with all its documents, and close the index.

@@ -217,21 +217,37 @@ class Backend(abc.ABC):
         if documents:
             await self._upsert(documents, embeddings)
 
+    async def restore(self, documents: Sequence[Document], embeddings: M3Embeddings) -> None:
+        """B6–B8. Store documents with embeddings that a collection returned: as ``upsert``, without pooling them again.
+
+        Raises:
+            InvalidInput: The documents or vectors cannot be stored; nothing was stored.
+            ModelMismatch: The vectors come from another model; nothing was stored.
+        """
+        documents, embeddings = self._checked_write(documents, embeddings)
+        if documents:
+            await self._upsert(documents, embeddings)
+
     async def _prepared(
         self, documents: Sequence[Document], embeddings: M3Embeddings
     ) -> tuple[Sequence[Document], M3Embeddings]:
         """Return checked documents, and their embeddings as a store receives them."""
-        documents = check_documents(documents)
-        if len({document.id for document in documents}) < len(documents):
-            raise InvalidInput(
-                "two documents of one upsert have the same id.\n  Keep only the last document of each id."
-            )
-        embeddings = check_stored(self.schema, self.collection, len(documents), embeddings)
+        documents, embeddings = self._checked_write(documents, embeddings)
         storage = self.schema.storage
         if long_documents(storage, embeddings).any():
             # In a thread, because pooling takes half a second for 8,191 rows.
             embeddings = await anyio.to_thread.run_sync(pool_long, storage, embeddings)
         return documents, embeddings
+
+    def _checked_write(
+        self, documents: Sequence[Document], embeddings: M3Embeddings
+    ) -> tuple[Sequence[Document], M3Embeddings]:
+        documents = check_documents(documents)
+        if len({document.id for document in documents}) < len(documents):
+            raise InvalidInput(
+                "two documents of one upsert have the same id.\n  Keep only the last document of each id."
+            )
+        return documents, check_stored(self.schema, self.collection, len(documents), embeddings)
 
     async def delete(self, ids: Sequence[str]) -> int:
         """B9. Remove documents by id; return how many were stored."""

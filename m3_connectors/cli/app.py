@@ -25,6 +25,8 @@ _MODULES = {
     "collections": "collections",
     "get": "documents",
     "delete": "documents",
+    "export": "backups",
+    "import": "backups",
     "eval": "evaluate",
     "compare": "compare",
     "tune": "tune",
@@ -36,7 +38,7 @@ _MODULES = {
 }
 """The commands in the order of the help, and the modules of ``cli`` that define them."""
 
-_FUNCTIONS = {"add-component": "add_component", "eval": "evaluate"}
+_FUNCTIONS = {"add-component": "add_component", "import": "import_", "eval": "evaluate"}
 """What defines a command where it has another name."""
 
 
