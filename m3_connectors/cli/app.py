@@ -38,7 +38,7 @@ _MODULES = {
 }
 """The commands in the order of the help, and the modules of ``cli`` that define them."""
 
-_FUNCTIONS = {"add-component": "add_component", "eval": "evaluate", "import": "import_"}
+_FUNCTIONS = {"add-component": "add_component", "import": "import_", "eval": "evaluate"}
 """What defines a command where it has another name."""
 
 

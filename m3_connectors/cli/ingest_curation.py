@@ -157,7 +157,7 @@ class Curating:
         curation: What is dropped.
         sources: The sources, whose reports of an earlier run are removed.
         directory: The folder of the reports.
-        ledger: Which documents the collection may hold.
+        ledger: The ledger, which says which documents the collection may hold; None if nothing is kept.
 
     Raises:
         InvalidInput: A language cannot be detected, or a report cannot be written.
@@ -169,12 +169,13 @@ class Curating:
         curation: Curation,
         sources: Sequence[Path],
         directory: Path,
-        ledger: Ledger,
+        ledger: Path | None,
     ) -> None:
         self._curator = Curator(curation.stages(), self._drop)
         self._asked = bool(curation)
         self._files = ReportFiles(directory, DROPPED_SUFFIX)
-        self._ledger = ledger
+        self._ledger_path = ledger if ledger is not None and ledger.exists() else None
+        self._ledger: Ledger | None = None
         self._known = 0
         for source in sources:
             self._files.begin(source)
@@ -228,15 +229,26 @@ class Curating:
     ) -> None:
         self._files.__exit__(kind, error, trace)
         self._curator.__exit__(kind, error, trace)
+        if self._ledger is not None:
+            self._ledger.close()
 
     def _drop(self, dropped: Dropped) -> None:
         source, file = self._place()
         id = dropped.document.id
-        known = self._ledger.known(id) is not None
+        known = self._is_known(id)
         self._known += known
         value, original = dropped.value, dropped.duplicate_of
         letter = DroppedLetter(id, shown(file), dropped.stage, dropped.reason, value, original, known)
         self._files.write(source, letter)
+
+    def _is_known(self, id: str) -> bool:
+        if self._ledger_path is None:
+            return False
+        if self._ledger is None:
+            from m3_connectors.ingestion import Ledger
+
+            self._ledger = Ledger(self._ledger_path)
+        return self._ledger.known(id) is not None
 
     def _counts(self) -> str:
         return ", ".join(f"{count:,} {stage}" for stage, count in self._curator.report.dropped.items())
