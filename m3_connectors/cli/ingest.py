@@ -23,6 +23,7 @@ from m3_connectors.cli.ingest_curation import (
     curation_of,
 )
 from m3_connectors.cli.ingest_dry_run import DryRun, Show, show_first
+from m3_connectors.cli.ingest_embeddings import SaveEmbeddings, saved_folders
 from m3_connectors.cli.ingest_report import names
 from m3_connectors.cli.ingest_retry import WAIT_SECONDS, Wait, retry
 from m3_connectors.cli.ingest_run import Target, store
@@ -129,6 +130,7 @@ def run(
         ),
     ] = None,
     wait: Wait = WAIT_SECONDS,
+    save_embeddings: SaveEmbeddings = None,
     text: TextField = "text",
     id: IdField = None,
     metadata: MetadataFields = None,
@@ -178,6 +180,7 @@ def run(
     sources = with_query(sources, query)
     fields = fields_of(text, id, metadata, mapping)
     check_sources(sources, options)
+    embedded = saved_folders(sources)
     if dry_run:
         show_first(sources, fields, options, chunk, model=model, count=show, json=json)
         return
@@ -188,7 +191,8 @@ def run(
         )
     storage = storage_of(components, multivector_dtype, long_documents, pool_factor, pool_from_rows)
     left_out = store_folder(to)
-    target = Target(to, collection, model, storage, chunk)
+    saved = embedded[0] if embedded else None
+    target = Target(to, collection, model, storage, chunk, saved, save_embeddings)
     curation = curation_of(
         languages, tag_languages, drop_duplicates, characters, words, min_letters, max_broken, max_repeated
     )
@@ -197,12 +201,13 @@ def run(
         ReportFiles(Path.cwd(), CUT_SUFFIX) as cut,
         Curating(curation, sources, Path.cwd(), target.ledger_path) as curating,
     ):
-        reading = Reading(dead, cut, max_errors, chunk, files_of(sources, options, left_out))
+        files = [] if embedded else files_of(sources, options, left_out)
+        reading = Reading(dead, cut, max_errors, chunk, files)
         documents = reading.documents(sources, fields, options, left_out)
         store(
             target,
             reading,
-            curating.curated(documents, reading.place),
+            reading.parts(embedded) if embedded else curating.curated(documents, reading.place),
             partial(_nothing_indexed, sources, dead, excludes=bool(exclude)),
             json=json,
             curating=curating,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from m3_connectors.backends.registry import is_persistent
 from m3_connectors.backends.urls import redacted
 from m3_connectors.cli.console import INTERRUPTED, err, print_json, warn
 from m3_connectors.cli.ingest_curation import Curating
+from m3_connectors.cli.ingest_embeddings import open_target, print_saved, saving
 from m3_connectors.cli.ingest_report import as_json, print_report
 from m3_connectors.cli.opening import create_index
 from m3_connectors.cli.reading import Reading, stored
@@ -22,6 +23,9 @@ from m3_connectors.errors import InvalidInput, M3Error
 
 if TYPE_CHECKING:
     from m3_connectors.backends.schema import Storage
+    from m3_connectors.blocking import Index
+    from m3_connectors.ingestion import IngestReport
+    from m3_connectors.shards import EmbeddingsFolder, Part
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +38,8 @@ class Target:
         model: The value of ``--model``.
         storage: How a new collection stores its vectors; None for the default.
         chunking: How documents are cut, as ``Chunking.parse`` reads it.
+        saved: The folder that the documents come from with their embeddings; None if they are encoded.
+        save: The folder in which the embeddings are kept; None for no folder.
     """
 
     url: str
@@ -41,6 +47,22 @@ class Target:
     model: str | None
     storage: Storage | None
     chunking: str
+    saved: EmbeddingsFolder | None = None
+    save: Path | None = None
+
+    def open(self) -> Index:
+        """Open the collection, or create it."""
+        if self.saved is not None:
+            return open_target(self.saved, self.url, self.collection, self.storage)
+        return create_index(self.url, self.collection, self.model, self.storage)
+
+    def ingest(self, documents: Iterable[Any], index: Index, **options: Any) -> IngestReport:
+        """Store documents, or parts of a folder of embeddings."""
+        from m3_connectors.ingestion import Chunking, ingest, ingest_embedded
+
+        if self.saved is not None:
+            return ingest_embedded(documents, index, saved=self.saved.schema, **options)
+        return ingest(documents, index, chunking=Chunking.parse(self.chunking), **options)
 
     @property
     def ledger_path(self) -> Path | None:
@@ -53,7 +75,7 @@ class Target:
 def store(
     target: Target,
     reading: Reading,
-    documents: Iterator[Document],
+    documents: Iterator[Document] | Iterator[Part],
     nothing: Callable[[], InvalidInput],
     *,
     json: bool,
@@ -65,7 +87,7 @@ def store(
     Args:
         target: Where.
         reading: Follows the documents.
-        documents: The documents.
+        documents: The documents, or parts of the folder ``target.saved``.
         nothing: Returns the error if there are none, or none can be stored.
         json: Whether to print the report as JSON.
         curating: What curates the documents.
@@ -76,7 +98,7 @@ def store(
         BackendError: The store failed.
         typer.Exit: The user has interrupted the run.
     """
-    from m3_connectors.ingestion import Chunking, Ledger, ingest
+    from m3_connectors.ingestion import Ledger
 
     url, collection = target.url, target.collection
     path = target.ledger_path
@@ -90,14 +112,16 @@ def store(
             raise (curating and curating.nothing_kept()) or nothing()
         with (
             Ledger(path, url, collection) as ledger,
-            create_index(url, collection, target.model, target.storage) as index,
+            target.open() as index,
+            saving(target.save, index) as keeper,
             reading.shown(),
         ):
-            report = ingest(
+            if keeper is not None:
+                options["on_embedded"] = keeper.on_embedded
+            report = target.ingest(
                 itertools.chain([first], documents),
                 index,
                 ledger=ledger,
-                chunking=Chunking.parse(target.chunking),
                 origin=reading.origin,
                 unread=reading.may_have,
                 progress=reading.stored,
@@ -106,6 +130,7 @@ def store(
                 on_wait=reading.waiting,
                 **options,
             )
+            kept = keeper.finish() if keeper is not None and not reading.interrupted else None
             schema, count = index.schema, index.count()
     except KeyboardInterrupt:
         reading.interrupted = True
@@ -127,8 +152,11 @@ def store(
                 "chunking": target.chunking,
                 **as_json(report, reading, schema, count),
                 "curation": curating.as_json() if curating else None,
+                "saved": kept and {"folder": str(target.save), **dataclasses.asdict(kept)},
             }
         )
     else:
         dropped = curating.summary(sync=bool(options.get("sync"))) if curating else None
         print_report(report, reading, schema, dropped)
+        if kept is not None:
+            print_saved(kept, target.save)

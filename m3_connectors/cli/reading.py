@@ -30,6 +30,7 @@ from m3_connectors.readers.urls import source_of
 if TYPE_CHECKING:
     from m3_connectors.ingestion import Origin, RefusedDocument, Wait
     from m3_connectors.ingestion.ledger import Version
+    from m3_connectors.shards import EmbeddingsFolder, Part
     from m3_connectors.writing import CutDocument
 
 _SHOWN_COLUMNS = 20
@@ -108,6 +109,19 @@ class Reading:
             self._position.read(document)
             self._show()
             yield document
+
+    def parts(self, folders: Iterable[EmbeddingsFolder]) -> Iterator[Part]:
+        """Yield the documents of folders of embeddings, with these, until the user interrupts."""
+        for folder in folders:
+            self._begin_source(folder.path)
+            self._begin_file(folder.path, folder.path)
+            for documents, embeddings in folder.parts():
+                if self.interrupted:
+                    return
+                for document in documents:
+                    self._position.read(document)
+                self._show()
+                yield documents, embeddings
 
     def place(self) -> tuple[Source, Source]:
         """Return the source and the file of the document that was read last."""

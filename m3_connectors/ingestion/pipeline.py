@@ -146,6 +146,18 @@ def ingest(
             on_embedded(stored.documents, stored.embeddings)
         run.acknowledge(stored)
         progress(run.documents, run.unchanged)
+    return finished(run, writer, sync, unread, missing, began)
+
+
+def finished(
+    run: Run,
+    writer: TolerantWriter,
+    sync: Sequence[str],
+    unread: Callable[[Version], bool],
+    missing: Verification | None,
+    began: float,
+) -> IngestReport:
+    """Remove what the sources no longer have, and return the report of a run."""
     removed, kept = run.remove_gone(sync, unread)
     return IngestReport(
         read=run.read,
