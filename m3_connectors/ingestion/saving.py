@@ -1,9 +1,9 @@
 """Keep the embeddings of a run in a folder, and make the folder equal to the collection at its end.
 
-A batch is written to the folder after the store has acknowledged it, and its shard may be complete only later: a
-process that is killed in between leaves the folder behind the collection. The same is true of documents that were stored
-before the folder was begun, or removed. At the end of a run, the folder is therefore compared with the collection: what
-it lacks is read from the store, which takes no model.
+A batch is written to the folder after the store has acknowledged it, and its shard may be complete only later. A
+process that is killed in between leaves the folder behind the collection. The folder may also have been begun after
+documents were stored, and it has documents that were removed since. At the end of a run, it is therefore compared
+with the collection: what it lacks is read from the store, which takes no model.
 """
 
 from __future__ import annotations
