@@ -15,6 +15,18 @@ from m3_connectors.adding import CutDocument
 from m3_connectors.backends.registry import DEFAULT_COLLECTION, is_persistent
 from m3_connectors.backends.urls import redacted
 from m3_connectors.cli.console import INTERRUPTED, duration, err, out, plural, print_json, warn
+from m3_connectors.cli.ingest_curation import (
+    Characters,
+    Curating,
+    DropDuplicates,
+    Languages,
+    MaxBroken,
+    MaxRepeated,
+    MinLetters,
+    TagLanguages,
+    Words,
+    curation_of,
+)
 from m3_connectors.cli.ingest_dry_run import DryRun, Show, show_first
 from m3_connectors.cli.ingest_verify import To, print_verification, verify
 from m3_connectors.cli.opening import create_index
@@ -141,6 +153,14 @@ def run(
     delimiter: Delimiter = None,
     format: FormatName = None,
     exclude: Exclude = None,
+    languages: Languages = None,
+    tag_languages: TagLanguages = False,
+    drop_duplicates: DropDuplicates = None,
+    characters: Characters = None,
+    words: Words = None,
+    min_letters: MinLetters = None,
+    max_broken: MaxBroken = None,
+    max_repeated: MaxRepeated = None,
     long_documents: LongDocuments = None,
     pool_factor: PoolFactor = None,
     pool_from_rows: PoolFromRows = None,
@@ -152,7 +172,8 @@ def run(
     """Store the documents of files and folders. Run it again to continue, or to update what has changed.
 
     A ledger on this machine records what the store has acknowledged: what is unchanged is not encoded again. Records
-    that cannot be read are skipped and written to SOURCE.dead.jsonl with the reason.
+    that cannot be read are skipped and written to SOURCE.dead.jsonl with the reason, and documents that curation drops
+    to SOURCE.dropped.jsonl.
     """
     from m3_connectors.ingestion import Chunking, Ledger, ledger_path
 
@@ -182,17 +203,24 @@ def run(
             "--sync removes what a source no longer has, which a stream cannot say. Give files or folders.",
             param_hint="--sync",
         )
+    curation = curation_of(
+        languages, tag_languages, drop_duplicates, characters, words, min_letters, max_broken, max_repeated
+    )
     storage = storage_of(components, multivector_dtype, long_documents, pool_factor, pool_from_rows)
     with (
         DeadLetterFiles(Path.cwd()) as dead,
         ReportFiles(Path.cwd(), CUT_SUFFIX) as cut,
         Ledger(ledger_path(to, collection), to, collection) as ledger,
+        Curating(curation, sources, Path.cwd(), ledger.path) as curating,
     ):
         reading = _Reading(dead, cut, max_errors)
-        documents = reading.documents(sources, fields, options, store_folder(to))
+        documents = curating.curated(
+            reading.documents(sources, fields, options, store_folder(to)),
+            reading.place,
+        )
         first = next(documents, None)
         if first is None:  # also with --sync: a folder that is not mounted looks like an empty one
-            raise _nothing_read(sources, dead)
+            raise curating.nothing_kept() or _nothing_read(sources, dead)
         with create_index(to, collection, model, storage) as index, reading.shown():
             from m3_connectors.ingestion import ingest as run_ingest
 
@@ -217,11 +245,10 @@ def run(
         err.print(f"{_so_far(reading.done)}. Run the same command to continue.")
         raise typer.Exit(INTERRUPTED)
     if json:
-        print_json(
-            {"url": redacted(to), "collection": collection, "chunking": chunk, **_as_json(report, dead, cut)}
-        )
+        about = {"url": redacted(to), "collection": collection, "chunking": chunk}
+        print_json({**about, **_as_json(report, dead, cut), "curation": curating.as_json()})
     else:
-        _print(report, dead, cut)
+        _print(report, dead, cut, curating.summary(sync))
 
 
 class _Reading:
@@ -259,6 +286,10 @@ class _Reading:
             if self.interrupted:
                 return
             yield document
+
+    def place(self) -> tuple[Path, Path]:
+        """Return the source and the file of the document that was read last."""
+        return self._source, self._file
 
     def origin(self) -> Origin:
         """Return where the document comes from that was read last."""
@@ -355,7 +386,7 @@ def _as_json(report: IngestReport, dead: DeadLetterFiles, cut: ReportFiles) -> d
     }
 
 
-def _print(report: IngestReport, dead: DeadLetterFiles, cut: ReportFiles) -> None:
+def _print(report: IngestReport, dead: DeadLetterFiles, cut: ReportFiles, dropped: str | None) -> None:
     if report.missing is not None:
         print_verification(report.missing)
     parts = [plural(report.documents, "document")]
@@ -375,6 +406,8 @@ def _print(report: IngestReport, dead: DeadLetterFiles, cut: ReportFiles) -> Non
         )
     if dead.count:
         parts.append(f"{dead.count:,} skipped (see {_names(dead)})")
+    if dropped is not None:
+        parts.append(dropped)
     parts.append(duration(report.seconds))
     if report.documents:
         parts.append(f"encoder busy {report.encoder_busy_share:.0%}")

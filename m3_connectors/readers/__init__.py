@@ -5,7 +5,15 @@ A record that cannot be read becomes a dead letter with its file, line number an
 
 from __future__ import annotations
 
-from m3_connectors.readers.dead_letters import CUT_SUFFIX, CutLetter, DeadLetter, DeadLetterFiles, ReportFiles
+from m3_connectors.readers.dead_letters import (
+    CUT_SUFFIX,
+    DROPPED_SUFFIX,
+    CutLetter,
+    DeadLetter,
+    DeadLetterFiles,
+    DroppedLetter,
+    ReportFiles,
+)
 from m3_connectors.readers.fields import Fields
 from m3_connectors.readers.formats import FORMATS, ReadOptions, format_names, is_records
 from m3_connectors.readers.inputs import Input, Source, origin_name
@@ -19,11 +27,13 @@ from m3_connectors.readers.urls import Url, source_of
 
 __all__ = [
     "CUT_SUFFIX",
+    "DROPPED_SUFFIX",
     "FORMATS",
     "SCHEMES",
     "CutLetter",
     "DeadLetter",
     "DeadLetterFiles",
+    "DroppedLetter",
     "Fields",
     "Found",
     "Input",

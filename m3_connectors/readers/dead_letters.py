@@ -1,4 +1,4 @@
-"""Report files of a run: dead letters (skipped records with reasons) and truncated texts."""
+"""Report files of a run: dead letters (skipped records with reasons), truncated texts, and dropped documents."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from m3_connectors.readers.urls import Url
 
 SUFFIX = ".dead.jsonl"
 CUT_SUFFIX = ".cut.jsonl"
+DROPPED_SUFFIX = ".dropped.jsonl"
 _LONGEST_LINE_BYTES = 2**20
 
 
@@ -59,9 +60,32 @@ class CutLetter:
     lost_share: float
 
 
+@dataclasses.dataclass(frozen=True)
+class DroppedLetter:
+    """One document that curation dropped.
+
+    Attributes:
+        id: The id of the document.
+        file: The path of the file that it came from, as the caller would type it.
+        stage: The stage that dropped it.
+        reason: Why it was dropped, in one line.
+        value: The value that decided, such as a share or a similarity.
+        duplicate_of: The id of the earlier document that it duplicates; None if it is not a duplicate.
+        known: Whether the ledger knows a document of this id, which the collection may hold.
+    """
+
+    id: str
+    file: str
+    stage: str
+    reason: str
+    value: float | str
+    duplicate_of: str | None
+    known: bool
+
+
 def is_report(path: Path) -> bool:
     """Return whether a file is a report of an earlier run, judged by its name and its first line."""
-    for suffix, kind in ((SUFFIX, DeadLetter), (CUT_SUFFIX, CutLetter)):
+    for suffix, kind in ((SUFFIX, DeadLetter), (CUT_SUFFIX, CutLetter), (DROPPED_SUFFIX, DroppedLetter)):
         if path.name.endswith(suffix):
             try:
                 with path.open("rb") as file:
@@ -104,7 +128,7 @@ class ReportFiles:
             with self._needed(path):
                 path.unlink(missing_ok=True)
 
-    def write(self, source: Source, letter: DeadLetter | CutLetter) -> None:
+    def write(self, source: Source, letter: DeadLetter | CutLetter | DroppedLetter) -> None:
         """Write one line about a source.
 
         Raises:
@@ -136,7 +160,7 @@ class ReportFiles:
         except OSError as error:
             raise InvalidInput(
                 f"the report {path} cannot be written: {error.strerror or error}. It would name documents that are "
-                "skipped or cut.\n  Run m3 index in a folder where files can be written."
+                "skipped, cut or dropped.\n  Run m3 index in a folder where files can be written."
             ) from error
 
     def _path(self, source: Source) -> Path:
