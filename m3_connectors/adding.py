@@ -96,10 +96,12 @@ class Stored:
     Attributes:
         documents: The documents of the batch; of those with the same id, the last.
         cut: Those of them whose text was truncated.
+        embeddings: What was stored for them, row i for document i; None for the first step.
     """
 
     documents: Sequence[Document] = ()
     cut: Sequence[CutDocument] = ()
+    embeddings: M3Embeddings | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -259,7 +261,7 @@ class DocumentWriter:
         self._lost_tokens += sum(document.lost_token_count or 0 for document in cut)
         self._cut += cut[: MOST_CUT_NAMED - len(self._cut)]
         self._pooled += int(long_documents(self._backend.schema.storage, embeddings).sum())
-        return Stored(documents, cut)
+        return Stored(documents, cut, embeddings)
 
     async def _renew(self) -> None:
         """Read the record again, in case another process adds a component; it costs a request on some stores."""

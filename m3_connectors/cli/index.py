@@ -54,10 +54,12 @@ from m3_connectors.readers import (
     DeadLetterFiles,
     Fields,
     ReportFiles,
+    Source,
     check_sources,
     files_of,
     read_documents,
 )
+from m3_connectors.readers.inputs import is_folder
 from m3_connectors.readers.inputs import shown as shown_path
 
 
@@ -101,7 +103,7 @@ def index(
         repeats = _Repeats(dead)
         mixed: dict[str, str] = {}
 
-        def begin(source: Path) -> None:
+        def begin(source: Source) -> None:
             dead.begin(source)
             cut.begin(source)
 
@@ -185,7 +187,7 @@ class _Repeats:
         self._dead = dead
         self.first: list[DeadLetter] = []
 
-    def add(self, source: Path, letter: DeadLetter) -> None:
+    def add(self, source: Source, letter: DeadLetter) -> None:
         """Write a replaced record to the dead letters of its source."""
         self._dead.add(source, letter)
         if len(self.first) < _SHOWN_REPEATS:
@@ -304,13 +306,13 @@ class _RunTracker:
             self._progress.update("storing", self.stored_count, unit="documents", share=share, note=note)
 
 
-def _nothing_indexed(sources: list[Path], dead: DeadLetterFiles, *, excludes: bool) -> InvalidInput:
+def _nothing_indexed(sources: list[Source], dead: DeadLetterFiles, *, excludes: bool) -> InvalidInput:
     if dead.first:
         return InvalidInput(
             f"nothing was indexed: {plural(dead.count, 'record')} skipped, the first is {dead.first}\n"
             f"  Fix the records, which are listed with their reasons in {_names(dead.paths)}"
         )
-    what = "files of a supported format" if any(source.is_dir() for source in sources) else "records"
+    what = "files of a supported format" if any(map(is_folder, sources)) else "records"
     verb = "contains" if len(sources) == 1 else "contain"
     left_out = " that --exclude does not leave out" if excludes else ""
     return InvalidInput(

@@ -15,6 +15,19 @@ from m3_connectors.adding import CutDocument
 from m3_connectors.backends.registry import DEFAULT_COLLECTION, is_persistent
 from m3_connectors.backends.urls import redacted
 from m3_connectors.cli.console import INTERRUPTED, duration, err, out, plural, print_json, warn
+from m3_connectors.cli.ingest_curation import (
+    Characters,
+    Curating,
+    DropDuplicates,
+    Languages,
+    MaxBroken,
+    MaxRepeated,
+    MinLetters,
+    TagLanguages,
+    Words,
+    curation_of,
+)
+from m3_connectors.cli.ingest_dry_run import DryRun, Show, show_first
 from m3_connectors.cli.ingest_verify import To, print_verification, verify
 from m3_connectors.cli.opening import create_index
 from m3_connectors.cli.options import (
@@ -35,14 +48,22 @@ from m3_connectors.cli.sources import (
     FormatName,
     IdField,
     LongDocuments,
+    MainContent,
+    Mapping,
+    MaxExpandedGib,
+    MaxExpansion,
+    MetadataFields,
     MultivectorDtype,
     PoolFactor,
     PoolFromRows,
+    Query,
     Sources,
     TextField,
+    fields_of,
     read_options,
     storage_of,
     store_folder,
+    with_query,
 )
 from m3_connectors.documents import Document
 from m3_connectors.errors import InvalidInput, M3Error
@@ -52,12 +73,15 @@ from m3_connectors.readers import (
     DeadLetter,
     DeadLetterFiles,
     Fields,
+    Limits,
     ReadOptions,
     ReportFiles,
+    Source,
     check_sources,
+    origin_name,
     read_documents,
 )
-from m3_connectors.readers.inputs import STDIN, is_stream, shown
+from m3_connectors.readers.inputs import is_stream, parents_of, shown
 
 if TYPE_CHECKING:
     from m3_connectors.ingestion import IngestReport, Origin
@@ -117,10 +141,26 @@ def run(
     ] = None,
     text: TextField = "text",
     id: IdField = None,
+    metadata: MetadataFields = None,
+    mapping: Mapping = None,
+    query: Query = None,
+    main_content: MainContent = False,
+    max_expansion: MaxExpansion = Limits.expansion,
+    max_expanded_gib: MaxExpandedGib = Limits.expanded_bytes // 2**30,
+    dry_run: DryRun = False,
+    show: Show = 10,
     encoding: Encoding = None,
     delimiter: Delimiter = None,
     format: FormatName = None,
     exclude: Exclude = None,
+    languages: Languages = None,
+    tag_languages: TagLanguages = False,
+    drop_duplicates: DropDuplicates = None,
+    characters: Characters = None,
+    words: Words = None,
+    min_letters: MinLetters = None,
+    max_broken: MaxBroken = None,
+    max_repeated: MaxRepeated = None,
     long_documents: LongDocuments = None,
     pool_factor: PoolFactor = None,
     pool_from_rows: PoolFromRows = None,
@@ -132,13 +172,27 @@ def run(
     """Store the documents of files and folders. Run it again to continue, or to update what has changed.
 
     A ledger on this machine records what the store has acknowledged: what is unchanged is not encoded again. Records
-    that cannot be read are skipped and written to SOURCE.dead.jsonl with the reason.
+    that cannot be read are skipped and written to SOURCE.dead.jsonl with the reason, and documents that curation drops
+    to SOURCE.dropped.jsonl.
     """
     from m3_connectors.ingestion import Chunking, Ledger, ledger_path
 
     check_store(to, collection)
-    options = read_options(encoding, delimiter, format, exclude)
+    options = read_options(
+        encoding,
+        delimiter,
+        format,
+        exclude,
+        main_content=main_content,
+        max_expansion=max_expansion,
+        max_expanded_gib=max_expanded_gib,
+    )
+    sources = with_query(sources, query)
+    fields = fields_of(text, id, metadata, mapping)
     check_sources(sources, options)
+    if dry_run:
+        show_first(sources, fields, options, Chunking.parse(chunk), model=model, count=show, json=json)
+        return
     if not is_persistent(to):
         raise typer.BadParameter(
             f"{redacted(to)} is discarded when this command ends. Use a folder such as qdrant:./data.",
@@ -149,19 +203,24 @@ def run(
             "--sync removes what a source no longer has, which a stream cannot say. Give files or folders.",
             param_hint="--sync",
         )
+    curation = curation_of(
+        languages, tag_languages, drop_duplicates, characters, words, min_letters, max_broken, max_repeated
+    )
     storage = storage_of(components, multivector_dtype, long_documents, pool_factor, pool_from_rows)
     with (
         DeadLetterFiles(Path.cwd()) as dead,
         ReportFiles(Path.cwd(), CUT_SUFFIX) as cut,
         Ledger(ledger_path(to, collection), to, collection) as ledger,
+        Curating(curation, sources, Path.cwd(), ledger.path) as curating,
     ):
         reading = _Reading(dead, cut, max_errors)
-        documents = reading.documents(
-            sources, Fields(text, id, may_be_blank=False), options, store_folder(to)
+        documents = curating.curated(
+            reading.documents(sources, fields, options, store_folder(to)),
+            reading.place,
         )
         first = next(documents, None)
         if first is None:  # also with --sync: a folder that is not mounted looks like an empty one
-            raise _nothing_read(sources, dead)
+            raise curating.nothing_kept() or _nothing_read(sources, dead)
         with create_index(to, collection, model, storage) as index, reading.shown():
             from m3_connectors.ingestion import ingest as run_ingest
 
@@ -172,7 +231,7 @@ def run(
                     ledger=ledger,
                     chunking=Chunking.parse(chunk),
                     origin=reading.origin,
-                    sync=[] if not sync else [_source_name(source) for source in sources],
+                    sync=[] if not sync else [origin_name(source) for source in sources],
                     unread=reading.may_have,
                     check=check,
                     progress=reading.stored,
@@ -186,11 +245,10 @@ def run(
         err.print(f"{_so_far(reading.done)}. Run the same command to continue.")
         raise typer.Exit(INTERRUPTED)
     if json:
-        print_json(
-            {"url": redacted(to), "collection": collection, "chunking": chunk, **_as_json(report, dead, cut)}
-        )
+        about = {"url": redacted(to), "collection": collection, "chunking": chunk}
+        print_json({**about, **_as_json(report, dead, cut), "curation": curating.as_json()})
     else:
-        _print(report, dead, cut)
+        _print(report, dead, cut, curating.summary(sync))
 
 
 class _Reading:
@@ -200,16 +258,16 @@ class _Reading:
         self._dead = dead
         self._cut = cut
         self._max_errors = max_errors
-        self._source = self._file = Path()
-        self._origins: dict[Path, tuple[str, str]] = {}
-        self._unread: set[Path] = set()
+        self._source: Source = Path()
+        self._file: Source = Path()
+        self._unread: set[str] = set()
         self._progress: Progress | None = None
         self._errors = 0
         self.interrupted = False
         self.done = 0
 
     def documents(
-        self, sources: list[Path], fields: Fields, options: ReadOptions, without: Path | None
+        self, sources: list[Source], fields: Fields, options: ReadOptions, without: Path | None
     ) -> Iterator[Document]:
         """Yield the documents until the user interrupts."""
         documents = read_documents(
@@ -221,6 +279,7 @@ class _Reading:
             on_dead_letter=self._skip,
             on_replaced=self._dead.add,
             on_mixed_column=self._mixed,
+            on_notice=warn,
             without=without,
         )
         for document in documents:
@@ -228,16 +287,19 @@ class _Reading:
                 return
             yield document
 
+    def place(self) -> tuple[Path, Path]:
+        """Return the source and the file of the document that was read last."""
+        return self._source, self._file
+
     def origin(self) -> Origin:
         """Return where the document comes from that was read last."""
         from m3_connectors.ingestion import Origin
 
-        return Origin(_source_name(self._source), _resolved(self._file))
+        return Origin(origin_name(self._source), origin_name(self._file))
 
     def may_have(self, version: Version) -> bool:
         """Return whether the source of a document may still have it, because it was not read completely."""
-        file = Path(version.file)
-        return self.interrupted or not self._unread.isdisjoint((file, *file.parents))
+        return self.interrupted or not self._unread.isdisjoint((version.source, *parents_of(version.file)))
 
     def refused(self, document: Document, reason: str) -> None:
         """Called for a document that cannot be cut."""
@@ -269,19 +331,19 @@ class _Reading:
     def _interrupt(self) -> None:
         self.interrupted = True
 
-    def _begin_source(self, source: Path) -> None:
+    def _begin_source(self, source: Source) -> None:
         self._source = source
         self._dead.begin(source)
         self._cut.begin(source)
 
-    def _begin_file(self, source: Path, file: Path) -> None:
+    def _begin_file(self, source: Source, file: Source) -> None:
         self._source, self._file = source, file
 
     def _mixed(self, column: str, cell: str) -> None:
         warn(f"column {column!r} contains numbers but is stored as text, because of {cell[:40]!r}")
 
-    def _skip(self, source: Path, letter: DeadLetter) -> None:
-        self._unread.add(Path(letter.file).resolve())
+    def _skip(self, source: Source, letter: DeadLetter) -> None:
+        self._unread.add(origin_name(letter.file))
         self._dead.add(source, letter)
         self._errors += 1
         if self._max_errors is not None and self._errors > self._max_errors:
@@ -291,15 +353,7 @@ class _Reading:
             )
 
 
-def _source_name(source: Path) -> str:
-    return "-" if source == STDIN else _resolved(source)
-
-
-def _resolved(path: Path) -> str:
-    return str(path.resolve())
-
-
-def _nothing_read(sources: list[Path], dead: DeadLetterFiles) -> InvalidInput:
+def _nothing_read(sources: list[Source], dead: DeadLetterFiles) -> InvalidInput:
     if dead.first:
         return InvalidInput(
             f"nothing was stored: {plural(dead.count, 'record')} skipped, the first is {dead.first}\n"
@@ -332,7 +386,7 @@ def _as_json(report: IngestReport, dead: DeadLetterFiles, cut: ReportFiles) -> d
     }
 
 
-def _print(report: IngestReport, dead: DeadLetterFiles, cut: ReportFiles) -> None:
+def _print(report: IngestReport, dead: DeadLetterFiles, cut: ReportFiles, dropped: str | None) -> None:
     if report.missing is not None:
         print_verification(report.missing)
     parts = [plural(report.documents, "document")]
@@ -352,6 +406,8 @@ def _print(report: IngestReport, dead: DeadLetterFiles, cut: ReportFiles) -> Non
         )
     if dead.count:
         parts.append(f"{dead.count:,} skipped (see {_names(dead)})")
+    if dropped is not None:
+        parts.append(dropped)
     parts.append(duration(report.seconds))
     if report.documents:
         parts.append(f"encoder busy {report.encoder_busy_share:.0%}")

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from m3_connectors.documents import Document
+from m3_connectors.readers import Source, Url
 from m3_connectors.readers.compression import is_compressed
 
 _REMEMBERED_DOCUMENTS = 4096
@@ -20,19 +21,22 @@ class Reading:
         files: The files that will be read.
     """
 
-    def __init__(self, files: Iterable[Path]) -> None:
+    def __init__(self, files: Iterable[Source]) -> None:
         self.count = 0
         """The number of documents read so far."""
-        self._origins: dict[str, tuple[Path, Path]] = {}
-        self._source = self._file = Path()
+        self._origins: dict[str, tuple[Source, Source]] = {}
+        self._source: Source = Path()
+        self._file: Source = Path()
         self._total_bytes = _total_bytes(files)
         self._finished_bytes = self._file_bytes = self._text_bytes = 0
 
-    def begin_file(self, source: Path, file: Path) -> None:
+    def begin_file(self, source: Source, file: Source) -> None:
         """Called before a file of a source is read."""
         self._finished_bytes += self._file_bytes
         self._source, self._file = source, file
         self._file_bytes = self._text_bytes = 0
+        if isinstance(file, Url):
+            return
         with contextlib.suppress(OSError):  # the reader reports it
             self._file_bytes = file.stat().st_size
 
@@ -47,7 +51,7 @@ class Reading:
                 del self._origins[next(iter(self._origins))]
             yield document
 
-    def origin(self, id: str) -> tuple[Path, Path]:
+    def origin(self, id: str) -> tuple[Source, Source]:
         """Return the source and the file of a document that was just stored."""
         return self._origins[id]
 
@@ -61,12 +65,12 @@ class Reading:
         return min(read / self._total_bytes, 1.0)
 
 
-def _total_bytes(files: Iterable[Path]) -> int | None:
+def _total_bytes(files: Iterable[Source]) -> int | None:
     """Return the size of all files in bytes; None for streams and compressed files, where it is no guide."""
     total = 0
     try:
         for path in files:
-            if is_compressed(path) or not path.is_file():
+            if isinstance(path, Url) or is_compressed(path) or not path.is_file():
                 return None
             total += path.stat().st_size
     except OSError:

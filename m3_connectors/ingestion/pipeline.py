@@ -14,14 +14,18 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from m3_connectors.adding import AddReport, OnCut, Stored
 from m3_connectors.blocking import Index, encoder_of, store_batches, writer_of
 from m3_connectors.documents import Document, check_documents
+from m3_connectors.embeddings import M3Embeddings
 from m3_connectors.errors import InvalidInput
 from m3_connectors.index import Encoder
 from m3_connectors.ingestion.chunking import Chunking, TokenSpans
-from m3_connectors.ingestion.ledger import Ledger, Version, content_hash
+from m3_connectors.ingestion.ledger import Ledger, Version, content_hash, stored_hash
 from m3_connectors.ingestion.verifying import Verification, verify
 
 _WHOLE = Chunking()
 _DELETED_AT_ONCE = 1000
+
+OnEmbedded = Callable[[Sequence[Document], M3Embeddings], object]
+"""Called with the chunks of a batch that the store has acknowledged, and their embeddings, row i for chunk i."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +89,7 @@ def ingest(
     check: bool = False,
     progress: Callable[[int, int], object] = lambda stored, unchanged: None,
     on_cut: OnCut | None = None,
+    on_embedded: OnEmbedded | None = None,
     on_refused: Callable[[Document, str], object] = lambda document, reason: None,
 ) -> IngestReport:
     """Store the documents that the collection does not hold yet, and replace those that have changed.
@@ -103,6 +108,8 @@ def ingest(
         check: Compare store and ledger before the run in any case.
         progress: Called after each batch with the number of documents stored and unchanged so far.
         on_cut: Called with each chunk that was longer than the encoder's maximum.
+        on_embedded: Called with each batch and its embeddings when the store has acknowledged it, before the ledger
+            does: after an interruption, a batch may come a second time, but none is left out.
         on_refused: Called with each document that cannot be cut, and the reason; the others are stored.
 
     Raises:
@@ -115,7 +122,9 @@ def ingest(
     missing = verify(index, ledger) if check or index.count() < ledger.stored_count() else None
     adding = writer_of(index)
     for stored in store_batches(index, adding, run.chunks(documents), before=run.begin):
-        if stored.documents:
+        if stored.embeddings is not None:
+            if on_embedded is not None:
+                on_embedded(stored.documents, stored.embeddings)
             run.acknowledge(stored)
             if on_cut is not None:
                 for cut in stored.cut:
@@ -203,7 +212,7 @@ class _Run:
                 self._on_refused(document, str(error).splitlines()[0])
                 continue
             if self._chunking.kind != "none":
-                version = dataclasses.replace(version, chunks=len(parts))
+                version = dataclasses.replace(version, chunks=len(parts), stored=stored_hash(parts))
             begin, self._cut = self._cut, self._cut + len(parts)
             replaces = under_way is None and self._ledger.known(document.id) is not None
             self._under_way.append(_Parent(version, begin, self._cut, replaces))
