@@ -158,7 +158,9 @@ async def _open(
                 schema = await backend.open()
             except CollectionNotFound as error:
                 if create:
-                    error.args = (f"{error.args[0]}\n  Pass an encoder (or a model) to connect to create it.",)
+                    error.args = (
+                        f"{error.args[0]}\n  Pass an encoder (or a model) to connect to create it.",
+                    )
                 raise
         if encoder is not None:
             check_model(schema.model, collection, encoder.info, what="this encoder is")
