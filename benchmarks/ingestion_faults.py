@@ -288,7 +288,7 @@ class Suite:
         (folder / "state").mkdir(exist_ok=True)
         return Trial(url, folder / "state", source, self._model)
 
-    def _checked(self, trial: Trial, disturbed: Row, **more: object) -> Row:
+    def _checked(self, trial: Trial, disturbed: Row, /, **more: object) -> Row:
         """Check the store after a disturbed run; run again unless it was complete; compare."""
         row: Row = {**more, "disturbed": disturbed, "listed_but_not_stored": trial.unfounded()}
         if disturbed["status"] == 0:
