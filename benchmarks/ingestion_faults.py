@@ -310,7 +310,10 @@ class Suite:
             first = ended(process, began)
             yield {"trial": 0, "disturbed": first, "after": trial.compare(self._encoder), "killed": False}
             work_seconds = first["seconds"]
-            for number in range(1, self._options.kills + 1):
+            kills = number = 0
+            # A run that ends before its moment is no kill; it counts as a trial, and another follows.
+            while kills < self._options.kills and number < 2 * self._options.kills:
+                number += 1
                 trial.source.change(0.6)
                 trial.source.write()
                 process = trial.start()
@@ -320,6 +323,7 @@ class Suite:
                 process.send_signal(signal.SIGKILL)
                 disturbed = ended(process, began)
                 killed = disturbed["status"] == -signal.SIGKILL
+                kills += killed
                 yield self._checked(trial, disturbed, trial=number, killed=killed, moment=round(moment, 3))
 
     def _stopped(self, store: str, folder: Path) -> Iterator[Row]:
@@ -366,14 +370,14 @@ class Suite:
         yield from self._behind_proxy(store, folder, fault, self._options.documents)
 
     def _full_ledger(self, store: str, folder: Path) -> Iterator[Row]:
-        trial = self._trial(folder, f"qdrant:{folder}/data", self._options.documents)
-        for size_kib in self._options.ledger_kib:
-            with _small_disk(trial.state, size_kib) as grow:
+        for number, size_kib in enumerate(self._options.ledger_kib):
+            inner = folder / str(number)
+            inner.mkdir()
+            with _small_disk(inner / "state", size_kib) as grow:
+                trial = self._trial(inner, f"qdrant:{inner}/data", self._options.documents)
                 disturbed = trial.run()
                 grow()
                 yield self._checked(trial, disturbed, disk_kib=size_kib)
-            trial.source.change(0.3)
-            trial.source.write()
 
     def _full_store(self, store: str, folder: Path) -> Iterator[Row]:
         for number, size_kib in enumerate(self._options.store_kib):
