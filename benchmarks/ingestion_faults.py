@@ -318,12 +318,14 @@ class Suite:
                 trial.source.write()
                 process = trial.start()
                 began = wait_for_work(trial, process)
-                moment = rng.uniform(0, work_seconds)
+                moment = rng.uniform(0, 0.8 * work_seconds)
                 time.sleep(moment)
                 process.send_signal(signal.SIGKILL)
                 disturbed = ended(process, began)
                 killed = disturbed["status"] == -signal.SIGKILL
                 kills += killed
+                if not killed:
+                    work_seconds = disturbed["seconds"]
                 yield self._checked(trial, disturbed, trial=number, killed=killed, moment=round(moment, 3))
 
     def _stopped(self, store: str, folder: Path) -> Iterator[Row]:
@@ -490,7 +492,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--stopped-seconds", type=float, default=60.0)
     parser.add_argument("--ledger-kib", type=int, nargs="+", default=[64, 256, 400])
-    parser.add_argument("--store-kib", type=int, nargs="+", default=[2_000, 8_000, 34_000])
+    parser.add_argument("--store-kib", type=int, nargs="+", default=[50_000, 99_000, 105_000, 112_000])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--directory", help="folder for sources and embedded stores during the run")
     parser.add_argument("--out", type=Path, default=RESULTS / f"ingestion-faults-{today}.jsonl")
