@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from m3_connectors.ingestion.chunking import Chunking
+from m3_connectors.ingestion.failures import RefusedDocument, Wait
 from m3_connectors.ingestion.ledger import Ledger, ledger_path
-from m3_connectors.ingestion.pipeline import IngestReport, Origin, ingest
+from m3_connectors.ingestion.origin import Origin
+from m3_connectors.ingestion.pipeline import IngestReport, aingest, ingest
 from m3_connectors.ingestion.verifying import Verification, verify, verify_dropped
 
 __all__ = [
@@ -12,7 +14,10 @@ __all__ = [
     "IngestReport",
     "Ledger",
     "Origin",
+    "RefusedDocument",
     "Verification",
+    "Wait",
+    "aingest",
     "ingest",
     "ledger_path",
     "verify",
