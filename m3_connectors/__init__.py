@@ -11,7 +11,7 @@ import logging
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from m3_connectors.adding import AddReport, CutDocument
+    from m3_connectors.adding import AddReport
     from m3_connectors.backends.base import Storage
     from m3_connectors.backends.listing import CollectionInfo
     from m3_connectors.blocking import Index, connect, list_collections
@@ -36,11 +36,12 @@ if TYPE_CHECKING:
     )
     from m3_connectors.opening import aconnect
     from m3_connectors.reranking import Reranker
+    from m3_connectors.writing import CutDocument
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "adding": ("AddReport", "CutDocument"),
+    "adding": ("AddReport",),
     "backends.base": ("Storage",),
     "backends.listing": ("CollectionInfo",),
     "blocking": ("Index", "connect", "list_collections"),
@@ -65,6 +66,7 @@ _HOMES = {
         "Method",
         "Weights",
     ),
+    "writing": ("CutDocument",),
 }
 _MODULE_OF = {name: module for module, names in _HOMES.items() for name in names}
 

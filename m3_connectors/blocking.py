@@ -6,6 +6,7 @@ import atexit
 import contextlib
 import threading
 import weakref
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
@@ -14,10 +15,11 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import anyio
 import anyio.lowlevel
+import anyio.to_thread
 from anyio.from_thread import BlockingPortal
 
-from m3_connectors.adding import AddReport, DocumentWriter, OnCut, Stored
-from m3_connectors.backends.base import Schema, Storage
+from m3_connectors.adding import AddReport, AddTally, batches
+from m3_connectors.backends.base import Backend, Schema, Storage
 from m3_connectors.backends.listing import CollectionInfo
 from m3_connectors.backends.registry import DEFAULT_COLLECTION
 from m3_connectors.documents import Document, Hit
@@ -31,6 +33,7 @@ from m3_connectors.index import (
     Progress,
     Query,
     RawFilter,
+    W,
     begin_add,
     begin_add_component,
     described,
@@ -39,6 +42,7 @@ from m3_connectors.listing import alist_collections
 from m3_connectors.methods import Method, MethodName
 from m3_connectors.opening import WeightsByMethod, aconnect
 from m3_connectors.reranking import Reranker
+from m3_connectors.writing import BATCHES_AT_ONCE, DocumentWriter, Encode, OnCut, Stored
 
 T = TypeVar("T")
 
@@ -50,12 +54,16 @@ class _Call(Generic[T]):
         self._portal = portal
         self._call = call
         self._over = threading.Event()
-        self._abandoned = False
+        self.is_abandoned = False
         self._scope: anyio.CancelScope | None = None
         self._future: Future[T] = Future()
 
     def start(self) -> None:
         self._future = self._portal.start_task_soon(self._watched)
+
+    @property
+    def is_over(self) -> bool:
+        return self._over.is_set()
 
     def result(self) -> T:
         return self._future.result()
@@ -65,27 +73,31 @@ class _Call(Generic[T]):
 
         Work in a thread (encoding a batch) runs to its end first; a second Ctrl-C does not wait for it.
         """
-        if not self._over.is_set() and self._portal.call(self._cancel):
+        if not self._over.is_set() and self._portal.call(self.cancel):
             self._over.wait()
 
     async def _watched(self) -> T:
         try:
             with anyio.CancelScope() as self._scope:
-                if self._abandoned:
+                if self.is_abandoned:
                     self._scope.cancel()
                 await anyio.lowlevel.checkpoint()
                 return await self._call()
         finally:
             self._over.set()
         # The caller has already received KeyboardInterrupt.
-        raise InvalidInput("the call was interrupted.\n  Call it again.")
+        raise _interrupted()
 
-    def _cancel(self) -> bool:
+    def cancel(self) -> bool:
         """Cancel or prevent the call (in the loop's thread); return whether it has started."""
-        self._abandoned = True
+        self.is_abandoned = True
         if self._scope is not None:
             self._scope.cancel()
         return self._scope is not None
+
+
+def _interrupted() -> InvalidInput:
+    return InvalidInput("the call was interrupted.\n  Call it again.")
 
 
 class _Loop:
@@ -126,6 +138,34 @@ class _Loop:
             self._portal.start_task_soon(self._portal.stop)
             if threading.current_thread() is not self._thread:
                 self._thread.join()
+
+
+class _LentLoop(_Loop):
+    """The loop of a thread that waits for a worker thread, for the calls of the latter.
+
+    Each call is cancelled by its own scope: those of a portal are not cancelled reliably while its thread waits.
+    """
+
+    def __init__(self, portal: BlockingPortal) -> None:
+        self._thread = threading.current_thread()
+        self._portal = portal
+        self._lock = threading.Lock()
+        self._calls: weakref.WeakSet[_Call[Any]] = weakref.WeakSet()
+        self.is_abandoned = False
+
+    def call(self, call: Callable[[], Awaitable[T]]) -> _Call[T]:
+        made = super().call(call)
+        with self._lock:
+            self._calls.add(made)
+            made.is_abandoned = self.is_abandoned
+        return made
+
+    def abandon(self) -> None:
+        """Cancel all calls, in the thread of the loop, and prevent others."""
+        with self._lock:
+            self.is_abandoned = True
+            for call in self._calls:
+                call.cancel()
 
 
 class Index:
@@ -199,11 +239,11 @@ class Index:
             ModelMismatch: The embeddings come from a different model than the collection's.
             BackendError: The store failed or refused the operation.
         """
-        adding = writer_of(self)
+        adding, tally = begin_add(self._index, DocumentWriter), AddTally(on_cut, progress)
         # The caller's iterable is read in the caller's thread: it may use a database cursor, or this index.
-        for stored in store_batches(self, adding, documents, embeddings):
-            adding.tell(stored, on_cut, progress)
-        return adding.report
+        for stored in store_batches(self, adding, batches(self._index._backend, documents, embeddings)):
+            tally.tell(stored)
+        return tally.report(adding.encoding_seconds)
 
     def add_component(
         self, component: Component, *, progress: Progress | None = None, on_cut: OnCut | None = None
@@ -228,11 +268,11 @@ class Index:
             Unsupported: The store cannot add a component to a collection; nothing was changed.
             BackendError: The store failed or refused the operation.
         """
-        completing = begin_add_component(self._index, component)
+        completing, tally = begin_add_component(self._index, component), AddTally(on_cut, progress)
         # The callbacks run in the caller's thread, as those of ``add`` do.
         while (stored := self._loop.run(completing.step)) is not None:
-            completing.tell(stored, on_cut, progress)
-        return completing.report
+            tally.tell(stored)
+        return completing.report(tally)
 
     def search(
         self,
@@ -454,9 +494,9 @@ class Index:
         self.close()
 
 
-def writer_of(index: Index) -> DocumentWriter:
-    """Return the writer of one ``add`` call, for ``store_batches``."""
-    return begin_add(index._index)
+def writer_of(index: Index, kind: Callable[[Backend, Encode], W]) -> W:
+    """Return a writer into the collection of an index, for ``store_batches``."""
+    return begin_add(index._index, kind)
 
 
 def encoder_of(index: Index) -> Encoder:
@@ -468,48 +508,89 @@ def encoder_of(index: Index) -> Encoder:
     return index._index._check_encoder()
 
 
+async def in_thread(index: AsyncIndex, call: Callable[[Index], T]) -> T:
+    """Run blocking code in a worker thread and return its result; its calls of the index run on this loop.
+
+    If this is cancelled, so are those calls, and the next one fails (``check_wanted`` says so as well).
+    """
+
+    async def watch() -> None:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            loop.abandon()
+
+    failure: Exception | None = None
+    async with anyio.create_task_group() as tasks:
+        with anyio.CancelScope(shield=True):
+            async with BlockingPortal() as portal:
+                loop = _LentLoop(portal)
+                tasks.start_soon(watch)
+                lent = Index(index, loop)
+                _open.discard(lent)
+                lent._forgotten.detach()
+                try:
+                    result = await anyio.to_thread.run_sync(call, lent)
+                except Exception as error:  # noqa: BLE001 (raised below; the portal would wrap it)
+                    failure = error
+        tasks.cancel_scope.cancel()
+    await anyio.lowlevel.checkpoint_if_cancelled()
+    if failure is not None:
+        raise failure
+    return result
+
+
+def check_wanted(index: Index) -> None:
+    """Raise InvalidInput if the call that waits for this worker thread was cancelled."""
+    if isinstance(index._loop, _LentLoop) and index._loop.is_abandoned:
+        raise _interrupted()
+
+
+def run_on(index: Index, call: Callable[[], Awaitable[T]]) -> T:
+    """Run a call on the loop of an index and return its result."""
+    return index._loop.run(call)
+
+
 def store_batches(
     index: Index,
     adding: DocumentWriter,
-    documents: Iterable[Document],
-    embeddings: M3Embeddings | None = None,
+    batches: Iterator[tuple[Sequence[Document], M3Embeddings | None]],
     *,
     before: Callable[[Sequence[Document]], object] = lambda _: None,
 ) -> Iterator[Stored]:
-    """Yield each batch of one ``add`` call when the store has acknowledged it.
+    """Yield each batch when the store has acknowledged it, in their order.
 
-    While a batch is encoded and the one before it is written, the next one is read, in the caller's thread.
+    While batches are encoded and written, the next one is read, in the caller's thread. If the caller is interrupted,
+    the batches under way are cancelled; if reading fails, they are stored first.
 
     Args:
         index: The open collection.
-        adding: The writer of the call.
-        documents: The documents, as for ``add``.
-        embeddings: Their embeddings, as for ``add``.
+        adding: A writer into it.
+        batches: The documents, and their embeddings if they are not to be encoded.
         before: Called with each batch before it is encoded.
     """
-    batches = adding.batches(documents, embeddings)
-    running: _Call[Stored] | None = None
+    running: deque[_Call[Stored]] = deque()
     failure: Exception | None = None
-    following: tuple[list[Document], M3Embeddings | None] | None
     try:
         while True:
+            following = None
             try:
                 following = next(batches, None)
             except Exception as error:  # noqa: BLE001 (raised below, after what is running has been told)
-                following, failure = None, error
-            if running is not None:
-                yield running.result()
+                failure = error
+            while running and (following is None or len(running) == BATCHES_AT_ONCE or running[0].is_over):
+                yield running[0].result()
+                running.popleft()
             if failure is not None:
                 raise failure
             if following is None:
                 return
-            batch, vectors = following
-            before(batch)
-            running = index._loop.call(partial(adding.step, batch, vectors))
-            running.start()
+            before(following[0])
+            running.append(index._loop.call(adding.enter(*following)))
+            running[-1].start()
     except BaseException:
-        if running is not None:
-            running.abandon()
+        for call in reversed(running):  # those that wait for another first, so that they do not begin
+            call.abandon()
         raise
 
 

@@ -8,18 +8,19 @@ documents that still lack the component, and records that the collection has it 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import anyio.to_thread
 
-from m3_connectors.adding import AddReport, DocumentWriter, OnCut, Stored, bounded
+from m3_connectors.adding import AddReport, AddTally
 from m3_connectors.backends.base import Backend
 from m3_connectors.backends.capabilities import Capability, require
 from m3_connectors.backends.schema import ADDABLE
 from m3_connectors.documents import Document
 from m3_connectors.embeddings import COMPONENTS, Component, M3Embeddings
 from m3_connectors.errors import DocumentNotFound, InvalidInput, Unsupported
+from m3_connectors.writing import DocumentWriter, Stored, bounded
 
 
 class ComponentEncoder(Protocol):
@@ -83,14 +84,9 @@ class ComponentWriter:
             return None
         return await self._writer.store(batch)  # not overlapped: ``lacking`` would return it again
 
-    def tell(self, stored: Stored, on_cut: OnCut | None, progress: Callable[[int], object] | None) -> None:
-        """Call the caller's callbacks for a batch that has been stored."""
-        self._writer.tell(stored, on_cut, progress)
-
-    @property
-    def report(self) -> AddReport:
+    def report(self, tally: AddTally) -> AddReport:
         """The report on the documents to which this call has added the component so far."""
-        return self._writer.report
+        return tally.report(self._writer.encoding_seconds)
 
     async def _begin(self) -> None:
         await self._backend.renew()

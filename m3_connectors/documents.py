@@ -80,13 +80,19 @@ class Hit:
         }
 
 
-def check_documents(documents: Iterable[Document]) -> list[Document]:
+class CheckedDocuments(list[Document]):
+    """Documents of which each can be stored: later stages do not check them again."""
+
+
+def check_documents(documents: Iterable[Document]) -> CheckedDocuments:
     """Return all documents as a list after checking that each can be stored.
 
     Raises:
         InvalidInput: A document cannot be stored; the message gives the position and id of the first one.
     """
-    checked = list(documents)
+    if isinstance(documents, CheckedDocuments):
+        return documents
+    checked = CheckedDocuments(documents)
     for position, document in enumerate(checked):
         if not isinstance(document, Document):
             raise InvalidInput(

@@ -7,12 +7,12 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import anyio
 import anyio.to_thread
 
-from m3_connectors.adding import AddReport, DocumentWriter, OnCut
+from m3_connectors.adding import AddReport, AddTally, batches
 from m3_connectors.backends.base import Backend, Schema, ScoredId
 from m3_connectors.backends.checks import check_components, check_model
 from m3_connectors.backends.together import together
@@ -25,6 +25,7 @@ from m3_connectors.filters import parse_filter
 from m3_connectors.methods import METHODS, Method, MethodName, Weights
 from m3_connectors.reranking import Page, Reranker, check_rerank_depth
 from m3_connectors.reranking import rerank as reranked
+from m3_connectors.writing import DocumentWriter, Encode, OnCut
 
 Query = str | M3Embeddings
 """A text, or its embeddings (a batch of one)."""
@@ -34,6 +35,8 @@ RawFilter = Mapping[str, Any]
 
 Progress = Callable[[int], None]
 """Called after each batch with the number of documents stored so far."""
+
+W = TypeVar("W", bound=DocumentWriter)
 
 _CONCURRENT_SEARCHES = 16
 
@@ -154,10 +157,9 @@ class AsyncIndex:
             ModelMismatch: The embeddings come from a different model than the collection's.
             BackendError: The store failed or refused the operation.
         """
-        adding = begin_add(self)
-        for batch, vectors in adding.batches(documents, embeddings):
-            adding.tell(await adding.step(batch, vectors), on_cut, progress)
-        return adding.report
+        adding, tally = begin_add(self, DocumentWriter), AddTally(on_cut, progress)
+        await adding.run(batches(self._backend, documents, embeddings), tally.tell)
+        return tally.report(adding.encoding_seconds)
 
     async def add_component(
         self, component: Component, *, progress: Progress | None = None, on_cut: OnCut | None = None
@@ -182,10 +184,10 @@ class AsyncIndex:
             Unsupported: The store cannot add a component to a collection; nothing was changed.
             BackendError: The store failed or refused the operation.
         """
-        completing = begin_add_component(self, component)
+        completing, tally = begin_add_component(self, component), AddTally(on_cut, progress)
         while (stored := await completing.step()) is not None:
-            completing.tell(stored, on_cut, progress)
-        return completing.report
+            tally.tell(stored)
+        return completing.report(tally)
 
     async def search(
         self,
@@ -501,9 +503,9 @@ def described(index: object, backend: Backend) -> str:
     return f"<{what}: {', '.join(schema.components)}{adding}; {schema.model}>"
 
 
-def begin_add(index: AsyncIndex) -> DocumentWriter:
-    """Return the writer of one ``add`` call, for callers that read the documents themselves."""
-    return DocumentWriter(index._backend, lambda texts: index._encode(texts, index.schema.written))
+def begin_add(index: AsyncIndex, kind: Callable[[Backend, Encode], W]) -> W:
+    """Return a writer into a collection, for callers that read the documents themselves."""
+    return kind(index._backend, lambda texts: index._encode(texts, index.schema.written))
 
 
 def begin_add_component(index: AsyncIndex, component: Component) -> ComponentWriter:

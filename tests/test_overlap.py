@@ -8,12 +8,14 @@ from typing import Any
 
 import anyio
 import anyio.to_thread
+import numpy as np
 import pytest
+from scipy.sparse import csr_array
 from stub_encoder import STORAGE, StubEncoder
 
-from m3_connectors import Document, aconnect, connect
+from m3_connectors import Document, aconnect, connect, writing
 from m3_connectors.backends.memory import MemoryBackend
-from m3_connectors.embeddings import M3Embeddings
+from m3_connectors.embeddings import M3Embeddings, ModelInfo, MultiVectors
 from m3_connectors.errors import InvalidInput
 
 BATCH = 512
@@ -137,3 +139,51 @@ def test_after_a_refused_write_nothing_more_is_written(monkeypatch: pytest.Monke
 def test_the_report_says_for_how_long_texts_were_encoded() -> None:
     with connect("memory:", encoder=StubEncoder(), storage=STORAGE) as index:
         assert index.add(documents(3)).encoding_seconds > 0
+
+
+@pytest.mark.parametrize("blocking", [True, False])
+def test_vectors_that_wait_for_the_store_are_bounded_in_bytes(
+    blocking: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Texts of 8,192 tokens at 1,024 dimensions: each is a batch of its own, and 34 MB of vectors."""
+    bound, document = 2**26, 8192 * 1024 * 4
+    monkeypatch.setattr(writing, "WAITING_BYTES", bound)
+    waiting, most = 0, 0
+    all_encoded = threading.Event()
+
+    class Long(StubEncoder):
+        info = ModelInfo("tests/long", None, 1024, 100, "100 words", "f" * 64)
+
+        def encode(self, texts: Sequence[str], **options: Any) -> M3Embeddings:
+            nonlocal waiting, most
+            rows = np.full((8192, 1024), 1 / 32, dtype=np.float32)
+            waiting += rows.nbytes
+            most = max(most, waiting)
+            if most >= bound:
+                all_encoded.set()
+            return M3Embeddings(
+                dense=rows[:1],
+                sparse=csr_array(([1.0], ([0], [1])), shape=(1, 100), dtype=np.float32),
+                multivectors=MultiVectors.from_list([rows], 1024),
+                model=self.info,
+            )
+
+    async def held(self: MemoryBackend, documents: Any, embeddings: M3Embeddings) -> None:
+        nonlocal waiting
+        # Nothing is written before the encoder has done all that it may.
+        assert await anyio.to_thread.run_sync(all_encoded.wait, 60)
+        waiting -= embeddings.multivectors.rows.nbytes
+
+    monkeypatch.setattr(MemoryBackend, "_upsert", held)
+    texts = [Document(str(i), "x" * 70_000) for i in range(12)]
+    if blocking:
+        with connect("memory:", encoder=Long()) as index:
+            index.add(iter(texts))
+    else:
+
+        async def main() -> None:
+            async with await aconnect("memory:", encoder=Long()) as index:
+                await index.add(iter(texts))
+
+        anyio.run(main)
+    assert bound <= most < bound + document

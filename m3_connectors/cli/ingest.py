@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import itertools
-from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from m3_connectors.adding import CutDocument
-from m3_connectors.backends.registry import DEFAULT_COLLECTION, is_persistent
-from m3_connectors.backends.urls import redacted
-from m3_connectors.cli.console import INTERRUPTED, duration, err, out, plural, print_json, warn
+from m3_connectors.backends.registry import DEFAULT_COLLECTION
+from m3_connectors.cli.console import plural
 from m3_connectors.cli.ingest_curation import (
     Characters,
     Curating,
@@ -27,8 +22,10 @@ from m3_connectors.cli.ingest_curation import (
     Words,
     curation_of,
 )
-from m3_connectors.cli.ingest_verify import To, print_verification, verify
-from m3_connectors.cli.opening import create_index
+from m3_connectors.cli.ingest_report import names
+from m3_connectors.cli.ingest_retry import WAIT_SECONDS, Wait, retry
+from m3_connectors.cli.ingest_run import Target, store
+from m3_connectors.cli.ingest_verify import To, verify
 from m3_connectors.cli.options import (
     Collection,
     Components,
@@ -39,7 +36,7 @@ from m3_connectors.cli.options import (
     at_least,
     check_store,
 )
-from m3_connectors.cli.progress import Progress, acknowledging_interrupts
+from m3_connectors.cli.reading import Reading, source_name
 from m3_connectors.cli.sources import (
     Delimiter,
     Encoding,
@@ -56,34 +53,27 @@ from m3_connectors.cli.sources import (
     storage_of,
     store_folder,
 )
-from m3_connectors.documents import Document
-from m3_connectors.errors import InvalidInput, M3Error
+from m3_connectors.errors import InvalidInput
 from m3_connectors.readers import (
     CUT_SUFFIX,
-    CutLetter,
-    DeadLetter,
+    FORMATS,
     DeadLetterFiles,
     Fields,
-    ReadOptions,
     ReportFiles,
     check_sources,
-    read_documents,
+    files_of,
 )
-from m3_connectors.readers.inputs import STDIN, is_stream, shown
-
-if TYPE_CHECKING:
-    from m3_connectors.ingestion import IngestReport, Origin
-    from m3_connectors.ingestion.ledger import Version
-
-_NAMED = 20
+from m3_connectors.readers.inputs import is_stream, shown
 
 ingest = typer.Typer(
     cls=RunByDefault,
     no_args_is_help=True,
-    help="Store what is new or changed with m3 ingest SOURCE… --to URL, or compare with m3 ingest verify --to URL.",
+    help="Store what is new or changed with m3 ingest SOURCE… --to URL, compare with m3 ingest verify --to URL, "
+    "or store again what was refused with m3 ingest retry FILE --to URL.",
 )
 
 ingest.command()(verify)
+ingest.command()(retry)
 
 
 def _check_chunking(value: str) -> str:
@@ -123,10 +113,11 @@ def run(
             "--max-errors",
             metavar="N",
             parser=at_least(0),
-            help="Stop when more than N records cannot be read.",
+            help="Stop when more than N records cannot be read or stored.",
             show_default="no limit",
         ),
     ] = None,
+    wait: Wait = WAIT_SECONDS,
     text: TextField = "text",
     id: IdField = None,
     encoding: Encoding = None,
@@ -152,19 +143,12 @@ def run(
     """Store the documents of files and folders. Run it again to continue, or to update what has changed.
 
     A ledger on this machine records what the store has acknowledged: what is unchanged is not encoded again. Records
-    that cannot be read are skipped and written to SOURCE.dead.jsonl with the reason, and documents that curation drops
-    to SOURCE.dropped.jsonl.
+    that cannot be read or stored are skipped and written to SOURCE.dead.jsonl with the reason; m3 ingest retry stores
+    documents from there. Documents that curation drops are written to SOURCE.dropped.jsonl.
     """
-    from m3_connectors.ingestion import Chunking, Ledger, ledger_path
-
     check_store(to, collection)
     options = read_options(encoding, delimiter, format, exclude)
     check_sources(sources, options)
-    if not is_persistent(to):
-        raise typer.BadParameter(
-            f"{redacted(to)} is discarded when this command ends. Use a folder such as qdrant:./data.",
-            param_hint="--to",
-        )
     if sync and any(map(is_stream, sources)):
         raise typer.BadParameter(
             "--sync removes what a source no longer has, which a stream cannot say. Give files or folders.",
@@ -174,230 +158,43 @@ def run(
         languages, tag_languages, drop_duplicates, characters, words, min_letters, max_broken, max_repeated
     )
     storage = storage_of(components, multivector_dtype, long_documents, pool_factor, pool_from_rows)
+    left_out = store_folder(to)
     with (
         DeadLetterFiles(Path.cwd()) as dead,
         ReportFiles(Path.cwd(), CUT_SUFFIX) as cut,
-        Ledger(ledger_path(to, collection), to, collection) as ledger,
-        Curating(curation, sources, Path.cwd(), ledger.path) as curating,
+        Curating(curation, sources, Path.cwd(), to, collection) as curating,
     ):
-        reading = _Reading(dead, cut, max_errors)
-        documents = curating.curated(
-            reading.documents(sources, Fields(text, id, may_be_blank=False), options, store_folder(to)),
-            reading.place,
+        reading = Reading(dead, cut, max_errors, chunk, files_of(sources, options, left_out))
+        # A document without a word would still be a hit of many questions.
+        documents = reading.documents(sources, Fields(text, id, may_be_blank=False), options, left_out)
+        store(
+            Target(to, collection, model, storage, chunk),
+            reading,
+            curating.curated(documents, reading.place),
+            partial(_nothing_indexed, sources, dead, curating, excludes=bool(exclude)),
+            curating=curating,
+            json=json,
+            sync=[source_name(source) for source in sources] if sync else [],
+            check=check,
+            wait_seconds=wait,
         )
-        first = next(documents, None)
-        if first is None:  # also with --sync: a folder that is not mounted looks like an empty one
-            raise curating.nothing_kept() or _nothing_read(sources, dead)
-        with create_index(to, collection, model, storage) as index, reading.shown():
-            from m3_connectors.ingestion import ingest as run_ingest
-
-            try:
-                report = run_ingest(
-                    itertools.chain([first], documents),
-                    index,
-                    ledger=ledger,
-                    chunking=Chunking.parse(chunk),
-                    origin=reading.origin,
-                    sync=[] if not sync else [_source_name(source) for source in sources],
-                    unread=reading.may_have,
-                    check=check,
-                    progress=reading.stored,
-                    on_cut=reading.on_cut,
-                    on_refused=reading.refused,
-                )
-            except M3Error as error:
-                error.add_note(f"  {_so_far(reading.done)}. Run the same command to continue.")
-                raise
-    if reading.interrupted:
-        err.print(f"{_so_far(reading.done)}. Run the same command to continue.")
-        raise typer.Exit(INTERRUPTED)
-    if json:
-        about = {"url": redacted(to), "collection": collection, "chunking": chunk}
-        print_json({**about, **_as_json(report, dead, cut), "curation": curating.as_json()})
-    else:
-        _print(report, dead, cut, curating.summary(sync))
 
 
-class _Reading:
-    """Follows the documents of a run: where each comes from, what could not be read, how much is stored."""
-
-    def __init__(self, dead: DeadLetterFiles, cut: ReportFiles, max_errors: int | None) -> None:
-        self._dead = dead
-        self._cut = cut
-        self._max_errors = max_errors
-        self._source = self._file = Path()
-        self._origins: dict[Path, tuple[str, str]] = {}
-        self._unread: set[Path] = set()
-        self._progress: Progress | None = None
-        self._errors = 0
-        self.interrupted = False
-        self.done = 0
-
-    def documents(
-        self, sources: list[Path], fields: Fields, options: ReadOptions, without: Path | None
-    ) -> Iterator[Document]:
-        """Yield the documents until the user interrupts."""
-        documents = read_documents(
-            sources,
-            fields=fields,
-            options=options,
-            on_source=self._begin_source,
-            on_file=self._begin_file,
-            on_dead_letter=self._skip,
-            on_replaced=self._dead.add,
-            on_mixed_column=self._mixed,
-            without=without,
-        )
-        for document in documents:
-            if self.interrupted:
-                return
-            yield document
-
-    def place(self) -> tuple[Path, Path]:
-        """Return the source and the file of the document that was read last."""
-        return self._source, self._file
-
-    def origin(self) -> Origin:
-        """Return where the document comes from that was read last."""
-        from m3_connectors.ingestion import Origin
-
-        return Origin(_source_name(self._source), _resolved(self._file))
-
-    def may_have(self, version: Version) -> bool:
-        """Return whether the source of a document may still have it, because it was not read completely."""
-        file = Path(version.file)
-        return self.interrupted or not self._unread.isdisjoint((file, *file.parents))
-
-    def refused(self, document: Document, reason: str) -> None:
-        """Called for a document that cannot be cut."""
-        self._skip(self._source, DeadLetter(shown(self._file), None, f"document {document.id!r}: {reason}"))
-
-    def on_cut(self, document: CutDocument) -> None:
-        """Called for a stored chunk that is longer than the maximum of the model."""
-        tokens, kept = document.token_count or 0, document.kept_token_count or 0
-        share = round(document.lost_share or 0.0, 4)
-        self._cut.write(self._source, CutLetter(document.id, shown(self._source), tokens, kept, share))
-
-    def stored(self, count: int, unchanged: int) -> None:
-        """Called after each batch."""
-        self.done = count
-        if self._progress is not None:
-            self._progress.update("storing", count, unit="documents", note=f"{unchanged:,} unchanged")
-
-    @contextlib.contextmanager
-    def shown(self) -> Iterator[None]:
-        """Show the progress. The first Ctrl-C ends the reading: what is under way is stored."""
-        with (
-            Progress() as self._progress,
-            acknowledging_interrupts(
-                self._progress, lambda: "Stopping after what is under way", self._interrupt
-            ),
-        ):
-            yield
-
-    def _interrupt(self) -> None:
-        self.interrupted = True
-
-    def _begin_source(self, source: Path) -> None:
-        self._source = source
-        self._dead.begin(source)
-        self._cut.begin(source)
-
-    def _begin_file(self, source: Path, file: Path) -> None:
-        self._source, self._file = source, file
-
-    def _mixed(self, column: str, cell: str) -> None:
-        warn(f"column {column!r} contains numbers but is stored as text, because of {cell[:40]!r}")
-
-    def _skip(self, source: Path, letter: DeadLetter) -> None:
-        self._unread.add(Path(letter.file).resolve())
-        self._dead.add(source, letter)
-        self._errors += 1
-        if self._max_errors is not None and self._errors > self._max_errors:
-            raise InvalidInput(
-                f"more than {plural(self._max_errors, 'record')} cannot be read, the last is {letter}\n"
-                "  Fix them, or raise --max-errors."
-            )
-
-
-def _source_name(source: Path) -> str:
-    return "-" if source == STDIN else _resolved(source)
-
-
-def _resolved(path: Path) -> str:
-    return str(path.resolve())
-
-
-def _nothing_read(sources: list[Path], dead: DeadLetterFiles) -> InvalidInput:
+def _nothing_indexed(
+    sources: list[Path], dead: DeadLetterFiles, curating: Curating, *, excludes: bool
+) -> InvalidInput:
+    if dropped := curating.nothing_kept():
+        return dropped
     if dead.first:
         return InvalidInput(
-            f"nothing was stored: {plural(dead.count, 'record')} skipped, the first is {dead.first}\n"
-            f"  Fix the records, which are listed with their reasons in {_names(dead)}"
+            f"nothing was indexed: {plural(dead.count, 'record')} skipped, the first is {dead.first}\n"
+            f"  Fix the records, which are listed with their reasons in {names(dead.paths)}"
         )
+    what = "files of a supported format" if any(source.is_dir() for source in sources) else "records"
+    verb = "contains" if len(sources) == 1 else "contain"
+    left_out = " that --exclude does not leave out" if excludes else ""
     return InvalidInput(
-        f"{', '.join(map(shown, sources))}: no documents found.\n"
+        f"{', '.join(map(shown, sources))} {verb} no {what}{left_out}.\n"
+        f"  Supported formats: {', '.join(FORMATS)}.\n"
         "  Nothing was stored or removed. To remove everything, drop the collection."
     )
-
-
-def _as_json(report: IngestReport, dead: DeadLetterFiles, cut: ReportFiles) -> dict[str, object]:
-    return {
-        "read": report.read,
-        "unchanged": report.unchanged,
-        "documents": report.documents,
-        "chunks": report.chunks,
-        "replaced": report.replaced,
-        "removed": report.removed,
-        "kept": list(report.kept[:_NAMED]),
-        "kept_count": len(report.kept),
-        "skipped": dead.count,
-        "dead_letters": [str(path) for path in dead.paths],
-        "truncated": report.add.truncated,
-        "lost_tokens": report.add.lost_tokens,
-        "cut_documents": [str(path) for path in cut.paths],
-        "missing": report.missing and dataclasses.asdict(report.missing),
-        "seconds": round(report.seconds, 3),
-        "encoder_busy_share": round(report.encoder_busy_share, 3),
-    }
-
-
-def _print(report: IngestReport, dead: DeadLetterFiles, cut: ReportFiles, dropped: str | None) -> None:
-    if report.missing is not None:
-        print_verification(report.missing)
-    parts = [plural(report.documents, "document")]
-    if report.chunks != report.documents:
-        parts.append(plural(report.chunks, "chunk"))
-    for count, what in (
-        (report.replaced, "of them replaced earlier ones"),
-        (report.unchanged, "unchanged"),
-        (report.removed, "removed"),
-    ):
-        if count:
-            parts.append(f"{count:,} {what}")
-    if report.add.truncated:
-        parts.append(
-            f"{report.add.truncated:,} truncated to the model's limit, {report.add.lost_tokens:,} tokens lost "
-            f"(see {_names(cut)})"
-        )
-    if dead.count:
-        parts.append(f"{dead.count:,} skipped (see {_names(dead)})")
-    if dropped is not None:
-        parts.append(dropped)
-    parts.append(duration(report.seconds))
-    if report.documents:
-        parts.append(f"encoder busy {report.encoder_busy_share:.0%}")
-    out.print(f"  {' · '.join(parts)}", markup=False, soft_wrap=True)
-    if report.kept:
-        names = ", ".join(map(repr, report.kept[:3]))
-        warn(
-            f"{plural(len(report.kept), 'document')} not found and not removed, because a file could not be read "
-            f"completely: {names}{', …' if len(report.kept) > 3 else ''}"
-        )
-
-
-def _so_far(count: int) -> str:
-    return f"{plural(count, 'document')} stored by this run"
-
-
-def _names(files: ReportFiles) -> str:
-    return ", ".join(path.name for path in files.paths)

@@ -1,64 +1,287 @@
-"""Track what ``m3 index`` has read: the file of each document, and the share of the bytes."""
+"""Follow the documents of a run: where each comes from, what could not be stored, and how much is done."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from m3_connectors.cli.console import duration, err, plural, warn
+from m3_connectors.cli.progress import Progress, acknowledging_interrupts
 from m3_connectors.documents import Document
+from m3_connectors.errors import InvalidInput
+from m3_connectors.readers import (
+    CutLetter,
+    DeadLetter,
+    DeadLetterFiles,
+    Fields,
+    ReadOptions,
+    ReportFiles,
+    read_documents,
+)
 from m3_connectors.readers.compression import is_compressed
+from m3_connectors.readers.inputs import STDIN, shown
 
-_REMEMBERED_DOCUMENTS = 4096
-"""The number of documents whose file is remembered; more than ``add`` holds at a time (512)."""
+if TYPE_CHECKING:
+    from m3_connectors.ingestion import Origin, RefusedDocument, Wait
+    from m3_connectors.ingestion.ledger import Version
+    from m3_connectors.writing import CutDocument
+
+_SHOWN_COLUMNS = 20
+_FIRST_REPEATS = 20
+_SAID_AGAIN_SECONDS = 30.0
 
 
 class Reading:
-    """Tracks the documents on their way from the files into the store.
+    """Follows the documents of a run.
 
     Args:
+        dead: The report files for what could not be read or stored.
+        cut: The report files that list truncated documents.
+        max_errors: How many records may be skipped before the run ends; None for any number.
+        chunking: How documents are cut, which a dead letter notes for ``m3 ingest retry``.
         files: The files that will be read.
     """
+
+    def __init__(
+        self,
+        dead: DeadLetterFiles,
+        cut: ReportFiles,
+        max_errors: int | None,
+        chunking: str,
+        files: Iterable[Path],
+    ) -> None:
+        self.dead = dead
+        self.cut = cut
+        self.interrupted = False
+        """Whether the user has pressed Ctrl-C: nothing more is read."""
+        self.stored_count = 0
+        """The number of documents stored so far."""
+        self.cut_tokens = 0
+        """The number of tokens of the truncated texts before truncation."""
+        self.repeats: list[DeadLetter] = []
+        """The first records that later ones with the same id replaced."""
+        self.mixed_columns: dict[str, str] = {}
+        """Columns of numbers that are stored as text, each with the cell that is the reason."""
+        self._max_errors = max_errors
+        self._chunking = chunking
+        self._source = self._file = Path()
+        self._origin: Origin | None = None
+        self._typed: dict[str, Path] = {}
+        self._unread: set[Path] = set()
+        self._errors = 0
+        self._position = _Position(files)
+        self._progress: Progress | None = None
+        self._unchanged = 0
+        self._waiting_since: float | None = None
+
+    def documents(
+        self, sources: list[Path], fields: Fields, options: ReadOptions, without: Path | None
+    ) -> Iterator[Document]:
+        """Yield the documents until the user interrupts."""
+        return self.following(
+            read_documents(
+                sources,
+                fields=fields,
+                options=options,
+                on_source=self._begin_source,
+                on_file=self._begin_file,
+                on_dead_letter=self.skip,
+                on_replaced=self._replaced,
+                on_mixed_column=self.mixed_columns.__setitem__,
+                without=without,
+            )
+        )
+
+    def following(self, documents: Iterable[Document]) -> Iterator[Document]:
+        """Yield the documents until the user interrupts, and show how much is read."""
+        for document in documents:
+            if self.interrupted:
+                return
+            self._position.read(document)
+            self._show()
+            yield document
+
+    def place(self) -> tuple[Path, Path]:
+        """Return the source and the file of the document that was read last."""
+        return self._source, self._file
+
+    def origin(self) -> Origin:
+        """Return where the document comes from that was read last."""
+        assert self._origin is not None, "a file is begun before its first document"
+        return self._origin
+
+    def may_have(self, version: Version) -> bool:
+        """Return whether the source of a document may still have it, because it was not read completely."""
+        file = Path(version.file)
+        return self.interrupted or not self._unread.isdisjoint((file, *file.parents))
+
+    def skip(self, source: Path, letter: DeadLetter) -> None:
+        """Write a dead letter.
+
+        Raises:
+            InvalidInput: There are more than ``max_errors``.
+        """
+        self._unread.add(Path(letter.path or letter.file).resolve())
+        self.dead.add(source, letter)
+        self._errors += 1
+        if self._max_errors is not None and self._errors > self._max_errors:
+            raise InvalidInput(
+                f"more than {plural(self._max_errors, 'record')} cannot be stored, the last is {letter}\n"
+                "  Fix them, or raise --max-errors."
+            )
+
+    def refused(self, refused: RefusedDocument) -> None:
+        """Called for a document that cannot be cut, encoded or written."""
+        source, file = self._as_typed(refused.origin)
+        document = refused.document
+        letter = DeadLetter(
+            file,
+            None,
+            f"document {document.id!r}: {refused.reason}",
+            refused.stage,
+            source=refused.origin.source,
+            path=refused.origin.file,
+            chunking=self._chunking,
+            id=document.id,
+            text=document.text,
+            metadata=dict(document.metadata),
+        )
+        self.skip(source, letter)
+
+    def on_cut(self, cut: CutDocument, origin: Origin) -> None:
+        """Called for each stored document, or chunk of one, that is longer than the maximum of the model."""
+        source, file = self._as_typed(origin)
+        tokens, kept = cut.token_count or 0, cut.kept_token_count or 0
+        self.cut_tokens += tokens
+        self.cut.write(source, CutLetter(cut.id, file, tokens, kept, round(cut.lost_share or 0.0, 4)))
+
+    def stored(self, count: int, unchanged: int) -> None:
+        """Called after each batch with the number of documents stored and unchanged so far."""
+        self.stored_count, self._unchanged = count, unchanged
+        self._position.store()
+        self._show()
+
+    def waiting(self, wait: Wait) -> None:
+        """Called while the run waits for a store that is down."""
+        if wait.is_over:
+            self._waiting_since = None
+            err.print(
+                f"the store answers again after {duration(wait.waited_seconds)}; going on.",
+                markup=False,
+                soft_wrap=True,
+            )
+            return
+        due = None if self._waiting_since is None else self._waiting_since + _SAID_AGAIN_SECONDS
+        if due is None or wait.waited_seconds >= due:
+            self._waiting_since = wait.waited_seconds
+            err.print(
+                f"waiting for the store, {duration(wait.waited_seconds)} of at most "
+                f"{duration(wait.limit_seconds)}: {wait.reason}",
+                markup=False,
+                soft_wrap=True,
+            )
+
+    @contextlib.contextmanager
+    def shown(self) -> Iterator[None]:
+        """Show the progress. The first Ctrl-C ends the reading: what is under way is stored."""
+        with (
+            Progress() as self._progress,
+            acknowledging_interrupts(
+                self._progress,
+                lambda: f"Stopping after the current batch ({stored(self.stored_count)})",
+                self._interrupt,
+            ),
+        ):
+            yield
+
+    def warn(self) -> None:
+        """Warn of columns whose type is not what it seems."""
+        for column, cell in list(self.mixed_columns.items())[:_SHOWN_COLUMNS]:
+            warn(
+                f"column {column!r} contains numbers but is stored as text, because "
+                f"{cell[:40]!r} is not a number that converts back to the same text"
+            )
+
+    def _interrupt(self) -> None:
+        self.interrupted = True
+        if self._waiting_since is not None:  # what is under way cannot be stored
+            raise KeyboardInterrupt
+
+    def _begin_source(self, source: Path) -> None:
+        self._source = source
+        self._typed[source_name(source)] = source
+        self.dead.begin(source)
+        self.cut.begin(source)
+
+    def _begin_file(self, source: Path, file: Path) -> None:
+        self._source, self._file = source, file
+        self._from(source_name(source), source_name(file))
+        self._position.begin_file(file)
+
+    def _from(self, source: str, file: str) -> None:
+        from m3_connectors.ingestion import Origin
+
+        self._origin = Origin(source, file)
+
+    def _replaced(self, source: Path, letter: DeadLetter) -> None:
+        self.dead.add(source, letter)
+        if len(self.repeats) < _FIRST_REPEATS:
+            self.repeats.append(letter)
+
+    def _as_typed(self, origin: Origin) -> tuple[Path, str]:
+        """Return the source and the file of a document as the user typed them."""
+        source, file = self._typed.get(origin.source, Path(origin.source)), Path(origin.file)
+        if file == STDIN or not file.is_relative_to(origin.source):
+            return source, shown(file)
+        return source, shown(source / file.relative_to(origin.source))
+
+    def _show(self) -> None:
+        if self._progress is not None:
+            note = f"read {self._position.count:,}"
+            if self._unchanged:
+                note += f", {self._unchanged:,} unchanged"
+            share = self._position.stored_share
+            self._progress.update("storing", self.stored_count, unit="documents", share=share, note=note)
+
+
+def source_name(source: Path) -> str:
+    """Return the name under which the ledger knows a source or a file."""
+    return "-" if source == STDIN else str(source.resolve())
+
+
+def stored(count: int) -> str:
+    """Return how many documents a run has stored, for messages."""
+    return f"{plural(count, 'document')} stored"
+
+
+class _Position:
+    """The approximate share of the bytes of all files that has been read, and stored."""
 
     def __init__(self, files: Iterable[Path]) -> None:
         self.count = 0
         """The number of documents read so far."""
-        self._origins: dict[str, tuple[Path, Path]] = {}
-        self._source = self._file = Path()
         self._total_bytes = _total_bytes(files)
         self._finished_bytes = self._file_bytes = self._text_bytes = 0
+        self.stored_share = 0.0 if self._total_bytes else None
+        """The share of the bytes, 0 to 1, that had been read when the last batch was stored; None if unknown."""
 
-    def begin_file(self, source: Path, file: Path) -> None:
-        """Called before a file of a source is read."""
+    def begin_file(self, file: Path) -> None:
         self._finished_bytes += self._file_bytes
-        self._source, self._file = source, file
         self._file_bytes = self._text_bytes = 0
         with contextlib.suppress(OSError):  # the reader reports it
             self._file_bytes = file.stat().st_size
 
-    def following(self, documents: Iterable[Document]) -> Iterator[Document]:
-        """Yield the documents, and record the file of each."""
-        for document in documents:
-            self.count += 1
-            self._text_bytes += len(document.text.encode())
-            self._origins.pop(document.id, None)
-            self._origins[document.id] = self._source, self._file
-            if len(self._origins) > _REMEMBERED_DOCUMENTS:
-                del self._origins[next(iter(self._origins))]
-            yield document
+    def read(self, document: Document) -> None:
+        self.count += 1
+        self._text_bytes += len(document.text)
 
-    def origin(self, id: str) -> tuple[Path, Path]:
-        """Return the source and the file of a document that was just stored."""
-        return self._origins[id]
-
-    @property
-    def share(self) -> float | None:
-        """The approximate share of the bytes read so far, 0 to 1; None if the total is unknown."""
-        if not self._total_bytes:
-            return None
-        # Within a file, the bytes of the texts approximate the position: texts are most of a file of records.
-        read = self._finished_bytes + min(self._text_bytes, self._file_bytes)
-        return min(read / self._total_bytes, 1.0)
+    def store(self) -> None:
+        if self._total_bytes:
+            # Within a file, the length of the texts approximates the position: texts are most of a file of records.
+            read = self._finished_bytes + min(self._text_bytes, self._file_bytes)
+            self.stored_share = min(read / self._total_bytes, 1.0)
 
 
 def _total_bytes(files: Iterable[Path]) -> int | None:
@@ -71,4 +294,4 @@ def _total_bytes(files: Iterable[Path]) -> int | None:
             total += path.stat().st_size
     except OSError:
         return None
-    return total
+    return total or None

@@ -3,8 +3,22 @@
 from __future__ import annotations
 
 from m3_connectors.ingestion.chunking import Chunking
+from m3_connectors.ingestion.failures import RefusedDocument, Wait
 from m3_connectors.ingestion.ledger import Ledger, ledger_path
-from m3_connectors.ingestion.pipeline import IngestReport, Origin, ingest
+from m3_connectors.ingestion.origin import Origin
+from m3_connectors.ingestion.pipeline import IngestReport, aingest, ingest
 from m3_connectors.ingestion.verifying import Verification, verify
 
-__all__ = ["Chunking", "IngestReport", "Ledger", "Origin", "Verification", "ingest", "ledger_path", "verify"]
+__all__ = [
+    "Chunking",
+    "IngestReport",
+    "Ledger",
+    "Origin",
+    "RefusedDocument",
+    "Verification",
+    "Wait",
+    "aingest",
+    "ingest",
+    "ledger_path",
+    "verify",
+]

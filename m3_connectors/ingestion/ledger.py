@@ -7,6 +7,7 @@ it. SQLite in WAL mode with full synchronisation: what is acknowledged here surv
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import hashlib
@@ -14,7 +15,7 @@ import json
 import re
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -26,7 +27,7 @@ from m3_connectors.documents import Document, canonical_metadata
 from m3_connectors.errors import InvalidInput
 from m3_connectors.ingestion.chunking import chunk_ids
 
-_FORMAT = 1
+_FORMAT = 2
 _TABLES = """
 CREATE TABLE IF NOT EXISTS documents (
     id TEXT NOT NULL,
@@ -37,6 +38,7 @@ CREATE TABLE IF NOT EXISTS documents (
     model TEXT NOT NULL,
     chunking TEXT NOT NULL,
     acknowledged REAL,        -- NULL: it may be stored, partly or not at all
+    cut TEXT NOT NULL DEFAULT '',  -- the chunks of which only the beginning was encoded, as JSON
     PRIMARY KEY (id, chunks)
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS documents_by_source ON documents (source);
@@ -58,6 +60,8 @@ class Version:
         content: A hash of its text and metadata.
         model: The fingerprint of the model that encodes it.
         chunking: How it is cut.
+        cut: The chunks of which only the beginning is searchable: a JSON array of ``[position, tokens, kept tokens]``,
+            or an empty text if there are none. It is known when it is stored.
     """
 
     id: str
@@ -67,6 +71,7 @@ class Version:
     content: str
     model: str
     chunking: str
+    cut: str = ""
 
     def same(self, other: Version) -> bool:
         """Return whether storing one in place of the other changes nothing."""
@@ -113,7 +118,8 @@ class Ledger:
     """An open ledger; a context manager.
 
     Args:
-        path: The file, which is created with its folder if it does not exist.
+        path: The file, which is created with its folder if it does not exist; None keeps the ledger in memory, for a
+            collection that is discarded as well.
         url: The store, which the file names for people who find it.
         collection: The name of the collection.
 
@@ -121,14 +127,20 @@ class Ledger:
         InvalidInput: The file cannot be used; the message says why. The methods raise it too.
     """
 
-    def __init__(self, path: Path, url: str = "", collection: str = "") -> None:
+    def __init__(self, path: Path | None, url: str = "", collection: str = "") -> None:
         self.path = path
         with self._usable():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            # Ids of the store are noted in the thread of the index (``note_stored``), while this one waits.
-            self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=60)
+            if path is not None:
+                path.parent.mkdir(parents=True, exist_ok=True)
+            # Ids of the store are noted in the thread of the index (``note_stored``), while this one waits, and an
+            # AsyncIndex is filled in a thread.
+            self._db = sqlite3.connect(
+                path or ":memory:", isolation_level=None, check_same_thread=False, timeout=60
+            )
             (format,) = self._db.execute("PRAGMA user_version").fetchone()
-            if format not in (0, _FORMAT):
+            if format == 1:
+                self._db.execute("ALTER TABLE documents ADD COLUMN cut TEXT NOT NULL DEFAULT ''")
+            elif format not in (0, _FORMAT):
                 raise InvalidInput(
                     f"the ledger {path} was written by another version of m3 (format {format}).\n"
                     "  Use that version, or delete the file: everything is then encoded again."
@@ -141,12 +153,18 @@ class Ledger:
                 where = (redacted(url), collection)
                 self._db.execute("INSERT INTO collection VALUES (?, ?)", where)
 
-    def acknowledged(self, id: str) -> Version | None:
-        """Return the version of a document that the store holds, as far as the ledger knows."""
+    def look_up(self, ids: Sequence[str]) -> dict[str, Version | None]:
+        """Return those of the ids that the ledger knows, with the version that the store holds.
+
+        It is None if the store may hold several versions of the document, a part of one, or none.
+        """
+        query = (
+            f"SELECT acknowledged, {_COLUMNS} FROM documents WHERE id IN ({_marks(ids, '?')}) "
+            "ORDER BY acknowledged"  # NULL comes first
+        )
         with self._usable():
-            query = f"SELECT {_COLUMNS} FROM documents WHERE id = ? AND acknowledged IS NOT NULL"
-            row = self._db.execute(query, (id,)).fetchone()
-        return None if row is None else Version(*row)
+            rows = self._db.execute(query, ids).fetchall()
+        return {row[1]: None if row[0] is None else Version(*row[1:]) for row in rows}
 
     def begin(self, versions: Iterable[Version]) -> None:
         """Enter versions before the first of their chunks is written; earlier versions no longer count as stored."""
@@ -172,19 +190,30 @@ class Ledger:
                 key = (version.id, version.chunks)
                 self._db.execute("DELETE FROM documents WHERE id = ? AND chunks != ?", key)
                 self._db.execute(
-                    "UPDATE documents SET acknowledged = ? WHERE id = ? AND chunks = ?", (now, *key)
+                    "UPDATE documents SET acknowledged = ?, cut = ? WHERE id = ? AND chunks = ?",
+                    (now, version.cut, *key),
                 )
 
-    def relocate(self, version: Version) -> None:
-        """Note that an unchanged document comes from another source or file now."""
-        where = (version.source, version.file, version.id)
-        with self._usable():
-            self._db.execute("UPDATE documents SET source = ?, file = ? WHERE id = ?", where)
+    def relocate(self, versions: Iterable[Version]) -> None:
+        """Note that unchanged documents come from another source or file now."""
+        where = [(version.source, version.file, version.id) for version in versions]
+        if where:
+            with self._transaction():
+                self._db.executemany("UPDATE documents SET source = ?, file = ? WHERE id = ?", where)
 
-    def see(self, id: str) -> None:
-        """Note that this run has read a document."""
+    def begin_reading(self) -> None:
+        """Forget which documents an earlier run has read."""
         with self._usable():
-            self._db.execute("INSERT OR IGNORE INTO temp.seen VALUES (?)", (id,))
+            self._db.execute("DELETE FROM temp.seen")
+
+    def see(self, ids: Sequence[str]) -> list[str]:
+        """Note that this run has read documents; return the ids that it has read before."""
+        known = f"SELECT id FROM temp.seen WHERE id IN ({_marks(ids, '?')})"
+        with self._usable():
+            again = [id for (id,) in self._db.execute(known, ids)]
+            self._db.execute(f"INSERT OR IGNORE INTO temp.seen VALUES {_marks(ids, '(?)')}", ids)
+        counts = collections.Counter(ids)
+        return list(dict.fromkeys([*again, *(id for id, count in counts.items() if count > 1)]))
 
     def gone(self, sources: Iterable[str]) -> Iterator[Version]:
         """Yield the versions of these sources that this run has not read."""
@@ -279,7 +308,7 @@ class Ledger:
 
     def _enter(self, version: Version) -> None:
         self._db.execute(
-            f"INSERT OR REPLACE INTO documents ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)",
+            f"INSERT OR REPLACE INTO documents ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
             dataclasses.astuple(version),
         )
 
@@ -318,3 +347,8 @@ class Ledger:
                 f"the ledger {self.path} cannot be used: {error}.\n  Mend it or its disk and run the same command "
                 "again. If it is damaged, delete it: everything is then encoded again."
             ) from error
+
+
+def _marks(values: Sequence[str], mark: str) -> str:
+    """Return as many parameters as there are values: at most those of a batch, which SQLite allows."""
+    return ", ".join([mark] * len(values))

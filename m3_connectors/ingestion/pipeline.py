@@ -1,40 +1,41 @@
 """Documents on their way into a collection: read, compared with the ledger, cut, encoded, written, acknowledged.
 
-While a batch is encoded, the one before it is written and the one after it is read and cut. A batch is bounded in
-characters (``adding``), so memory does not grow with the corpus.
+While one batch is encoded, another is written and the next is read and cut. Batches, and the vectors that wait for the
+store, are bounded in bytes (``writing``), so memory does not grow with the corpus.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterable, Callable, Iterable, Iterator, Sequence
+from functools import partial
 
-from m3_connectors.adding import AddReport, OnCut, Stored
-from m3_connectors.blocking import Index, encoder_of, store_batches, writer_of
-from m3_connectors.documents import Document, check_documents
+from m3_connectors.adding import AddReport
+from m3_connectors.blocking import (
+    Index,
+    check_wanted,
+    encoder_of,
+    in_thread,
+    run_on,
+    store_batches,
+    writer_of,
+)
+from m3_connectors.documents import Document
+from m3_connectors.embeddings import M3Embeddings
 from m3_connectors.errors import InvalidInput
-from m3_connectors.index import Encoder
-from m3_connectors.ingestion.chunking import Chunking, TokenSpans
-from m3_connectors.ingestion.ledger import Ledger, Version, content_hash
+from m3_connectors.index import AsyncIndex
+from m3_connectors.ingestion.chunking import Chunking
+from m3_connectors.ingestion.failures import WAIT_SECONDS, OnWait, TolerantWriter
+from m3_connectors.ingestion.ledger import Ledger, Version
+from m3_connectors.ingestion.origin import Origin
+from m3_connectors.ingestion.run import OnCut, OnRefused, Run
 from m3_connectors.ingestion.verifying import Verification, verify
 
 _WHOLE = Chunking()
-_DELETED_AT_ONCE = 1000
 
-
-@dataclasses.dataclass(frozen=True)
-class Origin:
-    """Where a document comes from.
-
-    Attributes:
-        source: The source, such as the path of a folder.
-        file: The file of the source.
-    """
-
-    source: str = ""
-    file: str = ""
+OnEmbedded = Callable[[Sequence[Document], M3Embeddings], object]
+"""Called with the chunks of a batch that the store has acknowledged, and their embeddings, row i for chunk i."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,9 +50,13 @@ class IngestReport:
         replaced: The number of documents of which the ledger knew an earlier version.
         removed: The number of documents removed because their source no longer has them.
         kept: The ids of documents that their source may still have: their file could not be read completely.
-        refused: The number of documents that could not be cut or stored.
+        refused: The number of documents that are not valid, or could not be cut, encoded or written.
+        repeated_count: The number of ids that were read more than once; the last document of each was kept.
+        repeated: The first 1,000 of them.
         missing: What the comparison before the run found missing; None without a comparison.
-        add: The report of the writer.
+        add: What was written. Truncated documents are counted if they are unchanged, too.
+        writing_seconds: For how long the store was writing.
+        waited_seconds: For how long the run waited for a store that was down.
         seconds: How long the run took.
     """
 
@@ -63,8 +68,12 @@ class IngestReport:
     removed: int
     kept: tuple[str, ...]
     refused: int
+    repeated_count: int
+    repeated: tuple[str, ...]
     missing: Verification | None
     add: AddReport
+    writing_seconds: float
+    waited_seconds: float
     seconds: float
 
     @property
@@ -83,17 +92,22 @@ def ingest(
     sync: Sequence[str] = (),
     unread: Callable[[Version], bool] = lambda _: False,
     check: bool = False,
+    wait_seconds: float = WAIT_SECONDS,
     progress: Callable[[int, int], object] = lambda stored, unchanged: None,
-    on_cut: OnCut | None = None,
-    on_refused: Callable[[Document, str], object] = lambda document, reason: None,
+    on_cut: OnCut = lambda cut, origin: None,
+    on_embedded: OnEmbedded = lambda documents, embeddings: None,
+    on_refused: OnRefused = lambda refused: None,
+    on_wait: OnWait = lambda wait: None,
 ) -> IngestReport:
     """Store the documents that the collection does not hold yet, and replace those that have changed.
 
     Running it again with the same documents does nothing. If the store holds fewer documents than the ledger knows,
-    both are compared before the run (``verify``), and what is missing is stored again.
+    both are compared before the run (``verify``), and what is missing is stored again. A document that is not valid,
+    or cannot be cut, encoded or written, is left out and named; the others are stored. If that happens to 100 documents
+    in a row in the encoder or the store, the run ends.
 
     Args:
-        documents: The documents, read once.
+        documents: The documents, read once, in this thread.
         index: The collection.
         ledger: The ledger of this collection.
         chunking: How documents are cut.
@@ -101,158 +115,147 @@ def ingest(
         sync: Sources that are read completely by this run: documents that they no longer have are removed.
         unread: Says of such a document that its source may still have it, because reading failed.
         check: Compare store and ledger before the run in any case.
+        wait_seconds: For how long to wait for a store that is down, overloaded, or asks for fewer requests.
         progress: Called after each batch with the number of documents stored and unchanged so far.
-        on_cut: Called with each chunk that was longer than the encoder's maximum.
-        on_refused: Called with each document that cannot be cut, and the reason; the others are stored.
+        on_cut: Called with each chunk that is longer than the encoder's maximum, and the origin of its document:
+            only its beginning is searchable. Chunks of unchanged documents are included.
+        on_embedded: Called with each batch and its embeddings when the store has acknowledged it, before the ledger
+            does: after an interruption, a batch may come a second time, but none is left out.
+        on_refused: Called with each document that is left out.
+        on_wait: Called before each pause in which the store is waited for, and when it answers again. This may be in
+            another thread.
 
     Raises:
-        InvalidInput: The index has no encoder, or one without tokens where documents are cut; or the ledger cannot
-            be used.
+        InvalidInput: The index has no encoder, or one without tokens where documents are cut; ``documents`` is
+            asynchronous; or the ledger cannot be used.
         BackendError: The store failed. What it has acknowledged is in the ledger.
     """
+    asynchronous: dict[str, object] = {"index": index, "documents": documents}
+    for what, given in asynchronous.items():
+        if isinstance(given, AsyncIndex | AsyncIterable):
+            raise InvalidInput(
+                f"{what} is {type(given).__name__}, which ingest cannot wait for.\n"
+                "  Use await aingest(documents, index, …) with the AsyncIndex that aconnect returns."
+            )
     began = time.monotonic()
-    run = _Run(index, encoder_of(index), ledger, chunking, origin, on_refused)
+    writer = writer_of(index, partial(TolerantWriter, wait_seconds=wait_seconds, on_wait=on_wait))
+    run = Run(index, writer, encoder_of(index), ledger, chunking, origin, on_cut, on_refused)
     missing = verify(index, ledger) if check or index.count() < ledger.stored_count() else None
-    adding = writer_of(index)
-    for stored in store_batches(index, adding, run.chunks(documents), before=run.begin):
-        if stored.documents:
-            run.acknowledge(stored)
-            if on_cut is not None:
-                for cut in stored.cut:
-                    on_cut(cut)
-            progress(run.documents, run.unchanged)
+    for stored in store_batches(index, writer, run.batches(documents), before=run.begin):
+        if stored.embeddings is not None:
+            on_embedded(stored.documents, stored.embeddings)
+        run.acknowledge(stored)
+        progress(run.documents, run.unchanged)
     removed, kept = run.remove_gone(sync, unread)
     return IngestReport(
         read=run.read,
         unchanged=run.unchanged,
         documents=run.documents,
-        chunks=run.chunk_count,
+        chunks=run.chunks,
         replaced=run.replaced,
         removed=removed,
         kept=tuple(kept),
         refused=run.refused,
+        repeated_count=run.repeated_count,
+        repeated=tuple(run.repeated),
         missing=missing,
-        add=adding.report,
+        add=AddReport(
+            written=run.chunks,
+            truncated=run.cuts.count,
+            lost_tokens=run.cuts.lost_tokens,
+            cut=tuple(run.cuts.first),
+            pooled=run.pooled,
+            encoding_seconds=writer.encoding_seconds,
+        ),
+        writing_seconds=writer.writing_seconds,
+        waited_seconds=writer.waited_seconds,
         seconds=time.monotonic() - began,
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class _Parent:
-    """A document that is under way; its chunks are those from ``begin`` to ``end`` of the run."""
+async def aingest(
+    documents: Iterable[Document] | AsyncIterable[Document],
+    index: AsyncIndex,
+    *,
+    ledger: Ledger,
+    chunking: Chunking = _WHOLE,
+    origin: Callable[[], Origin] = Origin,
+    sync: Sequence[str] = (),
+    unread: Callable[[Version], bool] = lambda _: False,
+    check: bool = False,
+    wait_seconds: float = WAIT_SECONDS,
+    progress: Callable[[int, int], object] = lambda stored, unchanged: None,
+    on_cut: OnCut = lambda cut, origin: None,
+    on_embedded: OnEmbedded = lambda documents, embeddings: None,
+    on_refused: OnRefused = lambda refused: None,
+    on_wait: OnWait = lambda wait: None,
+) -> IngestReport:
+    """Store new and changed documents as ``ingest`` does, into an AsyncIndex, without blocking the event loop.
 
-    version: Version
-    begin: int
-    end: int
-    replaces: bool
+    The documents are compared and cut in a worker thread. An asynchronous iterable is read on the event loop; any other
+    iterable is read in the worker thread, and the callbacks are called there. If the call is cancelled, what is under
+    way is cancelled too; the next call goes on.
+
+    Args:
+        documents: The documents, read once.
+        index: The collection.
+        ledger: As for ``ingest``; so are all others.
+        chunking: How documents are cut.
+        origin: Returns where the document comes from that was read last.
+        sync: Sources that are read completely by this run.
+        unread: Says of a document that its source may still have it.
+        check: Compare store and ledger before the run in any case.
+        wait_seconds: For how long to wait for a store that is down.
+        progress: Called after each batch.
+        on_cut: Called with each chunk that is longer than the encoder's maximum.
+        on_embedded: Called with each batch and its embeddings.
+        on_refused: Called with each document that is left out.
+        on_wait: Called before each pause, and when the store answers again.
+
+    Raises:
+        InvalidInput: As for ``ingest``, or ``index`` is not an AsyncIndex.
+        BackendError: The store failed. What it has acknowledged is in the ledger.
+    """
+    if not isinstance(index, AsyncIndex):
+        raise InvalidInput(
+            f"index is {type(index).__name__}, and aingest needs an AsyncIndex.\n"
+            "  Open it with aconnect, or use ingest without await."
+        )
+
+    def run(lent: Index) -> IngestReport:
+        return ingest(
+            _read_in_thread(documents, lent),
+            lent,
+            ledger=ledger,
+            chunking=chunking,
+            origin=origin,
+            sync=sync,
+            unread=unread,
+            check=check,
+            wait_seconds=wait_seconds,
+            progress=progress,
+            on_cut=on_cut,
+            on_embedded=on_embedded,
+            on_refused=on_refused,
+            on_wait=on_wait,
+        )
+
+    return await in_thread(index, run)
 
 
-class _Run:
-    def __init__(
-        self,
-        index: Index,
-        encoder: Encoder,
-        ledger: Ledger,
-        chunking: Chunking,
-        origin: Callable[[], Origin],
-        on_refused: Callable[[Document, str], object],
-    ) -> None:
-        self._index = index
-        self._ledger = ledger
-        self._chunking = chunking
-        self._token_spans: TokenSpans | None = getattr(encoder, "token_spans", None)
-        self._model = _fingerprint(encoder)
-        self._origin = origin
-        self._on_refused = on_refused
-        self._under_way: deque[_Parent] = deque()
-        self._latest: dict[str, Version] = {}
-        """The version of each document under way that was read last: only this one is acknowledged."""
-        self._batches: deque[int] = deque()
-        self._cut = self._begun = self._written = 0
-        self.read = self.unchanged = self.documents = self.chunk_count = self.replaced = self.refused = 0
+def _read_in_thread(
+    documents: Iterable[Document] | AsyncIterable[Document], lent: Index
+) -> Iterator[Document]:
+    """Yield documents in a worker thread, until the call that waits for the thread is cancelled."""
+    if isinstance(documents, AsyncIterable):
+        iterator = aiter(documents)
 
-    def chunks(self, documents: Iterable[Document]) -> Iterator[Document]:
-        """Yield the chunks of the documents that must be stored."""
+        async def following() -> Document | None:
+            return await anext(iterator, None)
+
+        while (document := run_on(lent, following)) is not None:
+            yield document
+    else:
         for document in documents:
-            self.read += 1
-            (document,) = check_documents([document])
-            origin = self._origin()
-            self._ledger.see(document.id)
-            version = Version(
-                document.id,
-                0,
-                origin.source,
-                origin.file,
-                content_hash(document),
-                self._model,
-                str(self._chunking),
-            )
-            under_way = self._latest.get(document.id)
-            before = under_way or self._ledger.acknowledged(document.id)
-            if before is not None and before.same(version):
-                self.unchanged += 1
-                if under_way is None and (before.source, before.file) != (version.source, version.file):
-                    self._ledger.relocate(version)
-                continue
-            try:
-                parts = self._chunking.chunks(document, self._token_spans)
-            except InvalidInput as error:
-                if self._token_spans is None:
-                    raise
-                self.refused += 1
-                self._on_refused(document, str(error).splitlines()[0])
-                continue
-            if self._chunking.kind != "none":
-                version = dataclasses.replace(version, chunks=len(parts))
-            begin, self._cut = self._cut, self._cut + len(parts)
-            replaces = under_way is None and self._ledger.known(document.id) is not None
-            self._under_way.append(_Parent(version, begin, self._cut, replaces))
-            self._latest[document.id] = version
-            yield from parts
-
-    def begin(self, batch: Sequence[Document]) -> None:
-        """Enter the documents whose first chunk is in a batch, before it is encoded and written."""
-        if not batch:
-            return
-        first, self._begun = self._begun, self._begun + len(batch)
-        self._batches.append(len(batch))
-        self._ledger.begin(p.version for p in self._under_way if first <= p.begin < self._begun)
-
-    def acknowledge(self, stored: Stored) -> None:
-        """Enter what the store holds completely now, once it holds nothing of earlier versions."""
-        self._written += self._batches.popleft()
-        self.chunk_count += len(stored.documents)
-        whole: list[_Parent] = []
-        while self._under_way and self._under_way[0].end <= self._written:
-            parent = self._under_way.popleft()
-            # Otherwise a later version of the same document is under way, which cleans up after both.
-            if self._latest[parent.version.id] is parent.version:
-                del self._latest[parent.version.id]
-                whole.append(parent)
-        versions = [parent.version for parent in whole]
-        self._delete([id for version in versions for id in self._ledger.left_over(version)])
-        self._ledger.acknowledge(versions)
-        self.documents += len(whole)
-        self.replaced += sum(parent.replaces for parent in whole)
-
-    def remove_gone(self, sources: Sequence[str], unread: Callable[[Version], bool]) -> tuple[int, list[str]]:
-        """Remove the documents that their sources no longer have; return how many, and the ids of those kept."""
-        gone: dict[str, list[str]] = {}
-        kept: dict[str, None] = {}
-        for version in self._ledger.gone(sources):
-            if unread(version):
-                kept[version.id] = None
-            else:
-                gone.setdefault(version.id, []).extend(self._ledger.others(version))
-        self._delete([stored for ids in gone.values() for stored in ids])
-        self._ledger.forget(gone)
-        return len(gone), list(kept)
-
-    def _delete(self, ids: list[str]) -> None:
-        for start in range(0, len(ids), _DELETED_AT_ONCE):
-            self._index.delete(ids[start : start + _DELETED_AT_ONCE])
-
-
-def _fingerprint(encoder: Encoder) -> str:
-    info = encoder.info
-    return info.weights_fingerprint or f"{info.name}@{info.revision}"
+            check_wanted(lent)
+            yield document

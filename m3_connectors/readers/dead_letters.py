@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TextIO
+from typing import Any, Self, TextIO
 
 from m3_connectors.errors import InvalidInput
 from m3_connectors.readers.inputs import STDIN
@@ -29,11 +29,29 @@ class DeadLetter:
         line: Where the record is, from 1: the number of its line, of its row (Parquet, Arrow) or of its page
             (PDF); None if the whole file (or folder) was skipped.
         reason: Why it was skipped, in one line.
+        stage: Where it was skipped: ``"read"``, or ``"cut"``, ``"encode"`` or ``"write"`` for a document that was read.
+        source: The source of a document that was read, as the ledger knows it; so is ``path``, its file.
+        path: The file.
+        chunking: How the document was to be cut.
+        id: The id of the document.
+        text: Its text.
+        metadata: Its metadata.
     """
 
     file: str
     line: int | None
     reason: str
+    stage: str = "read"
+    source: str | None = None
+    path: str | None = None
+    chunking: str | None = None
+    id: str | None = None
+    metadata: dict[str, Any] | None = None
+    text: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The letter as JSON takes it; without the fields of a document if it is about a record that was not read."""
+        return _letter(self)
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line}: {self.reason}" if self.line else f"{self.file}: {self.reason}"
@@ -87,7 +105,11 @@ def is_report(path: Path) -> bool:
         if path.name.endswith(suffix):
             try:
                 with path.open("rb") as file:
-                    first = json.loads(file.readline(_LONGEST_LINE_BYTES))
+                    line = file.readline(_LONGEST_LINE_BYTES)
+                    # The text of a document, which may be long, is the end of its letter.
+                    first = json.loads(
+                        line if line.endswith(b"\n") else line.partition(b', "text": ')[0] + b"}"
+                    )
             except (OSError, ValueError):
                 return False
             fields = {field.name for field in dataclasses.fields(kind)}
@@ -137,7 +159,7 @@ class ReportFiles:
             if path not in self._open:
                 self._open[path] = path.open("w", encoding="utf-8")
             # A file name may contain bytes that are not UTF-8; JSON escapes make it possible to write them.
-            self._open[path].write(json.dumps(dataclasses.asdict(letter)) + "\n")
+            self._open[path].write(json.dumps(_letter(letter)) + "\n")
             self._open[path].flush()
         self.count += 1
 
@@ -158,7 +180,7 @@ class ReportFiles:
         except OSError as error:
             raise InvalidInput(
                 f"the report {path} cannot be written: {error.strerror or error}. It would name documents that are "
-                "skipped, cut or dropped.\n  Run m3 index in a folder where files can be written."
+                "skipped, cut or dropped.\n  Run m3 ingest in a folder where files can be written."
             ) from error
 
     def _path(self, source: Path) -> Path:
@@ -194,3 +216,8 @@ class DeadLetterFiles(ReportFiles):
         """
         self.write(source, letter)
         self.first = self.first or letter
+
+
+def _letter(letter: DeadLetter | CutLetter | DroppedLetter) -> dict[str, Any]:
+    own = dataclasses.asdict(letter)
+    return {name: value for name, value in own.items() if value is not None or name == "line"}

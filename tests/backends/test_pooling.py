@@ -151,6 +151,7 @@ def test_m3_index_pools_on_request_and_says_so(
     call = ["index", f"qdrant:{tmp_path}/store", str(tmp_path / "notes"), "--model", str(checkpoint)]
     assert main([*call, "-c", "pooled", "--long-documents", "pool"]) == 0
     assert "2 documents · 1 long, with rows pooled by 2 ·" in capsys.readouterr().out
+    (tmp_path / "notes" / "long.txt").write_text("fox " * 1025)
     assert main([*call, "-c", "pooled", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["pooled"] == 1
     with connect(f"qdrant:{tmp_path}/store", "pooled") as index:

@@ -57,6 +57,7 @@ def m3(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.M
     """Runs ``m3`` in an empty current directory."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("M3_MODEL", raising=False)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
 
     def run(*arguments: object) -> Run:
         capsys.readouterr()
@@ -102,7 +103,7 @@ class TestIndex:
 
     def test_again_changes_nothing(self, m3: M3, filled: str, corpus: Path) -> None:
         report = m3("index", filled, corpus, "--json").json  # the collection's own model is found again
-        assert (report["documents"], report["replaced"], report["count"]) == (3, 3, 3)
+        assert [report[name] for name in ("documents", "unchanged", "replaced", "count")] == [0, 3, 0, 3]
 
     def test_the_last_of_two_with_one_id_wins_and_is_reported(
         self, m3: M3, tmp_path: Path, checkpoint: Path
@@ -122,7 +123,12 @@ class TestIndex:
         reason = "replaced: tables/b.csv:2 has the same id '1' (to keep both, use different ids)"
         report = m3("index", "qdrant:./data", "tables", "-m", checkpoint, "--json").json
         assert (report["documents"], report["skipped"], report["duplicates"]) == (2, 2, ["1", "2"])
-        assert report["repeats"][0] == {"file": "tables/a.csv", "line": 2, "reason": reason}
+        assert report["repeats"][0] == {
+            "file": "tables/a.csv",
+            "line": 2,
+            "reason": reason,
+            "stage": "read",
+        }
         run = m3("index", "qdrant:./data", "tables")
         assert f"2 ids occurred more than once, the last was kept (tables/a.csv:2: {reason})" in run.out
         letters = [json.loads(line) for line in Path("tables.dead.jsonl").read_text().splitlines()]

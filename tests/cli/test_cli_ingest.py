@@ -112,7 +112,7 @@ def test_too_many_errors_end_the_run(
     (folder / "d.jsonl").write_text("no record\n" * 3)
     command = ["ingest", "docs", "--to", URL, "-m", str(checkpoint), "--max-errors"]
     assert main([*command, "2"]) == 1
-    assert "more than 2 records cannot be read" in capsys.readouterr().err
+    assert "more than 2 records cannot be stored" in capsys.readouterr().err
     assert main([*command, "3"]) == 0
 
 
@@ -128,9 +128,15 @@ def test_impossible_options(arguments: list[str], says: str, capsys: pytest.Capt
     assert says in " ".join(capsys.readouterr().err.replace("│", " ").split())
 
 
-def test_a_store_that_does_not_last_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["ingest", "docs", "--to", "memory:"]) == 2
-    assert "is discarded" in capsys.readouterr().err
+def test_a_store_that_does_not_last_is_named_and_has_no_ledger(
+    folder: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for command in (["ingest", "docs", "--to", "memory:"], ["index", "memory:", "docs"]):
+        assert main([*command, "-m", str(checkpoint)]) == 0
+        said = capsys.readouterr()
+        assert "is discarded" in said.err
+        assert said.out.startswith("  7 documents · ")
+    assert not list(folder.parent.glob("state/**/*.sqlite"))
 
 
 def test_ctrl_c_stores_what_is_under_way_and_the_next_run_continues(
@@ -164,8 +170,9 @@ def test_ctrl_c_stores_what_is_under_way_and_the_next_run_continues(
     out, err = process.communicate(timeout=120)
     assert process.returncode == 130, at_once + err
     assert out == ""
-    assert at_once.startswith("Stopping after what is under way; press Ctrl-C again")
-    assert err.splitlines()[-1].endswith("stored by this run. Run the same command to continue.")
+    assert at_once.startswith("Stopping after the current batch (")
+    assert at_once.endswith("stored); press Ctrl-C again to stop at once.\n")
+    assert err.splitlines()[-1].endswith("documents stored. Run the same command to continue.")
     Path("rows.jsonl").write_text("".join(rows))
     assert main(["ingest", "rows.jsonl", "--to", URL, "-m", str(checkpoint), "--json"]) == 0
     report = json.loads(capsys.readouterr().out)

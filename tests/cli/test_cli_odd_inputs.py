@@ -80,7 +80,7 @@ class TestReports:
         with (
             DeadLetterFiles(tmp_path / "gone") as dead,
             pytest.raises(
-                InvalidInput, match=r"a\.dead\.jsonl cannot be written.*\n  Run m3 index in a folder"
+                InvalidInput, match=r"a\.dead\.jsonl cannot be written.*\n  Run m3 ingest in a folder"
             ),
         ):
             dead.add(Path("a.jsonl"), DeadLetter("a.jsonl", 1, "not JSON"))

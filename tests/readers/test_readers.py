@@ -341,7 +341,7 @@ class TestDeadLetterFiles:
         (path,) = dead.paths
         assert path.name == "corpus.dead.jsonl"
         written = [json.loads(line) for line in path.read_text().splitlines()]
-        assert written == [{"file": str(source), "line": 3, "reason": "not JSON"}] * 2
+        assert written == [{"file": str(source), "line": 3, "reason": "not JSON", "stage": "read"}] * 2
         with DeadLetterFiles(tmp_path) as dead:
             dead.begin(source)
         assert not path.exists()

@@ -1,0 +1,269 @@
+"""The state of one run: which documents are new or changed, which are under way, and what became of each."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+
+from m3_connectors.adding import Cuts
+from m3_connectors.blocking import Index, run_on
+from m3_connectors.documents import CheckedDocuments, Document, check_documents
+from m3_connectors.errors import InvalidInput
+from m3_connectors.index import Encoder
+from m3_connectors.ingestion.chunking import Chunking, TokenSpans
+from m3_connectors.ingestion.failures import RefusedDocument, Stage, TolerantWriter, reason_of
+from m3_connectors.ingestion.ledger import Ledger, Version, content_hash
+from m3_connectors.ingestion.origin import Origin
+from m3_connectors.writing import CutDocument, RefusedPart, Stored, bounded
+
+OnCut = Callable[[CutDocument, Origin], object]
+OnRefused = Callable[[RefusedDocument], object]
+
+_DELETED_AT_ONCE = 1000
+_MOST_NAMED = 1000
+
+
+@dataclasses.dataclass(frozen=True)
+class _Parent:
+    """A document that is under way; its chunks are those from ``begin`` to ``end`` of the run."""
+
+    document: Document
+    version: Version
+    begin: int
+    end: int
+    replaces: bool
+    may_leave: bool
+    """Whether earlier versions may have left something in the store."""
+
+
+class Run:
+    """Follows the documents of one run.
+
+    Args:
+        index: The collection.
+        writer: Writes into it.
+        encoder: The encoder of the index.
+        ledger: The ledger of the collection.
+        chunking: How documents are cut.
+        origin: Returns where the document comes from that was read last.
+        on_cut: Called with each chunk of which only the beginning is searchable, also of unchanged documents.
+        on_refused: Called with each document that cannot be stored.
+    """
+
+    def __init__(
+        self,
+        index: Index,
+        writer: TolerantWriter,
+        encoder: Encoder,
+        ledger: Ledger,
+        chunking: Chunking,
+        origin: Callable[[], Origin],
+        on_cut: OnCut,
+        on_refused: OnRefused,
+    ) -> None:
+        self._index = index
+        self._writer = writer
+        self._ledger = ledger
+        self._chunking = chunking
+        self._token_spans: TokenSpans | None = getattr(encoder, "token_spans", None)
+        self._model = _fingerprint(encoder)
+        self._origin = origin
+        self._on_cut = on_cut
+        self._on_refused = on_refused
+        self._unread: Exception | None = None
+        self._origins: deque[Origin] = deque()
+        self._under_way: deque[_Parent] = deque()
+        self._latest: dict[str, Version] = {}
+        """The version of each document under way that was read last: only this one is acknowledged."""
+        self._refused_parts: dict[str, RefusedPart] = {}
+        self._cut_parts: dict[str, CutDocument] = {}
+        self._parts = self._begun = self._written = 0
+        self.read = self.unchanged = self.documents = self.chunks = self.replaced = self.refused = 0
+        self.pooled = self.repeated_count = 0
+        self.repeated: list[str] = []
+        self.cuts = Cuts()
+        ledger.begin_reading()
+
+    def batches(self, documents: Iterable[Document]) -> Iterator[tuple[Sequence[Document], None]]:
+        """Yield the chunks of the documents that must be stored, in batches of bounded size.
+
+        If reading fails, what was read before comes first, and then the error is raised.
+        """
+        for batch in bounded(self._changed(documents)):
+            yield CheckedDocuments(batch), None  # of a valid document, the chunks are valid
+        if self._unread is not None:
+            raise self._unread
+
+    def begin(self, batch: Sequence[Document]) -> None:
+        """Enter the documents whose first chunk is in a batch, before it is encoded and written."""
+        first, self._begun = self._begun, self._begun + len(batch)
+        self._ledger.begin(p.version for p in self._under_way if first <= p.begin < self._begun)
+
+    def acknowledge(self, stored: Stored) -> None:
+        """Enter what the store holds completely now, once it holds nothing of earlier versions."""
+        self._written += len(stored.batch)
+        self.chunks += len(stored.documents)
+        self.pooled += stored.pooled
+        if self._refused_parts:
+            for document in stored.documents:
+                self._refused_parts.pop(document.id, None)
+        self._refused_parts |= {part.document.id: part for part in stored.refused}
+        self._cut_parts |= {cut.id: cut for cut in stored.cut}
+        whole: list[_Parent] = []
+        while self._under_way and self._under_way[0].end <= self._written:
+            parent = self._under_way.popleft()
+            # Otherwise a later version of the same document is under way, which cleans up after both.
+            if self._latest[parent.version.id] is parent.version:
+                del self._latest[parent.version.id]
+                if not self._is_refused(parent):
+                    whole.append(parent)
+        versions = [self._with_cut(parent.version) for parent in whole]
+        self._delete([id for p in whole if p.may_leave for id in self._ledger.left_over(p.version)])
+        self._ledger.acknowledge(versions)
+        self.documents += len(whole)
+        self.replaced += sum(parent.replaces for parent in whole)
+        for version in versions:
+            self._tell_cut(version)
+
+    def remove_gone(self, sources: Sequence[str], unread: Callable[[Version], bool]) -> tuple[int, list[str]]:
+        """Remove the documents that their sources no longer have; return how many, and the ids of those kept."""
+        gone: dict[str, list[str]] = {}
+        kept: dict[str, None] = {}
+        for version in self._ledger.gone(sources):
+            if unread(version):
+                kept[version.id] = None
+            else:
+                gone.setdefault(version.id, []).extend(self._ledger.others(version))
+        self._delete([stored for ids in gone.values() for stored in ids])
+        self._ledger.forget(gone)
+        return len(gone), list(kept)
+
+    def _changed(self, documents: Iterable[Document]) -> Iterator[Document]:
+        """Yield the chunks of the documents that must be stored."""
+        # The ledger is asked about many documents at once.
+        for group in bounded(self._valid(documents)):
+            ids = [document.id for document in group]
+            again = self._ledger.see(ids)
+            self.repeated_count += len(again)
+            self.repeated += again[: _MOST_NAMED - len(self.repeated)]
+            known = self._ledger.look_up(ids)
+            moved: list[Version] = []
+            for document in group:
+                yield from self._parts_of(document, self._origins.popleft(), known, again, moved)
+            self._ledger.relocate(moved)
+
+    def _until_failure(self, documents: Iterable[Document]) -> Iterator[Document]:
+        try:
+            yield from documents
+        except Exception as error:  # noqa: BLE001 (raised by ``batches``)
+            self._unread = error
+
+    def _valid(self, documents: Iterable[Document]) -> Iterator[Document]:
+        for document in self._until_failure(documents):
+            self.read += 1
+            origin = self._origin()
+            try:
+                check_documents([document])
+            except InvalidInput as error:
+                if not isinstance(document, Document):
+                    raise
+                self._refuse(document, "read", reason_of(error, document), origin)
+                continue
+            self._origins.append(origin)
+            yield document
+
+    def _parts_of(
+        self,
+        document: Document,
+        origin: Origin,
+        known: dict[str, Version | None],
+        again: Sequence[str],
+        moved: list[Version],
+    ) -> Sequence[Document]:
+        """Return the chunks of a document; none if it is unchanged or cannot be cut."""
+        version = Version(
+            document.id,
+            0,
+            origin.source,
+            origin.file,
+            content_hash(document),
+            self._model,
+            str(self._chunking),
+        )
+        under_way = self._latest.get(document.id)
+        before = under_way or known.get(document.id)
+        if before is not None and before.same(version):
+            self.unchanged += 1
+            if under_way is None:
+                if (before.source, before.file) != (version.source, version.file):
+                    moved.append(version)
+                self._tell_cut(dataclasses.replace(before, source=version.source, file=version.file))
+            return ()
+        try:
+            parts = self._chunking.chunks(document, self._token_spans)
+        except InvalidInput as error:
+            if self._token_spans is None:
+                raise
+            self._refuse(document, "cut", reason_of(error, document), origin)
+            return ()
+        if self._chunking.kind != "none":
+            version = dataclasses.replace(version, chunks=len(parts))
+        begin, self._parts = self._parts, self._parts + len(parts)
+        is_again = document.id in again
+        replaces = document.id in known and not is_again
+        self._under_way.append(_Parent(document, version, begin, self._parts, replaces, replaces or is_again))
+        # What the ledger said of this document is no longer so.
+        self._latest[document.id] = known[document.id] = version
+        return parts
+
+    def _is_refused(self, parent: _Parent) -> bool:
+        """Return whether a part of a document was refused, after telling so."""
+        if not self._refused_parts:
+            return False
+        ids = parent.version.stored_ids
+        refused = [part for id in ids if (part := self._refused_parts.pop(id, None))]
+        if not refused:
+            return False
+        where = ""
+        if parent.version.chunks:
+            position = ids.index(refused[0].document.id)
+            where = f"chunk {position + 1} of {len(ids)}: "
+            if len(refused) > 1:
+                where = f"{len(refused)} of {len(ids)} chunks, the first {position + 1}: "
+        origin = Origin(parent.version.source, parent.version.file)
+        self._refuse(parent.document, refused[0].stage, where + refused[0].reason, origin)
+        return True
+
+    def _refuse(self, document: Document, stage: Stage, reason: str, origin: Origin) -> None:
+        self.refused += 1
+        self._on_refused(RefusedDocument(document, stage, reason, origin))
+
+    def _with_cut(self, version: Version) -> Version:
+        if not self._cut_parts:
+            return version
+        cut = [
+            [position, part.token_count, part.kept_token_count]
+            for position, id in enumerate(version.stored_ids)
+            if (part := self._cut_parts.pop(id, None))
+        ]
+        return dataclasses.replace(version, cut=json.dumps(cut) if cut else "")
+
+    def _tell_cut(self, version: Version) -> None:
+        if version.cut:
+            ids, origin = version.stored_ids, Origin(version.source, version.file)
+            for position, tokens, kept in json.loads(version.cut):
+                cut = CutDocument(ids[position], tokens, kept)
+                self.cuts.add(cut)
+                self._on_cut(cut, origin)
+
+    def _delete(self, ids: list[str]) -> None:
+        for start in range(0, len(ids), _DELETED_AT_ONCE):
+            run_on(self._index, partial(self._writer.delete, ids[start : start + _DELETED_AT_ONCE]))
+
+
+def _fingerprint(encoder: Encoder) -> str:
+    info = encoder.info
+    return info.weights_fingerprint or f"{info.name}@{info.revision}"
