@@ -7,10 +7,12 @@ from m3_connectors.ingestion.failures import RefusedDocument, Wait
 from m3_connectors.ingestion.ledger import Ledger, ledger_path
 from m3_connectors.ingestion.origin import Origin
 from m3_connectors.ingestion.pipeline import IngestReport, aingest, ingest
+from m3_connectors.ingestion.progress import IngestProgress
 from m3_connectors.ingestion.verifying import Verification, verify
 
 __all__ = [
     "Chunking",
+    "IngestProgress",
     "IngestReport",
     "Ledger",
     "Origin",
