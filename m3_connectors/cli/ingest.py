@@ -199,7 +199,7 @@ def run(
     with (
         DeadLetterFiles(Path.cwd()) as dead,
         ReportFiles(Path.cwd(), CUT_SUFFIX) as cut,
-        Curating(curation, sources, Path.cwd(), target.ledger_path) as curating,
+        Curating(curation, sources, Path.cwd(), to, collection) as curating,
     ):
         files = [] if embedded else files_of(sources, options, left_out)
         reading = Reading(dead, cut, max_errors, chunk, files)
@@ -208,7 +208,7 @@ def run(
             target,
             reading,
             reading.parts(embedded) if embedded else curating.curated(documents, reading.place),
-            partial(_nothing_indexed, sources, dead, excludes=bool(exclude)),
+            partial(_nothing_indexed, sources, dead, curating, excludes=bool(exclude)),
             json=json,
             curating=curating,
             sync=[origin_name(source) for source in sources] if sync else [],
@@ -217,7 +217,11 @@ def run(
         )
 
 
-def _nothing_indexed(sources: list[Source], dead: DeadLetterFiles, *, excludes: bool) -> InvalidInput:
+def _nothing_indexed(
+    sources: list[Source], dead: DeadLetterFiles, curating: Curating, *, excludes: bool
+) -> InvalidInput:
+    if dropped := curating.nothing_kept():
+        return dropped
     if dead.first:
         return InvalidInput(
             f"nothing was indexed: {plural(dead.count, 'record')} skipped, the first is {dead.first}\n"

@@ -90,7 +90,7 @@ def store(
         documents: The documents, or parts of the folder ``target.saved``.
         nothing: Returns the error if there are none, or none can be stored.
         json: Whether to print the report as JSON.
-        curating: What curates the documents.
+        curating: What was dropped of the documents.
         **options: Further options of ``ingest``.
 
     Raises:
@@ -109,7 +109,7 @@ def store(
     try:
         first = next(documents, None)
         if first is None:  # checked before a collection is created and bound to this model
-            raise (curating and curating.nothing_kept()) or nothing()
+            raise nothing()
         with (
             Ledger(path, url, collection) as ledger,
             target.open() as index,
@@ -150,13 +150,11 @@ def store(
                 "url": redacted(url),
                 "collection": collection,
                 "chunking": target.chunking,
-                **as_json(report, reading, schema, count),
-                "curation": curating.as_json() if curating else None,
+                **as_json(report, reading, curating, schema, count),
                 "saved": kept and {"folder": str(target.save), **dataclasses.asdict(kept)},
             }
         )
     else:
-        dropped = curating.summary(sync=bool(options.get("sync"))) if curating else None
-        print_report(report, reading, schema, dropped)
+        print_report(report, reading, curating, schema, sync=bool(options.get("sync")))
         if kept is not None:
             print_saved(kept, target.save)

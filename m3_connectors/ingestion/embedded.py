@@ -13,12 +13,12 @@ from m3_connectors.documents import Document
 from m3_connectors.embeddings import M3Embeddings
 from m3_connectors.errors import InvalidInput
 from m3_connectors.ingestion.chunking import Chunking
-from m3_connectors.ingestion.failures import WAIT_SECONDS, OnWait, TolerantWriter
+from m3_connectors.ingestion.failures import WAIT_SECONDS, OnWait
 from m3_connectors.ingestion.ledger import Ledger, Version
 from m3_connectors.ingestion.origin import Origin
-from m3_connectors.ingestion.pipeline import IngestReport, finished
+from m3_connectors.ingestion.pipeline import IngestReport, OnProgress, compared, finished, tell
 from m3_connectors.ingestion.run import OnCut, OnRefused, Run
-from m3_connectors.ingestion.verifying import verify
+from m3_connectors.ingestion.telemetry import telemetry_of
 from m3_connectors.shards import changes_of, stored_as
 
 
@@ -33,7 +33,7 @@ def ingest_embedded(
     unread: Callable[[Version], bool] = lambda _: False,
     check: bool = False,
     wait_seconds: float = WAIT_SECONDS,
-    progress: Callable[[int, int], object] = lambda stored, unchanged: None,
+    progress: OnProgress = lambda progress: None,
     on_cut: OnCut = lambda cut, origin: None,
     on_refused: OnRefused = lambda refused: None,
     on_wait: OnWait = lambda wait: None,
@@ -72,16 +72,17 @@ def ingest_embedded(
     if saved is not None:
         changes_of(saved, index.schema, name, "the source")
         as_they_are = stored_as(saved, index.schema)
-    kind = partial(TolerantWriter, wait_seconds=wait_seconds, on_wait=on_wait, as_they_are=as_they_are)
+    telemetry = telemetry_of(index.schema.model.name)
+    kind = partial(telemetry.writer, wait_seconds=wait_seconds, on_wait=on_wait, as_they_are=as_they_are)
     writer = writer_of(index, kind)
     run = Run(index, writer, None, ledger, Chunking(), origin, on_cut, on_refused)
-    missing = verify(index, ledger) if check or index.count() < ledger.stored_count() else None
-    for stored in store_batches(
-        index, writer, run.embedded(_checked(batches, index, name)), before=run.begin
-    ):
-        run.acknowledge(stored)
-        progress(run.documents, run.unchanged)
-    return finished(run, writer, sync, unread, missing, began)
+    with telemetry.run():
+        missing = compared(index, ledger, check=check)
+        parts = run.embedded(_checked(batches, index, name))
+        for stored in store_batches(index, writer, parts, before=run.begin):
+            run.acknowledge(stored)
+            tell(run, telemetry, progress, began)
+        return finished(run, writer, telemetry, sync, unread, missing, began)
 
 
 def _checked(

@@ -18,6 +18,7 @@ from m3_connectors.ingestion.chunking import Chunking, TokenSpans
 from m3_connectors.ingestion.failures import RefusedDocument, Stage, TolerantWriter, reason_of
 from m3_connectors.ingestion.ledger import Ledger, Version, content_hash, stored_hash
 from m3_connectors.ingestion.origin import Origin
+from m3_connectors.ingestion.progress import IngestProgress
 from m3_connectors.writing import CutDocument, RefusedPart, Stored, bounded
 
 OnCut = Callable[[CutDocument, Origin], object]
@@ -83,7 +84,7 @@ class Run:
         self._cut_parts: dict[str, CutDocument] = {}
         self._parts = self._begun = self._written = 0
         self.read = self.unchanged = self.documents = self.chunks = self.replaced = self.refused = 0
-        self.pooled = self.repeated_count = 0
+        self.pooled = self.repeated_count = self.tokens = self.batch_count = 0
         self.repeated: list[str] = []
         self.cuts = Cuts()
         ledger.begin_reading()
@@ -118,6 +119,9 @@ class Run:
         self._written += len(stored.batch)
         self.chunks += len(stored.documents)
         self.pooled += stored.pooled
+        self.batch_count += 1
+        if stored.embeddings is not None and stored.embeddings.kept_token_counts is not None:
+            self.tokens += int(stored.embeddings.kept_token_counts.sum())
         if self._refused_parts:
             for document in stored.documents:
                 self._refused_parts.pop(document.id, None)
@@ -138,6 +142,24 @@ class Run:
         self.replaced += sum(parent.replaces for parent in whole)
         for version in versions:
             self._tell_cut(version)
+
+    def progress(self, seconds: float) -> IngestProgress:
+        """Return how far the run is, ``seconds`` after it began."""
+        return IngestProgress(
+            read=self.read,
+            unchanged=self.unchanged,
+            documents=self.documents,
+            chunks=self.chunks,
+            refused=self.refused,
+            tokens=self.tokens,
+            chunks_under_way=self._begun - self._written,
+            waiting_bytes=self._writer.waiting_bytes,
+            batches=self.batch_count,
+            encoding_seconds=self._writer.encoding_seconds,
+            writing_seconds=self._writer.writing_seconds,
+            waited_seconds=self._writer.waited_seconds,
+            seconds=seconds,
+        )
 
     def remove_gone(self, sources: Sequence[str], unread: Callable[[Version], bool]) -> tuple[int, list[str]]:
         """Remove the documents that their sources no longer have; return how many, and the ids of those kept."""
