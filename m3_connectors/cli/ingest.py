@@ -13,6 +13,7 @@ from m3_connectors.cli.console import plural
 from m3_connectors.cli.ingest_report import names
 from m3_connectors.cli.ingest_retry import WAIT_SECONDS, Wait, retry
 from m3_connectors.cli.ingest_run import Target, store
+from m3_connectors.cli.ingest_shard import ShardText, report_suffix, sharing
 from m3_connectors.cli.ingest_verify import To, verify
 from m3_connectors.cli.options import (
     Collection,
@@ -45,6 +46,7 @@ from m3_connectors.errors import InvalidInput
 from m3_connectors.readers import (
     CUT_SUFFIX,
     FORMATS,
+    SUFFIX,
     DeadLetterFiles,
     Fields,
     ReportFiles,
@@ -95,6 +97,7 @@ def run(
     check: Annotated[
         bool, typer.Option("--check", help="Compare store and ledger first, as m3 ingest verify does.")
     ] = False,
+    shard: ShardText = None,
     max_errors: Annotated[
         int | None,
         typer.Option(
@@ -136,12 +139,16 @@ def run(
         )
     storage = storage_of(components, multivector_dtype, long_documents, pool_factor, pool_from_rows)
     left_out = store_folder(to)
-    with DeadLetterFiles(Path.cwd()) as dead, ReportFiles(Path.cwd(), CUT_SUFFIX) as cut:
+    with (
+        DeadLetterFiles(Path.cwd(), report_suffix(shard, SUFFIX)) as dead,
+        ReportFiles(Path.cwd(), report_suffix(shard, CUT_SUFFIX)) as cut,
+        sharing(shard),
+    ):
         reading = Reading(dead, cut, max_errors, chunk, files_of(sources, options, left_out))
         # A document without a word would still be a hit of many questions.
         documents = reading.documents(sources, Fields(text, id, may_be_blank=False), options, left_out)
         store(
-            Target(to, collection, model, storage, chunk),
+            Target(to, collection, model, storage, chunk, shard),
             reading,
             documents,
             partial(_nothing_indexed, sources, dead, excludes=bool(exclude)),

@@ -48,11 +48,11 @@ def as_json(report: IngestReport, reading: Reading, schema: Schema, count: int) 
     }
 
 
-def print_report(report: IngestReport, reading: Reading, schema: Schema) -> None:
-    """Print the report as one line, and on stderr what must not be overlooked."""
+def print_report(report: IngestReport, reading: Reading, schema: Schema, of: str = "") -> None:
+    """Print the report as one line that begins with ``of``, and on stderr what must not be overlooked."""
     if report.missing is not None:
         print_verification(report.missing)
-    parts = [plural(report.documents, "document")]
+    parts = [f"{of}{plural(report.documents, 'document')}"]
     if report.chunks != report.documents:
         parts.append(plural(report.chunks, "chunk"))
     for count, what in (

@@ -13,13 +13,18 @@ from m3_connectors.backends.registry import is_persistent
 from m3_connectors.backends.urls import redacted
 from m3_connectors.cli.console import INTERRUPTED, err, print_json, warn
 from m3_connectors.cli.ingest_report import as_json, print_report
+from m3_connectors.cli.ingest_shard import shown_shard
 from m3_connectors.cli.opening import create_index
 from m3_connectors.cli.reading import Reading, stored
 from m3_connectors.documents import Document
 from m3_connectors.errors import InvalidInput, M3Error
 
 if TYPE_CHECKING:
-    from m3_connectors.backends.schema import Storage
+    from m3_connectors.backends.schema import Schema, Storage
+    from m3_connectors.ingestion import IngestReport
+
+    Result = tuple[IngestReport, Schema, int]
+    """The report of a run, the schema of the collection, and the number of ids in the store."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +37,7 @@ class Target:
         model: The value of ``--model``.
         storage: How a new collection stores its vectors; None for the default.
         chunking: How documents are cut, as ``Chunking.parse`` reads it.
+        shard: Which documents are stored, as ``Shard.parse`` reads it; None for all.
     """
 
     url: str
@@ -39,6 +45,7 @@ class Target:
     model: str | None
     storage: Storage | None
     chunking: str
+    shard: str | None = None
 
 
 def store(
@@ -65,7 +72,7 @@ def store(
         BackendError: The store failed.
         typer.Exit: The user has interrupted the run.
     """
-    from m3_connectors.ingestion import Chunking, Ledger, ingest, ledger_path
+    from m3_connectors.ingestion import Chunking, Ledger, Shard, ingest, ledger_path
 
     url, collection = target.url, target.collection
     path = ledger_path(url, collection) if is_persistent(url) else None
@@ -73,7 +80,8 @@ def store(
         warn(
             f"{redacted(url)} is discarded when this command ends; use a folder such as qdrant:./data to keep it"
         )
-    try:
+
+    def run() -> Result:
         first = next(documents, None)
         if first is None:  # checked before a collection is created and bound to this model
             raise nothing()
@@ -88,6 +96,7 @@ def store(
                 ledger=ledger,
                 chunking=Chunking.parse(target.chunking),
                 origin=reading.origin,
+                shard=Shard.parse(target.shard or "1/1"),
                 unread=reading.may_have,
                 progress=reading.stored,
                 on_cut=reading.on_cut,
@@ -95,7 +104,23 @@ def store(
                 on_wait=reading.waiting,
                 **options,
             )
-            schema, count = index.schema, index.count()
+            return report, index.schema, index.count()
+
+    follow(run, target, reading, nothing, json=json)
+
+
+def follow(
+    run: Callable[[], Result],
+    target: Target,
+    reading: Reading,
+    nothing: Callable[[], InvalidInput],
+    *,
+    json: bool,
+) -> None:
+    """Run an ingestion, and print its report, or how to continue; the arguments are those of ``store``."""
+    url, collection = target.url, target.collection
+    try:
+        report, schema, count = run()
     except KeyboardInterrupt:
         reading.interrupted = True
     except M3Error as error:
@@ -114,8 +139,9 @@ def store(
                 "url": redacted(url),
                 "collection": collection,
                 "chunking": target.chunking,
+                "shard": target.shard,
                 **as_json(report, reading, schema, count),
             }
         )
     else:
-        print_report(report, reading, schema)
+        print_report(report, reading, schema, shown_shard(target.shard))

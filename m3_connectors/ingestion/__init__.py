@@ -7,6 +7,8 @@ from m3_connectors.ingestion.failures import RefusedDocument, Wait
 from m3_connectors.ingestion.ledger import Ledger, ledger_path
 from m3_connectors.ingestion.origin import Origin
 from m3_connectors.ingestion.pipeline import IngestReport, aingest, ingest
+from m3_connectors.ingestion.ray import ingest_on_ray
+from m3_connectors.ingestion.sharding import Shard
 from m3_connectors.ingestion.verifying import Verification, verify
 
 __all__ = [
@@ -15,10 +17,12 @@ __all__ = [
     "Ledger",
     "Origin",
     "RefusedDocument",
+    "Shard",
     "Verification",
     "Wait",
     "aingest",
     "ingest",
+    "ingest_on_ray",
     "ledger_path",
     "verify",
 ]

@@ -30,7 +30,8 @@ from m3_connectors.ingestion.failures import WAIT_SECONDS, OnWait, TolerantWrite
 from m3_connectors.ingestion.ledger import Ledger, Version
 from m3_connectors.ingestion.origin import Origin
 from m3_connectors.ingestion.run import OnCut, OnRefused, Run
-from m3_connectors.ingestion.verifying import Verification, verify
+from m3_connectors.ingestion.sharding import ALL, Shard
+from m3_connectors.ingestion.verifying import Verification, compared
 
 _WHOLE = Chunking()
 
@@ -43,7 +44,7 @@ class IngestReport:
     """The result of ``ingest``.
 
     Attributes:
-        read: The number of documents read.
+        read: The number of documents read, of the run's shard.
         unchanged: The number of those that the store held already, with the same content, model and chunking.
         documents: The number of documents stored.
         chunks: The number of chunks stored for them; that of the documents if they are not cut.
@@ -92,6 +93,7 @@ def ingest(
     sync: Sequence[str] = (),
     unread: Callable[[Version], bool] = lambda _: False,
     check: bool = False,
+    shard: Shard = ALL,
     wait_seconds: float = WAIT_SECONDS,
     progress: Callable[[int, int], object] = lambda stored, unchanged: None,
     on_cut: OnCut = lambda cut, origin: None,
@@ -115,6 +117,8 @@ def ingest(
         sync: Sources that are read completely by this run: documents that they no longer have are removed.
         unread: Says of such a document that its source may still have it, because reading failed.
         check: Compare store and ledger before the run in any case.
+        shard: Which documents this run takes care of; the others are read, but neither stored nor removed. Such a run
+            always compares, because the number of documents in the store does not tell whether it lacks one of these.
         wait_seconds: For how long to wait for a store that is down, overloaded, or asks for fewer requests.
         progress: Called after each batch with the number of documents stored and unchanged so far.
         on_cut: Called with each chunk that is longer than the encoder's maximum, and the origin of its document:
@@ -139,8 +143,8 @@ def ingest(
             )
     began = time.monotonic()
     writer = writer_of(index, partial(TolerantWriter, wait_seconds=wait_seconds, on_wait=on_wait))
-    run = Run(index, writer, encoder_of(index), ledger, chunking, origin, on_cut, on_refused)
-    missing = verify(index, ledger) if check or index.count() < ledger.stored_count() else None
+    run = Run(index, writer, encoder_of(index), ledger, chunking, origin, shard, on_cut, on_refused)
+    missing = compared(index, ledger, shard, check=check)
     for stored in store_batches(index, writer, run.batches(documents), before=run.begin):
         if stored.embeddings is not None:
             on_embedded(stored.documents, stored.embeddings)
@@ -183,6 +187,7 @@ async def aingest(
     sync: Sequence[str] = (),
     unread: Callable[[Version], bool] = lambda _: False,
     check: bool = False,
+    shard: Shard = ALL,
     wait_seconds: float = WAIT_SECONDS,
     progress: Callable[[int, int], object] = lambda stored, unchanged: None,
     on_cut: OnCut = lambda cut, origin: None,
@@ -205,6 +210,7 @@ async def aingest(
         sync: Sources that are read completely by this run.
         unread: Says of a document that its source may still have it.
         check: Compare store and ledger before the run in any case.
+        shard: Which documents this run takes care of.
         wait_seconds: For how long to wait for a store that is down.
         progress: Called after each batch.
         on_cut: Called with each chunk that is longer than the encoder's maximum.
@@ -232,6 +238,7 @@ async def aingest(
             sync=sync,
             unread=unread,
             check=check,
+            shard=shard,
             wait_seconds=wait_seconds,
             progress=progress,
             on_cut=on_cut,

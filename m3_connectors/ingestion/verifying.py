@@ -6,6 +6,7 @@ import dataclasses
 
 from m3_connectors.blocking import Index, scan_ids
 from m3_connectors.ingestion.ledger import Ledger, Version
+from m3_connectors.ingestion.sharding import ALL, Shard
 
 _MOST_NAMED = 1000
 _MENDED_AT_ONCE = 1000
@@ -16,13 +17,14 @@ class Verification:
     """What a comparison found.
 
     Attributes:
-        documents: The number of documents that the ledger took for stored.
+        documents: The number of documents (of the shard) that the ledger took for stored.
         stored: The number of ids in the store: chunks, or documents that were not cut.
         missing: The number of documents that the store lacks, or of which it lacks a chunk.
         missing_ids: The ids of the first 1,000 of them.
         stale: The number of ids in the store that an earlier version of a document left there; the next run that
             reads this document removes them.
-        unknown: The number of ids in the store that other programs wrote. They are left alone.
+        unknown: The number of ids in the store that this ledger does not know: other programs wrote them, or runs with
+            a ledger of their own. They are left alone.
     """
 
     documents: int
@@ -33,15 +35,19 @@ class Verification:
     unknown: int
 
 
-def verify(index: Index, ledger: Ledger) -> Verification:
+def verify(index: Index, ledger: Ledger, shard: Shard = ALL) -> Verification:
     """Ask the store for all its ids, and note in the ledger what the next run must write again.
+
+    Args:
+        index: The collection.
+        ledger: The ledger of this collection.
+        shard: Which documents are looked at.
 
     Raises:
         InvalidInput: The ledger cannot be used.
         BackendError: The store failed.
     """
-    documents = ledger.document_count()
-    stored = 0
+    documents = stored = 0
 
     def note(ids: list[str]) -> None:
         nonlocal stored
@@ -50,14 +56,19 @@ def verify(index: Index, ledger: Ledger) -> Verification:
 
     ledger.begin_comparison()
     scan_ids(index, note)
-    missing = [version for version, lacking in ledger.compared() if lacking]
+    missing: list[Version] = []
+    for version, lacking in ledger.compared():
+        if shard.has(version.id):
+            documents += 1
+            if lacking:
+                missing.append(version)
     stale: list[Version] = []
     stale_count = unknown = 0
     for id in ledger.unclaimed():
         longer = _longer(ledger, id)
         if longer is None:
             unknown += 1
-        else:
+        elif shard.has(longer.id):
             stale.append(longer)
             stale_count += 1
     for start in range(0, len(missing + stale), _MENDED_AT_ONCE):
@@ -79,3 +90,13 @@ def _longer(ledger: Ledger, stored_id: str) -> Version | None:
     if version is None or version.chunks == 0:
         return None
     return dataclasses.replace(version, chunks=int(position) + 1)
+
+
+def compared(index: Index, ledger: Ledger, shard: Shard, *, check: bool) -> Verification | None:
+    """Compare before a run if it is asked for, or if the store may lack a document.
+
+    The number of ids in the store tells nothing about one shard, so its runs always compare.
+    """
+    expected = ledger.stored_count()  # before the store is asked, because other runs may be storing
+    check = check or (shard.count > 1 and expected > 0) or index.count() < expected
+    return verify(index, ledger, shard) if check else None

@@ -5,17 +5,25 @@ A record that cannot be read becomes a dead letter with its file, line number an
 
 from __future__ import annotations
 
-from m3_connectors.readers.dead_letters import CUT_SUFFIX, CutLetter, DeadLetter, DeadLetterFiles, ReportFiles
+from m3_connectors.readers.dead_letters import (
+    CUT_SUFFIX,
+    SUFFIX,
+    CutLetter,
+    DeadLetter,
+    DeadLetterFiles,
+    ReportFiles,
+)
 from m3_connectors.readers.fields import Fields
 from m3_connectors.readers.formats import FORMATS, ReadOptions, format_names, is_records
 from m3_connectors.readers.inputs import Input
 from m3_connectors.readers.outcomes import Found, Outcome, Skipped, checked, outcome_of
 from m3_connectors.readers.settings import Reader, ReadSettings
-from m3_connectors.readers.sources import check_sources, files_of, read_documents
+from m3_connectors.readers.sources import check_sources, files_of, files_to_read, read_documents
 
 __all__ = [
     "CUT_SUFFIX",
     "FORMATS",
+    "SUFFIX",
     "CutLetter",
     "DeadLetter",
     "DeadLetterFiles",
@@ -31,6 +39,7 @@ __all__ = [
     "check_sources",
     "checked",
     "files_of",
+    "files_to_read",
     "format_names",
     "is_records",
     "outcome_of",
