@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from m3_connectors.backends.registry import DEFAULT_COLLECTION
 from m3_connectors.cli.console import plural
+from m3_connectors.cli.ingest_ray import RayAddress, RayWorkers, RayWriters, cluster_of, store_on_ray
 from m3_connectors.cli.ingest_report import names
 from m3_connectors.cli.ingest_retry import WAIT_SECONDS, Wait, retry
 from m3_connectors.cli.ingest_run import Target, store
@@ -98,6 +99,9 @@ def run(
         bool, typer.Option("--check", help="Compare store and ledger first, as m3 ingest verify does.")
     ] = False,
     shard: ShardText = None,
+    ray: RayAddress = None,
+    ray_workers: RayWorkers = None,
+    ray_writers: RayWriters = None,
     max_errors: Annotated[
         int | None,
         typer.Option(
@@ -137,6 +141,7 @@ def run(
             "--sync removes what a source no longer has, which a stream cannot say. Give files or folders.",
             param_hint="--sync",
         )
+    cluster = cluster_of(ray, ray_workers, ray_writers, to, sources)
     storage = storage_of(components, multivector_dtype, long_documents, pool_factor, pool_from_rows)
     left_out = store_folder(to)
     with (
@@ -144,19 +149,22 @@ def run(
         ReportFiles(Path.cwd(), report_suffix(shard, CUT_SUFFIX)) as cut,
         sharing(shard),
     ):
-        reading = Reading(dead, cut, max_errors, chunk, files_of(sources, options, left_out))
         # A document without a word would still be a hit of many questions.
-        documents = reading.documents(sources, Fields(text, id, may_be_blank=False), options, left_out)
-        store(
-            Target(to, collection, model, storage, chunk, shard),
-            reading,
-            documents,
-            partial(_nothing_indexed, sources, dead, excludes=bool(exclude)),
-            json=json,
-            sync=[source_name(source) for source in sources] if sync else [],
-            check=check,
-            wait_seconds=wait,
-        )
+        fields = Fields(text, id, may_be_blank=False)
+        target = Target(to, collection, model, storage, chunk, shard)
+        nothing = partial(_nothing_indexed, sources, dead, excludes=bool(exclude))
+        how: dict[str, Any] = {
+            "json": json,
+            "sync": [source_name(source) for source in sources] if sync else [],
+            "check": check,
+            "wait_seconds": wait,
+        }
+        if cluster is not None:
+            reading = Reading(dead, cut, max_errors, chunk, ())
+            store_on_ray(cluster, target, reading, sources, fields, options, left_out, nothing, **how)
+            return
+        reading = Reading(dead, cut, max_errors, chunk, files_of(sources, options, left_out))
+        store(target, reading, reading.documents(sources, fields, options, left_out), nothing, **how)
 
 
 def _nothing_indexed(sources: list[Path], dead: DeadLetterFiles, *, excludes: bool) -> InvalidInput:

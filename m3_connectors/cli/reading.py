@@ -85,10 +85,10 @@ class Reading:
                 sources,
                 fields=fields,
                 options=options,
-                on_source=self._begin_source,
+                on_source=self.begin_source,
                 on_file=self._begin_file,
                 on_dead_letter=self.skip,
-                on_replaced=self._replaced,
+                on_replaced=self.replaced,
                 on_mixed_column=self.mixed_columns.__setitem__,
                 without=without,
             )
@@ -205,7 +205,8 @@ class Reading:
         if self._waiting_since is not None:  # what is under way cannot be stored
             raise KeyboardInterrupt
 
-    def _begin_source(self, source: Path) -> None:
+    def begin_source(self, source: Path) -> None:
+        """Called before a source is read."""
         self._source = source
         self._typed[source_name(source)] = source
         self.dead.begin(source)
@@ -221,7 +222,8 @@ class Reading:
 
         self._origin = Origin(source, file)
 
-    def _replaced(self, source: Path, letter: DeadLetter) -> None:
+    def replaced(self, source: Path, letter: DeadLetter) -> None:
+        """Called for each record that a later one with the same id replaces."""
         self.dead.add(source, letter)
         if len(self.repeats) < _FIRST_REPEATS:
             self.repeats.append(letter)

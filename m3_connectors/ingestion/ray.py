@@ -102,7 +102,7 @@ def ingest_on_ray(
         storage: How a new collection stores its vectors, as for ``connect``.
         options: The options of the store, as for ``connect``.
         chunking: How documents are cut.
-        sync: As for ``ingest``; so are ``unread``, ``check``, ``shard``, ``wait_seconds`` and ``progress``.
+        sync: As for ``ingest``, but nothing is removed if no document is read at all.
         origin: Returns where the documents of a part come from.
         unread: Says of a document that its source may still have it.
         check: Compare store and ledger before the run in any case.
@@ -162,7 +162,8 @@ def ingest_on_ray(
                 progress(counts.documents, counts.unchanged)
             only = run.next_pass()
             totals.told.read -= sum(map(len, only.values()))  # they are read a second time
-        removed, kept = run.remove_gone(sync, unread)
+        # A source in which nothing is found may be a folder that is not mounted.
+        removed, kept = run.remove_gone(sync if totals.told.read else (), unread)
         counts = run.counts()
     return totals.report(
         counts, removed, kept, missing, run.writers, sizes.encoders, time.monotonic() - began
@@ -321,13 +322,14 @@ class _Run:
         """Remove the documents that their sources no longer have; return how many, and the ids of those kept."""
         gone: dict[str, list[str]] = {}
         kept: dict[str, None] = {}
+        plan = self._plan
         for version, ids in _run(self._ray, self._keeper.gone.remote(list(sources), self._plan.shard)):
             if unread(version):
                 kept[version.id] = None
             else:
                 gone.setdefault(version.id, []).extend(ids)
         if gone:
-            with connect_when_free(self._plan) as index:
+            with connect_when_free(plan.url, plan.collection, plan.options) as index:
                 delete(index, [stored for ids in gone.values() for stored in ids])
             _run(self._ray, self._keeper.forget.remote(list(gone)))
         return len(gone), list(kept)

@@ -266,7 +266,7 @@ class Writing:
 
     def __init__(self, plan: Plan, keeper: Any) -> None:
         self._wait_seconds = plan.wait_seconds
-        self._index = connect_when_free(plan)
+        self._index = connect_when_free(plan.url, plan.collection, plan.options)
         self._keeper = keeper
 
     def __call__(self, rows: pa.Table) -> pa.Table:
@@ -308,7 +308,7 @@ class Writing:
         told.waited_seconds += writer.waited_seconds
 
 
-def connect_when_free(plan: Plan) -> Index:
+def connect_when_free(url: str, collection: str, options: Mapping[str, Any]) -> Index:
     """Open the collection; the process that had an embedded store open may be about to end.
 
     Raises:
@@ -317,7 +317,7 @@ def connect_when_free(plan: Plan) -> Index:
     until = time.monotonic() + _LONGEST_WAIT_FOR_LOCK_SECONDS
     while True:
         try:
-            return connect(plan.url, plan.collection, create=False, **plan.options)
+            return connect(url, collection, create=False, **options)
         except Busy:
             if time.monotonic() > until:
                 raise
