@@ -22,7 +22,6 @@ needs_ray = pytest.mark.skipif(
 COUNTS = (
     "read",
     "documents",
-    "chunks",
     "unchanged",
     "removed",
     "skipped",

@@ -17,6 +17,7 @@ from stub_encoder import STORAGE, StubEncoder
 
 from m3_connectors import Document, M3Embeddings
 from m3_connectors.embeddings import COMPONENTS, Component
+from m3_connectors.errors import ModelFormat
 from m3_connectors.ingestion import Chunking, Origin, Shard, ingest_on_ray
 
 
@@ -30,6 +31,10 @@ class Noting(StubEncoder):
     def encode(self, texts: Sequence[str], *, components: Sequence[Component] = COMPONENTS) -> M3Embeddings:
         with self._file.open("a") as file:
             file.writelines(json.dumps(text) + "\n" for text in texts)
+        if any("poison" in text for text in texts):
+            raise ValueError("no vector")
+        if any("damaged" in text for text in texts):
+            raise ModelFormat("the weights are damaged.\n  Use others.")
         return super().encode(texts, components=components)
 
 
@@ -78,6 +83,7 @@ def main() -> None:
     asked: dict[str, Any] = json.loads(Path(sys.argv[1]).read_text())
     skipped: list[tuple[str, int]] = []
     killed: list[str] = []
+    refused: list[tuple[str, str, str, str]] = []
 
     def progress(stored: int, unchanged: int) -> None:
         if asked.get("kill") and not killed:
@@ -100,6 +106,7 @@ def main() -> None:
         sync=["source"],
         shard=Shard.parse(asked.get("shard", "1/1")),
         progress=progress,
+        on_refused=lambda one: refused.append((one.document.id, one.stage, one.reason, one.origin.file)),
         on_skipped=lambda part, record: skipped.append((part, record)),
     )
     counts = {
@@ -107,7 +114,11 @@ def main() -> None:
         for name in ("read", "unchanged", "documents", "chunks", "replaced", "removed", "refused")
     }
     repeated = list(report.repeated)
-    print(json.dumps({**counts, "repeated": repeated, "skipped": skipped, "killed": killed}))
+    print(
+        json.dumps(
+            {**counts, "repeated": repeated, "skipped": skipped, "refusals": refused, "killed": killed}
+        )
+    )
 
 
 if __name__ == "__main__":

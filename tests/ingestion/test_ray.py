@@ -60,7 +60,9 @@ class OnRay:
         assert found.documents == len({document.id for document in documents})
         return report
 
-    def on_ray(self, parts: Sequence[Sequence[Document | str]], **more: Any) -> dict[str, Any]:
+    def on_ray(
+        self, parts: Sequence[Sequence[Document | str]], *, fails: bool = False, **more: Any
+    ) -> dict[str, Any]:
         run = self.folder / uuid.uuid4().hex
         run.mkdir()
         files = []
@@ -87,6 +89,9 @@ class OnRay:
             text=True,
             timeout=300,
         )
+        if fails:
+            assert ended.returncode != 0, ended.stdout
+            return {"error": ended.stderr}
         assert ended.returncode == 0, ended.stderr
         report: dict[str, Any] = json.loads(ended.stdout.splitlines()[-1])
         report["by_process"] = [
@@ -171,6 +176,30 @@ def test_what_cannot_be_read_is_named_and_a_shard_stores_its_part(edge: OnRay) -
     assert sorted(first["skipped"]) == sorted(second["skipped"]) == expected
     assert first["documents"] + second["documents"] == 90
     assert edge.run(parts)["unchanged"] == 90
+
+
+@needs_ray
+def test_what_cannot_be_encoded_is_named_and_the_rest_stored(edge: OnRay) -> None:
+    documents = corpus(300)
+    bad = Document("bad", f"{text(20)} poison {text(20)}")
+    own = Document("own", "text", {"chunk": 1})
+    report = edge.on_ray([documents[:150], [bad, own], documents[150:]])
+    file = str(edge.folder / "part-1.jsonl")
+    assert sorted(report["refusals"])[0] == ["bad", "encode", "chunk 2 of 3: ValueError: no vector", file]
+    assert sorted(report["refusals"])[1][:2] == ["own", "cut"]
+    assert (report["documents"], report["refused"]) == (300, 2)
+    # The next run tries again what was refused, and what was stored of it is replaced.
+    good = Document("bad", text(5))
+    assert edge.run([documents[:150], [good], documents[150:]])["documents"] == 1
+
+
+@needs_ray
+def test_an_error_in_another_process_is_raised_as_in_this_one_and_the_next_run_continues(edge: OnRay) -> None:
+    documents = [Document(f"d{i}", f"{text(1 + i % 400)} of {i}") for i in range(1000)]
+    said = edge.on_ray([*parts_of(documents, 4), [Document("z", "damaged")]], fails=True)["error"]
+    assert "m3_connectors.errors.ModelFormat: the weights are damaged." in said
+    report = edge.run(parts_of(documents, 4))
+    assert report["documents"] + report["unchanged"] == 1000
 
 
 def nothing(part: str) -> Iterator[object]:
