@@ -94,6 +94,7 @@ class Version:
 
 
 _COLUMNS = ", ".join(field.name for field in dataclasses.fields(Version))
+_VALUES = ", ".join("?" for _ in dataclasses.fields(Version))
 
 
 def content_hash(document: Document) -> str:
@@ -352,7 +353,7 @@ class Ledger:
 
     def _enter(self, version: Version) -> None:
         self._db.execute(
-            f"INSERT OR REPLACE INTO documents ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            f"INSERT OR REPLACE INTO documents ({_COLUMNS}) VALUES ({_VALUES})",
             dataclasses.astuple(version),
         )
 
