@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from m3_connectors.backends.registry import DEFAULT_COLLECTION
+from m3_connectors.backends.registry import DEFAULT_COLLECTION, is_persistent
 from m3_connectors.cli.console import plural
+from m3_connectors.cli.ingest_curation import (
+    Characters,
+    Curating,
+    DropDuplicates,
+    Languages,
+    MaxBroken,
+    MaxRepeated,
+    MinLetters,
+    TagLanguages,
+    Words,
+    curation_of,
+)
+from m3_connectors.cli.ingest_dry_run import DryRun, Show, show_first
 from m3_connectors.cli.ingest_report import names
 from m3_connectors.cli.ingest_retry import WAIT_SECONDS, Wait, retry
 from m3_connectors.cli.ingest_run import Target, store
@@ -24,7 +36,7 @@ from m3_connectors.cli.options import (
     at_least,
     check_store,
 )
-from m3_connectors.cli.reading import Reading, source_name
+from m3_connectors.cli.reading import Reading
 from m3_connectors.cli.sources import (
     Delimiter,
     Encoding,
@@ -32,26 +44,36 @@ from m3_connectors.cli.sources import (
     FormatName,
     IdField,
     LongDocuments,
+    MainContent,
+    Mapping,
+    MaxExpandedGib,
+    MaxExpansion,
+    MetadataFields,
     MultivectorDtype,
     PoolFactor,
     PoolFromRows,
+    Query,
     Sources,
     TextField,
+    fields_of,
     read_options,
     storage_of,
     store_folder,
+    with_query,
 )
 from m3_connectors.errors import InvalidInput
 from m3_connectors.readers import (
     CUT_SUFFIX,
     FORMATS,
     DeadLetterFiles,
-    Fields,
+    Limits,
     ReportFiles,
+    Source,
     check_sources,
     files_of,
+    origin_name,
 )
-from m3_connectors.readers.inputs import is_stream, shown
+from m3_connectors.readers.inputs import is_folder, is_stream, shown
 
 ingest = typer.Typer(
     cls=RunByDefault,
@@ -108,10 +130,26 @@ def run(
     wait: Wait = WAIT_SECONDS,
     text: TextField = "text",
     id: IdField = None,
+    metadata: MetadataFields = None,
+    mapping: Mapping = None,
+    query: Query = None,
+    main_content: MainContent = False,
+    max_expansion: MaxExpansion = Limits.expansion,
+    max_expanded_gib: MaxExpandedGib = Limits.expanded_bytes // 2**30,
+    dry_run: DryRun = False,
+    show: Show = 10,
     encoding: Encoding = None,
     delimiter: Delimiter = None,
     format: FormatName = None,
     exclude: Exclude = None,
+    languages: Languages = None,
+    tag_languages: TagLanguages = False,
+    drop_duplicates: DropDuplicates = None,
+    characters: Characters = None,
+    words: Words = None,
+    min_letters: MinLetters = None,
+    max_broken: MaxBroken = None,
+    max_repeated: MaxRepeated = None,
     long_documents: LongDocuments = None,
     pool_factor: PoolFactor = None,
     pool_from_rows: PoolFromRows = None,
@@ -124,41 +162,64 @@ def run(
 
     A ledger on this machine records what the store has acknowledged: what is unchanged is not encoded again. Records
     that cannot be read or stored are skipped and written to SOURCE.dead.jsonl with the reason; m3 ingest retry stores
-    documents from there.
+    documents from there. Documents that curation drops are written to SOURCE.dropped.jsonl.
     """
+    from m3_connectors.ingestion import Chunking, ledger_path
+
     check_store(to, collection)
-    options = read_options(encoding, delimiter, format, exclude)
+    options = read_options(
+        encoding,
+        delimiter,
+        format,
+        exclude,
+        main_content=main_content,
+        max_expansion=max_expansion,
+        max_expanded_gib=max_expanded_gib,
+    )
+    sources = with_query(sources, query)
+    fields = fields_of(text, id, metadata, mapping)
     check_sources(sources, options)
+    if dry_run:
+        show_first(sources, fields, options, Chunking.parse(chunk), model=model, count=show, json=json)
+        return
     if sync and any(map(is_stream, sources)):
         raise typer.BadParameter(
             "--sync removes what a source no longer has, which a stream cannot say. Give files or folders.",
             param_hint="--sync",
         )
+    curation = curation_of(
+        languages, tag_languages, drop_duplicates, characters, words, min_letters, max_broken, max_repeated
+    )
     storage = storage_of(components, multivector_dtype, long_documents, pool_factor, pool_from_rows)
     left_out = store_folder(to)
-    with DeadLetterFiles(Path.cwd()) as dead, ReportFiles(Path.cwd(), CUT_SUFFIX) as cut:
+    ledger = ledger_path(to, collection) if is_persistent(to) else None
+    with (
+        DeadLetterFiles(Path.cwd()) as dead,
+        ReportFiles(Path.cwd(), CUT_SUFFIX) as cut,
+        Curating(curation, sources, Path.cwd(), ledger) as curating,
+    ):
         reading = Reading(dead, cut, max_errors, chunk, files_of(sources, options, left_out))
-        # A document without a word would still be a hit of many questions.
-        documents = reading.documents(sources, Fields(text, id, may_be_blank=False), options, left_out)
         store(
             Target(to, collection, model, storage, chunk),
             reading,
-            documents,
-            partial(_nothing_indexed, sources, dead, excludes=bool(exclude)),
+            curating.curated(reading.documents(sources, fields, options, left_out), reading.place),
+            lambda: curating.nothing_kept() or _nothing_indexed(sources, dead, excludes=bool(exclude)),
             json=json,
-            sync=[source_name(source) for source in sources] if sync else [],
+            more_json=lambda: {"curation": curating.as_json()},
+            more_words=lambda: curating.summary(sync),
+            sync=[origin_name(source) for source in sources] if sync else [],
             check=check,
             wait_seconds=wait,
         )
 
 
-def _nothing_indexed(sources: list[Path], dead: DeadLetterFiles, *, excludes: bool) -> InvalidInput:
+def _nothing_indexed(sources: list[Source], dead: DeadLetterFiles, *, excludes: bool) -> InvalidInput:
     if dead.first:
         return InvalidInput(
             f"nothing was indexed: {plural(dead.count, 'record')} skipped, the first is {dead.first}\n"
             f"  Fix the records, which are listed with their reasons in {names(dead.paths)}"
         )
-    what = "files of a supported format" if any(source.is_dir() for source in sources) else "records"
+    what = "files of a supported format" if any(map(is_folder, sources)) else "records"
     verb = "contains" if len(sources) == 1 else "contain"
     left_out = " that --exclude does not leave out" if excludes else ""
     return InvalidInput(

@@ -48,7 +48,7 @@ def as_json(report: IngestReport, reading: Reading, schema: Schema, count: int) 
     }
 
 
-def print_report(report: IngestReport, reading: Reading, schema: Schema) -> None:
+def print_report(report: IngestReport, reading: Reading, schema: Schema, more: str | None) -> None:
     """Print the report as one line, and on stderr what must not be overlooked."""
     if report.missing is not None:
         print_verification(report.missing)
@@ -78,6 +78,8 @@ def print_report(report: IngestReport, reading: Reading, schema: Schema) -> None
         parts.append(f"{report.add.pooled:,} long, with rows pooled by {schema.storage.pool_factor}")
     if reading.dead.count:
         parts.append(f"{reading.dead.count:,} skipped (see {names(reading.dead.paths)})")
+    if more is not None:
+        parts.append(more)
     parts.append(duration(report.seconds))
     if report.documents:
         parts.append(f"encoder busy {report.encoder_busy_share:.0%}")

@@ -48,6 +48,8 @@ def store(
     nothing: Callable[[], InvalidInput],
     *,
     json: bool,
+    more_json: Callable[[], dict[str, object]] = dict,
+    more_words: Callable[[], str | None] = lambda: None,
     **options: Any,
 ) -> None:
     """Store documents, and print the report.
@@ -58,6 +60,8 @@ def store(
         documents: The documents.
         nothing: Returns the error if there are none, or none can be stored.
         json: Whether to print the report as JSON.
+        more_json: Returns what else the JSON report has.
+        more_words: Returns what else the printed report says of the documents; None for nothing.
         **options: Further options of ``ingest``.
 
     Raises:
@@ -115,7 +119,8 @@ def store(
                 "collection": collection,
                 "chunking": target.chunking,
                 **as_json(report, reading, schema, count),
+                **more_json(),
             }
         )
     else:
-        print_report(report, reading, schema)
+        print_report(report, reading, schema, more_words())

@@ -7,7 +7,7 @@ from m3_connectors.ingestion.failures import RefusedDocument, Wait
 from m3_connectors.ingestion.ledger import Ledger, ledger_path
 from m3_connectors.ingestion.origin import Origin
 from m3_connectors.ingestion.pipeline import IngestReport, aingest, ingest
-from m3_connectors.ingestion.verifying import Verification, verify
+from m3_connectors.ingestion.verifying import Verification, verify, verify_dropped
 
 __all__ = [
     "Chunking",
@@ -21,4 +21,5 @@ __all__ = [
     "ingest",
     "ledger_path",
     "verify",
+    "verify_dropped",
 ]

@@ -15,7 +15,7 @@ from m3_connectors.errors import InvalidInput
 from m3_connectors.index import Encoder
 from m3_connectors.ingestion.chunking import Chunking, TokenSpans
 from m3_connectors.ingestion.failures import RefusedDocument, Stage, TolerantWriter, reason_of
-from m3_connectors.ingestion.ledger import Ledger, Version, content_hash
+from m3_connectors.ingestion.ledger import Ledger, Version, content_hash, stored_hash
 from m3_connectors.ingestion.origin import Origin
 from m3_connectors.writing import CutDocument, RefusedPart, Stored, bounded
 
@@ -69,7 +69,7 @@ class Run:
         self._ledger = ledger
         self._chunking = chunking
         self._token_spans: TokenSpans | None = getattr(encoder, "token_spans", None)
-        self._model = _fingerprint(encoder)
+        self._how = (_fingerprint(encoder), str(chunking))
         self._origin = origin
         self._on_cut = on_cut
         self._on_refused = on_refused
@@ -184,23 +184,16 @@ class Run:
         moved: list[Version],
     ) -> Sequence[Document]:
         """Return the chunks of a document; none if it is unchanged or cannot be cut."""
-        version = Version(
-            document.id,
-            0,
-            origin.source,
-            origin.file,
-            content_hash(document),
-            self._model,
-            str(self._chunking),
-        )
+        content = content_hash(document)
         under_way = self._latest.get(document.id)
         before = under_way or known.get(document.id)
-        if before is not None and before.same(version):
+        if before is not None and (before.content, before.model, before.chunking) == (content, *self._how):
             self.unchanged += 1
             if under_way is None:
-                if (before.source, before.file) != (version.source, version.file):
-                    moved.append(version)
-                self._tell_cut(dataclasses.replace(before, source=version.source, file=version.file))
+                if (before.source, before.file) != (origin.source, origin.file):
+                    before = dataclasses.replace(before, source=origin.source, file=origin.file)
+                    moved.append(before)
+                self._tell_cut(before)
             return ()
         try:
             parts = self._chunking.chunks(document, self._token_spans)
@@ -209,8 +202,9 @@ class Run:
                 raise
             self._refuse(document, "cut", reason_of(error, document), origin)
             return ()
+        version = Version(document.id, 0, origin.source, origin.file, content, *self._how)
         if self._chunking.kind != "none":
-            version = dataclasses.replace(version, chunks=len(parts))
+            version = dataclasses.replace(version, chunks=len(parts), stored=stored_hash(parts))
         begin, self._parts = self._parts, self._parts + len(parts)
         is_again = document.id in again
         replaces = document.id in known and not is_again

@@ -1,4 +1,4 @@
-"""Report files of a run: dead letters (skipped records with reasons) and truncated texts."""
+"""Report files of a run: dead letters (skipped records with reasons), truncated texts, and dropped documents."""
 
 from __future__ import annotations
 
@@ -6,16 +6,19 @@ import contextlib
 import dataclasses
 import itertools
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO
 
 from m3_connectors.errors import InvalidInput
-from m3_connectors.readers.inputs import STDIN
+from m3_connectors.readers.inputs import STDIN, Source
+from m3_connectors.readers.urls import Url
 
 SUFFIX = ".dead.jsonl"
 CUT_SUFFIX = ".cut.jsonl"
+DROPPED_SUFFIX = ".dropped.jsonl"
 _LONGEST_LINE_BYTES = 2**20
 
 
@@ -75,9 +78,32 @@ class CutLetter:
     lost_share: float
 
 
+@dataclasses.dataclass(frozen=True)
+class DroppedLetter:
+    """One document that curation dropped.
+
+    Attributes:
+        id: The id of the document.
+        file: The path of the file that it came from, as the caller would type it.
+        stage: The stage that dropped it.
+        reason: Why it was dropped, in one line.
+        value: The value that decided, such as a share or a similarity.
+        duplicate_of: The id of the earlier document that it duplicates; None if it is not a duplicate.
+        known: Whether the ledger knows a document of this id, which the collection may hold.
+    """
+
+    id: str
+    file: str
+    stage: str
+    reason: str
+    value: float | str
+    duplicate_of: str | None
+    known: bool
+
+
 def is_report(path: Path) -> bool:
     """Return whether a file is a report of an earlier run, judged by its name and its first line."""
-    for suffix, kind in ((SUFFIX, DeadLetter), (CUT_SUFFIX, CutLetter)):
+    for suffix, kind in ((SUFFIX, DeadLetter), (CUT_SUFFIX, CutLetter), (DROPPED_SUFFIX, DroppedLetter)):
         if path.name.endswith(suffix):
             try:
                 with path.open("rb") as file:
@@ -117,14 +143,14 @@ class ReportFiles:
         """The files that were written."""
         return list(self._open)
 
-    def begin(self, source: Path) -> None:
+    def begin(self, source: Source) -> None:
         """Called before a source is read: deletes the report of an earlier run, which is stale."""
         path = self._path(source)
         if path not in self._open:
             with self._needed(path):
                 path.unlink(missing_ok=True)
 
-    def write(self, source: Path, letter: DeadLetter | CutLetter) -> None:
+    def write(self, source: Source, letter: DeadLetter | CutLetter | DroppedLetter) -> None:
         """Write one line about a source.
 
         Raises:
@@ -156,20 +182,23 @@ class ReportFiles:
         except OSError as error:
             raise InvalidInput(
                 f"the report {path} cannot be written: {error.strerror or error}. It would name documents that are "
-                "skipped or cut.\n  Run m3 ingest in a folder where files can be written."
+                "skipped, cut or dropped.\n  Run m3 ingest in a folder where files can be written."
             ) from error
 
-    def _path(self, source: Path) -> Path:
+    def _path(self, source: Source) -> Path:
         name = self._name(source)
         names = itertools.chain([name], (f"{name}.{number}" for number in itertools.count(2)))
         paths = (self._directory / f"{name}{self._suffix}" for name in names)
         return next(path for path in paths if path in self._open or not path.exists() or is_report(path))
 
     @staticmethod
-    def _name(source: Path) -> str:
+    def _name(source: Source) -> str:
         if source == STDIN:
             return "stdin"
-        name = source.resolve().name
+        if isinstance(source, Url):
+            name = re.sub(r"[^\w.-]+", "_", source.name or source.scheme)
+        else:
+            name = source.resolve().name
         for ending in (".gz", ".zst", ".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow"):
             if name.lower().endswith(ending):
                 name = name[: -len(ending)]
@@ -184,7 +213,7 @@ class DeadLetterFiles(ReportFiles):
         self.first: DeadLetter | None = None
         """The first dead letter."""
 
-    def add(self, source: Path, letter: DeadLetter) -> None:
+    def add(self, source: Source, letter: DeadLetter) -> None:
         """Write one dead letter of a source.
 
         Raises:
