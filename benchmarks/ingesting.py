@@ -19,7 +19,6 @@ import numpy as np
 import scipy.sparse as sp
 
 from m3_connectors import Document, Index
-from m3_connectors.blocking import scan_ids
 from m3_connectors.embeddings import COMPONENTS, Component, Float32, M3Embeddings, ModelInfo, MultiVectors
 from m3_connectors.testing.servers.start import Running, start
 
@@ -181,9 +180,7 @@ def running(store: str) -> Iterator[Running]:
 
 def ids_of(index: Index) -> list[str]:
     """Return all ids of a collection, as its store lists them, with repetitions if there are any."""
-    found: list[str] = []
-    scan_ids(index, found.extend)
-    return found
+    return list(index.scan_ids())
 
 
 # -- memory over time

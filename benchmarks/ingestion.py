@@ -113,13 +113,23 @@ def theirs(task: Row) -> Row:
             document.metadata["source"] = one.id
         began = time.monotonic()
         said = index(
-            documents, records, store, cleanup="incremental", source_id_key="source", key_encoder="sha256"
+            documents,
+            records,
+            store,
+            cleanup="incremental",
+            source_id_key="source",
+            key_encoder=_uuid_of,
         )
         assert said["num_added"] == len(documents), said
     else:
         began = time.monotonic()
         store.add_documents(documents, ids=ids, **options)
     return _ended(began, count, len(documents))
+
+
+def _uuid_of(document: Any) -> str:
+    """Return an id that every store accepts."""
+    return str(uuid.uuid5(uuid.NAMESPACE_URL, document.page_content))
 
 
 def _qdrant(task: Row, embeddings: Any) -> tuple[Any, Callable[[], int]]:

@@ -288,7 +288,7 @@ class Suite:
         (folder / "state").mkdir(exist_ok=True)
         return Trial(url, folder / "state", source, self._model)
 
-    def _checked(self, trial: Trial, disturbed: Row, **more: object) -> Row:
+    def _checked(self, trial: Trial, disturbed: Row, /, **more: object) -> Row:
         """Check the store after a disturbed run; run again unless it was complete; compare."""
         row: Row = {**more, "disturbed": disturbed, "listed_but_not_stored": trial.unfounded()}
         if disturbed["status"] == 0:
@@ -310,16 +310,22 @@ class Suite:
             first = ended(process, began)
             yield {"trial": 0, "disturbed": first, "after": trial.compare(self._encoder), "killed": False}
             work_seconds = first["seconds"]
-            for number in range(1, self._options.kills + 1):
+            kills = number = 0
+            # A run that ends before its moment is no kill; it counts as a trial, and another follows.
+            while kills < self._options.kills and number < 2 * self._options.kills:
+                number += 1
                 trial.source.change(0.6)
                 trial.source.write()
                 process = trial.start()
                 began = wait_for_work(trial, process)
-                moment = rng.uniform(0, work_seconds)
+                moment = rng.uniform(0, 0.8 * work_seconds)
                 time.sleep(moment)
                 process.send_signal(signal.SIGKILL)
                 disturbed = ended(process, began)
                 killed = disturbed["status"] == -signal.SIGKILL
+                kills += killed
+                if not killed:
+                    work_seconds = disturbed["seconds"]
                 yield self._checked(trial, disturbed, trial=number, killed=killed, moment=round(moment, 3))
 
     def _stopped(self, store: str, folder: Path) -> Iterator[Row]:
@@ -366,14 +372,14 @@ class Suite:
         yield from self._behind_proxy(store, folder, fault, self._options.documents)
 
     def _full_ledger(self, store: str, folder: Path) -> Iterator[Row]:
-        trial = self._trial(folder, f"qdrant:{folder}/data", self._options.documents)
-        for size_kib in self._options.ledger_kib:
-            with _small_disk(trial.state, size_kib) as grow:
+        for number, size_kib in enumerate(self._options.ledger_kib):
+            inner = folder / str(number)
+            inner.mkdir()
+            with _small_disk(inner / "state", size_kib) as grow:
+                trial = self._trial(inner, f"qdrant:{inner}/data", self._options.documents)
                 disturbed = trial.run()
                 grow()
                 yield self._checked(trial, disturbed, disk_kib=size_kib)
-            trial.source.change(0.3)
-            trial.source.write()
 
     def _full_store(self, store: str, folder: Path) -> Iterator[Row]:
         for number, size_kib in enumerate(self._options.store_kib):
@@ -486,7 +492,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--stopped-seconds", type=float, default=60.0)
     parser.add_argument("--ledger-kib", type=int, nargs="+", default=[64, 256, 400])
-    parser.add_argument("--store-kib", type=int, nargs="+", default=[2_000, 8_000, 34_000])
+    parser.add_argument("--store-kib", type=int, nargs="+", default=[50_000, 99_000, 105_000, 112_000])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--directory", help="folder for sources and embedded stores during the run")
     parser.add_argument("--out", type=Path, default=RESULTS / f"ingestion-faults-{today}.jsonl")

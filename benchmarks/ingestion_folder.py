@@ -192,7 +192,7 @@ def _unreadable(made: Folder) -> None:
     (folder / "binary.txt").write_bytes(bytes(range(256)) * 4)
     made.expected_to_fail["binary.txt"] = "no text"
     for name in made.expected_to_fail:
-        made.made_with[name] = "reportlab" if name.endswith(".pdf") else "text"
+        made.made_with[name] = {".pdf": "reportlab", ".docx": "pandoc"}.get(Path(name).suffix, "text")
 
 
 def m3(folder: Path, *arguments: str) -> str:

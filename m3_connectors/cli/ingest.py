@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from m3_connectors.backends.registry import DEFAULT_COLLECTION, is_persistent
+from m3_connectors.backends.registry import DEFAULT_COLLECTION
 from m3_connectors.cli.console import plural
 from m3_connectors.cli.ingest_curation import (
     Characters,
@@ -22,6 +23,7 @@ from m3_connectors.cli.ingest_curation import (
     curation_of,
 )
 from m3_connectors.cli.ingest_dry_run import DryRun, Show, show_first
+from m3_connectors.cli.ingest_embeddings import SaveEmbeddings, saved_folders
 from m3_connectors.cli.ingest_report import names
 from m3_connectors.cli.ingest_retry import WAIT_SECONDS, Wait, retry
 from m3_connectors.cli.ingest_run import Target, store
@@ -128,6 +130,7 @@ def run(
         ),
     ] = None,
     wait: Wait = WAIT_SECONDS,
+    save_embeddings: SaveEmbeddings = None,
     text: TextField = "text",
     id: IdField = None,
     metadata: MetadataFields = None,
@@ -164,8 +167,6 @@ def run(
     that cannot be read or stored are skipped and written to SOURCE.dead.jsonl with the reason; m3 ingest retry stores
     documents from there. Documents that curation drops are written to SOURCE.dropped.jsonl.
     """
-    from m3_connectors.ingestion import Chunking, ledger_path
-
     check_store(to, collection)
     options = read_options(
         encoding,
@@ -179,41 +180,48 @@ def run(
     sources = with_query(sources, query)
     fields = fields_of(text, id, metadata, mapping)
     check_sources(sources, options)
+    embedded = saved_folders(sources)
     if dry_run:
-        show_first(sources, fields, options, Chunking.parse(chunk), model=model, count=show, json=json)
+        show_first(sources, fields, options, chunk, model=model, count=show, json=json)
         return
     if sync and any(map(is_stream, sources)):
         raise typer.BadParameter(
             "--sync removes what a source no longer has, which a stream cannot say. Give files or folders.",
             param_hint="--sync",
         )
+    storage = storage_of(components, multivector_dtype, long_documents, pool_factor, pool_from_rows)
+    left_out = store_folder(to)
+    saved = embedded[0] if embedded else None
+    target = Target(to, collection, model, storage, chunk, saved, save_embeddings)
     curation = curation_of(
         languages, tag_languages, drop_duplicates, characters, words, min_letters, max_broken, max_repeated
     )
-    storage = storage_of(components, multivector_dtype, long_documents, pool_factor, pool_from_rows)
-    left_out = store_folder(to)
-    ledger = ledger_path(to, collection) if is_persistent(to) else None
     with (
         DeadLetterFiles(Path.cwd()) as dead,
         ReportFiles(Path.cwd(), CUT_SUFFIX) as cut,
-        Curating(curation, sources, Path.cwd(), ledger) as curating,
+        Curating(curation, sources, Path.cwd(), to, collection) as curating,
     ):
-        reading = Reading(dead, cut, max_errors, chunk, files_of(sources, options, left_out))
+        files = [] if embedded else files_of(sources, options, left_out)
+        reading = Reading(dead, cut, max_errors, chunk, files)
+        documents = reading.documents(sources, fields, options, left_out)
         store(
-            Target(to, collection, model, storage, chunk),
+            target,
             reading,
-            curating.curated(reading.documents(sources, fields, options, left_out), reading.place),
-            lambda: curating.nothing_kept() or _nothing_indexed(sources, dead, excludes=bool(exclude)),
+            reading.parts(embedded) if embedded else curating.curated(documents, reading.place),
+            partial(_nothing_indexed, sources, dead, curating, excludes=bool(exclude)),
             json=json,
-            more_json=lambda: {"curation": curating.as_json()},
-            more_words=lambda: curating.summary(sync),
+            curating=curating,
             sync=[origin_name(source) for source in sources] if sync else [],
             check=check,
             wait_seconds=wait,
         )
 
 
-def _nothing_indexed(sources: list[Source], dead: DeadLetterFiles, *, excludes: bool) -> InvalidInput:
+def _nothing_indexed(
+    sources: list[Source], dead: DeadLetterFiles, curating: Curating, *, excludes: bool
+) -> InvalidInput:
+    if dropped := curating.nothing_kept():
+        return dropped
     if dead.first:
         return InvalidInput(
             f"nothing was indexed: {plural(dead.count, 'record')} skipped, the first is {dead.first}\n"

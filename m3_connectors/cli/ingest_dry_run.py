@@ -36,7 +36,7 @@ def show_first(
     sources: list[Source],
     fields: Fields,
     options: ReadOptions,
-    chunking: Chunking,
+    chunk: str,
     *,
     model: str | None,
     count: int,
@@ -46,6 +46,9 @@ def show_first(
 
     Only the tokenizer of the model is loaded, and only if documents are cut.
     """
+    from m3_connectors.ingestion import Chunking
+
+    chunking = Chunking.parse(chunk)
     skipped: list[DeadLetter] = []
     place: list[str] = [""]
     documents = read_documents(

@@ -28,8 +28,9 @@ from m3_connectors.readers.inputs import parents_of, shown
 from m3_connectors.readers.urls import source_of
 
 if TYPE_CHECKING:
-    from m3_connectors.ingestion import Origin, RefusedDocument, Wait
+    from m3_connectors.ingestion import IngestProgress, Origin, RefusedDocument, Wait
     from m3_connectors.ingestion.ledger import Version
+    from m3_connectors.shards import EmbeddingsFolder, Part
     from m3_connectors.writing import CutDocument
 
 _SHOWN_COLUMNS = 20
@@ -78,7 +79,7 @@ class Reading:
         self._errors = 0
         self._position = _Position(files)
         self._progress: Progress | None = None
-        self._unchanged = 0
+        self._now: IngestProgress | None = None
         self._waiting_since: float | None = None
 
     def documents(
@@ -109,6 +110,19 @@ class Reading:
             self._show()
             yield document
 
+    def parts(self, folders: Iterable[EmbeddingsFolder]) -> Iterator[Part]:
+        """Yield the documents of folders of embeddings, with these, until the user interrupts."""
+        for folder in folders:
+            self._begin_source(folder.path)
+            self._begin_file(folder.path, folder.path)
+            for documents, embeddings in folder.parts():
+                if self.interrupted:
+                    return
+                for document in documents:
+                    self._position.read(document)
+                self._show()
+                yield documents, embeddings
+
     def place(self) -> tuple[Source, Source]:
         """Return the source and the file of the document that was read last."""
         return self._source, self._file
@@ -128,7 +142,7 @@ class Reading:
         Raises:
             InvalidInput: There are more than ``max_errors``.
         """
-        self._unread.add(letter.path or origin_name(letter.file))
+        self._unread.add(origin_name(letter.path or letter.file))
         self.dead.add(source, letter)
         self._errors += 1
         if self._max_errors is not None and self._errors > self._max_errors:
@@ -162,9 +176,9 @@ class Reading:
         self.cut_tokens += tokens
         self.cut.write(source, CutLetter(cut.id, file, tokens, kept, round(cut.lost_share or 0.0, 4)))
 
-    def stored(self, count: int, unchanged: int) -> None:
-        """Called after each batch with the number of documents stored and unchanged so far."""
-        self.stored_count, self._unchanged = count, unchanged
+    def stored(self, now: IngestProgress) -> None:
+        """Called after each batch with how far the run is."""
+        self.stored_count, self._now = now.documents, now
         self._position.store()
         self._show()
 
@@ -237,24 +251,42 @@ class Reading:
 
     def _as_typed(self, origin: Origin) -> tuple[Source, str]:
         """Return the source and the file of a document as the user typed them."""
-        source = self._typed.get(origin.source) or source_of(origin.source)
-        file = source_of(origin.file)
-        if isinstance(source, Path) and isinstance(file, Path) and file.is_relative_to(origin.source):
-            file = source / file.relative_to(origin.source)
-        return source, shown(file)
+        source, file = self._typed.get(origin.source) or source_of(origin.source), source_of(origin.file)
+        if isinstance(source, Url) or isinstance(file, Url) or not file.is_relative_to(origin.source):
+            return source, shown(file)
+        return source, shown(source / file.relative_to(origin.source))
 
     def _show(self) -> None:
         if self._progress is not None:
             note = f"read {self._position.count:,}"
-            if self._unchanged:
-                note += f", {self._unchanged:,} unchanged"
+            if self._now is not None and self._now.unchanged:
+                note += f", {self._now.unchanged:,} unchanged"
             share = self._position.stored_share
-            self._progress.update("storing", self.stored_count, unit="documents", share=share, note=note)
+            details = "" if self._now is None else _details(self._now, self._errors)
+            self._progress.update(
+                "storing", self.stored_count, unit="documents", share=share, note=note, details=details
+            )
 
 
 def stored(count: int) -> str:
     """Return how many documents a run has stored, for messages."""
     return f"{plural(count, 'document')} stored"
+
+
+def _details(now: IngestProgress, errors: int) -> str:
+    """Return what else there is to say about a run: what encoder and store do, and what went wrong."""
+    parts = [plural(now.chunks, "chunk")]
+    if now.tokens_per_second is not None:
+        parts.append(f"{now.tokens_per_second:,.0f} tokens/s")
+    parts.append(f"encoder busy {now.encoder_busy_share:.0%}")
+    if now.seconds_per_write is not None:
+        parts.append(f"store {duration(now.seconds_per_write)} a batch")
+    parts.append(f"{now.chunks_under_way:,} under way")
+    if now.waiting_bytes:
+        parts.append(f"{now.waiting_bytes / 1e6:,.0f} MB waiting")
+    if errors:
+        parts.append(f"{errors:,} skipped")
+    return " · ".join(parts)
 
 
 class _Position:

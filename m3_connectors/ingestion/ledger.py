@@ -27,7 +27,7 @@ from m3_connectors.documents import Document, canonical_metadata
 from m3_connectors.errors import InvalidInput
 from m3_connectors.ingestion.chunking import chunk_ids
 
-_FORMAT = 1
+_FORMAT = 2
 _TABLES = """
 CREATE TABLE IF NOT EXISTS documents (
     id TEXT NOT NULL,
@@ -37,7 +37,7 @@ CREATE TABLE IF NOT EXISTS documents (
     content TEXT NOT NULL,
     model TEXT NOT NULL,
     chunking TEXT NOT NULL,
-    stored TEXT NOT NULL DEFAULT '',
+    stored TEXT NOT NULL DEFAULT '',  -- the hash of its chunks
     acknowledged REAL,        -- NULL: it may be stored, partly or not at all
     cut TEXT NOT NULL DEFAULT '',  -- the chunks of which only the beginning was encoded, as JSON
     PRIMARY KEY (id, chunks)
@@ -61,9 +61,9 @@ class Version:
         content: A hash of its text and metadata.
         model: The fingerprint of the model that encodes it.
         chunking: How it is cut.
+        stored: The ``stored_hash`` of its chunks; empty if unknown.
         cut: The chunks of which only the beginning is searchable: a JSON array of ``[position, tokens, kept tokens]``,
             or an empty text if there are none. It is known when it is stored.
-        stored: The ``stored_hash`` of its chunks; empty if unknown.
     """
 
     id: str
@@ -79,6 +79,10 @@ class Version:
     def __post_init__(self) -> None:
         if not self.stored and not self.chunks and self.content:
             object.__setattr__(self, "stored", combined([_piece(self.id, self.content)]))
+
+    def same(self, other: Version) -> bool:
+        """Return whether storing one in place of the other changes nothing."""
+        return (self.content, self.model, self.chunking) == (other.content, other.model, other.chunking)
 
     @property
     def stored_ids(self) -> list[str]:
@@ -160,7 +164,10 @@ class Ledger:
                 path or ":memory:", isolation_level=None, check_same_thread=False, timeout=60
             )
             (format,) = self._db.execute("PRAGMA user_version").fetchone()
-            if format not in (0, _FORMAT):
+            if format == 1:
+                for column in ("cut", "stored"):
+                    self._db.execute(f"ALTER TABLE documents ADD COLUMN {column} TEXT NOT NULL DEFAULT ''")
+            elif format not in (0, _FORMAT):
                 raise InvalidInput(
                     f"the ledger {path} was written by another version of m3 (format {format}).\n"
                     "  Use that version, or delete the file: everything is then encoded again."
@@ -168,11 +175,6 @@ class Ledger:
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = FULL")
             self._db.executescript(_TABLES)
-            # Ledgers of earlier versions do not know what is stored, nor what was truncated.
-            columns = {column[1] for column in self._db.execute("PRAGMA table_info(documents)")}
-            for name in ("stored", "cut"):
-                if name not in columns:
-                    self._db.execute(f"ALTER TABLE documents ADD COLUMN {name} TEXT NOT NULL DEFAULT ''")
             self._db.execute(f"PRAGMA user_version = {_FORMAT}")
             if not self._db.execute("SELECT count(*) FROM collection").fetchone()[0]:
                 where = (redacted(url), collection)
@@ -341,7 +343,7 @@ class Ledger:
 
     def _enter(self, version: Version) -> None:
         self._db.execute(
-            f"INSERT OR REPLACE INTO documents ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            f"INSERT OR REPLACE INTO documents ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
             dataclasses.astuple(version),
         )
 

@@ -11,12 +11,14 @@ from functools import partial
 from m3_connectors.adding import Cuts
 from m3_connectors.blocking import Index, run_on
 from m3_connectors.documents import CheckedDocuments, Document, check_documents
+from m3_connectors.embeddings import M3Embeddings, ModelInfo
 from m3_connectors.errors import InvalidInput
 from m3_connectors.index import Encoder
 from m3_connectors.ingestion.chunking import Chunking, TokenSpans
 from m3_connectors.ingestion.failures import RefusedDocument, Stage, TolerantWriter, reason_of
 from m3_connectors.ingestion.ledger import Ledger, Version, content_hash, stored_hash
 from m3_connectors.ingestion.origin import Origin
+from m3_connectors.ingestion.progress import IngestProgress
 from m3_connectors.writing import CutDocument, RefusedPart, Stored, bounded
 
 OnCut = Callable[[CutDocument, Origin], object]
@@ -45,7 +47,7 @@ class Run:
     Args:
         index: The collection.
         writer: Writes into it.
-        encoder: The encoder of the index.
+        encoder: The encoder of the index; None for documents that come with their embeddings.
         ledger: The ledger of the collection.
         chunking: How documents are cut.
         origin: Returns where the document comes from that was read last.
@@ -57,7 +59,7 @@ class Run:
         self,
         index: Index,
         writer: TolerantWriter,
-        encoder: Encoder,
+        encoder: Encoder | None,
         ledger: Ledger,
         chunking: Chunking,
         origin: Callable[[], Origin],
@@ -69,7 +71,7 @@ class Run:
         self._ledger = ledger
         self._chunking = chunking
         self._token_spans: TokenSpans | None = getattr(encoder, "token_spans", None)
-        self._how = (_fingerprint(encoder), str(chunking))
+        self._model = _fingerprint(index.schema.model if encoder is None else encoder.info)
         self._origin = origin
         self._on_cut = on_cut
         self._on_refused = on_refused
@@ -82,7 +84,7 @@ class Run:
         self._cut_parts: dict[str, CutDocument] = {}
         self._parts = self._begun = self._written = 0
         self.read = self.unchanged = self.documents = self.chunks = self.replaced = self.refused = 0
-        self.pooled = self.repeated_count = 0
+        self.pooled = self.repeated_count = self.tokens = self.batch_count = 0
         self.repeated: list[str] = []
         self.cuts = Cuts()
         ledger.begin_reading()
@@ -97,6 +99,16 @@ class Run:
         if self._unread is not None:
             raise self._unread
 
+    def embedded(
+        self, batches: Iterable[tuple[Sequence[Document], M3Embeddings]]
+    ) -> Iterator[tuple[Sequence[Document], M3Embeddings]]:
+        """Yield the documents that must be stored, with their embeddings; batches are as large as they are given."""
+        for documents, embeddings in batches:
+            rows = {id(document): i for i, document in enumerate(documents)}
+            kept = [rows[id(document)] for document in self._changed(documents)]
+            if kept:
+                yield [documents[i] for i in kept], embeddings_at(embeddings, kept)
+
     def begin(self, batch: Sequence[Document]) -> None:
         """Enter the documents whose first chunk is in a batch, before it is encoded and written."""
         first, self._begun = self._begun, self._begun + len(batch)
@@ -107,6 +119,9 @@ class Run:
         self._written += len(stored.batch)
         self.chunks += len(stored.documents)
         self.pooled += stored.pooled
+        self.batch_count += 1
+        if stored.embeddings is not None and stored.embeddings.kept_token_counts is not None:
+            self.tokens += int(stored.embeddings.kept_token_counts.sum())
         if self._refused_parts:
             for document in stored.documents:
                 self._refused_parts.pop(document.id, None)
@@ -127,6 +142,24 @@ class Run:
         self.replaced += sum(parent.replaces for parent in whole)
         for version in versions:
             self._tell_cut(version)
+
+    def progress(self, seconds: float) -> IngestProgress:
+        """Return how far the run is, ``seconds`` after it began."""
+        return IngestProgress(
+            read=self.read,
+            unchanged=self.unchanged,
+            documents=self.documents,
+            chunks=self.chunks,
+            refused=self.refused,
+            tokens=self.tokens,
+            chunks_under_way=self._begun - self._written,
+            waiting_bytes=self._writer.waiting_bytes,
+            batches=self.batch_count,
+            encoding_seconds=self._writer.encoding_seconds,
+            writing_seconds=self._writer.writing_seconds,
+            waited_seconds=self._writer.waited_seconds,
+            seconds=seconds,
+        )
 
     def remove_gone(self, sources: Sequence[str], unread: Callable[[Version], bool]) -> tuple[int, list[str]]:
         """Remove the documents that their sources no longer have; return how many, and the ids of those kept."""
@@ -184,16 +217,23 @@ class Run:
         moved: list[Version],
     ) -> Sequence[Document]:
         """Return the chunks of a document; none if it is unchanged or cannot be cut."""
-        content = content_hash(document)
+        version = Version(
+            document.id,
+            0,
+            origin.source,
+            origin.file,
+            content_hash(document),
+            self._model,
+            str(self._chunking),
+        )
         under_way = self._latest.get(document.id)
         before = under_way or known.get(document.id)
-        if before is not None and (before.content, before.model, before.chunking) == (content, *self._how):
+        if before is not None and before.same(version):
             self.unchanged += 1
             if under_way is None:
-                if (before.source, before.file) != (origin.source, origin.file):
-                    before = dataclasses.replace(before, source=origin.source, file=origin.file)
-                    moved.append(before)
-                self._tell_cut(before)
+                if (before.source, before.file) != (version.source, version.file):
+                    moved.append(version)
+                self._tell_cut(dataclasses.replace(before, source=version.source, file=version.file))
             return ()
         try:
             parts = self._chunking.chunks(document, self._token_spans)
@@ -202,7 +242,6 @@ class Run:
                 raise
             self._refuse(document, "cut", reason_of(error, document), origin)
             return ()
-        version = Version(document.id, 0, origin.source, origin.file, content, *self._how)
         if self._chunking.kind != "none":
             version = dataclasses.replace(version, chunks=len(parts), stored=stored_hash(parts))
         begin, self._parts = self._parts, self._parts + len(parts)
@@ -258,6 +297,13 @@ class Run:
             run_on(self._index, partial(self._writer.delete, ids[start : start + _DELETED_AT_ONCE]))
 
 
-def _fingerprint(encoder: Encoder) -> str:
-    info = encoder.info
+def embeddings_at(embeddings: M3Embeddings, rows: Sequence[int]) -> M3Embeddings:
+    """Return the embeddings of these texts, at least one, whose numbers increase."""
+    ends = [i for i in range(1, len(rows)) if rows[i] != rows[i - 1] + 1]
+    runs = zip([0, *ends], [*ends, len(rows)], strict=True)
+    parts = [embeddings[rows[start] : rows[stop - 1] + 1] for start, stop in runs]
+    return parts[0] if len(parts) == 1 else M3Embeddings.concatenate(parts)
+
+
+def _fingerprint(info: ModelInfo) -> str:
     return info.weights_fingerprint or f"{info.name}@{info.revision}"

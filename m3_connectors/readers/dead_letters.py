@@ -53,8 +53,7 @@ class DeadLetter:
 
     def to_dict(self) -> dict[str, Any]:
         """The letter as JSON takes it; without the fields of a document if it is about a record that was not read."""
-        own = dataclasses.asdict(self)
-        return {name: value for name, value in own.items() if value is not None or name == "line"}
+        return _letter(self)
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line}: {self.reason}" if self.line else f"{self.file}: {self.reason}"
@@ -162,8 +161,7 @@ class ReportFiles:
             if path not in self._open:
                 self._open[path] = path.open("w", encoding="utf-8")
             # A file name may contain bytes that are not UTF-8; JSON escapes make it possible to write them.
-            fields = letter.to_dict() if isinstance(letter, DeadLetter) else dataclasses.asdict(letter)
-            self._open[path].write(json.dumps(fields) + "\n")
+            self._open[path].write(json.dumps(_letter(letter)) + "\n")
             self._open[path].flush()
         self.count += 1
 
@@ -223,3 +221,8 @@ class DeadLetterFiles(ReportFiles):
         """
         self.write(source, letter)
         self.first = self.first or letter
+
+
+def _letter(letter: DeadLetter | CutLetter | DroppedLetter) -> dict[str, Any]:
+    own = dataclasses.asdict(letter)
+    return {name: value for name, value in own.items() if value is not None or name == "line"}
