@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         Weights,
     )
     from m3_connectors.opening import aconnect
+    from m3_connectors.passages import Passage
     from m3_connectors.reranking import Reranker
     from m3_connectors.writing import CutDocument
 
@@ -55,6 +56,7 @@ _HOMES = {
     "listing": ("alist_collections",),
     "reranking": ("Reranker",),
     "opening": ("aconnect",),
+    "passages": ("Passage",),
     "methods": (
         "ALL",
         "DENSE",
@@ -96,6 +98,7 @@ __all__ = [
     "ModelInfo",
     "ModelMismatch",
     "MultiVectors",
+    "Passage",
     "Reranker",
     "Scores",
     "Storage",

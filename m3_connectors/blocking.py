@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import os
 import threading
 import weakref
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
+from itertools import chain
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -22,10 +24,14 @@ from m3_connectors.adding import AddReport, AddTally, batches
 from m3_connectors.backends.base import Backend, Schema, Storage
 from m3_connectors.backends.listing import CollectionInfo
 from m3_connectors.backends.registry import DEFAULT_COLLECTION
+from m3_connectors.backends.scanning import document_pages, id_pages, parts
+from m3_connectors.backup import ExportReport, ImportReport
 from m3_connectors.documents import Document, Hit
-from m3_connectors.embeddings import Component, M3Embeddings
+from m3_connectors.embeddings import Component, M3Embeddings, ModelInfo
 from m3_connectors.errors import InvalidInput
 from m3_connectors.explanation import Explanation
+from m3_connectors.filters import Filter, parse_filter
+from m3_connectors.grouping import GroupBy
 from m3_connectors.index import (
     AsyncIndex,
     Description,
@@ -131,6 +137,16 @@ class _Loop:
         if not self._thread.is_alive():
             raise InvalidInput("this index is closed.\n  Call connect again.")
         return _Call(self._portal, call)
+
+    def each(self, items: AsyncGenerator[T, None]) -> Iterator[T]:
+        """Yield what an asynchronous generator yields; it ends with this one."""
+        try:
+            while (item := self.run(partial(anext, items, None))) is not None:
+                yield item
+        finally:
+            # A scan that is collected in the loop's own thread, or after the index was closed, ends with the loop.
+            if threading.current_thread() is not self._thread and self._thread.is_alive():
+                self.run(items.aclose)
 
     def stop(self) -> None:
         """Stop the loop and wait for it, unless called from its own thread (when an index is collected)."""
@@ -282,6 +298,7 @@ class Index:
         k: int = 10,
         filter: RawFilter | None = None,
         exact: bool = False,
+        group_by: GroupBy | None = None,
         offset: int = 0,
         min_score: float | None = None,
         rerank: Reranker | None = None,
@@ -298,18 +315,22 @@ class Index:
             k: The maximum number of hits, >= 1.
             filter: Search only documents whose metadata match, such as ``{"year": {"$gte": 2020}}``.
             exact: Whether the store must search exactly, without its approximate index.
+            group_by: ``"parent"`` returns the k best parents instead of the k best chunks: of the chunks of one
+                document, only the best is a hit, whose ``document.passage`` says where it is. A document that was
+                not cut is its own parent. Chunks that are not among the method's candidates do not count, as
+                without groups; if the candidates belong to fewer than k parents, those of others are added.
             offset: The number of hits to skip first, >= 0: ``offset=20, k=10`` is the third page of ten.
             min_score: Omit hits with a lower score.
             rerank: A re-ranker, such as ``CrossEncoder("BAAI/bge-reranker-v2-m3")``, that orders the best hits
-                again by its own scores. The query must be a text.
+                (with ``group_by``, the best chunk of each parent) again by its own scores. The query must be a text.
             rerank_depth: How many of the best hits are re-ranked, >= 1; never fewer than ``offset + k``.
 
         Returns:
             The hits, best first, equal scores by id; each has the scores of all components stored.
 
         Raises:
-            InvalidInput: The query, method, k, offset, min_score or filter is not valid, or the re-ranker did
-                not return one finite score for each document.
+            InvalidInput: The query, method, k, group_by, offset, min_score or filter is not valid, or the re-ranker
+                did not return one finite score for each document.
             ModelMismatch: The embeddings of the query come from a different model.
             BackendError: The store failed or refused the operation.
         """
@@ -321,6 +342,7 @@ class Index:
                 k=k,
                 filter=filter,
                 exact=exact,
+                group_by=group_by,
                 offset=offset,
                 min_score=min_score,
                 rerank=rerank,
@@ -336,6 +358,7 @@ class Index:
         k: int = 10,
         filter: RawFilter | None = None,
         exact: bool = False,
+        group_by: GroupBy | None = None,
         offset: int = 0,
         min_score: float | None = None,
         rerank: Reranker | None = None,
@@ -349,6 +372,7 @@ class Index:
             k: The maximum number of hits of each query, >= 1.
             filter: As in ``search``.
             exact: As in ``search``.
+            group_by: As in ``search``.
             offset: As in ``search``.
             min_score: As in ``search``.
             rerank: As in ``search``; every query must be a text.
@@ -358,8 +382,8 @@ class Index:
             The hits of each query, in the order of the queries.
 
         Raises:
-            InvalidInput: A query (the message says which), the method, k, offset, min_score or the filter is
-                not valid, or the re-ranker did not return one finite score for each document.
+            InvalidInput: A query (the message says which), the method, k, group_by, offset, min_score or the filter
+                is not valid, or the re-ranker did not return one finite score for each document.
             ModelMismatch: The embeddings of a query come from a different model.
             BackendError: The store failed or refused the operation.
         """
@@ -371,6 +395,7 @@ class Index:
                 k=k,
                 filter=filter,
                 exact=exact,
+                group_by=group_by,
                 offset=offset,
                 min_score=min_score,
                 rerank=rerank,
@@ -440,6 +465,58 @@ class Index:
         """
         return self._loop.run(partial(self._index.count, filter))
 
+    def scan_ids(self, filter: RawFilter | None = None) -> Iterator[str]:
+        """Yield the id of every document that matches a filter, once, in any order.
+
+        The store is read page by page, so any number of documents takes the same memory. A document that is stored
+        before the scan begins, and neither replaced nor deleted until it ends, is yielded once; one that is written
+        meanwhile is yielded once or not at all.
+
+        Args:
+            filter: As in ``search``; without a filter, all documents are scanned.
+
+        Raises:
+            InvalidInput: The filter is not valid.
+            BackendError: The store failed or refused the operation.
+        """
+        return chain.from_iterable(self._scanned(id_pages, filter))
+
+    def scan(self, filter: RawFilter | None = None) -> Iterator[Document]:
+        """Yield every document that matches a filter, once, in any order.
+
+        As ``scan_ids``, with texts and metadata. A document that is replaced during the scan is yielded as it is at
+        one moment of it.
+
+        Args:
+            filter: As in ``search``; without a filter, all documents are scanned.
+
+        Raises:
+            InvalidInput: The filter is not valid.
+            BackendError: The store failed or refused the operation.
+        """
+        return chain.from_iterable(self._scanned(document_pages, filter))
+
+    def scan_embeddings(
+        self, filter: RawFilter | None = None
+    ) -> Iterator[tuple[list[Document], M3Embeddings]]:
+        """Yield every document that matches a filter with its stored vectors, once, in parts of bounded size.
+
+        As ``scan``. A document always comes with the vectors of the same version of it. Dense and sparse vectors are
+        float32; multi-vectors are as the storage precision reads them, and pooled if the storage pools them.
+
+        Args:
+            filter: As in ``search``; without a filter, all documents are scanned.
+
+        Returns:
+            Documents, and their embeddings in the same order: at most 32 MiB of vectors, or a single document.
+
+        Raises:
+            InvalidInput: The filter is not valid.
+            Busy: Other clients replace the same documents again and again while they are read.
+            BackendError: The store failed or refused the operation.
+        """
+        return self._scanned(parts, filter)
+
     def describe(self) -> Description:
         """Return the collection's store, name, model, components, storage and number of documents.
 
@@ -455,6 +532,46 @@ class Index:
             BackendError: The store failed or refused the operation.
         """
         self._loop.run(self._index.optimize)
+
+    def export(self, folder: str | os.PathLike[str], *, progress: Progress | None = None) -> ExportReport:
+        """Write all documents with their vectors to a folder of Parquet files: a backup, or a copy for another store.
+
+        The folder has the vectors as the collection stores them; ``import_`` puts them into any store, without the
+        model. An earlier export in the folder is replaced when this one is complete. Needs pyarrow (the extra
+        ``parquet``).
+
+        Args:
+            folder: The folder, which is created. It must be empty, or hold an export of the same collection.
+            progress: Called with the number of documents written so far, on the event loop.
+
+        Raises:
+            InvalidInput: The folder has other files, or embeddings of another model or storage.
+            MissingDependency: pyarrow is not installed.
+            BackendError: The store failed or refused the operation.
+        """
+        return self._loop.run(partial(self._index.export, folder, progress=progress))
+
+    def import_(self, folder: str | os.PathLike[str], *, progress: Progress | None = None) -> ImportReport:
+        """Store the documents of a folder that ``export`` or ``m3 ingest --save-embeddings`` wrote, without a model.
+
+        With the same precision, the collection gets the same vectors, bit for bit, and every search the same result.
+        Documents with the same ids are replaced. Repeat the call to continue after an error.
+
+        Args:
+            folder: The folder.
+            progress: Called with the number of documents stored so far, on the event loop.
+
+        Returns:
+            A report: how many documents were stored, and what is different from what was saved, such as the precision.
+
+        Raises:
+            InvalidInput: A file is missing, damaged or of another version, the folder is incomplete, or it lacks a
+                component that the collection stores.
+            ModelMismatch: The folder's embeddings come from a different model than the collection's.
+            MissingDependency: pyarrow is not installed.
+            BackendError: The store failed or refused the operation.
+        """
+        return self._loop.run(partial(self._index.import_, folder, progress=progress))
 
     def drop(self) -> None:
         """Delete the collection with all its documents, and close the index.
@@ -473,6 +590,11 @@ class Index:
                 self._loop.run(self._index.close)
             finally:
                 self._forgotten()
+
+    def _scanned(
+        self, scan: Callable[[Backend, Filter | None], AsyncGenerator[T, None]], filter: RawFilter | None
+    ) -> Iterator[T]:
+        return self._loop.each(scan(self._index._backend, parse_filter(filter)))
 
     def __enter__(self) -> Index:
         return self
@@ -594,26 +716,21 @@ def store_batches(
         raise
 
 
-def scan_ids(index: Index, on_ids: Callable[[list[str]], object]) -> None:
-    """Call ``on_ids`` with all stored ids, in parts of at most 10,000, in the thread of the index.
+def scan_chosen(
+    index: Index, choose: Callable[[list[Document]], list[Document]]
+) -> Iterator[tuple[list[Document], M3Embeddings]]:
+    """Yield what ``Index.scan_embeddings`` does, but only the documents that ``choose`` returns of each page.
 
-    Raises:
-        BackendError: The store failed.
+    Args:
+        index: The open collection.
+        choose: Called in the thread of the index, while the caller waits.
     """
-
-    async def scan() -> None:
-        part: list[str] = []
-        async for id in index._index._backend.scan_ids():
-            part.append(id)
-            if len(part) == _SCANNED_AT_ONCE:
-                on_ids(part)
-                part = []
-        on_ids(part)
-
-    index._loop.run(scan)
+    return index._loop.each(parts(index._index._backend, None, choose))
 
 
-_SCANNED_AT_ONCE = 10_000
+def present(index: Index, ids: Sequence[str]) -> set[str]:
+    """Return those of the ids that are stored."""
+    return index._loop.run(partial(index._index._backend.present, ids))
 
 
 def connect(
@@ -624,6 +741,7 @@ def connect(
     storage: Storage | None = None,
     weights: WeightsByMethod | None = None,
     create: bool = True,
+    model: ModelInfo | None = None,
     **options: Any,
 ) -> Index:
     """Open or create a collection: ``index = connect(…)`` or ``with connect(…) as index``.
@@ -637,8 +755,9 @@ def connect(
             collection must have the same storage.
         weights: A weights file, as ``m3 tune`` writes it, or weights by method name. Methods given by name
             use these weights instead of the model's.
-        create: Whether to create the collection if it does not exist (this needs an encoder, whose model is
+        create: Whether to create the collection if it does not exist (this needs an encoder or a model, which is
             recorded). If several callers start at the same time, one creates it and the others open it.
+        model: The model of the embeddings that the collection takes, if there is no encoder.
         **options: The options of the store, such as ``api_key``, ``ca_certs``, ``timeout_seconds`` or
             ``refresh``; docs/servers.md lists them. Unknown options are refused.
 
@@ -661,6 +780,7 @@ def connect(
             storage=storage,
             weights=weights,
             create=create,
+            model=model,
             **options,
         )
         return Index(loop.run(opened), loop)

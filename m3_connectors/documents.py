@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from m3_connectors.errors import InvalidInput
+from m3_connectors.passages import Passage
 
 MAX_ID_BYTES = 512
 """The longest document id in UTF-8 bytes (Elasticsearch's limit, applied everywhere to keep ids portable)."""
@@ -30,6 +31,17 @@ class Document:
     id: str
     text: str
     metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def passage(self) -> Passage | None:
+        """The place of this text in the document that it was cut from; None if it is a document of its own."""
+        return Passage.of(self.text, self.metadata)
+
+    @property
+    def parent(self) -> str:
+        """The id of the document that this text was cut from; its own id if it was not cut."""
+        passage = self.passage
+        return self.id if passage is None else passage.parent
 
 
 @dataclasses.dataclass(frozen=True)

@@ -61,6 +61,22 @@ class ModelInfo:
         return f"{self.name}{at} ({self.dimension} dims)"
 
 
+@dataclasses.dataclass(frozen=True)
+class EncodedRows:
+    """The rows of texts in the bytes in which a collection stores them.
+
+    Rows of a few bits that were read from a collection lose precision again if they are encoded a second time. Their
+    bytes are therefore kept beside them, and stored as they are by a collection of the same precision.
+
+    Attributes:
+        precision: The name of the precision.
+        texts: The bytes of the rows of each text, ``[n]``.
+    """
+
+    precision: str
+    texts: tuple[bytes, ...]
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class MultiVectors:
     """One matrix of unit rows per text, with the matrices of all texts concatenated.
@@ -69,6 +85,8 @@ class MultiVectors:
         rows: float32 ``[total, d]``.
         offsets: int64 ``[n + 1]``, from 0 to ``total``; the rows of text i are
             ``rows[offsets[i]:offsets[i + 1]]``.
+        encoded: The bytes that ``rows`` were read from; None if the rows were not read from a collection, or if
+            encoding them again gives the same bytes.
 
     Raises:
         InvalidInput: The shapes or dtypes are inconsistent.
@@ -76,6 +94,7 @@ class MultiVectors:
 
     rows: Float32
     offsets: Int64
+    encoded: EncodedRows | None = None
 
     def __post_init__(self) -> None:
         if self.rows.ndim != 2 or self.rows.dtype != np.float32:
@@ -95,6 +114,11 @@ class MultiVectors:
             raise InvalidInput(
                 f"multivectors.offsets is {_shape(offsets)}; it must be int64 [n + 1] and increase from 0 to "
                 f"{len(self.rows)} (the number of rows).\n  Build it with MultiVectors.from_list."
+            )
+        if self.encoded is not None and len(self.encoded.texts) != len(self):
+            raise InvalidInput(
+                f"multivectors.encoded has the rows of {len(self.encoded.texts)} texts, and the offsets are of "
+                f"{len(self)}.\n  Give the bytes of every text, or leave them out."
             )
 
     @classmethod
@@ -122,9 +146,14 @@ class MultiVectors:
     def concatenate(cls, parts: Sequence[MultiVectors]) -> MultiVectors:
         """Concatenate batches; at least one is needed."""
         counts = np.concatenate([part.counts for part in parts])
+        kept = [part.encoded for part in parts if part.encoded is not None]
+        encoded = None
+        if len(kept) == len(parts) and len({part.precision for part in kept}) == 1:
+            encoded = EncodedRows(kept[0].precision, tuple(text for part in kept for text in part.texts))
         return cls(
             np.concatenate([part.rows for part in parts]),
             np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+            encoded,
         )
 
     @property
@@ -146,12 +175,14 @@ class MultiVectors:
     def __getitem__(self, at: slice) -> MultiVectors: ...
     def __getitem__(self, at: int | slice) -> Float32 | MultiVectors:
         if isinstance(at, slice):
+            encoded = self.encoded and dataclasses.replace(self.encoded, texts=self.encoded.texts[at])
             if at.step not in (None, 1):
-                return MultiVectors.from_list([self[i] for i in range(len(self))[at]], self.dimension)
+                some = MultiVectors.from_list([self[i] for i in range(len(self))[at]], self.dimension)
+                return dataclasses.replace(some, encoded=encoded)
             start, stop, _ = at.indices(len(self))
             stop = max(start, stop)
             bounds = self.offsets[start : stop + 1]
-            return MultiVectors(self.rows[bounds[0] : bounds[-1]], bounds - bounds[0])
+            return MultiVectors(self.rows[bounds[0] : bounds[-1]], bounds - bounds[0], encoded)
         i = _position(at, len(self))
         return self.rows[self.offsets[i] : self.offsets[i + 1]]
 

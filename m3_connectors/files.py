@@ -34,6 +34,17 @@ def replacing(path: Path, *, durable: bool = False, shared: bool = False) -> Ite
         partial.unlink(missing_ok=True)
 
 
+def sync_directory(directory: Path) -> None:
+    """Make the names in a directory survive a power failure; Windows has no such call."""
+    if os.name != "posix":
+        return
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def allocated_bytes(path: Path) -> int:
     """Return the space of a file on disk, less than its length if it is sparse; 0 if it was just deleted."""
     try:

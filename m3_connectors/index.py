@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import os
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -15,13 +16,16 @@ import anyio.to_thread
 from m3_connectors.adding import AddReport, AddTally, batches
 from m3_connectors.backends.base import Backend, Schema, ScoredId
 from m3_connectors.backends.checks import check_components, check_model
+from m3_connectors.backends.scanning import document_pages, flat, id_pages, parts
 from m3_connectors.backends.together import together
+from m3_connectors.backup import ExportReport, ImportReport, export, restore
 from m3_connectors.completing import ComponentWriter
 from m3_connectors.documents import Document, Hit
 from m3_connectors.embeddings import COMPONENTS, Component, M3Embeddings, ModelInfo
 from m3_connectors.errors import DocumentNotFound, InvalidInput
 from m3_connectors.explanation import Explanation, explain
 from m3_connectors.filters import parse_filter
+from m3_connectors.grouping import GroupBy, check_group_by
 from m3_connectors.methods import METHODS, Method, MethodName, Weights
 from m3_connectors.reranking import Page, Reranker, check_rerank_depth
 from m3_connectors.reranking import rerank as reranked
@@ -197,6 +201,7 @@ class AsyncIndex:
         k: int = 10,
         filter: RawFilter | None = None,
         exact: bool = False,
+        group_by: GroupBy | None = None,
         offset: int = 0,
         min_score: float | None = None,
         rerank: Reranker | None = None,
@@ -213,18 +218,22 @@ class AsyncIndex:
             k: The maximum number of hits, >= 1.
             filter: Search only documents whose metadata match, such as ``{"year": {"$gte": 2020}}``.
             exact: Whether the store must search exactly, without its approximate index.
+            group_by: ``"parent"`` returns the k best parents instead of the k best chunks: of the chunks of one
+                document, only the best is a hit, whose ``document.passage`` says where it is. A document that was
+                not cut is its own parent. Chunks that are not among the method's candidates do not count, as
+                without groups; if the candidates belong to fewer than k parents, those of others are added.
             offset: The number of hits to skip first, >= 0: ``offset=20, k=10`` is the third page of ten.
             min_score: Omit hits with a lower score.
             rerank: A re-ranker, such as ``CrossEncoder("BAAI/bge-reranker-v2-m3")``, that orders the best hits
-                again by its own scores. The query must be a text.
+                (with ``group_by``, the best chunk of each parent) again by its own scores. The query must be a text.
             rerank_depth: How many of the best hits are re-ranked, >= 1; never fewer than ``offset + k``.
 
         Returns:
             The hits, best first, equal scores by id; each has the scores of all components stored.
 
         Raises:
-            InvalidInput: The query, method, k, offset, min_score or filter is not valid, or the re-ranker did
-                not return one finite score for each document.
+            InvalidInput: The query, method, k, group_by, offset, min_score or filter is not valid, or the re-ranker
+                did not return one finite score for each document.
             ModelMismatch: The embeddings of the query come from a different model.
             BackendError: The store failed or refused the operation.
         """
@@ -234,6 +243,7 @@ class AsyncIndex:
             k=k,
             filter=filter,
             exact=exact,
+            group_by=group_by,
             offset=offset,
             min_score=min_score,
             rerank=rerank,
@@ -249,6 +259,7 @@ class AsyncIndex:
         k: int = 10,
         filter: RawFilter | None = None,
         exact: bool = False,
+        group_by: GroupBy | None = None,
         offset: int = 0,
         min_score: float | None = None,
         rerank: Reranker | None = None,
@@ -262,6 +273,7 @@ class AsyncIndex:
             k: The maximum number of hits of each query, >= 1.
             filter: As in ``search``.
             exact: As in ``search``.
+            group_by: As in ``search``.
             offset: As in ``search``.
             min_score: As in ``search``.
             rerank: As in ``search``; every query must be a text.
@@ -271,8 +283,8 @@ class AsyncIndex:
             The hits of each query, in the order of the queries.
 
         Raises:
-            InvalidInput: A query (the message says which), the method, k, offset, min_score or the filter is
-                not valid, or the re-ranker did not return one finite score for each document.
+            InvalidInput: A query (the message says which), the method, k, group_by, offset, min_score or the filter
+                is not valid, or the re-ranker did not return one finite score for each document.
             ModelMismatch: The embeddings of a query come from a different model.
             BackendError: The store failed or refused the operation.
         """
@@ -285,12 +297,13 @@ class AsyncIndex:
         # Before anything is encoded.
         check_components(self.schema, self._backend.collection, chosen.components, f'method "{chosen.name}"')
         check_rerank_depth(rerank_depth)
+        check_group_by(group_by)
         parsed, asked = parse_filter(filter), list(queries)
         texts = _texts_to_rerank(asked) if rerank else []
         depth = max(page.depth, rerank_depth) if rerank else page.depth
         vectors = await self._query_vectors(asked)
         searches = [
-            partial(self._backend.search, query, chosen, depth, filter=parsed, exact=exact)
+            partial(self._backend.search, query, chosen, depth, filter=parsed, exact=exact, group_by=group_by)
             for query in vectors
         ]
         answers = await together(searches, at_once=_CONCURRENT_SEARCHES)
@@ -389,6 +402,58 @@ class AsyncIndex:
         """
         return await self._backend.count(parse_filter(filter))
 
+    def scan_ids(self, filter: RawFilter | None = None) -> AsyncIterator[str]:
+        """Yield the id of every document that matches a filter, once, in any order.
+
+        The store is read page by page, so any number of documents takes the same memory. A document that is stored
+        before the scan begins, and neither replaced nor deleted until it ends, is yielded once; one that is written
+        meanwhile is yielded once or not at all.
+
+        Args:
+            filter: As in ``search``; without a filter, all documents are scanned.
+
+        Raises:
+            InvalidInput: The filter is not valid.
+            BackendError: The store failed or refused the operation.
+        """
+        return flat(id_pages(self._backend, parse_filter(filter)))
+
+    def scan(self, filter: RawFilter | None = None) -> AsyncIterator[Document]:
+        """Yield every document that matches a filter, once, in any order.
+
+        As ``scan_ids``, with texts and metadata. A document that is replaced during the scan is yielded as it is at
+        one moment of it.
+
+        Args:
+            filter: As in ``search``; without a filter, all documents are scanned.
+
+        Raises:
+            InvalidInput: The filter is not valid.
+            BackendError: The store failed or refused the operation.
+        """
+        return flat(document_pages(self._backend, parse_filter(filter)))
+
+    def scan_embeddings(
+        self, filter: RawFilter | None = None
+    ) -> AsyncIterator[tuple[list[Document], M3Embeddings]]:
+        """Yield every document that matches a filter with its stored vectors, once, in parts of bounded size.
+
+        As ``scan``. A document always comes with the vectors of the same version of it. Dense and sparse vectors are
+        float32; multi-vectors are as the storage precision reads them, and pooled if the storage pools them.
+
+        Args:
+            filter: As in ``search``; without a filter, all documents are scanned.
+
+        Returns:
+            Documents, and their embeddings in the same order: at most 32 MiB of vectors, or a single document.
+
+        Raises:
+            InvalidInput: The filter is not valid.
+            Busy: Other clients replace the same documents again and again while they are read.
+            BackendError: The store failed or refused the operation.
+        """
+        return parts(self._backend, parse_filter(filter))
+
     async def describe(self) -> Description:
         """Return the collection's store, name, model, components, storage and number of documents.
 
@@ -405,6 +470,50 @@ class AsyncIndex:
             BackendError: The store failed or refused the operation.
         """
         await self._backend.optimize()
+
+    async def export(
+        self, folder: str | os.PathLike[str], *, progress: Progress | None = None
+    ) -> ExportReport:
+        """Write all documents with their vectors to a folder of Parquet files: a backup, or a copy for another store.
+
+        The folder has the vectors as the collection stores them; ``import_`` puts them into any store, without the
+        model. An earlier export in the folder is replaced when this one is complete. Needs pyarrow (the extra
+        ``parquet``).
+
+        Args:
+            folder: The folder, which is created. It must be empty, or hold an export of the same collection.
+            progress: Called with the number of documents written so far, on the event loop.
+
+        Raises:
+            InvalidInput: The folder has other files, or embeddings of another model or storage.
+            MissingDependency: pyarrow is not installed.
+            BackendError: The store failed or refused the operation.
+        """
+        return await export(self._backend, self.scan_embeddings(), folder, progress)
+
+    async def import_(
+        self, folder: str | os.PathLike[str], *, progress: Progress | None = None
+    ) -> ImportReport:
+        """Store the documents of a folder that ``export`` or ``m3 ingest --save-embeddings`` wrote, without a model.
+
+        With the same precision, the collection gets the same vectors, bit for bit, and every search the same result.
+        Documents with the same ids are replaced. Repeat the call to continue after an error.
+
+        Args:
+            folder: The folder.
+            progress: Called with the number of documents stored so far, on the event loop.
+
+        Returns:
+            A report: how many documents were stored, and what is different from what was saved, such as the precision.
+
+        Raises:
+            InvalidInput: A file is missing, damaged or of another version, the folder is incomplete, or it lacks a
+                component that the collection stores.
+            ModelMismatch: The folder's embeddings come from a different model than the collection's.
+            MissingDependency: pyarrow is not installed.
+            BackendError: The store failed or refused the operation.
+        """
+        return await restore(self._backend, folder, progress)
 
     async def drop(self) -> None:
         """Delete the collection with all its documents, and close the index.

@@ -14,6 +14,7 @@ import anyio
 from m3_connectors.backends.base import Backend, Schema, Storage
 from m3_connectors.backends.checks import check_model
 from m3_connectors.backends.registry import DEFAULT_COLLECTION, backend_for
+from m3_connectors.embeddings import ModelInfo
 from m3_connectors.errors import AlreadyExists, CollectionNotFound, InvalidInput
 from m3_connectors.index import AsyncIndex, Encoder
 from m3_connectors.methods import Weights, get_method, load_weights
@@ -75,6 +76,7 @@ def aconnect(
     storage: Storage | None = None,
     weights: WeightsByMethod | None = None,
     create: bool = True,
+    model: ModelInfo | None = None,
     **options: Any,
 ) -> Connecting:
     """Open or create a collection: ``index = await aconnect(…)`` or ``async with aconnect(…) as index``.
@@ -88,8 +90,9 @@ def aconnect(
             collection must have the same storage.
         weights: A weights file, as ``m3 tune`` writes it, or weights by method name. Methods given by name
             use these weights instead of the model's.
-        create: Whether to create the collection if it does not exist (this needs an encoder, whose model is
+        create: Whether to create the collection if it does not exist (this needs an encoder or a model, which is
             recorded). If several callers start at the same time, one creates it and the others open it.
+        model: The model of the embeddings that the collection takes, if there is no encoder.
         **options: The options of the store, such as ``api_key``, ``ca_certs``, ``timeout_seconds`` or
             ``refresh``; docs/servers.md lists them. Unknown options are refused.
 
@@ -102,7 +105,7 @@ def aconnect(
         FileNotFoundError: The weights file does not exist.
         BackendError: The store failed or refused the operation.
     """
-    return Connecting(lambda: _open(url, collection, encoder, storage, weights, create, options))
+    return Connecting(lambda: _open(url, collection, encoder, storage, weights, create, model, options))
 
 
 async def open_or_create(backend: Backend, new: Schema) -> Schema:
@@ -137,6 +140,7 @@ async def _open(
     storage: Storage | None,
     weights: WeightsByMethod | None,
     create: bool,
+    model: ModelInfo | None,
     options: Mapping[str, Any],
 ) -> AsyncIndex:
     if isinstance(encoder, str):
@@ -146,17 +150,21 @@ async def _open(
     chosen = _weights(weights)
     backend = backend_for(url, collection, options)
     try:
-        if create and encoder is not None:
-            schema = await open_or_create(backend, Schema(encoder.info, storage or Storage()))
+        info = model if encoder is None else encoder.info
+        if create and info is not None:
+            schema = await open_or_create(backend, Schema(info, storage or Storage()))
         else:
             try:
                 schema = await backend.open()
             except CollectionNotFound as error:
                 if create:
-                    error.args = (f"{error.args[0]}\n  Pass an encoder to connect to create it.",)
+                    error.args = (
+                        f"{error.args[0]}\n  Pass an encoder (or a model) to connect to create it.",
+                    )
                 raise
         if encoder is not None:
             check_model(schema.model, collection, encoder.info, what="this encoder is")
+        check_model(schema.model, collection, model, what="the given model is")
         if storage is not None and storage != schema.storage:
             raise InvalidInput(
                 f'collection "{collection}" was created with {schema.storage}, not {storage}.\n'

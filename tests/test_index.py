@@ -536,7 +536,8 @@ def test_the_two_faces_have_the_same_calls() -> None:
     blocking, awaited = calls(Index), calls(AsyncIndex)
     assert blocking.keys() == awaited.keys()
     for name in blocking:
-        assert str(blocking[name]) == str(awaited[name]), name
+        asked = str(awaited[name]).replace("AsyncIterator[", "Iterator[")
+        assert str(blocking[name]) == asked, name
     assert list(inspect.signature(connect).parameters) == list(inspect.signature(aconnect).parameters)
 
 

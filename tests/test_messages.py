@@ -37,10 +37,14 @@ REASONS = {
     "readers/docx.py": "the reason of an unreadable file: one line of a list, behind the file's name",
     "readers/encodings.py": "the reason of an unreadable file: one line of a list, behind the file's name",
     "readers/fields.py": "the reason of an unreadable line: one line of a list, behind the line's number",
+    "readers/hub_datasets.py": "the reason of an unreadable dataset: one line of a list, behind its URL",
     "readers/html.py": "the reason of an unreadable page: one line of a list, behind the page's name",
     "readers/inputs.py": "the reason of an unreadable file: one line of a list, behind the file's name",
+    "readers/limits.py": "the reason of a file that expands too far: one line of a list, behind the file's name",
     "readers/pages.py": "the reason of an unreadable page: one line of a list, behind the page's name",
     "readers/pdf.py": "the reason of an unreadable file: one line of a list, behind the file's name",
+    "readers/remote.py": "the reason of an unreadable file: one line of a list, behind its URL",
+    "readers/sql.py": "the reason of an unreadable query: one line of a list, behind the database's URL",
     "readers/xhtml.py": "the reason of an unreadable page: one line of a list, behind the page's name",
 }
 """Files whose errors are reasons in the list that ``m3 index`` prints, where one line has room for a file."""

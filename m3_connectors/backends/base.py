@@ -51,6 +51,13 @@ Adding a component
      ``lacking`` returns documents that are stored without it. ``rewrite`` replaces the vectors of the documents that
      are still as given, and changes no document that was replaced or deleted meanwhile. Once ``record`` says that the
      component is stored, the collection equals one that was created with it.
+Scanning
+ B29 ``passing_ids`` yields the id of each document that passes a filter once, in any order and in bounded memory. A
+     document that is stored before the scan begins, and neither replaced nor deleted until it ends, is among them,
+     whatever is written meanwhile. ``present`` returns those of the ids that are stored.
+Groups
+ B30 ``search(group_by="parent")`` returns k parents if that many pass the filter and can be listed, each once with its
+     best candidate: the same as the reference.
 """
 
 from __future__ import annotations
@@ -58,7 +65,7 @@ from __future__ import annotations
 import abc
 import contextlib
 import dataclasses
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import ClassVar, TypeVar
 
@@ -69,12 +76,14 @@ from m3_connectors.backends.capabilities import Capability, Remark, ServerInfo, 
 from m3_connectors.backends.checks import check_filter, check_found, check_query, check_stored
 from m3_connectors.backends.listing import CollectionInfo
 from m3_connectors.backends.pooling import long_documents, pool_long
+from m3_connectors.backends.scanning import passing_by_reading
 from m3_connectors.backends.schema import ADDABLE, Schema, Storage
 from m3_connectors.backends.together import together
 from m3_connectors.documents import Document, check_documents, check_id
 from m3_connectors.embeddings import Component, Float32, M3Embeddings
 from m3_connectors.errors import DocumentNotFound, InvalidInput, Unsupported
 from m3_connectors.filters import Filter
+from m3_connectors.grouping import GroupBy, best_of_parents, check_group_by
 from m3_connectors.methods import Method, rank
 from m3_connectors.reranking import check_count
 from m3_connectors.search import Candidates, Deleted, Key, Lists, ScoredId, search
@@ -208,21 +217,37 @@ class Backend(abc.ABC):
         if documents:
             await self._upsert(documents, embeddings)
 
+    async def restore(self, documents: Sequence[Document], embeddings: M3Embeddings) -> None:
+        """B6–B8. Store documents with embeddings that a collection returned: as ``upsert``, without pooling them again.
+
+        Raises:
+            InvalidInput: The documents or vectors cannot be stored; nothing was stored.
+            ModelMismatch: The vectors come from another model; nothing was stored.
+        """
+        documents, embeddings = self._checked_write(documents, embeddings)
+        if documents:
+            await self._upsert(documents, embeddings)
+
     async def _prepared(
         self, documents: Sequence[Document], embeddings: M3Embeddings
     ) -> tuple[Sequence[Document], M3Embeddings]:
         """Return checked documents, and their embeddings as a store receives them."""
-        documents = check_documents(documents)
-        if len({document.id for document in documents}) < len(documents):
-            raise InvalidInput(
-                "two documents of one upsert have the same id.\n  Keep only the last document of each id."
-            )
-        embeddings = check_stored(self.schema, self.collection, len(documents), embeddings)
+        documents, embeddings = self._checked_write(documents, embeddings)
         storage = self.schema.storage
         if long_documents(storage, embeddings).any():
             # In a thread, because pooling takes half a second for 8,191 rows.
             embeddings = await anyio.to_thread.run_sync(pool_long, storage, embeddings)
         return documents, embeddings
+
+    def _checked_write(
+        self, documents: Sequence[Document], embeddings: M3Embeddings
+    ) -> tuple[Sequence[Document], M3Embeddings]:
+        documents = check_documents(documents)
+        if len({document.id for document in documents}) < len(documents):
+            raise InvalidInput(
+                "two documents of one upsert have the same id.\n  Keep only the last document of each id."
+            )
+        return documents, check_stored(self.schema, self.collection, len(documents), embeddings)
 
     async def delete(self, ids: Sequence[str]) -> int:
         """B9. Remove documents by id; return how many were stored."""
@@ -288,6 +313,10 @@ class Backend(abc.ABC):
         """B11. Return documents by id."""
         return await self._fetch(self._checked(ids)) if ids else []
 
+    async def present(self, ids: Sequence[str]) -> set[str]:
+        """B29. Return those of the ids that are stored."""
+        return await self._present(list(dict.fromkeys(self._checked(ids)))) if ids else set()
+
     async def vectors(self, ids: Sequence[str]) -> M3Embeddings:
         """B12. Return the stored vectors of these ids, at least one.
 
@@ -307,6 +336,21 @@ class Backend(abc.ABC):
     @abc.abstractmethod
     def scan_ids(self) -> AsyncIterator[str]:
         """B15. Yield every stored id once."""
+
+    async def passing_ids(self, filter: Filter | None = None) -> AsyncGenerator[str, None]:
+        """B29. Yield the id of each document that passes a filter once, in any order."""
+        check_filter(self.schema, self.collection, filter)
+        ids = self.scan_ids() if filter is None else self._passing_ids(filter)
+        try:
+            async for id in ids:
+                yield id
+        finally:
+            if isinstance(ids, AsyncGenerator):
+                await ids.aclose()
+
+    def _passing_ids(self, filter: Filter) -> AsyncIterator[str]:
+        """B29; a store that lists them itself overrides it."""
+        return passing_by_reading(self, self.scan_ids(), filter)
 
     # -- ranking
 
@@ -392,8 +436,9 @@ class Backend(abc.ABC):
         *,
         filter: Filter | None = None,
         exact: bool = False,
+        group_by: GroupBy | None = None,
     ) -> list[ScoredId]:
-        """B24–B27. Return the k best documents by a method.
+        """B24–B27, B30. Return the k best documents by a method.
 
         Args:
             query: One text, with at least the components of the method.
@@ -401,15 +446,29 @@ class Backend(abc.ABC):
             k: The largest number of hits, >= 1.
             filter: Only documents that pass it are returned.
             exact: Use no approximate list; slower, for evaluation.
+            group_by: ``"parent"`` returns only the best hit of each parent (``grouping``), with its document.
 
         Raises:
-            InvalidInput: ``k`` < 1, or the query lacks a component, is not finite or has a wrong width.
+            InvalidInput: ``k`` < 1, ``group_by`` is unknown, or the query lacks a component, is not finite or has a
+                wrong width.
             ModelMismatch: The query comes from another model.
         """
         k = check_count("k", k, least=1)
+        check_group_by(group_by)
         self._require(Capability.EXACT, asked=exact)
         check_query(self.schema, self.collection, method.components, query, f'method "{method.name}"')
         check_filter(self.schema, self.collection, filter)
+
+        async def ask(depth: int, passing: Filter | None) -> list[ScoredId]:
+            return await self._ranked(query, method, depth, passing, exact)
+
+        if group_by is None:
+            return await ask(k, filter)
+        return await best_of_parents(ask, self.fetch, k, min(method.candidates.values()), filter)
+
+    async def _ranked(
+        self, query: M3Embeddings, method: Method, k: int, filter: Filter | None, exact: bool
+    ) -> list[ScoredId]:
         method = method.deep_enough(k)
         depths = await self._reachable(method.candidates)
         if depths is not method.candidates:
@@ -480,6 +539,11 @@ class Backend(abc.ABC):
     @abc.abstractmethod
     async def _count(self, filter: Filter | None) -> int:
         """B13."""
+
+    async def _present(self, ids: Sequence[str]) -> set[str]:
+        """B29, at least one id, all distinct; a store that need not read the documents overrides it."""
+        found = await self._fetch(ids)
+        return {id for id, document in zip(ids, found, strict=True) if document is not None}
 
     async def _score_many(
         self, component: Component, queries: M3Embeddings, ids: Sequence[Sequence[str]]

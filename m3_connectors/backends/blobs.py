@@ -8,7 +8,7 @@ their ``Precision``, whose code is in the header; sparse weights are ``uint32`` 
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -30,7 +30,30 @@ _PRECISIONS = {precision.code: precision for precision in PRECISIONS.values()}
 
 def pack_multivector(rows: Float32, precision: Precision) -> bytes:
     """Encode float32 rows ``[tokens, d]`` as a blob."""
-    return _HEADER.pack(_MAGIC, _VERSION, _MULTIVECTOR, precision.code, *rows.shape) + precision.encode(rows)
+    return _packed(precision, len(rows), rows.shape[1], precision.encode(rows))
+
+
+def pack_multivectors(documents: MultiVectors, precision: Precision) -> list[bytes]:
+    """Encode the rows of each document as a blob; the bytes that rows were read from are kept."""
+    encoded = precision.encode_documents(documents)
+    return [
+        _packed(precision, count, documents.dimension, rows)
+        for count, rows in zip(documents.counts.tolist(), encoded, strict=True)
+    ]
+
+
+def pack_in_parts(document: MultiVectors, precision: Precision, rows_per_part: int) -> Iterator[bytes]:
+    """Yield blobs of one document's rows; ``rows_per_part`` is a multiple of ``precision.rows_together``."""
+    (encoded,) = precision.encode_documents(document)
+    width, rows = document.dimension, len(document.rows)
+    step = precision.encoded_bytes(rows_per_part, width)
+    for i, start in enumerate(range(0, len(encoded), step)):
+        count = min(rows_per_part, rows - i * rows_per_part)
+        yield _packed(precision, count, width, encoded[start : start + step])
+
+
+def _packed(precision: Precision, rows: int, width: int, encoded: bytes) -> bytes:
+    return _HEADER.pack(_MAGIC, _VERSION, _MULTIVECTOR, precision.code, rows, width) + encoded
 
 
 def multivector_bytes(
@@ -56,17 +79,7 @@ def unpack_multivectors(packed: Sequence[bytes], precision: Precision, dimension
     Raises:
         ValueError: An item is not a multi-vector blob of this precision, or its rows are not ``dimension`` wide.
     """
-    return decoded(multivector_bytes(packed, precision, dimension), precision, dimension)
-
-
-def decoded(encoded: Sequence[bytes | memoryview], precision: Precision, dimension: int) -> MultiVectors:
-    """Return encoded rows of many documents in one array."""
-    counts = [precision.rows_within(len(part), dimension) for part in encoded]
-    offsets = np.cumsum([0, *counts], dtype=np.int64)
-    joined = np.empty((int(offsets[-1]), dimension), dtype=np.float32)
-    for part, start, stop in zip(encoded, offsets[:-1], offsets[1:], strict=True):
-        precision.decode(part, joined[start:stop])
-    return MultiVectors(joined, offsets)
+    return precision.decode_documents(multivector_bytes(packed, precision, dimension), dimension)
 
 
 def pack_sparse(token_ids: npt.NDArray[np.integer], weights: Float32) -> bytes:

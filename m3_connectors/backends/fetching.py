@@ -18,7 +18,7 @@ import anyio.to_thread
 import numpy as np
 
 from m3_connectors.backends.base import Backend, Candidates, Lists, Schema
-from m3_connectors.backends.blobs import decoded, multivector_bytes
+from m3_connectors.backends.blobs import multivector_bytes
 from m3_connectors.backends.checks import check_found
 from m3_connectors.backends.chunks import by_bytes, by_count
 from m3_connectors.backends.together import together
@@ -204,7 +204,7 @@ class VectorReader(abc.ABC):
         if "multivector" not in components:
             return vectors
         schema = self.schema
-        rows_of_all = decoded(self._encoded(rows), schema.precision, schema.model.dimension)
+        rows_of_all = schema.precision.decode_documents(self._encoded(rows), schema.model.dimension)
         return vectors.replace(multivectors=rows_of_all)
 
     def _encoded(self, rows: Mapping[str, Row]) -> list[bytes | memoryview]:

@@ -131,6 +131,9 @@ class MemoryBackend(Backend):
         found = (self._documents.get(id) for id in ids)
         return [d and Document(d.id, d.text, canonical_metadata(d.metadata)) for d in found]
 
+    async def _present(self, ids: Sequence[str]) -> set[str]:
+        return {id for id in ids if id in self._documents}
+
     async def _vectors(self, ids: Sequence[str]) -> M3Embeddings:
         check_found(ids, ids, self._embeddings, self.name, "vectors")
         return self._joined([self._embeddings[id] for id in ids])
@@ -141,6 +144,10 @@ class MemoryBackend(Backend):
     async def scan_ids(self) -> AsyncIterator[str]:
         self._check_open()
         for id in list(self._documents):
+            yield id
+
+    async def _passing_ids(self, filter: Filter) -> AsyncIterator[str]:
+        for id in self._passing(filter):
             yield id
 
     async def lists(self, ask: Lists) -> Candidates:

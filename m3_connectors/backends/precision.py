@@ -16,7 +16,7 @@ import numpy as np
 from m3_connectors import maxsim
 from m3_connectors.backends.compact import Int8, Levels
 from m3_connectors.backends.rotation import rotate, rotate_back
-from m3_connectors.embeddings import Float32, M3Embeddings, MultiVectors
+from m3_connectors.embeddings import EncodedRows, Float32, M3Embeddings, MultiVectors
 from m3_connectors.errors import InvalidInput
 
 FloatName = Literal["float16", "float32"]
@@ -96,9 +96,27 @@ class Precision(abc.ABC):
             InvalidInput: The query or a document has no rows.
         """
 
+    def encode_documents(self, documents: MultiVectors) -> Sequence[bytes]:
+        """Return the rows of each document as ``encode`` does, or the bytes that they were read from."""
+        if documents.encoded is not None and documents.encoded.precision == self.name:
+            return documents.encoded.texts
+        return [self.encode(rows) for rows in documents]
+
+    def decode_documents(self, encoded: Sequence[maxsim.Bytes], width: int) -> MultiVectors:
+        """Return the rows of documents that were encoded; compact ones keep their bytes."""
+        counts = [self.rows_within(len(part), width) for part in encoded]
+        offsets = np.cumsum([0, *counts], dtype=np.int64)
+        rows = np.empty((int(offsets[-1]), width), dtype=np.float32)
+        for part, start, stop in zip(encoded, offsets[:-1], offsets[1:], strict=True):
+            self.decode(part, rows[start:stop])
+        if not self.is_compact:
+            return MultiVectors(rows, offsets)
+        rows.flags.writeable = False  # another value would not be stored
+        return MultiVectors(rows, offsets, EncodedRows(self.name, tuple(map(bytes, encoded))))
+
     def round_documents(self, documents: MultiVectors) -> MultiVectors:
         """Return the rows of documents as ``round`` returns those of each one."""
-        return MultiVectors.from_list([self.round(rows) for rows in documents], documents.rows.shape[1])
+        return self.decode_documents(self.encode_documents(documents), documents.dimension)
 
     def rounded(self, embeddings: M3Embeddings) -> M3Embeddings:
         """Return documents as they are stored: the multi-vector rows rounded, everything else unchanged."""

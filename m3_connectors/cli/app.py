@@ -2,32 +2,86 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 import traceback
 import warnings
-from collections.abc import Sequence
-from typing import Annotated
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from m3_connectors import __version__
-from m3_connectors.cli.bench import bench
-from m3_connectors.cli.collections import collections
-from m3_connectors.cli.compare import compare
-from m3_connectors.cli.components import add_component
 from m3_connectors.cli.console import err, escape_what_cannot_be_printed, lines_of, logged, out
-from m3_connectors.cli.doctor import doctor
-from m3_connectors.cli.documents import delete, get
-from m3_connectors.cli.encode import encode
-from m3_connectors.cli.evaluate import evaluate
-from m3_connectors.cli.explain import explain
-from m3_connectors.cli.index import index
-from m3_connectors.cli.ingest import ingest
-from m3_connectors.cli.report import report
-from m3_connectors.cli.search import search
-from m3_connectors.cli.train import train
-from m3_connectors.cli.tune import tune
 from m3_connectors.errors import M3Error
+
+_MODULES = {
+    "index": "index",
+    "ingest": "ingest",
+    "add-component": "components",
+    "search": "search",
+    "explain": "explain",
+    "collections": "collections",
+    "get": "documents",
+    "delete": "documents",
+    "export": "backups",
+    "import": "backups",
+    "eval": "evaluate",
+    "compare": "compare",
+    "tune": "tune",
+    "report": "report",
+    "encode": "encode",
+    "train": "train",
+    "bench": "bench",
+    "doctor": "doctor",
+}
+"""The commands in the order of the help, and the modules of ``cli`` that define them."""
+
+_FUNCTIONS = {"add-component": "add_component", "import": "import_", "eval": "evaluate"}
+"""What defines a command where it has another name."""
+
+
+class _Commands(MutableMapping[str, Any]):
+    """The commands by name; each is imported when it is used, so that ``m3 --version`` imports none."""
+
+    def __init__(self) -> None:
+        self._built: dict[str, Any] = {}
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._built:
+            module = importlib.import_module(f"m3_connectors.cli.{_MODULES[name]}")
+            self._built[name] = _built(name, getattr(module, _FUNCTIONS.get(name, name)))
+        return self._built[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(_MODULES)
+
+    def __len__(self) -> int:
+        return len(_MODULES)
+
+    def __setitem__(self, name: str, command: Any) -> None:
+        self._built[name] = command
+
+    def __delitem__(self, name: str) -> None:
+        del self._built[name]
+
+
+def _built(name: str, defined: Callable[..., None] | typer.Typer) -> Any:
+    if isinstance(defined, typer.Typer):
+        command = typer.main.get_command(defined)
+    else:
+        alone = typer.Typer(add_completion=False, rich_markup_mode="rich")
+        alone.command()(defined)
+        command = typer.main.get_command(alone)
+    command.name = name
+    return command
+
+
+class _Program(TyperGroup):
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.commands = _Commands()
 
 
 def _print_version(wanted: bool) -> None:
@@ -38,6 +92,7 @@ def _print_version(wanted: bool) -> None:
 
 app = typer.Typer(
     name="m3",
+    cls=_Program,
     help="BGE-M3 retrieval: dense, sparse and multi-vector search with exact fusion, in a store you choose.",
     epilog="Start here:  m3 index qdrant:./notes ~/notes   then   m3 search qdrant:./notes 'a question'",
     no_args_is_help=True,
@@ -55,24 +110,6 @@ def _options(
     ] = False,
 ) -> None:
     pass
-
-
-app.command()(index)
-app.command("add-component")(add_component)
-app.command()(search)
-app.command()(explain)
-app.command()(collections)
-app.command()(get)
-app.command()(delete)
-app.command("eval")(evaluate)
-app.command()(compare)
-app.command()(tune)
-app.command()(report)
-app.command()(encode)
-app.command()(train)
-app.command()(doctor)
-app.add_typer(ingest, name="ingest")
-app.add_typer(bench, name="bench")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -33,7 +33,7 @@ def get(
     """
     check_store(url, collection)
     _check_ids(ids)
-    with _open_existing(url, collection) as index:
+    with open_existing(url, collection) as index:
         found = index.get(ids)
     for document in found:
         if document is None:
@@ -83,7 +83,7 @@ def delete(
             param_hint="--filter",
         )
     _check_ids(ids or [])
-    with _open_existing(url, collection) as index:
+    with open_existing(url, collection) as index:
         if ids:
             deleted = index.delete(ids)
         else:
@@ -115,7 +115,12 @@ def _ask(passing: int, collection: str) -> None:
     typer.confirm(f"Delete {what}?", abort=True, err=True)
 
 
-def _open_existing(url: str, collection: str) -> Index:
+def open_existing(url: str, collection: str) -> Index:
+    """Open an existing collection without its model.
+
+    Raises:
+        NotFound: It does not exist. The message says how to create it.
+    """
     from m3_connectors.blocking import connect
 
     try:

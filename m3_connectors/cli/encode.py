@@ -15,7 +15,7 @@ from m3_connectors.cli.opening import DEFAULT_MODEL, check_length, load_encoder
 from m3_connectors.cli.options import Debug, Json, Model, at_least, names_of
 from m3_connectors.embeddings import COMPONENTS, Component, M3Embeddings, Vocabulary
 from m3_connectors.errors import InvalidInput
-from m3_connectors.readers import DeadLetter, Fields, is_records, read_documents
+from m3_connectors.readers import DeadLetter, Fields, Source, is_records, read_documents
 from m3_connectors.readers.encodings import marked_encoding, written
 from m3_connectors.readers.inputs import Input
 
@@ -126,7 +126,7 @@ def _read(path: Path, field: str) -> list[str]:
         # Not splitlines(), which also splits at a form feed or U+2028 inside a text.
         return [line.removesuffix("\n") for line in io.StringIO(content, newline=None)]
 
-    def refuse(_: Path, letter: DeadLetter) -> None:
+    def refuse(_: Source, letter: DeadLetter) -> None:
         raise InvalidInput(f"{letter}\n  Fix the record or remove it.")
 
     documents = read_documents([path], fields=Fields(field), on_dead_letter=refuse)

@@ -22,6 +22,8 @@ from m3_connectors.cli.ingest_curation import (
     Words,
     curation_of,
 )
+from m3_connectors.cli.ingest_dry_run import DryRun, Show, show_first
+from m3_connectors.cli.ingest_embeddings import SaveEmbeddings, saved_folders
 from m3_connectors.cli.ingest_report import names
 from m3_connectors.cli.ingest_retry import WAIT_SECONDS, Wait, retry
 from m3_connectors.cli.ingest_run import Target, store
@@ -36,7 +38,7 @@ from m3_connectors.cli.options import (
     at_least,
     check_store,
 )
-from m3_connectors.cli.reading import Reading, source_name
+from m3_connectors.cli.reading import Reading
 from m3_connectors.cli.sources import (
     Delimiter,
     Encoding,
@@ -44,26 +46,36 @@ from m3_connectors.cli.sources import (
     FormatName,
     IdField,
     LongDocuments,
+    MainContent,
+    Mapping,
+    MaxExpandedGib,
+    MaxExpansion,
+    MetadataFields,
     MultivectorDtype,
     PoolFactor,
     PoolFromRows,
+    Query,
     Sources,
     TextField,
+    fields_of,
     read_options,
     storage_of,
     store_folder,
+    with_query,
 )
 from m3_connectors.errors import InvalidInput
 from m3_connectors.readers import (
     CUT_SUFFIX,
     FORMATS,
     DeadLetterFiles,
-    Fields,
+    Limits,
     ReportFiles,
+    Source,
     check_sources,
     files_of,
+    origin_name,
 )
-from m3_connectors.readers.inputs import is_stream, shown
+from m3_connectors.readers.inputs import is_folder, is_stream, shown
 
 ingest = typer.Typer(
     cls=RunByDefault,
@@ -118,8 +130,17 @@ def run(
         ),
     ] = None,
     wait: Wait = WAIT_SECONDS,
+    save_embeddings: SaveEmbeddings = None,
     text: TextField = "text",
     id: IdField = None,
+    metadata: MetadataFields = None,
+    mapping: Mapping = None,
+    query: Query = None,
+    main_content: MainContent = False,
+    max_expansion: MaxExpansion = Limits.expansion,
+    max_expanded_gib: MaxExpandedGib = Limits.expanded_bytes // 2**30,
+    dry_run: DryRun = False,
+    show: Show = 10,
     encoding: Encoding = None,
     delimiter: Delimiter = None,
     format: FormatName = None,
@@ -147,41 +168,57 @@ def run(
     documents from there. Documents that curation drops are written to SOURCE.dropped.jsonl.
     """
     check_store(to, collection)
-    options = read_options(encoding, delimiter, format, exclude)
+    options = read_options(
+        encoding,
+        delimiter,
+        format,
+        exclude,
+        main_content=main_content,
+        max_expansion=max_expansion,
+        max_expanded_gib=max_expanded_gib,
+    )
+    sources = with_query(sources, query)
+    fields = fields_of(text, id, metadata, mapping)
     check_sources(sources, options)
+    embedded = saved_folders(sources)
+    if dry_run:
+        show_first(sources, fields, options, chunk, model=model, count=show, json=json)
+        return
     if sync and any(map(is_stream, sources)):
         raise typer.BadParameter(
             "--sync removes what a source no longer has, which a stream cannot say. Give files or folders.",
             param_hint="--sync",
         )
+    storage = storage_of(components, multivector_dtype, long_documents, pool_factor, pool_from_rows)
+    left_out = store_folder(to)
+    saved = embedded[0] if embedded else None
+    target = Target(to, collection, model, storage, chunk, saved, save_embeddings)
     curation = curation_of(
         languages, tag_languages, drop_duplicates, characters, words, min_letters, max_broken, max_repeated
     )
-    storage = storage_of(components, multivector_dtype, long_documents, pool_factor, pool_from_rows)
-    left_out = store_folder(to)
     with (
         DeadLetterFiles(Path.cwd()) as dead,
         ReportFiles(Path.cwd(), CUT_SUFFIX) as cut,
         Curating(curation, sources, Path.cwd(), to, collection) as curating,
     ):
-        reading = Reading(dead, cut, max_errors, chunk, files_of(sources, options, left_out))
-        # A document without a word would still be a hit of many questions.
-        documents = reading.documents(sources, Fields(text, id, may_be_blank=False), options, left_out)
+        files = [] if embedded else files_of(sources, options, left_out)
+        reading = Reading(dead, cut, max_errors, chunk, files)
+        documents = reading.documents(sources, fields, options, left_out)
         store(
-            Target(to, collection, model, storage, chunk),
+            target,
             reading,
-            curating.curated(documents, reading.place),
+            reading.parts(embedded) if embedded else curating.curated(documents, reading.place),
             partial(_nothing_indexed, sources, dead, curating, excludes=bool(exclude)),
-            curating=curating,
             json=json,
-            sync=[source_name(source) for source in sources] if sync else [],
+            curating=curating,
+            sync=[origin_name(source) for source in sources] if sync else [],
             check=check,
             wait_seconds=wait,
         )
 
 
 def _nothing_indexed(
-    sources: list[Path], dead: DeadLetterFiles, curating: Curating, *, excludes: bool
+    sources: list[Source], dead: DeadLetterFiles, curating: Curating, *, excludes: bool
 ) -> InvalidInput:
     if dropped := curating.nothing_kept():
         return dropped
@@ -190,7 +227,7 @@ def _nothing_indexed(
             f"nothing was indexed: {plural(dead.count, 'record')} skipped, the first is {dead.first}\n"
             f"  Fix the records, which are listed with their reasons in {names(dead.paths)}"
         )
-    what = "files of a supported format" if any(source.is_dir() for source in sources) else "records"
+    what = "files of a supported format" if any(map(is_folder, sources)) else "records"
     verb = "contains" if len(sources) == 1 else "contain"
     left_out = " that --exclude does not leave out" if excludes else ""
     return InvalidInput(

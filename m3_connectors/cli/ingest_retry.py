@@ -18,7 +18,7 @@ from m3_connectors.cli.options import Collection, Debug, Json, Model, at_least, 
 from m3_connectors.cli.reading import Reading
 from m3_connectors.documents import Document
 from m3_connectors.errors import InvalidInput
-from m3_connectors.readers import CUT_SUFFIX, DeadLetter, DeadLetterFiles, ReportFiles
+from m3_connectors.readers import CUT_SUFFIX, DeadLetter, DeadLetterFiles, ReportFiles, Source
 
 WAIT_SECONDS = 300
 
@@ -99,7 +99,7 @@ class _Left(DeadLetterFiles):
             file.close()
         self._new.unlink(missing_ok=True)
 
-    def _path(self, source: Path) -> Path:
+    def _path(self, source: Source) -> Path:
         return self._new
 
 

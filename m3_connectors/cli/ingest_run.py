@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -13,6 +14,7 @@ from m3_connectors.backends.registry import is_persistent
 from m3_connectors.backends.urls import redacted
 from m3_connectors.cli.console import INTERRUPTED, err, print_json, warn
 from m3_connectors.cli.ingest_curation import Curating
+from m3_connectors.cli.ingest_embeddings import open_target, print_saved, saving
 from m3_connectors.cli.ingest_report import as_json, print_report
 from m3_connectors.cli.opening import create_index
 from m3_connectors.cli.reading import Reading, stored
@@ -21,6 +23,9 @@ from m3_connectors.errors import InvalidInput, M3Error
 
 if TYPE_CHECKING:
     from m3_connectors.backends.schema import Storage
+    from m3_connectors.blocking import Index
+    from m3_connectors.ingestion import IngestReport
+    from m3_connectors.shards import EmbeddingsFolder, Part
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +38,8 @@ class Target:
         model: The value of ``--model``.
         storage: How a new collection stores its vectors; None for the default.
         chunking: How documents are cut, as ``Chunking.parse`` reads it.
+        saved: The folder that the documents come from with their embeddings; None if they are encoded.
+        save: The folder in which the embeddings are kept; None for no folder.
     """
 
     url: str
@@ -40,12 +47,35 @@ class Target:
     model: str | None
     storage: Storage | None
     chunking: str
+    saved: EmbeddingsFolder | None = None
+    save: Path | None = None
+
+    def open(self) -> Index:
+        """Open the collection, or create it."""
+        if self.saved is not None:
+            return open_target(self.saved, self.url, self.collection, self.storage)
+        return create_index(self.url, self.collection, self.model, self.storage)
+
+    def ingest(self, documents: Iterable[Any], index: Index, **options: Any) -> IngestReport:
+        """Store documents, or parts of a folder of embeddings."""
+        from m3_connectors.ingestion import Chunking, ingest, ingest_embedded
+
+        if self.saved is not None:
+            return ingest_embedded(documents, index, saved=self.saved.schema, **options)
+        return ingest(documents, index, chunking=Chunking.parse(self.chunking), **options)
+
+    @property
+    def ledger_path(self) -> Path | None:
+        """The ledger of the collection; None if the collection is discarded with this process."""
+        from m3_connectors.ingestion import ledger_path
+
+        return ledger_path(self.url, self.collection) if is_persistent(self.url) else None
 
 
 def store(
     target: Target,
     reading: Reading,
-    documents: Iterator[Document],
+    documents: Iterator[Document] | Iterator[Part],
     nothing: Callable[[], InvalidInput],
     *,
     json: bool,
@@ -57,7 +87,7 @@ def store(
     Args:
         target: Where.
         reading: Follows the documents.
-        documents: The documents.
+        documents: The documents, or parts of the folder ``target.saved``.
         nothing: Returns the error if there are none, or none can be stored.
         json: Whether to print the report as JSON.
         curating: What was dropped of the documents.
@@ -68,10 +98,10 @@ def store(
         BackendError: The store failed.
         typer.Exit: The user has interrupted the run.
     """
-    from m3_connectors.ingestion import Chunking, Ledger, ingest, ledger_path
+    from m3_connectors.ingestion import Ledger
 
     url, collection = target.url, target.collection
-    path = ledger_path(url, collection) if is_persistent(url) else None
+    path = target.ledger_path
     if path is None:
         warn(
             f"{redacted(url)} is discarded when this command ends; use a folder such as qdrant:./data to keep it"
@@ -82,14 +112,16 @@ def store(
             raise nothing()
         with (
             Ledger(path, url, collection) as ledger,
-            create_index(url, collection, target.model, target.storage) as index,
+            target.open() as index,
+            saving(target.save, index) as keeper,
             reading.shown(),
         ):
-            report = ingest(
+            if keeper is not None:
+                options["on_embedded"] = keeper.on_embedded
+            report = target.ingest(
                 itertools.chain([first], documents),
                 index,
                 ledger=ledger,
-                chunking=Chunking.parse(target.chunking),
                 origin=reading.origin,
                 unread=reading.may_have,
                 progress=reading.stored,
@@ -98,6 +130,7 @@ def store(
                 on_wait=reading.waiting,
                 **options,
             )
+            kept = keeper.finish() if keeper is not None and not reading.interrupted else None
             schema, count = index.schema, index.count()
     except KeyboardInterrupt:
         reading.interrupted = True
@@ -118,7 +151,10 @@ def store(
                 "collection": collection,
                 "chunking": target.chunking,
                 **as_json(report, reading, curating, schema, count),
+                "saved": kept and {"folder": str(target.save), **dataclasses.asdict(kept)},
             }
         )
     else:
         print_report(report, reading, curating, schema, sync=bool(options.get("sync")))
+        if kept is not None:
+            print_saved(kept, target.save)

@@ -18,14 +18,19 @@ from m3_connectors.readers import (
     Fields,
     ReadOptions,
     ReportFiles,
+    Source,
+    Url,
+    origin_name,
     read_documents,
 )
 from m3_connectors.readers.compression import is_compressed
-from m3_connectors.readers.inputs import STDIN, shown
+from m3_connectors.readers.inputs import parents_of, shown
+from m3_connectors.readers.urls import source_of
 
 if TYPE_CHECKING:
     from m3_connectors.ingestion import IngestProgress, Origin, RefusedDocument, Wait
     from m3_connectors.ingestion.ledger import Version
+    from m3_connectors.shards import EmbeddingsFolder, Part
     from m3_connectors.writing import CutDocument
 
 _SHOWN_COLUMNS = 20
@@ -50,7 +55,7 @@ class Reading:
         cut: ReportFiles,
         max_errors: int | None,
         chunking: str,
-        files: Iterable[Path],
+        files: Iterable[Source],
     ) -> None:
         self.dead = dead
         self.cut = cut
@@ -66,10 +71,11 @@ class Reading:
         """Columns of numbers that are stored as text, each with the cell that is the reason."""
         self._max_errors = max_errors
         self._chunking = chunking
-        self._source = self._file = Path()
+        self._source: Source = Path()
+        self._file: Source = Path()
         self._origin: Origin | None = None
-        self._typed: dict[str, Path] = {}
-        self._unread: set[Path] = set()
+        self._typed: dict[str, Source] = {}
+        self._unread: set[str] = set()
         self._errors = 0
         self._position = _Position(files)
         self._progress: Progress | None = None
@@ -77,7 +83,7 @@ class Reading:
         self._waiting_since: float | None = None
 
     def documents(
-        self, sources: list[Path], fields: Fields, options: ReadOptions, without: Path | None
+        self, sources: list[Source], fields: Fields, options: ReadOptions, without: Path | None
     ) -> Iterator[Document]:
         """Yield the documents until the user interrupts."""
         return self.following(
@@ -90,6 +96,7 @@ class Reading:
                 on_dead_letter=self.skip,
                 on_replaced=self._replaced,
                 on_mixed_column=self.mixed_columns.__setitem__,
+                on_notice=warn,
                 without=without,
             )
         )
@@ -103,7 +110,20 @@ class Reading:
             self._show()
             yield document
 
-    def place(self) -> tuple[Path, Path]:
+    def parts(self, folders: Iterable[EmbeddingsFolder]) -> Iterator[Part]:
+        """Yield the documents of folders of embeddings, with these, until the user interrupts."""
+        for folder in folders:
+            self._begin_source(folder.path)
+            self._begin_file(folder.path, folder.path)
+            for documents, embeddings in folder.parts():
+                if self.interrupted:
+                    return
+                for document in documents:
+                    self._position.read(document)
+                self._show()
+                yield documents, embeddings
+
+    def place(self) -> tuple[Source, Source]:
         """Return the source and the file of the document that was read last."""
         return self._source, self._file
 
@@ -114,16 +134,15 @@ class Reading:
 
     def may_have(self, version: Version) -> bool:
         """Return whether the source of a document may still have it, because it was not read completely."""
-        file = Path(version.file)
-        return self.interrupted or not self._unread.isdisjoint((file, *file.parents))
+        return self.interrupted or not self._unread.isdisjoint((version.source, *parents_of(version.file)))
 
-    def skip(self, source: Path, letter: DeadLetter) -> None:
+    def skip(self, source: Source, letter: DeadLetter) -> None:
         """Write a dead letter.
 
         Raises:
             InvalidInput: There are more than ``max_errors``.
         """
-        self._unread.add(Path(letter.path or letter.file).resolve())
+        self._unread.add(origin_name(letter.path or letter.file))
         self.dead.add(source, letter)
         self._errors += 1
         if self._max_errors is not None and self._errors > self._max_errors:
@@ -209,15 +228,15 @@ class Reading:
         if self._waiting_since is not None:  # what is under way cannot be stored
             raise KeyboardInterrupt
 
-    def _begin_source(self, source: Path) -> None:
+    def _begin_source(self, source: Source) -> None:
         self._source = source
-        self._typed[source_name(source)] = source
+        self._typed[origin_name(source)] = source
         self.dead.begin(source)
         self.cut.begin(source)
 
-    def _begin_file(self, source: Path, file: Path) -> None:
+    def _begin_file(self, source: Source, file: Source) -> None:
         self._source, self._file = source, file
-        self._from(source_name(source), source_name(file))
+        self._from(origin_name(source), origin_name(file))
         self._position.begin_file(file)
 
     def _from(self, source: str, file: str) -> None:
@@ -225,15 +244,15 @@ class Reading:
 
         self._origin = Origin(source, file)
 
-    def _replaced(self, source: Path, letter: DeadLetter) -> None:
+    def _replaced(self, source: Source, letter: DeadLetter) -> None:
         self.dead.add(source, letter)
         if len(self.repeats) < _FIRST_REPEATS:
             self.repeats.append(letter)
 
-    def _as_typed(self, origin: Origin) -> tuple[Path, str]:
+    def _as_typed(self, origin: Origin) -> tuple[Source, str]:
         """Return the source and the file of a document as the user typed them."""
-        source, file = self._typed.get(origin.source, Path(origin.source)), Path(origin.file)
-        if file == STDIN or not file.is_relative_to(origin.source):
+        source, file = self._typed.get(origin.source) or source_of(origin.source), source_of(origin.file)
+        if isinstance(source, Url) or isinstance(file, Url) or not file.is_relative_to(origin.source):
             return source, shown(file)
         return source, shown(source / file.relative_to(origin.source))
 
@@ -247,11 +266,6 @@ class Reading:
             self._progress.update(
                 "storing", self.stored_count, unit="documents", share=share, note=note, details=details
             )
-
-
-def source_name(source: Path) -> str:
-    """Return the name under which the ledger knows a source or a file."""
-    return "-" if source == STDIN else str(source.resolve())
 
 
 def stored(count: int) -> str:
@@ -278,7 +292,7 @@ def _details(now: IngestProgress, errors: int) -> str:
 class _Position:
     """The approximate share of the bytes of all files that has been read, and stored."""
 
-    def __init__(self, files: Iterable[Path]) -> None:
+    def __init__(self, files: Iterable[Source]) -> None:
         self.count = 0
         """The number of documents read so far."""
         self._total_bytes = _total_bytes(files)
@@ -286,9 +300,11 @@ class _Position:
         self.stored_share = 0.0 if self._total_bytes else None
         """The share of the bytes, 0 to 1, that had been read when the last batch was stored; None if unknown."""
 
-    def begin_file(self, file: Path) -> None:
+    def begin_file(self, file: Source) -> None:
         self._finished_bytes += self._file_bytes
         self._file_bytes = self._text_bytes = 0
+        if isinstance(file, Url):
+            return
         with contextlib.suppress(OSError):  # the reader reports it
             self._file_bytes = file.stat().st_size
 
@@ -303,12 +319,12 @@ class _Position:
             self.stored_share = min(read / self._total_bytes, 1.0)
 
 
-def _total_bytes(files: Iterable[Path]) -> int | None:
+def _total_bytes(files: Iterable[Source]) -> int | None:
     """Return the size of all files in bytes; None for streams and compressed files, where it is no guide."""
     total = 0
     try:
         for path in files:
-            if is_compressed(path) or not path.is_file():
+            if isinstance(path, Url) or is_compressed(path) or not path.is_file():
                 return None
             total += path.stat().st_size
     except OSError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Annotated
 
 import typer
@@ -23,9 +24,14 @@ from m3_connectors.cli.options import (
     choose_method,
     read_filter,
 )
+from m3_connectors.cli.passages import best_lines, place_of
 from m3_connectors.cross_encoder import CrossEncoder
-from m3_connectors.documents import Hit
+from m3_connectors.documents import Document, Hit
 from m3_connectors.embeddings import COMPONENTS
+
+
+class _GroupBy(StrEnum):
+    PARENT = "parent"
 
 
 def search(
@@ -46,6 +52,10 @@ def search(
         ),
     ] = None,
     weights: WeightsText = None,
+    group_by: Annotated[
+        _GroupBy | None,
+        typer.Option("--group-by", help="Show only the best chunk of each document that was cut."),
+    ] = None,
     offset: Annotated[
         int, typer.Option("--offset", metavar="N", help="Skip the first N hits.", parser=at_least(0))
     ] = 0,
@@ -77,13 +87,14 @@ def search(
             method=chosen,
             k=k,
             filter=wanted,
+            group_by="parent" if group_by else None,
             offset=offset,
             min_score=min_score,
             rerank=CrossEncoder(rerank) if rerank else None,
             rerank_depth=rerank_depth,
         )
         # A sparse list contains only documents that share a token with the query.
-        is_whole = method == "sparse" and len(hits) < k and not offset and min_score is None
+        is_whole = method == "sparse" and len(hits) < k and not (offset or group_by) and min_score is None
         unmatched = index.count(wanted) - len(hits) if is_whole else 0
     if json:
         print_json(
@@ -91,12 +102,13 @@ def search(
                 "query": query,
                 "method": method,
                 "weights": list(chosen.weights),
+                "group_by": group_by,
                 "hits": [hit.to_dict() for hit in hits],
             }
         )
         return
     if hits:
-        print_table(hits_table(hits, offset))
+        print_table(hits_table(hits, query, offset))
         if unmatched:
             others = "other document shares" if unmatched == 1 else "other documents share"
             err.print(f"  {unmatched:,} {others} no token with the query", style="dim")
@@ -112,8 +124,11 @@ def _why_nothing(*, filtered: bool, page: bool) -> str:
     return "no document " + ("matches the filter" if filtered else "is in the collection")
 
 
-def hits_table(hits: list[Hit], offset: int = 0) -> Table:
-    """Return a table of hits: rank, score, fused score if re-ranked, component scores, id and start of the text."""
+def hits_table(hits: list[Hit], query: str, offset: int = 0) -> Table:
+    """Return a table of hits: rank, score, fused score if re-ranked, component scores, and what was found.
+
+    This is the id and the start of the text; of a chunk, its place in the document and its best lines.
+    """
     table = Table(box=None, pad_edge=True, padding=(0, 1), header_style="dim")
     reranked = any(hit.fused_score is not None for hit in hits)
     for name in ("#", "score", *(["fused"] if reranked else []), "dense", "sparse", "multi"):
@@ -123,11 +138,8 @@ def hits_table(hits: list[Hit], offset: int = 0) -> Table:
         scores = [getattr(hit.scores, name) for name in COMPONENTS]
         if reranked:
             scores = [hit.fused_score, *scores]
-        document = Text.assemble(
-            (one_line(hit.document.id), "bold"), (" · ", "dim"), one_line(hit.document.text)
-        )
         # The width that the numbers leave: in a table that is too wide, rich would shrink the numbers.
-        document.truncate(max(20, out.width - 42 - 8 * reranked), overflow="ellipsis")
+        document = _shown(hit.document, query, max(20, out.width - 42 - 8 * reranked))
         table.add_row(
             str(rank),
             f"{hit.score:.3f}",
@@ -135,3 +147,14 @@ def hits_table(hits: list[Hit], offset: int = 0) -> Table:
             document,
         )
     return table
+
+
+def _shown(document: Document, query: str, width: int) -> Text:
+    passage = document.passage
+    if passage is None:
+        line = Text.assemble((one_line(document.id), "bold"), (" · ", "dim"), one_line(document.text))
+        line.truncate(width, overflow="ellipsis")
+        return line
+    place = Text(one_line(place_of(passage)), "bold")
+    place.truncate(width, overflow="ellipsis")
+    return Text("\n").join([place, best_lines(document.text, query, width)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,13 +13,23 @@ from m3_connectors.backends.precision import PRECISIONS
 from m3_connectors.backends.schema import LONG_DOCUMENTS, Storage
 from m3_connectors.cli.options import at_least, components_of, one_of
 from m3_connectors.errors import InvalidInput
-from m3_connectors.readers import ReadOptions, format_names
+from m3_connectors.readers import (
+    Fields,
+    Limits,
+    ReadOptions,
+    Source,
+    Url,
+    format_names,
+    is_database,
+    read_mapping,
+    source_of,
+)
 
 
-def _source(value: str) -> Path:
+def _source(value: str) -> Source:
     if not value:  # Path("") is the current directory
         raise typer.BadParameter("a SOURCE is empty; is a shell variable not set?")
-    return Path(value)
+    return source_of(value)
 
 
 def _check_option(options: Callable[[str], ReadOptions]) -> Callable[[str | None], str | None]:
@@ -40,12 +51,55 @@ def _delimiter(value: str) -> str:
 
 
 Sources = Annotated[
-    list[Path],
+    list[Any],  # of Source: typer allows no union here
     typer.Argument(
         metavar="SOURCE",
         parser=_source,
         help="A file (JSON Lines, JSON, CSV, Parquet, Arrow, text, Markdown, HTML, PDF, DOCX; also .gz and .zst), "
-        "a folder, or - for stdin.",
+        "a folder, - for stdin, or a URL: s3://, https://, zip://, hf://datasets/, a database and others.",
+    ),
+]
+Query = Annotated[
+    str | None,
+    typer.Option("--query", metavar="SQL", help="Query whose rows are read, if SOURCE is a database."),
+]
+MetadataFields = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--metadata",
+        metavar="[NAME=]FIELD",
+        help="Field or column to keep as metadata, under another name if one is given. Repeatable.",
+        show_default="all",
+    ),
+]
+Mapping = Annotated[
+    Path | None,
+    typer.Option(
+        "--mapping",
+        metavar="FILE",
+        help="TOML file with text (a column or several), separator, id and metadata; instead of the options.",
+    ),
+]
+MainContent = Annotated[
+    bool,
+    typer.Option("--main-content", help="Read only the main content of HTML, without menus and footers."),
+]
+MaxExpansion = Annotated[
+    int,
+    typer.Option(
+        "--max-expansion",
+        metavar="N",
+        parser=at_least(1),
+        help="Skip a compressed file that expands to more than N times its size (and 64 MiB).",
+    ),
+]
+MaxExpandedGib = Annotated[
+    int,
+    typer.Option(
+        "--max-expanded-gib",
+        metavar="N",
+        parser=at_least(1),
+        help="Skip a compressed file that must be held as a whole and expands to more.",
     ),
 ]
 TextField = Annotated[
@@ -139,7 +193,14 @@ MultivectorDtype = Annotated[
 
 
 def read_options(
-    encoding: str | None, delimiter: str | None, format: str | None, exclude: list[str] | None
+    encoding: str | None,
+    delimiter: str | None,
+    format: str | None,
+    exclude: list[str] | None,
+    *,
+    main_content: bool = False,
+    max_expansion: int = Limits.expansion,
+    max_expanded_gib: int = Limits.expanded_bytes // 2**30,
 ) -> ReadOptions:
     """Return the reading options of a command."""
     return ReadOptions(
@@ -147,7 +208,51 @@ def read_options(
         None if delimiter is None else _delimiter(delimiter),
         format,
         tuple(exclude or ()),
+        Limits(max_expansion, max_expanded_gib * 2**30),
+        main_content,
     )
+
+
+def with_query(sources: list[Source], query: str | None) -> list[Source]:
+    """Return the sources of a command; each database among them has the query.
+
+    Raises:
+        typer.BadParameter: There is a query, but no database.
+    """
+    if query is None:
+        return sources
+    if not any(isinstance(source, Url) for source in sources):
+        raise typer.BadParameter(
+            f"{query!r:.60} has no effect without a database. Give its URL as SOURCE, such as sqlite:///FILE.",
+            param_hint="--query",
+        )
+    return [Url(one.text, query) if isinstance(one, Url) and is_database(one) else one for one in sources]
+
+
+def fields_of(text: str, id: str | None, metadata: list[str] | None, mapping: Path | None) -> Fields:
+    """Return the fields that a command reads. A document without a word would still be a hit of many questions.
+
+    Raises:
+        typer.BadParameter: There are both a mapping file and options for columns, or a name is given twice.
+        InvalidInput: The mapping file is not valid.
+    """
+    if mapping is None:
+        pairs = [(name, field or name) for name, _, field in (one.partition("=") for one in metadata or ())]
+        names = [name for name, _ in pairs]
+        for name in names:
+            if not name or names.count(name) > 1:
+                raise typer.BadParameter(
+                    f"the name {name!r} is empty or given twice. Give NAME=FIELD with another name.",
+                    param_hint="--metadata",
+                )
+        return Fields(text, id, may_be_blank=False, metadata=dict(pairs) if metadata else None)
+    for option, given in (("--text", text != "text"), ("--id", id), ("--metadata", metadata)):
+        if given:
+            raise typer.BadParameter(
+                f"the mapping {mapping} says which columns are read. Put the column of {option} into it.",
+                param_hint=option,
+            )
+    return dataclasses.replace(read_mapping(mapping), may_be_blank=False)
 
 
 def storage_of(

@@ -94,6 +94,13 @@ def load(model: str, *, revision: str | None, dtype: torch.dtype) -> Checkpoint:
     )
 
 
+def load_tokenizer(model: str, *, revision: str | None = None) -> Tokenizer:
+    """Load the tokenizer of a checkpoint without its weights; arguments and errors are those of ``load``."""
+    directory, _, _ = _locate(model, revision)
+    _refuse_pointers(directory)
+    return _load_tokenizer(directory / "tokenizer.json", ModelConfig.load(directory / "config.json"))
+
+
 def vocabulary_fingerprint(tokenizer: Tokenizer) -> str:
     """Return the SHA-256 (hex) of the (id, token) table; if it is equal, sparse vectors are comparable."""
     table = sorted((i, token) for token, i in tokenizer.get_vocab(with_added_tokens=True).items())

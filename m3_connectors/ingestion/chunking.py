@@ -1,4 +1,4 @@
-"""Cut documents into chunks: by tokens of the model with overlap, by Markdown headings, or not at all.
+"""Cut documents into chunks: by tokens of the model with overlap, by headings, or not at all.
 
 A document is tokenised once and cut at token boundaries, preferably between paragraphs, lines, sentences or words. The
 spans of its chunks cover the text without gaps, which general splitters do not promise: they drop white space.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import re
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator
 from typing import Literal, get_args
 
@@ -17,35 +17,17 @@ import numpy.typing as npt
 
 from m3_connectors.documents import MAX_ID_BYTES, Document
 from m3_connectors.errors import InvalidInput
+from m3_connectors.ingestion.sections import Span, sections
+from m3_connectors.passages import FIELD, is_parent_only
 
 TokenSpans = Callable[[str], npt.NDArray[np.int64]]
 """Returns where each token of a text begins and ends, int64 ``[tokens, 2]`` in characters."""
 
 Kind = Literal["none", "tokens", "headings"]
 
-FIELD = "chunk"
-"""The metadata field in which a chunk keeps its parent, position, span and titles."""
-
 _FEWEST_TOKENS = 16
-_HEADING = re.compile(r"(#{1,6})[ \t]+(.*?)[ \t]*#*[ \t]*")
-_FENCE = re.compile(r"[ ]{0,3}(```|~~~)")
 _SENTENCE_ENDS = frozenset(".!?…")
 _FULL_WIDTH_ENDS = frozenset("。！？")
-
-
-@dataclasses.dataclass(frozen=True)
-class Span:
-    """A part of a text.
-
-    Attributes:
-        start: Its first character.
-        end: The character after its last.
-        titles: The headings above it, the outermost first.
-    """
-
-    start: int
-    end: int
-    titles: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,8 +35,8 @@ class Chunking:
     """How documents are cut.
 
     Attributes:
-        kind: ``none`` (a document is stored whole), ``tokens``, or ``headings`` (Markdown sections; longer ones are
-            cut by tokens).
+        kind: ``none`` (a document is stored whole), ``tokens``, or ``headings`` (sections of Markdown, HTML and DOCX;
+            longer ones are cut by tokens).
         tokens: The maximum number of tokens of a chunk.
         overlap: The number of tokens at the end of a chunk that the next one repeats; fewer where that would begin
             within a word.
@@ -109,6 +91,9 @@ class Chunking:
     def chunks(self, document: Document, token_spans: TokenSpans | None) -> list[Document]:
         """Return the chunks of a document, at least one; with ``none``, the document itself.
 
+        A document whose field ``chunk`` names only its parent, as that of a page of a PDF does, is cut, and this is
+        the parent of its chunks. The parent of other chunks is the document.
+
         Args:
             document: The document.
             token_spans: The tokens of the model.
@@ -123,7 +108,7 @@ class Chunking:
                 f"this encoder does not say where its tokens are, so documents cannot be cut into {self}.\n"
                 "  Use M3Encoder, or chunking none."
             )
-        if FIELD in document.metadata:
+        if FIELD in document.metadata and not is_parent_only(document.metadata[FIELD]):
             raise InvalidInput(
                 f"the metadata have a field {FIELD!r} ({document.metadata[FIELD]!r:.40}), in which a chunk keeps its "
                 "parent and position.\n"
@@ -134,18 +119,26 @@ class Chunking:
             Document(
                 chunk_id(document.id, i),
                 document.text[span.start : span.end],
-                {**document.metadata, FIELD: _place(document.id, i, len(spans), span)},
+                {**document.metadata, FIELD: _place(document.parent, i, len(spans), span)},
             )
             for i, span in enumerate(spans)
         ]
 
     def spans(self, text: str, token_spans: TokenSpans) -> list[Span]:
         """Return the parts of a text that become chunks, in order; together they cover it."""
-        sections = _sections(text) if self.kind == "headings" else [Span(0, len(text))]
+        found = sections(text)
+        if self.kind == "headings":
+            return [
+                Span(section.start + start, section.start + end, section.titles)
+                for section in found
+                for start, end in _cut(
+                    text[section.start : section.end], token_spans, self.tokens, self.overlap
+                )
+            ]
+        starts = [section.start for section in found]
         return [
-            Span(section.start + start, section.start + end, section.titles)
-            for section in sections
-            for start, end in _cut(text[section.start : section.end], token_spans, self.tokens, self.overlap)
+            Span(start, end, found[bisect_right(starts, start) - 1].titles)
+            for start, end in _cut(text, token_spans, self.tokens, self.overlap)
         ]
 
 
@@ -174,52 +167,33 @@ def _place(parent: str, position: int, count: int, span: Span) -> dict[str, obje
     }
 
 
-def _sections(text: str) -> list[Span]:
-    """Return the sections of a Markdown text; a heading without text belongs to the section below it."""
-    found: list[Span] = []
-    start, titles, has_text = 0, dict[int, str](), False
-    fence = ""
-    position = 0
-    for line in text.splitlines(keepends=True):
-        opened = _FENCE.match(line)
-        heading = None if fence or opened else _HEADING.fullmatch(line.rstrip("\r\n"))
-        if opened and (not fence or opened[1] == fence):
-            fence = "" if fence else opened[1]
-        if heading:
-            if has_text:
-                found.append(Span(start, position, tuple(titles.values())))
-                start, has_text = position, False
-            depth = len(heading[1])
-            titles = {d: title for d, title in titles.items() if d < depth} | {depth: heading[2]}
-        elif line.strip():
-            has_text = True
-        position += len(line)
-    if has_text or not found:
-        found.append(Span(start, len(text), tuple(titles.values())))
-    else:
-        found[-1] = dataclasses.replace(found[-1], end=len(text))
-    return found
-
-
 def _cut(text: str, token_spans: TokenSpans, most: int, overlap: int) -> Iterator[tuple[int, int]]:
     """Yield the start and end of each part of a text, of at most ``most`` tokens each."""
-    starts = [*dict.fromkeys(token_spans(text)[:, 0].tolist())] if text else []
+    tokens = token_spans(text)[:, 0]
+    # Several tokens may begin at the same character: a text is cut before the first of them.
+    starts, before = (array.tolist() for array in np.unique(tokens, return_index=True))
+    end = len(starts)
+    starts.append(len(text))
+    before.append(len(tokens))
     first, start = 0, 0
-    while len(starts) - first > 1:
+    while end - first > 1:
         room = most
         while True:
-            last = min(first + room, len(starts))
-            cut = len(text) if last == len(starts) else _best(text, starts, first, last)
+            last = max(first + 1, bisect_right(before, before[first] + room) - 1)
+            cut = len(text) if last == end else _best(text, starts, first, last)
             # A part alone may have more tokens than within the text, as the pieces of its words differ.
-            if room <= 2 or len(token_spans(text[start:cut])) <= most:
+            excess = len(token_spans(text[start:cut])) - most
+            if room <= 2 or excess <= 0:
                 break
-            room -= max(1, room // 16)
+            room = min(room, before[bisect_left(starts, cut)] - before[first]) - excess
         if cut == len(text):
             break
         yield start, cut
-        following = int(np.searchsorted(starts, cut))
+        following = bisect_right(starts, cut) - 1
+        if text[starts[following] : cut].strip():  # else the token begins with the white space before the cut
+            following += starts[following] < cut
         # The overlap begins at a word if there is one, and always behind the beginning of this part.
-        back = max(first + 1, following - overlap)
+        back = max(first + 1, bisect_left(before, before[following] - overlap))
         words = [j for j in range(back, following) if _boundary(text, starts[j])[0]]
         first = min(words[0] if words else back, following)
         start = min(max(_boundary(text, starts[first])[1], start + 1), cut)

@@ -37,6 +37,7 @@ CREATE TABLE IF NOT EXISTS documents (
     content TEXT NOT NULL,
     model TEXT NOT NULL,
     chunking TEXT NOT NULL,
+    stored TEXT NOT NULL DEFAULT '',  -- the hash of its chunks
     acknowledged REAL,        -- NULL: it may be stored, partly or not at all
     cut TEXT NOT NULL DEFAULT '',  -- the chunks of which only the beginning was encoded, as JSON
     PRIMARY KEY (id, chunks)
@@ -44,7 +45,7 @@ CREATE TABLE IF NOT EXISTS documents (
 CREATE INDEX IF NOT EXISTS documents_by_source ON documents (source);
 CREATE TABLE IF NOT EXISTS collection (url TEXT NOT NULL, name TEXT NOT NULL);
 CREATE TEMP TABLE seen (id TEXT PRIMARY KEY) WITHOUT ROWID;
-CREATE TEMP TABLE stored (id TEXT PRIMARY KEY) WITHOUT ROWID;
+CREATE TEMP TABLE stored (id TEXT PRIMARY KEY, hash TEXT NOT NULL) WITHOUT ROWID;
 """
 
 
@@ -60,6 +61,7 @@ class Version:
         content: A hash of its text and metadata.
         model: The fingerprint of the model that encodes it.
         chunking: How it is cut.
+        stored: The ``stored_hash`` of its chunks; empty if unknown.
         cut: The chunks of which only the beginning is searchable: a JSON array of ``[position, tokens, kept tokens]``,
             or an empty text if there are none. It is known when it is stored.
     """
@@ -72,6 +74,11 @@ class Version:
     model: str
     chunking: str
     cut: str = ""
+    stored: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.stored and not self.chunks and self.content:
+            object.__setattr__(self, "stored", combined([_piece(self.id, self.content)]))
 
     def same(self, other: Version) -> bool:
         """Return whether storing one in place of the other changes nothing."""
@@ -90,6 +97,25 @@ def content_hash(document: Document) -> str:
     """Return a hash of a document's text and metadata."""
     metadata = json.dumps(canonical_metadata(document.metadata), sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(json.dumps([document.text, metadata]).encode()).hexdigest()
+
+
+def stored_hash(documents: Iterable[Document]) -> str:
+    """Return a hash of the documents under which one is stored, which does not depend on their order."""
+    return combined(map(piece_hash, documents))
+
+
+def piece_hash(document: Document) -> str:
+    """Return what one stored document adds to a ``stored_hash``."""
+    return _piece(document.id, content_hash(document))
+
+
+def combined(pieces: Iterable[str]) -> str:
+    """Return the ``stored_hash`` of documents, given their ``piece_hash``."""
+    return f"{sum(int(piece, 16) for piece in pieces) % 2**128:032x}"
+
+
+def _piece(id: str, content: str) -> str:
+    return hashlib.sha256(f"{content}{id}".encode()).hexdigest()[:32]
 
 
 def ledger_path(url: str, collection: str) -> Path:
@@ -139,7 +165,8 @@ class Ledger:
             )
             (format,) = self._db.execute("PRAGMA user_version").fetchone()
             if format == 1:
-                self._db.execute("ALTER TABLE documents ADD COLUMN cut TEXT NOT NULL DEFAULT ''")
+                for column in ("cut", "stored"):
+                    self._db.execute(f"ALTER TABLE documents ADD COLUMN {column} TEXT NOT NULL DEFAULT ''")
             elif format not in (0, _FORMAT):
                 raise InvalidInput(
                     f"the ledger {path} was written by another version of m3 (format {format}).\n"
@@ -257,18 +284,26 @@ class Ledger:
         with self._usable():
             self._db.execute("DELETE FROM temp.stored")
 
-    def note_stored(self, ids: Iterable[str]) -> None:
-        """Note ids that the store holds."""
+    def note_stored(self, found: Iterable[tuple[str, str]]) -> None:
+        """Note ids that the store holds, each with its ``piece_hash``, or an empty text if that is not known."""
         with self._transaction():
-            self._db.executemany("INSERT OR IGNORE INTO temp.stored VALUES (?)", ((id,) for id in ids))
+            self._db.executemany("INSERT OR IGNORE INTO temp.stored VALUES (?, ?)", found)
 
-    def compared(self) -> Iterator[tuple[Version, int]]:
-        """Yield each version that should be stored, with how many of its ids the store does not hold."""
-        query = f"SELECT {_COLUMNS} FROM documents WHERE acknowledged IS NOT NULL ORDER BY id"
-        with self._usable():
-            for row in self._db.execute(query):
-                version = Version(*row)
-                yield version, sum(not self._is_stored(id) for id in version.stored_ids)
+    def compared(self) -> Iterator[list[tuple[Version, list[str]]]]:
+        """Yield the versions that should be stored, each with the hashes noted for those of its ids that are stored.
+
+        They come in pages; what was yielded may be changed before the next page.
+        """
+        query = f"SELECT {_COLUMNS} FROM documents WHERE acknowledged IS NOT NULL AND id > ? ORDER BY id LIMIT 1000"
+        after = ""
+        while True:
+            with self._usable():
+                page = [Version(*row) for row in self._db.execute(query, (after,))]
+                compared = [(version, self._hashes(version.stored_ids)) for version in page]
+            if not page:
+                return
+            yield compared
+            after = page[-1].id
 
     def unclaimed(self) -> Iterator[str]:
         """Yield the ids of the store under which the ledger knows no document."""
@@ -323,8 +358,10 @@ class Ledger:
         cut = "SELECT 1 FROM documents WHERE id = ? AND chunks > ?"
         return self._db.execute(cut, (parent, int(position))).fetchone() is not None
 
-    def _is_stored(self, id: str) -> bool:
-        return self._db.execute("SELECT 1 FROM temp.stored WHERE id = ?", (id,)).fetchone() is not None
+    def _hashes(self, ids: Iterable[str]) -> list[str]:
+        query = "SELECT hash FROM temp.stored WHERE id = ?"
+        found = (self._db.execute(query, (id,)).fetchone() for id in ids)
+        return [row[0] for row in found if row is not None]
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:

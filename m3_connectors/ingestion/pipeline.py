@@ -26,12 +26,12 @@ from m3_connectors.embeddings import M3Embeddings
 from m3_connectors.errors import InvalidInput
 from m3_connectors.index import AsyncIndex
 from m3_connectors.ingestion.chunking import Chunking
-from m3_connectors.ingestion.failures import WAIT_SECONDS, OnWait
+from m3_connectors.ingestion.failures import WAIT_SECONDS, OnWait, TolerantWriter
 from m3_connectors.ingestion.ledger import Ledger, Version
 from m3_connectors.ingestion.origin import Origin
 from m3_connectors.ingestion.progress import IngestProgress
 from m3_connectors.ingestion.run import OnCut, OnRefused, Run
-from m3_connectors.ingestion.telemetry import telemetry_of
+from m3_connectors.ingestion.telemetry import Telemetry, telemetry_of
 from m3_connectors.ingestion.verifying import Verification, verify
 
 _WHOLE = Chunking()
@@ -149,17 +149,41 @@ def ingest(
     telemetry = telemetry_of(encoder.info.name)
     writer = writer_of(index, partial(telemetry.writer, wait_seconds=wait_seconds, on_wait=on_wait))
     run = Run(index, writer, encoder, ledger, chunking, origin, on_cut, on_refused)
+
     with telemetry.run():
-        missing = verify(index, ledger) if check or index.count() < ledger.stored_count() else None
+        missing = compared(index, ledger, check=check)
         for stored in store_batches(index, writer, run.batches(documents), before=run.begin):
             if stored.embeddings is not None:
                 on_embedded(stored.documents, stored.embeddings)
             run.acknowledge(stored)
-            now = run.progress(time.monotonic() - began)
-            telemetry.progress(now)
-            progress(now)
-        removed, kept = run.remove_gone(sync, unread)
-        telemetry.progress(run.progress(time.monotonic() - began))
+            tell(run, telemetry, progress, began)
+        return finished(run, writer, telemetry, sync, unread, missing, began)
+
+
+def compared(index: Index, ledger: Ledger, *, check: bool) -> Verification | None:
+    """Compare store and ledger if that was asked for, or if the store holds fewer documents than the ledger knows."""
+    return verify(index, ledger) if check or index.count() < ledger.stored_count() else None
+
+
+def tell(run: Run, telemetry: Telemetry, progress: OnProgress, began: float) -> None:
+    """Tell how far a run is."""
+    now = run.progress(time.monotonic() - began)
+    telemetry.progress(now)
+    progress(now)
+
+
+def finished(
+    run: Run,
+    writer: TolerantWriter,
+    telemetry: Telemetry,
+    sync: Sequence[str],
+    unread: Callable[[Version], bool],
+    missing: Verification | None,
+    began: float,
+) -> IngestReport:
+    """Remove what the sources no longer have, and return the report of a run."""
+    removed, kept = run.remove_gone(sync, unread)
+    telemetry.progress(run.progress(time.monotonic() - began))
     return IngestReport(
         read=run.read,
         unchanged=run.unchanged,

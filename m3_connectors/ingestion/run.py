@@ -11,11 +11,12 @@ from functools import partial
 from m3_connectors.adding import Cuts
 from m3_connectors.blocking import Index, run_on
 from m3_connectors.documents import CheckedDocuments, Document, check_documents
+from m3_connectors.embeddings import M3Embeddings, ModelInfo
 from m3_connectors.errors import InvalidInput
 from m3_connectors.index import Encoder
 from m3_connectors.ingestion.chunking import Chunking, TokenSpans
 from m3_connectors.ingestion.failures import RefusedDocument, Stage, TolerantWriter, reason_of
-from m3_connectors.ingestion.ledger import Ledger, Version, content_hash
+from m3_connectors.ingestion.ledger import Ledger, Version, content_hash, stored_hash
 from m3_connectors.ingestion.origin import Origin
 from m3_connectors.ingestion.progress import IngestProgress
 from m3_connectors.writing import CutDocument, RefusedPart, Stored, bounded
@@ -46,7 +47,7 @@ class Run:
     Args:
         index: The collection.
         writer: Writes into it.
-        encoder: The encoder of the index.
+        encoder: The encoder of the index; None for documents that come with their embeddings.
         ledger: The ledger of the collection.
         chunking: How documents are cut.
         origin: Returns where the document comes from that was read last.
@@ -58,7 +59,7 @@ class Run:
         self,
         index: Index,
         writer: TolerantWriter,
-        encoder: Encoder,
+        encoder: Encoder | None,
         ledger: Ledger,
         chunking: Chunking,
         origin: Callable[[], Origin],
@@ -70,7 +71,7 @@ class Run:
         self._ledger = ledger
         self._chunking = chunking
         self._token_spans: TokenSpans | None = getattr(encoder, "token_spans", None)
-        self._model = _fingerprint(encoder)
+        self._model = _fingerprint(index.schema.model if encoder is None else encoder.info)
         self._origin = origin
         self._on_cut = on_cut
         self._on_refused = on_refused
@@ -97,6 +98,16 @@ class Run:
             yield CheckedDocuments(batch), None  # of a valid document, the chunks are valid
         if self._unread is not None:
             raise self._unread
+
+    def embedded(
+        self, batches: Iterable[tuple[Sequence[Document], M3Embeddings]]
+    ) -> Iterator[tuple[Sequence[Document], M3Embeddings]]:
+        """Yield the documents that must be stored, with their embeddings; batches are as large as they are given."""
+        for documents, embeddings in batches:
+            rows = {id(document): i for i, document in enumerate(documents)}
+            kept = [rows[id(document)] for document in self._changed(documents)]
+            if kept:
+                yield [documents[i] for i in kept], embeddings_at(embeddings, kept)
 
     def begin(self, batch: Sequence[Document]) -> None:
         """Enter the documents whose first chunk is in a batch, before it is encoded and written."""
@@ -232,7 +243,7 @@ class Run:
             self._refuse(document, "cut", reason_of(error, document), origin)
             return ()
         if self._chunking.kind != "none":
-            version = dataclasses.replace(version, chunks=len(parts))
+            version = dataclasses.replace(version, chunks=len(parts), stored=stored_hash(parts))
         begin, self._parts = self._parts, self._parts + len(parts)
         is_again = document.id in again
         replaces = document.id in known and not is_again
@@ -286,6 +297,13 @@ class Run:
             run_on(self._index, partial(self._writer.delete, ids[start : start + _DELETED_AT_ONCE]))
 
 
-def _fingerprint(encoder: Encoder) -> str:
-    info = encoder.info
+def embeddings_at(embeddings: M3Embeddings, rows: Sequence[int]) -> M3Embeddings:
+    """Return the embeddings of these texts, at least one, whose numbers increase."""
+    ends = [i for i in range(1, len(rows)) if rows[i] != rows[i - 1] + 1]
+    runs = zip([0, *ends], [*ends, len(rows)], strict=True)
+    parts = [embeddings[rows[start] : rows[stop - 1] + 1] for start, stop in runs]
+    return parts[0] if len(parts) == 1 else M3Embeddings.concatenate(parts)
+
+
+def _fingerprint(info: ModelInfo) -> str:
     return info.weights_fingerprint or f"{info.name}@{info.revision}"

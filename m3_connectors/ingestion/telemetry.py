@@ -54,10 +54,16 @@ class Telemetry:
         yield
 
     def writer(
-        self, backend: Backend, encode: Encode, *, wait_seconds: float, on_wait: OnWait
+        self,
+        backend: Backend,
+        encode: Encode,
+        *,
+        wait_seconds: float,
+        on_wait: OnWait,
+        as_they_are: bool = False,
     ) -> TolerantWriter:
-        """Return the writer of the run."""
-        return TolerantWriter(backend, encode, wait_seconds, on_wait)
+        """Return the writer of the run; its arguments are those of ``TolerantWriter``."""
+        return TolerantWriter(backend, encode, wait_seconds, on_wait, as_they_are=as_they_are)
 
     def progress(self, now: IngestProgress) -> None:
         """Count what has been done since the last call."""
@@ -128,11 +134,17 @@ class OpenTelemetry(Telemetry):
                 span.set_attribute("m3.chunks", self._before.chunks)
 
     def writer(
-        self, backend: Backend, encode: Encode, *, wait_seconds: float, on_wait: OnWait
+        self,
+        backend: Backend,
+        encode: Encode,
+        *,
+        wait_seconds: float,
+        on_wait: OnWait,
+        as_they_are: bool = False,
     ) -> TolerantWriter:
         """Return a writer whose calls of encoder and store have spans."""
         self._collection = {"db.system.name": backend.name, "db.collection.name": backend.collection}
-        return _TracedWriter(self, backend, encode, wait_seconds, on_wait)
+        return _TracedWriter(self, backend, encode, wait_seconds, on_wait, as_they_are=as_they_are)
 
     def progress(self, now: IngestProgress) -> None:
         """Count what has been done since the last call."""
@@ -193,9 +205,16 @@ class OpenTelemetry(Telemetry):
 
 class _TracedWriter(TolerantWriter):
     def __init__(
-        self, telemetry: OpenTelemetry, backend: Backend, encode: Encode, wait_seconds: float, on_wait: OnWait
+        self,
+        telemetry: OpenTelemetry,
+        backend: Backend,
+        encode: Encode,
+        wait_seconds: float,
+        on_wait: OnWait,
+        *,
+        as_they_are: bool,
     ) -> None:
-        super().__init__(backend, encode, wait_seconds, on_wait)
+        super().__init__(backend, encode, wait_seconds, on_wait, as_they_are=as_they_are)
         self._telemetry = telemetry
         self._put_into_store, self._write = self._write, self._traced
 

@@ -1,14 +1,22 @@
-"""Compare a collection with its ledger, by ids, and mend the ledger: what is missing is written again next time."""
+"""Compare a collection with its ledger, and mend the ledger: what is not as it was is written again next time.
+
+The store is asked for its ids, and on request for its texts and metadata, whose hash is compared with that of what was
+written. The hash is computed from what the store returns, and not kept beside it: a text that is edited in a database
+would keep the hash that was written with it.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
+from collections.abc import Iterable, Iterator
 
-from m3_connectors.blocking import Index, scan_ids
-from m3_connectors.ingestion.ledger import Ledger, Version
+from m3_connectors.blocking import Index
+from m3_connectors.ingestion.ledger import Ledger, Version, combined, piece_hash
 
 _MOST_NAMED = 1000
 _MENDED_AT_ONCE = 1000
+_NOTED_AT_ONCE = 10_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +31,11 @@ class Verification:
         stale: The number of ids in the store that an earlier version of a document left there; the next run that
             reads this document removes them.
         unknown: The number of ids in the store that other programs wrote. They are left alone.
+        changed: The number of documents whose text or metadata in the store are not those that were written; None
+            if only ids were compared.
+        changed_ids: The ids of the first 1,000 of them.
+        unhashed: The number of documents whose chunks could not be compared, because an earlier version of this
+            package wrote them.
     """
 
     documents: int
@@ -31,45 +44,111 @@ class Verification:
     missing_ids: tuple[str, ...]
     stale: int
     unknown: int
+    changed: int | None = None
+    changed_ids: tuple[str, ...] = ()
+    unhashed: int = 0
+
+    @property
+    def agrees(self) -> bool:
+        """Whether nothing was found that the next run writes again or removes."""
+        return not (self.missing or self.stale or self.changed)
 
 
-def verify(index: Index, ledger: Ledger) -> Verification:
+def verify(index: Index, ledger: Ledger, *, hashes: bool = False) -> Verification:
     """Ask the store for all its ids, and note in the ledger what the next run must write again.
+
+    Args:
+        index: The collection.
+        ledger: Its ledger.
+        hashes: Whether to read the texts and metadata too, and compare them with what was written.
 
     Raises:
         InvalidInput: The ledger cannot be used.
         BackendError: The store failed.
     """
+    if hashes:
+        found = ((document.id, piece_hash(document)) for document in index.scan())
+    else:
+        found = ((id, "") for id in index.scan_ids())
+    return _compare(ledger, found, hashes)
+
+
+def verify_dropped(ledger: Ledger) -> Verification:
+    """Note that the next run must write all documents again, because their collection does not exist."""
+    return _compare(ledger, iter(()), hashes=False)
+
+
+def _compare(ledger: Ledger, found: Iterator[tuple[str, str]], hashes: bool) -> Verification:
     documents = ledger.document_count()
     stored = 0
-
-    def note(ids: list[str]) -> None:
-        nonlocal stored
-        stored += len(ids)
-        ledger.note_stored(ids)
-
     ledger.begin_comparison()
-    scan_ids(index, note)
-    missing = [version for version, lacking in ledger.compared() if lacking]
-    stale: list[Version] = []
-    stale_count = unknown = 0
-    for id in ledger.unclaimed():
-        longer = _longer(ledger, id)
-        if longer is None:
-            unknown += 1
-        else:
-            stale.append(longer)
-            stale_count += 1
-    for start in range(0, len(missing + stale), _MENDED_AT_ONCE):
-        ledger.distrust((missing + stale)[start : start + _MENDED_AT_ONCE])
+    while some := list(itertools.islice(found, _NOTED_AT_ONCE)):
+        stored += len(some)
+        ledger.note_stored(some)
+    missing, changed = _Named(), _Named()
+    unhashed = 0
+    for page in ledger.compared():
+        wrong: list[Version] = []
+        for version, there in page:
+            if len(there) < len(version.stored_ids):
+                missing.add(version.id)
+                wrong.append(version)
+            elif hashes and not version.stored:
+                unhashed += 1
+            elif hashes and combined(there) != version.stored:
+                changed.add(version.id)
+                wrong.append(version)
+        ledger.distrust(wrong)
+    stale, unknown = _mend_stale(ledger)
     return Verification(
         documents,
         stored,
-        len(missing),
-        tuple(version.id for version in missing[:_MOST_NAMED]),
-        stale_count,
+        missing.count,
+        tuple(missing.first),
+        stale,
         unknown,
+        changed.count if hashes else None,
+        tuple(changed.first),
+        unhashed,
     )
+
+
+class _Named:
+    """Counts documents, and keeps the ids of the first."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.first: list[str] = []
+
+    def add(self, id: str) -> None:
+        self.count += 1
+        if self.count <= _MOST_NAMED:
+            self.first.append(id)
+
+
+def _mend_stale(ledger: Ledger) -> tuple[int, int]:
+    """Note what earlier versions left in the store; return how many ids, and how many the ledger does not know."""
+    unknown = 0
+
+    def stale() -> Iterator[Version]:
+        nonlocal unknown
+        for id in ledger.unclaimed():
+            longer = _longer(ledger, id)
+            if longer is None:
+                unknown += 1
+            else:
+                yield longer
+
+    count = 0
+    # Complete before the first is noted: each claims the ids of a longer version.
+    for some in _by_count(list(stale()), _MENDED_AT_ONCE):
+        count += len(some)
+        ledger.distrust(some)
+    return count, unknown
+
+
+def _by_count(versions: list[Version], count: int) -> Iterable[list[Version]]:
+    return (versions[start : start + count] for start in range(0, len(versions), count))
 
 
 def _longer(ledger: Ledger, stored_id: str) -> Version | None:

@@ -33,7 +33,7 @@ def read_parquet(file: Input, settings: ReadSettings) -> Iterator[Outcome]:
         except _errors() as error:
             raise InvalidInput(f"not a Parquet file, or cut: {_line(error)}") from None
         with table:
-            rows = _Rows(table.schema_arrow, file.name, settings.fields)
+            rows = ArrowRows(table.schema_arrow, file.name, settings.fields)
             yield from rows.left_out()
             for number in range(table.num_row_groups):
                 group = table.metadata.row_group(number)
@@ -60,7 +60,7 @@ def read_arrow(file: Input, settings: ReadSettings) -> Iterator[Outcome]:
             table = (pa.ipc.open_file if is_file else pa.ipc.open_stream)(content)
         except _errors() as error:
             raise InvalidInput(f"not an Arrow file, or cut: {_line(error)}") from None
-        rows = _Rows(table.schema, file.name, settings.fields)
+        rows = ArrowRows(table.schema, file.name, settings.fields)
         yield from rows.left_out()
         batches = map(table.get_batch, range(table.num_record_batches)) if is_file else iter(table)
         try:
@@ -71,7 +71,7 @@ def read_arrow(file: Input, settings: ReadSettings) -> Iterator[Outcome]:
             raise InvalidInput(f"has no end mark: it may be cut after row {rows.count:,}")
 
 
-class _Rows:
+class ArrowRows:
     """Converts the rows of a table to documents.
 
     Args:
@@ -97,15 +97,8 @@ class _Rows:
         self._left_out = {column.name: column.type for column in schema if self._types[column.name] is None}
         if len(self._types) < len(schema):
             raise InvalidInput(f"two columns have the same name: {schema.names}")
-        if fields.text not in self._types:
-            raise InvalidInput(
-                f"no column {fields.text!r}, only {schema.names}: choose the text column with --text"
-            )
-        if fields.id is not None and fields.id not in self._types:
-            raise InvalidInput(
-                f"no column {fields.id!r}, only {schema.names}: choose the id column with --id"
-            )
-        for needed in filter(self._is_needed, self._left_out):
+        fields.check(schema.names)
+        for needed in filter(fields.is_needed, self._left_out):
             raise InvalidInput(
                 f"the column {needed!r} is {self._left_out[needed]}: text and ids must be strings"
             )
@@ -159,13 +152,30 @@ class _Rows:
             {
                 name: value
                 for name, value in zip(values, row, strict=True)
-                if value is not None or self._is_needed(name)
+                if value is not None or self._fields.is_needed(name)
             }
             for row in rows
         ]
 
-    def _is_needed(self, column: str) -> bool:
-        return column == self._fields.text or self._fields.is_id(column)
+
+def column_names(file: Input, settings: ReadSettings) -> list[str]:
+    """Return the columns of a Parquet or Arrow file.
+
+    Raises:
+        OSError, InvalidInput, MissingDependency: It cannot be read.
+    """
+    pa = _pyarrow()
+    from pyarrow import parquet
+
+    with file.open_seekable() as content:
+        try:
+            if file.ending == ".parquet":
+                return list(parquet.read_schema(content).names)
+            is_file = content.read(len(_FILE_MARK)) == _FILE_MARK
+            content.seek(0)
+            return list((pa.ipc.open_file if is_file else pa.ipc.open_stream)(content).schema.names)
+        except _errors() as error:
+            raise InvalidInput(f"damaged: {_line(error)}") from None
 
 
 def _has_end(stream: BinaryIO) -> bool:

@@ -7,8 +7,7 @@ import sys
 import zlib
 from collections.abc import Callable
 from io import BufferedReader, RawIOBase
-from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, Protocol
 
 from m3_connectors.errors import MissingDependency
 
@@ -17,33 +16,65 @@ class Damaged(OSError):
     """A compressed file is cut or damaged; the message contains only the reason."""
 
 
-def is_compressed(path: Path) -> bool:
+class Named(Protocol):
+    """A path or URL."""
+
+    @property
+    def suffix(self) -> str:
+        """The file extension of the name."""
+
+
+class Readable(Protocol):
+    """A file of bytes."""
+
+    def read(self, size: int = -1, /) -> bytes:
+        """Return the next bytes, at most ``size``."""
+
+
+def is_compressed(path: Named) -> bool:
     """Return whether the name of a file ends in the suffix of a compression."""
     return path.suffix.lower() in _COMPRESSIONS
 
 
-def decompressed(path: Path, raw: BinaryIO) -> BufferedReader:
+def decompressed(path: Named, raw: Readable, check: Callable[[int], object]) -> BufferedReader:
     """Return the content of a compressed file up to where it is damaged; reading on then raises ``Damaged``.
 
     Args:
         path: The path of the file, whose suffix names the compression.
         raw: The compressed bytes. They must stay open while the content is read.
+        check: Called with the number of bytes expanded so far; what it raises ends the reading.
 
     Raises:
         MissingDependency: The package that decompresses it is not installed.
     """
-    return BufferedReader(_Decompressed(*_COMPRESSIONS[path.suffix.lower()](raw)))
+    return BufferedReader(_Decompressed(*_COMPRESSIONS[path.suffix.lower()](raw), check))
+
+
+def lacks_checksum(path: Named, head: bytes) -> bool:
+    """Return whether damage of a compressed file may go unnoticed: its first frame of Zstandard has no checksum.
+
+    Args:
+        path: The path of the file.
+        head: The first bytes of the file, at least 5.
+    """
+    is_frame = path.suffix.lower() == ".zst" and len(head) > 4 and head[:4] == _ZSTD_MARK
+    return is_frame and not head[4] & _ZSTD_CHECKSUM
+
+
+_ZSTD_MARK = b"\x28\xb5\x2f\xfd"
+_ZSTD_CHECKSUM = 4
+"""The bit of the frame header descriptor that says that a checksum follows the frame (RFC 8878, 3.1.1.1.1)."""
 
 
 _Opened = tuple[Any, tuple[type[Exception], ...]]
 """A file with ``read1``, and the errors that it raises for damage."""
 
 
-def _gzip(raw: BinaryIO) -> _Opened:
+def _gzip(raw: Any) -> _Opened:
     return gzip.GzipFile(fileobj=raw), (EOFError, zlib.error, gzip.BadGzipFile)
 
 
-def _zstd(raw: BinaryIO) -> _Opened:
+def _zstd(raw: Any) -> _Opened:
     try:
         if sys.version_info >= (3, 14):
             from compression import zstd
@@ -54,13 +85,17 @@ def _zstd(raw: BinaryIO) -> _Opened:
     return zstd.ZstdFile(raw), (EOFError, zstd.ZstdError)
 
 
-_COMPRESSIONS: dict[str, Callable[[BinaryIO], _Opened]] = {".gz": _gzip, ".zst": _zstd}
+_COMPRESSIONS: dict[str, Callable[[Any], _Opened]] = {".gz": _gzip, ".zst": _zstd}
 
 
 class _Decompressed(RawIOBase):
-    def __init__(self, file: Any, damages: tuple[type[Exception], ...]) -> None:
+    def __init__(
+        self, file: Any, damages: tuple[type[Exception], ...], check: Callable[[int], object]
+    ) -> None:
         self._file = file
         self._damages = damages
+        self._check = check
+        self._count = 0
 
     def readable(self) -> bool:
         return True
@@ -72,6 +107,8 @@ class _Decompressed(RawIOBase):
         except self._damages as error:
             raise Damaged(str(error)) from None
         buffer[: len(part)] = part
+        self._count += len(part)
+        self._check(self._count)
         return len(part)
 
     def close(self) -> None:

@@ -6,13 +6,15 @@ import contextlib
 import dataclasses
 import itertools
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO
 
 from m3_connectors.errors import InvalidInput
-from m3_connectors.readers.inputs import STDIN
+from m3_connectors.readers.inputs import STDIN, Source
+from m3_connectors.readers.urls import Url
 
 SUFFIX = ".dead.jsonl"
 CUT_SUFFIX = ".cut.jsonl"
@@ -141,14 +143,14 @@ class ReportFiles:
         """The files that were written."""
         return list(self._open)
 
-    def begin(self, source: Path) -> None:
+    def begin(self, source: Source) -> None:
         """Called before a source is read: deletes the report of an earlier run, which is stale."""
         path = self._path(source)
         if path not in self._open:
             with self._needed(path):
                 path.unlink(missing_ok=True)
 
-    def write(self, source: Path, letter: DeadLetter | CutLetter | DroppedLetter) -> None:
+    def write(self, source: Source, letter: DeadLetter | CutLetter | DroppedLetter) -> None:
         """Write one line about a source.
 
         Raises:
@@ -183,17 +185,20 @@ class ReportFiles:
                 "skipped, cut or dropped.\n  Run m3 ingest in a folder where files can be written."
             ) from error
 
-    def _path(self, source: Path) -> Path:
+    def _path(self, source: Source) -> Path:
         name = self._name(source)
         names = itertools.chain([name], (f"{name}.{number}" for number in itertools.count(2)))
         paths = (self._directory / f"{name}{self._suffix}" for name in names)
         return next(path for path in paths if path in self._open or not path.exists() or is_report(path))
 
     @staticmethod
-    def _name(source: Path) -> str:
+    def _name(source: Source) -> str:
         if source == STDIN:
             return "stdin"
-        name = source.resolve().name
+        if isinstance(source, Url):
+            name = re.sub(r"[^\w.-]+", "_", source.name or source.scheme)
+        else:
+            name = source.resolve().name
         for ending in (".gz", ".zst", ".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow"):
             if name.lower().endswith(ending):
                 name = name[: -len(ending)]
@@ -208,7 +213,7 @@ class DeadLetterFiles(ReportFiles):
         self.first: DeadLetter | None = None
         """The first dead letter."""
 
-    def add(self, source: Path, letter: DeadLetter) -> None:
+    def add(self, source: Source, letter: DeadLetter) -> None:
         """Write one dead letter of a source.
 
         Raises:

@@ -9,12 +9,10 @@ from typing import Any, BinaryIO
 
 from m3_connectors.errors import InvalidInput, MissingDependency
 from m3_connectors.readers.inputs import Input
+from m3_connectors.readers.limits import Limits
 from m3_connectors.readers.outcomes import Outcome
 from m3_connectors.readers.pages import MAX_FILE_BYTES, page_outcome
 from m3_connectors.readers.settings import ReadSettings
-
-MAX_PACKAGE_BYTES = 512 * 2**20
-"""The limit of all parts of a file together, because python-docx holds them in memory."""
 
 _OLE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
 """The first bytes of an encrypted DOCX, and of a file of Word before 2007."""
@@ -37,11 +35,11 @@ def read_docx(file: Input, settings: ReadSettings) -> Iterator[Outcome]:
     except ImportError:
         raise MissingDependency("python-docx", "docx") from None
     with file.open_seekable() as content:
-        text = _text(content)
+        text = _text(content, file.limits)
     yield page_outcome(file, text)
 
 
-def _text(content: BinaryIO) -> str:
+def _text(content: BinaryIO, limits: Limits) -> str:
     import docx
 
     from m3_connectors.readers.docx_text import text_of
@@ -49,7 +47,7 @@ def _text(content: BinaryIO) -> str:
     if content.read(len(_OLE)) == _OLE:
         raise InvalidInput("encrypted, or a .doc of Word before 2007: save it as .docx without a password")
     try:
-        _check_sizes(content)
+        _check_sizes(content, limits)
         document = docx.Document(content)
         return text_of(document)
     except InvalidInput:
@@ -58,13 +56,15 @@ def _text(content: BinaryIO) -> str:
         raise InvalidInput(f"damaged, or not a Word document: {_line(error)}") from None
 
 
-def _check_sizes(content: BinaryIO) -> None:
+def _check_sizes(content: BinaryIO, limits: Limits) -> None:
+    stored = content.seek(0, 2)
+    content.seek(0)
     with zipfile.ZipFile(content) as package:
         sizes = {part.filename: part.file_size for part in package.infolist()}
     content.seek(0)
-    # zipfile reads no more of a part than its declared size.
-    if sum(sizes.values()) > MAX_PACKAGE_BYTES:
-        raise InvalidInput(f"expands to more than {MAX_PACKAGE_BYTES // 2**20} MiB")
+    # zipfile reads no more of a part than its declared size, and python-docx holds all parts in memory.
+    limits.check_size(sum(sizes.values()))
+    limits.check_expansion(stored, sum(sizes.values()))
     text = {name: size for name, size in sizes.items() if name.endswith((".xml", ".rels"))}
     if sum(text.values()) > MAX_FILE_BYTES:
         raise InvalidInput(f"its text expands to more than {MAX_FILE_BYTES // 2**20} MiB")

@@ -13,6 +13,8 @@ from docx.opc.constants import RELATIONSHIP_TYPE
 from docx.oxml.ns import qn
 from docx.oxml.parser import parse_xml
 
+from m3_connectors.readers.marks import heading, paragraph
+
 if TYPE_CHECKING:
     from docx.document import Document
 
@@ -43,9 +45,15 @@ def text_of(document: Document) -> str:
         if relationship.reltype in _NOTES and not relationship.is_external:
             lines += _lines(parse_xml(relationship.target_part.blob), levels)
     title = " ".join((document.core_properties.title or "").split())
-    if title and not any(line.lstrip("# ") == title for line in lines[:1]):
-        lines.insert(0, title)
-    return "\n".join(lines)
+    if title and not any(line == title for _, line in lines[:1]):
+        lines.insert(0, (0, title))
+    return "\n".join(_marked(level, line) for level, line in lines)
+
+
+def _marked(level: int, text: str) -> str:
+    if level:
+        return heading(level, " ".join(text.split()))
+    return "\n".join(map(paragraph, text.split("\n")))
 
 
 def _heading_levels(document: Document) -> dict[str, int]:
@@ -61,26 +69,26 @@ def _heading_levels(document: Document) -> dict[str, int]:
     return levels
 
 
-def _lines(parent: Any, levels: dict[str, int]) -> Iterator[str]:
-    """Yield the lines of all paragraphs and tables below an element."""
+def _lines(parent: Any, levels: dict[str, int]) -> Iterator[tuple[int, str]]:
+    """Yield the texts of all paragraphs and table rows below an element, with the level of those that are headings."""
     for child in parent.iterchildren():
         if child.tag == _PARAGRAPH:
             text = _paragraph(child).strip()
             if text:
-                yield f"{'#' * _level(child, levels)} {text}".lstrip()
+                yield _level(child, levels), text
             for box in _boxes(child):
                 yield from _lines(box, levels)
         elif child.tag == _TABLE:
             for row in child.iter(_ROW):
-                if next(row.iterancestors(_TABLE)) is child:
-                    yield from filter(None, [_row(row, levels)])
+                if next(row.iterancestors(_TABLE)) is child and (text := _row(row)):
+                    yield 0, text
         elif child.tag not in _LEFT_OUT:
             yield from _lines(child, levels)
 
 
-def _row(row: Any, levels: dict[str, int]) -> str:
+def _row(row: Any) -> str:
     cells = (cell for cell in row.iter(_CELL) if next(cell.iterancestors(_ROW)) is row)
-    texts = [" ".join(" ".join(_lines(cell, {})).split()) for cell in cells]
+    texts = [" ".join(" ".join(text for _, text in _lines(cell, {})).split()) for cell in cells]
     return " | ".join(texts) if any(texts) else ""
 
 

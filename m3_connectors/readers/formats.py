@@ -11,17 +11,17 @@ from m3_connectors.readers.columnar import read_arrow, read_parquet
 from m3_connectors.readers.compression import is_compressed
 from m3_connectors.readers.docx import read_docx
 from m3_connectors.readers.encodings import known_encoding
-from m3_connectors.readers.inputs import is_stream
+from m3_connectors.readers.inputs import Source, is_stream
 from m3_connectors.readers.json_file import read_json
 from m3_connectors.readers.jsonl import read_json_lines
-from m3_connectors.readers.pages import html_page, markdown, plain_text, read_page, xhtml_page
+from m3_connectors.readers.limits import DEFAULT_LIMITS, Limits
+from m3_connectors.readers.pages import markdown, plain_text, read_html, read_page, xhtml_page
 from m3_connectors.readers.pdf import read_pdf
 from m3_connectors.readers.settings import Reader
 from m3_connectors.readers.tables import read_csv, read_tsv
 
 _TEXT = functools.partial(read_page, plain_text)
 _MARKDOWN = functools.partial(read_page, markdown)
-_HTML = functools.partial(read_page, html_page)
 _XHTML = functools.partial(read_page, xhtml_page)
 
 FORMATS: dict[str, Reader] = {
@@ -37,8 +37,8 @@ FORMATS: dict[str, Reader] = {
     ".rst": _TEXT,
     ".md": _MARKDOWN,
     ".markdown": _MARKDOWN,
-    ".html": _HTML,
-    ".htm": _HTML,
+    ".html": read_html,
+    ".htm": read_html,
     ".xhtml": _XHTML,
     ".pdf": read_pdf,
     ".docx": read_docx,
@@ -48,7 +48,7 @@ FORMATS: dict[str, Reader] = {
 Your own format is one line: ``FORMATS[".eml"] = read_mail``.
 """
 
-_PAGES = (_TEXT, _MARKDOWN, _HTML, _XHTML)
+_PAGES = (_TEXT, _MARKDOWN, read_html, _XHTML)
 _NAMES = {".txt": "text", ".md": "markdown"}
 """Extensions whose format has another name."""
 
@@ -67,6 +67,8 @@ class ReadOptions:
             for files without any extension.
         exclude: Shell patterns of files and folders to skip. A pattern matches the name or, if it contains a
             slash, the path below the source.
+        limits: How far compressed files may expand.
+        main_content: Whether only the main content of HTML is read, without menus and the like.
 
     Raises:
         InvalidInput: An option is not valid.
@@ -76,6 +78,8 @@ class ReadOptions:
     delimiter: str | None = None
     format: str | None = None
     exclude: tuple[str, ...] = ()
+    limits: Limits = DEFAULT_LIMITS
+    main_content: bool = False
 
     def __post_init__(self) -> None:
         if self.encoding is not None:
@@ -103,25 +107,30 @@ def format_names() -> list[str]:
     return list(names.values())
 
 
-def is_records(path: Path) -> bool:
-    """Return whether a file contains documents (records, rows, pages of a PDF), and is not a plain text itself."""
-    ending = known_ending(path)
+def is_records(path: Source, ending: str | None = None) -> bool:
+    """Return whether a file contains documents (records, rows, pages of a PDF), and is not a plain text itself.
+
+    Args:
+        path: The file.
+        ending: The extension as which it is read; by default its own.
+    """
+    ending = ending or known_ending(path)
     return ending is not None and FORMATS[ending] not in _PAGES
 
 
-def ending_of(path: Path) -> str:
+def ending_of(path: Source) -> str:
     """Return the extension of a name in lower case, without that of a compression."""
     name = Path(path.name.lower())
     return Path(name.stem).suffix if is_compressed(path) else name.suffix
 
 
-def known_ending(path: Path) -> str | None:
+def known_ending(path: Source) -> str | None:
     """Return the extension of a file if it has a reader; a name without an extension is a text."""
     ending = ending_of(path) or ".txt"
     return ending if ending in FORMATS else None
 
 
-def named_ending(path: Path, options: ReadOptions) -> str | None:
+def named_ending(path: Source, options: ReadOptions) -> str | None:
     """Return the extension as which to read a file given as a source: its own, or that of the options' format."""
     if ending_of(path) in FORMATS:
         return ending_of(path)

@@ -1,4 +1,4 @@
-"""Convert HTML to plain text: the title, then the visible text, one line per block."""
+"""Convert HTML to plain text: title and visible text, a line per block, headings marked as in Markdown."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from selectolax.lexbor import LexborHTMLParser, LexborNode
 
 from m3_connectors.errors import InvalidInput
+from m3_connectors.readers.marks import heading, paragraph
 
 UNSEEN = frozenset(
     {"script", "style", "template", "noscript", "svg", "head"}
@@ -34,6 +35,7 @@ _INLINE = frozenset(
         "wbr",
     }
 )
+_LEVELS = {f"h{level}": level for level in range(1, 7)}
 _BLANKS = re.compile(r"[ \t\r\f\v\n\u00a0]+")
 
 _TAG = re.compile(rb"<(/?)([a-zA-Z][^\s/>]*)")
@@ -50,25 +52,56 @@ class Lines:
     """Collects text and tags in document order, and returns the lines that a reader sees."""
 
     def __init__(self) -> None:
-        self._title: list[str] = []
-        self._text: list[str] = []
+        self._titles: list[str] = []
+        self._lines: list[str] = []
+        self._line: list[str] = []
+        self._level = 0
+        """The level of the heading whose line has not been collected yet; 0 outside headings."""
 
     def title(self, text: str) -> None:
         """Add a piece of the title."""
-        self._title.append(text.replace("\n", " "))
+        self._titles.append(text.replace("\n", " "))
 
     def text(self, text: str) -> None:
         """Add a piece of text. Its line ends become spaces, because only blocks break lines."""
-        self._text.append(text.replace("\n", " "))
+        self._line.append(text)
 
-    def tag(self, name: str) -> None:
-        """Add the start or end of an element."""
-        if name not in _INLINE:
-            (self._title if name == "title" else self._text).append("\n")
+    def start(self, name: str) -> None:
+        """Add the start of an element."""
+        self._boundary(name)
+        if name in _LEVELS:
+            self._level = _LEVELS[name]
+
+    def end(self, name: str) -> None:
+        """Add the end of an element."""
+        self._boundary(name)
+        if name in _LEVELS:
+            self._level = 0
+
+    def _boundary(self, name: str) -> None:
+        if name == "title":
+            self._titles.append("\n")
+        elif name == "br" and self._level:
+            self._line.append(" ")
+        elif name not in _INLINE:
+            self._end_line()
+
+    def _end_line(self) -> None:
+        line = _without_blanks("".join(self._line))
+        self._line.clear()
+        if line:
+            self._lines.append(heading(self._level, line) if self._level else paragraph(line))
+            # Only the first line: a heading that is never closed contains the rest of the page.
+            self._level = 0
 
     def __str__(self) -> str:
-        lines = "".join([*self._title, "\n", *self._text]).split("\n")
-        return "\n".join(filter(None, (_BLANKS.sub(" ", line).strip() for line in lines)))
+        self._end_line()
+        titles = filter(None, map(_without_blanks, "".join(self._titles).split("\n")))
+        return "\n".join([*map(paragraph, titles), *self._lines])
+
+
+def _without_blanks(line: str) -> str:
+    return _BLANKS.sub(" ", line).strip()
 
 
 def html_to_text(html: str) -> str:
@@ -109,6 +142,12 @@ def text_of(page: LexborHTMLParser) -> str:
     return str(lines)
 
 
+def title_of(page: str) -> str:
+    """Return the title of a page, empty if it has none."""
+    title = parse(page).css_first("title")
+    return "" if title is None else _without_blanks(title.text(deep=True))
+
+
 def declared_labels(page: LexborHTMLParser) -> Iterator[str]:
     """Yield the encodings that a page's ``meta`` elements declare; the first known one applies."""
     for meta in page.css("meta"):
@@ -131,11 +170,11 @@ def _enter(node: LexborNode, lines: Lines) -> LexborNode | None:
         lines.text(node.text_content or "")
         return None
     if name == "title":  # not a title in SVG, because svg elements are skipped
-        lines.tag(name)
+        lines.start(name)
         lines.title(node.text(deep=True))
         return None
     if node.is_element_node:
-        lines.tag(name)
+        lines.start(name)
     if name == "head":
         for title in node.css("title"):
             _enter(title, lines)
@@ -144,7 +183,7 @@ def _enter(node: LexborNode, lines: Lines) -> LexborNode | None:
 
 def _leave(node: LexborNode, lines: Lines) -> None:
     if node.is_element_node:
-        lines.tag(node.tag or "")
+        lines.end(node.tag or "")
 
 
 def _steps(raw: bytes) -> int:

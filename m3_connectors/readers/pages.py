@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterator
 
 from m3_connectors.documents import Document
-from m3_connectors.errors import InvalidInput
+from m3_connectors.errors import InvalidInput, MissingDependency
 from m3_connectors.readers import encodings, html
 from m3_connectors.readers.front_matter import without_front_matter
 from m3_connectors.readers.inputs import Input
@@ -22,6 +22,11 @@ _XML_DECLARATION = re.compile(rb"""\s*<\?xml\s[^>]*?encoding\s*=\s*["']([\w.:-]{
 
 Decode = Callable[[bytes, str | None], str]
 """Returns the text of a page, given its bytes and the codec if it is known."""
+
+
+def read_html(page: Input, settings: ReadSettings) -> Iterator[Outcome]:
+    """Read a page of HTML: its visible text, or only its main content if the settings say so."""
+    return read_page(main_content if settings.main_content else html_page, page, settings)
 
 
 def read_page(decode: Decode, page: Input, settings: ReadSettings) -> Iterator[Outcome]:
@@ -88,15 +93,39 @@ def html_page(raw: bytes, codec: str | None) -> str:
     Raises:
         InvalidInput: It cannot be decoded, or its guessed encoding is implausible.
     """
+    return html.html_to_text(_markup(raw, codec))
+
+
+def main_content(raw: bytes, codec: str | None) -> str:
+    """Return the title and the main content of a page of HTML as Markdown, without menus, headers and footers.
+
+    A page in which none is found has all its visible text: leaving it out would lose it.
+
+    Raises:
+        InvalidInput, MissingDependency: It cannot be decoded, or trafilatura is not installed.
+    """
+    try:
+        import trafilatura
+    except ImportError:
+        raise MissingDependency("trafilatura", "main-content") from None
+    markup = _markup(raw, codec)
+    found = trafilatura.extract(markup, output_format="markdown", include_comments=False, include_tables=True)
+    if not found or not found.strip():
+        return html.html_to_text(markup)
+    title = html.title_of(markup)
+    return found if title in found[: 2 * len(title) + 10] else f"{title}\n{found}"
+
+
+def _markup(raw: bytes, codec: str | None) -> str:
     codec = codec or _declared(raw)
     if codec is not None:
-        return html.html_to_text(encodings.decode(raw, codec))
+        return encodings.decode(raw, codec)
     try:
-        return html.html_to_text(encodings.decode(raw, "utf-8"))
+        return encodings.decode(raw, "utf-8")
     except InvalidInput as not_utf8:
-        text = html.html_to_text(encodings.decode(raw, "windows-1252"))
-        if encodings.likely_windows_1252(text):
-            return text
+        markup = encodings.decode(raw, "windows-1252")
+        if encodings.likely_windows_1252(html.html_to_text(markup)):
+            return markup
         raise not_utf8
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from m3_connectors.documents import Document
 from m3_connectors.errors import InvalidInput, MissingDependency
+from m3_connectors.passages import FIELD
 from m3_connectors.readers.inputs import Input
 from m3_connectors.readers.outcomes import Outcome, Skipped, checked
 from m3_connectors.readers.settings import ReadSettings
@@ -29,6 +30,7 @@ _LINE_HYPHEN = re.compile("[\ufffe\x02](?:\r?\n)?")
 
 def read_pdf(file: Input, settings: ReadSettings) -> Iterator[Outcome]:
     """Yield each page as a document, with the keys ``file``, ``page``, ``pages`` and ``title`` in its metadata.
+    Its parent is the file.
 
     The id of a page is ``name#page=3``. A page without text is skipped, and so is a page that is damaged.
 
@@ -54,6 +56,7 @@ def read_pdf(file: Input, settings: ReadSettings) -> Iterator[Outcome]:
                     continue
                 if text.strip():
                     metadata = {"file": file.name, "page": number, "pages": count, **title}
+                    metadata[FIELD] = {"parent": file.name}
                     yield checked(number, Document(f"{file.name}#page={number}", text, metadata))
                 else:
                     without_text.append(Skipped(number, f"page {number} {_NO_TEXT}"))

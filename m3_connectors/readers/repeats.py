@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from pathlib import Path
 from types import TracebackType
 
-from m3_connectors.readers.inputs import Input
+from m3_connectors.readers.inputs import Input, Source
 from m3_connectors.readers.outcomes import Found
+from m3_connectors.readers.urls import Url, source_of
 
 
 class Repeats:
@@ -28,7 +28,7 @@ class Repeats:
         )
         self._places.execute("BEGIN")
 
-    def replaced(self, input: Input, found: Found) -> tuple[Path, Path, int | None] | None:
+    def replaced(self, input: Input, found: Found) -> tuple[Source, Source, int | None] | None:
         """Record a document's position; return source, file and line of an earlier one with its id, or None.
 
         The same record of the same file, read twice, does not count as a repeat.
@@ -36,11 +36,11 @@ class Repeats:
         id = found.document.id
         query = self._places.execute("SELECT source, file, line FROM places WHERE id = ?", (id,))
         before = query.fetchone()
-        here = (id, os.fsencode(input.source), os.fsencode(input.path), found.line)
+        here = (id, os.fsencode(str(input.source)), os.fsencode(str(input.path)), found.line)
         self._places.execute("INSERT OR REPLACE INTO places VALUES (?, ?, ?, ?)", here)
         if before is None:
             return None
-        source, file = Path(os.fsdecode(before[0])), Path(os.fsdecode(before[1]))
+        source, file = source_of(os.fsdecode(before[0])), source_of(os.fsdecode(before[1]))
         if before[2] == found.line and _same(file, input.path):
             return None
         return source, file, before[2]
@@ -54,7 +54,9 @@ class Repeats:
         self._places.close()
 
 
-def _same(one: Path, other: Path) -> bool:
+def _same(one: Source, other: Source) -> bool:
+    if isinstance(one, Url) or isinstance(other, Url):
+        return str(one) == str(other)
     try:
         return one == other or one.samefile(other)
     except OSError:

@@ -20,12 +20,14 @@ class ReadSettings:
         codec: The Python codec of files without a byte order mark; None detects it.
         delimiter: The delimiter of CSV and TSV; None detects it.
         columns: The types of the columns of all CSV and TSV files.
+        main_content: Whether only the main content of HTML is read.
     """
 
     fields: Fields = dataclasses.field(default_factory=Fields)
     codec: str | None = None
     delimiter: str | None = None
     columns: Columns = dataclasses.field(default_factory=Columns)
+    main_content: bool = False
 
 
 Reader = Callable[[Input, ReadSettings], Iterator[Outcome]]

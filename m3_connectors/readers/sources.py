@@ -14,31 +14,35 @@ from m3_connectors.readers.dead_letters import DeadLetter
 from m3_connectors.readers.fields import Fields
 from m3_connectors.readers.folders import Walk
 from m3_connectors.readers.formats import FORMATS, ReadOptions, ending_of, named_ending
-from m3_connectors.readers.inputs import Input, is_stream, shown
+from m3_connectors.readers.inputs import Input, Source, is_stream, shown
+from m3_connectors.readers.known_columns import KnownColumns
 from m3_connectors.readers.outcomes import Found, Outcome, Skipped, reason_of
 from m3_connectors.readers.repeats import Repeats
+from m3_connectors.readers.schemes import opener_of
 from m3_connectors.readers.settings import ReadSettings
 from m3_connectors.readers.tables import look_at_columns
+from m3_connectors.readers.urls import Url
 
 _DEFAULT_FIELDS = Fields()
 _DEFAULT_OPTIONS = ReadOptions()
 
-OnDeadLetter = Callable[[Path, DeadLetter], None]
+OnDeadLetter = Callable[[Source, DeadLetter], None]
 
 
 def read_documents(
-    sources: Iterable[Path],
+    sources: Iterable[Source],
     *,
     fields: Fields = _DEFAULT_FIELDS,
     options: ReadOptions = _DEFAULT_OPTIONS,
     on_dead_letter: OnDeadLetter,
     on_replaced: OnDeadLetter | None = None,
-    on_source: Callable[[Path], None] = lambda _: None,
-    on_file: Callable[[Path, Path], None] = lambda source, path: None,
+    on_source: Callable[[Source], None] = lambda _: None,
+    on_file: Callable[[Source, Source], None] = lambda source, path: None,
     on_mixed_column: Callable[[str, str], None] = lambda *_: None,
+    on_notice: Callable[[str], None] = lambda _: None,
     without: Path | None = None,
 ) -> Iterator[Document]:
-    """Yield the documents of files and folders, one after another; each is valid for storing.
+    """Yield the documents of files, folders and URLs, one after another; each is valid for storing.
 
     Each record of JSON Lines, JSON, CSV, Parquet or Arrow is a document, and so is each page of a PDF, and each
     file of text, Markdown, HTML or DOCX, whose id is its path below the source folder, or its name. With several
@@ -49,7 +53,7 @@ def read_documents(
     CSV files are read twice, because the type of a column is the same in all files of the call.
 
     Args:
-        sources: Files and folders.
+        sources: Files, folders and URLs; ``SCHEMES`` has what opens the URLs.
         fields: The fields of text and id.
         options: Options for files that do not declare their encoding, delimiter or format.
         on_dead_letter: Called with the source and each record or file that was skipped.
@@ -59,10 +63,13 @@ def read_documents(
         on_file: Called with the source and each of its files before the file is read.
         on_mixed_column: Called before the first document with each CSV column that contains numbers but is
             text, and with its first cell that is not a number.
+        on_notice: Called before the first document with each fact that makes the reading less certain: a compressed
+            file without a checksum, a field that the first records lack.
         without: A folder to skip, such as the data folder of the store.
 
     Raises:
-        InvalidInput: A source has an unsupported format.
+        InvalidInput: A source has an unsupported format, a URL cannot be opened, or no table has one of the columns
+            that ``fields`` names; raised before the first document.
         FileNotFoundError: A source does not exist.
         MissingDependency: A package that reads a source is not installed. A file in a folder is skipped instead.
     """
@@ -73,30 +80,54 @@ def read_documents(
     with contextlib.ExitStack() as stack:
         copies = _copies(sources, walk, stack)
         reader = _Reader(fields, options)
+        known = KnownColumns(reader.settings)
         for source in sources:
             for input in walk.inputs(source, lambda *_: None):
-                reader.look(copies.get(input.path, input))
+                copy = copies.get(input.path, input)
+                reader.look(copy)
+                known.look(copy)
+                if input.lacks_checksum():
+                    on_notice(
+                        f"{shown(input.path)} has no checksum: damage of its bytes may go unnoticed "
+                        "(zstd --check writes one)"
+                    )
+        for notice in known.check():
+            on_notice(notice)
         for column, cell in reader.columns.mixed.items():
             on_mixed_column(column, cell)
         repeats = stack.enter_context(Repeats()) if on_replaced else None
         for source in sources:
             on_source(source)
-            for input in walk.inputs(source, on_dead_letter):
+            for input in _found(walk, source, on_dead_letter):
                 on_file(source, input.path)
                 for outcome in reader.outcomes(copies.get(input.path, input)):
                     if isinstance(outcome, Skipped):
-                        on_dead_letter(source, DeadLetter(shown(input.path), outcome.line, outcome.reason))
+                        on_dead_letter(source, letter_of(input.path, outcome))
                         continue
                     if repeats and on_replaced:
                         _compare(repeats, input, outcome, on_replaced)
                     yield outcome.document
 
 
-def check_sources(sources: Iterable[Path], options: ReadOptions = _DEFAULT_OPTIONS) -> None:
+def letter_of(path: Source, skipped: Skipped) -> DeadLetter:
+    """Return the dead letter of a record of a file; it contains no credentials of a URL."""
+    reason = path.without_secrets(skipped.reason) if isinstance(path, Url) else skipped.reason
+    return DeadLetter(shown(path), skipped.line, reason)
+
+
+def check_sources(sources: Iterable[Source], options: ReadOptions = _DEFAULT_OPTIONS) -> None:
     """Raise InvalidInput or FileNotFoundError if a source cannot be read, before any source is read."""
-    seen = set()
+    seen: set[Source] = set()
+    names: dict[str, Source] = {}
     for source in sources:
-        if is_stream(source):
+        if isinstance(source, Url):
+            opener_of(source)
+            if names.setdefault(str(source), source) != source:
+                raise InvalidInput(
+                    f"{source} is given twice, with other parameters that do not belong to its name.\n"
+                    "  Read one after the other, each into a collection of its own."
+                )
+        elif is_stream(source):
             if source in seen:
                 raise InvalidInput(
                     f"{shown(source)} is given twice, but can be read only once.\n  Give it once."
@@ -111,7 +142,7 @@ def check_sources(sources: Iterable[Path], options: ReadOptions = _DEFAULT_OPTIO
             )
 
 
-def files_of(sources: Iterable[Path], options: ReadOptions, without: Path | None) -> Iterator[Path]:
+def files_of(sources: Iterable[Source], options: ReadOptions, without: Path | None) -> Iterator[Source]:
     """Yield the files that ``read_documents`` reads for these sources."""
     sources = list(dict.fromkeys(sources))
     walk = Walk(sources, options, without)
@@ -119,9 +150,17 @@ def files_of(sources: Iterable[Path], options: ReadOptions, without: Path | None
         yield from (input.path for input in walk.inputs(source, lambda *_: None))
 
 
-def _copies(sources: list[Path], walk: Walk, stack: contextlib.ExitStack) -> dict[Path, Input]:
+def _found(walk: Walk, source: Source, on_dead_letter: OnDeadLetter) -> Iterator[Input]:
+    """Yield the files of a source; a URL that can no longer be opened becomes a dead letter."""
+    try:
+        yield from walk.inputs(source, on_dead_letter)
+    except InvalidInput as error:
+        on_dead_letter(source, letter_of(source, Skipped(None, reason_of(error))))
+
+
+def _copies(sources: list[Source], walk: Walk, stack: contextlib.ExitStack) -> dict[Source, Input]:
     """Copy streams that must be read twice to a temporary folder, and return the copies by path."""
-    copies: dict[Path, Input] = {}
+    copies: dict[Source, Input] = {}
     for source in filter(is_stream, sources):
         for input in walk.inputs(source, lambda *_: None):
             if input.is_table:
@@ -143,14 +182,16 @@ class _Reader:
     """Reads inputs of all formats."""
 
     def __init__(self, fields: Fields, options: ReadOptions) -> None:
-        self._settings = ReadSettings(fields, options.codec, options.delimiter)
-        self.columns = self._settings.columns
+        self.settings = ReadSettings(
+            fields, options.codec, options.delimiter, main_content=options.main_content
+        )
+        self.columns = self.settings.columns
 
     def look(self, input: Input) -> None:
         """Infer the types of a table's columns; read errors are left to ``outcomes``, which reports them."""
         if input.is_table:
             with contextlib.suppress(OSError, InvalidInput, MissingDependency):
-                look_at_columns(input, self._settings)
+                look_at_columns(input, self.settings)
 
     def outcomes(self, input: Input) -> Iterator[Outcome]:
         """Yield the outcomes of an input; if reading fails, the last outcome reports it.
@@ -160,7 +201,8 @@ class _Reader:
         """
         last: int | None = None
         try:
-            for outcome in FORMATS[input.ending](input, self._settings):
+            read = input.reader or FORMATS[input.ending]
+            for outcome in read(input, self.settings):
                 last = outcome.line
                 yield outcome
         except Damaged as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, TextIO
 
+from m3_connectors.errors import InvalidInput
 from m3_connectors.readers.columns import Columns
 from m3_connectors.readers.csv_rows import Row, Rows
 from m3_connectors.readers.encodings import UNDECODABLE, written
@@ -26,6 +27,16 @@ def read_csv(file: Input, settings: ReadSettings) -> Iterator[Outcome]:
 def read_tsv(file: Input, settings: ReadSettings) -> Iterator[Outcome]:
     """Yield the documents of a TSV file."""
     yield from _read(file, settings)
+
+
+def column_names(file: Input, settings: ReadSettings) -> list[str]:
+    """Return the columns of a CSV or TSV file.
+
+    Raises:
+        OSError, InvalidInput, MissingDependency: The file cannot be read.
+    """
+    with file.open_text(settings.codec) as text:
+        return _table(file, settings).names(text)
 
 
 def look_at_columns(file: Input, settings: ReadSettings) -> None:
@@ -91,17 +102,19 @@ class Table:
                     record[column] = columns.value(column, cell)
             yield outcome_of(record, self._fields, f"{name}:{line}", line)
 
+    def names(self, stream: TextIO) -> list[str]:
+        """Return the names of the columns; none if the header cannot be read."""
+        rows, delimiter = self._begun(stream)
+        header = rows.first(delimiter)
+        return _names(header.cells) if isinstance(header, Row) else []
+
     def _is_text(self, column: str) -> bool:
         return self._fields.is_text(column) or self._fields.is_id(column)
 
     def _rows(self, stream: TextIO) -> Iterator[tuple[int, dict[str, str]] | Skipped]:
         """Yield each row as its first line number and its cells by column."""
         codec = written(stream.encoding)
-        rows = Rows(text_lines(stream))
-        delimiter = self._delimiter
-        if not self._is_tsv:
-            declared = rows.declared_delimiter()
-            delimiter = delimiter or declared or self._found_delimiter(rows)
+        rows, delimiter = self._begun(stream)
         header = rows.first(delimiter)
         if header is None:
             yield Skipped(None, "empty: a CSV file must begin with a header")
@@ -109,11 +122,11 @@ class Table:
         if isinstance(header, Skipped):
             yield Skipped(None, f"the header, line {header.line}: {header.reason}")
             return
-        names = [name or f"column_{number}" for number, name in enumerate(header.cells, 1)]
+        names = _names(header.cells)
         unnamed_end = len(names)
         while unnamed_end and not header.cells[unnamed_end - 1]:
             unnamed_end -= 1
-        problem = self._problem(names, header.cells, codec)
+        problem = self._problem(names, codec)
         if problem:
             yield Skipped(None, problem)
             return
@@ -123,10 +136,18 @@ class Table:
             elif row.cells and row.line != header.line:
                 yield _check_row(row, names, unnamed_end, codec)
 
+    def _begun(self, stream: TextIO) -> tuple[Rows, str | None]:
+        """Return the rows from the header on, and their delimiter; None for tabs without quoting."""
+        rows = Rows(text_lines(stream))
+        if self._is_tsv:
+            return rows, self._delimiter
+        declared = rows.declared_delimiter()
+        return rows, self._delimiter or declared or self._found_delimiter(rows)
+
     def _found_delimiter(self, rows: Rows) -> str:
         headers = {delimiter: rows.first(delimiter) for delimiter in _DELIMITERS}
         cells = {d: row.cells for d, row in headers.items() if isinstance(row, Row)}
-        has_text = [delimiter for delimiter, names in cells.items() if self._fields.text in names]
+        has_text = [d for d, names in cells.items() if not set(self._fields.texts).isdisjoint(names)]
         if (
             has_text or "," not in cells
         ):  # or the quotes of the header are wrong, which is reported for the usual delimiter
@@ -134,14 +155,20 @@ class Table:
         # Without a text column, use the delimiter that gives most columns, so that the message can list them.
         return max(cells, key=lambda delimiter: len(cells[delimiter]))
 
-    def _problem(self, names: list[str], header: list[str], codec: str) -> str | None:
-        if any(map(UNDECODABLE.search, header)):
+    def _problem(self, names: list[str], codec: str) -> str | None:
+        if any(map(UNDECODABLE.search, names)):
             return f"the header is not {codec}: give the encoding with --encoding"
         if len(set(names)) < len(names):
             return f"two columns have the same name: {names}"
-        if self._fields.text not in names:
-            return f"no column {self._fields.text!r}, only {header}: choose the text column with --text"
+        try:
+            self._fields.check(names)
+        except InvalidInput as error:
+            return str(error)
         return None
+
+
+def _names(header: list[str]) -> list[str]:
+    return [name or f"column_{number}" for number, name in enumerate(header, 1)]
 
 
 def _check_row(row: Row, names: list[str], named: int, codec: str) -> tuple[int, dict[str, str]] | Skipped:

@@ -45,7 +45,7 @@ class _Page:
         if self._unseen and not (name == "title" and self._unseen == ["head"]):
             self._unseen.append(name)
             return
-        self.lines.tag(name)
+        self.lines.start(name)
         if name == "title":
             self._in_title = True
         elif name in UNSEEN:
@@ -58,7 +58,7 @@ class _Page:
         elif self._unseen:
             self._unseen.pop()
         if not self._unseen:
-            self.lines.tag(name)
+            self.lines.end(name)
 
     def data(self, text: str) -> None:
         if self._in_title:

@@ -78,6 +78,39 @@ async def compare_search(
     return largest
 
 
+async def compare_parents(
+    backend: Backend,
+    oracle: MemoryBackend,
+    query: M3Embeddings,
+    method: Method,
+    k: int,
+    *,
+    filter: Filter | None = None,
+    tolerance: float = 1e-5,
+) -> None:
+    """Search both stores for parents and compare: as many, each once, in the same order, with the same scores.
+
+    Two hits whose true scores differ by at most twice the tolerance may be swapped.
+
+    Raises:
+        AssertionError: The results differ; the message says where.
+    """
+    got = await backend.search(query, method, k, filter=filter, exact=True, group_by="parent")
+    want = await oracle.search(query, method, k, filter=filter, exact=True, group_by="parent")
+    where = f"{method.name}, k={k}, filter={filter}, by parent"
+    parents = [hit.document.parent for hit in got if hit.document]
+    assert len(got) == len(want) == len(set(parents)), (
+        f"{where}: {len(got)} hits of {len(set(parents))} parents"
+    )
+    for position, (ours, theirs) in enumerate(zip(got, want, strict=True)):
+        apart = abs(ours.score - theirs.score)
+        assert apart <= tolerance, f"{where}: score {ours.score} at position {position}, not {theirs.score}"
+        is_tie = any(abs(theirs.score - hit.score) <= 2 * tolerance for hit in want if hit is not theirs)
+        assert ours.id == theirs.id or is_tie, (
+            f"{where}: {ours.id!r} at position {position}, not {theirs.id!r}"
+        )
+
+
 async def compare_scores(
     backend: Backend,
     oracle: MemoryBackend,

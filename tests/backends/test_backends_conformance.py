@@ -213,6 +213,43 @@ class ScansOnePage(MemoryBackend):
             yield id
 
 
+class FilteredScansEndEarly(MemoryBackend):
+    async def _passing_ids(self, filter: Filter) -> AsyncIterator[str]:
+        for id in self._passing(filter)[:1000]:
+            yield id
+
+
+class ScansPastTheFilter(MemoryBackend):
+    def _passing_ids(self, filter: Filter) -> AsyncIterator[str]:
+        return self.scan_ids()
+
+
+class ScansByPosition(MemoryBackend):
+    """What a scan with an offset does: a document that is deleted meanwhile hides another one."""
+
+    async def _passing_ids(self, filter: Filter) -> AsyncIterator[str]:
+        position = 0
+        while page := self._passing(filter)[position : position + 500]:
+            for id in page:
+                yield id
+            position += 500
+
+
+class RemembersTheDeleted(MemoryBackend):
+    async def _delete(self, ids: Sequence[str]) -> int:
+        self.seen = {*getattr(self, "seen", ()), *self._documents}
+        return await super()._delete(ids)
+
+    async def _present(self, ids: Sequence[str]) -> set[str]:
+        return await super()._present(ids) | (getattr(self, "seen", set()) & set(ids))
+
+
+class FetchesTheFirstHalf(MemoryBackend):
+    async def _fetch(self, ids: Sequence[str]) -> list[Document | None]:
+        found = await super()._fetch(ids)
+        return found if len(ids) < 16 else [*found[: len(ids) // 2], *[None] * (len(ids) - len(ids) // 2)]
+
+
 class LooksIntoNoLists(MemoryBackend):
     def _passing(self, filter: Filter | None) -> list[str]:
         def without(value: Any) -> Any:
@@ -478,6 +515,11 @@ SABOTEURS: list[tuple[type[MemoryBackend], str, dict[str, Any]]] = [
     (TakesAnyK, "b27 unusable", {}),
     (FindsHalfOfWhatLacks, "b28 equals", {}),
     (RewritesWhatWasRead, "b28 left_alone", {}),
+    (ScansPastTheFilter, "b29 passes", {}),
+    (FilteredScansEndEarly, "b29 many_pages", {}),
+    (ScansByPosition, "b29 many_pages", {}),
+    (FetchesTheFirstHalf, "b29 own_vectors", {}),
+    (RemembersTheDeleted, "b29 present", {}),
 ]
 """A store, the clause that it breaks (its number, and which of the clause's tests), and the test's parameters."""
 
@@ -518,7 +560,7 @@ def test_a_sound_store_that_keeps_its_data_passes(tmp_path: Path, clause: str) -
 def test_every_clause_has_a_saboteur() -> None:
     contract = re.findall(r"^ *B(\d+) ", base.__doc__ or "", re.MULTILINE)
     clauses = [f"b{int(number):02}" for number in contract]
-    assert len(clauses) == 28
+    assert len(clauses) == 30
     assert sorted({clause.partition(" ")[0] for _, clause, _ in SABOTEURS}) == clauses
     assert sorted({the_test(clause) for _, clause, _ in SABOTEURS}) == TESTS
 

@@ -15,6 +15,7 @@ import pytest
 
 from m3_connectors.blocking import connect
 from m3_connectors.cli.app import main
+from m3_connectors.documents import Document
 
 URL = "qdrant:./data"
 PROGRAM = "import sys; from m3_connectors.cli.app import main; sys.exit(main())"
@@ -96,14 +97,39 @@ def test_verify_names_what_is_missing_and_the_next_run_stores_it(
     assert main(["ingest", "verify", "--to", URL]) == 1
     said = capsys.readouterr()
     assert "2 of 7 documents missing in the store" in said.out
-    assert said.err.splitlines() == ["  missing: 'a.md'", "  missing: 'r3'"]
+    *named, marked = said.err.splitlines()
+    assert named == ["  missing: 'a.md'", "  missing: 'r3'"]
+    assert "marked in the ledger: the next m3 ingest" in marked
     report = ingest(capsys, checkpoint)
     assert (report["documents"], report["unchanged"]) == (2, 5)
     with connect(URL, create=False) as index:
         index.drop()
-    assert main(["ingest", "verify", "--to", URL]) == 1
-    assert "7 documents" in capsys.readouterr().err
+    assert main(["ingest", "verify", "--to", URL, "--hashes"]) == 1
+    said = capsys.readouterr()
+    assert "there is no collection" in said.err
+    assert said.err.count("  missing: ") == 7
+    assert "7 of 7 documents missing in the store" in said.out
     assert ingest(capsys, checkpoint)["documents"] == 7
+
+
+def test_verify_with_hashes_names_what_was_changed_behind_its_back(
+    checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ingest(capsys, checkpoint)
+    assert main(["ingest", "verify", "--to", URL, "--hashes"]) == 0
+    assert "7 documents, none missing · none changed" in capsys.readouterr().out
+    with connect(URL, create=False) as index:
+        ((document,), rows) = next(index.scan_embeddings({"chunk.parent": "r3"}))
+        index.add([Document(document.id, document.text + "!", document.metadata)], embeddings=rows)
+    assert main(["ingest", "verify", "--to", URL]) == 0
+    capsys.readouterr()
+    assert main(["ingest", "verify", "--to", URL, "--hashes"]) == 1
+    said = capsys.readouterr()
+    assert "1 changed" in said.out
+    assert said.err.splitlines()[0] == "  changed: 'r3'"
+    report = ingest(capsys, checkpoint)
+    assert (report["documents"], report["unchanged"]) == (1, 6)
+    assert main(["ingest", "verify", "--to", URL, "--hashes"]) == 0
 
 
 def test_too_many_errors_end_the_run(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+import shutil
+import sqlite3
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,9 +13,9 @@ import pytest
 from stub_encoder import STORAGE, StubEncoder
 
 from m3_connectors import Document, Index, connect
-from m3_connectors.blocking import scan_ids
 from m3_connectors.errors import InvalidInput
 from m3_connectors.ingestion import Chunking, IngestReport, Ledger, Origin, ingest, ledger_path, verify
+from m3_connectors.testing.questions import random_metadata
 
 TOKENS = Chunking("tokens", 16)
 
@@ -37,22 +40,16 @@ class Place:
         spans = StubEncoder().token_spans
         expected = {part.id: part for document in documents for part in chunking.chunks(document, spans)}
         with self.open() as index:
-            ids = all_ids(index)
+            ids = list(index.scan_ids())
             assert sorted(ids) == sorted(expected)
             assert {part.id: part for part in index.get(ids) if part} == expected
             with Ledger(self.ledger) as ledger:
-                found = verify(index, ledger)
-        assert (found.missing, found.stale, found.unknown) == (0, 0, 0)
+                found = verify(index, ledger, hashes=True)
+        assert (found.missing, found.changed, found.unhashed, found.stale, found.unknown) == (0, 0, 0, 0, 0)
         assert found.documents == len({document.id for document in documents})
 
     def open(self) -> Index:
         return connect(self.url, create=False)
-
-
-def all_ids(index: Index) -> list[str]:
-    ids: list[str] = []
-    scan_ids(index, ids.extend)
-    return ids
 
 
 @pytest.fixture
@@ -155,6 +152,60 @@ def test_verify_finds_what_a_count_hides_and_leaves_others_alone(place: Place) -
     with place.open() as index:
         assert index.delete(["another program's"]) == 1
     place.assert_holds(documents)
+
+
+@pytest.mark.parametrize("how", ["none", "tokens:16:4"])
+def test_texts_and_metadata_that_were_changed_behind_its_back_are_found_by_their_hashes(
+    place: Place, how: str
+) -> None:
+    chunking = Chunking.parse(how)
+    documents = [Document(d.id, d.text, random_metadata(random.Random(i))) for i, d in enumerate(corpus(60))]
+    place.run(documents, chunking)
+    place.assert_holds(documents, chunking)
+    with connect(place.url, encoder=StubEncoder(), storage=STORAGE) as index:
+        stored = {document.id: document for document in index.scan()}
+        end = "" if how == "none" else "#0"
+        text, metadata, both = (stored[id] for id in (f"d7{end}", f"d8{end}", f"d30{end}"))
+        index.add([Document(text.id, text.text.upper(), text.metadata)])
+        index.add([Document(metadata.id, metadata.text, {**metadata.metadata, "n": 7})])
+        swapped = Document(both.id, stored[f"d3{end}"].text, both.metadata)
+        index.add([swapped])
+        with Ledger(place.ledger) as ledger:
+            assert verify(index, ledger).agrees
+            found = verify(index, ledger, hashes=True)
+            assert (found.changed_ids, found.missing) == (("d30", "d7", "d8"), 0)
+            assert not found.agrees
+    report, _ = place.run(documents, chunking)
+    assert (report.documents, report.unchanged) == (3, 57)
+    place.assert_holds(documents, chunking)
+
+
+def test_a_restored_backup_is_found_by_ids_and_hashes(place: Place, tmp_path: Path) -> None:
+    before = corpus(40)
+    place.run(before)
+    data = Path(place.url.partition(":")[2])
+    shutil.copytree(data, tmp_path / "backup")
+    after = [Document(d.id, f"new {d.text}") if i < 5 else d for i, d in enumerate(before)]
+    after += [Document("later", "text")]
+    place.run(after)
+    shutil.rmtree(data)
+    shutil.copytree(tmp_path / "backup", data)
+    with place.open() as index, Ledger(place.ledger) as ledger:
+        found = verify(index, ledger, hashes=True)
+    assert (found.missing_ids, found.changed_ids) == (("later",), ("d0", "d1", "d2", "d3", "d4"))
+    place.run(after)
+    place.assert_holds(after)
+
+
+def test_a_ledger_of_an_earlier_version_says_what_it_cannot_compare(place: Place) -> None:
+    place.run(corpus(3))
+    place.run([Document("whole", "text")], Chunking())
+    with sqlite3.connect(place.ledger) as ledger:
+        ledger.execute("ALTER TABLE documents DROP COLUMN stored")
+    ledger.close()
+    with place.open() as index, Ledger(place.ledger) as ledger:
+        found = verify(index, ledger, hashes=True)
+    assert (found.unhashed, found.changed, found.missing) == (3, 0, 0)
 
 
 def test_documents_whose_file_was_not_read_are_kept(place: Place) -> None:

@@ -13,6 +13,7 @@ import pytest
 from docx.oxml.parser import parse_xml
 from reading import read, texts, write
 
+from m3_connectors.readers import Limits, ReadOptions
 from m3_connectors.readers import docx as reader
 
 W = 'xmlns:w="http://schemas.openxmlformats.org/wordprocessingml/2006/main"'
@@ -122,21 +123,23 @@ def test_another_package_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("word/media/image.png", "expands to more than 512 MiB"),
+        ("word/media/image.png", "expands to more than 200 times its size"),
+        ("word/media/photo.png", "expands to more than 0.0625 GiB"),
         ("word/extra.xml", "its text expands to more"),
     ],
 )
 def test_a_bomb_is_refused_before_it_expands(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, reason: str
 ) -> None:
-    size = (reader.MAX_PACKAGE_BYTES if name.endswith("png") else reader.MAX_FILE_BYTES) + 1
+    size = reader.MAX_FILE_BYTES + 1
+    limits = Limits() if "image" in name else Limits(10**6, 2**30 if name.endswith("xml") else 2**26)
     path = write(tmp_path / "a.docx", saved(report()))
     with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as package, package.open(name, "w") as part:
         for begin in range(0, size, 2**20):
             part.write(bytes(min(2**20, size - begin)))
     assert path.stat().st_size < 2**20
     monkeypatch.setattr(docx, "Document", lambda _: pytest.fail("it was expanded"))
-    documents, (letter,) = read(path)
+    documents, (letter,) = read(path, options=ReadOptions(limits=limits))
     assert documents == []
     assert letter.reason.startswith(reason)
 

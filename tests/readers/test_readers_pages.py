@@ -27,7 +27,7 @@ from m3_connectors.readers.xhtml import xhtml_to_text
         ("no markup, 1 < 2", "no markup, 1 < 2"),
         (
             "<!doctype html><html><head><title>Omitted</title><h1>Visible</h1><p>Body text",
-            "Omitted\nVisible\nBody text",
+            "Omitted\n# Visible\nBody text",
         ),
         ("<title>T</title><ul><li>a<li>b</ul><table><tr><td>c<td>d</table>", "T\na\nb\nc\nd"),
         ("<head><script src=x></script><div>in the head</div></head><p>b", "in the head\nb"),

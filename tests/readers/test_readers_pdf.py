@@ -40,7 +40,12 @@ def test_a_page_is_a_document_that_names_its_file_and_page(tmp_path: Path) -> No
     )
     documents, letters = read(tmp_path)
     assert letters == []
-    common = {"file": "reports/rain.pdf", "pages": 2, "title": "Weather"}
+    common = {
+        "file": "reports/rain.pdf",
+        "pages": 2,
+        "title": "Weather",
+        "chunk": {"parent": "reports/rain.pdf"},
+    }
     assert documents == [
         Document("reports/rain.pdf#page=1", documents[0].text, {**common, "page": 1}),
         Document("reports/rain.pdf#page=2", documents[1].text, {**common, "page": 2}),

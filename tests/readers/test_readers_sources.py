@@ -22,11 +22,11 @@ from m3_connectors.readers import (
     FORMATS,
     Fields,
     Input,
+    Limits,
     Outcome,
     ReadOptions,
     ReadSettings,
     checked,
-    inputs,
     is_records,
     read_documents,
 )
@@ -107,11 +107,11 @@ class TestZstd:
         assert "damaged" in letters[0].reason
 
     @pytest.mark.parametrize("ending", [".zst", ".gz"])
-    def test_bombs(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str) -> None:
+    def test_bombs(self, tmp_path: Path, ending: str) -> None:
         compress = zstd.compress if ending == ".zst" else gzip.compress
         bomb = compress(bytes(65 * 2**20).replace(b"\0", b"x"))
         assert len(bomb) < 2**20
-        monkeypatch.setattr(inputs, "MAX_EXPANDED_BYTES", 2**20)
+        raised = ReadOptions(limits=Limits(expansion=10**6, expanded_bytes=2**20))
         for name, reason in [
             ("a.txt", "larger than 64 MiB"),
             ("a.jsonl", "a line of more than 64 Mi characters"),
@@ -120,9 +120,13 @@ class TestZstd:
             ("a.docx", "expands to more than"),
             ("a.parquet", "expands to more than"),
         ]:
-            documents, (letter,) = read(write(tmp_path / (name + ending), bomb))
+            path = write(tmp_path / (name + ending), bomb)
+            documents, (letter,) = read(path, options=raised)
             assert documents == []
             assert reason in letter.reason, name
+            documents, (letter,) = read(path)
+            assert documents == []
+            assert "expands to more than 200 times its size" in letter.reason, name
 
 
 class TestMissingPackages:

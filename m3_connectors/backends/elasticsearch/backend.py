@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -33,6 +34,9 @@ from m3_connectors.search import search
 
 _PORT = 9200
 _SEARCHES_AT_ONCE = 16
+
+_SCANNED_AT_ONCE = 1000
+"""What a scan holds between two requests; its point in time is kept while these documents are used."""
 
 
 class ElasticsearchBackend(FetchingBackend):
@@ -179,17 +183,27 @@ class ElasticsearchBackend(FetchingBackend):
         found = await self._reads.documents(list(dict.fromkeys(ids)))
         return [found.get(id) for id in ids]
 
+    async def _present(self, ids: Sequence[str]) -> set[str]:
+        return await self._reads.present(ids)
+
     async def _vectors(self, ids: Sequence[str]) -> M3Embeddings:
         return await self._reads.embeddings(ids)
 
     async def _count(self, filter: Filter | None) -> int:
         return await count(self._connection, self._alias, _query(filter))
 
-    async def scan_ids(self) -> AsyncIterator[str]:
+    def scan_ids(self) -> AsyncIterator[str]:
+        return self._passing_ids(None)
+
+    async def _passing_ids(self, filter: Filter | None) -> AsyncIterator[str]:
         self._check_open()
-        async for hits in pages(self._connection, self._alias, "scan", documents_only()):
-            for hit in hits:
-                yield hit["_id"]
+        passing = documents_only(_query(filter))
+        found = pages(self._connection, self._alias, "scan", passing, size=_SCANNED_AT_ONCE)
+        # Closed here, because a scan that is abandoned would otherwise keep the server's point in time.
+        async with contextlib.aclosing(found):
+            async for hits in found:
+                for hit in hits:
+                    yield hit["_id"]
 
     # -- ranking
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from typing import Any
 
 import anyio
@@ -16,6 +16,7 @@ from m3_connectors.backends.elasticsearch.connection import Connection, segment
 from m3_connectors.backends.elasticsearch.errors import TooMuch
 from m3_connectors.backends.elasticsearch.layout import (
     BACKEND,
+    BUCKET,
     DENSE,
     METADATA,
     PARTS,
@@ -51,7 +52,8 @@ _DOCUMENTS = 100
 
 _TEXTS = f"{TEXT},{METADATA}"
 
-_KEEP_ALIVE = "5m"
+_KEEP_ALIVE = "1h"
+"""Whoever scans may encode or write a page of documents before it asks for the next one."""
 
 
 class Reader(VectorReader):
@@ -84,6 +86,15 @@ class Reader(VectorReader):
         calls = [functools.partial(halving, run, send, TooMuch) for run in by_count(ids, _DOCUMENTS)]
         parts = [found for halves in await together(calls, _PAGES_AT_ONCE) for found in halves]
         return {hit["_id"]: document_of(hit) for found in parts for hit in found}
+
+    async def present(self, ids: Sequence[str]) -> set[str]:
+        """Return those of the ids that are documents, as last written, even before a refresh."""
+        found = [
+            one
+            for some in by_count(ids, MOST_HITS)
+            for one in await self.connection.stored("fetch", self.alias, some, BUCKET)
+        ]
+        return {one["_id"] for one in found if BUCKET in one["_source"]}  # parts have none
 
     async def lacking(self, component: Component, limit: int) -> list[Document]:
         """Return documents without a component, ``limit`` of them if there are as many."""
@@ -229,7 +240,7 @@ async def pages(
     sort: Sequence[str] = (),
     size: int = 5000,
     fields: Sequence[str] = (),
-) -> AsyncIterator[list[dict[str, Any]]]:
+) -> AsyncGenerator[list[dict[str, Any]], None]:
     """Yield all hits once, as they were when the first page was requested."""
     opened = await connection.request(operation, "POST", f"/{segment(alias)}/_pit", keep_alive=_KEEP_ALIVE)
     pit, after = opened["id"], None

@@ -94,19 +94,18 @@ def index_operation(
         source[SPARSE] = _weights(token_ids, weights)
         source[SPARSE_BLOB] = _text(blobs.pack_sparse(token_ids, weights))
     if "multivector" in embeddings.components:
-        rows = embeddings.multivectors[0]
-        source[ROWS] = len(rows)
+        source[ROWS] = len(embeddings.multivectors.rows)
         if parts:
             source[PARTS] = parts
         else:
-            source[multivector_field(schema)] = _text(blobs.pack_multivector(rows, schema.precision))
+            (blob,) = blobs.pack_multivectors(embeddings.multivectors, schema.precision)
+            source[multivector_field(schema)] = _text(blob)
     return _index(document.id, source, replaced)
 
 
-def part_operation(schema: Schema, id: str, document_id: str, rows: Float32) -> bytes:
+def part_operation(schema: Schema, id: str, document_id: str, blob: bytes) -> bytes:
     """Return two lines of a bulk request that store some rows of a long document."""
-    packed = _text(blobs.pack_multivector(rows, schema.precision))
-    return _index(id, {PART_OF: document_id, multivector_field(schema): packed})
+    return _index(id, {PART_OF: document_id, multivector_field(schema): _text(blob)})
 
 
 def delete_operation(id: str) -> bytes:

@@ -23,6 +23,7 @@ import anyio.to_thread
 import numpy as np
 
 from m3_connectors.backends.base import Schema
+from m3_connectors.backends.blobs import pack_in_parts
 from m3_connectors.backends.chunks import by_bytes, by_count
 from m3_connectors.backends.elasticsearch.connection import Connection, segment
 from m3_connectors.backends.elasticsearch.errors import (
@@ -184,15 +185,16 @@ class Writer:
         }
 
     async def _write_parts(self, id: str, embeddings: M3Embeddings, names: Sequence[str]) -> list[Outcome]:
-        rows = embeddings.multivectors[0]
-        step = self._rows_per_part
+        def packed() -> list[bytes]:
+            return list(pack_in_parts(embeddings.multivectors, self._schema.precision, self._rows_per_part))
 
-        async def send(part: int) -> Outcome:
-            name, some = names[part], rows[part * step : (part + 1) * step]
-            line = await anyio.to_thread.run_sync(part_operation, self._schema, name, id, some)
+        async def send(name: str, blob: bytes) -> Outcome:
+            line = await anyio.to_thread.run_sync(part_operation, self._schema, name, id, blob)
             return await self._write({name: line}, "upsert")
 
-        return await together([functools.partial(send, part) for part in range(len(names))], _BATCHES_AT_ONCE)
+        blobs = await anyio.to_thread.run_sync(packed)
+        sends = [functools.partial(send, name, blob) for name, blob in zip(names, blobs, strict=True)]
+        return await together(sends, _BATCHES_AT_ONCE)
 
     @property
     def _splits(self) -> bool:

@@ -248,14 +248,20 @@ class MilvusBackend(FetchingBackend):
         found = {key: document_of(row) for key, row in rows.items()}
         return [found.get(key) for key in keys]
 
+    async def _present(self, ids: Sequence[str]) -> set[str]:
+        return {id_of(key) for key in await self._reads.rows("fetch", map(key_of, ids), [])}
+
     async def _vectors(self, ids: Sequence[str]) -> M3Embeddings:
         return await self._reads.embeddings([key_of(id) for id in ids])
 
     async def _count(self, filter: Filter | None) -> int:
         return await self._reads.count(self._expression(filter))
 
-    async def scan_ids(self) -> AsyncIterator[str]:
-        async for page in self._reads.pages("scan", EVERYTHING, ["key"]):
+    def scan_ids(self) -> AsyncIterator[str]:
+        return self._passing_ids(None)
+
+    async def _passing_ids(self, filter: Filter | None) -> AsyncIterator[str]:
+        async for page in self._reads.pages("scan", self._expression(filter) or EVERYTHING, ["key"]):
             for row in page:
                 yield id_of(row["key"])
 

@@ -14,7 +14,7 @@ import numpy as np
 import pybase64
 import scipy.sparse as sp
 
-from m3_connectors.backends.blobs import pack_multivector
+from m3_connectors.backends.blobs import pack_multivectors
 from m3_connectors.backends.milvus.filters import answers
 from m3_connectors.backends.milvus.layout import (
     MAX_DYNAMIC_BYTES,
@@ -143,15 +143,20 @@ def _entity(
         size += 8 * len(row["sparse"])
     parts: tuple[dict[str, Any], ...] = ()
     if "multivector" in embeddings.components:
-        rows = embeddings.multivectors[i]
-        pieces = list(_base64_pieces(pack_multivector(rows, layout.schema.precision)))
+        (blob,) = pack_multivectors(embeddings.multivectors[i : i + 1], layout.schema.precision)
+        pieces = list(_base64_pieces(blob))
         packed = sum(map(len, pieces))
         version = stamp(time.time()) + secrets.token_hex(10)
-        row |= {"rows": len(rows), "version": version, "parts": 0, "multivector": pieces}
+        row |= {
+            "rows": int(embeddings.multivectors.counts[i]),
+            "version": version,
+            "parts": 0,
+            "multivector": pieces,
+        }
         if size + packed > max_row_bytes:
             if not layout.has_parts:
                 raise InvalidInput(
-                    f"{where} takes {size + packed} bytes with its {len(rows)} rows; a row of Milvus holds "
+                    f"{where} takes {size + packed} bytes with its {row['rows']} rows; a row of Milvus holds "
                     f"at most {max_row_bytes} (max_row_bytes).\n"
                     "  Create the collection with Storage(long_documents='split'), which stores it exactly."
                 )

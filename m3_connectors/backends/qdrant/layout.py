@@ -18,7 +18,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from m3_connectors.backends.base import Schema
-from m3_connectors.backends.blobs import HEADER_BYTES, decoded, pack_multivector
+from m3_connectors.backends.blobs import HEADER_BYTES, pack_multivectors
 from m3_connectors.backends.qdrant import carried
 from m3_connectors.documents import Document
 from m3_connectors.embeddings import Float32, Int64, M3Embeddings, MultiVectors
@@ -106,7 +106,8 @@ class Layout:
         if "multivector" in embeddings.components and self.multivectors:
             rows = embeddings.multivectors[i]
             if not self.scores_rows:
-                rows = carried.carry(pack_multivector(rows, self.schema.precision))
+                (blob,) = pack_multivectors(embeddings.multivectors[i : i + 1], self.schema.precision)
+                rows = carried.carry(blob)
             for name, start in zip(
                 self.multivectors, range(0, len(rows), self.rows_per_vector), strict=False
             ):
@@ -142,7 +143,7 @@ class Layout:
         if self.scores_rows:
             present = ([vector[name] for name in self.multivectors if name in vector] for vector in vectors)
             return MultiVectors.from_list([np.concatenate(parts) for parts in present], dimension)
-        return decoded([vector[ROWS] for vector in vectors], precision, dimension)
+        return precision.decode_documents([vector[ROWS] for vector in vectors], dimension)
 
     def rows_bytes(self, rows: int) -> int:
         """Return the size of a document's rows: of the floats that the engine scores, or of the bytes."""

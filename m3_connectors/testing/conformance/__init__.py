@@ -18,6 +18,7 @@ from m3_connectors.testing.conformance.approximate import ApproximateClauses
 from m3_connectors.testing.conformance.collection import CollectionClauses
 from m3_connectors.testing.conformance.components import ComponentClauses
 from m3_connectors.testing.conformance.reading import ReadingClauses
+from m3_connectors.testing.conformance.scanning import ScanningClauses
 from m3_connectors.testing.conformance.scores import ScoreClauses
 from m3_connectors.testing.conformance.search import SearchClauses
 from m3_connectors.testing.conformance.suite import runs
@@ -34,5 +35,6 @@ class BackendConformance(
     ApproximateClauses,
     SearchClauses,
     ComponentClauses,
+    ScanningClauses,
 ):
     """Every clause of the contract, for one adapter."""

@@ -1,4 +1,4 @@
-"""B24 to B27: whole searches compared with the reference."""
+"""B24 to B27 and B30: whole searches compared with the reference."""
 
 from __future__ import annotations
 
@@ -14,13 +14,20 @@ from m3_connectors.embeddings import M3Embeddings
 from m3_connectors.errors import InvalidInput, ModelMismatch
 from m3_connectors.filters import parse_filter
 from m3_connectors.methods import ALL, DENSE, METHODS, SPARSE
-from m3_connectors.testing.agreement import compare_search, compare_world, largest_of, oracle_of
+from m3_connectors.passages import FIELD
+from m3_connectors.testing.agreement import (
+    compare_parents,
+    compare_search,
+    compare_world,
+    largest_of,
+    oracle_of,
+)
 from m3_connectors.testing.conformance.suite import Suite, changed, each_storage, runs
-from m3_connectors.testing.worlds import make_world
+from m3_connectors.testing.worlds import NASTY_IDS, make_world
 
 
 class SearchClauses(Suite):
-    """B24 to B27: whole searches compared with the reference."""
+    """B24 to B27 and B30: whole searches compared with the reference."""
 
     @each_storage("precisions")
     async def test_b24_search_equals_the_oracle(self, tmp_path: Path, storage: Storage) -> None:
@@ -112,3 +119,24 @@ class SearchClauses(Suite):
             stranger = dataclasses.replace(world.schema.model, name="someone/else")
             with pytest.raises(ModelMismatch):
                 await backend.search(query.replace(model=stranger), ALL, 3)
+
+    @runs
+    async def test_b30_the_best_chunk_of_each_parent(self, tmp_path: Path) -> None:
+        world = make_world(30, documents=400, most_rows=2, queries=3)
+        # One parent has more chunks than most methods have candidates, and a fifth of the others were not cut.
+        parents = [
+            "long" if i < 260 else NASTY_IDS[i % len(NASTY_IDS)] if i % 5 else None for i in range(400)
+        ]
+        documents = [
+            document if parent is None else dataclasses.replace(
+                document, metadata={**document.metadata, FIELD: {"parent": parent, "position": 0}}
+            )
+            for document, parent in zip(world.documents, parents, strict=True)
+        ]  # fmt: skip
+        world = dataclasses.replace(world, documents=documents)
+        oracle = await oracle_of(world)
+        async with self.stored(tmp_path, world) as backend:
+            for i, method in enumerate(METHODS.values()):
+                query, filter = world.queries[i % 3], parse_filter(world.filters[i] if i % 2 else None)
+                for k in (1, 12, 70, 400):
+                    await compare_parents(backend, oracle, query, method, k, filter=filter)

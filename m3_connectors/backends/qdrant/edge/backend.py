@@ -251,6 +251,11 @@ class EdgeBackend(Backend):
         found = await self._run("fetch", lambda edge: payloads(edge, points))
         return [document_of(found[point]) if point in found else None for point in points]
 
+    async def _present(self, ids: Sequence[str]) -> set[str]:
+        points = [point_id(id) for id in ids]
+        there = await self._run("fetch", lambda edge: stored(edge, points))
+        return {id for id, point in zip(ids, points, strict=True) if point in there}
+
     async def _vectors(self, ids: Sequence[str]) -> M3Embeddings:
         points = [point_id(id) for id in ids]
         shard = self._opened()
@@ -266,10 +271,15 @@ class EdgeBackend(Backend):
         request = engine.CountRequest(exact=True, filter=_condition(filter))
         return await self._run("count", lambda edge: edge.count(request))
 
-    async def scan_ids(self) -> AsyncIterator[str]:
+    def scan_ids(self) -> AsyncIterator[str]:
+        return self._passing_ids(None)
+
+    async def _passing_ids(self, filter: Filter | None) -> AsyncIterator[str]:
         offset: PointId | None = None
         while True:
-            request = engine.ScrollRequest(offset=offset, limit=_PAGE, with_payload=[ID], with_vector=False)
+            request = engine.ScrollRequest(
+                offset=offset, limit=_PAGE, filter=_condition(filter), with_payload=[ID], with_vector=False
+            )
             records, offset = await self._run("scan", functools.partial(_scroll, request))
             for record in records:
                 yield (record.payload or {})[ID]

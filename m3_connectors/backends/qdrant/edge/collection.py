@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from pathlib import Path
@@ -89,16 +88,6 @@ def no_collection(home: Path, operation: str) -> CollectionNotFound:
         f"{home} is not a collection of m3-connectors: it has no m3.json.\n  Use another directory or name."
     )
     return CollectionNotFound(message, backend=BACKEND, operation=operation)
-
-
-def sync(directory: Path) -> None:
-    """Make a rename in this directory survive a power failure, if the system can sync directories."""
-    if os.name == "posix":
-        handle = os.open(directory, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def check_absent(home: Path) -> None:

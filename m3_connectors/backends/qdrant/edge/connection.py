@@ -38,7 +38,6 @@ from m3_connectors.backends.qdrant.edge.collection import (
     no_collection,
     read_record,
     remove_other_shards,
-    sync,
     write_record,
 )
 from m3_connectors.backends.qdrant.edge.errors import BACKEND, check_space, first_line, translated
@@ -47,7 +46,7 @@ from m3_connectors.backends.qdrant.edge.reclaim import CHECK_POINTS, Copy, Usage
 from m3_connectors.backends.qdrant.edge.row_file import RowFile
 from m3_connectors.backends.qdrant.edge.rows import Layout
 from m3_connectors.errors import BackendError, Busy, CollectionNotFound, Corrupt, M3Error
-from m3_connectors.files import allocated_bytes_below
+from m3_connectors.files import allocated_bytes_below, sync_directory
 
 T = TypeVar("T")
 
@@ -124,7 +123,7 @@ class Shard:
                     os.rename(partial, home)
                 finally:
                     shutil.rmtree(partial, ignore_errors=True)
-                sync(directory)
+                sync_directory(directory)
                 return cls(home, schema, FIRST_SHARD, lock)
 
     @classmethod
@@ -313,7 +312,7 @@ class Shard:
         old.close()
         # The old one is removed only after a sync, or else at the next opening: a power failure could restore
         # its name.
-        sync(self._home)
+        sync_directory(self._home)
         return left
 
     @contextlib.contextmanager

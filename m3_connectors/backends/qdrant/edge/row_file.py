@@ -18,7 +18,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from m3_connectors.backends.qdrant.edge.collection import sync
+from m3_connectors.files import sync_directory
 
 NAME = "rows.m3"
 
@@ -58,7 +58,7 @@ class RowFile:
             os.fsync(file.fileno())
         if is_new:
             # If a power failure took the file's name, new blobs would take the places that points name.
-            sync(self._path.parent)
+            sync_directory(self._path.parent)
         places = []
         for blob in blobs:
             places.append((start, len(blob)))

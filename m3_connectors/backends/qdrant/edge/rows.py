@@ -15,7 +15,7 @@ import numpy as np
 import qdrant_edge as engine
 
 from m3_connectors.backends.base import Schema
-from m3_connectors.backends.blobs import multivector_bytes, pack_multivector
+from m3_connectors.backends.blobs import multivector_bytes, pack_multivectors
 from m3_connectors.backends.qdrant import layout as shared
 from m3_connectors.backends.qdrant.edge.row_file import Place, RowFile
 from m3_connectors.backends.qdrant.layout import MAX_ROWS, ROWS, Vector
@@ -107,7 +107,7 @@ class Layout(shared.Layout):
         """Return the rows of each document for the ``row_file``; none if the engine scores them."""
         if self.scores_rows or "multivector" not in embeddings.components:
             return []
-        return [pack_multivector(rows, self.schema.precision) for rows in embeddings.multivectors]
+        return pack_multivectors(embeddings.multivectors, self.schema.precision)
 
     def points(
         self, documents: Sequence[Document], embeddings: M3Embeddings, places: Sequence[Place]

@@ -245,6 +245,11 @@ class QdrantBackend(Backend):
                 found[record.point] = self._document(record)
         return [found.get(point_of(id)) for id in ids]
 
+    async def _present(self, ids: Sequence[str]) -> set[str]:
+        self._opened()
+        there = set(await self._stored([point_of(id) for id in ids]))
+        return {id for id in ids if point_of(id) in there}
+
     async def _vectors(self, ids: Sequence[str]) -> M3Embeddings:
         layout = self._opened()
         found: dict[str, Mapping[str, Any]] = {}
@@ -270,9 +275,14 @@ class QdrantBackend(Backend):
         call = functools.partial(client.count, self.collection, count_filter=condition, exact=True)
         return int((await self._connection.call("count", call)).count)
 
-    async def scan_ids(self) -> AsyncIterator[str]:
+    def scan_ids(self) -> AsyncIterator[str]:
+        return self._passing_ids(None)
+
+    async def _passing_ids(self, filter: Filter | None) -> AsyncIterator[str]:
         self._check_open()
-        async for page in pages(self._connection, self.collection, self._limits, with_id=True):
+        condition = None if filter is None else server_filter(filter)
+        listed = pages(self._connection, self.collection, self._limits, filter=condition, with_id=True)
+        async for page in listed:
             for record in page:
                 yield str((record.payload or {})[ID])
 
