@@ -6,15 +6,13 @@ import pytest
 from stub_encoder import StubEncoder
 
 from m3_connectors import Document, Index
-from m3_connectors.blocking import scan_ids
 from m3_connectors.methods import MethodName
 
 
 def documents_of(index: Index) -> dict[str, Document]:
-    ids: list[str] = []
-    scan_ids(index, ids.extend)
-    assert len(ids) == len(set(ids)) == index.count()
-    return {document.id: document for document in index.get(ids) if document is not None}
+    documents = {document.id: document for document in index.scan()}
+    assert len(documents) == index.count()
+    return documents
 
 
 def assert_same(index: Index, other: Index) -> None:
