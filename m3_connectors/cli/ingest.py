@@ -189,8 +189,11 @@ def run(
     fields = fields_of(text, id, metadata, mapping)
     check_sources(sources, options)
     embedded = saved_folders(sources)
+    curation = curation_of(
+        languages, tag_languages, drop_duplicates, characters, words, min_letters, max_broken, max_repeated
+    )
     if dry_run:
-        show_first(sources, fields, options, chunk, model=model, count=show, json=json)
+        show_first(sources, fields, options, chunk, curation=curation, model=model, count=show, json=json)
         return
     if sync and any(map(is_stream, sources)):
         raise typer.BadParameter(
@@ -201,9 +204,6 @@ def run(
     left_out = store_folder(to)
     saved = embedded[0] if embedded else None
     target = Target(to, collection, model, storage, chunk, saved, save_embeddings, shard)
-    curation = curation_of(
-        languages, tag_languages, drop_duplicates, characters, words, min_letters, max_broken, max_repeated
-    )
     one_process = {
         "curation": bool(curation),
         "saved embeddings": bool(embedded),
