@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -175,6 +176,7 @@ def run(
     that cannot be read or stored are skipped and written to SOURCE.dead.jsonl with the reason; m3 ingest retry stores
     documents from there. Documents that curation drops are written to SOURCE.dropped.jsonl.
     """
+    given = dict(locals())
     check_store(to, collection)
     options = read_options(
         encoding,
@@ -188,7 +190,7 @@ def run(
     sources = with_query(sources, query)
     fields = fields_of(text, id, metadata, mapping)
     check_sources(sources, options)
-    embedded = saved_folders(sources)
+    embedded = saved_folders(sources, given, inspect.signature(run))
     curation = curation_of(
         languages, tag_languages, drop_duplicates, characters, words, min_letters, max_broken, max_repeated
     )

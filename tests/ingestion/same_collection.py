@@ -10,15 +10,9 @@ from m3_connectors.methods import MethodName
 
 
 def documents_of(index: Index) -> dict[str, Document]:
-<<<<<<< HEAD
-    documents = {document.id: document for document in index.scan()}
-    assert len(documents) == index.count()
-    return documents
-=======
     ids = list(index.scan_ids())
     assert len(ids) == len(set(ids)) == index.count()
     return {document.id: document for document in index.get(ids) if document is not None}
->>>>>>> x6-many
 
 
 def assert_same(index: Index, other: Index) -> None:
