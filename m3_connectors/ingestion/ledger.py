@@ -23,7 +23,7 @@ import platformdirs
 
 from m3_connectors.backends.registry import store_for
 from m3_connectors.backends.urls import redacted
-from m3_connectors.documents import Document, canonical_metadata
+from m3_connectors.documents import Document
 from m3_connectors.errors import InvalidInput
 from m3_connectors.ingestion.chunking import chunk_ids
 
@@ -80,9 +80,10 @@ class Version:
         if not self.stored and not self.chunks and self.content:
             object.__setattr__(self, "stored", combined([_piece(self.id, self.content)]))
 
-    def same(self, other: Version) -> bool:
-        """Return whether storing one in place of the other changes nothing."""
-        return (self.content, self.model, self.chunking) == (other.content, other.model, other.chunking)
+    @property
+    def what(self) -> tuple[str, str, str]:
+        """Content, model and chunking: storing a version in place of one with the same changes nothing."""
+        return self.content, self.model, self.chunking
 
     @property
     def stored_ids(self) -> list[str]:
@@ -95,7 +96,7 @@ _COLUMNS = ", ".join(field.name for field in dataclasses.fields(Version))
 
 def content_hash(document: Document) -> str:
     """Return a hash of a document's text and metadata."""
-    metadata = json.dumps(canonical_metadata(document.metadata), sort_keys=True, ensure_ascii=False)
+    metadata = json.dumps(document.metadata, sort_keys=True, ensure_ascii=False, default=dict)
     return hashlib.sha256(json.dumps([document.text, metadata]).encode()).hexdigest()
 
 
@@ -164,10 +165,7 @@ class Ledger:
                 path or ":memory:", isolation_level=None, check_same_thread=False, timeout=60
             )
             (format,) = self._db.execute("PRAGMA user_version").fetchone()
-            if format == 1:
-                for column in ("cut", "stored"):
-                    self._db.execute(f"ALTER TABLE documents ADD COLUMN {column} TEXT NOT NULL DEFAULT ''")
-            elif format not in (0, _FORMAT):
+            if format not in (0, 1, _FORMAT):
                 raise InvalidInput(
                     f"the ledger {path} was written by another version of m3 (format {format}).\n"
                     "  Use that version, or delete the file: everything is then encoded again."
@@ -175,6 +173,11 @@ class Ledger:
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = FULL")
             self._db.executescript(_TABLES)
+            # Ledgers of earlier versions do not know what is stored, nor what was truncated.
+            columns = {column[1] for column in self._db.execute("PRAGMA table_info(documents)")}
+            for name in ("stored", "cut"):
+                if name not in columns:
+                    self._db.execute(f"ALTER TABLE documents ADD COLUMN {name} TEXT NOT NULL DEFAULT ''")
             self._db.execute(f"PRAGMA user_version = {_FORMAT}")
             if not self._db.execute("SELECT count(*) FROM collection").fetchone()[0]:
                 where = (redacted(url), collection)
@@ -343,7 +346,7 @@ class Ledger:
 
     def _enter(self, version: Version) -> None:
         self._db.execute(
-            f"INSERT OR REPLACE INTO documents ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            f"INSERT OR REPLACE INTO documents ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
             dataclasses.astuple(version),
         )
 
