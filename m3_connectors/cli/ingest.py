@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -24,9 +24,11 @@ from m3_connectors.cli.ingest_curation import (
 )
 from m3_connectors.cli.ingest_dry_run import DryRun, Show, show_first
 from m3_connectors.cli.ingest_embeddings import SaveEmbeddings, saved_folders
+from m3_connectors.cli.ingest_ray import RayAddress, RayWorkers, RayWriters, cluster_of, store_on_ray
 from m3_connectors.cli.ingest_report import names
 from m3_connectors.cli.ingest_retry import WAIT_SECONDS, Wait, retry
 from m3_connectors.cli.ingest_run import Target, store
+from m3_connectors.cli.ingest_shard import ShardText, report_suffix, sharing
 from m3_connectors.cli.ingest_verify import To, verify
 from m3_connectors.cli.options import (
     Collection,
@@ -66,7 +68,9 @@ from m3_connectors.cli.sources import (
 from m3_connectors.errors import InvalidInput
 from m3_connectors.readers import (
     CUT_SUFFIX,
+    DROPPED_SUFFIX,
     FORMATS,
+    SUFFIX,
     DeadLetterFiles,
     Limits,
     ReportFiles,
@@ -119,6 +123,10 @@ def run(
     check: Annotated[
         bool, typer.Option("--check", help="Compare store and ledger first, as m3 ingest verify does.")
     ] = False,
+    shard: ShardText = None,
+    ray: RayAddress = None,
+    ray_workers: RayWorkers = None,
+    ray_writers: RayWriters = None,
     max_errors: Annotated[
         int | None,
         typer.Option(
@@ -192,28 +200,45 @@ def run(
     storage = storage_of(components, multivector_dtype, long_documents, pool_factor, pool_from_rows)
     left_out = store_folder(to)
     saved = embedded[0] if embedded else None
-    target = Target(to, collection, model, storage, chunk, saved, save_embeddings)
+    target = Target(to, collection, model, storage, chunk, saved, save_embeddings, shard)
     curation = curation_of(
         languages, tag_languages, drop_duplicates, characters, words, min_letters, max_broken, max_repeated
     )
+    one_process = {
+        "curation": bool(curation),
+        "saved embeddings": bool(embedded),
+        "--save-embeddings": save_embeddings is not None,
+    }
+    unfit = [what for what, given in one_process.items() if given]
+    cluster = cluster_of(ray, ray_workers, ray_writers, to, sources, unfit)
     with (
-        DeadLetterFiles(Path.cwd()) as dead,
-        ReportFiles(Path.cwd(), CUT_SUFFIX) as cut,
-        Curating(curation, sources, Path.cwd(), to, collection) as curating,
+        DeadLetterFiles(Path.cwd(), report_suffix(shard, SUFFIX)) as dead,
+        ReportFiles(Path.cwd(), report_suffix(shard, CUT_SUFFIX)) as cut,
+        Curating(curation, sources, report_suffix(shard, DROPPED_SUFFIX), to, collection) as curating,
+        sharing(shard),
     ):
-        files = [] if embedded else files_of(sources, options, left_out)
-        reading = Reading(dead, cut, max_errors, chunk, files)
+        nothing = partial(_nothing_indexed, sources, dead, curating, excludes=bool(exclude))
+        how: dict[str, Any] = {
+            "json": json,
+            "sync": [origin_name(source) for source in sources] if sync else [],
+            "check": check,
+            "wait_seconds": wait,
+        }
+        if cluster is not None:
+            reading = Reading(dead, cut, max_errors, chunk, ())
+            store_on_ray(cluster, target, reading, sources, fields, options, left_out, nothing, **how)
+            return
+        reading = Reading(
+            dead, cut, max_errors, chunk, [] if embedded else files_of(sources, options, left_out)
+        )
         documents = reading.documents(sources, fields, options, left_out)
         store(
             target,
             reading,
             reading.parts(embedded) if embedded else curating.curated(documents, reading.place),
-            partial(_nothing_indexed, sources, dead, curating, excludes=bool(exclude)),
-            json=json,
+            nothing,
             curating=curating,
-            sync=[origin_name(source) for source in sources] if sync else [],
-            check=check,
-            wait_seconds=wait,
+            **how,
         )
 
 

@@ -14,7 +14,7 @@ from m3_connectors.cli.console import plural, warn
 from m3_connectors.curation import Curation, Curator, Dropped, Duplicates, Span
 from m3_connectors.documents import Document
 from m3_connectors.errors import InvalidInput
-from m3_connectors.readers import DROPPED_SUFFIX, DroppedLetter, ReportFiles, Source
+from m3_connectors.readers import DroppedLetter, ReportFiles, Source
 from m3_connectors.readers.inputs import shown
 
 if TYPE_CHECKING:
@@ -157,7 +157,7 @@ class Curating:
     Args:
         curation: What is dropped.
         sources: The sources, whose reports of an earlier run are removed.
-        directory: The folder of the reports.
+        suffix: The suffix of the reports.
         url: The store, whose ledger says which documents it may hold.
         collection: The name of the collection.
 
@@ -170,13 +170,13 @@ class Curating:
         self,
         curation: Curation,
         sources: Sequence[Source],
-        directory: Path,
+        suffix: str,
         url: str,
         collection: str,
     ) -> None:
         self._curator = Curator(curation.stages(), self._drop)
         self._asked = bool(curation)
-        self._files = ReportFiles(directory, DROPPED_SUFFIX)
+        self._files = ReportFiles(Path.cwd(), suffix)
         self._store = (url, collection)
         self._ledger: Ledger | None = None
         self._known = 0

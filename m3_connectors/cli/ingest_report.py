@@ -59,12 +59,18 @@ def as_json(
 
 
 def print_report(
-    report: IngestReport, reading: Reading, curating: Curating | None, schema: Schema, *, sync: bool
+    report: IngestReport,
+    reading: Reading,
+    curating: Curating | None,
+    schema: Schema,
+    *,
+    sync: bool,
+    of: str = "",
 ) -> None:
-    """Print the report as one line, and on stderr what must not be overlooked."""
+    """Print the report as one line that begins with ``of``, and on stderr what must not be overlooked."""
     if report.missing is not None:
         print_verification(report.missing)
-    parts = [plural(report.documents, "document")]
+    parts = [f"{of}{plural(report.documents, 'document')}"]
     if report.chunks != report.documents:
         parts.append(plural(report.chunks, "chunk"))
     for count, what in (

@@ -16,16 +16,20 @@ from m3_connectors.cli.console import INTERRUPTED, err, print_json, warn
 from m3_connectors.cli.ingest_curation import Curating
 from m3_connectors.cli.ingest_embeddings import open_target, print_saved, saving
 from m3_connectors.cli.ingest_report import as_json, print_report
+from m3_connectors.cli.ingest_shard import shown_shard
 from m3_connectors.cli.opening import create_index
 from m3_connectors.cli.reading import Reading, stored
 from m3_connectors.documents import Document
 from m3_connectors.errors import InvalidInput, M3Error
 
 if TYPE_CHECKING:
-    from m3_connectors.backends.schema import Storage
+    from m3_connectors.backends.schema import Schema, Storage
     from m3_connectors.blocking import Index
-    from m3_connectors.ingestion import IngestReport
+    from m3_connectors.ingestion import IngestReport, SavedReport
     from m3_connectors.shards import EmbeddingsFolder, Part
+
+    Result = tuple[IngestReport, Schema, int, SavedReport | None]
+    """The report of a run, the schema of the collection, the number of ids in the store, and what was saved."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +44,7 @@ class Target:
         chunking: How documents are cut, as ``Chunking.parse`` reads it.
         saved: The folder that the documents come from with their embeddings; None if they are encoded.
         save: The folder in which the embeddings are kept; None for no folder.
+        shard: Which documents are stored, as ``Shard.parse`` reads it; None for all.
     """
 
     url: str
@@ -49,6 +54,7 @@ class Target:
     chunking: str
     saved: EmbeddingsFolder | None = None
     save: Path | None = None
+    shard: str | None = None
 
     def open(self) -> Index:
         """Open the collection, or create it."""
@@ -98,7 +104,7 @@ def store(
         BackendError: The store failed.
         typer.Exit: The user has interrupted the run.
     """
-    from m3_connectors.ingestion import Ledger
+    from m3_connectors.ingestion import Ledger, Shard
 
     url, collection = target.url, target.collection
     path = target.ledger_path
@@ -106,7 +112,8 @@ def store(
         warn(
             f"{redacted(url)} is discarded when this command ends; use a folder such as qdrant:./data to keep it"
         )
-    try:
+
+    def run() -> Result:
         first = next(documents, None)
         if first is None:  # checked before a collection is created and bound to this model
             raise nothing()
@@ -123,6 +130,7 @@ def store(
                 index,
                 ledger=ledger,
                 origin=reading.origin,
+                shard=Shard.parse(target.shard or "1/1"),
                 unread=reading.may_have,
                 progress=reading.stored,
                 on_cut=reading.on_cut,
@@ -131,7 +139,25 @@ def store(
                 **options,
             )
             kept = keeper.finish() if keeper is not None and not reading.interrupted else None
-            schema, count = index.schema, index.count()
+            return report, index.schema, index.count(), kept
+
+    follow(run, target, reading, nothing, json=json, curating=curating, sync=bool(options.get("sync")))
+
+
+def follow(
+    run: Callable[[], Result],
+    target: Target,
+    reading: Reading,
+    nothing: Callable[[], InvalidInput],
+    *,
+    json: bool,
+    curating: Curating | None = None,
+    sync: bool = False,
+) -> None:
+    """Run an ingestion, and print its report, or how to continue; the arguments are those of ``store``."""
+    url, collection = target.url, target.collection
+    try:
+        report, schema, count, kept = run()
     except KeyboardInterrupt:
         reading.interrupted = True
     except M3Error as error:
@@ -150,11 +176,12 @@ def store(
                 "url": redacted(url),
                 "collection": collection,
                 "chunking": target.chunking,
+                "shard": target.shard,
                 **as_json(report, reading, curating, schema, count),
                 "saved": kept and {"folder": str(target.save), **dataclasses.asdict(kept)},
             }
         )
     else:
-        print_report(report, reading, curating, schema, sync=bool(options.get("sync")))
+        print_report(report, reading, curating, schema, sync=sync, of=shown_shard(target.shard))
         if kept is not None:
             print_saved(kept, target.save)

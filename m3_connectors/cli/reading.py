@@ -91,10 +91,10 @@ class Reading:
                 sources,
                 fields=fields,
                 options=options,
-                on_source=self._begin_source,
+                on_source=self.begin_source,
                 on_file=self._begin_file,
                 on_dead_letter=self.skip,
-                on_replaced=self._replaced,
+                on_replaced=self.replaced,
                 on_mixed_column=self.mixed_columns.__setitem__,
                 on_notice=warn,
                 without=without,
@@ -113,7 +113,7 @@ class Reading:
     def parts(self, folders: Iterable[EmbeddingsFolder]) -> Iterator[Part]:
         """Yield the documents of folders of embeddings, with these, until the user interrupts."""
         for folder in folders:
-            self._begin_source(folder.path)
+            self.begin_source(folder.path)
             self._begin_file(folder.path, folder.path)
             for documents, embeddings in folder.parts():
                 if self.interrupted:
@@ -228,7 +228,8 @@ class Reading:
         if self._waiting_since is not None:  # what is under way cannot be stored
             raise KeyboardInterrupt
 
-    def _begin_source(self, source: Source) -> None:
+    def begin_source(self, source: Source) -> None:
+        """Called before a source is read."""
         self._source = source
         self._typed[origin_name(source)] = source
         self.dead.begin(source)
@@ -244,7 +245,8 @@ class Reading:
 
         self._origin = Origin(source, file)
 
-    def _replaced(self, source: Source, letter: DeadLetter) -> None:
+    def replaced(self, source: Source, letter: DeadLetter) -> None:
+        """Called for each record that a later one with the same id replaces."""
         self.dead.add(source, letter)
         if len(self.repeats) < _FIRST_REPEATS:
             self.repeats.append(letter)

@@ -9,7 +9,9 @@ from m3_connectors.ingestion.ledger import Ledger, ledger_path
 from m3_connectors.ingestion.origin import Origin
 from m3_connectors.ingestion.pipeline import IngestReport, aingest, ingest
 from m3_connectors.ingestion.progress import IngestProgress
+from m3_connectors.ingestion.ray import ingest_on_ray
 from m3_connectors.ingestion.saving import EmbeddingsKeeper, SavedReport
+from m3_connectors.ingestion.sharding import Shard
 from m3_connectors.ingestion.verifying import Verification, verify, verify_dropped
 from m3_connectors.shards import EmbeddingsFolder, ShardWriter
 
@@ -25,10 +27,12 @@ __all__ = [
     "Ledger",
     "Origin",
     "RefusedDocument",
+    "Shard",
     "Verification",
     "Wait",
     "aingest",
     "ingest",
+    "ingest_on_ray",
     "ledger_path",
     "verify",
     "verify_dropped",

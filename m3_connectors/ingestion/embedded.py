@@ -16,9 +16,11 @@ from m3_connectors.ingestion.chunking import Chunking
 from m3_connectors.ingestion.failures import WAIT_SECONDS, OnWait
 from m3_connectors.ingestion.ledger import Ledger, Version
 from m3_connectors.ingestion.origin import Origin
-from m3_connectors.ingestion.pipeline import IngestReport, OnProgress, compared, finished, tell
+from m3_connectors.ingestion.pipeline import IngestReport, OnProgress, finished, tell
 from m3_connectors.ingestion.run import OnCut, OnRefused, Run
+from m3_connectors.ingestion.sharding import ALL, Shard
 from m3_connectors.ingestion.telemetry import telemetry_of
+from m3_connectors.ingestion.verifying import compared
 from m3_connectors.shards import changes_of, stored_as
 
 
@@ -32,6 +34,7 @@ def ingest_embedded(
     sync: Sequence[str] = (),
     unread: Callable[[Version], bool] = lambda _: False,
     check: bool = False,
+    shard: Shard = ALL,
     wait_seconds: float = WAIT_SECONDS,
     progress: OnProgress = lambda progress: None,
     on_cut: OnCut = lambda cut, origin: None,
@@ -56,6 +59,7 @@ def ingest_embedded(
         sync: Sources that are read completely by this run.
         unread: Says of a document that its source may still have it.
         check: Compare store and ledger before the run in any case.
+        shard: Which documents this run takes care of.
         wait_seconds: For how long to wait for a store that is down.
         progress: Called after each batch.
         on_cut: Called with each document that is longer than the encoder's maximum.
@@ -75,9 +79,9 @@ def ingest_embedded(
     telemetry = telemetry_of(index.schema.model.name)
     kind = partial(telemetry.writer, wait_seconds=wait_seconds, on_wait=on_wait, as_they_are=as_they_are)
     writer = writer_of(index, kind)
-    run = Run(index, writer, None, ledger, Chunking(), origin, on_cut, on_refused)
+    run = Run(index, writer, None, ledger, Chunking(), origin, shard, on_cut, on_refused)
     with telemetry.run():
-        missing = compared(index, ledger, check=check)
+        missing = compared(index, ledger, shard, check=check)
         parts = run.embedded(_checked(batches, index, name))
         for stored in store_batches(index, writer, parts, before=run.begin):
             run.acknowledge(stored)

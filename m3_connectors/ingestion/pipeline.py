@@ -31,8 +31,9 @@ from m3_connectors.ingestion.ledger import Ledger, Version
 from m3_connectors.ingestion.origin import Origin
 from m3_connectors.ingestion.progress import IngestProgress
 from m3_connectors.ingestion.run import OnCut, OnRefused, Run
+from m3_connectors.ingestion.sharding import ALL, Shard
 from m3_connectors.ingestion.telemetry import Telemetry, telemetry_of
-from m3_connectors.ingestion.verifying import Verification, verify
+from m3_connectors.ingestion.verifying import Verification, compared
 
 _WHOLE = Chunking()
 
@@ -46,7 +47,7 @@ class IngestReport:
     """The result of ``ingest``.
 
     Attributes:
-        read: The number of documents read.
+        read: The number of documents read, of the run's shard.
         unchanged: The number of those that the store held already, with the same content, model and chunking.
         documents: The number of documents stored.
         chunks: The number of chunks stored for them; that of the documents if they are not cut.
@@ -99,6 +100,7 @@ def ingest(
     sync: Sequence[str] = (),
     unread: Callable[[Version], bool] = lambda _: False,
     check: bool = False,
+    shard: Shard = ALL,
     wait_seconds: float = WAIT_SECONDS,
     progress: OnProgress = lambda progress: None,
     on_cut: OnCut = lambda cut, origin: None,
@@ -122,6 +124,8 @@ def ingest(
         sync: Sources that are read completely by this run: documents that they no longer have are removed.
         unread: Says of such a document that its source may still have it, because reading failed.
         check: Compare store and ledger before the run in any case.
+        shard: Which documents this run takes care of; the others are read, but neither stored nor removed. Such a run
+            always compares, because the number of documents in the store does not tell whether it lacks one of these.
         wait_seconds: For how long to wait for a store that is down, overloaded, or asks for fewer requests.
         progress: Called after each batch with how far the run is.
         on_cut: Called with each chunk that is longer than the encoder's maximum, and the origin of its document:
@@ -148,21 +152,16 @@ def ingest(
     encoder = encoder_of(index)
     telemetry = telemetry_of(encoder.info.name)
     writer = writer_of(index, partial(telemetry.writer, wait_seconds=wait_seconds, on_wait=on_wait))
-    run = Run(index, writer, encoder, ledger, chunking, origin, on_cut, on_refused)
+    run = Run(index, writer, encoder, ledger, chunking, origin, shard, on_cut, on_refused)
 
     with telemetry.run():
-        missing = compared(index, ledger, check=check)
+        missing = compared(index, ledger, shard, check=check)
         for stored in store_batches(index, writer, run.batches(documents), before=run.begin):
             if stored.embeddings is not None:
                 on_embedded(stored.documents, stored.embeddings)
             run.acknowledge(stored)
             tell(run, telemetry, progress, began)
         return finished(run, writer, telemetry, sync, unread, missing, began)
-
-
-def compared(index: Index, ledger: Ledger, *, check: bool) -> Verification | None:
-    """Compare store and ledger if that was asked for, or if the store holds fewer documents than the ledger knows."""
-    return verify(index, ledger) if check or index.count() < ledger.stored_count() else None
 
 
 def tell(run: Run, telemetry: Telemetry, progress: OnProgress, began: float) -> None:
@@ -222,6 +221,7 @@ async def aingest(
     sync: Sequence[str] = (),
     unread: Callable[[Version], bool] = lambda _: False,
     check: bool = False,
+    shard: Shard = ALL,
     wait_seconds: float = WAIT_SECONDS,
     progress: OnProgress = lambda progress: None,
     on_cut: OnCut = lambda cut, origin: None,
@@ -244,6 +244,7 @@ async def aingest(
         sync: Sources that are read completely by this run.
         unread: Says of a document that its source may still have it.
         check: Compare store and ledger before the run in any case.
+        shard: Which documents this run takes care of.
         wait_seconds: For how long to wait for a store that is down.
         progress: Called after each batch.
         on_cut: Called with each chunk that is longer than the encoder's maximum.
@@ -271,6 +272,7 @@ async def aingest(
             sync=sync,
             unread=unread,
             check=check,
+            shard=shard,
             wait_seconds=wait_seconds,
             progress=progress,
             on_cut=on_cut,

@@ -19,6 +19,7 @@ from m3_connectors.ingestion.failures import RefusedDocument, Stage, TolerantWri
 from m3_connectors.ingestion.ledger import Ledger, Version, content_hash, stored_hash
 from m3_connectors.ingestion.origin import Origin
 from m3_connectors.ingestion.progress import IngestProgress
+from m3_connectors.ingestion.sharding import Shard
 from m3_connectors.writing import CutDocument, RefusedPart, Stored, bounded
 
 OnCut = Callable[[CutDocument, Origin], object]
@@ -51,6 +52,7 @@ class Run:
         ledger: The ledger of the collection.
         chunking: How documents are cut.
         origin: Returns where the document comes from that was read last.
+        shard: Which documents the run takes care of.
         on_cut: Called with each chunk of which only the beginning is searchable, also of unchanged documents.
         on_refused: Called with each document that cannot be stored.
     """
@@ -63,6 +65,7 @@ class Run:
         ledger: Ledger,
         chunking: Chunking,
         origin: Callable[[], Origin],
+        shard: Shard,
         on_cut: OnCut,
         on_refused: OnRefused,
     ) -> None:
@@ -72,8 +75,9 @@ class Run:
         self._chunking = chunking
         self._token_spans: TokenSpans | None = getattr(encoder, "token_spans", None)
         model = index.schema.model if encoder is None else encoder.info
-        self._how = (_fingerprint(model), str(chunking))
+        self._how = (fingerprint(model), str(chunking))
         self._origin = origin
+        self._shard = shard
         self._on_cut = on_cut
         self._on_refused = on_refused
         self._unread: Exception | None = None
@@ -136,7 +140,7 @@ class Run:
                 del self._latest[parent.version.id]
                 if not self._is_refused(parent):
                     whole.append(parent)
-        versions = [self._with_cut(parent.version) for parent in whole]
+        versions = [with_cut(parent.version, self._cut_parts) for parent in whole]
         self._delete([id for p in whole if p.may_leave for id in self._ledger.left_over(p.version)])
         self._ledger.acknowledge(versions)
         self.documents += len(whole)
@@ -167,6 +171,8 @@ class Run:
         gone: dict[str, list[str]] = {}
         kept: dict[str, None] = {}
         for version in self._ledger.gone(sources):
+            if not self._shard.has(version.id):
+                continue
             if unread(version):
                 kept[version.id] = None
             else:
@@ -197,15 +203,18 @@ class Run:
 
     def _valid(self, documents: Iterable[Document]) -> Iterator[Document]:
         for document in self._until_failure(documents):
-            self.read += 1
             origin = self._origin()
             try:
                 check_documents([document])
             except InvalidInput as error:
                 if not isinstance(document, Document):
                     raise
+                self.read += 1
                 self._refuse(document, "read", reason_of(error, document), origin)
                 continue
+            if not self._shard.has(document.id):
+                continue
+            self.read += 1
             self._origins.append(origin)
             yield document
 
@@ -251,41 +260,21 @@ class Run:
         """Return whether a part of a document was refused, after telling so."""
         if not self._refused_parts:
             return False
-        ids = parent.version.stored_ids
-        refused = [part for id in ids if (part := self._refused_parts.pop(id, None))]
-        if not refused:
+        refused = refused_document(parent.document, parent.version, self._refused_parts)
+        if refused is None:
             return False
-        where = ""
-        if parent.version.chunks:
-            position = ids.index(refused[0].document.id)
-            where = f"chunk {position + 1} of {len(ids)}: "
-            if len(refused) > 1:
-                where = f"{len(refused)} of {len(ids)} chunks, the first {position + 1}: "
-        origin = Origin(parent.version.source, parent.version.file)
-        self._refuse(parent.document, refused[0].stage, where + refused[0].reason, origin)
+        self.refused += 1
+        self._on_refused(refused)
         return True
 
     def _refuse(self, document: Document, stage: Stage, reason: str, origin: Origin) -> None:
         self.refused += 1
         self._on_refused(RefusedDocument(document, stage, reason, origin))
 
-    def _with_cut(self, version: Version) -> Version:
-        if not self._cut_parts:
-            return version
-        cut = [
-            [position, part.token_count, part.kept_token_count]
-            for position, id in enumerate(version.stored_ids)
-            if (part := self._cut_parts.pop(id, None))
-        ]
-        return dataclasses.replace(version, cut=json.dumps(cut) if cut else "")
-
     def _tell_cut(self, version: Version) -> None:
-        if version.cut:
-            ids, origin = version.stored_ids, Origin(version.source, version.file)
-            for position, tokens, kept in json.loads(version.cut):
-                cut = CutDocument(ids[position], tokens, kept)
-                self.cuts.add(cut)
-                self._on_cut(cut, origin)
+        for cut in cut_documents(version):
+            self.cuts.add(cut)
+            self._on_cut(cut, Origin(version.source, version.file))
 
     def _delete(self, ids: list[str]) -> None:
         for start in range(0, len(ids), _DELETED_AT_ONCE):
@@ -300,5 +289,44 @@ def embeddings_at(embeddings: M3Embeddings, rows: Sequence[int]) -> M3Embeddings
     return parts[0] if len(parts) == 1 else M3Embeddings.concatenate(parts)
 
 
-def _fingerprint(info: ModelInfo) -> str:
+def fingerprint(info: ModelInfo) -> str:
+    """Return what tells the models of stored documents apart."""
     return info.weights_fingerprint or f"{info.name}@{info.revision}"
+
+
+def refused_document(
+    document: Document, version: Version, parts: dict[str, RefusedPart]
+) -> RefusedDocument | None:
+    """Return the refusal of a document, and remove its parts from those that were refused; None if there are none."""
+    ids = version.stored_ids
+    refused = [part for id in ids if (part := parts.pop(id, None))]
+    if not refused:
+        return None
+    where = ""
+    if version.chunks:
+        position = ids.index(refused[0].document.id)
+        where = f"chunk {position + 1} of {len(ids)}: "
+        if len(refused) > 1:
+            where = f"{len(refused)} of {len(ids)} chunks, the first {position + 1}: "
+    origin = Origin(version.source, version.file)
+    return RefusedDocument(document, refused[0].stage, where + refused[0].reason, origin)
+
+
+def with_cut(version: Version, parts: dict[str, CutDocument]) -> Version:
+    """Return a version with its truncated chunks, which are removed from ``parts``."""
+    if not parts:
+        return version
+    cut = [
+        [position, part.token_count, part.kept_token_count]
+        for position, id in enumerate(version.stored_ids)
+        if (part := parts.pop(id, None))
+    ]
+    return dataclasses.replace(version, cut=json.dumps(cut) if cut else "")
+
+
+def cut_documents(version: Version) -> Iterator[CutDocument]:
+    """Yield the chunks of a version of which only the beginning is searchable."""
+    if version.cut:
+        ids = version.stored_ids
+        for position, tokens, kept in json.loads(version.cut):
+            yield CutDocument(ids[position], tokens, kept)

@@ -208,8 +208,8 @@ class ReportFiles:
 class DeadLetterFiles(ReportFiles):
     """Writes each source's dead letters to ``<source-name>.dead.jsonl``; ``count`` is their number so far."""
 
-    def __init__(self, directory: Path) -> None:
-        super().__init__(directory, SUFFIX)
+    def __init__(self, directory: Path, suffix: str = SUFFIX) -> None:
+        super().__init__(directory, suffix)
         self.first: DeadLetter | None = None
         """The first dead letter."""
 
