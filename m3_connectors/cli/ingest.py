@@ -10,6 +10,7 @@ import typer
 
 from m3_connectors.backends.registry import DEFAULT_COLLECTION
 from m3_connectors.cli.console import plural
+from m3_connectors.cli.ingest_collection import copy, only_collection
 from m3_connectors.cli.ingest_curation import (
     Characters,
     Curating,
@@ -176,6 +177,10 @@ def run(
     documents from there. Documents that curation drops are written to SOURCE.dropped.jsonl.
     """
     check_store(to, collection)
+    if (stored := only_collection(sources)) is not None:
+        storage = storage_of(components, multivector_dtype, long_documents, pool_factor, pool_from_rows)
+        copy(stored, to, collection, storage, sync=sync, check=check, wait_seconds=wait, json=json)
+        return
     options = read_options(
         encoding,
         delimiter,
