@@ -105,6 +105,7 @@ def _check_chunking(value: str) -> str:
 
 @ingest.command()
 def run(
+    context: typer.Context,
     sources: Sources,
     to: To,
     collection: Collection = DEFAULT_COLLECTION,
@@ -177,7 +178,7 @@ def run(
     documents from there. Documents that curation drops are written to SOURCE.dropped.jsonl.
     """
     check_store(to, collection)
-    if (stored := only_collection(sources)) is not None:
+    if (stored := only_collection(context, sources)) is not None:
         storage = storage_of(components, multivector_dtype, long_documents, pool_factor, pool_from_rows)
         copy(stored, to, collection, storage, sync=sync, check=check, wait_seconds=wait, json=json)
         return

@@ -7,9 +7,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-import click
 import typer
-from click.core import ParameterSource
 
 from m3_connectors.backends.registry import is_persistent
 from m3_connectors.backends.schema import Storage
@@ -35,7 +33,7 @@ _APPLIES = frozenset(
 """The parameters of ``m3 ingest`` that have an effect here."""
 
 
-def only_collection(sources: Sequence[object]) -> CollectionSource | None:
+def only_collection(context: typer.Context, sources: Sequence[object]) -> CollectionSource | None:
     """Return the collection that is the source of a command; None if its sources are files.
 
     Raises:
@@ -49,9 +47,9 @@ def only_collection(sources: Sequence[object]) -> CollectionSource | None:
             f"{collection} is a collection; run m3 ingest once for it and once for the other sources.",
             param_hint="SOURCE",
         )
-    context = click.get_current_context()
     for parameter in context.command.params:
-        given = context.get_parameter_source(parameter.name or "") is ParameterSource.COMMANDLINE
+        source = context.get_parameter_source(parameter.name or "")
+        given = source is not None and source.name == "COMMANDLINE"
         if given and parameter.name not in _APPLIES:
             raise typer.BadParameter(
                 f"it has no effect when the source is a collection ({collection}), whose documents are stored as they "

@@ -217,7 +217,9 @@ def test_a_ledger_of_an_earlier_version_says_what_it_cannot_compare(place: Place
     place.run(corpus(3))
     place.run([Document("whole", "text")], Chunking())
     with sqlite3.connect(place.ledger) as ledger:
-        ledger.execute("ALTER TABLE documents DROP COLUMN stored")
+        for column in ("cut", "stored"):
+            ledger.execute(f"ALTER TABLE documents DROP COLUMN {column}")
+        ledger.execute("PRAGMA user_version = 1")
     ledger.close()
     with place.open() as index, Ledger(place.ledger) as ledger:
         found = verify(index, ledger, hashes=True)
