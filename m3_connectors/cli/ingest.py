@@ -11,6 +11,7 @@ import typer
 
 from m3_connectors.backends.registry import DEFAULT_COLLECTION
 from m3_connectors.cli.console import plural
+from m3_connectors.cli.ingest_collection import copy, only_collection
 from m3_connectors.cli.ingest_curation import (
     Characters,
     Curating,
@@ -105,6 +106,7 @@ def _check_chunking(value: str) -> str:
 
 @ingest.command()
 def run(
+    context: typer.Context,
     sources: Sources,
     to: To,
     collection: Collection = DEFAULT_COLLECTION,
@@ -178,6 +180,10 @@ def run(
     """
     given = dict(locals())
     check_store(to, collection)
+    if (stored := only_collection(context, sources)) is not None:
+        storage = storage_of(components, multivector_dtype, long_documents, pool_factor, pool_from_rows)
+        copy(stored, to, collection, storage, sync=sync, check=check, wait_seconds=wait, json=json)
+        return
     options = read_options(
         encoding,
         delimiter,

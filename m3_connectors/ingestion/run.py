@@ -189,11 +189,19 @@ class Run:
             again = self._ledger.see(ids)
             self.repeated_count += len(again)
             self.repeated += again[: _MOST_NAMED - len(self.repeated)]
-            known = self._ledger.look_up(ids)
+            known = self._held(self._ledger.look_up(ids))
             moved: list[Version] = []
             for document in group:
                 yield from self._parts_of(document, self._origins.popleft(), known, again, moved)
             self._ledger.relocate(moved)
+
+    def _held(self, known: dict[str, Version | None]) -> dict[str, Version | None]:
+        """Return versions without those of which the store has just said that it lacks them, or a chunk of them."""
+        stored = {id: version.stored_ids for id, version in known.items() if version is not None}
+        asked = [id for ids in stored.values() for id in ids]
+        there = run_on(self._index, partial(self._writer.present, asked))
+        lost = {id for id, ids in stored.items() if not there.issuperset(ids)}
+        return {id: None if id in lost else version for id, version in known.items()}
 
     def _until_failure(self, documents: Iterable[Document]) -> Iterator[Document]:
         try:
