@@ -190,8 +190,13 @@ def run(
     sources = with_query(sources, query)
     fields = fields_of(text, id, metadata, mapping)
     check_sources(sources, options)
+    curation = curation_of(
+        languages, tag_languages, drop_duplicates, characters, words, min_letters, max_broken, max_repeated
+    )
     if dry_run:
-        show_first(sources, fields, options, Chunking.parse(chunk), model=model, count=show, json=json)
+        show_first(
+            sources, fields, options, curation, Chunking.parse(chunk), model=model, count=show, json=json
+        )
         return
     if not is_persistent(to):
         raise typer.BadParameter(
@@ -203,9 +208,6 @@ def run(
             "--sync removes what a source no longer has, which a stream cannot say. Give files or folders.",
             param_hint="--sync",
         )
-    curation = curation_of(
-        languages, tag_languages, drop_duplicates, characters, words, min_letters, max_broken, max_repeated
-    )
     storage = storage_of(components, multivector_dtype, long_documents, pool_factor, pool_from_rows)
     with (
         DeadLetterFiles(Path.cwd()) as dead,
@@ -287,7 +289,7 @@ class _Reading:
                 return
             yield document
 
-    def place(self) -> tuple[Path, Path]:
+    def place(self) -> tuple[Source, Source]:
         """Return the source and the file of the document that was read last."""
         return self._source, self._file
 

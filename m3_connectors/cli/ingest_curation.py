@@ -13,7 +13,7 @@ from m3_connectors.cli.console import plural, warn
 from m3_connectors.curation import Curation, Curator, Dropped, Duplicates, Span
 from m3_connectors.documents import Document
 from m3_connectors.errors import InvalidInput
-from m3_connectors.readers import DROPPED_SUFFIX, DroppedLetter, ReportFiles
+from m3_connectors.readers import DROPPED_SUFFIX, DroppedLetter, ReportFiles, Source
 from m3_connectors.readers.inputs import shown
 
 if TYPE_CHECKING:
@@ -167,7 +167,7 @@ class Curating:
     def __init__(
         self,
         curation: Curation,
-        sources: Sequence[Path],
+        sources: Sequence[Source],
         directory: Path,
         ledger: Path | None,
     ) -> None:
@@ -181,7 +181,7 @@ class Curating:
             self._files.begin(source)
 
     def curated(
-        self, documents: Iterable[Document], place: Callable[[], tuple[Path, Path]]
+        self, documents: Iterable[Document], place: Callable[[], tuple[Source, Source]]
     ) -> Iterator[Document]:
         """Yield the documents that are kept; ``place`` returns source and file of the one that was read last."""
         self._place = place

@@ -11,6 +11,7 @@ import typer
 from m3_connectors.cli.console import err, one_line, out, plural, print_json, warn
 from m3_connectors.cli.opening import DEFAULT_MODEL
 from m3_connectors.cli.options import at_least
+from m3_connectors.curation import Curation, Curator, Dropped
 from m3_connectors.documents import Document
 from m3_connectors.errors import InvalidInput
 from m3_connectors.readers import DeadLetter, Fields, ReadOptions, Source, read_documents
@@ -36,13 +37,14 @@ def show_first(
     sources: list[Source],
     fields: Fields,
     options: ReadOptions,
+    curation: Curation,
     chunking: Chunking,
     *,
     model: str | None,
     count: int,
     json: bool,
 ) -> None:
-    """Print the first documents of sources, and what was skipped before them.
+    """Print the first documents of sources, and what was skipped or dropped before them.
 
     Only the tokenizer of the model is loaded, and only if documents are cut.
     """
@@ -56,12 +58,19 @@ def show_first(
         on_dead_letter=lambda _, letter: skipped.append(letter),
         on_notice=warn,
     )
+
+    def drop(dropped: Dropped) -> None:
+        reason = f"document {dropped.document.id!r} is dropped: {dropped.reason}"
+        skipped.append(DeadLetter(place[0], None, reason))
+
     spans = None if chunking.kind == "none" else _token_spans(model or DEFAULT_MODEL)
-    # Where a document comes from is known only when it is read, so each is described before the next is read.
-    first = [
-        _described(document, place[0], chunking, spans) for document in itertools.islice(documents, count)
-    ]
-    has_more = next(documents, None) is not None
+    with Curator(curation.stages(), drop) as curator:
+        kept = curator.curated(documents)
+        # Where a document comes from is known only when it is read, so each is described before the next is read.
+        first = [
+            _described(document, place[0], chunking, spans) for document in itertools.islice(kept, count)
+        ]
+        has_more = next(kept, None) is not None
     if json:
         letters = [dataclasses.asdict(letter) for letter in skipped]
         print_json({"documents": first, "has_more": has_more, "skipped": letters})
