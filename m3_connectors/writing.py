@@ -148,7 +148,8 @@ class DocumentWriter:
         self._write = write or backend.upsert
         self._entered = 0
         self._encoding, self._writing = _Turns(), _Turns()
-        self._waiting_bytes = 0
+        self.waiting_bytes = 0
+        """The size of the vectors that wait for the store or are being written."""
         self._freed: anyio.Event | None = None
         self._failure: Exception | None = None
         self.encoding_seconds = 0.0
@@ -211,17 +212,17 @@ class DocumentWriter:
         self, number: int, batch: Sequence[Document], embeddings: M3Embeddings | None
     ) -> Stored:
         async with self._encoding.turn(number), self._telling_those_after():
-            while self._waiting_bytes >= WAITING_BYTES and self._failure is None:
+            while self.waiting_bytes >= WAITING_BYTES and self._failure is None:
                 self._freed = anyio.Event()
                 await self._freed.wait()
             encoded = await self._encoded(batch, embeddings)
             size = _bytes(encoded.embeddings)
-            self._waiting_bytes += size
+            self.waiting_bytes += size
         try:
             async with self._writing.turn(number), self._telling_those_after():
                 return await self._stored(encoded)
         finally:
-            self._waiting_bytes -= size
+            self.waiting_bytes -= size
             if self._freed is not None:
                 self._freed.set()
 

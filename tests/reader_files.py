@@ -329,8 +329,10 @@ def _html(pick: random.Random) -> Case:
         "<svg><title>i</title></svg>",
     ]
     body = ""
+    lines = [title]
     for block in blocks:
         tag = pick.choice(["p", "li", "h1", "div", "td", "blockquote"])
+        lines.append(f"# {block}" if tag == "h1" else block)
         shown = html.escape(block, quote=pick.random() < 0.5)
         if pick.random() < 0.3:
             shown = shown.replace(" ", pick.choice(["  ", "\n", "&nbsp;", " <b></b>"]))
@@ -351,7 +353,7 @@ def _html(pick: random.Random) -> Case:
         ]
     )
     name, content = _packed(pick, "page", pick.choice([".html", ".htm"]), page.encode(codec))
-    return Case(name, content, ["\n".join([title, *blocks])])
+    return Case(name, content, ["\n".join(lines)])
 
 
 def _xhtml(pick: random.Random) -> Case:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from m3_connectors.backends.registry import DEFAULT_COLLECTION, is_persistent
 from m3_connectors.backends.schema import Storage
 from m3_connectors.backends.urls import redacted
-from m3_connectors.blocking import Index, connect
 from m3_connectors.cli.console import duration, out, plural, print_json, warn
 from m3_connectors.cli.documents import open_existing
 from m3_connectors.cli.options import Collection, Components, Debug, Json, Url, check_store
@@ -25,6 +24,9 @@ from m3_connectors.cli.sources import (
 )
 from m3_connectors.errors import NotFound
 from m3_connectors.shards import EmbeddingsFolder
+
+if TYPE_CHECKING:
+    from m3_connectors.blocking import Index
 
 Folder = Annotated[
     Path,
@@ -77,13 +79,13 @@ def import_(
     """
     check_store(url, collection)
     storage = storage_of(components, multivector_dtype, long_documents, pool_factor, pool_from_rows)
-    saved = EmbeddingsFolder(folder)
-    saved.check_finished()
     if not is_persistent(url):
         raise typer.BadParameter(
             f"{redacted(url)} is discarded when this command ends. Use a folder such as qdrant:./data.",
             param_hint="URL",
         )
+    saved = EmbeddingsFolder(folder)
+    saved.check_finished()
     with open_for(saved, url, collection, storage) as index, Progress() as progress:
         total = saved.document_count()
         report = index.import_(
@@ -107,6 +109,8 @@ def import_(
 
 def open_for(saved: EmbeddingsFolder, url: str, collection: str, storage: Storage | None) -> Index:
     """Open a collection for saved embeddings, or create it with the storage of those, unless another one is given."""
+    from m3_connectors.blocking import connect
+
     try:
         return connect(url, collection, storage=storage, create=False)
     except NotFound:

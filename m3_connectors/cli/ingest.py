@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -23,9 +23,12 @@ from m3_connectors.cli.ingest_curation import (
     curation_of,
 )
 from m3_connectors.cli.ingest_dry_run import DryRun, Show, show_first
+from m3_connectors.cli.ingest_embeddings import SaveEmbeddings, saved_folders
+from m3_connectors.cli.ingest_ray import RayAddress, RayWorkers, RayWriters, cluster_of, store_on_ray
 from m3_connectors.cli.ingest_report import names
 from m3_connectors.cli.ingest_retry import WAIT_SECONDS, Wait, retry
 from m3_connectors.cli.ingest_run import Target, store
+from m3_connectors.cli.ingest_shard import ShardText, report_suffix, sharing
 from m3_connectors.cli.ingest_verify import To, verify
 from m3_connectors.cli.options import (
     Collection,
@@ -65,7 +68,9 @@ from m3_connectors.cli.sources import (
 from m3_connectors.errors import InvalidInput
 from m3_connectors.readers import (
     CUT_SUFFIX,
+    DROPPED_SUFFIX,
     FORMATS,
+    SUFFIX,
     DeadLetterFiles,
     Limits,
     ReportFiles,
@@ -118,6 +123,10 @@ def run(
     check: Annotated[
         bool, typer.Option("--check", help="Compare store and ledger first, as m3 ingest verify does.")
     ] = False,
+    shard: ShardText = None,
+    ray: RayAddress = None,
+    ray_workers: RayWorkers = None,
+    ray_writers: RayWriters = None,
     max_errors: Annotated[
         int | None,
         typer.Option(
@@ -129,6 +138,7 @@ def run(
         ),
     ] = None,
     wait: Wait = WAIT_SECONDS,
+    save_embeddings: SaveEmbeddings = None,
     text: TextField = "text",
     id: IdField = None,
     metadata: MetadataFields = None,
@@ -178,6 +188,7 @@ def run(
     sources = with_query(sources, query)
     fields = fields_of(text, id, metadata, mapping)
     check_sources(sources, options)
+    embedded = saved_folders(sources)
     if dry_run:
         show_first(sources, fields, options, chunk, model=model, count=show, json=json)
         return
@@ -188,31 +199,54 @@ def run(
         )
     storage = storage_of(components, multivector_dtype, long_documents, pool_factor, pool_from_rows)
     left_out = store_folder(to)
-    target = Target(to, collection, model, storage, chunk)
+    saved = embedded[0] if embedded else None
+    target = Target(to, collection, model, storage, chunk, saved, save_embeddings, shard)
     curation = curation_of(
         languages, tag_languages, drop_duplicates, characters, words, min_letters, max_broken, max_repeated
     )
+    one_process = {
+        "curation": bool(curation),
+        "saved embeddings": bool(embedded),
+        "--save-embeddings": save_embeddings is not None,
+    }
+    unfit = [what for what, given in one_process.items() if given]
+    cluster = cluster_of(ray, ray_workers, ray_writers, to, sources, unfit)
     with (
-        DeadLetterFiles(Path.cwd()) as dead,
-        ReportFiles(Path.cwd(), CUT_SUFFIX) as cut,
-        Curating(curation, sources, Path.cwd(), target.ledger_path) as curating,
+        DeadLetterFiles(Path.cwd(), report_suffix(shard, SUFFIX)) as dead,
+        ReportFiles(Path.cwd(), report_suffix(shard, CUT_SUFFIX)) as cut,
+        Curating(curation, sources, report_suffix(shard, DROPPED_SUFFIX), to, collection) as curating,
+        sharing(shard),
     ):
-        reading = Reading(dead, cut, max_errors, chunk, files_of(sources, options, left_out))
+        nothing = partial(_nothing_indexed, sources, dead, curating, excludes=bool(exclude))
+        how: dict[str, Any] = {
+            "json": json,
+            "sync": [origin_name(source) for source in sources] if sync else [],
+            "check": check,
+            "wait_seconds": wait,
+        }
+        if cluster is not None:
+            reading = Reading(dead, cut, max_errors, chunk, ())
+            store_on_ray(cluster, target, reading, sources, fields, options, left_out, nothing, **how)
+            return
+        reading = Reading(
+            dead, cut, max_errors, chunk, [] if embedded else files_of(sources, options, left_out)
+        )
         documents = reading.documents(sources, fields, options, left_out)
         store(
             target,
             reading,
-            curating.curated(documents, reading.place),
-            partial(_nothing_indexed, sources, dead, excludes=bool(exclude)),
-            json=json,
+            reading.parts(embedded) if embedded else curating.curated(documents, reading.place),
+            nothing,
             curating=curating,
-            sync=[origin_name(source) for source in sources] if sync else [],
-            check=check,
-            wait_seconds=wait,
+            **how,
         )
 
 
-def _nothing_indexed(sources: list[Source], dead: DeadLetterFiles, *, excludes: bool) -> InvalidInput:
+def _nothing_indexed(
+    sources: list[Source], dead: DeadLetterFiles, curating: Curating, *, excludes: bool
+) -> InvalidInput:
+    if dropped := curating.nothing_kept():
+        return dropped
     if dead.first:
         return InvalidInput(
             f"nothing was indexed: {plural(dead.count, 'record')} skipped, the first is {dead.first}\n"

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Self, TypeVar
 
 import typer
 
+from m3_connectors.backends.registry import is_persistent
 from m3_connectors.cli.console import plural, warn
 from m3_connectors.curation import Curation, Curator, Dropped, Duplicates, Span
 from m3_connectors.documents import Document
 from m3_connectors.errors import InvalidInput
-from m3_connectors.readers import DROPPED_SUFFIX, DroppedLetter, ReportFiles, Source
+from m3_connectors.readers import DroppedLetter, ReportFiles, Source
 from m3_connectors.readers.inputs import shown
 
 if TYPE_CHECKING:
@@ -156,8 +157,9 @@ class Curating:
     Args:
         curation: What is dropped.
         sources: The sources, whose reports of an earlier run are removed.
-        directory: The folder of the reports.
-        ledger: The ledger, which says which documents the collection may hold; None if nothing is kept.
+        suffix: The suffix of the reports.
+        url: The store, whose ledger says which documents it may hold.
+        collection: The name of the collection.
 
     Raises:
         InvalidInput: A language cannot be detected, or a report cannot be written.
@@ -168,13 +170,14 @@ class Curating:
         self,
         curation: Curation,
         sources: Sequence[Source],
-        directory: Path,
-        ledger: Path | None,
+        suffix: str,
+        url: str,
+        collection: str,
     ) -> None:
         self._curator = Curator(curation.stages(), self._drop)
         self._asked = bool(curation)
-        self._files = ReportFiles(directory, DROPPED_SUFFIX)
-        self._ledger_path = ledger if ledger is not None and ledger.exists() else None
+        self._files = ReportFiles(Path.cwd(), suffix)
+        self._store = (url, collection)
         self._ledger: Ledger | None = None
         self._known = 0
         for source in sources:
@@ -189,14 +192,14 @@ class Curating:
 
     def nothing_kept(self) -> InvalidInput | None:
         """Return the error that says that all documents were dropped; None if that is not so."""
-        if not self._curator.report.dropped:
+        if self._curator.report.kept or not self._curator.report.dropped:
             return None
         return InvalidInput(
             f"nothing was stored or removed: curation dropped all {plural(self._curator.report.read, 'document')} "
             f"({self._counts()}).\n  Change the options. {self._names()} lists the documents with their reasons."
         )
 
-    def summary(self, sync: bool) -> str | None:
+    def summary(self, *, sync: bool) -> str | None:
         """Return the words for the last line of the command, and warn of dropped documents that stay stored."""
         if not self._curator.report.dropped:
             return None
@@ -242,13 +245,12 @@ class Curating:
         self._files.write(source, letter)
 
     def _is_known(self, id: str) -> bool:
-        if self._ledger_path is None:
-            return False
         if self._ledger is None:
-            from m3_connectors.ingestion import Ledger
+            from m3_connectors.ingestion import Ledger, ledger_path
 
-            self._ledger = Ledger(self._ledger_path)
-        return self._ledger.known(id) is not None
+            path = ledger_path(*self._store) if is_persistent(self._store[0]) else None
+            self._ledger = Ledger(path if path is not None and path.exists() else None)
+        return id in self._ledger.look_up([id])
 
     def _counts(self) -> str:
         return ", ".join(f"{count:,} {stage}" for stage, count in self._curator.report.dropped.items())

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from m3_connectors.cli.console import duration, out, plural, warn
+from m3_connectors.cli.ingest_curation import Curating
 from m3_connectors.cli.ingest_verify import print_verification
 from m3_connectors.cli.reading import Reading
 
@@ -17,7 +18,9 @@ if TYPE_CHECKING:
 _NAMED = 20
 
 
-def as_json(report: IngestReport, reading: Reading, schema: Schema, count: int) -> dict[str, object]:
+def as_json(
+    report: IngestReport, reading: Reading, curating: Curating | None, schema: Schema, count: int
+) -> dict[str, object]:
     """Return the report as JSON takes it; ``count`` is the number of ids in the store after the run."""
     return {
         "model": schema.model.name,
@@ -29,7 +32,9 @@ def as_json(report: IngestReport, reading: Reading, schema: Schema, count: int) 
         "removed": report.removed,
         "kept": list(report.kept[:_NAMED]),
         "kept_count": len(report.kept),
+        "refused": report.refused,
         "duplicates": list(report.repeated),
+        "duplicates_count": report.repeated_count,
         "repeats": [letter.to_dict() for letter in reading.repeats],
         "truncated": report.add.truncated,
         "lost_tokens": report.add.lost_tokens,
@@ -41,18 +46,31 @@ def as_json(report: IngestReport, reading: Reading, schema: Schema, count: int) 
         "count": count,
         "seconds": round(report.seconds, 3),
         "documents_per_second": round(_rate(report), 3),
+        "tokens": report.tokens,
+        "tokens_per_second": round(report.tokens / max(report.seconds, 1e-9), 3),
         "encoder_busy_share": round(report.encoder_busy_share, 3),
+        "encoding_seconds": round(report.add.encoding_seconds, 3),
+        "batches": report.batches,
         "writing_seconds": round(report.writing_seconds, 3),
         "waited_seconds": round(report.waited_seconds, 3),
         "text_columns": reading.mixed_columns,
+        "curation": curating and curating.as_json(),
     }
 
 
-def print_report(report: IngestReport, reading: Reading, schema: Schema, dropped: str | None) -> None:
-    """Print the report as one line, and on stderr what must not be overlooked."""
+def print_report(
+    report: IngestReport,
+    reading: Reading,
+    curating: Curating | None,
+    schema: Schema,
+    *,
+    sync: bool,
+    of: str = "",
+) -> None:
+    """Print the report as one line that begins with ``of``, and on stderr what must not be overlooked."""
     if report.missing is not None:
         print_verification(report.missing)
-    parts = [plural(report.documents, "document")]
+    parts = [f"{of}{plural(report.documents, 'document')}"]
     if report.chunks != report.documents:
         parts.append(plural(report.chunks, "chunk"))
     for count, what in (
@@ -78,7 +96,7 @@ def print_report(report: IngestReport, reading: Reading, schema: Schema, dropped
         parts.append(f"{report.add.pooled:,} long, with rows pooled by {schema.storage.pool_factor}")
     if reading.dead.count:
         parts.append(f"{reading.dead.count:,} skipped (see {names(reading.dead.paths)})")
-    if dropped is not None:
+    if curating is not None and (dropped := curating.summary(sync=sync)):
         parts.append(dropped)
     parts.append(duration(report.seconds))
     if report.documents:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,14 +14,22 @@ from m3_connectors.backends.registry import is_persistent
 from m3_connectors.backends.urls import redacted
 from m3_connectors.cli.console import INTERRUPTED, err, print_json, warn
 from m3_connectors.cli.ingest_curation import Curating
+from m3_connectors.cli.ingest_embeddings import open_target, print_saved, saving
 from m3_connectors.cli.ingest_report import as_json, print_report
+from m3_connectors.cli.ingest_shard import shown_shard
 from m3_connectors.cli.opening import create_index
 from m3_connectors.cli.reading import Reading, stored
 from m3_connectors.documents import Document
 from m3_connectors.errors import InvalidInput, M3Error
 
 if TYPE_CHECKING:
-    from m3_connectors.backends.schema import Storage
+    from m3_connectors.backends.schema import Schema, Storage
+    from m3_connectors.blocking import Index
+    from m3_connectors.ingestion import IngestReport, SavedReport
+    from m3_connectors.shards import EmbeddingsFolder, Part
+
+    Result = tuple[IngestReport, Schema, int, SavedReport | None]
+    """The report of a run, the schema of the collection, the number of ids in the store, and what was saved."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +42,9 @@ class Target:
         model: The value of ``--model``.
         storage: How a new collection stores its vectors; None for the default.
         chunking: How documents are cut, as ``Chunking.parse`` reads it.
+        saved: The folder that the documents come from with their embeddings; None if they are encoded.
+        save: The folder in which the embeddings are kept; None for no folder.
+        shard: Which documents are stored, as ``Shard.parse`` reads it; None for all.
     """
 
     url: str
@@ -41,6 +52,23 @@ class Target:
     model: str | None
     storage: Storage | None
     chunking: str
+    saved: EmbeddingsFolder | None = None
+    save: Path | None = None
+    shard: str | None = None
+
+    def open(self) -> Index:
+        """Open the collection, or create it."""
+        if self.saved is not None:
+            return open_target(self.saved, self.url, self.collection, self.storage)
+        return create_index(self.url, self.collection, self.model, self.storage)
+
+    def ingest(self, documents: Iterable[Any], index: Index, **options: Any) -> IngestReport:
+        """Store documents, or parts of a folder of embeddings."""
+        from m3_connectors.ingestion import Chunking, ingest, ingest_embedded
+
+        if self.saved is not None:
+            return ingest_embedded(documents, index, saved=self.saved.schema, **options)
+        return ingest(documents, index, chunking=Chunking.parse(self.chunking), **options)
 
     @property
     def ledger_path(self) -> Path | None:
@@ -53,7 +81,7 @@ class Target:
 def store(
     target: Target,
     reading: Reading,
-    documents: Iterator[Document],
+    documents: Iterator[Document] | Iterator[Part],
     nothing: Callable[[], InvalidInput],
     *,
     json: bool,
@@ -65,10 +93,10 @@ def store(
     Args:
         target: Where.
         reading: Follows the documents.
-        documents: The documents.
+        documents: The documents, or parts of the folder ``target.saved``.
         nothing: Returns the error if there are none, or none can be stored.
         json: Whether to print the report as JSON.
-        curating: What curates the documents.
+        curating: What was dropped of the documents.
         **options: Further options of ``ingest``.
 
     Raises:
@@ -76,7 +104,7 @@ def store(
         BackendError: The store failed.
         typer.Exit: The user has interrupted the run.
     """
-    from m3_connectors.ingestion import Chunking, Ledger, ingest
+    from m3_connectors.ingestion import Ledger, Shard
 
     url, collection = target.url, target.collection
     path = target.ledger_path
@@ -84,21 +112,25 @@ def store(
         warn(
             f"{redacted(url)} is discarded when this command ends; use a folder such as qdrant:./data to keep it"
         )
-    try:
+
+    def run() -> Result:
         first = next(documents, None)
         if first is None:  # checked before a collection is created and bound to this model
-            raise (curating and curating.nothing_kept()) or nothing()
+            raise nothing()
         with (
             Ledger(path, url, collection) as ledger,
-            create_index(url, collection, target.model, target.storage) as index,
+            target.open() as index,
+            saving(target.save, index) as keeper,
             reading.shown(),
         ):
-            report = ingest(
+            if keeper is not None:
+                options["on_embedded"] = keeper.on_embedded
+            report = target.ingest(
                 itertools.chain([first], documents),
                 index,
                 ledger=ledger,
-                chunking=Chunking.parse(target.chunking),
                 origin=reading.origin,
+                shard=Shard.parse(target.shard or "1/1"),
                 unread=reading.may_have,
                 progress=reading.stored,
                 on_cut=reading.on_cut,
@@ -106,7 +138,26 @@ def store(
                 on_wait=reading.waiting,
                 **options,
             )
-            schema, count = index.schema, index.count()
+            kept = keeper.finish() if keeper is not None and not reading.interrupted else None
+            return report, index.schema, index.count(), kept
+
+    follow(run, target, reading, nothing, json=json, curating=curating, sync=bool(options.get("sync")))
+
+
+def follow(
+    run: Callable[[], Result],
+    target: Target,
+    reading: Reading,
+    nothing: Callable[[], InvalidInput],
+    *,
+    json: bool,
+    curating: Curating | None = None,
+    sync: bool = False,
+) -> None:
+    """Run an ingestion, and print its report, or how to continue; the arguments are those of ``store``."""
+    url, collection = target.url, target.collection
+    try:
+        report, schema, count, kept = run()
     except KeyboardInterrupt:
         reading.interrupted = True
     except M3Error as error:
@@ -125,10 +176,12 @@ def store(
                 "url": redacted(url),
                 "collection": collection,
                 "chunking": target.chunking,
-                **as_json(report, reading, schema, count),
-                "curation": curating.as_json() if curating else None,
+                "shard": target.shard,
+                **as_json(report, reading, curating, schema, count),
+                "saved": kept and {"folder": str(target.save), **dataclasses.asdict(kept)},
             }
         )
     else:
-        dropped = curating.summary(sync=bool(options.get("sync"))) if curating else None
-        print_report(report, reading, schema, dropped)
+        print_report(report, reading, curating, schema, sync=sync, of=shown_shard(target.shard))
+        if kept is not None:
+            print_saved(kept, target.save)

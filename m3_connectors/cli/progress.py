@@ -55,7 +55,7 @@ class Progress:
         self._next_line = self._began + self._pause
         self._step = ""
         self._first = self._last = _Position(self._began, 0, None)
-        self._words = ""
+        self._words = self._details = ""
         self._unit = ""
         self._stopped = threading.Event()
         self._bar: rich_progress.Progress | None = None
@@ -76,6 +76,7 @@ class Progress:
         unit: str = "",
         share: float | None = None,
         note: str = "",
+        details: str = "",
     ) -> None:
         """Update the progress. Call this when a step begins and whenever a part of it is done.
 
@@ -86,6 +87,7 @@ class Progress:
             unit: The plural of what is counted, such as ``"documents"``.
             share: The share that is done, 0 to 1, if it cannot be computed from ``total``.
             note: Additional text, such as ``"loss 0.512"``.
+            details: More text, on a line of its own in a terminal.
         """
         with self._lock:
             if share is None and total:
@@ -98,6 +100,7 @@ class Progress:
             amount = f"{step}: {counted} {unit}".rstrip() if counted else step
             reached = f"{share:.0%} done" if share is not None and not total else ""
             self._words = " · ".join(filter(None, (amount, reached, note)))
+            self._details = details
             self._show()
 
     def stop(self) -> None:
@@ -117,7 +120,7 @@ class Progress:
             completed = None if self._last.share is None else min(self._last.share, 1.0)
             self._bar.update(
                 self._task,
-                description=self._line(),
+                description="\n".join(filter(None, (self._line(), self._details))),
                 completed=completed or 0,
                 total=None if completed is None else 1.0,
                 visible=True,
@@ -125,7 +128,8 @@ class Progress:
         elif self._clock() >= self._next_line:
             self._pause = min(2 * self._pause, _LONGEST_PAUSE_SECONDS)
             self._next_line = self._clock() + self._pause
-            self._console.print(f"  {self._line()}", markup=False, soft_wrap=True)
+            line = " · ".join(filter(None, (self._line(), self._details)))
+            self._console.print(f"  {line}", markup=False, soft_wrap=True)
 
     def _line(self) -> str:
         now = self._clock()

@@ -28,8 +28,9 @@ from m3_connectors.readers.inputs import parents_of, shown
 from m3_connectors.readers.urls import source_of
 
 if TYPE_CHECKING:
-    from m3_connectors.ingestion import Origin, RefusedDocument, Wait
+    from m3_connectors.ingestion import IngestProgress, Origin, RefusedDocument, Wait
     from m3_connectors.ingestion.ledger import Version
+    from m3_connectors.shards import EmbeddingsFolder, Part
     from m3_connectors.writing import CutDocument
 
 _SHOWN_COLUMNS = 20
@@ -78,7 +79,7 @@ class Reading:
         self._errors = 0
         self._position = _Position(files)
         self._progress: Progress | None = None
-        self._unchanged = 0
+        self._now: IngestProgress | None = None
         self._waiting_since: float | None = None
 
     def documents(
@@ -90,10 +91,10 @@ class Reading:
                 sources,
                 fields=fields,
                 options=options,
-                on_source=self._begin_source,
+                on_source=self.begin_source,
                 on_file=self._begin_file,
                 on_dead_letter=self.skip,
-                on_replaced=self._replaced,
+                on_replaced=self.replaced,
                 on_mixed_column=self.mixed_columns.__setitem__,
                 on_notice=warn,
                 without=without,
@@ -108,6 +109,19 @@ class Reading:
             self._position.read(document)
             self._show()
             yield document
+
+    def parts(self, folders: Iterable[EmbeddingsFolder]) -> Iterator[Part]:
+        """Yield the documents of folders of embeddings, with these, until the user interrupts."""
+        for folder in folders:
+            self.begin_source(folder.path)
+            self._begin_file(folder.path, folder.path)
+            for documents, embeddings in folder.parts():
+                if self.interrupted:
+                    return
+                for document in documents:
+                    self._position.read(document)
+                self._show()
+                yield documents, embeddings
 
     def place(self) -> tuple[Source, Source]:
         """Return the source and the file of the document that was read last."""
@@ -162,9 +176,9 @@ class Reading:
         self.cut_tokens += tokens
         self.cut.write(source, CutLetter(cut.id, file, tokens, kept, round(cut.lost_share or 0.0, 4)))
 
-    def stored(self, count: int, unchanged: int) -> None:
-        """Called after each batch with the number of documents stored and unchanged so far."""
-        self.stored_count, self._unchanged = count, unchanged
+    def stored(self, now: IngestProgress) -> None:
+        """Called after each batch with how far the run is."""
+        self.stored_count, self._now = now.documents, now
         self._position.store()
         self._show()
 
@@ -214,7 +228,8 @@ class Reading:
         if self._waiting_since is not None:  # what is under way cannot be stored
             raise KeyboardInterrupt
 
-    def _begin_source(self, source: Source) -> None:
+    def begin_source(self, source: Source) -> None:
+        """Called before a source is read."""
         self._source = source
         self._typed[origin_name(source)] = source
         self.dead.begin(source)
@@ -230,7 +245,8 @@ class Reading:
 
         self._origin = Origin(source, file)
 
-    def _replaced(self, source: Source, letter: DeadLetter) -> None:
+    def replaced(self, source: Source, letter: DeadLetter) -> None:
+        """Called for each record that a later one with the same id replaces."""
         self.dead.add(source, letter)
         if len(self.repeats) < _FIRST_REPEATS:
             self.repeats.append(letter)
@@ -245,15 +261,34 @@ class Reading:
     def _show(self) -> None:
         if self._progress is not None:
             note = f"read {self._position.count:,}"
-            if self._unchanged:
-                note += f", {self._unchanged:,} unchanged"
+            if self._now is not None and self._now.unchanged:
+                note += f", {self._now.unchanged:,} unchanged"
             share = self._position.stored_share
-            self._progress.update("storing", self.stored_count, unit="documents", share=share, note=note)
+            details = "" if self._now is None else _details(self._now, self._errors)
+            self._progress.update(
+                "storing", self.stored_count, unit="documents", share=share, note=note, details=details
+            )
 
 
 def stored(count: int) -> str:
     """Return how many documents a run has stored, for messages."""
     return f"{plural(count, 'document')} stored"
+
+
+def _details(now: IngestProgress, errors: int) -> str:
+    """Return what else there is to say about a run: what encoder and store do, and what went wrong."""
+    parts = [plural(now.chunks, "chunk")]
+    if now.tokens_per_second is not None:
+        parts.append(f"{now.tokens_per_second:,.0f} tokens/s")
+    parts.append(f"encoder busy {now.encoder_busy_share:.0%}")
+    if now.seconds_per_write is not None:
+        parts.append(f"store {duration(now.seconds_per_write)} a batch")
+    parts.append(f"{now.chunks_under_way:,} under way")
+    if now.waiting_bytes:
+        parts.append(f"{now.waiting_bytes / 1e6:,.0f} MB waiting")
+    if errors:
+        parts.append(f"{errors:,} skipped")
+    return " · ".join(parts)
 
 
 class _Position:

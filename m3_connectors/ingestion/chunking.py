@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator
 from typing import Literal, get_args
 
@@ -169,23 +169,31 @@ def _place(parent: str, position: int, count: int, span: Span) -> dict[str, obje
 
 def _cut(text: str, token_spans: TokenSpans, most: int, overlap: int) -> Iterator[tuple[int, int]]:
     """Yield the start and end of each part of a text, of at most ``most`` tokens each."""
-    starts = [*dict.fromkeys(token_spans(text)[:, 0].tolist())] if text else []
+    tokens = token_spans(text)[:, 0]
+    # Several tokens may begin at the same character: a text is cut before the first of them.
+    starts, before = (array.tolist() for array in np.unique(tokens, return_index=True))
+    end = len(starts)
+    starts.append(len(text))
+    before.append(len(tokens))
     first, start = 0, 0
-    while len(starts) - first > 1:
+    while end - first > 1:
         room = most
         while True:
-            last = min(first + room, len(starts))
-            cut = len(text) if last == len(starts) else _best(text, starts, first, last)
+            last = max(first + 1, bisect_right(before, before[first] + room) - 1)
+            cut = len(text) if last == end else _best(text, starts, first, last)
             # A part alone may have more tokens than within the text, as the pieces of its words differ.
-            if room <= 2 or len(token_spans(text[start:cut])) <= most:
+            excess = len(token_spans(text[start:cut])) - most
+            if room <= 2 or excess <= 0:
                 break
-            room -= max(1, room // 16)
+            room = min(room, before[bisect_left(starts, cut)] - before[first]) - excess
         if cut == len(text):
             break
         yield start, cut
-        following = int(np.searchsorted(starts, cut))
+        following = bisect_right(starts, cut) - 1
+        if text[starts[following] : cut].strip():  # else the token begins with the white space before the cut
+            following += starts[following] < cut
         # The overlap begins at a word if there is one, and always behind the beginning of this part.
-        back = max(first + 1, following - overlap)
+        back = max(first + 1, bisect_left(before, before[following] - overlap))
         words = [j for j in range(back, following) if _boundary(text, starts[j])[0]]
         first = min(words[0] if words else back, following)
         start = min(max(_boundary(text, starts[first])[1], start + 1), cut)

@@ -79,10 +79,19 @@ class TolerantWriter(DocumentWriter):
         encode: Encodes texts.
         wait_seconds: For how long it waits for the store before the error is raised.
         on_wait: Called in the thread of the index before each pause, and when the store answers again.
+        as_they_are: Whether the batches have rows that were pooled before, and must not be pooled again.
     """
 
-    def __init__(self, backend: Backend, encode: Encode, wait_seconds: float, on_wait: OnWait) -> None:
-        super().__init__(backend, encode)
+    def __init__(
+        self,
+        backend: Backend,
+        encode: Encode,
+        wait_seconds: float,
+        on_wait: OnWait,
+        *,
+        as_they_are: bool = False,
+    ) -> None:
+        super().__init__(backend, encode, backend.restore if as_they_are else None)
         self._wait_seconds = wait_seconds
         self._on_wait = on_wait
         self._refused_in_a_row = {"encode": 0, "write": 0}

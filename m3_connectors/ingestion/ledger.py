@@ -43,10 +43,13 @@ CREATE TABLE IF NOT EXISTS documents (
     PRIMARY KEY (id, chunks)
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS documents_by_source ON documents (source);
-CREATE TABLE IF NOT EXISTS collection (url TEXT NOT NULL, name TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS collection (url TEXT NOT NULL, name TEXT NOT NULL)
+"""
+_TEMPORARY = """
 CREATE TEMP TABLE seen (id TEXT PRIMARY KEY) WITHOUT ROWID;
 CREATE TEMP TABLE stored (id TEXT PRIMARY KEY, hash TEXT NOT NULL) WITHOUT ROWID;
 """
+_LONGEST_WAIT_SECONDS = 60
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +94,7 @@ class Version:
 
 
 _COLUMNS = ", ".join(field.name for field in dataclasses.fields(Version))
+_VALUES = ", ".join("?" for _ in dataclasses.fields(Version))
 
 
 def content_hash(document: Document) -> str:
@@ -161,8 +165,15 @@ class Ledger:
             # Ids of the store are noted in the thread of the index (``note_stored``), while this one waits, and an
             # AsyncIndex is filled in a thread.
             self._db = sqlite3.connect(
-                path or ":memory:", isolation_level=None, check_same_thread=False, timeout=60
+                path or ":memory:",
+                isolation_level=None,
+                check_same_thread=False,
+                timeout=_LONGEST_WAIT_SECONDS,
             )
+            _use_wal(self._db)
+            self._db.execute("PRAGMA synchronous = FULL")
+            self._db.executescript(_TEMPORARY)
+        with self._transaction():  # another run may open a new ledger at the same moment
             (format,) = self._db.execute("PRAGMA user_version").fetchone()
             if format == 1:
                 for column in ("cut", "stored"):
@@ -172,9 +183,8 @@ class Ledger:
                     f"the ledger {path} was written by another version of m3 (format {format}).\n"
                     "  Use that version, or delete the file: everything is then encoded again."
                 )
-            self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.execute("PRAGMA synchronous = FULL")
-            self._db.executescript(_TABLES)
+            for statement in _TABLES.split(";\n"):
+                self._db.execute(statement)
             self._db.execute(f"PRAGMA user_version = {_FORMAT}")
             if not self._db.execute("SELECT count(*) FROM collection").fetchone()[0]:
                 where = (redacted(url), collection)
@@ -343,7 +353,7 @@ class Ledger:
 
     def _enter(self, version: Version) -> None:
         self._db.execute(
-            f"INSERT OR REPLACE INTO documents ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            f"INSERT OR REPLACE INTO documents ({_COLUMNS}) VALUES ({_VALUES})",
             dataclasses.astuple(version),
         )
 
@@ -389,3 +399,16 @@ class Ledger:
 def _marks(values: Sequence[str], mark: str) -> str:
     """Return as many parameters as there are values: at most those of a batch, which SQLite allows."""
     return ", ".join([mark] * len(values))
+
+
+def _use_wal(db: sqlite3.Connection) -> None:
+    """Switch to WAL. If several processes open a new file at once, SQLite lets one of them do so without waiting."""
+    until = time.monotonic() + _LONGEST_WAIT_SECONDS
+    while True:
+        try:
+            db.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > until:
+                raise
+            time.sleep(0.01)

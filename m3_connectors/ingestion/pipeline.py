@@ -29,11 +29,15 @@ from m3_connectors.ingestion.chunking import Chunking
 from m3_connectors.ingestion.failures import WAIT_SECONDS, OnWait, TolerantWriter
 from m3_connectors.ingestion.ledger import Ledger, Version
 from m3_connectors.ingestion.origin import Origin
+from m3_connectors.ingestion.progress import IngestProgress
 from m3_connectors.ingestion.run import OnCut, OnRefused, Run
-from m3_connectors.ingestion.verifying import Verification, verify
+from m3_connectors.ingestion.sharding import ALL, Shard
+from m3_connectors.ingestion.telemetry import Telemetry, telemetry_of
+from m3_connectors.ingestion.verifying import Verification, compared
 
 _WHOLE = Chunking()
 
+OnProgress = Callable[[IngestProgress], object]
 OnEmbedded = Callable[[Sequence[Document], M3Embeddings], object]
 """Called with the chunks of a batch that the store has acknowledged, and their embeddings, row i for chunk i."""
 
@@ -43,7 +47,7 @@ class IngestReport:
     """The result of ``ingest``.
 
     Attributes:
-        read: The number of documents read.
+        read: The number of documents read, of the run's shard.
         unchanged: The number of those that the store held already, with the same content, model and chunking.
         documents: The number of documents stored.
         chunks: The number of chunks stored for them; that of the documents if they are not cut.
@@ -54,6 +58,8 @@ class IngestReport:
         repeated_count: The number of ids that were read more than once; the last document of each was kept.
         repeated: The first 1,000 of them.
         missing: What the comparison before the run found missing; None without a comparison.
+        tokens: The number of tokens encoded of what was stored; 0 if the encoder does not count them.
+        batches: The number of batches stored.
         add: What was written. Truncated documents are counted if they are unchanged, too.
         writing_seconds: For how long the store was writing.
         waited_seconds: For how long the run waited for a store that was down.
@@ -71,6 +77,8 @@ class IngestReport:
     repeated_count: int
     repeated: tuple[str, ...]
     missing: Verification | None
+    tokens: int
+    batches: int
     add: AddReport
     writing_seconds: float
     waited_seconds: float
@@ -92,8 +100,9 @@ def ingest(
     sync: Sequence[str] = (),
     unread: Callable[[Version], bool] = lambda _: False,
     check: bool = False,
+    shard: Shard = ALL,
     wait_seconds: float = WAIT_SECONDS,
-    progress: Callable[[int, int], object] = lambda stored, unchanged: None,
+    progress: OnProgress = lambda progress: None,
     on_cut: OnCut = lambda cut, origin: None,
     on_embedded: OnEmbedded = lambda documents, embeddings: None,
     on_refused: OnRefused = lambda refused: None,
@@ -115,8 +124,10 @@ def ingest(
         sync: Sources that are read completely by this run: documents that they no longer have are removed.
         unread: Says of such a document that its source may still have it, because reading failed.
         check: Compare store and ledger before the run in any case.
+        shard: Which documents this run takes care of; the others are read, but neither stored nor removed. Such a run
+            always compares, because the number of documents in the store does not tell whether it lacks one of these.
         wait_seconds: For how long to wait for a store that is down, overloaded, or asks for fewer requests.
-        progress: Called after each batch with the number of documents stored and unchanged so far.
+        progress: Called after each batch with how far the run is.
         on_cut: Called with each chunk that is longer than the encoder's maximum, and the origin of its document:
             only its beginning is searchable. Chunks of unchanged documents are included.
         on_embedded: Called with each batch and its embeddings when the store has acknowledged it, before the ledger
@@ -138,15 +149,40 @@ def ingest(
                 "  Use await aingest(documents, index, …) with the AsyncIndex that aconnect returns."
             )
     began = time.monotonic()
-    writer = writer_of(index, partial(TolerantWriter, wait_seconds=wait_seconds, on_wait=on_wait))
-    run = Run(index, writer, encoder_of(index), ledger, chunking, origin, on_cut, on_refused)
-    missing = verify(index, ledger) if check or index.count() < ledger.stored_count() else None
-    for stored in store_batches(index, writer, run.batches(documents), before=run.begin):
-        if stored.embeddings is not None:
-            on_embedded(stored.documents, stored.embeddings)
-        run.acknowledge(stored)
-        progress(run.documents, run.unchanged)
+    encoder = encoder_of(index)
+    telemetry = telemetry_of(encoder.info.name)
+    writer = writer_of(index, partial(telemetry.writer, wait_seconds=wait_seconds, on_wait=on_wait))
+    run = Run(index, writer, encoder, ledger, chunking, origin, shard, on_cut, on_refused)
+
+    with telemetry.run():
+        missing = compared(index, ledger, shard, check=check)
+        for stored in store_batches(index, writer, run.batches(documents), before=run.begin):
+            if stored.embeddings is not None:
+                on_embedded(stored.documents, stored.embeddings)
+            run.acknowledge(stored)
+            tell(run, telemetry, progress, began)
+        return finished(run, writer, telemetry, sync, unread, missing, began)
+
+
+def tell(run: Run, telemetry: Telemetry, progress: OnProgress, began: float) -> None:
+    """Tell how far a run is."""
+    now = run.progress(time.monotonic() - began)
+    telemetry.progress(now)
+    progress(now)
+
+
+def finished(
+    run: Run,
+    writer: TolerantWriter,
+    telemetry: Telemetry,
+    sync: Sequence[str],
+    unread: Callable[[Version], bool],
+    missing: Verification | None,
+    began: float,
+) -> IngestReport:
+    """Remove what the sources no longer have, and return the report of a run."""
     removed, kept = run.remove_gone(sync, unread)
+    telemetry.progress(run.progress(time.monotonic() - began))
     return IngestReport(
         read=run.read,
         unchanged=run.unchanged,
@@ -159,6 +195,8 @@ def ingest(
         repeated_count=run.repeated_count,
         repeated=tuple(run.repeated),
         missing=missing,
+        tokens=run.tokens,
+        batches=run.batch_count,
         add=AddReport(
             written=run.chunks,
             truncated=run.cuts.count,
@@ -183,8 +221,9 @@ async def aingest(
     sync: Sequence[str] = (),
     unread: Callable[[Version], bool] = lambda _: False,
     check: bool = False,
+    shard: Shard = ALL,
     wait_seconds: float = WAIT_SECONDS,
-    progress: Callable[[int, int], object] = lambda stored, unchanged: None,
+    progress: OnProgress = lambda progress: None,
     on_cut: OnCut = lambda cut, origin: None,
     on_embedded: OnEmbedded = lambda documents, embeddings: None,
     on_refused: OnRefused = lambda refused: None,
@@ -205,6 +244,7 @@ async def aingest(
         sync: Sources that are read completely by this run.
         unread: Says of a document that its source may still have it.
         check: Compare store and ledger before the run in any case.
+        shard: Which documents this run takes care of.
         wait_seconds: For how long to wait for a store that is down.
         progress: Called after each batch.
         on_cut: Called with each chunk that is longer than the encoder's maximum.
@@ -232,6 +272,7 @@ async def aingest(
             sync=sync,
             unread=unread,
             check=check,
+            shard=shard,
             wait_seconds=wait_seconds,
             progress=progress,
             on_cut=on_cut,

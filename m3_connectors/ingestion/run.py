@@ -11,12 +11,15 @@ from functools import partial
 from m3_connectors.adding import Cuts
 from m3_connectors.blocking import Index, run_on
 from m3_connectors.documents import CheckedDocuments, Document, check_documents
+from m3_connectors.embeddings import M3Embeddings, ModelInfo
 from m3_connectors.errors import InvalidInput
 from m3_connectors.index import Encoder
 from m3_connectors.ingestion.chunking import Chunking, TokenSpans
 from m3_connectors.ingestion.failures import RefusedDocument, Stage, TolerantWriter, reason_of
 from m3_connectors.ingestion.ledger import Ledger, Version, content_hash, stored_hash
 from m3_connectors.ingestion.origin import Origin
+from m3_connectors.ingestion.progress import IngestProgress
+from m3_connectors.ingestion.sharding import Shard
 from m3_connectors.writing import CutDocument, RefusedPart, Stored, bounded
 
 OnCut = Callable[[CutDocument, Origin], object]
@@ -45,10 +48,11 @@ class Run:
     Args:
         index: The collection.
         writer: Writes into it.
-        encoder: The encoder of the index.
+        encoder: The encoder of the index; None for documents that come with their embeddings.
         ledger: The ledger of the collection.
         chunking: How documents are cut.
         origin: Returns where the document comes from that was read last.
+        shard: Which documents the run takes care of.
         on_cut: Called with each chunk of which only the beginning is searchable, also of unchanged documents.
         on_refused: Called with each document that cannot be stored.
     """
@@ -57,10 +61,11 @@ class Run:
         self,
         index: Index,
         writer: TolerantWriter,
-        encoder: Encoder,
+        encoder: Encoder | None,
         ledger: Ledger,
         chunking: Chunking,
         origin: Callable[[], Origin],
+        shard: Shard,
         on_cut: OnCut,
         on_refused: OnRefused,
     ) -> None:
@@ -69,8 +74,9 @@ class Run:
         self._ledger = ledger
         self._chunking = chunking
         self._token_spans: TokenSpans | None = getattr(encoder, "token_spans", None)
-        self._model = _fingerprint(encoder)
+        self._model = fingerprint(index.schema.model if encoder is None else encoder.info)
         self._origin = origin
+        self._shard = shard
         self._on_cut = on_cut
         self._on_refused = on_refused
         self._unread: Exception | None = None
@@ -82,7 +88,7 @@ class Run:
         self._cut_parts: dict[str, CutDocument] = {}
         self._parts = self._begun = self._written = 0
         self.read = self.unchanged = self.documents = self.chunks = self.replaced = self.refused = 0
-        self.pooled = self.repeated_count = 0
+        self.pooled = self.repeated_count = self.tokens = self.batch_count = 0
         self.repeated: list[str] = []
         self.cuts = Cuts()
         ledger.begin_reading()
@@ -97,6 +103,16 @@ class Run:
         if self._unread is not None:
             raise self._unread
 
+    def embedded(
+        self, batches: Iterable[tuple[Sequence[Document], M3Embeddings]]
+    ) -> Iterator[tuple[Sequence[Document], M3Embeddings]]:
+        """Yield the documents that must be stored, with their embeddings; batches are as large as they are given."""
+        for documents, embeddings in batches:
+            rows = {id(document): i for i, document in enumerate(documents)}
+            kept = [rows[id(document)] for document in self._changed(documents)]
+            if kept:
+                yield [documents[i] for i in kept], embeddings_at(embeddings, kept)
+
     def begin(self, batch: Sequence[Document]) -> None:
         """Enter the documents whose first chunk is in a batch, before it is encoded and written."""
         first, self._begun = self._begun, self._begun + len(batch)
@@ -107,6 +123,9 @@ class Run:
         self._written += len(stored.batch)
         self.chunks += len(stored.documents)
         self.pooled += stored.pooled
+        self.batch_count += 1
+        if stored.embeddings is not None and stored.embeddings.kept_token_counts is not None:
+            self.tokens += int(stored.embeddings.kept_token_counts.sum())
         if self._refused_parts:
             for document in stored.documents:
                 self._refused_parts.pop(document.id, None)
@@ -120,7 +139,7 @@ class Run:
                 del self._latest[parent.version.id]
                 if not self._is_refused(parent):
                     whole.append(parent)
-        versions = [self._with_cut(parent.version) for parent in whole]
+        versions = [with_cut(parent.version, self._cut_parts) for parent in whole]
         self._delete([id for p in whole if p.may_leave for id in self._ledger.left_over(p.version)])
         self._ledger.acknowledge(versions)
         self.documents += len(whole)
@@ -128,11 +147,31 @@ class Run:
         for version in versions:
             self._tell_cut(version)
 
+    def progress(self, seconds: float) -> IngestProgress:
+        """Return how far the run is, ``seconds`` after it began."""
+        return IngestProgress(
+            read=self.read,
+            unchanged=self.unchanged,
+            documents=self.documents,
+            chunks=self.chunks,
+            refused=self.refused,
+            tokens=self.tokens,
+            chunks_under_way=self._begun - self._written,
+            waiting_bytes=self._writer.waiting_bytes,
+            batches=self.batch_count,
+            encoding_seconds=self._writer.encoding_seconds,
+            writing_seconds=self._writer.writing_seconds,
+            waited_seconds=self._writer.waited_seconds,
+            seconds=seconds,
+        )
+
     def remove_gone(self, sources: Sequence[str], unread: Callable[[Version], bool]) -> tuple[int, list[str]]:
         """Remove the documents that their sources no longer have; return how many, and the ids of those kept."""
         gone: dict[str, list[str]] = {}
         kept: dict[str, None] = {}
         for version in self._ledger.gone(sources):
+            if not self._shard.has(version.id):
+                continue
             if unread(version):
                 kept[version.id] = None
             else:
@@ -163,15 +202,18 @@ class Run:
 
     def _valid(self, documents: Iterable[Document]) -> Iterator[Document]:
         for document in self._until_failure(documents):
-            self.read += 1
             origin = self._origin()
             try:
                 check_documents([document])
             except InvalidInput as error:
                 if not isinstance(document, Document):
                     raise
+                self.read += 1
                 self._refuse(document, "read", reason_of(error, document), origin)
                 continue
+            if not self._shard.has(document.id):
+                continue
+            self.read += 1
             self._origins.append(origin)
             yield document
 
@@ -223,47 +265,73 @@ class Run:
         """Return whether a part of a document was refused, after telling so."""
         if not self._refused_parts:
             return False
-        ids = parent.version.stored_ids
-        refused = [part for id in ids if (part := self._refused_parts.pop(id, None))]
-        if not refused:
+        refused = refused_document(parent.document, parent.version, self._refused_parts)
+        if refused is None:
             return False
-        where = ""
-        if parent.version.chunks:
-            position = ids.index(refused[0].document.id)
-            where = f"chunk {position + 1} of {len(ids)}: "
-            if len(refused) > 1:
-                where = f"{len(refused)} of {len(ids)} chunks, the first {position + 1}: "
-        origin = Origin(parent.version.source, parent.version.file)
-        self._refuse(parent.document, refused[0].stage, where + refused[0].reason, origin)
+        self.refused += 1
+        self._on_refused(refused)
         return True
 
     def _refuse(self, document: Document, stage: Stage, reason: str, origin: Origin) -> None:
         self.refused += 1
         self._on_refused(RefusedDocument(document, stage, reason, origin))
 
-    def _with_cut(self, version: Version) -> Version:
-        if not self._cut_parts:
-            return version
-        cut = [
-            [position, part.token_count, part.kept_token_count]
-            for position, id in enumerate(version.stored_ids)
-            if (part := self._cut_parts.pop(id, None))
-        ]
-        return dataclasses.replace(version, cut=json.dumps(cut) if cut else "")
-
     def _tell_cut(self, version: Version) -> None:
-        if version.cut:
-            ids, origin = version.stored_ids, Origin(version.source, version.file)
-            for position, tokens, kept in json.loads(version.cut):
-                cut = CutDocument(ids[position], tokens, kept)
-                self.cuts.add(cut)
-                self._on_cut(cut, origin)
+        for cut in cut_documents(version):
+            self.cuts.add(cut)
+            self._on_cut(cut, Origin(version.source, version.file))
 
     def _delete(self, ids: list[str]) -> None:
         for start in range(0, len(ids), _DELETED_AT_ONCE):
             run_on(self._index, partial(self._writer.delete, ids[start : start + _DELETED_AT_ONCE]))
 
 
-def _fingerprint(encoder: Encoder) -> str:
-    info = encoder.info
+def embeddings_at(embeddings: M3Embeddings, rows: Sequence[int]) -> M3Embeddings:
+    """Return the embeddings of these texts, at least one, whose numbers increase."""
+    ends = [i for i in range(1, len(rows)) if rows[i] != rows[i - 1] + 1]
+    runs = zip([0, *ends], [*ends, len(rows)], strict=True)
+    parts = [embeddings[rows[start] : rows[stop - 1] + 1] for start, stop in runs]
+    return parts[0] if len(parts) == 1 else M3Embeddings.concatenate(parts)
+
+
+def fingerprint(info: ModelInfo) -> str:
+    """Return what tells the models of stored documents apart."""
     return info.weights_fingerprint or f"{info.name}@{info.revision}"
+
+
+def refused_document(
+    document: Document, version: Version, parts: dict[str, RefusedPart]
+) -> RefusedDocument | None:
+    """Return the refusal of a document, and remove its parts from those that were refused; None if there are none."""
+    ids = version.stored_ids
+    refused = [part for id in ids if (part := parts.pop(id, None))]
+    if not refused:
+        return None
+    where = ""
+    if version.chunks:
+        position = ids.index(refused[0].document.id)
+        where = f"chunk {position + 1} of {len(ids)}: "
+        if len(refused) > 1:
+            where = f"{len(refused)} of {len(ids)} chunks, the first {position + 1}: "
+    origin = Origin(version.source, version.file)
+    return RefusedDocument(document, refused[0].stage, where + refused[0].reason, origin)
+
+
+def with_cut(version: Version, parts: dict[str, CutDocument]) -> Version:
+    """Return a version with its truncated chunks, which are removed from ``parts``."""
+    if not parts:
+        return version
+    cut = [
+        [position, part.token_count, part.kept_token_count]
+        for position, id in enumerate(version.stored_ids)
+        if (part := parts.pop(id, None))
+    ]
+    return dataclasses.replace(version, cut=json.dumps(cut) if cut else "")
+
+
+def cut_documents(version: Version) -> Iterator[CutDocument]:
+    """Yield the chunks of a version of which only the beginning is searchable."""
+    if version.cut:
+        ids = version.stored_ids
+        for position, tokens, kept in json.loads(version.cut):
+            yield CutDocument(ids[position], tokens, kept)

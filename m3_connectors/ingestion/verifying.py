@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 
 from m3_connectors.blocking import Index
 from m3_connectors.ingestion.ledger import Ledger, Version, combined, piece_hash
+from m3_connectors.ingestion.sharding import ALL, Shard
 
 _MOST_NAMED = 1000
 _MENDED_AT_ONCE = 1000
@@ -24,13 +25,14 @@ class Verification:
     """What a comparison found.
 
     Attributes:
-        documents: The number of documents that the ledger took for stored.
+        documents: The number of documents (of the shard) that the ledger took for stored.
         stored: The number of ids in the store: chunks, or documents that were not cut.
         missing: The number of documents that the store lacks, or of which it lacks a chunk.
         missing_ids: The ids of the first 1,000 of them.
         stale: The number of ids in the store that an earlier version of a document left there; the next run that
             reads this document removes them.
-        unknown: The number of ids in the store that other programs wrote. They are left alone.
+        unknown: The number of ids in the store that this ledger does not know: other programs wrote them, or runs with
+            a ledger of their own. They are left alone.
         changed: The number of documents whose text or metadata in the store are not those that were written; None
             if only ids were compared.
         changed_ids: The ids of the first 1,000 of them.
@@ -54,12 +56,13 @@ class Verification:
         return not (self.missing or self.stale or self.changed)
 
 
-def verify(index: Index, ledger: Ledger, *, hashes: bool = False) -> Verification:
+def verify(index: Index, ledger: Ledger, shard: Shard = ALL, *, hashes: bool = False) -> Verification:
     """Ask the store for all its ids, and note in the ledger what the next run must write again.
 
     Args:
         index: The collection.
         ledger: Its ledger.
+        shard: Which documents are looked at.
         hashes: Whether to read the texts and metadata too, and compare them with what was written.
 
     Raises:
@@ -70,17 +73,16 @@ def verify(index: Index, ledger: Ledger, *, hashes: bool = False) -> Verificatio
         found = ((document.id, piece_hash(document)) for document in index.scan())
     else:
         found = ((id, "") for id in index.scan_ids())
-    return _compare(ledger, found, hashes)
+    return _compare(ledger, found, shard, hashes=hashes)
 
 
 def verify_dropped(ledger: Ledger) -> Verification:
     """Note that the next run must write all documents again, because their collection does not exist."""
-    return _compare(ledger, iter(()), hashes=False)
+    return _compare(ledger, iter(()), ALL, hashes=False)
 
 
-def _compare(ledger: Ledger, found: Iterator[tuple[str, str]], hashes: bool) -> Verification:
-    documents = ledger.document_count()
-    stored = 0
+def _compare(ledger: Ledger, found: Iterator[tuple[str, str]], shard: Shard, *, hashes: bool) -> Verification:
+    documents = stored = 0
     ledger.begin_comparison()
     while some := list(itertools.islice(found, _NOTED_AT_ONCE)):
         stored += len(some)
@@ -90,6 +92,9 @@ def _compare(ledger: Ledger, found: Iterator[tuple[str, str]], hashes: bool) -> 
     for page in ledger.compared():
         wrong: list[Version] = []
         for version, there in page:
+            if not shard.has(version.id):
+                continue
+            documents += 1
             if len(there) < len(version.stored_ids):
                 missing.add(version.id)
                 wrong.append(version)
@@ -99,7 +104,7 @@ def _compare(ledger: Ledger, found: Iterator[tuple[str, str]], hashes: bool) -> 
                 changed.add(version.id)
                 wrong.append(version)
         ledger.distrust(wrong)
-    stale, unknown = _mend_stale(ledger)
+    stale, unknown = _mend_stale(ledger, shard)
     return Verification(
         documents,
         stored,
@@ -126,7 +131,7 @@ class _Named:
             self.first.append(id)
 
 
-def _mend_stale(ledger: Ledger) -> tuple[int, int]:
+def _mend_stale(ledger: Ledger, shard: Shard) -> tuple[int, int]:
     """Note what earlier versions left in the store; return how many ids, and how many the ledger does not know."""
     unknown = 0
 
@@ -136,7 +141,7 @@ def _mend_stale(ledger: Ledger) -> tuple[int, int]:
             longer = _longer(ledger, id)
             if longer is None:
                 unknown += 1
-            else:
+            elif shard.has(longer.id):
                 yield longer
 
     count = 0
@@ -158,3 +163,13 @@ def _longer(ledger: Ledger, stored_id: str) -> Version | None:
     if version is None or version.chunks == 0:
         return None
     return dataclasses.replace(version, chunks=int(position) + 1)
+
+
+def compared(index: Index, ledger: Ledger, shard: Shard, *, check: bool) -> Verification | None:
+    """Compare before a run if it is asked for, or if the store may lack a document.
+
+    The number of ids in the store tells nothing about one shard, so its runs always compare.
+    """
+    expected = ledger.stored_count()  # before the store is asked, because other runs may be storing
+    check = check or (shard.count > 1 and expected > 0) or index.count() < expected
+    return verify(index, ledger, shard) if check else None

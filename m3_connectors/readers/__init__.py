@@ -8,6 +8,7 @@ from __future__ import annotations
 from m3_connectors.readers.dead_letters import (
     CUT_SUFFIX,
     DROPPED_SUFFIX,
+    SUFFIX,
     CutLetter,
     DeadLetter,
     DeadLetterFiles,
@@ -22,7 +23,7 @@ from m3_connectors.readers.mapping import read_mapping
 from m3_connectors.readers.outcomes import Found, Outcome, Skipped, checked, outcome_of
 from m3_connectors.readers.schemes import SCHEMES, Opener, is_database, whole
 from m3_connectors.readers.settings import Reader, ReadSettings
-from m3_connectors.readers.sources import check_sources, files_of, read_documents
+from m3_connectors.readers.sources import check_sources, files_of, files_to_read, read_documents
 from m3_connectors.readers.urls import Url, source_of
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "DROPPED_SUFFIX",
     "FORMATS",
     "SCHEMES",
+    "SUFFIX",
     "CutLetter",
     "DeadLetter",
     "DeadLetterFiles",
@@ -50,6 +52,7 @@ __all__ = [
     "check_sources",
     "checked",
     "files_of",
+    "files_to_read",
     "format_names",
     "is_database",
     "is_records",

@@ -108,10 +108,10 @@ def is_report(path: Path) -> bool:
             try:
                 with path.open("rb") as file:
                     line = file.readline(_LONGEST_LINE_BYTES)
+                if len(line) == _LONGEST_LINE_BYTES:
                     # The text of a document, which may be long, is the end of its letter.
-                    first = json.loads(
-                        line if line.endswith(b"\n") else line.partition(b', "text": ')[0] + b"}"
-                    )
+                    line = line.partition(b', "text": ')[0] + b"}"
+                first = json.loads(line)
             except (OSError, ValueError):
                 return False
             fields = {field.name for field in dataclasses.fields(kind)}
@@ -208,8 +208,8 @@ class ReportFiles:
 class DeadLetterFiles(ReportFiles):
     """Writes each source's dead letters to ``<source-name>.dead.jsonl``; ``count`` is their number so far."""
 
-    def __init__(self, directory: Path) -> None:
-        super().__init__(directory, SUFFIX)
+    def __init__(self, directory: Path, suffix: str = SUFFIX) -> None:
+        super().__init__(directory, suffix)
         self.first: DeadLetter | None = None
         """The first dead letter."""
 

@@ -142,6 +142,12 @@ def text_of(page: LexborHTMLParser) -> str:
     return str(lines)
 
 
+def title_of(page: str) -> str:
+    """Return the title of a page, empty if it has none."""
+    title = parse(page).css_first("title")
+    return "" if title is None else _without_blanks(title.text(deep=True))
+
+
 def declared_labels(page: LexborHTMLParser) -> Iterator[str]:
     """Yield the encodings that a page's ``meta`` elements declare; the first known one applies."""
     for meta in page.css("meta"):

@@ -97,7 +97,7 @@ def html_page(raw: bytes, codec: str | None) -> str:
 
 
 def main_content(raw: bytes, codec: str | None) -> str:
-    """Return the main content of a page of HTML as Markdown, without menus, headers and footers.
+    """Return the title and the main content of a page of HTML as Markdown, without menus, headers and footers.
 
     A page in which none is found has all its visible text: leaving it out would lose it.
 
@@ -110,7 +110,10 @@ def main_content(raw: bytes, codec: str | None) -> str:
         raise MissingDependency("trafilatura", "main-content") from None
     markup = _markup(raw, codec)
     found = trafilatura.extract(markup, output_format="markdown", include_comments=False, include_tables=True)
-    return found if found and found.strip() else html.html_to_text(markup)
+    if not found or not found.strip():
+        return html.html_to_text(markup)
+    title = html.title_of(markup)
+    return found if title in found[: 2 * len(title) + 10] else f"{title}\n{found}"
 
 
 def _markup(raw: bytes, codec: str | None) -> str:

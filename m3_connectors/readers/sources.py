@@ -115,6 +115,39 @@ def letter_of(path: Source, skipped: Skipped) -> DeadLetter:
     return DeadLetter(shown(path), skipped.line, reason)
 
 
+def files_to_read(
+    sources: Iterable[Source],
+    *,
+    fields: Fields = _DEFAULT_FIELDS,
+    options: ReadOptions = _DEFAULT_OPTIONS,
+    on_dead_letter: OnDeadLetter,
+    on_mixed_column: Callable[[str, str], None] = lambda *_: None,
+    without: Path | None = None,
+) -> tuple[list[Input], Callable[[Input], Iterator[Outcome]]]:
+    """Return the files of sources, and a function that reads one of them, so that several processes can read them.
+
+    Together, in their order, they have the documents of ``read_documents``. The arguments are those of that function.
+
+    Raises:
+        InvalidInput: A source is a stream or has an unsupported format.
+        FileNotFoundError: A source does not exist.
+    """
+    sources = list(dict.fromkeys(sources))
+    check_sources(sources, options)
+    if streams := [shown(source) for source in sources if is_stream(source)]:
+        raise InvalidInput(
+            f"{streams[0]} is a stream, which only one process can read.\n  Give files or folders instead."
+        )
+    walk = Walk(sources, options, without)
+    reader = _Reader(fields, options)
+    inputs = [input for source in sources for input in walk.inputs(source, on_dead_letter)]
+    for input in inputs:
+        reader.look(input)
+    for column, cell in reader.columns.mixed.items():
+        on_mixed_column(column, cell)
+    return inputs, reader.outcomes
+
+
 def check_sources(sources: Iterable[Source], options: ReadOptions = _DEFAULT_OPTIONS) -> None:
     """Raise InvalidInput or FileNotFoundError if a source cannot be read, before any source is read."""
     seen: set[Source] = set()

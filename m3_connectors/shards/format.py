@@ -119,8 +119,7 @@ class ShardFile:
 def write_ids(path: Path, schema: Schema, ids: Sequence[str]) -> None:
     """Write a file of ids only: documents that were removed."""
     pa = pyarrow()
-    columns = pa.schema([pa.field("id", pa.string(), nullable=False)], metadata=_metadata(schema))
-    table = pa.table([pa.array(ids, pa.string())], schema=columns)
+    table = pa.table([pa.array(ids, pa.string())], schema=_ids(schema))
     pa.parquet.write_table(table, path, compression="zstd", use_dictionary=False, write_page_checksum=True)
 
 
@@ -206,6 +205,12 @@ def _columns(schema: Schema) -> pa.Schema:
         pa.field("kept_token_count", pa.int64()),
     ]
     return pa.schema([*always, *sometimes], metadata=_metadata(schema))
+
+
+def _ids(schema: Schema) -> pa.Schema:
+    """Return the columns of a file of ids."""
+    pa = pyarrow()
+    return pa.schema([pa.field("id", pa.string(), nullable=False)], metadata=_metadata(schema))
 
 
 def _list(kind: Any) -> Any:
@@ -310,17 +315,26 @@ class _opened:
             ) from None
         except _errors() as error:
             raise damaged(self._path, error) from error
-        found = schema_of(record, self._path)
-        if (found.model, found.storage) != (self._schema.model, self._schema.storage):
+        try:
+            found = schema_of(record, self._path)
+            self._check(found)
+        except BaseException:
             self._file.close()
-            raise InvalidInput(
-                f"{self._path} is of another collection ({described(found)}) than its folder "
-                f"({described(self._schema)}).\n  Remove the file, and save the embeddings again."
-            )
+            raise
         return self._file
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
+
+    def _check(self, found: Schema) -> None:
+        if (found.model, found.storage) != (self._schema.model, self._schema.storage):
+            raise InvalidInput(
+                f"{self._path} is of another collection ({described(found)}) than its folder "
+                f"({described(self._schema)}).\n  Remove the file, and save the embeddings again."
+            )
+        columns, whole = self._file.schema_arrow.remove_metadata(), _columns(found).remove_metadata()
+        if columns not in (whole, _ids(found).remove_metadata()):
+            raise damaged(self._path, f"its columns are {', '.join(columns.names)}")
 
 
 def described(schema: Schema) -> str:
@@ -342,8 +356,6 @@ def _read(path: Path, file: Any, group: int, names: list[str] | None) -> pa.Tabl
 
 def _contents(table: pa.Table, schema: Schema) -> tuple[list[Document], M3Embeddings]:
     table = table.combine_chunks()
-    if table.schema.remove_metadata() != _columns(schema).remove_metadata():
-        raise ValueError(f"its columns are {', '.join(table.schema.names)}")
     column = {name: table.column(name).chunk(0) for name in table.schema.names}
     texts = column["text"].to_pylist()
     for id, text, digest in zip(column["id"], texts, column["text_sha256"], strict=True):

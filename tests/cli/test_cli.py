@@ -174,7 +174,7 @@ class TestIndex:
         (tmp_path / "notes" / "a.md").write_text("a note")
         for _ in range(2):
             report = m3("index", "qdrant:./notes/store", "notes", "-m", checkpoint, "--json").json
-            assert (report["documents"], report["skipped"]) == (1, 0)
+            assert (report["read"], report["skipped"]) == (1, 0)
 
     def test_nothing_to_index_is_a_failure_with_a_reason(
         self, m3: M3, tmp_path: Path, checkpoint: Path
@@ -204,7 +204,7 @@ class TestIndex:
         (tmp_path / "notes" / "a.md").write_text("a note")
         for _ in range(2):
             report = m3("index", f"qdrant:{store}", "notes", "-m", checkpoint, "--json").json
-            assert (report["documents"], report["skipped"]) == (1, 0)
+            assert (report["read"], report["skipped"]) == (1, 0)
 
     def test_texts_that_are_cut_are_named_with_what_is_lost(
         self, m3: M3, tmp_path: Path, checkpoint: Path, encoder: M3Encoder
@@ -250,7 +250,7 @@ class TestIndex:
         Path("own.cut.jsonl").write_text('{"id": "own", "text": "prices that were cut"}\n')
         for _ in range(2):
             report = m3("index", "qdrant:../data", ".", "-m", checkpoint, "--json").json
-            assert (report["documents"], report["skipped"]) == (2, 0)
+            assert (report["read"], report["skipped"]) == (2, 0)
         assert Path("notes.cut.jsonl").exists()
 
 

@@ -69,7 +69,7 @@ class TestReports:
         write(Path("own.dead.jsonl"), self.OWN)
         for _ in range(3):
             report = indexed(m3, *sorted(str(path) for path in Path().glob("*.jsonl")))
-            assert (report["documents"], report["skipped"]) == (2, 1)
+            assert (report["read"], report["skipped"]) == (2, 1)
         assert sorted(path.name for path in Path().glob("*.jsonl")) == [
             "a.dead.jsonl",
             "a.jsonl",

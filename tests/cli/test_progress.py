@@ -56,6 +56,20 @@ def test_without_a_terminal_lines_are_printed_at_growing_intervals() -> None:
     assert shown[2][1].startswith("  1 min 10 s · encoding: 3,500 of 100,000 documents · 50 documents/s")
 
 
+def test_details_follow_in_a_line_and_have_their_own_in_a_terminal() -> None:
+    clock, console = Clock(), piped()
+    progress = Progress(console=console, clock=clock)
+    clock.seconds += 10
+    progress.update("storing", 500, unit="documents", details="encoder busy 97%")
+    assert lines(console) == ["  10 s · storing: 500 documents · encoder busy 97%"]
+    terminal = Console(file=io.StringIO(), width=100, force_terminal=True)
+    with Progress(console=terminal, clock=clock) as progress:
+        progress.update("storing", 500, unit="documents", details="encoder busy 97%")
+    shown = [line for line in lines(terminal) if "encoder busy" in line]
+    assert shown
+    assert not any("storing" in line for line in shown)
+
+
 def test_a_short_command_prints_nothing() -> None:
     assert run(9) == []
 

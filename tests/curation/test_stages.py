@@ -172,6 +172,16 @@ def test_languages_are_tagged(text: str, language: str) -> None:
     assert found.text == text
 
 
+def test_a_variety_of_chinese_is_chinese() -> None:
+    text = "侬好，今朝天气蛮好个，阿拉一道去外滩白相好伐？伊拉屋里向个小囡老好白相个。"
+    assert Languages()._identifier.classify(text)[0] == "wuu"
+    found = Languages(["zh"])(Document("d", text))
+    assert isinstance(found, Document)
+    assert found.metadata["language"] == "zh"
+    with pytest.raises(InvalidInput, match="'wuu' cannot be detected"):
+        Languages(["wuu"])
+
+
 @pytest.mark.parametrize("text", ["", "123 456", "%%% ---"])
 def test_a_text_without_a_language_is_undetermined(text: str) -> None:
     found = Languages()(Document("d", text))

@@ -41,12 +41,12 @@ def test_it_stores_what_ingest_stores(tmp_path: Path, kind: object) -> None:
                         index,
                         ledger=ledger,
                         chunking=TOKENS,
-                        progress=lambda *counts: told.append((counts, threading.get_ident())),
+                        progress=lambda now: told.append((now.documents, threading.get_ident())),
                     )
                     assert (report.documents, report.unchanged) == (stored, 700 - stored)
 
     anyio.run(main)
-    assert told[-1][0][0] == 700
+    assert told[-1][0] == 700
     assert loop not in {thread for _, thread in told}
     with (
         connect(url, encoder=StubEncoder(), storage=STORAGE) as index,

@@ -26,6 +26,7 @@ from m3_connectors.ingestion import (
     ingest_embedded,
     verify,
 )
+from m3_connectors.shards import format as shard_format
 
 STORAGE = Storage("int8")
 TOKENS = Chunking("tokens", 16)
@@ -169,6 +170,7 @@ def test_what_the_folder_lacks_is_read_from_the_store(place: Place) -> None:
 
 def test_a_store_that_fails_loses_nothing(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     rng, documents = random.Random(0), corpus(400)
+    monkeypatch.setattr(shard_format, "_GROUP_DOCUMENTS", 50)
     place.run(documents, Chunking())
     upsert, left = Backend.upsert, [0]
 
@@ -179,7 +181,7 @@ def test_a_store_that_fails_loses_nothing(place: Place, monkeypatch: pytest.Monk
         await upsert(self, *given)
 
     monkeypatch.setattr(Backend, "upsert", failing)
-    for _ in range(3):
+    for _ in range(4):
         left[0] = rng.randint(0, 2)
         with pytest.raises(Unavailable):
             place.put(wait_seconds=0)
@@ -210,7 +212,7 @@ class TestRefusals:
                 return ingest_embedded([(documents, embeddings)], index, ledger=ledger)
 
         with connect("memory:", model=StubEncoder.info) as index:
-            with pytest.raises(InvalidInput, match="do not have multivector"):
+            with pytest.raises(InvalidInput, match="does not have multivector"):
                 put(index, world)
             assert index.count() == 0
         other = dataclasses.replace(StubEncoder.info, name="other", weights_fingerprint="0" * 64)

@@ -9,6 +9,8 @@ import time
 from pathlib import Path
 
 import docx
+import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -191,6 +193,21 @@ def test_long_sections_in_all_scripts(tiny: M3Encoder, how: str, script: str) ->
         assert all(
             text[: span.start].rstrip().endswith("。") for span in spans if span.start not in (0, two, three)
         )
+
+
+def test_a_text_is_tokenised_about_twice(tiny: M3Encoder) -> None:
+    tokenised = 0
+
+    def counted(text: str) -> npt.NDArray[np.int64]:
+        nonlocal tokenised
+        tokenised += len(text)
+        return tiny.token_spans(text)
+
+    text = "".join(f"# {name}\n\n{long}\n\n" for name, long in LONG.items())
+    for how in ("tokens:64:0", "headings:512"):
+        tokenised = 0
+        Chunking.parse(how).spans(text, counted)
+        assert tokenised < 2.5 * len(text)
 
 
 def test_pages_of_a_pdf_have_the_file_as_parent(tmp_path: Path, encoder: M3Encoder) -> None:

@@ -22,6 +22,7 @@ from m3_connectors.readers import (
     Fields,
     ReadOptions,
     check_sources,
+    files_of,
     read_documents,
 )
 
@@ -330,6 +331,14 @@ class TestFolders:
 
 
 class TestDeadLetterFiles:
+    def test_a_letter_with_a_document_of_any_length_is_known_again(self, tmp_path: Path) -> None:
+        with DeadLetterFiles(tmp_path) as dead:
+            letter = DeadLetter(
+                "a", None, "refused", "write", id="a", metadata={"n": 1}, text="x" * 3_000_000
+            )
+            dead.add(Path("a.jsonl"), letter)
+        assert list(files_of([tmp_path], ReadOptions(), None)) == []
+
     def test_written_per_source_and_replaced_by_the_next_run(self, tmp_path: Path) -> None:
         source = tmp_path / "corpus.jsonl.gz"
         letter = DeadLetter(str(source), 3, "not JSON")

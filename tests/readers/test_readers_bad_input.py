@@ -46,7 +46,7 @@ def test_a_line_of_100_mb_is_skipped_in_bounded_memory(tmp_path: Path) -> None:
 class TestCompressed:
     @pytest.mark.parametrize(("ending", "compress"), [(".gz", gzip.compress), (".zst", zstd.compress)])
     def test_a_bomb_of_lines_ends_at_the_ratio(self, tmp_path: Path, ending: str, compress: object) -> None:
-        content = b'{"id": "a", "text": "t"}\n' + b"\n" * (70 * 2**20)
+        content = b'{"id": "a", "text": "t"}\n' + (b" " * 2**20 + b"\n") * 70
         path = write(tmp_path / f"a.jsonl{ending}", compress(content))  # type: ignore[operator]
         documents, (letter,) = read(path)
         assert [document.id for document in documents] == ["a"]

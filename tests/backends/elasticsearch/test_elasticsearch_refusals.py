@@ -92,7 +92,7 @@ async def test_answers_for_which_memory_is_short_are_asked_for_in_halves() -> No
         assert sizes == [8, 4, 2, 2, 4, 2, 2]
         sizes.clear()
         assert [id async for id in backend.scan_ids()] == []
-        assert sizes[:3] == [5000, 2500, 1250]
+        assert sizes[:3] == [1000, 500, 250]
 
 
 @runs
