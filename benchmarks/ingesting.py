@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import json
 import os
+import random
 import re
 import sys
 import threading
@@ -151,18 +152,20 @@ def synthetic(number: int, version: int = 0) -> Document:
 
 
 def text_files(folders: Iterable[Path], limit_bytes: int, endings: Sequence[str]) -> list[Path]:
-    """Return the files with these endings below folders, in the order of their paths, up to a total size."""
-    found: list[Path] = []
+    """Return a seeded sample of the files with these endings below folders, up to a total size."""
+    found = sorted(
+        path
+        for folder in folders
+        for path in folder.rglob("*")
+        if path.suffix.lower() in endings and not path.is_symlink() and path.is_file()
+    )
+    sample: list[Path] = []
     left = limit_bytes
-    for folder in folders:
-        for path in sorted(folder.rglob("*")):
-            if path.suffix.lower() not in endings or path.is_symlink() or not path.is_file():
-                continue
+    for path in random.Random(0).sample(found, len(found)):
+        if path.stat().st_size <= left:
             left -= path.stat().st_size
-            if left < 0:
-                return found
-            found.append(path)
-    return found
+            sample.append(path)
+    return sample
 
 
 # -- stores

@@ -38,7 +38,7 @@ def commands(way: str) -> list[list[str]]:
     return {
         "one": [[]],
         "shards": [["--shard", "1/2"], ["--shard", "2/2"]],
-        "ray": [["--ray", "--ray-workers", "2"]],
+        "ray": [["--ray", "local", "--ray-workers", "2"]],
     }[way]
 
 
