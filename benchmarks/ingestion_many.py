@@ -106,7 +106,9 @@ def compare(expected: Index, found: Index, encoder: M3Encoder) -> Row:
     queries = [synthetic(n).text for n in random.Random(0).sample(range(100_000), _QUERIES)]
     asked: M3Embeddings = encoder.encode(queries)
     worst = 0.0
-    for left, right in zip(expected.search_many(asked, k=20), found.search_many(asked, k=20), strict=True):
+    for left, right in zip(
+        expected.search_many(list(asked), k=20), found.search_many(list(asked), k=20), strict=True
+    ):
         worst = max([worst, *(abs(a.score - b.score) for a, b in zip(left, right, strict=True))])
         different += {hit.document.id for hit in left[:10]} != {hit.document.id for hit in right[:10]}
     return {

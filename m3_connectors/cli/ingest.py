@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,6 +11,7 @@ import typer
 
 from m3_connectors.backends.registry import DEFAULT_COLLECTION
 from m3_connectors.cli.console import plural
+from m3_connectors.cli.ingest_collection import copy, only_collection
 from m3_connectors.cli.ingest_curation import (
     Characters,
     Curating,
@@ -104,6 +106,7 @@ def _check_chunking(value: str) -> str:
 
 @ingest.command()
 def run(
+    context: typer.Context,
     sources: Sources,
     to: To,
     collection: Collection = DEFAULT_COLLECTION,
@@ -175,7 +178,12 @@ def run(
     that cannot be read or stored are skipped and written to SOURCE.dead.jsonl with the reason; m3 ingest retry stores
     documents from there. Documents that curation drops are written to SOURCE.dropped.jsonl.
     """
+    given = dict(locals())
     check_store(to, collection)
+    if (stored := only_collection(context, sources)) is not None:
+        storage = storage_of(components, multivector_dtype, long_documents, pool_factor, pool_from_rows)
+        copy(stored, to, collection, storage, sync=sync, check=check, wait_seconds=wait, json=json)
+        return
     options = read_options(
         encoding,
         delimiter,
@@ -188,9 +196,12 @@ def run(
     sources = with_query(sources, query)
     fields = fields_of(text, id, metadata, mapping)
     check_sources(sources, options)
-    embedded = saved_folders(sources)
+    embedded = saved_folders(sources, given, inspect.signature(run))
+    curation = curation_of(
+        languages, tag_languages, drop_duplicates, characters, words, min_letters, max_broken, max_repeated
+    )
     if dry_run:
-        show_first(sources, fields, options, chunk, model=model, count=show, json=json)
+        show_first(sources, fields, options, chunk, curation=curation, model=model, count=show, json=json)
         return
     if sync and any(map(is_stream, sources)):
         raise typer.BadParameter(
@@ -201,9 +212,6 @@ def run(
     left_out = store_folder(to)
     saved = embedded[0] if embedded else None
     target = Target(to, collection, model, storage, chunk, saved, save_embeddings, shard)
-    curation = curation_of(
-        languages, tag_languages, drop_duplicates, characters, words, min_letters, max_broken, max_repeated
-    )
     one_process = {
         "curation": bool(curation),
         "saved embeddings": bool(embedded),

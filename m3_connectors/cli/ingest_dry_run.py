@@ -11,6 +11,7 @@ import typer
 from m3_connectors.cli.console import err, one_line, out, plural, print_json, warn
 from m3_connectors.cli.opening import DEFAULT_MODEL
 from m3_connectors.cli.options import at_least
+from m3_connectors.curation import Curation, Curator, Dropped
 from m3_connectors.documents import Document
 from m3_connectors.errors import InvalidInput
 from m3_connectors.readers import DeadLetter, Fields, ReadOptions, Source, read_documents
@@ -38,11 +39,12 @@ def show_first(
     options: ReadOptions,
     chunk: str,
     *,
+    curation: Curation,
     model: str | None,
     count: int,
     json: bool,
 ) -> None:
-    """Print the first documents of sources, and what was skipped before them.
+    """Print the first documents of sources, and what was skipped or dropped before them.
 
     Only the tokenizer of the model is loaded, and only if documents are cut.
     """
@@ -60,21 +62,28 @@ def show_first(
         on_notice=warn,
     )
     spans = None if chunking.kind == "none" else _token_spans(model or DEFAULT_MODEL)
-    # Where a document comes from is known only when it is read, so each is described before the next is read.
-    first = [
-        _described(document, place[0], chunking, spans) for document in itertools.islice(documents, count)
-    ]
-    has_more = next(documents, None) is not None
+    dropped: list[Dropped] = []
+    with Curator(curation.stages(), dropped.append) as curator:
+        curated = curator.curated(documents)
+        # Where a document comes from is known only when it is read, so each is described before the next is read.
+        first = [
+            _described(document, place[0], chunking, spans) for document in itertools.islice(curated, count)
+        ]
+        has_more = next(curated, None) is not None
     if json:
         letters = [dataclasses.asdict(letter) for letter in skipped]
-        print_json({"documents": first, "has_more": has_more, "skipped": letters})
+        drops = [{"id": drop.document.id, "stage": drop.stage, "reason": drop.reason} for drop in dropped]
+        print_json({"documents": first, "has_more": has_more, "skipped": letters, "dropped": drops})
         return
     for letter in skipped:
         err.print(f"skipped  {letter}", markup=False, soft_wrap=True)
+    for drop in dropped:
+        err.print(f"dropped  {drop.document.id!r} {drop.reason}", markup=False, soft_wrap=True)
     for one in first:
         _print(one)
     more = f"the first {plural(len(first), 'document')}" if has_more else plural(len(first), "document")
     left_out = f", {len(skipped):,} skipped" if skipped else ""
+    left_out += f", {len(dropped):,} dropped" if dropped else ""
     out.print(f"  {more}{left_out}; nothing was stored", markup=False, soft_wrap=True)
 
 

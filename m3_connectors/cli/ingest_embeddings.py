@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import inspect
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import click
 import typer
-from click.core import ParameterSource
 
 from m3_connectors.backends.schema import Storage
 from m3_connectors.cli.backups import open_for
@@ -38,8 +38,15 @@ _WITH_EFFECT = (
 """The parameters of ``m3 ingest`` that concern folders of embeddings; the others concern texts or the model."""
 
 
-def saved_folders(sources: Sequence[Source]) -> list[EmbeddingsFolder]:
+def saved_folders(
+    sources: Sequence[Source], given: Mapping[str, object], defaults: inspect.Signature
+) -> list[EmbeddingsFolder]:
     """Return the folders of embeddings that a command was given; none if its sources are of another kind.
+
+    Args:
+        sources: The sources.
+        given: The values of all parameters of the command.
+        defaults: Its parameters.
 
     Raises:
         typer.BadParameter: The sources are of both kinds or of different collections, or an option has no effect.
@@ -55,7 +62,7 @@ def saved_folders(sources: Sequence[Source]) -> list[EmbeddingsFolder]:
             "Run one command for each kind.",
             param_hint="SOURCE",
         )
-    _check_options(paths[0])
+    _check_options(paths[0], given, defaults)
     folders = [EmbeddingsFolder(path) for path in paths]
     first = folders[0].schema
     for folder in folders:
@@ -106,12 +113,16 @@ def print_saved(saved: SavedReport, folder: Path | None) -> None:
     out.print(f"  {' · '.join(parts)}", markup=False, soft_wrap=True)
 
 
-def _check_options(folder: Path) -> None:
-    context = click.get_current_context()
-    for parameter in context.command.params:
-        given = parameter.name and context.get_parameter_source(parameter.name)
-        if given is ParameterSource.COMMANDLINE and parameter.name not in _WITH_EFFECT:
-            raise typer.BadParameter(
-                f"it has no effect on {folder}, whose documents are cut and embedded already. Omit it.",
-                param_hint=parameter.opts[0],
-            )
+def _check_options(folder: Path, given: Mapping[str, object], defaults: inspect.Signature) -> None:
+    for name, parameter in defaults.parameters.items():
+        value = given[name]
+        if (
+            name in _WITH_EFFECT
+            or value == parameter.default
+            or (name == "model" and value == os.environ.get("M3_MODEL"))
+        ):
+            continue
+        raise typer.BadParameter(
+            f"{value} has no effect on {folder}, whose documents are cut and embedded already. Omit it.",
+            param_hint=f"--{name.replace('_', '-')}",
+        )

@@ -40,7 +40,8 @@ def best_lines(text: str, query: str, width: int) -> Text:
     text = "".join(letter if letter.isprintable() or letter == "\n" else " " for letter in text).strip()
     room = width * _LINES * len(text) // max(1, cell_len(text))
     # Lines are wrapped between words, so fewer characters may be shown.
-    start = _best_start(text, query, room * 3 // 4)
+    sure = room * 3 // 4
+    start = 0 if len(text) <= sure else _best_start(text, query, sure)
     shown = ("…" if start else "") + " ".join(text[start : start + room + width].split())
     lines = Text(shown).wrap(out, width)
     kept = lines[:_LINES]

@@ -11,6 +11,7 @@ import typer
 
 from m3_connectors.backends.precision import PRECISIONS
 from m3_connectors.backends.schema import LONG_DOCUMENTS, Storage
+from m3_connectors.cli.collection_source import CollectionSource
 from m3_connectors.cli.options import at_least, components_of, one_of
 from m3_connectors.errors import InvalidInput
 from m3_connectors.readers import (
@@ -26,10 +27,13 @@ from m3_connectors.readers import (
 )
 
 
-def _source(value: str) -> Source:
+def _source(value: str) -> Source | CollectionSource:
     if not value:  # Path("") is the current directory
         raise typer.BadParameter("a SOURCE is empty; is a shell variable not set?")
-    return source_of(value)
+    try:
+        return CollectionSource.parse(value) or source_of(value)
+    except InvalidInput as error:
+        raise typer.BadParameter(str(error)) from None
 
 
 def _check_option(options: Callable[[str], ReadOptions]) -> Callable[[str | None], str | None]:

@@ -27,7 +27,7 @@ class Span:
 
     def __post_init__(self) -> None:
         if self.least is None and self.most is None:
-            raise InvalidInput("':' is a range without a limit.\n  Give one, such as 50: or :100000.")
+            raise InvalidInput(f"the range '{self}' has no limit.\n  Give one, such as 50: or :100000.")
         if (self.most is not None and self.most < 0) or (
             self.least is not None and self.most is not None and self.least > self.most
         ):

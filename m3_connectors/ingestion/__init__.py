@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from m3_connectors.ingestion.chunking import Chunking
+from m3_connectors.ingestion.copying import ingest_collection
 from m3_connectors.ingestion.embedded import ingest_embedded
 from m3_connectors.ingestion.failures import RefusedDocument, Wait
 from m3_connectors.ingestion.ledger import Ledger, ledger_path
@@ -32,6 +33,7 @@ __all__ = [
     "Wait",
     "aingest",
     "ingest",
+    "ingest_collection",
     "ingest_on_ray",
     "ledger_path",
     "verify",

@@ -26,7 +26,7 @@ TokenSpans = Callable[[str], npt.NDArray[np.int64]]
 Kind = Literal["none", "tokens", "headings"]
 
 _FEWEST_TOKENS = 16
-_SENTENCE_ENDS = frozenset(".!?…")
+_SENTENCE_ENDS = frozenset(".!?…؟۔।")
 _FULL_WIDTH_ENDS = frozenset("。！？")
 
 

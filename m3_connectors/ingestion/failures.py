@@ -98,6 +98,10 @@ class TolerantWriter(DocumentWriter):
         self.waited_seconds = 0.0
         """For how long the store was down."""
 
+    async def present(self, ids: Sequence[str]) -> set[str]:
+        """Return those of the ids that the store holds."""
+        return await self._call(lambda: self._backend.present(ids))
+
     async def _embed(self, documents: Sequence[Document]) -> Vectors:
         try:
             embeddings = await self._timed(documents)

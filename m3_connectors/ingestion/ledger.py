@@ -23,7 +23,7 @@ import platformdirs
 
 from m3_connectors.backends.registry import store_for
 from m3_connectors.backends.urls import redacted
-from m3_connectors.documents import Document, canonical_metadata
+from m3_connectors.documents import Document
 from m3_connectors.errors import InvalidInput
 from m3_connectors.ingestion.chunking import chunk_ids
 
@@ -83,9 +83,10 @@ class Version:
         if not self.stored and not self.chunks and self.content:
             object.__setattr__(self, "stored", combined([_piece(self.id, self.content)]))
 
-    def same(self, other: Version) -> bool:
-        """Return whether storing one in place of the other changes nothing."""
-        return (self.content, self.model, self.chunking) == (other.content, other.model, other.chunking)
+    @property
+    def what(self) -> tuple[str, str, str]:
+        """Content, model and chunking: storing a version in place of one with the same changes nothing."""
+        return self.content, self.model, self.chunking
 
     @property
     def stored_ids(self) -> list[str]:
@@ -99,7 +100,7 @@ _VALUES = ", ".join("?" for _ in dataclasses.fields(Version))
 
 def content_hash(document: Document) -> str:
     """Return a hash of a document's text and metadata."""
-    metadata = json.dumps(canonical_metadata(document.metadata), sort_keys=True, ensure_ascii=False)
+    metadata = json.dumps(document.metadata, sort_keys=True, ensure_ascii=False, default=dict)
     return hashlib.sha256(json.dumps([document.text, metadata]).encode()).hexdigest()
 
 
@@ -175,16 +176,18 @@ class Ledger:
             self._db.executescript(_TEMPORARY)
         with self._transaction():  # another run may open a new ledger at the same moment
             (format,) = self._db.execute("PRAGMA user_version").fetchone()
-            if format == 1:
-                for column in ("cut", "stored"):
-                    self._db.execute(f"ALTER TABLE documents ADD COLUMN {column} TEXT NOT NULL DEFAULT ''")
-            elif format not in (0, _FORMAT):
+            if format not in (0, 1, _FORMAT):
                 raise InvalidInput(
                     f"the ledger {path} was written by another version of m3 (format {format}).\n"
                     "  Use that version, or delete the file: everything is then encoded again."
                 )
             for statement in _TABLES.split(";\n"):
                 self._db.execute(statement)
+            # Ledgers of earlier versions do not know what is stored, nor what was truncated.
+            columns = {column[1] for column in self._db.execute("PRAGMA table_info(documents)")}
+            for name in ("stored", "cut"):
+                if name not in columns:
+                    self._db.execute(f"ALTER TABLE documents ADD COLUMN {name} TEXT NOT NULL DEFAULT ''")
             self._db.execute(f"PRAGMA user_version = {_FORMAT}")
             if not self._db.execute("SELECT count(*) FROM collection").fetchone()[0]:
                 where = (redacted(url), collection)

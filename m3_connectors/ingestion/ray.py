@@ -461,9 +461,10 @@ def _errors() -> Iterator[None]:
 
 def _raise_cause(error: BaseException) -> NoReturn:
     found: BaseException | None = error
-    while found is not None:
-        cause = getattr(found, "cause", None) or found.__cause__
-        if isinstance(cause, M3Error):
-            raise cause from error
-        found = cause
+    seen: set[int] = set()
+    while isinstance(found, BaseException) and id(found) not in seen:  # Ray's may be their own cause
+        seen.add(id(found))
+        found = getattr(found, "cause", None) or found.__cause__
+        if isinstance(found, M3Error):
+            raise found from None
     raise error

@@ -20,7 +20,7 @@ from m3_connectors.errors import Busy, InvalidInput, M3Error
 from m3_connectors.index import Encoder
 from m3_connectors.ingestion.chunking import Chunking
 from m3_connectors.ingestion.failures import RefusedDocument, TolerantWriter, reason_of
-from m3_connectors.ingestion.ledger import Version, content_hash
+from m3_connectors.ingestion.ledger import Version, content_hash, stored_hash
 from m3_connectors.ingestion.origin import Origin
 from m3_connectors.ingestion.ray_ledger import Answer
 from m3_connectors.ingestion.run import cut_documents, refused_document, with_cut
@@ -233,7 +233,7 @@ class Encoding:
             encoded.told.refused.append(refused)
             return []
         if self._plan.chunking.kind != "none":
-            version = dataclasses.replace(version, chunks=len(chunks))
+            version = dataclasses.replace(version, chunks=len(chunks), stored=stored_hash(chunks))
         encoded.documents.append(document)
         encoded.versions.append(version)
         return chunks

@@ -74,7 +74,8 @@ class Run:
         self._ledger = ledger
         self._chunking = chunking
         self._token_spans: TokenSpans | None = getattr(encoder, "token_spans", None)
-        self._model = fingerprint(index.schema.model if encoder is None else encoder.info)
+        model = index.schema.model if encoder is None else encoder.info
+        self._how = (fingerprint(model), str(chunking))
         self._origin = origin
         self._shard = shard
         self._on_cut = on_cut
@@ -188,11 +189,19 @@ class Run:
             again = self._ledger.see(ids)
             self.repeated_count += len(again)
             self.repeated += again[: _MOST_NAMED - len(self.repeated)]
-            known = self._ledger.look_up(ids)
+            known = self._held(self._ledger.look_up(ids))
             moved: list[Version] = []
             for document in group:
                 yield from self._parts_of(document, self._origins.popleft(), known, again, moved)
             self._ledger.relocate(moved)
+
+    def _held(self, known: dict[str, Version | None]) -> dict[str, Version | None]:
+        """Return versions without those of which the store has just said that it lacks them, or a chunk of them."""
+        stored = {id: version.stored_ids for id, version in known.items() if version is not None}
+        asked = [id for ids in stored.values() for id in ids]
+        there = run_on(self._index, partial(self._writer.present, asked))
+        lost = {id for id, ids in stored.items() if not there.issuperset(ids)}
+        return {id: None if id in lost else version for id, version in known.items()}
 
     def _until_failure(self, documents: Iterable[Document]) -> Iterator[Document]:
         try:
@@ -226,23 +235,16 @@ class Run:
         moved: list[Version],
     ) -> Sequence[Document]:
         """Return the chunks of a document; none if it is unchanged or cannot be cut."""
-        version = Version(
-            document.id,
-            0,
-            origin.source,
-            origin.file,
-            content_hash(document),
-            self._model,
-            str(self._chunking),
-        )
+        content = (content_hash(document), *self._how)
         under_way = self._latest.get(document.id)
         before = under_way or known.get(document.id)
-        if before is not None and before.same(version):
+        if before is not None and before.what == content:
             self.unchanged += 1
             if under_way is None:
-                if (before.source, before.file) != (version.source, version.file):
-                    moved.append(version)
-                self._tell_cut(dataclasses.replace(before, source=version.source, file=version.file))
+                if (before.source, before.file) != (origin.source, origin.file):
+                    before = dataclasses.replace(before, source=origin.source, file=origin.file)
+                    moved.append(before)
+                self._tell_cut(before)
             return ()
         try:
             parts = self._chunking.chunks(document, self._token_spans)
@@ -251,6 +253,7 @@ class Run:
                 raise
             self._refuse(document, "cut", reason_of(error, document), origin)
             return ()
+        version = Version(document.id, 0, origin.source, origin.file, *content)
         if self._chunking.kind != "none":
             version = dataclasses.replace(version, chunks=len(parts), stored=stored_hash(parts))
         begin, self._parts = self._parts, self._parts + len(parts)

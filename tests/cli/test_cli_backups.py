@@ -123,7 +123,7 @@ def test_a_folder_that_is_incomplete_is_stored_with_a_warning(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["kept", "docs"], "folders of embeddings cannot be mixed with other sources"),
+        (["kept", "docs"], "cannot be mixed with other sources"),
         (["kept", "--chunk", "tokens:64"], "--chunk"),
         (["kept", "--model", "x"], "--model"),
         (["kept", "--encoding", "latin1"], "--encoding"),

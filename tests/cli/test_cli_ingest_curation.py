@@ -170,3 +170,16 @@ def test_an_unknown_language_is_refused(capsys: pytest.CaptureFixture[str]) -> N
     assert main(["ingest", "rows.jsonl", "--to", URL, "--languages", "en,english"]) == 1
     assert "the language 'english' cannot be detected" in capsys.readouterr().err
     assert not Path("data").exists()
+
+
+def test_a_dry_run_shows_what_would_be_dropped(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["ingest", "rows.jsonl", "--to", URL, "--dry-run", "--json", *ALL]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert [document["id"] for document in shown["documents"]] == ["long", "other"]
+    assert shown["documents"][0]["metadata"]["language"] == "en"
+    assert [drop["id"] for drop in shown["dropped"]] == ["same", "near", "short", "german"]
+    assert main(["ingest", "rows.jsonl", "--to", URL, "--dry-run", *ALL]) == 0
+    said = capsys.readouterr()
+    assert "2 documents, 4 dropped; nothing was stored" in said.out
+    assert "dropped  'short' has 9 characters, fewer than 20" in said.err
+    assert not Path("rows.dropped.jsonl").exists()

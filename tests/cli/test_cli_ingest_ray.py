@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from m3_connectors import Document
-from m3_connectors.blocking import connect, scan_ids
+from m3_connectors.blocking import connect
 from m3_connectors.cli.app import main
 
 needs_ray = pytest.mark.skipif(
@@ -59,9 +59,8 @@ def run(checkpoint: Path, collection: str, *arguments: str) -> dict[str, Any]:
 
 
 def stored(collection: str) -> dict[str, Document]:
-    ids: list[str] = []
     with connect("qdrant:./data", collection, create=False) as index:
-        scan_ids(index, ids.extend)
+        ids = list(index.scan_ids())
         return {document.id: document for document in index.get(ids) if document}
 
 

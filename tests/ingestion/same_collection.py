@@ -6,13 +6,11 @@ import pytest
 from stub_encoder import StubEncoder
 
 from m3_connectors import Document, Index
-from m3_connectors.blocking import scan_ids
 from m3_connectors.methods import MethodName
 
 
 def documents_of(index: Index) -> dict[str, Document]:
-    ids: list[str] = []
-    scan_ids(index, ids.extend)
+    ids = list(index.scan_ids())
     assert len(ids) == len(set(ids)) == index.count()
     return {document.id: document for document in index.get(ids) if document is not None}
 

@@ -128,6 +128,22 @@ def test_documents_deleted_behind_its_back_are_stored_again(place: Place) -> Non
     place.assert_holds(documents)
 
 
+def test_documents_that_were_deleted_are_stored_again_even_if_others_hide_it_from_the_count(
+    place: Place,
+) -> None:
+    documents = corpus(300)
+    place.run(documents)
+    with connect(place.url, encoder=StubEncoder(), storage=STORAGE) as index:
+        index.delete(["d7#0", "d30#1", "d299#0"])
+        index.add([Document(f"another program's {i}", "text") for i in range(20)])
+    report, encoder = place.run(documents)
+    assert (report.missing, report.documents, report.unchanged) == (None, 3, 297)
+    assert len(encoder.texts) >= 3
+    with place.open() as index:
+        assert index.delete([f"another program's {i}" for i in range(20)]) == 20
+    place.assert_holds(documents)
+
+
 def test_a_dropped_collection_is_filled_again(place: Place) -> None:
     documents = corpus(100)
     place.run(documents)
@@ -201,7 +217,9 @@ def test_a_ledger_of_an_earlier_version_says_what_it_cannot_compare(place: Place
     place.run(corpus(3))
     place.run([Document("whole", "text")], Chunking())
     with sqlite3.connect(place.ledger) as ledger:
-        ledger.execute("ALTER TABLE documents DROP COLUMN stored")
+        for column in ("cut", "stored"):
+            ledger.execute(f"ALTER TABLE documents DROP COLUMN {column}")
+        ledger.execute("PRAGMA user_version = 1")
     ledger.close()
     with place.open() as index, Ledger(place.ledger) as ledger:
         found = verify(index, ledger, hashes=True)

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from stub_encoder import StubEncoder
-from test_ingest import TOKENS, Place, all_ids, text
+from test_ingest import TOKENS, Place, text
 
 from m3_connectors import Document
 
@@ -84,4 +84,4 @@ def chunks_of(document: Document) -> set[str]:
 
 def texts_of(place: Place) -> set[str]:
     with place.open() as index:
-        return {document.text for document in index.get(all_ids(index)) if document}
+        return {document.text for document in index.scan()}

@@ -75,7 +75,8 @@ def test_a_ledger_of_the_first_format_is_taken_over(tmp_path: Path) -> None:
         ledger.begin([version])
         ledger.acknowledge([version])
     db = sqlite3.connect(path)
-    db.execute("ALTER TABLE documents DROP COLUMN cut")
+    for column in ("cut", "stored"):
+        db.execute(f"ALTER TABLE documents DROP COLUMN {column}")
     db.execute("PRAGMA user_version = 1")
     db.close()
     for _ in range(2):
