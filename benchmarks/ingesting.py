@@ -6,7 +6,7 @@ import contextlib
 import gzip
 import hashlib
 import json
-import os
+import random
 import re
 import sys
 import threading
@@ -151,18 +151,20 @@ def synthetic(number: int, version: int = 0) -> Document:
 
 
 def text_files(folders: Iterable[Path], limit_bytes: int, endings: Sequence[str]) -> list[Path]:
-    """Return the files with these endings below folders, in the order of their paths, up to a total size."""
-    found: list[Path] = []
+    """Return a seeded sample of the files with these endings below folders, up to a total size."""
+    found = sorted(
+        path
+        for folder in folders
+        for path in folder.rglob("*")
+        if path.suffix.lower() in endings and not path.is_symlink() and path.is_file()
+    )
+    sample: list[Path] = []
     left = limit_bytes
-    for folder in folders:
-        for path in sorted(folder.rglob("*")):
-            if path.suffix.lower() not in endings or path.is_symlink() or not path.is_file():
-                continue
+    for path in random.Random(0).sample(found, len(found)):
+        if path.stat().st_size <= left:
             left -= path.stat().st_size
-            if left < 0:
-                return found
-            found.append(path)
-    return found
+            sample.append(path)
+    return sample
 
 
 # -- stores
@@ -187,9 +189,9 @@ def ids_of(index: Index) -> list[str]:
 
 
 class MemoryTrace:
-    """Calls ``on_sample`` with the seconds since the start and this process's resident MiB, twice a second."""
+    """Calls ``on_sample`` with the seconds since the start and this process's memory, twice a second."""
 
-    def __init__(self, on_sample: Callable[[float, float], None], every_seconds: float = 0.5) -> None:
+    def __init__(self, on_sample: Callable[[float, Row], None], every_seconds: float = 0.5) -> None:
         self._on_sample, self._every = on_sample, every_seconds
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, name="memory", daemon=True)
@@ -205,16 +207,20 @@ class MemoryTrace:
 
     def _run(self) -> None:
         while not self._over.wait(self._every):
-            self._on_sample(time.monotonic() - self._began, resident_mib(os.getpid()))
+            self._on_sample(time.monotonic() - self._began, resident_memory())
 
 
-def resident_mib(pid: int) -> float:
-    """Return the resident memory of a process; 0 after its end."""
-    try:
-        pages = int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1])
-    except (OSError, IndexError):
-        return 0.0
-    return round(pages * os.sysconf("SC_PAGE_SIZE") / 2**20, 1)
+def resident_memory() -> Row:
+    """Return this process's resident memory in MiB: all of it, what it allocated, and what it maps of files.
+
+    An embedded engine maps the files of its collection: the system counts the pages that it has read, and takes them
+    back when it needs memory.
+    """
+    fields = dict(
+        line.split(":") for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    )
+    names = {"memory_mib": "VmRSS", "allocated_mib": "RssAnon", "mapped_mib": "RssFile"}
+    return {name: round(int(fields[field].split()[0]) / 2**10, 1) for name, field in names.items()}
 
 
 # -- rows and tables

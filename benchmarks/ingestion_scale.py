@@ -5,7 +5,7 @@
     python benchmarks/ingestion_scale.py --report benchmarks/results/ingestion-scale-2025-01-31.jsonl.gz
 
 The encoder is a placeholder (dense, sparse and four rows of 256 dimensions), so the store decides the rate. The run of
-each store is a process of its own that calls ``ingest`` with a ledger; it writes its resident memory twice a second.
+each store is a process of its own that calls ``ingest`` with a ledger; it writes its memory twice a second.
 Afterwards another process counts the documents of the store and compares every id with those that were given. With
 ``--seconds``, a run gives no more documents after this time. The exit status is 1 if anything is missing or doubled.
 """
@@ -63,7 +63,7 @@ def work(options: argparse.Namespace) -> None:
         connect(options.worker, "scale", encoder=PlaceholderEncoder()) as index,
         Ledger(Path(options.ledger), options.worker, "scale") as ledger,
         MemoryTrace(
-            lambda at, mib: say({"kind": "sample", "at": round(at, 2), "memory_mib": mib, "stored": stored})
+            lambda at, memory: say({"kind": "sample", "at": round(at, 2), "stored": stored, **memory})
         ),
     ):
         began = time.monotonic()
@@ -167,7 +167,8 @@ def report(path: Path) -> tuple[str, bool]:
                 f"{one['given']:,}",
                 f"{one['seconds']:,.0f}",
                 f"{one['given'] / one['seconds']:,.0f}",
-                _change(samples, "memory_mib"),
+                _change(samples, "allocated_mib"),
+                _change(samples, "mapped_mib"),
                 _change(samples, "server_memory_mib"),
                 "–" if one["disk_mib"] is None else f"{one['disk_mib']:,.0f}",
                 f"{compared['counted']:,}",
@@ -185,7 +186,15 @@ def report(path: Path) -> tuple[str, bool]:
         "server's",
         "disk MiB",
     ]
-    header += ["counted", "ids scanned", "lost / doubled", "texts different"]
+    header += [
+        "mapped files MiB",
+        "server's MiB",
+        "disk MiB",
+        "counted",
+        "ids scanned",
+        "lost / doubled",
+        "texts different",
+    ]
     return (
         f"{describe(machine)}; load average {machine['load_average'][0]:.1f}.\n\n{table(header, lines)}",
         well,
@@ -193,7 +202,7 @@ def report(path: Path) -> tuple[str, bool]:
 
 
 def _change(rows: list[Row], name: str) -> str:
-    values = [row[name] for row in rows if row[name] is not None]
+    values = [row[name] for row in rows if row.get(name) is not None]
     if not values:
         return "–"
     fifth = max(1, len(values) // 5)
@@ -215,11 +224,10 @@ def draw(path: Path, out: Path) -> None:
         for store in stores:
             own = [row for row in samples if row["store"] == store]
             style: Any = {"color": looks[store].colour, "linestyle": looks[store].line, "linewidth": 1.2}
-            panels[0].plot(
-                [r["stored"] / 1e3 for r in own], [r["memory_mib"] for r in own], label=store, **style
-            )
-            panels[1].plot([r["at"] for r in own], [r["stored"] / 1e3 for r in own], label=store, **style)
-        panels[0].set_title("resident memory of the ingesting process, MiB")
+            stored = [row["stored"] / 1e3 for row in own]
+            panels[0].plot(stored, [row["allocated_mib"] for row in own], label=store, **style)
+            panels[1].plot([row["at"] for row in own], stored, label=store, **style)
+        panels[0].set_title("memory that the ingesting process allocated, MiB")
         panels[0].set_xlabel("thousand documents stored")
         panels[1].set_title("thousand documents stored")
         panels[1].set_xlabel("seconds")
