@@ -62,7 +62,7 @@ class LedgerKeeper:
         if turn == "later" or turn == "replaced":
             return turn, []
         before = known.get(version.id)
-        if before is None or not before.same(version):
+        if before is None or before.what != version.what:
             if turn == "first":
                 self._turns.mark(version.id, replaces=version.id in known)
             return "store", []
