@@ -116,8 +116,10 @@ def print_saved(saved: SavedReport, folder: Path | None) -> None:
 def _check_options(folder: Path, given: Mapping[str, object], defaults: inspect.Signature) -> None:
     for name, parameter in defaults.parameters.items():
         value = given[name]
+        # What has no default is no option, such as the context of the command.
         if (
             name in _WITH_EFFECT
+            or parameter.default is parameter.empty
             or value == parameter.default
             or (name == "model" and value == os.environ.get("M3_MODEL"))
         ):
