@@ -52,8 +52,8 @@ class Heading:
 def sections(text: str) -> list[Span]:
     """Return the sections of a text, in order; together they cover it.
 
-    A heading without text below it belongs to the section of the next one, or of the one before it at the end. So does a
-    single line above the first heading, such as the title of a page.
+    A heading without text below it belongs to the section of the next one, or of the one before it at the end. A
+    single line above the first heading, such as the title of a page, belongs to the section of that heading.
     """
     found: list[Span] = []
     start = below = 0

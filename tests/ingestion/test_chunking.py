@@ -102,7 +102,7 @@ def test_headings_are_the_titles_of_their_sections() -> None:
     text = "intro\nand more\n# A\none\n## B\n```\n# no heading\n```\n## C ##\n### D\nfour\n# E\nfive\n# F\n"
     parts = Chunking.parse("headings").chunks(Document("d", text, {"lang": "en"}), WORDS)
     assert [(part.text, part.metadata["chunk"].get("titles")) for part in parts] == [
-        ("intro\n", None),
+        ("intro\nand more\n", None),
         ("# A\none\n", ["A"]),
         ("## B\n```\n# no heading\n```\n", ["A", "B"]),
         ("## C ##\n### D\nfour\n", ["A", "C", "D"]),
