@@ -13,6 +13,7 @@ from typing import Any
 # compute, and two workers share the processors.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import hypothesis
 import pytest
 from live_servers import NOT_RUN, collections_of, do_without, left_behind
 
@@ -20,6 +21,12 @@ from m3_connectors.encoder.encoder import M3Encoder
 from m3_connectors.testing.checkpoints import write_checkpoint
 from m3_connectors.testing.servers import CannotStart
 from m3_connectors.testing.servers.start import STORES, Running, start
+
+# How long an example takes depends on what else the machine does.
+hypothesis.settings.register_profile(
+    "m3", hypothesis.settings(), deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("m3")
 
 # A job that a shell starts in the background ignores Ctrl-C, and so do its children, but tests send it.
 signal.signal(signal.SIGINT, signal.default_int_handler)

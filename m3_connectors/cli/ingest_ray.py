@@ -29,6 +29,7 @@ from m3_connectors.readers import (
     Source,
     Url,
     files_to_read,
+    letter_of,
     origin_name,
 )
 from m3_connectors.readers.inputs import is_stream, shown
@@ -166,7 +167,7 @@ def store_on_ray(
     from m3_connectors.ingestion.ray_stages import connect_when_free
 
     def skip(input: Input, skipped: Skipped) -> None:
-        reading.skip(input.source, DeadLetter(shown(input.path), skipped.line, skipped.reason))
+        reading.skip(input.source, letter_of(input.path, skipped))
 
     def replaced(input: Input, id: str) -> None:
         reason = f"replaced: several documents have the id {id!r}, and the last remains (to keep all, use other ids)"

@@ -142,8 +142,10 @@ class Reading:
         Raises:
             InvalidInput: There are more than ``max_errors``.
         """
-        self._unread.add(origin_name(letter.path or letter.file))
         self.dead.add(source, letter)
+        if letter.stage == "column":
+            return
+        self._unread.add(origin_name(letter.path or letter.file))
         self._errors += 1
         if self._max_errors is not None and self._errors > self._max_errors:
             raise InvalidInput(

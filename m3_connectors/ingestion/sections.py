@@ -52,13 +52,15 @@ class Heading:
 def sections(text: str) -> list[Span]:
     """Return the sections of a text, in order; together they cover it.
 
-    A heading without text below it belongs to the section of the next one, or of the one before it at the end.
+    A heading without text below it belongs to the section of the next one, or of the one before it at the end. A
+    single line above the first heading, such as the title of a page, belongs to the section of that heading.
     """
     found: list[Span] = []
     start = below = 0
     titles: dict[int, str] = {}
     for heading in headings(text):
-        if text[below : heading.start].strip():
+        before = text[below : heading.start].strip()
+        if before and (titles or not _may_be_title(before)):
             found.append(Span(start, heading.start, tuple(titles.values())))
             start = heading.start
         titles = {level: title for level, title in titles.items() if level < heading.level}
@@ -130,6 +132,10 @@ def _fence(line: str) -> str:
         if length >= _FEWEST_UNDERLINES and (mark == "~" or "`" not in rest):
             return mark * length
     return ""
+
+
+def _may_be_title(text: str) -> bool:
+    return "\n" not in text and len(text) <= _LONGEST_TITLE
 
 
 def _shortened(title: str) -> str:

@@ -23,7 +23,7 @@ from m3_connectors.readers.mapping import read_mapping
 from m3_connectors.readers.outcomes import Found, Outcome, Skipped, checked, outcome_of
 from m3_connectors.readers.schemes import SCHEMES, Opener, is_database, whole
 from m3_connectors.readers.settings import Reader, ReadSettings
-from m3_connectors.readers.sources import check_sources, files_of, files_to_read, read_documents
+from m3_connectors.readers.sources import check_sources, files_of, files_to_read, letter_of, read_documents
 from m3_connectors.readers.urls import Url, source_of
 
 __all__ = [
@@ -56,6 +56,7 @@ __all__ = [
     "format_names",
     "is_database",
     "is_records",
+    "letter_of",
     "origin_name",
     "outcome_of",
     "read_documents",

@@ -111,7 +111,9 @@ class ArrowRows:
     def left_out(self) -> Iterator[Outcome]:
         """Yield the columns that metadata cannot hold."""
         for name, type in self._left_out.items():
-            yield Skipped(None, f"the column {name!r} was left out of all rows: JSON has no {type}")
+            yield Skipped(
+                None, f"the column {name!r} was left out of all rows: JSON has no {type}", is_column=True
+            )
 
     def skip_to(self, count: int, reason: str) -> Skipped:
         """Skip the rows up to a number."""

@@ -31,7 +31,8 @@ class DeadLetter:
         line: Where the record is, from 1: the number of its line, of its row (Parquet, Arrow) or of its page
             (PDF); None if the whole file (or folder) was skipped.
         reason: Why it was skipped, in one line.
-        stage: Where it was skipped: ``"read"``, or ``"cut"``, ``"encode"`` or ``"write"`` for a document that was read.
+        stage: Where it was skipped: ``"read"``, or ``"cut"``, ``"encode"`` or ``"write"`` for a document that was read;
+            ``"column"`` if all records were read, without a column.
         source: The source of a document that was read, as the ledger knows it; so is ``path``, its file.
         path: The file.
         chunking: How the document was to be cut.

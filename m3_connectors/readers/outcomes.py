@@ -33,10 +33,12 @@ class Skipped:
         line: Where the record begins, from 1: the number of its line, row or page; None if it is about the whole
             file.
         reason: Why it was skipped, in one line.
+        is_column: Whether only a column was left out: all records were read.
     """
 
     line: int | None
     reason: str
+    is_column: bool = False
 
 
 Outcome = Found | Skipped

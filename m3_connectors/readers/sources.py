@@ -112,7 +112,7 @@ def read_documents(
 def letter_of(path: Source, skipped: Skipped) -> DeadLetter:
     """Return the dead letter of a record of a file; it contains no credentials of a URL."""
     reason = path.without_secrets(skipped.reason) if isinstance(path, Url) else skipped.reason
-    return DeadLetter(shown(path), skipped.line, reason)
+    return DeadLetter(shown(path), skipped.line, reason, "column" if skipped.is_column else "read")
 
 
 def files_to_read(

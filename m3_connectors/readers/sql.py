@@ -53,7 +53,11 @@ def read_sql(file: Input, settings: ReadSettings) -> Iterator[Outcome]:
                 except NotStorable as error:
                     if name not in left_out:
                         left_out.add(name)
-                        yield Skipped(None, f"the column {name!r} was left out where JSON has no {error}")
+                        yield Skipped(
+                            None,
+                            f"the column {name!r} was left out where JSON has no {error}",
+                            is_column=True,
+                        )
                     continue
                 if stored is not None or settings.fields.is_needed(name):
                     record[name] = stored

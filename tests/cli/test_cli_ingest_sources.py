@@ -156,7 +156,7 @@ class TestDryRun:
         assert main(["ingest", "b.jsonl", "--to", URL, "--dry-run", "--json", "--characters", "10:"]) == 0
         report = json.loads(capsys.readouterr().out)
         assert [document["id"] for document in report["documents"]] == ["long"]
-        assert report["skipped"][0]["reason"].startswith("document 'short' is dropped: ")
+        assert [drop["id"] for drop in report["dropped"]] == ["short"]
         assert sorted(folder.iterdir()) == before
 
     def test_json_and_no_model_without_chunking(
@@ -192,3 +192,20 @@ def test_a_file_that_changes_while_it_is_read_removes_nothing(
     monkeypatch.setattr(remote.RemoteFile, "_state", lambda _: {"size": next(states)})
     report = ingest(capsys, checkpoint, "memory://rows.jsonl", "--sync")
     assert (report["removed"], report["kept"], report["skipped"]) == (0, ["r2"], 1)
+
+
+def test_a_column_that_is_left_out_keeps_no_document(
+    checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with sqlite3.connect("notes.db") as db:
+        db.execute("CREATE TABLE notes (id TEXT, text TEXT, raw BLOB)")
+        db.executemany("INSERT INTO notes VALUES (?, 'the lake', ?)", [("1", b"\xff"), ("2", b"\xfe")])
+    db.close()
+    query = ("sqlite:///notes.db", "--query", "SELECT * FROM notes", "--sync", "--max-errors", "0")
+    assert ingest(capsys, checkpoint, *query)["documents"] == 2
+    with sqlite3.connect("notes.db") as db:
+        db.execute("DELETE FROM notes WHERE id = '2'")
+    db.close()
+    report = ingest(capsys, checkpoint, *query)
+    assert (report["removed"], report["kept"], report["unchanged"]) == (1, [], 1)
+    assert stored() == ["1"]

@@ -93,11 +93,16 @@ def test_it_cuts_between_paragraphs_sentences_and_words_in_that_order() -> None:
     assert Chunking("tokens", 16).spans(text.replace("\n\n", " "), WORDS)[0].end == text.index("Two") - 1
 
 
+def test_the_title_of_a_page_belongs_to_its_first_section() -> None:
+    parts = Chunking.parse("headings").chunks(Document("d", "Ferry\n\n# Ferry\nIt leaves.\n", {}), WORDS)
+    assert [part.text for part in parts] == ["Ferry\n\n# Ferry\nIt leaves.\n"]
+
+
 def test_headings_are_the_titles_of_their_sections() -> None:
-    text = "intro\n# A\none\n## B\n```\n# no heading\n```\n## C ##\n### D\nfour\n# E\nfive\n# F\n"
+    text = "intro\nand more\n# A\none\n## B\n```\n# no heading\n```\n## C ##\n### D\nfour\n# E\nfive\n# F\n"
     parts = Chunking.parse("headings").chunks(Document("d", text, {"lang": "en"}), WORDS)
     assert [(part.text, part.metadata["chunk"].get("titles")) for part in parts] == [
-        ("intro\n", None),
+        ("intro\nand more\n", None),
         ("# A\none\n", ["A"]),
         ("## B\n```\n# no heading\n```\n", ["A", "B"]),
         ("## C ##\n### D\nfour\n", ["A", "C", "D"]),
