@@ -182,19 +182,10 @@ def report(path: Path) -> tuple[str, bool]:
         "documents",
         "seconds",
         "documents/s",
-        "memory MiB, 2nd → last fifth",
-        "server's",
-        "disk MiB",
+        "resident MiB, 2nd → last fifth",
+        "of it allocated",
     ]
-    header += [
-        "mapped files MiB",
-        "server's MiB",
-        "disk MiB",
-        "counted",
-        "ids scanned",
-        "lost / doubled",
-        "texts different",
-    ]
+    header += ["server's", "disk MiB", "counted", "ids scanned", "lost / doubled", "texts different"]
     return (
         f"{describe(machine)}; load average {machine['load_average'][0]:.1f}.\n\n{table(header, lines)}",
         well,
