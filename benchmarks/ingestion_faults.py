@@ -53,7 +53,9 @@ from m3_connectors.testing.faults import Fault, FaultProxy, Reply, Reset
 CHUNKING = Chunking("tokens", 48, 6)
 SERVERS = ("milvus", "elasticsearch")
 CASES = ("kill", "stopped", "429", "413", "reset", "full-ledger", "full-store")
-_TOLERANCE = 2e-4
+_TOLERANCE = 5e-3
+"""In bfloat16, the scores of a text differ by up to 2e-3 between batches of other texts."""
+
 _QUERIES = 10
 _WORDS = [
     "fox",
@@ -188,13 +190,10 @@ class Trial:
                 true = {hit.document.id: hit for hit in oracle.search(asked, k=len(documents))}
                 hits = index.search(asked, k=10)
                 scores += not hits or any(
-                    hit.document.id not in true
-                    or abs(hit.score - true[hit.document.id].score) > _TOLERANCE * 10
+                    hit.document.id not in true or abs(hit.score - true[hit.document.id].score) > _TOLERANCE
                     for hit in hits
                 )
-                scores += (
-                    bool(hits) and abs(hits[0].score - max(t.score for t in true.values())) > _TOLERANCE * 10
-                )
+                scores += bool(hits) and abs(hits[0].score - max(t.score for t in true.values())) > _TOLERANCE
             return {
                 "expected": len(expected),
                 "found": sum(found.values()),

@@ -30,7 +30,8 @@ from m3_connectors.environment import describe, environment
 WAYS = ("shards", "ray")
 _FILES = 7
 _QUERIES = 20
-_TOLERANCE = 1e-4
+_TOLERANCE = 5e-3
+"""In bfloat16, the scores of a text differ by up to 2e-3 between batches of other texts."""
 
 
 def commands(way: str) -> list[list[str]]:

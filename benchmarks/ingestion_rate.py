@@ -84,9 +84,13 @@ def run(options: argparse.Namespace, rows: Rows) -> None:
             stores[store] = partial(_ingested, index, ledger)
         for group, sources, chunking in groups:
             skipped: list[str] = []
-            for number, block in enumerate(
-                blocks_of(documents_of(sources, skipped), options.block_characters)
-            ):
+            documents = list(documents_of(sources, skipped))
+            rng.shuffle(documents)  # so that the blocks of a run that ends early are a sample
+            deadline = time.monotonic() + options.seconds
+            for number, block in enumerate(blocks_of(documents, options.block_characters)):
+                if time.monotonic() > deadline:
+                    log(f"{group}: the time is over")
+                    break
                 chunks = [part for one in block for part in chunking.chunks(one, encoder.token_spans)]
                 tokens = 0
                 for contestant in rng.sample([None, *stores], len(stores) + 1):
@@ -105,7 +109,15 @@ def run(options: argparse.Namespace, rows: Rows) -> None:
                 log(
                     f"{group}, block {number + 1}: {len(block):,} documents, {len(chunks):,} chunks, {tokens:,} tokens"
                 )
-            rows.write({"kind": "group", "group": group, "files": len(sources), "skipped": len(skipped)})
+            rows.write(
+                {
+                    "kind": "group",
+                    "group": group,
+                    "files": len(sources),
+                    "skipped": len(skipped),
+                    "documents": len(documents),
+                }
+            )
 
 
 def _alone(encoder: M3Encoder, texts: list[str]) -> tuple[Row, int]:
@@ -171,7 +183,7 @@ def report(path: Path) -> str:
         "encoder busy",
     ]
     groups = "; ".join(
-        f"{row['group']}: {row['files']:,} files, {row['skipped']:,} records skipped"
+        f"{row['group']}: {row['files']:,} files of {row['documents']:,} documents, {row['skipped']:,} records skipped"
         for row in rows
         if row["kind"] == "group"
     )
@@ -191,6 +203,9 @@ def main() -> int:
         "--documentation-bytes", type=int, default=10_000_000, help="the most to read of these"
     )
     parser.add_argument("--block-characters", type=int, default=2_000_000)
+    parser.add_argument(
+        "--seconds", type=float, default=3600.0, help="begin no block of a group after this time"
+    )
     parser.add_argument(
         "--stores",
         nargs="+",
