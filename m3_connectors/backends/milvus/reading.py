@@ -71,12 +71,12 @@ class Reader(VectorReader):
     async def pages(
         self, operation: str, expression: str, fields: Sequence[str], collection: str | None = None
     ) -> AsyncIterator[Sequence[Row]]:
-        """Yield all rows that an expression finds, a thousand at a time, in the order of their keys.
+        """Yield all rows that an expression finds, in the order of their keys, a thousand at a time; keys alone, 8,192.
 
-        The fields must include ``key``. pymilvus' own iterator waits forever for a server that hangs, and
-        cannot continue after a failed request.
+        The fields must include ``key``. milvus-lite reads the whole collection for each page. pymilvus' own iterator
+        waits forever for a server that hangs, and cannot continue after a failed request.
         """
-        after, size = "", _PAGE
+        after, size = "", KEYS_AT_ONCE if list(fields) == ["key"] else _PAGE
         while True:
             try:
                 page: list[Row] = await self._connection.call(
