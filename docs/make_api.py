@@ -34,6 +34,7 @@ _GROUPS = {
         "AddReport",
         "CutDocument",
         "Hit",
+        "Passage",
         "Scores",
         "Explanation",
     ),

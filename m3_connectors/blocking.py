@@ -5,15 +5,13 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
-import threading
 import weakref
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
 from functools import partial
 from itertools import chain
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
 import anyio.lowlevel
@@ -29,6 +27,7 @@ from m3_connectors.backup import ExportReport, ImportReport
 from m3_connectors.documents import Document, Hit
 from m3_connectors.embeddings import Component, M3Embeddings, ModelInfo
 from m3_connectors.errors import InvalidInput
+from m3_connectors.event_loop import Call, LentLoop, Loop, interrupted
 from m3_connectors.explanation import Explanation
 from m3_connectors.filters import Filter, parse_filter
 from m3_connectors.grouping import GroupBy
@@ -53,137 +52,6 @@ from m3_connectors.writing import BATCHES_AT_ONCE, DocumentWriter, Encode, OnCut
 T = TypeVar("T")
 
 
-class _Call(Generic[T]):
-    """A call on the loop. Whoever is interrupted between ``start`` and ``result`` must abandon it."""
-
-    def __init__(self, portal: BlockingPortal, call: Callable[[], Awaitable[T]]) -> None:
-        self._portal = portal
-        self._call = call
-        self._over = threading.Event()
-        self.is_abandoned = False
-        self._scope: anyio.CancelScope | None = None
-        self._future: Future[T] = Future()
-
-    def start(self) -> None:
-        self._future = self._portal.start_task_soon(self._watched)
-
-    @property
-    def is_over(self) -> bool:
-        return self._over.is_set()
-
-    def result(self) -> T:
-        return self._future.result()
-
-    def abandon(self) -> None:
-        """Cancel or prevent the call, and wait until it has ended, if it has begun.
-
-        Work in a thread (encoding a batch) runs to its end first; a second Ctrl-C does not wait for it.
-        """
-        if not self._over.is_set() and self._portal.call(self.cancel):
-            self._over.wait()
-
-    async def _watched(self) -> T:
-        try:
-            with anyio.CancelScope() as self._scope:
-                if self.is_abandoned:
-                    self._scope.cancel()
-                await anyio.lowlevel.checkpoint()
-                return await self._call()
-        finally:
-            self._over.set()
-        # The caller has already received KeyboardInterrupt.
-        raise _interrupted()
-
-    def cancel(self) -> bool:
-        """Cancel or prevent the call (in the loop's thread); return whether it has started."""
-        self.is_abandoned = True
-        if self._scope is not None:
-            self._scope.cancel()
-        return self._scope is not None
-
-
-def _interrupted() -> InvalidInput:
-    return InvalidInput("the call was interrupted.\n  Call it again.")
-
-
-class _Loop:
-    """An event loop in a daemon thread, so that an index that is not closed cannot block interpreter exit."""
-
-    def __init__(self) -> None:
-        ready: Future[BlockingPortal] = Future()
-        self._thread = threading.Thread(
-            target=anyio.run, args=(self._serve, ready), name="m3-index", daemon=True
-        )
-        self._thread.start()
-        self._portal = ready.result()
-
-    @staticmethod
-    async def _serve(ready: Future[BlockingPortal]) -> None:
-        async with BlockingPortal() as portal:
-            ready.set_result(portal)
-            await portal.sleep_until_stopped()
-
-    def run(self, call: Callable[[], Awaitable[T]]) -> T:
-        running = self.call(call)
-        try:
-            running.start()
-            return running.result()
-        except KeyboardInterrupt:
-            running.abandon()
-            raise
-
-    def call(self, call: Callable[[], Awaitable[T]]) -> _Call[T]:
-        """Return a call that has not been started: an interrupt while it starts finds it, and can abandon it."""
-        if not self._thread.is_alive():
-            raise InvalidInput("this index is closed.\n  Call connect again.")
-        return _Call(self._portal, call)
-
-    def each(self, items: AsyncGenerator[T, None]) -> Iterator[T]:
-        """Yield what an asynchronous generator yields; it ends with this one."""
-        try:
-            while (item := self.run(partial(anext, items, None))) is not None:
-                yield item
-        finally:
-            # A scan that is collected in the loop's own thread, or after the index was closed, ends with the loop.
-            if threading.current_thread() is not self._thread and self._thread.is_alive():
-                self.run(items.aclose)
-
-    def stop(self) -> None:
-        """Stop the loop and wait for it, unless called from its own thread (when an index is collected)."""
-        if self._thread.is_alive():
-            self._portal.start_task_soon(self._portal.stop)
-            if threading.current_thread() is not self._thread:
-                self._thread.join()
-
-
-class _LentLoop(_Loop):
-    """The loop of a thread that waits for a worker thread, for the calls of the latter.
-
-    Each call is cancelled by its own scope: those of a portal are not cancelled reliably while its thread waits.
-    """
-
-    def __init__(self, portal: BlockingPortal) -> None:
-        self._thread = threading.current_thread()
-        self._portal = portal
-        self._lock = threading.Lock()
-        self._calls: weakref.WeakSet[_Call[Any]] = weakref.WeakSet()
-        self.is_abandoned = False
-
-    def call(self, call: Callable[[], Awaitable[T]]) -> _Call[T]:
-        made = super().call(call)
-        with self._lock:
-            self._calls.add(made)
-            made.is_abandoned = self.is_abandoned
-        return made
-
-    def abandon(self) -> None:
-        """Cancel all calls, in the thread of the loop, and prevent others."""
-        with self._lock:
-            self.is_abandoned = True
-            for call in self._calls:
-                call.cancel()
-
-
 class Index:
     """An open collection: add documents and search them. Created by ``connect``.
 
@@ -191,7 +59,7 @@ class Index:
     the index's own event loop; several threads may call it at the same time.
     """
 
-    def __init__(self, index: AsyncIndex, loop: _Loop) -> None:
+    def __init__(self, index: AsyncIndex, loop: Loop) -> None:
         self._index = index
         self._loop = loop
         _open.add(self)
@@ -646,7 +514,7 @@ async def in_thread(index: AsyncIndex, call: Callable[[Index], T]) -> T:
     async with anyio.create_task_group() as tasks:
         with anyio.CancelScope(shield=True):
             async with BlockingPortal() as portal:
-                loop = _LentLoop(portal)
+                loop = LentLoop(portal)
                 tasks.start_soon(watch)
                 lent = Index(index, loop)
                 _open.discard(lent)
@@ -664,8 +532,8 @@ async def in_thread(index: AsyncIndex, call: Callable[[Index], T]) -> T:
 
 def check_wanted(index: Index) -> None:
     """Raise InvalidInput if the call that waits for this worker thread was cancelled."""
-    if isinstance(index._loop, _LentLoop) and index._loop.is_abandoned:
-        raise _interrupted()
+    if isinstance(index._loop, LentLoop) and index._loop.is_abandoned:
+        raise interrupted()
 
 
 def run_on(index: Index, call: Callable[[], Awaitable[T]]) -> T:
@@ -691,7 +559,7 @@ def store_batches(
         batches: The documents, and their embeddings if they are not to be encoded.
         before: Called with each batch before it is encoded.
     """
-    running: deque[_Call[Stored]] = deque()
+    running: deque[Call[Stored]] = deque()
     failure: Exception | None = None
     try:
         while True:
@@ -770,7 +638,7 @@ def connect(
         FileNotFoundError: The weights file does not exist.
         BackendError: The store failed or refused the operation.
     """
-    loop = _Loop()
+    loop = Loop()
     try:
         opened = partial(
             aconnect,
@@ -808,7 +676,7 @@ def list_collections(url: str, **options: Any) -> list[CollectionInfo]:
         MissingDependency: The store's client is not installed.
         BackendError: The store failed, or the credentials do not permit listing.
     """
-    loop = _Loop()
+    loop = Loop()
     try:
         return loop.run(partial(alist_collections, url, **options))
     finally:

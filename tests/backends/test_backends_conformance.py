@@ -235,6 +235,21 @@ class ScansByPosition(MemoryBackend):
             position += 500
 
 
+class GroupsAfterTheCut(MemoryBackend):
+    """What a caller can do with k hits: their parents are fewer than k."""
+
+    async def search(self, *arguments: Any, group_by: Any = None, **options: Any) -> list[ScoredId]:
+        found = await super().search(*arguments, **options)
+        if group_by is None:
+            return found
+        documents = await self.fetch([hit.id for hit in found])
+        hits = [
+            dataclasses.replace(hit, document=document)
+            for hit, document in zip(found, documents, strict=True)
+        ]
+        return list({hit.document.parent: hit for hit in reversed(hits) if hit.document}.values())[::-1]
+
+
 class RemembersTheDeleted(MemoryBackend):
     async def _delete(self, ids: Sequence[str]) -> int:
         self.seen = {*getattr(self, "seen", ()), *self._documents}
@@ -520,6 +535,7 @@ SABOTEURS: list[tuple[type[MemoryBackend], str, dict[str, Any]]] = [
     (ScansByPosition, "b29 many_pages", {}),
     (FetchesTheFirstHalf, "b29 own_vectors", {}),
     (RemembersTheDeleted, "b29 present", {}),
+    (GroupsAfterTheCut, "b30", {}),
 ]
 """A store, the clause that it breaks (its number, and which of the clause's tests), and the test's parameters."""
 

@@ -18,7 +18,7 @@ from stub_encoder import STORAGE, StubEncoder
 from m3_connectors import Document, M3Embeddings
 from m3_connectors.embeddings import COMPONENTS, Component
 from m3_connectors.errors import ModelFormat
-from m3_connectors.ingestion import Chunking, Origin, Shard, ingest_on_ray
+from m3_connectors.ingestion import Chunking, IngestProgress, Origin, Shard, ingest_on_ray
 
 
 class Noting(StubEncoder):
@@ -85,7 +85,7 @@ def main() -> None:
     killed: list[str] = []
     refused: list[tuple[str, str, str, str]] = []
 
-    def progress(stored: int, unchanged: int) -> None:
+    def progress(now: IngestProgress) -> None:
         if asked.get("kill") and not killed:
             killed.append(asked["kill"])
             kill(asked["kill"])

@@ -364,7 +364,7 @@ def test_kill_at_any_moment_keeps_every_acknowledged_document_once(tmp_path: Pat
     [
         ("os.rename", "nothing"),
         ("m3_connectors.backends.qdrant.edge.connection.write_record", "nothing"),
-        ("m3_connectors.backends.qdrant.edge.connection.sync", "a collection"),
+        ("m3_connectors.backends.qdrant.edge.connection.sync_directory", "a collection"),
     ],
 )
 def test_a_kill_during_creation_leaves_all_or_nothing(tmp_path: Path, patch: str, left: str) -> None:

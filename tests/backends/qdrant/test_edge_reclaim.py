@@ -261,7 +261,7 @@ def test_closing_finishes_a_copy_that_is_nearly_done(tmp_path: Path, monkeypatch
 
 
 @pytest.mark.usefixtures("by_hand")
-@pytest.mark.parametrize("failing", ["sync", "write_record", "close of the old shard"])
+@pytest.mark.parametrize("failing", ["sync_directory", "write_record", "close of the old shard"])
 def test_what_fails_when_the_copy_takes_over_loses_nothing(
     tmp_path: Path, failing: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -523,7 +523,7 @@ anyio.run(main)
         ("shard.write_record", 1, "float16"),
         ("os.replace", 1, "float16"),
         ("os.replace+", 1, "float16"),
-        ("shard.sync+", 1, "float16"),
+        ("shard.sync_directory+", 1, "float16"),
         ("shutil.rmtree", 1, "float16"),
         ("shutil.rmtree+", 1, "float16"),
         ("Copy.step", 40, "float16"),
