@@ -30,6 +30,7 @@ import datetime
 import json
 import os
 import random
+import re
 import signal
 import sqlite3
 import subprocess
@@ -225,6 +226,7 @@ class Trial:
 
 def ended(process: subprocess.Popen[str], began: float) -> Row:
     out, err = process.communicate(timeout=600)
+    err = re.sub(rf"{re.escape(tempfile.gettempdir())}/m3-faults-\w+", "DIRECTORY", err)
     said = [line.strip() for line in err.splitlines() if line.strip()]
     row: Row = {
         "status": process.returncode,

@@ -215,7 +215,8 @@ def run(options: argparse.Namespace, rows: Rows) -> None:
         store = ["--to", "qdrant:./data"]
         model = ["--model", str(options.model.resolve())]
         said = json.loads(m3(work, "ingest", "files", *store, *model, "--chunk", options.chunk, "--json"))
-        rows.write({"kind": "run", **said})
+        letters_of = [Path(path).name for path in said["dead_letters"]]
+        rows.write({"kind": "run", **said, "dead_letters": letters_of})
         letters = [
             json.loads(line)
             for path in said["dead_letters"]
