@@ -127,9 +127,10 @@ class Run:
         self.batch_count += 1
         if stored.embeddings is not None and stored.embeddings.kept_token_counts is not None:
             self.tokens += int(stored.embeddings.kept_token_counts.sum())
-        if self._refused_parts:
-            for document in stored.documents:
-                self._refused_parts.pop(document.id, None)
+        for parts in (self._refused_parts, self._cut_parts):  # what was noted of earlier versions
+            if parts:
+                for document in stored.documents:
+                    parts.pop(document.id, None)
         self._refused_parts |= {part.document.id: part for part in stored.refused}
         self._cut_parts |= {cut.id: cut for cut in stored.cut}
         whole: list[_Parent] = []
