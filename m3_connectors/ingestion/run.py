@@ -127,10 +127,10 @@ class Run:
         self.batch_count += 1
         if stored.embeddings is not None and stored.embeddings.kept_token_counts is not None:
             self.tokens += int(stored.embeddings.kept_token_counts.sum())
-        for parts in (self._refused_parts, self._cut_parts):  # what was noted of earlier versions
-            if parts:
-                for document in stored.documents:
-                    parts.pop(document.id, None)
+        if self._refused_parts or self._cut_parts:
+            for document in stored.documents:  # what was noted of earlier versions
+                self._refused_parts.pop(document.id, None)
+                self._cut_parts.pop(document.id, None)
         self._refused_parts |= {part.document.id: part for part in stored.refused}
         self._cut_parts |= {cut.id: cut for cut in stored.cut}
         whole: list[_Parent] = []

@@ -12,7 +12,7 @@ from stub_encoder import STORAGE, StubEncoder
 
 from m3_connectors import Document, aconnect, connect
 from m3_connectors.errors import InvalidInput
-from m3_connectors.ingestion import Chunking, Ledger, aingest, ingest
+from m3_connectors.ingestion import Chunking, IngestReport, Ledger, aingest, ingest
 
 TOKENS = Chunking("tokens", 16)
 
@@ -57,7 +57,7 @@ def test_it_stores_what_ingest_stores(tmp_path: Path, kind: object) -> None:
 
 
 def test_as_many_runs_at_once_as_there_are_threads_do_not_wait_for_each_other() -> None:
-    reports = []
+    reports: list[IngestReport] = []
 
     async def run() -> None:
         async with await aconnect("memory:", encoder=StubEncoder(), storage=STORAGE) as index:

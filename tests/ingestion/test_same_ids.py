@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 from stub_encoder import STORAGE, StubEncoder
 from test_ingest import TOKENS, text
@@ -99,7 +98,7 @@ def test_what_another_run_has_stored_since_the_ledger_was_asked_is_removed(ledge
     class Interrupting(StubEncoder):
         """Before the first document is cut, another run stores a longer version of it."""
 
-        def token_spans(self, text: str) -> npt.NDArray[np.int64]:
+        def token_spans(self, text: str) -> np.ndarray[tuple[int, int], np.dtype[np.int64]]:
             if not ledger.document_count():
                 longer = Version("a", 5, "", "", "longer", "m", "none")
                 ledger.begin([longer])
