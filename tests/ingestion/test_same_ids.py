@@ -109,3 +109,25 @@ def test_what_another_run_has_stored_since_the_ledger_was_asked_is_removed(ledge
     with connect("memory:", encoder=Interrupting(), storage=STORAGE) as index:
         ingest([Document("a", text(3))], index, ledger=ledger, chunking=TOKENS)
         assert list(index.scan_ids()) == ["a#0"]
+
+
+@pytest.mark.parametrize("hashes", [False, True])
+def test_verify_does_not_name_what_another_run_stores_meanwhile(
+    index: Index, ledger: Ledger, hashes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ingest([Document("a", "before"), Document("b", "lost")], index, ledger=ledger)
+    index.delete(["b"])
+    index.add(
+        [Document("other", "of another program")]
+    )  # as many as the ledger knows: no run compares by itself
+    compared = Ledger.compared
+
+    def after_another_run(self: Ledger) -> Iterator[list[tuple[Version, list[str]]]]:
+        ingest([Document("a", "after"), Document("c", "new")], index, ledger=ledger)
+        return compared(self)
+
+    monkeypatch.setattr(Ledger, "compared", after_another_run)
+    found = verify(index, ledger, hashes=hashes)
+    assert (found.missing_ids, found.changed_ids) == (("b",), ())
+    assert ledger.look_up(["a", "c"]).keys() == {"a", "c"}
+    assert None not in ledger.look_up(["a", "c"]).values()
