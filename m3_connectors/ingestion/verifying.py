@@ -112,7 +112,7 @@ def _compare(
                 (missing if len(there) < len(version.stored_ids) else changed).add(version.id)
                 wrong.append(version)
         ledger.distrust(wrong)
-    stale, unknown = _mend_stale(ledger, shard)
+    stale, unknown = _mend_stale(ledger, get, shard)
     return Verification(
         documents,
         stored,
@@ -159,18 +159,26 @@ class _Named:
             self.first.append(id)
 
 
-def _mend_stale(ledger: Ledger, shard: Shard) -> tuple[int, int]:
+def _mend_stale(ledger: Ledger, get: Get, shard: Shard) -> tuple[int, int]:
     """Note what earlier versions left in the store; return how many ids, and how many the ledger does not know."""
     unknown = 0
 
     def stale() -> Iterator[Version]:
         nonlocal unknown
-        for id in ledger.unclaimed():
-            longer = _longer(ledger, id)
-            if longer is None:
-                unknown += 1
-            elif shard.has(longer.id):
-                yield longer
+        unclaimed = ledger.unclaimed()
+        while ids := list(itertools.islice(unclaimed, _ASKED_AT_ONCE)):
+            longer = {id: version for id in ids if (version := _longer(ledger, id)) is not None}
+            unknown += len(ids) - len(longer)
+            for document in get(list(longer)) if longer else ():
+                if document is None:
+                    continue  # it was removed since the scan
+                version = longer[document.id]
+                passage = document.passage
+                # Another program's document may have such an id; it is not removed.
+                if passage is None or passage.position != version.chunks - 1:
+                    unknown += 1
+                elif shard.has(version.id):
+                    yield version
 
     count = 0
     # Complete before the first is noted: each claims the ids of a longer version.

@@ -131,3 +131,15 @@ def test_verify_does_not_name_what_another_run_stores_meanwhile(
     assert (found.missing_ids, found.changed_ids) == (("b",), ())
     assert ledger.look_up(["a", "c"]).keys() == {"a", "c"}
     assert None not in ledger.look_up(["a", "c"]).values()
+
+
+def test_documents_of_other_programs_that_have_ids_like_chunks_are_left_alone(
+    index: Index, ledger: Ledger
+) -> None:
+    ingest([Document("a", text(40))], index, ledger=ledger, chunking=TOKENS)
+    others = [Document("a#7", "of another program"), Document("a#123456789", "of another program")]
+    index.add(others)
+    found = verify(index, ledger)
+    assert (found.stale, found.unknown) == (0, 2)
+    ingest([Document("a", text(3))], index, ledger=ledger, chunking=TOKENS)
+    assert index.get(["a#7", "a#123456789"]) == others
