@@ -68,8 +68,9 @@ class RemoteFile(Input):
             raise InvalidInput("changed while it was read, so parts may be missing or mixed: read it again")
 
     def _state(self) -> dict[str, Any]:
-        self.system.invalidate_cache()
-        info = self.system.info(self.inside)
+        with _as_os_error():
+            self.system.invalidate_cache()
+            info = self.system.info(self.inside)
         return {name: info[name] for name in _STATES if name in info} | self._modified()
 
     def _modified(self) -> dict[str, Any]:
@@ -158,7 +159,9 @@ class _Walk:
             yield self._skipped(inside, str(error).splitlines()[0])
             return
         here = inside.rstrip("/")
-        below = [name for name in sorted(found) if name.rstrip("/") != here and name.startswith(here)]
+        # The page of a web server may have links to other folders, also to ones whose names begin alike.
+        start = f"{here}/" if here else ""
+        below = [name for name in sorted(found) if name.rstrip("/") != here and name.startswith(start)]
         for name in below:
             if found[name] == "file":
                 yield from self.file(name)

@@ -21,15 +21,9 @@ _WITHOUT_USER = frozenset(
         "abfss",
         "adl",
         "az",
-        "gcs",
-        "gs",
         "hdfs",
         "hf",
         "memory",
-        "oci",
-        "oss",
-        "s3",
-        "s3a",
         "sqlite",
         "duckdb",
         "tar",
@@ -38,8 +32,29 @@ _WITHOUT_USER = frozenset(
 )
 """Schemes whose URL has no user and password, but may have an @ elsewhere."""
 
-_WITH_PATH = frozenset(["http", "https", "ftp", "sftp", "ssh", "smb", "webdav", "webdavs"])
-"""Schemes whose path may have an @ too."""
+_WITH_PATH = frozenset(
+    [
+        "http",
+        "https",
+        "ftp",
+        "sftp",
+        "ssh",
+        "smb",
+        "webdav",
+        "webdavs",
+        "gcs",
+        "gs",
+        "oci",
+        "oss",
+        "s3",
+        "s3a",
+    ]
+)
+"""Schemes whose path may have an @ too. Of object stores, keys before the bucket are a mistake, but secret too."""
+
+_QUERY_MARK = "#query="
+_NAMED_QUERY = re.compile(rf"{_QUERY_MARK}[0-9a-f]{{12}}\Z")
+"""The end of the name of a database with a query: a name that is read again, as from the ledger, stays the same."""
 
 _HIDDEN = "***"
 _SHORTEST_SECRET = 4
@@ -67,7 +82,7 @@ class Url:
     @property
     def name(self) -> str:
         """The last part of the path, or the host if there is no path."""
-        return PurePosixPath(_redacted(self.text.partition("::")[0]).rstrip("/")).name
+        return PurePosixPath(_redacted(_parts(self.text)[0]).rstrip("/")).name
 
     @property
     def suffix(self) -> str:
@@ -86,6 +101,8 @@ class Url:
             path: The path below that folder.
         """
         _, chained, rest = self.text.partition("::")
+        # In the name of a file, these characters would begin parameters, and hide its extension.
+        path = path.replace("?", "%3F").replace("#", "%23")
         return Url(f"{base.rstrip('/')}/{path}{chained}{rest}")
 
     def without_secrets(self, message: str) -> str:
@@ -95,16 +112,17 @@ class Url:
         return message
 
     def __str__(self) -> str:
-        name = "::".join(map(_redacted, self.text.split("::")))
+        name = "::".join(map(_redacted, _parts(self.text)))
         if self.query is None:
-            return name
+            named = _NAMED_QUERY.search(self.text)
+            return name + (named[0] if named else "")
         # The text of a query may be long, and contain what is not for messages.
         digest = hashlib.sha256(" ".join(self.query.split()).encode()).hexdigest()
-        return f"{name}#query={digest[:12]}"
+        return f"{name}{_QUERY_MARK}{digest[:12]}"
 
     def _secrets(self) -> set[str]:
         found: set[str] = set()
-        for part in self.text.split("::"):
+        for part in _parts(self.text):
             scheme, _, address = part.partition("://")
             user = address.removesuffix(_without_user(scheme, address)).rstrip("@")
             parameters = "" if scheme == "hf" else address.partition("?")[2]
@@ -124,6 +142,18 @@ def source_of(text: str) -> Path | Url:
         return Url(text)
     path = Path(urlsplit(text).path if "?" not in text and "#" not in text else rest)
     return path if path.exists() else Path(unquote(str(path)))
+
+
+def _parts(text: str) -> list[str]:
+    """Return the URLs of a chain. A ``::`` in a password, before an @, does not separate two of them."""
+    parts: list[str] = []
+    for part in text.split("::"):
+        scheme = parts[-1].partition("://")[0].lower() if parts else ""
+        if parts and "@" in part.partition("://")[0] and "://" in parts[-1] and scheme not in _WITHOUT_USER:
+            parts[-1] += f"::{part}"
+        else:
+            parts.append(part)
+    return parts
 
 
 def _redacted(part: str) -> str:

@@ -215,6 +215,17 @@ class TestChange:
         assert letter.file == "memory://rows.jsonl"
 
 
+def test_members_whose_names_have_marks_of_urls_keep_their_formats(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
+        archive.writestr("docs/rows#1.jsonl", '{"id": "r1", "text": "one"}')
+        archive.writestr("docs/what?.md", "# Fox")
+        archive.writestr("docs/tool#.exe", "no text")
+    found, (letter,) = read(Url(f"zip://docs/::{tmp_path / 'all.zip'}"))
+    assert {document.id: document.text for document in found} == {"r1": "one", "what?.md": "# Fox"}
+    assert letter.reason == "unsupported format (.exe)"
+    assert origin_name(letter.file) == letter.file == f"zip://docs/tool%23.exe::{tmp_path / 'all.zip'}"
+
+
 class TestNames:
     @pytest.mark.parametrize(
         ("text", "name"),
@@ -224,6 +235,11 @@ class TestNames:
             ("https://h/@scope/x.txt", "https://h/@scope/x.txt"),
             ("https://u:pa/ss@h/x", "https://h/x"),
             ("S3://bucket/a@b.txt", "s3://bucket/a@b.txt"),
+            ("s3://AKIA:pa/ss@bucket/a.txt", "s3://bucket/a.txt"),
+            ("s3://AKIA:pass@bucket/a@b.txt", "s3://bucket/a@b.txt"),
+            ("https://u:pass::pw@h/x.zip", "https://h/x.zip"),
+            ("zip://a::me@home.zip", "zip://a::me@home.zip"),
+            ("postgresql://u:hunter2::pass@h/d#query=0123456789ab", "postgresql://h/d#query=0123456789ab"),
             (
                 "postgresql+psycopg://me:se/cr@et?x@db:5432/x?sslpassword=hunter22",
                 "postgresql+psycopg://db:5432/x",
@@ -237,6 +253,7 @@ class TestNames:
         url = source_of(text)
         assert isinstance(url, Url)
         assert str(url) == name
+        assert "hunter" not in url.name
         assert origin_name(url) == origin_name(name)
         for secret in ("pass", "se/cr", "hunter", "token1", "abcdef", "pw@", "ABCD"):
             assert secret not in repr(url)
@@ -247,6 +264,8 @@ class TestNames:
         assert str(one) == str(other)
         assert str(one) != str(Url("postgresql://h/d", "SELECT 2"))
         assert str(one).startswith("postgresql://h/d#query=")
+        # Dead letters and the ledger have the name: what was not read completely is found by it.
+        assert origin_name(str(one)) == origin_name(one) == str(one)
 
     def test_paths_are_no_urls(self, tmp_path: Path) -> None:
         for text in ("a.txt", "/x/a.txt", "C:/x", "C:\\x", "-", "notes:x"):
