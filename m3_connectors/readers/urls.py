@@ -21,16 +21,22 @@ _WITHOUT_USER = frozenset(
         "abfss",
         "adl",
         "az",
+        "dir",
+        "file",
+        "git",
+        "github",
         "hdfs",
         "hf",
+        "local",
         "memory",
+        "oci",
         "sqlite",
         "duckdb",
         "tar",
         "zip",
     ]
 )
-"""Schemes whose URL has no user and password, but may have an @ elsewhere."""
+"""Schemes whose URL has no user and password, but may have an @ elsewhere, as in ``github://OWNER:NAME@REF/docs``."""
 
 _WITH_PATH = frozenset(
     [
@@ -44,7 +50,6 @@ _WITH_PATH = frozenset(
         "webdavs",
         "gcs",
         "gs",
-        "oci",
         "oss",
         "s3",
         "s3a",

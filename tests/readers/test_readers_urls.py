@@ -238,6 +238,9 @@ class TestNames:
             ("s3://AKIA:pa/ss@bucket/a.txt", "s3://bucket/a.txt"),
             ("s3://AKIA:pass@bucket/a@b.txt", "s3://bucket/a@b.txt"),
             ("https://u:pass::pw@h/x.zip", "https://h/x.zip"),
+            ("github://me:notes@main/docs", "github://me:notes@main/docs"),
+            ("oci://docs@mine/a.txt", "oci://docs@mine/a.txt"),
+            ("file:///me@work/*.md", "file:///me@work/*.md"),
             ("zip://a::me@home.zip", "zip://a::me@home.zip"),
             ("postgresql://u:hunter2::pass@h/d#query=0123456789ab", "postgresql://h/d#query=0123456789ab"),
             (
