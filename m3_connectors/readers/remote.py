@@ -122,9 +122,11 @@ def open_files(url: Url, options: ReadOptions, excluded: Excluded) -> Iterator[I
         base = base[: min(base.find(mark) for mark in "*[" if mark in base)].rpartition("/")[0] + "/"
         with _errors(url):
             found = sorted(system.glob(inside, detail=True).items())
-        for path, info in found:
-            if info["type"] == "file":
-                yield from _Walk(url, options, excluded, system, folder, base).file(path)
+        files = [path for path, info in found if info["type"] == "file"]
+        if not files:
+            yield DeadLetter(str(url), None, "no file matches this pattern")
+        for path in files:
+            yield from _Walk(url, options, excluded, system, folder, base).file(path)
     elif url.text.partition("::")[0].endswith("/") or (
         url.scheme not in _WEB and _is_folder(url, system, inside)
     ):
@@ -162,6 +164,8 @@ class _Walk:
         # The page of a web server may have links to other folders, also to ones whose names begin alike.
         start = f"{here}/" if here else ""
         below = [name for name in sorted(found) if name.rstrip("/") != here and name.startswith(start)]
+        if not below and self.url.scheme in _WEB:  # an empty folder, or the page of a login
+            yield self._skipped(inside, "its page has no links to files below it")
         for name in below:
             if found[name] == "file":
                 yield from self.file(name)

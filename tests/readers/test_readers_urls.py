@@ -226,6 +226,13 @@ def test_members_whose_names_have_marks_of_urls_keep_their_formats(tmp_path: Pat
     assert origin_name(letter.file) == letter.file == f"zip://docs/tool%23.exe::{tmp_path / 'all.zip'}"
 
 
+def test_a_pattern_without_a_file_is_named(memory: Any) -> None:
+    filled(memory)
+    found, (letter,) = read(Url("memory://docs/*.mdx"))
+    assert found == []
+    assert str(letter) == "memory://docs/*.mdx: no file matches this pattern"
+
+
 class TestNames:
     @pytest.mark.parametrize(
         ("text", "name"),
