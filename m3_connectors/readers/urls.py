@@ -6,12 +6,13 @@ import dataclasses
 import hashlib
 import re
 from pathlib import Path, PurePosixPath
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:(//|:)")
 """``SCHEME://…``, or ``SCHEME::…`` before another URL; of two letters or more, as one is a drive (``C:/data``)."""
 
 _FILE = "file"
+_OF_THIS_MACHINE = (_FILE, "local")
 _IN_FILES = ("sqlite", "duckdb")
 """Databases whose URL contains a path on this machine."""
 
@@ -117,7 +118,9 @@ class Url:
         return message
 
     def __str__(self) -> str:
-        name = "::".join(map(_redacted, _parts(self.text)))
+        *outer, last = _parts(self.text)
+        is_path = bool(outer) and "://" not in last
+        name = "::".join(map(_redacted, [*outer, _absolute(last) if is_path else last]))
         if self.query is None:
             named = _NAMED_QUERY.search(self.text)
             return name + (named[0] if named else "")
@@ -135,6 +138,8 @@ class Url:
             whole = address if user or parameters else ""
             found |= {whole, user, user.partition(":")[2], parameters, *values}
         found |= {unquote(secret) for secret in found}
+        # Clients escape in their messages what the user did not.
+        found |= {quote(secret, safe) for secret in found for safe in ("/", "")}
         return {secret for secret in found if len(secret) >= _SHORTEST_SECRET}
 
 
@@ -167,10 +172,17 @@ def _redacted(part: str) -> str:
     scheme = scheme.lower()
     if not slashes or scheme == "hf":
         return part
+    if scheme in _OF_THIS_MACHINE:
+        return f"{scheme}://{_absolute(rest)}"
     clean = re.split("[?#]", _without_user(scheme, rest))[0]
     if scheme.partition("+")[0] in _IN_FILES and clean.startswith("/") and clean != "/:memory:":
         clean = f"/{Path(clean[1:]).expanduser().resolve()}"
     return f"{scheme}://{clean}"
+
+
+def _absolute(path: str) -> str:
+    """Return a path of this machine: the same from whatever folder it is given, so that it names one source."""
+    return str(Path(path).expanduser().absolute())
 
 
 def _without_user(scheme: str, address: str) -> str:

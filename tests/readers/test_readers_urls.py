@@ -248,7 +248,7 @@ class TestNames:
             ("github://me:notes@main/docs", "github://me:notes@main/docs"),
             ("oci://docs@mine/a.txt", "oci://docs@mine/a.txt"),
             ("file:///me@work/*.md", "file:///me@work/*.md"),
-            ("zip://a::me@home.zip", "zip://a::me@home.zip"),
+            ("zip://a::/x/me@home.zip", "zip://a::/x/me@home.zip"),
             ("postgresql://u:hunter2::pass@h/d#query=0123456789ab", "postgresql://h/d#query=0123456789ab"),
             (
                 "postgresql+psycopg://me:se/cr@et?x@db:5432/x?sslpassword=hunter22",
@@ -276,6 +276,20 @@ class TestNames:
         assert str(one).startswith("postgresql://h/d#query=")
         # Dead letters and the ledger have the name: what was not read completely is found by it.
         assert origin_name(str(one)) == origin_name(one) == str(one)
+
+    def test_files_of_this_machine_have_one_name_from_each_folder(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Otherwise, --sync with an archive of one folder would remove what that of another one has."""
+        monkeypatch.chdir(tmp_path)
+        assert str(Url("zip://*.txt::all.zip")) == f"zip://*.txt::{tmp_path}/all.zip"
+        assert str(Url("file://docs/*.md")) == f"file://{tmp_path}/docs/*.md"
+        assert str(Url("simplecache::s3://b/a.txt")) == "simplecache::s3://b/a.txt"
+
+    def test_secrets_are_hidden_as_clients_escape_them(self) -> None:
+        url = Url("https://h/x?token=gehe im/42")
+        assert "42" not in url.without_secrets("no access: https://h/x?token=gehe%20im/42")
+        assert "42" not in url.without_secrets("no access: https://h/x?token=gehe%20im%2F42")
 
     def test_paths_are_no_urls(self, tmp_path: Path) -> None:
         for text in ("a.txt", "/x/a.txt", "C:/x", "C:\\x", "-", "notes:x"):
