@@ -76,7 +76,9 @@ class Walk:
         for folder, folders, files in walk:
             here = Path(folder)
             if not _DATASET_FILES.isdisjoint(files) and _is_dataset(here, files):
-                files = [name for name in files if name.endswith(".arrow") and not name.startswith("cache-")]
+                files = [
+                    name for name in files if name not in _DATASET_FILES and not name.startswith("cache-")
+                ]
             folders[:] = sorted(name for name in folders if self._enters(source, here / name, skip))
             for name in sorted(files):
                 path = here / name
