@@ -32,6 +32,15 @@ _STATES = (
 )
 """What file systems call that of which one is different after a file has changed."""
 
+_MEDIA_TYPES = {
+    "text/html": ".html",
+    "application/xhtml+xml": ".xhtml",
+    "text/markdown": ".md",
+    "application/pdf": ".pdf",
+    "application/json": ".json",
+    "text/csv": ".csv",
+}
+
 _PACKAGE = re.compile(r"""[Ii]nstall (?:the )?['"]?([\w-]+)|requires "([\w-]+)\"""")
 """Where fsspec names the package that opens a scheme."""
 
@@ -133,8 +142,10 @@ def open_files(url: Url, options: ReadOptions, excluded: Excluded) -> Iterator[I
         yield from _Walk(url, options, excluded, system, inside.rstrip("/"), base).folder(inside, ())
     else:
         with _errors(url):
-            system.info(inside)
+            info = system.info(inside)
         ending = named_ending(url, options)
+        if not url.suffix and options.format is None:
+            ending = _declared_ending(info) or ending
         if ending is None:
             raise InvalidInput(
                 f"{url} has an unsupported format ({ending_of(url)}).\n  Set it with --format."
@@ -187,6 +198,9 @@ class _Walk:
             return
         url = self.url.below(self.base, path)
         ending = known_ending(url)
+        if not url.suffix:
+            with contextlib.suppress(Exception):  # the reader reports it
+                ending = _declared_ending(self.system.info(inside)) or ending
         if ".." in path.split("/"):
             yield self._skipped(inside, "its path leads out of the folder")
         elif name.startswith("."):
@@ -203,6 +217,11 @@ class _Walk:
 
     def _skipped(self, inside: str, reason: str) -> DeadLetter:
         return DeadLetter(str(self.url.below(self.base, self._below(inside))), None, reason)
+
+
+def _declared_ending(info: dict[str, Any]) -> str | None:
+    """Return the ending of the media type that a web server declares; of names without one, it is what tells."""
+    return _MEDIA_TYPES.get(str(info.get("mimetype", "")).partition(";")[0].strip().lower())
 
 
 def _opened(url: Url) -> tuple[Any, str]:

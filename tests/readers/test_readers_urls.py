@@ -233,6 +233,19 @@ def test_a_pattern_without_a_file_is_named(memory: Any) -> None:
     assert str(letter) == "memory://docs/*.mdx: no file matches this pattern"
 
 
+def test_pages_without_an_extension_have_the_format_that_the_server_declares(
+    memory: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory.pipe("/docs/intro", b"<title>Fox</title><p>in fog</p>")
+    before = type(memory).info
+    declared = {"mimetype": "text/html; charset=utf-8"}
+    monkeypatch.setattr(type(memory), "info", lambda self, path, **how: before(self, path, **how) | declared)
+    assert texts(Url("memory://docs/intro")) == {"intro": "Fox\nin fog"}
+    assert texts(Url("memory://docs/")) == {"intro": "Fox\nin fog"}
+    raw = {"intro": "<title>Fox</title><p>in fog</p>"}
+    assert texts(Url("memory://docs/intro"), options=ReadOptions(format="text")) == raw
+
+
 class TestNames:
     @pytest.mark.parametrize(
         ("text", "name"),
