@@ -520,7 +520,8 @@ async def in_thread(index: AsyncIndex, call: Callable[[Index], T]) -> T:
                 _open.discard(lent)
                 lent._forgotten.detach()
                 try:
-                    result = await anyio.to_thread.run_sync(call, lent)
+                    # Its calls need threads too (to encode): it must not hold one of those that all share.
+                    result = await anyio.to_thread.run_sync(call, lent, limiter=anyio.CapacityLimiter(1))
                 except Exception as error:  # noqa: BLE001 (raised below; the portal would wrap it)
                     failure = error
         tasks.cancel_scope.cancel()

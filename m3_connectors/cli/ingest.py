@@ -201,7 +201,18 @@ def run(
         languages, tag_languages, drop_duplicates, characters, words, min_letters, max_broken, max_repeated
     )
     if dry_run:
-        show_first(sources, fields, options, chunk, curation=curation, model=model, count=show, json=json)
+        show_first(
+            sources,
+            fields,
+            options,
+            chunk,
+            curation=curation,
+            model=model,
+            shard=shard,
+            without=store_folder(to),
+            count=show,
+            json=json,
+        )
         return
     if sync and any(map(is_stream, sources)):
         raise typer.BadParameter(

@@ -17,7 +17,7 @@ from m3_connectors.cli.console import INTERRUPTED, duration, err, out, plural, p
 from m3_connectors.cli.ingest_verify import print_verification
 from m3_connectors.cli.options import check_store
 from m3_connectors.cli.progress import Progress, acknowledging_interrupts
-from m3_connectors.errors import CollectionNotFound, M3Error
+from m3_connectors.errors import CollectionNotFound, InvalidInput, M3Error
 
 if TYPE_CHECKING:
     from m3_connectors.backends.schema import Schema
@@ -91,10 +91,16 @@ def copy(
         _opened(to, collection, read.schema, storage) as index,
         Ledger(ledger_path(to, collection), to, collection) as ledger,
     ):
+        count = read.count()
+        if sync and not count:
+            raise InvalidInput(
+                f"{source} has no documents, so --sync would remove everything that was copied from it.\n"
+                f'  Nothing was removed. To remove everything, drop the collection "{collection}".'
+            )
         changes = changes_of(read.schema, index.schema, collection, str(source))
         for change in changes:
             warn(change)
-        with copying.shown(read.count()):
+        with copying.shown(count):
             try:
                 report = ingest_collection(
                     read,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -41,6 +42,8 @@ def show_first(
     *,
     curation: Curation,
     model: str | None,
+    shard: str | None,
+    without: Path | None,
     count: int,
     json: bool,
 ) -> None:
@@ -48,9 +51,10 @@ def show_first(
 
     Only the tokenizer of the model is loaded, and only if documents are cut.
     """
-    from m3_connectors.ingestion import Chunking
+    from m3_connectors.ingestion import Chunking, Shard
 
     chunking = Chunking.parse(chunk)
+    part = Shard.parse(shard or "1/1")
     skipped: list[DeadLetter] = []
     place: list[str] = [""]
     documents = read_documents(
@@ -60,11 +64,12 @@ def show_first(
         on_file=lambda _, file: place.__setitem__(0, shown(file)),
         on_dead_letter=lambda _, letter: skipped.append(letter),
         on_notice=warn,
+        without=without,
     )
     spans = None if chunking.kind == "none" else _token_spans(model or DEFAULT_MODEL)
     dropped: list[Dropped] = []
     with Curator(curation.stages(), dropped.append) as curator:
-        curated = curator.curated(documents)
+        curated = (document for document in curator.curated(documents) if part.has(document.id))
         # Where a document comes from is known only when it is read, so each is described before the next is read.
         first = [
             _described(document, place[0], chunking, spans) for document in itertools.islice(curated, count)

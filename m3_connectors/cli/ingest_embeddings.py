@@ -124,7 +124,8 @@ def _check_options(folder: Path, given: Mapping[str, object], defaults: inspect.
             or (name == "model" and value == os.environ.get("M3_MODEL"))
         ):
             continue
+        what = "it" if value is True else value
         raise typer.BadParameter(
-            f"{value} has no effect on {folder}, whose documents are cut and embedded already. Omit it.",
+            f"{what} has no effect on {folder}, whose documents are cut and embedded already. Omit it.",
             param_hint=f"--{name.replace('_', '-')}",
         )

@@ -12,6 +12,7 @@ import typer
 
 from m3_connectors.backends.registry import is_persistent
 from m3_connectors.backends.urls import redacted
+from m3_connectors.cli.console import warn
 from m3_connectors.cli.ingest_run import Target, follow
 from m3_connectors.cli.opening import DEFAULT_MODEL, MISMATCH_ADVICE, advice
 from m3_connectors.cli.options import at_least
@@ -187,6 +188,7 @@ def store_on_ray(
             options=options,
             on_dead_letter=reading.skip,
             on_mixed_column=reading.mixed_columns.__setitem__,
+            on_notice=warn,
             without=without,
         )
         if not inputs:

@@ -134,12 +134,18 @@ def _letters(file: Path) -> Iterator[DeadLetter]:
     with file.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             try:
-                yield DeadLetter(**json_text.loads(line))
+                record = json_text.loads(line)
+                if not isinstance(record, dict):
+                    raise TypeError(f"it is {type(record).__name__}, not an object")
+                if not isinstance(record.get("metadata") or {}, dict):
+                    raise TypeError(f"metadata is {type(record['metadata']).__name__}, not an object")
+                letter = DeadLetter(**record)
             except (ValueError, TypeError) as error:
                 raise InvalidInput(
                     f"{file}:{number} is not a dead letter: {error}\n"
                     "  Give a file that m3 ingest or m3 index wrote, such as SOURCE.dead.jsonl."
                 ) from None
+            yield letter
 
 
 def _cannot_retry(file: Path, chunkings: set[str | None]) -> InvalidInput:

@@ -115,6 +115,8 @@ class Reading:
         for folder in folders:
             self.begin_source(folder.path)
             self._begin_file(folder.path, folder.path)
+            if not folder.is_finished:  # what it lacks may not have been written
+                self._unread.add(origin_name(folder.path))
             for documents, embeddings in folder.parts():
                 if self.interrupted:
                     return

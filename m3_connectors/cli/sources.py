@@ -225,7 +225,7 @@ def with_query(sources: list[Source], query: str | None) -> list[Source]:
     """
     if query is None:
         return sources
-    if not any(isinstance(source, Url) for source in sources):
+    if not any(map(is_database, sources)):
         raise typer.BadParameter(
             f"{query!r:.60} has no effect without a database. Give its URL as SOURCE, such as sqlite:///FILE.",
             param_hint="--query",

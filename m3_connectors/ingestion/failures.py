@@ -17,7 +17,15 @@ import anyio
 from m3_connectors.backends.base import Backend
 from m3_connectors.documents import Document
 from m3_connectors.embeddings import M3Embeddings
-from m3_connectors.errors import BackendError, InvalidInput, M3Error, PartialWrite, Rejected, Throttled
+from m3_connectors.errors import (
+    BackendError,
+    InvalidInput,
+    M3Error,
+    PartialWrite,
+    Rejected,
+    Throttled,
+    Unsupported,
+)
 from m3_connectors.ingestion.origin import Origin
 from m3_connectors.writing import DocumentWriter, Encode, RefusedPart, Vectors
 
@@ -126,7 +134,7 @@ class TolerantWriter(DocumentWriter):
         rows = list(range(len(documents)))
         try:
             await self._call(lambda: self._write(documents, embeddings))
-        except (Rejected, InvalidInput, PartialWrite) as error:
+        except (Rejected, InvalidInput, PartialWrite, Unsupported) as error:  # a document may be too large
             if len(documents) == 1:
                 return [self._refused(documents[0], "write", error)]
             if isinstance(error, PartialWrite):
@@ -163,7 +171,8 @@ class TolerantWriter(DocumentWriter):
             try:
                 result = await call()
             except BackendError as error:
-                if not error.retryable:
+                # Some stores do not repeat a throttled request because a smaller one could succeed, but none did.
+                if not (error.retryable or isinstance(error, Throttled)):
                     raise
                 asked = error.retry_after_seconds if isinstance(error, Throttled) else None
                 began = time.monotonic() if began is None else began

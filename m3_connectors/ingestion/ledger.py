@@ -49,6 +49,7 @@ _TEMPORARY = """
 CREATE TEMP TABLE seen (id TEXT PRIMARY KEY) WITHOUT ROWID;
 CREATE TEMP TABLE stored (id TEXT PRIMARY KEY, hash TEXT NOT NULL) WITHOUT ROWID;
 """
+_VOIDED = "UPDATE documents SET acknowledged = NULL, content = ''"
 _LONGEST_WAIT_SECONDS = 60
 
 
@@ -207,10 +208,15 @@ class Ledger:
         return {row[1]: None if row[0] is None else Version(*row[1:]) for row in rows}
 
     def begin(self, versions: Iterable[Version]) -> None:
-        """Enter versions before the first of their chunks is written; earlier versions no longer count as stored."""
+        """Enter versions before the first of their chunks is written.
+
+        Earlier versions no longer count as stored, and neither do other documents under the same ids: ``a#0``, for
+        example, may have been stored whole before ``a`` is cut.
+        """
         with self._transaction():
             for version in versions:
                 self._void(version.id)
+                self._void_others(version)
                 self._enter(version)
 
     def left_over(self, version: Version) -> list[str]:
@@ -223,16 +229,24 @@ class Ledger:
             return [id for id in earlier if not self._claimed(id, version.id)]
 
     def acknowledge(self, versions: Iterable[Version]) -> None:
-        """Note that the store holds versions, and nothing of earlier ones."""
+        """Note that the store holds versions, and nothing of earlier ones.
+
+        If another run has begun to write the same document since ``begin``, nobody knows which version was written
+        last: neither is acknowledged, and the next run writes the document again.
+        """
         now = time.time()
         with self._transaction():
             for version in versions:
                 key = (version.id, version.chunks)
-                self._db.execute("DELETE FROM documents WHERE id = ? AND chunks != ?", key)
-                self._db.execute(
-                    "UPDATE documents SET acknowledged = ?, cut = ? WHERE id = ? AND chunks = ?",
-                    (now, version.cut, *key),
+                own = self._db.execute(
+                    "UPDATE documents SET acknowledged = ?, cut = ? "
+                    "WHERE id = ? AND chunks = ? AND content = ? AND model = ? AND chunking = ?",
+                    (now, version.cut, *key, *version.what),
                 )
+                if own.rowcount:
+                    self._db.execute("DELETE FROM documents WHERE id = ? AND chunks != ?", key)
+                else:
+                    self._void(version.id)
 
     def relocate(self, versions: Iterable[Version]) -> None:
         """Note that unchanged documents come from another source or file now."""
@@ -265,6 +279,16 @@ class Ledger:
             with self._usable():
                 rows = self._db.execute(query, (source,)).fetchall()
             yield from (Version(*row) for row in rows)
+
+    def cut_into(self, id: str) -> Version | None:
+        """Return the document of which a chunk is, or may be, stored under an id; None if there is none."""
+        place = _chunk_place(id)
+        if place is None:
+            return None
+        with self._usable():
+            query = f"SELECT {_COLUMNS} FROM documents WHERE id = ? AND chunks > ?"
+            row = self._db.execute(query, place).fetchone()
+        return None if row is None else Version(*row)
 
     def others(self, version: Version) -> list[str]:
         """Return the ids of a version that no other document uses."""
@@ -352,7 +376,16 @@ class Ledger:
         self.close()
 
     def _void(self, id: str) -> None:
-        self._db.execute("UPDATE documents SET acknowledged = NULL WHERE id = ?", (id,))
+        """Note that no version of a document is known to be stored, and that none under way is acknowledged later."""
+        self._db.execute(f"{_VOIDED} WHERE id = ?", (id,))
+
+    def _void_others(self, version: Version) -> None:
+        """Void documents that are stored under an id of this version."""
+        if version.chunks:
+            whole = ((id,) for id in version.stored_ids)
+            self._db.executemany(f"{_VOIDED} WHERE id = ? AND chunks = 0", whole)
+        elif place := _chunk_place(version.id):
+            self._db.execute(f"{_VOIDED} WHERE id = ? AND chunks > ?", place)
 
     def _enter(self, version: Version) -> None:
         self._db.execute(
@@ -365,11 +398,11 @@ class Ledger:
         whole = "SELECT 1 FROM documents WHERE id = ? AND chunks = 0"
         if stored_id != but and self._db.execute(whole, (stored_id,)).fetchone():
             return True
-        parent, mark, position = stored_id.rpartition("#")
-        if not mark or not position.isdecimal() or parent == but or len(position) > 9:
+        place = _chunk_place(stored_id)
+        if place is None or place[0] == but:
             return False
         cut = "SELECT 1 FROM documents WHERE id = ? AND chunks > ?"
-        return self._db.execute(cut, (parent, int(position))).fetchone() is not None
+        return self._db.execute(cut, place).fetchone() is not None
 
     def _hashes(self, ids: Iterable[str]) -> list[str]:
         query = "SELECT hash FROM temp.stored WHERE id = ?"
@@ -397,6 +430,14 @@ class Ledger:
                 f"the ledger {self.path} cannot be used: {error}.\n  Mend it or its disk and run the same command "
                 "again. If it is damaged, delete it: everything is then encoded again."
             ) from error
+
+
+def _chunk_place(id: str) -> tuple[str, int] | None:
+    """Return the document and the position of the chunk that has this id; None if it is not the id of a chunk."""
+    parent, mark, position = id.rpartition("#")
+    if not mark or not position.isdecimal() or len(position) > 9:
+        return None
+    return parent, int(position)
 
 
 def _marks(values: Sequence[str], mark: str) -> str:

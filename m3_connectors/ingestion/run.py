@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from collections import deque
@@ -20,6 +21,7 @@ from m3_connectors.ingestion.ledger import Ledger, Version, content_hash, stored
 from m3_connectors.ingestion.origin import Origin
 from m3_connectors.ingestion.progress import IngestProgress
 from m3_connectors.ingestion.sharding import Shard
+from m3_connectors.passages import FIELD
 from m3_connectors.writing import CutDocument, RefusedPart, Stored, bounded
 
 OnCut = Callable[[CutDocument, Origin], object]
@@ -38,8 +40,6 @@ class _Parent:
     begin: int
     end: int
     replaces: bool
-    may_leave: bool
-    """Whether earlier versions may have left something in the store."""
 
 
 class Run:
@@ -127,9 +127,10 @@ class Run:
         self.batch_count += 1
         if stored.embeddings is not None and stored.embeddings.kept_token_counts is not None:
             self.tokens += int(stored.embeddings.kept_token_counts.sum())
-        if self._refused_parts:
-            for document in stored.documents:
+        if self._refused_parts or self._cut_parts:
+            for document in stored.documents:  # what was noted of earlier versions
                 self._refused_parts.pop(document.id, None)
+                self._cut_parts.pop(document.id, None)
         self._refused_parts |= {part.document.id: part for part in stored.refused}
         self._cut_parts |= {cut.id: cut for cut in stored.cut}
         whole: list[_Parent] = []
@@ -141,7 +142,7 @@ class Run:
                 if not self._is_refused(parent):
                     whole.append(parent)
         versions = [with_cut(parent.version, self._cut_parts) for parent in whole]
-        self._delete([id for p in whole if p.may_leave for id in self._ledger.left_over(p.version)])
+        self._delete([id for p in whole for id in self._ledger.left_over(p.version)])
         self._ledger.acknowledge(versions)
         self.documents += len(whole)
         self.replaced += sum(parent.replaces for parent in whole)
@@ -190,6 +191,8 @@ class Run:
             self.repeated_count += len(again)
             self.repeated += again[: _MOST_NAMED - len(self.repeated)]
             known = self._held(self._ledger.look_up(ids))
+            # The answer about documents under way is outdated before the end of the group, when they are stored.
+            known |= {id: None for id in ids if id in self._latest}
             moved: list[Version] = []
             for document in group:
                 yield from self._parts_of(document, self._origins.popleft(), known, again, moved)
@@ -218,6 +221,7 @@ class Run:
                 if not isinstance(document, Document):
                     raise
                 self.read += 1
+                self._see_invalid(document.id)
                 self._refuse(document, "read", reason_of(error, document), origin)
                 continue
             if not self._shard.has(document.id):
@@ -225,6 +229,12 @@ class Run:
             self.read += 1
             self._origins.append(origin)
             yield document
+
+    def _see_invalid(self, id: object) -> None:
+        """Note that a source still has a document, although it is not valid now: ``sync`` does not remove it."""
+        with contextlib.suppress(UnicodeEncodeError):  # no stored document has such an id
+            if isinstance(id, str):
+                self._ledger.see([id])
 
     def _parts_of(
         self,
@@ -246,6 +256,13 @@ class Run:
                     moved.append(before)
                 self._tell_cut(before)
             return ()
+        if self._chunking.kind == "none" and FIELD not in document.metadata:
+            # A copy of the chunk itself has the field, and may replace it.
+            other = self._ledger.cut_into(document.id)
+            if other is not None and other.source != origin.source:
+                whose = f"{other.id!r} from {other.source!r}"
+                self._refuse(document, "write", f"a chunk of document {whose} has the same id", origin)
+                return ()
         try:
             parts = self._chunking.chunks(document, self._token_spans)
         except InvalidInput as error:
@@ -257,11 +274,10 @@ class Run:
         if self._chunking.kind != "none":
             version = dataclasses.replace(version, chunks=len(parts), stored=stored_hash(parts))
         begin, self._parts = self._parts, self._parts + len(parts)
-        is_again = document.id in again
-        replaces = document.id in known and not is_again
-        self._under_way.append(_Parent(document, version, begin, self._parts, replaces, replaces or is_again))
-        # What the ledger said of this document is no longer so.
-        self._latest[document.id] = known[document.id] = version
+        replaces = document.id in known and document.id not in again
+        self._under_way.append(_Parent(document, version, begin, self._parts, replaces))
+        self._latest[document.id] = version
+        known[document.id] = None  # what the ledger said of this document is no longer so
         return parts
 
     def _is_refused(self, parent: _Parent) -> bool:

@@ -9,15 +9,20 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from m3_connectors.blocking import Index
+from m3_connectors.documents import Document
 from m3_connectors.ingestion.ledger import Ledger, Version, combined, piece_hash
 from m3_connectors.ingestion.sharding import ALL, Shard
 
 _MOST_NAMED = 1000
 _MENDED_AT_ONCE = 1000
 _NOTED_AT_ONCE = 10_000
+_ASKED_AT_ONCE = 500
+
+Get = Callable[[Sequence[str]], Sequence[Document | None]]
+"""Returns the documents that the store holds now, None for ids that it lacks."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,15 +78,17 @@ def verify(index: Index, ledger: Ledger, shard: Shard = ALL, *, hashes: bool = F
         found = ((document.id, piece_hash(document)) for document in index.scan())
     else:
         found = ((id, "") for id in index.scan_ids())
-    return _compare(ledger, found, shard, hashes=hashes)
+    return _compare(ledger, found, index.get, shard, hashes=hashes)
 
 
 def verify_dropped(ledger: Ledger) -> Verification:
     """Note that the next run must write all documents again, because their collection does not exist."""
-    return _compare(ledger, iter(()), ALL, hashes=False)
+    return _compare(ledger, iter(()), lambda ids: [None] * len(ids), ALL, hashes=False)
 
 
-def _compare(ledger: Ledger, found: Iterator[tuple[str, str]], shard: Shard, *, hashes: bool) -> Verification:
+def _compare(
+    ledger: Ledger, found: Iterator[tuple[str, str]], get: Get, shard: Shard, *, hashes: bool
+) -> Verification:
     documents = stored = 0
     ledger.begin_comparison()
     while some := list(itertools.islice(found, _NOTED_AT_ONCE)):
@@ -90,21 +97,22 @@ def _compare(ledger: Ledger, found: Iterator[tuple[str, str]], shard: Shard, *, 
     missing, changed = _Named(), _Named()
     unhashed = 0
     for page in ledger.compared():
-        wrong: list[Version] = []
+        suspects: list[Version] = []
         for version, there in page:
             if not shard.has(version.id):
                 continue
             documents += 1
-            if len(there) < len(version.stored_ids):
-                missing.add(version.id)
-                wrong.append(version)
-            elif hashes and not version.stored:
+            if hashes and not version.stored and len(there) == len(version.stored_ids):
                 unhashed += 1
-            elif hashes and combined(there) != version.stored:
-                changed.add(version.id)
+            elif not _is_stored(version, there, hashes=hashes):
+                suspects.append(version)
+        wrong: list[Version] = []
+        for version, there in _asked_again(suspects, ledger, get):
+            if not _is_stored(version, there, hashes=hashes):
+                (missing if len(there) < len(version.stored_ids) else changed).add(version.id)
                 wrong.append(version)
         ledger.distrust(wrong)
-    stale, unknown = _mend_stale(ledger, shard)
+    stale, unknown = _mend_stale(ledger, get, shard)
     return Verification(
         documents,
         stored,
@@ -116,6 +124,26 @@ def _compare(ledger: Ledger, found: Iterator[tuple[str, str]], shard: Shard, *, 
         tuple(changed.first),
         unhashed,
     )
+
+
+def _is_stored(version: Version, there: list[str], *, hashes: bool) -> bool:
+    """Return whether a version is stored, given the hashes of those of its ids that are."""
+    if len(there) < len(version.stored_ids):
+        return False
+    return not hashes or not version.stored or combined(there) == version.stored
+
+
+def _asked_again(versions: list[Version], ledger: Ledger, get: Get) -> Iterator[tuple[Version, list[str]]]:
+    """Yield what the store holds now of versions: another run may have written them since the scan."""
+    now = ledger.look_up([version.id for version in versions])
+    versions = [version for version in versions if now.get(version.id) == version]
+    ids = [id for version in versions for id in version.stored_ids]
+    hashes: dict[str, str] = {}
+    for start in range(0, len(ids), _ASKED_AT_ONCE):
+        found = get(ids[start : start + _ASKED_AT_ONCE])
+        hashes |= {document.id: piece_hash(document) for document in found if document is not None}
+    for version in versions:
+        yield version, [hashes[id] for id in version.stored_ids if id in hashes]
 
 
 class _Named:
@@ -131,18 +159,26 @@ class _Named:
             self.first.append(id)
 
 
-def _mend_stale(ledger: Ledger, shard: Shard) -> tuple[int, int]:
+def _mend_stale(ledger: Ledger, get: Get, shard: Shard) -> tuple[int, int]:
     """Note what earlier versions left in the store; return how many ids, and how many the ledger does not know."""
     unknown = 0
 
     def stale() -> Iterator[Version]:
         nonlocal unknown
-        for id in ledger.unclaimed():
-            longer = _longer(ledger, id)
-            if longer is None:
-                unknown += 1
-            elif shard.has(longer.id):
-                yield longer
+        unclaimed = ledger.unclaimed()
+        while ids := list(itertools.islice(unclaimed, _ASKED_AT_ONCE)):
+            longer = {id: version for id in ids if (version := _longer(ledger, id)) is not None}
+            unknown += len(ids) - len(longer)
+            for document in get(list(longer)) if longer else ():
+                if document is None:
+                    continue  # it was removed since the scan
+                version = longer[document.id]
+                passage = document.passage
+                # Another program's document may have such an id; it is not removed.
+                if passage is None or passage.position != version.chunks - 1:
+                    unknown += 1
+                elif shard.has(version.id):
+                    yield version
 
     count = 0
     # Complete before the first is noted: each claims the ids of a longer version.

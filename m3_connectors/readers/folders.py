@@ -23,6 +23,10 @@ _DATASET_FILES = frozenset({"dataset_dict.json", "dataset_info.json", "state.jso
 _COLLECTION_MARK = "m3.json"
 """The file that an embedded Qdrant collection has in its folder; some of the files below it would pass for texts."""
 
+_EMBEDDINGS_LIST = "embeddings.json"
+"""The list of a folder of embeddings that m3 saved, which begins with its format."""
+_EMBEDDINGS_FORMAT = b'"m3-embeddings/'
+
 
 class Walk:
     """Finds the files of sources, in the order of their paths.
@@ -72,7 +76,9 @@ class Walk:
         for folder, folders, files in walk:
             here = Path(folder)
             if not _DATASET_FILES.isdisjoint(files) and _is_dataset(here, files):
-                files = [name for name in files if name.endswith(".arrow") and not name.startswith("cache-")]
+                files = [
+                    name for name in files if name not in _DATASET_FILES and not name.startswith("cache-")
+                ]
             folders[:] = sorted(name for name in folders if self._enters(source, here / name, skip))
             for name in sorted(files):
                 path = here / name
@@ -101,6 +107,11 @@ class Walk:
         if (folder / _COLLECTION_MARK).is_file():
             skip(folder, "a collection that m3 made, which holds no source documents")
             return False
+        if _has_embeddings(folder):
+            skip(
+                folder, "saved embeddings, which are stored by m3 ingest if this folder itself is its source"
+            )
+            return False
         return folder.resolve() != self._left_out
 
     def _excluded(self, name: str, below: str) -> bool:
@@ -117,6 +128,13 @@ def _why_not(path: Path) -> str | None:
     if known_ending(path) is not None and not path.is_file():
         return "not a regular file" if path.exists() else "a broken link"
     return None
+
+
+def _has_embeddings(folder: Path) -> bool:
+    """Return whether embeddings were saved in a folder: its Parquet files would pass for tables of texts."""
+    with contextlib.suppress(OSError), (folder / _EMBEDDINGS_LIST).open("rb") as file:
+        return _EMBEDDINGS_FORMAT in file.read(100)
+    return False
 
 
 def _is_dataset(folder: Path, files: list[str]) -> bool:

@@ -70,13 +70,13 @@ def _parsed(url: Url) -> tuple[str, dict[str, Any]]:
     found = parse_qs(parameters, keep_blank_values=True)
     unknown = [key for key in found if key not in _PARAMETERS]
     if unknown:
-        raise InvalidInput(f"{url}: unknown parameter {unknown[0]!r}, only {', '.join(_PARAMETERS)}")
+        raise InvalidInput(f"unknown parameter {unknown[0]!r}, only {', '.join(_PARAMETERS)}")
     arguments: dict[str, Any] = {"split": "train"}
     for key, values in found.items():
         if key == "data_files":
             arguments[key] = values
         elif len(values) > 1 or not values[0]:
-            raise InvalidInput(f"{url}: give one value for {key!r}")
+            raise InvalidInput(f"give one value for {key!r}")
         else:
             arguments["name" if key == "config" else key] = values[0]
     name, at, revision = unquote(name).rstrip("/").partition("@")

@@ -32,6 +32,15 @@ _STATES = (
 )
 """What file systems call that of which one is different after a file has changed."""
 
+_MEDIA_TYPES = {
+    "text/html": ".html",
+    "application/xhtml+xml": ".xhtml",
+    "text/markdown": ".md",
+    "application/pdf": ".pdf",
+    "application/json": ".json",
+    "text/csv": ".csv",
+}
+
 _PACKAGE = re.compile(r"""[Ii]nstall (?:the )?['"]?([\w-]+)|requires "([\w-]+)\"""")
 """Where fsspec names the package that opens a scheme."""
 
@@ -68,8 +77,9 @@ class RemoteFile(Input):
             raise InvalidInput("changed while it was read, so parts may be missing or mixed: read it again")
 
     def _state(self) -> dict[str, Any]:
-        self.system.invalidate_cache()
-        info = self.system.info(self.inside)
+        with _as_os_error():
+            self.system.invalidate_cache()
+            info = self.system.info(self.inside)
         return {name: info[name] for name in _STATES if name in info} | self._modified()
 
     def _modified(self) -> dict[str, Any]:
@@ -121,17 +131,21 @@ def open_files(url: Url, options: ReadOptions, excluded: Excluded) -> Iterator[I
         base = base[: min(base.find(mark) for mark in "*[" if mark in base)].rpartition("/")[0] + "/"
         with _errors(url):
             found = sorted(system.glob(inside, detail=True).items())
-        for path, info in found:
-            if info["type"] == "file":
-                yield from _Walk(url, options, excluded, system, folder, base).file(path)
+        files = [path for path, info in found if info["type"] == "file"]
+        if not files:
+            yield DeadLetter(str(url), None, "no file matches this pattern")
+        for path in files:
+            yield from _Walk(url, options, excluded, system, folder, base).file(path)
     elif url.text.partition("::")[0].endswith("/") or (
         url.scheme not in _WEB and _is_folder(url, system, inside)
     ):
         yield from _Walk(url, options, excluded, system, inside.rstrip("/"), base).folder(inside, ())
     else:
         with _errors(url):
-            system.info(inside)
+            info = system.info(inside)
         ending = named_ending(url, options)
+        if not url.suffix and options.format is None:
+            ending = _declared_ending(info) or ending
         if ending is None:
             raise InvalidInput(
                 f"{url} has an unsupported format ({ending_of(url)}).\n  Set it with --format."
@@ -158,7 +172,11 @@ class _Walk:
             yield self._skipped(inside, str(error).splitlines()[0])
             return
         here = inside.rstrip("/")
-        below = [name for name in sorted(found) if name.rstrip("/") != here and name.startswith(here)]
+        # The page of a web server may have links to other folders, also to ones whose names begin alike.
+        start = f"{here}/" if here else ""
+        below = [name for name in sorted(found) if name.rstrip("/") != here and name.startswith(start)]
+        if not below and self.url.scheme in _WEB:  # an empty folder, or the page of a login
+            yield self._skipped(inside, "its page has no links to files below it")
         for name in below:
             if found[name] == "file":
                 yield from self.file(name)
@@ -180,6 +198,9 @@ class _Walk:
             return
         url = self.url.below(self.base, path)
         ending = known_ending(url)
+        if not url.suffix:
+            with contextlib.suppress(Exception):  # the reader reports it
+                ending = _declared_ending(self.system.info(inside)) or ending
         if ".." in path.split("/"):
             yield self._skipped(inside, "its path leads out of the folder")
         elif name.startswith("."):
@@ -196,6 +217,11 @@ class _Walk:
 
     def _skipped(self, inside: str, reason: str) -> DeadLetter:
         return DeadLetter(str(self.url.below(self.base, self._below(inside))), None, reason)
+
+
+def _declared_ending(info: dict[str, Any]) -> str | None:
+    """Return the ending of the media type that a web server declares; of names without one, it is what tells."""
+    return _MEDIA_TYPES.get(str(info.get("mimetype", "")).partition(";")[0].strip().lower())
 
 
 def _opened(url: Url) -> tuple[Any, str]:

@@ -80,21 +80,8 @@ def read_documents(
     with contextlib.ExitStack() as stack:
         copies = _copies(sources, walk, stack)
         reader = _Reader(fields, options)
-        known = KnownColumns(reader.settings)
-        for source in sources:
-            for input in walk.inputs(source, lambda *_: None):
-                copy = copies.get(input.path, input)
-                reader.look(copy)
-                known.look(copy)
-                if input.lacks_checksum():
-                    on_notice(
-                        f"{shown(input.path)} has no checksum: damage of its bytes may go unnoticed "
-                        "(zstd --check writes one)"
-                    )
-        for notice in known.check():
-            on_notice(notice)
-        for column, cell in reader.columns.mixed.items():
-            on_mixed_column(column, cell)
+        inputs = (input for source in sources for input in walk.inputs(source, lambda *_: None))
+        reader.look((copies.get(input.path, input) for input in inputs), on_mixed_column, on_notice)
         repeats = stack.enter_context(Repeats()) if on_replaced else None
         for source in sources:
             on_source(source)
@@ -122,6 +109,7 @@ def files_to_read(
     options: ReadOptions = _DEFAULT_OPTIONS,
     on_dead_letter: OnDeadLetter,
     on_mixed_column: Callable[[str, str], None] = lambda *_: None,
+    on_notice: Callable[[str], None] = lambda _: None,
     without: Path | None = None,
 ) -> tuple[list[Input], Callable[[Input], Iterator[Outcome]]]:
     """Return the files of sources, and a function that reads one of them, so that several processes can read them.
@@ -129,7 +117,8 @@ def files_to_read(
     Together, in their order, they have the documents of ``read_documents``. The arguments are those of that function.
 
     Raises:
-        InvalidInput: A source is a stream or has an unsupported format.
+        InvalidInput: A source is a stream or has an unsupported format, or no table has one of the columns that
+            ``fields`` names.
         FileNotFoundError: A source does not exist.
     """
     sources = list(dict.fromkeys(sources))
@@ -141,10 +130,7 @@ def files_to_read(
     walk = Walk(sources, options, without)
     reader = _Reader(fields, options)
     inputs = [input for source in sources for input in walk.inputs(source, on_dead_letter)]
-    for input in inputs:
-        reader.look(input)
-    for column, cell in reader.columns.mixed.items():
-        on_mixed_column(column, cell)
+    reader.look(inputs, on_mixed_column, on_notice)
     return inputs, reader.outcomes
 
 
@@ -218,13 +204,35 @@ class _Reader:
         self.settings = ReadSettings(
             fields, options.codec, options.delimiter, main_content=options.main_content
         )
-        self.columns = self.settings.columns
 
-    def look(self, input: Input) -> None:
-        """Infer the types of a table's columns; read errors are left to ``outcomes``, which reports them."""
-        if input.is_table:
-            with contextlib.suppress(OSError, InvalidInput, MissingDependency):
-                look_at_columns(input, self.settings)
+    def look(
+        self,
+        inputs: Iterable[Input],
+        on_mixed_column: Callable[[str, str], None],
+        on_notice: Callable[[str], None],
+    ) -> None:
+        """Infer the types of the columns of tables, and say what is uncertain, before anything is read.
+
+        Read errors are left to ``outcomes``, which reports them.
+
+        Raises:
+            InvalidInput: No table has one of the columns that the caller named.
+        """
+        known = KnownColumns(self.settings)
+        for input in inputs:
+            if input.is_table:
+                with contextlib.suppress(OSError, InvalidInput, MissingDependency):
+                    look_at_columns(input, self.settings)
+            known.look(input)
+            if input.lacks_checksum():
+                on_notice(
+                    f"{shown(input.path)} has no checksum: damage of its bytes may go unnoticed "
+                    "(zstd --check writes one)"
+                )
+        for notice in known.check():
+            on_notice(notice)
+        for column, cell in self.settings.columns.mixed.items():
+            on_mixed_column(column, cell)
 
     def outcomes(self, input: Input) -> Iterator[Outcome]:
         """Yield the outcomes of an input; if reading fails, the last outcome reports it.

@@ -61,6 +61,13 @@ def read_sql(file: Input, settings: ReadSettings) -> Iterator[Outcome]:
                     continue
                 if stored is not None or settings.fields.is_needed(name):
                     record[name] = stored
+            if not any(map(settings.fields.is_id, record)):
+                # An id from the position of the row would be that of another row in the next run.
+                name = next(filter(settings.fields.is_id, left_out))
+                yield Skipped(
+                    number, f"no id, because JSON has no values such as {name!r} has: convert it in the query"
+                )
+                continue
             yield outcome_of(record, settings.fields, f"{file.name}:{number}", number)
 
 
@@ -72,7 +79,10 @@ def _rows(url: Url) -> Iterator[sqlalchemy.CursorResult[Any]]:
         raise InvalidInput("a database needs a query: give it with --query")
     if not _READS.match(url.query):
         raise InvalidInput(f"the query begins with {url.query.strip()[:20]!r}, and not with SELECT or WITH")
-    engine = sqlalchemy.create_engine(url.text, poolclass=sqlalchemy.NullPool)
+    try:
+        engine = sqlalchemy.create_engine(url.text, poolclass=sqlalchemy.NullPool)
+    except ValueError as error:  # such as a port that is no number
+        raise InvalidInput(f"the URL cannot be used: {error}") from None
     file = engine.url.database or ""
     if (
         engine.dialect.name == "sqlite"

@@ -6,12 +6,13 @@ import dataclasses
 import hashlib
 import re
 from pathlib import Path, PurePosixPath
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:(//|:)")
 """``SCHEME://…``, or ``SCHEME::…`` before another URL; of two letters or more, as one is a drive (``C:/data``)."""
 
 _FILE = "file"
+_OF_THIS_MACHINE = (_FILE, "local")
 _IN_FILES = ("sqlite", "duckdb")
 """Databases whose URL contains a path on this machine."""
 
@@ -21,25 +22,45 @@ _WITHOUT_USER = frozenset(
         "abfss",
         "adl",
         "az",
-        "gcs",
-        "gs",
+        "dir",
+        "file",
+        "git",
+        "github",
         "hdfs",
         "hf",
+        "local",
         "memory",
         "oci",
-        "oss",
-        "s3",
-        "s3a",
         "sqlite",
         "duckdb",
         "tar",
         "zip",
     ]
 )
-"""Schemes whose URL has no user and password, but may have an @ elsewhere."""
+"""Schemes whose URL has no user and password, but may have an @ elsewhere, as in ``github://OWNER:NAME@REF/docs``."""
 
-_WITH_PATH = frozenset(["http", "https", "ftp", "sftp", "ssh", "smb", "webdav", "webdavs"])
-"""Schemes whose path may have an @ too."""
+_WITH_PATH = frozenset(
+    [
+        "http",
+        "https",
+        "ftp",
+        "sftp",
+        "ssh",
+        "smb",
+        "webdav",
+        "webdavs",
+        "gcs",
+        "gs",
+        "oss",
+        "s3",
+        "s3a",
+    ]
+)
+"""Schemes whose path may have an @ too. Of object stores, keys before the bucket are a mistake, but secret too."""
+
+_QUERY_MARK = "#query="
+_NAMED_QUERY = re.compile(rf"{_QUERY_MARK}[0-9a-f]{{12}}\Z")
+"""The end of the name of a database with a query: a name that is read again, as from the ledger, stays the same."""
 
 _HIDDEN = "***"
 _SHORTEST_SECRET = 4
@@ -67,7 +88,7 @@ class Url:
     @property
     def name(self) -> str:
         """The last part of the path, or the host if there is no path."""
-        return PurePosixPath(_redacted(self.text.partition("::")[0]).rstrip("/")).name
+        return PurePosixPath(_redacted(_parts(self.text)[0]).rstrip("/")).name
 
     @property
     def suffix(self) -> str:
@@ -86,6 +107,8 @@ class Url:
             path: The path below that folder.
         """
         _, chained, rest = self.text.partition("::")
+        # In the name of a file, these characters would begin parameters, and hide its extension.
+        path = path.replace("?", "%3F").replace("#", "%23")
         return Url(f"{base.rstrip('/')}/{path}{chained}{rest}")
 
     def without_secrets(self, message: str) -> str:
@@ -95,16 +118,19 @@ class Url:
         return message
 
     def __str__(self) -> str:
-        name = "::".join(map(_redacted, self.text.split("::")))
+        *outer, last = _parts(self.text)
+        is_path = bool(outer) and "://" not in last
+        name = "::".join(map(_redacted, [*outer, _absolute(last) if is_path else last]))
         if self.query is None:
-            return name
+            named = _NAMED_QUERY.search(self.text)
+            return name + (named[0] if named else "")
         # The text of a query may be long, and contain what is not for messages.
         digest = hashlib.sha256(" ".join(self.query.split()).encode()).hexdigest()
-        return f"{name}#query={digest[:12]}"
+        return f"{name}{_QUERY_MARK}{digest[:12]}"
 
     def _secrets(self) -> set[str]:
         found: set[str] = set()
-        for part in self.text.split("::"):
+        for part in _parts(self.text):
             scheme, _, address = part.partition("://")
             user = address.removesuffix(_without_user(scheme, address)).rstrip("@")
             parameters = "" if scheme == "hf" else address.partition("?")[2]
@@ -112,6 +138,8 @@ class Url:
             whole = address if user or parameters else ""
             found |= {whole, user, user.partition(":")[2], parameters, *values}
         found |= {unquote(secret) for secret in found}
+        # Clients escape in their messages what the user did not.
+        found |= {quote(secret, safe) for secret in found for safe in ("/", "")}
         return {secret for secret in found if len(secret) >= _SHORTEST_SECRET}
 
 
@@ -126,16 +154,35 @@ def source_of(text: str) -> Path | Url:
     return path if path.exists() else Path(unquote(str(path)))
 
 
+def _parts(text: str) -> list[str]:
+    """Return the URLs of a chain. A ``::`` in a password, before an @, does not separate two of them."""
+    parts: list[str] = []
+    for part in text.split("::"):
+        scheme = parts[-1].partition("://")[0].lower() if parts else ""
+        if parts and "@" in part.partition("://")[0] and "://" in parts[-1] and scheme not in _WITHOUT_USER:
+            parts[-1] += f"::{part}"
+        else:
+            parts.append(part)
+    return parts
+
+
 def _redacted(part: str) -> str:
     """Return one URL without user, password and parameters; the parameters of a dataset say which split it is."""
     scheme, slashes, rest = part.partition("://")
     scheme = scheme.lower()
     if not slashes or scheme == "hf":
         return part
+    if scheme in _OF_THIS_MACHINE:
+        return f"{scheme}://{_absolute(rest)}"
     clean = re.split("[?#]", _without_user(scheme, rest))[0]
     if scheme.partition("+")[0] in _IN_FILES and clean.startswith("/") and clean != "/:memory:":
         clean = f"/{Path(clean[1:]).expanduser().resolve()}"
     return f"{scheme}://{clean}"
+
+
+def _absolute(path: str) -> str:
+    """Return a path of this machine: the same from whatever folder it is given, so that it names one source."""
+    return str(Path(path).expanduser().absolute())
 
 
 def _without_user(scheme: str, address: str) -> str:

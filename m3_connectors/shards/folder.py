@@ -160,8 +160,9 @@ def read_list(path: Path) -> tuple[Schema, list[ShardEntry], bool]:
     try:
         shards = [ShardEntry(**entry) for entry in raw["shards"]]
         finished = raw["finished"] is True
+        outside = any(Path(shard.file).name != shard.file for shard in shards)
     except (KeyError, TypeError) as error:
         raise damaged(file, error) from None
-    if any(Path(shard.file).name != shard.file for shard in shards):
+    if outside:
         raise damaged(file, "it names a file outside the folder")
     return schema, shards, finished

@@ -65,7 +65,7 @@ def schema_of(record: Any, path: Path) -> Schema:
         )
     try:
         return Schema.from_json(record["collection"])
-    except (KeyError, TypeError, InvalidInput) as error:
+    except (KeyError, TypeError, AttributeError, InvalidInput) as error:
         reason = str(error).splitlines()[0] if isinstance(error, InvalidInput) else repr(error)
         raise damaged(path, f"its record of the collection cannot be read: {reason}") from None
 

@@ -12,7 +12,7 @@ import pytest
 from m3_connectors import Document, connect
 from m3_connectors.cli.app import main
 from m3_connectors.encoder.encoder import M3Encoder
-from m3_connectors.shards import EmbeddingsFolder
+from m3_connectors.shards import EmbeddingsFolder, ShardWriter
 
 ONE, OTHER = "qdrant:one", "qdrant:other"
 Call = Callable[..., Any]
@@ -117,7 +117,17 @@ def test_a_folder_that_is_incomplete_is_stored_with_a_warning(
     assert "incomplete" in m3("import", "kept", OTHER, fails=1)
     assert main(["ingest", "kept", "--to", OTHER]) == 0
     assert "incomplete" in capsys.readouterr().err
-    assert not EmbeddingsFolder(Path("kept")).is_finished
+    folder = EmbeddingsFolder(Path("kept"))
+    assert not folder.is_finished
+    with ShardWriter(folder.path, folder.schema) as writer:
+        writer.remove(["0.md"])
+    # What it lacks may not have been written yet.
+    put = m3("ingest", "kept", "--to", OTHER, "--sync")
+    assert (put["removed"], put["kept"]) == (0, ["0.md"])
+    with ShardWriter(folder.path, folder.schema) as writer:
+        writer.finish()
+    put = m3("ingest", "kept", "--to", OTHER, "--sync")
+    assert (put["removed"], put["kept"]) == (1, [])
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,17 @@ def test_a_collection_is_copied_and_the_next_run_copies_what_changed(
         assert index.schema.storage == Storage("int4")
 
 
+def test_a_source_that_has_become_empty_removes_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    copy = ["ingest", "qdrant:./old#notes", "--to", "qdrant:./new", "--sync"]
+    assert main(copy) == 0
+    with connect("qdrant:./old", "notes", encoder=StubEncoder()) as index:
+        index.delete([f"d{i}" for i in range(20)])
+    assert main(copy) == 1
+    assert "Nothing was removed" in capsys.readouterr().err
+    with connect("qdrant:./new", create=False) as index:
+        assert index.count() == 20
+
+
 def test_another_precision_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--to", "qdrant:./new", "--multivector-dtype", "float16"]
     assert main(["ingest", "qdrant:./old#notes", *arguments]) == 0

@@ -137,7 +137,16 @@ def test_a_retried_document_is_still_of_its_source(
         assert index.count() == 1
 
 
-@pytest.mark.parametrize("line", ["{", "[]", '{"file": "a", "lines": 3}', '{"id": "a", "text": "x"}'])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "{",
+        "[]",
+        '{"file": "a", "lines": 3}',
+        '{"id": "a", "text": "x"}',
+        '{"file": "a", "line": 1, "reason": "r", "id": "a", "text": "x", "metadata": [1]}',
+    ],
+)
 def test_what_is_no_dead_letter_cannot_be_retried(m3: Callable[..., tuple[int, str, str]], line: str) -> None:
     Path("own.jsonl").write_text(line + "\n")
     code, _, err = m3("ingest", "retry", "own.jsonl", "--to", URL)

@@ -83,6 +83,25 @@ def test_a_database_is_synchronised_whatever_folder_it_is_given_from(
     assert stored() == ["1", "2"]
 
 
+def test_a_query_that_fails_in_the_middle_removes_nothing(
+    folder: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with sqlite3.connect("notes.db") as db:
+        db.execute("CREATE TABLE notes (id INTEGER, text TEXT, n INTEGER)")
+        db.executemany("INSERT INTO notes VALUES (?, ?, ?)", [(1, "one", 1), (2, "two", 2), (3, "three", 3)])
+    # The smallest integer has no absolute value, which SQLite notices when it reaches the row.
+    query = "SELECT id, text, abs(n) AS n FROM notes"
+    options = ["a.txt", "sqlite:///notes.db", "--query", query, "--sync"]
+    Path("a.txt").write_text("a")
+    assert ingest(capsys, checkpoint, *options)["documents"] == 4
+    with sqlite3.connect("notes.db") as db:
+        db.execute("UPDATE notes SET n = -9223372036854775808 WHERE id = 2")
+    db.close()
+    report = ingest(capsys, checkpoint, *options)
+    assert (report["removed"], sorted(report["kept"])) == (0, ["1", "2", "3"])
+    assert stored() == ["1", "2", "3", "a.txt"]
+
+
 def test_a_mapping(folder: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("a.csv").write_text("key,head,body,year\n1,Fox,in fog,2026\n")
     Path("m.toml").write_text('text = ["head", "body"]\nid = "key"\n[metadata]\npublished = "year"\n')
@@ -104,6 +123,7 @@ def test_a_mapping(folder: Path, checkpoint: Path, capsys: pytest.CaptureFixture
     [
         (["a.csv", "--mapping", "m.toml", "--id", "key"], 2, "Put the column of --id into it"),
         (["a.csv", "--query", "SELECT 1"], 2, "has no effect without a database"),
+        (["memory://a.csv", "--query", "SELECT 1"], 2, "has no effect without a database"),
         (["a.csv", "--text", "body", "--metadata", "yaer"], 1, "Did you mean 'year'?"),
         (["a.csv", "--metadata", "a=x", "--metadata", "a=y"], 2, "given twice"),
         (["sqlite:///a.db"], 1, "no query is given"),
@@ -158,6 +178,19 @@ class TestDryRun:
         assert [document["id"] for document in report["documents"]] == ["long"]
         assert [drop["id"] for drop in report["dropped"]] == ["short"]
         assert sorted(folder.iterdir()) == before
+
+    def test_only_the_documents_of_the_shard_are_shown(
+        self, folder: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        Path("b.jsonl").write_text("".join(f'{{"id": "r{i}", "text": "t"}}\n' for i in range(20)))
+        shown: list[list[str]] = []
+        for shard in ("1/2", "2/2"):
+            command = ["ingest", "b.jsonl", "--to", URL, "--dry-run", "--json", "--show", "99"]
+            assert main([*command, "--shard", shard]) == 0
+            documents = json.loads(capsys.readouterr().out)["documents"]
+            shown.append([document["id"] for document in documents])
+        assert all(shown)
+        assert sorted(shown[0] + shown[1]) == sorted(f"r{i}" for i in range(20))
 
     def test_json_and_no_model_without_chunking(
         self, folder: Path, capsys: pytest.CaptureFixture[str]

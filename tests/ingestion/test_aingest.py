@@ -12,7 +12,7 @@ from stub_encoder import STORAGE, StubEncoder
 
 from m3_connectors import Document, aconnect, connect
 from m3_connectors.errors import InvalidInput
-from m3_connectors.ingestion import Chunking, Ledger, aingest, ingest
+from m3_connectors.ingestion import Chunking, IngestReport, Ledger, aingest, ingest
 
 TOKENS = Chunking("tokens", 16)
 
@@ -54,6 +54,25 @@ def test_it_stores_what_ingest_stores(tmp_path: Path, kind: object) -> None:
     ):
         report = ingest(corpus(700), index, ledger=ledger, chunking=TOKENS)
         assert report.unchanged == 700
+
+
+def test_as_many_runs_at_once_as_there_are_threads_do_not_wait_for_each_other() -> None:
+    reports: list[IngestReport] = []
+
+    async def run() -> None:
+        async with await aconnect("memory:", encoder=StubEncoder(), storage=STORAGE) as index:
+            with Ledger(None) as ledger:
+                reports.append(await aingest(corpus(10), index, ledger=ledger))
+
+    async def main() -> None:
+        anyio.to_thread.current_default_thread_limiter().total_tokens = 2
+        with anyio.fail_after(60):
+            async with anyio.create_task_group() as tasks:
+                for _ in range(2):
+                    tasks.start_soon(run)
+
+    anyio.run(main)
+    assert [report.documents for report in reports] == [10, 10]
 
 
 def test_the_wrong_kind_is_refused_by_name() -> None:

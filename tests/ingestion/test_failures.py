@@ -19,6 +19,7 @@ from m3_connectors.errors import (
     StorageFull,
     Throttled,
     Unavailable,
+    Unsupported,
 )
 from m3_connectors.ingestion import Chunking, IngestReport, Ledger, RefusedDocument, Wait, failures, ingest
 
@@ -126,6 +127,7 @@ def by_id(error: Callable[[Sequence[str]], Exception]) -> Callable[[Sequence[Doc
         (lambda ids: Rejected("too large", **WHERE), "memory upsert: too large"),
         (lambda ids: InvalidInput("a value is NaN"), "a value is NaN"),
         (lambda ids: PartialWrite(dict.fromkeys(ids, "mapping\nmore"), **WHERE), "mapping"),
+        (lambda ids: Unsupported("the document takes 40 MiB"), "the document takes 40 MiB"),
     ],
 )
 def test_what_cannot_be_written_is_named_and_the_rest_is_stored(
@@ -170,6 +172,17 @@ def test_a_store_that_is_down_is_waited_for(place: Place, monkeypatch: pytest.Mo
     assert place.waits[0].reason == "memory upsert: no connection"
     assert 0 < place.waits[-1].waited_seconds == report.waited_seconds
     assert len(calls) == 3 + 5
+
+
+def test_a_throttled_request_is_repeated_even_if_the_store_did_not(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    error = Throttled("no memory for a request of this size", **WHERE)
+    error.retryable = False
+    answers = iter([error, error])
+    refusing(monkeypatch, lambda _: next(answers, None))
+    assert place.run(corpus(3)).documents == 3
+    assert [wait.is_over for wait in place.waits] == [False, False, True]
 
 
 def test_a_delete_is_waited_for_as_well(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -159,7 +159,8 @@ def test_verify_finds_what_a_count_hides_and_leaves_others_alone(place: Place) -
     place.run(documents)
     with connect(place.url, encoder=StubEncoder(), storage=STORAGE) as index:
         index.delete(["d3#0", "d4#0"])
-        index.add([Document("another program's", "text"), Document("d5#9", "of an older backup")])
+        chunk = {"chunk": {"parent": "d5", "position": 9}}
+        index.add([Document("another program's", "text"), Document("d5#9", "of an older backup", chunk)])
         with Ledger(place.ledger) as ledger:
             found = verify(index, ledger)
     assert (found.missing_ids, found.stale, found.unknown) == (("d3", "d4"), 1, 1)

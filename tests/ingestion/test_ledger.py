@@ -60,6 +60,14 @@ def test_truncated_documents_are_told_again_while_they_are_unchanged() -> None:
         )
 
 
+def test_of_a_repeated_id_only_the_last_document_is_told_as_truncated() -> None:
+    between = [Document(f"d{i}", "short") for i in range(600)]
+    documents = [Document("x", text(30)), *between, Document("x", "short")]
+    with connect("memory:", encoder=Short()) as index, Ledger(None) as ledger:
+        report = ingest(documents, index, ledger=ledger, on_cut=lambda *_: pytest.fail("not cut"))
+    assert report.add.truncated == 0
+
+
 def test_repeated_ids_are_told(place: Place) -> None:
     first, rest = Document("a", "first"), [*corpus(1200), Document("b", "x")]
     report, _ = place.run([first, first, *rest, Document("a", "last"), Document("d7", "last")])

@@ -73,6 +73,15 @@ def test_a_saved_dataset_is_a_folder(tmp_path: Path) -> None:
     assert read(tmp_path / "splits") == ([Document("a", "one"), Document("b", "two")], [])
 
 
+def test_other_files_beside_a_saved_dataset_are_read(tmp_path: Path) -> None:
+    datasets.Dataset.from_dict({"id": ["a"], "text": ["one"]}).save_to_disk(tmp_path / "one")
+    write(tmp_path / "one" / "cache-1.arrow", "no rows")
+    write(tmp_path / "one" / "README.md", "# Card")
+    documents, letters = read(tmp_path)
+    assert letters == []
+    assert {document.id for document in documents} == {"a", "one/README.md"}
+
+
 def test_which_urls_are_datasets_and_which_files_of_a_repository() -> None:
     for url in ("hf://datasets/squad", "hf://datasets/a/b@main?split=x", "hf://datasets//home/x/y/z"):
         assert is_dataset(Url(url))

@@ -10,7 +10,7 @@ from reading import read, write
 
 from m3_connectors.documents import Document
 from m3_connectors.errors import InvalidInput
-from m3_connectors.readers import Fields, read_documents, read_mapping
+from m3_connectors.readers import Fields, files_to_read, read_documents, read_mapping
 
 MAPPING = """
 text = ["title", "body"]
@@ -111,6 +111,12 @@ class TestColumnsThatAreNotThere:
         assert "no source has a column 'languag'" in str(raised.value)
         assert "Did you mean 'language'?" in str(raised.value)
         assert begun == []
+
+    def test_also_refused_before_several_processes_read(self, tmp_path: Path) -> None:
+        write(tmp_path / "a.csv", "id,text,language\n1,t,en\n")
+        fields = Fields(metadata={"lang": "languag"})
+        with pytest.raises(InvalidInput, match="Did you mean 'language'"):
+            files_to_read([tmp_path], fields=fields, on_dead_letter=lambda *_: None)
 
     def test_a_column_of_one_file_is_enough(self, tmp_path: Path) -> None:
         write(tmp_path / "a.csv", "id,text\n1,t\n")

@@ -117,6 +117,25 @@ def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
     assert peak < 10 * 2**20  # 100 MB are read
 
 
+def test_rows_whose_id_json_cannot_hold_get_no_id_from_their_position(database: Path) -> None:
+    documents, letters = rows(
+        database, "SELECT raw AS id, title AS text FROM notes WHERE n IS NULL", text="text"
+    )
+    assert documents == []
+    assert [(letter.line, letter.stage) for letter in letters] == [(None, "column"), (1, "read")]
+    assert "'id'" in letters[1].reason
+    documents, _ = rows(database, "SELECT raw AS _id, id, body FROM notes WHERE id = 2")
+    assert documents == [Document("2", "lake", {})]
+
+
+def test_a_port_that_is_no_number_is_named_without_the_password() -> None:
+    documents, (letter,) = read(Url("postgresql://me:geheim42@db:here/x", "SELECT 1"))
+    assert documents == []
+    assert "the URL cannot be used" in letter.reason
+    assert "'here'" in letter.reason
+    assert "geheim" not in str(letter)
+
+
 def test_passwords_are_hidden() -> None:
     url = Url("postgresql+nodriver://me:geheim42@db/x?sslpassword=geheim43", "SELECT 1")
     _, (letter,) = read(url)

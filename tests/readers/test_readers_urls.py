@@ -215,6 +215,37 @@ class TestChange:
         assert letter.file == "memory://rows.jsonl"
 
 
+def test_members_whose_names_have_marks_of_urls_keep_their_formats(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
+        archive.writestr("docs/rows#1.jsonl", '{"id": "r1", "text": "one"}')
+        archive.writestr("docs/what?.md", "# Fox")
+        archive.writestr("docs/tool#.exe", "no text")
+    found, (letter,) = read(Url(f"zip://docs/::{tmp_path / 'all.zip'}"))
+    assert {document.id: document.text for document in found} == {"r1": "one", "what?.md": "# Fox"}
+    assert letter.reason == "unsupported format (.exe)"
+    assert origin_name(letter.file) == letter.file == f"zip://docs/tool%23.exe::{tmp_path / 'all.zip'}"
+
+
+def test_a_pattern_without_a_file_is_named(memory: Any) -> None:
+    filled(memory)
+    found, (letter,) = read(Url("memory://docs/*.mdx"))
+    assert found == []
+    assert str(letter) == "memory://docs/*.mdx: no file matches this pattern"
+
+
+def test_pages_without_an_extension_have_the_format_that_the_server_declares(
+    memory: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory.pipe("/docs/intro", b"<title>Fox</title><p>in fog</p>")
+    before = type(memory).info
+    declared = {"mimetype": "text/html; charset=utf-8"}
+    monkeypatch.setattr(type(memory), "info", lambda self, path, **how: before(self, path, **how) | declared)
+    assert texts(Url("memory://docs/intro")) == {"intro": "Fox\nin fog"}
+    assert texts(Url("memory://docs/")) == {"intro": "Fox\nin fog"}
+    raw = {"intro": "<title>Fox</title><p>in fog</p>"}
+    assert texts(Url("memory://docs/intro"), options=ReadOptions(format="text")) == raw
+
+
 class TestNames:
     @pytest.mark.parametrize(
         ("text", "name"),
@@ -224,6 +255,14 @@ class TestNames:
             ("https://h/@scope/x.txt", "https://h/@scope/x.txt"),
             ("https://u:pa/ss@h/x", "https://h/x"),
             ("S3://bucket/a@b.txt", "s3://bucket/a@b.txt"),
+            ("s3://AKIA:pa/ss@bucket/a.txt", "s3://bucket/a.txt"),
+            ("s3://AKIA:pass@bucket/a@b.txt", "s3://bucket/a@b.txt"),
+            ("https://u:pass::pw@h/x.zip", "https://h/x.zip"),
+            ("github://me:notes@main/docs", "github://me:notes@main/docs"),
+            ("oci://docs@mine/a.txt", "oci://docs@mine/a.txt"),
+            ("file:///me@work/*.md", "file:///me@work/*.md"),
+            ("zip://a::/x/me@home.zip", "zip://a::/x/me@home.zip"),
+            ("postgresql://u:hunter2::pass@h/d#query=0123456789ab", "postgresql://h/d#query=0123456789ab"),
             (
                 "postgresql+psycopg://me:se/cr@et?x@db:5432/x?sslpassword=hunter22",
                 "postgresql+psycopg://db:5432/x",
@@ -237,6 +276,7 @@ class TestNames:
         url = source_of(text)
         assert isinstance(url, Url)
         assert str(url) == name
+        assert "hunter" not in url.name
         assert origin_name(url) == origin_name(name)
         for secret in ("pass", "se/cr", "hunter", "token1", "abcdef", "pw@", "ABCD"):
             assert secret not in repr(url)
@@ -247,6 +287,22 @@ class TestNames:
         assert str(one) == str(other)
         assert str(one) != str(Url("postgresql://h/d", "SELECT 2"))
         assert str(one).startswith("postgresql://h/d#query=")
+        # Dead letters and the ledger have the name: what was not read completely is found by it.
+        assert origin_name(str(one)) == origin_name(one) == str(one)
+
+    def test_files_of_this_machine_have_one_name_from_each_folder(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Otherwise, --sync with an archive of one folder would remove what that of another one has."""
+        monkeypatch.chdir(tmp_path)
+        assert str(Url("zip://*.txt::all.zip")) == f"zip://*.txt::{tmp_path}/all.zip"
+        assert str(Url("file://docs/*.md")) == f"file://{tmp_path}/docs/*.md"
+        assert str(Url("simplecache::s3://b/a.txt")) == "simplecache::s3://b/a.txt"
+
+    def test_secrets_are_hidden_as_clients_escape_them(self) -> None:
+        url = Url("https://h/x?token=gehe im/42")
+        assert "42" not in url.without_secrets("no access: https://h/x?token=gehe%20im/42")
+        assert "42" not in url.without_secrets("no access: https://h/x?token=gehe%20im%2F42")
 
     def test_paths_are_no_urls(self, tmp_path: Path) -> None:
         for text in ("a.txt", "/x/a.txt", "C:/x", "C:\\x", "-", "notes:x"):

@@ -22,6 +22,7 @@ from worlds_of_shards import as_held, assert_counts, assert_same, read_all, worl
 from m3_connectors import Document, InvalidInput, M3Embeddings, ModelMismatch, MultiVectors
 from m3_connectors.backends.precision import PRECISIONS
 from m3_connectors.backends.schema import Storage
+from m3_connectors.readers import DeadLetter, read_documents
 from m3_connectors.shards import EmbeddingsFolder, ShardWriter, is_embeddings_folder
 from m3_connectors.shards import format as shard_format
 from m3_connectors.testing.worlds import World
@@ -279,6 +280,17 @@ class TestDamage:
         assert name in str(refused.value)
         assert "int4" in str(refused.value)
 
+    @pytest.mark.parametrize(
+        "change", [{"collection": 5}, {"shards": 5}, {"shards": [{"file": 5, "documents": 1, "bytes": 1}]}]
+    )
+    def test_a_list_with_values_of_other_types_is_damaged(
+        self, kept: EmbeddingsFolder, change: dict[str, Any]
+    ) -> None:
+        listed = kept.path / "embeddings.json"
+        listed.write_text(json.dumps({**json.loads(listed.read_text()), **change}))
+        with pytest.raises(InvalidInput, match=r"embeddings\.json is damaged"):
+            EmbeddingsFolder(kept.path)
+
     def test_a_folder_without_a_list_is_no_folder_of_embeddings(self, tmp_path: Path) -> None:
         assert not is_embeddings_folder(tmp_path)
         with pytest.raises(InvalidInput, match="no folder of embeddings"):
@@ -286,6 +298,16 @@ class TestDamage:
         (tmp_path / "embeddings.json").write_text("{")
         with pytest.raises(InvalidInput, match="is damaged"):
             EmbeddingsFolder(tmp_path)
+
+
+def test_saved_embeddings_below_a_folder_of_texts_are_not_read_as_tables(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a text")
+    save(tmp_path / "saved", world_of(1, Storage(), 4))
+    letters: list[DeadLetter] = []
+    documents = read_documents([tmp_path], on_dead_letter=lambda _, letter: letters.append(letter))
+    assert [document.id for document in documents] == ["a.txt"]
+    assert [letter.file for letter in letters] == [str(tmp_path / "saved")]
+    assert "saved embeddings" in letters[0].reason
 
 
 class TestRefusals:
