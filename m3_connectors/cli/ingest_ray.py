@@ -193,6 +193,8 @@ def store_on_ray(
         )
         if not inputs:
             raise nothing()
+        for input in inputs:
+            reading.found_in(origin_name(input.source))
         with advice(MISMATCH_ADVICE, ModelMismatch), reading.shown():
             report = ingest_on_ray(
                 inputs,

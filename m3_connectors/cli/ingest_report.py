@@ -110,7 +110,7 @@ def print_report(
         some = ", ".join(map(repr, report.kept[:3]))
         warn(
             f"{plural(len(report.kept), 'document')} not found and not removed, because a file could not be read "
-            f"completely: {some}{', …' if len(report.kept) > 3 else ''}"
+            f"completely, or the source has no documents at all: {some}{', …' if len(report.kept) > 3 else ''}"
         )
 
 

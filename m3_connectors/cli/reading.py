@@ -76,6 +76,8 @@ class Reading:
         self._origin: Origin | None = None
         self._typed: dict[str, Source] = {}
         self._unread: set[str] = set()
+        self._empty: set[str] = set()
+        """The sources in which no document was found so far."""
         self._errors = 0
         self._position = _Position(files)
         self._progress: Progress | None = None
@@ -106,9 +108,14 @@ class Reading:
         for document in documents:
             if self.interrupted:
                 return
+            self.found_in(self.origin().source)
             self._position.read(document)
             self._show()
             yield document
+
+    def found_in(self, source: str) -> None:
+        """Note that a source, by its name in the ledger, has documents."""
+        self._empty.discard(source)
 
     def parts(self, folders: Iterable[EmbeddingsFolder]) -> Iterator[Part]:
         """Yield the documents of folders of embeddings, with these, until the user interrupts."""
@@ -120,6 +127,7 @@ class Reading:
             for documents, embeddings in folder.parts():
                 if self.interrupted:
                     return
+                self.found_in(self.origin().source)
                 for document in documents:
                     self._position.read(document)
                 self._show()
@@ -135,7 +143,12 @@ class Reading:
         return self._origin
 
     def may_have(self, version: Version) -> bool:
-        """Return whether the source of a document may still have it, because it was not read completely."""
+        """Return whether the source of a document may still have it.
+
+        It was not read completely, or had no document at all: a folder that is not mounted looks like an empty one.
+        """
+        if version.source in self._empty:
+            return True
         return self.interrupted or not self._unread.isdisjoint((version.source, *parents_of(version.file)))
 
     def skip(self, source: Source, letter: DeadLetter) -> None:
@@ -236,6 +249,7 @@ class Reading:
         """Called before a source is read."""
         self._source = source
         self._typed[origin_name(source)] = source
+        self._empty.add(origin_name(source))
         self.dead.begin(source)
         self.cut.begin(source)
 

@@ -84,6 +84,23 @@ def test_an_empty_folder_removes_nothing(
         assert index.count() == before
 
 
+def test_an_empty_folder_among_others_keeps_its_documents(
+    folder: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = folder.parent / "other"
+    other.mkdir()
+    (other / "x.txt").write_text("the lake")
+    both = ["ingest", "docs", "other", "--to", URL, "-m", str(checkpoint), "--sync", "--json"]
+    assert main(both) == 0
+    capsys.readouterr()
+    (other / "x.txt").unlink()
+    (folder / "b.txt").unlink()
+    assert main(both) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["removed"] == 1
+    assert [id.rpartition("/")[2] for id in report["kept"]] == ["x.txt"]
+
+
 def test_verify_names_what_is_missing_and_the_next_run_stores_it(
     checkpoint: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
