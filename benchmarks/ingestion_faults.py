@@ -207,7 +207,11 @@ class Trial:
             }
 
     def unfounded(self) -> int | None:
-        """Return how many ids the ledger lists as stored that the store does not hold; None without a ledger."""
+        """Return how many ids the ledger lists as stored that the store does not hold; None without a ledger.
+
+        Documents that the source no longer has are left out: a killed run may have removed them from the store already,
+        and the next one removes them from the ledger.
+        """
         if self.ledger is None:
             return None
         try:
@@ -217,7 +221,8 @@ class Trial:
                 ).fetchall()
         except sqlite3.Error:
             return None
-        listed = {id for parent, chunks in rows for id in chunk_ids(parent, chunks)}
+        kept = [(parent, chunks) for parent, chunks in rows if parent in self.source.documents]
+        listed = {id for parent, chunks in kept for id in chunk_ids(parent, chunks)}
         if not listed:
             return 0
         with connect(self.direct_url or self.url, create=False) as index:
