@@ -206,23 +206,27 @@ class Trial:
                 "scores_wrong": scores,
             }
 
-    def unfounded(self) -> int | None:
-        """Return how many ids the ledger lists as stored that the store does not hold; None without a ledger.
+    def listed(self) -> set[str]:
+        """Return the ids that the ledger lists as stored; none without a ledger.
 
         Documents that the source no longer has are left out: a killed run may have removed them from the store already,
         and the next one removes them from the ledger.
         """
         if self.ledger is None:
-            return None
+            return set()
         try:
             with contextlib.closing(sqlite3.connect(self.ledger)) as ledger:
                 rows = ledger.execute(
                     "SELECT id, chunks FROM documents WHERE acknowledged IS NOT NULL"
                 ).fetchall()
         except sqlite3.Error:
-            return None
+            return set()
         kept = [(parent, chunks) for parent, chunks in rows if parent in self.source.documents]
-        listed = {id for parent, chunks in kept for id in chunk_ids(parent, chunks)}
+        return {id for parent, chunks in kept for id in chunk_ids(parent, chunks)}
+
+    def unfounded(self) -> int:
+        """Return how many ids the ledger lists as stored that the store does not hold."""
+        listed = self.listed()
         if not listed:
             return 0
         with connect(self.direct_url or self.url, create=False) as index:
@@ -340,7 +344,9 @@ class Suite:
             trial = self._trial(folder, server.url, self._options.documents * 4)
             process = trial.start()
             began = wait_for_work(trial, process)
-            time.sleep(1.0)
+            # Only then is the collection open: what is down at the start is an error.
+            while process.poll() is None and not trial.listed():
+                time.sleep(0.05)
             server.server.stop()
             log(f"{store}: stopped; the run {'goes on' if process.poll() is None else 'has ended'}")
             time.sleep(self._options.stopped_seconds)
