@@ -57,6 +57,7 @@ class Batch:
         source: The name of the source.
         queries: The int64 token ids of each query.
         passages: The int64 token ids of each passage.
+        text_numbers: int64 ``[queries + passages]``, the number of each text in the store.
         targets: int64 ``[queries]``, the position of the passage that is relevant to each query.
         cross_lingual: bool ``[queries]``, whether the two languages differ.
     """
@@ -64,6 +65,7 @@ class Batch:
     source: str
     queries: list[NDArray[np.int64]]
     passages: list[NDArray[np.int64]]
+    text_numbers: NDArray[np.int64]
     targets: NDArray[np.int64]
     cross_lingual: NDArray[np.bool_]
 
@@ -253,6 +255,9 @@ class Sampler:
             source=source,
             queries=[wrap(store.text(n), self._query_longest) for n in store.query[rows]],
             passages=[wrap(store.text(store.passage[part[0]]), longest) for part in by_passage],
+            text_numbers=np.concatenate(
+                [store.query[rows], store.passage[[part[0] for part in by_passage]]]
+            ).astype(np.int64),
             targets=np.repeat(np.arange(len(by_passage)), [len(part) for part in by_passage]),
             cross_lingual=np.asarray(store.cross_lingual[rows]),
         )

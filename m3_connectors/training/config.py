@@ -27,6 +27,7 @@ from m3_connectors.training.ranges import (
     require_one_above_0,
 )
 from m3_connectors.training.start import StartSettings
+from m3_connectors.training.teacher import TeacherSettings
 from m3_connectors.training.tokenizer import FIRST_SPECIALS
 
 _EXAMPLES = {
@@ -153,6 +154,7 @@ class TrainingConfig:
         tokenizer: The tokenizer; used only when training from scratch.
         model: The sizes; used only when training from scratch.
         start: The initial model; used only when training from scratch.
+        teacher: Dense vectors of another model to learn from.
         loss: The constants of section 3.3.
         optimizer: AdamW and the schedule.
         run: The length of the run and the checkpoints.
@@ -166,11 +168,12 @@ class TrainingConfig:
 
     output: str
     data: DataSettings
-    objective: Literal["unsupervised", "finetune"] = "finetune"
+    objective: Literal["distil", "unsupervised", "finetune"] = "finetune"
     start_from: str = ""
     tokenizer: TokenizerSettings = Field(default_factory=TokenizerSettings)
     model: ModelSettings = Field(default_factory=ModelSettings)
     start: StartSettings = Field(default_factory=StartSettings)
+    teacher: TeacherSettings = Field(default_factory=TeacherSettings)
     loss: LossSettings = Field(default_factory=LossSettings)
     optimizer: OptimizerSettings = Field(default_factory=OptimizerSettings)
     run: RunSettings = Field(default_factory=RunSettings)
@@ -258,6 +261,9 @@ def _resolved(config: TrainingConfig, folder: Path) -> TrainingConfig:
         output=str(folder / config.output),
         start_from=str(beside.resolve()) if config.start_from and beside.is_dir() else config.start_from,
         data=dataclasses.replace(config.data, folder=str(folder / config.data.folder)),
+        teacher=dataclasses.replace(
+            config.teacher, vectors=str(folder / config.teacher.vectors) if config.teacher.vectors else ""
+        ),
     )
 
 

@@ -40,7 +40,8 @@ from m3_connectors.training.forward import TrainingEncoder
 from m3_connectors.training.optimizer import RowAdamW
 from m3_connectors.training.pairs import fingerprint_files, other_files, read_pairs
 from m3_connectors.training.stages import STAGES, Outcome, StageInputs
-from m3_connectors.training.start import build_start
+from m3_connectors.training.start import RESERVED, build_start
+from m3_connectors.training.teacher import TeacherVectors
 from m3_connectors.training.tokenizer import sample_texts, save_tokenizer, train_tokenizer
 from m3_connectors.training.validate import Task, Validation, make_tasks, unmatched
 
@@ -186,7 +187,11 @@ class Trainer:
             return model
         self._phase("computing the initial model")
         began = time.perf_counter()
-        model = build_start(self.store, config, self._config.start, self._config.run.seed)
+        vectors = self._config.teacher.vectors
+        teacher = (
+            TeacherVectors(Path(vectors), self.store.keys, config.hidden_size - RESERVED) if vectors else None
+        )
+        model = build_start(self.store, config, self._config.start, self._config.run.seed, teacher)
         with replacing(kept) as fresh:
             torch.save(model.state_dict(), fresh)
         self._report({"event": "start", "seconds": round(time.perf_counter() - began, 1)})
