@@ -45,6 +45,8 @@ class StartSettings:
         singular_power: The embeddings are the left singular vectors times the singular values to this power.
         sharpness: The attention of ``<s>`` to a piece is proportional to the idf of the piece to this power.
         lexical_scale: The sparse head is fitted to ``scale * sqrt(idf)``.
+        fit_sparse_head: Whether to fit the sparse head in this way also if the run starts from a checkpoint, one
+            whose head was never trained.
         longest: The maximum number of tokens of a passage that are counted.
         ridge: With a teacher: the ridge of the regression, in units of the mean weight of a piece.
         regression_steps: With a teacher: the number of steps of conjugate gradients.
@@ -54,6 +56,7 @@ class StartSettings:
     singular_power: float = 0.5
     sharpness: NotNegative = 1.5
     lexical_scale: Positive = 0.14
+    fit_sparse_head: bool = False
     longest: int = Field(default=384, ge=1)
     ridge: Positive = 0.1
     regression_steps: int = Field(default=20, ge=1)
@@ -301,6 +304,12 @@ def place_start(
         model.colbert_linear.weight[:, _IMPORTANCE:] *= 0.2
         model.colbert_linear.bias.zero_()
     return model
+
+
+def fit_sparse_head(model: M3Model, store: PairStore, settings: StartSettings) -> None:
+    """Give a model whose sparse head was never trained a start: a token weighs as much as it is rare."""
+    holding, totals = passages_by_language(store, model.config.vocab_size, settings.longest)
+    _fit_sparse_head(model, store, idf_by_language(holding, totals), settings)
 
 
 def _fit_sparse_head(

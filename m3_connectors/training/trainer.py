@@ -30,6 +30,7 @@ from m3_connectors.training.checkpoint import (
     claim_folder,
     export_model,
     import_model,
+    is_saved,
     load_state,
     read_kept,
     save_state,
@@ -40,7 +41,7 @@ from m3_connectors.training.forward import TrainingEncoder
 from m3_connectors.training.optimizer import RowAdamW
 from m3_connectors.training.pairs import fingerprint_files, other_files, read_pairs
 from m3_connectors.training.stages import STAGES, Outcome, StageInputs
-from m3_connectors.training.start import RESERVED, build_start
+from m3_connectors.training.start import RESERVED, build_start, fit_sparse_head
 from m3_connectors.training.teacher import TeacherVectors
 from m3_connectors.training.tokenizer import sample_texts, save_tokenizer, train_tokenizer
 from m3_connectors.training.validate import Task, Validation, make_tasks, unmatched
@@ -108,6 +109,8 @@ class Trainer:
         self._warn_of_pairs()
         self._tasks = self._held_out_tasks()
         self.model = start.model if start else self._scratch()
+        if start and config.start.fit_sparse_head and not is_saved(work):
+            fit_sparse_head(self.model, self.store, config.start)
         encoder = TrainingEncoder(
             self.model, DTYPES[config.run.dtype], tokens_at_once=config.run.tokens_at_once
         )
