@@ -23,5 +23,6 @@ class Finetune(PairStage):
             self._config.loss,
             cross_lingual=torch.from_numpy(batch.cross_lingual),
             self_distillation=share_done >= self._config.run.distil_from,
+            ignored=torch.from_numpy(batch.ignored),
         )
         return Outcome(loss, parts, tables, self.counts(batch))
