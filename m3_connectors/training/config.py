@@ -87,6 +87,7 @@ class DataSettings:
         query_longest: The maximum number of tokens of a query.
         queries_per_passage: The maximum number of queries of a passage in a batch.
         query_tokens_per_passage: The maximum number of tokens of these queries together.
+        negatives_per_query: The maximum number of hard negatives (``neg``) of a query in a batch; 0 for none.
         language_exponent: The share of a language within a source is proportional to its count to this power.
         held_out_share: The share of passages kept for validation.
         linked_sources: The sources that are held out in clusters of texts that share pairs.
@@ -99,6 +100,7 @@ class DataSettings:
     query_longest: int = Field(default=64, ge=SHORTEST)
     queries_per_passage: int = Field(default=3, ge=1)
     query_tokens_per_passage: int = Field(default=48, ge=1)
+    negatives_per_query: int = Field(default=7, ge=0)
     language_exponent: NotNegative = 0.7
     held_out_share: ShareBelow1 = 0.03
     linked_sources: tuple[str, ...] = ("par_",)

@@ -147,6 +147,22 @@ class Trainer:
             self._warn(
                 f"{self._data}: only .jsonl and .jsonl.gz files are read, not {_listed(unread)}.",
             )
+        store = self.store
+        if store.broken_lines:
+            first, _, remedy = store.broken[0].partition("\n")
+            others = [message.split("\n")[0] for message in store.broken[1:]]
+            self._warn(
+                f"{store.broken_lines:,} broken line{'s' * (store.broken_lines > 1)} skipped: "
+                + " ".join([first, *others])
+                + (" …" if store.broken_lines > len(store.broken) else "")
+                + f"\n{remedy}"
+            )
+        if store.truncated_texts:
+            self._warn(
+                f"{store.truncated_texts:,} texts have more tokens than the model has positions and are truncated."
+            )
+        if empty := int((store.lengths == 0).sum()):
+            self._warn(f"{empty:,} texts have no tokens, only characters that the tokenizer removes.")
         unused = sorted(self.store.unused.items(), key=lambda item: -item[1])
         for what, count in unused[:_NAMED]:
             self._warn(f"{what} in {count:,} lines of the training pairs is not used.")

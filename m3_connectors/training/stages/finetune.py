@@ -33,6 +33,7 @@ class Finetune(PairStage):
             self._config.loss,
             cross_lingual=torch.from_numpy(batch.cross_lingual),
             self_distillation=share_done >= self._config.run.distil_from,
+            ignored=torch.from_numpy(batch.ignored),
         )
         if self._teacher:
             distance = self._teacher.distance(shown.dense, batch.text_numbers)
