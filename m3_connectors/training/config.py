@@ -27,7 +27,7 @@ from m3_connectors.training.ranges import (
     require_one_above_0,
 )
 from m3_connectors.training.start import StartSettings
-from m3_connectors.training.teacher import TeacherSettings
+from m3_connectors.training.dense_teacher import DenseTeacherSettings
 from m3_connectors.training.tokenizer import FIRST_SPECIALS
 
 _EXAMPLES = {
@@ -156,7 +156,7 @@ class TrainingConfig:
         tokenizer: The tokenizer; used only when training from scratch.
         model: The sizes; used only when training from scratch.
         start: The initial model; used only when training from scratch.
-        teacher: Dense vectors of another model to learn from.
+        dense_teacher: Dense vectors of another model to learn from.
         loss: The constants of section 3.3.
         optimizer: AdamW and the schedule.
         run: The length of the run and the checkpoints.
@@ -175,7 +175,7 @@ class TrainingConfig:
     tokenizer: TokenizerSettings = Field(default_factory=TokenizerSettings)
     model: ModelSettings = Field(default_factory=ModelSettings)
     start: StartSettings = Field(default_factory=StartSettings)
-    teacher: TeacherSettings = Field(default_factory=TeacherSettings)
+    dense_teacher: DenseTeacherSettings = Field(default_factory=DenseTeacherSettings)
     loss: LossSettings = Field(default_factory=LossSettings)
     optimizer: OptimizerSettings = Field(default_factory=OptimizerSettings)
     run: RunSettings = Field(default_factory=RunSettings)
@@ -263,8 +263,8 @@ def _resolved(config: TrainingConfig, folder: Path) -> TrainingConfig:
         output=str(folder / config.output),
         start_from=str(beside.resolve()) if config.start_from and beside.is_dir() else config.start_from,
         data=dataclasses.replace(config.data, folder=str(folder / config.data.folder)),
-        teacher=dataclasses.replace(
-            config.teacher, vectors=str(folder / config.teacher.vectors) if config.teacher.vectors else ""
+        dense_teacher=dataclasses.replace(
+            config.dense_teacher, vectors=str(folder / config.dense_teacher.vectors) if config.dense_teacher.vectors else ""
         ),
     )
 

@@ -25,7 +25,7 @@ from tokenizers import Tokenizer
 
 from m3_connectors.files import replacing
 from m3_connectors.training.pairs import fingerprint_files, read_lines
-from m3_connectors.training.teacher import text_key
+from m3_connectors.training.dense_teacher import text_key
 
 _log = logging.getLogger(__name__)
 

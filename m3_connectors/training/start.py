@@ -28,7 +28,7 @@ from m3_connectors.encoder.model import Layer, M3Model
 from m3_connectors.training.batches import wrap
 from m3_connectors.training.data import PairStore
 from m3_connectors.training.ranges import STRICT, NotNegative, Positive
-from m3_connectors.training.teacher import TeacherVectors
+from m3_connectors.training.dense_teacher import TeacherVectors
 from m3_connectors.training.tokenizer import FIRST_PIECE
 
 _IMPORTANCE, _MARKER = -2, -1
@@ -233,7 +233,7 @@ def build_start(
         config: The sizes; ``hidden_size - 2`` is the rank of the decomposition.
         settings: The constants of the initial model.
         seed: The seed of the decomposition and of the small weights.
-        teacher: Dense vectors of ``hidden_size - 2`` numbers that the initial model approximates; by default,
+        dense_teacher: Dense vectors of ``hidden_size - 2`` numbers that the initial model approximates; by default,
             it is latent semantic indexing.
     """
     holding, totals = passages_by_language(store, config.vocab_size, settings.longest)

@@ -42,7 +42,7 @@ from m3_connectors.training.optimizer import RowAdamW
 from m3_connectors.training.pairs import fingerprint_files, other_files, read_pairs
 from m3_connectors.training.stages import STAGES, Outcome, StageInputs
 from m3_connectors.training.start import RESERVED, build_start, fit_sparse_head
-from m3_connectors.training.teacher import TeacherVectors
+from m3_connectors.training.dense_teacher import TeacherVectors
 from m3_connectors.training.tokenizer import sample_texts, save_tokenizer, train_tokenizer
 from m3_connectors.training.validate import Task, Validation, make_tasks, unmatched
 
@@ -206,7 +206,7 @@ class Trainer:
             return model
         self._phase("computing the initial model")
         began = time.perf_counter()
-        vectors = self._config.teacher.vectors
+        vectors = self._config.dense_teacher.vectors
         teacher = (
             TeacherVectors(Path(vectors), self.store.keys, config.hidden_size - RESERVED) if vectors else None
         )

@@ -10,7 +10,7 @@ from m3_connectors.errors import InvalidInput
 from m3_connectors.training.losses import distilled
 from m3_connectors.training.stages.pairs import PairStage
 from m3_connectors.training.stages.stage import Outcome, StageInputs
-from m3_connectors.training.teacher import TeacherVectors
+from m3_connectors.training.dense_teacher import TeacherVectors
 
 
 class Distil(PairStage):
@@ -21,11 +21,11 @@ class Distil(PairStage):
 
     def __init__(self, inputs: StageInputs) -> None:
         super().__init__(inputs)
-        settings = inputs.config.teacher
+        settings = inputs.config.dense_teacher
         if not settings.vectors:
             raise InvalidInput(
-                "the objective is distil, but teacher.vectors is not set.\n"
-                '  Write the file of teacher vectors as in: [teacher] vectors = "teacher.safetensors"'
+                "the objective is distil, but dense_teacher.vectors is not set.\n"
+                '  Write the file of teacher vectors as in: [dense_teacher] vectors = "teacher.safetensors"'
             )
         self._teacher = TeacherVectors(
             Path(settings.vectors), inputs.store.keys, inputs.model.config.hidden_size
@@ -38,7 +38,7 @@ class Distil(PairStage):
         dense, tables = self._encoder.dense(batch.queries + batch.passages, self.first_positions(batch, step))
         distance = self._teacher.distance(dense, texts)
         known, targets = self._teacher.targets(texts)
-        temperature = self._config.teacher.temperature
+        temperature = self._config.dense_teacher.temperature
         queries, passages = known < len(batch), known >= len(batch)
         parts = {"distance": distance.item()}
         loss = distance

@@ -10,7 +10,7 @@ from m3_connectors.training.forward import split
 from m3_connectors.training.losses import objective, score_all
 from m3_connectors.training.stages.pairs import PairStage
 from m3_connectors.training.stages.stage import Outcome, StageInputs
-from m3_connectors.training.teacher import TeacherVectors
+from m3_connectors.training.dense_teacher import TeacherVectors
 
 
 class Finetune(PairStage):
@@ -18,7 +18,7 @@ class Finetune(PairStage):
 
     def __init__(self, inputs: StageInputs) -> None:
         super().__init__(inputs)
-        path = inputs.config.teacher.vectors
+        path = inputs.config.dense_teacher.vectors
         self._teacher = (
             TeacherVectors(Path(path), inputs.store.keys, inputs.model.config.hidden_size) if path else None
         )
@@ -37,6 +37,6 @@ class Finetune(PairStage):
         )
         if self._teacher:
             distance = self._teacher.distance(shown.dense, batch.text_numbers)
-            loss = loss + self._config.teacher.weight * distance
+            loss = loss + self._config.dense_teacher.weight * distance
             parts["distance"] = distance.item()
         return Outcome(loss, parts, tables, self.counts(batch))
