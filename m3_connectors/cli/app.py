@@ -33,6 +33,7 @@ _MODULES = {
     "report": "report",
     "encode": "encode",
     "train": "train",
+    "data": "data",
     "bench": "bench",
     "doctor": "doctor",
 }
