@@ -31,8 +31,8 @@ from m3_connectors.encoder.linear import speed_up
 from m3_connectors.encoder.loading import load
 from m3_connectors.encoder.tokens import TextTokeniser
 from m3_connectors.files import replacing
-from m3_connectors.training.pairs import Pair, read_pairs
 from m3_connectors.training.dense_teacher import text_key
+from m3_connectors.training.pairs import Pair, read_pairs
 
 LONGEST = 128
 """Tokens of a text that the teacher sees."""
@@ -114,8 +114,7 @@ def main() -> None:
             with replacing(path) as fresh:
                 save_file({"keys": keys, "vectors": teacher([prefix + text for text, prefix in part])}, fresh)
             done = f"{start + len(part):,} of {len(ordered):,} texts, {time.monotonic() - began:.0f} s"
-            sys.stderr.write(done + "
-")
+            sys.stderr.write(done + "\n")
         written.append(load_file(path))
     with replacing(options.out) as fresh:
         save_file(

@@ -35,6 +35,7 @@ _MODULES = {
     "train": "train",
     "mine": "mine",
     "score-pairs": "mine",
+    "data": "data",
     "bench": "bench",
     "doctor": "doctor",
 }

@@ -15,6 +15,7 @@ from pydantic.dataclasses import dataclass
 from m3_connectors.errors import InvalidInput
 from m3_connectors.records import Key, read_raw_toml, read_settings
 from m3_connectors.training.batches import SHORTEST, LengthGroup
+from m3_connectors.training.dense_teacher import DenseTeacherSettings
 from m3_connectors.training.losses import LossSettings
 from m3_connectors.training.optimizer import OptimizerSettings
 from m3_connectors.training.ranges import (
@@ -27,7 +28,6 @@ from m3_connectors.training.ranges import (
     require_one_above_0,
 )
 from m3_connectors.training.start import StartSettings
-from m3_connectors.training.dense_teacher import DenseTeacherSettings
 from m3_connectors.training.tokenizer import FIRST_SPECIALS
 
 _EXAMPLES = {
@@ -264,7 +264,8 @@ def _resolved(config: TrainingConfig, folder: Path) -> TrainingConfig:
         start_from=str(beside.resolve()) if config.start_from and beside.is_dir() else config.start_from,
         data=dataclasses.replace(config.data, folder=str(folder / config.data.folder)),
         dense_teacher=dataclasses.replace(
-            config.dense_teacher, vectors=str(folder / config.dense_teacher.vectors) if config.dense_teacher.vectors else ""
+            config.dense_teacher,
+            vectors=str(folder / config.dense_teacher.vectors) if config.dense_teacher.vectors else "",
         ),
     )
 

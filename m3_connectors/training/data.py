@@ -24,8 +24,8 @@ from scipy.sparse.csgraph import connected_components
 from tokenizers import Tokenizer
 
 from m3_connectors.files import replacing
-from m3_connectors.training.pairs import fingerprint_files, read_lines
 from m3_connectors.training.dense_teacher import text_key
+from m3_connectors.training.pairs import fingerprint_files, read_lines
 
 _log = logging.getLogger(__name__)
 

@@ -27,8 +27,8 @@ from m3_connectors.encoder.config import ModelConfig
 from m3_connectors.encoder.model import Layer, M3Model
 from m3_connectors.training.batches import wrap
 from m3_connectors.training.data import PairStore
-from m3_connectors.training.ranges import STRICT, NotNegative, Positive
 from m3_connectors.training.dense_teacher import TeacherVectors
+from m3_connectors.training.ranges import STRICT, NotNegative, Positive
 from m3_connectors.training.tokenizer import FIRST_PIECE
 
 _IMPORTANCE, _MARKER = -2, -1

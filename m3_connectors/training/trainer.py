@@ -37,12 +37,12 @@ from m3_connectors.training.checkpoint import (
 )
 from m3_connectors.training.config import DTYPES, TokenizerSettings, TrainingConfig
 from m3_connectors.training.data import open_pairs
+from m3_connectors.training.dense_teacher import TeacherVectors
 from m3_connectors.training.forward import TrainingEncoder
 from m3_connectors.training.optimizer import RowAdamW
 from m3_connectors.training.pairs import fingerprint_files, other_files, read_pairs
 from m3_connectors.training.stages import STAGES, Outcome, StageInputs
 from m3_connectors.training.start import RESERVED, build_start, fit_sparse_head
-from m3_connectors.training.dense_teacher import TeacherVectors
 from m3_connectors.training.tokenizer import sample_texts, save_tokenizer, train_tokenizer
 from m3_connectors.training.validate import Task, Validation, make_tasks, unmatched
 

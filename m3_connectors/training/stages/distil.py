@@ -7,10 +7,10 @@ from pathlib import Path
 from torch.nn import functional as F
 
 from m3_connectors.errors import InvalidInput
+from m3_connectors.training.dense_teacher import TeacherVectors
 from m3_connectors.training.losses import distilled
 from m3_connectors.training.stages.pairs import PairStage
 from m3_connectors.training.stages.stage import Outcome, StageInputs
-from m3_connectors.training.dense_teacher import TeacherVectors
 
 
 class Distil(PairStage):

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import torch
 
+from m3_connectors.training.dense_teacher import TeacherVectors
 from m3_connectors.training.forward import split
 from m3_connectors.training.losses import objective, score_all
 from m3_connectors.training.stages.pairs import PairStage
 from m3_connectors.training.stages.stage import Outcome, StageInputs
-from m3_connectors.training.dense_teacher import TeacherVectors
 
 
 class Finetune(PairStage):
