@@ -24,7 +24,7 @@ class Distil(PairStage):
         settings = inputs.config.dense_teacher
         if not settings.vectors:
             raise InvalidInput(
-                "the objective is distil, but dense_teacher.vectors is not set.\n"
+                f"dense_teacher.vectors is {settings.vectors!r}, but the objective distil needs a file of vectors.\n"
                 '  Write the file of teacher vectors as in: [dense_teacher] vectors = "teacher.safetensors"'
             )
         self._teacher = TeacherVectors(
