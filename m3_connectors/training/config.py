@@ -26,6 +26,7 @@ from m3_connectors.training.ranges import (
     ShareBelow1,
     require_one_above_0,
 )
+from m3_connectors.training.retromae import RetroMAESettings
 from m3_connectors.training.start import StartSettings
 from m3_connectors.training.tokenizer import FIRST_SPECIALS
 
@@ -154,6 +155,7 @@ class TrainingConfig:
         model: The sizes; used only when training from scratch.
         start: The initial model; used only when training from scratch.
         loss: The constants of section 3.3.
+        retromae: The masks of the stage ``retromae``.
         optimizer: AdamW and the schedule.
         run: The length of the run and the checkpoints.
         tune_importance: The importance of held-out tasks, by prefix, when the weights of the model are tuned.
@@ -166,12 +168,13 @@ class TrainingConfig:
 
     output: str
     data: DataSettings
-    objective: Literal["unsupervised", "finetune"] = "finetune"
+    objective: Literal["retromae", "unsupervised", "finetune"] = "finetune"
     start_from: str = ""
     tokenizer: TokenizerSettings = Field(default_factory=TokenizerSettings)
     model: ModelSettings = Field(default_factory=ModelSettings)
     start: StartSettings = Field(default_factory=StartSettings)
     loss: LossSettings = Field(default_factory=LossSettings)
+    retromae: RetroMAESettings = Field(default_factory=RetroMAESettings)
     optimizer: OptimizerSettings = Field(default_factory=OptimizerSettings)
     run: RunSettings = Field(default_factory=RunSettings)
     tune_importance: dict[str, Positive] = Field(default_factory=dict)

@@ -26,7 +26,7 @@ from m3_connectors.training.pairs import fingerprint_files, read_lines
 
 _log = logging.getLogger(__name__)
 
-_CACHE_FORMAT = 4
+_CACHE_FORMAT = 5
 _TOKENISE_AT_ONCE = 4096
 
 
@@ -43,6 +43,7 @@ class PairStore:
         query_language: int16 ``[pairs]``, the position in ``languages``.
         passage_language: int16 ``[pairs]``, the position in ``languages``.
         held_out: bool ``[pairs]``, whether the pair is excluded from training, for validation.
+        alone: bool ``[pairs]``, whether it is a text without a query, which is then the passage and the query.
         sources: The names of the files, without suffix.
         languages: The language codes.
         unused: The number of lines with a key that is not used (``pairs.Line.unused``), by key.
@@ -56,6 +57,7 @@ class PairStore:
     query_language: NDArray[np.int16]
     passage_language: NDArray[np.int16]
     held_out: NDArray[np.bool_]
+    alone: NDArray[np.bool_]
     sources: tuple[str, ...]
     languages: tuple[str, ...]
     unused: Mapping[str, int]
@@ -88,6 +90,7 @@ _ARRAYS = (
     "query_language",
     "passage_language",
     "held_out",
+    "alone",
 )
 
 
@@ -173,11 +176,13 @@ def _build(
                 sources.setdefault(pair.source, len(sources)),
                 languages.setdefault(pair.lang_q, len(languages)),
                 languages.setdefault(pair.lang_p, len(languages)),
+                int(pair.alone),
             )
             for pair in line.pairs
         )
     texts = list(numbers)
-    query, passage, source, query_language, passage_language = np.array(rows, np.int32).reshape(-1, 5).T
+    columns = np.array(rows, np.int32).reshape(-1, 6).T
+    query, passage, source, query_language, passage_language, alone = columns
     linked = np.array([name.startswith(linked_sources) if linked_sources else False for name in sources])
     groups = _clusters(query, passage, linked[source], len(texts))
     held_texts = np.array([_hash_share(texts[group]) < held_out_share for group in range(len(texts))])
@@ -203,6 +208,7 @@ def _build(
         "query_language": query_language.astype(np.int16),
         "passage_language": passage_language.astype(np.int16),
         "held_out": held_texts[groups[passage]],
+        "alone": alone.astype(np.bool_),
     }
     for name, array in arrays.items():
         np.save(cache / f"{name}.npy", array)

@@ -1,7 +1,8 @@
 """Reads files of training pairs: JSON Lines in our format or FlagEmbedding's; invalid lines are named.
 
 Our format has one pair per line, ``{"query", "positive", "lang_q", "lang_p"}``. FlagEmbedding's is
-``{"query", "pos": [...], "neg": [...]}``, with one pair for each text in ``pos``. Files may be UTF-8, with or
+``{"query", "pos": [...], "neg": [...]}``, with one pair for each text in ``pos``. A line ``{"text", "lang"}`` is a
+text without a query, for ``retromae``. Files may be UTF-8, with or
 without a byte-order mark, or UTF-16 with one. Blank lines are skipped, as by all other readers.
 """
 
@@ -21,22 +22,25 @@ UNDETERMINED = "und"
 
 _ENDINGS = (".jsonl", ".jsonl.gz")
 _KEYS = ("query", "positive", "lang_q", "lang_p")
+_TEXT_KEYS = ("text", "lang")
 _FLAG_EMBEDDING_KEYS = ("query", "pos", "lang_q", "lang_p")
 _FORMS = (
     '  Write each line as {"query": "…", "positive": "…", "lang_q": "en", "lang_p": "en"}, or as '
-    'FlagEmbedding\'s {"query": "…", "pos": ["…"]}.'
+    'FlagEmbedding\'s {"query": "…", "pos": ["…"]}; texts without queries, for the stage retromae, as '
+    '{"text": "…"}.'
 )
 
 
 @dataclass(frozen=True)
 class Pair:
-    """One query with a relevant passage."""
+    """One query with a relevant passage, or a text without a query, which is then both."""
 
     source: str
     query: str
     positive: str
     lang_q: str
     lang_p: str
+    alone: bool = False
 
 
 @dataclass(frozen=True)
@@ -116,6 +120,12 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _parse(source: str, raw: dict[str, Any], where: str) -> Line:
+    if "text" in raw and "query" not in raw:
+        language = raw.get("lang", UNDETERMINED)
+        _check_text(where, "text", raw["text"])
+        _check_text(where, "lang", language)
+        pair = Pair(source, raw["text"], raw["text"], language, language, alone=True)
+        return Line((pair,), _unused(raw, _TEXT_KEYS))
     if "pos" in raw and "positive" not in raw:
         return _flag_embedding(source, raw, where)
     for key in _KEYS:

@@ -148,13 +148,15 @@ class Trainer:
             self._warn(f"{what} in {count:,} lines of the training pairs is not used.")
         if len(unused) > _NAMED:
             self._warn(f"{len(unused) - _NAMED:,} other keys of the training pairs are not used.")
-        pairs = np.asarray(self.store.query, np.int64) << 32 | np.asarray(self.store.passage, np.int64)
+        is_pair = ~np.asarray(self.store.alone)
+        query, passage = self.store.query[is_pair], self.store.passage[is_pair]
+        pairs = query.astype(np.int64) << 32 | passage.astype(np.int64)
         repeated = len(pairs) - len(np.unique(pairs))
         if repeated:
-            self._warn(f"{repeated:,} of {len(self.store):,} pairs repeat another pair.")
-        equal = int((np.asarray(self.store.query) == np.asarray(self.store.passage)).sum())
+            self._warn(f"{repeated:,} of {len(pairs):,} pairs repeat another pair.")
+        equal = int((query == passage).sum())
         if equal:
-            self._warn(f"{equal:,} of {len(self.store):,} pairs have the same text as query and as passage.")
+            self._warn(f"{equal:,} of {len(pairs):,} pairs have the same text as query and as passage.")
 
     def _tokenizer(self) -> Tokenizer:
         """Return the tokenizer of a run from scratch, which is stored in the working folder."""

@@ -8,10 +8,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from m3_connectors.training.stages.finetune import Finetune
+from m3_connectors.training.stages.retromae import RetroMAE
 from m3_connectors.training.stages.stage import Outcome, Stage, StageInputs
 from m3_connectors.training.stages.unsupervised import Unsupervised
 
-STAGES: Mapping[str, type[Stage]] = {"unsupervised": Unsupervised, "finetune": Finetune}
+STAGES: Mapping[str, type[Stage]] = {
+    "retromae": RetroMAE,
+    "unsupervised": Unsupervised,
+    "finetune": Finetune,
+}
 """The stages by the name that a configuration gives as ``objective``."""
 
 __all__ = ["STAGES", "Outcome", "Stage", "StageInputs"]
