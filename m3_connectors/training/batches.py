@@ -59,6 +59,7 @@ class Batch:
         passages: The int64 token ids of each passage.
         targets: int64 ``[queries]``, the position of the passage that is relevant to each query.
         cross_lingual: bool ``[queries]``, whether the two languages differ.
+        longest: The length limit of the passages' group, in tokens.
     """
 
     source: str
@@ -66,6 +67,7 @@ class Batch:
     passages: list[NDArray[np.int64]]
     targets: NDArray[np.int64]
     cross_lingual: NDArray[np.bool_]
+    longest: int
 
     def __len__(self) -> int:
         """The number of queries."""
@@ -229,6 +231,7 @@ class Sampler:
             passages=[wrap(store.text(store.passage[part[0]]), longest) for part in by_passage],
             targets=np.repeat(np.arange(len(by_passage)), [len(part) for part in by_passage]),
             cross_lingual=np.asarray(store.cross_lingual[rows]),
+            longest=longest,
         )
 
 
@@ -246,3 +249,25 @@ def wrap(text: NDArray[Any], longest: int) -> NDArray[np.int64]:
     ids = np.empty(min(len(text), longest - 2) + 2, np.int64)
     ids[0], ids[1:-1], ids[-1] = START_ID, text[: longest - 2], END_ID
     return ids
+
+
+def other_positives(batch: Batch) -> NDArray[np.bool_]:
+    """Return which passages must not be negatives of a query, bool ``[queries, passages]``.
+
+    The sampler separates equal texts; different ones may still have equal tokens, because of capital letters, spaces
+    or truncation. A passage is no negative of a query if its tokens are those of the query or of its own passage, or
+    if it is the passage of a query with the same tokens. A query's own passage is never excluded.
+    """
+    number: dict[bytes, int] = {}
+    queries, passages = (
+        np.array([number.setdefault(text.tobytes(), len(number)) for text in texts])
+        for texts in (batch.queries, batch.passages)
+    )
+    own = passages[batch.targets]
+    excluded = (passages[None, :] == own[:, None]) | (passages[None, :] == queries[:, None])
+    if len(np.unique(queries)) < len(queries):
+        same_query = (queries[:, None] == queries[None, :]).astype(np.int32)
+        positives = (own[:, None] == passages[None, :]).astype(np.int32)
+        excluded |= (same_query @ positives) > 0
+    excluded[np.arange(len(queries)), batch.targets] = False
+    return excluded

@@ -91,6 +91,9 @@ class DataSettings:
         held_out_share: The share of passages kept for validation.
         linked_sources: The sources that are held out in clusters of texts that share pairs.
         shifted_share: The share of passages that get random positions, so that all positions are trained.
+        segment_shuffle: The share of long passages that are cut into three segments in random order, against
+            over-reading of the first sentences (section 3.1).
+        segment_shuffle_above: The number of tokens above which a passage is long for this purpose.
     """
 
     folder: str
@@ -103,6 +106,8 @@ class DataSettings:
     held_out_share: ShareBelow1 = 0.03
     linked_sources: tuple[str, ...] = ("par_",)
     shifted_share: Share = 0.3
+    segment_shuffle: Share = 0.002
+    segment_shuffle_above: int = Field(default=100, ge=SHORTEST)
 
     def __post_init__(self) -> None:
         require_one_above_0("source_weights", self.source_weights.values())
@@ -151,6 +156,8 @@ class TrainingConfig:
         objective: The stage of the recipe; see ``training.stages``.
         start_from: The directory of a checkpoint to start from, or a hub name such as ``BAAI/bge-m3``; empty
             to train from scratch.
+        extend_positions: The number of positions that the start model gets if it has fewer; 0 keeps its own. See
+            ``training.positions``.
         tokenizer: The tokenizer; used only when training from scratch.
         model: The sizes; used only when training from scratch.
         start: The initial model; used only when training from scratch.
@@ -170,6 +177,7 @@ class TrainingConfig:
     data: DataSettings
     objective: Literal["retromae", "unsupervised", "finetune"] = "finetune"
     start_from: str = ""
+    extend_positions: int = Field(default=0, ge=0)
     tokenizer: TokenizerSettings = Field(default_factory=TokenizerSettings)
     model: ModelSettings = Field(default_factory=ModelSettings)
     start: StartSettings = Field(default_factory=StartSettings)

@@ -21,7 +21,7 @@ from tokenizers import Tokenizer
 
 from m3_connectors.encoder.config import ModelConfig
 from m3_connectors.encoder.model import M3Model
-from m3_connectors.errors import Diverged
+from m3_connectors.errors import Diverged, InvalidInput
 from m3_connectors.files import replacing
 from m3_connectors.methods import MIRACL, Weights, save_weights
 from m3_connectors.training.checkpoint import (
@@ -39,6 +39,7 @@ from m3_connectors.training.data import open_pairs
 from m3_connectors.training.forward import TrainingEncoder
 from m3_connectors.training.optimizer import RowAdamW
 from m3_connectors.training.pairs import fingerprint_files, other_files, read_pairs
+from m3_connectors.training.positions import extend_positions
 from m3_connectors.training.stages import STAGES, Outcome, StageInputs
 from m3_connectors.training.start import build_start
 from m3_connectors.training.tokenizer import sample_texts, save_tokenizer, train_tokenizer
@@ -75,6 +76,14 @@ class Trainer:
         work.mkdir(parents=True, exist_ok=True)
 
         start = import_model(config.start_from) if config.start_from else None
+        if config.extend_positions:
+            if not start:
+                raise InvalidInput(
+                    f"extend_positions is {config.extend_positions:,}, but the run starts from scratch.\n"
+                    "  Set start_from to a checkpoint, or model.max_length to the number of positions."
+                )
+            extended = extend_positions(start.model, config.extend_positions)
+            start = dataclasses.replace(start, model=extended)
         if start:
             config.check_lengths(start.model.config.max_length)
             self._report({"event": "start_from", "model": start.info.name, "revision": start.info.revision})

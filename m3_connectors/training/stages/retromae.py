@@ -17,6 +17,7 @@ from m3_connectors.errors import InvalidInput
 from m3_connectors.training.forward import POSITIONS, WORDS, TouchedRows
 from m3_connectors.training.retromae import RetroMAEHeads, choose, tied_cross_entropy, visible
 from m3_connectors.training.stages.stage import Outcome, Stage, StageInputs
+from m3_connectors.training.statistics import group_counts
 from m3_connectors.training.texts import TextBatch, TextSampler
 from m3_connectors.training.tokenizer import FIRST_PIECE, MASK
 
@@ -100,8 +101,15 @@ class RetroMAE(Stage):
         )
         parts = {"encoder": losses[:first].mean().item()} if first else {}
         parts["decoder"] = losses[first:].mean().item()
-        counts = {"source": batch.source, "texts": len(batch.texts), "tokens": batch.tokens}
-        return Outcome(loss, parts, tables, counts | {"masked": first, "predicted": len(targets) - first})
+        counts = {
+            "source": batch.source,
+            "texts": len(batch.texts),
+            "tokens": batch.tokens,
+            "masked": first,
+            "predicted": len(targets) - first,
+            **group_counts(batch.longest, batch.texts),
+        }
+        return Outcome(loss, parts, tables, counts)
 
     def _decoded(
         self,

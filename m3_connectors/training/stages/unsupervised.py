@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from m3_connectors.training.batches import other_positives
 from m3_connectors.training.losses import contrastive
 from m3_connectors.training.stages.pairs import PairStage
 from m3_connectors.training.stages.stage import Outcome
@@ -14,8 +15,9 @@ class Unsupervised(PairStage):
 
     def loss(self, step: int, share_done: float) -> Outcome:
         """Compute L_dense of a step."""
-        batch = self.sampler.batch(step)
+        batch = self.batch(step)
         dense, tables = self._encoder.dense(batch.queries + batch.passages, self.first_positions(batch, step))
-        scores = dense[: len(batch)] @ dense[len(batch) :].T
+        excluded = torch.from_numpy(other_positives(batch)).to(dense.device)
+        scores = (dense[: len(batch)] @ dense[len(batch) :].T).masked_fill(excluded, float("-inf"))
         loss = contrastive(scores, torch.from_numpy(batch.targets), self._config.loss.temperature)
         return Outcome(loss, {"dense": loss.item()}, tables, self.counts(batch))
