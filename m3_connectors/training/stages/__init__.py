@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from m3_connectors.training.stages.distil import Distil
 from m3_connectors.training.stages.finetune import Finetune
 from m3_connectors.training.stages.retromae import RetroMAE
 from m3_connectors.training.stages.stage import Outcome, Stage, StageInputs
@@ -14,6 +15,7 @@ from m3_connectors.training.stages.unsupervised import Unsupervised
 
 STAGES: Mapping[str, type[Stage]] = {
     "retromae": RetroMAE,
+    "distil": Distil,
     "unsupervised": Unsupervised,
     "finetune": Finetune,
 }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 
-from m3_connectors.training.batches import other_positives
 from m3_connectors.training.losses import contrastive
 from m3_connectors.training.stages.pairs import PairStage
 from m3_connectors.training.stages.stage import Outcome
@@ -17,7 +16,11 @@ class Unsupervised(PairStage):
         """Compute L_dense of a step."""
         batch = self.batch(step)
         dense, tables = self._encoder.dense(batch.queries + batch.passages, self.first_positions(batch, step))
-        excluded = torch.from_numpy(other_positives(batch)).to(dense.device)
-        scores = (dense[: len(batch)] @ dense[len(batch) :].T).masked_fill(excluded, float("-inf"))
-        loss = contrastive(scores, torch.from_numpy(batch.targets), self._config.loss.temperature)
+        scores = dense[: len(batch)] @ dense[len(batch) :].T
+        loss = contrastive(
+            scores,
+            torch.from_numpy(batch.targets),
+            self._config.loss.temperature,
+            ignored=torch.from_numpy(batch.ignored),
+        )
         return Outcome(loss, {"dense": loss.item()}, tables, self.counts(batch))
