@@ -16,6 +16,7 @@ import torch
 from m3_connectors.errors import InvalidInput
 from m3_connectors.files import replacing
 from m3_connectors.training.config import TrainingConfig, load_stages
+from m3_connectors.training.statistics import group_statistics
 from m3_connectors.training.trainer import Report, Trainer
 
 THINNED = 10
@@ -168,6 +169,7 @@ def _trained(
     trainer.run(stop=stop)
     if trainer.share_done() < 1:
         raise KeyboardInterrupt
+    both({"event": "groups", "groups": group_statistics(log.records())})
     return trainer
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from torch.nn import functional as F
 
 from m3_connectors.errors import InvalidInput
+from m3_connectors.training.batches import Batch
 from m3_connectors.training.dense_teacher import TeacherVectors
 from m3_connectors.training.losses import distilled
 from m3_connectors.training.stages.pairs import PairStage
@@ -40,9 +41,13 @@ class Distil(PairStage):
                 "has no vector of their query or passage."
             )
 
+    def batch(self, step: int) -> Batch:
+        """Return the batch of a step with its texts as they are: the teacher's vectors are of those."""
+        return self.sampler.batch(step)
+
     def loss(self, step: int, share_done: float) -> Outcome:
         """Compute the two losses of a step."""
-        batch = self.sampler.batch(step)
+        batch = self.batch(step)
         texts = batch.text_numbers
         dense, tables = self._encoder.dense(batch.queries + batch.passages, self.first_positions(batch, step))
         distance = self._teacher.distance(dense, texts)

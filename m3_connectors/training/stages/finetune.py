@@ -25,7 +25,7 @@ class Finetune(PairStage):
 
     def loss(self, step: int, share_done: float) -> Outcome:
         """Compute L or L_final of a step."""
-        batch = self.sampler.batch(step)
+        batch = self.batch(step)
         shown, tables = self._encoder(batch.queries + batch.passages, self.first_positions(batch, step))
         loss, parts = objective(
             score_all(*split(shown, len(batch))),
