@@ -2,11 +2,11 @@
 
     python benchmarks/ablations.py --data PAIRS --eval MLQA_DEV --out FILE.jsonl [--work DIR] [--seeds 0 1] [--e5 DIR]
 
-From scratch: {fine-tuning only, + unsupervised, + RetroMAE} x {with, without self-distillation} x {in-batch only,
-+ mined negatives}; from ``--e5`` (recipes/e5_small.py): the last two. Every fine-tuning has the same number of steps and of
-passages in a batch: with a mined negative for each query, a batch has half as many pairs. The stages before it have a
-budget of their own, which the rows name. Negatives are mined once for each start, by the model that was fine-tuned from
-it in-batch without distillation.
+From scratch: {fine-tuning only, + unsupervised, + RetroMAE} x {with, without self-distillation} x {in-batch only, +
+mined negatives}; from ``--e5`` (recipes/e5_small.py): the last two. Every fine-tuning has the same number of steps
+and of passages in a batch: with a mined negative for each query, a batch has half as many pairs. The stages before
+it have a budget of their own, which the rows name. Negatives are mined once for each start, by the model that was
+fine-tuned from it in-batch without distillation.
 
 The pairs are a sample of the folder by source, the same in every cell. Each finished cell is a line of the output, so
 an interrupted run goes on. The evaluation folders are used for nothing but the results.
@@ -27,7 +27,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from m3_connectors.training.monitor import EvaluationSettings, FolderTexts, evaluate
 from tokenizers import Tokenizer
 
 from m3_connectors.encoder.config import ModelConfig
@@ -35,6 +34,7 @@ from m3_connectors.environment import environment
 from m3_connectors.training.checkpoint import export_model, import_model
 from m3_connectors.training.config import load_stages
 from m3_connectors.training.data import open_pairs
+from m3_connectors.training.monitor import EvaluationSettings, FolderTexts, evaluate
 from m3_connectors.training.pairs import Pair, read_pairs
 from m3_connectors.training.run import train
 from m3_connectors.training.start import build_start
