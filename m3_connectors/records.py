@@ -6,7 +6,7 @@ import json
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -64,13 +64,21 @@ def read_toml(kind: type[T], path: Path, remedy: str | Callable[[Key], str]) -> 
     Raises:
         InvalidInput: Also if the file does not exist or is not TOML.
     """
+    return read_settings(kind, read_raw_toml(path), path, remedy)
+
+
+def read_raw_toml(path: Path) -> dict[str, Any]:
+    """Return the tables of a TOML file.
+
+    Raises:
+        InvalidInput: The file does not exist or is not TOML.
+    """
     try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise InvalidInput(f"{path} does not exist.\n  Check the path of the TOML file.") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InvalidInput(f"{path} is not valid TOML: {error}\n  Fix the file.") from None
-    return read_settings(kind, raw, path, remedy)
 
 
 def read_settings(kind: type[T], raw: object, where: object, remedy: str | Callable[[Key], str]) -> T:

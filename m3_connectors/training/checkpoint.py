@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
-from torch import Tensor
+from torch import Tensor, nn
 
 from m3_connectors.encoder.loading import Checkpoint, load
 from m3_connectors.encoder.model import M3Model
@@ -30,23 +30,25 @@ T = TypeVar("T")
 HEADS = ("sparse_linear", "colbert_linear")
 
 
-def export_model(model: M3Model, tokenizer: Tokenizer, folder: Path) -> None:
+def export_model(
+    model: M3Model, tokenizer: Tokenizer, folder: Path, dtype: torch.dtype = torch.float16
+) -> None:
     """Write a model as an XLM-RoBERTa directory with ``sparse_linear.pt`` and ``colbert_linear.pt``.
 
-    The weights are float16, which is sufficient for a model that consists mostly of embeddings.
+    By default, the weights are float16, which is sufficient for a model that consists mostly of embeddings.
 
     Raises:
-        Diverged: A weight is not finite, also after conversion to float16; nothing is written.
+        Diverged: A weight is not finite, also after conversion to the dtype; nothing is written.
     """
-    half = {name: value.detach().half().contiguous() for name, value in model.state_dict().items()}
-    _check_finite(half)
+    weights = {name: value.detach().to(dtype).contiguous() for name, value in model.state_dict().items()}
+    _check_finite(weights)
     folder.mkdir(parents=True, exist_ok=True)
-    backbone = {name: value for name, value in half.items() if not name.startswith(HEADS)}
+    backbone = {name: value for name, value in weights.items() if not name.startswith(HEADS)}
     save_file(backbone, folder / "model.safetensors", metadata={"format": "pt"})
     for head in HEADS:
         state = {
             name.removeprefix(f"{head}."): value
-            for name, value in half.items()
+            for name, value in weights.items()
             if name.startswith(f"{head}.")
         }
         torch.save(state, folder / f"{head}.pt")
@@ -111,6 +113,45 @@ class Progress:
     seconds: float = 0.0
 
 
+class TrainedParts:
+    """Everything that a run trains: the model, and the layers of its stage that are not part of the model.
+
+    Attributes:
+        parameters: All parameters by name; those of the stage begin with ``stage.``.
+    """
+
+    def __init__(self, model: M3Model, extra: nn.Module | None) -> None:
+        self.modules: dict[str, nn.Module] = {"": model} | ({"stage.": extra} if extra else {})
+        self.parameters = {
+            prefix + name: value
+            for prefix, module in self.modules.items()
+            for name, value in module.named_parameters()
+        }
+
+    def state(self) -> dict[str, Tensor]:
+        """Return all weights by name."""
+        return {
+            prefix + name: value
+            for prefix, module in self.modules.items()
+            for name, value in module.state_dict().items()
+        }
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Load weights that ``state`` returned.
+
+        Raises:
+            RuntimeError: A weight is missing, unknown or of another shape.
+        """
+        for prefix, module in self.modules.items():
+            module.load_state_dict(
+                {
+                    name.removeprefix(prefix): value
+                    for name, value in state.items()
+                    if name.startswith("stage.") == bool(prefix)
+                }
+            )
+
+
 _STATE_FILES = ("model.safetensors", "optimizer.safetensors", "progress.json")
 
 
@@ -148,17 +189,17 @@ def claim_folder(folder: Path, identity: Mapping[str, str], made: Sequence[str])
         fresh.write_text(json.dumps(dict(identity)))
 
 
-def save_state(folder: Path, model: M3Model, optimizer: RowAdamW, progress: Progress) -> None:
+def save_state(folder: Path, trained: TrainedParts, optimizer: RowAdamW, progress: Progress) -> None:
     """Save the state of a run; if the run is killed while saving, this state or the previous one is intact.
 
     Raises:
         Diverged: A weight is not finite; the previous state is kept.
     """
-    _check_finite(model.state_dict())
+    _check_finite(trained.state())
     fresh, kept = folder / "state.new", folder / "state"
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
-    save_file(dict(model.state_dict()), fresh / "model.safetensors")
+    save_file(trained.state(), fresh / "model.safetensors")
     save_file(optimizer.state(), fresh / "optimizer.safetensors")
     with replacing(fresh / "progress.json") as path:
         path.write_text(json.dumps(dataclasses.asdict(progress)))
@@ -166,7 +207,7 @@ def save_state(folder: Path, model: M3Model, optimizer: RowAdamW, progress: Prog
     fresh.rename(kept)
 
 
-def load_state(folder: Path, model: M3Model, optimizer: RowAdamW) -> Progress:
+def load_state(folder: Path, trained: TrainedParts, optimizer: RowAdamW) -> Progress:
     """Load a saved state, or start at step 0 if there is none."""
     kept, fresh = folder / "state", folder / "state.new"
     if not _is_whole(kept):
@@ -181,7 +222,7 @@ def load_state(folder: Path, model: M3Model, optimizer: RowAdamW) -> Progress:
     try:
         saved = json.loads((kept / "progress.json").read_text())
         progress = Progress(saved["step"], saved["seconds"])
-        model.load_state_dict(load_file(kept / "model.safetensors"))
+        trained.load_state(load_file(kept / "model.safetensors"))
         optimizer.load_state(load_file(kept / "optimizer.safetensors"))
     except (OSError, ValueError, LookupError, TypeError, RuntimeError, SafetensorError) as error:
         raise _damaged(kept, str(error).partition("\n")[0]) from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import textwrap
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +13,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from m3_connectors.errors import InvalidInput
-from m3_connectors.records import Key, read_toml
+from m3_connectors.records import Key, read_raw_toml, read_settings
 from m3_connectors.training.batches import SHORTEST, LengthGroup
 from m3_connectors.training.losses import LossSettings
 from m3_connectors.training.optimizer import OptimizerSettings
@@ -124,6 +125,8 @@ class RunSettings:
         distil_from: The share of the run after which self-distillation is added; 1 or more means never.
         threads: The number of PyTorch threads; 0 uses PyTorch's default.
         dtype: The dtype of the layers' products, "bfloat16" or "float32".
+        tokens_at_once: Steps with more tokens are encoded in sub-batches of about this many, with the same
+            gradients and less memory (section B.3); 0 encodes every step at once.
         seed: The seed of all random choices.
     """
 
@@ -133,6 +136,7 @@ class RunSettings:
     distil_from: NotNegative = 0.5
     threads: int = Field(default=0, ge=0)
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    tokens_at_once: int = Field(default=0, ge=0)
     seed: Seed = 0
 
 
@@ -143,6 +147,7 @@ class TrainingConfig:
     Attributes:
         output: The directory of the finished model.
         data: The pairs and the batches.
+        objective: The stage of the recipe; see ``training.stages``.
         start_from: The directory of a checkpoint to start from, or a hub name such as ``BAAI/bge-m3``; empty
             to train from scratch.
         tokenizer: The tokenizer; used only when training from scratch.
@@ -161,6 +166,7 @@ class TrainingConfig:
 
     output: str
     data: DataSettings
+    objective: Literal["unsupervised", "finetune"] = "finetune"
     start_from: str = ""
     tokenizer: TokenizerSettings = Field(default_factory=TokenizerSettings)
     model: ModelSettings = Field(default_factory=ModelSettings)
@@ -191,23 +197,68 @@ class TrainingConfig:
 
     @classmethod
     def load(cls, path: Path) -> TrainingConfig:
-        """Read a TOML file; its relative paths are resolved relative to its folder.
-
-        ``start_from`` is resolved only if there is such a directory; otherwise it is kept, as a directory
-        relative to the current one or a hub name.
+        """Read the TOML file of a run with one stage; see ``load_stages``.
 
         Raises:
-            InvalidInput: The file does not exist or is not TOML, a key is unknown or missing, or a value has
-                a wrong type or is out of range.
+            InvalidInput: Also if the file has several stages.
         """
-        config = read_toml(cls, path, _remedy)
-        beside = path.parent / config.start_from
-        return dataclasses.replace(
-            config,
-            output=str(path.parent / config.output),
-            start_from=str(beside.resolve()) if config.start_from and beside.is_dir() else config.start_from,
-            data=dataclasses.replace(config.data, folder=str(path.parent / config.data.folder)),
+        stages = load_stages(path)
+        if len(stages) > 1:
+            raise InvalidInput(f"{path} has {len(stages)} stages.\n  Use a file with one stage.")
+        return stages[0]
+
+
+def load_stages(path: Path) -> list[TrainingConfig]:
+    """Read a TOML file: the stages of a run, in their order.
+
+    A file without ``[[stages]]`` is one stage. Otherwise, each table of ``[[stages]]`` changes the settings at
+    the top of the file for its stage, and every stage but the first starts from the model of the one before.
+
+    Relative paths are resolved relative to the folder of the file; ``start_from`` only if there is such a
+    directory, otherwise it is kept, as a directory relative to the current one or a hub name.
+
+    Raises:
+        InvalidInput: The file does not exist or is not TOML, a key is unknown or missing, or a value has
+            a wrong type or is out of range.
+    """
+    raw = read_raw_toml(path)
+    changes = raw.pop("stages", None)
+    if changes is None:
+        return [_resolved(read_settings(TrainingConfig, raw, path, _remedy), path.parent)]
+    if not isinstance(changes, list) or not changes or not all(isinstance(each, dict) for each in changes):
+        raise InvalidInput(f"{path}: stages is {changes!r:.60}.\n  Write each stage as a table [[stages]].")
+    stages = []
+    for number, change in enumerate(changes, 1):
+        for key in ("output", "start_from", "tokenizer", "model", "start"):
+            if number > 1 and key in change:
+                raise InvalidInput(
+                    f"{path}, stage {number} has the key {key}, but it starts from the model of stage "
+                    f"{number - 1}.\n  Move the key to the first stage or to the top of the file."
+                )
+        merged = _merged(raw, change)
+        stages.append(
+            _resolved(read_settings(TrainingConfig, merged, f"{path}, stage {number}", _remedy), path.parent)
         )
+    return stages
+
+
+def _merged(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the base with the values of the change; tables are merged key by key."""
+    merged = dict(base)
+    for key, value in change.items():
+        known = merged.get(key)
+        merged[key] = _merged(known, value) if isinstance(known, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _resolved(config: TrainingConfig, folder: Path) -> TrainingConfig:
+    beside = folder / config.start_from
+    return dataclasses.replace(
+        config,
+        output=str(folder / config.output),
+        start_from=str(beside.resolve()) if config.start_from and beside.is_dir() else config.start_from,
+        data=dataclasses.replace(config.data, folder=str(folder / config.data.folder)),
+    )
 
 
 def _remedy(key: Key) -> str:

@@ -7,7 +7,7 @@ sorted by length, so that attention needs little padding.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.func import functional_call
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from m3_connectors.encoder.model import M3Model, padded_attention
 from m3_connectors.encoder.tokens import UNWEIGHTED_TOKENS
@@ -74,17 +75,27 @@ LONG = 512
 """Texts with more tokens are computed with PyTorch's fused kernel, one by one."""
 
 
+Head = Callable[[Tensor, Tensor, dict[str, Tensor]], tuple[Tensor, ...]]
+"""``(hidden, starts, weights) -> outputs``: what is kept of the states ``[tokens, d]`` of some texts, whose ``<s>``
+are at ``starts``. Each output has a row for each text or for each token, in their order."""
+
+
 class TrainingEncoder:
     """Encodes the texts of a training step.
 
     Args:
         model: The float32 master weights.
         dtype: The dtype of the layers' products, bfloat16 or float32.
+        tokens_at_once: Steps with more tokens are encoded in sub-batches of about this many (section B.3,
+            Algorithm 1): the states of their layers are computed again in the backward pass instead of being
+            stored, so that memory is that of one sub-batch. Gradients are those of the whole batch. 0 encodes
+            every step at once.
     """
 
-    def __init__(self, model: M3Model, dtype: torch.dtype) -> None:
+    def __init__(self, model: M3Model, dtype: torch.dtype, *, tokens_at_once: int = 0) -> None:
         self._model = model
         self._dtype = dtype
+        self._tokens_at_once = tokens_at_once
         self._dense_parameters = [name for name, _ in model.named_parameters() if name not in TABLES]
 
     def __call__(
@@ -98,6 +109,41 @@ class TrainingEncoder:
 
         Returns:
             The representations in the order of the texts, and the table rows.
+        """
+        (dense, weights, vectors), tables = self.apply(self._heads, texts, first_positions)
+        starts = np.cumsum([0, *map(len, texts)])
+        ids = torch.from_numpy(np.concatenate(texts))
+        counts = [len(text) - 1 for text in texts]
+        rows = torch.ones(len(ids), dtype=torch.bool)
+        rows[torch.from_numpy(starts[:-1])] = False
+        owner = torch.repeat_interleave(torch.arange(len(texts)), torch.tensor([len(text) for text in texts]))
+        lexical = ~torch.isin(ids, _UNWEIGHTED_IDS)
+        return Representations(
+            dense=dense,
+            token_ids=ids[lexical],
+            token_weights=weights[lexical],
+            token_text=owner[lexical],
+            rows=vectors[rows],
+            row_counts=counts,
+        ), tables
+
+    def dense(
+        self, texts: Sequence[NDArray[np.int64]], first_positions: Sequence[int] | None = None
+    ) -> tuple[Tensor, dict[str, TouchedRows]]:
+        """Return only the dense vectors, float32 ``[texts, d]`` with unit rows, and the table rows."""
+        (dense,), tables = self.apply(_dense_head, texts, first_positions)
+        return dense, tables
+
+    def apply(
+        self,
+        head: Head,
+        texts: Sequence[NDArray[np.int64]],
+        first_positions: Sequence[int] | None = None,
+    ) -> tuple[tuple[Tensor, ...], dict[str, TouchedRows]]:
+        """Compute a head on the states of texts, in sub-batches if there are many tokens.
+
+        Returns:
+            The outputs of the head in the order of the texts, and the table rows.
         """
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
         lengths = [len(texts[i]) for i in order]
@@ -113,35 +159,61 @@ class TrainingEncoder:
         tables = {WORDS: words, POSITIONS: places}
         working = {name: parameters[name].to(self._dtype) for name in self._dense_parameters}
         working |= {name: rows.values.to(self._dtype) for name, rows in tables.items()}
-        hidden = functional_call(
-            self._model,
-            working,
-            (local_ids, lengths),
-            {"positions": local_positions - first, "attention": sorted_attention},
-        )
-        return self._heads(hidden, ids, lengths, order, working), tables
 
-    def _heads(
-        self, hidden: Tensor, ids: Tensor, lengths: list[int], order: list[int], working: dict[str, Tensor]
-    ) -> Representations:
-        """Compute the three heads (section 3.2), in the order of the texts."""
-        starts = np.concatenate([[0], np.cumsum(lengths)])
-        place = np.argsort(order)
-        counts = [lengths[p] - 1 for p in place]
-        rows = torch.from_numpy(np.concatenate([np.arange(starts[p] + 1, starts[p + 1]) for p in place]))
-        owner = torch.repeat_interleave(torch.arange(len(order)), torch.tensor(counts))
-        tails, tail_ids = hidden[rows], ids[rows]
-        lexical = ~torch.isin(tail_ids, _UNWEIGHTED_IDS)
-        weights = F.linear(tails, working["sparse_linear.weight"], working["sparse_linear.bias"])
-        vectors = F.linear(tails, working["colbert_linear.weight"], working["colbert_linear.bias"])
-        return Representations(
-            dense=F.normalize(hidden[torch.from_numpy(starts[:-1][place])].float(), dim=1),
-            token_ids=tail_ids[lexical],
-            token_weights=F.relu(weights[:, 0].float())[lexical],
-            token_text=owner[lexical],
-            rows=F.normalize(vectors.float(), dim=1).to(self._dtype),
-            row_counts=counts,
+        def states(ids: Tensor, positions: Tensor, lengths: list[int]) -> tuple[Tensor, ...]:
+            hidden = functional_call(
+                self._model, working, (ids, lengths), {"positions": positions, "attention": sorted_attention}
+            )
+            starts = torch.tensor([0, *lengths[:-1]]).cumsum(0)
+            return head(hidden, starts, working)
+
+        parts = self._sub_batches(lengths)
+        outputs, done, text = [], 0, 0
+        for count in parts:
+            here = lengths[text : text + count]
+            span = slice(done, done + sum(here))
+            part = (local_ids[span], local_positions[span] - first, here)
+            outputs.append(
+                states(*part) if len(parts) == 1 else checkpoint(states, *part, use_reentrant=False)
+            )
+            text, done = text + count, span.stop
+        return tuple(
+            _in_order(torch.cat(pieces), order, lengths) for pieces in zip(*outputs, strict=True)
+        ), tables
+
+    def _sub_batches(self, lengths: Sequence[int]) -> list[int]:
+        """Return the numbers of texts of the sub-batches."""
+        counts, tokens = [0], 0
+        for length in lengths:
+            if self._tokens_at_once and counts[-1] and tokens + length > self._tokens_at_once:
+                counts.append(0)
+                tokens = 0
+            counts[-1] += 1
+            tokens += length
+        return counts
+
+    def _heads(self, hidden: Tensor, starts: Tensor, weights: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        """Compute the three heads (section 3.2); those of tokens also for ``<s>``."""
+        lexical = F.linear(hidden, weights["sparse_linear.weight"], weights["sparse_linear.bias"])
+        vectors = F.linear(hidden, weights["colbert_linear.weight"], weights["colbert_linear.bias"])
+        return (
+            *_dense_head(hidden, starts, weights),
+            F.relu(lexical[:, 0].float()),
+            F.normalize(vectors.float(), dim=1).to(self._dtype),
         )
+
+
+def _dense_head(hidden: Tensor, starts: Tensor, weights: dict[str, Tensor]) -> tuple[Tensor, ...]:
+    return (F.normalize(hidden[starts].float(), dim=1),)
+
+
+def _in_order(output: Tensor, order: Sequence[int], lengths: Sequence[int]) -> Tensor:
+    """Return rows of sorted texts, one for each text or one for each token, in the order of the texts."""
+    place = np.argsort(order)
+    if len(output) == len(order):
+        return output[torch.from_numpy(place)]
+    starts = np.cumsum([0, *lengths])
+    return output[torch.from_numpy(np.concatenate([np.arange(starts[p], starts[p + 1]) for p in place]))]
 
 
 def split(texts: Representations, first: int) -> tuple[Representations, Representations]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -10,10 +11,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import torch
+
 from m3_connectors.errors import InvalidInput
 from m3_connectors.files import replacing
-from m3_connectors.training.config import TrainingConfig
-from m3_connectors.training.trainer import Trainer
+from m3_connectors.training.config import TrainingConfig, load_stages
+from m3_connectors.training.trainer import Report, Trainer
 
 THINNED = 10
 """The log that is kept with the model has every step whose number is a multiple of this."""
@@ -101,27 +104,71 @@ def train(
         Diverged: A loss, a gradient or a weight is not finite; no model is written.
         KeyboardInterrupt: ``stop`` returned true; the state is saved.
     """
-    settings = TrainingConfig.load(config)
+    stages = load_stages(config)
     work = work or Path(f"work-{config.stem}")
-    output = output or Path(settings.output)
+    output = output or Path(stages[0].output)
     _check_writable(output)
+    previous: Path | None = None
+    for number, settings in enumerate(stages[:-1], 1):
+        report({"event": "stage", "number": number, "objective": settings.objective})
+        previous = _middle_stage(
+            _from(settings, previous), data, work / f"{number}-{settings.objective}", report, stop
+        )
+    last = _from(stages[-1], previous)
+    if len(stages) > 1:
+        report({"event": "stage", "number": len(stages), "objective": last.objective})
+        work = work / f"{len(stages)}-{last.objective}"
     with RunLog(work / "log.jsonl") as log:
-
-        def both(record: dict[str, Any]) -> None:
-            log.write(record)
-            report(record)
-
-        trainer = Trainer(settings, data or Path(settings.data.folder), work, both)
-        log.rewind(trainer.progress.step)
-        trainer.run(stop=stop)
-        if trainer.share_done() < 1:
-            raise KeyboardInterrupt
+        trainer = _trained(last, data, work, log, report, stop)
         weights = trainer.finish(output)
         log.save_thinned(output / "training_log.jsonl")
     kept = output / "training.toml"
     if config.resolve() != kept.resolve():
         shutil.copyfile(config, kept)
     return weights
+
+
+def _from(settings: TrainingConfig, previous: Path | None) -> TrainingConfig:
+    """Return the settings of a stage that starts from the model of the previous one, if there is one."""
+    return dataclasses.replace(settings, start_from=str(previous)) if previous else settings
+
+
+def _middle_stage(
+    settings: TrainingConfig, data: Path | None, work: Path, report: Report, stop: Callable[[], bool]
+) -> Path:
+    """Train a stage that another one follows, unless that was done before; return its float32 model."""
+    finished = work / "finished"
+    if not finished.is_dir():
+        with RunLog(work / "log.jsonl") as log:
+            trainer = _trained(settings, data, work, log, report, stop)
+            # Renamed when it is whole: a run that was killed before writes it again.
+            partial = work / "finished.new"
+            shutil.rmtree(partial, ignore_errors=True)
+            trainer.finish(partial, torch.float32)
+            partial.rename(finished)
+    return finished
+
+
+def _trained(
+    settings: TrainingConfig,
+    data: Path | None,
+    work: Path,
+    log: RunLog,
+    report: Report,
+    stop: Callable[[], bool],
+) -> Trainer:
+    """Take all steps of a stage that are not done yet; its records go to the log and to ``report``."""
+
+    def both(record: dict[str, Any]) -> None:
+        log.write(record)
+        report(record)
+
+    trainer = Trainer(settings, data or Path(settings.data.folder), work, both)
+    log.rewind(trainer.progress.step)
+    trainer.run(stop=stop)
+    if trainer.share_done() < 1:
+        raise KeyboardInterrupt
+    return trainer
 
 
 def _check_writable(output: Path) -> None:

@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,9 @@ from m3_connectors.encoder.model import M3Model
 from m3_connectors.errors import Diverged
 from m3_connectors.files import replacing
 from m3_connectors.methods import MIRACL, Weights, save_weights
-from m3_connectors.training.batches import Batch, Sampler
 from m3_connectors.training.checkpoint import (
     Progress,
+    TrainedParts,
     claim_folder,
     export_model,
     import_model,
@@ -36,10 +36,10 @@ from m3_connectors.training.checkpoint import (
 )
 from m3_connectors.training.config import DTYPES, TokenizerSettings, TrainingConfig
 from m3_connectors.training.data import open_pairs
-from m3_connectors.training.forward import TrainingEncoder, split
-from m3_connectors.training.losses import objective, score_all
+from m3_connectors.training.forward import TrainingEncoder
 from m3_connectors.training.optimizer import RowAdamW
 from m3_connectors.training.pairs import fingerprint_files, other_files, read_pairs
+from m3_connectors.training.stages import STAGES, Outcome, StageInputs
 from m3_connectors.training.start import build_start
 from m3_connectors.training.tokenizer import sample_texts, save_tokenizer, train_tokenizer
 from m3_connectors.training.validate import Task, Validation, make_tasks, unmatched
@@ -105,24 +105,19 @@ class Trainer:
             linked_sources=config.data.linked_sources,
         )
         self._warn_of_pairs()
-        self.sampler = Sampler(
-            self.store,
-            source_weights=config.data.source_weights,
-            groups=config.data.groups,
-            query_longest=config.data.query_longest,
-            queries_per_passage=config.data.queries_per_passage,
-            query_tokens_per_passage=config.data.query_tokens_per_passage,
-            language_exponent=config.data.language_exponent,
-            seed=config.run.seed,
-        )
-        if self.sampler.left_out:
-            left_out = "; ".join(f"{part} ({reason})" for part, reason in self.sampler.left_out.items())
-            self._warn(f"these pairs are not used for training: {left_out}.")
         self._tasks = self._held_out_tasks()
         self.model = start.model if start else self._scratch()
-        self.optimizer = RowAdamW(dict(self.model.named_parameters()), config.optimizer)
-        self._encoder = TrainingEncoder(self.model, DTYPES[config.run.dtype])
-        self.progress = load_state(work, self.model, self.optimizer)
+        encoder = TrainingEncoder(
+            self.model, DTYPES[config.run.dtype], tokens_at_once=config.run.tokens_at_once
+        )
+        self.stage = STAGES[config.objective](
+            StageInputs(config, self.store, self.model, encoder, self.tokenizer, work)
+        )
+        for warning in self.stage.warnings:
+            self._warn(warning)
+        self._trained = TrainedParts(self.model, self.stage.extra)
+        self.optimizer = RowAdamW(self._trained.parameters, config.optimizer)
+        self.progress = load_state(work, self._trained, self.optimizer)
 
     def _phase(self, phase: str) -> None:
         self._report({"event": "phase", "phase": phase})
@@ -219,7 +214,7 @@ class Trainer:
 
     def save(self) -> None:
         """Save the state from which the run can be resumed."""
-        save_state(self._work, self.model, self.optimizer, self.progress)
+        save_state(self._work, self._trained, self.optimizer, self.progress)
 
     def step(self) -> dict[str, Any]:
         """Take one step and return its record for the log.
@@ -228,80 +223,44 @@ class Trainer:
             Diverged: The loss or the gradient is not finite; the batch is saved and no weight is changed.
         """
         began = time.perf_counter()
-        config, number, done = self._config, self.progress.step, self.share_done()
-        batch = self.sampler.batch(number)
-        places = self._first_positions(batch, number)
-        shown, tables = self._encoder(batch.queries + batch.passages, places)
-        loss, parts = objective(
-            score_all(*split(shown, len(batch))),
-            torch.from_numpy(batch.targets),
-            config.loss,
-            cross_lingual=torch.from_numpy(batch.cross_lingual),
-            self_distillation=done >= config.run.distil_from,
-        )
-        self._check_finite("loss", loss.item(), batch, places, parts)
-        loss.backward()  # type: ignore[no-untyped-call]
-        norm = self.optimizer.step(tables, config.optimizer.rate_factor(done))
-        self._check_finite("gradient", norm, batch, places, parts)
+        number, done = self.progress.step, self.share_done()
+        rate_factor = self._config.optimizer.rate_factor(done)
+        outcome = self.stage.loss(number, done)
+        self._check_finite("loss", outcome.loss.item(), outcome)
+        outcome.loss.backward()  # type: ignore[no-untyped-call]
+        norm = self.optimizer.step(outcome.tables, rate_factor)
+        self._check_finite("gradient", norm, outcome)
         seconds = time.perf_counter() - began
         self.progress = Progress(number + 1, self.progress.seconds + seconds)
         return {
             "step": number,
-            "source": batch.source,
-            "loss": round(loss.item(), 4),
-            **{name: round(value, 4) for name, value in parts.items()},
+            **outcome.counts,
+            "loss": round(outcome.loss.item(), 4),
+            **{name: round(value, 4) for name, value in outcome.parts.items()},
             "gradient_norm": round(norm, 3),
-            "rate_factor": round(config.optimizer.rate_factor(done), 4),
-            "queries": len(batch),
-            "passages": len(batch.passages),
-            "tokens": batch.tokens,
+            "rate_factor": round(rate_factor, 4),
             "seconds": round(seconds, 3),
             "share_done": round(min(self.share_done(), 1.0), 4),
         }
 
-    def _check_finite(
-        self, what: str, value: float, batch: Batch, places: list[int], parts: Mapping[str, float]
-    ) -> None:
+    def _check_finite(self, what: str, value: float, outcome: Outcome) -> None:
         if math.isfinite(value):
             return
         step = self.progress.step
         path = self._work / f"diverged-step-{step}.json"
-        texts = [
-            {
-                "position": place,
-                "ids": text.tolist(),
-                "tokens": [self.tokenizer.id_to_token(int(id)) for id in text],
-            }
-            for text, place in zip(batch.queries + batch.passages, places, strict=True)
-        ]
         content = {
             "step": step,
-            "source": batch.source,
             what: str(value),
-            "parts": {name: str(part) for name, part in parts.items()},
-            "queries": texts[: len(batch)],
-            "passages": texts[len(batch) :],
-            "targets": batch.targets.tolist(),
+            "parts": {name: str(part) for name, part in outcome.parts.items()},
+            **self.stage.batch_record(step),
         }
         path.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
         raise Diverged(
-            f"step {step} ({batch.source}): the {what} is {value}. "
+            f"step {step} ({outcome.counts['source']}): the {what} is {value}. "
             f"The batch is saved in {path}; no model was written.\n"
             "  Train again with a lower learning_rate, a longer warm_up or a higher temperature, and with "
             f"another --work folder; {self._work} keeps the checkpoint before this step."
         )
-
-    def _first_positions(self, batch: Batch, step: int) -> list[int]:
-        """Return random positions for some passages, so that short texts train every position embedding."""
-        rng = np.random.default_rng([self._config.run.seed, 3, step])
-        room = self.model.config.max_length
-        shifted = rng.random(len(batch.passages)) < self._config.data.shifted_share
-        drawn = rng.random(len(batch.passages))
-        places = [
-            int(share * (room - len(passage) + 1)) if moved else 0
-            for share, moved, passage in zip(drawn, shifted, batch.passages, strict=True)
-        ]
-        return [0] * len(batch) + places
 
     def validation(self) -> Validation:
         """Evaluate the model on held-out pairs of the sources in ``tune_importance``."""
@@ -313,8 +272,14 @@ class Trainer:
             passage_longest=self.model.config.max_length,
         )
 
-    def finish(self, output: Path) -> dict[str, tuple[float, float, float]]:
+    def finish(
+        self, output: Path, dtype: torch.dtype = torch.float16
+    ) -> dict[str, tuple[float, float, float]]:
         """Write the model, with weights tuned on held-out pairs or with the weights that it started from.
+
+        Args:
+            output: The directory of the model.
+            dtype: The dtype of its weights; float32 for a model from which another stage starts.
 
         Returns:
             The weights by method.
@@ -323,7 +288,7 @@ class Trainer:
             Diverged: A weight of the model is not finite; nothing is written.
         """
         self._phase("writing the model")
-        export_model(self.model, self.tokenizer, output)
+        export_model(self.model, self.tokenizer, output, dtype)
         weights = dict(self._weights)
         if self._config.tune_importance:
             self._phase("tuning the weights of the fused methods")

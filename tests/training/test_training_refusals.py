@@ -17,10 +17,10 @@ from m3_connectors.encoder.model import M3Model
 from m3_connectors.errors import Diverged, InvalidInput, ModelFormat
 from m3_connectors.methods import Weights, save_weights
 from m3_connectors.testing.checkpoints import small_tokenizer, write_checkpoint
-from m3_connectors.training import trainer as trainer_module
 from m3_connectors.training.checkpoint import export_model, save_state
 from m3_connectors.training.config import TrainingConfig
 from m3_connectors.training.run import train
+from m3_connectors.training.stages import finetune as finetune_module
 from m3_connectors.training.trainer import Trainer
 
 
@@ -161,13 +161,13 @@ def test_a_model_is_trained_again_by_the_configuration_beside_it(world: Path, tm
 
 def diverging(world: Path, at: int, monkeypatch: pytest.MonkeyPatch, value: float = torch.nan) -> None:
     """Let the loss of a step be no number."""
-    real, calls = trainer_module.objective, iter(range(100))
+    real, calls = finetune_module.objective, iter(range(100))
 
     def objective(*arguments: object, **options: object) -> tuple[torch.Tensor, dict[str, float]]:
         loss, parts = real(*arguments, **options)  # type: ignore[arg-type]
         return (loss * value if next(calls) == at else loss), parts
 
-    monkeypatch.setattr(trainer_module, "objective", objective)
+    monkeypatch.setattr(finetune_module, "objective", objective)
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
@@ -200,7 +200,7 @@ def test_a_gradient_that_is_not_finite_changes_no_weight(
     trainer = Trainer(TrainingConfig.load(world / "tiny.toml"), world / "pairs", tmp_path)
     trainer.run(steps=1)
     before = {name: value.detach().clone() for name, value in trainer.model.named_parameters()}
-    real = trainer_module.objective
+    real = finetune_module.objective
 
     class Root(torch.autograd.Function):
         @staticmethod
@@ -215,7 +215,7 @@ def test_a_gradient_that_is_not_finite_changes_no_weight(
         loss, parts = real(*arguments, **options)  # type: ignore[arg-type]
         return Root.apply(loss), parts  # type: ignore[no-untyped-call]
 
-    monkeypatch.setattr(trainer_module, "objective", objective)
+    monkeypatch.setattr(finetune_module, "objective", objective)
     with pytest.raises(Diverged, match="the gradient is nan"):
         trainer.run()
     assert all(torch.equal(value, before[name]) for name, value in trainer.model.named_parameters())
@@ -240,7 +240,7 @@ def test_a_state_that_is_not_finite_does_not_replace_the_one_before(world: Path,
     with torch.no_grad():
         trainer.model.colbert_linear.bias[0] = torch.nan
     with pytest.raises(Diverged, match=r"colbert_linear\.bias"):
-        save_state(tmp_path, trainer.model, trainer.optimizer, trainer.progress)
+        save_state(tmp_path, trainer._trained, trainer.optimizer, trainer.progress)
     assert Trainer(TrainingConfig.load(world / "tiny.toml"), world / "pairs", tmp_path).progress.step == 2
 
 

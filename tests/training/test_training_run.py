@@ -18,7 +18,14 @@ from m3_connectors.encoder.model import M3Model
 from m3_connectors.errors import InvalidInput, ModelFormat
 from m3_connectors.methods import load_weights
 from m3_connectors.testing.checkpoints import write_checkpoint
-from m3_connectors.training.checkpoint import Progress, export_model, import_model, load_state, save_state
+from m3_connectors.training.checkpoint import (
+    Progress,
+    TrainedParts,
+    export_model,
+    import_model,
+    load_state,
+    save_state,
+)
 from m3_connectors.training.config import TrainingConfig
 from m3_connectors.training.forward import POSITIONS, WORDS, TrainingEncoder
 from m3_connectors.training.optimizer import OptimizerSettings, RowAdamW
@@ -98,7 +105,7 @@ def test_a_kill_while_saving_leaves_a_whole_state(
 ) -> None:
     model = M3Model(ModelConfig(40, 32, 1, 2, 48, 66))
     optimizer = RowAdamW(dict(model.named_parameters()), OptimizerSettings())
-    save_state(tmp_path, model, optimizer, Progress(1))
+    save_state(tmp_path, TrainedParts(model, None), optimizer, Progress(1))
     first = {name: value.clone() for name, value in model.state_dict().items()}
     real = shutil.rmtree
 
@@ -115,14 +122,16 @@ def test_a_kill_while_saving_leaves_a_whole_state(
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "rmtree", killed)
         with pytest.raises(KeyboardInterrupt):
-            save_state(tmp_path, model, optimizer, Progress(2))
+            save_state(tmp_path, TrainedParts(model, None), optimizer, Progress(2))
     model = M3Model(ModelConfig(40, 32, 1, 2, 48, 66))
-    progress = load_state(tmp_path, model, RowAdamW(dict(model.named_parameters()), OptimizerSettings()))
+    progress = load_state(
+        tmp_path, TrainedParts(model, None), RowAdamW(dict(model.named_parameters()), OptimizerSettings())
+    )
     assert progress.step == (1 if removed == 0 else 2)
     expected = first if progress.step == 1 else second
     assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
-    save_state(tmp_path, model, optimizer, Progress(3))
-    assert load_state(tmp_path, model, optimizer).step == 3
+    save_state(tmp_path, TrainedParts(model, None), optimizer, Progress(3))
+    assert load_state(tmp_path, TrainedParts(model, None), optimizer).step == 3
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "start.pt"])

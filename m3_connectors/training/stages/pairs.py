@@ -1,0 +1,77 @@
+"""What the two contrastive stages share: batches of pairs, and random positions for some passages."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from m3_connectors.training.batches import Batch, Sampler
+from m3_connectors.training.stages.stage import Stage, StageInputs
+
+
+class PairStage(Stage):
+    """A stage over batches of pairs."""
+
+    def __init__(self, inputs: StageInputs) -> None:
+        data, run = inputs.config.data, inputs.config.run
+        self._config = inputs.config
+        self._encoder = inputs.encoder
+        self._tokenizer = inputs.tokenizer
+        self._room = inputs.model.config.max_length
+        self.sampler = Sampler(
+            inputs.store,
+            source_weights=data.source_weights,
+            groups=data.groups,
+            query_longest=data.query_longest,
+            queries_per_passage=data.queries_per_passage,
+            query_tokens_per_passage=data.query_tokens_per_passage,
+            language_exponent=data.language_exponent,
+            seed=run.seed,
+        )
+        left_out = "; ".join(f"{part} ({reason})" for part, reason in self.sampler.left_out.items())
+        self.warnings = [f"these pairs are not used for training: {left_out}."] if left_out else []
+
+    def first_positions(self, batch: Batch, step: int) -> list[int]:
+        """Return random positions for some passages, so that short texts train every position embedding."""
+        rng = np.random.default_rng([self._config.run.seed, 3, step])
+        shifted = rng.random(len(batch.passages)) < self._config.data.shifted_share
+        drawn = rng.random(len(batch.passages))
+        places = [
+            int(share * (self._room - len(passage) + 1)) if moved else 0
+            for share, moved, passage in zip(drawn, shifted, batch.passages, strict=True)
+        ]
+        return [0] * len(batch) + places
+
+    def counts(self, batch: Batch) -> dict[str, Any]:
+        """Return what a batch contains, for the log."""
+        return {
+            "source": batch.source,
+            "queries": len(batch),
+            "passages": len(batch.passages),
+            "tokens": batch.tokens,
+        }
+
+    def batch_record(self, step: int) -> dict[str, Any]:
+        """Return the tokens of a batch and their positions."""
+        batch = self.sampler.batch(step)
+        texts = [
+            self._text_record(text, place)
+            for text, place in zip(
+                batch.queries + batch.passages, self.first_positions(batch, step), strict=True
+            )
+        ]
+        return {
+            "source": batch.source,
+            "queries": texts[: len(batch)],
+            "passages": texts[len(batch) :],
+            "targets": batch.targets.tolist(),
+        }
+
+    def _text_record(self, text: NDArray[np.int64], position: int) -> dict[str, Any]:
+        return {
+            "position": position,
+            "ids": text.tolist(),
+            "tokens": [self._tokenizer.id_to_token(int(id)) for id in text],
+        }
