@@ -9,7 +9,6 @@ are printed as JSON Lines. This file imports nothing of m3_connectors, and nothi
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import resource
 import sys
@@ -46,6 +45,7 @@ class Watched(EncoderOnlyEmbedderM3Model):  # type: ignore[misc]
     def start_step(self) -> None:
         self.parts: list[float] = []
         self.token_scores = self.clamped = 0
+        self.raised = 0.0
 
     def compute_loss(self, scores: Tensor, target: Tensor) -> Tensor:
         loss: Tensor = super().compute_loss(scores, target)
@@ -69,6 +69,8 @@ class Watched(EncoderOnlyEmbedderM3Model):  # type: ignore[misc]
         real = q_mask[:, 1:].bool()[:, :, None].expand_as(best)
         clamped = real & (best < 0) & padding.any(-1)
         self.token_scores, self.clamped = int(real.sum()), int(clamped.sum())
+        raised = torch.where(clamped, -best, 0.0).detach().sum(1) / q_mask[:, 1:].sum(-1, keepdim=True)
+        self.raised = float(raised.max())
         if self.padding_rows:
             scores: Tensor = super().compute_colbert_score(q_reps, p_reps, q_mask)
             return scores
@@ -136,6 +138,7 @@ def losses(task: Row) -> Iterator[Row]:
             **dict(zip(names, model.parts, strict=False)),
             "clamped_token_scores": model.clamped,
             "token_scores": model.token_scores,
+            "largest_raise_of_s_mul": model.raised,
             "token_checksum": checksum(inputs),
         }
 
@@ -233,5 +236,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    assert importlib.util.find_spec("FlagEmbedding")
     main()
