@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from encoder import peak_memory_gb, reset_peak_memory
 from FlagEmbedding.abc.finetune.embedder import AbsEmbedderCollator
 from FlagEmbedding.finetune.embedder.encoder_only.m3.modeling import EncoderOnlyEmbedderM3Model
 from FlagEmbedding.finetune.embedder.encoder_only.m3.runner import EncoderOnlyEmbedderM3Runner
@@ -153,7 +154,7 @@ def checksum(inputs: Row) -> int:
 
 
 def speed(task: Row) -> Iterator[Row]:
-    """Take a step of every batch, ``rounds`` times, and yield the time and the peak memory of each round."""
+    """Load and warm up; then, for each line of the standard input, take a step of every batch and yield its cost."""
     model = load(task)
     model.watch = False
     if task["gradient_checkpointing"]:
@@ -163,63 +164,55 @@ def speed(task: Row) -> Iterator[Row]:
     # different lengths. The model's own splitting of a batch padded as a whole works, and is used here.
     model.sub_batch_size = task["sub_batch_size"] or -1
     collate = collator(model)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
-    loaded = peak_memory_gib()
-    limit = task["memory_limit_gib"]
-    if limit:
+    optimizer = torch.optim.AdamW(model.parameters(), lr=task["learning_rate"], fused=True)
+    loaded = peak_memory_gb()
+    if limit := task["memory_limit_gib"]:
         resource.setrlimit(resource.RLIMIT_DATA, (int(limit * 2**30), int(limit * 2**30)))
-    # The moments of AdamW are allocated by its first step, which also warms up.
-    step(model, optimizer, collate(features(task["warm_up"])))
-    for round_number in range(task["rounds"]):
+    dtype = torch.bfloat16 if task["dtype"] == "bfloat16" else None
+    # The moments of AdamW are allocated by the first step.
+    step(model, optimizer, collate(features(task["warm_up"])), dtype)
+    yield {"kind": "ready"}
+    for _ in sys.stdin:
         reset_peak_memory()
         tokens = padded = 0
-        collating = 0.0
+        preparing = 0.0
         start, cpu_start = time.perf_counter(), time.process_time()
         try:
             for batch in task["batches"]:
                 before = time.process_time()
                 inputs = collate(features(batch))
-                collating += time.process_time() - before
+                preparing += time.process_time() - before
                 for side in ("queries", "passages"):
                     tokens += int(inputs[side]["attention_mask"].sum())
                     padded += inputs[side]["attention_mask"].numel()
-                step(model, optimizer, inputs)
-        except (RuntimeError, MemoryError) as error:
-            if "memory" not in str(error).lower():
+                step(model, optimizer, inputs, dtype)
+        except RuntimeError as error:
+            if "memory" not in str(error):
                 raise
-            yield {"kind": "out of memory", "engine": NAME, "error": str(error).splitlines()[0][:200]}
+            yield {"kind": "out of memory", "error": str(error).splitlines()[0][:200]}
             return
         yield {
             "kind": "measurement",
-            "engine": NAME,
-            "round": round_number,
+            "steps": len(task["batches"]),
             "tokens": tokens,
             "padded_tokens": padded,
             "seconds": time.perf_counter() - start,
             "cpu_seconds": time.process_time() - cpu_start,
-            "preparing_cpu_seconds": collating,
-            "peak_memory_gib": peak_memory_gib(),
-            "loaded_memory_gib": loaded,
+            "preparing_cpu_seconds": preparing,
+            "peak_memory_gb": peak_memory_gb(),
+            "loaded_memory_gb": loaded,
         }
 
 
-def step(model: Watched, optimizer: torch.optim.Optimizer, inputs: Row) -> None:
-    model(**inputs).loss.backward()
+def step(
+    model: Watched, optimizer: torch.optim.Optimizer, inputs: Row, dtype: torch.dtype | None = None
+) -> None:
+    with torch.autocast("cpu", dtype, enabled=dtype is not None):
+        loss = model(**inputs).loss
+    loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)  # the default of its trainer
     optimizer.step()
     optimizer.zero_grad()
-
-
-def peak_memory_gib() -> float:
-    """Return the peak resident memory of this process since ``reset_peak_memory``."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) / 2**20
-    raise RuntimeError("no VmHWM in /proc/self/status: this benchmark needs Linux")
-
-
-def reset_peak_memory() -> None:
-    Path("/proc/self/clear_refs").write_text("5")
 
 
 def main() -> None:
