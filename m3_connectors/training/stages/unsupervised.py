@@ -17,5 +17,10 @@ class Unsupervised(PairStage):
         batch = self.sampler.batch(step)
         dense, tables = self._encoder.dense(batch.queries + batch.passages, self.first_positions(batch, step))
         scores = dense[: len(batch)] @ dense[len(batch) :].T
-        loss = contrastive(scores, torch.from_numpy(batch.targets), self._config.loss.temperature)
+        loss = contrastive(
+            scores,
+            torch.from_numpy(batch.targets),
+            self._config.loss.temperature,
+            ignored=torch.from_numpy(batch.ignored),
+        )
         return Outcome(loss, {"dense": loss.item()}, tables, self.counts(batch))
