@@ -3,12 +3,12 @@
     python benchmarks/training.py --flag-python PATH --out FILE            # about 10 minutes
     python benchmarks/training.py --report FILE
 
-PATH is a Python as ``training_reference.py`` needs it. Both sides train all three functions with self-distillation on
-the same pairs of generated texts of known token counts: a query of 8 to 48 tokens and a passage that has either a fixed
-number of tokens or, in ``mixed`` cases, any number up to it (equally likely on a logarithmic scale). A round is one
-pass over all pairs; rounds of all engines alternate, each engine in a process of its own. Ours is the trainer as ``m3
-train`` runs it; theirs is its model, loss and collator in a loop without logging and checkpoints. Tokens are those of
-the texts, without padding.
+PATH is a Python as ``training_reference.py`` needs it; without it, only ours is measured. Both sides train all three
+functions with self-distillation on the same pairs of generated texts: a query of 8 to 48 tokens, and a passage of 16
+tokens to the longest, equally likely on a logarithmic scale. A round is one pass over all pairs; rounds of all engines
+alternate, each engine in a process of its own. Ours is the trainer as ``m3 train`` runs it; theirs is its collator,
+model and loss with AdamW, without its logs and checkpoints. Tokens are those of the texts, without padding. On a busy
+machine, tokens per CPU second are more reliable than tokens per second.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import datetime
 import json
 import os
 import random
-import resource
 import statistics
 import subprocess
 import sys
@@ -45,44 +44,62 @@ ROUNDS = 3
 
 @dataclass(frozen=True)
 class Case:
-    """The pairs of a measurement: ``batch`` is the number of queries, each with one passage, of a step."""
+    """The pairs of a measurement.
+
+    Attributes:
+        longest: The number of tokens of the longest passage.
+        mixed: Whether passages have any number of tokens from 16 to ``longest``.
+        pairs: The number of pairs, each a query and a passage.
+        batch: The number of pairs of a step.
+        compared: Whether FlagEmbedding is measured too.
+    """
 
     longest: int
     mixed: bool
     pairs: int
     batch: int
+    compared: bool = True
 
     @property
     def name(self) -> str:
         return f"{'16 to ' if self.mixed else ''}{self.longest:,}"
 
+    @property
+    def edges(self) -> tuple[int, ...]:
+        """The lengths of three groups, each with a third of the pairs of a mixed case."""
+        return (*(round(16 * (self.longest / 16) ** (part / 3)) for part in (1, 2)), self.longest)
 
-# Theirs allocates [texts, tokens, vocabulary] for the sparse weights: larger batches do not fit into 8 GiB.
+
+# Theirs allocates [passages, tokens, vocabulary] for the sparse weights, 0.5 GiB for each 2,048 tokens with m3-tiny,
+# several times. Ours is also measured with batches that theirs cannot take in 8 GiB.
 CASES = (
-    Case(512, True, 48, 16),
-    Case(2048, True, 16, 4),
-    Case(8192, True, 8, 2),
-    Case(512, False, 16, 16),
-    Case(2048, False, 4, 4),
-    Case(8192, False, 2, 2),
+    Case(512, True, 24, 8),
+    Case(2048, True, 6, 2),
+    Case(8192, True, 6, 2),
+    Case(512, True, 192, 64, compared=False),
+    Case(2048, True, 72, 24, compared=False),
+    Case(8192, True, 24, 8, compared=False),
 )
 
-SPLIT_TOKENS = 8192
-"""The number of tokens of a sub-batch: one passage of the longest."""
+SPLIT_TOKENS = 2048
+"""The number of tokens of a sub-batch; a longer text is one of its own."""
 
+_OURS = {"grouped": False, "tokens_at_once": 0, "dtype": "bfloat16"}
+_THEIRS = {"dtype": "float32", "gradient_checkpointing": False, "sub_batch_size": 0}
 VARIANTS: dict[tuple[str, str], Row] = {
-    (OURS, "plain"): {"grouped": False, "tokens_at_once": 0, "dtype": "bfloat16"},
-    (OURS, "grouped"): {"grouped": True, "tokens_at_once": 0, "dtype": "bfloat16"},
-    (OURS, "split"): {"grouped": False, "tokens_at_once": 512, "dtype": "bfloat16"},
-    (OURS, "grouped, split"): {"grouped": True, "tokens_at_once": 512, "dtype": "bfloat16"},
-    (OURS, "grouped, float32"): {"grouped": True, "tokens_at_once": 0, "dtype": "float32"},
-    (THEIRS, "float32"): {"dtype": "float32", "gradient_checkpointing": False, "sub_batch_size": 0},
-    (THEIRS, "bfloat16"): {"dtype": "bfloat16", "gradient_checkpointing": False, "sub_batch_size": 0},
-    (THEIRS, "checkpointing, sub-batches of 1"): {
-        "dtype": "float32",
-        "gradient_checkpointing": True,
-        "sub_batch_size": 1,
-    },
+    (OURS, "plain"): _OURS,
+    (OURS, "grouped"): _OURS | {"grouped": True},
+    (OURS, "split"): _OURS | {"tokens_at_once": SPLIT_TOKENS},
+    (OURS, "grouped, split"): _OURS | {"grouped": True, "tokens_at_once": SPLIT_TOKENS},
+    (OURS, "plain, float32"): _OURS | {"dtype": "float32"},
+    (THEIRS, "plain, float32"): _THEIRS,
+    (THEIRS, "sub-batches of 1, checkpointing"): _THEIRS
+    | {"gradient_checkpointing": True, "sub_batch_size": 1},
+}
+"""The settings of each engine. Theirs takes as long in bfloat16 (autocast) as in float32; see ``--all-variants``."""
+EXTRA: dict[tuple[str, str], Row] = {
+    (THEIRS, "plain, bfloat16"): _THEIRS | {"dtype": "bfloat16"},
+    (THEIRS, "checkpointing, float32"): _THEIRS | {"gradient_checkpointing": True},
 }
 
 
@@ -103,7 +120,9 @@ def write_pairs(case: Case, tokenizer: Tokenizer, folder: Path) -> list[Row]:
 
     lengths = [case.longest] * case.pairs
     if case.mixed:
-        lengths = [round(16 * (case.longest / 16) ** rng.random()) for _ in lengths]
+        shares = [(number + rng.random()) / case.pairs for number in range(case.pairs)]
+        lengths = [round(16 * (case.longest / 16) ** share) for share in shares]
+        rng.shuffle(lengths)
     pairs = [(text(rng.randint(8, 48)), text(length)) for length in lengths]
     counts = [len(encoding.ids) for encoding in tokenizer.encode_batch([passage for _, passage in pairs])]
     assert counts == lengths, "a word is not one token"
@@ -144,85 +163,6 @@ def write_model(name: str, folder: Path) -> Path:
 
 
 MODELS = ("m3-tiny", "6 layers of 384")
-
-
-# --- our side, in a process of its own --------------------------------------------------------------------------------
-
-
-def work(task: Row) -> Iterator[Row]:
-    """Load and warm up; then, for each line of the standard input, take the steps of a round and yield their cost."""
-    import torch
-    from encoder import peak_memory_gb, reset_peak_memory
-
-    from m3_connectors.training.batches import LengthGroup
-    from m3_connectors.training.checkpoint import Progress
-    from m3_connectors.training.config import DataSettings, RunSettings, TrainingConfig
-    from m3_connectors.training.optimizer import OptimizerSettings
-    from m3_connectors.training.trainer import Trainer
-
-    torch.set_num_threads(task["threads"])
-    longest = task["longest"]
-    edges = (longest // 16, longest // 4, longest) if task["grouped"] else (longest,)
-    config = TrainingConfig(
-        output="unused",
-        start_from=task["model"],
-        data=DataSettings(
-            folder=task["folder"],
-            source_weights={"pairs": 1.0},
-            groups=tuple(LengthGroup(edge, task["batch"]) for edge in edges),
-            query_longest=64,
-            queries_per_passage=1,
-            held_out_share=0.0,
-            shifted_share=0.0,
-        ),
-        optimizer=OptimizerSettings(
-            learning_rate=LEARNING_RATE, table_learning_rate=LEARNING_RATE, warm_up=0.0
-        ),
-        run=RunSettings(
-            steps=1_000_000,
-            distil_from=0.0,
-            threads=task["threads"],
-            dtype=task["dtype"],
-            tokens_at_once=task["tokens_at_once"],
-        ),
-    )
-    trainer = Trainer(config, Path(task["folder"]), Path(task["work"]))
-    # The steps that together use every pair once; those of a group are the first of its shuffled epochs.
-    steps, used, step = [], set(), 0
-    while step < 200 and len(used) < len(trainer.store):
-        _, rows, _ = trainer.stage.sampler.rows(step)  # type: ignore[attr-defined]
-        pairs = {int(row) for part in rows for row in part}
-        if not pairs & used:
-            steps.append(step)
-            used |= pairs
-        step += 1
-    loaded = peak_memory_gb()
-    if limit := task["memory_limit_gib"]:
-        resource.setrlimit(resource.RLIMIT_DATA, (int(limit * 2**30), int(limit * 2**30)))
-    yield {"kind": "ready"}
-    for _ in sys.stdin:
-        reset_peak_memory()
-        tokens = 0
-        start, cpu_start = time.perf_counter(), time.process_time()
-        try:
-            for step in steps:
-                trainer.progress = Progress(step, 0.0)
-                tokens += trainer.step()["tokens"]
-        except RuntimeError as error:
-            if "memory" not in str(error):
-                raise
-            yield {"kind": "out of memory", "error": str(error).splitlines()[0][:200]}
-            return
-        yield {
-            "kind": "measurement",
-            "steps": len(steps),
-            "pairs": len(used),
-            "tokens": tokens,
-            "seconds": time.perf_counter() - start,
-            "cpu_seconds": time.process_time() - cpu_start,
-            "peak_memory_gb": peak_memory_gb(),
-            "loaded_memory_gb": loaded,
-        }
 
 
 # --- the run ----------------------------------------------------------------------------------------------------------
@@ -278,7 +218,7 @@ def engines(
             "mode": "speed",
             "model": str(model),
             "threads": options.threads,
-            "longest": case.longest,
+            "edges": case.edges,
             "batch": case.batch,
             "folder": str(folder / "pairs"),
             "work": str(folder / name),
@@ -291,7 +231,7 @@ def engines(
             **settings,
         }
         if engine == OURS:
-            command = [sys.executable, __file__, "--work"]
+            command = [sys.executable, str(Path(__file__).with_name("training_ours.py"))]
         elif options.flag_python:
             command = [options.flag_python, str(Path(__file__).with_name("training_reference.py"))]
         else:
@@ -309,14 +249,17 @@ def run(options: argparse.Namespace) -> Path:
         def write(row: Row) -> None:
             print(json.dumps(row), file=file, flush=True)
 
-        write(environment("torch", "numpy", "tokenizers", threads=options.threads, rounds=ROUNDS))
+        write(environment("torch", "numpy", "tokenizers", threads=options.threads, rounds=options.rounds))
         for model in options.models:
             directory = write_model(model, Path(temporary))
-            for case in CASES:
-                folder = Path(temporary) / f"{model}-{case.longest}-{case.mixed}".replace(" ", "-")
-                about = {"model": model, "case": case.name, "batch": case.batch}
-                started_here = list(engines(case, directory, folder, options, VARIANTS))
-                for number in range(ROUNDS):
+            for case in CASES if options.cases is None else [CASES[number] for number in options.cases]:
+                folder = Path(temporary) / f"{model}-{case.longest}-{case.batch}".replace(" ", "-")
+                about = {"model": model, "case": case.name, "pairs_of_case": case.pairs, "batch": case.batch}
+                variants = VARIANTS | (EXTRA if options.all_variants else {})
+                if not case.compared:
+                    variants = {key: value for key, value in variants.items() if key[0] == OURS}
+                started_here = list(engines(case, directory, folder, options, variants))
+                for number in range(options.rounds):
                     for engine, variant, process in started_here:
                         row = process.failed or process.round()
                         write({**row, **about, "engine": engine, "variant": variant, "round": number})
@@ -352,7 +295,7 @@ def _speeds(rows: list[Row]) -> list[str]:
     for model, case, batch in cases:
         here: dict[tuple[str, str], list[Row]] = {}
         for row in rows[1:]:
-            if (row["model"], row["case"]) == (model, case):
+            if (row["model"], row["case"], row["batch"]) == (model, case, batch):
                 here.setdefault((row["engine"], row["variant"]), []).append(row)
         theirs = [
             _rate(each, "cpu_seconds")
@@ -392,17 +335,15 @@ def main() -> None:
     parser.add_argument("--flag-python", help="a Python with FlagEmbedding==1.4.2 and transformers<5")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--models", nargs="*", choices=MODELS, default=MODELS[:1])
+    parser.add_argument("--cases", type=int, nargs="*", help="only these of the cases, by number from 0")
+    parser.add_argument(
+        "--all-variants", action="store_true", help="also theirs with bfloat16 and checkpointing"
+    )
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--out", default=RESULTS / f"training-speed-{today}.jsonl")
     parser.add_argument("--report", type=Path, help="print the tables of an earlier run")
-    parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.work:
-        for row in work(json.loads(options.work.read_text(encoding="utf-8"))):
-            print(json.dumps(row), flush=True)
-    elif options.report:
-        print(report(options.report))
-    else:
-        print(report(run(options)))
+    print(report(options.report or run(options)))
 
 
 if __name__ == "__main__":

@@ -41,7 +41,6 @@ class Watched(EncoderOnlyEmbedderM3Model):  # type: ignore[misc]
     """
 
     padding_rows = True
-    watch = True
 
     def start_step(self) -> None:
         self.parts: list[float] = []
@@ -50,8 +49,7 @@ class Watched(EncoderOnlyEmbedderM3Model):  # type: ignore[misc]
 
     def compute_loss(self, scores: Tensor, target: Tensor) -> Tensor:
         loss: Tensor = super().compute_loss(scores, target)
-        if self.watch:
-            self.parts.append(loss.item())
+        self.parts.append(loss.item())
         return loss
 
     def distill_loss(self, *arguments: Any, **options: Any) -> Tensor:
@@ -60,9 +58,6 @@ class Watched(EncoderOnlyEmbedderM3Model):  # type: ignore[misc]
         return loss
 
     def compute_colbert_score(self, q_reps: Tensor, p_reps: Tensor, q_mask: Tensor | None = None) -> Tensor:
-        if not self.watch:
-            plain: Tensor = super().compute_colbert_score(q_reps, p_reps, q_mask)
-            return plain
         assert q_mask is not None
         padding = (p_reps == 0).all(-1)
         products = torch.einsum("qin,pjn->qipj", q_reps, p_reps)
@@ -79,10 +74,10 @@ class Watched(EncoderOnlyEmbedderM3Model):  # type: ignore[misc]
         return best.sum(1) / q_mask[:, 1:].sum(-1, keepdim=True) / self.temperature
 
 
-def load(task: Row) -> Watched:
+def load(task: Row, kind: type[EncoderOnlyEmbedderM3Model]) -> EncoderOnlyEmbedderM3Model:
     """Load the checkpoint as its runner does, float32, with its documented options of unified fine-tuning."""
     tokenizer = AutoTokenizer.from_pretrained(task["model"])
-    model = Watched(
+    model = kind(
         EncoderOnlyEmbedderM3Runner.get_model(task["model"]),
         tokenizer=tokenizer,
         temperature=task["temperature"],
@@ -95,7 +90,7 @@ def load(task: Row) -> Watched:
     return model
 
 
-def collator(model: Watched, sub_batch_size: int = -1) -> AbsEmbedderCollator:
+def collator(model: EncoderOnlyEmbedderM3Model, sub_batch_size: int = -1) -> AbsEmbedderCollator:
     return AbsEmbedderCollator(
         tokenizer=model.tokenizer,
         query_max_len=8192,
@@ -116,7 +111,7 @@ def features(batch: Row) -> list[tuple[str, list[str], None]]:
 
 def losses(task: Row) -> Iterator[Row]:
     """Take one step of plain AdamW per batch; yield the loss of every step before its update."""
-    model = load(task)
+    model = load(task, Watched)
     model.padding_rows = task["padding_rows"]
     collate = collator(model)
     optimizer = torch.optim.AdamW(
@@ -155,8 +150,7 @@ def checksum(inputs: Row) -> int:
 
 def speed(task: Row) -> Iterator[Row]:
     """Load and warm up; then, for each line of the standard input, take a step of every batch and yield its cost."""
-    model = load(task)
-    model.watch = False
+    model = load(task, EncoderOnlyEmbedderM3Model)
     if task["gradient_checkpointing"]:
         model.gradient_checkpointing_enable()
         model.enable_input_require_grads()
@@ -205,7 +199,10 @@ def speed(task: Row) -> Iterator[Row]:
 
 
 def step(
-    model: Watched, optimizer: torch.optim.Optimizer, inputs: Row, dtype: torch.dtype | None = None
+    model: EncoderOnlyEmbedderM3Model,
+    optimizer: torch.optim.Optimizer,
+    inputs: Row,
+    dtype: torch.dtype | None = None,
 ) -> None:
     with torch.autocast("cpu", dtype, enabled=dtype is not None):
         loss = model(**inputs).loss
