@@ -59,6 +59,7 @@ class Batch:
         source: The name of the source.
         queries: The int64 token ids of each query.
         passages: The int64 token ids of each passage: first the relevant ones, then the hard negatives.
+        text_numbers: int64 ``[queries + passages]``, the number of each text in the store.
         targets: int64 ``[queries]``, the position of the passage that is relevant to each query.
         cross_lingual: bool ``[queries]``, whether the two languages differ.
         ignored: bool ``[queries, passages]``: the passage answers the query, or may do so, but is not its target.
@@ -69,6 +70,7 @@ class Batch:
     source: str
     queries: list[NDArray[np.int64]]
     passages: list[NDArray[np.int64]]
+    text_numbers: NDArray[np.int64]
     targets: NDArray[np.int64]
     cross_lingual: NDArray[np.bool_]
     ignored: NDArray[np.bool_]
@@ -272,6 +274,7 @@ class Sampler:
             source=source,
             queries=[wrap(store.text(n), self._query_longest) for n in queries],
             passages=passages,
+            text_numbers=np.concatenate([queries, numbers]),
             targets=targets,
             cross_lingual=np.asarray(store.cross_lingual[rows]),
             ignored=ignored,

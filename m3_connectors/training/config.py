@@ -15,6 +15,7 @@ from pydantic.dataclasses import dataclass
 from m3_connectors.errors import InvalidInput
 from m3_connectors.records import Key, read_raw_toml, read_settings
 from m3_connectors.training.batches import SHORTEST, LengthGroup
+from m3_connectors.training.dense_teacher import DenseTeacherSettings
 from m3_connectors.training.losses import LossSettings
 from m3_connectors.training.monitor import EvaluationSettings
 from m3_connectors.training.optimizer import OptimizerSettings
@@ -27,6 +28,7 @@ from m3_connectors.training.ranges import (
     ShareBelow1,
     require_one_above_0,
 )
+from m3_connectors.training.refresh import RefreshSettings
 from m3_connectors.training.start import StartSettings
 from m3_connectors.training.tokenizer import FIRST_SPECIALS
 
@@ -158,9 +160,11 @@ class TrainingConfig:
         tokenizer: The tokenizer; used only when training from scratch.
         model: The sizes; used only when training from scratch.
         start: The initial model; used only when training from scratch.
+        dense_teacher: Dense vectors of another model to learn from.
         loss: The constants of section 3.3.
         optimizer: AdamW and the schedule.
         run: The length of the run and the checkpoints.
+        mining: Hard negatives that are mined during the run.
         evaluation: Evaluation during the run.
         tune_importance: The importance of held-out tasks, by prefix, when the weights of the model are tuned.
             Without it, they are not tuned: a model that starts from a checkpoint keeps its weights, and a new
@@ -172,18 +176,26 @@ class TrainingConfig:
 
     output: str
     data: DataSettings
-    objective: Literal["unsupervised", "finetune"] = "finetune"
+    objective: Literal["distil", "unsupervised", "finetune"] = "finetune"
     start_from: str = ""
     tokenizer: TokenizerSettings = Field(default_factory=TokenizerSettings)
     model: ModelSettings = Field(default_factory=ModelSettings)
     start: StartSettings = Field(default_factory=StartSettings)
+    dense_teacher: DenseTeacherSettings = Field(default_factory=DenseTeacherSettings)
     loss: LossSettings = Field(default_factory=LossSettings)
     optimizer: OptimizerSettings = Field(default_factory=OptimizerSettings)
     run: RunSettings = Field(default_factory=RunSettings)
+    mining: RefreshSettings = Field(default_factory=RefreshSettings)
     evaluation: EvaluationSettings = Field(default_factory=EvaluationSettings)
     tune_importance: dict[str, Positive] = Field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if self.mining.every and self.loss.kd != "none":
+            raise InvalidInput(
+                f"mining.every is {self.mining.every} and loss.kd is {self.loss.kd!r}, but negatives that are mined "
+                "during the run have no teacher's scores.\n"
+                "  Remove one of them, or mine and score before the run: m3 mine --teacher MODEL."
+            )
         if not self.start_from:
             self.check_lengths(self.model.max_length)
 
@@ -268,6 +280,10 @@ def _resolved(config: TrainingConfig, folder: Path) -> TrainingConfig:
         evaluation=dataclasses.replace(
             config.evaluation,
             folder=config.evaluation.folder and str(folder / config.evaluation.folder),
+        ),
+        dense_teacher=dataclasses.replace(
+            config.dense_teacher,
+            vectors=str(folder / config.dense_teacher.vectors) if config.dense_teacher.vectors else "",
         ),
     )
 

@@ -24,6 +24,7 @@ from scipy.sparse.csgraph import connected_components
 from tokenizers import Tokenizer
 
 from m3_connectors.files import replacing
+from m3_connectors.training.dense_teacher import text_key
 from m3_connectors.training.pairs import fingerprint_files, read_lines
 
 _log = logging.getLogger(__name__)
@@ -60,6 +61,7 @@ class PairStore:
         offsets: int64 ``[texts + 1]``; the tokens of text i are ``tokens[offsets[i] : offsets[i + 1]]``.
         query: int32 ``[pairs]``, the text number of each pair's query.
         passage: int32 ``[pairs]``, the text number of each pair's passage.
+        keys: uint64 ``[texts]``, ``text_key`` of each text.
         source: int16 ``[pairs]``, the position in ``sources``.
         query_language: int16 ``[pairs]``, the position in ``languages``.
         passage_language: int16 ``[pairs]``, the position in ``languages``.
@@ -77,6 +79,7 @@ class PairStore:
     offsets: NDArray[np.int64]
     query: NDArray[np.int32]
     passage: NDArray[np.int32]
+    keys: NDArray[np.uint64]
     source: NDArray[np.int16]
     query_language: NDArray[np.int16]
     passage_language: NDArray[np.int16]
@@ -113,6 +116,7 @@ _ARRAYS = (
     "offsets",
     "query",
     "passage",
+    "keys",
     "source",
     "query_language",
     "passage_language",
@@ -251,6 +255,7 @@ def _build(
         "offsets": np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
         "query": query,
         "passage": passage,
+        "keys": np.array([text_key(text) for text in texts], np.uint64),
         "source": source.astype(np.int16),
         "query_language": query_language.astype(np.int16),
         "passage_language": passage_language.astype(np.int16),

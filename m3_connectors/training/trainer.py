@@ -30,18 +30,22 @@ from m3_connectors.training.checkpoint import (
     claim_folder,
     export_model,
     import_model,
+    is_saved,
     load_state,
     read_kept,
     save_state,
 )
 from m3_connectors.training.config import DTYPES, TokenizerSettings, TrainingConfig
 from m3_connectors.training.data import open_pairs
+from m3_connectors.training.dense_teacher import TeacherVectors
 from m3_connectors.training.forward import TrainingEncoder
 from m3_connectors.training.monitor import Best, BestModel, FolderTexts, evaluate
 from m3_connectors.training.optimizer import RowAdamW
 from m3_connectors.training.pairs import fingerprint_files, other_files, read_pairs
+from m3_connectors.training.refresh import CurrentWeights, refresh
 from m3_connectors.training.stages import STAGES, Outcome, StageInputs
-from m3_connectors.training.start import build_start
+from m3_connectors.training.stages.pairs import PairStage
+from m3_connectors.training.start import RESERVED, build_start, fit_sparse_head
 from m3_connectors.training.tokenizer import sample_texts, save_tokenizer, train_tokenizer
 from m3_connectors.training.validate import (
     FEWEST_QUERIES,
@@ -117,6 +121,8 @@ class Trainer:
         self._warn_of_pairs()
         self._tasks = self._held_out_tasks()
         self.model = start.model if start else self._scratch()
+        if start and config.start.fit_sparse_head and not is_saved(work):
+            fit_sparse_head(self.model, self.store, config.start)
         encoder = TrainingEncoder(
             self.model, DTYPES[config.run.dtype], tokens_at_once=config.run.tokens_at_once
         )
@@ -129,6 +135,7 @@ class Trainer:
         self.optimizer = RowAdamW(self._trained.parameters, config.optimizer)
         self.progress = load_state(work, self._trained, self.optimizer)
         self._watch = Watch()
+        self._mined_at = 0
         self._evaluated = self._evaluated_texts()
         self._best = BestModel(work / "best")
 
@@ -167,6 +174,34 @@ class Trainer:
             )
         return self.store, tasks
 
+    def _mine(self) -> None:
+        """Give the next step the negatives of the latest search, which is made now if it is due."""
+        settings = self._config.mining
+        due = settings.step_of(self.progress.step)
+        if due == self._mined_at or not isinstance(self.stage, PairStage):
+            return
+        target = self._work / "mined" / f"step-{due}.jsonl"
+        if due < self.progress.step and not target.exists():
+            raise InvalidInput(
+                f"{target} is missing; it has the negatives of the steps from {due} on, which were mined with the "
+                "weights of then.\n  Restore the file, or use another working folder (--work DIR)."
+            )
+        is_new = not target.exists()
+        self._phase("mining hard negatives" if is_new else "reading the mined negatives")
+        encoder = CurrentWeights(
+            self.model,
+            self.tokenizer,
+            step=due,
+            recommended_weights=self._weights,
+            dtype=DTYPES[self._config.run.dtype],
+        )
+        hard = refresh(encoder, self._data, target, settings, self.store)
+        self.stage.sampler.negatives.hard = hard
+        self._mined_at = due
+        if is_new:
+            self._report({"event": "mined", "after": due, "negatives": len(hard.texts)})
+        self._phase("training")
+
     def evaluate(self) -> None:
         """Evaluate the current model, and keep it if it is the best one so far."""
         if self._evaluated is None:
@@ -181,8 +216,6 @@ class Trainer:
         self._report(
             {
                 "event": "evaluation",
-                # Of the last step, so that a run that takes it again also removes its evaluation from the log.
-                "step": self.progress.step - 1,
                 "after": self.progress.step,
                 "ndcg_at_10": values,
                 "is_best": is_best,
@@ -256,7 +289,11 @@ class Trainer:
             return model
         self._phase("computing the initial model")
         began = time.perf_counter()
-        model = build_start(self.store, config, self._config.start, self._config.run.seed)
+        vectors = self._config.dense_teacher.vectors
+        teacher = (
+            TeacherVectors(Path(vectors), self.store.keys, config.hidden_size - RESERVED) if vectors else None
+        )
+        model = build_start(self.store, config, self._config.start, self._config.run.seed, teacher)
         with replacing(kept) as fresh:
             torch.save(model.state_dict(), fresh)
         self._report({"event": "start", "seconds": round(time.perf_counter() - began, 1)})
@@ -277,6 +314,7 @@ class Trainer:
         self._phase("training")
         last = None if steps is None else self.progress.step + steps
         while self.share_done() < 1 and (last is None or self.progress.step < last) and not stop():
+            self._mine()
             record = self.step()
             self._report(record)
             for warning in self._watch.warnings(record):
@@ -369,7 +407,7 @@ class Trainer:
         best = self._best.read() if self._config.evaluation.keep_best != "none" else None
         if best is not None and self._evaluated is not None:
             self._best.load(best, self._trained)
-            self._report({"event": "best", **dataclasses.asdict(best)})
+            self._report({"event": "best", "after": best.step, "method": best.method, "value": best.value})
         export_model(self.model, self.tokenizer, output, dtype)
         weights = dict(self._weights)
         if self._config.tune_importance:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import torch
 
 from m3_connectors.errors import InvalidInput
+from m3_connectors.training.data import HardNegatives
+from m3_connectors.training.dense_teacher import TeacherVectors
 from m3_connectors.training.forward import split
 from m3_connectors.training.losses import objective, score_all
 from m3_connectors.training.stages.pairs import PairStage
@@ -14,17 +18,23 @@ from m3_connectors.training.watch import measures
 
 
 class Finetune(PairStage):
-    """L until ``run.distil_from``, then L_final.
+    """L until ``run.distil_from``, then L_final; with a teacher, also the distance to its dense vectors.
 
     Raises:
-        InvalidInput: ``loss.kd`` needs the teacher's scores, and the pairs have none.
+        InvalidInput: ``loss.kd`` needs a teacher's scores, and the pairs have none.
     """
 
     def __init__(self, inputs: StageInputs) -> None:
         super().__init__(inputs)
-        hard = inputs.store.hard
-        scored = int((np.isfinite(hard.positive_scores) & (hard.ends > hard.starts)).sum())
+        path = inputs.config.dense_teacher.vectors
+        self._teacher = (
+            TeacherVectors(Path(path), inputs.store.keys, inputs.model.config.hidden_size) if path else None
+        )
+        self._check_scores(inputs.store.hard)
+
+    def _check_scores(self, hard: HardNegatives) -> None:
         kd = self._config.loss.kd
+        scored = int((np.isfinite(hard.positive_scores) & (hard.ends > hard.starts)).sum())
         if kd != "none" and not scored:
             raise InvalidInput(
                 f"loss.kd is {kd!r}, but no line of the pairs has neg, pos_scores and neg_scores.\n"
@@ -53,5 +63,9 @@ class Finetune(PairStage):
             ignored=ignored,
             teacher_scores=None if batch.teacher is None else torch.from_numpy(batch.teacher),
         )
+        if self._teacher:
+            distance = self._teacher.distance(shown.dense, batch.text_numbers)
+            loss = loss + self._config.dense_teacher.weight * distance
+            parts["distance"] = distance.item()
         watched = measures(scores, targets, ignored, cross_lingual, shown.token_weights)
         return Outcome(loss, parts, tables, self.counts(batch) | watched)
