@@ -53,6 +53,13 @@ class TrainingProgress:
             self._say(
                 f"· exporting the best model: step {record['after']:,}, {record['method']} {record['value']:.3f}"
             )
+        elif record["event"] == "groups":
+            for group in record["groups"]:
+                self._say(
+                    f"· passages of up to {group['group']:,} tokens: {group['steps']:,} steps, "
+                    f"{group['token_share']:.0%} of the tokens, loss {group['loss']:.3f}, "
+                    f"{group['padding']:.0%} padding in its batches, {group['tokens_per_second']:,} tokens/s"
+                )
         elif record["event"] == "mined":
             self._say(f"step {record['after']:6}  {record['negatives']:,} hard negatives mined")
         elif record["event"] == "start_from":

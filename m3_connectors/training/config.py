@@ -29,6 +29,7 @@ from m3_connectors.training.ranges import (
     require_one_above_0,
 )
 from m3_connectors.training.refresh import RefreshSettings
+from m3_connectors.training.retromae import RetroMAESettings
 from m3_connectors.training.start import StartSettings
 from m3_connectors.training.tokenizer import FIRST_SPECIALS
 
@@ -94,6 +95,9 @@ class DataSettings:
         held_out_share: The share of passages kept for validation.
         linked_sources: The sources that are held out in clusters of texts that share pairs.
         shifted_share: The share of passages that get random positions, so that all positions are trained.
+        segment_shuffle: The share of long passages that are cut into three segments in random order, against
+            over-reading of the first sentences (section 3.1).
+        segment_shuffle_above: The number of tokens above which a passage is long for this purpose.
     """
 
     folder: str
@@ -107,6 +111,8 @@ class DataSettings:
     held_out_share: ShareBelow1 = 0.03
     linked_sources: tuple[str, ...] = ("par_",)
     shifted_share: Share = 0.3
+    segment_shuffle: Share = 0.002
+    segment_shuffle_above: int = Field(default=100, ge=SHORTEST)
 
     def __post_init__(self) -> None:
         require_one_above_0("source_weights", self.source_weights.values())
@@ -157,11 +163,14 @@ class TrainingConfig:
         objective: The stage of the recipe; see ``training.stages``.
         start_from: The directory of a checkpoint to start from, or a hub name such as ``BAAI/bge-m3``; empty
             to train from scratch.
+        extend_positions: The number of positions that the start model gets if it has fewer; 0 keeps its own. See
+            ``training.positions``.
         tokenizer: The tokenizer; used only when training from scratch.
         model: The sizes; used only when training from scratch.
         start: The initial model; used only when training from scratch.
         dense_teacher: Dense vectors of another model to learn from.
         loss: The constants of section 3.3.
+        retromae: The masks of the stage ``retromae``.
         optimizer: AdamW and the schedule.
         run: The length of the run and the checkpoints.
         mining: Hard negatives that are mined during the run.
@@ -176,13 +185,15 @@ class TrainingConfig:
 
     output: str
     data: DataSettings
-    objective: Literal["distil", "unsupervised", "finetune"] = "finetune"
+    objective: Literal["retromae", "distil", "unsupervised", "finetune"] = "finetune"
     start_from: str = ""
+    extend_positions: int = Field(default=0, ge=0)
     tokenizer: TokenizerSettings = Field(default_factory=TokenizerSettings)
     model: ModelSettings = Field(default_factory=ModelSettings)
     start: StartSettings = Field(default_factory=StartSettings)
     dense_teacher: DenseTeacherSettings = Field(default_factory=DenseTeacherSettings)
     loss: LossSettings = Field(default_factory=LossSettings)
+    retromae: RetroMAESettings = Field(default_factory=RetroMAESettings)
     optimizer: OptimizerSettings = Field(default_factory=OptimizerSettings)
     run: RunSettings = Field(default_factory=RunSettings)
     mining: RefreshSettings = Field(default_factory=RefreshSettings)
@@ -277,13 +288,13 @@ def _resolved(config: TrainingConfig, folder: Path) -> TrainingConfig:
         output=str(folder / config.output),
         start_from=str(beside.resolve()) if config.start_from and beside.is_dir() else config.start_from,
         data=dataclasses.replace(config.data, folder=str(folder / config.data.folder)),
-        evaluation=dataclasses.replace(
-            config.evaluation,
-            folder=config.evaluation.folder and str(folder / config.evaluation.folder),
-        ),
         dense_teacher=dataclasses.replace(
             config.dense_teacher,
             vectors=str(folder / config.dense_teacher.vectors) if config.dense_teacher.vectors else "",
+        ),
+        evaluation=dataclasses.replace(
+            config.evaluation,
+            folder=config.evaluation.folder and str(folder / config.evaluation.folder),
         ),
     )
 

@@ -18,6 +18,7 @@ from m3_connectors.errors import InvalidInput
 from m3_connectors.files import replacing
 from m3_connectors.training.config import TrainingConfig, load_stages
 from m3_connectors.training.event_log import EventLog
+from m3_connectors.training.statistics import group_statistics
 from m3_connectors.training.trainer import Report, Trainer
 
 THINNED = 10
@@ -182,6 +183,7 @@ def _trained(
         events = None
     if trainer.share_done() < 1:
         raise KeyboardInterrupt
+    everywhere({"event": "groups", "groups": group_statistics(log.records())})
     return trainer
 
 

@@ -42,6 +42,7 @@ from m3_connectors.training.forward import TrainingEncoder
 from m3_connectors.training.monitor import Best, BestModel, FolderTexts, evaluate
 from m3_connectors.training.optimizer import RowAdamW
 from m3_connectors.training.pairs import fingerprint_files, other_files, read_pairs
+from m3_connectors.training.positions import extend_positions
 from m3_connectors.training.refresh import CurrentWeights, refresh
 from m3_connectors.training.stages import STAGES, Outcome, StageInputs
 from m3_connectors.training.stages.pairs import PairStage
@@ -88,6 +89,14 @@ class Trainer:
         work.mkdir(parents=True, exist_ok=True)
 
         start = import_model(config.start_from) if config.start_from else None
+        if config.extend_positions:
+            if not start:
+                raise InvalidInput(
+                    f"extend_positions is {config.extend_positions:,}, but the run starts from scratch.\n"
+                    "  Set start_from to a checkpoint, or model.max_length to the number of positions."
+                )
+            extended = extend_positions(start.model, config.extend_positions)
+            start = dataclasses.replace(start, model=extended)
         if start:
             config.check_lengths(start.model.config.max_length)
             self._report({"event": "start_from", "model": start.info.name, "revision": start.info.revision})
@@ -251,13 +260,15 @@ class Trainer:
             self._warn(f"{what} in {count:,} lines of the training pairs is not used.")
         if len(unused) > _NAMED:
             self._warn(f"{len(unused) - _NAMED:,} other keys of the training pairs are not used.")
-        pairs = np.asarray(self.store.query, np.int64) << 32 | np.asarray(self.store.passage, np.int64)
+        is_pair = ~np.asarray(self.store.alone)
+        query, passage = self.store.query[is_pair], self.store.passage[is_pair]
+        pairs = query.astype(np.int64) << 32 | passage.astype(np.int64)
         repeated = len(pairs) - len(np.unique(pairs))
         if repeated:
-            self._warn(f"{repeated:,} of {len(self.store):,} pairs repeat another pair.")
-        equal = int((np.asarray(self.store.query) == np.asarray(self.store.passage)).sum())
+            self._warn(f"{repeated:,} of {len(pairs):,} pairs repeat another pair.")
+        equal = int((query == passage).sum())
         if equal:
-            self._warn(f"{equal:,} of {len(self.store):,} pairs have the same text as query and as passage.")
+            self._warn(f"{equal:,} of {len(pairs):,} pairs have the same text as query and as passage.")
 
     def _tokenizer(self) -> Tokenizer:
         """Return the tokenizer of a run from scratch, which is stored in the working folder."""

@@ -73,7 +73,7 @@ def make_tasks(
         if not name.startswith(tuple(sources)) or not here.any():
             continue
         rng = np.random.default_rng([seed, number, language])
-        held = np.flatnonzero(here & store.held_out)
+        held = np.flatnonzero(here & store.held_out & ~np.asarray(store.alone))
         positives = np.unique(store.passage[held])[:corpus_size]
         others = np.setdiff1d(store.passage[here], positives)
         fill = rng.permutation(others)[: max(0, corpus_size - len(positives))]

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 
 from m3_connectors.errors import InvalidInput
-from m3_connectors.training.data import HardNegatives
 from m3_connectors.training.dense_teacher import TeacherVectors
 from m3_connectors.training.forward import split
 from m3_connectors.training.losses import objective, score_all
@@ -18,23 +17,17 @@ from m3_connectors.training.watch import measures
 
 
 class Finetune(PairStage):
-    """L until ``run.distil_from``, then L_final; with a teacher, also the distance to its dense vectors.
+    """L until ``run.distil_from``, then L_final; with a dense teacher, also the distance to its vectors.
 
     Raises:
-        InvalidInput: ``loss.kd`` needs a teacher's scores, and the pairs have none.
+        InvalidInput: ``loss.kd`` needs the teacher's scores, and the pairs have none.
     """
 
     def __init__(self, inputs: StageInputs) -> None:
         super().__init__(inputs)
-        path = inputs.config.dense_teacher.vectors
-        self._teacher = (
-            TeacherVectors(Path(path), inputs.store.keys, inputs.model.config.hidden_size) if path else None
-        )
-        self._check_scores(inputs.store.hard)
-
-    def _check_scores(self, hard: HardNegatives) -> None:
-        kd = self._config.loss.kd
+        hard = inputs.store.hard
         scored = int((np.isfinite(hard.positive_scores) & (hard.ends > hard.starts)).sum())
+        kd = self._config.loss.kd
         if kd != "none" and not scored:
             raise InvalidInput(
                 f"loss.kd is {kd!r}, but no line of the pairs has neg, pos_scores and neg_scores.\n"
@@ -45,10 +38,14 @@ class Finetune(PairStage):
                 f"the teacher's scores of {scored:,} pairs (pos_scores, neg_scores) are not used.\n"
                 '  Set loss.kd to "m3_kd" or "kl" to learn from them.'
             )
+        path = inputs.config.dense_teacher.vectors
+        self._dense_teacher = (
+            TeacherVectors(Path(path), inputs.store.keys, inputs.model.config.hidden_size) if path else None
+        )
 
     def loss(self, step: int, share_done: float) -> Outcome:
         """Compute L or L_final of a step."""
-        batch = self.sampler.batch(step)
+        batch = self.batch(step)
         shown, tables = self._encoder(batch.queries + batch.passages, self.first_positions(batch, step))
         scores = score_all(*split(shown, len(batch)))
         targets, ignored, cross_lingual = map(
@@ -63,8 +60,8 @@ class Finetune(PairStage):
             ignored=ignored,
             teacher_scores=None if batch.teacher is None else torch.from_numpy(batch.teacher),
         )
-        if self._teacher:
-            distance = self._teacher.distance(shown.dense, batch.text_numbers)
+        if self._dense_teacher:
+            distance = self._dense_teacher.distance(shown.dense, batch.text_numbers)
             loss = loss + self._config.dense_teacher.weight * distance
             parts["distance"] = distance.item()
         watched = measures(scores, targets, ignored, cross_lingual, shown.token_weights)
