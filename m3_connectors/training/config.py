@@ -28,6 +28,7 @@ from m3_connectors.training.ranges import (
     ShareBelow1,
     require_one_above_0,
 )
+from m3_connectors.training.refresh import RefreshSettings
 from m3_connectors.training.retromae import RetroMAESettings
 from m3_connectors.training.start import StartSettings
 from m3_connectors.training.tokenizer import FIRST_SPECIALS
@@ -172,6 +173,7 @@ class TrainingConfig:
         retromae: The masks of the stage ``retromae``.
         optimizer: AdamW and the schedule.
         run: The length of the run and the checkpoints.
+        mining: Hard negatives that are mined during the run.
         evaluation: Evaluation during the run.
         tune_importance: The importance of held-out tasks, by prefix, when the weights of the model are tuned.
             Without it, they are not tuned: a model that starts from a checkpoint keeps its weights, and a new
@@ -194,10 +196,17 @@ class TrainingConfig:
     retromae: RetroMAESettings = Field(default_factory=RetroMAESettings)
     optimizer: OptimizerSettings = Field(default_factory=OptimizerSettings)
     run: RunSettings = Field(default_factory=RunSettings)
+    mining: RefreshSettings = Field(default_factory=RefreshSettings)
     evaluation: EvaluationSettings = Field(default_factory=EvaluationSettings)
     tune_importance: dict[str, Positive] = Field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if self.mining.every and self.loss.kd != "none":
+            raise InvalidInput(
+                f"mining.every is {self.mining.every} and loss.kd is {self.loss.kd!r}, but negatives that are mined "
+                "during the run have no teacher's scores.\n"
+                "  Remove one of them, or mine and score before the run: m3 mine --teacher MODEL."
+            )
         if not self.start_from:
             self.check_lengths(self.model.max_length)
 

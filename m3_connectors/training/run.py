@@ -67,7 +67,11 @@ class RunLog:
 
     def rewind(self, step: int) -> None:
         """Remove the records of step ``step`` and later, which belong to steps that were not saved."""
-        kept = [record for record in self.records() if record.get("step", -1) < step]
+        kept = [
+            record
+            for record in self.records()
+            if record.get("step", -1) < step and record.get("after", 0) <= step
+        ]
         self._file.close()
         with replacing(self._path) as fresh:
             fresh.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")

@@ -43,7 +43,9 @@ from m3_connectors.training.monitor import Best, BestModel, FolderTexts, evaluat
 from m3_connectors.training.optimizer import RowAdamW
 from m3_connectors.training.pairs import fingerprint_files, other_files, read_pairs
 from m3_connectors.training.positions import extend_positions
+from m3_connectors.training.refresh import CurrentWeights, refresh
 from m3_connectors.training.stages import STAGES, Outcome, StageInputs
+from m3_connectors.training.stages.pairs import PairStage
 from m3_connectors.training.start import RESERVED, build_start, fit_sparse_head
 from m3_connectors.training.tokenizer import sample_texts, save_tokenizer, train_tokenizer
 from m3_connectors.training.validate import (
@@ -142,6 +144,7 @@ class Trainer:
         self.optimizer = RowAdamW(self._trained.parameters, config.optimizer)
         self.progress = load_state(work, self._trained, self.optimizer)
         self._watch = Watch()
+        self._mined_at = 0
         self._evaluated = self._evaluated_texts()
         self._best = BestModel(work / "best")
 
@@ -180,6 +183,34 @@ class Trainer:
             )
         return self.store, tasks
 
+    def _mine(self) -> None:
+        """Give the next step the negatives of the latest search, which is made now if it is due."""
+        settings = self._config.mining
+        due = settings.step_of(self.progress.step)
+        if due == self._mined_at or not isinstance(self.stage, PairStage):
+            return
+        target = self._work / "mined" / f"step-{due}.jsonl"
+        if due < self.progress.step and not target.exists():
+            raise InvalidInput(
+                f"{target} is missing; it has the negatives of the steps from {due} on, which were mined with the "
+                "weights of then.\n  Restore the file, or use another working folder (--work DIR)."
+            )
+        is_new = not target.exists()
+        self._phase("mining hard negatives" if is_new else "reading the mined negatives")
+        encoder = CurrentWeights(
+            self.model,
+            self.tokenizer,
+            step=due,
+            recommended_weights=self._weights,
+            dtype=DTYPES[self._config.run.dtype],
+        )
+        hard = refresh(encoder, self._data, target, settings, self.store)
+        self.stage.sampler.negatives.hard = hard
+        self._mined_at = due
+        if is_new:
+            self._report({"event": "mined", "after": due, "negatives": len(hard.texts)})
+        self._phase("training")
+
     def evaluate(self) -> None:
         """Evaluate the current model, and keep it if it is the best one so far."""
         if self._evaluated is None:
@@ -194,8 +225,6 @@ class Trainer:
         self._report(
             {
                 "event": "evaluation",
-                # Of the last step, so that a run that takes it again also removes its evaluation from the log.
-                "step": self.progress.step - 1,
                 "after": self.progress.step,
                 "ndcg_at_10": values,
                 "is_best": is_best,
@@ -296,6 +325,7 @@ class Trainer:
         self._phase("training")
         last = None if steps is None else self.progress.step + steps
         while self.share_done() < 1 and (last is None or self.progress.step < last) and not stop():
+            self._mine()
             record = self.step()
             self._report(record)
             for warning in self._watch.warnings(record):
@@ -388,7 +418,7 @@ class Trainer:
         best = self._best.read() if self._config.evaluation.keep_best != "none" else None
         if best is not None and self._evaluated is not None:
             self._best.load(best, self._trained)
-            self._report({"event": "best", **dataclasses.asdict(best)})
+            self._report({"event": "best", "after": best.step, "method": best.method, "value": best.value})
         export_model(self.model, self.tokenizer, output, dtype)
         weights = dict(self._weights)
         if self._config.tune_importance:
