@@ -17,6 +17,7 @@ from m3_connectors.records import Key, read_raw_toml, read_settings
 from m3_connectors.training.batches import SHORTEST, LengthGroup
 from m3_connectors.training.dense_teacher import DenseTeacherSettings
 from m3_connectors.training.losses import LossSettings
+from m3_connectors.training.monitor import EvaluationSettings
 from m3_connectors.training.optimizer import OptimizerSettings
 from m3_connectors.training.ranges import (
     STRICT,
@@ -136,6 +137,7 @@ class RunSettings:
         dtype: The dtype of the layers' products, "bfloat16" or "float32".
         tokens_at_once: Steps with more tokens are encoded in sub-batches of about this many, with the same
             gradients and less memory (section B.3); 0 encodes every step at once.
+        tensorboard: Whether to write event files for TensorBoard to ``tensorboard`` in the working folder.
         seed: The seed of all random choices.
     """
 
@@ -146,6 +148,7 @@ class RunSettings:
     threads: int = Field(default=0, ge=0)
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     tokens_at_once: int = Field(default=0, ge=0)
+    tensorboard: bool = False
     seed: Seed = 0
 
 
@@ -169,6 +172,7 @@ class TrainingConfig:
         retromae: The masks of the stage ``retromae``.
         optimizer: AdamW and the schedule.
         run: The length of the run and the checkpoints.
+        evaluation: Evaluation during the run.
         tune_importance: The importance of held-out tasks, by prefix, when the weights of the model are tuned.
             Without it, they are not tuned: a model that starts from a checkpoint keeps its weights, and a new
             model gets the paper's.
@@ -190,6 +194,7 @@ class TrainingConfig:
     retromae: RetroMAESettings = Field(default_factory=RetroMAESettings)
     optimizer: OptimizerSettings = Field(default_factory=OptimizerSettings)
     run: RunSettings = Field(default_factory=RunSettings)
+    evaluation: EvaluationSettings = Field(default_factory=EvaluationSettings)
     tune_importance: dict[str, Positive] = Field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -277,6 +282,10 @@ def _resolved(config: TrainingConfig, folder: Path) -> TrainingConfig:
         dense_teacher=dataclasses.replace(
             config.dense_teacher,
             vectors=str(folder / config.dense_teacher.vectors) if config.dense_teacher.vectors else "",
+        ),
+        evaluation=dataclasses.replace(
+            config.evaluation,
+            folder=config.evaluation.folder and str(folder / config.evaluation.folder),
         ),
     )
 
