@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -41,17 +42,22 @@ def train(
     debug: Debug = False,
 ) -> None:
     """Train a model on pairs of queries and passages (JSONL), and tune its weights on held-out pairs."""
+    from m3_connectors.training.ranks import Ranks
     from m3_connectors.training.run import train as run
 
     shown = _Shown()
+    is_first = Ranks.from_environment().is_first
     try:
-        with shown.following():
+        with shown.following() if is_first else shown.stopping_silently():
             weights = run(
                 config, data=data, output=output, work=work, report=shown, stop=lambda: shown.stopping
             )
     except KeyboardInterrupt:
-        err.print(shown.where_it_goes_on(), markup=False, soft_wrap=True)
+        if is_first:
+            err.print(shown.where_it_goes_on(), markup=False, soft_wrap=True)
         raise typer.Exit(INTERRUPTED) from None
+    if not is_first:
+        return
     if as_json:
         print_json({"config": str(config), "weights": weights})
         return
@@ -76,6 +82,20 @@ class _Shown:
             acknowledging_interrupts(self._progress, self._what_now, self._interrupt),
         ):
             yield
+
+    @contextlib.contextmanager
+    def stopping_silently(self) -> Iterator[None]:
+        """Show nothing: another process of the run does; Ctrl-C ends all of them after the same step."""
+
+        def stop(number: int, frame: object) -> None:
+            self.stopping = True
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+        before = signal.signal(signal.SIGINT, stop)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
 
     def __call__(self, record: dict[str, Any]) -> None:
         if "step" in record:

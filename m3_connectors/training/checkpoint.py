@@ -40,7 +40,9 @@ def export_model(
     Raises:
         Diverged: A weight is not finite, also after conversion to the dtype; nothing is written.
     """
-    weights = {name: value.detach().to(dtype).contiguous() for name, value in model.state_dict().items()}
+    weights = {
+        name: value.detach().to("cpu", dtype).contiguous() for name, value in model.state_dict().items()
+    }
     _check_finite(weights)
     folder.mkdir(parents=True, exist_ok=True)
     backbone = {name: value for name, value in weights.items() if not name.startswith(HEADS)}

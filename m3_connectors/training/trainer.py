@@ -21,7 +21,7 @@ from tokenizers import Tokenizer
 
 from m3_connectors.encoder.config import ModelConfig
 from m3_connectors.encoder.model import M3Model
-from m3_connectors.errors import Diverged
+from m3_connectors.errors import Diverged, InvalidInput
 from m3_connectors.files import replacing
 from m3_connectors.methods import MIRACL, Weights, save_weights
 from m3_connectors.training.checkpoint import (
@@ -39,6 +39,7 @@ from m3_connectors.training.data import open_pairs
 from m3_connectors.training.forward import TrainingEncoder
 from m3_connectors.training.optimizer import RowAdamW
 from m3_connectors.training.pairs import fingerprint_files, other_files, read_pairs
+from m3_connectors.training.ranks import ALONE, Ranks
 from m3_connectors.training.stages import STAGES, Outcome, StageInputs
 from m3_connectors.training.start import build_start
 from m3_connectors.training.tokenizer import sample_texts, save_tokenizer, train_tokenizer
@@ -61,11 +62,22 @@ class Trainer:
         work: The working folder: token cache, tokenizer, initial model, state and log. A run in it is
             resumed.
         report: Called with every record of the log.
+        ranks: The processes of the run. Only rank 0 writes files.
+
+    Raises:
+        InvalidInput: The pairs, the settings or the device cannot be used, or ``work`` belongs to another run.
     """
 
     def __init__(
-        self, config: TrainingConfig, data: Path, work: Path, report: Report = lambda record: None
+        self,
+        config: TrainingConfig,
+        data: Path,
+        work: Path,
+        report: Report = lambda record: None,
+        ranks: Ranks = ALONE,
     ) -> None:
+        self._ranks = ranks
+        device = ranks.device(config.run.device)
         self._config = config
         self._data = data
         self._work = work
@@ -73,7 +85,28 @@ class Trainer:
         if config.run.threads:
             torch.set_num_threads(config.run.threads)
         work.mkdir(parents=True, exist_ok=True)
+        with ranks.first():
+            self._prepare()
+        self.model.to(device)
+        encoder = TrainingEncoder(
+            self.model, DTYPES[config.run.dtype], tokens_at_once=config.run.tokens_at_once, ranks=ranks
+        )
+        self.stage = STAGES[config.objective](
+            StageInputs(config, self.store, self.model, encoder, self.tokenizer, work)
+        )
+        for warning in self.stage.warnings:
+            self._warn(warning)
+        if self.stage.extra:
+            self.stage.extra.to(device)
+        self._trained = TrainedParts(self.model, self.stage.extra)
+        self.optimizer = RowAdamW(self._trained.parameters, config.optimizer)
+        with ranks.first():
+            self.progress = load_state(work, self._trained, self.optimizer)
+        self._check_shared_folder()
 
+    def _prepare(self) -> None:
+        """Open the pairs, the tokenizer and the initial model; the files that are missing are made."""
+        config, data, work = self._config, self._data, self._work
         start = import_model(config.start_from) if config.start_from else None
         if start:
             config.check_lengths(start.model.config.max_length)
@@ -87,13 +120,14 @@ class Trainer:
         settings = dataclasses.asdict(config) | {"output": ""}
         settings["start_from"] = start.info.weights_fingerprint if start else ""
         settings["data"] |= {"folder": ""}
-        settings["run"] |= {"save_every": 0, "threads": 0}
+        settings["run"] |= {"save_every": 0, "threads": 0, "device": ""}
         parts = {"settings": settings, "pairs": fingerprint_files(data)}
         identity = {
             what: hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
             for what, value in parts.items()
         }
-        claim_folder(work, identity, made=(_TOKENIZER, _START))
+        if self._ranks.is_first:
+            claim_folder(work, identity, made=(_TOKENIZER, _START))
         self._phase("reading pairs")
         self.tokenizer = start.tokenizer if start else self._tokenizer()
         self.store = open_pairs(
@@ -107,17 +141,15 @@ class Trainer:
         self._warn_of_pairs()
         self._tasks = self._held_out_tasks()
         self.model = start.model if start else self._scratch()
-        encoder = TrainingEncoder(
-            self.model, DTYPES[config.run.dtype], tokens_at_once=config.run.tokens_at_once
-        )
-        self.stage = STAGES[config.objective](
-            StageInputs(config, self.store, self.model, encoder, self.tokenizer, work)
-        )
-        for warning in self.stage.warnings:
-            self._warn(warning)
-        self._trained = TrainedParts(self.model, self.stage.extra)
-        self.optimizer = RowAdamW(self._trained.parameters, config.optimizer)
-        self.progress = load_state(work, self._trained, self.optimizer)
+
+    def _check_shared_folder(self) -> None:
+        """Check that every rank sees the working folder of rank 0."""
+        step = int(self._ranks.of_first(self.progress.step))
+        if self._ranks.any(step != self.progress.step):
+            raise InvalidInput(
+                f"process {self._ranks.rank} finds step {self.progress.step} in {self._work}, process 0 step {step}.\n"
+                "  Set --work to a folder that all machines share."
+            )
 
     def _phase(self, phase: str) -> None:
         self._report({"event": "phase", "phase": phase})
@@ -206,7 +238,11 @@ class Trainer:
         """
         self._phase("training")
         last = None if steps is None else self.progress.step + steps
-        while self.share_done() < 1 and (last is None or self.progress.step < last) and not stop():
+        while (
+            self.share_done() < 1
+            and (last is None or self.progress.step < last)
+            and not self._ranks.any(stop())
+        ):
             self._report(self.step())
             if self.progress.step % self._config.run.save_every == 0:
                 self.save()
@@ -214,7 +250,8 @@ class Trainer:
 
     def save(self) -> None:
         """Save the state from which the run can be resumed."""
-        save_state(self._work, self._trained, self.optimizer, self.progress)
+        if self._ranks.is_first:
+            save_state(self._work, self._trained, self.optimizer, self.progress)
 
     def step(self) -> dict[str, Any]:
         """Take one step and return its record for the log.
@@ -227,10 +264,15 @@ class Trainer:
         rate_factor = self._config.optimizer.rate_factor(done)
         outcome = self.stage.loss(number, done)
         self._check_finite("loss", outcome.loss.item(), outcome)
-        outcome.loss.backward()  # type: ignore[no-untyped-call]
+        # The objective is the mean of the losses of all ranks; see ``training.ranks``.
+        (outcome.loss / self._ranks.size).backward()  # type: ignore[no-untyped-call]
+        self._ranks.sum_gradients(
+            [*self._trained.parameters.values(), *(rows.values for rows in outcome.tables.values())]
+        )
         norm = self.optimizer.step(outcome.tables, rate_factor)
         self._check_finite("gradient", norm, outcome)
-        seconds = time.perf_counter() - began
+        # The schedule of a run with a time budget follows the clock of rank 0.
+        seconds = self._ranks.of_first(time.perf_counter() - began)
         self.progress = Progress(number + 1, self.progress.seconds + seconds)
         return {
             "step": number,
@@ -244,7 +286,7 @@ class Trainer:
         }
 
     def _check_finite(self, what: str, value: float, outcome: Outcome) -> None:
-        if math.isfinite(value):
+        if not self._ranks.any(not math.isfinite(value)):
             return
         step = self.progress.step
         path = self._work / f"diverged-step-{step}.json"
@@ -254,7 +296,9 @@ class Trainer:
             "parts": {name: str(part) for name, part in outcome.parts.items()},
             **self.stage.batch_record(step),
         }
-        path.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+        if self._ranks.is_first:
+            path.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+        self._ranks.wait()
         raise Diverged(
             f"step {step} ({outcome.counts['source']}): the {what} is {value}. "
             f"The batch is saved in {path}; no model was written.\n"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from m3_connectors.training.forward import split
-from m3_connectors.training.losses import objective, score_all
+from m3_connectors.training.losses import Representations, Scores, objective, score_all
+from m3_connectors.training.ranks import Ranks
 from m3_connectors.training.stages.pairs import PairStage
 from m3_connectors.training.stages.stage import Outcome
 
@@ -18,10 +19,22 @@ class Finetune(PairStage):
         batch = self.sampler.batch(step)
         shown, tables = self._encoder(batch.queries + batch.passages, self.first_positions(batch, step))
         loss, parts = objective(
-            score_all(*split(shown, len(batch))),
-            torch.from_numpy(batch.targets),
+            score_shared(*split(shown, len(batch)), self._encoder.ranks),
+            torch.from_numpy(batch.targets).to(shown.dense.device),
             self._config.loss,
-            cross_lingual=torch.from_numpy(batch.cross_lingual),
+            cross_lingual=torch.from_numpy(batch.cross_lingual).to(shown.dense.device),
             self_distillation=share_done >= self._config.run.distil_from,
         )
         return Outcome(loss, parts, tables, self.counts(batch))
+
+
+def score_shared(queries: Representations, passages: Representations, ranks: Ranks) -> Scores:
+    """Return the scores of every query with every passage; each rank computes those of some of the queries."""
+    if ranks.size == 1:
+        return score_all(queries, passages)
+    ranges = ranks.ranges(queries.row_counts)
+    here = ranges[ranks.rank]
+    own = split(split(queries, here.stop)[0], here.start)[1]
+    scores = score_all(own, passages)
+    counts = [len(each) for each in ranges]
+    return Scores(*ranks.gather([scores.dense, scores.lexical, scores.multivector], [counts] * 3))

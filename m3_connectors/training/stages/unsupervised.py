@@ -17,5 +17,6 @@ class Unsupervised(PairStage):
         batch = self.sampler.batch(step)
         dense, tables = self._encoder.dense(batch.queries + batch.passages, self.first_positions(batch, step))
         scores = dense[: len(batch)] @ dense[len(batch) :].T
-        loss = contrastive(scores, torch.from_numpy(batch.targets), self._config.loss.temperature)
+        targets = torch.from_numpy(batch.targets).to(scores.device)
+        loss = contrastive(scores, targets, self._config.loss.temperature)
         return Outcome(loss, {"dense": loss.item()}, tables, self.counts(batch))
