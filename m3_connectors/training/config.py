@@ -15,6 +15,7 @@ from pydantic.dataclasses import dataclass
 from m3_connectors.errors import InvalidInput
 from m3_connectors.records import Key, read_raw_toml, read_settings
 from m3_connectors.training.batches import SHORTEST, LengthGroup
+from m3_connectors.training.dense_teacher import DenseTeacherSettings
 from m3_connectors.training.losses import LossSettings
 from m3_connectors.training.optimizer import OptimizerSettings
 from m3_connectors.training.ranges import (
@@ -86,6 +87,7 @@ class DataSettings:
         query_longest: The maximum number of tokens of a query.
         queries_per_passage: The maximum number of queries of a passage in a batch.
         query_tokens_per_passage: The maximum number of tokens of these queries together.
+        negatives_per_query: The maximum number of hard negatives (``neg``) of a query in a batch; 0 for none.
         language_exponent: The share of a language within a source is proportional to its count to this power.
         held_out_share: The share of passages kept for validation.
         linked_sources: The sources that are held out in clusters of texts that share pairs.
@@ -98,6 +100,7 @@ class DataSettings:
     query_longest: int = Field(default=64, ge=SHORTEST)
     queries_per_passage: int = Field(default=3, ge=1)
     query_tokens_per_passage: int = Field(default=48, ge=1)
+    negatives_per_query: int = Field(default=7, ge=0)
     language_exponent: NotNegative = 0.7
     held_out_share: ShareBelow1 = 0.03
     linked_sources: tuple[str, ...] = ("par_",)
@@ -156,6 +159,7 @@ class TrainingConfig:
         tokenizer: The tokenizer; used only when training from scratch.
         model: The sizes; used only when training from scratch.
         start: The initial model; used only when training from scratch.
+        dense_teacher: Dense vectors of another model to learn from.
         loss: The constants of section 3.3.
         optimizer: AdamW and the schedule.
         run: The length of the run and the checkpoints.
@@ -169,11 +173,12 @@ class TrainingConfig:
 
     output: str
     data: DataSettings
-    objective: Literal["unsupervised", "finetune"] = "finetune"
+    objective: Literal["distil", "unsupervised", "finetune"] = "finetune"
     start_from: str = ""
     tokenizer: TokenizerSettings = Field(default_factory=TokenizerSettings)
     model: ModelSettings = Field(default_factory=ModelSettings)
     start: StartSettings = Field(default_factory=StartSettings)
+    dense_teacher: DenseTeacherSettings = Field(default_factory=DenseTeacherSettings)
     loss: LossSettings = Field(default_factory=LossSettings)
     optimizer: OptimizerSettings = Field(default_factory=OptimizerSettings)
     run: RunSettings = Field(default_factory=RunSettings)
@@ -261,6 +266,10 @@ def _resolved(config: TrainingConfig, folder: Path) -> TrainingConfig:
         output=str(folder / config.output),
         start_from=str(beside.resolve()) if config.start_from and beside.is_dir() else config.start_from,
         data=dataclasses.replace(config.data, folder=str(folder / config.data.folder)),
+        dense_teacher=dataclasses.replace(
+            config.dense_teacher,
+            vectors=str(folder / config.dense_teacher.vectors) if config.dense_teacher.vectors else "",
+        ),
     )
 
 

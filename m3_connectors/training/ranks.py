@@ -203,6 +203,14 @@ class Ranks:
             dist.broadcast(number, 0)
         return number.item()
 
+    def copy_from_first(self, tensors: Iterable[Tensor]) -> None:
+        """Replace tensors by those of rank 0: another kind of processor may round differently."""
+        if self.size == 1:
+            return
+        with self._calling(), torch.no_grad():
+            for tensor in tensors:
+                dist.broadcast(tensor.data, 0)
+
     def shares(self, loads: Sequence[int]) -> list[list[int]]:
         """Return the numbers of the items of each rank, so that the sums of their loads are about equal."""
         shares: list[list[int]] = [[] for _ in range(self.size)]

@@ -30,18 +30,20 @@ from m3_connectors.training.checkpoint import (
     claim_folder,
     export_model,
     import_model,
+    is_saved,
     load_state,
     read_kept,
     save_state,
 )
 from m3_connectors.training.config import DTYPES, TokenizerSettings, TrainingConfig
 from m3_connectors.training.data import open_pairs
+from m3_connectors.training.dense_teacher import TeacherVectors
 from m3_connectors.training.forward import TrainingEncoder
 from m3_connectors.training.optimizer import RowAdamW
 from m3_connectors.training.pairs import fingerprint_files, other_files, read_pairs
 from m3_connectors.training.ranks import ALONE, Ranks
 from m3_connectors.training.stages import STAGES, Outcome, StageInputs
-from m3_connectors.training.start import build_start
+from m3_connectors.training.start import RESERVED, build_start, fit_sparse_head
 from m3_connectors.training.tokenizer import sample_texts, save_tokenizer, train_tokenizer
 from m3_connectors.training.validate import Task, Validation, make_tasks, unmatched
 
@@ -103,6 +105,7 @@ class Trainer:
         with ranks.first():
             self.progress = load_state(work, self._trained, self.optimizer)
         self._check_shared_folder()
+        ranks.copy_from_first(self._trained.parameters.values())
 
     def _prepare(self) -> None:
         """Open the pairs, the tokenizer and the initial model; the files that are missing are made."""
@@ -141,6 +144,8 @@ class Trainer:
         self._warn_of_pairs()
         self._tasks = self._held_out_tasks()
         self.model = start.model if start else self._scratch()
+        if start and config.start.fit_sparse_head and not is_saved(work):
+            fit_sparse_head(self.model, self.store, config.start)
 
     def _check_shared_folder(self) -> None:
         """Check that every rank sees the working folder of rank 0."""
@@ -175,6 +180,22 @@ class Trainer:
             self._warn(
                 f"{self._data}: only .jsonl and .jsonl.gz files are read, not {_listed(unread)}.",
             )
+        store = self.store
+        if store.broken_lines:
+            first, _, remedy = store.broken[0].partition("\n")
+            others = [message.split("\n")[0] for message in store.broken[1:]]
+            self._warn(
+                f"{store.broken_lines:,} broken line{'s' * (store.broken_lines > 1)} skipped: "
+                + " ".join([first, *others])
+                + (" …" if store.broken_lines > len(store.broken) else "")
+                + f"\n{remedy}"
+            )
+        if store.truncated_texts:
+            self._warn(
+                f"{store.truncated_texts:,} texts have more tokens than the model has positions and are truncated."
+            )
+        if empty := int((store.lengths == 0).sum()):
+            self._warn(f"{empty:,} texts have no tokens, only characters that the tokenizer removes.")
         unused = sorted(self.store.unused.items(), key=lambda item: -item[1])
         for what, count in unused[:_NAMED]:
             self._warn(f"{what} in {count:,} lines of the training pairs is not used.")
@@ -218,7 +239,11 @@ class Trainer:
             return model
         self._phase("computing the initial model")
         began = time.perf_counter()
-        model = build_start(self.store, config, self._config.start, self._config.run.seed)
+        vectors = self._config.dense_teacher.vectors
+        teacher = (
+            TeacherVectors(Path(vectors), self.store.keys, config.hidden_size - RESERVED) if vectors else None
+        )
+        model = build_start(self.store, config, self._config.start, self._config.run.seed, teacher)
         with replacing(kept) as fresh:
             torch.save(model.state_dict(), fresh)
         self._report({"event": "start", "seconds": round(time.perf_counter() - began, 1)})

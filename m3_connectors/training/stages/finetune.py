@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
+from m3_connectors.training.dense_teacher import TeacherVectors
 from m3_connectors.training.forward import split
 from m3_connectors.training.losses import Representations, Scores, objective, score_all
 from m3_connectors.training.ranks import Ranks
 from m3_connectors.training.stages.pairs import PairStage
-from m3_connectors.training.stages.stage import Outcome
+from m3_connectors.training.stages.stage import Outcome, StageInputs
 
 
 class Finetune(PairStage):
-    """L until ``run.distil_from``, then L_final."""
+    """L until ``run.distil_from``, then L_final; with a teacher, also the distance to its dense vectors."""
+
+    def __init__(self, inputs: StageInputs) -> None:
+        super().__init__(inputs)
+        path = inputs.config.dense_teacher.vectors
+        self._teacher = (
+            TeacherVectors(Path(path), inputs.store.keys, inputs.model.config.hidden_size) if path else None
+        )
 
     def loss(self, step: int, share_done: float) -> Outcome:
         """Compute L or L_final of a step."""
@@ -24,7 +34,12 @@ class Finetune(PairStage):
             self._config.loss,
             cross_lingual=torch.from_numpy(batch.cross_lingual).to(shown.dense.device),
             self_distillation=share_done >= self._config.run.distil_from,
+            ignored=torch.from_numpy(batch.ignored).to(shown.dense.device),
         )
+        if self._teacher:
+            distance = self._teacher.distance(shown.dense, batch.text_numbers)
+            loss = loss + self._config.dense_teacher.weight * distance
+            parts["distance"] = distance.item()
         return Outcome(loss, parts, tables, self.counts(batch))
 
 

@@ -28,6 +28,7 @@ class PairStage(Stage):
             queries_per_passage=data.queries_per_passage,
             query_tokens_per_passage=data.query_tokens_per_passage,
             language_exponent=data.language_exponent,
+            negatives_per_query=data.negatives_per_query,
             seed=run.seed,
         )
         left_out = "; ".join(f"{part} ({reason})" for part, reason in self.sampler.left_out.items())
@@ -67,6 +68,7 @@ class PairStage(Stage):
             "queries": texts[: len(batch)],
             "passages": texts[len(batch) :],
             "targets": batch.targets.tolist(),
+            "ignored": [np.flatnonzero(row).tolist() for row in batch.ignored],
         }
 
     def _text_record(self, text: NDArray[np.int64], position: int) -> dict[str, Any]:

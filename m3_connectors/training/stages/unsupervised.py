@@ -17,6 +17,10 @@ class Unsupervised(PairStage):
         batch = self.sampler.batch(step)
         dense, tables = self._encoder.dense(batch.queries + batch.passages, self.first_positions(batch, step))
         scores = dense[: len(batch)] @ dense[len(batch) :].T
-        targets = torch.from_numpy(batch.targets).to(scores.device)
-        loss = contrastive(scores, targets, self._config.loss.temperature)
+        loss = contrastive(
+            scores,
+            torch.from_numpy(batch.targets).to(scores.device),
+            self._config.loss.temperature,
+            ignored=torch.from_numpy(batch.ignored).to(scores.device),
+        )
         return Outcome(loss, {"dense": loss.item()}, tables, self.counts(batch))
