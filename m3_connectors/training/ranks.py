@@ -241,11 +241,11 @@ class Ranks:
         """
         if self.size == 1:
             return tuple(parts)
-        return _Gather.apply(self, counts, *parts)  # type: ignore[no-any-return,no-untyped-call]
+        return _Gather.apply(self, counts, *parts)  # type: ignore[no-any-return]
 
     def total(self, value: Tensor) -> Tensor:
         """Return the sum of a tensor over ranks, with its gradient."""
-        return value if self.size == 1 else _Total.apply(self, value)  # type: ignore[no-any-return,no-untyped-call]
+        return value if self.size == 1 else _Total.apply(self, value)  # type: ignore[no-any-return]
 
     def sum_gradients(self, leaves: Iterable[Tensor]) -> None:
         """Sum the gradients of leaves over ranks; a leaf without a gradient on every rank keeps none."""
@@ -273,7 +273,9 @@ class Ranks:
         flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
         with self._calling():
             dist.all_reduce(flat)
-        for gradient, summed in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        for gradient, summed in zip(
+            gradients, torch.split(flat, [g.numel() for g in gradients]), strict=True
+        ):
             gradient.copy_(summed.view_as(gradient))
 
     def _gathered(self, part: Tensor, counts: Sequence[int]) -> Tensor:

@@ -17,6 +17,7 @@ from m3_connectors.errors import InvalidInput
 from m3_connectors.files import replacing
 from m3_connectors.methods import load_weights
 from m3_connectors.training.config import TrainingConfig, load_stages
+from m3_connectors.training.disk import naming_a_full_disk
 from m3_connectors.training.ranks import Ranks
 from m3_connectors.training.trainer import Report, Trainer
 
@@ -110,9 +111,12 @@ def train(
         InvalidInput: The configuration or the data is not valid, or ``work`` belongs to another run.
         Diverged: A loss, a gradient or a weight is not finite; no model is written.
         KeyboardInterrupt: ``stop`` returned true; the state is saved.
+        StorageFull: The disk is full; the last saved state is kept.
         AnotherRankFailed: Another process of the run failed, and raised its reason.
     """
-    with Ranks.from_environment() as ranks:
+    again = "Free space there and run the same command: it continues from the last saved state."
+    written = work or Path(f"work-{config.stem}")
+    with Ranks.from_environment() as ranks, naming_a_full_disk(written, again):
         return _train(ranks, config, data, output, work, report if ranks.is_first else _ignored, stop)
 
 
