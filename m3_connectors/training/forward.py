@@ -65,13 +65,27 @@ def sorted_attention(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int]) ->
     # One split instead of many slices: the gradient of each slice is a full tensor filled with zeros.
     rows = [sum(group) for group in groups]
     parts = zip(*(torch.split(x, rows) for x in (q, k, v)), groups, strict=True)
-    return torch.cat([_fused(*part) if part[3][0] > LONG else padded_attention(*part) for part in parts])
+    return torch.cat(
+        [
+            fused_attention(*part) if part[3][0] > LONG or q.is_cuda else padded_attention(*part)
+            for part in parts
+        ]
+    )
 
 
-def _fused(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int]) -> Tensor:
-    """Compute one long text with PyTorch's kernel, which needs no square matrix."""
-    q, k, v = (part.transpose(0, 1)[None] for part in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v)[0].transpose(0, 1)
+def fused_attention(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int]) -> Tensor:
+    """Compute exact attention with PyTorch's kernel, which stores no square matrix: for long texts and for GPUs."""
+    if len(lengths) == 1:
+        q, k, v = (part.transpose(0, 1)[None] for part in (q, k, v))
+        return F.scaled_dot_product_attention(q, k, v)[0].transpose(0, 1)
+    sizes = torch.tensor(lengths, device=q.device)
+    inside = torch.arange(max(lengths), device=q.device)[None, :] < sizes[:, None]
+    padded = [part.new_zeros(*inside.shape, *part.shape[1:]) for part in (q, k, v)]
+    for room, part in zip(padded, (q, k, v), strict=True):
+        room[inside] = part
+    q, k, v = (room.transpose(1, 2) for room in padded)
+    mask = inside[:, None, None, :]
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)[inside]
 
 
 LONG = 512
