@@ -56,7 +56,7 @@ def gradients(world: Path, work: Path, case: Mapping[str, Any], ranks: Ranks) ->
     config = changed(TrainingConfig.load(world / "tiny.toml"), case)
     trainer = Trainer(config, world / "pairs", work, ranks=ranks)
     trainer.progress = dataclasses.replace(trainer.progress, step=1)
-    trainer.optimizer = Recorder(dict(trainer.model.named_parameters()))
+    trainer.optimizer = Recorder(trainer._trained.parameters)
     losses = []
     compute = trainer.stage.loss
     trainer.stage.loss = lambda *of: losses.append(outcome := compute(*of)) or outcome  # type: ignore[method-assign, func-returns-value]

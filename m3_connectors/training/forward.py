@@ -54,6 +54,11 @@ def touch(table: Tensor, ids: Tensor) -> tuple[TouchedRows, Tensor]:
     return TouchedRows(numbers, values), inverse[FIRST_PIECE:]
 
 
+def touch_all(table: Tensor) -> TouchedRows:
+    """Copy all rows of a table, for an objective that trains all of them."""
+    return TouchedRows(torch.arange(len(table), device=table.device), table.detach().clone().requires_grad_())
+
+
 def sorted_attention(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int]) -> Tensor:
     """Exact attention for texts sorted by length: a few padded products of texts with similar lengths."""
     groups: list[list[int]] = []
@@ -161,10 +166,18 @@ class TrainingEncoder:
         head: Head,
         texts: Sequence[NDArray[np.int64]],
         first_positions: Sequence[int] | None = None,
+        *,
+        all_words: bool = False,
     ) -> tuple[tuple[Tensor, ...], dict[str, TouchedRows]]:
         """Compute a head on the states of texts, in sub-batches if there are many tokens.
 
         With several processes, this one computes its share, and all get the outputs of all texts.
+
+        Args:
+            head: What is kept of the states.
+            texts: The token ids of each text.
+            first_positions: The position of each text's ``<s>``; 0 by default.
+            all_words: Whether the objective trains all word embeddings, not only those of the texts.
 
         Returns:
             The outputs of the head in the order of the texts, and the table rows, which are those of all texts.
@@ -181,7 +194,7 @@ class TrainingEncoder:
         positions = torch.cat(
             [torch.arange(shift, shift + n, device=device) for shift, n in zip(shifts, lengths, strict=True)]
         )
-        words, local_ids = touch(parameters[WORDS], ids)
+        words, local_ids = (touch_all(parameters[WORDS]), ids) if all_words else touch(parameters[WORDS], ids)
         first = self._model.embeddings.first_position
         places, local_positions = touch(parameters[POSITIONS], positions + first)
         tables = {WORDS: words, POSITIONS: places}
@@ -198,7 +211,7 @@ class TrainingEncoder:
         text = sum(map(len, shares[: self.ranks.rank]))
         # A rank without a text computes the first one and keeps no row of it: it takes part in all sums.
         own = range(text, text + len(shares[self.ranks.rank])) or range(1)
-        parts = self._sub_batches(lengths[own.start : own.stop])
+        parts = self.sub_batches(lengths[own.start : own.stop])
         outputs, text, done = [], own.start, sum(lengths[: own.start])
         for count in parts:
             here = lengths[text : text + count]
@@ -235,7 +248,7 @@ class TrainingEncoder:
             [out[: count[here]] for out, count in zip(outputs, counts, strict=True)], counts
         )
 
-    def _sub_batches(self, lengths: Sequence[int]) -> list[int]:
+    def sub_batches(self, lengths: Sequence[int]) -> list[int]:
         """Return the numbers of texts of the sub-batches."""
         counts, tokens = [0], 0
         for length in lengths:

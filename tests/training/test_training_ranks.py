@@ -35,6 +35,7 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "five texts": {"run": F32, "data": {"groups": [{"batch": 2}], "queries_per_passage": 2}},
     "unsupervised": {"run": F32, "objective": "unsupervised"},
+    "retromae": {"run": F32 | {"tokens_at_once": 60}, "objective": "retromae"},
 }
 
 
