@@ -19,8 +19,8 @@ from m3_connectors.files import replacing
 from m3_connectors.methods import load_weights
 from m3_connectors.training.config import TrainingConfig, load_stages
 from m3_connectors.training.disk import naming_a_full_disk
-from m3_connectors.training.ranks import Ranks
 from m3_connectors.training.event_log import EventLog
+from m3_connectors.training.ranks import Ranks
 from m3_connectors.training.statistics import group_statistics
 from m3_connectors.training.trainer import Report, Trainer
 
