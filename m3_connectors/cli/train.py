@@ -39,17 +39,22 @@ def train(
     debug: Debug = False,
 ) -> None:
     """Train a model on pairs of queries and passages (JSONL), and tune its weights on held-out pairs."""
+    from m3_connectors.training.ranks import Ranks
     from m3_connectors.training.run import train as run
 
     shown = TrainingProgress()
+    is_first = Ranks.from_environment().is_first
     try:
-        with shown.following():
+        with shown.following() if is_first else shown.stopping_silently():
             weights = run(
                 config, data=data, output=output, work=work, report=shown, stop=lambda: shown.stopping
             )
     except KeyboardInterrupt:
-        err.print(shown.where_it_goes_on(), markup=False, soft_wrap=True)
+        if is_first:
+            err.print(shown.where_it_goes_on(), markup=False, soft_wrap=True)
         raise typer.Exit(INTERRUPTED) from None
+    if not is_first:
+        return
     if as_json:
         print_json({"config": str(config), "weights": weights})
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -31,6 +32,20 @@ class TrainingProgress:
             acknowledging_interrupts(self._progress, self._what_now, self._interrupt),
         ):
             yield
+
+    @contextlib.contextmanager
+    def stopping_silently(self) -> Iterator[None]:
+        """Show nothing: another process of the run does; Ctrl-C ends all of them after the same step."""
+
+        def stop(number: int, frame: object) -> None:
+            self.stopping = True
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+        before = signal.signal(signal.SIGINT, stop)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
 
     def __call__(self, record: dict[str, Any]) -> None:
         """Show a record of the log."""

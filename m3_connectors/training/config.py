@@ -134,7 +134,9 @@ class RunSettings:
             ends in time. 0 means no budget; only then is a run reproducible.
         save_every: The number of steps between checkpoints, at least 1; the end of the run is always saved.
         distil_from: The share of the run after which self-distillation is added; 1 or more means never.
-        threads: The number of PyTorch threads; 0 uses PyTorch's default.
+        threads: The number of PyTorch threads of each process; 0 uses PyTorch's default.
+        device: Where the model is trained: "cpu", "cuda" (with several processes, each takes the GPU of its number
+            on its machine), "cuda:1" (one process), or "auto", which takes a GPU if there is one.
         dtype: The dtype of the layers' products, "bfloat16" or "float32".
         tokens_at_once: Steps with more tokens are encoded in sub-batches of about this many, with the same
             gradients and less memory (section B.3); 0 encodes every step at once.
@@ -147,6 +149,7 @@ class RunSettings:
     save_every: int = Field(default=500, ge=1)
     distil_from: NotNegative = 0.5
     threads: int = Field(default=0, ge=0)
+    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     tokens_at_once: int = Field(default=0, ge=0)
     tensorboard: bool = False

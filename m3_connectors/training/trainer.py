@@ -43,6 +43,7 @@ from m3_connectors.training.monitor import Best, BestModel, FolderTexts, evaluat
 from m3_connectors.training.optimizer import RowAdamW
 from m3_connectors.training.pairs import fingerprint_files, other_files, read_pairs
 from m3_connectors.training.positions import extend_positions
+from m3_connectors.training.ranks import ALONE, Ranks
 from m3_connectors.training.refresh import CurrentWeights, refresh
 from m3_connectors.training.stages import STAGES, Outcome, StageInputs
 from m3_connectors.training.stages.pairs import PairStage
@@ -75,11 +76,22 @@ class Trainer:
         work: The working folder: token cache, tokenizer, initial model, state and log. A run in it is
             resumed.
         report: Called with every record of the log.
+        ranks: The processes of the run. Only rank 0 writes files.
+
+    Raises:
+        InvalidInput: The pairs, the settings or the device cannot be used, or ``work`` belongs to another run.
     """
 
     def __init__(
-        self, config: TrainingConfig, data: Path, work: Path, report: Report = lambda record: None
+        self,
+        config: TrainingConfig,
+        data: Path,
+        work: Path,
+        report: Report = lambda record: None,
+        ranks: Ranks = ALONE,
     ) -> None:
+        self._ranks = ranks
+        device = ranks.device(config.run.device)
         self._config = config
         self._data = data
         self._work = work
@@ -87,7 +99,33 @@ class Trainer:
         if config.run.threads:
             torch.set_num_threads(config.run.threads)
         work.mkdir(parents=True, exist_ok=True)
+        with ranks.first():
+            self._prepare()
+        self.model.to(device)
+        encoder = TrainingEncoder(
+            self.model, DTYPES[config.run.dtype], tokens_at_once=config.run.tokens_at_once, ranks=ranks
+        )
+        self.stage = STAGES[config.objective](
+            StageInputs(config, self.store, self.model, encoder, self.tokenizer, work)
+        )
+        for warning in self.stage.warnings:
+            self._warn(warning)
+        if self.stage.extra:
+            self.stage.extra.to(device)
+        self._trained = TrainedParts(self.model, self.stage.extra)
+        self.optimizer = RowAdamW(self._trained.parameters, config.optimizer)
+        with ranks.first():
+            self.progress = load_state(work, self._trained, self.optimizer)
+        self._check_shared_folder()
+        ranks.copy_from_first(self._trained.parameters.values())
+        self._watch = Watch()
+        self._mined_at = 0
+        self._evaluated = self._evaluated_texts()
+        self._best = BestModel(work / "best")
 
+    def _prepare(self) -> None:
+        """Open the pairs, the tokenizer and the initial model; the files that are missing are made."""
+        config, data, work = self._config, self._data, self._work
         start = import_model(config.start_from) if config.start_from else None
         if config.extend_positions:
             if not start:
@@ -110,13 +148,14 @@ class Trainer:
         settings["start_from"] = start.info.weights_fingerprint if start else ""
         settings["data"] |= {"folder": ""}
         settings["evaluation"] |= {"folder": ""}
-        settings["run"] |= {"save_every": 0, "threads": 0, "tensorboard": False}
+        settings["run"] |= {"save_every": 0, "threads": 0, "tensorboard": False, "device": ""}
         parts = {"settings": settings, "pairs": fingerprint_files(data)}
         identity = {
             what: hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
             for what, value in parts.items()
         }
-        claim_folder(work, identity, made=(_TOKENIZER, _START))
+        if self._ranks.is_first:
+            claim_folder(work, identity, made=(_TOKENIZER, _START))
         self._phase("reading pairs")
         self.tokenizer = start.tokenizer if start else self._tokenizer()
         self.store = open_pairs(
@@ -132,21 +171,15 @@ class Trainer:
         self.model = start.model if start else self._scratch()
         if start and config.start.fit_sparse_head and not is_saved(work):
             fit_sparse_head(self.model, self.store, config.start)
-        encoder = TrainingEncoder(
-            self.model, DTYPES[config.run.dtype], tokens_at_once=config.run.tokens_at_once
-        )
-        self.stage = STAGES[config.objective](
-            StageInputs(config, self.store, self.model, encoder, self.tokenizer, work)
-        )
-        for warning in self.stage.warnings:
-            self._warn(warning)
-        self._trained = TrainedParts(self.model, self.stage.extra)
-        self.optimizer = RowAdamW(self._trained.parameters, config.optimizer)
-        self.progress = load_state(work, self._trained, self.optimizer)
-        self._watch = Watch()
-        self._mined_at = 0
-        self._evaluated = self._evaluated_texts()
-        self._best = BestModel(work / "best")
+
+    def _check_shared_folder(self) -> None:
+        """Check that every rank sees the working folder of rank 0."""
+        step = int(self._ranks.of_first(self.progress.step))
+        if self._ranks.any(step != self.progress.step):
+            raise InvalidInput(
+                f"process {self._ranks.rank} finds step {self.progress.step} in {self._work}, process 0 step {step}.\n"
+                "  Set --work to a folder that all machines share."
+            )
 
     def _phase(self, phase: str) -> None:
         self._report({"event": "phase", "phase": phase})
@@ -204,7 +237,8 @@ class Trainer:
             recommended_weights=self._weights,
             dtype=DTYPES[self._config.run.dtype],
         )
-        hard = refresh(encoder, self._data, target, settings, self.store)
+        with self._ranks.first():  # the others read what rank 0 has mined
+            hard = refresh(encoder, self._data, target, settings, self.store)
         self.stage.sampler.negatives.hard = hard
         self._mined_at = due
         if is_new:
@@ -324,14 +358,19 @@ class Trainer:
         """
         self._phase("training")
         last = None if steps is None else self.progress.step + steps
-        while self.share_done() < 1 and (last is None or self.progress.step < last) and not stop():
+        while (
+            self.share_done() < 1
+            and (last is None or self.progress.step < last)
+            and not self._ranks.any(stop())
+        ):
             self._mine()
             record = self.step()
             self._report(record)
             for warning in self._watch.warnings(record):
                 self._warn(warning)
             every = self._config.evaluation.every
-            if every and (self.progress.step % every == 0 or self.share_done() >= 1):
+            due = self.progress.step % every == 0 or self.share_done() >= 1 if every else False
+            if due and self._ranks.is_first:
                 self.evaluate()
             if self.progress.step % self._config.run.save_every == 0:
                 self.save()
@@ -339,7 +378,8 @@ class Trainer:
 
     def save(self) -> None:
         """Save the state from which the run can be resumed."""
-        save_state(self._work, self._trained, self.optimizer, self.progress)
+        if self._ranks.is_first:
+            save_state(self._work, self._trained, self.optimizer, self.progress)
 
     def step(self) -> dict[str, Any]:
         """Take one step and return its record for the log.
@@ -352,10 +392,15 @@ class Trainer:
         rate_factor = self._config.optimizer.rate_factor(done)
         outcome = self.stage.loss(number, done)
         self._check_finite("loss", outcome.loss.item(), outcome)
-        outcome.loss.backward()  # type: ignore[no-untyped-call]
+        # The objective is the mean of the losses of all ranks; see ``training.ranks``.
+        (outcome.loss / self._ranks.size).backward()  # type: ignore[no-untyped-call]
+        self._ranks.sum_gradients(
+            [*self._trained.parameters.values(), *(rows.values for rows in outcome.tables.values())]
+        )
         norm = self.optimizer.step(outcome.tables, rate_factor)
         self._check_finite("gradient", norm, outcome)
-        seconds = time.perf_counter() - began
+        # The schedule of a run with a time budget follows the clock of rank 0.
+        seconds = self._ranks.of_first(time.perf_counter() - began)
         self.progress = Progress(number + 1, self.progress.seconds + seconds)
         return {
             "step": number,
@@ -371,7 +416,7 @@ class Trainer:
         }
 
     def _check_finite(self, what: str, value: float, outcome: Outcome) -> None:
-        if math.isfinite(value):
+        if not self._ranks.any(not math.isfinite(value)):
             return
         step = self.progress.step
         path = self._work / f"diverged-step-{step}.json"
@@ -381,7 +426,9 @@ class Trainer:
             "parts": {name: str(part) for name, part in outcome.parts.items()},
             **self.stage.batch_record(step),
         }
-        path.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+        if self._ranks.is_first:
+            path.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+        self._ranks.wait()
         raise Diverged(
             f"step {step} ({outcome.counts['source']}): the {what} is {value}. "
             f"The batch is saved in {path}; no model was written.\n"

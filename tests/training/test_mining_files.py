@@ -109,7 +109,7 @@ def test_repeated_lines_and_texts_are_encoded_once_and_mined_alike(tmp_path: Pat
 
 
 def test_negatives_of_the_file_and_the_corpus_are_passages(tmp_path: Path) -> None:
-    pairs = write_pairs(tmp_path / "pairs.jsonl", 1, neg=["old negative", " "])
+    pairs = write_pairs(tmp_path / "pairs.jsonl", 1, neg=["old negative"])
     corpus = Corpus((pairs,), "text", lambda: ["from the corpus", "answer  0 of 0", ""])
     settings = MiningSettings(num_negatives=2, range_min=0, relative_margin=None)
     report = mine_files(StubEncoder(), [pairs], tmp_path / "mined.jsonl", settings, corpus=corpus)
