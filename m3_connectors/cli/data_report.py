@@ -28,7 +28,7 @@ def write_examples(
     curation: Curation,
     kept_out: KeptOut | None,
     *,
-    repeated_passages: bool,
+    of_documents: bool,
     json: bool,
 ) -> None:
     """Curate examples, write those that are kept, and print the report.
@@ -38,7 +38,7 @@ def write_examples(
         to: The file to write.
         curation: What is dropped.
         kept_out: Evaluation texts.
-        repeated_passages: See ``PairCurator``.
+        of_documents: See ``PairCurator``.
         json: Whether the report is printed as JSON.
 
     Raises:
@@ -55,7 +55,7 @@ def write_examples(
             curation,
             kept_out,
             lambda pair: dropped.write(pair.to_dict()),
-            repeated_passages=repeated_passages,
+            of_documents=of_documents,
         ) as curator,
     ):
         kept = curator.curated(items)

@@ -10,14 +10,11 @@ from types import TracebackType
 from typing import Any, Self
 
 from m3_connectors.curation import BrokenCharacters, Curation, Dropped, ExactDuplicates, Languages, Stage
-from m3_connectors.curation.languages import CONFIDENCE_FIELD, FIELD, UNDETERMINED
+from m3_connectors.curation.languages import FIELD, UNDETERMINED
 from m3_connectors.curation.words import normalised
 from m3_connectors.documents import Document
 from m3_connectors.training_data.examples import Example, Unusable
 from m3_connectors.training_data.overlap import KeptOut
-
-_SURE = 0.9
-"""A query is short, so that its language counts only with this confidence; else it has that of its passage."""
 
 _SHOWN_CHARACTERS = 300
 
@@ -95,9 +92,10 @@ class PairCurator:
         curation: The stages for passages. Languages are always tagged.
         kept_out: Evaluation texts.
         on_dropped: Called with each pair or line that is dropped.
-        repeated_passages: Whether a passage may occur again with another query, as in labelled sets. Then a near
-            duplicate is dropped only if it is not the same text as one that was kept. Otherwise passages are compared
-            with those of their kind: the body and the sections of one document are similar to each other.
+        of_documents: Whether query and passage are parts of one document: then they have one language, and a passage
+            is compared with those of its kind, as the body and the sections of one document are similar to each
+            other. Otherwise a passage may occur again with another query, as in labelled sets: only texts that are
+            nearly, but not exactly, those of an earlier passage are its duplicates.
 
     Raises:
         InvalidInput: A language cannot be detected.
@@ -110,7 +108,7 @@ class PairCurator:
         kept_out: KeptOut | None = None,
         on_dropped: Callable[[DroppedPair], object] = lambda dropped: None,
         *,
-        repeated_passages: bool,
+        of_documents: bool,
     ) -> None:
         self._wanted = curation.languages
         self._text_stages = dataclasses.replace(curation, tag_languages=True, duplicates=None).stages()
@@ -120,7 +118,7 @@ class PairCurator:
         self._duplicates.stages()  # what is not installed is named before anything is read
         self._kept_out = kept_out
         self._on_dropped = on_dropped
-        self._repeated_passages = repeated_passages
+        self._of_documents = of_documents
         self._open = contextlib.ExitStack()
         self._pairs = self._open.enter_context(ExactDuplicates())
         self._passages: dict[str, list[Stage]] = {}
@@ -238,19 +236,22 @@ class PairCurator:
         for stage in self._stages_of(example.kind):
             outcome = stage(passage)
             if isinstance(outcome, Dropped):
-                if self._repeated_passages and outcome.stage == ExactDuplicates.name:
+                if not self._of_documents and outcome.stage == ExactDuplicates.name:
                     break  # the same passage as one that was kept, with another query
                 return _dropped(outcome)
         return lang_q, lang_p
 
     def _language_of(self, query: str, lang_p: str) -> str:
+        """Return the language of a query; that of its passage if it is part of the same document, or not clear."""
+        if self._of_documents:
+            return lang_p
         tagged = self._detect(Document("", query))
         assert isinstance(tagged, Document)
-        sure = float(tagged.metadata[CONFIDENCE_FIELD]) >= _SURE
-        return str(tagged.metadata[FIELD]) if sure else lang_p
+        language = str(tagged.metadata[FIELD])
+        return lang_p if language == UNDETERMINED else language
 
     def _stages_of(self, kind: str) -> list[Stage]:
-        name = "" if self._repeated_passages else kind
+        name = kind if self._of_documents else ""
         if name not in self._passages:
             self._passages[name] = self._duplicates.stages()
             for stage in self._passages[name]:
