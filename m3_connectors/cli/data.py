@@ -122,7 +122,7 @@ def unsupervised(
         to,
         curation,
         kept_out_of(keep_out, keep_out_words),
-        of_documents=True,
+        origin="documents",
         json=json,
     )
 
@@ -158,9 +158,10 @@ def parallel(
 
     By default, sentences need 30 % letters, may have 1 % broken characters, and near duplicates are dropped.
     """
+    names = None if fields is None else _two_names(fields)
     _check_files(files)
     write_examples(
-        Parallel(tuple(files), None if fields is None else _two_names(fields), lang_q, lang_p, both_ways),
+        Parallel(tuple(files), names, lang_q, lang_p, both_ways),
         to,
         curation_with_defaults(
             _OF_SENTENCES,
@@ -173,7 +174,7 @@ def parallel(
             max_repeated,
         ),
         kept_out_of(keep_out, keep_out_words),
-        of_documents=False,
+        origin="translations",
         json=json,
     )
 
@@ -220,7 +221,7 @@ def convert(
             _OF_LABELS, languages, drop_duplicates, characters, words, min_letters, max_broken, max_repeated
         ),
         kept_out_of(keep_out, keep_out_words),
-        of_documents=False,
+        origin="labels",
         json=json,
     )
 

@@ -7,7 +7,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from m3_connectors.curation import BrokenCharacters, Curation, Dropped, ExactDuplicates, Languages, Stage
 from m3_connectors.curation.languages import FIELD, UNDETERMINED
@@ -15,6 +15,9 @@ from m3_connectors.curation.words import normalised
 from m3_connectors.documents import Document
 from m3_connectors.training_data.examples import Example, Unusable
 from m3_connectors.training_data.overlap import KeptOut
+
+Origin = Literal["documents", "translations", "labels"]
+"""What examples are: parts of one document, translations of each other, or queries with labelled passages."""
 
 _SHOWN_CHARACTERS = 300
 
@@ -92,10 +95,11 @@ class PairCurator:
         curation: The stages for passages. Languages are always tagged.
         kept_out: Evaluation texts.
         on_dropped: Called with each pair or line that is dropped.
-        of_documents: Whether query and passage are parts of one document: then they have one language, and a passage
-            is compared with those of its kind, as the body and the sections of one document are similar to each
-            other. Otherwise a passage may occur again with another query, as in labelled sets: only texts that are
-            nearly, but not exactly, those of an earlier passage are its duplicates.
+        origin: What the examples are. The two sides of a pair from a document have one language, and a passage is
+            compared with those of its kind, as the body and the sections of one document are similar to each other.
+            A passage with a label, or a translation, may occur again with another query: only texts that are nearly,
+            but not exactly, those of an earlier passage are its duplicates. A labelled query whose language is not
+            clear has that of its passage.
 
     Raises:
         InvalidInput: A language cannot be detected.
@@ -108,7 +112,7 @@ class PairCurator:
         kept_out: KeptOut | None = None,
         on_dropped: Callable[[DroppedPair], object] = lambda dropped: None,
         *,
-        of_documents: bool,
+        origin: Origin,
     ) -> None:
         self._wanted = curation.languages
         self._text_stages = dataclasses.replace(curation, tag_languages=True, duplicates=None).stages()
@@ -118,7 +122,7 @@ class PairCurator:
         self._duplicates.stages()  # what is not installed is named before anything is read
         self._kept_out = kept_out
         self._on_dropped = on_dropped
-        self._of_documents = of_documents
+        self._origin = origin
         self._open = contextlib.ExitStack()
         self._pairs = self._open.enter_context(ExactDuplicates())
         self._passages: dict[str, list[Stage]] = {}
@@ -236,22 +240,22 @@ class PairCurator:
         for stage in self._stages_of(example.kind):
             outcome = stage(passage)
             if isinstance(outcome, Dropped):
-                if not self._of_documents and outcome.stage == ExactDuplicates.name:
+                if self._origin != "documents" and outcome.stage == ExactDuplicates.name:
                     break  # the same passage as one that was kept, with another query
                 return _dropped(outcome)
         return lang_q, lang_p
 
     def _language_of(self, query: str, lang_p: str) -> str:
-        """Return the language of a query; that of its passage if it is part of the same document, or not clear."""
-        if self._of_documents:
+        """Return the language of a query."""
+        if self._origin == "documents":
             return lang_p
         tagged = self._detect(Document("", query))
         assert isinstance(tagged, Document)
         language = str(tagged.metadata[FIELD])
-        return lang_p if language == UNDETERMINED else language
+        return lang_p if language == UNDETERMINED and self._origin == "labels" else language
 
     def _stages_of(self, kind: str) -> list[Stage]:
-        name = kind if self._of_documents else ""
+        name = kind if self._origin == "documents" else ""
         if name not in self._passages:
             self._passages[name] = self._duplicates.stages()
             for stage in self._passages[name]:
