@@ -119,7 +119,6 @@ class PairCurator:
         self._broken = BrokenCharacters(curation.max_broken) if curation.max_broken is not None else None
         self._detect = Languages()
         self._duplicates = Curation(duplicates=curation.duplicates)
-        self._duplicates.stages()  # what is not installed is named before anything is read
         self._kept_out = kept_out
         self._on_dropped = on_dropped
         self._origin = origin

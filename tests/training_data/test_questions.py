@@ -65,10 +65,14 @@ Said = Callable[[int, dict[str, Any]], Answer]
 
 
 def run(
-    base: str, capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0
+    base: str,
+    capsys: pytest.CaptureFixture[str],
+    *arguments: str,
+    sources: tuple[str, ...] = ("articles.jsonl",),
+    code: int = 0,
 ) -> tuple[dict[str, Any], str]:
     """Run the command; return its report and what it wrote to stderr."""
-    known = ["articles.jsonl", "--endpoint", base, "--model", "small", "--to", "pairs.jsonl", "--json"]
+    known = [*sources, "--endpoint", base, "--model", "small", "--to", "pairs.jsonl", "--json"]
     assert main(["data", "questions", *known, *arguments]) == code
     captured = capsys.readouterr()
     return (json.loads(captured.out) if code == 0 else {}), captured.err
@@ -140,6 +144,7 @@ class TestQuestions:
             "Question: {}",
             '"{}"',
             "<think>The text is about it.\nIs it?</think>\n\n{}\n",
+            "The text is about it.</think>\n**Question:** {}",
         ],
     )
     def test_what_models_write_around_a_question_is_removed(
@@ -212,7 +217,7 @@ class TestQuestions:
         assert (report["asked"], report["kept"], report["rejected"]) == (2, 4, {"language": 1})
         assert {prompt_of(request) for request in heard} & set(first[:3]) == set()
         with endpoint(good) as (base, heard):
-            report, _ = run(base, capsys)
+            report, _ = run(base, capsys, sources=(str(Path("articles.jsonl").resolve()),))
         assert (report["asked"], report["kept"], len(heard)) == (0, 4, 0)
 
     def test_a_killed_run_is_continued(self, capsys: pytest.CaptureFixture[str]) -> None:

@@ -29,7 +29,7 @@ class Article:
         language: Its language.
         passages: Where its passages begin and end, in characters; together they cover it.
         chosen: The position of the passage in ``passages``.
-        key: A hash of seed, place and text: equal ones are the same question.
+        key: A hash of seed and text: equal ones are the same question.
     """
 
     place: str
@@ -129,7 +129,7 @@ def sampled(
                 kept_out_by[shared.name] += 1
                 drop(document.id, EVALUATION, f"it shares words with a text of {shared.name}", shared.run)
             else:
-                key = _key(seed, document)
+                key = _key(seed, document.text)
                 if key in seen:
                     drop(document.id, ExactDuplicates.name, "it was read before", 1.0)
                     continue
@@ -151,11 +151,11 @@ def _article(document: Document, seed: int, passage_words: int) -> Article:
     counts = [word_count(document.text[start:end]) for start, end in passages]
     # The last passage of a text may be a line: little can be asked about it.
     fit = [i for i, words in enumerate(counts) if 2 * words >= passage_words] or [counts.index(max(counts))]
-    key = _key(seed, document)
+    key = _key(seed, document.text)
     chosen = random.Random(key).choice(fit)
     return Article(document.id, document.text, str(document.metadata[FIELD]), passages, chosen, key)
 
 
-def _key(seed: int, document: Document) -> str:
-    text = "\0".join((str(seed), document.id, document.text))
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+def _key(seed: int, text: str) -> str:
+    # Without its place: the same file may be given by another path.
+    return hashlib.blake2b(f"{seed}\0{text}".encode(), digest_size=16).hexdigest()

@@ -16,11 +16,13 @@ from m3_connectors.training_data.questions.articles import Article
 from m3_connectors.training_data.questions.finding import Finder
 
 QUESTION_WORDS = Span(3, 64)
-_LARGEST_COPY = 0.7
+_LARGEST_COPY = 0.9
 _FEWEST_COPIED = 6
 """Questions contain names and terms of their passage; a run of so many words is a sentence of it."""
 
-_THOUGHTS = re.compile(r"<think(?:ing)?>.*?</think(?:ing)?>", re.DOTALL)
+_THOUGHTS = re.compile(r".*</think(?:ing)?>", re.DOTALL)
+"""Some servers leave out the mark at the beginning."""
+
 _LABEL = re.compile(r"(?:\*\*)?(?:question|q)\s*:(?:\*\*)?\s*", re.IGNORECASE)
 _QUOTES = (('"', '"'), ("“", "”"), ("„", "“"), ("«", "»"), ("「", "」"), ("'", "'"))
 
