@@ -260,6 +260,8 @@ def report(path: Path) -> str:
     curves: dict[tuple[str, bool, str], list[Row]] = {}
     for row in steps:
         curves.setdefault((row["model"], row["distil"], row["variant"]), []).append(row)
+    whole = {key for key, curve in curves.items() if len(curve) == about["steps"]}
+    cases = [case for case in CASES if all((*case, variant) in whole for variant in (*OURS, *THEIRS))]
     shown = sorted({*range(0, about["steps"], max(1, about["steps"] // 5)), about["steps"] - 1})
     lines = [
         f"{describe(about)}; {about['steps']} steps of {about['queries']} queries with {about['negatives']} negatives "
@@ -268,7 +270,7 @@ def report(path: Path) -> str:
         "| start, objective | code base | " + " | ".join(f"step {step}" for step in shown) + " | mean |",
         "|---" * (len(shown) + 3) + "|",
     ]
-    for model, distil in CASES:
+    for model, distil in cases:
         for engine, variant in (("FlagEmbedding", "as it is"), (NAME, "as it trains")):
             losses = [row["loss"] for row in curves[model, distil, variant]]
             lines.append(
@@ -279,28 +281,27 @@ def report(path: Path) -> str:
     lines += [
         "",
         "| FlagEmbedding, ours | "
-        + " | ".join(f"{model}, {_objective(distil)}" for model, distil in CASES)
+        + " | ".join(f"{model}, {_objective(distil)}" for model, distil in cases)
         + " |",
-        "|---" * (len(CASES) + 1) + "|",
+        "|---" * (len(cases) + 1) + "|",
     ]
     for theirs, our, what in COMPARED:
         cells = []
-        for model, distil in CASES:
+        for model, distil in cases:
             pairs = zip(curves[model, distil, theirs], curves[model, distil, our], strict=True)
             gaps = [abs(a["loss"] - b["loss"]) for a, b in pairs]
             cells.append(f"{gaps[0]:.1e}, {max(gaps):.1e}")
         lines.append(f"| {what} | " + " | ".join(cells) + " |")
     watched = [row for row in steps if row["variant"] == "as it is"]
     clamped = {}
-    for model in (TRAINED, FRESH):
-        here = [row for row in watched if row["model"] == model and row["distil"]]
+    for model in dict.fromkeys(model for model, _ in cases):
+        here = [row for row in watched if row["model"] == model]
         share = sum(row["clamped_token_scores"] for row in here) / sum(row["token_scores"] for row in here)
         clamped[model] = (
             f"{share:.2%} ({model}; s_mul by {max(row['largest_raise_of_s_mul'] for row in here):.1e})"
         )
     same = all(
-        len({curve[step]["token_checksum"] for curve in curves.values()}) == 1
-        for step in range(about["steps"])
+        len({curves[key][step]["token_checksum"] for key in whole}) == 1 for step in range(about["steps"])
     )
     lines += [
         "",
