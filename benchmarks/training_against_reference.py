@@ -21,6 +21,7 @@ import sys
 import tempfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from torch import Tensor
 
 from m3_connectors.encoder.model import M3Model
 from m3_connectors.environment import describe, environment
+from m3_connectors.testing.checkpoints import write_checkpoint
 from m3_connectors.training.checkpoint import import_model
 from m3_connectors.training.forward import TABLES, TouchedRows, TrainingEncoder, split
 from m3_connectors.training.losses import LossSettings, objective, score_all
@@ -43,13 +45,25 @@ ROOT = Path(__file__).resolve().parents[1]
 QUERIES, NEGATIVES = 8, 3
 LENGTHS = range(4, 65)
 """The numbers of tokens to which passages are cut, including ``<s>`` and ``</s>``."""
-TEMPERATURE, LEARNING_RATE = 0.02, 1e-5
+TEMPERATURE = 0.02
 NAME = "m3_connectors"
 
-TRAINED, FRESH = "m3-tiny", "m3-tiny, fresh heads"
-"""The checkpoint, and a copy whose two heads are random: what training starts from on a plain encoder."""
-CASES = ((TRAINED, False), (TRAINED, True), (FRESH, True))
-"""The starts, and whether self-distillation is added from the first step."""
+
+@dataclass(frozen=True)
+class Start:
+    """A checkpoint, the learning rate that suits it, and whether self-distillation is added from the first step."""
+
+    model: str
+    learning_rate: float
+    distil: bool
+
+    @property
+    def name(self) -> str:
+        return f"{self.model}, {'L_final' if self.distil else 'L'}"
+
+
+TINY, RANDOM = "m3-tiny", "random, 2 layers of 32"
+STARTS = (Start(RANDOM, 1e-3, True), Start(TINY, 1e-5, True), Start(TINY, 1e-5, False))
 
 
 # --- the batches and the checkpoints ----------------------------------------------------------------------------------
@@ -85,50 +99,43 @@ def _cut(text: str, tokenizer: Tokenizer, longest: int) -> str:
     return text[: offsets[-1][1]] if offsets else text
 
 
-def write_fresh_heads(model: Path, target: Path) -> Path:
-    """Write a copy of a checkpoint with seeded heads as ``nn.Linear`` initialises them."""
-    target.mkdir()
-    for file in model.iterdir():
-        if not file.name.endswith("_linear.pt"):
-            (target / file.name).symlink_to(file.resolve())
-    width = json.loads((model / "config.json").read_text())["hidden_size"]
-    torch.manual_seed(0)
-    for name, size in (("sparse", 1), ("colbert", width)):
-        torch.save(torch.nn.Linear(width, size).state_dict(), target / f"{name}_linear.pt")
-    return target
+def checkpoint(model: str, folder: Path) -> Path:
+    """Return m3-tiny, or write a random checkpoint; both have FlagEmbedding's layout."""
+    if model == TINY:
+        return ROOT / "models" / "m3-tiny"
+    return write_checkpoint(folder / "random")
 
 
 # --- our side ---------------------------------------------------------------------------------------------------------
 
 
 def ours(
-    directory: Path, batches: Sequence[Row], *, distil: bool, all_rows: bool, dtype: torch.dtype
+    directory: Path, start: Start, batches: Sequence[Row], *, all_rows: bool, dtype: torch.dtype
 ) -> Iterator[Row]:
     """Take one step per batch with the parts of the trainer; yield the loss of every step before its update.
 
     Args:
         directory: The checkpoint.
+        start: What the run starts from.
         batches: The batches.
-        distil: Whether to add self-distillation, from the first step.
         all_rows: Whether AdamW updates every row of the embedding tables, as PyTorch's does, or those of the batch.
         dtype: The dtype of the layers' products.
     """
-    start = import_model(str(directory))
-    model = start.model
+    loaded = import_model(str(directory))
+    model, tokenizer = loaded.model, loaded.tokenizer
     encoder = TrainingEncoder(model, dtype)
     settings = OptimizerSettings(
-        learning_rate=LEARNING_RATE,
-        table_learning_rate=LEARNING_RATE,
+        learning_rate=start.learning_rate,
+        table_learning_rate=start.learning_rate,
         betas=(0.9, 0.999),
         weight_decay=0.0,
         clip=float("inf"),
     )
     by_row = RowAdamW(dict(model.named_parameters()), settings)
-    plain = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.0, foreach=False)
+    plain = torch.optim.AdamW(model.parameters(), lr=start.learning_rate, weight_decay=0.0, foreach=False)
     for step, batch in enumerate(batches):
         texts = [
-            np.array(start.tokenizer.encode(text).ids, np.int64)
-            for text in batch["queries"] + batch["passages"]
+            np.array(tokenizer.encode(text).ids, np.int64) for text in batch["queries"] + batch["passages"]
         ]
         shown, tables = encoder(texts)
         loss, parts = objective(
@@ -136,7 +143,7 @@ def ours(
             torch.tensor(batch["targets"]),
             LossSettings(temperature=TEMPERATURE),
             cross_lingual=torch.zeros(len(batch["queries"]), dtype=torch.bool),
-            self_distillation=distil,
+            self_distillation=start.distil,
         )
         loss.backward()  # type: ignore[no-untyped-call]
         if all_rows:
@@ -180,12 +187,6 @@ def run(options: argparse.Namespace) -> Path:
         def write(row: Row) -> None:
             print(json.dumps(row), file=file, flush=True)
 
-        models = {
-            TRAINED: options.model,
-            FRESH: write_fresh_heads(options.model, Path(temporary) / "fresh"),
-        }
-        tokenizer = Tokenizer.from_file(str(options.model / "tokenizer.json"))
-        batches = make_batches(options.data, tokenizer, options.steps)
         write(
             environment(
                 "torch",
@@ -196,30 +197,34 @@ def run(options: argparse.Namespace) -> Path:
                 queries=QUERIES,
                 negatives=NEGATIVES,
                 temperature=TEMPERATURE,
-                learning_rate=LEARNING_RATE,
+                learning_rates={start.name: start.learning_rate for start in STARTS},
             )
         )
-        for model, distil in CASES:
-            directory, about = models[model], {"model": model, "distil": distil}
+        for start in STARTS:
+            if options.starts and start.model not in options.starts:
+                continue
+            directory = checkpoint(start.model, Path(temporary))
+            tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+            batches = make_batches(options.data, tokenizer, options.steps)
             for variant, settings in OURS.items():
-                print(NAME, about, variant, file=sys.stderr)
-                for row in ours(directory, batches, distil=distil, **settings):
-                    write({"kind": "step", "engine": NAME, "variant": variant, **about, **row})
+                print(NAME, start.name, variant, file=sys.stderr)
+                for row in ours(directory, start, batches, **settings):
+                    write({"kind": "step", "engine": NAME, "variant": variant, "start": start.name, **row})
             for variant, settings in THEIRS.items():
-                print("FlagEmbedding", about, variant, file=sys.stderr)
+                print("FlagEmbedding", start.name, variant, file=sys.stderr)
                 task = {
                     "mode": "losses",
                     "model": str(directory),
                     "temperature": TEMPERATURE,
-                    "learning_rate": LEARNING_RATE,
-                    "distil": distil,
+                    "learning_rate": start.learning_rate,
+                    "distil": start.distil,
                     "variant": variant,
                     "threads": options.threads,
                     "batches": batches,
                     **settings,
                 }
                 for row in reference_rows(options.flag_python, task, Path(temporary)):
-                    write(row | (about if row["kind"] == "step" else {}))
+                    write(row | {"start": start.name})
     return out
 
 
@@ -244,76 +249,75 @@ def reference_rows(python: str, task: Row, folder: Path) -> Iterator[Row]:
 # --- the report -------------------------------------------------------------------------------------------------------
 
 COMPARED = (
-    ("as it is", "as it trains", "everything"),
-    ("as it is", "float32", "bfloat16 products are switched off"),
-    ("as it is", "float32, all rows", "and AdamW updates all rows of the tables"),
-    ("without padding rows", "float32, all rows", "and padding rows do not count"),
+    ("as it is", "as it trains", "all"),
+    ("as it is", "float32", "without bfloat16"),
+    ("as it is", "float32, all rows", "AdamW also updates all rows of the tables"),
+    ("without padding rows", "float32, all rows", "padding rows do not count either: only rounding"),
 )
-"""A variant of theirs, one of ours, and what differs."""
+"""A variant of theirs, one of ours, and which differences are left between them."""
 
 
 def report(path: Path) -> str:
-    """Generate the tables from raw rows."""
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    about = next(row for row in rows if row["kind"] == "environment")
-    steps = [row for row in rows if row["kind"] == "step"]
-    curves: dict[tuple[str, bool, str], list[Row]] = {}
-    for row in steps:
-        curves.setdefault((row["model"], row["distil"], row["variant"]), []).append(row)
+    """Generate the tables from raw rows, for the starts whose runs are all complete."""
+    about, *rows = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
+    curves: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        if row["kind"] == "step":
+            curves.setdefault((row["start"], row["variant"]), []).append(row)
+    whole = {key for key, curve in curves.items() if len(curve) == about["steps"]}
+    starts = [
+        name
+        for name in dict.fromkeys(name for name, _ in curves)
+        if all((name, variant) in whole for variant in (*OURS, *THEIRS))
+    ]
     shown = sorted({*range(0, about["steps"], max(1, about["steps"] // 5)), about["steps"] - 1})
     lines = [
         f"{describe(about)}; {about['steps']} steps of {about['queries']} queries with {about['negatives']} negatives "
-        f"each; temperature {about['temperature']}, learning rate {about['learning_rate']}.",
+        f"each; temperature {about['temperature']}; learning rates {about['learning_rates']}.",
         "",
         "| start, objective | code base | " + " | ".join(f"step {step}" for step in shown) + " | mean |",
         "|---" * (len(shown) + 3) + "|",
     ]
-    for model, distil in CASES:
-        for engine, variant in (("FlagEmbedding", "as it is"), (NAME, "as it trains")):
-            losses = [row["loss"] for row in curves[model, distil, variant]]
+    for name in starts:
+        for engine, variant in (
+            ("FlagEmbedding", "as it is"),
+            (NAME, "float32"),
+            (NAME + " in bfloat16", "as it trains"),
+        ):
+            losses = [row["loss"] for row in curves[name, variant]]
             lines.append(
-                f"| {model}, {_objective(distil)} | {engine} | "
-                + " | ".join(f"{losses[step]:.4f}" for step in shown)
-                + f" | {sum(losses) / len(losses):.4f} |"
+                f"| {name} | {engine} | "
+                + " | ".join(f"{losses[step]:.5f}" for step in shown)
+                + f" | {sum(losses) / len(losses):.5f} |"
             )
-    lines += [
-        "",
-        "| FlagEmbedding, ours | "
-        + " | ".join(f"{model}, {_objective(distil)}" for model, distil in CASES)
-        + " |",
-        "|---" * (len(CASES) + 1) + "|",
-    ]
+    lines += ["", f"| differences that are left | {' | '.join(starts)} |", "|---" * (len(starts) + 1) + "|"]
     for theirs, our, what in COMPARED:
         cells = []
-        for model, distil in CASES:
-            pairs = zip(curves[model, distil, theirs], curves[model, distil, our], strict=True)
+        for name in starts:
+            pairs = zip(curves[name, theirs], curves[name, our], strict=True)
             gaps = [abs(a["loss"] - b["loss"]) for a, b in pairs]
             cells.append(f"{gaps[0]:.1e}, {max(gaps):.1e}")
         lines.append(f"| {what} | " + " | ".join(cells) + " |")
-    watched = [row for row in steps if row["variant"] == "as it is"]
-    clamped = {}
-    for model in (TRAINED, FRESH):
-        here = [row for row in watched if row["model"] == model and row["distil"]]
+    clamped = []
+    for name in starts:
+        here = curves[name, "as it is"]
         share = sum(row["clamped_token_scores"] for row in here) / sum(row["token_scores"] for row in here)
-        clamped[model] = (
-            f"{share:.2%} ({model}; s_mul by {max(row['largest_raise_of_s_mul'] for row in here):.1e})"
+        clamped.append(
+            f"{share:.2%} ({name}; s_mul by {max(row['largest_raise_of_s_mul'] for row in here):.1e})"
         )
     same = all(
-        len({curve[step]["token_checksum"] for curve in curves.values()}) == 1
+        len({curves[name, variant][step]["token_checksum"] for variant in (*OURS, *THEIRS)}) == 1
+        for name in starts
         for step in range(about["steps"])
     )
     lines += [
         "",
         "Each cell of the second table is the difference of the losses in the first step and the largest in any step. "
-        + "Token scores that its padding rows raise to 0: "
-        + ", ".join(clamped.values())
+        "Token scores that its padding rows raise to 0: "
+        + ", ".join(clamped)
         + f". Token ids of all steps are {'equal' if same else 'NOT EQUAL'} on both sides.",
     ]
     return "\n".join(lines)
-
-
-def _objective(distil: bool) -> str:
-    return "L_final" if distil else "L"
 
 
 def main() -> None:
@@ -323,7 +327,7 @@ def main() -> None:
     today = datetime.datetime.now(datetime.UTC).date()
     parser.add_argument("--flag-python", help="a Python with FlagEmbedding==1.4.2 and transformers<5")
     parser.add_argument("--data", type=Path, help="a folder of training pairs")
-    parser.add_argument("--model", type=Path, default=ROOT / "models" / "m3-tiny")
+    parser.add_argument("--starts", nargs="*", choices=(RANDOM, TINY), help="only these checkpoints")
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", default=ROOT / "benchmarks" / "results" / f"training-losses-{today}.jsonl")
