@@ -38,6 +38,7 @@ _EXAMPLES = {
     "data": '[data]\nfolder = "pairs"\nsource_weights = { questions = 1.0 }',
     "data.folder": 'folder = "pairs"  # with questions.jsonl, notes.jsonl.gz, …',
     "data.source_weights": "source_weights = { questions = 1.0, notes = 0.5 }",
+    "run.device": 'device = "auto"  # or "cpu", "cuda", "cuda:1"',
     "data.groups": "groups = [{ longest = 64, batch = 256 }, { longest = 512, batch = 112 }]",
 }
 

@@ -101,6 +101,8 @@ class Trainer:
         work.mkdir(parents=True, exist_ok=True)
         with ranks.first():
             self._prepare()
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
         self.model.to(device)
         encoder = TrainingEncoder(
             self.model, DTYPES[config.run.dtype], tokens_at_once=config.run.tokens_at_once, ranks=ranks
