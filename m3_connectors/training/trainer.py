@@ -11,11 +11,10 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from tokenizers import Tokenizer
 
@@ -37,11 +36,12 @@ from m3_connectors.training.checkpoint import (
 )
 from m3_connectors.training.config import DTYPES, TokenizerSettings, TrainingConfig
 from m3_connectors.training.data import open_pairs
+from m3_connectors.training.data_warnings import data_warnings
 from m3_connectors.training.dense_teacher import TeacherVectors
 from m3_connectors.training.forward import TrainingEncoder
 from m3_connectors.training.monitor import Best, BestModel, FolderTexts, evaluate
 from m3_connectors.training.optimizer import RowAdamW
-from m3_connectors.training.pairs import fingerprint_files, other_files, read_pairs
+from m3_connectors.training.pairs import fingerprint_files, read_pairs
 from m3_connectors.training.positions import extend_positions
 from m3_connectors.training.ranks import ALONE, Ranks
 from m3_connectors.training.refresh import CurrentWeights, refresh
@@ -60,9 +60,6 @@ from m3_connectors.training.validate import (
 from m3_connectors.training.watch import Watch
 
 _TOKENIZER, _START = "tokenizer.json", "start.pt"
-_NAMED = 10
-"""Names that one warning lists."""
-
 Report = Callable[[dict[str, Any]], None]
 """Called with every record of the log."""
 
@@ -168,7 +165,8 @@ class Trainer:
             held_out_share=config.data.held_out_share,
             linked_sources=config.data.linked_sources,
         )
-        self._warn_of_pairs()
+        for message in data_warnings(data, self.store):
+            self._warn(message)
         self._tasks = self._held_out_tasks()
         self.model = start.model if start else self._scratch()
         if start and config.start.fit_sparse_head and not is_saved(work):
@@ -267,44 +265,6 @@ class Trainer:
                 "evaluation_seconds": round(time.perf_counter() - began, 1),
             }
         )
-
-    def _warn_of_pairs(self) -> None:
-        """Warn about files, keys and pairs that are not used or have no effect."""
-        unread = other_files(self._data)
-        if unread:
-            self._warn(
-                f"{self._data}: only .jsonl and .jsonl.gz files are read, not {_listed(unread)}.",
-            )
-        store = self.store
-        if store.broken_lines:
-            first, _, remedy = store.broken[0].partition("\n")
-            others = [message.split("\n")[0] for message in store.broken[1:]]
-            self._warn(
-                f"{store.broken_lines:,} broken line{'s' * (store.broken_lines > 1)} skipped: "
-                + " ".join([first, *others])
-                + (" …" if store.broken_lines > len(store.broken) else "")
-                + f"\n{remedy}"
-            )
-        if store.truncated_texts:
-            self._warn(
-                f"{store.truncated_texts:,} texts have more tokens than the model has positions and are truncated."
-            )
-        if empty := int((store.lengths == 0).sum()):
-            self._warn(f"{empty:,} texts have no tokens, only characters that the tokenizer removes.")
-        unused = sorted(self.store.unused.items(), key=lambda item: -item[1])
-        for what, count in unused[:_NAMED]:
-            self._warn(f"{what} in {count:,} lines of the training pairs is not used.")
-        if len(unused) > _NAMED:
-            self._warn(f"{len(unused) - _NAMED:,} other keys of the training pairs are not used.")
-        is_pair = ~np.asarray(self.store.alone)
-        query, passage = self.store.query[is_pair], self.store.passage[is_pair]
-        pairs = query.astype(np.int64) << 32 | passage.astype(np.int64)
-        repeated = len(pairs) - len(np.unique(pairs))
-        if repeated:
-            self._warn(f"{repeated:,} of {len(pairs):,} pairs repeat another pair.")
-        equal = int((query == passage).sum())
-        if equal:
-            self._warn(f"{equal:,} of {len(pairs):,} pairs have the same text as query and as passage.")
 
     def _tokenizer(self) -> Tokenizer:
         """Return the tokenizer of a run from scratch, which is stored in the working folder."""
@@ -480,11 +440,6 @@ class Trainer:
             output / "weights.json", {method: Weights(*values) for method, values in weights.items()}
         )
         return weights
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _NAMED:,} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + more
 
 
 def learn_tokenizer(data: Path, settings: TokenizerSettings) -> Tokenizer:
