@@ -191,6 +191,14 @@ class Sampler:
                 weights.append(weight * shares[language] * len(part) / counts[language])
         return buckets, weights
 
+    @property
+    def steps_per_epoch(self) -> float:
+        """The mean number of steps that contain as many passages as there are."""
+        per_step = sum(
+            share * bucket.batch for share, bucket in zip(self._shares, self._buckets, strict=True)
+        )
+        return float(sum(len(bucket.passages) for bucket in self._buckets) / per_step)
+
     def _choice(self, step: int) -> tuple[int, int]:
         """Return the bucket of a step, and how often that bucket was drawn before."""
         while step >= len(self._choices):

@@ -22,7 +22,7 @@ from scipy.sparse.csgraph import connected_components
 from tokenizers import Tokenizer
 
 from m3_connectors.files import replacing
-from m3_connectors.training.pairs import fingerprint_files, read_lines
+from m3_connectors.training.pairs import PairFiles, fingerprint_files, read_lines
 
 _log = logging.getLogger(__name__)
 
@@ -92,7 +92,7 @@ _ARRAYS = (
 
 
 def open_pairs(
-    folder: Path,
+    folder: PairFiles,
     tokenizer: Tokenizer,
     cache: Path,
     *,
@@ -103,7 +103,7 @@ def open_pairs(
     """Open a folder of pairs with its token cache, which is created by the first call.
 
     Args:
-        folder: The folder of the JSONL files.
+        folder: The folder of the JSONL files, or files and folders.
         tokenizer: The tokenizer of the model.
         cache: The folder of the cache; it is rebuilt if the files, the tokenizer or a setting has changed.
         longest: Texts are truncated to this many tokens.
@@ -151,7 +151,7 @@ def _open(cache: Path, fingerprint: str) -> PairStore | None:
 
 
 def _build(
-    folder: Path,
+    folder: PairFiles,
     tokenizer: Tokenizer,
     cache: Path,
     fingerprint: str,

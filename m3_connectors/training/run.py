@@ -16,7 +16,13 @@ import torch
 from m3_connectors.errors import InvalidInput
 from m3_connectors.files import replacing
 from m3_connectors.training.config import TrainingConfig, load_stages
+from m3_connectors.training.fine_tuning import DEFAULTS, FineTuning, fine_tuning
+from m3_connectors.training.pairs import PairFiles
+from m3_connectors.training.settings_file import to_toml
 from m3_connectors.training.trainer import Report, Trainer
+
+CONFIGURATION = "training.toml"
+"""The configuration that is kept with the model."""
 
 THINNED = 10
 """The log that is kept with the model has every step whose number is a multiple of this."""
@@ -79,17 +85,17 @@ class RunLog:
 def train(
     config: Path,
     *,
-    data: Path | None = None,
+    data: PairFiles | None = None,
     output: Path | None = None,
     work: Path | None = None,
-    report: Callable[[dict[str, Any]], None] = lambda record: None,
+    report: Report = lambda record: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, tuple[float, float, float]]:
     """Train with a configuration, resume if an earlier call stopped, and write the model.
 
     Args:
         config: The TOML file; its relative paths are relative to its folder.
-        data: The folder of pairs; replaces the one in the configuration.
+        data: The folder of pairs, or files and folders; replaces the one in the configuration.
         output: The directory of the model; replaces the one in the configuration.
         work: The folder of the token cache and the state; by default ``work-NAME`` in the current directory.
         report: Called with every record of the log.
@@ -105,8 +111,79 @@ def train(
         KeyboardInterrupt: ``stop`` returned true; the state is saved.
     """
     stages = load_stages(config)
-    work = work or Path(f"work-{config.stem}")
     output = output or Path(stages[0].output)
+    weights = _train_stages(stages, data, output, work or Path(f"work-{config.stem}"), report, stop)
+    kept = output / CONFIGURATION
+    if config.resolve() != kept.resolve():
+        shutil.copyfile(config, kept)
+    return weights
+
+
+def fine_tune(
+    model: str,
+    data: tuple[Path, ...],
+    output: Path,
+    *,
+    wanted: FineTuning = DEFAULTS,
+    work: Path | None = None,
+    report: Report = lambda record: None,
+    stop: Callable[[], bool] = lambda: False,
+) -> dict[str, tuple[float, float, float]]:
+    """Fine-tune a model on pairs with the default settings, and write the configuration with the model.
+
+    Args:
+        model: A directory, or a hub name such as ``BAAI/bge-m3``.
+        data: Files and folders of pairs.
+        output: The directory of the model that is written.
+        wanted: What differs from the defaults.
+        work: As in ``train``; by default ``work-NAME`` in the current directory, for the name of the output.
+        report: As in ``train``.
+        stop: As in ``train``.
+
+    Returns:
+        The weights of the fused methods that were written with the model, by method.
+
+    Raises:
+        InvalidInput, Diverged, KeyboardInterrupt: As in ``train``.
+    """
+    work = work or work_folder(output)
+    _check_writable(output)
+    config = fine_tuning(model, data, output, work / "tokens", wanted)
+    weights = _train_stages([config], None, output, work, report, stop)
+    (output / CONFIGURATION).write_text(configuration(config, output), encoding="utf-8")
+    return weights
+
+
+def work_folder(output: Path) -> Path:
+    """Return the working folder of a fine-tune that is written to ``output``, unless another one is given."""
+    return Path(f"work-{output.resolve().name}")
+
+
+def configuration(config: TrainingConfig, folder: Path) -> str:
+    """Return a configuration of a fine-tune as TOML, with paths relative to the folder that will contain it."""
+
+    def beside(path: str) -> str:
+        return Path(os.path.relpath(Path(path).resolve(), folder.resolve())).as_posix()
+
+    settings = dataclasses.asdict(config)
+    for unused in ("tokenizer", "model", "start"):
+        del settings[unused]
+    settings["output"] = beside(config.output)
+    if Path(config.start_from).is_dir():
+        settings["start_from"] = beside(config.start_from)
+    settings["data"]["files"] = [beside(file) for file in config.data.files]
+    del settings["data"]["folder"]
+    return to_toml(settings)
+
+
+def _train_stages(
+    stages: list[TrainingConfig],
+    data: PairFiles | None,
+    output: Path,
+    work: Path,
+    report: Report,
+    stop: Callable[[], bool],
+) -> dict[str, tuple[float, float, float]]:
     _check_writable(output)
     previous: Path | None = None
     for number, settings in enumerate(stages[:-1], 1):
@@ -122,9 +199,6 @@ def train(
         trainer = _trained(last, data, work, log, report, stop)
         weights = trainer.finish(output)
         log.save_thinned(output / "training_log.jsonl")
-    kept = output / "training.toml"
-    if config.resolve() != kept.resolve():
-        shutil.copyfile(config, kept)
     return weights
 
 
@@ -134,7 +208,7 @@ def _from(settings: TrainingConfig, previous: Path | None) -> TrainingConfig:
 
 
 def _middle_stage(
-    settings: TrainingConfig, data: Path | None, work: Path, report: Report, stop: Callable[[], bool]
+    settings: TrainingConfig, data: PairFiles | None, work: Path, report: Report, stop: Callable[[], bool]
 ) -> Path:
     """Train a stage that another one follows, unless that was done before; return its float32 model."""
     finished = work / "finished"
@@ -151,7 +225,7 @@ def _middle_stage(
 
 def _trained(
     settings: TrainingConfig,
-    data: Path | None,
+    data: PairFiles | None,
     work: Path,
     log: RunLog,
     report: Report,
@@ -163,7 +237,7 @@ def _trained(
         log.write(record)
         report(record)
 
-    trainer = Trainer(settings, data or Path(settings.data.folder), work, both)
+    trainer = Trainer(settings, data or settings.data.paths, work, both)
     log.rewind(trainer.progress.step)
     trainer.run(stop=stop)
     if trainer.share_done() < 1:
@@ -177,5 +251,5 @@ def _check_writable(output: Path) -> None:
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
         raise InvalidInput(
             f"output is {output}, but {nearest} is not {'writable' if nearest.is_dir() else 'a folder'}.\n"
-            "  Set another folder with --output DIR, or in the configuration."
+            "  Set another folder with --out DIR, or in the configuration."
         )

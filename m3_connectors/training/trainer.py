@@ -21,7 +21,7 @@ from tokenizers import Tokenizer
 
 from m3_connectors.encoder.config import ModelConfig
 from m3_connectors.encoder.model import M3Model
-from m3_connectors.errors import Diverged
+from m3_connectors.errors import Diverged, InvalidInput
 from m3_connectors.files import replacing
 from m3_connectors.methods import MIRACL, Weights, save_weights
 from m3_connectors.training.checkpoint import (
@@ -38,10 +38,17 @@ from m3_connectors.training.config import DTYPES, TokenizerSettings, TrainingCon
 from m3_connectors.training.data import open_pairs
 from m3_connectors.training.forward import TrainingEncoder
 from m3_connectors.training.optimizer import RowAdamW
-from m3_connectors.training.pairs import fingerprint_files, other_files, read_pairs
+from m3_connectors.training.pairs import (
+    PairFiles,
+    fingerprint_files,
+    other_files,
+    read_pairs,
+    shown_paths,
+)
 from m3_connectors.training.stages import STAGES, Outcome, StageInputs
 from m3_connectors.training.start import build_start
 from m3_connectors.training.tokenizer import sample_texts, save_tokenizer, train_tokenizer
+from m3_connectors.training.trained import prepare_model
 from m3_connectors.training.validate import Task, Validation, make_tasks, unmatched
 
 _TOKENIZER, _START = "tokenizer.json", "start.pt"
@@ -57,14 +64,14 @@ class Trainer:
 
     Args:
         config: The configuration of the run.
-        data: The folder of pairs.
+        data: The folder of pairs, or files and folders.
         work: The working folder: token cache, tokenizer, initial model, state and log. A run in it is
             resumed.
         report: Called with every record of the log.
     """
 
     def __init__(
-        self, config: TrainingConfig, data: Path, work: Path, report: Report = lambda record: None
+        self, config: TrainingConfig, data: PairFiles, work: Path, report: Report = lambda record: None
     ) -> None:
         self._config = config
         self._data = data
@@ -75,6 +82,11 @@ class Trainer:
         work.mkdir(parents=True, exist_ok=True)
 
         start = import_model(config.start_from) if config.start_from else None
+        if config.lora and not start:
+            raise InvalidInput(
+                "[lora] changes a trained model, but start_from is empty.\n"
+                "  Set start_from to a directory or a hub name, or remove [lora]."
+            )
         if start:
             config.check_lengths(start.model.config.max_length)
             self._report({"event": "start_from", "model": start.info.name, "revision": start.info.revision})
@@ -86,7 +98,7 @@ class Trainer:
         # Everything that a step depends on; paths and the frequency of checkpoints are not part of it.
         settings = dataclasses.asdict(config) | {"output": ""}
         settings["start_from"] = start.info.weights_fingerprint if start else ""
-        settings["data"] |= {"folder": ""}
+        settings["data"] |= {"folder": "", "files": ()}
         settings["run"] |= {"save_every": 0, "threads": 0}
         parts = {"settings": settings, "pairs": fingerprint_files(data)}
         identity = {
@@ -107,6 +119,7 @@ class Trainer:
         self._warn_of_pairs()
         self._tasks = self._held_out_tasks()
         self.model = start.model if start else self._scratch()
+        prepare_model(self.model, config, self.store)
         encoder = TrainingEncoder(
             self.model, DTYPES[config.run.dtype], tokens_at_once=config.run.tokens_at_once
         )
@@ -116,7 +129,8 @@ class Trainer:
         for warning in self.stage.warnings:
             self._warn(warning)
         self._trained = TrainedParts(self.model, self.stage.extra)
-        self.optimizer = RowAdamW(self._trained.parameters, config.optimizer)
+        trainable = {name: value for name, value in self._trained.parameters.items() if value.requires_grad}
+        self.optimizer = RowAdamW(trainable, config.optimizer)
         self.progress = load_state(work, self._trained, self.optimizer)
 
     def _phase(self, phase: str) -> None:
@@ -141,7 +155,7 @@ class Trainer:
         unread = other_files(self._data)
         if unread:
             self._warn(
-                f"{self._data}: only .jsonl and .jsonl.gz files are read, not {_listed(unread)}.",
+                f"{shown_paths(self._data)}: only .jsonl and .jsonl.gz files are read, not {_listed(unread)}.",
             )
         unused = sorted(self.store.unused.items(), key=lambda item: -item[1])
         for what, count in unused[:_NAMED]:
@@ -307,8 +321,8 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:_NAMED]) + more
 
 
-def learn_tokenizer(data: Path, settings: TokenizerSettings) -> Tokenizer:
-    """Train a tokenizer on the distinct texts of a folder of pairs."""
+def learn_tokenizer(data: PairFiles, settings: TokenizerSettings) -> Tokenizer:
+    """Train a tokenizer on the distinct texts of pairs."""
     texts: dict[str, set[str]] = {}
     for pair in read_pairs(data):
         texts.setdefault(pair.lang_q, set()).add(pair.query)
