@@ -10,7 +10,7 @@ import json
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -73,12 +73,16 @@ class Decoder:
         return value
 
 
-def numbered_lines(path: Path, member: str | None = None) -> Iterator[tuple[int, str]]:
+def numbered_lines(
+    path: Path, member: str | None = None, undecodable: Callable[[str], None] | None = None
+) -> Iterator[tuple[int, str]]:
     """Yield the lines that are not blank, with their numbers from 1.
 
     Args:
         path: The file: plain, ``.gz`` or ``.zip``; UTF-8 with or without a byte order mark, or UTF-16 with one.
         member: The name of the file in a ``.zip``, in any folder there.
+        undecodable: Called with the message of a line that is not UTF-8, which is then skipped; without it, such
+            a line is an error.
 
     Raises:
         InvalidInput: A line cannot be decoded, or the compressed data are damaged.
@@ -98,11 +102,15 @@ def numbered_lines(path: Path, member: str | None = None) -> Iterator[tuple[int,
                 try:
                     text = line.decode("utf-8-sig" if number == 1 else "utf-8")
                 except UnicodeDecodeError as error:
-                    raise InvalidInput(
+                    message = (
                         f"{path}:{number} is not UTF-8 at byte {error.start} of the line "
                         f"(0x{line[error.start]:02X}).\n"
                         f"  Convert the file, for example with: iconv -f ISO-8859-1 {convert}"
-                    ) from None
+                    )
+                    if undecodable is None:
+                        raise InvalidInput(message) from None
+                    undecodable(message)
+                    continue
                 if text.removeprefix("\ufeff").strip():
                     yield number, text
     except UnicodeDecodeError as error:

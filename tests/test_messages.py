@@ -201,6 +201,21 @@ def _calls(node: ast.AST, function: Function | None = None) -> Iterator[tuple[Fu
         yield from _calls(child, child if isinstance(child, Function) else function)
 
 
+def _imported(tree: ast.Module, known: Mapping[Path, Mapping[str, Function]]) -> dict[str, Function]:
+    """Return the functions of the package that a module imports by name."""
+    found = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("m3_connectors"):
+            source = PACKAGE.parent.joinpath(*node.module.split("."))
+            functions = known.get(source.with_suffix(".py"), known.get(source / "__init__.py", {}))
+            found |= {
+                alias.asname or alias.name: functions[alias.name]
+                for alias in node.names
+                if alias.name in functions
+            }
+    return found
+
+
 def _raises() -> Iterator[Raise]:
     """Yield every message with which an error is created, raised there or returned by a translator."""
     constants = _constants()
@@ -209,10 +224,9 @@ def _raises() -> Iterator[Raise]:
         path: {node.name: node for node in ast.walk(tree) if isinstance(node, Function)}
         for path, tree in trees.items()
     }
-    imported = {name: node for functions in functions_by_path.values() for name, node in functions.items()}
     for path, tree in trees.items():
         file = path.relative_to(PACKAGE).as_posix()
-        functions = imported | functions_by_path[path]
+        functions = _imported(tree, functions_by_path) | functions_by_path[path]
         for function, node in _calls(tree):
             match node:
                 case ast.Call(func=ast.Name(id=kind), args=[first, *_]) if kind in ERRORS - COMPOSED.keys():

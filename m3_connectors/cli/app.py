@@ -33,12 +33,20 @@ _MODULES = {
     "report": "report",
     "encode": "encode",
     "train": "train",
+    "mine": "mine",
+    "score-pairs": "mine",
+    "data": "data",
     "bench": "bench",
     "doctor": "doctor",
 }
 """The commands in the order of the help, and the modules of ``cli`` that define them."""
 
-_FUNCTIONS = {"add-component": "add_component", "import": "import_", "eval": "evaluate"}
+_FUNCTIONS = {
+    "add-component": "add_component",
+    "import": "import_",
+    "eval": "evaluate",
+    "score-pairs": "score_pairs",
+}
 """What defines a command where it has another name."""
 
 

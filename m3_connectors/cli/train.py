@@ -12,6 +12,7 @@ import typer
 from m3_connectors.cli.console import INTERRUPTED, err, out, print_json, warn
 from m3_connectors.cli.options import Debug, Json
 from m3_connectors.cli.progress import Progress, acknowledging_interrupts
+from m3_connectors.cli.train_plan import show_plan
 from m3_connectors.cli.train_request import Request
 
 TUNING = "With --from"
@@ -118,6 +119,12 @@ def train(
             rich_help_panel=TUNING,
         ),
     ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="Show data, steps, memory and time, from a few steps in memory; write nothing."
+        ),
+    ] = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -139,15 +146,20 @@ def train(
     shown = _Shown()
     try:
         with shown.following():
-            weights = request.train(shown, lambda: shown.stopping)
+            if dry_run:
+                plans = request.plan(shown)
+            else:
+                weights = request.train(shown, lambda: shown.stopping)
     except KeyboardInterrupt:
         err.print(shown.where_it_goes_on(), markup=False, soft_wrap=True)
         raise typer.Exit(INTERRUPTED) from None
-    if as_json:
+    if dry_run:
+        show_plan(*plans, as_json=as_json)
+    elif as_json:
         print_json({"config": str(config) if config else None, "weights": weights})
-        return
-    for method, values in weights.items():
-        out.print(f"{method:13} {' '.join(f'{value:g}' for value in values)}")
+    else:
+        for method, values in weights.items():
+            out.print(f"{method:13} {' '.join(f'{value:g}' for value in values)}")
 
 
 class _Shown:

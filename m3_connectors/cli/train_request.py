@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from m3_connectors.errors import InvalidInput
 
-_FORMS = (
+if TYPE_CHECKING:
+    from m3_connectors.training.plan import StagePlan
+
+_TWO_FORMS = (
     "  Write m3 train CONFIG.toml, or m3 train --from MODEL --data PAIRS --out DIR, as in\n"
     "    m3 train --from BAAI/bge-m3 --data pairs.jsonl --out my-m3"
 )
@@ -53,10 +56,33 @@ class Request:
         if not self.config:
             missing = {"--from": self.start, "--data": self.data, "--out": self.output}
             if names := [name for name, value in missing.items() if not value]:
-                raise InvalidInput(f"{' and '.join(names)} missing, and no configuration given.\n{_FORMS}")
+                raise InvalidInput(
+                    f"{' and '.join(names)} missing, and no configuration given.\n{_TWO_FORMS}"
+                )
 
     def _given(self) -> dict[str, Any]:
         return {name: value for name, value in self.options.items() if value is not None}
+
+    def plan(self, report: Callable[[dict[str, Any]], None]) -> tuple[list[StagePlan], list[str]]:
+        """Return what ``train`` would do, and the folders that it would write."""
+        from m3_connectors.training.config import load_stages
+        from m3_connectors.training.fine_tuning import FineTuning
+        from m3_connectors.training.run import plan, plan_fine_tune, work_folder
+
+        if self.config:
+            plans = plan(self.config, data=self.data or None, report=report)
+            output = self.output or Path(load_stages(self.config)[0].output)
+            work = self.work or Path(f"work-{self.config.stem}")
+        else:
+            assert self.start and self.output
+            output, work = self.output, self.work or work_folder(self.output)
+            plans = plan_fine_tune(
+                self.start, self.data, output, wanted=FineTuning(**self._given()), report=report
+            )
+        return plans, [
+            f"{output}: the model, its configuration and a log",
+            f"{work}: the token cache and the state of the run",
+        ]
 
     def train(
         self, report: Callable[[dict[str, Any]], None], stop: Callable[[], bool]

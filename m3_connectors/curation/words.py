@@ -6,6 +6,9 @@ import re
 import unicodedata
 from collections.abc import Iterator
 
+import numpy as np
+from numpy.typing import NDArray
+
 SHINGLE_WORDS = 5
 """The number of consecutive words in a shingle, as in the deduplication of web corpora (Lee et al., 2022)."""
 
@@ -35,12 +38,23 @@ def word_count(text: str) -> int:
     return sum(1 for _ in _WORD.finditer(text))
 
 
-def shingles(text: str) -> Iterator[str]:
-    """Yield the runs of five words, without case and punctuation; a shorter text is one run.
+def word_spans(text: str) -> NDArray[np.int64]:
+    """Return where each word of a text begins and ends, ``[words, 2]`` in characters."""
+    spans = [found.span() for found in _WORD.finditer(text)]
+    return np.array(spans, np.int64).reshape(len(spans), 2)
+
+
+def words_of(text: str) -> list[str]:
+    """Return the words of a text as texts are compared by them: without case and punctuation, in form NFKC."""
+    return _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
+
+
+def shingles(text: str, length: int = SHINGLE_WORDS) -> Iterator[str]:
+    """Yield the runs of ``length`` words, without case and punctuation; a shorter text is one run.
 
     Nothing is yielded for a text without words.
     """
-    words = _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
+    words = words_of(text)
     if words:
-        for start in range(max(len(words) - SHINGLE_WORDS, 0) + 1):
-            yield " ".join(words[start : start + SHINGLE_WORDS])
+        for start in range(max(len(words) - length, 0) + 1):
+            yield " ".join(words[start : start + length])

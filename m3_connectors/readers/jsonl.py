@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from m3_connectors.json_lines import Decoder, NotARecord
 from m3_connectors.readers.encodings import UNDECODABLE, written
@@ -29,18 +30,32 @@ def json_lines(lines: Iterable[str | None], name: str, fields: Fields, encoding:
         fields: The fields of text and id.
         encoding: The encoding of the lines, for messages.
     """
+    for line, record in json_objects(lines, encoding):
+        if isinstance(record, str):
+            yield Skipped(line, record)
+        else:
+            yield outcome_of(record, fields, f"{name}:{line}", line)
+
+
+def json_objects(lines: Iterable[str | None], encoding: str) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    """Yield the number of each line that is not blank, and its JSON object, or why it has none.
+
+    Args:
+        lines: As for ``json_lines``.
+        encoding: The encoding of the lines, for messages.
+    """
     decoder = Decoder()
     for line, text in enumerate(lines, 1):
         if text is None:
-            yield Skipped(line, TOO_LONG)
+            yield line, TOO_LONG
         elif not text.removeprefix("\ufeff").strip():
             continue
         elif undecodable := UNDECODABLE.search(text):
-            yield Skipped(line, f"not {encoding} at character {undecodable.start() + 1} of the line")
+            yield line, f"not {encoding} at character {undecodable.start() + 1} of the line"
         else:
             try:
                 record = decoder.record(text)
             except NotARecord as error:
-                yield Skipped(line, str(error))
+                yield line, str(error)
             else:
-                yield outcome_of(record, fields, f"{name}:{line}", line)
+                yield line, record

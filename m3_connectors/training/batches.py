@@ -3,7 +3,8 @@
 Pairs are grouped into buckets: one source, one passage language, one length group (paper section 3.4). A step
 draws a bucket, whose passages are used in shuffled epochs. A passage comes with some of its queries (it is
 encoded once for all of them) and occurs once in a batch. Two passages that share a query are never in the
-same batch, because each would be a wrong negative for the other's query.
+same batch, because each would be a wrong negative for the other's query. The hard negatives of the queries are
+further passages of the batch.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pydantic import Field
 
 from m3_connectors.errors import InvalidInput
 from m3_connectors.training.data import PairStore
+from m3_connectors.training.negatives import Drawn, NegativeChoice
 from m3_connectors.training.ranges import STRICT
 from m3_connectors.training.tokenizer import END_ID, START_ID
 
@@ -35,7 +37,7 @@ class LengthGroup:
     Attributes:
         longest: The maximum number of tokens of a passage in this group, including special tokens; in the
             last group, longer passages are truncated.
-        batch: The number of passages in a batch.
+        batch: The number of passages in a batch; the hard negatives of their queries come on top.
     """
 
     longest: Annotated[int, Field(ge=SHORTEST)]
@@ -56,16 +58,23 @@ class Batch:
     Attributes:
         source: The name of the source.
         queries: The int64 token ids of each query.
-        passages: The int64 token ids of each passage.
+        passages: The int64 token ids of each passage: first the relevant ones, then the hard negatives.
+        text_numbers: int64 ``[queries + passages]``, the number of each text in the store.
         targets: int64 ``[queries]``, the position of the passage that is relevant to each query.
         cross_lingual: bool ``[queries]``, whether the two languages differ.
+        ignored: bool ``[queries, passages]``: the passage answers the query, or may do so, but is not its target.
+        teacher: float32 ``[queries, passages]``, the teacher's scores of the target and of the query's own
+            negatives, NaN elsewhere; None if no query has scores.
     """
 
     source: str
     queries: list[NDArray[np.int64]]
     passages: list[NDArray[np.int64]]
+    text_numbers: NDArray[np.int64]
     targets: NDArray[np.int64]
     cross_lingual: NDArray[np.bool_]
+    ignored: NDArray[np.bool_]
+    teacher: NDArray[np.float32] | None
 
     def __len__(self) -> int:
         """The number of queries."""
@@ -100,9 +109,11 @@ class Sampler:
         query_tokens_per_passage: If queries are long, a passage has fewer of them, with about this many
             tokens but at least one query: late interaction costs query tokens times passage tokens.
         language_exponent: The share of a language within a source is proportional to its count to this power.
+        negatives_per_query: The maximum number of hard negatives of a query.
         seed: The seed of all random choices.
 
     Attributes:
+        negatives: Chooses the hard negatives.
         left_out: Why some pairs of the sources are not used, by source, language and length.
 
     Raises:
@@ -119,9 +130,11 @@ class Sampler:
         queries_per_passage: int = 1,
         query_tokens_per_passage: int = 48,
         language_exponent: float = 0.7,
+        negatives_per_query: int = 7,
         seed: int = 0,
     ) -> None:
         self._store = store
+        self.negatives = NegativeChoice(store, per_query=negatives_per_query, seed=seed)
         self._query_longest = query_longest
         self._queries_per_passage = queries_per_passage
         self._query_tokens_per_passage = query_tokens_per_passage
@@ -257,13 +270,46 @@ class Sampler:
         """Return the batch of a step, which depends on the seed only."""
         source, by_passage, longest = self.rows(step)
         store, rows = self._store, np.concatenate(by_passage)
+        relevant = np.array([store.passage[part[0]] for part in by_passage], np.int64)
+        targets = np.repeat(np.arange(len(by_passage)), [len(part) for part in by_passage])
+        drawn = self.negatives.draw(rows, step, longest)
+        numbers = np.concatenate([relevant, np.setdiff1d(drawn.text, relevant)])
+        passages = [wrap(store.text(n), longest) for n in numbers]
+        queries = store.query[rows].astype(np.int64)
+        ignored = self.negatives.never_negatives(queries, numbers, passages)
+        ignored[np.arange(len(rows)), targets] = False
         return Batch(
             source=source,
-            queries=[wrap(store.text(n), self._query_longest) for n in store.query[rows]],
-            passages=[wrap(store.text(store.passage[part[0]]), longest) for part in by_passage],
-            targets=np.repeat(np.arange(len(by_passage)), [len(part) for part in by_passage]),
+            queries=[wrap(store.text(n), self._query_longest) for n in queries],
+            passages=passages,
+            text_numbers=np.concatenate([queries, numbers]),
+            targets=targets,
             cross_lingual=np.asarray(store.cross_lingual[rows]),
+            ignored=ignored,
+            teacher=self._teacher(rows, targets, numbers, drawn, ignored),
         )
+
+    def _teacher(
+        self,
+        rows: NDArray[np.int64],
+        targets: NDArray[np.int64],
+        passages: NDArray[np.int64],
+        drawn: Drawn,
+        ignored: NDArray[np.bool_],
+    ) -> NDArray[np.float32] | None:
+        """Return ``Batch.teacher``: of the queries whose target and at least one negative have a score."""
+        order = np.argsort(passages)
+        columns = order[np.searchsorted(passages, drawn.text, sorter=order)]
+        scored = np.isfinite(drawn.score) & ~ignored[drawn.query, columns]
+        positive = self.negatives.hard.positive_scores[rows]
+        has_both = np.isfinite(positive) & (np.bincount(drawn.query[scored], minlength=len(rows)) > 0)
+        if not has_both.any():
+            return None
+        teacher = np.full(ignored.shape, np.nan, np.float32)
+        teacher[drawn.query[scored], columns[scored]] = drawn.score[scored]
+        teacher[np.arange(len(rows)), targets] = positive
+        teacher[~has_both] = np.nan
+        return teacher
 
 
 def _rows_by_passage(

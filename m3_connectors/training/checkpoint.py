@@ -178,7 +178,7 @@ def claim_folder(folder: Path, identity: Mapping[str, str], made: Sequence[str])
     except (OSError, ValueError):
         known = {}
     other = [what for what, value in identity.items() if known.get(what) != value]
-    if other and (_is_whole(folder / "state") or _is_whole(folder / "state.new")):
+    if other and is_saved(folder):
         raise InvalidInput(
             f"{folder} belongs to a run with other {' and '.join(other)}.\n"
             "  Use the original ones to continue, or another working folder (--work DIR) to start a new run."
@@ -208,6 +208,11 @@ def save_state(folder: Path, trained: TrainedParts, optimizer: RowAdamW, progres
         path.write_text(json.dumps(dataclasses.asdict(progress)))
     shutil.rmtree(kept, ignore_errors=True)
     fresh.rename(kept)
+
+
+def is_saved(folder: Path) -> bool:
+    """Return whether a working folder has the state of a run."""
+    return _is_whole(folder / "state") or _is_whole(folder / "state.new")
 
 
 def load_state(folder: Path, trained: TrainedParts, optimizer: RowAdamW) -> Progress:

@@ -18,6 +18,7 @@ from m3_connectors.embeddings import COMPONENTS, Component
 from m3_connectors.errors import InvalidInput
 from m3_connectors.records import Key, read_raw_toml, read_settings
 from m3_connectors.training.batches import SHORTEST, LengthGroup
+from m3_connectors.training.dense_teacher import DenseTeacherSettings
 from m3_connectors.training.lora import LoraSettings
 from m3_connectors.training.losses import LossSettings
 from m3_connectors.training.optimizer import OptimizerSettings
@@ -95,6 +96,7 @@ class DataSettings:
         query_longest: The maximum number of tokens of a query.
         queries_per_passage: The maximum number of queries of a passage in a batch.
         query_tokens_per_passage: The maximum number of tokens of these queries together.
+        negatives_per_query: The maximum number of hard negatives (``neg``) of a query in a batch; 0 for none.
         language_exponent: The share of a language within a source is proportional to its count to this power.
         held_out_share: The share of passages kept for validation.
         linked_sources: The sources that are held out in clusters of texts that share pairs.
@@ -108,6 +110,7 @@ class DataSettings:
     query_longest: int = Field(default=64, ge=SHORTEST)
     queries_per_passage: int = Field(default=3, ge=1)
     query_tokens_per_passage: int = Field(default=48, ge=1)
+    negatives_per_query: int = Field(default=7, ge=0)
     language_exponent: NotNegative = 0.7
     held_out_share: ShareBelow1 = 0.03
     linked_sources: tuple[str, ...] = ("par_",)
@@ -116,9 +119,9 @@ class DataSettings:
     def __post_init__(self) -> None:
         if bool(self.folder) == bool(self.files):
             raise InvalidInput(
-                "folder and files are both given.\n  Write one of them."
+                f"folder is {self.folder!r}, and files are given too.\n  Write one of them."
                 if self.folder
-                else "folder is missing.\n"
+                else f"folder is {self.folder!r}.\n"
                 f"  Write it as in this example:\n{textwrap.indent(_EXAMPLES['data.folder'], '    ')}"
             )
         if self.source_weights:
@@ -180,6 +183,7 @@ class TrainingConfig:
         tokenizer: The tokenizer; used only when training from scratch.
         model: The sizes; used only when training from scratch.
         start: The initial model; used only when training from scratch.
+        dense_teacher: Dense vectors of another model to learn from.
         loss: The constants of section 3.3.
         optimizer: AdamW and the schedule.
         run: The length of the run and the checkpoints.
@@ -193,7 +197,7 @@ class TrainingConfig:
 
     output: str
     data: DataSettings
-    objective: Literal["unsupervised", "finetune"] = "finetune"
+    objective: Literal["distil", "unsupervised", "finetune"] = "finetune"
     start_from: str = ""
     train: tuple[Component, ...] = COMPONENTS
     lora: LoraSettings | None = None
@@ -201,6 +205,7 @@ class TrainingConfig:
     tokenizer: TokenizerSettings = Field(default_factory=TokenizerSettings)
     model: ModelSettings = Field(default_factory=ModelSettings)
     start: StartSettings = Field(default_factory=StartSettings)
+    dense_teacher: DenseTeacherSettings = Field(default_factory=DenseTeacherSettings)
     loss: LossSettings = Field(default_factory=LossSettings)
     optimizer: OptimizerSettings = Field(default_factory=OptimizerSettings)
     run: RunSettings = Field(default_factory=RunSettings)
@@ -217,7 +222,9 @@ class TrainingConfig:
                 f"train is {list(self.train)}.\n  Name each head that is trained once: {', '.join(COMPONENTS)}."
             )
         if self.colbert_dim == 1:
-            raise InvalidInput("colbert_dim is 1: rows of one dimension are all 1 or -1.\n  Use 2 or more.")
+            raise InvalidInput(
+                f"colbert_dim is {self.colbert_dim}: rows of one dimension are all 1 or -1.\n  Use 2 or more."
+            )
         backbone = {
             f"objective = {self.objective!r}": self.objective != "finetune",
             "[lora]": self.lora is not None,
@@ -313,6 +320,10 @@ def _resolved(config: TrainingConfig, folder: Path) -> TrainingConfig:
             config.data,
             folder=str(folder / config.data.folder) if config.data.folder else "",
             files=tuple(str(folder / file) for file in config.data.files),
+        ),
+        dense_teacher=dataclasses.replace(
+            config.dense_teacher,
+            vectors=str(folder / config.dense_teacher.vectors) if config.dense_teacher.vectors else "",
         ),
     )
 

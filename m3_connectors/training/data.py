@@ -1,7 +1,8 @@
 """Training pairs, tokenised once and stored in memory-mapped arrays.
 
 Distinct texts are tokenised once and stored in a compact cache. A pair consists of two text numbers, so that
-equal passages and equal queries have equal numbers.
+equal passages and equal queries have equal numbers. The hard negatives of a line are a part of one long array,
+which the pairs of the line share.
 """
 
 from __future__ import annotations
@@ -9,9 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from array import array
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +24,32 @@ from scipy.sparse.csgraph import connected_components
 from tokenizers import Tokenizer
 
 from m3_connectors.files import replacing
+from m3_connectors.training.dense_teacher import text_key
 from m3_connectors.training.pairs import PairFiles, fingerprint_files, read_lines
 
 _log = logging.getLogger(__name__)
 
-_CACHE_FORMAT = 4
+_CACHE_FORMAT = 5
 _TOKENISE_AT_ONCE = 4096
+
+
+@dataclass(frozen=True)
+class HardNegatives:
+    """The hard negatives of all pairs; those of pair i are ``texts[starts[i] : ends[i]]``.
+
+    Attributes:
+        starts: int64 ``[pairs]``.
+        ends: int64 ``[pairs]``.
+        texts: int32 ``[total]``, the text number of each negative.
+        scores: float32 ``[total]``, the teacher's score of each negative; NaN without one.
+        positive_scores: float32 ``[pairs]``, the teacher's score of each pair's passage; NaN without one.
+    """
+
+    starts: NDArray[np.int64]
+    ends: NDArray[np.int64]
+    texts: NDArray[np.int32]
+    scores: NDArray[np.float32]
+    positive_scores: NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -39,26 +61,36 @@ class PairStore:
         offsets: int64 ``[texts + 1]``; the tokens of text i are ``tokens[offsets[i] : offsets[i + 1]]``.
         query: int32 ``[pairs]``, the text number of each pair's query.
         passage: int32 ``[pairs]``, the text number of each pair's passage.
+        keys: uint64 ``[texts]``, ``text_key`` of each text.
         source: int16 ``[pairs]``, the position in ``sources``.
         query_language: int16 ``[pairs]``, the position in ``languages``.
         passage_language: int16 ``[pairs]``, the position in ``languages``.
         held_out: bool ``[pairs]``, whether the pair is excluded from training, for validation.
         sources: The names of the files, without suffix.
         languages: The language codes.
+        hard: The hard negatives.
         unused: The number of lines with a key that is not used (``pairs.Line.unused``), by key.
+        broken: The first messages of broken lines, which are skipped.
+        broken_lines: The number of all broken lines.
+        truncated_texts: The number of texts that have more tokens than the model has positions.
     """
 
     tokens: NDArray[Any]
     offsets: NDArray[np.int64]
     query: NDArray[np.int32]
     passage: NDArray[np.int32]
+    keys: NDArray[np.uint64]
     source: NDArray[np.int16]
     query_language: NDArray[np.int16]
     passage_language: NDArray[np.int16]
     held_out: NDArray[np.bool_]
     sources: tuple[str, ...]
     languages: tuple[str, ...]
+    hard: HardNegatives
     unused: Mapping[str, int]
+    broken: tuple[str, ...]
+    broken_lines: int
+    truncated_texts: int
 
     def __len__(self) -> int:
         """The number of pairs."""
@@ -84,11 +116,15 @@ _ARRAYS = (
     "offsets",
     "query",
     "passage",
+    "keys",
     "source",
     "query_language",
     "passage_language",
     "held_out",
 )
+_HARD_ARRAYS = tuple(field.name for field in fields(HardNegatives))
+_BROKEN_NAMED = 10
+"""Broken lines whose messages are kept."""
 
 
 def open_pairs(
@@ -142,11 +178,16 @@ def _open(cache: Path, fingerprint: str) -> PairStore | None:
     if names["fingerprint"] != fingerprint:
         return None
     arrays = {name: np.load(cache / f"{name}.npy", mmap_mode="r") for name in _ARRAYS}
+    hard = {name: np.load(cache / f"hard_{name}.npy", mmap_mode="r") for name in _HARD_ARRAYS}
     return PairStore(
         **arrays,
+        hard=HardNegatives(**hard),
         sources=tuple(names["sources"]),
         languages=tuple(names["languages"]),
         unused=names["unused"],
+        broken=tuple(names["broken"]),
+        broken_lines=names["broken_lines"],
+        truncated_texts=names["truncated_texts"],
     )
 
 
@@ -163,8 +204,16 @@ def _build(
     sources: dict[str, int] = {}
     languages: dict[str, int] = {}
     unused: Counter[str] = Counter()
+    broken: list[str] = []
+    broken_lines = 0
     rows: list[tuple[int, ...]] = []
+    spans: list[tuple[int, int]] = []
+    negatives, scores, positive_scores = array("i"), array("f"), array("f")
     for line in read_lines(folder):
+        if line.broken:
+            broken_lines += 1
+            broken += [line.broken] if broken_lines <= _BROKEN_NAMED else []
+            continue
         unused.update(line.unused)
         rows.extend(
             (
@@ -176,6 +225,11 @@ def _build(
             )
             for pair in line.pairs
         )
+        start = len(negatives)
+        negatives.extend(numbers.setdefault(text, len(numbers)) for text in line.negatives)
+        scores.extend(line.negative_scores)
+        spans += [(start, len(negatives))] * len(line.pairs)
+        positive_scores.extend(pair.score for pair in line.pairs)
     texts = list(numbers)
     query, passage, source, query_language, passage_language = np.array(rows, np.int32).reshape(-1, 5).T
     linked = np.array([name.startswith(linked_sources) if linked_sources else False for name in sources])
@@ -185,10 +239,12 @@ def _build(
     pieces = np.uint16 if tokenizer.get_vocab_size() <= 1 << 16 else np.int32
     chunks: list[NDArray[Any]] = []
     lengths = np.zeros(len(texts), np.int64)
+    truncated_texts = 0
     for start in range(0, len(texts), _TOKENISE_AT_ONCE):
         batch = tokenizer.encode_batch(texts[start : start + _TOKENISE_AT_ONCE], add_special_tokens=False)
         for number, encoding in enumerate(batch, start):
             ids = np.array(encoding.ids[:longest], pieces)
+            truncated_texts += len(encoding.ids) > longest
             chunks.append(ids)
             lengths[number] = len(ids)
 
@@ -199,19 +255,32 @@ def _build(
         "offsets": np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
         "query": query,
         "passage": passage,
+        "keys": np.array([text_key(text) for text in texts], np.uint64),
         "source": source.astype(np.int16),
         "query_language": query_language.astype(np.int16),
         "passage_language": passage_language.astype(np.int16),
         "held_out": held_texts[groups[passage]],
     }
-    for name, array in arrays.items():
-        np.save(cache / f"{name}.npy", array)
+    starts, ends = np.array(spans, np.int64).reshape(-1, 2).T
+    hard = HardNegatives(
+        starts,
+        ends,
+        np.array(negatives, np.int32),
+        np.array(scores, np.float32),
+        np.array(positive_scores, np.float32),
+    )
+    arrays |= {f"hard_{name}": getattr(hard, name) for name in _HARD_ARRAYS}
+    for name, values in arrays.items():
+        np.save(cache / f"{name}.npy", values)
     # The index is written last and atomically: a cache without an index is incomplete.
     names = {
         "fingerprint": fingerprint,
         "sources": list(sources),
         "languages": list(languages),
         "unused": unused,
+        "broken": broken,
+        "broken_lines": broken_lines,
+        "truncated_texts": truncated_texts,
     }
     with replacing(cache / "index.json") as fresh:
         fresh.write_text(json.dumps(names))

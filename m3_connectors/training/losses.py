@@ -188,7 +188,11 @@ def late_interaction(
 
 
 def contrastive(
-    scores: Tensor, targets: Tensor, temperature: float, included: Tensor | None = None
+    scores: Tensor,
+    targets: Tensor,
+    temperature: float,
+    included: Tensor | None = None,
+    ignored: Tensor | None = None,
 ) -> Tensor:
     """Return ``L_s``: the mean over queries of ``-log softmax(s / tau)`` at the query's relevant passage.
 
@@ -197,15 +201,36 @@ def contrastive(
         targets: int64 ``[queries]``, the column of each query's passage.
         temperature: tau.
         included: bool ``[queries]``; the other queries are ignored. The loss is 0 if none is included.
+        ignored: bool ``[queries, passages]``, passages that are left out of a query's softmax; never its target.
     """
-    losses = F.cross_entropy(scores / temperature, targets, reduction="none")
+    losses = F.cross_entropy(_without(scores / temperature, ignored), targets, reduction="none")
     return _mean(losses, included)
 
 
-def distilled(scores: Tensor, teacher: Tensor, temperature: float, included: Tensor | None = None) -> Tensor:
-    """Return ``L'_s``: the mean over queries of the cross-entropy with the teacher's distribution."""
-    losses = -(teacher * (scores / temperature).log_softmax(1)).sum(1)
-    return _mean(losses, included)
+def distilled(
+    scores: Tensor,
+    teacher: Tensor,
+    temperature: float,
+    included: Tensor | None = None,
+    ignored: Tensor | None = None,
+) -> Tensor:
+    """Return ``L'_s``: the mean over queries of the cross-entropy with the teacher's distribution.
+
+    Args:
+        scores: ``[queries, passages]``.
+        teacher: ``[queries, passages]``, distributions over the passages; 0 where ``ignored``.
+        temperature: tau.
+        included: As for :func:`contrastive`.
+        ignored: As for :func:`contrastive`.
+    """
+    logarithms = _without(scores / temperature, ignored).log_softmax(1)
+    # 0 * -inf would be NaN.
+    logarithms = logarithms if ignored is None else logarithms.masked_fill(ignored, 0.0)
+    return _mean(-(teacher * logarithms).sum(1), included)
+
+
+def _without(scores: Tensor, ignored: Tensor | None) -> Tensor:
+    return scores if ignored is None else scores.masked_fill(ignored, -torch.inf)
 
 
 def _mean(losses: Tensor, included: Tensor | None) -> Tensor:
@@ -215,7 +240,13 @@ def _mean(losses: Tensor, included: Tensor | None) -> Tensor:
 
 
 def objective(
-    scores: Scores, targets: Tensor, settings: LossSettings, *, cross_lingual: Tensor, self_distillation: bool
+    scores: Scores,
+    targets: Tensor,
+    settings: LossSettings,
+    *,
+    cross_lingual: Tensor,
+    self_distillation: bool,
+    ignored: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, float]]:
     """Return L, or ``L_final = (L + L') / 2`` with self-distillation.
 
@@ -225,6 +256,7 @@ def objective(
         settings: The constants.
         cross_lingual: bool ``[queries]``; see ``mask_lexical_across_languages``.
         self_distillation: Whether to add L'.
+        ignored: bool ``[queries, passages]``, passages that are left out of a query's softmax; never its target.
 
     Returns:
         The loss, and its parts by name for the log.
@@ -236,14 +268,18 @@ def objective(
         ((scores.lexical,), lexical_rows),
         ((scores.multivector,), None),
     )
-    parts = [mean_of(contrastive(score, targets, tau, rows) for score in view) for view, rows in views]
-    loss_inter = contrastive(inter, targets, tau)
+    parts = [
+        mean_of(contrastive(score, targets, tau, rows, ignored) for score in view) for view, rows in views
+    ]
+    loss_inter = contrastive(inter, targets, tau, ignored=ignored)
     loss = (_weighted(settings.lambdas, parts) + loss_inter) / 4
     log = dict(zip(("dense", "lex", "mul"), (part.item() for part in parts), strict=True))
     log["inter"] = loss_inter.item()
     if self_distillation:
-        teacher = F.softmax(inter.detach() / tau, 1)
-        students = [mean_of(distilled(score, teacher, tau, rows) for score in view) for view, rows in views]
+        teacher = F.softmax(_without(inter.detach() / tau, ignored), 1)
+        students = [
+            mean_of(distilled(score, teacher, tau, rows, ignored) for score in view) for view, rows in views
+        ]
         loss_distilled = _weighted(settings.lambdas, students) / 3
         loss = (loss + loss_distilled) / 2
         log["distilled"] = loss_distilled.item()

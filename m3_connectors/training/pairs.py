@@ -1,13 +1,15 @@
-"""Reads files of training pairs: JSON Lines in our format or FlagEmbedding's; invalid lines are named.
+"""Reads files of training pairs: JSON Lines in our format or FlagEmbedding's; invalid lines are named and skipped.
 
 Our format has one pair per line, ``{"query", "positive", "lang_q", "lang_p"}``. FlagEmbedding's is
-``{"query", "pos": [...], "neg": [...]}``, with one pair for each text in ``pos``. Files may be UTF-8, with or
-without a byte-order mark, or UTF-16 with one. Blank lines are skipped, as by all other readers.
+``{"query", "pos": [...], "neg": [...]}``, with one pair for each text in ``pos``. Both may have hard negatives
+(``neg``) and a teacher's scores (``pos_scores``, ``neg_scores``). Files may be UTF-8, with or without a
+byte-order mark, or UTF-16 with one. Blank lines are skipped, as by all other readers.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +27,13 @@ PairFiles = Path | tuple[Path, ...]
 _ENDINGS = (".jsonl", ".jsonl.gz")
 _KEYS = ("query", "positive", "lang_q", "lang_p")
 _FLAG_EMBEDDING_KEYS = ("query", "pos", "lang_q", "lang_p")
+
+ALWAYS_SKIPPED = 10
+"""The number of broken lines that are skipped in any case; of more, at most ``SKIPPED_SHARE`` of all lines."""
+
+SKIPPED_SHARE = 0.01
+
+_LARGEST_SCORE = 1e30
 _FORMS = (
     '  Write each line as {"query": "…", "positive": "…", "lang_q": "en", "lang_p": "en"}, or as '
     'FlagEmbedding\'s {"query": "…", "pos": ["…"]}.'
@@ -33,13 +42,18 @@ _FORMS = (
 
 @dataclass(frozen=True)
 class Pair:
-    """One query with a relevant passage."""
+    """One query with a relevant passage.
+
+    Attributes:
+        score: The teacher's score of the passage; NaN without one.
+    """
 
     source: str
     query: str
     positive: str
     lang_q: str
     lang_p: str
+    score: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -47,12 +61,18 @@ class Line:
     """One line of a training file.
 
     Attributes:
-        pairs: One pair, or one for each text in ``pos``.
-        unused: The keys with a value that the trainer does not use, such as FlagEmbedding's ``neg`` and ``prompt``.
+        pairs: One pair, or one for each text in ``pos``; none if the line is broken.
+        negatives: The hard negatives of the query, each once.
+        negative_scores: The teacher's score of each negative; NaN without one.
+        unused: The keys with a value that the trainer does not use, such as FlagEmbedding's ``prompt``.
+        broken: Why the line is not used, with its file and number; empty if it is used.
     """
 
     pairs: tuple[Pair, ...]
+    negatives: tuple[str, ...] = ()
+    negative_scores: tuple[float, ...] = ()
     unused: tuple[str, ...] = ()
+    broken: str = ""
 
 
 def read_pairs(folder: PairFiles) -> Iterator[Pair]:
@@ -64,11 +84,11 @@ def read_pairs(folder: PairFiles) -> Iterator[Pair]:
 def read_lines(folder: PairFiles) -> Iterator[Line]:
     """Read every ``*.jsonl`` and ``*.jsonl.gz`` file of a folder, in the order of their names.
 
-    Endings may be in capital letters.
+    Endings may be in capital letters. A line that is not a pair, or that is not UTF-8, is yielded as broken.
 
     Raises:
-        InvalidInput: The folder contains no such file or no pair, a file cannot be decoded, or a line is not
-            a pair (the message gives the file and the line number).
+        InvalidInput: The folder contains no such file or no pair, a file cannot be read on (it is damaged), or
+            more lines are broken than ``ALWAYS_SKIPPED`` and ``SKIPPED_SHARE`` of all.
     """
     files = _files(folder)
     if not files:
@@ -76,22 +96,43 @@ def read_lines(folder: PairFiles) -> Iterator[Line]:
             f"{shown_paths(folder)} contains no *.jsonl or *.jsonl.gz file.\n"
             f"  Use a folder of training pairs.\n{_FORMS}"
         )
-    found, decoder = False, Decoder()
+    decoder = Decoder()
+    good = bad = 0
+    first_broken = ""
     for file in files:
         source = file.name[: file.name.lower().rindex(".jsonl")]
-        for number, text in numbered_lines(file):
-            found = True
-            where = f"{file}:{number}"
-            try:
-                record = decoder.record(text)
-            except NotARecord as error:
-                raise _refusal(where, str(error)) from None
-            yield _parse(source, record, where)
-    if not found:
+        undecodable: list[str] = []
+        for number, text in numbered_lines(file, undecodable=undecodable.append):
+            yield from (Line((), broken=message) for message in undecodable)
+            line = _read(source, text, f"{file}:{number}", decoder)
+            yield line
+            first_broken = first_broken or next(iter(undecodable), "") or line.broken
+            bad += len(undecodable) + bool(line.broken)
+            good += not line.broken
+            undecodable.clear()
+        yield from (Line((), broken=message) for message in undecodable)
+        first_broken = first_broken or next(iter(undecodable), "")
+        bad += len(undecodable)
+    if not good + bad:
         raise InvalidInput(
             f"{shown_paths(folder)} has only empty files: {', '.join(file.name for file in files)}.\n"
             f"  Use a folder of training pairs.\n{_FORMS}"
         )
+    if not good or bad > max(ALWAYS_SKIPPED, SKIPPED_SHARE * (good + bad)):
+        reason, _, remedy = first_broken.partition("\n")
+        raise InvalidInput(
+            f"{bad:,} of {good + bad:,} lines of {folder} are broken; at most {SKIPPED_SHARE:.0%} are skipped. "
+            f"The first one: {reason}\n{remedy}"
+        )
+
+
+def _read(source: str, text: str, where: str, decoder: Decoder) -> Line:
+    try:
+        return _parse(source, decoder.record(text), where)
+    except NotARecord as error:
+        return Line((), broken=str(_refusal(where, str(error))))
+    except InvalidInput as error:
+        return Line((), broken=str(error))
 
 
 def fingerprint_files(folder: PairFiles) -> dict[str, str]:
@@ -150,35 +191,57 @@ def _files_at(path: Path) -> list[Path]:
 
 
 def _parse(source: str, raw: dict[str, Any], where: str) -> Line:
-    if "pos" in raw and "positive" not in raw:
-        return _flag_embedding(source, raw, where)
-    for key in _KEYS:
+    flag_embedding = "pos" in raw and "positive" not in raw
+    keys = _FLAG_EMBEDDING_KEYS if flag_embedding else _KEYS
+    if flag_embedding:
+        raw = dict.fromkeys(("lang_q", "lang_p"), UNDETERMINED) | raw
+    for key in keys:
         if key not in raw:
             raise _refusal(where, f"it lacks {key!r}")
-        _check_text(where, key, raw[key])
-    return Line((Pair(source, *(raw[key] for key in _KEYS)),), _unused(raw, _KEYS))
-
-
-def _flag_embedding(source: str, raw: dict[str, Any], where: str) -> Line:
-    if "query" not in raw:
-        raise _refusal(where, "it lacks 'query'")
-    _check_text(where, "query", raw["query"])
-    positives = raw["pos"]
-    if not isinstance(positives, list) or not positives:
-        raise _refusal(where, f"pos is {positives!r:.60}; it must be a list with at least one string")
-    languages = [raw.get(key, UNDETERMINED) for key in ("lang_q", "lang_p")]
-    for key, language in zip(("lang_q", "lang_p"), languages, strict=True):
-        _check_text(where, key, language)
-    for number, positive in enumerate(positives):
-        _check_text(where, f"pos[{number}]", positive)
+        if key != "pos":
+            _check_text(where, key, raw[key])
+    positives = _texts(where, "pos", raw["pos"], 1) if flag_embedding else [raw["positive"]]
+    negatives = _texts(where, "neg", raw.get("neg") or [], 0)
+    scored = raw.get("pos_scores") is not None and raw.get("neg_scores") is not None and len(negatives)
+    pos_scores, neg_scores = (
+        _scores(where, key, raw[key], count) if scored else [math.nan] * count
+        for key, count in (("pos_scores", len(positives)), ("neg_scores", len(negatives)))
+    )
+    # A repeated text counts once.
+    scores = dict(reversed(list(zip(positives, pos_scores, strict=True))))
+    hard = {text: score for text, score in zip(negatives, neg_scores, strict=True) if text not in scores}
+    used = (*keys, "neg", *(("pos_scores", "neg_scores") if scored else ()))
     return Line(
-        tuple(Pair(source, raw["query"], positive, *languages) for positive in dict.fromkeys(positives)),
-        _unused(raw, _FLAG_EMBEDDING_KEYS),
+        tuple(
+            Pair(source, raw["query"], positive, raw["lang_q"], raw["lang_p"], scores[positive])
+            for positive in dict.fromkeys(positives)
+        ),
+        tuple(hard),
+        tuple(hard.values()),
+        tuple(key for key, value in raw.items() if key not in used and value not in (None, "", [], {})),
     )
 
 
-def _unused(raw: dict[str, Any], used: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(key for key, value in raw.items() if key not in used and value not in (None, "", [], {}))
+def _texts(where: str, key: str, value: object, fewest: int) -> list[str]:
+    if not isinstance(value, list) or len(value) < fewest:
+        at_least = f" with at least {fewest}" if fewest else " of"
+        raise _refusal(
+            where, f"{key} is {value!r:.60}; it must be a list{at_least} string{'s' * (not fewest)}"
+        )
+    for number, text in enumerate(value):
+        _check_text(where, f"{key}[{number}]", text)
+    return value
+
+
+def _scores(where: str, key: str, value: object, count: int) -> list[float]:
+    if not isinstance(value, list) or len(value) != count:
+        raise _refusal(
+            where, f"{key} is {value!r:.60}; it must be a list of {count} numbers, one for each text"
+        )
+    for number, score in enumerate(value):
+        if isinstance(score, bool) or not isinstance(score, int | float) or not abs(score) < _LARGEST_SCORE:
+            raise _refusal(where, f"{key}[{number}] is {score!r:.60}; it must be a finite number")
+    return [float(score) for score in value]
 
 
 def _check_text(where: str, key: str, value: object) -> None:

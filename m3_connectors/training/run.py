@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +19,7 @@ from m3_connectors.files import replacing
 from m3_connectors.training.config import TrainingConfig, load_stages
 from m3_connectors.training.fine_tuning import DEFAULTS, FineTuning, fine_tuning
 from m3_connectors.training.pairs import PairFiles
+from m3_connectors.training.plan import StagePlan, plan_stages
 from m3_connectors.training.settings_file import to_toml
 from m3_connectors.training.trainer import Report, Trainer
 
@@ -152,6 +154,31 @@ def fine_tune(
     weights = _train_stages([config], None, output, work, report, stop)
     (output / CONFIGURATION).write_text(configuration(config, output), encoding="utf-8")
     return weights
+
+
+def plan(
+    config: Path, *, data: PairFiles | None = None, report: Report = lambda record: None
+) -> list[StagePlan]:
+    """Return what ``train`` would do; nothing is written outside a temporary folder, which is removed.
+
+    Raises:
+        InvalidInput: The run would be refused.
+    """
+    return plan_stages(load_stages(config), data, report)
+
+
+def plan_fine_tune(
+    model: str,
+    data: tuple[Path, ...],
+    output: Path,
+    *,
+    wanted: FineTuning = DEFAULTS,
+    report: Report = lambda record: None,
+) -> list[StagePlan]:
+    """Return what ``fine_tune`` would do; see ``plan``."""
+    with tempfile.TemporaryDirectory(prefix="m3-train-") as cache:
+        config = fine_tuning(model, data, output, Path(cache), wanted)
+    return plan_stages([config], None, report)
 
 
 def work_folder(output: Path) -> Path:

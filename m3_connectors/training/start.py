@@ -27,10 +27,13 @@ from m3_connectors.encoder.config import ModelConfig
 from m3_connectors.encoder.model import Layer, M3Model
 from m3_connectors.training.batches import wrap
 from m3_connectors.training.data import PairStore
+from m3_connectors.training.dense_teacher import TeacherVectors
 from m3_connectors.training.ranges import STRICT, NotNegative, Positive
 from m3_connectors.training.tokenizer import FIRST_PIECE
 
 _IMPORTANCE, _MARKER = -2, -1
+RESERVED = 2
+"""The dimensions that the initial model reserves."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -42,14 +45,21 @@ class StartSettings:
         singular_power: The embeddings are the left singular vectors times the singular values to this power.
         sharpness: The attention of ``<s>`` to a piece is proportional to the idf of the piece to this power.
         lexical_scale: The sparse head is fitted to ``scale * sqrt(idf)``.
+        fit_sparse_head: Whether to fit the sparse head in this way also if the run starts from a checkpoint, one
+            whose head was never trained.
         longest: The maximum number of tokens of a passage that are counted.
+        ridge: With a teacher: the ridge of the regression, in units of the mean weight of a piece.
+        regression_steps: With a teacher: the number of steps of conjugate gradients.
     """
 
     power_iterations: int = Field(default=2, ge=0)
     singular_power: float = 0.5
     sharpness: NotNegative = 1.5
     lexical_scale: Positive = 0.14
+    fit_sparse_head: bool = False
     longest: int = Field(default=384, ge=1)
+    ridge: Positive = 0.1
+    regression_steps: int = Field(default=20, ge=1)
 
 
 def count_matrix(store: PairStore, vocabulary_size: int, longest: int) -> sp.csr_array:
@@ -173,20 +183,67 @@ def centred(vectors: NDArray[np.float32], counts_by_language: NDArray[np.float32
     return np.asarray(unit / np.maximum(np.linalg.norm(unit, axis=1, keepdims=True), 1e-9), np.float32)
 
 
-def build_start(store: PairStore, config: ModelConfig, settings: StartSettings, seed: int = 0) -> M3Model:
-    """Create a model of the given sizes that starts as latent semantic indexing.
+def regressed_vectors(
+    store: PairStore, idf: NDArray[np.float32], teacher: TeacherVectors, settings: StartSettings
+) -> NDArray[np.float32]:
+    """Return vectors of pieces, float32 ``[vocabulary, width]``, whose mean in a text approximates its target.
+
+    The mean is weighted like the attention of ``<s>`` in the initial model. Ridge regression by conjugate
+    gradients; pieces of languages that share no text meet in the space of the teacher.
+    """
+    texts, targets = (part.numpy() for part in teacher.targets(np.arange(len(store.offsets) - 1)))
+    lengths = np.minimum(store.lengths[texts], settings.longest)
+    starts = np.concatenate([[0], np.cumsum(lengths)])
+    inside = np.arange(starts[-1]) - np.repeat(starts[:-1] - store.offsets[texts], lengths)
+    pieces = store.tokens[inside].astype(np.int32)
+    design = sp.csr_array(
+        (idf[pieces] ** settings.sharpness, pieces, starts), shape=(len(texts), len(idf)), dtype=np.float32
+    )
+    design.sum_duplicates()
+    totals = np.asarray(design.sum(1)).ravel()
+    design = (sp.diags_array((1 / np.maximum(totals, 1e-6)).astype(np.float32)) @ design).tocsr()
+    transposed = design.T.tocsr()
+    # A rare piece has little data: the ridge draws it to zero, so relative to its own weight it counts less.
+    ridge = settings.ridge * np.asarray(design.multiply(design).sum(0)).ravel().mean()
+    vectors = np.zeros((len(idf), targets.shape[1]), np.float32)
+    residual = transposed @ targets
+    direction, square = residual.copy(), np.einsum("ij,ij->j", residual, residual)
+    for _ in range(settings.regression_steps):
+        image = transposed @ (design @ direction) + ridge * direction
+        length = square / np.maximum(np.einsum("ij,ij->j", direction, image), 1e-20)
+        vectors += length * direction
+        residual -= length * image
+        new_square = np.einsum("ij,ij->j", residual, residual)
+        direction = residual + (new_square / np.maximum(square, 1e-20)) * direction
+        square = new_square
+    return vectors
+
+
+def build_start(
+    store: PairStore,
+    config: ModelConfig,
+    settings: StartSettings,
+    seed: int = 0,
+    teacher: TeacherVectors | None = None,
+) -> M3Model:
+    """Create a model of the given sizes that starts as latent semantic indexing, or near a teacher.
 
     Args:
         store: The pairs, tokenised with the model's tokenizer.
         config: The sizes; ``hidden_size - 2`` is the rank of the decomposition.
         settings: The constants of the initial model.
         seed: The seed of the decomposition and of the small weights.
+        dense_teacher: Dense vectors of ``hidden_size - 2`` numbers that the initial model approximates; by default,
+            it is latent semantic indexing.
     """
     holding, totals = passages_by_language(store, config.vocab_size, settings.longest)
     idf = idf_by_language(holding, totals)
-    counts = count_matrix(store, config.vocab_size, settings.longest)
-    vectors = semantic_vectors(counts, idf, config.hidden_size - 2, settings, seed)
-    unit = centred(vectors, holding)
+    if teacher:
+        vectors = regressed_vectors(store, idf, teacher, settings)
+        unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
+    else:
+        counts = count_matrix(store, config.vocab_size, settings.longest)
+        unit = centred(semantic_vectors(counts, idf, config.hidden_size - 2, settings, seed), holding)
     model = place_start(unit, idf, config, settings, seed)
     _fit_sparse_head(model, store, idf, settings)
     return model
@@ -247,6 +304,12 @@ def place_start(
         model.colbert_linear.weight[:, _IMPORTANCE:] *= 0.2
         model.colbert_linear.bias.zero_()
     return model
+
+
+def fit_sparse_head(model: M3Model, store: PairStore, settings: StartSettings) -> None:
+    """Give a model whose sparse head was never trained a start: a token weighs as much as it is rare."""
+    holding, totals = passages_by_language(store, model.config.vocab_size, settings.longest)
+    _fit_sparse_head(model, store, idf_by_language(holding, totals), settings)
 
 
 def _fit_sparse_head(

@@ -30,12 +30,14 @@ from m3_connectors.training.checkpoint import (
     claim_folder,
     export_model,
     import_model,
+    is_saved,
     load_state,
     read_kept,
     save_state,
 )
 from m3_connectors.training.config import DTYPES, TokenizerSettings, TrainingConfig
 from m3_connectors.training.data import open_pairs
+from m3_connectors.training.dense_teacher import TeacherVectors
 from m3_connectors.training.forward import TrainingEncoder
 from m3_connectors.training.optimizer import RowAdamW
 from m3_connectors.training.pairs import (
@@ -46,7 +48,7 @@ from m3_connectors.training.pairs import (
     shown_paths,
 )
 from m3_connectors.training.stages import STAGES, Outcome, StageInputs
-from m3_connectors.training.start import build_start
+from m3_connectors.training.start import RESERVED, build_start, fit_sparse_head
 from m3_connectors.training.tokenizer import sample_texts, save_tokenizer, train_tokenizer
 from m3_connectors.training.trained import prepare_model
 from m3_connectors.training.validate import Task, Validation, make_tasks, unmatched
@@ -84,7 +86,7 @@ class Trainer:
         start = import_model(config.start_from) if config.start_from else None
         if config.lora and not start:
             raise InvalidInput(
-                "[lora] changes a trained model, but start_from is empty.\n"
+                f"[lora] changes a trained model, but start_from is {config.start_from!r}.\n"
                 "  Set start_from to a directory or a hub name, or remove [lora]."
             )
         if start:
@@ -119,6 +121,8 @@ class Trainer:
         self._warn_of_pairs()
         self._tasks = self._held_out_tasks()
         self.model = start.model if start else self._scratch()
+        if start and config.start.fit_sparse_head and not is_saved(work):
+            fit_sparse_head(self.model, self.store, config.start)
         prepare_model(self.model, config, self.store)
         encoder = TrainingEncoder(
             self.model, DTYPES[config.run.dtype], tokens_at_once=config.run.tokens_at_once
@@ -132,6 +136,11 @@ class Trainer:
         trainable = {name: value for name, value in self._trained.parameters.items() if value.requires_grad}
         self.optimizer = RowAdamW(trainable, config.optimizer)
         self.progress = load_state(work, self._trained, self.optimizer)
+
+    @property
+    def tasks(self) -> Sequence[Task]:
+        """The tasks of held-out pairs on which the weights of the fused methods are tuned."""
+        return self._tasks
 
     def _phase(self, phase: str) -> None:
         self._report({"event": "phase", "phase": phase})
@@ -157,6 +166,22 @@ class Trainer:
             self._warn(
                 f"{shown_paths(self._data)}: only .jsonl and .jsonl.gz files are read, not {_listed(unread)}.",
             )
+        store = self.store
+        if store.broken_lines:
+            first, _, remedy = store.broken[0].partition("\n")
+            others = [message.split("\n")[0] for message in store.broken[1:]]
+            self._warn(
+                f"{store.broken_lines:,} broken line{'s' * (store.broken_lines > 1)} skipped: "
+                + " ".join([first, *others])
+                + (" …" if store.broken_lines > len(store.broken) else "")
+                + f"\n{remedy}"
+            )
+        if store.truncated_texts:
+            self._warn(
+                f"{store.truncated_texts:,} texts have more tokens than the model has positions and are truncated."
+            )
+        if empty := int((store.lengths == 0).sum()):
+            self._warn(f"{empty:,} texts have no tokens, only characters that the tokenizer removes.")
         unused = sorted(self.store.unused.items(), key=lambda item: -item[1])
         for what, count in unused[:_NAMED]:
             self._warn(f"{what} in {count:,} lines of the training pairs is not used.")
@@ -200,7 +225,11 @@ class Trainer:
             return model
         self._phase("computing the initial model")
         began = time.perf_counter()
-        model = build_start(self.store, config, self._config.start, self._config.run.seed)
+        vectors = self._config.dense_teacher.vectors
+        teacher = (
+            TeacherVectors(Path(vectors), self.store.keys, config.hidden_size - RESERVED) if vectors else None
+        )
+        model = build_start(self.store, config, self._config.start, self._config.run.seed, teacher)
         with replacing(kept) as fresh:
             torch.save(model.state_dict(), fresh)
         self._report({"event": "start", "seconds": round(time.perf_counter() - began, 1)})

@@ -7,11 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from m3_connectors.training.stages.distil import Distil
 from m3_connectors.training.stages.finetune import Finetune
 from m3_connectors.training.stages.stage import Outcome, Stage, StageInputs
 from m3_connectors.training.stages.unsupervised import Unsupervised
 
-STAGES: Mapping[str, type[Stage]] = {"unsupervised": Unsupervised, "finetune": Finetune}
+STAGES: Mapping[str, type[Stage]] = {
+    "distil": Distil,
+    "unsupervised": Unsupervised,
+    "finetune": Finetune,
+}
 """The stages by the name that a configuration gives as ``objective``."""
 
 __all__ = ["STAGES", "Outcome", "Stage", "StageInputs"]

@@ -24,6 +24,7 @@ def make_sampler(store: PairStore, data: DataSettings, seed: int) -> Sampler:
         queries_per_passage=data.queries_per_passage,
         query_tokens_per_passage=data.query_tokens_per_passage,
         language_exponent=data.language_exponent,
+        negatives_per_query=data.negatives_per_query,
         seed=seed,
     )
 
@@ -75,6 +76,7 @@ class PairStage(Stage):
             "queries": texts[: len(batch)],
             "passages": texts[len(batch) :],
             "targets": batch.targets.tolist(),
+            "ignored": [np.flatnonzero(row).tolist() for row in batch.ignored],
         }
 
     def _text_record(self, text: NDArray[np.int64], position: int) -> dict[str, Any]:

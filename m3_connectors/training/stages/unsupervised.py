@@ -17,7 +17,8 @@ class Unsupervised(PairStage):
         batch = self.sampler.batch(step)
         dense, tables = self._encoder.dense(batch.queries + batch.passages, self.first_positions(batch, step))
         queries, passages = dense[: len(batch)], dense[len(batch) :]
-        targets, settings = torch.from_numpy(batch.targets), self._config.loss
+        targets, ignored = torch.from_numpy(batch.targets), torch.from_numpy(batch.ignored)
+        settings = self._config.loss
         scores = (queries @ passages.T, *prefix_scores(queries, passages, settings.matryoshka))
-        loss = mean_of(contrastive(score, targets, settings.temperature) for score in scores)
+        loss = mean_of(contrastive(score, targets, settings.temperature, ignored=ignored) for score in scores)
         return Outcome(loss, {"dense": loss.item()}, tables, self.counts(batch))

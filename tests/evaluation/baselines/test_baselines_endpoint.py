@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import http.server
-import json
 import threading
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from loopback import serving
+from loopback import Answer, endpoint
 from small_task import NO_ENCODER, QUERIES, TEXTS, small_evaluation, small_task
 
 from m3_connectors.backends.retry import RetryPolicy
@@ -32,33 +28,6 @@ from m3_connectors.evaluation.folder import EvaluationFolder
 @pytest.fixture
 def folder(tmp_path: Path) -> EvaluationFolder:
     return small_evaluation(tmp_path / "evaluation")
-
-
-Answer = tuple[int, dict[str, str], Any]
-
-
-@contextlib.contextmanager
-def endpoint(answer: Callable[[int, dict[str, Any]], Answer]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """A server on loopback; ``answer(n, body)`` gives status, headers and body of the n-th request, from 0."""
-    heard: list[dict[str, Any]] = []
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            heard.append({"path": self.path, "key": self.headers["Authorization"], **body})
-            status, headers, said = answer(len(heard) - 1, body)
-            content = json.dumps(said).encode()
-            self.send_response(status)
-            for name, value in {**headers, "Content-Length": str(len(content))}.items():
-                self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(content)
-
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    with serving(Handler) as url:
-        yield f"{url}/v1", heard
 
 
 def vector(text: str) -> list[float]:

@@ -1,0 +1,53 @@
+"""Distillation of the dense vector of another model, from vectors that were computed once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch.nn import functional as F
+
+from m3_connectors.errors import InvalidInput
+from m3_connectors.training.dense_teacher import TeacherVectors
+from m3_connectors.training.losses import distilled
+from m3_connectors.training.stages.pairs import PairStage
+from m3_connectors.training.stages.stage import Outcome, StageInputs
+
+
+class Distil(PairStage):
+    """The cosine distance to the teacher's vectors, and the cross-entropy with its similarities in the batch.
+
+    Texts of all pairs are used, whether the pair is relevant or not: the teacher decides what is similar.
+    """
+
+    def __init__(self, inputs: StageInputs) -> None:
+        super().__init__(inputs)
+        settings = inputs.config.dense_teacher
+        if not settings.vectors:
+            raise InvalidInput(
+                f"dense_teacher.vectors is {settings.vectors!r}, but the objective distil needs a file of vectors.\n"
+                '  Write the file of teacher vectors as in: [dense_teacher] vectors = "teacher.safetensors"'
+            )
+        self._teacher = TeacherVectors(
+            Path(settings.vectors), inputs.store.keys, inputs.model.config.hidden_size
+        )
+
+    def loss(self, step: int, share_done: float) -> Outcome:
+        """Compute the two losses of a step."""
+        batch = self.sampler.batch(step)
+        texts = batch.text_numbers
+        dense, tables = self._encoder.dense(batch.queries + batch.passages, self.first_positions(batch, step))
+        distance = self._teacher.distance(dense, texts)
+        known, targets = self._teacher.targets(texts)
+        temperature = self._config.dense_teacher.temperature
+        queries, passages = known < len(batch), known >= len(batch)
+        parts = {"distance": distance.item()}
+        loss = distance
+        if queries.any() and passages.any():
+            teacher = F.softmax(targets[queries] @ targets[passages].T / temperature, 1)
+            scores = dense[known[queries]] @ dense[known[passages]].T
+            similarity = distilled(scores, teacher, temperature)
+            # The entropy of the teacher is the least value of the cross-entropy: without it, 0 is perfect.
+            entropy = -(teacher * teacher.clamp(min=1e-30).log()).sum(1).mean()
+            parts["similarity"] = (similarity - entropy).item()
+            loss = loss + similarity - entropy
+        return Outcome(loss, parts, tables, self.counts(batch))
