@@ -24,8 +24,8 @@ from m3_connectors.training.validate import make_tasks
 BATCH = 64
 """The number of passages of a step, unless there are few."""
 
-FEWEST_STEPS = 16
-"""The smallest number of steps of an epoch; batches are smaller for fewer pairs."""
+FEWEST_STEPS, SMALL_BATCH = 16, 16
+"""The smallest number of steps of an epoch: batches are smaller for few pairs, but not smaller than this."""
 
 GROUPS = ((128, 1.0), (512, 1.0), (2048, 0.5), (8192, 0.25))
 """The longest passages of each group in tokens, and the share of the batch: as in the paper's table, longer passages
@@ -121,7 +121,7 @@ def fine_tuning(
     tasks = make_tasks(store, [""]) if settings.held_out_share else []
     tuned = sum(len(task.queries) for task in tasks) >= FEWEST_TO_TUNE
     passages = len(np.unique(store.passage[~np.asarray(store.held_out)]))
-    batch = wanted.batch or max(2, min(BATCH, passages // FEWEST_STEPS))
+    batch = wanted.batch or min(BATCH, max(SMALL_BATCH, passages // FEWEST_STEPS))
     settings = dataclasses.replace(settings, groups=_groups(longest, batch))
     steps = wanted.steps or math.ceil(
         wanted.epochs * make_sampler(store, settings, wanted.seed).steps_per_epoch

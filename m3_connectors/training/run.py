@@ -16,6 +16,7 @@ import torch
 
 from m3_connectors.errors import InvalidInput
 from m3_connectors.files import replacing
+from m3_connectors.training.card import CARD, card, write_card
 from m3_connectors.training.config import TrainingConfig, load_stages
 from m3_connectors.training.fine_tuning import DEFAULTS, FineTuning, fine_tuning
 from m3_connectors.training.pairs import PairFiles
@@ -226,6 +227,10 @@ def _train_stages(
         trainer = _trained(last, data, work, log, report, stop)
         weights = trainer.finish(output)
         log.save_thinned(output / "training_log.jsonl")
+        text = card(output.resolve().name, stages, trainer.store, log.records(), weights)
+    if (path := write_card(output, text)).name != CARD:
+        message = f"{output / CARD} was not written by m3 train; the card of this run is in {path}."
+        report({"event": "warning", "message": message})
     return weights
 
 
@@ -266,6 +271,7 @@ def _trained(
 
     trainer = Trainer(settings, data or settings.data.paths, work, both)
     log.rewind(trainer.progress.step)
+    trainer.measure_start()
     trainer.run(stop=stop)
     if trainer.share_done() < 1:
         raise KeyboardInterrupt

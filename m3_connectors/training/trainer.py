@@ -315,6 +315,13 @@ class Trainer:
             passage_longest=self.model.config.max_length,
         )
 
+    def measure_start(self) -> None:
+        """Report how the model that the run starts from does on the tasks, if there are any."""
+        if self._tasks and self._config.start_from and not self.progress.step:
+            self._phase("measuring the start")
+            table = self.validation().methods(self._weights["dense_sparse"], self._weights["all"])
+            self._report({"event": "validation", "when": "start", "ndcg_at_10": table})
+
     def finish(
         self, output: Path, dtype: torch.dtype = torch.float16
     ) -> dict[str, tuple[float, float, float]]:
@@ -338,7 +345,7 @@ class Trainer:
             validation = self.validation()
             weights |= validation.tune(self._config.tune_importance)
             table = validation.methods(weights["dense_sparse"], weights["all"])
-            self._report({"event": "validation", "ndcg_at_10": table})
+            self._report({"event": "validation", "when": "end", "ndcg_at_10": table})
         save_weights(
             output / "weights.json", {method: Weights(*values) for method, values in weights.items()}
         )
