@@ -190,6 +190,13 @@ class _Shown:
             self._progress.update(record["phase"])
         elif record["event"] == "warning":
             warn(record["message"])
+        elif record["event"] == "groups":
+            for group in record["groups"]:
+                self._say(
+                    f"· passages of up to {group['group']:,} tokens: {group['steps']:,} steps, "
+                    f"{group['token_share']:.0%} of the tokens, loss {group['loss']:.3f}, "
+                    f"{group['padding']:.0%} padding in its batches, {group['tokens_per_second']:,} tokens/s"
+                )
         elif record["event"] == "start_from":
             revision = f"@{record['revision'][:7]}" if record["revision"] else ""
             self._say(f"· starting from {record['model']}{revision}")

@@ -12,7 +12,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Annotated, Any
 
 import numpy as np
@@ -22,7 +21,8 @@ from pydantic import Field
 
 from m3_connectors.errors import InvalidInput
 from m3_connectors.training.data import PairStore
-from m3_connectors.training.negatives import Drawn, NegativeChoice
+from m3_connectors.training.draws import Draws, language_shares, source_weights_by_name
+from m3_connectors.training.negatives import Drawn, NegativeChoice, answers_by_tokens
 from m3_connectors.training.ranges import STRICT
 from m3_connectors.training.tokenizer import END_ID, START_ID
 
@@ -62,6 +62,7 @@ class Batch:
         text_numbers: int64 ``[queries + passages]``, the number of each text in the store.
         targets: int64 ``[queries]``, the position of the passage that is relevant to each query.
         cross_lingual: bool ``[queries]``, whether the two languages differ.
+        longest: The length limit of the passages' group, in tokens.
         ignored: bool ``[queries, passages]``: the passage answers the query, or may do so, but is not its target.
         teacher: float32 ``[queries, passages]``, the teacher's scores of the target and of the query's own
             negatives, NaN elsewhere; None if no query has scores.
@@ -73,6 +74,7 @@ class Batch:
     text_numbers: NDArray[np.int64]
     targets: NDArray[np.int64]
     cross_lingual: NDArray[np.bool_]
+    longest: int
     ignored: NDArray[np.bool_]
     teacher: NDArray[np.float32] | None
 
@@ -139,17 +141,8 @@ class Sampler:
         self._queries_per_passage = queries_per_passage
         self._query_tokens_per_passage = query_tokens_per_passage
         self._seed = seed
-        if not any(name.startswith(tuple(source_weights)) for name in store.sources):
-            raise InvalidInput(
-                f"source_weights {dict(source_weights)} match no source; there are {list(store.sources)}.\n"
-                "  Use the name or a prefix of at least one source."
-            )
-        self.left_out = {
-            f"source_weights: {key!r}": "there is no source of this name"
-            for key in source_weights
-            if not any(name.startswith(key) for name in store.sources)
-        }
-        self._buckets, weights = self._make_buckets(source_weights, groups, language_exponent)
+        by_name, self.left_out = source_weights_by_name(store.sources, source_weights)
+        self._buckets, weights = self._make_buckets(by_name, groups, language_exponent)
         if not self._buckets:
             reasons = "; ".join(f"{part}: {reason}" for part, reason in self.left_out.items())
             raise InvalidInput(
@@ -157,9 +150,7 @@ class Sampler:
                 "  Add pairs: a batch needs two passages of one source, language and length that share no "
                 "query, because each is the other's negative. Without negatives, the loss would always be 0."
             )
-        self._shares = np.array(weights) / sum(weights)
-        self._choices = np.zeros(0, np.int64)
-        self._epoch = lru_cache(maxsize=256)(self._shuffled_batches)
+        self._draws = Draws(weights, self._shuffled_batches, seed)
 
     def _make_buckets(
         self, source_weights: Mapping[str, float], groups: Sequence[LengthGroup], exponent: float
@@ -171,18 +162,18 @@ class Sampler:
         buckets: list[_Bucket] = []
         weights: list[float] = []
         for source, name in enumerate(store.sources):
-            matching = [key for key in source_weights if name.startswith(key)]
-            weight = source_weights[max(matching, key=len)] if matching else 0.0
-            rows = np.flatnonzero((store.source == source) & ~np.asarray(store.held_out))
-            if not matching:
-                self.left_out[name] = "source_weights do not include it"
-            elif weight and not len(rows):
-                self.left_out[name] = "all its pairs are held out"
+            weight = source_weights.get(name, 0.0)
+            of_source = (store.source == source) & ~np.asarray(store.alone)
+            rows = np.flatnonzero(of_source & ~np.asarray(store.held_out))
+            if weight and not len(rows):
+                self.left_out[name] = (
+                    "all its pairs are held out" if of_source.any() else "it has only texts without queries"
+                )
             if not weight or not len(rows):
                 continue
             language_of = store.passage_language[rows]
-            counts = np.bincount(language_of, minlength=len(store.languages)).astype(float)
-            shares = counts**exponent / (counts**exponent * (counts > 0)).sum()
+            counts = np.bincount(language_of, minlength=len(store.languages))
+            shares = language_shares(counts, exponent)
             for language, number in itertools.product(range(len(counts)), range(len(groups))):
                 part = rows[(language_of == language) & (group_of[rows] == number)]
                 if not len(part):
@@ -208,20 +199,9 @@ class Sampler:
     def steps_per_epoch(self) -> float:
         """The mean number of steps that contain as many passages as there are."""
         per_step = sum(
-            share * bucket.batch for share, bucket in zip(self._shares, self._buckets, strict=True)
+            share * bucket.batch for share, bucket in zip(self._draws.shares, self._buckets, strict=True)
         )
         return float(sum(len(bucket.passages) for bucket in self._buckets) / per_step)
-
-    def _choice(self, step: int) -> tuple[int, int]:
-        """Return the bucket of a step, and how often that bucket was drawn before."""
-        while step >= len(self._choices):
-            block = len(self._choices) // 1024
-            drawn = np.random.default_rng([self._seed, 1, block]).choice(
-                len(self._buckets), 1024, p=self._shares
-            )
-            self._choices = np.concatenate([self._choices, drawn])
-        bucket = int(self._choices[step])
-        return bucket, int((self._choices[:step] == bucket).sum())
 
     def _shuffled_batches(self, number: int, epoch: int) -> list[list[NDArray[np.int64]]]:
         return list(self._batches(self._buckets[number], number, epoch))
@@ -258,13 +238,9 @@ class Sampler:
 
     def rows(self, step: int) -> tuple[str, list[NDArray[np.int64]], int]:
         """Return the source, the pair numbers by passage, and the length limit of a step's batch."""
-        number, drawn_before = self._choice(step)
-        epoch = 0
-        while drawn_before >= len(self._epoch(number, epoch)):
-            drawn_before -= len(self._epoch(number, epoch))
-            epoch += 1
+        number, by_passage = self._draws(step)
         bucket = self._buckets[number]
-        return bucket.source, self._epoch(number, epoch)[drawn_before], bucket.longest
+        return bucket.source, by_passage, bucket.longest
 
     def batch(self, step: int) -> Batch:
         """Return the batch of a step, which depends on the seed only."""
@@ -276,15 +252,18 @@ class Sampler:
         numbers = np.concatenate([relevant, np.setdiff1d(drawn.text, relevant)])
         passages = [wrap(store.text(n), longest) for n in numbers]
         queries = store.query[rows].astype(np.int64)
+        wrapped = [wrap(store.text(n), self._query_longest) for n in queries]
         ignored = self.negatives.never_negatives(queries, numbers, passages)
+        ignored |= answers_by_tokens(wrapped, passages, targets)
         ignored[np.arange(len(rows)), targets] = False
         return Batch(
             source=source,
-            queries=[wrap(store.text(n), self._query_longest) for n in queries],
+            queries=wrapped,
             passages=passages,
             text_numbers=np.concatenate([queries, numbers]),
             targets=targets,
             cross_lingual=np.asarray(store.cross_lingual[rows]),
+            longest=longest,
             ignored=ignored,
             teacher=self._teacher(rows, targets, numbers, drawn, ignored),
         )

@@ -158,7 +158,7 @@ def _settings(stages: Sequence[TrainingConfig]) -> str:
 
 
 def _run(records: Sequence[Mapping[str, Any]]) -> str:
-    steps = [record for record in records if "step" in record]
+    steps = [record for record in records if "tokens" in record]
     if not steps:
         return ""
     seconds, tokens = sum(record["seconds"] for record in steps), sum(record["tokens"] for record in steps)

@@ -21,6 +21,7 @@ from m3_connectors.training.batches import SHORTEST, LengthGroup
 from m3_connectors.training.dense_teacher import DenseTeacherSettings
 from m3_connectors.training.lora import LoraSettings
 from m3_connectors.training.losses import LossSettings
+from m3_connectors.training.monitor import EvaluationSettings
 from m3_connectors.training.optimizer import OptimizerSettings
 from m3_connectors.training.pairs import PairFiles
 from m3_connectors.training.ranges import (
@@ -32,6 +33,7 @@ from m3_connectors.training.ranges import (
     ShareBelow1,
     require_one_above_0,
 )
+from m3_connectors.training.retromae import RetroMAESettings
 from m3_connectors.training.start import StartSettings
 from m3_connectors.training.tokenizer import FIRST_SPECIALS
 
@@ -101,6 +103,9 @@ class DataSettings:
         held_out_share: The share of passages kept for validation.
         linked_sources: The sources that are held out in clusters of texts that share pairs.
         shifted_share: The share of passages that get random positions, so that all positions are trained.
+        segment_shuffle: The share of long passages that are cut into three segments in random order, against
+            over-reading of the first sentences (section 3.1).
+        segment_shuffle_above: The number of tokens above which a passage is long for this purpose.
     """
 
     folder: str = ""
@@ -115,6 +120,8 @@ class DataSettings:
     held_out_share: ShareBelow1 = 0.03
     linked_sources: tuple[str, ...] = ("par_",)
     shifted_share: Share = 0.3
+    segment_shuffle: Share = 0.002
+    segment_shuffle_above: int = Field(default=100, ge=SHORTEST)
 
     def __post_init__(self) -> None:
         if bool(self.folder) == bool(self.files):
@@ -153,6 +160,7 @@ class RunSettings:
         dtype: The dtype of the layers' products, "bfloat16" or "float32".
         tokens_at_once: Steps with more tokens are encoded in sub-batches of about this many, with the same
             gradients and less memory (section B.3); 0 encodes every step at once.
+        tensorboard: Whether to write event files for TensorBoard to ``tensorboard`` in the working folder.
         seed: The seed of all random choices.
     """
 
@@ -163,6 +171,7 @@ class RunSettings:
     threads: int = Field(default=0, ge=0)
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     tokens_at_once: int = Field(default=0, ge=0)
+    tensorboard: bool = False
     seed: Seed = 0
 
 
@@ -180,13 +189,17 @@ class TrainingConfig:
             the named heads are trained: the dense vector is a state of the backbone.
         lora: Train low-rank changes of the backbone's layers instead of the layers; None trains the layers.
         colbert_dim: The width of the multi-vector head, at most that of the model; 0 keeps the width of the start.
+        extend_positions: The number of positions that the start model gets if it has fewer; 0 keeps its own. See
+            ``training.positions``.
         tokenizer: The tokenizer; used only when training from scratch.
         model: The sizes; used only when training from scratch.
         start: The initial model; used only when training from scratch.
         dense_teacher: Dense vectors of another model to learn from.
         loss: The constants of section 3.3.
+        retromae: The masks of the stage ``retromae``.
         optimizer: AdamW and the schedule.
         run: The length of the run and the checkpoints.
+        evaluation: Evaluation during the run.
         tune_importance: The importance of held-out tasks, by prefix, when the weights of the model are tuned.
             Without it, they are not tuned: a model that starts from a checkpoint keeps its weights, and a new
             model gets the paper's.
@@ -197,18 +210,21 @@ class TrainingConfig:
 
     output: str
     data: DataSettings
-    objective: Literal["distil", "unsupervised", "finetune"] = "finetune"
+    objective: Literal["retromae", "distil", "unsupervised", "finetune"] = "finetune"
     start_from: str = ""
     train: tuple[Component, ...] = COMPONENTS
     lora: LoraSettings | None = None
     colbert_dim: int = Field(default=0, ge=0)
+    extend_positions: int = Field(default=0, ge=0)
     tokenizer: TokenizerSettings = Field(default_factory=TokenizerSettings)
     model: ModelSettings = Field(default_factory=ModelSettings)
     start: StartSettings = Field(default_factory=StartSettings)
     dense_teacher: DenseTeacherSettings = Field(default_factory=DenseTeacherSettings)
     loss: LossSettings = Field(default_factory=LossSettings)
+    retromae: RetroMAESettings = Field(default_factory=RetroMAESettings)
     optimizer: OptimizerSettings = Field(default_factory=OptimizerSettings)
     run: RunSettings = Field(default_factory=RunSettings)
+    evaluation: EvaluationSettings = Field(default_factory=EvaluationSettings)
     tune_importance: dict[str, Positive] = Field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -324,6 +340,10 @@ def _resolved(config: TrainingConfig, folder: Path) -> TrainingConfig:
         dense_teacher=dataclasses.replace(
             config.dense_teacher,
             vectors=str(folder / config.dense_teacher.vectors) if config.dense_teacher.vectors else "",
+        ),
+        evaluation=dataclasses.replace(
+            config.evaluation,
+            folder=config.evaluation.folder and str(folder / config.evaluation.folder),
         ),
     )
 

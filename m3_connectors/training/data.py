@@ -29,7 +29,7 @@ from m3_connectors.training.pairs import PairFiles, fingerprint_files, read_line
 
 _log = logging.getLogger(__name__)
 
-_CACHE_FORMAT = 5
+_CACHE_FORMAT = 6
 _TOKENISE_AT_ONCE = 4096
 
 
@@ -66,6 +66,7 @@ class PairStore:
         query_language: int16 ``[pairs]``, the position in ``languages``.
         passage_language: int16 ``[pairs]``, the position in ``languages``.
         held_out: bool ``[pairs]``, whether the pair is excluded from training, for validation.
+        alone: bool ``[pairs]``, whether it is a text without a query, which is then the passage and the query.
         sources: The names of the files, without suffix.
         languages: The language codes.
         hard: The hard negatives.
@@ -84,6 +85,7 @@ class PairStore:
     query_language: NDArray[np.int16]
     passage_language: NDArray[np.int16]
     held_out: NDArray[np.bool_]
+    alone: NDArray[np.bool_]
     sources: tuple[str, ...]
     languages: tuple[str, ...]
     hard: HardNegatives
@@ -99,6 +101,12 @@ class PairStore:
     def text(self, number: int) -> NDArray[Any]:
         """Return the token ids of one text, without special tokens."""
         return self.tokens[self.offsets[number] : self.offsets[number + 1]]
+
+    @property
+    def pairs_by_source(self) -> dict[str, int]:
+        """The number of pairs for training of each source."""
+        counts = np.bincount(self.source[~np.asarray(self.held_out)], minlength=len(self.sources))
+        return dict(zip(self.sources, counts.tolist(), strict=True))
 
     @property
     def lengths(self) -> NDArray[np.int64]:
@@ -121,6 +129,7 @@ _ARRAYS = (
     "query_language",
     "passage_language",
     "held_out",
+    "alone",
 )
 _HARD_ARRAYS = tuple(field.name for field in fields(HardNegatives))
 _BROKEN_NAMED = 10
@@ -222,6 +231,7 @@ def _build(
                 sources.setdefault(pair.source, len(sources)),
                 languages.setdefault(pair.lang_q, len(languages)),
                 languages.setdefault(pair.lang_p, len(languages)),
+                int(pair.alone),
             )
             for pair in line.pairs
         )
@@ -231,7 +241,8 @@ def _build(
         spans += [(start, len(negatives))] * len(line.pairs)
         positive_scores.extend(pair.score for pair in line.pairs)
     texts = list(numbers)
-    query, passage, source, query_language, passage_language = np.array(rows, np.int32).reshape(-1, 5).T
+    columns = np.array(rows, np.int32).reshape(-1, 6).T
+    query, passage, source, query_language, passage_language, alone = columns
     linked = np.array([name.startswith(linked_sources) if linked_sources else False for name in sources])
     groups = _clusters(query, passage, linked[source], len(texts))
     held_texts = np.array([_hash_share(texts[group]) < held_out_share for group in range(len(texts))])
@@ -260,6 +271,7 @@ def _build(
         "query_language": query_language.astype(np.int16),
         "passage_language": passage_language.astype(np.int16),
         "held_out": held_texts[groups[passage]],
+        "alone": alone.astype(np.bool_),
     }
     starts, ends = np.array(spans, np.int64).reshape(-1, 2).T
     hard = HardNegatives(

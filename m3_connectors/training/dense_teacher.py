@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -84,6 +85,10 @@ class TeacherVectors:
         self._mean = sample.mean(0)
         _, axes = np.linalg.eigh(np.cov(sample - self._mean, rowvar=False, bias=True))
         self._axes = axes[:, ::-1][:, :width]
+
+    def has(self, texts: NDArray[Any]) -> NDArray[np.bool_]:
+        """Return which texts, given by their numbers, have a target."""
+        return np.asarray(self._row[texts] >= 0)
 
     def targets(self, texts: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """Return which texts have a target, and the targets of those.

@@ -55,6 +55,11 @@ def touch(table: Tensor, ids: Tensor) -> tuple[TouchedRows, Tensor]:
     return TouchedRows(numbers, values), inverse[FIRST_PIECE:]
 
 
+def touch_all(table: Tensor) -> TouchedRows:
+    """Copy all rows of a table, for an objective that trains all of them."""
+    return TouchedRows(torch.arange(len(table), device=table.device), table.detach().clone().requires_grad_())
+
+
 def sorted_attention(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int]) -> Tensor:
     """Exact attention for texts sorted by length: a few padded products of texts with similar lengths."""
     groups: list[list[int]] = []
@@ -143,8 +148,16 @@ class TrainingEncoder:
         head: Head,
         texts: Sequence[NDArray[np.int64]],
         first_positions: Sequence[int] | None = None,
+        *,
+        all_words: bool = False,
     ) -> tuple[tuple[Tensor, ...], dict[str, TouchedRows]]:
         """Compute a head on the states of texts, in sub-batches if there are many tokens.
+
+        Args:
+            head: What is kept of the states.
+            texts: The token ids of each text.
+            first_positions: The position of each text's ``<s>``; 0 by default.
+            all_words: Whether the objective trains all word embeddings, not only those of the texts.
 
         Returns:
             The outputs of the head in the order of the texts, and the table rows.
@@ -157,7 +170,7 @@ class TrainingEncoder:
             [torch.arange(shift, shift + n) for shift, n in zip(shifts, lengths, strict=True)]
         )
         parameters = dict(self._model.named_parameters())
-        words, local_ids = touch(parameters[WORDS], ids)
+        words, local_ids = (touch_all(parameters[WORDS]), ids) if all_words else touch(parameters[WORDS], ids)
         first = self._model.embeddings.first_position
         places, local_positions = touch(parameters[POSITIONS], positions + first)
         tables = {WORDS: words, POSITIONS: places}
@@ -171,7 +184,7 @@ class TrainingEncoder:
             starts = torch.tensor([0, *lengths[:-1]]).cumsum(0)
             return head(hidden, starts, working)
 
-        parts = self._sub_batches(lengths)
+        parts = self.sub_batches(lengths)
         # A frozen backbone stores no states for the backward pass, so there is nothing to compute again.
         at_once = len(parts) == 1 or not any(
             value.requires_grad for name, value in parameters.items() if name.startswith(BACKBONE)
@@ -187,7 +200,7 @@ class TrainingEncoder:
             _in_order(torch.cat(pieces), order, lengths) for pieces in zip(*outputs, strict=True)
         ), tables
 
-    def _sub_batches(self, lengths: Sequence[int]) -> list[int]:
+    def sub_batches(self, lengths: Sequence[int]) -> list[int]:
         """Return the numbers of texts of the sub-batches."""
         counts, tokens = [0], 0
         for length in lengths:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import pydantic.dataclasses
 import torch
@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from m3_connectors.errors import InvalidInput
-from m3_connectors.training.ranges import STRICT, NotNegative, require_one_above_0
+from m3_connectors.training.distillation import Teaching, without
+from m3_connectors.training.ranges import STRICT, NotNegative, Positive, require_one_above_0
 
 
 @pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
@@ -32,6 +33,12 @@ class LossSettings:
             share few tokens, so their loss cannot decrease and only disturbs the weights.
         matryoshka: Widths of the dense vector: L_dense and L'_dense are means over its first so many dimensions,
             normalised again, and the whole vector, so that a store can keep the first dimensions only.
+        kd: How the teacher's scores of the data (``pos_scores``, ``neg_scores``) are used, by the names of
+            FlagEmbedding's ``kd_loss_type``: ``m3_kd`` (its ``m3_kd_loss``), ``kl`` (its ``kl_div``), or ``none``.
+            See ``training.distillation``.
+        kd_weight: The weight of that loss; for ``m3_kd`` the share by which it replaces ``L_s``, at most 1.
+        kd_temperature: By which the teacher's scores are divided before their softmax. 1 suits the logits of a
+            cross-encoder; scores between 0 and 1, such as those of ``m3 mine``, need about 0.02.
     """
 
     # Scores are about 1: far above it, all passages have one probability, and nothing is learnt.
@@ -40,11 +47,19 @@ class LossSettings:
     lambdas: tuple[NotNegative, NotNegative, NotNegative] = (1.0, 0.1, 1.0)
     mask_lexical_across_languages: bool = True
     matryoshka: tuple[Annotated[int, Field(ge=2)], ...] = ()
+    kd: Literal["none", "m3_kd", "kl"] = "none"
+    kd_weight: NotNegative = 1.0
+    kd_temperature: Positive = 1.0
 
     def __post_init__(self) -> None:
         require_one_above_0("inter_weights", self.inter_weights)
         if list(self.matryoshka) != sorted(set(self.matryoshka)):
             raise InvalidInput(f"matryoshka is {list(self.matryoshka)}.\n  Use increasing widths, each once.")
+        if self.kd == "m3_kd" and self.kd_weight > 1:
+            raise InvalidInput(
+                f"kd_weight is {self.kd_weight}, but m3_kd replaces a share of the loss.\n"
+                '  Set kd_weight to at most 1, or kd to "kl".'
+            )
 
 
 @dataclass(frozen=True)
@@ -193,6 +208,7 @@ def contrastive(
     temperature: float,
     included: Tensor | None = None,
     ignored: Tensor | None = None,
+    teaching: Teaching | None = None,
 ) -> Tensor:
     """Return ``L_s``: the mean over queries of ``-log softmax(s / tau)`` at the query's relevant passage.
 
@@ -202,9 +218,11 @@ def contrastive(
         temperature: tau.
         included: bool ``[queries]``; the other queries are ignored. The loss is 0 if none is included.
         ignored: bool ``[queries, passages]``, passages that are left out of a query's softmax; never its target.
+        teaching: The losses of a teacher, which replace those of the queries that it has scored.
     """
-    losses = F.cross_entropy(_without(scores / temperature, ignored), targets, reduction="none")
-    return _mean(losses, included)
+    logits = without(scores / temperature, ignored)
+    losses = F.cross_entropy(logits, targets, reduction="none")
+    return _mean(losses if teaching is None else teaching.losses(logits, losses), included)
 
 
 def distilled(
@@ -223,14 +241,10 @@ def distilled(
         included: As for :func:`contrastive`.
         ignored: As for :func:`contrastive`.
     """
-    logarithms = _without(scores / temperature, ignored).log_softmax(1)
+    logarithms = without(scores / temperature, ignored).log_softmax(1)
     # 0 * -inf would be NaN.
     logarithms = logarithms if ignored is None else logarithms.masked_fill(ignored, 0.0)
     return _mean(-(teacher * logarithms).sum(1), included)
-
-
-def _without(scores: Tensor, ignored: Tensor | None) -> Tensor:
-    return scores if ignored is None else scores.masked_fill(ignored, -torch.inf)
 
 
 def _mean(losses: Tensor, included: Tensor | None) -> Tensor:
@@ -247,6 +261,7 @@ def objective(
     cross_lingual: Tensor,
     self_distillation: bool,
     ignored: Tensor | None = None,
+    teacher_scores: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, float]]:
     """Return L, or ``L_final = (L + L') / 2`` with self-distillation.
 
@@ -257,11 +272,21 @@ def objective(
         cross_lingual: bool ``[queries]``; see ``mask_lexical_across_languages``.
         self_distillation: Whether to add L'.
         ignored: bool ``[queries, passages]``, passages that are left out of a query's softmax; never its target.
+        teacher_scores: ``[queries, passages]``, see ``batches.Batch.teacher``; used by ``settings.kd``.
 
     Returns:
         The loss, and its parts by name for the log.
     """
     tau, inter = settings.temperature, scores.inter(settings.inter_weights)
+    teaching = None
+    if teacher_scores is not None and settings.kd != "none":
+        teaching = Teaching(
+            teacher_scores,
+            targets,
+            settings.kd,
+            weight=settings.kd_weight,
+            temperature=settings.kd_temperature,
+        )
     lexical_rows = ~cross_lingual if settings.mask_lexical_across_languages else None
     views = (
         ((scores.dense, *scores.prefixes), None),
@@ -269,14 +294,15 @@ def objective(
         ((scores.multivector,), None),
     )
     parts = [
-        mean_of(contrastive(score, targets, tau, rows, ignored) for score in view) for view, rows in views
+        mean_of(contrastive(score, targets, tau, rows, ignored, teaching) for score in view)
+        for view, rows in views
     ]
-    loss_inter = contrastive(inter, targets, tau, ignored=ignored)
+    loss_inter = contrastive(inter, targets, tau, None, ignored, teaching)
     loss = (_weighted(settings.lambdas, parts) + loss_inter) / 4
     log = dict(zip(("dense", "lex", "mul"), (part.item() for part in parts), strict=True))
     log["inter"] = loss_inter.item()
     if self_distillation:
-        teacher = F.softmax(_without(inter.detach() / tau, ignored), 1)
+        teacher = F.softmax(without(inter.detach() / tau, ignored), 1)
         students = [
             mean_of(distilled(score, teacher, tau, rows, ignored) for score in view) for view, rows in views
         ]

@@ -110,3 +110,28 @@ class NegativeChoice:
             columns = order[place][passages[order[place]] == known]
             never[number] = np.isin(same, same[columns])
         return never
+
+
+def answers_by_tokens(
+    queries: Sequence[NDArray[Any]], passages: Sequence[NDArray[Any]], targets: NDArray[np.int64]
+) -> NDArray[np.bool_]:
+    """Return which passages answer a query as far as the model can tell, bool ``[queries, passages]``.
+
+    Different texts may have equal tokens, because of capital letters, spaces or truncation: a passage with the
+    tokens of the query, and the passage of another query with the same tokens, are no negatives.
+
+    Args:
+        queries: The tokens of the queries in the batch.
+        passages: The tokens of the passages in the batch.
+        targets: The column of each query's passage.
+    """
+    number: dict[bytes, int] = {}
+    of_query, of_passage = (
+        np.array([number.setdefault(text.tobytes(), len(number)) for text in texts])
+        for texts in (queries, passages)
+    )
+    answers: NDArray[np.bool_] = of_query[:, None] == of_passage[None, :]
+    for same in np.flatnonzero(np.bincount(of_query) > 1):
+        rows = np.flatnonzero(of_query == same)
+        answers[np.ix_(rows, np.flatnonzero(np.isin(of_passage, of_passage[targets[rows]])))] = True
+    return answers

@@ -2,8 +2,9 @@
 
 Our format has one pair per line, ``{"query", "positive", "lang_q", "lang_p"}``. FlagEmbedding's is
 ``{"query", "pos": [...], "neg": [...]}``, with one pair for each text in ``pos``. Both may have hard negatives
-(``neg``) and a teacher's scores (``pos_scores``, ``neg_scores``). Files may be UTF-8, with or without a
-byte-order mark, or UTF-16 with one. Blank lines are skipped, as by all other readers.
+(``neg``) and a teacher's scores (``pos_scores``, ``neg_scores``). A line ``{"text", "lang"}`` is a text without a
+query, for ``retromae``. Files may be UTF-8, with or without a byte-order mark, or UTF-16 with one. Blank lines are
+skipped, as by all other readers.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ PairFiles = Path | tuple[Path, ...]
 
 _ENDINGS = (".jsonl", ".jsonl.gz")
 _KEYS = ("query", "positive", "lang_q", "lang_p")
+_TEXT_KEYS = ("text", "lang")
 _FLAG_EMBEDDING_KEYS = ("query", "pos", "lang_q", "lang_p")
 
 ALWAYS_SKIPPED = 10
@@ -36,16 +38,18 @@ SKIPPED_SHARE = 0.01
 _LARGEST_SCORE = 1e30
 _FORMS = (
     '  Write each line as {"query": "…", "positive": "…", "lang_q": "en", "lang_p": "en"}, or as '
-    'FlagEmbedding\'s {"query": "…", "pos": ["…"]}.'
+    'FlagEmbedding\'s {"query": "…", "pos": ["…"]}; texts without queries, for the stage retromae, as '
+    '{"text": "…"}.'
 )
 
 
 @dataclass(frozen=True)
 class Pair:
-    """One query with a relevant passage.
+    """One query with a relevant passage, or a text without a query, which is then both.
 
     Attributes:
         score: The teacher's score of the passage; NaN without one.
+        alone: Whether it is a text without a query.
     """
 
     source: str
@@ -54,6 +58,7 @@ class Pair:
     lang_q: str
     lang_p: str
     score: float = math.nan
+    alone: bool = False
 
 
 @dataclass(frozen=True)
@@ -191,6 +196,12 @@ def _files_at(path: Path) -> list[Path]:
 
 
 def _parse(source: str, raw: dict[str, Any], where: str) -> Line:
+    if "text" in raw and "query" not in raw:
+        language = raw.get("lang", UNDETERMINED)
+        _check_text(where, "text", raw["text"])
+        _check_text(where, "lang", language)
+        pair = Pair(source, raw["text"], raw["text"], language, language, alone=True)
+        return Line((pair,), unused=_unused(raw, _TEXT_KEYS))
     flag_embedding = "pos" in raw and "positive" not in raw
     keys = _FLAG_EMBEDDING_KEYS if flag_embedding else _KEYS
     if flag_embedding:
@@ -218,8 +229,12 @@ def _parse(source: str, raw: dict[str, Any], where: str) -> Line:
         ),
         tuple(hard),
         tuple(hard.values()),
-        tuple(key for key, value in raw.items() if key not in used and value not in (None, "", [], {})),
+        _unused(raw, used),
     )
+
+
+def _unused(raw: dict[str, Any], used: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(key for key, value in raw.items() if key not in used and value not in (None, "", [], {}))
 
 
 def _texts(where: str, key: str, value: object, fewest: int) -> list[str]:

@@ -106,7 +106,7 @@ def _plan(trainer: Trainer, config: TrainingConfig) -> StagePlan:
     return StagePlan(
         objective=config.objective,
         start=config.start_from,
-        pairs=_counts(store.sources, store.source[trained]),
+        pairs={source: count for source, count in store.pairs_by_source.items() if count},
         held_out=int((~trained).sum()),
         languages=_languages(store),
         groups=_groups(store, config),
@@ -149,11 +149,6 @@ def peak_memory() -> int:
 def _lengths(store: PairStore, texts: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """Return the lengths of distinct texts for training, with ``<s>`` and ``</s>``."""
     return store.lengths[np.unique(texts[~np.asarray(store.held_out)])] + 2
-
-
-def _counts(names: tuple[str, ...], numbers: np.ndarray[Any, Any]) -> dict[str, int]:
-    counts = np.bincount(numbers, minlength=len(names)).tolist()
-    return {name: count for name, count in zip(names, counts, strict=True) if count}
 
 
 def _languages(store: PairStore) -> dict[str, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -18,10 +19,12 @@ from m3_connectors.errors import InvalidInput
 from m3_connectors.files import replacing
 from m3_connectors.training.card import CARD, card, write_card
 from m3_connectors.training.config import TrainingConfig, load_stages
+from m3_connectors.training.event_log import EventLog
 from m3_connectors.training.fine_tuning import DEFAULTS, FineTuning, fine_tuning
 from m3_connectors.training.pairs import PairFiles
 from m3_connectors.training.plan import StagePlan, plan_stages
 from m3_connectors.training.settings_file import to_toml
+from m3_connectors.training.statistics import group_statistics
 from m3_connectors.training.trainer import Report, Trainer
 
 CONFIGURATION = "training.toml"
@@ -265,16 +268,25 @@ def _trained(
 ) -> Trainer:
     """Take all steps of a stage that are not done yet; its records go to the log and to ``report``."""
 
-    def both(record: dict[str, Any]) -> None:
+    events: EventLog | None = None
+
+    def everywhere(record: dict[str, Any]) -> None:
         log.write(record)
+        if events:
+            events.write(record)
         report(record)
 
-    trainer = Trainer(settings, data or settings.data.paths, work, both)
+    trainer = Trainer(settings, data or settings.data.paths, work, everywhere)
     log.rewind(trainer.progress.step)
     trainer.measure_start()
-    trainer.run(stop=stop)
+    with contextlib.ExitStack() as open_files:
+        if settings.run.tensorboard:
+            events = open_files.enter_context(EventLog(work / "tensorboard", trainer.progress.step))
+        trainer.run(stop=stop)
+        events = None
     if trainer.share_done() < 1:
         raise KeyboardInterrupt
+    everywhere({"event": "groups", "groups": group_statistics(log.records())})
     return trainer
 
 

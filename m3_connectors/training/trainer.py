@@ -39,6 +39,8 @@ from m3_connectors.training.config import DTYPES, TokenizerSettings, TrainingCon
 from m3_connectors.training.data import open_pairs
 from m3_connectors.training.dense_teacher import TeacherVectors
 from m3_connectors.training.forward import TrainingEncoder
+from m3_connectors.training.interchange import write_dense_widths
+from m3_connectors.training.monitor import Best, BestModel, FolderTexts, evaluate
 from m3_connectors.training.optimizer import RowAdamW
 from m3_connectors.training.pairs import (
     PairFiles,
@@ -47,11 +49,20 @@ from m3_connectors.training.pairs import (
     read_pairs,
     shown_paths,
 )
+from m3_connectors.training.positions import extend_positions
 from m3_connectors.training.stages import STAGES, Outcome, StageInputs
 from m3_connectors.training.start import RESERVED, build_start, fit_sparse_head
 from m3_connectors.training.tokenizer import sample_texts, save_tokenizer, train_tokenizer
 from m3_connectors.training.trained import prepare_model
-from m3_connectors.training.validate import Task, Validation, make_tasks, unmatched
+from m3_connectors.training.validate import (
+    FEWEST_QUERIES,
+    Task,
+    Texts,
+    Validation,
+    make_tasks,
+    unmatched,
+)
+from m3_connectors.training.watch import Watch
 
 _TOKENIZER, _START = "tokenizer.json", "start.pt"
 _NAMED = 10
@@ -89,6 +100,14 @@ class Trainer:
                 f"[lora] changes a trained model, but start_from is {config.start_from!r}.\n"
                 "  Set start_from to a directory or a hub name, or remove [lora]."
             )
+        if config.extend_positions:
+            if not start:
+                raise InvalidInput(
+                    f"extend_positions is {config.extend_positions:,}, but the run starts from scratch.\n"
+                    "  Set start_from to a checkpoint, or model.max_length to the number of positions."
+                )
+            extended = extend_positions(start.model, config.extend_positions)
+            start = dataclasses.replace(start, model=extended)
         if start:
             config.check_lengths(start.model.config.max_length)
             self._report({"event": "start_from", "model": start.info.name, "revision": start.info.revision})
@@ -101,7 +120,8 @@ class Trainer:
         settings = dataclasses.asdict(config) | {"output": ""}
         settings["start_from"] = start.info.weights_fingerprint if start else ""
         settings["data"] |= {"folder": "", "files": ()}
-        settings["run"] |= {"save_every": 0, "threads": 0}
+        settings["evaluation"] |= {"folder": ""}
+        settings["run"] |= {"save_every": 0, "threads": 0, "tensorboard": False}
         parts = {"settings": settings, "pairs": fingerprint_files(data)}
         identity = {
             what: hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
@@ -136,6 +156,9 @@ class Trainer:
         trainable = {name: value for name, value in self._trained.parameters.items() if value.requires_grad}
         self.optimizer = RowAdamW(trainable, config.optimizer)
         self.progress = load_state(work, self._trained, self.optimizer)
+        self._watch = Watch()
+        self._evaluated = self._evaluated_texts()
+        self._best = BestModel(work / "best")
 
     @property
     def tasks(self) -> Sequence[Task]:
@@ -158,6 +181,47 @@ class Trainer:
         for prefix in unmatched(tasks or make_tasks(self.store, [""]), importance):
             self._warn(f"tune_importance: {prefix!r} matches no task of held-out pairs and is ignored.")
         return tasks
+
+    def _evaluated_texts(self) -> tuple[Texts, list[Task]] | None:
+        """Return what the run is evaluated on, before the first step, so that a wrong folder fails early."""
+        settings = self._config.evaluation
+        if not settings.every:
+            return None
+        if settings.folder:
+            texts = FolderTexts(settings, self.tokenizer)
+            self._report({"event": "evaluated_on", "name": texts.task.name, "used": texts.used})
+            return texts, [texts.task]
+        tasks = make_tasks(self.store, [""], most_queries=settings.most_queries, seed=settings.seed)
+        if not tasks:
+            raise InvalidInput(
+                "evaluation.every is set, but the held-out pairs make no task: a task needs "
+                f"{FEWEST_QUERIES} questions of one source and language.\n"
+                "  Set evaluation.folder to a folder as m3 eval reads it, or raise data.held_out_share."
+            )
+        return self.store, tasks
+
+    def evaluate(self) -> None:
+        """Evaluate the current model, and keep it if it is the best one so far."""
+        if self._evaluated is None:
+            return
+        began = time.perf_counter()
+        texts, tasks = self._evaluated
+        values = evaluate(self.model, texts, tasks, self._weights, dtype=DTYPES[self._config.run.dtype])
+        keep = self._config.evaluation.keep_best
+        is_best = keep != "none" and self._best.offer(
+            Best(self.progress.step, keep, values[keep]), self._trained
+        )
+        self._report(
+            {
+                "event": "evaluation",
+                # Of the last step, so that a run that takes it again also removes its evaluation from the log.
+                "step": self.progress.step - 1,
+                "after": self.progress.step,
+                "ndcg_at_10": values,
+                "is_best": is_best,
+                "evaluation_seconds": round(time.perf_counter() - began, 1),
+            }
+        )
 
     def _warn_of_pairs(self) -> None:
         """Warn about files, keys and pairs that are not used or have no effect."""
@@ -187,13 +251,15 @@ class Trainer:
             self._warn(f"{what} in {count:,} lines of the training pairs is not used.")
         if len(unused) > _NAMED:
             self._warn(f"{len(unused) - _NAMED:,} other keys of the training pairs are not used.")
-        pairs = np.asarray(self.store.query, np.int64) << 32 | np.asarray(self.store.passage, np.int64)
+        is_pair = ~np.asarray(self.store.alone)
+        query, passage = self.store.query[is_pair], self.store.passage[is_pair]
+        pairs = query.astype(np.int64) << 32 | passage.astype(np.int64)
         repeated = len(pairs) - len(np.unique(pairs))
         if repeated:
-            self._warn(f"{repeated:,} of {len(self.store):,} pairs repeat another pair.")
-        equal = int((np.asarray(self.store.query) == np.asarray(self.store.passage)).sum())
+            self._warn(f"{repeated:,} of {len(pairs):,} pairs repeat another pair.")
+        equal = int((query == passage).sum())
         if equal:
-            self._warn(f"{equal:,} of {len(self.store):,} pairs have the same text as query and as passage.")
+            self._warn(f"{equal:,} of {len(pairs):,} pairs have the same text as query and as passage.")
 
     def _tokenizer(self) -> Tokenizer:
         """Return the tokenizer of a run from scratch, which is stored in the working folder."""
@@ -250,7 +316,13 @@ class Trainer:
         self._phase("training")
         last = None if steps is None else self.progress.step + steps
         while self.share_done() < 1 and (last is None or self.progress.step < last) and not stop():
-            self._report(self.step())
+            record = self.step()
+            self._report(record)
+            for warning in self._watch.warnings(record):
+                self._warn(warning)
+            every = self._config.evaluation.every
+            if every and (self.progress.step % every == 0 or self.share_done() >= 1):
+                self.evaluate()
             if self.progress.step % self._config.run.save_every == 0:
                 self.save()
         self.save()
@@ -282,6 +354,8 @@ class Trainer:
             **{name: round(value, 4) for name, value in outcome.parts.items()},
             "gradient_norm": round(norm, 3),
             "rate_factor": round(rate_factor, 4),
+            "learning_rate": float(f"{rate_factor * self._config.optimizer.learning_rate:.4g}"),
+            "tokens_per_second": round(outcome.counts["tokens"] / max(seconds, 1e-9)),
             "seconds": round(seconds, 3),
             "share_done": round(min(self.share_done(), 1.0), 4),
         }
@@ -338,7 +412,13 @@ class Trainer:
             Diverged: A weight of the model is not finite; nothing is written.
         """
         self._phase("writing the model")
+        best = self._best.read() if self._config.evaluation.keep_best != "none" else None
+        if best is not None and self._evaluated is not None:
+            self._best.load(best, self._trained)
+            self._report({"event": "best", **dataclasses.asdict(best)})
         export_model(self.model, self.tokenizer, output, dtype)
+        if widths := self._config.loss.matryoshka:
+            write_dense_widths(output, [*widths, self.model.config.hidden_size])
         weights = dict(self._weights)
         if self._config.tune_importance:
             self._phase("tuning the weights of the fused methods")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -72,7 +73,7 @@ def make_tasks(
         if not name.startswith(tuple(sources)) or not here.any():
             continue
         rng = np.random.default_rng([seed, number, language])
-        held = np.flatnonzero(here & store.held_out)
+        held = np.flatnonzero(here & store.held_out & ~np.asarray(store.alone))
         positives = np.unique(store.passage[held])[:corpus_size]
         others = np.setdiff1d(store.passage[here], positives)
         fill = rng.permutation(others)[: max(0, corpus_size - len(positives))]
@@ -172,13 +173,20 @@ NOISE = 0.002
 """Differences of nDCG@10 below this value are ignored."""
 
 
+class Texts(Protocol):
+    """The token ids of numbered texts, as ``PairStore`` has them."""
+
+    def text(self, number: int) -> NDArray[Any]:
+        """Return the token ids of one text, without special tokens."""
+
+
 class Validation:
     """The encoded tasks of one model, which can be evaluated with any weights.
 
     Args:
         model: The model.
-        store: The pairs.
-        tasks: The tasks from :func:`make_tasks`.
+        store: The pairs, or other texts that the tasks number.
+        tasks: The tasks, such as those from :func:`make_tasks`.
         dtype: The dtype of the products.
         passage_longest: Passages are truncated to this many tokens, and to the model's maximum.
         query_longest: Queries are truncated to this many tokens, and to the model's maximum.
@@ -187,7 +195,7 @@ class Validation:
     def __init__(
         self,
         model: M3Model,
-        store: PairStore,
+        store: Texts,
         tasks: Sequence[Task],
         *,
         dtype: torch.dtype = torch.bfloat16,

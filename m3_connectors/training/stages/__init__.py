@@ -9,10 +9,12 @@ from collections.abc import Mapping
 
 from m3_connectors.training.stages.distil import Distil
 from m3_connectors.training.stages.finetune import Finetune
+from m3_connectors.training.stages.retromae import RetroMAE
 from m3_connectors.training.stages.stage import Outcome, Stage, StageInputs
 from m3_connectors.training.stages.unsupervised import Unsupervised
 
 STAGES: Mapping[str, type[Stage]] = {
+    "retromae": RetroMAE,
     "distil": Distil,
     "unsupervised": Unsupervised,
     "finetune": Finetune,

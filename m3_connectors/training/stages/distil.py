@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
+import numpy as np
 from torch.nn import functional as F
 
 from m3_connectors.errors import InvalidInput
+from m3_connectors.training.batches import Batch
 from m3_connectors.training.dense_teacher import TeacherVectors
 from m3_connectors.training.losses import distilled
 from m3_connectors.training.stages.pairs import PairStage
@@ -20,20 +23,31 @@ class Distil(PairStage):
     """
 
     def __init__(self, inputs: StageInputs) -> None:
-        super().__init__(inputs)
         settings = inputs.config.dense_teacher
         if not settings.vectors:
             raise InvalidInput(
                 f"dense_teacher.vectors is {settings.vectors!r}, but the objective distil needs a file of vectors.\n"
                 '  Write the file of teacher vectors as in: [dense_teacher] vectors = "teacher.safetensors"'
             )
-        self._teacher = TeacherVectors(
-            Path(settings.vectors), inputs.store.keys, inputs.model.config.hidden_size
-        )
+        store = inputs.store
+        self._teacher = TeacherVectors(Path(settings.vectors), store.keys, inputs.model.config.hidden_size)
+        # Pairs of which a text has no vector count as held out: they would teach nothing.
+        known = self._teacher.has(store.query) & self._teacher.has(store.passage)
+        store = dataclasses.replace(store, held_out=np.asarray(store.held_out) | ~known)
+        super().__init__(dataclasses.replace(inputs, store=store))
+        if not known.all():
+            self.warnings.append(
+                f"{(~known).sum():,} of {len(known):,} pairs are not used by the stage distil: {settings.vectors} "
+                "has no vector of their query or passage."
+            )
+
+    def batch(self, step: int) -> Batch:
+        """Return the batch of a step with its texts as they are: the teacher's vectors are of those."""
+        return self.sampler.batch(step)
 
     def loss(self, step: int, share_done: float) -> Outcome:
         """Compute the two losses of a step."""
-        batch = self.sampler.batch(step)
+        batch = self.batch(step)
         texts = batch.text_numbers
         dense, tables = self._encoder.dense(batch.queries + batch.passages, self.first_positions(batch, step))
         distance = self._teacher.distance(dense, texts)

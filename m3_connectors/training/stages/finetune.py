@@ -5,20 +5,26 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from m3_connectors.embeddings import COMPONENTS
+from m3_connectors.errors import InvalidInput
 from m3_connectors.training.dense_teacher import TeacherVectors
 from m3_connectors.training.forward import split
 from m3_connectors.training.losses import objective, score_all
 from m3_connectors.training.stages.pairs import PairStage
 from m3_connectors.training.stages.stage import Outcome, StageInputs
+from m3_connectors.training.watch import measures
 
 
 class Finetune(PairStage):
-    """L until ``run.distil_from``, then L_final; the losses of heads that are not trained are left out.
+    """L until ``run.distil_from``, then L_final; with a dense teacher, also the distance to its vectors.
 
-    With a teacher, the distance to its dense vectors is added.
+    The losses of heads that are not trained are left out.
+
+    Raises:
+        InvalidInput: ``loss.kd`` needs the teacher's scores, and the pairs have none.
     """
 
     def __init__(self, inputs: StageInputs) -> None:
@@ -28,25 +34,44 @@ class Finetune(PairStage):
             value if head in trained else 0.0 for value, head in zip(loss.lambdas, COMPONENTS, strict=True)
         )
         self._loss = dataclasses.replace(loss, lambdas=(dense, lexical, multivector))
+        hard = inputs.store.hard
+        scored = int((np.isfinite(hard.positive_scores) & (hard.ends > hard.starts)).sum())
+        kd = self._config.loss.kd
+        if kd != "none" and not scored:
+            raise InvalidInput(
+                f"loss.kd is {kd!r}, but no line of the pairs has neg, pos_scores and neg_scores.\n"
+                "  Add a teacher's scores with m3 score-pairs, or remove kd."
+            )
+        if kd == "none" and scored:
+            self.warnings.append(
+                f"the teacher's scores of {scored:,} pairs (pos_scores, neg_scores) are not used.\n"
+                '  Set loss.kd to "m3_kd" or "kl" to learn from them.'
+            )
         path = inputs.config.dense_teacher.vectors
-        self._teacher = (
+        self._dense_teacher = (
             TeacherVectors(Path(path), inputs.store.keys, inputs.model.config.hidden_size) if path else None
         )
 
     def loss(self, step: int, share_done: float) -> Outcome:
         """Compute L or L_final of a step."""
-        batch = self.sampler.batch(step)
+        batch = self.batch(step)
         shown, tables = self._encoder(batch.queries + batch.passages, self.first_positions(batch, step))
-        loss, parts = objective(
-            score_all(*split(shown, len(batch)), self._loss.matryoshka),
-            torch.from_numpy(batch.targets),
-            self._loss,
-            cross_lingual=torch.from_numpy(batch.cross_lingual),
-            self_distillation=share_done >= self._config.run.distil_from,
-            ignored=torch.from_numpy(batch.ignored),
+        scores = score_all(*split(shown, len(batch)), self._loss.matryoshka)
+        targets, ignored, cross_lingual = map(
+            torch.from_numpy, (batch.targets, batch.ignored, batch.cross_lingual)
         )
-        if self._teacher:
-            distance = self._teacher.distance(shown.dense, batch.text_numbers)
+        loss, parts = objective(
+            scores,
+            targets,
+            self._loss,
+            cross_lingual=cross_lingual,
+            self_distillation=share_done >= self._config.run.distil_from,
+            ignored=ignored,
+            teacher_scores=None if batch.teacher is None else torch.from_numpy(batch.teacher),
+        )
+        if self._dense_teacher:
+            distance = self._dense_teacher.distance(shown.dense, batch.text_numbers)
             loss = loss + self._config.dense_teacher.weight * distance
             parts["distance"] = distance.item()
-        return Outcome(loss, parts, tables, self.counts(batch))
+        watched = measures(scores, targets, ignored, cross_lingual, shown.token_weights)
+        return Outcome(loss, parts, tables, self.counts(batch) | watched)

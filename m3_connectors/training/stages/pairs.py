@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -11,14 +12,14 @@ from m3_connectors.training.batches import Batch, Sampler
 from m3_connectors.training.config import DataSettings
 from m3_connectors.training.data import PairStore
 from m3_connectors.training.stages.stage import Stage, StageInputs
+from m3_connectors.training.statistics import group_counts
 
 
 def make_sampler(store: PairStore, data: DataSettings, seed: int) -> Sampler:
     """Return the sampler of a run; without ``source_weights``, sources are drawn by their numbers of pairs."""
-    counts = np.bincount(store.source[~np.asarray(store.held_out)], minlength=len(store.sources))
     return Sampler(
         store,
-        source_weights=data.source_weights or dict(zip(store.sources, counts.tolist(), strict=True)),
+        source_weights=data.source_weights or store.pairs_by_source,
         groups=data.groups,
         query_longest=data.query_longest,
         queries_per_passage=data.queries_per_passage,
@@ -42,6 +43,18 @@ class PairStage(Stage):
         left_out = "; ".join(f"{part} ({reason})" for part, reason in self.sampler.left_out.items())
         self.warnings = [f"these pairs are not used for training: {left_out}."] if left_out else []
 
+    def batch(self, step: int) -> Batch:
+        """Return the batch of a step, some of whose long passages have their segments in random order."""
+        data, batch = self._config.data, self.sampler.batch(step)
+        rng = np.random.default_rng([self._config.run.seed, 7, step])
+        passages = [
+            shuffled_segments(passage, rng)
+            if drawn < data.segment_shuffle and len(passage) > data.segment_shuffle_above
+            else passage
+            for drawn, passage in zip(rng.random(len(batch.passages)), batch.passages, strict=True)
+        ]
+        return dataclasses.replace(batch, passages=passages)
+
     def first_positions(self, batch: Batch, step: int) -> list[int]:
         """Return random positions for some passages, so that short texts train every position embedding."""
         rng = np.random.default_rng([self._config.run.seed, 3, step])
@@ -60,11 +73,12 @@ class PairStage(Stage):
             "queries": len(batch),
             "passages": len(batch.passages),
             "tokens": batch.tokens,
+            **group_counts(batch.longest, batch.passages),
         }
 
     def batch_record(self, step: int) -> dict[str, Any]:
         """Return the tokens of a batch and their positions."""
-        batch = self.sampler.batch(step)
+        batch = self.batch(step)
         texts = [
             self._text_record(text, place)
             for text, place in zip(
@@ -85,3 +99,9 @@ class PairStage(Stage):
             "ids": text.tolist(),
             "tokens": [self._tokenizer.id_to_token(int(id)) for id in text],
         }
+
+
+def shuffled_segments(text: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
+    """Return a text with its three segments of about equal length in random order; ``<s>`` and ``</s>`` stay."""
+    segments = np.array_split(text[1:-1], 3)
+    return np.concatenate([text[:1], *(segments[number] for number in rng.permutation(3)), text[-1:]])

@@ -14,7 +14,7 @@ class Unsupervised(PairStage):
 
     def loss(self, step: int, share_done: float) -> Outcome:
         """Compute L_dense of a step."""
-        batch = self.sampler.batch(step)
+        batch = self.batch(step)
         dense, tables = self._encoder.dense(batch.queries + batch.passages, self.first_positions(batch, step))
         queries, passages = dense[: len(batch)], dense[len(batch) :]
         targets, ignored = torch.from_numpy(batch.targets), torch.from_numpy(batch.ignored)
