@@ -107,7 +107,12 @@ def train(
     seed: Annotated[
         int | None,
         typer.Option(
-            "--seed", min=0, help="Seed of all random choices.", show_default="0", rich_help_panel=TUNING
+            "--seed",
+            min=0,
+            max=2**63 - 1,
+            help="Seed of all random choices.",
+            show_default="0",
+            rich_help_panel=TUNING,
         ),
     ] = None,
     max_length: Annotated[

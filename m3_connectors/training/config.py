@@ -362,11 +362,11 @@ def _remedy(key: Key) -> str:
 
 def _nearest(name: str, known: list[str]) -> str:
     """Return the next step for an unknown key: the one that was meant, or the table to which it belongs."""
-    if near := difflib.get_close_matches(name, known, 1):
-        return f"Did you mean {near[0]}? The settings of this table are {', '.join(known)}."
     tables = {field: _settings((field,)) for field in _settings(())}
     if homes := [f"[{table}]" for table, settings in tables.items() if name in settings]:
-        return f"{name} is a setting of {' and '.join(homes)}: move it there."
+        return f"Move it: {name} is a setting of {' and '.join(homes)}."
+    if near := difflib.get_close_matches(name, known, 1):
+        return f"Did you mean {near[0]}? The settings of this table are {', '.join(known)}."
     everywhere = {setting: table for table, settings in tables.items() for setting in settings}
     if near := difflib.get_close_matches(name, everywhere, 1, cutoff=0.8):
         return f"Did you mean {near[0]}, a setting of [{everywhere[near[0]]}]?"

@@ -58,6 +58,9 @@ class FineTuning:
         lora: Whether low-rank changes are trained instead of the layers of the backbone.
         seed: The seed of all random choices.
         max_length: Passages are truncated to this many tokens; by default only at the maximum of the model.
+
+    Raises:
+        InvalidInput: A value is out of range.
     """
 
     epochs: float = 3.0
@@ -68,6 +71,16 @@ class FineTuning:
     lora: bool = False
     seed: int = 0
     max_length: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in (("epochs", self.epochs), ("learning_rate", self.learning_rate)):
+            if value is not None and not 0 < value < math.inf:
+                raise InvalidInput(f"{name} is {value:g}.\n  Use a number above 0.")
+        if unknown := sorted(set(self.train) - set(COMPONENTS)):
+            raise InvalidInput(
+                f"{', '.join(map(repr, unknown))} is not a head of the model.\n"
+                f"  Use {', '.join(COMPONENTS)}, or some of them."
+            )
 
 
 DEFAULTS = FineTuning()
@@ -94,10 +107,6 @@ def fine_tuning(
         raise InvalidInput(
             f"the maximum length is {longest:,} tokens; {model} reads {SHORTEST} to {sizes.max_length:,}.\n"
             f"  Use --max-length {sizes.max_length} or less."
-        )
-    if not wanted.epochs > 0:
-        raise InvalidInput(
-            f"the number of epochs is {wanted.epochs:g}.\n  Use --epochs with a number above 0."
         )
     tokenizer = load_tokenizer(model)
     settings = DataSettings(
