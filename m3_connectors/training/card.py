@@ -186,7 +186,7 @@ def _results(tables: Mapping[str, Table], weights: Mapping[str, tuple[float, flo
     rows = ["## Results", ""]
     after, before = tables.get("end"), tables.get("start")
     if after is None:
-        rows += ["No pairs were held out, so nothing was measured."]
+        rows += ["Nothing was measured: the weights were not tuned on held-out pairs (`tune_importance`)."]
     else:
         rows += [
             "nDCG@10 on held-out pairs"
