@@ -101,6 +101,12 @@ def load_tokenizer(model: str, *, revision: str | None = None) -> Tokenizer:
     return _load_tokenizer(directory / "tokenizer.json", ModelConfig.load(directory / "config.json"))
 
 
+def load_config(model: str, *, revision: str | None = None) -> ModelConfig:
+    """Load the sizes of a checkpoint without its weights; arguments and errors are those of ``load``."""
+    directory, _, _ = _locate(model, revision)
+    return ModelConfig.load(directory / "config.json")
+
+
 def vocabulary_fingerprint(tokenizer: Tokenizer) -> str:
     """Return the SHA-256 (hex) of the (id, token) table; if it is equal, sparse vectors are comparable."""
     table = sorted((i, token) for token, i in tokenizer.get_vocab(with_added_tokens=True).items())

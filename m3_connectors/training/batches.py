@@ -195,6 +195,14 @@ class Sampler:
                 weights.append(weight * shares[language] * len(part) / counts[language])
         return buckets, weights
 
+    @property
+    def steps_per_epoch(self) -> float:
+        """The mean number of steps that contain as many passages as there are."""
+        per_step = sum(
+            share * bucket.batch for share, bucket in zip(self._draws.shares, self._buckets, strict=True)
+        )
+        return float(sum(len(bucket.passages) for bucket in self._buckets) / per_step)
+
     def _shuffled_batches(self, number: int, epoch: int) -> list[list[NDArray[np.int64]]]:
         return list(self._batches(self._buckets[number], number, epoch))
 

@@ -22,7 +22,9 @@ from m3_connectors.encoder.weights import extremes
 from m3_connectors.errors import Diverged, InvalidInput, ModelFormat, NotFound, StorageFull, Unavailable
 from m3_connectors.files import replacing, sync_directory
 from m3_connectors.training.disk import naming_a_full_disk, sync
+from m3_connectors.training.heads import trim_head
 from m3_connectors.training.interchange import write_interchange_files
+from m3_connectors.training.lora import merged_state
 from m3_connectors.training.optimizer import RowAdamW
 from m3_connectors.training.tokenizer import FIRST_SPECIALS, save_tokenizer
 
@@ -41,9 +43,7 @@ def export_model(
     Raises:
         Diverged: A weight is not finite, also after conversion to the dtype; nothing is written.
     """
-    weights = {
-        name: value.detach().to("cpu", dtype).contiguous() for name, value in model.state_dict().items()
-    }
+    weights = {name: value.to("cpu", dtype).contiguous() for name, value in merged_state(model).items()}
     _check_finite(weights)
     folder.mkdir(parents=True, exist_ok=True)
     backbone = {name: value for name, value in weights.items() if not name.startswith(HEADS)}
@@ -88,6 +88,7 @@ def import_model(model: str | Path) -> Checkpoint:
                 f"{model}: tokenizer.json gives {token} the id {found}; XLM-RoBERTa and training use {wanted}.\n"
                 "  Start from a model whose first ids are <s> 0, <pad> 1, </s> 2 and <unk> 3."
             )
+    trim_head(checkpoint.model)
     checkpoint.model.train().requires_grad_(True)
     return checkpoint
 

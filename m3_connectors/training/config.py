@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import textwrap
+import typing
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -12,13 +14,16 @@ import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from m3_connectors.embeddings import COMPONENTS, Component
 from m3_connectors.errors import InvalidInput
 from m3_connectors.records import Key, read_raw_toml, read_settings
 from m3_connectors.training.batches import SHORTEST, LengthGroup
 from m3_connectors.training.dense_teacher import DenseTeacherSettings
+from m3_connectors.training.lora import LoraSettings
 from m3_connectors.training.losses import LossSettings
 from m3_connectors.training.monitor import EvaluationSettings
 from m3_connectors.training.optimizer import OptimizerSettings
+from m3_connectors.training.pairs import PairFiles
 from m3_connectors.training.ranges import (
     STRICT,
     NotNegative,
@@ -41,6 +46,8 @@ _EXAMPLES = {
     "run.device": 'device = "auto"  # or "cpu", "cuda", "cuda:1"',
     "data.groups": "groups = [{ longest = 64, batch = 256 }, { longest = 512, batch = 112 }]",
 }
+
+_SEE = "See docs/training.md."
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -86,7 +93,9 @@ class DataSettings:
 
     Attributes:
         folder: The folder of the JSONL files.
-        source_weights: The share of the steps, by source name or prefix.
+        files: Files and folders of pairs, instead of one folder.
+        source_weights: The share of the steps, by source name or prefix; without it, the number of pairs of each
+            source.
         groups: The length groups, shortest first.
         query_longest: The maximum number of tokens of a query.
         queries_per_passage: The maximum number of queries of a passage in a batch.
@@ -101,8 +110,9 @@ class DataSettings:
         segment_shuffle_above: The number of tokens above which a passage is long for this purpose.
     """
 
-    folder: str
-    source_weights: dict[str, NotNegative]
+    folder: str = ""
+    files: tuple[str, ...] = ()
+    source_weights: dict[str, NotNegative] = Field(default_factory=dict)
     groups: tuple[LengthGroup, ...] = (LengthGroup(64, 256), LengthGroup(512, 112), LengthGroup(2048, 16))
     query_longest: int = Field(default=64, ge=SHORTEST)
     queries_per_passage: int = Field(default=3, ge=1)
@@ -116,13 +126,26 @@ class DataSettings:
     segment_shuffle_above: int = Field(default=100, ge=SHORTEST)
 
     def __post_init__(self) -> None:
-        require_one_above_0("source_weights", self.source_weights.values())
+        if bool(self.folder) == bool(self.files):
+            raise InvalidInput(
+                f"folder is {self.folder!r}, and files are given too.\n  Write one of them."
+                if self.folder
+                else f"folder is {self.folder!r}.\n"
+                f"  Write it as in this example:\n{textwrap.indent(_EXAMPLES['data.folder'], '    ')}"
+            )
+        if self.source_weights:
+            require_one_above_0("source_weights", self.source_weights.values())
         longest = [group.longest for group in self.groups]
         if not longest or longest != sorted(set(longest)):
             raise InvalidInput(
                 f"groups have the lengths {longest}.\n"
                 "  Use at least one group, with increasing lengths, each once."
             )
+
+    @property
+    def paths(self) -> PairFiles:
+        """The folder, or the files."""
+        return tuple(map(Path, self.files)) if self.files else Path(self.folder)
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -167,6 +190,10 @@ class TrainingConfig:
         objective: The stage of the recipe; see ``training.stages``.
         start_from: The directory of a checkpoint to start from, or a hub name such as ``BAAI/bge-m3``; empty
             to train from scratch.
+        train: The heads that are trained; the others do not change. Without "dense", only the linear layers of
+            the named heads are trained: the dense vector is a state of the backbone.
+        lora: Train low-rank changes of the backbone's layers instead of the layers; None trains the layers.
+        colbert_dim: The width of the multi-vector head, at most that of the model; 0 keeps the width of the start.
         extend_positions: The number of positions that the start model gets if it has fewer; 0 keeps its own. See
             ``training.positions``.
         tokenizer: The tokenizer; used only when training from scratch.
@@ -191,6 +218,9 @@ class TrainingConfig:
     data: DataSettings
     objective: Literal["retromae", "distil", "unsupervised", "finetune"] = "finetune"
     start_from: str = ""
+    train: tuple[Component, ...] = COMPONENTS
+    lora: LoraSettings | None = None
+    colbert_dim: int = Field(default=0, ge=0)
     extend_positions: int = Field(default=0, ge=0)
     tokenizer: TokenizerSettings = Field(default_factory=TokenizerSettings)
     model: ModelSettings = Field(default_factory=ModelSettings)
@@ -205,6 +235,7 @@ class TrainingConfig:
     tune_importance: dict[str, Positive] = Field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self._check_train()
         if self.mining.every and self.loss.kd != "none":
             raise InvalidInput(
                 f"mining.every is {self.mining.every} and loss.kd is {self.loss.kd!r}, but negatives that are mined "
@@ -213,6 +244,29 @@ class TrainingConfig:
             )
         if not self.start_from:
             self.check_lengths(self.model.max_length)
+
+    def _check_train(self) -> None:
+        if not self.train or len(set(self.train)) < len(self.train):
+            raise InvalidInput(
+                f"train is {list(self.train)}.\n  Name each head that is trained once: {', '.join(COMPONENTS)}."
+            )
+        if self.colbert_dim == 1:
+            raise InvalidInput(
+                f"colbert_dim is {self.colbert_dim}: rows of one dimension are all 1 or -1.\n  Use 2 or more."
+            )
+        backbone = {
+            f"objective = {self.objective!r}": self.objective != "finetune",
+            "[lora]": self.lora is not None,
+            "loss.matryoshka": bool(self.loss.matryoshka),
+        }
+        needed = [(what, "dense") for what, used in backbone.items() if used]
+        needed += [("colbert_dim", "multivector")] if self.colbert_dim else []
+        for what, head in needed:
+            if head not in self.train:
+                raise InvalidInput(
+                    f"train is {list(self.train)}, but {what} trains {head}.\n"
+                    f"  Add {head!r} to train, or remove {what}."
+                )
 
     def check_lengths(self, max_length: int) -> None:
         """Check that the model has a position for every token of any batch.
@@ -291,7 +345,11 @@ def _resolved(config: TrainingConfig, folder: Path) -> TrainingConfig:
         config,
         output=str(folder / config.output),
         start_from=str(beside.resolve()) if config.start_from and beside.is_dir() else config.start_from,
-        data=dataclasses.replace(config.data, folder=str(folder / config.data.folder)),
+        data=dataclasses.replace(
+            config.data,
+            folder=str(folder / config.data.folder) if config.data.folder else "",
+            files=tuple(str(folder / file) for file in config.data.files),
+        ),
         dense_teacher=dataclasses.replace(
             config.dense_teacher,
             vectors=str(folder / config.dense_teacher.vectors) if config.dense_teacher.vectors else "",
@@ -304,14 +362,38 @@ def _resolved(config: TrainingConfig, folder: Path) -> TrainingConfig:
 
 
 def _remedy(key: Key) -> str:
-    """Return the next step for a wrong or missing key, with an example of the key or of its table, if there is one."""
+    """Return the next step for a wrong, missing or unknown key: the nearest known key, or an example."""
+    known = _settings(key[:-1])
+    if known and key and isinstance(key[-1], str) and key[-1] not in known:
+        return _nearest(key[-1], known)
     places = (".".join(part for part in key[:end] if isinstance(part, str)) for end in range(len(key), 0, -1))
     example = next((_EXAMPLES[place] for place in places if place in _EXAMPLES), None)
     if example is None:
-        table: Any = TrainingConfig
-        for name in key[:-1]:
-            table = getattr(table, "__pydantic_fields__", {}).get(name)
-            table = table and table.annotation
-        known = ", ".join(getattr(table, "__pydantic_fields__", ()))
-        return f"Correct it; the settings of this table are {known}." if known else "See docs/training.md."
+        return f"Correct it; the settings of this table are {', '.join(known)}." if known else _SEE
     return f"Write it as in this example:\n{textwrap.indent(example, '    ')}"
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    """Return the next step for an unknown key: the one that was meant, or the table to which it belongs."""
+    tables = {field: _settings((field,)) for field in _settings(())}
+    if homes := [f"[{table}]" for table, settings in tables.items() if name in settings]:
+        return f"Move it: {name} is a setting of {' and '.join(homes)}."
+    if near := difflib.get_close_matches(name, known, 1):
+        return f"Did you mean {near[0]}? The settings of this table are {', '.join(known)}."
+    everywhere = {setting: table for table, settings in tables.items() for setting in settings}
+    if near := difflib.get_close_matches(name, everywhere, 1, cutoff=0.8):
+        return f"Did you mean {near[0]}, a setting of [{everywhere[near[0]]}]?"
+    return f"Remove it; the settings of this table are {', '.join(known)}."
+
+
+def _settings(table: Key) -> list[str]:
+    """Return the names of the settings of a table; none if the place is not a table of settings."""
+    kind: Any = TrainingConfig
+    for name in table:
+        if isinstance(name, str):
+            field = getattr(kind, "__pydantic_fields__", {}).get(name)
+            kind = field and field.annotation
+            # A list of tables, or a table that may be missing.
+            kind = next((part for part in typing.get_args(kind) if dataclasses.is_dataclass(part)), kind)
+    names = list(getattr(kind, "__pydantic_fields__", ()))
+    return names if table or not names else [*names, "stages"]

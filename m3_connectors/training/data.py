@@ -25,7 +25,7 @@ from tokenizers import Tokenizer
 
 from m3_connectors.files import replacing
 from m3_connectors.training.dense_teacher import text_key
-from m3_connectors.training.pairs import fingerprint_files, read_lines
+from m3_connectors.training.pairs import PairFiles, fingerprint_files, read_lines
 
 _log = logging.getLogger(__name__)
 
@@ -103,6 +103,12 @@ class PairStore:
         return self.tokens[self.offsets[number] : self.offsets[number + 1]]
 
     @property
+    def pairs_by_source(self) -> dict[str, int]:
+        """The number of pairs for training of each source."""
+        counts = np.bincount(self.source[~np.asarray(self.held_out)], minlength=len(self.sources))
+        return dict(zip(self.sources, counts.tolist(), strict=True))
+
+    @property
     def lengths(self) -> NDArray[np.int64]:
         """The number of tokens of each text, without special tokens."""
         return np.diff(self.offsets)
@@ -131,7 +137,7 @@ _BROKEN_NAMED = 10
 
 
 def open_pairs(
-    folder: Path,
+    folder: PairFiles,
     tokenizer: Tokenizer,
     cache: Path,
     *,
@@ -142,7 +148,7 @@ def open_pairs(
     """Open a folder of pairs with its token cache, which is created by the first call.
 
     Args:
-        folder: The folder of the JSONL files.
+        folder: The folder of the JSONL files, or files and folders.
         tokenizer: The tokenizer of the model.
         cache: The folder of the cache; it is rebuilt if the files, the tokenizer or a setting has changed.
         longest: Texts are truncated to this many tokens.
@@ -195,7 +201,7 @@ def _open(cache: Path, fingerprint: str) -> PairStore | None:
 
 
 def _build(
-    folder: Path,
+    folder: PairFiles,
     tokenizer: Tokenizer,
     cache: Path,
     fingerprint: str,

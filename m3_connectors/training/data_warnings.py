@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 
 from m3_connectors.training.data import PairStore
-from m3_connectors.training.pairs import other_files
+from m3_connectors.training.pairs import PairFiles, other_files, shown_paths
 
 _NAMED = 10
 """Names that one message lists."""
 
 
-def data_warnings(data: Path, store: PairStore) -> Iterator[str]:
+def data_warnings(data: PairFiles, store: PairStore) -> Iterator[str]:
     """Yield a message for each kind of file, line, key, pair or text that is not used, cut or without effect."""
     unread = other_files(data)
     if unread:
-        yield (f"{data}: only .jsonl and .jsonl.gz files are read, not {_listed(unread)}.")
+        yield (f"{shown_paths(data)}: only .jsonl and .jsonl.gz files are read, not {_listed(unread)}.")
     if store.broken_lines:
         first, _, remedy = store.broken[0].partition("\n")
         others = [message.split("\n")[0] for message in store.broken[1:]]

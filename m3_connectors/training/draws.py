@@ -23,10 +23,13 @@ class Draws(Generic[T]):
         weights: The share of the steps of each bucket, at least one.
         epoch: ``(bucket, epoch) -> batches``: a shuffled epoch of a bucket, at least one batch.
         seed: The seed of the choice of the buckets.
+
+    Attributes:
+        shares: The share of the steps of each bucket.
     """
 
     def __init__(self, weights: Sequence[float], epoch: Callable[[int, int], list[T]], seed: int) -> None:
-        self._shares: NDArray[np.float64] = np.array(weights) / sum(weights)
+        self.shares: NDArray[np.float64] = np.array(weights) / sum(weights)
         self._epoch = lru_cache(maxsize=256)(epoch)
         self._seed = seed
         self._choices = np.zeros(0, np.int64)
@@ -36,7 +39,7 @@ class Draws(Generic[T]):
         while step >= len(self._choices):
             block = len(self._choices) // _BLOCK
             drawn = np.random.default_rng([self._seed, 1, block]).choice(
-                len(self._shares), _BLOCK, p=self._shares
+                len(self.shares), _BLOCK, p=self.shares
             )
             self._choices = np.concatenate([self._choices, drawn])
         bucket = int(self._choices[step])

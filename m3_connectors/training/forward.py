@@ -28,6 +28,9 @@ WORDS, POSITIONS = "embeddings.word_embeddings.weight", "embeddings.position_emb
 TABLES = (WORDS, POSITIONS)
 """The parameters of which a batch uses few rows."""
 
+BACKBONE = ("embeddings.", "encoder.")
+"""The beginnings of the names of the backbone's parameters."""
+
 _UNWEIGHTED_IDS = torch.tensor([FIRST_SPECIALS.index(token) for token in UNWEIGHTED_TOKENS])
 
 
@@ -42,7 +45,8 @@ class TouchedRows:
 def touch(table: Tensor, ids: Tensor) -> tuple[TouchedRows, Tensor]:
     """Copy the rows ``ids`` from a table.
 
-    Rows 0 to 3 are always included, so that the padding row keeps its number.
+    Rows 0 to 3 are always included, so that the padding row keeps its number. The rows of a frozen table
+    accumulate no gradient.
 
     Returns:
         The rows, and ``ids`` renumbered accordingly.
@@ -50,7 +54,7 @@ def touch(table: Tensor, ids: Tensor) -> tuple[TouchedRows, Tensor]:
     numbers, inverse = torch.unique(
         torch.cat([torch.arange(FIRST_PIECE, device=ids.device), ids]), return_inverse=True
     )
-    values = table.detach()[numbers].requires_grad_()
+    values = table.detach()[numbers].requires_grad_(table.requires_grad)
     return TouchedRows(numbers, values), inverse[FIRST_PIECE:]
 
 
@@ -212,14 +216,16 @@ class TrainingEncoder:
         # A rank without a text computes the first one and keeps no row of it: it takes part in all sums.
         own = range(text, text + len(shares[self.ranks.rank])) or range(1)
         parts = self.sub_batches(lengths[own.start : own.stop])
+        # A frozen backbone stores no states for the backward pass, so there is nothing to compute again.
+        at_once = len(parts) == 1 or not any(
+            value.requires_grad for name, value in parameters.items() if name.startswith(BACKBONE)
+        )
         outputs, text, done = [], own.start, sum(lengths[: own.start])
         for count in parts:
             here = lengths[text : text + count]
             span = slice(done, done + sum(here))
             part = (local_ids[span], local_positions[span] - first, here)
-            outputs.append(
-                states(*part) if len(parts) == 1 else checkpoint(states, *part, use_reentrant=False)
-            )
+            outputs.append(states(*part) if at_once else checkpoint(states, *part, use_reentrant=False))
             text, done = text + count, span.stop
         joined = [torch.cat(pieces) for pieces in zip(*outputs, strict=True)]
         del outputs

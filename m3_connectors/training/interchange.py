@@ -8,6 +8,7 @@ the state of ``<s>``.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,12 @@ def write_interchange_files(folder: Path, config: ModelConfig) -> None:
             "pooling_mode_mean_tokens": False,
         },
     )
+
+
+def write_dense_widths(folder: Path, widths: Sequence[int]) -> None:
+    """Add to ``config.json`` at which first dimensions the dense vector was trained; other libraries ignore it."""
+    path = folder / "config.json"
+    _write(path, json.loads(path.read_text(encoding="utf-8")) | {"matryoshka_dims": list(widths)})
 
 
 def _write(path: Path, content: Any) -> None:

@@ -6,9 +6,9 @@ are its negatives. Several queries may share a passage, which is then encoded on
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pydantic.dataclasses
 import torch
@@ -31,6 +31,8 @@ class LossSettings:
         lambdas: The weights of L_dense, L_lex and L_mul, and of their distilled counterparts.
         mask_lexical_across_languages: Whether to exclude pairs of two languages from L_lex and L'_lex: they
             share few tokens, so their loss cannot decrease and only disturbs the weights.
+        matryoshka: Widths of the dense vector: L_dense and L'_dense are means over its first so many dimensions,
+            normalised again, and the whole vector, so that a store can keep the first dimensions only.
         kd: How the teacher's scores of the data (``pos_scores``, ``neg_scores``) are used, by the names of
             FlagEmbedding's ``kd_loss_type``: ``m3_kd`` (its ``m3_kd_loss``), ``kl`` (its ``kl_div``), or ``none``.
             See ``training.distillation``.
@@ -44,12 +46,15 @@ class LossSettings:
     inter_weights: tuple[NotNegative, NotNegative, NotNegative] = (1.0, 0.3, 1.0)
     lambdas: tuple[NotNegative, NotNegative, NotNegative] = (1.0, 0.1, 1.0)
     mask_lexical_across_languages: bool = True
+    matryoshka: tuple[Annotated[int, Field(ge=2)], ...] = ()
     kd: Literal["none", "m3_kd", "kl"] = "none"
     kd_weight: NotNegative = 1.0
     kd_temperature: Positive = 1.0
 
     def __post_init__(self) -> None:
         require_one_above_0("inter_weights", self.inter_weights)
+        if list(self.matryoshka) != sorted(set(self.matryoshka)):
+            raise InvalidInput(f"matryoshka is {list(self.matryoshka)}.\n  Use increasing widths, each once.")
         if self.kd == "m3_kd" and self.kd_weight > 1:
             raise InvalidInput(
                 f"kd_weight is {self.kd_weight}, but m3_kd replaces a share of the loss.\n"
@@ -85,18 +90,29 @@ class Scores:
     dense: Tensor
     lexical: Tensor
     multivector: Tensor
+    prefixes: tuple[Tensor, ...] = ()
+    """The dense scores by the first dimensions only; see ``LossSettings.matryoshka``."""
 
     def inter(self, weights: tuple[float, float, float]) -> Tensor:
         """Return ``s_inter``, the weighted sum."""
         return weights[0] * self.dense + weights[1] * self.lexical + weights[2] * self.multivector
 
 
-def score_all(queries: Representations, passages: Representations) -> Scores:
-    """Return the scores of every query with every passage (section 3.2)."""
+def score_all(queries: Representations, passages: Representations, widths: Sequence[int] = ()) -> Scores:
+    """Return the scores of every query with every passage (section 3.2), and dense ones by their first dimensions."""
     return Scores(
         dense=queries.dense.float() @ passages.dense.float().T,
+        prefixes=prefix_scores(queries.dense, passages.dense, widths),
         lexical=lexical_scores(queries, passages),
         multivector=late_interaction(queries.rows, queries.row_counts, passages.rows, passages.row_counts),
+    )
+
+
+def prefix_scores(queries: Tensor, passages: Tensor, widths: Sequence[int]) -> tuple[Tensor, ...]:
+    """Return the dense scores by the first dimensions, which are normalised again, for each width."""
+    return tuple(
+        F.normalize(queries[:, :width].float(), dim=1) @ F.normalize(passages[:, :width].float(), dim=1).T
+        for width in widths
     )
 
 
@@ -294,19 +310,33 @@ def objective(
             temperature=settings.kd_temperature,
         )
     lexical_rows = ~cross_lingual if settings.mask_lexical_across_languages else None
-    views = ((scores.dense, None), (scores.lexical, lexical_rows), (scores.multivector, None))
-    parts = [contrastive(score, targets, tau, rows, ignored, teaching) for score, rows in views]
+    views = (
+        ((scores.dense, *scores.prefixes), None),
+        ((scores.lexical,), lexical_rows),
+        ((scores.multivector,), None),
+    )
+    parts = [
+        mean_of(contrastive(score, targets, tau, rows, ignored, teaching) for score in view)
+        for view, rows in views
+    ]
     loss_inter = contrastive(inter, targets, tau, None, ignored, teaching)
     loss = (_weighted(settings.lambdas, parts) + loss_inter) / 4
     log = dict(zip(("dense", "lex", "mul"), (part.item() for part in parts), strict=True))
     log["inter"] = loss_inter.item()
     if self_distillation:
         teacher = F.softmax(without(inter.detach() / tau, ignored), 1)
-        students = [distilled(score, teacher, tau, rows, ignored) for score, rows in views]
+        students = [
+            mean_of(distilled(score, teacher, tau, rows, ignored) for score in view) for view, rows in views
+        ]
         loss_distilled = _weighted(settings.lambdas, students) / 3
         loss = (loss + loss_distilled) / 2
         log["distilled"] = loss_distilled.item()
     return loss, log
+
+
+def mean_of(losses: Iterable[Tensor]) -> Tensor:
+    """Return the mean of scalar losses."""
+    return torch.stack(list(losses)).mean()
 
 
 def _weighted(weights: Sequence[float], parts: Sequence[Tensor]) -> Tensor:

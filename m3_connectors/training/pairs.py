@@ -22,6 +22,9 @@ from m3_connectors.json_lines import Decoder, NotARecord, numbered_lines
 UNDETERMINED = "und"
 """The language of texts without a language (ISO 639-2)."""
 
+PairFiles = Path | tuple[Path, ...]
+"""A folder of pairs, or files and folders."""
+
 _ENDINGS = (".jsonl", ".jsonl.gz")
 _KEYS = ("query", "positive", "lang_q", "lang_p")
 _TEXT_KEYS = ("text", "lang")
@@ -77,13 +80,13 @@ class Line:
     broken: str = ""
 
 
-def read_pairs(folder: Path) -> Iterator[Pair]:
+def read_pairs(folder: PairFiles) -> Iterator[Pair]:
     """Yield the pairs of ``read_lines``."""
     for line in read_lines(folder):
         yield from line.pairs
 
 
-def read_lines(folder: Path) -> Iterator[Line]:
+def read_lines(folder: PairFiles) -> Iterator[Line]:
     """Read every ``*.jsonl`` and ``*.jsonl.gz`` file of a folder, in the order of their names.
 
     Endings may be in capital letters. A line that is not a pair, or that is not UTF-8, is yielded as broken.
@@ -95,7 +98,8 @@ def read_lines(folder: Path) -> Iterator[Line]:
     files = _files(folder)
     if not files:
         raise InvalidInput(
-            f"{folder} contains no *.jsonl or *.jsonl.gz file.\n  Use a folder of training pairs.\n{_FORMS}"
+            f"{shown_paths(folder)} contains no *.jsonl or *.jsonl.gz file.\n"
+            f"  Use a folder of training pairs.\n{_FORMS}"
         )
     decoder = Decoder()
     good = bad = 0
@@ -116,7 +120,7 @@ def read_lines(folder: Path) -> Iterator[Line]:
         bad += len(undecodable)
     if not good + bad:
         raise InvalidInput(
-            f"{folder} has only empty files: {', '.join(file.name for file in files)}.\n"
+            f"{shown_paths(folder)} has only empty files: {', '.join(file.name for file in files)}.\n"
             f"  Use a folder of training pairs.\n{_FORMS}"
         )
     if not good or bad > max(ALWAYS_SKIPPED, SKIPPED_SHARE * (good + bad)):
@@ -136,7 +140,7 @@ def _read(source: str, text: str, where: str, decoder: Decoder) -> Line:
         return Line((), broken=str(error))
 
 
-def fingerprint_files(folder: Path) -> dict[str, str]:
+def fingerprint_files(folder: PairFiles) -> dict[str, str]:
     """Return the SHA-256 (hex) of every file that ``read_pairs`` reads, by name without the folder."""
     prints = {}
     for file in _files(folder):
@@ -145,20 +149,50 @@ def fingerprint_files(folder: Path) -> dict[str, str]:
     return prints
 
 
-def other_files(folder: Path) -> list[str]:
+def other_files(folder: PairFiles) -> list[str]:
     """Names of the files and folders that ``read_pairs`` does not read; hidden ones are left out."""
     read = set(_files(folder))
     return sorted(
-        path.name for path in folder.iterdir() if path not in read and not path.name.startswith(".")
+        path.name
+        for one in _paths(folder)
+        if one.is_dir()
+        for path in one.iterdir()
+        if path not in read and not path.name.startswith(".")
     )
 
 
-def _files(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    return sorted(
-        path for path in folder.iterdir() if path.name.lower().endswith(_ENDINGS) and path.is_file()
-    )
+def shown_paths(folder: PairFiles) -> str:
+    """Return the paths for a message."""
+    return ", ".join(map(str, _paths(folder)))
+
+
+def _paths(folder: PairFiles) -> tuple[Path, ...]:
+    return (folder,) if isinstance(folder, Path) else folder
+
+
+def _files(folder: PairFiles) -> list[Path]:
+    found: dict[str, Path] = {}
+    for one in _paths(folder):
+        for file in _files_at(one):
+            other = found.setdefault(file.name, file)
+            if not other.samefile(file):
+                raise InvalidInput(
+                    f"{other} and {file} have the same name, and a source is known by the name of its file.\n"
+                    "  Rename one of them."
+                )
+    return [found[name] for name in sorted(found)]
+
+
+def _files_at(path: Path) -> list[Path]:
+    if path.is_dir():
+        return [file for file in path.iterdir() if file.name.lower().endswith(_ENDINGS) and file.is_file()]
+    if not path.exists():
+        raise InvalidInput(f"{path} does not exist.\n  Use JSON Lines files of pairs, or a folder of them.")
+    if not path.name.lower().endswith(_ENDINGS):
+        raise InvalidInput(
+            f"{path} does not end in {' or '.join(_ENDINGS)}.\n  Use JSON Lines files of pairs, or a folder of them."
+        )
+    return [path]
 
 
 def _parse(source: str, raw: dict[str, Any], where: str) -> Line:

@@ -26,6 +26,7 @@ from m3_connectors.training.data import HardNegatives, PairStore
 from m3_connectors.training.dense_teacher import text_key
 from m3_connectors.training.mining import MiningSettings
 from m3_connectors.training.mining_files import mine_files
+from m3_connectors.training.pairs import PairFiles
 from m3_connectors.training.ranges import STRICT
 from m3_connectors.training.validate import encode
 
@@ -91,20 +92,26 @@ class CurrentWeights:
 
 
 def refresh(
-    encoder: CurrentWeights, pairs: Path, target: Path, settings: RefreshSettings, store: PairStore
+    encoder: CurrentWeights, pairs: PairFiles, target: Path, settings: RefreshSettings, store: PairStore
 ) -> HardNegatives:
     """Mine the negatives of all pairs with the current weights, or read those that were mined before.
 
     Args:
         encoder: The model.
-        pairs: The folder of the pairs.
+        pairs: The folder of the pairs, or files and folders.
         target: The file of this search; it is read if it is whole.
         settings: How negatives are chosen.
         store: The same pairs, tokenised.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     mining = {field.name: getattr(settings, field.name) for field in dataclasses.fields(MiningSettings)}
-    mine_files(encoder, [pairs], target, MiningSettings(**mining), keep_all=True)
+    mine_files(
+        encoder,
+        [pairs] if isinstance(pairs, Path) else pairs,
+        target,
+        MiningSettings(**mining),
+        keep_all=True,
+    )
     return read_mined(target, store)
 
 

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -17,12 +18,20 @@ import torch
 from m3_connectors.errors import InvalidInput
 from m3_connectors.files import replacing
 from m3_connectors.methods import load_weights
+from m3_connectors.training.card import CARD, card, write_card
 from m3_connectors.training.config import TrainingConfig, load_stages
 from m3_connectors.training.disk import naming_a_full_disk
 from m3_connectors.training.event_log import EventLog
+from m3_connectors.training.fine_tuning import DEFAULTS, FineTuning, fine_tuning
+from m3_connectors.training.pairs import PairFiles
+from m3_connectors.training.plan import StagePlan, plan_stages
 from m3_connectors.training.ranks import Ranks
+from m3_connectors.training.settings_file import to_toml
 from m3_connectors.training.statistics import group_statistics
 from m3_connectors.training.trainer import Report, Trainer
+
+CONFIGURATION = "training.toml"
+"""The configuration that is kept with the model."""
 
 THINNED = 10
 """The log that is kept with the model has every step whose number is a multiple of this."""
@@ -91,10 +100,10 @@ class RunLog:
 def train(
     config: Path,
     *,
-    data: Path | None = None,
+    data: PairFiles | None = None,
     output: Path | None = None,
     work: Path | None = None,
-    report: Callable[[dict[str, Any]], None] = lambda record: None,
+    report: Report = lambda record: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, tuple[float, float, float]]:
     """Train with a configuration, resume if an earlier call stopped, and write the model.
@@ -104,7 +113,7 @@ def train(
 
     Args:
         config: The TOML file; its relative paths are relative to its folder.
-        data: The folder of pairs; replaces the one in the configuration.
+        data: The folder of pairs, or files and folders; replaces the one in the configuration.
         output: The directory of the model; replaces the one in the configuration.
         work: The folder of the token cache and the state; by default ``work-NAME`` in the current directory.
         report: Called with every record of the log.
@@ -121,50 +130,149 @@ def train(
         StorageFull: The disk is full; the last saved state is kept.
         AnotherRankFailed: Another process of the run failed, and raised its reason.
     """
+    stages = load_stages(config)
+    output = output or Path(stages[0].output)
+
+    def write_configuration() -> None:
+        kept = output / CONFIGURATION
+        if config.resolve() != kept.resolve():
+            shutil.copyfile(config, kept)
+
+    work = work or Path(f"work-{config.stem}")
+    return _run(lambda: stages, data, output, work, report, stop, lambda stages: write_configuration())
+
+
+def fine_tune(
+    model: str,
+    data: tuple[Path, ...],
+    output: Path,
+    *,
+    wanted: FineTuning = DEFAULTS,
+    work: Path | None = None,
+    report: Report = lambda record: None,
+    stop: Callable[[], bool] = lambda: False,
+) -> dict[str, tuple[float, float, float]]:
+    """Fine-tune a model on pairs with the default settings, and write the configuration with the model.
+
+    Args:
+        model: A directory, or a hub name such as ``BAAI/bge-m3``.
+        data: Files and folders of pairs.
+        output: The directory of the model that is written.
+        wanted: What differs from the defaults.
+        work: As in ``train``; by default ``work-NAME`` in the current directory, for the name of the output.
+        report: As in ``train``.
+        stop: As in ``train``.
+
+    Returns:
+        The weights of the fused methods that were written with the model, by method.
+
+    Raises:
+        InvalidInput, Diverged, KeyboardInterrupt: As in ``train``.
+    """
+    folder = work or work_folder(output)
+
+    def stages() -> list[TrainingConfig]:
+        return [fine_tuning(model, data, output, folder / "tokens", wanted)]
+
+    def write_configuration(stages: list[TrainingConfig]) -> None:
+        (output / CONFIGURATION).write_text(configuration(stages[0], output), encoding="utf-8")
+
+    return _run(stages, None, output, folder, report, stop, write_configuration)
+
+
+def plan(
+    config: Path, *, data: PairFiles | None = None, report: Report = lambda record: None
+) -> list[StagePlan]:
+    """Return what ``train`` would do; nothing is written outside a temporary folder, which is removed.
+
+    Raises:
+        InvalidInput: The run would be refused.
+    """
+    return plan_stages(load_stages(config), data, report)
+
+
+def plan_fine_tune(
+    model: str,
+    data: tuple[Path, ...],
+    output: Path,
+    *,
+    wanted: FineTuning = DEFAULTS,
+    report: Report = lambda record: None,
+) -> list[StagePlan]:
+    """Return what ``fine_tune`` would do; see ``plan``."""
+    with tempfile.TemporaryDirectory(prefix="m3-train-") as cache:
+        config = fine_tuning(model, data, output, Path(cache), wanted)
+    return plan_stages([config], None, report)
+
+
+def work_folder(output: Path) -> Path:
+    """Return the working folder of a fine-tune that is written to ``output``, unless another one is given."""
+    return Path(f"work-{output.resolve().name}")
+
+
+def configuration(config: TrainingConfig, folder: Path) -> str:
+    """Return a configuration of a fine-tune as TOML, with paths relative to the folder that will contain it."""
+
+    def beside(path: str) -> str:
+        return Path(os.path.relpath(Path(path).resolve(), folder.resolve())).as_posix()
+
+    settings = dataclasses.asdict(config)
+    for unused in ("tokenizer", "model", "start"):
+        del settings[unused]
+    settings["output"] = beside(config.output)
+    if Path(config.start_from).is_dir():
+        settings["start_from"] = beside(config.start_from)
+    settings["data"]["files"] = [beside(file) for file in config.data.files]
+    del settings["data"]["folder"]
+    return to_toml(settings)
+
+
+def _run(
+    make_stages: Callable[[], list[TrainingConfig]],
+    data: PairFiles | None,
+    output: Path,
+    work: Path,
+    report: Report,
+    stop: Callable[[], bool],
+    write_configuration: Callable[[list[TrainingConfig]], None],
+) -> dict[str, tuple[float, float, float]]:
+    """Train the stages as this rank of the run, and write the model as rank 0."""
+    _check_writable(output)
     again = "Free space there and run the same command: it continues from the last saved state."
-    written = work or Path(f"work-{config.stem}")
-    with Ranks.from_environment() as ranks, naming_a_full_disk(written, again):
-        return _train(ranks, config, data, output, work, report if ranks.is_first else _ignored, stop)
+    with Ranks.from_environment() as ranks, naming_a_full_disk(work, again):
+        if not ranks.is_first:
+            report = _ignored
+        with ranks.first():
+            stages = make_stages()
+        previous: Path | None = None
+        for number, settings in enumerate(stages[:-1], 1):
+            report({"event": "stage", "number": number, "objective": settings.objective})
+            previous = _middle_stage(
+                _from(settings, previous), data, work / f"{number}-{settings.objective}", report, stop, ranks
+            )
+        last = _from(stages[-1], previous)
+        if len(stages) > 1:
+            report({"event": "stage", "number": len(stages), "objective": last.objective})
+            work = work / f"{len(stages)}-{last.objective}"
+        with _log(work, ranks) as log:
+            trainer = _trained(last, data, work, log, report, stop, ranks)
+            with ranks.first():
+                if not ranks.is_first:
+                    return _written_weights(output)
+                weights = trainer.finish(output)
+                log.save_thinned(output / "training_log.jsonl")
+                text = card(output.resolve().name, stages, trainer.store, log.records(), weights)
+                if (path := write_card(output, text)).name != CARD:
+                    message = (
+                        f"{output / CARD} was not written by m3 train; the card of this run is in {path}."
+                    )
+                    report({"event": "warning", "message": message})
+                write_configuration(stages)
+    return weights
 
 
 def _ignored(record: dict[str, Any]) -> None:
     """Report nothing: rank 0 does."""
-
-
-def _train(
-    ranks: Ranks,
-    config: Path,
-    data: Path | None,
-    output: Path | None,
-    work: Path | None,
-    report: Report,
-    stop: Callable[[], bool],
-) -> dict[str, tuple[float, float, float]]:
-    stages = load_stages(config)
-    work = work or Path(f"work-{config.stem}")
-    output = output or Path(stages[0].output)
-    _check_writable(output)
-    previous: Path | None = None
-    for number, settings in enumerate(stages[:-1], 1):
-        report({"event": "stage", "number": number, "objective": settings.objective})
-        previous = _middle_stage(
-            _from(settings, previous), data, work / f"{number}-{settings.objective}", report, stop, ranks
-        )
-    last = _from(stages[-1], previous)
-    if len(stages) > 1:
-        report({"event": "stage", "number": len(stages), "objective": last.objective})
-        work = work / f"{len(stages)}-{last.objective}"
-    with _log(work, ranks) as log:
-        trainer = _trained(last, data, work, log, report, stop, ranks)
-        with ranks.first():
-            if not ranks.is_first:
-                return _written_weights(output)
-            weights = trainer.finish(output)
-            log.save_thinned(output / "training_log.jsonl")
-            kept = output / "training.toml"
-            if config.resolve() != kept.resolve():
-                shutil.copyfile(config, kept)
-    return weights
 
 
 def _written_weights(output: Path) -> dict[str, tuple[float, float, float]]:
@@ -183,7 +291,7 @@ def _from(settings: TrainingConfig, previous: Path | None) -> TrainingConfig:
 
 def _middle_stage(
     settings: TrainingConfig,
-    data: Path | None,
+    data: PairFiles | None,
     work: Path,
     report: Report,
     stop: Callable[[], bool],
@@ -206,7 +314,7 @@ def _middle_stage(
 
 def _trained(
     settings: TrainingConfig,
-    data: Path | None,
+    data: PairFiles | None,
     work: Path,
     log: RunLog,
     report: Report,
@@ -223,8 +331,9 @@ def _trained(
             events.write(record)
         report(record)
 
-    trainer = Trainer(settings, data or Path(settings.data.folder), work, everywhere, ranks)
+    trainer = Trainer(settings, data or settings.data.paths, work, everywhere, ranks)
     log.rewind(trainer.progress.step)
+    trainer.measure_start()
     with contextlib.ExitStack() as open_files:
         if settings.run.tensorboard and ranks.is_first:
             events = open_files.enter_context(EventLog(work / "tensorboard", trainer.progress.step))
@@ -242,5 +351,5 @@ def _check_writable(output: Path) -> None:
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
         raise InvalidInput(
             f"output is {output}, but {nearest} is not {'writable' if nearest.is_dir() else 'a folder'}.\n"
-            "  Set another folder with --output DIR, or in the configuration."
+            "  Set another folder with --out DIR, or in the configuration."
         )

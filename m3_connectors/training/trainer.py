@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +39,10 @@ from m3_connectors.training.data import open_pairs
 from m3_connectors.training.data_warnings import data_warnings
 from m3_connectors.training.dense_teacher import TeacherVectors
 from m3_connectors.training.forward import TrainingEncoder
+from m3_connectors.training.interchange import write_dense_widths
 from m3_connectors.training.monitor import Best, BestModel, FolderTexts, evaluate
 from m3_connectors.training.optimizer import RowAdamW
-from m3_connectors.training.pairs import fingerprint_files, read_pairs
+from m3_connectors.training.pairs import PairFiles, fingerprint_files, read_pairs
 from m3_connectors.training.positions import extend_positions
 from m3_connectors.training.ranks import ALONE, Ranks
 from m3_connectors.training.refresh import CurrentWeights, refresh
@@ -49,6 +50,7 @@ from m3_connectors.training.stages import STAGES, Outcome, StageInputs
 from m3_connectors.training.stages.pairs import PairStage
 from m3_connectors.training.start import RESERVED, build_start, fit_sparse_head
 from m3_connectors.training.tokenizer import sample_texts, save_tokenizer, train_tokenizer
+from m3_connectors.training.trained import prepare_model
 from m3_connectors.training.validate import (
     FEWEST_QUERIES,
     Task,
@@ -69,7 +71,7 @@ class Trainer:
 
     Args:
         config: The configuration of the run.
-        data: The folder of pairs.
+        data: The folder of pairs, or files and folders.
         work: The working folder: token cache, tokenizer, initial model, state and log. A run in it is
             resumed.
         report: Called with every record of the log.
@@ -82,7 +84,7 @@ class Trainer:
     def __init__(
         self,
         config: TrainingConfig,
-        data: Path,
+        data: PairFiles,
         work: Path,
         report: Report = lambda record: None,
         ranks: Ranks = ALONE,
@@ -112,7 +114,8 @@ class Trainer:
         if self.stage.extra:
             self.stage.extra.to(device)
         self._trained = TrainedParts(self.model, self.stage.extra)
-        self.optimizer = RowAdamW(self._trained.parameters, config.optimizer)
+        trainable = {name: value for name, value in self._trained.parameters.items() if value.requires_grad}
+        self.optimizer = RowAdamW(trainable, config.optimizer)
         with ranks.first():
             self.progress = load_state(work, self._trained, self.optimizer)
         self._check_shared_folder()
@@ -126,6 +129,11 @@ class Trainer:
         """Open the pairs, the tokenizer and the initial model; the files that are missing are made."""
         config, data, work = self._config, self._data, self._work
         start = import_model(config.start_from) if config.start_from else None
+        if config.lora and not start:
+            raise InvalidInput(
+                f"[lora] changes a trained model, but start_from is {config.start_from!r}.\n"
+                "  Set start_from to a directory or a hub name, or remove [lora]."
+            )
         if config.extend_positions:
             if not start:
                 raise InvalidInput(
@@ -145,7 +153,7 @@ class Trainer:
         # Everything that a step depends on; paths and the frequency of checkpoints are not part of it.
         settings = dataclasses.asdict(config) | {"output": ""}
         settings["start_from"] = start.info.weights_fingerprint if start else ""
-        settings["data"] |= {"folder": ""}
+        settings["data"] |= {"folder": "", "files": ()}
         settings["evaluation"] |= {"folder": ""}
         settings["run"] |= {"save_every": 0, "threads": 0, "tensorboard": False, "device": ""}
         parts = {"settings": settings, "pairs": fingerprint_files(data)}
@@ -171,6 +179,7 @@ class Trainer:
         self.model = start.model if start else self._scratch()
         if start and config.start.fit_sparse_head and not is_saved(work):
             fit_sparse_head(self.model, self.store, config.start)
+        prepare_model(self.model, config, self.store)
 
     def _check_shared_folder(self) -> None:
         """Check that every rank sees the working folder of rank 0."""
@@ -180,6 +189,11 @@ class Trainer:
                 f"process {self._ranks.rank} finds step {self.progress.step} in {self._work}, process 0 step {step}.\n"
                 "  Set --work to a folder that all machines share."
             )
+
+    @property
+    def tasks(self) -> Sequence[Task]:
+        """The tasks of held-out pairs on which the weights of the fused methods are tuned."""
+        return self._tasks
 
     def _phase(self, phase: str) -> None:
         self._report({"event": "phase", "phase": phase})
@@ -408,6 +422,13 @@ class Trainer:
             passage_longest=self.model.config.max_length,
         )
 
+    def measure_start(self) -> None:
+        """Report how the model that the run starts from does on the tasks, if there are any."""
+        if self._tasks and self._config.start_from and not self.progress.step:
+            self._phase("measuring the start")
+            table = self.validation().methods(self._weights["dense_sparse"], self._weights["all"])
+            self._report({"event": "validation", "when": "start", "ndcg_at_10": table})
+
     def finish(
         self, output: Path, dtype: torch.dtype = torch.float16
     ) -> dict[str, tuple[float, float, float]]:
@@ -429,21 +450,23 @@ class Trainer:
             self._best.load(best, self._trained)
             self._report({"event": "best", "after": best.step, "method": best.method, "value": best.value})
         export_model(self.model, self.tokenizer, output, dtype)
+        if widths := self._config.loss.matryoshka:
+            write_dense_widths(output, [*widths, self.model.config.hidden_size])
         weights = dict(self._weights)
         if self._config.tune_importance:
             self._phase("tuning the weights of the fused methods")
             validation = self.validation()
             weights |= validation.tune(self._config.tune_importance)
             table = validation.methods(weights["dense_sparse"], weights["all"])
-            self._report({"event": "validation", "ndcg_at_10": table})
+            self._report({"event": "validation", "when": "end", "ndcg_at_10": table})
         save_weights(
             output / "weights.json", {method: Weights(*values) for method, values in weights.items()}
         )
         return weights
 
 
-def learn_tokenizer(data: Path, settings: TokenizerSettings) -> Tokenizer:
-    """Train a tokenizer on the distinct texts of a folder of pairs."""
+def learn_tokenizer(data: PairFiles, settings: TokenizerSettings) -> Tokenizer:
+    """Train a tokenizer on the distinct texts of pairs."""
     texts: dict[str, set[str]] = {}
     for pair in read_pairs(data):
         texts.setdefault(pair.lang_q, set()).add(pair.query)

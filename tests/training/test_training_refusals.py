@@ -115,7 +115,8 @@ def test_a_setting_out_of_its_range_is_refused_before_anything_is_read(
         ('output = "m"', "    [data]\n    folder"),
         ('output = "m"\ndata = "pairs"', "    [data]\n    folder"),
         ('output = "m"\n[data]\nsource_weights = { qa = 1.0 }', '    folder = "pairs"'),
-        ('output = "m"\n[data]\nfolder = "pairs"', "    source_weights = {"),
+        ('output = "m"\n[data]\nfolder = "pairs"\nsource_weights = 1', "    source_weights = {"),
+        ('output = "m"\n[data]\nquery_longest = 64', '    folder = "pairs"'),
         (
             'output = "m"\n[data]\nfolder = "p"\nsource_weights = { qa = 1.0 }\ngroups = [{ batch = 8 }]',
             "    groups = [{ longest = 64",

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from m3_connectors.embeddings import COMPONENTS
 from m3_connectors.errors import InvalidInput
 from m3_connectors.training.dense_teacher import TeacherVectors
 from m3_connectors.training.forward import split
@@ -20,12 +23,19 @@ from m3_connectors.training.watch import measures
 class Finetune(PairStage):
     """L until ``run.distil_from``, then L_final; with a dense teacher, also the distance to its vectors.
 
+    The losses of heads that are not trained are left out.
+
     Raises:
         InvalidInput: ``loss.kd`` needs the teacher's scores, and the pairs have none.
     """
 
     def __init__(self, inputs: StageInputs) -> None:
         super().__init__(inputs)
+        loss, trained = self._config.loss, self._config.train
+        dense, lexical, multivector = (
+            value if head in trained else 0.0 for value, head in zip(loss.lambdas, COMPONENTS, strict=True)
+        )
+        self._loss = dataclasses.replace(loss, lambdas=(dense, lexical, multivector))
         hard = inputs.store.hard
         scored = int((np.isfinite(hard.positive_scores) & (hard.ends > hard.starts)).sum())
         kd = self._config.loss.kd
@@ -49,14 +59,14 @@ class Finetune(PairStage):
         batch = self.batch(step)
         shown, tables = self._encoder(batch.queries + batch.passages, self.first_positions(batch, step))
         device = shown.dense.device
-        scores = score_shared(*split(shown, len(batch)), self._encoder.ranks)
+        scores = score_shared(*split(shown, len(batch)), self._encoder.ranks, self._loss.matryoshka)
         targets, ignored, cross_lingual = (
             torch.from_numpy(each).to(device) for each in (batch.targets, batch.ignored, batch.cross_lingual)
         )
         loss, parts = objective(
             scores,
             targets,
-            self._config.loss,
+            self._loss,
             cross_lingual=cross_lingual,
             self_distillation=share_done >= self._config.run.distil_from,
             ignored=ignored,
@@ -70,13 +80,18 @@ class Finetune(PairStage):
         return Outcome(loss, parts, tables, self.counts(batch) | watched)
 
 
-def score_shared(queries: Representations, passages: Representations, ranks: Ranks) -> Scores:
+def score_shared(
+    queries: Representations, passages: Representations, ranks: Ranks, widths: Sequence[int]
+) -> Scores:
     """Return the scores of every query with every passage; each rank computes those of some of the queries."""
     if ranks.size == 1:
-        return score_all(queries, passages)
+        return score_all(queries, passages, widths)
     ranges = ranks.ranges(queries.row_counts)
     here = ranges[ranks.rank]
     own = split(split(queries, here.stop)[0], here.start)[1]
-    scores = score_all(own, passages)
-    counts = [len(each) for each in ranges]
-    return Scores(*ranks.gather([scores.dense, scores.lexical, scores.multivector], [counts] * 3))
+    scores = score_all(own, passages, widths)
+    parts = [scores.dense, scores.lexical, scores.multivector, *scores.prefixes]
+    dense, lexical, multivector, *prefixes = ranks.gather(
+        parts, [[len(each) for each in ranges]] * len(parts)
+    )
+    return Scores(dense, lexical, multivector, tuple(prefixes))

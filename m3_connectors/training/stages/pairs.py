@@ -9,8 +9,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m3_connectors.training.batches import Batch, Sampler
+from m3_connectors.training.config import DataSettings
+from m3_connectors.training.data import PairStore
 from m3_connectors.training.stages.stage import Stage, StageInputs
 from m3_connectors.training.statistics import group_counts
+
+
+def make_sampler(store: PairStore, data: DataSettings, seed: int) -> Sampler:
+    """Return the sampler of a run; without ``source_weights``, sources are drawn by their numbers of pairs."""
+    return Sampler(
+        store,
+        source_weights=data.source_weights or store.pairs_by_source,
+        groups=data.groups,
+        query_longest=data.query_longest,
+        queries_per_passage=data.queries_per_passage,
+        query_tokens_per_passage=data.query_tokens_per_passage,
+        language_exponent=data.language_exponent,
+        negatives_per_query=data.negatives_per_query,
+        seed=seed,
+    )
 
 
 class PairStage(Stage):
@@ -22,17 +39,7 @@ class PairStage(Stage):
         self._encoder = inputs.encoder
         self._tokenizer = inputs.tokenizer
         self._room = inputs.model.config.max_length
-        self.sampler = Sampler(
-            inputs.store,
-            source_weights=data.source_weights,
-            groups=data.groups,
-            query_longest=data.query_longest,
-            queries_per_passage=data.queries_per_passage,
-            query_tokens_per_passage=data.query_tokens_per_passage,
-            language_exponent=data.language_exponent,
-            negatives_per_query=data.negatives_per_query,
-            seed=run.seed,
-        )
+        self.sampler = make_sampler(inputs.store, data, run.seed)
         left_out = "; ".join(f"{part} ({reason})" for part, reason in self.sampler.left_out.items())
         self.warnings = [f"these pairs are not used for training: {left_out}."] if left_out else []
 

@@ -44,7 +44,7 @@ class RetroMAE(Stage):
             inputs.store,
             usable=self._predictable,
             queries=self._settings.queries,
-            source_weights=data.source_weights,
+            source_weights=data.source_weights or inputs.store.pairs_by_source,
             groups=data.groups,
             language_exponent=data.language_exponent,
             seed=self._run.seed,

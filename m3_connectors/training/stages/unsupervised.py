@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from m3_connectors.training.losses import contrastive
+from m3_connectors.training.losses import contrastive, mean_of, prefix_scores
 from m3_connectors.training.stages.pairs import PairStage
 from m3_connectors.training.stages.stage import Outcome
 
@@ -16,11 +16,11 @@ class Unsupervised(PairStage):
         """Compute L_dense of a step."""
         batch = self.batch(step)
         dense, tables = self._encoder.dense(batch.queries + batch.passages, self.first_positions(batch, step))
-        scores = dense[: len(batch)] @ dense[len(batch) :].T
-        loss = contrastive(
-            scores,
-            torch.from_numpy(batch.targets).to(scores.device),
-            self._config.loss.temperature,
-            ignored=torch.from_numpy(batch.ignored).to(scores.device),
+        queries, passages = dense[: len(batch)], dense[len(batch) :]
+        targets, ignored = (
+            torch.from_numpy(each).to(dense.device) for each in (batch.targets, batch.ignored)
         )
+        settings = self._config.loss
+        scores = (queries @ passages.T, *prefix_scores(queries, passages, settings.matryoshka))
+        loss = mean_of(contrastive(score, targets, settings.temperature, ignored=ignored) for score in scores)
         return Outcome(loss, {"dense": loss.item()}, tables, self.counts(batch))
