@@ -100,14 +100,11 @@ TRAIN = ["-u", "-m", "m3_connectors", "train", "tiny.toml"]
 def copied(world: Path, to: Path, **changes: str) -> Path:
     """Copy a world, with other lines in its configuration."""
     shutil.copytree(world, to)
-    lines = (to / "tiny.toml").read_text().splitlines()
-    kept = [
-        f"{line.split(' = ')[0]} = {changes.get(line.split(' = ')[0]) or line.split(' = ')[1]}"
-        if " = " in line
-        else line
-        for line in lines
-    ]
-    (to / "tiny.toml").write_text("\n".join(kept))
+    text = (to / "tiny.toml").read_text()
+    for key, value in changes.items():
+        text, found = re.subn(rf"^{key} = .*", f"{key} = {value}", text, flags=re.MULTILINE)
+        assert found == 1
+    (to / "tiny.toml").write_text(text)
     return to
 
 
