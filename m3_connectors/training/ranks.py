@@ -245,7 +245,7 @@ class Ranks:
 
     def total(self, value: Tensor) -> Tensor:
         """Return the sum of a tensor over ranks, with its gradient."""
-        return value if self.size == 1 else _Total.apply(self, value)  # type: ignore[no-any-return]
+        return value if self.size == 1 else _Total.apply(self, value)
 
     def sum_gradients(self, leaves: Iterable[Tensor]) -> None:
         """Sum the gradients of leaves over ranks; a leaf without a gradient on every rank keeps none."""
