@@ -15,6 +15,9 @@ from m3_connectors.errors import InvalidInput
 T = TypeVar("T")
 Key = tuple[int | str, ...]
 
+_UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
+"""The errors of unknown keys."""
+
 
 def read_record(kind: type[T], content: bytes, where: object, remedy: str | Callable[[Key], str]) -> T:
     """Return a JSON record as an instance of a pydantic model, or of a dataclass or a list of them.
@@ -35,6 +38,11 @@ def read_record(kind: type[T], content: bytes, where: object, remedy: str | Call
         errors = error.errors(include_url=False)
     # In a file of another format, any other key may be wrong too.
     first = next((one for one in errors if one["loc"] == ("format",)), errors[0])
+    if (
+        first["type"] == "missing"
+    ):  # a misspelt key is missing and unknown: the unknown one is what is in the file
+        table = first["loc"][:-1]
+        first = next((one for one in errors if one["type"] in _UNKNOWN and one["loc"][:-1] == table), first)
     key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]).lstrip(".")
     what = first["msg"].removeprefix("Value error, ").rstrip(".")
     step = remedy if isinstance(remedy, str) else remedy(first["loc"])
@@ -46,7 +54,7 @@ def read_record(kind: type[T], content: bytes, where: object, remedy: str | Call
             step = "If a later version of m3-connectors wrote it, upgrade m3-connectors."
         case "missing":
             what = f"{where} lacks the key {key}"
-        case "extra_forbidden" | "unexpected_keyword_argument":
+        case kind_of_error if kind_of_error in _UNKNOWN:
             what = f"{where} has an unknown key {key}"
         case "tuple_type" if isinstance(first["input"], dict):
             what = f"{where}: [{key}] is a single table, but {key} is a list of tables"
