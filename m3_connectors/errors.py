@@ -7,6 +7,7 @@
     ├── ModelMismatch                      the collection was written by a different model; names both
     ├── ModelFormat                        a checkpoint lacks a file or has a wrong shape; names the file
     ├── Diverged                           training produced a value that is not finite; names the saved batch
+    ├── AnotherRankFailed                  another process of the same training run ended before this one
     └── BackendError                       the store failed: ``.backend``, ``.operation``, ``.retryable``
         ├── NotFound                       the requested item does not exist, such as a model on the hub
         │   ├── CollectionNotFound         the store has no such collection
@@ -83,6 +84,10 @@ class ModelFormat(M3Error):
 
 class Diverged(M3Error):
     """A training run produced a loss, gradient or weight that is not finite; no model was written."""
+
+
+class AnotherRankFailed(M3Error):
+    """Another process of the same training run ended; its message says why."""
 
 
 class BackendError(M3Error):

@@ -18,6 +18,7 @@ from m3_connectors.cli.data_options import (
     kept_out_of,
     only_sources,
 )
+from m3_connectors.cli.data_questions import questions
 from m3_connectors.cli.data_report import write_examples
 from m3_connectors.cli.ingest_curation import (
     Characters,
@@ -52,6 +53,8 @@ data = typer.Typer(
     help="Make training pairs: from documents (unsupervised), translations (parallel), labelled sets (convert), or "
     "questions that a language model asks (questions).",
 )
+
+data.command()(questions)
 
 _OF_DOCUMENTS = Curation(
     characters=Span(50), min_letters=0.5, max_broken=0.01, max_repeated=0.3, duplicates=Duplicates("near")
@@ -119,7 +122,7 @@ def unsupervised(
         to,
         curation,
         kept_out_of(keep_out, keep_out_words),
-        repeated_passages=False,
+        origin="documents",
         json=json,
     )
 
@@ -155,9 +158,10 @@ def parallel(
 
     By default, sentences need 30 % letters, may have 1 % broken characters, and near duplicates are dropped.
     """
+    names = None if fields is None else _two_names(fields)
     _check_files(files)
     write_examples(
-        Parallel(tuple(files), None if fields is None else _two_names(fields), lang_q, lang_p, both_ways),
+        Parallel(tuple(files), names, lang_q, lang_p, both_ways),
         to,
         curation_with_defaults(
             _OF_SENTENCES,
@@ -170,7 +174,7 @@ def parallel(
             max_repeated,
         ),
         kept_out_of(keep_out, keep_out_words),
-        repeated_passages=True,
+        origin="translations",
         json=json,
     )
 
@@ -217,7 +221,7 @@ def convert(
             _OF_LABELS, languages, drop_duplicates, characters, words, min_letters, max_broken, max_repeated
         ),
         kept_out_of(keep_out, keep_out_words),
-        repeated_passages=True,
+        origin="labels",
         json=json,
     )
 

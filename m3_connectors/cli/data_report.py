@@ -13,7 +13,7 @@ from m3_connectors.cli.console import duration, out, plural, print_json, print_t
 from m3_connectors.cli.progress import Progress, acknowledging_interrupts
 from m3_connectors.curation import Curation
 from m3_connectors.errors import InvalidInput
-from m3_connectors.training_data.curating import PairCurator, PairReport
+from m3_connectors.training_data.curating import Origin, PairCurator, PairReport
 from m3_connectors.training_data.examples import Example, Unusable
 from m3_connectors.training_data.files import DROPPED_SUFFIX, beside, check_output, lines_to
 from m3_connectors.training_data.overlap import KeptOut
@@ -28,7 +28,7 @@ def write_examples(
     curation: Curation,
     kept_out: KeptOut | None,
     *,
-    repeated_passages: bool,
+    origin: Origin,
     json: bool,
 ) -> None:
     """Curate examples, write those that are kept, and print the report.
@@ -38,7 +38,7 @@ def write_examples(
         to: The file to write.
         curation: What is dropped.
         kept_out: Evaluation texts.
-        repeated_passages: See ``PairCurator``.
+        origin: See ``PairCurator``.
         json: Whether the report is printed as JSON.
 
     Raises:
@@ -55,7 +55,7 @@ def write_examples(
             curation,
             kept_out,
             lambda pair: dropped.write(pair.to_dict()),
-            repeated_passages=repeated_passages,
+            origin=origin,
         ) as curator,
     ):
         kept = curator.curated(items)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from m3_connectors.cli.console import INTERRUPTED, err, out, print_json, warn
+from m3_connectors.cli.console import INTERRUPTED, err, out, print_json
 from m3_connectors.cli.options import Debug, Json
-from m3_connectors.cli.progress import Progress, acknowledging_interrupts
+from m3_connectors.cli.train_progress import TrainingProgress
 
 
 def train(
@@ -41,85 +39,24 @@ def train(
     debug: Debug = False,
 ) -> None:
     """Train a model on pairs of queries and passages (JSONL), and tune its weights on held-out pairs."""
+    from m3_connectors.training.ranks import Ranks
     from m3_connectors.training.run import train as run
 
-    shown = _Shown()
+    shown = TrainingProgress()
+    is_first = Ranks.from_environment().is_first
     try:
-        with shown.following():
+        with shown.following() if is_first else shown.stopping_silently():
             weights = run(
                 config, data=data, output=output, work=work, report=shown, stop=lambda: shown.stopping
             )
     except KeyboardInterrupt:
-        err.print(shown.where_it_goes_on(), markup=False, soft_wrap=True)
+        if is_first:
+            err.print(shown.where_it_goes_on(), markup=False, soft_wrap=True)
         raise typer.Exit(INTERRUPTED) from None
+    if not is_first:
+        return
     if as_json:
         print_json({"config": str(config), "weights": weights})
         return
     for method, values in weights.items():
         out.print(f"{method:13} {' '.join(f'{value:g}' for value in values)}")
-
-
-class _Shown:
-    """Shows a run to the user: each phase, the first step at once, and then the progress."""
-
-    def __init__(self) -> None:
-        self.stopping = False
-        """Whether Ctrl-C was pressed during training: the run ends after the current step, which is saved."""
-        self._in_steps = False
-        self._steps: int | None = None
-        self._progress = Progress()
-
-    @contextlib.contextmanager
-    def following(self) -> Iterator[None]:
-        with (
-            self._progress,
-            acknowledging_interrupts(self._progress, self._what_now, self._interrupt),
-        ):
-            yield
-
-    def __call__(self, record: dict[str, Any]) -> None:
-        if "step" in record:
-            self._show_step(record)
-        elif record["event"] == "phase":
-            self._in_steps = record["phase"] == "training"
-            if record["phase"] != "training":  # training prints its first line with its first step
-                self._say(f"· {record['phase']}")
-            self._progress.update(record["phase"])
-        elif record["event"] == "warning":
-            warn(record["message"])
-        elif record["event"] == "groups":
-            for group in record["groups"]:
-                self._say(
-                    f"· passages of up to {group['group']:,} tokens: {group['steps']:,} steps, "
-                    f"{group['token_share']:.0%} of the tokens, loss {group['loss']:.3f}, "
-                    f"{group['padding']:.0%} padding in its batches, {group['tokens_per_second']:,} tokens/s"
-                )
-        elif record["event"] == "start_from":
-            revision = f"@{record['revision'][:7]}" if record["revision"] else ""
-            self._say(f"· starting from {record['model']}{revision}")
-
-    def where_it_goes_on(self) -> str:
-        if self._steps is None:
-            return "Stopped before the first step. Run the same command to continue."
-        if self.stopping:
-            return f"Stopped: {self._steps:,} steps are saved. Run the same command to continue."
-        return "Stopped. Run the same command to continue from the last saved state."
-
-    def _show_step(self, record: dict[str, Any]) -> None:
-        rate = record["tokens"] / max(record["seconds"], 1e-9)
-        note = f"loss {record['loss']:.3f} · {rate:,.0f} tokens/s · {record['source']}"
-        if self._steps is None:
-            self._say(f"step {record['step']:6}  {note}")
-        self._steps = record["step"] + 1
-        self._progress.update("training", self._steps, unit="steps", share=record["share_done"], note=note)
-
-    def _what_now(self) -> str:
-        return "Stopping after this step, which will be saved" if self._in_steps else "Stopping"
-
-    def _interrupt(self) -> None:
-        if not self._in_steps:
-            raise KeyboardInterrupt
-        self.stopping = True
-
-    def _say(self, line: str) -> None:
-        err.print(line, markup=False, soft_wrap=True)

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from m3_connectors.encoder.loading import Checkpoint, load
 from m3_connectors.encoder.model import M3Model
 from m3_connectors.encoder.weights import extremes
-from m3_connectors.errors import Diverged, InvalidInput, ModelFormat, NotFound, Unavailable
-from m3_connectors.files import replacing
+from m3_connectors.errors import Diverged, InvalidInput, ModelFormat, NotFound, StorageFull, Unavailable
+from m3_connectors.files import replacing, sync_directory
+from m3_connectors.training.disk import naming_a_full_disk, sync
 from m3_connectors.training.interchange import write_interchange_files
 from m3_connectors.training.optimizer import RowAdamW
 from m3_connectors.training.tokenizer import FIRST_SPECIALS, save_tokenizer
@@ -40,7 +41,9 @@ def export_model(
     Raises:
         Diverged: A weight is not finite, also after conversion to the dtype; nothing is written.
     """
-    weights = {name: value.detach().to(dtype).contiguous() for name, value in model.state_dict().items()}
+    weights = {
+        name: value.detach().to("cpu", dtype).contiguous() for name, value in model.state_dict().items()
+    }
     _check_finite(weights)
     folder.mkdir(parents=True, exist_ok=True)
     backbone = {name: value for name, value in weights.items() if not name.startswith(HEADS)}
@@ -190,21 +193,35 @@ def claim_folder(folder: Path, identity: Mapping[str, str], made: Sequence[str])
 
 
 def save_state(folder: Path, trained: TrainedParts, optimizer: RowAdamW, progress: Progress) -> None:
-    """Save the state of a run; if the run is killed while saving, this state or the previous one is intact.
+    """Save the state of a run; if this fails at any point, by a kill or a power failure, a whole state is left.
 
     Raises:
         Diverged: A weight is not finite; the previous state is kept.
+        StorageFull: The disk is full; the previous state is kept, and what was written is removed.
     """
     _check_finite(trained.state())
     fresh, kept = folder / "state.new", folder / "state"
     shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir(parents=True)
-    save_file(trained.state(), fresh / "model.safetensors")
-    save_file(optimizer.state(), fresh / "optimizer.safetensors")
-    with replacing(fresh / "progress.json") as path:
-        path.write_text(json.dumps(dataclasses.asdict(progress)))
+    contents = {"model.safetensors": trained.state(), "optimizer.safetensors": optimizer.state()}
+    megabytes = sum(value.nbytes for content in contents.values() for value in content.values()) / 1e6
+    previous = "the previous state is kept" if _is_whole(kept) else "there is no earlier state"
+    remedy = f"Free {megabytes:,.0f} MB there and run the same command to continue: {previous}."
+    try:
+        with naming_a_full_disk(fresh, remedy):
+            fresh.mkdir(parents=True)
+            for name, content in contents.items():
+                save_file(content, fresh / name)
+                sync(fresh / name)
+            # Written last: a state with this file is whole.
+            with replacing(fresh / "progress.json", durable=True) as path:
+                path.write_text(json.dumps(dataclasses.asdict(progress)))
+            sync_directory(fresh)
+    except StorageFull:
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise
     shutil.rmtree(kept, ignore_errors=True)
     fresh.rename(kept)
+    sync_directory(folder)
 
 
 def is_saved(folder: Path) -> bool:

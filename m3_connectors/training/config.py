@@ -28,6 +28,7 @@ from m3_connectors.training.ranges import (
     ShareBelow1,
     require_one_above_0,
 )
+from m3_connectors.training.refresh import RefreshSettings
 from m3_connectors.training.retromae import RetroMAESettings
 from m3_connectors.training.start import StartSettings
 from m3_connectors.training.tokenizer import FIRST_SPECIALS
@@ -37,6 +38,7 @@ _EXAMPLES = {
     "data": '[data]\nfolder = "pairs"\nsource_weights = { questions = 1.0 }',
     "data.folder": 'folder = "pairs"  # with questions.jsonl, notes.jsonl.gz, …',
     "data.source_weights": "source_weights = { questions = 1.0, notes = 0.5 }",
+    "run.device": 'device = "auto"  # or "cpu", "cuda", "cuda:1"',
     "data.groups": "groups = [{ longest = 64, batch = 256 }, { longest = 512, batch = 112 }]",
 }
 
@@ -133,7 +135,9 @@ class RunSettings:
             ends in time. 0 means no budget; only then is a run reproducible.
         save_every: The number of steps between checkpoints, at least 1; the end of the run is always saved.
         distil_from: The share of the run after which self-distillation is added; 1 or more means never.
-        threads: The number of PyTorch threads; 0 uses PyTorch's default.
+        threads: The number of PyTorch threads of each process; 0 uses PyTorch's default.
+        device: Where the model is trained: "cpu", "cuda" (with several processes, each takes the GPU of its number
+            on its machine), "cuda:1" (one process), or "auto", which takes a GPU if there is one.
         dtype: The dtype of the layers' products, "bfloat16" or "float32".
         tokens_at_once: Steps with more tokens are encoded in sub-batches of about this many, with the same
             gradients and less memory (section B.3); 0 encodes every step at once.
@@ -146,6 +150,7 @@ class RunSettings:
     save_every: int = Field(default=500, ge=1)
     distil_from: NotNegative = 0.5
     threads: int = Field(default=0, ge=0)
+    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     tokens_at_once: int = Field(default=0, ge=0)
     tensorboard: bool = False
@@ -172,6 +177,7 @@ class TrainingConfig:
         retromae: The masks of the stage ``retromae``.
         optimizer: AdamW and the schedule.
         run: The length of the run and the checkpoints.
+        mining: Hard negatives that are mined during the run.
         evaluation: Evaluation during the run.
         tune_importance: The importance of held-out tasks, by prefix, when the weights of the model are tuned.
             Without it, they are not tuned: a model that starts from a checkpoint keeps its weights, and a new
@@ -194,10 +200,17 @@ class TrainingConfig:
     retromae: RetroMAESettings = Field(default_factory=RetroMAESettings)
     optimizer: OptimizerSettings = Field(default_factory=OptimizerSettings)
     run: RunSettings = Field(default_factory=RunSettings)
+    mining: RefreshSettings = Field(default_factory=RefreshSettings)
     evaluation: EvaluationSettings = Field(default_factory=EvaluationSettings)
     tune_importance: dict[str, Positive] = Field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if self.mining.every and self.loss.kd != "none":
+            raise InvalidInput(
+                f"mining.every is {self.mining.every} and loss.kd is {self.loss.kd!r}, but negatives that are mined "
+                "during the run have no teacher's scores.\n"
+                "  Remove one of them, or mine and score before the run: m3 mine --teacher MODEL."
+            )
         if not self.start_from:
             self.check_lengths(self.model.max_length)
 

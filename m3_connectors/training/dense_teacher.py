@@ -90,11 +90,12 @@ class TeacherVectors:
         """Return which texts, given by their numbers, have a target."""
         return np.asarray(self._row[texts] >= 0)
 
-    def targets(self, texts: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+    def targets(self, texts: NDArray[np.int64], device: torch.device | None = None) -> tuple[Tensor, Tensor]:
         """Return which texts have a target, and the targets of those.
 
         Args:
             texts: The numbers of the texts.
+            device: Where the tensors are needed; the CPU by default.
 
         Returns:
             int64 ``[known]``, positions in ``texts``; float32 ``[known, width]``, unit rows.
@@ -103,7 +104,7 @@ class TeacherVectors:
         known = np.flatnonzero(rows >= 0)
         reduced = (self._vectors[rows[known]].astype(np.float64) - self._mean) @ self._axes
         reduced /= np.maximum(np.linalg.norm(reduced, axis=1, keepdims=True), 1e-9)
-        return torch.from_numpy(known), torch.from_numpy(reduced.astype(np.float32))
+        return torch.from_numpy(known).to(device), torch.from_numpy(reduced.astype(np.float32)).to(device)
 
     def distance(self, dense: Tensor, texts: NDArray[np.int64]) -> Tensor:
         """Return the mean cosine distance between dense vectors and their targets; 0 if no text has one.
@@ -112,7 +113,7 @@ class TeacherVectors:
             dense: ``[texts, width]``, unit rows.
             texts: The number of each text.
         """
-        known, targets = self.targets(texts)
+        known, targets = self.targets(texts, dense.device)
         if not len(known):
             return dense.new_zeros(())
         return (1 - (dense[known.to(dense.device)] * targets.to(dense.device)).sum(1)).mean()

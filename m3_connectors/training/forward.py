@@ -1,4 +1,4 @@
-"""Computes differentiable representations of texts, efficiently on a CPU.
+"""Computes differentiable representations of texts, efficiently on a CPU, with one process or several.
 
 It is efficient for three reasons: the layers run on a bfloat16 copy of the weights, while the float32 master
 weights are trained; only the embedding rows that a batch uses take part in the backward pass; and texts are
@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from m3_connectors.encoder.model import M3Model, padded_attention
 from m3_connectors.encoder.tokens import UNWEIGHTED_TOKENS
 from m3_connectors.training.losses import Representations
+from m3_connectors.training.ranks import ALONE, Ranks
 from m3_connectors.training.tokenizer import FIRST_PIECE, FIRST_SPECIALS
 
 WORDS, POSITIONS = "embeddings.word_embeddings.weight", "embeddings.position_embeddings.weight"
@@ -46,7 +47,9 @@ def touch(table: Tensor, ids: Tensor) -> tuple[TouchedRows, Tensor]:
     Returns:
         The rows, and ``ids`` renumbered accordingly.
     """
-    numbers, inverse = torch.unique(torch.cat([torch.arange(FIRST_PIECE), ids]), return_inverse=True)
+    numbers, inverse = torch.unique(
+        torch.cat([torch.arange(FIRST_PIECE, device=ids.device), ids]), return_inverse=True
+    )
     values = table.detach()[numbers].requires_grad_()
     return TouchedRows(numbers, values), inverse[FIRST_PIECE:]
 
@@ -67,13 +70,27 @@ def sorted_attention(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int]) ->
     # One split instead of many slices: the gradient of each slice is a full tensor filled with zeros.
     rows = [sum(group) for group in groups]
     parts = zip(*(torch.split(x, rows) for x in (q, k, v)), groups, strict=True)
-    return torch.cat([_fused(*part) if part[3][0] > LONG else padded_attention(*part) for part in parts])
+    return torch.cat(
+        [
+            fused_attention(*part) if part[3][0] > LONG or q.is_cuda else padded_attention(*part)
+            for part in parts
+        ]
+    )
 
 
-def _fused(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int]) -> Tensor:
-    """Compute one long text with PyTorch's kernel, which needs no square matrix."""
-    q, k, v = (part.transpose(0, 1)[None] for part in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v)[0].transpose(0, 1)
+def fused_attention(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int]) -> Tensor:
+    """Compute exact attention with PyTorch's kernel, which stores no square matrix: for long texts and for GPUs."""
+    if len(lengths) == 1:
+        q, k, v = (part.transpose(0, 1)[None] for part in (q, k, v))
+        return F.scaled_dot_product_attention(q, k, v)[0].transpose(0, 1)
+    sizes = torch.tensor(lengths, device=q.device)
+    inside = torch.arange(max(lengths), device=q.device)[None, :] < sizes[:, None]
+    padded = [part.new_zeros(*inside.shape, *part.shape[1:]) for part in (q, k, v)]
+    for room, part in zip(padded, (q, k, v), strict=True):
+        room[inside] = part
+    q, k, v = (room.transpose(1, 2) for room in padded)
+    mask = inside[:, None, None, :]
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)[inside]
 
 
 LONG = 512
@@ -95,9 +112,13 @@ class TrainingEncoder:
             Algorithm 1): the states of their layers are computed again in the backward pass instead of being
             stored, so that memory is that of one sub-batch. Gradients are those of the whole batch. 0 encodes
             every step at once.
+        ranks: The processes that share the texts of a step.
     """
 
-    def __init__(self, model: M3Model, dtype: torch.dtype, *, tokens_at_once: int = 0) -> None:
+    def __init__(
+        self, model: M3Model, dtype: torch.dtype, *, tokens_at_once: int = 0, ranks: Ranks = ALONE
+    ) -> None:
+        self.ranks = ranks
         self._model = model
         self._dtype = dtype
         self._tokens_at_once = tokens_at_once
@@ -116,13 +137,14 @@ class TrainingEncoder:
             The representations in the order of the texts, and the table rows.
         """
         (dense, weights, vectors), tables = self.apply(self._heads, texts, first_positions)
-        starts = np.cumsum([0, *map(len, texts)])
-        ids = torch.from_numpy(np.concatenate(texts))
+        device = dense.device
+        lengths = torch.tensor([len(text) for text in texts], device=device)
+        ids = torch.from_numpy(np.concatenate(texts)).to(device)
         counts = [len(text) - 1 for text in texts]
-        rows = torch.ones(len(ids), dtype=torch.bool)
-        rows[torch.from_numpy(starts[:-1])] = False
-        owner = torch.repeat_interleave(torch.arange(len(texts)), torch.tensor([len(text) for text in texts]))
-        lexical = ~torch.isin(ids, _UNWEIGHTED_IDS)
+        rows = torch.ones(len(ids), dtype=torch.bool, device=device)
+        rows[lengths.cumsum(0) - lengths] = False
+        owner = torch.repeat_interleave(torch.arange(len(texts), device=device), lengths)
+        lexical = ~torch.isin(ids, _UNWEIGHTED_IDS.to(device))
         return Representations(
             dense=dense,
             token_ids=ids[lexical],
@@ -149,6 +171,8 @@ class TrainingEncoder:
     ) -> tuple[tuple[Tensor, ...], dict[str, TouchedRows]]:
         """Compute a head on the states of texts, in sub-batches if there are many tokens.
 
+        With several processes, this one computes its share, and all get the outputs of all texts.
+
         Args:
             head: What is kept of the states.
             texts: The token ids of each text.
@@ -156,16 +180,20 @@ class TrainingEncoder:
             all_words: Whether the objective trains all word embeddings, not only those of the texts.
 
         Returns:
-            The outputs of the head in the order of the texts, and the table rows.
+            The outputs of the head in the order of the texts, and the table rows, which are those of all texts.
         """
-        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+        parameters = dict(self._model.named_parameters())
+        device = parameters[WORDS].device
+        shares = [
+            sorted(share, key=lambda i: len(texts[i])) for share in self.ranks.shares(list(map(len, texts)))
+        ]
+        order = [i for share in shares for i in share]
         lengths = [len(texts[i]) for i in order]
-        ids = torch.from_numpy(np.concatenate([texts[i] for i in order]))
+        ids = torch.from_numpy(np.concatenate([texts[i] for i in order])).to(device)
         shifts = [0] * len(texts) if first_positions is None else [first_positions[i] for i in order]
         positions = torch.cat(
-            [torch.arange(shift, shift + n) for shift, n in zip(shifts, lengths, strict=True)]
+            [torch.arange(shift, shift + n, device=device) for shift, n in zip(shifts, lengths, strict=True)]
         )
-        parameters = dict(self._model.named_parameters())
         words, local_ids = (touch_all(parameters[WORDS]), ids) if all_words else touch(parameters[WORDS], ids)
         first = self._model.embeddings.first_position
         places, local_positions = touch(parameters[POSITIONS], positions + first)
@@ -177,11 +205,14 @@ class TrainingEncoder:
             hidden = functional_call(
                 self._model, working, (ids, lengths), {"positions": positions, "attention": sorted_attention}
             )
-            starts = torch.tensor([0, *lengths[:-1]]).cumsum(0)
+            starts = torch.tensor([0, *lengths[:-1]], device=device).cumsum(0)
             return head(hidden, starts, working)
 
-        parts = self.sub_batches(lengths)
-        outputs, done, text = [], 0, 0
+        text = sum(map(len, shares[: self.ranks.rank]))
+        # A rank without a text computes the first one and keeps no row of it: it takes part in all sums.
+        own = range(text, text + len(shares[self.ranks.rank])) or range(1)
+        parts = self.sub_batches(lengths[own.start : own.stop])
+        outputs, text, done = [], own.start, sum(lengths[: own.start])
         for count in parts:
             here = lengths[text : text + count]
             span = slice(done, done + sum(here))
@@ -190,9 +221,32 @@ class TrainingEncoder:
                 states(*part) if len(parts) == 1 else checkpoint(states, *part, use_reentrant=False)
             )
             text, done = text + count, span.stop
-        return tuple(
-            _in_order(torch.cat(pieces), order, lengths) for pieces in zip(*outputs, strict=True)
-        ), tables
+        joined = [torch.cat(pieces) for pieces in zip(*outputs, strict=True)]
+        del outputs
+        gathered = self._from_all_ranks(
+            joined, len(own), [[len(texts[i]) for i in share] for share in shares]
+        )
+        return tuple(_in_order(output, order, lengths) for output in gathered), tables
+
+    def _from_all_ranks(
+        self, outputs: Sequence[Tensor], texts: int, lengths: Sequence[Sequence[int]]
+    ) -> Sequence[Tensor]:
+        """Return the outputs of all ranks, one rank after the other.
+
+        Args:
+            outputs: The outputs of this rank.
+            texts: The number of texts that they are of.
+            lengths: The lengths of the texts of each rank.
+        """
+        if self.ranks.size == 1:
+            return outputs
+        counts = [
+            [len(share) if len(output) == texts else sum(share) for share in lengths] for output in outputs
+        ]
+        here = self.ranks.rank
+        return self.ranks.gather(
+            [out[: count[here]] for out, count in zip(outputs, counts, strict=True)], counts
+        )
 
     def sub_batches(self, lengths: Sequence[int]) -> list[int]:
         """Return the numbers of texts of the sub-batches."""
@@ -223,10 +277,10 @@ def _dense_head(hidden: Tensor, starts: Tensor, weights: dict[str, Tensor]) -> t
 def _in_order(output: Tensor, order: Sequence[int], lengths: Sequence[int]) -> Tensor:
     """Return rows of sorted texts, one for each text or one for each token, in the order of the texts."""
     place = np.argsort(order)
-    if len(output) == len(order):
-        return output[torch.from_numpy(place)]
-    starts = np.cumsum([0, *lengths])
-    return output[torch.from_numpy(np.concatenate([np.arange(starts[p], starts[p + 1]) for p in place]))]
+    if len(output) != len(order):
+        starts = np.cumsum([0, *lengths])
+        place = np.concatenate([np.arange(starts[p], starts[p + 1]) for p in place])
+    return output[torch.from_numpy(place).to(output.device)]
 
 
 def split(texts: Representations, first: int) -> tuple[Representations, Representations]:

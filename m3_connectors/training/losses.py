@@ -6,7 +6,7 @@ are its negatives. Several queries may share a passage, which is then encoded on
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -129,43 +129,65 @@ def _column_maxima(products: Tensor) -> tuple[Tensor, Tensor]:
     return (packed & -65536).view(torch.float32), (packed & 65535).long()
 
 
+_AT_ONCE = 1 << 24
+"""Late interaction holds about this many numbers at a time, apart from the rows and their gradients."""
+
+
+def _blocks(counts: Sequence[int], most: int) -> Iterator[tuple[slice, slice]]:
+    """Yield consecutive passages with about ``most`` rows together: their numbers, and their rows."""
+    first = start = rows = 0
+    for passage, count in enumerate(counts):
+        if rows and rows + count > most:
+            yield slice(first, passage), slice(start, start + rows)
+            first, start, rows = passage, start + rows, 0
+        rows += count
+    yield slice(first, len(counts)), slice(start, start + rows)
+
+
 class _LateInteraction(torch.autograd.Function):
-    """MaxSim of every pair: one product, whose arg-max is kept; the backward pass uses only the best rows."""
+    """MaxSim of every pair in blocks of passages; the backward pass uses only the best rows, which are kept."""
 
     @staticmethod
     def forward(
         ctx: Any, query_rows: Tensor, query_counts: Tensor, passage_rows: Tensor, passage_counts: list[int]
     ) -> Tensor:
         best = torch.empty(len(passage_counts), len(query_rows), device=query_rows.device)
-        where = torch.empty(best.shape, dtype=torch.int64, device=best.device)
-        start = 0
-        for passage, products in enumerate(torch.split(passage_rows @ query_rows.T, passage_counts)):
-            best[passage], where[passage] = _column_maxima(products)
-            where[passage] += start
-            start += len(products)
+        # The row of each maximum within its passage.
+        where = torch.empty(best.shape, dtype=torch.int32, device=best.device)
+        for passages, rows in _blocks(passage_counts, _AT_ONCE // max(1, len(query_rows))):
+            products = passage_rows[rows] @ query_rows.T
+            for passage, part in enumerate(torch.split(products, passage_counts[passages]), passages.start):
+                best[passage], where[passage] = _column_maxima(part)
         owner = torch.repeat_interleave(torch.arange(len(query_counts), device=best.device), query_counts)
         sums = torch.zeros(len(query_counts), len(passage_counts), device=best.device)
         sums.index_add_(0, owner, best.T)
         ctx.save_for_backward(query_rows, passage_rows, where, owner, query_counts)
+        ctx.passage_counts = passage_counts
         return sums / query_counts[:, None]
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, None, Tensor, None]:
         (gradient,) = gradients
         query_rows, passage_rows, where, owner, query_counts = ctx.saved_tensors
+        counts, device = ctx.passage_counts, owner.device
         per_row = (gradient / query_counts[:, None])[owner]
-        # Row r of this sparse matrix contains, for every passage, the gradient at the best passage row.
-        chosen = torch.sparse_coo_tensor(
-            torch.stack(
-                [torch.arange(len(owner), device=owner.device).repeat(len(where)), where.reshape(-1)]
-            ),
-            per_row.T.reshape(-1),
-            (len(query_rows), len(passage_rows)),
-            check_invariants=False,
-        )
-        to_queries = torch.sparse.mm(chosen, passage_rows.float()).to(query_rows.dtype)
-        to_passages = torch.sparse.mm(chosen.T, query_rows.float()).to(passage_rows.dtype)
-        return to_queries, None, to_passages, None
+        to_queries = torch.zeros(query_rows.shape, device=device)
+        to_passages = torch.empty_like(passage_rows)
+        for passages, rows in _blocks(counts, _AT_ONCE // passage_rows.shape[1]):
+            sizes = torch.tensor([0, *counts[passages][:-1]], device=device)
+            places = where[passages] + sizes.cumsum(0)[:, None]
+            # Row r of this sparse matrix contains, for every passage, the gradient at the best passage row.
+            chosen = torch.sparse_coo_tensor(
+                torch.stack(
+                    [torch.arange(len(owner), device=device).repeat(len(places)), places.reshape(-1)]
+                ),
+                per_row[:, passages].T.reshape(-1),
+                (len(query_rows), rows.stop - rows.start),
+                check_invariants=False,
+            )
+            to_queries += torch.sparse.mm(chosen, passage_rows[rows].float())
+            to_passages[rows] = torch.sparse.mm(chosen.T, query_rows.float()).to(passage_rows.dtype)
+        return to_queries.to(query_rows.dtype), None, to_passages, None
 
 
 def late_interaction(
@@ -182,7 +204,7 @@ def late_interaction(
     Returns:
         float32 ``[queries, passages]``: the mean over query rows of the highest product with a passage row.
     """
-    counts = torch.as_tensor(query_counts, device=query_rows.device)
+    counts = torch.as_tensor(query_counts, dtype=torch.int64, device=query_rows.device)
     return _LateInteraction.apply(query_rows, counts, passage_rows, list(passage_counts))  # type: ignore[no-any-return]
 
 

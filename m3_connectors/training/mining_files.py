@@ -128,7 +128,7 @@ def mine_files(
     files = pair_files(pairs)
     run = {
         "command": "m3 mine",
-        "settings": dataclasses.asdict(settings),
+        **dataclasses.asdict(settings),
         "weights": list(method_of(encoder, settings).weights),
         "model": encoder.info.weights_fingerprint or str(encoder.info),
         "pairs": _digests(files),

@@ -76,12 +76,13 @@ class FolderTexts:
                 "  Use a folder with judgements; m3 eval measures this one after the training."
             )
         rng = np.random.default_rng(settings.seed)
-        documents = {document.id: document.text for document in dataset.documents}
+        ids = [document.id for document in dataset.documents]
+        known = set(ids)
         relevant = {
-            query: {id for id, grade in dataset.qrels[query].items() if grade > 0 and id in documents}
+            query: {id for id, grade in dataset.qrels[query].items() if grade > 0 and id in known}
             for query in dataset.queries
         }
-        judged = [query for query, ids in relevant.items() if ids]
+        judged = [query for query, found in relevant.items() if found]
         if not judged:
             raise InvalidInput(
                 f"no query of evaluation.folder {settings.folder} has a relevant document in its corpus.\n"
@@ -89,10 +90,11 @@ class FolderTexts:
             )
         chosen = [judged[i] for i in np.sort(rng.permutation(len(judged))[: settings.most_queries])]
         needed = set().union(*(relevant[query] for query in chosen))
-        others = [id for id in documents if id not in needed]
+        others = [id for id in ids if id not in needed]
         room = max(0, settings.most_documents - len(needed))
         corpus = sorted(needed) + [others[i] for i in np.sort(rng.permutation(len(others))[:room])]
-        texts = [dataset.queries[query] for query in chosen] + [documents[id] for id in corpus]
+        documents = dataset.documents.select(corpus)
+        texts = [dataset.queries[query] for query in chosen] + [documents[id].text for id in corpus]
         self._ids = [
             np.array(encoding.ids, np.int64)
             for encoding in tokenizer.encode_batch(texts, add_special_tokens=False)
@@ -105,7 +107,7 @@ class FolderTexts:
             [{place[id] for id in relevant[query]} for query in chosen],
         )
         self.used = (
-            f"{len(chosen):,} of {len(judged):,} queries and {len(corpus):,} of {len(documents):,} documents"
+            f"{len(chosen):,} of {len(judged):,} queries and {len(corpus):,} of {len(ids):,} documents"
         )
 
     def text(self, number: int) -> NDArray[np.int64]:

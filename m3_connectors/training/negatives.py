@@ -48,6 +48,7 @@ class NegativeChoice:
         self._store = store
         self._per_query = per_query
         self._seed = seed
+        self._lengths = store.lengths + 2
         self._held_out = np.unique(store.passage[np.asarray(store.held_out)])
         # Each query with its passages, as sorted keys, from all lines.
         self._pairs = np.unique(np.asarray(store.query, np.int64) << 32 | np.asarray(store.passage, np.int64))
@@ -64,14 +65,17 @@ class NegativeChoice:
             longest: The number of tokens of the longest passage, with special tokens.
         """
         rng = np.random.default_rng([self._seed, 4, step])
-        lengths, chosen = self._store.lengths + 2, []
+        chosen: list[NDArray[np.int64]] = []
         for row in rows.tolist():
             start, end = int(self.hard.starts[row]), int(self.hard.ends[row])
+            if start == end or not self._per_query:
+                chosen.append(np.empty(0, np.int64))
+                continue
             texts = self.hard.texts[start:end].astype(np.int64)
             query = int(self._store.query[row])
             unfit = self._answers(query, texts) | np.isin(texts, self._held_out) | (texts == query)
             places = start + rng.permutation(np.flatnonzero(~unfit))
-            too_long = lengths[self.hard.texts[places]] > longest
+            too_long = self._lengths[self.hard.texts[places]] > longest
             chosen.append(places[np.argsort(too_long, kind="stable")][: self._per_query])
         places = np.concatenate(chosen)
         return Drawn(
@@ -101,15 +105,18 @@ class NegativeChoice:
         """
         by_tokens: dict[bytes, int] = {}
         same = np.array([by_tokens.setdefault(text.tobytes(), number) for number, text in enumerate(tokens)])
-        order = np.argsort(passages)
         left, right = np.searchsorted(self._pairs, [queries << 32, (queries + 1) << 32])
+        counts = right - left
+        places = np.arange(counts.sum()) + np.repeat(left - np.cumsum(counts) + counts, counts)
+        answers = np.concatenate([self._pairs[places] & 0xFFFFFFFF, queries])
+        owners = np.concatenate([np.repeat(np.arange(len(queries)), counts), np.arange(len(queries))])
+        order = np.argsort(passages)
+        place = np.minimum(np.searchsorted(passages, answers, sorter=order), len(passages) - 1)
+        columns = order[place]
+        here = passages[columns] == answers
         never = np.zeros((len(queries), len(passages)), np.bool_)
-        for number, query in enumerate(queries.tolist()):
-            known = np.append(self._pairs[left[number] : right[number]] & 0xFFFFFFFF, query)
-            place = np.minimum(np.searchsorted(passages, known, sorter=order), len(passages) - 1)
-            columns = order[place][passages[order[place]] == known]
-            never[number] = np.isin(same, same[columns])
-        return never
+        never[owners[here], same[columns[here]]] = True
+        return never[:, same]
 
 
 def answers_by_tokens(

@@ -130,5 +130,6 @@ class RowAdamW:
 
 
 def _norm(gradients: Iterable[Tensor | None]) -> float:
-    squares = [float(gradient.norm()) ** 2 for gradient in gradients if gradient is not None]
-    return math.sqrt(sum(squares))
+    norms = [gradient.norm() for gradient in gradients if gradient is not None]
+    # One transfer from the device, not one for each parameter.
+    return math.sqrt(sum(norm**2 for norm in torch.stack(norms).tolist())) if norms else 0.0

@@ -16,8 +16,11 @@ import torch
 
 from m3_connectors.errors import InvalidInput
 from m3_connectors.files import replacing
+from m3_connectors.methods import load_weights
 from m3_connectors.training.config import TrainingConfig, load_stages
+from m3_connectors.training.disk import naming_a_full_disk
 from m3_connectors.training.event_log import EventLog
+from m3_connectors.training.ranks import Ranks
 from m3_connectors.training.statistics import group_statistics
 from m3_connectors.training.trainer import Report, Trainer
 
@@ -29,7 +32,7 @@ class RunLog:
     """A log with one JSON object per line; a resumed run removes the steps that it will take again.
 
     Args:
-        path: The file; created if it does not exist.
+        path: The file; created if it does not exist. ``os.devnull`` keeps nothing.
     """
 
     def __init__(self, path: Path) -> None:
@@ -67,7 +70,13 @@ class RunLog:
 
     def rewind(self, step: int) -> None:
         """Remove the records of step ``step`` and later, which belong to steps that were not saved."""
-        kept = [record for record in self.records() if record.get("step", -1) < step]
+        if not self._path.is_file():
+            return
+        kept = [
+            record
+            for record in self.records()
+            if record.get("step", -1) < step and record.get("after", 0) <= step
+        ]
         self._file.close()
         with replacing(self._path) as fresh:
             fresh.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
@@ -90,6 +99,9 @@ def train(
 ) -> dict[str, tuple[float, float, float]]:
     """Train with a configuration, resume if an earlier call stopped, and write the model.
 
+    In a process that torchrun or accelerate has started, this call is one rank of a run of several processes: only
+    rank 0 reports and writes, and all return the same weights.
+
     Args:
         config: The TOML file; its relative paths are relative to its folder.
         data: The folder of pairs; replaces the one in the configuration.
@@ -106,7 +118,28 @@ def train(
         InvalidInput: The configuration or the data is not valid, or ``work`` belongs to another run.
         Diverged: A loss, a gradient or a weight is not finite; no model is written.
         KeyboardInterrupt: ``stop`` returned true; the state is saved.
+        StorageFull: The disk is full; the last saved state is kept.
+        AnotherRankFailed: Another process of the run failed, and raised its reason.
     """
+    again = "Free space there and run the same command: it continues from the last saved state."
+    written = work or Path(f"work-{config.stem}")
+    with Ranks.from_environment() as ranks, naming_a_full_disk(written, again):
+        return _train(ranks, config, data, output, work, report if ranks.is_first else _ignored, stop)
+
+
+def _ignored(record: dict[str, Any]) -> None:
+    """Report nothing: rank 0 does."""
+
+
+def _train(
+    ranks: Ranks,
+    config: Path,
+    data: Path | None,
+    output: Path | None,
+    work: Path | None,
+    report: Report,
+    stop: Callable[[], bool],
+) -> dict[str, tuple[float, float, float]]:
     stages = load_stages(config)
     work = work or Path(f"work-{config.stem}")
     output = output or Path(stages[0].output)
@@ -115,20 +148,32 @@ def train(
     for number, settings in enumerate(stages[:-1], 1):
         report({"event": "stage", "number": number, "objective": settings.objective})
         previous = _middle_stage(
-            _from(settings, previous), data, work / f"{number}-{settings.objective}", report, stop
+            _from(settings, previous), data, work / f"{number}-{settings.objective}", report, stop, ranks
         )
     last = _from(stages[-1], previous)
     if len(stages) > 1:
         report({"event": "stage", "number": len(stages), "objective": last.objective})
         work = work / f"{len(stages)}-{last.objective}"
-    with RunLog(work / "log.jsonl") as log:
-        trainer = _trained(last, data, work, log, report, stop)
-        weights = trainer.finish(output)
-        log.save_thinned(output / "training_log.jsonl")
-    kept = output / "training.toml"
-    if config.resolve() != kept.resolve():
-        shutil.copyfile(config, kept)
+    with _log(work, ranks) as log:
+        trainer = _trained(last, data, work, log, report, stop, ranks)
+        with ranks.first():
+            if not ranks.is_first:
+                return _written_weights(output)
+            weights = trainer.finish(output)
+            log.save_thinned(output / "training_log.jsonl")
+            kept = output / "training.toml"
+            if config.resolve() != kept.resolve():
+                shutil.copyfile(config, kept)
     return weights
+
+
+def _written_weights(output: Path) -> dict[str, tuple[float, float, float]]:
+    written = load_weights(output / "weights.json")
+    return {method: (each.dense, each.sparse, each.multivector) for method, each in written.items()}
+
+
+def _log(work: Path, ranks: Ranks) -> RunLog:
+    return RunLog(work / "log.jsonl" if ranks.is_first else Path(os.devnull))
 
 
 def _from(settings: TrainingConfig, previous: Path | None) -> TrainingConfig:
@@ -137,18 +182,25 @@ def _from(settings: TrainingConfig, previous: Path | None) -> TrainingConfig:
 
 
 def _middle_stage(
-    settings: TrainingConfig, data: Path | None, work: Path, report: Report, stop: Callable[[], bool]
+    settings: TrainingConfig,
+    data: Path | None,
+    work: Path,
+    report: Report,
+    stop: Callable[[], bool],
+    ranks: Ranks,
 ) -> Path:
     """Train a stage that another one follows, unless that was done before; return its float32 model."""
     finished = work / "finished"
-    if not finished.is_dir():
-        with RunLog(work / "log.jsonl") as log:
-            trainer = _trained(settings, data, work, log, report, stop)
-            # Renamed when it is whole: a run that was killed before writes it again.
-            partial = work / "finished.new"
-            shutil.rmtree(partial, ignore_errors=True)
-            trainer.finish(partial, torch.float32)
-            partial.rename(finished)
+    if not ranks.of_first(finished.is_dir()):
+        with _log(work, ranks) as log:
+            trainer = _trained(settings, data, work, log, report, stop, ranks)
+            with ranks.first():
+                if ranks.is_first:
+                    # Renamed when it is whole: a run that was killed before writes it again.
+                    partial = work / "finished.new"
+                    shutil.rmtree(partial, ignore_errors=True)
+                    trainer.finish(partial, torch.float32)
+                    partial.rename(finished)
     return finished
 
 
@@ -159,6 +211,7 @@ def _trained(
     log: RunLog,
     report: Report,
     stop: Callable[[], bool],
+    ranks: Ranks,
 ) -> Trainer:
     """Take all steps of a stage that are not done yet; its records go to the log and to ``report``."""
 
@@ -170,10 +223,10 @@ def _trained(
             events.write(record)
         report(record)
 
-    trainer = Trainer(settings, data or Path(settings.data.folder), work, everywhere)
+    trainer = Trainer(settings, data or Path(settings.data.folder), work, everywhere, ranks)
     log.rewind(trainer.progress.step)
     with contextlib.ExitStack() as open_files:
-        if settings.run.tensorboard:
+        if settings.run.tensorboard and ranks.is_first:
             events = open_files.enter_context(EventLog(work / "tensorboard", trainer.progress.step))
         trainer.run(stop=stop)
         events = None

@@ -11,11 +11,10 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from tokenizers import Tokenizer
 
@@ -37,13 +36,17 @@ from m3_connectors.training.checkpoint import (
 )
 from m3_connectors.training.config import DTYPES, TokenizerSettings, TrainingConfig
 from m3_connectors.training.data import open_pairs
+from m3_connectors.training.data_warnings import data_warnings
 from m3_connectors.training.dense_teacher import TeacherVectors
 from m3_connectors.training.forward import TrainingEncoder
 from m3_connectors.training.monitor import Best, BestModel, FolderTexts, evaluate
 from m3_connectors.training.optimizer import RowAdamW
-from m3_connectors.training.pairs import fingerprint_files, other_files, read_pairs
+from m3_connectors.training.pairs import fingerprint_files, read_pairs
 from m3_connectors.training.positions import extend_positions
+from m3_connectors.training.ranks import ALONE, Ranks
+from m3_connectors.training.refresh import CurrentWeights, refresh
 from m3_connectors.training.stages import STAGES, Outcome, StageInputs
+from m3_connectors.training.stages.pairs import PairStage
 from m3_connectors.training.start import RESERVED, build_start, fit_sparse_head
 from m3_connectors.training.tokenizer import sample_texts, save_tokenizer, train_tokenizer
 from m3_connectors.training.validate import (
@@ -57,9 +60,6 @@ from m3_connectors.training.validate import (
 from m3_connectors.training.watch import Watch
 
 _TOKENIZER, _START = "tokenizer.json", "start.pt"
-_NAMED = 10
-"""Names that one warning lists."""
-
 Report = Callable[[dict[str, Any]], None]
 """Called with every record of the log."""
 
@@ -73,11 +73,22 @@ class Trainer:
         work: The working folder: token cache, tokenizer, initial model, state and log. A run in it is
             resumed.
         report: Called with every record of the log.
+        ranks: The processes of the run. Only rank 0 writes files.
+
+    Raises:
+        InvalidInput: The pairs, the settings or the device cannot be used, or ``work`` belongs to another run.
     """
 
     def __init__(
-        self, config: TrainingConfig, data: Path, work: Path, report: Report = lambda record: None
+        self,
+        config: TrainingConfig,
+        data: Path,
+        work: Path,
+        report: Report = lambda record: None,
+        ranks: Ranks = ALONE,
     ) -> None:
+        self._ranks = ranks
+        device = ranks.device(config.run.device)
         self._config = config
         self._data = data
         self._work = work
@@ -85,7 +96,35 @@ class Trainer:
         if config.run.threads:
             torch.set_num_threads(config.run.threads)
         work.mkdir(parents=True, exist_ok=True)
+        with ranks.first():
+            self._prepare()
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        self.model.to(device)
+        encoder = TrainingEncoder(
+            self.model, DTYPES[config.run.dtype], tokens_at_once=config.run.tokens_at_once, ranks=ranks
+        )
+        self.stage = STAGES[config.objective](
+            StageInputs(config, self.store, self.model, encoder, self.tokenizer, work)
+        )
+        for warning in self.stage.warnings:
+            self._warn(warning)
+        if self.stage.extra:
+            self.stage.extra.to(device)
+        self._trained = TrainedParts(self.model, self.stage.extra)
+        self.optimizer = RowAdamW(self._trained.parameters, config.optimizer)
+        with ranks.first():
+            self.progress = load_state(work, self._trained, self.optimizer)
+        self._check_shared_folder()
+        ranks.copy_from_first(self._trained.parameters.values())
+        self._watch = Watch()
+        self._mined_at = 0
+        self._evaluated = self._evaluated_texts()
+        self._best = BestModel(work / "best")
 
+    def _prepare(self) -> None:
+        """Open the pairs, the tokenizer and the initial model; the files that are missing are made."""
+        config, data, work = self._config, self._data, self._work
         start = import_model(config.start_from) if config.start_from else None
         if config.extend_positions:
             if not start:
@@ -108,13 +147,14 @@ class Trainer:
         settings["start_from"] = start.info.weights_fingerprint if start else ""
         settings["data"] |= {"folder": ""}
         settings["evaluation"] |= {"folder": ""}
-        settings["run"] |= {"save_every": 0, "threads": 0, "tensorboard": False}
+        settings["run"] |= {"save_every": 0, "threads": 0, "tensorboard": False, "device": ""}
         parts = {"settings": settings, "pairs": fingerprint_files(data)}
         identity = {
             what: hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
             for what, value in parts.items()
         }
-        claim_folder(work, identity, made=(_TOKENIZER, _START))
+        if self._ranks.is_first:
+            claim_folder(work, identity, made=(_TOKENIZER, _START))
         self._phase("reading pairs")
         self.tokenizer = start.tokenizer if start else self._tokenizer()
         self.store = open_pairs(
@@ -125,25 +165,21 @@ class Trainer:
             held_out_share=config.data.held_out_share,
             linked_sources=config.data.linked_sources,
         )
-        self._warn_of_pairs()
+        for message in data_warnings(data, self.store):
+            self._warn(message)
         self._tasks = self._held_out_tasks()
         self.model = start.model if start else self._scratch()
         if start and config.start.fit_sparse_head and not is_saved(work):
             fit_sparse_head(self.model, self.store, config.start)
-        encoder = TrainingEncoder(
-            self.model, DTYPES[config.run.dtype], tokens_at_once=config.run.tokens_at_once
-        )
-        self.stage = STAGES[config.objective](
-            StageInputs(config, self.store, self.model, encoder, self.tokenizer, work)
-        )
-        for warning in self.stage.warnings:
-            self._warn(warning)
-        self._trained = TrainedParts(self.model, self.stage.extra)
-        self.optimizer = RowAdamW(self._trained.parameters, config.optimizer)
-        self.progress = load_state(work, self._trained, self.optimizer)
-        self._watch = Watch()
-        self._evaluated = self._evaluated_texts()
-        self._best = BestModel(work / "best")
+
+    def _check_shared_folder(self) -> None:
+        """Check that every rank sees the working folder of rank 0."""
+        step = int(self._ranks.of_first(self.progress.step))
+        if self._ranks.any(step != self.progress.step):
+            raise InvalidInput(
+                f"process {self._ranks.rank} finds step {self.progress.step} in {self._work}, process 0 step {step}.\n"
+                "  Set --work to a folder that all machines share."
+            )
 
     def _phase(self, phase: str) -> None:
         self._report({"event": "phase", "phase": phase})
@@ -180,6 +216,35 @@ class Trainer:
             )
         return self.store, tasks
 
+    def _mine(self) -> None:
+        """Give the next step the negatives of the latest search, which is made now if it is due."""
+        settings = self._config.mining
+        due = settings.step_of(self.progress.step)
+        if due == self._mined_at or not isinstance(self.stage, PairStage):
+            return
+        target = self._work / "mined" / f"step-{due}.jsonl"
+        if due < self.progress.step and not target.exists():
+            raise InvalidInput(
+                f"{target} is missing; it has the negatives of the steps from {due} on, which were mined with the "
+                "weights of then.\n  Restore the file, or use another working folder (--work DIR)."
+            )
+        is_new = not target.exists()
+        self._phase("mining hard negatives" if is_new else "reading the mined negatives")
+        encoder = CurrentWeights(
+            self.model,
+            self.tokenizer,
+            step=due,
+            recommended_weights=self._weights,
+            dtype=DTYPES[self._config.run.dtype],
+        )
+        with self._ranks.first():  # the others read what rank 0 has mined
+            hard = refresh(encoder, self._data, target, settings, self.store)
+        self.stage.sampler.negatives.hard = hard
+        self._mined_at = due
+        if is_new:
+            self._report({"event": "mined", "after": due, "negatives": len(hard.texts)})
+        self._phase("training")
+
     def evaluate(self) -> None:
         """Evaluate the current model, and keep it if it is the best one so far."""
         if self._evaluated is None:
@@ -194,52 +259,12 @@ class Trainer:
         self._report(
             {
                 "event": "evaluation",
-                # Of the last step, so that a run that takes it again also removes its evaluation from the log.
-                "step": self.progress.step - 1,
                 "after": self.progress.step,
                 "ndcg_at_10": values,
                 "is_best": is_best,
                 "evaluation_seconds": round(time.perf_counter() - began, 1),
             }
         )
-
-    def _warn_of_pairs(self) -> None:
-        """Warn about files, keys and pairs that are not used or have no effect."""
-        unread = other_files(self._data)
-        if unread:
-            self._warn(
-                f"{self._data}: only .jsonl and .jsonl.gz files are read, not {_listed(unread)}.",
-            )
-        store = self.store
-        if store.broken_lines:
-            first, _, remedy = store.broken[0].partition("\n")
-            others = [message.split("\n")[0] for message in store.broken[1:]]
-            self._warn(
-                f"{store.broken_lines:,} broken line{'s' * (store.broken_lines > 1)} skipped: "
-                + " ".join([first, *others])
-                + (" …" if store.broken_lines > len(store.broken) else "")
-                + f"\n{remedy}"
-            )
-        if store.truncated_texts:
-            self._warn(
-                f"{store.truncated_texts:,} texts have more tokens than the model has positions and are truncated."
-            )
-        if empty := int((store.lengths == 0).sum()):
-            self._warn(f"{empty:,} texts have no tokens, only characters that the tokenizer removes.")
-        unused = sorted(self.store.unused.items(), key=lambda item: -item[1])
-        for what, count in unused[:_NAMED]:
-            self._warn(f"{what} in {count:,} lines of the training pairs is not used.")
-        if len(unused) > _NAMED:
-            self._warn(f"{len(unused) - _NAMED:,} other keys of the training pairs are not used.")
-        is_pair = ~np.asarray(self.store.alone)
-        query, passage = self.store.query[is_pair], self.store.passage[is_pair]
-        pairs = query.astype(np.int64) << 32 | passage.astype(np.int64)
-        repeated = len(pairs) - len(np.unique(pairs))
-        if repeated:
-            self._warn(f"{repeated:,} of {len(pairs):,} pairs repeat another pair.")
-        equal = int((query == passage).sum())
-        if equal:
-            self._warn(f"{equal:,} of {len(pairs):,} pairs have the same text as query and as passage.")
 
     def _tokenizer(self) -> Tokenizer:
         """Return the tokenizer of a run from scratch, which is stored in the working folder."""
@@ -295,13 +320,19 @@ class Trainer:
         """
         self._phase("training")
         last = None if steps is None else self.progress.step + steps
-        while self.share_done() < 1 and (last is None or self.progress.step < last) and not stop():
+        while (
+            self.share_done() < 1
+            and (last is None or self.progress.step < last)
+            and not self._ranks.any(stop())
+        ):
+            self._mine()
             record = self.step()
             self._report(record)
             for warning in self._watch.warnings(record):
                 self._warn(warning)
             every = self._config.evaluation.every
-            if every and (self.progress.step % every == 0 or self.share_done() >= 1):
+            due = self.progress.step % every == 0 or self.share_done() >= 1 if every else False
+            if due and self._ranks.is_first:
                 self.evaluate()
             if self.progress.step % self._config.run.save_every == 0:
                 self.save()
@@ -309,7 +340,8 @@ class Trainer:
 
     def save(self) -> None:
         """Save the state from which the run can be resumed."""
-        save_state(self._work, self._trained, self.optimizer, self.progress)
+        if self._ranks.is_first:
+            save_state(self._work, self._trained, self.optimizer, self.progress)
 
     def step(self) -> dict[str, Any]:
         """Take one step and return its record for the log.
@@ -322,10 +354,15 @@ class Trainer:
         rate_factor = self._config.optimizer.rate_factor(done)
         outcome = self.stage.loss(number, done)
         self._check_finite("loss", outcome.loss.item(), outcome)
-        outcome.loss.backward()  # type: ignore[no-untyped-call]
+        # The objective is the mean of the losses of all ranks; see ``training.ranks``.
+        (outcome.loss / self._ranks.size).backward()  # type: ignore[no-untyped-call]
+        self._ranks.sum_gradients(
+            [*self._trained.parameters.values(), *(rows.values for rows in outcome.tables.values())]
+        )
         norm = self.optimizer.step(outcome.tables, rate_factor)
         self._check_finite("gradient", norm, outcome)
-        seconds = time.perf_counter() - began
+        # The schedule of a run with a time budget follows the clock of rank 0.
+        seconds = self._ranks.of_first(time.perf_counter() - began)
         self.progress = Progress(number + 1, self.progress.seconds + seconds)
         return {
             "step": number,
@@ -341,7 +378,7 @@ class Trainer:
         }
 
     def _check_finite(self, what: str, value: float, outcome: Outcome) -> None:
-        if math.isfinite(value):
+        if not self._ranks.any(not math.isfinite(value)):
             return
         step = self.progress.step
         path = self._work / f"diverged-step-{step}.json"
@@ -351,7 +388,9 @@ class Trainer:
             "parts": {name: str(part) for name, part in outcome.parts.items()},
             **self.stage.batch_record(step),
         }
-        path.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+        if self._ranks.is_first:
+            path.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+        self._ranks.wait()
         raise Diverged(
             f"step {step} ({outcome.counts['source']}): the {what} is {value}. "
             f"The batch is saved in {path}; no model was written.\n"
@@ -388,7 +427,7 @@ class Trainer:
         best = self._best.read() if self._config.evaluation.keep_best != "none" else None
         if best is not None and self._evaluated is not None:
             self._best.load(best, self._trained)
-            self._report({"event": "best", **dataclasses.asdict(best)})
+            self._report({"event": "best", "after": best.step, "method": best.method, "value": best.value})
         export_model(self.model, self.tokenizer, output, dtype)
         weights = dict(self._weights)
         if self._config.tune_importance:
@@ -401,11 +440,6 @@ class Trainer:
             output / "weights.json", {method: Weights(*values) for method, values in weights.items()}
         )
         return weights
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _NAMED:,} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + more
 
 
 def learn_tokenizer(data: Path, settings: TokenizerSettings) -> Tokenizer:

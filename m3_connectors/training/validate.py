@@ -126,11 +126,11 @@ def encode(
             taken += 1
         batch, order = order[:taken], order[taken:]
         shown, _ = encoder([texts[i] for i in batch])
-        dense[batch] = shown.dense.numpy()
-        for i, part in zip(batch, torch.split(shown.rows.float(), list(shown.row_counts)), strict=True):
+        dense[batch] = shown.dense.cpu().numpy()
+        for i, part in zip(batch, torch.split(shown.rows.float().cpu(), list(shown.row_counts)), strict=True):
             rows[i] = part.numpy()
-        owner = np.array(batch)[shown.token_text.numpy()]
-        parts.append((shown.token_weights.numpy(), shown.token_ids.numpy(), owner))
+        owner = np.array(batch)[shown.token_text.cpu().numpy()]
+        parts.append((shown.token_weights.cpu().numpy(), shown.token_ids.cpu().numpy(), owner))
     weights, ids, owner = (np.concatenate([part[i] for part in parts]) for i in range(3))
     return M3Embeddings(
         dense=dense,

@@ -7,17 +7,17 @@ import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from m3_connectors.curation import BrokenCharacters, Curation, Dropped, ExactDuplicates, Languages, Stage
-from m3_connectors.curation.languages import CONFIDENCE_FIELD, FIELD, UNDETERMINED
+from m3_connectors.curation.languages import FIELD, UNDETERMINED
 from m3_connectors.curation.words import normalised
 from m3_connectors.documents import Document
 from m3_connectors.training_data.examples import Example, Unusable
 from m3_connectors.training_data.overlap import KeptOut
 
-_SURE = 0.9
-"""A query is short, so that its language counts only with this confidence; else it has that of its passage."""
+Origin = Literal["documents", "translations", "labels"]
+"""What examples are: parts of one document, translations of each other, or queries with labelled passages."""
 
 _SHOWN_CHARACTERS = 300
 
@@ -95,9 +95,11 @@ class PairCurator:
         curation: The stages for passages. Languages are always tagged.
         kept_out: Evaluation texts.
         on_dropped: Called with each pair or line that is dropped.
-        repeated_passages: Whether a passage may occur again with another query, as in labelled sets. Then a near
-            duplicate is dropped only if it is not the same text as one that was kept. Otherwise passages are compared
-            with those of their kind: the body and the sections of one document are similar to each other.
+        origin: What the examples are. The two sides of a pair from a document have one language, and a passage is
+            compared with those of its kind, as the body and the sections of one document are similar to each other.
+            A passage with a label, or a translation, may occur again with another query: only texts that are nearly,
+            but not exactly, those of an earlier passage are its duplicates. A labelled query whose language is not
+            clear has that of its passage.
 
     Raises:
         InvalidInput: A language cannot be detected.
@@ -110,17 +112,16 @@ class PairCurator:
         kept_out: KeptOut | None = None,
         on_dropped: Callable[[DroppedPair], object] = lambda dropped: None,
         *,
-        repeated_passages: bool,
+        origin: Origin,
     ) -> None:
         self._wanted = curation.languages
         self._text_stages = dataclasses.replace(curation, tag_languages=True, duplicates=None).stages()
         self._broken = BrokenCharacters(curation.max_broken) if curation.max_broken is not None else None
         self._detect = Languages()
         self._duplicates = Curation(duplicates=curation.duplicates)
-        self._duplicates.stages()  # what is not installed is named before anything is read
         self._kept_out = kept_out
         self._on_dropped = on_dropped
-        self._repeated_passages = repeated_passages
+        self._origin = origin
         self._open = contextlib.ExitStack()
         self._pairs = self._open.enter_context(ExactDuplicates())
         self._passages: dict[str, list[Stage]] = {}
@@ -238,19 +239,22 @@ class PairCurator:
         for stage in self._stages_of(example.kind):
             outcome = stage(passage)
             if isinstance(outcome, Dropped):
-                if self._repeated_passages and outcome.stage == ExactDuplicates.name:
+                if self._origin != "documents" and outcome.stage == ExactDuplicates.name:
                     break  # the same passage as one that was kept, with another query
                 return _dropped(outcome)
         return lang_q, lang_p
 
     def _language_of(self, query: str, lang_p: str) -> str:
+        """Return the language of a query."""
+        if self._origin == "documents":
+            return lang_p
         tagged = self._detect(Document("", query))
         assert isinstance(tagged, Document)
-        sure = float(tagged.metadata[CONFIDENCE_FIELD]) >= _SURE
-        return str(tagged.metadata[FIELD]) if sure else lang_p
+        language = str(tagged.metadata[FIELD])
+        return lang_p if language == UNDETERMINED and self._origin == "labels" else language
 
     def _stages_of(self, kind: str) -> list[Stage]:
-        name = "" if self._repeated_passages else kind
+        name = kind if self._origin == "documents" else ""
         if name not in self._passages:
             self._passages[name] = self._duplicates.stages()
             for stage in self._passages[name]:

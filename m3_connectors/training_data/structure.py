@@ -22,8 +22,8 @@ _SENTENCE_END = re.compile(r"[.!?…؟۔।]+[\"'”’»)\]]*(?=\s)|[。！？]
 def title_and_text(document: Document) -> tuple[str | None, str, int]:
     """Return the title of a document, its text without it, and where that text begins.
 
-    The title is the first line if a heading is marked there, or if the line is short and does not end as a sentence:
-    our readers put the title of a page or record there.
+    The title is the first line if a heading is marked there, or if the line is short, does not end as a sentence, and
+    does not go on in the next line: our readers put the title of a page or record there.
     """
     text = document.text
     first = next(headings(text), None)
@@ -32,7 +32,8 @@ def title_and_text(document: Document) -> tuple[str | None, str, int]:
     begin = len(text) - len(text.lstrip())
     line, _, rest = text[begin:].partition("\n")
     line = line.strip()
-    if rest.strip() and 0 < len(line) <= _LONGEST_TITLE and not line.endswith(_NOT_IN_TITLES):
+    goes_on = rest.lstrip(" \t\r")[:1].islower()
+    if rest.strip() and 0 < len(line) <= _LONGEST_TITLE and not line.endswith(_NOT_IN_TITLES) and not goes_on:
         return line, rest.strip(), len(text) - len(rest)
     return None, text.strip(), begin
 

@@ -8,7 +8,13 @@ import torch
 
 from m3_connectors.encoder.config import ModelConfig
 from m3_connectors.encoder.model import M3Model, padded_attention
-from m3_connectors.training.forward import LONG, TrainingEncoder, sorted_attention, split
+from m3_connectors.training.forward import (
+    LONG,
+    TrainingEncoder,
+    fused_attention,
+    sorted_attention,
+    split,
+)
 
 
 @pytest.mark.parametrize(
@@ -18,11 +24,14 @@ def test_sorted_attention_and_its_gradient_are_those_of_the_plain_one(lengths: l
     generator = torch.Generator().manual_seed(0)
     rows = [torch.randn(sum(lengths), 2, 8, generator=generator, requires_grad=True) for _ in range(3)]
     outer = torch.randn(sum(lengths), 2, 8, generator=generator)
-    results = [attention(*rows, lengths) for attention in (sorted_attention, padded_attention)]
-    torch.testing.assert_close(*results, atol=1e-5, rtol=1e-4)
+    results = [
+        attention(*rows, lengths) for attention in (padded_attention, sorted_attention, fused_attention)
+    ]
     gradients = [torch.autograd.grad((result * outer).sum(), rows) for result in results]
-    for ours, plain in zip(*gradients, strict=True):
-        torch.testing.assert_close(ours, plain, atol=1e-5, rtol=1e-4)
+    for result, gradient in zip(results[1:], gradients[1:], strict=True):
+        torch.testing.assert_close(result, results[0], atol=1e-5, rtol=1e-4)
+        for ours, plain in zip(gradient, gradients[0], strict=True):
+            torch.testing.assert_close(ours, plain, atol=1e-5, rtol=1e-4)
 
 
 @pytest.fixture(scope="module")

@@ -51,7 +51,7 @@ class Distil(PairStage):
         texts = batch.text_numbers
         dense, tables = self._encoder.dense(batch.queries + batch.passages, self.first_positions(batch, step))
         distance = self._teacher.distance(dense, texts)
-        known, targets = self._teacher.targets(texts)
+        known, targets = self._teacher.targets(texts, dense.device)
         temperature = self._config.dense_teacher.temperature
         queries, passages = known < len(batch), known >= len(batch)
         parts = {"distance": distance.item()}

@@ -10,7 +10,8 @@ import torch
 from m3_connectors.errors import InvalidInput
 from m3_connectors.training.dense_teacher import TeacherVectors
 from m3_connectors.training.forward import split
-from m3_connectors.training.losses import objective, score_all
+from m3_connectors.training.losses import Representations, Scores, objective, score_all
+from m3_connectors.training.ranks import Ranks
 from m3_connectors.training.stages.pairs import PairStage
 from m3_connectors.training.stages.stage import Outcome, StageInputs
 from m3_connectors.training.watch import measures
@@ -47,9 +48,10 @@ class Finetune(PairStage):
         """Compute L or L_final of a step."""
         batch = self.batch(step)
         shown, tables = self._encoder(batch.queries + batch.passages, self.first_positions(batch, step))
-        scores = score_all(*split(shown, len(batch)))
-        targets, ignored, cross_lingual = map(
-            torch.from_numpy, (batch.targets, batch.ignored, batch.cross_lingual)
+        device = shown.dense.device
+        scores = score_shared(*split(shown, len(batch)), self._encoder.ranks)
+        targets, ignored, cross_lingual = (
+            torch.from_numpy(each).to(device) for each in (batch.targets, batch.ignored, batch.cross_lingual)
         )
         loss, parts = objective(
             scores,
@@ -58,7 +60,7 @@ class Finetune(PairStage):
             cross_lingual=cross_lingual,
             self_distillation=share_done >= self._config.run.distil_from,
             ignored=ignored,
-            teacher_scores=None if batch.teacher is None else torch.from_numpy(batch.teacher),
+            teacher_scores=None if batch.teacher is None else torch.from_numpy(batch.teacher).to(device),
         )
         if self._dense_teacher:
             distance = self._dense_teacher.distance(shown.dense, batch.text_numbers)
@@ -66,3 +68,15 @@ class Finetune(PairStage):
             parts["distance"] = distance.item()
         watched = measures(scores, targets, ignored, cross_lingual, shown.token_weights)
         return Outcome(loss, parts, tables, self.counts(batch) | watched)
+
+
+def score_shared(queries: Representations, passages: Representations, ranks: Ranks) -> Scores:
+    """Return the scores of every query with every passage; each rank computes those of some of the queries."""
+    if ranks.size == 1:
+        return score_all(queries, passages)
+    ranges = ranks.ranges(queries.row_counts)
+    here = ranges[ranks.rank]
+    own = split(split(queries, here.stop)[0], here.start)[1]
+    scores = score_all(own, passages)
+    counts = [len(each) for each in ranges]
+    return Scores(*ranks.gather([scores.dense, scores.lexical, scores.multivector], [counts] * 3))

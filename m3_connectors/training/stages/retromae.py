@@ -96,9 +96,14 @@ class RetroMAE(Stage):
         words, bias, first = tables[WORDS].values, self.extra.bias, int(in_encoder.sum())
         weights = torch.full_like(targets, 1 / (len(targets) - first), dtype=bias.dtype)
         weights[:first] = 1 / max(1, first)
-        loss, losses = tied_cross_entropy(
-            _with(self.extra.transform, states.dtype, hidden), words, bias, targets, weights
+        # The products with all word embeddings are split between the ranks.
+        ranks = self._encoder.ranks
+        shares = ranks.ranges([1] * len(targets))
+        here = slice(shares[ranks.rank].start, shares[ranks.rank].stop)
+        own_loss, own_losses = tied_cross_entropy(
+            _with(self.extra.transform, states.dtype, hidden[here]), words, bias, targets[here], weights[here]
         )
+        loss, (losses,) = ranks.total(own_loss), ranks.gather([own_losses], [list(map(len, shares))])
         parts = {"encoder": losses[:first].mean().item()} if first else {}
         parts["decoder"] = losses[first:].mean().item()
         counts = {
@@ -156,8 +161,13 @@ class RetroMAE(Stage):
             tokens = [int(lengths[number]) for number in texts]
             return _with(self.extra.decoder, dtype, queries, context, counts, tokens, seen)
 
-        parts = self._encoder.sub_batches(lengths.tolist())
-        outputs, first = [], 0
+        ranks = self._encoder.ranks
+        shares = ranks.ranges(lengths.tolist())
+        own = shares[ranks.rank]
+        # A rank without a text decodes the first one and keeps no row of it.
+        texts = own or range(1)
+        parts = self._encoder.sub_batches(lengths[texts.start : texts.stop].tolist())
+        outputs, first = [], texts.start
         row_ends = np.cumsum([0, *(int(chosen.sum()) for chosen in predicted)])
         token_ends = np.cumsum([0, *lengths])
         for count in parts:
@@ -171,7 +181,9 @@ class RetroMAE(Stage):
                 decode(*here) if len(parts) == 1 else checkpoint(decode, *here, use_reentrant=False)
             )
             first = last
-        return torch.cat(outputs)
+        counts = [int(row_ends[share.stop] - row_ends[share.start]) for share in shares]
+        (decoded,) = ranks.gather([torch.cat(outputs)[: counts[ranks.rank]]], [counts])
+        return decoded
 
     def batch_record(self, step: int) -> dict[str, Any]:
         """Return the tokens of a batch, and which of them the encoder did not see."""

@@ -19,8 +19,8 @@ class Unsupervised(PairStage):
         scores = dense[: len(batch)] @ dense[len(batch) :].T
         loss = contrastive(
             scores,
-            torch.from_numpy(batch.targets),
+            torch.from_numpy(batch.targets).to(scores.device),
             self._config.loss.temperature,
-            ignored=torch.from_numpy(batch.ignored),
+            ignored=torch.from_numpy(batch.ignored).to(scores.device),
         )
         return Outcome(loss, {"dense": loss.item()}, tables, self.counts(batch))

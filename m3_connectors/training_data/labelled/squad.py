@@ -37,15 +37,16 @@ def _whole(path: Path) -> list[Any] | Unusable | None:
     try:
         with Input(path, path, path.name, "").open_text(None) as stream:
             encoding = written(stream.encoding)
-            if _is_lines(stream.readline().removeprefix("\ufeff")):
+            first = next((line for line in stream if line.strip("\ufeff\r\n\t ")), "")
+            if _is_lines(first.removeprefix("\ufeff")):
                 return None
-            stream.seek(0)
-            text = stream.read().removeprefix("\ufeff")
+            text = first.removeprefix("\ufeff") + stream.read()
     except (OSError, InvalidInput) as error:
         return unreadable(path, 0, error)
     if undecodable := UNDECODABLE.search(text):
-        line = text.count("\n", 0, undecodable.start()) + 1
-        return broken(f"{path}:{line}", f"not {encoding}; nothing of the file was used")
+        return broken(
+            str(path), f"not {encoding} at character {undecodable.start() + 1}; nothing of the file was used"
+        )
     try:
         found = json.loads(text)
     except json.JSONDecodeError as error:
