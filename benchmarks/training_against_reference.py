@@ -62,8 +62,15 @@ class Start:
         return f"{self.model}, {'L_final' if self.distil else 'L'}"
 
 
-TINY, RANDOM = "m3-tiny", "random, 2 layers of 32"
-STARTS = (Start(RANDOM, 1e-3, True), Start(TINY, 1e-5, True), Start(TINY, 1e-5, False))
+TINY, RANDOM, CENTRED = "m3-tiny", "random", "random, rows around 0"
+STARTS = (
+    Start(RANDOM, 1e-3, True),
+    Start(CENTRED, 1e-3, True),
+    Start(TINY, 1e-5, True),
+    Start(TINY, 1e-5, False),
+)
+"""``RANDOM`` has 2 layers of 32. Its multi-vector rows have a large common part, so that no token score is below 0;
+``CENTRED`` is without it, and many token scores of short passages are."""
 
 
 # --- the batches and the checkpoints ----------------------------------------------------------------------------------
@@ -103,7 +110,16 @@ def checkpoint(model: str, folder: Path) -> Path:
     """Return m3-tiny, or write a random checkpoint; both have FlagEmbedding's layout."""
     if model == TINY:
         return ROOT / "models" / "m3-tiny"
-    return write_checkpoint(folder / "random")
+    target = write_checkpoint(folder / model.replace(" ", "-"))
+    if model == CENTRED:
+        loaded = import_model(str(target))
+        rng = np.random.default_rng(0)
+        texts = [np.array([0, *rng.integers(4, 1000, 30), 2]) for _ in range(32)]
+        (states,), _ = TrainingEncoder(loaded.model, torch.float32).apply(lambda hidden, *_: (hidden,), texts)
+        head = {"weight": loaded.model.colbert_linear.weight.detach().clone()}
+        head["bias"] = -head["weight"] @ states.detach().mean(0)
+        torch.save(head, target / "colbert_linear.pt")
+    return target
 
 
 # --- our side ---------------------------------------------------------------------------------------------------------
@@ -327,7 +343,7 @@ def main() -> None:
     today = datetime.datetime.now(datetime.UTC).date()
     parser.add_argument("--flag-python", help="a Python with FlagEmbedding==1.4.2 and transformers<5")
     parser.add_argument("--data", type=Path, help="a folder of training pairs")
-    parser.add_argument("--starts", nargs="*", choices=(RANDOM, TINY), help="only these checkpoints")
+    parser.add_argument("--starts", nargs="*", choices=(RANDOM, CENTRED, TINY), help="only these checkpoints")
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", default=ROOT / "benchmarks" / "results" / f"training-losses-{today}.jsonl")
