@@ -231,7 +231,7 @@ class PairCurator:
                 return DroppedPair(place, EVALUATION, reason, shared.run)
         # Triples repeat a pair with other negatives, which is not the same example. Unlike white space, "\0" is not
         # normalised.
-        key = "\0".join((example.query, positive, *negatives))
+        key = "\0".join(map(normalised, (example.query, positive, *negatives)))
         outcome = self._pairs(Document(place, key))
         if isinstance(outcome, Dropped):
             reason = f"has the same query and passage as {outcome.duplicate_of}"

@@ -70,6 +70,8 @@ def first_sentence_rest(document: Document) -> Iterator[tuple[str, str, int]]:
         yield " ".join(body[:end].split()), rest, document.text.index(rest, start)
 
 
+_INITIAL = re.compile(r"(?:^|[\s.])[^\W\d_]\.$")
+
 KINDS: dict[str, Callable[[Document], Iterator[tuple[str, str, int]]]] = {
     "title-body": title_body,
     "heading-section": heading_section,
@@ -93,6 +95,6 @@ def pairs_of(document: Document, file: str, kinds: Sequence[str]) -> Iterator[Ex
 
 
 def _ends(text: str, position: int) -> bool:
-    """Return whether a sentence may end here: what follows an abbreviation is often in lower case."""
-    following = text[position:].lstrip()[:1]
-    return not following.islower()
+    """Return whether a sentence may end here: not behind an initial, and not before a word in lower case."""
+    following = text[position : position + 50].lstrip()[:1]
+    return not following.islower() and not _INITIAL.search(text[max(0, position - 3) : position])

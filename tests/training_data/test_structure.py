@@ -101,6 +101,11 @@ def test_records_with_titles(tmp_path: Path) -> None:
             "वे घाटियाँ बनाती हैं।",
         ),
         ('She said "it is so." Then she left.', 'She said "it is so."', "Then she left."),
+        (
+            "In 1923, G. N. Lewis wrote a book. It was new.",
+            "In 1923, G. N. Lewis wrote a book.",
+            "It was new.",
+        ),
         ("A sentence over\ntwo lines. The rest.", "A sentence over two lines.", "The rest."),
         (
             "A paragraph without an end\nin two lines\n\nThe rest.",
