@@ -148,7 +148,7 @@ def peak_memory() -> int:
 
 def _lengths(store: PairStore, texts: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """Return the lengths of distinct texts for training, with ``<s>`` and ``</s>``."""
-    return store.lengths[np.unique(texts[~np.asarray(store.held_out)])] + 2
+    return np.asarray(store.lengths[np.unique(texts[~np.asarray(store.held_out)])] + 2)
 
 
 def _languages(store: PairStore) -> dict[str, int]:
