@@ -12,11 +12,6 @@ from m3_connectors.errors import InvalidInput
 if TYPE_CHECKING:
     from m3_connectors.training.plan import StagePlan
 
-_TWO_FORMS = (
-    "  Write m3 train CONFIG.toml, or m3 train --from MODEL --data PAIRS --out DIR, as in\n"
-    "    m3 train --from BAAI/bge-m3 --data pairs.jsonl --out my-m3"
-)
-
 
 @dataclasses.dataclass(frozen=True)
 class Request:
@@ -57,7 +52,8 @@ class Request:
             missing = {"--from": self.start, "--data": self.data, "--out": self.output}
             if names := [name for name, value in missing.items() if not value]:
                 raise InvalidInput(
-                    f"{' and '.join(names)} missing, and no configuration given.\n{_TWO_FORMS}"
+                    f"{' and '.join(names)} missing, and no configuration given.\n"
+                    "  Run m3 train CONFIG.toml, or m3 train --from BAAI/bge-m3 --data pairs.jsonl --out my-m3."
                 )
 
     def _given(self) -> dict[str, Any]:

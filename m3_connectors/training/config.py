@@ -128,10 +128,8 @@ class DataSettings:
     def __post_init__(self) -> None:
         if bool(self.folder) == bool(self.files):
             raise InvalidInput(
-                f"folder is {self.folder!r}, and files are given too.\n  Write one of them."
-                if self.folder
-                else f"folder is {self.folder!r}.\n"
-                f"  Write it as in this example:\n{textwrap.indent(_EXAMPLES['data.folder'], '    ')}"
+                f"folder is {self.folder!r}, and files are {list(self.files)}.\n"
+                '  Set one of them, such as folder = "pairs", a folder with questions.jsonl, notes.jsonl.gz, …'
             )
         if self.source_weights:
             require_one_above_0("source_weights", self.source_weights.values())

@@ -164,11 +164,7 @@ class Ranks:
         if wanted >= count:
             raise InvalidInput(
                 f"process {self.rank} needs GPU {wanted}, but there are {count} on this machine, from 0.\n"
-                + (
-                    "  Set run.device to one of them."
-                    if colon
-                    else f"  Start {count} processes on this machine."
-                )
+                "  Set run.device to one of them, or start as many processes on a machine as it has GPUs."
             )
         return torch.device("cuda", wanted)
 

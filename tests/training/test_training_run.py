@@ -276,10 +276,10 @@ def test_touched_rows_get_the_gradient_of_the_whole_table() -> None:
         (("[run]", "[runn]"), "unknown key runn"),
         (
             ("heads = 2", "head = 2"),
-            "unknown key model.head.\n  Correct it; the settings of this table are hidden_size, layers,",
+            "unknown key model.head.\n  Did you mean heads? The settings of this table are hidden_size, layers,",
         ),
         (("heads = 2", 'heads = "two"'), "'two'"),
-        (('folder = "pairs"', ""), "lacks the key data.folder"),
+        (('folder = "pairs"', ""), "data: folder is ''"),
         (("batch = 8", "batch = 8.5"), "8.5"),
         (("[run]", "[run"), "is not valid TOML"),
     ],
