@@ -78,6 +78,7 @@ def attempts(options: argparse.Namespace, folder: Path) -> Iterator[Row]:
 def report(path: Path) -> str:
     """Generate the table from raw rows."""
     about, *rows = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
+    rows = [row for row in rows if row["kind"] != "environment"]  # of runs with --only, one after the other
     lines = [
         f"{describe(about)}; {about['threads']} thread(s), {about['limit_gib']:g} GiB, {rows[0]['model']}.",
         "",
