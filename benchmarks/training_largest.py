@@ -40,9 +40,9 @@ SMALLEST = 2
 """One passage has no negative."""
 
 
-def search(fits: Callable[[int], bool], most: int) -> None:
-    """Call ``fits`` for the batches of the search, none larger than ``most``."""
-    low, high = 0, SMALLEST
+def search(fits: Callable[[int], bool], first: int, most: int) -> None:
+    """Call ``fits`` for the batches of the search, from ``first`` on, none larger than ``most``."""
+    low, high = 0, min(first, most)
     while fits(high):
         if high == most:
             return
@@ -71,13 +71,14 @@ def attempts(options: argparse.Namespace, folder: Path) -> Iterator[Row]:
             print(json.dumps(rows[-1]), file=sys.stderr)
             return row["kind"] == "measurement"
 
-        search(fits, options.most)
+        search(fits, options.first, options.most)
         yield from rows
 
 
 def report(path: Path) -> str:
     """Generate the table from raw rows."""
     about, *rows = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
+    rows = [row for row in rows if row["kind"] != "environment"]  # of runs with --only, one after the other
     lines = [
         f"{describe(about)}; {about['threads']} thread(s), {about['limit_gib']:g} GiB, {rows[0]['model']}.",
         "",
@@ -106,6 +107,7 @@ def main() -> None:
     parser.add_argument("--model", choices=MODELS, default=MODELS[0])
     parser.add_argument("--length", type=int, default=8192, help="tokens of a passage")
     parser.add_argument("--limit-gib", type=float, default=8)
+    parser.add_argument("--first", type=int, default=SMALLEST, help="the batch to begin with")
     parser.add_argument("--most", type=int, default=128, help="the largest batch that is tried")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--only", help="one engine, as the report names it")
