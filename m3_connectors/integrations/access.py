@@ -42,7 +42,7 @@ class Access:
                 f"index is {type(index).__name__}; it must be an Index or an AsyncIndex.\n"
                 "  Pass what connect(…) returns, or what await aconnect(…) returns."
             )
-        self.index = index
+        self.index: AnyIndex = index
 
     @property
     def encoder(self) -> Encoder | None:

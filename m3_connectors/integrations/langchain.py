@@ -216,11 +216,12 @@ class M3VectorStore(VectorStore):
         Raises:
             InvalidInput: ``embedding`` is of another class, or a text cannot be stored.
         """
-        store = cls(connect(url, encoder=_encoder(embedding), **options))
+        index = connect(url, encoder=_encoder(embedding), **options)
         try:
+            store = cls(index)
             store.add_texts(texts, metadatas, ids=ids)
         except BaseException:
-            store._access.run(lambda index: index.close())
+            index.close()
             raise
         return store
 

@@ -137,7 +137,7 @@ class M3VectorStore(BasePydanticVectorStore):
     _options: SearchOptions = PrivateAttr()
 
     def __init__(self, index: AnyIndex, **options: Any) -> None:
-        super().__init__()
+        super().__init__(stores_text=True)
         self._access = Access(index)
         self._options = SearchOptions().changed(options)
 

@@ -17,7 +17,7 @@ from haystack.utils import Secret
 
 from m3_connectors.backends.base import Storage
 from m3_connectors.backends.registry import DEFAULT_COLLECTION
-from m3_connectors.blocking import connect
+from m3_connectors.blocking import Index, connect
 from m3_connectors.documents import Document as Ours
 from m3_connectors.documents import Hit
 from m3_connectors.errors import InvalidInput
@@ -68,6 +68,7 @@ class M3DocumentStore:
         self._encoder = EncoderChoice(model, encoder_options)
         self._access = None if index is None else Access(index)
         self._given = index is not None
+        self._opened: Index | None = None
         self._opening = threading.Lock()
 
     @property
@@ -82,9 +83,9 @@ class M3DocumentStore:
     def close(self) -> None:
         """Close the collection if this store has opened it; the next call opens it again."""
         with self._opening:
-            access, self._access = self._access, self._access if self._given else None
-        if access is not None and not self._given:
-            access.run(lambda index: index.close())
+            if self._opened is not None:
+                self._opened.close()
+                self._opened = self._access = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the store as a pipeline file has it.
@@ -240,15 +241,17 @@ class M3DocumentStore:
                     options["api_key"] = self.api_key.resolve_value()
                 storage = None if self.components is None else Storage(components=tuple(self.components))  # type: ignore[arg-type]
                 encoder = self._encoder.get()
-                index = connect(self.url, self.collection, encoder=encoder, storage=storage, **options)
-                self._access = Access(index)
+                self._opened = connect(self.url, self.collection, encoder=encoder, storage=storage, **options)
+                self._access = Access(self._opened)
             return self._access
 
     def _run(self, call: Callable[[AsyncIndex], Awaitable[T]]) -> T:
         return self._open().run(call)
 
     async def _await(self, call: Callable[[AsyncIndex], Awaitable[T]]) -> T:
-        access = self._access or await anyio.to_thread.run_sync(self._open)
+        access = self._access
+        if access is None:
+            access = await anyio.to_thread.run_sync(self._open)
         return await access.await_(call)
 
 
