@@ -238,7 +238,8 @@ class M3VectorStore(BasePydanticVectorStore):
 
     def _translated(self, query: VectorStoreQuery, kwargs: Mapping[str, Any]) -> tuple[Query, SearchOptions]:
         changes = {"k": query.similarity_top_k, **_by_mode(query)}
-        chosen = _chosen(query.filters, node_ids=query.node_ids, parents=query.doc_ids)
+        # A retriever of LlamaIndex's own index passes an empty list for all nodes.
+        chosen = _chosen(query.filters, node_ids=query.node_ids or None, parents=query.doc_ids or None)
         asked: Query
         if query.query_str is not None:
             asked = query.query_str

@@ -21,6 +21,7 @@ from m3_connectors.methods import Method, MethodName, Weights
 try:
     from mteb.models import ModelMeta
     from mteb.models.abs_encoder import AbsEncoder
+    from mteb.models.model_meta import ScoringFunction
 except ImportError:
     raise MissingDependency("mteb", "mteb") from None
 
@@ -136,7 +137,7 @@ class M3DenseEncoder(AbsEncoder):
 
     def __init__(self, encoder: Encoder) -> None:
         self._encoder = encoder
-        self.mteb_model_meta = _meta(encoder, ["dense"], {"similarity_fn_name": "cosine"})
+        self.mteb_model_meta = _meta(encoder, ["dense"], {"similarity_fn_name": ScoringFunction.COSINE})
 
     def encode(self, inputs: Iterable[Mapping[str, Any]], **kwargs: Any) -> Float32:
         """Return a unit vector for each text, float32 ``[n, d]``; M3 encodes queries as it encodes documents."""

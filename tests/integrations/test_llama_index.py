@@ -175,7 +175,10 @@ def test_nested_filters_and_ids_are_joined(store: M3VectorStore) -> None:
     query.node_ids = ["b", "c"]
     assert store.query(query).ids == ["b"]
     query.node_ids = []
-    assert store.query(query).ids == []
+    assert sorted(store.query(query).ids or []) == ["a", "b"], (
+        "LlamaIndex's own retriever passes [] for all nodes"
+    )
+    assert store.get_nodes([]) == []
     query = VectorStoreQuery(query_str="x", similarity_top_k=4, doc_ids=["doc-1"])
     assert store.query(query, filter={"year": 2022}).ids == ["b"]
 
