@@ -542,6 +542,23 @@ def run_on(index: Index, call: Callable[[], Awaitable[T]]) -> T:
     return index._loop.run(call)
 
 
+def async_index_of(index: Index) -> AsyncIndex:
+    """Return the AsyncIndex whose calls an index runs; they must be awaited on the loop of the index."""
+    return index._index
+
+
+async def awaited_on(index: Index, call: Callable[[], Awaitable[T]]) -> T:
+    """Run a call on the loop of an index, and await its result on another loop; it is cancelled with the caller."""
+    running = index._loop.call(call)
+    running.start()
+    try:
+        return await anyio.to_thread.run_sync(running.result, abandon_on_cancel=True)
+    except anyio.get_cancelled_exc_class():
+        with anyio.CancelScope(shield=True):
+            await anyio.to_thread.run_sync(running.abandon)
+        raise
+
+
 def store_batches(
     index: Index,
     adding: DocumentWriter,

@@ -622,6 +622,11 @@ def begin_add_component(index: AsyncIndex, component: Component) -> ComponentWri
     return ComponentWriter(index._backend, component, index._check_encoder())
 
 
+def encoder_in(index: AsyncIndex) -> Encoder | None:
+    """Return the encoder of an index, if it has one."""
+    return index._encoder
+
+
 def _cut_query(queries: Sequence[Query], i: int, vectors: M3Embeddings) -> str:
     which = "the query" if len(queries) == 1 else f"queries[{i}]"
     if vectors.token_counts is None or vectors.kept_token_counts is None:

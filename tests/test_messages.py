@@ -84,6 +84,10 @@ WITHOUT_VALUE: Mapping[str, str] = {
     "all three weights are 0": "the message has the only value that leads to it",
     "the value of a query is not finite": "measures are computed, so this cannot be caused by input",
     "the query or a document has no": _NOTHING,
+    "a blocking call was made on an AsyncIndex": _STATE,
+    'search_type "mmr" is not supported': "the message has the only value that leads to it",
+    "the query has neither query_str": _NOTHING,
+    "search was called before index": _STATE,
 }
 """The first words of messages without a value, with the reason for each."""
 

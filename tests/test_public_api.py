@@ -21,6 +21,12 @@ HEAVY = (
     "typer",
     "rich",
     "transformers",
+    "langchain_core",
+    "llama_index",
+    "haystack",
+    "mteb",
+    "mcp",
+    "dspy",
 )
 
 

@@ -363,13 +363,13 @@ def trec_run(method: str, run: Mapping[str, Sequence[tuple[str, float]]]) -> str
     tag = trec_id(method)
     for query, answer in run.items():
         name = trec_id(query)
-        scores = _falling([score for _, score in answer])
+        scores = falling([score for _, score in answer])
         for position, ((document, _), score) in enumerate(zip(answer, scores, strict=True), 1):
             lines.append(f"{name} Q0 {trec_id(document)} {position} {score!r} {tag}\n")
     return "".join(lines)
 
 
-def _falling(scores: Sequence[float]) -> list[float]:
+def falling(scores: Sequence[float]) -> list[float]:
     """The scores, those that do not fall in float32 replaced by the next smaller one."""
     singles = np.array(scores, dtype=np.float32)
     falling = list(map(float, scores))
