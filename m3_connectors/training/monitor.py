@@ -38,7 +38,9 @@ class EvaluationSettings:
         most_queries: The maximum number of queries.
         most_documents: The maximum number of documents: those that are relevant, and others by chance. nDCG on a part
             of a corpus is higher than that of ``m3 eval``.
-        keep_best: The method whose mean nDCG@10 decides which model is exported; "none" exports the last one.
+        keep_best: The method whose mean nDCG@10 decides which model is exported; "none" exports the last one. The
+            stages ``unsupervised`` and ``distil`` train the dense vector only and are judged by ``dense``;
+            ``retromae`` trains no score and exports its last model.
         seed: The seed of the choices.
     """
 
