@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import re
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
-from training_worlds import write_world
+from training_worlds import TEACHER_WIDTH, taught, texts_of, write_teacher, write_world
 
 from m3_connectors.errors import InvalidInput
 from m3_connectors.training.config import TrainingConfig
@@ -25,31 +24,7 @@ from m3_connectors.training.run import train
 from m3_connectors.training.trainer import Trainer
 
 Records = list[dict[str, Any]]
-WIDTH, TEACHER_WIDTH = 32, 40
-
-
-def texts_of(world: Path) -> list[str]:
-    rows = [json.loads(line) for line in (world / "pairs" / "qa.jsonl").read_text().splitlines()]
-    return list(dict.fromkeys(row[side] for row in rows for side in ("query", "positive")))
-
-
-def taught(texts: list[str]) -> NDArray[np.float32]:
-    """What a good teacher says: the mean of a random vector for each word, far from the origin as real ones are."""
-    rng = np.random.default_rng(3)
-    words: dict[str, NDArray[np.float64]] = {}
-    rows = [
-        np.mean(
-            [words.setdefault(word, rng.standard_normal(TEACHER_WIDTH)) for word in text.strip("?.").split()],
-            0,
-        )
-        for text in texts
-    ]
-    vectors = np.array(rows) + 1.0
-    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
-
-
-def write_teacher(path: Path, texts: list[str]) -> None:
-    save_file({"keys": np.array([*map(text_key, texts)], np.uint64), "vectors": taught(texts)}, path)
+WIDTH = 32
 
 
 @pytest.fixture(scope="module")
