@@ -246,7 +246,8 @@ class TrainingConfig:
                 "them.\n  Remove [lora] from this stage, or use another objective."
             )
         if not self.start_from:
-            self.check_lengths(self.model.max_length)
+            # A later stage of a run from scratch may extend the positions of the one before.
+            self.check_lengths(max(self.model.max_length, self.extend_positions))
 
     def _check_train(self) -> None:
         if not self.train or len(set(self.train)) < len(self.train):

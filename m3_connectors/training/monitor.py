@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field
 from pydantic.dataclasses import dataclass
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
@@ -190,8 +191,19 @@ class BestModel:
         return True
 
     def load(self, best: Best, trained: TrainedParts) -> None:
-        """Load the weights of the best model."""
-        trained.load_state(load_file(self._weights(best.step)))
+        """Load the weights of the best model.
+
+        Raises:
+            InvalidInput: They are missing or damaged.
+        """
+        path = self._weights(best.step)
+        try:
+            trained.load_state(load_file(path))
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            raise InvalidInput(
+                f"{path}, the best model of the run, is damaged: {str(error).partition(chr(10))[0]}\n"
+                f"  Restore the file, or remove {self._folder} and run the same command: it writes the last model."
+            ) from error
 
     def _weights(self, step: int) -> Path:
         return self._folder / f"best-{step}.safetensors"

@@ -278,6 +278,12 @@ def test_a_stage_that_would_not_train_its_objective_is_refused(
         TrainingConfig.load(configure(world, "refused", top=top, end=end))
 
 
+def test_distil_needs_a_pair_with_both_vectors(world: Path, tmp_path: Path) -> None:
+    write_teacher(world / "queries.safetensors", [text for text in texts_of(world) if text.endswith("?")])
+    with pytest.raises(InvalidInput, match=r"has vectors of 300 texts, but of no pair both of the query and"):
+        trainer(world, tmp_path / "queries", top='objective = "distil"\n', vectors="queries")
+
+
 def test_distil_without_vectors_is_refused(world: Path, tmp_path: Path) -> None:
     path = world / "without.toml"
     path.write_text('objective = "distil"\n' + (world / "tiny.toml").read_text())

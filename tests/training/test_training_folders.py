@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -222,3 +223,29 @@ def test_each_epoch_is_made_once_however_many_there_are() -> None:
     assert len(made) == len(set(made)) > 512  # more than are kept
     assert draws(7) == drawn[7]
     assert Draws([1.0, 2.0], epoch, seed=0)(1999) == drawn[1999]
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(b"\0" * 20)])
+def test_a_damaged_best_model_is_named_and_the_last_one_can_be_written(
+    world: Path, tmp_path: Path, damage: Callable[[Path], Any]
+) -> None:
+    config = TrainingConfig.load(configure(world, "best.toml", EVALUATION))
+    run = Trainer(config, world / "pairs", tmp_path / "work")
+    run.run()
+    (weights,) = (tmp_path / "work" / "best").glob("best-*.safetensors")
+    damage(weights)
+    with pytest.raises(InvalidInput, match=rf"{weights.name}, the best model of the run, is damaged: "):
+        run.finish(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    shutil.rmtree(tmp_path / "work" / "best")
+    run.finish(tmp_path / "out")
+    assert (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_a_later_stage_of_a_new_model_may_extend_its_positions(world: Path, tmp_path: Path) -> None:
+    stages = (
+        '[[stages]]\nobjective = "unsupervised"\nrun.steps = 1\n'
+        "[[stages]]\nextend_positions = 200\nrun.steps = 1\ndata.groups = [{ longest = 150, batch = 8 }]\n"
+    )
+    train(configure(world, "longer.toml", stages), output=tmp_path / "out", work=tmp_path / "work")
+    assert json.loads((tmp_path / "out/config.json").read_text())["max_position_embeddings"] == 202

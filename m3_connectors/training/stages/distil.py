@@ -37,6 +37,11 @@ class Distil(PairStage):
         self._teacher = TeacherVectors(Path(settings.vectors), store.keys, inputs.model.config.hidden_size)
         # Pairs of which a text has no vector count as held out: they would teach nothing.
         known = self._teacher.has(store.query) & self._teacher.has(store.passage)
+        if not known.any():
+            raise InvalidInput(
+                f"{settings.vectors} has vectors of {self._teacher.known:,} texts, but of no pair both of the query "
+                "and of the passage.\n  Compute the vectors of all queries and passages in the data."
+            )
         store = dataclasses.replace(store, held_out=np.asarray(store.held_out) | ~known)
         super().__init__(dataclasses.replace(inputs, store=store))
         if not known.all():
