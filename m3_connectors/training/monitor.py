@@ -177,6 +177,8 @@ class BestModel:
     def offer(self, best: Best, trained: TrainedParts) -> bool:
         """Keep a model if it is better than the one that is kept; return whether it is."""
         known = self.read()
+        if known == best:
+            return True  # a resumed run evaluates it again
         if known is not None and known.value >= best.value and known.method == best.method:
             return False
         # The weights have the step in their name, so that best.json never names weights of another step.

@@ -249,3 +249,13 @@ def test_a_later_stage_of_a_new_model_may_extend_its_positions(world: Path, tmp_
     )
     train(configure(world, "longer.toml", stages), output=tmp_path / "out", work=tmp_path / "work")
     assert json.loads((tmp_path / "out/config.json").read_text())["max_position_embeddings"] == 202
+
+
+def test_a_step_that_is_evaluated_again_after_a_kill_is_still_the_best(world: Path, tmp_path: Path) -> None:
+    config = TrainingConfig.load(configure(world, "again.toml", EVALUATION))
+    for _ in range(2):  # the first process is killed before the step is saved
+        records: list[dict[str, Any]] = []
+        run = Trainer(config, world / "pairs", tmp_path / "work", records.append)
+        run.step()
+        run.evaluate()
+        assert records[-1]["is_best"]
