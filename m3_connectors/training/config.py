@@ -242,8 +242,8 @@ class TrainingConfig:
             )
         if self.lora and self.objective == "retromae":
             raise InvalidInput(
-                "objective is 'retromae', which trains the word embeddings with their softmax, but [lora] freezes "
-                "them.\n  Remove [lora] from this stage, or use another objective."
+                f"objective is {self.objective!r}, which trains the word embeddings with their softmax, but [lora] "
+                "freezes them.\n  Remove [lora] from this stage, or use another objective."
             )
         if not self.start_from:
             # A later stage of a run from scratch may extend the positions of the one before.
