@@ -54,6 +54,8 @@ def changed(config: Any, changes: Mapping[str, Any]) -> Any:
 def gradients(world: Path, work: Path, case: Mapping[str, Any], ranks: Ranks) -> dict[str, Tensor]:
     """Return the gradients of step 1, with the loss as ``loss``."""
     config = changed(TrainingConfig.load(world / "tiny.toml"), case)
+    if teacher := config.dense_teacher.vectors:
+        config = changed(config, {"dense_teacher": {"vectors": str(world / teacher)}})
     trainer = Trainer(config, world / "pairs", work, ranks=ranks)
     trainer.progress = dataclasses.replace(trainer.progress, step=1)
     trainer.optimizer = Recorder(trainer._trained.parameters)

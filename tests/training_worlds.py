@@ -6,6 +6,12 @@ import json
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
+
+from m3_connectors.training.dense_teacher import text_key
+
+TEACHER_WIDTH = 40
 
 CONFIG = """
 output = "model"
@@ -56,3 +62,29 @@ def write_world(root: Path) -> Path:
                 file.write(json.dumps(pair) + "\n")
     (root / "tiny.toml").write_text(CONFIG, encoding="utf-8")
     return root
+
+
+def texts_of(world: Path) -> list[str]:
+    """The distinct texts of a world."""
+    rows = [json.loads(line) for line in (world / "pairs" / "qa.jsonl").read_text().splitlines()]
+    return list(dict.fromkeys(row[side] for row in rows for side in ("query", "positive")))
+
+
+def taught(texts: list[str]) -> NDArray[np.float32]:
+    """What a good teacher says: the mean of a random vector for each word, far from the origin as real ones are."""
+    rng = np.random.default_rng(3)
+    words: dict[str, NDArray[np.float64]] = {}
+    rows = [
+        np.mean(
+            [words.setdefault(word, rng.standard_normal(TEACHER_WIDTH)) for word in text.strip("?.").split()],
+            0,
+        )
+        for text in texts
+    ]
+    vectors = np.array(rows) + 1.0
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+def write_teacher(path: Path, texts: list[str]) -> None:
+    """Write a file of teacher vectors for these texts."""
+    save_file({"keys": np.array([*map(text_key, texts)], np.uint64), "vectors": taught(texts)}, path)

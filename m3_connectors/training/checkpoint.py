@@ -168,7 +168,8 @@ def claim_folder(folder: Path, identity: Mapping[str, str], made: Sequence[str])
     Args:
         folder: The working folder of the run.
         identity: Fingerprints by name, such as that of the settings.
-        made: The names of the files that depend on the identity; they are removed when a folder is reused.
+        made: The names of the files and folders that depend on the identity; they are removed when a folder is
+            reused.
 
     Raises:
         InvalidInput: The folder contains the state of a run with another fingerprint.
@@ -178,7 +179,7 @@ def claim_folder(folder: Path, identity: Mapping[str, str], made: Sequence[str])
         known = json.loads(path.read_text())
     except (OSError, ValueError):
         known = {}
-    other = [what for what, value in identity.items() if known.get(what) != value]
+    other = [what for what in {**identity, **known} if known.get(what) != identity.get(what)]
     if other and is_saved(folder):
         raise InvalidInput(
             f"{folder} belongs to a run with other {' and '.join(other)}.\n"
@@ -188,7 +189,10 @@ def claim_folder(folder: Path, identity: Mapping[str, str], made: Sequence[str])
             "  Restore the file, or use another working folder (--work DIR) to start a new run."
         )
     for name in made if other else ():
-        (folder / name).unlink(missing_ok=True)
+        if (folder / name).is_dir():
+            shutil.rmtree(folder / name)
+        else:
+            (folder / name).unlink(missing_ok=True)
     with replacing(path) as fresh:
         fresh.write_text(json.dumps(dict(identity)))
 

@@ -240,8 +240,14 @@ class TrainingConfig:
                 "during the run have no teacher's scores.\n"
                 "  Remove one of them, or mine and score before the run: m3 mine --teacher MODEL."
             )
+        if self.lora and self.objective == "retromae":
+            raise InvalidInput(
+                f"objective is {self.objective!r}, which trains the word embeddings with their softmax, but [lora] "
+                "freezes them.\n  Remove [lora] from this stage, or use another objective."
+            )
         if not self.start_from:
-            self.check_lengths(self.model.max_length)
+            # A later stage of a run from scratch may extend the positions of the one before.
+            self.check_lengths(max(self.model.max_length, self.extend_positions))
 
     def _check_train(self) -> None:
         if not self.train or len(set(self.train)) < len(self.train):
@@ -256,6 +262,7 @@ class TrainingConfig:
             f"objective = {self.objective!r}": self.objective != "finetune",
             "[lora]": self.lora is not None,
             "loss.matryoshka": bool(self.loss.matryoshka),
+            "dense_teacher.vectors": bool(self.dense_teacher.vectors),
         }
         needed = [(what, "dense") for what, used in backbone.items() if used]
         needed += [("colbert_dim", "multivector")] if self.colbert_dim else []

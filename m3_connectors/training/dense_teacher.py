@@ -84,7 +84,10 @@ class TeacherVectors:
         sample = vectors[:: max(1, len(vectors) // _SAMPLE)].astype(np.float64)
         self._mean = sample.mean(0)
         _, axes = np.linalg.eigh(np.cov(sample - self._mean, rowvar=False, bias=True))
-        self._axes = axes[:, ::-1][:, :width]
+        axes = axes[:, ::-1][:, :width]
+        # The sign of an eigenvector is arbitrary: another processor, or another rank, may find the opposite one.
+        largest = np.abs(axes).argmax(0)
+        self._axes = axes * np.sign(axes[largest, np.arange(width)])
 
     def has(self, texts: NDArray[Any]) -> NDArray[np.bool_]:
         """Return which texts, given by their numbers, have a target."""
@@ -128,14 +131,21 @@ def _read(path: Path) -> tuple[NDArray[np.uint64], NDArray[np.float32]]:
             f"{path} cannot be read as teacher vectors: {str(error) or type(error).__name__}.\n"
             "  Use a safetensors file with the arrays keys and vectors; docs/training.md describes it."
         ) from error
-    if keys.dtype != np.uint64 or keys.ndim != 1 or vectors.ndim != 2 or len(keys) != len(vectors):
+    shaped = keys.ndim == 1 and vectors.ndim == 2 and len(keys) == len(vectors)
+    if not shaped or keys.dtype != np.uint64 or vectors.dtype not in (np.float16, np.float32):
         raise InvalidInput(
             f"{path}: keys is {keys.dtype} {list(keys.shape)} and vectors {vectors.dtype} {list(vectors.shape)}.\n"
             "  Write keys as uint64 [texts] and vectors as float16 or float32 [texts, width]."
         )
-    if not len(keys) or not np.isfinite(vectors).all():
-        raise InvalidInput(
-            f"{path} has {'no vector' if not len(keys) else 'vectors with NaN or infinity'}.\n"
-            "  Compute the vectors again."
-        )
+    wrong = (
+        "no vector"
+        if not len(keys)
+        else "vectors with NaN or infinity"
+        if not np.isfinite(vectors).all()
+        else "vectors that are all equal, which teach nothing"
+        if (vectors == vectors[0]).all()
+        else ""
+    )
+    if wrong:
+        raise InvalidInput(f"{path} has {wrong}.\n  Compute the vectors again.")
     return keys, vectors

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Generic, TypeVar
@@ -33,6 +34,8 @@ class Draws(Generic[T]):
         self._epoch = lru_cache(maxsize=256)(epoch)
         self._seed = seed
         self._choices = np.zeros(0, np.int64)
+        # By bucket, how many batches its first epochs have: 0, those of the first, of the first two, …
+        self._batches: list[list[int]] = [[0] for _ in weights]
 
     def __call__(self, step: int) -> tuple[int, T]:
         """Return the bucket of a step, and its batch."""
@@ -43,11 +46,11 @@ class Draws(Generic[T]):
             )
             self._choices = np.concatenate([self._choices, drawn])
         bucket = int(self._choices[step])
-        number, epoch = int((self._choices[:step] == bucket).sum()), 0
-        while number >= len(self._epoch(bucket, epoch)):
-            number -= len(self._epoch(bucket, epoch))
-            epoch += 1
-        return bucket, self._epoch(bucket, epoch)[number]
+        number, reached = int((self._choices[:step] == bucket).sum()), self._batches[bucket]
+        while number >= reached[-1]:
+            reached.append(reached[-1] + len(self._epoch(bucket, len(reached) - 1)))
+        epoch = bisect.bisect_right(reached, number) - 1
+        return bucket, self._epoch(bucket, epoch)[number - reached[epoch]]
 
 
 def source_weights_by_name(

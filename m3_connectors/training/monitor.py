@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field
 from pydantic.dataclasses import dataclass
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
@@ -38,7 +39,9 @@ class EvaluationSettings:
         most_queries: The maximum number of queries.
         most_documents: The maximum number of documents: those that are relevant, and others by chance. nDCG on a part
             of a corpus is higher than that of ``m3 eval``.
-        keep_best: The method whose mean nDCG@10 decides which model is exported; "none" exports the last one.
+        keep_best: The method whose mean nDCG@10 decides which model is exported; "none" exports the last one. The
+            stages ``unsupervised`` and ``distil`` train the dense vector only and are judged by ``dense``;
+            ``retromae`` trains no score and exports its last model.
         seed: The seed of the choices.
     """
 
@@ -174,6 +177,8 @@ class BestModel:
     def offer(self, best: Best, trained: TrainedParts) -> bool:
         """Keep a model if it is better than the one that is kept; return whether it is."""
         known = self.read()
+        if known == best:
+            return True  # a resumed run evaluates it again
         if known is not None and known.value >= best.value and known.method == best.method:
             return False
         # The weights have the step in their name, so that best.json never names weights of another step.
@@ -188,8 +193,19 @@ class BestModel:
         return True
 
     def load(self, best: Best, trained: TrainedParts) -> None:
-        """Load the weights of the best model."""
-        trained.load_state(load_file(self._weights(best.step)))
+        """Load the weights of the best model.
+
+        Raises:
+            InvalidInput: They are missing or damaged.
+        """
+        path = self._weights(best.step)
+        try:
+            trained.load_state(load_file(path))
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            raise InvalidInput(
+                f"{path}, the best model of the run, is damaged: {str(error).partition(chr(10))[0]}\n"
+                f"  Restore the file, or remove {self._folder} and run the same command: it writes the last model."
+            ) from error
 
     def _weights(self, step: int) -> Path:
         return self._folder / f"best-{step}.safetensors"

@@ -19,10 +19,12 @@ from m3_connectors.errors import InvalidInput
 from m3_connectors.files import replacing
 from m3_connectors.methods import load_weights
 from m3_connectors.training.card import CARD, card, write_card
+from m3_connectors.training.checkpoint import import_model
 from m3_connectors.training.config import TrainingConfig, load_stages
 from m3_connectors.training.disk import naming_a_full_disk
 from m3_connectors.training.event_log import EventLog
 from m3_connectors.training.fine_tuning import DEFAULTS, FineTuning, fine_tuning
+from m3_connectors.training.identity import FINISHED, claim
 from m3_connectors.training.pairs import PairFiles
 from m3_connectors.training.plan import StagePlan, plan_stages
 from m3_connectors.training.ranks import Ranks
@@ -286,7 +288,11 @@ def _log(work: Path, ranks: Ranks) -> RunLog:
 
 def _from(settings: TrainingConfig, previous: Path | None) -> TrainingConfig:
     """Return the settings of a stage that starts from the model of the previous one, if there is one."""
-    return dataclasses.replace(settings, start_from=str(previous)) if previous else settings
+    if previous is None:
+        return settings
+    # Its sparse head is that of the run, not of an untrained checkpoint.
+    start = dataclasses.replace(settings.start, fit_sparse_head=False)
+    return dataclasses.replace(settings, start_from=str(previous), start=start)
 
 
 def _middle_stage(
@@ -298,14 +304,19 @@ def _middle_stage(
     ranks: Ranks,
 ) -> Path:
     """Train a stage that another one follows, unless that was done before; return its float32 model."""
-    finished = work / "finished"
+    finished = work / FINISHED
+    if ranks.of_first(finished.is_dir()):
+        with ranks.first():
+            if ranks.is_first:  # a stage of other settings or pairs is refused, or was not kept
+                start = import_model(settings.start_from) if settings.start_from else None
+                claim(work, settings, data or settings.data.paths, start)
     if not ranks.of_first(finished.is_dir()):
         with _log(work, ranks) as log:
             trainer = _trained(settings, data, work, log, report, stop, ranks)
             with ranks.first():
                 if ranks.is_first:
                     # Renamed when it is whole: a run that was killed before writes it again.
-                    partial = work / "finished.new"
+                    partial = work / f"{FINISHED}.new"
                     shutil.rmtree(partial, ignore_errors=True)
                     trainer.finish(partial, torch.float32)
                     partial.rename(finished)

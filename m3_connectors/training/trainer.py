@@ -7,7 +7,6 @@ checkpoint takes the same steps, bit for bit, as a run that never stopped (unles
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import math
 import time
@@ -26,7 +25,6 @@ from m3_connectors.methods import MIRACL, Weights, save_weights
 from m3_connectors.training.checkpoint import (
     Progress,
     TrainedParts,
-    claim_folder,
     export_model,
     import_model,
     is_saved,
@@ -39,10 +37,11 @@ from m3_connectors.training.data import open_pairs
 from m3_connectors.training.data_warnings import data_warnings
 from m3_connectors.training.dense_teacher import TeacherVectors
 from m3_connectors.training.forward import TrainingEncoder
+from m3_connectors.training.identity import BEST, MINED, START, TOKENIZER, claim
 from m3_connectors.training.interchange import write_dense_widths
 from m3_connectors.training.monitor import Best, BestModel, FolderTexts, evaluate
 from m3_connectors.training.optimizer import RowAdamW
-from m3_connectors.training.pairs import PairFiles, fingerprint_files, read_pairs
+from m3_connectors.training.pairs import PairFiles, read_pairs
 from m3_connectors.training.positions import extend_positions
 from m3_connectors.training.ranks import ALONE, Ranks
 from m3_connectors.training.refresh import CurrentWeights, refresh
@@ -61,7 +60,6 @@ from m3_connectors.training.validate import (
 )
 from m3_connectors.training.watch import Watch
 
-_TOKENIZER, _START = "tokenizer.json", "start.pt"
 Report = Callable[[dict[str, Any]], None]
 """Called with every record of the log."""
 
@@ -120,10 +118,10 @@ class Trainer:
             self.progress = load_state(work, self._trained, self.optimizer)
         self._check_shared_folder()
         ranks.copy_from_first(self._trained.parameters.values())
-        self._watch = Watch()
+        self._watch = Watch(trains_sparse="sparse" in config.train)
         self._mined_at = 0
         self._evaluated = self._evaluated_texts()
-        self._best = BestModel(work / "best")
+        self._best = BestModel(work / BEST)
 
     def _prepare(self) -> None:
         """Open the pairs, the tokenizer and the initial model; the files that are missing are made."""
@@ -150,19 +148,8 @@ class Trainer:
         }
         if start:
             self._weights |= start.recommended_weights
-        # Everything that a step depends on; paths and the frequency of checkpoints are not part of it.
-        settings = dataclasses.asdict(config) | {"output": ""}
-        settings["start_from"] = start.info.weights_fingerprint if start else ""
-        settings["data"] |= {"folder": "", "files": ()}
-        settings["evaluation"] |= {"folder": ""}
-        settings["run"] |= {"save_every": 0, "threads": 0, "tensorboard": False, "device": ""}
-        parts = {"settings": settings, "pairs": fingerprint_files(data)}
-        identity = {
-            what: hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-            for what, value in parts.items()
-        }
         if self._ranks.is_first:
-            claim_folder(work, identity, made=(_TOKENIZER, _START))
+            claim(work, config, data, start)
         self._phase("reading pairs")
         self.tokenizer = start.tokenizer if start else self._tokenizer()
         self.store = open_pairs(
@@ -236,7 +223,7 @@ class Trainer:
         due = settings.step_of(self.progress.step)
         if due == self._mined_at or not isinstance(self.stage, PairStage):
             return
-        target = self._work / "mined" / f"step-{due}.jsonl"
+        target = self._work / MINED / f"step-{due}.jsonl"
         if due < self.progress.step and not target.exists():
             raise InvalidInput(
                 f"{target} is missing; it has the negatives of the steps from {due} on, which were mined with the "
@@ -259,6 +246,14 @@ class Trainer:
             self._report({"event": "mined", "after": due, "negatives": len(hard.texts)})
         self._phase("training")
 
+    @property
+    def _keep_best(self) -> str:
+        """The method by which a model of this stage is the best; "none" if the last one is exported."""
+        wanted, possible = self._config.evaluation.keep_best, self.stage.judged_by
+        if wanted == "none" or not possible:
+            return "none"
+        return wanted if wanted in possible else possible[0]
+
     def evaluate(self) -> None:
         """Evaluate the current model, and keep it if it is the best one so far."""
         if self._evaluated is None:
@@ -266,7 +261,7 @@ class Trainer:
         began = time.perf_counter()
         texts, tasks = self._evaluated
         values = evaluate(self.model, texts, tasks, self._weights, dtype=DTYPES[self._config.run.dtype])
-        keep = self._config.evaluation.keep_best
+        keep = self._keep_best
         is_best = keep != "none" and self._best.offer(
             Best(self.progress.step, keep, values[keep]), self._trained
         )
@@ -282,7 +277,7 @@ class Trainer:
 
     def _tokenizer(self) -> Tokenizer:
         """Return the tokenizer of a run from scratch, which is stored in the working folder."""
-        path = self._work / _TOKENIZER
+        path = self._work / TOKENIZER
         if not path.exists():
             self._phase("training the tokenizer")
             began = time.perf_counter()
@@ -303,7 +298,7 @@ class Trainer:
             # Positions start after the padding id.
             max_position_embeddings=sizes.max_length + 2,
         )
-        kept = self._work / _START
+        kept = self._work / START
         if kept.exists():
             model = M3Model(config)
             read_kept(kept, lambda: model.load_state_dict(torch.load(kept, weights_only=True)))
@@ -445,12 +440,13 @@ class Trainer:
             Diverged: A weight of the model is not finite; nothing is written.
         """
         self._phase("writing the model")
-        best = self._best.read() if self._config.evaluation.keep_best != "none" else None
-        if best is not None and self._evaluated is not None:
+        best = self._best.read() if self._evaluated is not None and self._keep_best != "none" else None
+        if best is not None:
             self._best.load(best, self._trained)
             self._report({"event": "best", "after": best.step, "method": best.method, "value": best.value})
         export_model(self.model, self.tokenizer, output, dtype)
-        if widths := self._config.loss.matryoshka:
+        widths = self._config.loss.matryoshka
+        if widths and self.stage.trains_prefixes:
             write_dense_widths(output, [*widths, self.model.config.hidden_size])
         weights = dict(self._weights)
         if self._config.tune_importance:

@@ -63,6 +63,19 @@ def test_982_a_sparse_head_that_collapses_to_zero_is_named_once(world: Path) -> 
     assert all(record["sparse_active"] == 0 for record in records if "loss" in record)
 
 
+def test_a_sparse_head_that_is_not_trained_is_not_watched(world: Path) -> None:
+    configured(world)
+    path = world / "tiny.toml"
+    path.write_text('train = ["dense", "multivector"]\n' + path.read_text())
+    records: Records = []
+    trainer = Trainer(TrainingConfig.load(path), world / "pairs", world / "work", records.append)
+    with torch.no_grad():
+        trainer.model.sparse_linear.weight.zero_()
+        trainer.model.sparse_linear.bias.fill_(-1.0)
+    trainer.run(steps=21)
+    assert not any("sparse head" in str(record.get("message")) for record in records)
+
+
 def test_a_sound_run_has_no_warning_of_its_scores(world: Path) -> None:
     _, records, said = trained(world, configured(world), 30)
     assert not [message for message in said if message.startswith("step ")]

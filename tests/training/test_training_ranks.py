@@ -18,7 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from training_rank import gradients
-from training_worlds import write_world
+from training_worlds import texts_of, write_teacher, write_world
 
 from m3_connectors.errors import InvalidInput
 from m3_connectors.training.ranks import ALONE, Ranks
@@ -35,13 +35,17 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "five texts": {"run": F32, "data": {"groups": [{"batch": 2}], "queries_per_passage": 2}},
     "unsupervised": {"run": F32, "objective": "unsupervised"},
+    "distil": {"run": F32, "objective": "distil", "dense_teacher": {"vectors": "teacher.safetensors"}},
+    "with a dense teacher": {"run": F32, "dense_teacher": {"vectors": "teacher.safetensors"}},
     "retromae": {"run": F32 | {"tokens_at_once": 60}, "objective": "retromae"},
 }
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_world(tmp_path_factory.mktemp("world") / "training")
+    root = write_world(tmp_path_factory.mktemp("world") / "training")
+    write_teacher(root / "teacher.safetensors", texts_of(root))
+    return root
 
 
 def start_all(size: int, arguments: list[str], cwd: Path) -> list[subprocess.Popen[str]]:

@@ -6,12 +6,13 @@ import dataclasses
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
 from torch.nn import functional as F
 
 from m3_connectors.errors import InvalidInput
 from m3_connectors.training.batches import Batch
 from m3_connectors.training.dense_teacher import TeacherVectors
-from m3_connectors.training.losses import distilled
+from m3_connectors.training.losses import distilled, mean_of
 from m3_connectors.training.stages.pairs import PairStage
 from m3_connectors.training.stages.stage import Outcome, StageInputs
 
@@ -21,6 +22,9 @@ class Distil(PairStage):
 
     Texts of all pairs are used, whether the pair is relevant or not: the teacher decides what is similar.
     """
+
+    judged_by = ("dense",)
+    trains_prefixes = True
 
     def __init__(self, inputs: StageInputs) -> None:
         settings = inputs.config.dense_teacher
@@ -33,6 +37,11 @@ class Distil(PairStage):
         self._teacher = TeacherVectors(Path(settings.vectors), store.keys, inputs.model.config.hidden_size)
         # Pairs of which a text has no vector count as held out: they would teach nothing.
         known = self._teacher.has(store.query) & self._teacher.has(store.passage)
+        if not known.any():
+            raise InvalidInput(
+                f"{settings.vectors} has vectors of {self._teacher.known:,} texts, but of no pair both of the query "
+                "and of the passage.\n  Compute the vectors of all queries and passages in the data."
+            )
         store = dataclasses.replace(store, held_out=np.asarray(store.held_out) | ~known)
         super().__init__(dataclasses.replace(inputs, store=store))
         if not known.all():
@@ -50,18 +59,22 @@ class Distil(PairStage):
         batch = self.batch(step)
         texts = batch.text_numbers
         dense, tables = self._encoder.dense(batch.queries + batch.passages, self.first_positions(batch, step))
-        distance = self._teacher.distance(dense, texts)
         known, targets = self._teacher.targets(texts, dense.device)
+        is_query = known < len(batch)
+        own, widths = dense[known], (*self._config.loss.matryoshka, dense.shape[1])
+        # The targets are principal components: their first dimensions approximate the teacher best, too.
+        views = [
+            (F.normalize(own[:, :width], dim=1), F.normalize(targets[:, :width], dim=1)) for width in widths
+        ]
+        distance = mean_of((1 - (student * teacher).sum(1)).mean() for student, teacher in views)
+        similarity = mean_of(self._similarity(student, teacher, is_query) for student, teacher in views)
+        parts = {"distance": distance.item(), "similarity": similarity.item()}
+        return Outcome(distance + similarity, parts, tables, self.counts(batch))
+
+    def _similarity(self, student: Tensor, teacher: Tensor, is_query: Tensor) -> Tensor:
+        """Return the divergence of the student's similarities from those of the teacher; 0 is perfect."""
         temperature = self._config.dense_teacher.temperature
-        queries, passages = known < len(batch), known >= len(batch)
-        parts = {"distance": distance.item()}
-        loss = distance
-        if queries.any() and passages.any():
-            teacher = F.softmax(targets[queries] @ targets[passages].T / temperature, 1)
-            scores = dense[known[queries]] @ dense[known[passages]].T
-            similarity = distilled(scores, teacher, temperature)
-            # The entropy of the teacher is the least value of the cross-entropy: without it, 0 is perfect.
-            entropy = -(teacher * teacher.clamp(min=1e-30).log()).sum(1).mean()
-            parts["similarity"] = (similarity - entropy).item()
-            loss = loss + similarity - entropy
-        return Outcome(loss, parts, tables, self.counts(batch))
+        wanted = F.softmax(teacher[is_query] @ teacher[~is_query].T / temperature, 1)
+        scores = student[is_query] @ student[~is_query].T
+        entropy = -(wanted * wanted.clamp(min=1e-30).log()).sum(1).mean()
+        return distilled(scores, wanted, temperature) - entropy

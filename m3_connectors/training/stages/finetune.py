@@ -26,8 +26,11 @@ class Finetune(PairStage):
     The losses of heads that are not trained are left out.
 
     Raises:
-        InvalidInput: ``loss.kd`` needs the teacher's scores, and the pairs have none.
+        InvalidInput: ``loss.kd`` needs the teacher's scores, and the pairs have none; or the weights of the losses of
+            all trained heads are 0.
     """
+
+    trains_prefixes = True
 
     def __init__(self, inputs: StageInputs) -> None:
         super().__init__(inputs)
@@ -36,6 +39,13 @@ class Finetune(PairStage):
             value if head in trained else 0.0 for value, head in zip(loss.lambdas, COMPONENTS, strict=True)
         )
         self._loss = dataclasses.replace(loss, lambdas=(dense, lexical, multivector))
+        in_inter = dict(zip(COMPONENTS, loss.inter_weights, strict=True))
+        if not any(self._loss.lambdas) and not any(in_inter[head] for head in trained):
+            raise InvalidInput(
+                f"train is {list(trained)}, but lambdas {list(loss.lambdas)} and inter_weights "
+                f"{list(loss.inter_weights)} leave these heads without a loss: nothing would be trained.\n"
+                "  Set one of their weights above 0."
+            )
         hard = inputs.store.hard
         scored = int((np.isfinite(hard.positive_scores) & (hard.ends > hard.starts)).sum())
         kd = self._config.loss.kd
@@ -53,6 +63,12 @@ class Finetune(PairStage):
         self._dense_teacher = (
             TeacherVectors(Path(path), inputs.store.keys, inputs.model.config.hidden_size) if path else None
         )
+        texts = len(inputs.store.keys)
+        if self._dense_teacher and self._dense_teacher.known < texts:
+            self.warnings.append(
+                f"{texts - self._dense_teacher.known:,} of {texts:,} texts have no vector in {path}; they learn "
+                "nothing from the dense teacher."
+            )
 
     def loss(self, step: int, share_done: float) -> Outcome:
         """Compute L or L_final of a step."""

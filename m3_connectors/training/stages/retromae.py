@@ -25,6 +25,7 @@ from m3_connectors.training.tokenizer import FIRST_PIECE, MASK
 class RetroMAE(Stage):
     """L_enc + L_dec: the masked tokens from the encoder, every token from the decoder."""
 
+    judged_by = ()
     extra: RetroMAEHeads
 
     def __init__(self, inputs: StageInputs) -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from tokenizers import Tokenizer
 from torch import Tensor, nn
@@ -62,8 +62,13 @@ class Stage(ABC):
         extra: Layers that are trained with the model and are not part of it, such as a decoder; saved with the
             state of the run. None if there are none.
         warnings: What of the data is not used, for the user.
+        judged_by: The methods by which a model of the stage can be the best, the first one in place of others. The
+            heads that a stage does not train do not fit its backbone until another stage trains them.
+        trains_prefixes: Whether ``loss.matryoshka`` has a part in its loss.
     """
 
+    judged_by: ClassVar[Sequence[str]] = ("all", "dense", "sparse", "multi_vec", "dense_sparse")
+    trains_prefixes: ClassVar[bool] = False
     extra: nn.Module | None = None
     warnings: list[str]
 

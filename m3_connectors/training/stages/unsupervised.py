@@ -12,6 +12,9 @@ from m3_connectors.training.stages.stage import Outcome
 class Unsupervised(PairStage):
     """L_dense with in-batch negatives; the heads of the sparse weights and multi-vectors are not trained."""
 
+    judged_by = ("dense",)
+    trains_prefixes = True
+
     def loss(self, step: int, share_done: float) -> Outcome:
         """Compute L_dense of a step."""
         batch = self.batch(step)
