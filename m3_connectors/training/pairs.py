@@ -126,8 +126,8 @@ def read_lines(folder: PairFiles) -> Iterator[Line]:
     if not good or bad > max(ALWAYS_SKIPPED, SKIPPED_SHARE * (good + bad)):
         reason, _, remedy = first_broken.partition("\n")
         raise InvalidInput(
-            f"{bad:,} of {good + bad:,} lines of {shown_paths(folder)} are broken; at most {SKIPPED_SHARE:.0%} are skipped. "
-            f"The first one: {reason}\n{remedy}"
+            f"{bad:,} of {good + bad:,} lines of {shown_paths(folder)} are broken; "
+            f"at most {SKIPPED_SHARE:.0%} are skipped. The first one: {reason}\n{remedy}"
         )
 
 

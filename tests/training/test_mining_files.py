@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sentence_checkpoints import write_cross_encoder
+from sentence_checkpoints import write_cross_encoder, write_sentence_model
 from stub_encoder import StubEncoder
 
 from m3_connectors import CrossEncoder, Document, M3Encoder, connect
@@ -271,7 +271,7 @@ def test_a_file_that_is_read_is_never_the_output(tmp_path: Path) -> None:
         with pytest.raises(InvalidInput, match=f"{target.name} is both read, as .*, and to be written"):
             mine_files(StubEncoder(), [tmp_path / "pairs.jsonl"], target, LOOSE, corpus=further)
     with pytest.raises(InvalidInput, match="is both read, as"):
-        score_files(Longest(), [tmp_path], tmp_path / "pairs.jsonl")
+        score_files(Lengths(), [tmp_path], tmp_path / "pairs.jsonl")
     assert pairs.read_bytes() == before
 
 
@@ -289,7 +289,8 @@ def test_a_line_in_another_encoding_is_skipped_as_in_training(tmp_path: Path) ->
     (tmp_path / "out").mkdir()
     report = mine_files(StubEncoder(), [pairs], tmp_path / "out" / "mined.jsonl", LOOSE)
     assert report.lines == 40
-    assert report.skipped == 1 and "pairs.jsonl:41 is not UTF-8" in report.skipped_lines[0]
+    assert report.skipped == 1
+    assert "pairs.jsonl:41 is not UTF-8" in report.skipped_lines[0]
 
 
 def test_a_teacher_scores_what_was_mined_and_files_that_have_negatives(tmp_path: Path) -> None:
@@ -409,3 +410,8 @@ def test_the_report_survives_its_own_file(tmp_path: Path) -> None:
     written = json.loads((tmp_path / "mined.jsonl.report.json").read_text(encoding="utf-8"))
     assert MiningReport(**written["report"]) == report
     assert written["run"]["range_max"] == 20
+
+
+def test_a_model_without_a_classifier_is_no_teacher(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match=r"is not a cross-encoder: .* BertModel"):
+        CrossEncoder(str(write_sentence_model(tmp_path / "model")))
