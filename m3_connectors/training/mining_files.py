@@ -270,8 +270,12 @@ def read_lines(
         InvalidInput: A file is damaged.
     """
     decoder = Decoder()
+
+    def undecodable(message: str) -> None:
+        skip(message.splitlines()[0])
+
     for file in files:
-        for number, text in numbered_lines(file, undecodable=lambda message: skip(message.splitlines()[0])):
+        for number, text in numbered_lines(file, undecodable=undecodable):
             where = f"{file}:{number}"
             try:
                 raw = decoder.record(text)

@@ -452,6 +452,7 @@ def test_the_card_says_what_was_trained_and_keeps_what_a_person_wrote(world: Pat
         "fine-tuned from start",
         "| qa | en |",
         "**Licence**: to be filled in",
+        "chosen on these same pairs, so that both are measured too high",
         "2 steps",
         " → ",
     ):
