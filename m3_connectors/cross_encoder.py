@@ -19,7 +19,7 @@ class CrossEncoder:
         model: A name on the hub or a directory.
 
     Raises:
-        InvalidInput: The model gives more than one score for a pair.
+        InvalidInput: The model gives more than one score for a pair, or is no cross-encoder.
         MissingDependency: sentence-transformers is not installed.
         NotFound: The weights cannot be loaded; the message says why.
     """
@@ -38,6 +38,7 @@ class CrossEncoder:
                 f"{model} gives {self._model.num_labels} scores for a pair; a re-ranker gives one.\n"
                 "  Choose a model with one label."
             )
+        _check_has_a_head(model, self._model.model)
         self.name = model
         """The name or directory that it was loaded from."""
 
@@ -55,6 +56,18 @@ class CrossEncoder:
     def fingerprint(self) -> str:
         """The start of a SHA-256 digest of the weights."""
         return weights_fingerprint(self._model)
+
+
+def _check_has_a_head(name: str, model: Any) -> None:
+    """Refuse an encoder or a language model: transformers gives it a classifier with random weights."""
+    kind = "ForSequenceClassification"
+    saved = getattr(model.config, "architectures", None) or []
+    if saved and type(model).__name__.endswith(kind) and not any(one.endswith(kind) for one in saved):
+        raise InvalidInput(
+            f"{name} is not a cross-encoder: its config.json has the architecture {', '.join(saved)}, without a "
+            "classifier, so that its scores would be random.\n"
+            "  Choose a re-ranker, such as BAAI/bge-reranker-v2-m3."
+        )
 
 
 def weights_fingerprint(model: Any) -> str:

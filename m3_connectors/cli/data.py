@@ -123,6 +123,7 @@ def unsupervised(
         curation,
         kept_out_of(keep_out, keep_out_words),
         origin="documents",
+        sources=sources,
         json=json,
     )
 
@@ -175,6 +176,7 @@ def parallel(
         ),
         kept_out_of(keep_out, keep_out_words),
         origin="translations",
+        sources=files,
         json=json,
     )
 
@@ -222,6 +224,7 @@ def convert(
         ),
         kept_out_of(keep_out, keep_out_words),
         origin="labels",
+        sources=files,
         json=json,
     )
 

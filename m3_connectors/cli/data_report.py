@@ -29,6 +29,7 @@ def write_examples(
     kept_out: KeptOut | None,
     *,
     origin: Origin,
+    sources: Iterable[object],
     json: bool,
 ) -> None:
     """Curate examples, write those that are kept, and print the report.
@@ -39,12 +40,13 @@ def write_examples(
         curation: What is dropped.
         kept_out: Evaluation texts.
         origin: See ``PairCurator``.
+        sources: What is read.
         json: Whether the report is printed as JSON.
 
     Raises:
-        InvalidInput: No example was kept; an earlier file is left as it was.
+        InvalidInput: No example was kept, or ``to`` is a part of ``sources``; an earlier file is left as it was.
     """
-    check_output(to)
+    check_output(to, sources)
     dropped_to = beside(to, DROPPED_SUFFIX)
     started = time.monotonic()
     with (

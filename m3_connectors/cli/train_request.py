@@ -48,11 +48,16 @@ class Request:
                 f"{self.config} and {options} are both given.\n"
                 f"  Set {', '.join(names)} in the configuration, or use --from instead of a configuration."
             )
+        if {"epochs", "steps"} <= self._given().keys():
+            raise InvalidInput(
+                f"--steps {self.options['steps']} and --epochs {self.options['epochs']:g} are both given.\n"
+                "  Each sets the number of steps: leave one of them out."
+            )
         if not self.config:
             missing = {"--from": self.start, "--data": self.data, "--out": self.output}
             if names := [name for name, value in missing.items() if not value]:
                 raise InvalidInput(
-                    f"{' and '.join(names)} missing, and no configuration given.\n"
+                    f"{', '.join(names)} {'is' if len(names) == 1 else 'are'} missing, and no configuration is given.\n"
                     "  Run m3 train CONFIG.toml, or m3 train --from BAAI/bge-m3 --data pairs.jsonl --out my-m3."
                 )
 

@@ -203,6 +203,11 @@ def _results(tables: Mapping[str, Table], weights: Mapping[str, tuple[float, flo
                 for method in _METHODS
             )
             rows.append(f"| {task} | {' | '.join(cells)} |")
+        rows += [
+            "",
+            "The weights of Dense+Sparse and All were chosen on these same pairs, so that both are measured too high."
+            + (" Before the training, both have the weights of the start model." if before else ""),
+        ]
     rows += ["", "Weights of the fused methods (dense, sparse, multi-vector):", ""]
     rows += [
         f"- {_METHODS[name]}: {', '.join(f'{value:g}' for value in values)}"

@@ -55,6 +55,8 @@ def export_model(
             if name.startswith(f"{head}.")
         }
         torch.save(state, folder / f"{head}.pt")
+    # safetensors creates files that only their owner can read; the others follow the umask.
+    shutil.copymode(folder / "colbert_linear.pt", folder / "model.safetensors")
     model.config.save(folder / "config.json")
     save_tokenizer(tokenizer, folder / "tokenizer.json")
     write_interchange_files(folder, model.config)

@@ -75,7 +75,9 @@ class FineTuning:
     def __post_init__(self) -> None:
         for name, value in (("epochs", self.epochs), ("learning_rate", self.learning_rate)):
             if value is not None and not 0 < value < math.inf:
-                raise InvalidInput(f"{name} is {value:g}.\n  Use a number above 0.")
+                raise InvalidInput(
+                    f"{name} is {value:g}; it must be above 0.\n  Leave it out for the default."
+                )
         if unknown := sorted(set(self.train) - set(COMPONENTS)):
             raise InvalidInput(
                 f"{', '.join(map(repr, unknown))} is not a head of the model.\n"
@@ -106,7 +108,7 @@ def fine_tuning(
     if not SHORTEST <= longest <= sizes.max_length:
         raise InvalidInput(
             f"the maximum length is {longest:,} tokens; {model} reads {SHORTEST} to {sizes.max_length:,}.\n"
-            f"  Use --max-length {sizes.max_length} or less."
+            f"  Use --max-length with a number from {SHORTEST} to {sizes.max_length}, or leave it out."
         )
     tokenizer = load_tokenizer(model)
     settings = DataSettings(

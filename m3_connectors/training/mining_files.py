@@ -122,10 +122,11 @@ def mine_files(
 
     Raises:
         InvalidInput: There is no valid line, there are too few passages, the model lacks a component of the method,
-            or the target was written by another run.
+            or the target is one of the files that are read, or was written by another run.
         ModelMismatch: The index was written by another model.
     """
     files = pair_files(pairs)
+    _check_apart(target, [*files, *(corpus.files if corpus else ())])
     run = {
         "command": "m3 mine",
         **dataclasses.asdict(settings),
@@ -209,9 +210,11 @@ def score_files(
         progress: Called during the run.
 
     Raises:
-        InvalidInput: There is no valid line, or the target was written by another run.
+        InvalidInput: There is no valid line, or the target is one of the files that are read, or was written by
+            another run.
     """
     files = pair_files(pairs)
+    _check_apart(target, files)
     run = {"command": "m3 score-pairs", "pairs": _digests(files), "teacher": teacher.fingerprint}
     with ResumableLines(target, run) as lines:
         if lines.finished is not None:
@@ -264,11 +267,15 @@ def read_lines(
     """Yield the valid lines with their JSON objects; ``skip`` is told what is wrong with each other line.
 
     Raises:
-        InvalidInput: A file cannot be decoded.
+        InvalidInput: A file is damaged.
     """
     decoder = Decoder()
+
+    def undecodable(message: str) -> None:
+        skip(message.splitlines()[0])
+
     for file in files:
-        for number, text in numbered_lines(file):
+        for number, text in numbered_lines(file, undecodable=undecodable):
             where = f"{file}:{number}"
             try:
                 raw = decoder.record(text)
@@ -307,6 +314,14 @@ def _record(mined: MinedLine, teacher: Teacher | None) -> dict[str, Any]:
         count = len(mined.line.positives)
         mined = dataclasses.replace(mined, pos_scores=tuple(scores[:count]), neg_scores=tuple(scores[count:]))
     return mined.to_dict()
+
+
+def _check_apart(target: Path, files: Iterable[Path]) -> None:
+    if target.exists() and (read := [file for file in files if target.samefile(file)]):
+        raise InvalidInput(
+            f"{target} is both read, as {read[0]}, and to be written.\n"
+            "  Choose another file for the output: the one that is read stays as it is."
+        )
 
 
 def _digests(files: Sequence[Path]) -> list[str]:

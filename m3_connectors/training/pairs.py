@@ -99,7 +99,7 @@ def read_lines(folder: PairFiles) -> Iterator[Line]:
     if not files:
         raise InvalidInput(
             f"{shown_paths(folder)} contains no *.jsonl or *.jsonl.gz file.\n"
-            f"  Use a folder of training pairs.\n{_FORMS}"
+            f"  Use a file or a folder of training pairs.\n{_FORMS}"
         )
     decoder = Decoder()
     good = bad = 0
@@ -121,13 +121,13 @@ def read_lines(folder: PairFiles) -> Iterator[Line]:
     if not good + bad:
         raise InvalidInput(
             f"{shown_paths(folder)} has only empty files: {', '.join(file.name for file in files)}.\n"
-            f"  Use a folder of training pairs.\n{_FORMS}"
+            f"  Use a file or a folder of training pairs.\n{_FORMS}"
         )
     if not good or bad > max(ALWAYS_SKIPPED, SKIPPED_SHARE * (good + bad)):
         reason, _, remedy = first_broken.partition("\n")
         raise InvalidInput(
-            f"{bad:,} of {good + bad:,} lines of {folder} are broken; at most {SKIPPED_SHARE:.0%} are skipped. "
-            f"The first one: {reason}\n{remedy}"
+            f"{bad:,} of {good + bad:,} lines of {shown_paths(folder)} are broken; "
+            f"at most {SKIPPED_SHARE:.0%} are skipped. The first one: {reason}\n{remedy}"
         )
 
 

@@ -81,7 +81,10 @@ def plan_stages(stages: list[TrainingConfig], data: PairFiles | None, report: Re
             config = dataclasses.replace(settings, start_from=previous) if previous else settings
             work = Path(folder) / str(number)
             trainer = Trainer(config, data or settings.data.paths, work, report)
-            plans.append(_plan(trainer, config))
+            plan = _plan(trainer, config)
+            plans.append(
+                dataclasses.replace(plan, start=f"the model of stage {number - 1}") if previous else plan
+            )
             if number < len(stages):
                 previous = str(work / "model")
                 export_model(trainer.model, trainer.tokenizer, Path(previous))

@@ -98,7 +98,11 @@ class ResumableLines:
         except (OSError, ValueError, KeyError, TypeError):
             raise InvalidInput(
                 f"{self._target} cannot be continued: {path} is missing or damaged.\n"
-                f"  Choose another file, or delete {self._target.name} and {self.folder.name}."
+                + (
+                    f"  Choose another file: {self._target.name} may not be the output of an earlier run."
+                    if wanted == "report"
+                    else f"  Choose another file, or delete {self.folder.name} to begin again."
+                )
             ) from None
         if different := [
             f"{name} was {_short(before.get(name))} and is {_short(self._run.get(name))}"

@@ -6,7 +6,7 @@ import contextlib
 import gzip
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -17,11 +17,16 @@ _ENDINGS = (".jsonl", ".jsonl.gz")
 DROPPED_SUFFIX = ".dropped.jsonl"
 
 
-def check_output(path: Path) -> None:
+def check_output(path: Path, sources: Iterable[object] = ()) -> None:
     """Check where examples are to be written, before they are made.
 
+    Args:
+        path: The file.
+        sources: What is read; only paths are checked.
+
     Raises:
-        InvalidInput: The name has another ending than the trainer reads, or its folder does not exist.
+        InvalidInput: The name has another ending than the trainer reads, its folder does not exist, or the file is
+            one of the sources, or already exists in one of them.
     """
     if not path.name.lower().endswith(_ENDINGS):
         raise InvalidInput(
@@ -30,6 +35,17 @@ def check_output(path: Path) -> None:
     if path.is_dir() or not path.parent.is_dir():
         what = "is a folder" if path.is_dir() else f"is in a folder that does not exist ({path.parent})"
         raise InvalidInput(f"{path} {what}.\n  Give a file in a folder that exists.")
+    for source in sources:
+        if path.exists() and isinstance(source, Path) and source.resolve() in _with_parents(path):
+            raise InvalidInput(
+                f"{path} is to be written, and would be read as a part of {source}.\n"
+                "  Choose another file for the output, outside of what is read."
+            )
+
+
+def _with_parents(path: Path) -> tuple[Path, ...]:
+    whole = path.resolve()
+    return (whole, *whole.parents)
 
 
 def beside(path: Path, suffix: str) -> Path:

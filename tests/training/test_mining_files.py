@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sentence_checkpoints import write_cross_encoder
+from sentence_checkpoints import write_cross_encoder, write_sentence_model
 from stub_encoder import StubEncoder
 
 from m3_connectors import CrossEncoder, Document, M3Encoder, connect
@@ -263,6 +263,36 @@ def test_another_run_does_not_continue_or_replace_a_file(tmp_path: Path) -> None
         mine_files(StubEncoder(), [pairs], tmp_path, LOOSE)
 
 
+def test_a_file_that_is_read_is_never_the_output(tmp_path: Path) -> None:
+    pairs, corpus = write_pairs(tmp_path / "pairs.jsonl"), write_pairs(tmp_path / "corpus.jsonl")
+    further = Corpus((corpus,), "text", lambda: [])
+    before = pairs.read_bytes()
+    for target in (pairs, corpus):
+        with pytest.raises(InvalidInput, match=f"{target.name} is both read, as .*, and to be written"):
+            mine_files(StubEncoder(), [tmp_path / "pairs.jsonl"], target, LOOSE, corpus=further)
+    with pytest.raises(InvalidInput, match="is both read, as"):
+        score_files(Lengths(), [tmp_path], tmp_path / "pairs.jsonl")
+    assert pairs.read_bytes() == before
+
+
+def test_a_file_of_unknown_origin_is_not_to_be_deleted(tmp_path: Path) -> None:
+    pairs, other = write_pairs(tmp_path / "pairs.jsonl"), write_pairs(tmp_path / "other.jsonl")
+    with pytest.raises(InvalidInput, match="cannot be continued") as refused:
+        mine_files(StubEncoder(), [pairs], other, LOOSE)
+    assert "delete" not in str(refused.value)
+
+
+def test_a_line_in_another_encoding_is_skipped_as_in_training(tmp_path: Path) -> None:
+    pairs = write_pairs(tmp_path / "pairs.jsonl")
+    with pairs.open("ab") as file:
+        file.write(b'{"query": "caf\xe9", "pos": ["x"]}\n')
+    (tmp_path / "out").mkdir()
+    report = mine_files(StubEncoder(), [pairs], tmp_path / "out" / "mined.jsonl", LOOSE)
+    assert report.lines == 40
+    assert report.skipped == 1
+    assert "pairs.jsonl:41 is not UTF-8" in report.skipped_lines[0]
+
+
 def test_a_teacher_scores_what_was_mined_and_files_that_have_negatives(tmp_path: Path) -> None:
     pairs = write_pairs(tmp_path / "pairs.jsonl")
     mine_files(StubEncoder(), [pairs], tmp_path / "plain.jsonl", LOOSE)
@@ -380,3 +410,8 @@ def test_the_report_survives_its_own_file(tmp_path: Path) -> None:
     written = json.loads((tmp_path / "mined.jsonl.report.json").read_text(encoding="utf-8"))
     assert MiningReport(**written["report"]) == report
     assert written["run"]["range_max"] == 20
+
+
+def test_a_model_without_a_classifier_is_no_teacher(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match=r"is not a cross-encoder: .* BertModel"):
+        CrossEncoder(str(write_sentence_model(tmp_path / "model")))

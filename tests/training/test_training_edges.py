@@ -163,8 +163,9 @@ def test_too_many_broken_lines_end_the_run_before_its_first_step(world: Path) ->
     with pytest.raises(
         InvalidInput, match=r"11 of 311 lines of .* are broken; at most 1% are skipped"
     ) as caught:
-        Trainer(configured(world), world / "pairs", world / "work")
+        Trainer(configured(world), (world / "pairs",), world / "work")
     assert "qa.jsonl:301" in str(caught.value)
+    assert "PosixPath" not in str(caught.value)
     (world / "pairs" / "qa.jsonl").write_bytes(b"{\n{\n")
     with pytest.raises(InvalidInput, match="2 of 2 lines"):
         list(read_lines(world / "pairs"))

@@ -137,10 +137,13 @@ def test_a_stopped_fine_tune_goes_on_with_the_same_command(world: Path, tmp_path
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--from", "m3-tiny"], "--data and --out missing"),
-        ([], "--from and --data and --out missing"),
+        (["--from", "m3-tiny"], "--data, --out are missing, and no configuration is given"),
+        ([], "--from, --data, --out are missing"),
         (["c.toml", "--from", "m3-tiny"], "c.toml and --from m3-tiny are both given"),
         (["c.toml", "--epochs", "2", "--lora"], "c.toml and --epochs, --lora are both given"),
+        (["--from", "m3-tiny", "--data", "pairs"], "--out is missing"),
+        (["--from", "m3-tiny", "--steps", "2", "--epochs", "3"], "--steps 2 and --epochs 3 are both given"),
+        (["--from", "m3-tiny", "--data", "pairs", "--out", "m", "--max-length", "1"], "from 3 to"),
         (["--from", "m3-tiny", "--data", "none.jsonl", "--out", "m"], "none.jsonl does not exist"),
         (["--from", "m3-tiny", "--data", "pairs", "--out", "m", "--max-length", "9000"], "9,000 tokens"),
         (["--from", "m3-tiny", "--data", "pairs", "--out", "m", "--epochs", "0"], "epochs is 0"),
@@ -158,6 +161,16 @@ def test_arguments_that_do_not_belong_together_are_refused(
     assert main(["train", *arguments]) != 0
     assert said in " ".join(capsys.readouterr().err.split())
     assert not (world / "m").exists()
+
+
+def test_a_dry_run_names_the_stage_that_another_one_starts_from(
+    world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(world)
+    tables = '[[stages]]\nobjective = "unsupervised"\n[[stages]]\nobjective = "finetune"\n'
+    configured(world, 'start_from = "start"', name="c.toml", steps=1, tables=tables)
+    assert main(["train", "c.toml", "--dry-run"]) == 0
+    assert "stage 2 of 2: finetune, from the model of stage 1" in capsys.readouterr().out
 
 
 def test_files_of_one_name_are_refused(tmp_path: Path) -> None:
@@ -439,6 +452,7 @@ def test_the_card_says_what_was_trained_and_keeps_what_a_person_wrote(world: Pat
         "fine-tuned from start",
         "| qa | en |",
         "**Licence**: to be filled in",
+        "chosen on these same pairs, so that both are measured too high",
         "2 steps",
         " → ",
     ):

@@ -40,6 +40,18 @@ def lines(name: str = "out/pairs.jsonl") -> list[dict[str, Any]]:
     return [json.loads(line) for line in Path(name).read_text("utf-8").splitlines()]
 
 
+@pytest.mark.parametrize(
+    ("command", "source"),
+    [("unsupervised", "out/pairs.jsonl"), ("unsupervised", "out"), ("convert", "out/pairs.jsonl")],
+)
+def test_a_source_is_never_the_output(command: str, source: str, capsys: pytest.CaptureFixture[str]) -> None:
+    write("out/pairs.jsonl", {"query": "Why do rivers bend?", "positive": RIVER, "text": RIVER})
+    before = Path("out/pairs.jsonl").read_bytes()
+    assert main(["data", command, source, "--to", "out/pairs.jsonl"]) == 1
+    assert f"would be read as a part of {source}" in capsys.readouterr().err
+    assert Path("out/pairs.jsonl").read_bytes() == before
+
+
 class TestUnsupervised:
     def test_pairs_are_cleaned_tagged_and_deduplicated(self, capsys: pytest.CaptureFixture[str]) -> None:
         write(
