@@ -96,13 +96,14 @@ class ResumableLines:
             found = json.loads(path.read_text(encoding="utf-8"))
             before, value = found["run"], found if wanted == "progress" else found[wanted]
         except (OSError, ValueError, KeyError, TypeError):
+            remedy = (
+                f"because {self._target.name} may not be the output of an earlier run"
+                if wanted == "report"
+                else f"or delete {self.folder.name} to begin again"
+            )
             raise InvalidInput(
                 f"{self._target} cannot be continued: {path} is missing or damaged.\n"
-                + (
-                    f"  Choose another file: {self._target.name} may not be the output of an earlier run."
-                    if wanted == "report"
-                    else f"  Choose another file, or delete {self.folder.name} to begin again."
-                )
+                f"  Choose another file, {remedy}."
             ) from None
         if different := [
             f"{name} was {_short(before.get(name))} and is {_short(self._run.get(name))}"
