@@ -36,6 +36,7 @@ _MODULES = {
     "train": "train",
     "mine": "mine",
     "score-pairs": "mine",
+    "export-model": "export_model",
     "data": "data",
     "bench": "bench",
     "doctor": "doctor",
@@ -45,6 +46,7 @@ _MODULES = {
 _FUNCTIONS = {
     "add-component": "add_component",
     "import": "import_",
+    "export-model": "export_model",
     "eval": "evaluate",
     "score-pairs": "score_pairs",
 }
