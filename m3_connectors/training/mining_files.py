@@ -22,7 +22,7 @@ from m3_connectors.training.mining import (
     chunks,
     method_of,
 )
-from m3_connectors.training.pairs import _files, _parse
+from m3_connectors.training.pairs import pair_files, parse_line
 from m3_connectors.training.resumable import ResumableLines
 from m3_connectors.training.teacher import Teacher, teacher_scores
 
@@ -125,7 +125,7 @@ def mine_files(
             or the target is one of the files that are read, or was written by another run.
         ModelMismatch: The index was written by another model.
     """
-    files = pair_files(pairs)
+    files = files_to_mine(pairs)
     _check_apart(target, [*files, *(corpus.files if corpus else ())])
     run = {
         "command": "m3 mine",
@@ -213,7 +213,7 @@ def score_files(
         InvalidInput: There is no valid line, or the target is one of the files that are read, or was written by
             another run.
     """
-    files = pair_files(pairs)
+    files = files_to_mine(pairs)
     _check_apart(target, files)
     run = {"command": "m3 score-pairs", "pairs": _digests(files), "teacher": teacher.fingerprint}
     with ResumableLines(target, run) as lines:
@@ -245,7 +245,7 @@ def score_files(
     return report
 
 
-def pair_files(pairs: Sequence[Path]) -> list[Path]:
+def files_to_mine(pairs: Sequence[Path]) -> list[Path]:
     """Return the files of pairs: those given, and those in the given folders.
 
     Raises:
@@ -253,7 +253,7 @@ def pair_files(pairs: Sequence[Path]) -> list[Path]:
     """
     files: list[Path] = []
     for path in pairs:
-        here = [path] if path.is_file() else _files(path)
+        here = [path] if path.is_file() else pair_files(path)
         if not here:
             reason = "has no *.jsonl or *.jsonl.gz file" if path.is_dir() else "does not exist"
             raise InvalidInput(f"{path} {reason}.\n  Give files or folders of training pairs.")
@@ -279,7 +279,7 @@ def read_lines(
             where = f"{file}:{number}"
             try:
                 raw = decoder.record(text)
-                line = _parse(file.name, raw, where)
+                line = parse_line(file.name, raw, where)
                 _check_negatives(raw.get("neg"), where)
             except NotARecord as error:
                 skip(f"{where} is not a training pair: {error}.")

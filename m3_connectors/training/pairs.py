@@ -95,7 +95,7 @@ def read_lines(folder: PairFiles) -> Iterator[Line]:
         InvalidInput: The folder contains no such file or no pair, a file cannot be read on (it is damaged), or
             more lines are broken than ``ALWAYS_SKIPPED`` and ``SKIPPED_SHARE`` of all.
     """
-    files = _files(folder)
+    files = pair_files(folder)
     if not files:
         raise InvalidInput(
             f"{shown_paths(folder)} contains no *.jsonl or *.jsonl.gz file.\n"
@@ -133,7 +133,7 @@ def read_lines(folder: PairFiles) -> Iterator[Line]:
 
 def _read(source: str, text: str, where: str, decoder: Decoder) -> Line:
     try:
-        return _parse(source, decoder.record(text), where)
+        return parse_line(source, decoder.record(text), where)
     except NotARecord as error:
         return Line((), broken=str(_refusal(where, str(error))))
     except InvalidInput as error:
@@ -143,7 +143,7 @@ def _read(source: str, text: str, where: str, decoder: Decoder) -> Line:
 def fingerprint_files(folder: PairFiles) -> dict[str, str]:
     """Return the SHA-256 (hex) of every file that ``read_pairs`` reads, by name without the folder."""
     prints = {}
-    for file in _files(folder):
+    for file in pair_files(folder):
         with file.open("rb") as content:
             prints[file.name] = hashlib.file_digest(content, "sha256").hexdigest()
     return prints
@@ -151,7 +151,7 @@ def fingerprint_files(folder: PairFiles) -> dict[str, str]:
 
 def other_files(folder: PairFiles) -> list[str]:
     """Names of the files and folders that ``read_pairs`` does not read; hidden ones are left out."""
-    read = set(_files(folder))
+    read = set(pair_files(folder))
     return sorted(
         path.name
         for one in _paths(folder)
@@ -170,7 +170,12 @@ def _paths(folder: PairFiles) -> tuple[Path, ...]:
     return (folder,) if isinstance(folder, Path) else folder
 
 
-def _files(folder: PairFiles) -> list[Path]:
+def pair_files(folder: PairFiles) -> list[Path]:
+    """Return the files that ``read_lines`` reads, in the order of their names.
+
+    Raises:
+        InvalidInput: A path does not exist, a file has another ending, or two files have one name.
+    """
     found: dict[str, Path] = {}
     for one in _paths(folder):
         for file in _files_at(one):
@@ -195,7 +200,12 @@ def _files_at(path: Path) -> list[Path]:
     return [path]
 
 
-def _parse(source: str, raw: dict[str, Any], where: str) -> Line:
+def parse_line(source: str, raw: dict[str, Any], where: str) -> Line:
+    """Return the JSON object of a line as pairs; ``where`` is its place, for messages.
+
+    Raises:
+        InvalidInput: It is not a training pair.
+    """
     if "text" in raw and "query" not in raw:
         language = raw.get("lang", UNDETERMINED)
         _check_text(where, "text", raw["text"])

@@ -135,13 +135,13 @@ def train(
     stages = load_stages(config)
     output = output or Path(stages[0].output)
 
-    def write_configuration() -> None:
+    def write_configuration(stages: list[TrainingConfig]) -> None:
         kept = output / CONFIGURATION
         if config.resolve() != kept.resolve():
             shutil.copyfile(config, kept)
 
     work = work or Path(f"work-{config.stem}")
-    return _run(lambda: stages, data, output, work, report, stop, lambda stages: write_configuration())
+    return _run(lambda: stages, data, output, work, report, stop, write_configuration)
 
 
 def fine_tune(
