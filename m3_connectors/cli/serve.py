@@ -1,0 +1,123 @@
+"""``m3 serve``: collections and the model over HTTP."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from m3_connectors.cli.console import err
+from m3_connectors.cli.opening import DEFAULT_MODEL, load_encoder
+from m3_connectors.cli.options import Debug, Model, at_least, check_store
+from m3_connectors.errors import InvalidInput, MissingDependency
+
+if TYPE_CHECKING:
+    from m3_connectors.service.settings import Settings
+
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+def serve(
+    urls: Annotated[
+        list[str],
+        typer.Argument(metavar="URL…", help="The stores; a new collection is created in the first."),
+    ],
+    model: Model = None,
+    host: Annotated[str, typer.Option("--host", metavar="ADDRESS", help="Where to listen.")] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option("--port", metavar="PORT", help="The port; 0 is any free one.", min=0, max=65535)
+    ] = 8000,
+    api_key_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--api-key-file",
+            metavar="FILE",
+            help="API keys, one a line; [dim]KEY read[/dim] for one that only reads. Also M3_SERVE_API_KEYS and "
+            "M3_SERVE_READ_KEYS, separated by commas.",
+        ),
+    ] = None,
+    no_api_key: Annotated[
+        bool, typer.Option("--no-api-key", help="Serve other machines without any key.")
+    ] = False,
+    max_body: Annotated[
+        int,
+        typer.Option("--max-body", metavar="MIB", parser=at_least(1), help="The largest body of a request."),
+    ] = 16,
+    max_texts: Annotated[
+        int, typer.Option("--max-texts", metavar="N", parser=at_least(1), help="The most texts in a request.")
+    ] = 4096,
+    deadline: Annotated[
+        float, typer.Option("--deadline", metavar="SECONDS", min=0.1, help="When a request is given up.")
+    ] = 60.0,
+    weights: Annotated[
+        Path | None, typer.Option("--weights", metavar="FILE", help="A weights file, as m3 tune writes it.")
+    ] = None,
+    tls_certificate: Annotated[
+        Path | None, typer.Option("--tls-cert", metavar="FILE", help="The certificate chain for HTTPS.")
+    ] = None,
+    tls_key: Annotated[
+        Path | None, typer.Option("--tls-key", metavar="FILE", help="The private key of the certificate.")
+    ] = None,
+    workers: Annotated[
+        int,
+        typer.Option(
+            "--workers", metavar="N", parser=at_least(1), help="Processes, in front of a server store."
+        ),
+    ] = 1,
+    debug: Debug = False,
+) -> None:
+    """Serve search, documents and all three outputs of the model over HTTP, also to clients of other servers."""
+    try:
+        import fastapi  # noqa: F401
+        import prometheus_client  # noqa: F401
+        import uvicorn
+    except ImportError as error:
+        raise MissingDependency(error.name or "fastapi", "serve") from None
+    from m3_connectors.methods import load_weights
+    from m3_connectors.service.app import create_app
+    from m3_connectors.service.keys import Keys
+    from m3_connectors.service.settings import Settings, check_workers
+
+    for url in urls:
+        check_store(url, "documents")
+    check_workers(workers, urls)
+    if workers > 1:
+        raise InvalidInput(
+            f"workers is {workers}; one process serves one model.\n"
+            "  Start several m3 serve on different ports behind a load balancer: each is stateless."
+        )
+    keys = Keys.load(api_key_file, os.environ)
+    _check_open(host, bool(keys), no_api_key)
+    settings: Settings = Settings(
+        tuple(urls), max_body_bytes=max_body * 2**20, max_texts=max_texts, deadline_seconds=deadline
+    )
+    encoder = load_encoder(model or DEFAULT_MODEL)
+    app = create_app(settings, encoder, keys=keys, weights=load_weights(weights) if weights else None)
+    config = uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        ws="none",
+        access_log=False,  # it has the queries of URLs; the service logs routes instead
+        log_level=logging.INFO if debug else logging.WARNING,
+        server_header=False,
+        ssl_certfile=tls_certificate,
+        ssl_keyfile=tls_key,
+        timeout_graceful_shutdown=int(deadline) + 1,
+    )
+    scheme = "https" if tls_certificate else "http"
+    if port:
+        err.print(f"serving {encoder.info} at {scheme}://{host}:{port}", highlight=False, soft_wrap=True)
+    uvicorn.Server(config).run()
+
+
+def _check_open(host: str, has_keys: bool, allowed: bool) -> None:
+    """Refuse to serve other machines without a key, unless the user asked for that."""
+    if host not in _LOOPBACK and not has_keys and not allowed:
+        raise InvalidInput(
+            f"--host is {host}, and there is no API key: every machine that reaches this one could read and change the "
+            "collections.\n  Give --api-key-file, or --no-api-key if something in front checks who asks."
+        )
