@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
+import socket
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from m3_connectors.backends.registry import DEFAULT_COLLECTION
 from m3_connectors.cli.console import err
 from m3_connectors.cli.opening import DEFAULT_MODEL, load_encoder
 from m3_connectors.cli.options import Debug, Model, at_least, check_store
 from m3_connectors.errors import InvalidInput, MissingDependency
-
-if TYPE_CHECKING:
-    from m3_connectors.service.settings import Settings
 
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -82,36 +82,44 @@ def serve(
     from m3_connectors.service.settings import Settings, check_workers
 
     for url in urls:
-        check_store(url, "documents")
+        check_store(url, DEFAULT_COLLECTION)
     check_workers(workers, urls)
-    if workers > 1:
-        raise InvalidInput(
-            f"workers is {workers}; one process serves one model.\n"
-            "  Start several m3 serve on different ports behind a load balancer: each is stateless."
-        )
+    if (tls_certificate is None) != (tls_key is None):
+        raise typer.BadParameter("give both --tls-cert and --tls-key, or neither.", param_hint="--tls-key")
     keys = Keys.load(api_key_file, os.environ)
     _check_open(host, bool(keys), no_api_key)
-    settings: Settings = Settings(
+    settings = Settings(
         tuple(urls), max_body_bytes=max_body * 2**20, max_texts=max_texts, deadline_seconds=deadline
     )
-    encoder = load_encoder(model or DEFAULT_MODEL)
-    app = create_app(settings, encoder, keys=keys, weights=load_weights(weights) if weights else None)
-    config = uvicorn.Config(
-        app,
-        host=host,
-        port=port,
-        ws="none",
-        access_log=False,  # it has the queries of URLs; the service logs routes instead
-        log_level=logging.INFO if debug else logging.WARNING,
-        server_header=False,
-        ssl_certfile=tls_certificate,
-        ssl_keyfile=tls_key,
-        timeout_graceful_shutdown=int(deadline) + 1,
-    )
-    scheme = "https" if tls_certificate else "http"
-    if port:
-        err.print(f"serving {encoder.info} at {scheme}://{host}:{port}", highlight=False, soft_wrap=True)
-    uvicorn.Server(config).run()
+    with _listening(host, port) as listening:
+        encoder = load_encoder(model or DEFAULT_MODEL)
+        app = create_app(settings, encoder, keys=keys, weights=load_weights(weights) if weights else None)
+        config = uvicorn.Config(
+            app,
+            ws="none",
+            access_log=False,  # it has the queries of URLs; the service logs routes instead
+            log_level=logging.INFO if debug else logging.WARNING,
+            server_header=False,
+            ssl_certfile=tls_certificate,
+            ssl_keyfile=tls_key,
+            timeout_graceful_shutdown=math.ceil(deadline) + 1,
+        )
+        scheme = "https" if tls_certificate else "http"
+        where = f"[{host}]" if ":" in host else host
+        at = f"{scheme}://{where}:{listening.getsockname()[1]}"
+        err.print(f"serving {encoder.info} at {at}", markup=False, highlight=False, soft_wrap=True)
+        uvicorn.Server(config).run(sockets=[listening])
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    """Return a socket that listens; a port in use is an error before the model is loaded."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        raise InvalidInput(
+            f"cannot listen at {host}:{port}: {error.strerror or error}.\n  Choose another --port or --host."
+        ) from error
 
 
 def _check_open(host: str, has_keys: bool, allowed: bool) -> None:
