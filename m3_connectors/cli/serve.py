@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import json
 import logging
 import math
 import os
 import socket
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from m3_connectors.backends.registry import DEFAULT_COLLECTION
+from m3_connectors.blocking import list_collections
 from m3_connectors.cli.console import err
-from m3_connectors.cli.opening import DEFAULT_MODEL, load_encoder
+from m3_connectors.cli.opening import DEFAULT_MODEL, choose_encoder, load_encoder
 from m3_connectors.cli.options import Debug, Model, at_least, check_store
-from m3_connectors.errors import InvalidInput, MissingDependency
+from m3_connectors.errors import InvalidInput, MissingDependency, NotFound, Unsupported
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp
+
+    from m3_connectors.encoder.encoder import M3Encoder
 
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -72,43 +81,112 @@ def serve(
     """Serve search, documents and all three outputs of the model over HTTP, also to clients of other servers."""
     try:
         import fastapi  # noqa: F401
+        import orjson  # noqa: F401
         import prometheus_client  # noqa: F401
         import uvicorn
     except ImportError as error:
         raise MissingDependency(error.name or "fastapi", "serve") from None
-    from m3_connectors.methods import load_weights
-    from m3_connectors.service.app import create_app
     from m3_connectors.service.keys import Keys
-    from m3_connectors.service.settings import Settings, check_workers
+    from m3_connectors.service.settings import check_workers
 
     for url in urls:
         check_store(url, DEFAULT_COLLECTION)
     check_workers(workers, urls)
     if (tls_certificate is None) != (tls_key is None):
         raise typer.BadParameter("give both --tls-cert and --tls-key, or neither.", param_hint="--tls-key")
-    keys = Keys.load(api_key_file, os.environ)
-    _check_open(host, bool(keys), no_api_key)
-    settings = Settings(
-        tuple(urls), max_body_bytes=max_body * 2**20, max_texts=max_texts, deadline_seconds=deadline
+    if workers > 1 and not port:
+        raise typer.BadParameter("0 is not valid with --workers; name a port.", param_hint="--port")
+    _check_open(host, bool(Keys.load(api_key_file, os.environ)), no_api_key)
+    what = _Served(
+        tuple(urls),
+        model,
+        _path(api_key_file),
+        _path(weights),
+        max_body,
+        max_texts,
+        deadline,
     )
+    options: dict[str, Any] = {
+        "ws": "none",
+        "access_log": False,  # it has the queries of URLs; the service logs routes instead
+        "log_level": logging.INFO if debug else logging.WARNING,
+        "server_header": False,
+        "ssl_certfile": tls_certificate,
+        "ssl_keyfile": tls_key,
+        "timeout_graceful_shutdown": math.ceil(deadline) + 1,
+    }
+    where = f"[{host}]" if ":" in host else host
+    at = f"{'https' if tls_certificate else 'http'}://{where}"
     with _listening(host, port) as listening:
-        encoder = load_encoder(model or DEFAULT_MODEL)
-        app = create_app(settings, encoder, keys=keys, weights=load_weights(weights) if weights else None)
-        config = uvicorn.Config(
-            app,
-            ws="none",
-            access_log=False,  # it has the queries of URLs; the service logs routes instead
-            log_level=logging.INFO if debug else logging.WARNING,
-            server_header=False,
-            ssl_certfile=tls_certificate,
-            ssl_keyfile=tls_key,
-            timeout_graceful_shutdown=math.ceil(deadline) + 1,
+        if workers == 1:
+            encoder = what.encoder()
+            err.print(
+                f"serving {encoder.info} at {at}:{listening.getsockname()[1]}",
+                markup=False, highlight=False, soft_wrap=True,
+            )  # fmt: skip
+            uvicorn.Server(uvicorn.Config(what.application(encoder), **options)).run(sockets=[listening])
+            return
+    err.print(
+        f"serving at {at}:{port} with {workers} processes",
+        markup=False, highlight=False, soft_wrap=True,
+    )  # fmt: skip
+    os.environ[_VARIABLE] = json.dumps(dataclasses.asdict(what))
+    uvicorn.run(f"{__name__}:application", factory=True, host=host, port=port, workers=workers, **options)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Served:
+    """What one process serves, as it is passed on to others."""
+
+    urls: tuple[str, ...]
+    model: str | None
+    api_key_file: str | None
+    weights: str | None
+    max_body_mib: int
+    max_texts: int
+    deadline_seconds: float
+
+    def encoder(self) -> M3Encoder:
+        """Load the model: the one that was named, or that of the first collection, or the default."""
+        if self.model is None:
+            for url in self.urls:
+                with contextlib.suppress(
+                    NotFound, Unsupported
+                ):  # an empty folder; a store in memory lists nothing
+                    for found in list_collections(url):
+                        if found.schema is not None:
+                            return choose_encoder(url, found.name, None)
+        return load_encoder(self.model or DEFAULT_MODEL)
+
+    def application(self, encoder: M3Encoder) -> ASGIApp:
+        """Return the application."""
+        from m3_connectors.methods import load_weights
+        from m3_connectors.service.app import create_app
+        from m3_connectors.service.keys import Keys
+        from m3_connectors.service.settings import Settings
+
+        settings = Settings(
+            tuple(self.urls),
+            max_body_bytes=self.max_body_mib * 2**20,
+            max_texts=self.max_texts,
+            deadline_seconds=self.deadline_seconds,
         )
-        scheme = "https" if tls_certificate else "http"
-        where = f"[{host}]" if ":" in host else host
-        at = f"{scheme}://{where}:{listening.getsockname()[1]}"
-        err.print(f"serving {encoder.info} at {at}", markup=False, highlight=False, soft_wrap=True)
-        uvicorn.Server(config).run(sockets=[listening])
+        keys = Keys.load(Path(self.api_key_file) if self.api_key_file else None, os.environ)
+        weights = load_weights(self.weights) if self.weights else None
+        return create_app(settings, encoder, keys=keys, weights=weights)
+
+
+_VARIABLE = "M3_SERVE_PROCESS"
+
+
+def application() -> ASGIApp:
+    """Return the application of one of several processes, which the first describes in the environment."""
+    what = _Served(**json.loads(os.environ[_VARIABLE]))
+    return what.application(what.encoder())
+
+
+def _path(path: Path | None) -> str | None:
+    return None if path is None else str(path)
 
 
 def _listening(host: str, port: int) -> socket.socket:

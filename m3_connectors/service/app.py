@@ -80,7 +80,10 @@ def _routes(service: Service) -> FastAPI:
         dialects |= dict.fromkeys(other.PATHS, other.error)
 
     async def answer(request: Request, error: Exception) -> Response:
-        return response_of(_problem(error), dialects.get(request.url.path))
+        response = response_of(_problem(error), dialects.get(request.url.path))
+        if isinstance(error, HTTPException) and error.headers:
+            response.headers.update(error.headers)  # such as Allow
+        return response
 
     for kind in (M3Error, RequestValidationError, HTTPException, Exception):
         app.add_exception_handler(kind, answer)
@@ -121,6 +124,5 @@ def _problem(error: Exception) -> Problem:
             error.status_code,
             "HttpError",
             f"{error.detail}.\n  GET /openapi.json lists the routes and what they take.",
-            members={},
         )
     return problem_of(error)

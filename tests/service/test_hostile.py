@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import resource
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -68,6 +69,7 @@ def _problem(answer: httpx.Response, status: int, *words: str) -> dict[str, Any]
         (SEARCH, {"vectors": {"sparse": {"indices": [100], "values": [1]}}}, 422, ["the index 100"]),
         (SEARCH, {"vectors": {"multivector": [[1.0]]}}, 422, ["multivector[0] has 1 values"]),
         (SEARCH, {"vectors": {"dense": [1.0] * 8}, "explain": True}, 422, ["only vectors"]),
+        (SEARCH, {"query": "x", "explain": True, "k": 101}, 422, ["k is 101", "at most 100"]),
         ("/v1/encode", {"texts": ["x"] * 101}, 413, ["101 texts", "at most 100"]),
         ("/v1/encode", {"texts": ["x"], "components": ["bm25"]}, 422, ["components"]),
         ("/v1/encode", {"texts": "x"}, 422, ["texts"]),
@@ -134,7 +136,9 @@ def test_large_bodies_are_refused_by_their_length_and_while_they_come(web: httpx
 
 def test_compressed_bodies_wrong_methods_and_timeouts(web: httpx.Client) -> None:
     _problem(web.post(SEARCH, content=b"x", headers={"Content-Encoding": "gzip"}), 415, "gzip")
-    _problem(web.get(SEARCH), 405)
+    wrong = web.get(SEARCH)
+    _problem(wrong, 405)
+    assert wrong.headers["allow"] == "POST"
     _problem(web.post("/v1/encode", json={"texts": ["x"]}, headers={"Accept": "image/png"}), 406, "image/png")
     for value in ("0", "-1", "soon", "nan"):
         _problem(web.get("/healthz", headers={"X-Timeout-Seconds": value}), 400, value)
@@ -204,9 +208,10 @@ def test_an_unknown_error_tells_and_logs_no_text(caplog: pytest.LogCaptureFixtur
 
 
 def test_slow_clients_do_not_hold_up_others(running: Running) -> None:
-    """200 clients that never finish their requests; the machine's limit of open files allows no more in a test."""
+    """1,000 clients that never finish their requests, or as many as this process may have open files for."""
+    count = min(1000, (resource.getrlimit(resource.RLIMIT_NOFILE)[0] - 200) // 2)
     host, _, port = running.url.removeprefix("http://").partition(":")
-    slow = [socket.create_connection((host, int(port))) for _ in range(200)]
+    slow = [socket.create_connection((host, int(port))) for _ in range(count)]
     try:
         for one in slow:
             one.sendall(b"POST /v1/encode HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{")

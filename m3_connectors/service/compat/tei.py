@@ -165,7 +165,7 @@ async def info(service: TheService) -> Response:
             "model_sha": service.model.revision,
             "model_dtype": getattr(encoder, "precision", "float32"),
             "model_type": {"embedding": {"pooling": "cls"}},
-            "max_concurrent_requests": 512,
+            "max_concurrent_requests": None,
             "max_input_length": getattr(encoder, "max_length", None),
             "max_batch_tokens": service.batcher.budget,
             "max_batch_requests": None,

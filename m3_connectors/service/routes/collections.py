@@ -26,6 +26,8 @@ ROUTER = APIRouter(prefix="/v1/collections", tags=["collections"])
 
 _LINES = "application/x-ndjson"
 
+MOST_EXPLAINED = 100
+
 Count = Annotated[int, Field(ge=1, le=10_000)]
 Filter = Annotated[
     dict[str, Any] | None, Field(description='Such as {"year": {"$gte": 2020}}; docs/filters.md.')
@@ -150,6 +152,10 @@ async def create(name: str, request: CreateRequest, service: TheService) -> Resp
 async def search(name: str, request: SearchRequest, service: TheService) -> Response:
     """Return the best documents for a query, with the fused score and the three scores that it consists of."""
     index = await service.collections.get(name)
+    if request.explain and request.k > MOST_EXPLAINED:
+        raise InvalidInput(
+            f"explain is true and k is {request.k}; at most {MOST_EXPLAINED} hits are explained.\n  Ask for fewer hits."
+        )
     method = _method(index, request)
     query, truncated = await _query(index, request, service)
     hits = await index.search(
@@ -282,9 +288,5 @@ async def _explain(
     index: AsyncIndex, query: str, method: Method, hits: list[Hit], found: list[dict[str, Any]]
 ) -> None:
     """Add an explanation to each hit."""
-
-    async def one(hit: Hit, answer: dict[str, Any]) -> None:
-        answer["explanation"] = (await index.explain(query, hit.document.id, method=method)).to_dict()
-
     for hit, answer in zip(hits, found, strict=True):
-        await one(hit, answer)
+        answer["explanation"] = (await index.explain(query, hit.document.id, method=method)).to_dict()
