@@ -34,7 +34,9 @@ class Settings:
 
     def __post_init__(self) -> None:
         if not self.urls:
-            raise InvalidInput("urls is (); a service needs a store.\n  Give a URL, such as qdrant:./data.")
+            raise InvalidInput(
+                f"urls is {self.urls!r}; a service needs a store.\n  Give a URL, such as qdrant:./data."
+            )
         for name in ("max_body_bytes", "max_texts", "deadline_seconds", "max_waiting_tokens"):
             value = getattr(self, name)
             if value is not None and not (value > 0 and math.isfinite(value)):
