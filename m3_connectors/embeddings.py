@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save, save_file
 
 from m3_connectors.errors import InvalidInput
 from m3_connectors.files import replacing
@@ -431,34 +431,19 @@ class M3Embeddings:
                 f"{'a directory' if target.is_dir() else 'not a directory'}.\n"
                 "  Choose a file name in an existing directory."
             )
-        tensors: dict[str, npt.NDArray[np.generic]] = {"truncated": self._truncated}
-        for name, counts in (
-            ("token_counts", self._token_counts),
-            ("kept_token_counts", self._kept_token_counts),
-        ):
-            if counts is not None:
-                tensors[name] = np.ascontiguousarray(counts)
-        if self._dense is not None:
-            tensors["dense"] = np.ascontiguousarray(self._dense)
-        if self._sparse is not None:
-            tensors["sparse.indptr"] = self._sparse.indptr.astype(np.int64)
-            tensors["sparse.indices"] = self._sparse.indices.astype(np.int64)
-            tensors["sparse.data"] = self._sparse.data
-        if self._multivectors is not None:
-            tensors["multivectors.rows"] = np.ascontiguousarray(self._multivectors.rows)
-            tensors["multivectors.offsets"] = self._multivectors.offsets
-        header = {
-            "format": _FORMAT,
-            "vocabulary_size": None if self._sparse is None else int(self._sparse.shape[1]),
-            "model": None if self._model is None else dataclasses.asdict(self._model),
-        }
+        tensors, metadata = self._tensors()
         try:
             with replacing(target, shared=True) as partial:
-                save_file(tensors, partial, metadata={"m3_connectors": json.dumps(header)})
+                save_file(tensors, partial, metadata=metadata)
         except SafetensorError as error:
             raise OSError(
                 f"{target} cannot be written: {error}\n  Check the free disk space and the permissions."
             ) from error
+
+    def to_bytes(self) -> bytes:
+        """Return the content of the file that ``save`` writes."""
+        tensors, metadata = self._tensors()
+        return bytes(save(tensors, metadata=metadata))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> M3Embeddings:
@@ -486,6 +471,30 @@ class M3Embeddings:
             return cls._from_tensors(tensors, header)
         except (KeyError, TypeError, ValueError) as error:
             raise InvalidInput(f"{path} is damaged: {error}\n  Encode the texts again.") from error
+
+    def _tensors(self) -> tuple[dict[str, npt.NDArray[np.generic]], dict[str, str]]:
+        tensors: dict[str, npt.NDArray[np.generic]] = {"truncated": self._truncated}
+        for name, counts in (
+            ("token_counts", self._token_counts),
+            ("kept_token_counts", self._kept_token_counts),
+        ):
+            if counts is not None:
+                tensors[name] = np.ascontiguousarray(counts)
+        if self._dense is not None:
+            tensors["dense"] = np.ascontiguousarray(self._dense)
+        if self._sparse is not None:
+            tensors["sparse.indptr"] = self._sparse.indptr.astype(np.int64)
+            tensors["sparse.indices"] = self._sparse.indices.astype(np.int64)
+            tensors["sparse.data"] = self._sparse.data
+        if self._multivectors is not None:
+            tensors["multivectors.rows"] = np.ascontiguousarray(self._multivectors.rows)
+            tensors["multivectors.offsets"] = self._multivectors.offsets
+        header = {
+            "format": _FORMAT,
+            "vocabulary_size": None if self._sparse is None else int(self._sparse.shape[1]),
+            "model": None if self._model is None else dataclasses.asdict(self._model),
+        }
+        return tensors, {"m3_connectors": json.dumps(header)}
 
     @classmethod
     def _from_tensors(cls, tensors: Mapping[str, Any], header: Mapping[str, Any]) -> M3Embeddings:

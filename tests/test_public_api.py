@@ -27,6 +27,8 @@ HEAVY = (
     "mteb",
     "mcp",
     "dspy",
+    "fastapi",
+    "uvicorn",
 )
 
 

@@ -31,6 +31,7 @@ _MODULES = {
     "compare": "compare",
     "tune": "tune",
     "report": "report",
+    "serve": "serve",
     "mcp": "mcp",
     "encode": "encode",
     "train": "train",

@@ -1,0 +1,292 @@
+"""Collections: search them, and read and write their documents."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import AsyncIterator
+from typing import Annotated, Any, Literal
+
+import anyio
+import orjson
+from fastapi import APIRouter
+from pydantic import ConfigDict, Field
+from starlette.responses import Response, StreamingResponse
+
+from m3_connectors.backends.schema import Storage
+from m3_connectors.documents import Document, Hit
+from m3_connectors.embeddings import COMPONENTS, Component, M3Embeddings
+from m3_connectors.errors import InvalidInput, M3Error
+from m3_connectors.index import AsyncIndex, Description
+from m3_connectors.methods import Method
+from m3_connectors.service.bodies import Body, Vectors
+from m3_connectors.service.problems import problem_of
+from m3_connectors.service.state import WRITES, Service, TheService, json_answer
+
+ROUTER = APIRouter(prefix="/v1/collections", tags=["collections"])
+
+_LINES = "application/x-ndjson"
+
+MOST_EXPLAINED = 100
+
+Count = Annotated[int, Field(ge=1, le=10_000)]
+Filter = Annotated[
+    dict[str, Any] | None, Field(description='Such as {"year": {"$gte": 2020}}; docs/filters.md.')
+]
+
+
+class CreateRequest(Body):
+    """What a new collection stores."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{}, {"components": ["dense", "sparse"]}]})
+
+    components: Annotated[tuple[Component, ...], Field(min_length=1)] = COMPONENTS
+
+
+class SearchRequest(Body):
+    """A query, as a text or as vectors."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"query": "When are plums ripe?", "k": 3},
+                {
+                    "query": "snow",
+                    "method": "dense_sparse",
+                    "weights": [1, 0.5, 0],
+                    "filter": {"year": {"$gte": 2020}},
+                    "offset": 0,
+                    "min_score": 0.0,
+                },
+                {"query": "snow", "explain": True, "k": 1},
+            ]
+        }
+    )
+
+    query: str | None = None
+    vectors: Vectors | None = None
+    method: str = "all"
+    weights: tuple[float, float, float] | None = None
+    filter: Filter = None
+    k: Count = 10
+    offset: Annotated[int, Field(ge=0, le=100_000)] = 0
+    min_score: float | None = None
+    group_by: Literal["parent"] | None = None
+    exact: bool = False
+    explain: bool = False
+
+
+class DocumentBody(Body):
+    """A document to store."""
+
+    id: str
+    text: str
+    metadata: Annotated[dict[str, Any], Field(default_factory=dict)]
+
+
+class UpsertRequest(Body):
+    """Documents to store; those with the same ids are replaced."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "documents": [
+                        {"id": "1", "text": "Plums ripen in late summer.", "metadata": {"year": 2024}},
+                        {"id": "2", "text": "Snow falls in winter."},
+                    ]
+                }
+            ]
+        }
+    )
+
+    documents: list[DocumentBody]
+
+
+class GetRequest(Body):
+    """The ids of documents."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"ids": ["1", "2"]}]})
+
+    ids: list[str]
+
+
+class DeleteRequest(Body):
+    """Which documents to remove: either ids or a filter."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"ids": ["no-such-id"]}, {"filter": {"year": {"$lt": 1900}}}]}
+    )
+
+    ids: list[str] | None = None
+    filter: Filter = None
+
+
+class ScanRequest(Body):
+    """Which documents to read."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{}, {"filter": {"year": 2024}}]})
+
+    filter: Filter = None
+
+
+@ROUTER.get("")
+async def names(service: TheService) -> Response:
+    """Return the names of the collections."""
+    return json_answer({"collections": await service.collections.names()})
+
+
+@ROUTER.get("/{name}")
+async def describe(name: str, service: TheService) -> Response:
+    """Return the store, model, components and number of documents of a collection."""
+    return json_answer(_described(await (await service.collections.get(name)).describe()))
+
+
+@ROUTER.put("/{name}", dependencies=[WRITES])
+async def create(name: str, request: CreateRequest, service: TheService) -> Response:
+    """Create a collection, if it does not exist; one that exists must store the same components."""
+    index = await service.collections.create(name, Storage(components=request.components))
+    return json_answer(_described(await index.describe()))
+
+
+@ROUTER.post("/{name}/search")
+async def search(name: str, request: SearchRequest, service: TheService) -> Response:
+    """Return the best documents for a query, with the fused score and the three scores that it consists of."""
+    index = await service.collections.get(name)
+    if request.explain and request.k > MOST_EXPLAINED:
+        raise InvalidInput(
+            f"explain is true and k is {request.k}; at most {MOST_EXPLAINED} hits are explained.\n  Ask for fewer hits."
+        )
+    method = _method(index, request)
+    query, truncated = await _query(index, request, service)
+    hits = await index.search(
+        query,
+        method=method,
+        k=request.k,
+        filter=request.filter,
+        exact=request.exact,
+        group_by=request.group_by,
+        offset=request.offset,
+        min_score=request.min_score,
+    )
+    found = [hit.to_dict() for hit in hits]
+    if request.explain:
+        await _explain(index, request.query or "", method, hits, found)
+    return json_answer(
+        {
+            "method": method.name,
+            "weights": list(method.weights),
+            "query_truncated": truncated,
+            "hits": found,
+        }
+    )
+
+
+@ROUTER.post("/{name}/documents", dependencies=[WRITES])
+async def upsert(name: str, request: UpsertRequest, service: TheService) -> Response:
+    """Store documents. Nothing is written if one of them cannot be stored, or if the client goes away before."""
+    service.check_count(len(request.documents), "documents")
+    index = await service.collections.get(name)
+    documents = [Document(one.id, one.text, one.metadata) for one in request.documents]
+    embeddings = None
+    if documents:
+        texts = [document.text for document in documents]
+        embeddings = await service.batcher.encode(texts, index.schema.written)
+    with anyio.CancelScope(shield=True):  # a client that goes away leaves nothing half written
+        report = await index.add(documents, embeddings=embeddings)
+    return json_answer(dataclasses.asdict(dataclasses.replace(report, encoding_seconds=0.0)))
+
+
+@ROUTER.post("/{name}/documents/get")
+async def get(name: str, request: GetRequest, service: TheService) -> Response:
+    """Return documents by id, in the same order; null for those that do not exist."""
+    service.check_count(len(request.ids), "ids")
+    found = await (await service.collections.get(name)).get(request.ids)
+    return json_answer({"documents": [one and _document(one) for one in found]})
+
+
+@ROUTER.post("/{name}/documents/delete", dependencies=[WRITES])
+async def delete(name: str, request: DeleteRequest, service: TheService) -> Response:
+    """Remove documents by id or by filter, and return how many were removed."""
+    index = await service.collections.get(name)
+    with anyio.CancelScope(shield=True):
+        removed = await index.delete(request.ids, filter=request.filter)
+    return json_answer({"removed": removed})
+
+
+@ROUTER.post("/{name}/documents/scan", responses={200: {"content": {_LINES: {}}}})
+async def scan(name: str, request: ScanRequest, service: TheService) -> Response:
+    """Return every document that matches a filter, one JSON object a line, in any order.
+
+    The last line is ``{"end": N}`` with the number of documents; if it is missing, or is ``{"problem": …}``, the answer
+    is not complete.
+    """
+    documents = (await service.collections.get(name)).scan(request.filter)
+    first = await anext(documents, None)  # so that a wrong filter is an error, not an answer
+    return StreamingResponse(_lines(first, documents), media_type=_LINES)
+
+
+async def _lines(first: Document | None, others: AsyncIterator[Document]) -> AsyncIterator[bytes]:
+    count, part = 0, list[bytes]()
+    try:
+        if first is not None:
+            count, part = 1, [orjson.dumps(_document(first))]
+            async for document in others:
+                count += 1
+                part.append(orjson.dumps(_document(document)))
+                if len(part) == _LINES_AT_ONCE:
+                    yield b"\n".join([*part, b""])
+                    part = []
+        part.append(orjson.dumps({"end": count}))
+    except M3Error as error:
+        part.append(orjson.dumps({"problem": problem_of(error).to_dict()}))
+    yield b"\n".join([*part, b""])
+
+
+_LINES_AT_ONCE = 100
+
+
+def _described(about: Description) -> dict[str, Any]:
+    return {
+        "name": about.collection,
+        "store": about.backend,
+        "count": about.count,
+        "components": list(about.schema.components),
+        "model": dataclasses.asdict(about.schema.model),
+    }
+
+
+def _document(document: Document) -> dict[str, Any]:
+    return {"id": document.id, "text": document.text, "metadata": dict(document.metadata)}
+
+
+def _method(index: AsyncIndex, request: SearchRequest) -> Method:
+    if request.method not in index.methods:
+        raise InvalidInput(
+            f"unknown method {request.method!r:.60}.\n  Use one of {', '.join(index.methods)}."
+        )
+    method = index.methods[request.method]
+    return method if request.weights is None else method.weighted(*request.weights)
+
+
+async def _query(index: AsyncIndex, request: SearchRequest, service: Service) -> tuple[M3Embeddings, bool]:
+    """Return the vectors of the query, and whether its text was cut."""
+    if (request.query is None) == (request.vectors is None):
+        given = "neither" if request.query is None else "both"
+        raise InvalidInput(f"a search needs either query or vectors, but got {given}.\n  Send one of them.")
+    if request.vectors is not None:
+        if request.explain:
+            raise InvalidInput(
+                "explain is true, but the query has only vectors; its tokens have no names.\n"
+                "  Send the query as a text."
+            )
+        return request.vectors.embeddings(service.model), False
+    encoded = await service.batcher.encode([request.query or ""], index.schema.components)
+    return encoded, bool(encoded.truncated_count)
+
+
+async def _explain(
+    index: AsyncIndex, query: str, method: Method, hits: list[Hit], found: list[dict[str, Any]]
+) -> None:
+    """Add an explanation to each hit."""
+    for hit, answer in zip(hits, found, strict=True):
+        answer["explanation"] = (await index.explain(query, hit.document.id, method=method)).to_dict()
