@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     )
     from m3_connectors.opening import aconnect
     from m3_connectors.passages import Passage
+    from m3_connectors.remote_encoder import RemoteEncoder
     from m3_connectors.reranking import Reranker
     from m3_connectors.writing import CutDocument
 
@@ -54,6 +55,7 @@ _HOMES = {
     "explanation": ("Explanation",),
     "index": ("AsyncIndex",),
     "listing": ("alist_collections",),
+    "remote_encoder": ("RemoteEncoder",),
     "reranking": ("Reranker",),
     "opening": ("aconnect",),
     "passages": ("Passage",),
@@ -99,6 +101,7 @@ __all__ = [
     "ModelMismatch",
     "MultiVectors",
     "Passage",
+    "RemoteEncoder",
     "Reranker",
     "Scores",
     "Storage",

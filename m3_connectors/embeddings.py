@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
 from safetensors import SafetensorError, safe_open
+from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save, save_file
 
 from m3_connectors.errors import InvalidInput
@@ -59,6 +60,24 @@ class ModelInfo:
     def __str__(self) -> str:
         at = f"@{self.revision[:7]}" if self.revision else ""
         return f"{self.name}{at} ({self.dimension} dims)"
+
+    def matches(self, other: ModelInfo) -> bool:
+        """Return whether the vectors of both can be compared.
+
+        Widths and vocabularies must be equal. If both have a fingerprint of the weights, it decides, because a
+        directory may be renamed and a fine-tuned copy may keep its name. Otherwise the name and the known revisions do.
+        """
+        if None not in (self.weights_fingerprint, other.weights_fingerprint):
+            same = self.weights_fingerprint == other.weights_fingerprint
+        else:
+            same = self.name == other.name and (
+                None in (self.revision, other.revision) or self.revision == other.revision
+            )
+        return (
+            same
+            and self.dimension == other.dimension
+            and self.vocabulary_fingerprint == other.vocabulary_fingerprint
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -495,6 +514,27 @@ class M3Embeddings:
             "model": None if self._model is None else dataclasses.asdict(self._model),
         }
         return tensors, {"m3_connectors": json.dumps(header)}
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> M3Embeddings:
+        """Read what ``to_bytes`` returns, which is also the content of a file written by ``save``.
+
+        Raises:
+            InvalidInput: The content is not that of such a file, or it is damaged.
+        """
+        try:
+            tensors = load_tensors(content)
+            start = 8  # the length of the header comes first, as 8 bytes
+            end = start + int.from_bytes(content[:start], "little")
+            header = json.loads(json.loads(content[start:end])["__metadata__"]["m3_connectors"])
+            if header["format"] != _FORMAT:
+                raise ValueError(f"format {header['format']!r}")
+            return cls._from_tensors(tensors, header)
+        except (SafetensorError, KeyError, TypeError, ValueError, AttributeError) as error:
+            raise InvalidInput(
+                f"{len(content):,} bytes are not what M3Embeddings.save writes: {str(error) or type(error).__name__}\n"
+                "  Give the content of such a file, or encode the texts again."
+            ) from error
 
     @classmethod
     def _from_tensors(cls, tensors: Mapping[str, Any], header: Mapping[str, Any]) -> M3Embeddings:

@@ -92,6 +92,11 @@ class Loop:
             ready.set_result(portal)
             await portal.sleep_until_stopped()
 
+    @property
+    def is_current(self) -> bool:
+        """Whether this is the loop's own thread."""
+        return threading.current_thread() is self._thread
+
     def run(self, call: Callable[[], Awaitable[T]]) -> T:
         """Run a call and return its result; Ctrl-C gives it up first."""
         running = self.call(call)

@@ -1,4 +1,4 @@
-"""A server of models with an OpenAI-compatible API: one request with its retries, and errors that say what to do."""
+"""A server of models: one request with its retries, and errors that say what to do."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from m3_connectors.backends.urls import redacted
 from m3_connectors.errors import (
     BackendError,
     InvalidInput,
-    MissingDependency,
     NotFound,
     Rejected,
     Throttled,
@@ -34,14 +33,13 @@ class ModelServer:
         named_by: What names the address in errors: an environment variable or an option.
         key: The API key; a server of one's own may need none.
         key_variable: The environment variable of the key.
-        model: The name of the model there.
+        offer: What it must have, for errors, such as ``"the model NAME"``.
         kind: What the server is, for errors, such as ``"embedding endpoint"``.
         operation: What it is asked for, such as ``"embed"``.
         retry_policy: Timeouts and retries.
 
     Raises:
         InvalidInput: The address is not one of HTTP.
-        MissingDependency: httpx is not installed.
     """
 
     def __init__(
@@ -51,15 +49,11 @@ class ModelServer:
         named_by: str,
         key: str | None,
         key_variable: str,
-        model: str,
+        offer: str,
         kind: str,
         operation: str,
         retry_policy: RetryPolicy,
     ) -> None:
-        try:
-            import httpx  # noqa: F401
-        except ImportError:
-            raise MissingDependency("httpx", "eval") from None
         self._base = address.rstrip("/")
         self.name = redacted(self._base)
         """The address without credentials."""
@@ -70,7 +64,7 @@ class ModelServer:
         self._named_by = named_by
         self._key = SecretStr(key) if key else None
         self._key_variable = key_variable
-        self._model = model
+        self._offer = offer
         self._where: dict[str, Any] = {"backend": kind, "operation": operation}
         self._retry_policy = retry_policy
 
@@ -82,7 +76,13 @@ class ModelServer:
         return httpx.AsyncClient(headers=headers, timeout=self._retry_policy.timeout_seconds)
 
     async def post(
-        self, client: httpx.AsyncClient, path: str, body: Mapping[str, Any], if_rejected: str
+        self,
+        client: httpx.AsyncClient,
+        path: str,
+        body: Mapping[str, Any],
+        if_rejected: str,
+        *,
+        accept: str = "application/json",
     ) -> httpx.Response:
         """Send one request, again where that helps, and return the answer, whose status is 200.
 
@@ -91,24 +91,35 @@ class ModelServer:
             path: The path below the address, such as ``embeddings``.
             body: The request.
             if_rejected: What the user can do if the server rejects what it contains.
+            accept: The media type of the answer.
 
         Raises:
             Unauthorised, NotFound, Rejected: The server refused: the key, the model, or the content.
             Unavailable, TimedOut, Throttled: It did not answer in time, tried again and again.
         """
-        return await retrying(self._retry_policy, partial(self._try, client, path, body, if_rejected))
+        call = partial(self._try, client, "POST", path, if_rejected, json=body, headers={"Accept": accept})
+        return await retrying(self._retry_policy, call)
+
+    async def get(self, client: httpx.AsyncClient, path: str, if_rejected: str) -> httpx.Response:
+        """Read one resource as ``post`` sends a request."""
+        return await retrying(self._retry_policy, partial(self._try, client, "GET", path, if_rejected))
 
     def wrong_answer(self, what: str, advice: str) -> Rejected:
         """Return the error of an answer with status 200 that is not what was asked for."""
         return Rejected(f"{self.name} answered {what}\n  {advice}", **self._where)
 
     async def _try(
-        self, client: httpx.AsyncClient, path: str, body: Mapping[str, Any], if_rejected: str
+        self,
+        client: httpx.AsyncClient,
+        method: str,
+        path: str,
+        if_rejected: str,
+        **request: Any,
     ) -> httpx.Response:
         import httpx
 
         try:
-            response = await client.post(f"{self._base}/{path}", json=body)
+            response = await client.request(method, f"{self._base}/{path}", **request)
         except httpx.TimeoutException as error:
             raise TimedOut(
                 f"{self.name} did not respond in time.\n  Try again later.", **self._where
@@ -130,13 +141,14 @@ class ModelServer:
             return Unauthorised(f"{said}\n  Check {self._key_variable}.", **self._where)
         if status == 404:
             return NotFound(
-                f"{said}\n  Check that it has the model {self._model}, and check {self._named_by}.",
+                f"{said}\n  Check that it has {self._offer}, and check {self._named_by}.",
                 **self._where,
             )
-        if status == 429:
+        asked = response.headers.get("Retry-After")
+        if status == 429 or (status == 503 and asked is not None):
             return Throttled(
                 f"{said}\n  Wait, or have the rate limit raised, then run the same command again.",
-                retry_after_seconds=asked_seconds(response.headers.get("Retry-After")),
+                retry_after_seconds=asked_seconds(asked),
                 **self._where,
             )
         if status >= 500:
@@ -147,9 +159,10 @@ class ModelServer:
 
 
 def words_of(response: httpx.Response) -> str:
-    """Return the server's own words, in short."""
+    """Return the server's own words, in short: an error of OpenAI's kind, or a problem of RFC 9457."""
     try:
-        error = response.json()["error"]
+        said = response.json()
+        error = said["error"] if "error" in said else said["detail"]
         return str(error["message"] if isinstance(error, dict) else error)[:300]
     except (ValueError, KeyError, TypeError):
         return response.text.strip()[:300] or "nothing"

@@ -94,6 +94,7 @@ def test_a_saved_file_loads_equal(tmp_path: Path, whole: M3Embeddings) -> None:
     path = tmp_path / "batch.safetensors"
     whole.save(path)
     assert equal(M3Embeddings.load(path), whole)
+    assert equal(M3Embeddings.from_bytes(path.read_bytes()), whole)
     assert [file.name for file in tmp_path.iterdir()] == ["batch.safetensors"]
 
 
@@ -110,6 +111,8 @@ def test_another_file_is_refused(tmp_path: Path, content: bytes) -> None:
     path.write_bytes(content)
     with pytest.raises(InvalidInput, match="was not written by M3Embeddings"):
         M3Embeddings.load(path)
+    with pytest.raises(InvalidInput, match="bytes are not what M3Embeddings"):
+        M3Embeddings.from_bytes(content)
     with pytest.raises(FileNotFoundError):
         M3Embeddings.load(tmp_path / "nowhere")
 
@@ -134,6 +137,28 @@ def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
         save_file(kept, tmp_path / "bad", metadata=metadata)
         with pytest.raises(InvalidInput, match="is damaged"):
             M3Embeddings.load(tmp_path / "bad")
+        with pytest.raises(InvalidInput, match="are not what"):
+            M3Embeddings.from_bytes((tmp_path / "bad").read_bytes())
+
+
+@pytest.mark.parametrize(
+    ("change", "matches"),
+    [
+        ({}, True),
+        ({"name": "renamed", "revision": None}, True),  # the fingerprint of the weights decides
+        ({"weights_fingerprint": "other"}, False),
+        ({"vocabulary_fingerprint": "other"}, False),
+        ({"dimension": 4}, False),
+        ({"weights_fingerprint": None}, True),
+        ({"weights_fingerprint": None, "name": "other"}, False),
+        ({"weights_fingerprint": None, "revision": "other"}, False),
+        ({"weights_fingerprint": None, "revision": None}, True),
+    ],
+)
+def test_models_match_where_their_vectors_can_be_compared(change: dict[str, Any], matches: bool) -> None:
+    other = dataclasses.replace(MODEL, **change)
+    assert MODEL.matches(other) is matches
+    assert other.matches(MODEL) is matches
 
 
 def test_a_text_beyond_the_last_is_named() -> None:

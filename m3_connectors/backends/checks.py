@@ -28,25 +28,11 @@ def check_model(
 ) -> None:
     """Raise ModelMismatch unless vectors of ``model`` are comparable with those in the collection.
 
-    Widths and vocabularies must be equal. If both sides have a fingerprint of the weights, it decides,
-    because a directory may be renamed and a fine-tuned copy may keep its name. Otherwise the name and the
-    known revisions decide. ``model=None`` (vectors of unknown origin) passes: the widths are checked together
-    with the vectors.
+    ``model=None`` (vectors of unknown origin) passes: the widths are checked together with the vectors.
     """
     if model is None:
         return
-    if None not in (written_by.weights_fingerprint, model.weights_fingerprint):
-        same = written_by.weights_fingerprint == model.weights_fingerprint
-    else:
-        same = written_by.name == model.name and (
-            None in (written_by.revision, model.revision) or written_by.revision == model.revision
-        )
-    same = (
-        same
-        and written_by.dimension == model.dimension
-        and written_by.vocabulary_fingerprint == model.vocabulary_fingerprint
-    )
-    if not same:
+    if not written_by.matches(model):
         raise ModelMismatch(
             f'collection "{collection}" was written by {written_by}; {what} {model}.\n'
             f'  Open it with M3Encoder("{written_by.name}"), or index into another collection.'

@@ -24,7 +24,14 @@ from m3_connectors.backends.stores import STORES, other_stores
 from m3_connectors.backends.urls import redacted
 from m3_connectors.cli.console import lines_of, plural, print_json, print_table
 from m3_connectors.cli.model_directories import directories, find_by_name
-from m3_connectors.cli.opening import DEFAULT_MODEL, MISMATCH_ADVICE, how_to_fill, load_encoder
+from m3_connectors.cli.opening import (
+    DEFAULT_MODEL,
+    MISMATCH_ADVICE,
+    connect_encoder,
+    how_to_fill,
+    is_address,
+    load_encoder,
+)
 from m3_connectors.cli.options import Collection, Debug, Json, Model, check_store
 from m3_connectors.embeddings import ModelInfo
 from m3_connectors.errors import (
@@ -39,7 +46,7 @@ from m3_connectors.errors import (
 )
 
 _PACKAGES = {
-    "torch": None,
+    "torch": "encoder",
     "tokenizers": None,
     **{package: store.extra for store in STORES for package in store.packages.values()},
     "bm25s": "eval",
@@ -128,7 +135,11 @@ def _other_stores() -> Iterator[Finding]:
 
 
 def _machine() -> list[Finding]:
-    import torch
+    """Return what the model would be computed with; nothing where PyTorch is missing, which is named above."""
+    try:
+        import torch
+    except ImportError:
+        return []
 
     from m3_connectors.encoder.devices import choose_device, choose_dtype
 
@@ -151,6 +162,8 @@ def _cores() -> int:
 
 def _model(asked: str | None, written_by: ModelInfo | None, url: str | None, collection: str) -> Finding:
     """Check the model that a command would use: load its directory and compare it with the collection's."""
+    if asked and is_address(asked):
+        return _server(asked, written_by, collection)
     name = asked or (written_by.name if written_by else DEFAULT_MODEL)
     try:
         place = find_by_name(name)
@@ -170,6 +183,20 @@ def _model(asked: str | None, written_by: ModelInfo | None, url: str | None, col
         return _hub_model(name)
     found = [_directory(str(place), written_by, collection) for place in places]
     return next((finding for finding in found if finding.level != "problem"), found[0])
+
+
+def _server(address: str, written_by: ModelInfo | None, collection: str) -> Finding:
+    """Ask a server for its model, and compare it with the collection's."""
+    try:
+        with connect_encoder(address) as encoder:
+            if written_by:
+                check_model(written_by, collection, encoder.info, what="this server has")
+    except ModelMismatch as error:
+        return Finding("model", _problem("model", error).value, "problem", MISMATCH_ADVICE)
+    except M3Error as error:
+        return _problem("model", error)
+    size = f"{encoder.info.dimension} dims, {encoder.max_length:,} tokens"
+    return Finding("model", f"{encoder.info.name} on {redacted(address)} ({size})")
 
 
 def _directory(directory: str, written_by: ModelInfo | None, collection: str) -> Finding:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from m3_connectors.cli.console import err, one_line, out, plural, print_json, warn
-from m3_connectors.cli.opening import DEFAULT_MODEL
+from m3_connectors.cli.opening import DEFAULT_MODEL, connect_encoder, is_address
 from m3_connectors.cli.options import at_least
 from m3_connectors.curation import Curation, Curator, Dropped
 from m3_connectors.documents import Document
@@ -118,6 +118,8 @@ def _print(one: dict[str, Any]) -> None:
 
 
 def _token_spans(model: str) -> TokenSpans:
+    if is_address(model):
+        return connect_encoder(model).token_spans
     from m3_connectors.encoder.loading import load_tokenizer
     from m3_connectors.encoder.tokens import TextTokeniser
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +20,7 @@ from m3_connectors.embeddings import ModelInfo
 from m3_connectors.errors import (
     InvalidInput,
     M3Error,
+    MissingDependency,
     ModelFormat,
     ModelMismatch,
     NotFound,
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from m3_connectors.backends.schema import Storage
     from m3_connectors.blocking import Index
     from m3_connectors.encoder.encoder import M3Encoder
+    from m3_connectors.remote_encoder import RemoteEncoder
 
 DEFAULT_MODEL = "BAAI/bge-m3"
 
@@ -38,15 +41,28 @@ MISMATCH_ADVICE = (
 )
 
 
+def is_address(model: str) -> bool:
+    """Return whether the name of a model is the address of a server."""
+    return model.startswith(("http://", "https://"))
+
+
 def load_encoder(model: str, *, revision: str | None = None) -> M3Encoder:
     """Return the encoder of a hub name or directory. PyTorch is imported here, because that is slow.
 
     Raises:
+        typer.BadParameter: The model is the address of a server, which this command cannot use.
         ModelFormat, NotFound, Unauthorised, Unavailable: See M3Encoder.
     """
+    if is_address(model):
+        raise typer.BadParameter(
+            f"this command needs the model itself, and {redacted(model)} is a server. "
+            "Give a hub name or a directory. m3 index, m3 ingest and m3 search use servers.",
+            param_hint="--model",
+        )
     with (
         working(f"loading {model} …"),
         advice("Use a local directory: --model DIRECTORY.", NotFound, Unavailable),
+        _naming_servers(),
     ):
         from m3_connectors.encoder.encoder import M3Encoder
 
@@ -55,6 +71,18 @@ def load_encoder(model: str, *, revision: str | None = None) -> M3Encoder:
     if directory.is_dir():
         remember(encoder.info, directory)
     return encoder
+
+
+def connect_encoder(address: str) -> RemoteEncoder:
+    """Return the encoder of a server; its key is in the environment.
+
+    Raises:
+        InvalidInput, Unauthorised, NotFound, Unavailable: See RemoteEncoder.
+    """
+    from m3_connectors.remote_encoder import KEY_VARIABLE, RemoteEncoder
+
+    with working(f"asking {redacted(address)} …"):
+        return RemoteEncoder(address, api_key=os.environ.get(KEY_VARIABLE))
 
 
 def check_length(tokens: int | None, encoder: M3Encoder, option: str) -> None:
@@ -86,7 +114,9 @@ def choose_encoder(url: str, collection: str, model: str | None) -> M3Encoder:
     written_by: ModelInfo | None = None
     with contextlib.suppress(NotFound), connect(url, collection, create=False) as index:
         written_by = index.schema.model
-    return _load(model, written_by, url, collection)
+    if model is None and written_by is not None:
+        return _load_again(written_by, url, collection)
+    return load_encoder(model or DEFAULT_MODEL)
 
 
 def create_index(url: str, collection: str, model: str | None, storage: Storage | None) -> Index:
@@ -97,7 +127,9 @@ def create_index(url: str, collection: str, model: str | None, storage: Storage 
     """
     from m3_connectors.blocking import connect
 
-    encoder = choose_encoder(url, collection, model)
+    encoder = (
+        connect_encoder(model) if model and is_address(model) else choose_encoder(url, collection, model)
+    )
     with advice(MISMATCH_ADVICE, ModelMismatch):
         return connect(url, collection, encoder=encoder, storage=storage)
 
@@ -142,6 +174,16 @@ def advice(advice: str, *kinds: type[M3Error]) -> Iterator[None]:
         raise
 
 
+@contextlib.contextmanager
+def _naming_servers() -> Iterator[None]:
+    """Add to the error of a machine without PyTorch what works without it."""
+    try:
+        yield
+    except MissingDependency as error:
+        error.add_note("  Or use the model of a server that runs m3 serve: --model http://HOST:PORT.")
+        raise
+
+
 def how_to_fill(url: str, collection: str) -> str:
     """Return the advice for a collection that does not exist."""
     if not is_persistent(url):
@@ -150,11 +192,11 @@ def how_to_fill(url: str, collection: str) -> str:
     return f"Create it:  m3 index {redacted(url)} SOURCE{name}     or choose another one with --collection."
 
 
-def _load(model: str | None, written_by: ModelInfo | None, url: str, collection: str) -> M3Encoder:
-    """Load the model that the user named, otherwise the one that wrote the collection, otherwise the default."""
-    if model is not None or written_by is None:
-        return load_encoder(model or DEFAULT_MODEL)
-    return _load_again(written_by, url, collection)
+def _load(model: str | None, written_by: ModelInfo, url: str, collection: str) -> M3Encoder | RemoteEncoder:
+    """Load the model that the user named, otherwise the one that wrote the collection."""
+    if model is None:
+        return _load_again(written_by, url, collection)
+    return connect_encoder(model) if is_address(model) else load_encoder(model)
 
 
 def _load_again(info: ModelInfo, url: str, collection: str) -> M3Encoder:
@@ -167,6 +209,8 @@ def _load_again(info: ModelInfo, url: str, collection: str) -> M3Encoder:
     if info.revision:
         try:
             return load_encoder(info.name, revision=info.revision)
+        except MissingDependency:
+            raise
         except M3Error as error:
             tried.append(str(error).splitlines()[0])
     for directory in directories(info, url):
@@ -175,6 +219,8 @@ def _load_again(info: ModelInfo, url: str, collection: str) -> M3Encoder:
             check_model(info, collection, encoder.info)
         except ModelMismatch:
             tried.append(f"{directory} contains another model ({_fingerprint(encoder.info)}).")
+        except MissingDependency:
+            raise
         except M3Error as error:
             tried.append(f"{directory} cannot be loaded: {str(error).splitlines()[0]}")
         else:

@@ -4,36 +4,34 @@ from __future__ import annotations
 
 import itertools
 import os
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
-import torch
+
+from m3_connectors.errors import InvalidInput, MissingDependency
+
+try:
+    import torch
+except ImportError:
+    raise MissingDependency("torch", "encoder") from None
 
 from m3_connectors.embeddings import COMPONENTS, Component, M3Embeddings, ModelInfo
+from m3_connectors.encoder.arguments import check_components, check_texts, is_whole
 from m3_connectors.encoder.devices import Precision, choose_device, choose_dtype
 from m3_connectors.encoder.loading import load
 from m3_connectors.encoder.progress import reporter
 from m3_connectors.encoder.runner import Runner
 from m3_connectors.encoder.tokens import TextTokeniser
-from m3_connectors.errors import InvalidInput
+from m3_connectors.encoder.truncation import warn_if_cut
 
 Progress = Callable[[int, int], object]
 """``progress(done, total)``, counted in texts."""
 
 _WINDOW_TEXTS = 1024
 """The number of texts that ``encode`` tokenises, sorts and encodes together."""
-
-
-class TruncationWarning(UserWarning):
-    """Texts were longer than the maximum and were truncated.
-
-    ``M3Embeddings.truncated`` shows which texts; ``token_counts`` and ``kept_token_counts`` show how much of
-    each was lost.
-    """
 
 
 class M3Encoder:
@@ -77,7 +75,7 @@ class M3Encoder:
         threads: int | None = None,
     ) -> None:
         for name, value in (("token_budget", token_budget), ("threads", threads)):
-            if value is not None and not (_is_whole(value) and value >= 1):
+            if value is not None and not (is_whole(value) and value >= 1):
                 raise InvalidInput(
                     f"{name} is {value!r}; it must be a whole number of at least 1.\n  Omit it to use the default."
                 )
@@ -147,12 +145,12 @@ class M3Encoder:
             InvalidInput: A text is not a string (the message says which), or an argument is out of range.
             ModelFormat: The output for a text is not finite (the message says for which).
         """
-        texts = list(_check_texts(texts, "encode"))
-        wanted, limit = _check_components(components), self._check_length(max_length, self._max_length)
+        texts = list(check_texts(texts, "encode"))
+        wanted, limit = check_components(components), self._check_length(max_length, self._max_length)
         with reporter(progress, len(texts)) as report:
             parts = list(self._windows(texts, _WINDOW_TEXTS, wanted, limit, mcls, report))
         result = parts[0] if len(parts) == 1 else M3Embeddings.concatenate(parts)
-        self._warn_if_cut(result, limit)
+        warn_if_cut(result, limit, self._model_max_length)
         return result
 
     def encode_stream(
@@ -180,13 +178,13 @@ class M3Encoder:
         Raises:
             InvalidInput: As in ``encode``, when the batch that contains the text is reached.
         """
-        _check_texts(texts, "encode_stream")
-        if not (_is_whole(batch_texts) and batch_texts >= 1):
+        check_texts(texts, "encode_stream")
+        if not (is_whole(batch_texts) and batch_texts >= 1):
             raise InvalidInput(
                 f"batch_texts is {batch_texts!r}; it must be a whole number of at least 1.\n"
                 "  Omit it to use the default."
             )
-        wanted, limit = _check_components(components), self._check_length(max_length, self._max_length)
+        wanted, limit = check_components(components), self._check_length(max_length, self._max_length)
         return self._stream(texts, batch_texts, wanted, limit, mcls)
 
     def token_strings(self, text: str) -> list[str]:
@@ -206,6 +204,11 @@ class M3Encoder:
         token: str | None = self._tokenise.tokenizer.id_to_token(id)
         return token
 
+    def tokenizer_json(self) -> str:
+        """Return the tokenizer as ``tokenizer.json`` has it, without truncation and padding."""
+        content: str = self._tokenise.tokenizer.to_str()
+        return content
+
     def _stream(
         self,
         texts: Iterable[str],
@@ -216,7 +219,7 @@ class M3Encoder:
     ) -> Iterator[M3Embeddings]:
         warned = False
         for part in self._windows(texts, batch_texts, wanted, limit, mcls, lambda _: None):
-            warned = warned or self._warn_if_cut(part, limit)
+            warned = warned or warn_if_cut(part, limit, self._model_max_length)
             if len(part):
                 yield part
 
@@ -252,49 +255,12 @@ class M3Encoder:
                     return
                 tokenised = job.result()
 
-    def _warn_if_cut(self, result: M3Embeddings, limit: int) -> bool:
-        """Warn once, at the line that called encode or iterates over encode_stream."""
-        cut = result.truncated_count
-        if cut:
-            more = ", or raise max_length" if limit < self._model_max_length else ""
-            # The message has no lengths: otherwise, calls with texts of different lengths would each warn.
-            warnings.warn(
-                f"{cut} text{'s are' if cut > 1 else ' is'} longer than {limit} tokens and cut there; "
-                "M3Embeddings.truncated shows which, and token_counts shows their lengths.\n"
-                f"  Split long texts into passages{more}.",
-                TruncationWarning,
-                stacklevel=3,
-            )
-        return cut > 0
-
     def _check_length(self, asked: int | None, limit: int) -> int:
         if asked is None:
             return limit
-        if not (_is_whole(asked) and 3 <= asked <= self._model_max_length):
+        if not (is_whole(asked) and 3 <= asked <= self._model_max_length):
             raise InvalidInput(
                 f"max_length is {asked!r}; for this model, it must be 3 to {self._model_max_length} tokens, "
                 "including <s> and </s>.\n  Omit it to use the model's maximum."
             )
         return asked
-
-
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _check_texts(texts: Iterable[str], call: str) -> Iterable[str]:
-    if isinstance(texts, (str, bytes)) or not isinstance(texts, Iterable):
-        raise InvalidInput(
-            f"texts is {type(texts).__name__} {texts!r:.60}; it must be a list of strings.\n"
-            f"  Pass a single text in a list: {call}([text])."
-        )
-    return texts
-
-
-def _check_components(components: Sequence[Component]) -> frozenset[Component]:
-    if isinstance(components, str) or not components or not set(components) <= set(COMPONENTS):
-        raise InvalidInput(
-            f"components is {components!r}; it must be a tuple of one or more of {', '.join(COMPONENTS)}.\n"
-            "  Omit it to compute all three."
-        )
-    return frozenset(components)

@@ -4,22 +4,35 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from tokenizers import Tokenizer
-from torch import Tensor
-from torch.nn import functional as F
+
+from m3_connectors.errors import (
+    InvalidInput,
+    MissingDependency,
+    ModelFormat,
+    NotFound,
+    Unauthorised,
+    Unavailable,
+)
+
+try:
+    import torch
+    from torch import Tensor
+    from torch.nn import functional as F
+except ImportError:
+    raise MissingDependency("torch", "encoder") from None
 
 from m3_connectors.embeddings import ModelInfo
 from m3_connectors.encoder.config import ModelConfig
 from m3_connectors.encoder.model import M3Model
 from m3_connectors.encoder.shipped import shipped_model
+from m3_connectors.encoder.tokens import vocabulary_fingerprint
 from m3_connectors.encoder.weights import (
     FETCH_AGAIN,
     FETCH_TOGETHER,
@@ -31,7 +44,6 @@ from m3_connectors.encoder.weights import (
     read_backbone,
     read_pickle,
 )
-from m3_connectors.errors import InvalidInput, ModelFormat, NotFound, Unauthorised, Unavailable
 from m3_connectors.methods import load_weights
 
 _log = logging.getLogger(__name__)
@@ -105,12 +117,6 @@ def load_config(model: str, *, revision: str | None = None) -> ModelConfig:
     """Load the sizes of a checkpoint without its weights; arguments and errors are those of ``load``."""
     directory, _, _ = _locate(model, revision)
     return ModelConfig.load(directory / "config.json")
-
-
-def vocabulary_fingerprint(tokenizer: Tokenizer) -> str:
-    """Return the SHA-256 (hex) of the (id, token) table; if it is equal, sparse vectors are comparable."""
-    table = sorted((i, token) for token, i in tokenizer.get_vocab(with_added_tokens=True).items())
-    return hashlib.sha256(json.dumps(table, ensure_ascii=False).encode()).hexdigest()
 
 
 def _locate(model: str, revision: str | None) -> tuple[Path, str, str | None]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
-from m3_connectors.errors import InvalidInput
+from m3_connectors.encoder.arguments import check_strings, require_unicode
 
 _SPECIAL_TOKENS = 2
 """``<s>`` and ``</s>``; the CLS tokens that MCLS inserts are not counted as tokens of the text."""
@@ -74,17 +76,12 @@ class TextTokeniser:
         Raises:
             InvalidInput: A text is not a string, or it contains a lone surrogate.
         """
-        for i, text in enumerate(texts, first_index):
-            if not isinstance(text, str):
-                raise InvalidInput(
-                    f"texts[{i}] is {type(text).__name__} {text!r:.60}; every text must be a string.\n"
-                    "  Omit missing texts, or use an empty string."
-                )
+        check_strings(texts, first_index)
         try:
             encodings = self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         except (UnicodeEncodeError, TypeError):
             for i, text in enumerate(texts, first_index):
-                _require_unicode(text, i)
+                require_unicode(text, i)
             raise
         room = _room(max_length, mcls)
         return [self._build(encoding.ids, room, mcls) for encoding in encodings]
@@ -109,7 +106,7 @@ class TextTokeniser:
         Raises:
             InvalidInput: The text contains a lone surrogate.
         """
-        _require_unicode(text, 0)
+        require_unicode(text, 0)
         parts, start = [np.empty((0, 2), dtype=np.int64)], 0
         while start < len(
             text
@@ -132,19 +129,14 @@ class TextTokeniser:
         )
 
 
+def vocabulary_fingerprint(tokenizer: Tokenizer) -> str:
+    """Return the SHA-256 (hex) of the (id, token) table; if it is equal, sparse vectors are comparable."""
+    table = sorted((i, token) for token, i in tokenizer.get_vocab(with_added_tokens=True).items())
+    return hashlib.sha256(json.dumps(table, ensure_ascii=False).encode()).hexdigest()
+
+
 def _room(max_length: int, mcls: bool) -> int:
     """Return the maximum number of text tokens; with MCLS, n of them need ceil(n / 256) CLS tokens."""
     without_end = max_length - 1
     blocks = -(-without_end // (MCLS_INTERVAL + 1)) if mcls else 1
     return without_end - blocks
-
-
-def _require_unicode(text: str, i: int) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise InvalidInput(
-            f"texts[{i}] has a lone surrogate U+{ord(text[error.start]):04X} at character {error.start}, "
-            "so it is not valid Unicode.\n"
-            '  Replace it: text.encode("utf-8", "replace").decode().'
-        ) from None

@@ -18,7 +18,7 @@ from real_weights import (
 from tokenizers import Tokenizer
 
 from m3_connectors import M3Embeddings, M3Encoder
-from m3_connectors.encoder.encoder import TruncationWarning
+from m3_connectors.encoder import TruncationWarning
 from m3_connectors.scoring import multivector_scores
 from m3_connectors.testing.checkpoints import TEXTS
 

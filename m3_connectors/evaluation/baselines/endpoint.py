@@ -63,7 +63,7 @@ class EmbeddingEndpoint:
             named_by="OPENAI_BASE_URL",
             key=os.environ.get("OPENAI_API_KEY"),
             key_variable="OPENAI_API_KEY",
-            model=self._model,
+            offer=f"the model {self._model}",
             kind="embedding endpoint",
             operation="embed",
             retry_policy=retry_policy or RetryPolicy(),

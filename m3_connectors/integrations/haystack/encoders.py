@@ -5,11 +5,13 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from m3_connectors.encoder.encoder import M3Encoder
 from m3_connectors.errors import InvalidInput
 from m3_connectors.index import Encoder
+
+if TYPE_CHECKING:
+    from m3_connectors.encoder.encoder import M3Encoder
 
 _loaded: weakref.WeakValueDictionary[tuple[Any, ...], M3Encoder] = weakref.WeakValueDictionary()
 _loading = threading.Lock()
@@ -37,6 +39,8 @@ class EncoderChoice:
         """Return the encoder; the first call for a model loads it, for all components that name it alike."""
         if self._encoder is None:
             assert isinstance(self.model, str)
+            from m3_connectors.encoder.encoder import M3Encoder
+
             key = (self.model, *sorted(self.options.items()))
             with _loading:
                 loaded = _loaded.get(key)

@@ -37,7 +37,6 @@ class Asker:
 
     Raises:
         InvalidInput: The endpoint is not a URL of HTTP.
-        MissingDependency: httpx is not installed.
     """
 
     def __init__(self, endpoint: str, model: str, retry_policy: RetryPolicy = PATIENCE) -> None:
@@ -47,7 +46,7 @@ class Asker:
             named_by="--endpoint",
             key=os.environ.get(KEY_VARIABLE),
             key_variable=KEY_VARIABLE,
-            model=model,
+            offer=f"the model {model}",
             kind="chat endpoint",
             operation="ask",
             retry_policy=retry_policy,

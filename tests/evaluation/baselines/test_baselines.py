@@ -40,7 +40,6 @@ def folder(tmp_path: Path) -> EvaluationFolder:
     [
         ("sentence_transformers", lambda: baseline_for("st:me5-large"), "sentence-transformers"),
         ("sentence_transformers", lambda: baseline_for("rerank:model"), "sentence-transformers"),
-        ("httpx", lambda: baseline_for("openai:model"), "eval"),
         ("bm25s", lambda: baseline_for("bm25"), "eval"),
         ("bm25s", lambda: baseline_for("bm25-xlmr"), "eval"),
         ("ir_datasets", lambda: load_dataset("irds:beir/scifact/test"), "ir-datasets"),
