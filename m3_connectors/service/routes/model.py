@@ -32,7 +32,8 @@ async def tokenizer(service: TheService) -> Response:
     content = getattr(service.encoder, "tokenizer_json", None)
     if content is None:
         raise NotFound(
-            "this encoder does not offer its tokenizer.\n  Use one that does, such as M3Encoder.",
+            f"{type(service.encoder).__name__} does not offer its tokenizer.\n"
+            "  Serve an encoder that does, such as M3Encoder.",
             backend="service",
             operation="tokenizer",
         )
