@@ -74,10 +74,11 @@ def test_inference_client_embeds(running: Running, encoder: M3Encoder, path: str
     direct = encoder.encode(TEXTS).dense
     np.testing.assert_allclose(ours.feature_extraction(TEXTS[0]), direct[:1], atol=1e-6)
     np.testing.assert_allclose(ours.feature_extraction(TEXTS, truncate=True), direct, atol=1e-6)
+    np.testing.assert_allclose(ours.feature_extraction(TEXTS[0], normalize=False), direct[:1], atol=1e-6)
     with pytest.raises(HfHubHTTPError) as refused:
-        ours.feature_extraction("x", normalize=False)
+        ours.feature_extraction("x", prompt_name="query")
     assert refused.value.response.json()["error_type"] == "Validation"
-    assert "unit vectors" in refused.value.response.json()["error"]
+    assert "prompt_name is 'query'" in refused.value.response.json()["error"]
 
 
 @pytest.mark.parametrize("path", ["", "/similarity"])

@@ -189,8 +189,8 @@ async def root(request: AnyRequest, service: TheService) -> Response:
 
 
 async def _embed(request: EmbedRequest, service: Service) -> Response:
-    if request.normalize is False:
-        raise InvalidInput("normalize is false; the dense vectors of M3 are unit vectors.\n  Leave it out.")
+    # normalize is read and changes nothing: M3's dense vector is a unit vector by definition, and some clients
+    # send false by default.
     return json_answer((await _encoded(request, service, "dense")).dense)
 
 

@@ -193,7 +193,9 @@ async def upsert(name: str, request: UpsertRequest, service: TheService) -> Resp
         embeddings = await service.batcher.encode(texts, index.schema.written)
     with anyio.CancelScope(shield=True):  # a client that goes away leaves nothing half written
         report = await index.add(documents, embeddings=embeddings)
-    return json_answer(dataclasses.asdict(dataclasses.replace(report, encoding_seconds=0.0)))
+    answer = dataclasses.asdict(report)
+    del answer["encoding_seconds"]  # the texts were encoded in batches with those of other requests
+    return json_answer(answer)
 
 
 @ROUTER.post("/{name}/documents/get")
