@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from m3_connectors.errors import InvalidInput
+import typer
 
 if TYPE_CHECKING:
     from m3_connectors.training.plan import StagePlan
@@ -26,7 +26,7 @@ class Request:
         options: The fields of ``FineTuning`` by name, None for those that were not given.
 
     Raises:
-        InvalidInput: The arguments do not belong together.
+        typer.BadParameter: The arguments do not belong together.
     """
 
     config: Path | None
@@ -38,25 +38,25 @@ class Request:
 
     def __post_init__(self) -> None:
         if self.config and self.start:
-            raise InvalidInput(
+            raise typer.BadParameter(
                 f"{self.config} and --from {self.start} are both given.\n"
                 "  Set start_from in the configuration, or leave the configuration out."
             )
         if self.config and (names := sorted(self._given())):
             options = ", ".join(f"--{name.replace('_', '-')}" for name in names)
-            raise InvalidInput(
+            raise typer.BadParameter(
                 f"{self.config} and {options} are both given.\n"
                 f"  Set {', '.join(names)} in the configuration, or use --from instead of a configuration."
             )
         if {"epochs", "steps"} <= self._given().keys():
-            raise InvalidInput(
+            raise typer.BadParameter(
                 f"--steps {self.options['steps']} and --epochs {self.options['epochs']:g} are both given.\n"
                 "  Each sets the number of steps: leave one of them out."
             )
         if not self.config:
             missing = {"--from": self.start, "--data": self.data, "--out": self.output}
             if names := [name for name, value in missing.items() if not value]:
-                raise InvalidInput(
+                raise typer.BadParameter(
                     f"{', '.join(names)} {'is' if len(names) == 1 else 'are'} missing, and no configuration is given.\n"
                     "  Run m3 train CONFIG.toml, or m3 train --from BAAI/bge-m3 --data pairs.jsonl --out my-m3."
                 )

@@ -8,7 +8,7 @@ import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -161,7 +161,9 @@ class TrainedParts:
 _STATE_FILES = ("model.safetensors", "optimizer.safetensors", "progress.json")
 
 
-def claim_folder(folder: Path, identity: Mapping[str, str], made: Sequence[str]) -> None:
+def claim_folder(
+    folder: Path, identity: Mapping[str, str | Mapping[str, object]], made: Sequence[str]
+) -> None:
     """Record the inputs of a run in its working folder, so that no other run uses the files there.
 
     A folder without a saved state can be reused: a run that has not taken a step can be corrected and
@@ -169,19 +171,19 @@ def claim_folder(folder: Path, identity: Mapping[str, str], made: Sequence[str])
 
     Args:
         folder: The working folder of the run.
-        identity: Fingerprints by name, such as that of the settings.
+        identity: What the run is made from, by name: a fingerprint, or values of JSON that a message may name.
         made: The names of the files and folders that depend on the identity; they are removed when a folder is
             reused.
 
     Raises:
-        InvalidInput: The folder contains the state of a run with another fingerprint.
+        InvalidInput: The folder contains the state of a run with another identity.
     """
     path = folder / "identity.json"
     try:
         known = json.loads(path.read_text())
     except (OSError, ValueError):
         known = {}
-    other = [what for what in {**identity, **known} if known.get(what) != identity.get(what)]
+    other = _differences(known, identity)
     if other and is_saved(folder):
         raise InvalidInput(
             f"{folder} belongs to a run with other {' and '.join(other)}.\n"
@@ -197,6 +199,24 @@ def claim_folder(folder: Path, identity: Mapping[str, str], made: Sequence[str])
             (folder / name).unlink(missing_ok=True)
     with replacing(path) as fresh:
         fresh.write_text(json.dumps(dict(identity)))
+
+
+def _differences(known: Mapping[str, Any], identity: Mapping[str, Any]) -> list[str]:
+    """Return the names of what differs, with both values where they are known."""
+    found = []
+    for what in {**identity, **known}:
+        was, now = known.get(what), identity.get(what)
+        if isinstance(was, dict) and isinstance(now, Mapping):
+            names = [name for name in {**was, **now} if was.get(name) != now.get(name)]
+            values = [
+                f"{name} ({json.dumps(was.get(name))}, now {json.dumps(now.get(name))})" for name in names[:3]
+            ]
+            if rest := len(names) - len(values):
+                values.append(f"{rest} more")
+            found += [f"{what}: {', '.join(values)}"] if names else []
+        elif was != now:
+            found.append(what)
+    return found
 
 
 def save_state(folder: Path, trained: TrainedParts, optimizer: RowAdamW, progress: Progress) -> None:

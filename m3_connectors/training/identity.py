@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,17 +33,28 @@ def claim(work: Path, config: TrainingConfig, data: PairFiles, start: Checkpoint
     settings["data"] |= {"folder": "", "files": ()}
     settings["evaluation"] |= {"folder": ""}
     settings["run"] |= {"save_every": 0, "threads": 0, "tensorboard": False, "device": ""}
-    parts: dict[str, Any] = {"settings": settings, "pairs": fingerprint_files(data)}
+    parts: dict[str, Any] = {"pairs": fingerprint_files(data)}
     if vectors := config.dense_teacher.vectors:
         settings["dense_teacher"] |= {"vectors": ""}
         parts["teacher vectors"] = _contents(Path(vectors))
     if config.evaluation.every and config.evaluation.folder:
         parts["evaluation data"] = _contents(Path(config.evaluation.folder))
-    identity = {
+    fingerprints = {
         what: hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
         for what, value in parts.items()
     }
-    claim_folder(work, identity, made=_MADE)
+    # Through JSON, so that tuples equal the lists that are read back.
+    values = json.loads(json.dumps(dict(_flat(settings))))
+    claim_folder(work, {"settings": values, **fingerprints}, made=_MADE)
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the settings by their names in a configuration, such as ``run.steps``."""
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
 
 
 def _contents(path: Path) -> Mapping[str, str]:

@@ -159,7 +159,7 @@ def test_arguments_that_do_not_belong_together_are_refused(
 ) -> None:
     monkeypatch.chdir(world)
     assert main(["train", *arguments]) != 0
-    assert said in " ".join(capsys.readouterr().err.split())
+    assert said in " ".join(capsys.readouterr().err.replace("│", " ").split())
     assert not (world / "m").exists()
 
 
