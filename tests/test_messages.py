@@ -88,7 +88,6 @@ WITHOUT_VALUE: Mapping[str, str] = {
     'search_type "mmr" is not supported': "the message has the only value that leads to it",
     "the query has neither query_str": _NOTHING,
     "search was called before index": _STATE,
-    "normalize is false; the dense": "the message has the only value that leads to it",
     "explain is true, but the query": "the message has the only value that leads to it",
 }
 """The first words of messages without a value, with the reason for each."""
