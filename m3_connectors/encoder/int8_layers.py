@@ -1,7 +1,8 @@
 """The transformer layers of ``precision="int8"``: their four products are computed in integers.
 
 Between the products everything is float32, because quantising reads float32 faster than bfloat16. Attention, the
-embeddings and the three heads keep the dtype in which the checkpoint was loaded.
+embeddings, the three heads and the first layer's q, k and v keep the dtype in which the checkpoint was loaded.
+(docs/encoder.md has the measurements that decided this.)
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from m3_connectors.encoder.int8 import INSTEAD, ROWS_AT_ONCE, Int8Linear, largest_weight
-from m3_connectors.encoder.linear import PackedLinear, packs
+from m3_connectors.encoder.linear import FastLinear, PackedLinear, PlainLinear, packs
 from m3_connectors.encoder.model import Attention, Layer, M3Model, Projection
 from m3_connectors.errors import Unsupported
 
@@ -46,17 +47,21 @@ class Int8Layer(nn.Module):
 
     Args:
         layer: The layer that provides the weights.
-        largest_hidden: float32 ``[d]``, the largest absolute value of each channel of its input in a sample.
+        largest_hidden: float32 ``[d]``, the largest absolute value of each channel of its input in a sample; None
+            to compute q, k and v in floating point.
         largest_mixed: The same of the input of its feed-forward block.
     """
 
-    def __init__(self, layer: Layer, largest_hidden: Tensor, largest_mixed: Tensor) -> None:
+    def __init__(self, layer: Layer, largest_hidden: Tensor | None, largest_mixed: Tensor) -> None:
         super().__init__()
-        block, own = layer.attention, layer.attention.self
+        block = layer.attention
+        own, dtype = (block.self.query, block.self.key, block.self.value), block.self.query.weight.dtype
         self.heads = block.heads
-        self.qkv = Int8Linear(
-            own.query, own.key, own.value, largest_inputs=largest_hidden, dtype=own.query.weight.dtype
-        )
+        self.qkv: FastLinear | Int8Linear
+        if largest_hidden is None:
+            self.qkv = PackedLinear(*own) if packs(dtype) else PlainLinear(*own)
+        else:
+            self.qkv = Int8Linear(*own, largest_inputs=largest_hidden, dtype=dtype)
         self.attention_output = Int8Linear(block.output.dense)
         self.attention_norm = _norm_in_float32(block.output)
         self.widen = Int8Linear(layer.intermediate.dense, largest_inputs=largest_mixed)
@@ -65,18 +70,24 @@ class Int8Layer(nn.Module):
 
     def forward(self, hidden: Tensor, lengths: Sequence[int], attention: Attention) -> Tensor:
         """Compute ``[tokens, d]`` from ``[tokens, d]``."""
-        qkv = hidden.new_empty(len(hidden), 3 * hidden.shape[1])
-        for rows, out in zip(hidden.split(ROWS_AT_ONCE), qkv.split(ROWS_AT_ONCE), strict=True):
-            self.qkv(rows.float(), out)
-        q, k, v = qkv.view(len(hidden), 3, self.heads, -1).unbind(1)
+        q, k, v = self._projections(hidden).view(len(hidden), 3, self.heads, -1).unbind(1)
         mixed = attention(q, k, v, lengths).view(hidden.shape)
-        del qkv, q, k, v
+        del q, k, v
         result = torch.empty_like(hidden)
         parts = zip(*(rows.split(ROWS_AT_ONCE) for rows in (mixed, hidden, result)), strict=True)
         for inner, residual, out in parts:
             rows = self.attention_norm(self.attention_output.plus(inner.float(), residual.float()))
             out.copy_(self.output_norm(self.output.plus(self.widen.gelu(rows), rows)))
         return result
+
+    def _projections(self, hidden: Tensor) -> Tensor:
+        """Compute q, k and v, side by side, in the dtype of the input."""
+        if not isinstance(self.qkv, Int8Linear):
+            return self.qkv(hidden)  # type: ignore[no-any-return]
+        qkv = hidden.new_empty(len(hidden), 3 * hidden.shape[1])
+        for rows, out in zip(hidden.split(ROWS_AT_ONCE), qkv.split(ROWS_AT_ONCE), strict=True):
+            self.qkv(rows.float(), out)
+        return qkv
 
 
 def _norm_in_float32(projection: Projection) -> nn.LayerNorm:
@@ -106,7 +117,8 @@ def quantise(model: M3Model, token_ids: Tensor, lengths: Sequence[int], attentio
         expected = model(token_ids, lengths, attention=attention)[first]
         inputs.remove()
         for i, layer in enumerate(model.layers):
-            model.encoder.layer[i] = Int8Layer(layer, inputs.of_attention[i], inputs.of_feed_forward[i])
+            largest_hidden = inputs.of_attention[i] if i else None
+            model.encoder.layer[i] = Int8Layer(layer, largest_hidden, inputs.of_feed_forward[i])
         found = model(token_ids, lengths, attention=attention)[first]
     if packs(model.colbert_linear.weight.dtype):
         model.colbert_linear = PackedLinear(model.colbert_linear)  # type: ignore[assignment]
