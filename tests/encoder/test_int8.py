@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import platform
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -365,3 +369,33 @@ def test_a_checkpoint_that_overflows_is_refused(checkpoint: Path, tmp_path: Path
     state["embeddings.LayerNorm.weight"][...] = 1e38
     save_file(state, copy / "model.safetensors")
     assert "lowest cosine" in refusal(lambda: M3Encoder(copy, device="cpu", precision="int8"))
+
+
+_OLDER = """
+import sys
+from m3_connectors.encoder import M3Encoder
+from m3_connectors.encoder.int8 import largest_weight
+encoders = (M3Encoder(sys.argv[1], device="cpu", precision=name) for name in ("float32", "int8"))
+exact, ours = (encoder.encode(["lake", "a town"]) for encoder in encoders)
+print(largest_weight(), (exact.dense * ours.dense).sum(1).min())
+"""
+
+
+@pytest.mark.usefixtures("integers")
+@pytest.mark.skipif(
+    platform.machine() not in ("x86_64", "AMD64"), reason="oneDNN names processors of x86 only"
+)
+@pytest.mark.parametrize("instructions", ["AVX2", "AVX512_CORE"])
+def test_processors_without_vnni_compute_with_smaller_weights(wider: Path, instructions: str) -> None:
+    """With this variable, oneDNN uses the instructions that older processors have."""
+    answer = subprocess.run(
+        [sys.executable, "-c", _OLDER, str(wider)],
+        env=os.environ | {"ONEDNN_MAX_CPU_ISA": instructions},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=300,
+    )
+    largest, cosine = answer.stdout.split()
+    assert largest == "63"
+    assert float(cosine) > 0.99
