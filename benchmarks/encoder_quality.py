@@ -40,7 +40,7 @@ class Model:
     """An encoder of passages and of queries in one precision, as ``precision.Task`` takes it."""
 
     def __init__(self, name: str, precision: str) -> None:
-        self.name = f"{Path(name).name}-{precision}"
+        self.name = _named(name, precision)
         self.encode_query: Encode
         self.encode_passage: Encode
         if name == "e5":
@@ -57,6 +57,10 @@ class Model:
             self.title = encoder.info.name
             self.all = ALL.weighted(*Weights(*encoder.recommended_weights.get("all", ALL.weights)))
             self.encode_query = self.encode_passage = encoder.encode
+
+
+def _named(model: str, precision: str) -> str:
+    return f"{Path(model).name}-{precision}"
 
 
 def measured(
@@ -81,7 +85,7 @@ def measured(
         "queries": len(task.qrels),
         "cpu_seconds": seconds,
     }
-    return row | {"methods": found, "task": task}, corpus, asked
+    return row | {"methods": found, "task": task, "stem": stem}, corpus, asked
 
 
 def ranked(task: Task, scores: np.ndarray) -> float:
@@ -96,26 +100,24 @@ def ranked(task: Task, scores: np.ndarray) -> float:
 def run(folders: Sequence[Path], options: argparse.Namespace, kept: Path) -> Iterator[Row]:
     """Yield a row for each folder and precision."""
     yield environment("torch", model=Path(options.model).name, threads=options.threads)
-    models = [Model(options.model, name) for name in NAMES]
-    for folder in folders:
-        whole: tuple[M3Embeddings, M3Embeddings] | None = None
-        for name, model in zip(NAMES, models, strict=True):
+    for name in NAMES:  # one model at a time: float32 first, which the others are compared with
+        model = Model(options.model, name)
+        for folder in folders:
             row, corpus, asked = measured(folder, model, options.documents, kept)
             task = row.pop("task")
-            whole = whole or (corpus, asked)
-            rows = np.einsum("ij,ij->i", corpus.multivectors.rows, whole[0].multivectors.rows)
-            dense = np.einsum("ij,ij->i", corpus.dense, whole[0].dense)
+            stem = row.pop("stem").replace(model.name, _named(options.model, "float32"), 1)
+            whole = corpus if name == "float32" else M3Embeddings.load(kept / f"{stem}-documents.safetensors")
+            rows = np.einsum("ij,ij->i", corpus.multivectors.rows, whole.multivectors.rows)
+            dense = np.einsum("ij,ij->i", corpus.dense, whole.dense)
             row |= {
                 "precision": name,
                 "dense_cosine": [float(dense.min()), float(dense.mean())],
                 "multivector_cosine": [float(rows.min()), float(rows.mean())],
-                "mixed": ranked(task, asked.dense @ whole[0].dense.T),
+                "mixed": ranked(task, asked.dense @ whole.dense.T),
             }
             if "sparse" in corpus.components:
-                row["sparse_difference"] = float(
-                    np.abs((corpus.sparse - whole[0].sparse).data).max(initial=0)
-                )
-                row["sparse_largest"] = float(whole[0].sparse.data.max())
+                row["sparse_difference"] = float(np.abs((corpus.sparse - whole.sparse).data).max(initial=0))
+                row["sparse_largest"] = float(whole.sparse.data.max())
             yield row
 
 
@@ -132,7 +134,8 @@ def report(paths: Sequence[Path]) -> str:
             f"| largest sparse difference | {' | '.join(names)} | Dense, documents in float32 |",
             "|---" * (6 + len(names)) + "|",
         ]
-        for row in rows:
+        folders = list(dict.fromkeys(row["folder"] for row in rows))
+        for row in sorted(rows, key=lambda row: folders.index(row["folder"])):
             first = next(one for one in rows if one["folder"] == row["folder"])
             sparse = "–"
             if "sparse_difference" in row:
