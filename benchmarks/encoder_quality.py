@@ -100,13 +100,13 @@ def ranked(task: Task, scores: np.ndarray) -> float:
 def run(folders: Sequence[Path], options: argparse.Namespace, kept: Path) -> Iterator[Row]:
     """Yield a row for each folder and precision."""
     yield environment("torch", model=Path(options.model).name, threads=options.threads)
-    for name in NAMES:  # one model at a time: float32 first, which the others are compared with
+    for name in options.precisions:  # one model at a time
         model = Model(options.model, name)
         for folder in folders:
             row, corpus, asked = measured(folder, model, options.documents, kept)
             task = row.pop("task")
             stem = row.pop("stem").replace(model.name, _named(options.model, "float32"), 1)
-            whole = corpus if name == "float32" else M3Embeddings.load(kept / f"{stem}-documents.safetensors")
+            whole = M3Embeddings.load(kept / f"{stem}-documents.safetensors")
             rows = np.einsum("ij,ij->i", corpus.multivectors.rows, whole.multivectors.rows)
             dense = np.einsum("ij,ij->i", corpus.dense, whole.dense)
             row |= {
@@ -161,6 +161,13 @@ def main() -> None:
     )
     parser.add_argument("folders", type=Path, nargs="*", help="BEIR folders with a test split")
     parser.add_argument("--model", default=str(ROOT / "models" / "m3-tiny"), help="a checkpoint, or e5")
+    parser.add_argument(
+        "--precisions",
+        nargs="+",
+        choices=NAMES,
+        default=NAMES,
+        help="float32 comes first, unless its embeddings were kept by an earlier run",
+    )
     parser.add_argument("--documents", type=int, help="use only this many documents of each folder")
     parser.add_argument("--embeddings", type=Path, help="a folder where embeddings are kept")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())

@@ -74,7 +74,7 @@ class Int8Layer(nn.Module):
         mixed = attention(q, k, v, lengths).view(hidden.shape)
         del q, k, v
         result = torch.empty_like(hidden)
-        parts = zip(*(rows.split(ROWS_AT_ONCE) for rows in (mixed, hidden, result)), strict=True)
+        parts = zip(*(torch.split(rows, ROWS_AT_ONCE) for rows in (mixed, hidden, result)), strict=True)
         for inner, residual, out in parts:
             rows = self.attention_norm(self.attention_output.plus(inner.float(), residual.float()))
             out.copy_(self.output_norm(self.output.plus(self.widen.gelu(rows), rows)))
@@ -85,7 +85,8 @@ class Int8Layer(nn.Module):
         if not isinstance(self.qkv, Int8Linear):
             return self.qkv(hidden)  # type: ignore[no-any-return]
         qkv = hidden.new_empty(len(hidden), 3 * hidden.shape[1])
-        for rows, out in zip(hidden.split(ROWS_AT_ONCE), qkv.split(ROWS_AT_ONCE), strict=True):
+        parts = zip(torch.split(hidden, ROWS_AT_ONCE), torch.split(qkv, ROWS_AT_ONCE), strict=True)
+        for rows, out in parts:
             self.qkv(rows.float(), out)
         return qkv
 
