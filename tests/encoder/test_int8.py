@@ -334,8 +334,10 @@ def test_processors_that_saturate_get_smaller_weights(monkeypatch: pytest.Monkey
     ) -> Tensor:
         """What processors without VNNI do: pairs of products are added in 16 bits."""
         pairs = rows.long()[:, None] * weight.long()[None]
-        sums = pairs.unflatten(-1, (-1, 2)).sum(-1).clamp(-(2**15), 2**15 - 1).sum(-1)
-        return (sums - zero * weight.long().sum(1)).to(dtype) * scales
+        pairs = pairs.view(*pairs.shape[:2], -1, 2)
+        sums: Tensor = pairs.sum(-1).clamp(-(2**15), 2**15 - 1).sum(-1)
+        product: Tensor = (sums - zero * weight.long().sum(1)).to(dtype) * scales
+        return product
 
     monkeypatch.setattr(torch.ops.onednn, "qlinear_prepack", lambda weight, _: weight)
     monkeypatch.setattr(int8, "_multiply", saturating)
