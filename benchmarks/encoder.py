@@ -90,11 +90,19 @@ def write_model(directory: Path) -> None:
 Encode = Callable[[list[str]], object]
 
 
-def engine_ours(directory: Path) -> Encode:
+def engine_ours(directory: Path, precision: str = "auto") -> Encode:
     from m3_connectors.encoder import M3Encoder
 
-    encoder = M3Encoder(directory, device="cpu")
+    encoder = M3Encoder(directory, device="cpu", precision=precision)
     return encoder.encode
+
+
+def engine_ours_float32(directory: Path) -> Encode:
+    return engine_ours(directory, "float32")
+
+
+def engine_ours_int8(directory: Path) -> Encode:
+    return engine_ours(directory, "int8")
 
 
 def engine_flagembedding(directory: Path) -> Encode:
@@ -145,6 +153,8 @@ def engine_transformers_bfloat16(directory: Path) -> Encode:
 
 ENGINES: dict[str, Callable[[Path], Encode]] = {
     "m3_connectors": engine_ours,
+    "m3_connectors float32": engine_ours_float32,
+    "m3_connectors int8": engine_ours_int8,
     "FlagEmbedding": engine_flagembedding,
     "transformers float32": engine_transformers,
     "transformers bfloat16": engine_transformers_bfloat16,
@@ -156,6 +166,12 @@ ALL, CUT = (LAYERS,), (1, 3)
 MIXED_TOKENS = 2000
 PLANS: dict[str, Plan] = {
     "m3_connectors": {
+        **dict.fromkeys((16, 128, 512, 2048), (4096, 3, ALL)),
+        MIXED: (MIXED_TOKENS, 3, ALL),
+        8192: (8192, 2, ALL),
+    },
+    "m3_connectors float32": {**dict.fromkeys((16, 128, 512), (1024, 2, ALL)), MIXED: (MIXED_TOKENS, 1, ALL)},
+    "m3_connectors int8": {
         **dict.fromkeys((16, 128, 512, 2048), (4096, 3, ALL)),
         MIXED: (MIXED_TOKENS, 3, ALL),
         8192: (8192, 2, ALL),
@@ -223,42 +239,46 @@ def work(engine: str, models: Path, threads: int, scale: float) -> Iterator[Row]
 
 
 def agreement(directory: Path, threads: int, model: str) -> Iterator[Row]:
-    """Compare bfloat16 with float32: cosines of dense vectors and multi-vector rows, differences of scores."""
+    """Compare bfloat16 and int8 with float32: cosines of vectors and multi-vector rows, differences of scores."""
     import numpy as np
 
     from m3_connectors import scoring
     from m3_connectors.encoder import M3Encoder
 
-    outputs = []
     cases = {case: texts_of(case, max(512, case)) for case in (16, 128, 512, 2048)}
-    for precision in ("float32", "bfloat16"):
+    exact = None
+    for precision in ("float32", "bfloat16", "int8"):
         encoder = M3Encoder(directory, device="cpu", precision=precision, threads=threads)
-        outputs.append({case: encoder.encode(texts) for case, texts in cases.items()})
+        output = {case: encoder.encode(texts) for case, texts in cases.items()}
         del encoder
-    for case in cases:
-        single, half = (output[case] for output in outputs)
-        query = [output[16][0] for output in outputs]
-        differences = {
-            f"s_{component}_difference": float(
-                np.abs(
-                    scoring.score(component, query[0], single) - scoring.score(component, query[1], half)
-                ).max()
-            )
-            for component in single.components
-        }
-        rows = (single.multivectors.rows * half.multivectors.rows).sum(1)
-        yield {
-            "kind": "agreement",
-            "model": model,
-            "case": case,
-            "texts": len(cases[case]),
-            "dense_cosine_lowest": float((single.dense * half.dense).sum(1).min()),
-            "multivector_cosine_lowest": float(rows.min()),
-            "multivector_cosine_mean": float(rows.mean()),
-            "sparse_weight_difference": float(np.abs((single.sparse - half.sparse).data).max(initial=0)),
-            "sparse_weight_largest": float(single.sparse.data.max(initial=0)),
-            **differences,
-        }
+        if exact is None:
+            exact = output
+            continue
+        for case in cases:
+            single, half = exact[case], output[case]
+            differences = {
+                f"s_{component}_difference": float(
+                    np.abs(
+                        scoring.score(component, exact[16][0], single)
+                        - scoring.score(component, output[16][0], half)
+                    ).max()
+                )
+                for component in single.components
+            }
+            rows = (single.multivectors.rows * half.multivectors.rows).sum(1)
+            yield {
+                "kind": "agreement",
+                "model": model,
+                "precision": precision,
+                "case": case,
+                "texts": len(cases[case]),
+                "dense_cosine_lowest": float((single.dense * half.dense).sum(1).min()),
+                "multivector_cosine_lowest": float(rows.min()),
+                "multivector_cosine_mean": float(rows.mean()),
+                "sparse_weight_difference": float(np.abs((single.sparse - half.sparse).data).max(initial=0)),
+                "sparse_weight_largest": float(single.sparse.data.max(initial=0)),
+                **differences,
+            }
 
 
 def matrix_rate() -> float:
@@ -347,7 +367,7 @@ def run(options: argparse.Namespace) -> Path:
     """Measure all available engines."""
     out = Path(options.out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    pythons = {"m3_connectors": sys.executable}
+    pythons = {engine: sys.executable for engine in ENGINES if engine.startswith("m3_connectors")}
     if options.flag_python:
         pythons |= dict.fromkeys(
             ("FlagEmbedding", "transformers float32", "transformers bfloat16"), options.flag_python
@@ -441,14 +461,14 @@ def report(path: Path) -> str:
     if agreed:
         lines += [
             "",
-            "bfloat16 compared with float32 on the same texts:",
+            "Other precisions compared with float32 on the same texts:",
             "",
-            "| model | tokens a text | dense cosine, lowest | multi-vector cosine, lowest (mean) "
+            "| model | precision | tokens a text | dense cosine, lowest | multi-vector cosine, lowest (mean) "
             "| sparse weight, largest difference | score differences, largest: dense, sparse, multi-vector |",
-            "|---" * 6 + "|",
+            "|---" * 7 + "|",
         ]
     lines += [
-        f"| {row['model']} | {row['case']} | {row['dense_cosine_lowest']:.5f} "
+        f"| {row['model']} | {row.get('precision', 'bfloat16')} | {row['case']} | {row['dense_cosine_lowest']:.5f} "
         f"| {row['multivector_cosine_lowest']:.5f} ({row['multivector_cosine_mean']:.5f}) "
         f"| {row['sparse_weight_difference']:.4f} of {row['sparse_weight_largest']:.2f} "
         f"| {row['s_dense_difference']:.4f}, {row['s_sparse_difference']:.4f}, {row['s_multivector_difference']:.4f} |"
@@ -492,7 +512,10 @@ def main() -> None:
     parser.add_argument("--models", type=Path, help="folder in which checkpoints are kept and reused (4 GB)")
     parser.add_argument("--scale", type=float, default=1, help="factor on the number of texts")
     parser.add_argument(
-        "--agreement", type=Path, metavar="MODEL", help="only compare bfloat16 with float32 on a model"
+        "--agreement",
+        type=Path,
+        metavar="MODEL",
+        help="only compare bfloat16 and int8 with float32 on a model",
     )
     parser.add_argument("--report", type=Path, help="print the table of an earlier run without measuring")
     parser.add_argument("--work", choices=ENGINES, help=argparse.SUPPRESS)

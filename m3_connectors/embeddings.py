@@ -48,6 +48,7 @@ class ModelInfo:
         vocabulary_fingerprint: The SHA-256 (hex) of the vocabulary; where it agrees, so do the token ids.
         weights_fingerprint: The SHA-256 (hex) of the network's heads and last layer; None if unknown.
             Fine-tuning changes it; renaming the directory does not.
+        precision: "int8" if it computed in integers; None in floating point. The vectors of both can be compared.
     """
 
     name: str
@@ -56,10 +57,19 @@ class ModelInfo:
     vocabulary_size: int
     vocabulary_fingerprint: str
     weights_fingerprint: str | None = None
+    precision: str | None = None
 
     def __str__(self) -> str:
         at = f"@{self.revision[:7]}" if self.revision else ""
-        return f"{self.name}{at} ({self.dimension} dims)"
+        computed = f", {self.precision}" if self.precision else ""
+        return f"{self.name}{at} ({self.dimension} dims{computed})"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields; without a precision of None, which earlier versions do not know."""
+        raw = dataclasses.asdict(self)
+        if self.precision is None:
+            del raw["precision"]
+        return raw
 
     def matches(self, other: ModelInfo) -> bool:
         """Return whether the vectors of both can be compared.
@@ -511,7 +521,7 @@ class M3Embeddings:
         header = {
             "format": _FORMAT,
             "vocabulary_size": None if self._sparse is None else int(self._sparse.shape[1]),
-            "model": None if self._model is None else dataclasses.asdict(self._model),
+            "model": None if self._model is None else self._model.to_json(),
         }
         return tensors, {"m3_connectors": json.dumps(header)}
 

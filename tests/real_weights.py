@@ -37,6 +37,7 @@ from m3_connectors.encoder import heads
 from m3_connectors.encoder.attention import tiled_attention
 from m3_connectors.encoder.batching import by_budget
 from m3_connectors.encoder.config import ModelConfig
+from m3_connectors.encoder.int8_layers import CALIBRATION_TEXTS, quantise
 from m3_connectors.encoder.linear import speed_up
 from m3_connectors.encoder.loading import load
 from m3_connectors.encoder.tokens import TextTokeniser
@@ -100,15 +101,21 @@ class RealEncoder:
     Args:
         folder: The folder of ``real_checkpoint``.
         dtype: That of the computation.
+        integers: Whether its products are computed as ``M3Encoder(precision="int8")`` does.
     """
 
-    def __init__(self, folder: Path, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, folder: Path, dtype: torch.dtype = torch.float32, *, integers: bool = False) -> None:
         checkpoint = load(str(folder), revision=None, dtype=dtype)
         self.info = checkpoint.info
         self.weights = Weights(*checkpoint.recommended_weights["all"])
         self._network = checkpoint.model
         self._tokenise = TextTokeniser(checkpoint.tokenizer)
-        speed_up(self._network)
+        if integers:
+            fixed = [text.ids for text in self._tokenise(CALIBRATION_TEXTS, 512, mcls=False)]
+            ids = torch.from_numpy(np.concatenate(fixed))
+            quantise(self._network, ids, [len(text) for text in fixed], tiled_attention)
+        else:
+            speed_up(self._network)
 
     @torch.inference_mode()
     def encode(self, texts: Sequence[str], prefix: str) -> M3Embeddings:

@@ -135,7 +135,7 @@ class Schema:
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON object that ``from_json`` reads."""
-        raw = dataclasses.asdict(self)
+        raw = dataclasses.asdict(self) | {"model": self.model.to_json()}
         # At the place where earlier versions read them.
         raw["components"] = raw["storage"].pop("components")
         if self.adding is None:

@@ -142,6 +142,7 @@ def _machine() -> list[Finding]:
         return []
 
     from m3_connectors.encoder.devices import choose_device, choose_dtype
+    from m3_connectors.encoder.int8 import largest_weight
 
     device = choose_device(None)
     precision = str(choose_dtype("auto", device)).removeprefix("torch.")
@@ -153,7 +154,15 @@ def _machine() -> list[Finding]:
     why = {"bfloat16": "computed natively", "float16": "computed natively"}.get(
         precision, "because bfloat16 would be emulated"
     )
-    return [Finding("device", f"{device} ({name})"), Finding("precision", f"{precision}, {why}")]
+    findings = [Finding("device", f"{device} ({name})"), Finding("precision", f"{precision}, {why}")]
+    if device.type == "cpu":
+        try:
+            largest_weight()
+        except Unsupported as error:
+            findings.append(Finding("int8", str(error).splitlines()[0]))
+        else:
+            findings.append(Finding("int8", 'computed exactly here; used only with precision="int8"'))
+    return findings
 
 
 def _cores() -> int:

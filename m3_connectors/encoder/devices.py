@@ -7,9 +7,9 @@ from typing import Literal, get_args
 
 import torch
 
-from m3_connectors.errors import InvalidInput
+from m3_connectors.errors import InvalidInput, Unsupported
 
-Precision = Literal["auto", "float32", "bfloat16", "float16"]
+Precision = Literal["auto", "float32", "bfloat16", "float16", "int8"]
 
 
 def choose_device(device: str | None) -> torch.device:
@@ -39,10 +39,11 @@ def choose_device(device: str | None) -> torch.device:
 
 
 def choose_dtype(precision: Precision, device: torch.device) -> torch.dtype:
-    """Return the dtype of a precision on a device.
+    """Return the dtype of a precision on a device; with int8, that of what is not computed in integers.
 
     Raises:
         InvalidInput: The precision is unknown, or it is float16 on a CPU, where it is slow.
+        Unsupported: The precision is int8, and the device is no CPU.
     """
     if precision not in get_args(Precision):
         raise InvalidInput(
@@ -54,7 +55,12 @@ def choose_dtype(precision: Precision, device: torch.device) -> torch.dtype:
             "precision='float16' is not supported on a CPU, where it is slow.\n"
             "  Use 'bfloat16', 'float32' or 'auto'."
         )
-    if precision != "auto":
+    if precision == "int8" and device.type != "cpu":
+        raise Unsupported(
+            f"precision='int8' is for CPUs; the device is {str(device)!r}.\n"
+            "  Use 'auto' on this device, or device='cpu'."
+        )
+    if precision not in ("auto", "int8"):
         dtype: torch.dtype = getattr(torch, precision)
         return dtype
     if device.type == "cpu":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -21,6 +22,7 @@ except ImportError:
 from m3_connectors.embeddings import COMPONENTS, Component, M3Embeddings, ModelInfo
 from m3_connectors.encoder.arguments import check_components, check_texts, is_whole
 from m3_connectors.encoder.devices import Precision, choose_device, choose_dtype
+from m3_connectors.encoder.int8 import largest_weight
 from m3_connectors.encoder.loading import load
 from m3_connectors.encoder.progress import reporter
 from m3_connectors.encoder.runner import Runner
@@ -48,7 +50,8 @@ class M3Encoder:
         device: ``"cpu"``, ``"cuda"``, ``"cuda:1"`` or ``"mps"``; by default the best device available.
         precision: The dtype of the computation: ``"float32"``, ``"bfloat16"``, ``"float16"`` (GPUs only) or
             ``"auto"``: bfloat16 if the hardware supports it (CPUs with AVX-512-BF16 or AMX, CUDA), float16 on
-            other GPUs, otherwise float32. The output is always float32.
+            other GPUs, otherwise float32. ``"int8"`` (CPUs only) computes the layers' products in integers, which
+            is faster and less exact; ``"auto"`` never chooses it. The output is always float32.
         max_length: The maximum number of tokens of a text, including ``<s>`` and ``</s>``; by default the
             model's maximum (8,192).
         token_budget: The maximum number of tokens in one forward pass; a higher value is faster up to a point
@@ -60,6 +63,8 @@ class M3Encoder:
         InvalidInput: An argument is out of range.
         ModelFormat: The directory is not an M3 checkpoint, or a weight is not finite; the message names the
             file and the tensor.
+        Unsupported: ``precision="int8"`` on a GPU, on a machine that lacks its operators or computes wrongly with
+            them, or for a checkpoint whose vectors it would change too much.
         NotFound, Unauthorised, Unavailable: The hub has no such model, denies access, or cannot be reached.
     """
 
@@ -83,14 +88,17 @@ class M3Encoder:
             torch.set_num_threads(threads)
         self._device = choose_device(device)
         self._dtype = choose_dtype(precision, self._device)
+        if precision == "int8":
+            largest_weight()  # raises where it cannot be used, before the checkpoint is read
         checkpoint = load(str(model), revision=revision, dtype=self._dtype)
         self._tokenise = TextTokeniser(checkpoint.tokenizer)
         self._model_max_length = checkpoint.model.config.max_length
         self._max_length = self._check_length(max_length, self._model_max_length)
+        info = dataclasses.replace(checkpoint.info, precision="int8" if precision == "int8" else None)
         self._runner = Runner(
-            checkpoint.model.to(self._device), self._tokenise, checkpoint.info, token_budget=token_budget
+            checkpoint.model.to(self._device), self._tokenise, info, token_budget=token_budget
         )
-        self.info: ModelInfo = checkpoint.info
+        self.info: ModelInfo = info
         """The identity of the model, which is written into every result."""
         self.recommended_weights: Mapping[str, tuple[float, float, float]] = MappingProxyType(
             dict(checkpoint.recommended_weights)
@@ -109,8 +117,8 @@ class M3Encoder:
 
     @property
     def precision(self) -> str:
-        """The dtype of the computation."""
-        return str(self._dtype).removeprefix("torch.")
+        """The dtype of the computation, or "int8"."""
+        return self.info.precision or str(self._dtype).removeprefix("torch.")
 
     @property
     def token_budget(self) -> int:

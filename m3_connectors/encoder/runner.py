@@ -14,6 +14,7 @@ from m3_connectors.embeddings import Bool, Component, Float32, Int64, M3Embeddin
 from m3_connectors.encoder import heads
 from m3_connectors.encoder.attention import fused_attention, tiled_attention
 from m3_connectors.encoder.batching import by_budget, is_out_of_memory
+from m3_connectors.encoder.int8_layers import CALIBRATION_TEXTS, quantise
 from m3_connectors.encoder.linear import speed_up
 from m3_connectors.encoder.model import M3Model
 from m3_connectors.encoder.tokens import TextTokeniser, TokenisedText
@@ -35,9 +36,9 @@ class Runner:
     """A model that is ready to run; calls from several threads alternate batch by batch.
 
     Args:
-        model: The model on its device; its layers are replaced by faster ones (``speed_up``).
+        model: The model on its device; its layers are replaced by faster ones (``speed_up``, ``quantise``).
         tokeniser: The tokeniser that produced the token ids.
-        info: The identity of the model, which is written into every result.
+        info: The identity of the model, which is written into every result; its precision chooses the layers.
         token_budget: The maximum number of tokens in one forward pass; by default a value for the device.
     """
 
@@ -46,10 +47,14 @@ class Runner:
     ) -> None:
         self._device = model.embeddings.word_embeddings.weight.device
         self._model = model
-        speed_up(model)
         self._attention = tiled_attention if self._device.type == "cpu" else fused_attention
         self._tokeniser = tokeniser
         self._info = info
+        if info.precision == "int8":
+            fixed = [text.ids for text in tokeniser(CALIBRATION_TEXTS, model.config.max_length, mcls=False)]
+            quantise(model, self._tensor(fixed), [len(ids) for ids in fixed], self._attention)
+        else:
+            speed_up(model)
         self._turn = threading.Lock()
         self.token_budget = token_budget or _TOKEN_BUDGET.get(self._device.type, _TOKEN_BUDGET_GPU)
 
@@ -153,7 +158,9 @@ class Runner:
                 continue
             at = int(np.repeat(np.arange(len(texts)), counts)[usable.argmin()])
             tokens = [str(self._tokeniser.tokenizer.id_to_token(int(id))) for id in texts[at].ids[1:-1][:5]]
-            precision = str(self._model.sparse_linear.weight.dtype).removeprefix("torch.")
+            precision = self._info.precision or str(self._model.sparse_linear.weight.dtype).removeprefix(
+                "torch."
+            )
             damaged = "the checkpoint is damaged: use another one."
             raise ModelFormat(
                 f"{self._info.name} in {precision} computed no usable {what} for texts[{indices[at]}] "

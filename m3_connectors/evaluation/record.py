@@ -200,7 +200,7 @@ class EvaluationRecord(_Recorded):
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object that ``read`` reads."""
-        return dataclasses.asdict(self)
+        return dataclasses.asdict(self) | {"model": self.model.to_json()}
 
     @classmethod
     def read(cls, path: Path) -> EvaluationRecord:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from typing import Any
 
@@ -48,7 +47,7 @@ def stream(embeddings: M3Embeddings) -> bytes:
     columns["truncated"] = pa.array(embeddings.truncated)
     if embeddings.token_counts is not None:
         columns["token_count"] = pa.array(embeddings.token_counts)
-    model = None if embeddings.model is None else dataclasses.asdict(embeddings.model)
+    model = None if embeddings.model is None else embeddings.model.to_json()
     table = pa.record_batch(columns).replace_schema_metadata({"model": json.dumps(model)})
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as writer:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Annotated, Any
 
 import numpy as np
@@ -34,6 +33,7 @@ class Model(Body):
     vocabulary_size: int
     vocabulary_fingerprint: str
     weights_fingerprint: str | None = None
+    precision: str | None = None
 
     def info(self) -> ModelInfo:
         """The same as the library has it."""
@@ -132,7 +132,7 @@ def to_dict(embeddings: M3Embeddings, served: ModelInfo) -> dict[str, Any]:
         columns["multivector"] = [np.ascontiguousarray(rows) for rows in embeddings.multivectors]
     counts = embeddings.token_counts
     return {
-        "model": dataclasses.asdict(embeddings.model or served),
+        "model": (embeddings.model or served).to_json(),
         **columns,
         "truncated": embeddings.truncated.tolist(),
         "token_counts": None if counts is None else counts.tolist(),

@@ -689,6 +689,7 @@ class TestDoctor:
         assert values["collection"] == "documents, 3 documents"
         assert "32 dims" in values["written by"]
         assert "python" not in values["precision"]
+        assert "int8" in values["int8"]
         assert {"torch", "qdrant-edge-py", "bm25s", "device"} <= set(values)
 
     def test_a_missing_collection_is_a_note(self, m3: M3, checkpoint: Path) -> None:

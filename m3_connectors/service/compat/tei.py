@@ -6,7 +6,6 @@ hidden states, which M3 was not trained to compare.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -175,7 +174,7 @@ async def info(service: TheService) -> Response:
             "version": __version__,
             "sha": None,
             "docker_label": None,
-            "model": dataclasses.asdict(service.model),
+            "model": service.model.to_json(),
         }
     )
 

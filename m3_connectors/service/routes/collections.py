@@ -253,7 +253,7 @@ def _described(about: Description) -> dict[str, Any]:
         "store": about.backend,
         "count": about.count,
         "components": list(about.schema.components),
-        "model": dataclasses.asdict(about.schema.model),
+        "model": about.schema.model.to_json(),
     }
 
 

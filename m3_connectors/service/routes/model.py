@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import anyio.to_thread
 from fastapi import APIRouter
 from starlette.responses import Response
@@ -19,7 +17,7 @@ async def model(service: TheService) -> Response:
     """Return the identity of the model, the most tokens of a text, and the weights distributed with it."""
     return json_answer(
         {
-            "model": dataclasses.asdict(service.model),
+            "model": service.model.to_json(),
             "max_length": int(getattr(service.encoder, "max_length", 8192)),
             "recommended_weights": {name: list(w) for name, w in service.encoder.recommended_weights.items()},
         }
