@@ -67,7 +67,8 @@ def test_m3_serve_gives_each_of_its_processes_a_share(monkeypatch: pytest.Monkey
     inherited: dict[str, str] = {}
     monkeypatch.setattr("uvicorn.run", lambda *_, **__: inherited.update(os.environ))
     for name in (*VARIABLES, "M3_SERVE_PROCESS"):
-        monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv(name, "")  # so that it is as before at the end
+        monkeypatch.delenv(name)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = str(free.getsockname()[1])
     url = "qdrant+http://127.0.0.1:9"
@@ -84,19 +85,8 @@ def bare_environment() -> dict[str, str]:
 def test_openmp_s_library_of_the_program_waits_as_it_was_told(checkpoint: Path, tmp_path: Path) -> None:
     """The variable is set before PyTorch loads the library, which prints what it read."""
     done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "m3_connectors",
-            "encode",
-            "-",
-            "--model",
-            str(checkpoint),
-            "--to",
-            "out.jsonl",
-        ],
+        [sys.executable, "-m", "m3_connectors", "encode", "one text", "--json", "--model", str(checkpoint)],
         cwd=tmp_path,
-        input="one text\n",
         env=bare_environment() | {"OMP_DISPLAY_ENV": "verbose"},
         capture_output=True,
         text=True,
