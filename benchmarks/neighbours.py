@@ -90,7 +90,7 @@ def calls_of(model: Path) -> dict[str, Callable[[], object]]:
     from m3_connectors.encoder.model import M3Model
 
     encoder = M3Encoder(model, device="cpu")
-    documents = texts_of(512, 2048)
+    documents = texts_of(512, 1024)
     config = ModelConfig.load(model / "config.json")
     width = {"float32": 4, "bfloat16": 2}[encoder.precision]
     numbers = config.num_hidden_layers * (4 * config.hidden_size + 2 * config.intermediate_size)
