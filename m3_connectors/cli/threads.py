@@ -12,9 +12,9 @@ from m3_connectors.cores import allowed_cores, usable_cores
 _SPINS = "1000"
 """How often a thread of PyTorch looks whether the others are ready before it sleeps: some 20 to 50 microseconds.
 
-That covers the time from one operation to the next. The default of GNU's OpenMP library is 300,000, which is longer than
-the turn of a process: where another process needs the cores too, a thread that waits takes the core from the one that
-it waits for. See docs/encoder.md for what this costs.
+That covers the time from one operation to the next. The default of GNU's OpenMP library is 300,000, which is longer
+than the turn of a process: where another process needs the cores too, a thread that waits takes the core from the one
+that it waits for. See docs/encoder.md for what this costs.
 """
 
 
