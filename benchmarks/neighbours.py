@@ -44,7 +44,13 @@ SETTINGS: dict[str, dict[str, str]] = {
 WORK = ("query", "documents", "training", "weights")
 CONDITIONS = ("alone", "one busy process", "a second encoder")
 QUERY = "the quick brown fox jumps over the lazy dog"
-BUSY = "print(flush=True)\nwhile True: pass"
+BUSY = """
+import os
+parent = os.getppid()
+print(flush=True)
+while os.getppid() == parent:  # also ends when this program is killed
+    sum(range(1_000_000))
+"""
 
 Row = dict[str, Any]
 
