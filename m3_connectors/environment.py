@@ -10,6 +10,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from m3_connectors.cores import usable_cores
+
 
 def environment(*packages: str, **settings: Any) -> dict[str, Any]:
     """Return a description of what measured numbers depend on.
@@ -33,7 +35,7 @@ def environment(*packages: str, **settings: Any) -> dict[str, Any]:
         "processor": cpu.get("model name", platform.processor() or platform.machine()),
         "family_model": f"{cpu.get('cpu family')}/{cpu.get('model')}",
         "bfloat16": [flag for flag in ("avx512_bf16", "amx_bf16") if flag in cpu.get("flags", "").split()],
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": usable_cores(),
         "memory_gib": memory_bytes and round(memory_bytes / 2**30, 1),
         "load_average": os.getloadavg() if hasattr(os, "getloadavg") else None,
         "kernel": platform.release(),

@@ -22,7 +22,7 @@ from m3_connectors.encoder.arguments import (
     require_unicode,
 )
 from m3_connectors.encoder.progress import reporter
-from m3_connectors.encoder.tokens import TextTokeniser, vocabulary_fingerprint
+from m3_connectors.encoder.tokens import TextTokeniser, vocabulary_fingerprint, vocabulary_of
 from m3_connectors.encoder.truncation import warn_if_cut
 from m3_connectors.errors import InvalidInput, ModelMismatch
 from m3_connectors.event_loop import Loop
@@ -203,7 +203,7 @@ class RemoteEncoder:
             tokenizer = Tokenizer.from_str(content)
         except Exception as error:  # the library raises plain Exception for every malformed file
             raise self._server.wrong_answer("with something else than a tokenizer.", _NOT_OURS) from error
-        if vocabulary_fingerprint(tokenizer) != self.info.vocabulary_fingerprint:
+        if vocabulary_fingerprint(vocabulary_of(tokenizer)) != self.info.vocabulary_fingerprint:
             raise self._other_model("has the tokenizer of another model")
         tokenizer.no_truncation()
         tokenizer.no_padding()

@@ -37,7 +37,11 @@ HEAVY = (
     [
         ("import m3_connectors", HEAVY),
         ("from m3_connectors import connect", tuple(name for name in HEAVY if name != "scipy")),
-        ("import m3_connectors.cli.app", ("torch", "qdrant_edge")),
+        ("import m3_connectors.cli.app", ("torch", "qdrant_edge", "numpy", "pydantic")),
+        (
+            "import m3_connectors.cli.search, m3_connectors.blocking",
+            ("torch", "scipy.linalg", "scipy.sparse.csgraph"),
+        ),
     ],
 )
 def test_importing_loads_nothing_heavy(statement: str, forbidden: tuple[str, ...]) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import abc
 import functools
-import os
 from collections.abc import Awaitable, Callable, Container, Hashable, Mapping, Sequence
 from typing import Any, ClassVar, TypeVar
 
@@ -22,6 +21,7 @@ from m3_connectors.backends.blobs import multivector_bytes
 from m3_connectors.backends.checks import check_found
 from m3_connectors.backends.chunks import by_bytes, by_count
 from m3_connectors.backends.together import together
+from m3_connectors.cores import usable_cores
 from m3_connectors.documents import Document
 from m3_connectors.embeddings import Component, Float32, M3Embeddings
 from m3_connectors.errors import Corrupt
@@ -71,7 +71,7 @@ class VectorReader(abc.ABC):
         self.schema = schema
         self.most_rows = 0
         # Each uses one core; more at the same time would only wait for each other.
-        self._scoring = anyio.CapacityLimiter(os.cpu_count() or 1)
+        self._scoring = anyio.CapacityLimiter(usable_cores())
         self._counts: dict[str, int] = {}
         """The number of multi-vector rows by key, where known; it only helps to plan responses and may be
         outdated."""

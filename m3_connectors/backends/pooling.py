@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import numpy as np
 import scipy.sparse as sp
-from scipy.sparse.csgraph import connected_components
 
 from m3_connectors.backends.schema import Storage
 from m3_connectors.embeddings import Bool, Float32, Int64, M3Embeddings, MultiVectors
@@ -69,6 +68,7 @@ def _clusters(rows: Float32, count: int) -> Int64:
         return np.zeros(len(rows), dtype=np.int64)
     # Imported here because the import takes a tenth of a second and few collections use pooling.
     from scipy.cluster.hierarchy import linkage
+    from scipy.sparse.csgraph import connected_components
     from scipy.spatial.distance import squareform
 
     # |a - b|² = 2 - 2 <a, b> for unit rows: one matrix product instead of a loop over all pairs.

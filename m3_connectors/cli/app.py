@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 import traceback
 import warnings
@@ -14,6 +15,7 @@ from typer.core import TyperGroup
 
 from m3_connectors import __version__
 from m3_connectors.cli.console import err, escape_what_cannot_be_printed, lines_of, logged, out
+from m3_connectors.cli.threads import settle_threads
 from m3_connectors.errors import M3Error
 
 _MODULES = {
@@ -134,7 +136,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0 for success, 1 for a failure (the reason is on stderr), 2 for wrong usage, 130 for
         Ctrl-C.
     """
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if arguments is None:  # the process is this program's own
+        settle_threads(os.environ)
+        arguments = sys.argv[1:]
     debug = "--debug" in arguments
     escape_what_cannot_be_printed()
     try:

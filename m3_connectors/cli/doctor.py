@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import platform
 from collections.abc import Iterator
 from importlib import metadata
@@ -33,6 +32,7 @@ from m3_connectors.cli.opening import (
     load_encoder,
 )
 from m3_connectors.cli.options import Collection, Debug, Json, Model, check_store
+from m3_connectors.cores import allowed_cores, cpu_quota
 from m3_connectors.embeddings import ModelInfo
 from m3_connectors.errors import (
     M3Error,
@@ -147,9 +147,7 @@ def _machine() -> list[Finding]:
     device = choose_device(None)
     precision = str(choose_dtype("auto", device)).removeprefix("torch.")
     name = (
-        torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else f"{_cores()} cores, {platform.machine()}"
+        torch.cuda.get_device_name(device) if device.type == "cuda" else f"{_cores()}, {platform.machine()}"
     )
     why = {"bfloat16": "computed natively", "float16": "computed natively"}.get(
         precision, "because bfloat16 would be emulated"
@@ -165,8 +163,13 @@ def _machine() -> list[Finding]:
     return findings
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def _cores() -> str:
+    quota, allowed = cpu_quota(), allowed_cores()
+    return (
+        f"{allowed} cores"
+        if quota is None or quota >= allowed
+        else f"a CPU quota of {quota:g} of {allowed} cores"
+    )
 
 
 def _model(asked: str | None, written_by: ModelInfo | None, url: str | None, collection: str) -> Finding:

@@ -19,6 +19,7 @@ from m3_connectors.blocking import list_collections
 from m3_connectors.cli.console import err
 from m3_connectors.cli.opening import DEFAULT_MODEL, choose_encoder, load_encoder
 from m3_connectors.cli.options import Debug, Model, at_least, check_store
+from m3_connectors.cli.threads import share_cores
 from m3_connectors.errors import InvalidInput, MissingDependency, NotFound, Unsupported
 
 if TYPE_CHECKING:
@@ -130,6 +131,7 @@ def serve(
         f"serving at {at}:{port} with {workers} processes",
         markup=False, highlight=False, soft_wrap=True,
     )  # fmt: skip
+    share_cores(os.environ, workers)
     os.environ[_VARIABLE] = json.dumps(dataclasses.asdict(what))
     uvicorn.run(f"{__name__}:application", factory=True, host=host, port=port, workers=workers, **options)
 

@@ -33,6 +33,7 @@ from m3_connectors.cli.evaluate import measures_table
 from m3_connectors.cli.explain import explanation_lines
 from m3_connectors.cli.opening import load_encoder
 from m3_connectors.cli.progress import Progress
+from m3_connectors.cli.threads import settle_threads
 from m3_connectors.demo.pydocs import Entry, collect
 from m3_connectors.documents import Document, Hit
 from m3_connectors.embeddings import COMPONENTS
@@ -270,4 +271,5 @@ def _next_steps(url: str, model: str) -> None:
 _KINDS = ("module", "class", "function")
 
 if __name__ == "__main__":
+    settle_threads(os.environ)
     sys.exit(main())

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from m3_connectors.errors import InvalidInput, MissingDependency
 
 try:
-    import torch
+    import torch  # noqa: F401 (its absence is an error that says what to install)
 except ImportError:
     raise MissingDependency("torch", "encoder") from None
 
@@ -26,6 +26,7 @@ from m3_connectors.encoder.int8 import largest_weight
 from m3_connectors.encoder.loading import load
 from m3_connectors.encoder.progress import reporter
 from m3_connectors.encoder.runner import Runner
+from m3_connectors.encoder.threads import set_threads
 from m3_connectors.encoder.tokens import TextTokeniser
 from m3_connectors.encoder.truncation import warn_if_cut
 
@@ -57,7 +58,8 @@ class M3Encoder:
         token_budget: The maximum number of tokens in one forward pass; a higher value is faster up to a point
             and needs more memory.
         threads: The number of threads of PyTorch's CPU operators. PyTorch has one such setting for the whole
-            process, which this argument changes.
+            process, which this argument changes. By default PyTorch's own, or fewer if the container has a
+            CPU quota and the environment does not set ``OMP_NUM_THREADS``.
 
     Raises:
         InvalidInput: An argument is out of range.
@@ -84,8 +86,7 @@ class M3Encoder:
                 raise InvalidInput(
                     f"{name} is {value!r}; it must be a whole number of at least 1.\n  Omit it to use the default."
                 )
-        if threads is not None:
-            torch.set_num_threads(threads)
+        set_threads(threads)
         self._device = choose_device(device)
         self._dtype = choose_dtype(precision, self._device)
         if precision == "int8":

@@ -32,7 +32,7 @@ from m3_connectors.embeddings import ModelInfo
 from m3_connectors.encoder.config import ModelConfig
 from m3_connectors.encoder.model import M3Model
 from m3_connectors.encoder.shipped import shipped_model
-from m3_connectors.encoder.tokens import vocabulary_fingerprint
+from m3_connectors.encoder.tokens import vocabulary_fingerprint, vocabulary_of
 from m3_connectors.encoder.weights import (
     FETCH_AGAIN,
     FETCH_TOGETHER,
@@ -89,7 +89,7 @@ def load(model: str, *, revision: str | None, dtype: torch.dtype) -> Checkpoint:
     directory, name, commit = _locate(model, revision)
     _refuse_pointers(directory)
     config = ModelConfig.load(directory / "config.json")
-    tokenizer = _load_tokenizer(directory / "tokenizer.json", config)
+    tokenizer, vocabulary = _load_tokenizer(directory / "tokenizer.json", config)
     network, weights_fingerprint = _load_model(directory, config, dtype)
     return Checkpoint(
         model=network,
@@ -99,7 +99,7 @@ def load(model: str, *, revision: str | None, dtype: torch.dtype) -> Checkpoint:
             revision=commit,
             dimension=config.hidden_size,
             vocabulary_size=config.vocab_size,
-            vocabulary_fingerprint=vocabulary_fingerprint(tokenizer),
+            vocabulary_fingerprint=vocabulary_fingerprint(vocabulary),
             weights_fingerprint=weights_fingerprint,
         ),
         recommended_weights=_load_weights(directory / "weights.json"),
@@ -110,7 +110,8 @@ def load_tokenizer(model: str, *, revision: str | None = None) -> Tokenizer:
     """Load the tokenizer of a checkpoint without its weights; arguments and errors are those of ``load``."""
     directory, _, _ = _locate(model, revision)
     _refuse_pointers(directory)
-    return _load_tokenizer(directory / "tokenizer.json", ModelConfig.load(directory / "config.json"))
+    tokenizer, _ = _load_tokenizer(directory / "tokenizer.json", ModelConfig.load(directory / "config.json"))
+    return tokenizer
 
 
 def load_config(model: str, *, revision: str | None = None) -> ModelConfig:
@@ -195,34 +196,36 @@ def _refuse_pointers(directory: Path) -> None:
                 )
 
 
-def _load_tokenizer(path: Path, config: ModelConfig) -> Tokenizer:
+def _load_tokenizer(path: Path, config: ModelConfig) -> tuple[Tokenizer, Mapping[str, int]]:
+    """Return the tokenizer and its vocabulary, which takes long to get from it."""
     if not path.exists():
         raise ModelFormat(f"{path} is missing.\n  Save the fast tokenizer as one file with transformers.")
     try:
-        tokenizer = Tokenizer.from_file(str(path))
+        tokenizer = Tokenizer.from_buffer(path.read_bytes())  # from_file needs a third more time
     except Exception as error:  # the library raises plain Exception for every malformed file
         raise ModelFormat(f"{path} is not a tokenizer: {error}{FETCH_AGAIN}") from error
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    _check_vocabulary(tokenizer, path, config)
-    return tokenizer
+    vocabulary = vocabulary_of(tokenizer)
+    _check_vocabulary(vocabulary, path, config)
+    return tokenizer, vocabulary
 
 
-def _check_vocabulary(tokenizer: Tokenizer, path: Path, config: ModelConfig) -> None:
+def _check_vocabulary(vocabulary: Mapping[str, int], path: Path, config: ModelConfig) -> None:
     """Check that the tokenizer is the model's, as far as its ids show it."""
     for token in ("<s>", "</s>", "<pad>", "<unk>"):
-        if tokenizer.token_to_id(token) is None:
+        if token not in vocabulary:
             raise ModelFormat(
                 f"{path} has no token {token}, so it is not the tokenizer of an XLM-RoBERTa model."
                 f"{FETCH_TOGETHER}"
             )
-    padding = tokenizer.token_to_id("<pad>")
+    padding = vocabulary["<pad>"]
     if padding != config.pad_token_id:  # positions are counted from it
         raise ModelFormat(
             f"{path} gives <pad> the id {padding}, but config.json has pad_token_id {config.pad_token_id}."
             f"{FETCH_TOGETHER}"
         )
-    ids = set(tokenizer.get_vocab(with_added_tokens=True).values())
+    ids = set(vocabulary.values())
     if max(ids) >= config.vocab_size:
         raise ModelFormat(
             f"{path} has the token id {max(ids)}, but config.json has vocab_size {config.vocab_size}."

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from json.encoder import encode_basestring
 
 import numpy as np
 import numpy.typing as npt
@@ -129,10 +129,18 @@ class TextTokeniser:
         )
 
 
-def vocabulary_fingerprint(tokenizer: Tokenizer) -> str:
+def vocabulary_of(tokenizer: Tokenizer) -> dict[str, int]:
+    """Return the id of each token, with the added ones; it takes 0.2 s for the 250,002 of BAAI/bge-m3."""
+    vocabulary: dict[str, int] = tokenizer.get_vocab(with_added_tokens=True)
+    return vocabulary
+
+
+def vocabulary_fingerprint(vocabulary: Mapping[str, int]) -> str:
     """Return the SHA-256 (hex) of the (id, token) table; if it is equal, sparse vectors are comparable."""
-    table = sorted((i, token) for token, i in tokenizer.get_vocab(with_added_tokens=True).items())
-    return hashlib.sha256(json.dumps(table, ensure_ascii=False).encode()).hexdigest()
+    # The text is that of json.dumps(table, ensure_ascii=False), which is slower.
+    table = sorted(zip(vocabulary.values(), vocabulary.keys(), strict=True))
+    text = ", ".join([f"[{id}, {encode_basestring(token)}]" for id, token in table])
+    return hashlib.sha256(f"[{text}]".encode()).hexdigest()
 
 
 def _room(max_length: int, mcls: bool) -> int:

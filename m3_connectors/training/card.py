@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import platform
 import re
 from collections import Counter
@@ -15,6 +14,7 @@ import numpy as np
 import torch
 
 from m3_connectors import __version__
+from m3_connectors.cores import usable_cores
 from m3_connectors.training.config import TrainingConfig
 from m3_connectors.training.data import PairStore
 
@@ -179,7 +179,7 @@ def _run(records: Sequence[Mapping[str, Any]]) -> str:
 def _hardware() -> str:
     if torch.cuda.is_available():
         return f"{torch.cuda.device_count()} × {torch.cuda.get_device_name()}"
-    return f"{os.cpu_count()} CPU cores ({platform.machine()}), {torch.get_num_threads()} threads"
+    return f"{usable_cores()} CPU cores ({platform.machine()}), {torch.get_num_threads()} threads"
 
 
 def _results(tables: Mapping[str, Table], weights: Mapping[str, tuple[float, float, float]]) -> str:

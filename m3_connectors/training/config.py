@@ -156,7 +156,8 @@ class RunSettings:
             ends in time. 0 means no budget; only then is a run reproducible.
         save_every: The number of steps between checkpoints, at least 1; the end of the run is always saved.
         distil_from: The share of the run after which self-distillation is added; 1 or more means never.
-        threads: The number of PyTorch threads of each process; 0 uses PyTorch's default.
+        threads: The number of PyTorch threads of each process; 0 uses PyTorch's default, or the container's CPU quota
+            if that is lower.
         device: Where the model is trained: "cpu", "cuda" (with several processes, each takes the GPU of its number
             on its machine), "cuda:1" (one process), or "auto", which takes a GPU if there is one.
         dtype: The dtype of the layers' products, "bfloat16" or "float32".

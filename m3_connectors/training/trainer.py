@@ -19,6 +19,7 @@ from tokenizers import Tokenizer
 
 from m3_connectors.encoder.config import ModelConfig
 from m3_connectors.encoder.model import M3Model
+from m3_connectors.encoder.threads import set_threads
 from m3_connectors.errors import Diverged, InvalidInput
 from m3_connectors.files import replacing
 from m3_connectors.methods import MIRACL, Weights, save_weights
@@ -93,8 +94,7 @@ class Trainer:
         self._data = data
         self._work = work
         self._report = report
-        if config.run.threads:
-            torch.set_num_threads(config.run.threads)
+        set_threads(config.run.threads or None)
         work.mkdir(parents=True, exist_ok=True)
         with ranks.first():
             self._prepare()

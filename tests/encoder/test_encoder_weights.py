@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -13,12 +14,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
 
 from m3_connectors import scoring
-from m3_connectors.encoder import M3Encoder, heads
+from m3_connectors.encoder import M3Encoder, heads, loading, tokens
 from m3_connectors.encoder.model import M3Model
 from m3_connectors.encoder.weights import StoredTensor, checked
 from m3_connectors.errors import ModelFormat
@@ -385,10 +387,10 @@ def test_a_size_out_of_range_is_named(copy: Path, name: str, value: object) -> N
     )
 
 
-def test_loading_imports_no_reference_implementations(checkpoint: Path) -> None:
+def test_loading_and_encoding_import_no_reference_implementations(checkpoint: Path) -> None:
     program = (
         "import sys; from m3_connectors.encoder import encoder, loading; before = set(sys.modules);"
-        "encoder.M3Encoder(sys.argv[1], device='cpu', precision='float32');"
+        "encoder.M3Encoder(sys.argv[1], device='cpu', precision='float32').encode(['one']);"
         "print(len(set(sys.modules) - before))"
     )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
@@ -400,6 +402,30 @@ def test_loading_imports_no_reference_implementations(checkpoint: Path) -> None:
         text=True,
     )
     assert int(done.stdout) < 50, "PyTorch's reference implementations are 890 modules and two seconds"
+
+
+def test_a_vocabulary_is_read_once_from_its_tokenizer(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = []
+
+    def vocabulary_of(tokenizer: Tokenizer) -> dict[str, int]:
+        read.append(tokens.vocabulary_of(tokenizer))
+        return read[-1]
+
+    monkeypatch.setattr(loading, "vocabulary_of", vocabulary_of)
+    loaded = loading.load(str(checkpoint), revision=None, dtype=torch.float32)
+    assert len(read) == 1
+    assert loaded.info.vocabulary_fingerprint == tokens.vocabulary_fingerprint(read[0])
+
+
+@given(st.dictionaries(st.text(st.characters(exclude_categories=["Cs"])), st.integers(0, 300_000)))
+@example({'quote " and \\ backslash': 0, "control \x00\x1f\x7f": 1, "▁été 中文 🦊\u2028": 2})
+@example({"b": 0, "a": 0})
+def test_fingerprints_of_vocabularies_stay_those_of_stored_collections(vocabulary: dict[str, int]) -> None:
+    table = sorted((id, token) for token, id in vocabulary.items())
+    stored = hashlib.sha256(json.dumps(table, ensure_ascii=False).encode()).hexdigest()
+    assert tokens.vocabulary_fingerprint(vocabulary) == stored
 
 
 def test_a_model_made_from_scratch_begins_as_pytorch_s_own() -> None:
