@@ -11,7 +11,9 @@ import pytest
 from serving import client, serving
 from stub_encoder import StubEncoder
 
-from m3_connectors import METHODS, Document, Index, M3Encoder, connect
+from m3_connectors import Document, Index, M3Encoder, connect
+from m3_connectors.methods import METHODS
+from m3_connectors.service.keys import Keys
 from m3_connectors.service.routes.search import MOST_DOCUMENT_ROWS, MOST_QUERY_ROWS
 
 QUERY = "When are plums ripe?"
@@ -146,8 +148,6 @@ def test_explain_of_a_document_that_does_not_exist(web: httpx.Client) -> None:
 
 
 def test_the_page_is_read_without_a_key_and_nothing_else_is(encoder: M3Encoder) -> None:
-    from m3_connectors.service.keys import Keys
-
     with serving(encoder, keys=Keys({"k" * 20: "read"})) as running, client(running) as web:
         page = web.get("/")
         assert page.status_code == 200

@@ -132,7 +132,7 @@ async def candidates(name: str, request: CandidatesRequest, service: TheService)
     """Return all candidates of a method with the scores that it can combine, so that a client tries other weights.
 
     The ids are in the order of a search. ``complete`` is false if the method has more candidates than its longest
-    list; then these are the best by ``weights``, and a search with other weights may return documents that are not here.
+    list; then these are the best by ``weights``, and a search with other weights may return others.
     """
     index = await service.collections.get(name)
     method = _method(index, request.method, None)
