@@ -8,7 +8,7 @@ from importlib import resources
 from fastapi import APIRouter
 from starlette.responses import Response
 
-from m3_connectors.errors import NotFound
+from m3_connectors.service.problems import Refused
 
 ROUTER = APIRouter(include_in_schema=False)
 
@@ -48,10 +48,10 @@ async def page() -> Response:
 async def part(name: str) -> Response:
     """Return a script, style or picture of the page."""
     if f"/page/{name}" not in PATHS:
-        raise NotFound(
+        raise Refused(
+            404,
+            "NotFound",
             f"the page has no file {name!r:.60}.\n  Reload the page: it is from another version of the service.",
-            backend="service",
-            operation="page",
         )
     return _file(name)
 
