@@ -79,16 +79,22 @@ class Page:
         return found["result"].get("value")
 
     def until(self, condition: str) -> Any:
-        """Wait until an expression is true; it is asked whenever the page changes."""
+        """Wait until an expression is true; it is asked whenever the page or the focus changes."""
         return self.evaluate(
             f"""new Promise((resolve, reject) => {{
                 const ask = () => {{ try {{ return {condition} }} catch {{ return null }} }};
-                const settle = (end, value) => {{ observer.disconnect(); clearTimeout(timer); end(value) }};
+                const settle = (end, value) => {{
+                    observer.disconnect();
+                    removeEventListener("focusin", check);
+                    clearTimeout(timer);
+                    end(value);
+                }};
                 const check = () => {{ const value = ask(); if (value) settle(resolve, value) }};
                 const observer = new MutationObserver(check);
                 const timer = setTimeout(() => settle(reject, new Error("never true; the page is: "
                     + document.body.innerText.slice(0, 2000))), {_WAIT_MS});
                 observer.observe(document, {{subtree: true, childList: true, attributes: true, characterData: true}});
+                addEventListener("focusin", check);
                 check();
             }})"""
         )

@@ -209,7 +209,7 @@ def test_a_collection_without_multi_vectors_says_which_methods_need_them(page: P
         "(c => { c.value = 'two'; c.dispatchEvent(new Event('change')) })(document.getElementById('collection'))"
     )
     page.until("document.getElementById('method-all').disabled")
-    chips = page.evaluate("[...document.querySelectorAll('.chip')].map(e => e.innerText)")
+    chips = page.evaluate("[...document.querySelectorAll('.chip')].map(e => e.textContent)")
     assert chips == [
         "dense", "sparse", "multi_vec needs multivector", "dense_sparse", "all needs multivector",
     ]  # fmt: skip
