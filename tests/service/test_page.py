@@ -190,17 +190,20 @@ def test_candidates_that_are_not_all_are_confirmed_by_the_server(browser: Browse
         page.press("Home")
         page.evaluate(f"{slider}[1].focus()")
         page.press("End")
-        page.until(
-            "document.querySelector('[data-method=dense_sparse] .note').textContent === '' && "
-            "document.querySelector('[data-method=dense_sparse] output').textContent === '0' && "
-            "document.querySelector('[data-method=dense_sparse]').dataset.source === 'server'"
-        )
         weights = page.evaluate(f"[...{slider}].map(e => e.valueAsNumber)")
         assert weights[0] == 0
         with client(running) as web:
-            asked = {"query": "x", "method": "dense_sparse", "weights": [*weights, 0]}
-            answer = web.post("/v1/collections/many/search", json=asked).json()["hits"]
-        assert ids_of(page, "dense_sparse") == [hit["id"] for hit in answer]
+            asked = {"query": "x", "method": "dense_sparse"}
+            at = "/v1/collections/many"
+            pool = web.post(f"{at}/candidates", json=asked).json()["ids"]
+            answer = web.post(f"{at}/search", json={**asked, "weights": [*weights, 0]}).json()["hits"]
+        expected = [hit["id"] for hit in answer]
+        assert not set(expected) <= set(pool), "the browser could have known"
+        shown = "[...document.querySelectorAll('[data-method=dense_sparse] .hit')].map(hit => hit.dataset.id)"
+        page.until(f"{shown}.join() === {json.dumps(','.join(expected))}")
+        column = "document.querySelector('[data-method=dense_sparse]')"
+        assert page.evaluate(f"{column}.dataset.source") == "server"
+        assert page.evaluate(f"{column}.querySelector('.note').textContent") == ""
         check_quiet(page, running)
 
 
