@@ -39,7 +39,7 @@ _GROUPS = {
         "Explanation",
     ),
     "Re-ranking": ("Reranker", "CrossEncoder"),
-    "Encoding": ("M3Encoder", "M3Embeddings", "MultiVectors", "ModelInfo"),
+    "Encoding": ("M3Encoder", "RemoteEncoder", "M3Embeddings", "MultiVectors", "ModelInfo"),
     "Methods and weights": ("Method", "Weights"),
 }
 _INTRODUCTION = """# Python API

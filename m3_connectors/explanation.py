@@ -6,10 +6,8 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-import numpy as np
-
 from m3_connectors.documents import Document, Scores
-from m3_connectors.embeddings import M3Embeddings
+from m3_connectors.embeddings import Float32, M3Embeddings
 from m3_connectors.methods import Method
 from m3_connectors.scoring import score
 
@@ -47,6 +45,27 @@ class TokenPair:
     similarity: float
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class TokenSimilarities:
+    """The similarity of every multi-vector row of the query to every one of the document.
+
+    Attributes:
+        query_tokens: The token of each row of the query.
+        document_tokens: The token of each row of the document; ``row 0`` and so on where rows have no names.
+        values: float32 ``[query rows, document rows]``; the mean of the highest of each row is s_mul.
+    """
+
+    query_tokens: tuple[str, ...]
+    document_tokens: tuple[str, ...]
+    values: Float32
+
+    @property
+    def best(self) -> list[int]:
+        """The most similar row of the document for each row of the query."""
+        positions: list[int] = self.values.argmax(axis=1).tolist()
+        return positions
+
+
 @dataclasses.dataclass(frozen=True)
 class Explanation:
     """How the score of one document is computed.
@@ -59,6 +78,7 @@ class Explanation:
         score: The fused score.
         tokens: The tokens that both texts contain, the largest contribution to s_lex first.
         pairs: The most similar document token of each query token, in the order of the query.
+        similarities: All pairs of tokens, of which ``pairs`` are the best; None without multi-vectors.
     """
 
     document: Document
@@ -68,9 +88,10 @@ class Explanation:
     score: float
     tokens: tuple[TokenMatch, ...]
     pairs: tuple[TokenPair, ...]
+    similarities: TokenSimilarities | None = dataclasses.field(default=None, repr=False, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
-        """The explanation as JSON takes it."""
+        """The explanation as JSON takes it, without ``similarities``."""
         return {
             "id": self.document.id,
             "method": self.method.name,
@@ -107,6 +128,9 @@ def explain(
     both = [name for name in stored.components if name in vectors.components]
     values = {name: float(score(name, vectors, stored)[0]) for name in both}
     weighted = {name: values[name] * method.weights.of(name) for name in both}
+    similarities = (
+        _similarities(names, query, vectors, document, stored, pools) if "multivector" in both else None
+    )
     return Explanation(
         document=document,
         method=method,
@@ -114,7 +138,8 @@ def explain(
         weighted=Scores(**weighted),
         score=sum(weighted.values()),
         tokens=_matches(names, vectors, stored) if "sparse" in both else (),
-        pairs=_pairs(names, query, vectors, document, stored, pools) if "multivector" in both else (),
+        pairs=_pairs(similarities) if similarities else (),
+        similarities=similarities,
     )
 
 
@@ -128,22 +153,27 @@ def _matches(names: Tokens, vectors: M3Embeddings, stored: M3Embeddings) -> tupl
     return tuple(sorted(shared, key=lambda match: (-match.score, match.token)))
 
 
-def _pairs(
+def _similarities(
     names: Tokens,
     query: str,
     vectors: M3Embeddings,
     document: Document,
     stored: M3Embeddings,
     pools: Callable[[int], bool],
-) -> tuple[TokenPair, ...]:
-    similarities = vectors.multivectors[0] @ stored.multivectors[0].T
-    best = similarities.argmax(axis=1)
-    asked = _named(names.token_strings(query), len(similarities))
+) -> TokenSimilarities:
+    values = vectors.multivectors[0] @ stored.multivectors[0].T
+    asked = _named(names.token_strings(query), len(values))
     tokens = names.token_strings(document.text)
-    found = _named([] if pools(len(tokens)) else tokens, similarities.shape[1])
+    found = _named([] if pools(len(tokens)) else tokens, values.shape[1])
+    return TokenSimilarities(tuple(asked), tuple(found), values)
+
+
+def _pairs(similarities: TokenSimilarities) -> tuple[TokenPair, ...]:
     return tuple(
-        TokenPair(asked[i], found[j], float(similarities[i, j]))
-        for i, j in enumerate(np.asarray(best).tolist())
+        TokenPair(
+            similarities.query_tokens[i], similarities.document_tokens[j], float(similarities.values[i, j])
+        )
+        for i, j in enumerate(similarities.best)
     )
 
 

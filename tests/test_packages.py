@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -103,3 +104,10 @@ def test_a_clone_finds_the_model_by_its_name(tmp_path: Path) -> None:
     found = run(MAIN.format(asked), ROOT, tmp_path / "elsewhere")
     assert found.returncode == 0, found.stderr
     assert "drei Minuten" in found.stdout
+
+
+def test_the_page_of_m3_serve_is_in_the_wheel(wheels: dict[str, Path]) -> None:
+    folder = ROOT / "m3_connectors" / "service" / "page"
+    with zipfile.ZipFile(wheels["m3-connectors"]) as wheel:
+        for file in folder.iterdir():
+            assert wheel.read(f"m3_connectors/service/page/{file.name}") == file.read_bytes()

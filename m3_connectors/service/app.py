@@ -24,11 +24,11 @@ from m3_connectors.service.gate import Gate
 from m3_connectors.service.keys import Keys
 from m3_connectors.service.metrics import Metrics
 from m3_connectors.service.problems import Dialect, Problem, problem_of, response_of
-from m3_connectors.service.routes import collections, encode, health, model, score
+from m3_connectors.service.routes import collections, encode, health, model, page, score, search
 from m3_connectors.service.settings import Settings
 from m3_connectors.service.state import Service
 
-_OWN = (health, model, encode, score, collections)
+_OWN = (page, health, model, encode, score, search, collections)
 _OTHERS = (tei, openai, rerank, vllm)
 
 

@@ -24,6 +24,12 @@ class LenientBody(BaseModel):
     model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
 
 
+Filter = Annotated[
+    dict[str, Any] | None, Field(description='Such as {"year": {"$gte": 2020}}; docs/filters.md.')
+]
+"""Which documents of a collection a request is about."""
+
+
 class Model(Body):
     """The model that produced vectors, as ``/v1/encode`` names it."""
 

@@ -15,12 +15,13 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from m3_connectors.service.problems import Refused, problem_of, response_of
+from m3_connectors.service.routes import page
 from m3_connectors.service.state import Service
 
 _log = logging.getLogger(__name__)
 
-_OPEN = frozenset({"/healthz", "/readyz"})
-"""Routes that need no key: what asks them has none."""
+_OPEN = frozenset({"/healthz", "/readyz", *page.PATHS})
+"""What is read without a key: what asks for it has none."""
 
 _KEYS_IN_URLS = frozenset({"api_key", "apikey", "api-key", "key", "token", "access_token"})
 
@@ -93,7 +94,7 @@ class Gate:
                 "  Send the key in a header: Authorization: Bearer KEY. Consider this key known to others.",
             )
         access = self._service.keys.access_of(_key_of(headers))
-        if access is None and scope["path"] not in _OPEN:
+        if access is None and not (scope["path"] in _OPEN and scope["method"] in ("GET", "HEAD")):
             raise Refused(
                 401,
                 "Unauthorised",

@@ -29,7 +29,8 @@ COMPOSE = Path(__file__).parents[2] / "docker" / "compose.yaml"
 def services() -> dict[str, Any]:
     yaml = pytest.importorskip("yaml")
     read: dict[str, Any] = yaml.safe_load(COMPOSE.read_text())
-    return dict(read["services"])
+    # What is in front of the stores is tested in tests/service/test_image.py.
+    return {name: service for name, service in read["services"].items() if "build" not in service}
 
 
 def test_every_store_has_a_plain_and_a_secure_service(services: dict[str, Any]) -> None:

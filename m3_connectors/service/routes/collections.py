@@ -1,10 +1,10 @@
-"""Collections: search them, and read and write their documents."""
+"""Collections, and reading and writing their documents."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import AsyncIterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import anyio
 import orjson
@@ -13,25 +13,18 @@ from pydantic import ConfigDict, Field
 from starlette.responses import Response, StreamingResponse
 
 from m3_connectors.backends.schema import Storage
-from m3_connectors.documents import Document, Hit
-from m3_connectors.embeddings import COMPONENTS, Component, M3Embeddings
-from m3_connectors.errors import InvalidInput, M3Error
+from m3_connectors.documents import Document
+from m3_connectors.embeddings import COMPONENTS, Component
+from m3_connectors.errors import M3Error
 from m3_connectors.index import AsyncIndex, Description
-from m3_connectors.methods import Method
-from m3_connectors.service.bodies import Body, Vectors
+from m3_connectors.methods import METHODS
+from m3_connectors.service.bodies import Body, Filter
 from m3_connectors.service.problems import problem_of
-from m3_connectors.service.state import WRITES, Service, TheService, json_answer
+from m3_connectors.service.state import WRITES, TheService, json_answer
 
 ROUTER = APIRouter(prefix="/v1/collections", tags=["collections"])
 
 _LINES = "application/x-ndjson"
-
-MOST_EXPLAINED = 100
-
-Count = Annotated[int, Field(ge=1, le=10_000)]
-Filter = Annotated[
-    dict[str, Any] | None, Field(description='Such as {"year": {"$gte": 2020}}; docs/filters.md.')
-]
 
 
 class CreateRequest(Body):
@@ -40,39 +33,6 @@ class CreateRequest(Body):
     model_config = ConfigDict(json_schema_extra={"examples": [{}, {"components": ["dense", "sparse"]}]})
 
     components: Annotated[tuple[Component, ...], Field(min_length=1)] = COMPONENTS
-
-
-class SearchRequest(Body):
-    """A query, as a text or as vectors."""
-
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {"query": "When are plums ripe?", "k": 3},
-                {
-                    "query": "snow",
-                    "method": "dense_sparse",
-                    "weights": [1, 0.5, 0],
-                    "filter": {"year": {"$gte": 2020}},
-                    "offset": 0,
-                    "min_score": 0.0,
-                },
-                {"query": "snow", "explain": True, "k": 1},
-            ]
-        }
-    )
-
-    query: str | None = None
-    vectors: Vectors | None = None
-    method: str = "all"
-    weights: tuple[float, float, float] | None = None
-    filter: Filter = None
-    k: Count = 10
-    offset: Annotated[int, Field(ge=0, le=100_000)] = 0
-    min_score: float | None = None
-    group_by: Literal["parent"] | None = None
-    exact: bool = False
-    explain: bool = False
 
 
 class DocumentBody(Body):
@@ -137,48 +97,20 @@ async def names(service: TheService) -> Response:
 
 @ROUTER.get("/{name}")
 async def describe(name: str, service: TheService) -> Response:
-    """Return the store, model, components and number of documents of a collection."""
-    return json_answer(_described(await (await service.collections.get(name)).describe()))
+    """Return the store, model, components and number of documents of a collection, and its methods.
+
+    Each method has the weights that a search by its name uses, the scores that it fuses, and the components that it
+    needs and the collection does not store.
+    """
+    index = await service.collections.get(name)
+    return json_answer(_described(index, await index.describe()))
 
 
 @ROUTER.put("/{name}", dependencies=[WRITES])
 async def create(name: str, request: CreateRequest, service: TheService) -> Response:
     """Create a collection, if it does not exist; one that exists must store the same components."""
     index = await service.collections.create(name, Storage(components=request.components))
-    return json_answer(_described(await index.describe()))
-
-
-@ROUTER.post("/{name}/search")
-async def search(name: str, request: SearchRequest, service: TheService) -> Response:
-    """Return the best documents for a query, with the fused score and the three scores that it consists of."""
-    index = await service.collections.get(name)
-    if request.explain and request.k > MOST_EXPLAINED:
-        raise InvalidInput(
-            f"explain is true and k is {request.k}; at most {MOST_EXPLAINED} hits are explained.\n  Ask for fewer hits."
-        )
-    method = _method(index, request)
-    query, truncated = await _query(index, request, service)
-    hits = await index.search(
-        query,
-        method=method,
-        k=request.k,
-        filter=request.filter,
-        exact=request.exact,
-        group_by=request.group_by,
-        offset=request.offset,
-        min_score=request.min_score,
-    )
-    found = [hit.to_dict() for hit in hits]
-    if request.explain:
-        await _explain(index, request.query or "", method, hits, found)
-    return json_answer(
-        {
-            "method": method.name,
-            "weights": list(method.weights),
-            "query_truncated": truncated,
-            "hits": found,
-        }
-    )
+    return json_answer(_described(index, await index.describe()))
 
 
 @ROUTER.post("/{name}/documents", dependencies=[WRITES])
@@ -247,48 +179,24 @@ async def _lines(first: Document | None, others: AsyncIterator[Document]) -> Asy
 _LINES_AT_ONCE = 100
 
 
-def _described(about: Description) -> dict[str, Any]:
+def _described(index: AsyncIndex, about: Description) -> dict[str, Any]:
+    stored = about.schema.components
     return {
         "name": about.collection,
         "store": about.backend,
         "count": about.count,
         "components": list(about.schema.components),
+        "methods": {
+            name: {
+                "weights": list(method.weights),
+                "fuses": list(METHODS[name].scored),
+                "missing": [part for part in METHODS[name].components if part not in stored],
+            }
+            for name, method in index.methods.items()
+        },
         "model": about.schema.model.to_json(),
     }
 
 
 def _document(document: Document) -> dict[str, Any]:
     return {"id": document.id, "text": document.text, "metadata": dict(document.metadata)}
-
-
-def _method(index: AsyncIndex, request: SearchRequest) -> Method:
-    if request.method not in index.methods:
-        raise InvalidInput(
-            f"unknown method {request.method!r:.60}.\n  Use one of {', '.join(index.methods)}."
-        )
-    method = index.methods[request.method]
-    return method if request.weights is None else method.weighted(*request.weights)
-
-
-async def _query(index: AsyncIndex, request: SearchRequest, service: Service) -> tuple[M3Embeddings, bool]:
-    """Return the vectors of the query, and whether its text was cut."""
-    if (request.query is None) == (request.vectors is None):
-        given = "neither" if request.query is None else "both"
-        raise InvalidInput(f"a search needs either query or vectors, but got {given}.\n  Send one of them.")
-    if request.vectors is not None:
-        if request.explain:
-            raise InvalidInput(
-                "explain is true, but the query has only vectors; its tokens have no names.\n"
-                "  Send the query as a text."
-            )
-        return request.vectors.embeddings(service.model), False
-    encoded = await service.batcher.encode([request.query or ""], index.schema.components)
-    return encoded, bool(encoded.truncated_count)
-
-
-async def _explain(
-    index: AsyncIndex, query: str, method: Method, hits: list[Hit], found: list[dict[str, Any]]
-) -> None:
-    """Add an explanation to each hit."""
-    for hit, answer in zip(hits, found, strict=True):
-        answer["explanation"] = (await index.explain(query, hit.document.id, method=method)).to_dict()
