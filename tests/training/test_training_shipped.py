@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from m3_connectors import M3Encoder
-from m3_connectors.training.config import TrainingConfig
+from m3_connectors.training.config import load_stages
 
 FOLDER = Path(__file__).parents[2] / "models" / "m3-tiny"
 
@@ -53,12 +53,15 @@ def test_the_folder_is_complete_and_small() -> None:
 
 
 def test_its_configuration_and_log_belong_to_it(encoder: M3Encoder) -> None:
-    config = TrainingConfig.load(FOLDER / "training.toml")
+    stages = load_stages(FOLDER / "training.toml")
+    config = stages[-1]
     assert encoder.info.dimension == config.model.hidden_size
     assert encoder.info.vocabulary_size == config.tokenizer.vocabulary_size
     records = [json.loads(line) for line in (FOLDER / "training_log.jsonl").read_text().splitlines()]
-    losses = [record["loss"] for record in records if "loss" in record]
-    assert np.mean(losses[-20:]) < 0.5 * np.mean(losses[:20])
+    assert {record["stage"] for record in records} == {stage.objective for stage in stages}
+    for stage in stages:
+        losses = [r["loss"] for r in records if "loss" in r and r["stage"] == stage.objective]
+        assert np.mean(losses[-10:]) < 0.9 * np.mean(losses[:10])
 
 
 def test_it_recommends_weights(encoder: M3Encoder) -> None:
