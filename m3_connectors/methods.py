@@ -54,7 +54,7 @@ class Weights:
                     f"the weight of {name} is {value}; weights must be finite numbers >= 0.\n"
                     "  Use 0 for a component that must not count."
                 )
-            if value > _LARGEST:
+            if float(value) > _LARGEST:
                 raise InvalidInput(
                     f"the weight of {name} is {value}; weights are at most {_LARGEST:g}, because fused scores would be "
                     "infinite.\n  Scale all three down: only their ratios change the order of hits."

@@ -180,7 +180,8 @@ def _check_header(key: str | None, variable: str) -> None:
     """Raise InvalidInput, without the key, if no header can have it: the HTTP library would repeat it in its error."""
     if key and not (key.isascii() and key.isprintable() and key == key.strip()):
         raise InvalidInput(
-            f"{variable} has {len(key)} characters, of which one is not ASCII, is a control character, or is a space at an end.\n"
+            f"{variable} has {len(key)} characters, one of which is not ASCII, is a control character, or is a space "
+            "at either end.\n"
             "  Set it to the key alone: a key that was read from a file may end with a line break."
         )
 

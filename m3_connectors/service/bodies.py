@@ -12,7 +12,6 @@ from pydantic_core import PydanticCustomError
 from m3_connectors.embeddings import M3Embeddings, ModelInfo, MultiVectors
 from m3_connectors.errors import InvalidInput
 
-
 _Item = TypeVar("_Item")
 
 Many = Annotated[list[_Item], Field(fail_fast=True)]

@@ -20,6 +20,7 @@ from m3_connectors.cli.app import main
 from m3_connectors.embeddings import M3Embeddings
 from m3_connectors.encoder import TruncationWarning
 from m3_connectors.errors import BackendError, NotFound, Rejected, Unauthorised, Unavailable
+from m3_connectors.index import Encoder
 from m3_connectors.ingestion import Chunking, Ledger, ingest
 from m3_connectors.testing.checkpoints import TEXTS, write_checkpoint
 
@@ -250,7 +251,7 @@ def test_an_answer_with_damaged_compression_is_an_error_of_the_server() -> None:
 def test_a_server_that_computes_otherwise_is_refused(change: dict[str, str | None]) -> None:
     before = StubEncoder()
     after = StubEncoder()
-    after.info = dataclasses.replace(before.info, **change)  # type: ignore[misc, arg-type]
+    after.info = dataclasses.replace(before.info, **change)  # type: ignore[arg-type]
     with encode_server(before) as server, RemoteEncoder(server.url) as remote:
         server.encoder = after
         with pytest.raises(ModelMismatch, match="now has the model"):
@@ -306,7 +307,8 @@ def test_documents_are_cut_and_ingested_with_it(encoder: M3Encoder, tmp_path: Pa
     documents = [Document(name, f"{text} " * 4) for name, text in TEXTS.items()]
     ids = []
     with encode_server(encoder) as server, RemoteEncoder(server.url) as remote:
-        for number, used in enumerate((encoder, remote)):
+        encoders: tuple[Encoder, ...] = (encoder, remote)
+        for number, used in enumerate(encoders):
             with (
                 connect("memory:", encoder=used) as index,
                 Ledger(tmp_path / f"{number}.db") as ledger,

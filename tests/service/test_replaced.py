@@ -59,7 +59,7 @@ def test_nothing_is_written_into_a_collection_of_another_model(
 ) -> None:
     _drop(server)
     other = StubEncoder()
-    other.info = dataclasses.replace(other.info, name="other", weights_fingerprint="0" * 64)  # type: ignore[misc]
+    other.info = dataclasses.replace(other.info, name="other", weights_fingerprint="0" * 64)
     with connect(server.url, "fruit", encoder=other) as index:
         answer = web.post(f"{FRUIT}/{path}", json=body)
         assert (answer.status_code, answer.json()["title"]) == (409, "ModelMismatch")
@@ -71,7 +71,7 @@ def test_a_search_finds_out_within_seconds(
 ) -> None:
     _drop(server)
     other = StubEncoder()
-    other.info = dataclasses.replace(other.info, name="other", weights_fingerprint="0" * 64)  # type: ignore[misc]
+    other.info = dataclasses.replace(other.info, name="other", weights_fingerprint="0" * 64)
     with connect(server.url, "fruit", encoder=other):
         monkeypatch.setattr(collections, "_TRUSTED_SECONDS", 0.0)
         assert web.post(f"{FRUIT}/search", json={"query": "x"}).status_code == 409
