@@ -25,12 +25,16 @@ MethodName = Literal["dense", "sparse", "multi_vec", "dense_sparse", "all"]
 """The names of the five methods, for ``search`` and ``--method``."""
 
 
+_LARGEST = 1e100
+"""The largest weight: a fused score is a float64, and component scores can be as large as 1e30."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Weights:
     """The weights of s_dense, s_lex and s_mul in a fused score; iterates in that order.
 
     Raises:
-        InvalidInput: A weight is negative or not finite, or all weights are 0.
+        InvalidInput: A weight is negative, not finite or too large, or all weights are 0.
     """
 
     dense: float
@@ -49,6 +53,11 @@ class Weights:
                 raise InvalidInput(
                     f"the weight of {name} is {value}; weights must be finite numbers >= 0.\n"
                     "  Use 0 for a component that must not count."
+                )
+            if float(value) > _LARGEST:
+                raise InvalidInput(
+                    f"the weight of {name} is {value}; weights are at most {_LARGEST:g}, because fused scores would be "
+                    "infinite.\n  Scale all three down: only their ratios change the order of hits."
                 )
             object.__setattr__(self, name, float(value))
         if not any(self):

@@ -39,7 +39,7 @@ class ModelServer:
         retry_policy: Timeouts and retries.
 
     Raises:
-        InvalidInput: The address is not one of HTTP.
+        InvalidInput: The address is not one of HTTP, or the key has characters that no header can have.
     """
 
     def __init__(
@@ -54,6 +54,11 @@ class ModelServer:
         operation: str,
         retry_policy: RetryPolicy,
     ) -> None:
+        _check_header(key, key_variable)
+        if not isinstance(address, str):
+            raise InvalidInput(
+                f"{named_by} is {address!r:.60}.\n  Set it to a URL that begins with http:// or https://."
+            )
         self._base = address.rstrip("/")
         self.name = redacted(self._base)
         """The address without credentials."""
@@ -61,6 +66,7 @@ class ModelServer:
             raise InvalidInput(
                 f"{named_by} is {self.name!r}.\n  Set it to a URL that begins with http:// or https://."
             )
+        _check_url(self._base, self.name, named_by)
         self._named_by = named_by
         self._key = SecretStr(key) if key else None
         self._key_variable = key_variable
@@ -124,7 +130,7 @@ class ModelServer:
             raise TimedOut(
                 f"{self.name} did not respond in time.\n  Try again later.", **self._where
             ) from error
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:  # also an answer whose compression is damaged
             raise Unavailable(
                 f"{self.name} cannot be reached: {str(error) or type(error).__name__}\n"
                 f"  Check {self._named_by}, and that the server is running.",
@@ -158,11 +164,33 @@ class ModelServer:
         return Rejected(f"{said}\n  {if_rejected}", **self._where)
 
 
+def _check_url(address: str, shown: str, named_by: str) -> None:
+    import httpx
+
+    try:
+        url = httpx.URL(address)
+        is_valid = bool(url.host) and (url.port or 0) < 2**16
+    except (httpx.InvalidURL, UnicodeError):
+        is_valid = False
+    if not is_valid or any(character.isspace() for character in address):
+        raise InvalidInput(f"{named_by} is {shown!r}, which is not a URL.\n  Set it to http://HOST:PORT.")
+
+
+def _check_header(key: str | None, variable: str) -> None:
+    """Raise InvalidInput, without the key, if no header can have it: the HTTP library would repeat it in its error."""
+    if key and not (key.isascii() and key.isprintable() and key == key.strip()):
+        raise InvalidInput(
+            f"{variable} has {len(key)} characters, one of which is not ASCII, is a control character, or is a space "
+            "at either end.\n"
+            "  Set it to the key alone: a key that was read from a file may end with a line break."
+        )
+
+
 def words_of(response: httpx.Response) -> str:
     """Return the server's own words, in short: an error of OpenAI's kind, or a problem of RFC 9457."""
     try:
         said = response.json()
         error = said["error"] if "error" in said else said["detail"]
         return str(error["message"] if isinstance(error, dict) else error)[:300]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return response.text.strip()[:300] or "nothing"

@@ -8,9 +8,10 @@ import weakref
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from types import MappingProxyType
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import anyio
+from pydantic import BaseModel, Field, PositiveInt, ValidationError
 
 from m3_connectors.backends.retry import RetryPolicy
 from m3_connectors.embeddings import COMPONENTS, Component, Int64, M3Embeddings, ModelInfo
@@ -38,6 +39,19 @@ KEY_VARIABLE = "M3_MODEL_KEY"
 
 _MOST_TEXTS = 256
 _NOT_OURS = "Check the URL: it must be that of m3 serve, of this version or a later one."
+
+
+_Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class _Described(BaseModel):
+    """What the server says of its model."""
+
+    model: ModelInfo
+    max_length: PositiveInt
+    recommended_weights: dict[str, tuple[_Weight, _Weight, _Weight]]
+    max_texts: PositiveInt = _MOST_TEXTS
+    """The most texts of a request; earlier versions do not say."""
 
 
 class RemoteEncoder:
@@ -99,18 +113,16 @@ class RemoteEncoder:
         self._client = self._server.client()
         self._finalizer = weakref.finalize(self, _close, self._loop, self._client)
         try:
-            described = self._run(partial(self._read, "v1/model")).json()
-            self.info = ModelInfo(**described["model"])
+            described = _Described.model_validate_json(self._run(partial(self._read, "v1/model")).content)
+            self.info = described.model
             """The identity of the server's model, which is written into every result."""
             self.recommended_weights: Mapping[str, tuple[float, float, float]] = MappingProxyType(
-                {
-                    name: (float(dense), float(sparse), float(multivector))
-                    for name, (dense, sparse, multivector) in described["recommended_weights"].items()
-                }
+                described.recommended_weights
             )
             """The ``(dense, sparse, multivector)`` weights distributed with the model, by method name."""
-            self._max_length = int(described["max_length"])
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            self._max_length = described.max_length
+            self._most_texts = min(_MOST_TEXTS, described.max_texts)
+        except ValidationError as error:
             self.close()
             raise self._server.wrong_answer("without the description of an M3 model.", _NOT_OURS) from error
         except BaseException:
@@ -214,7 +226,7 @@ class RemoteEncoder:
         batch: list[str] = []
         characters = 0
         for text in texts:
-            if batch and (len(batch) == _MOST_TEXTS or characters + len(text) > self._batch_characters):
+            if batch and (len(batch) == self._most_texts or characters + len(text) > self._batch_characters):
                 yield batch
                 batch, characters = [], 0
             batch.append(text)
@@ -257,7 +269,7 @@ class RemoteEncoder:
             embeddings = M3Embeddings.from_bytes(response.content)
         except InvalidInput as error:
             raise self._server.wrong_answer("with something else than embeddings.", _NOT_OURS) from error
-        if embeddings.model is None or not embeddings.model.matches(self.info):
+        if embeddings.model is None or not self._is_served_by(embeddings.model):
             raise self._other_model(f"now has the model {embeddings.model}")
         if len(embeddings) != len(batch) or not set(components) <= set(embeddings.components):
             raise self._server.wrong_answer(
@@ -267,6 +279,13 @@ class RemoteEncoder:
             )
         # The name may differ where the fingerprints agree; one name is written into every result.
         return embeddings.replace(model=self.info)
+
+    def _is_served_by(self, found: ModelInfo) -> bool:
+        """Return whether this is still the same model, computed in the same precision, maybe under another name."""
+        return found.matches(self.info) and (found.weights_fingerprint, found.precision) == (
+            self.info.weights_fingerprint,
+            self.info.precision,
+        )
 
     async def _read(self, path: str) -> httpx.Response:
         return await self._server.get(self._client, path, _NOT_OURS)

@@ -35,6 +35,7 @@ class EncodeServer:
     key: str | None = None
     trouble: Callable[[int], tuple[int, dict[str, str]] | None] = lambda n: None
     answer: Callable[[M3Embeddings], bytes] = content_of
+    about: dict[str, Any] = dataclasses.field(default_factory=dict)
     url: str = ""
     batches: list[list[str]] = dataclasses.field(default_factory=list)
     paths: list[str] = dataclasses.field(default_factory=list)
@@ -57,7 +58,7 @@ def encode_server(encoder: Any, **options: Any) -> Iterator[EncodeServer]:
                     "model": dataclasses.asdict(state.encoder.info),
                     "max_length": getattr(state.encoder, "max_length", 8192),
                     "recommended_weights": dict(state.encoder.recommended_weights),
-                }
+                } | state.about
                 self._send(200, json.dumps(about).encode())
             elif self.path == "/v1/tokenizer" and hasattr(state.encoder, "tokenizer_json"):
                 self._send(200, state.encoder.tokenizer_json().encode())

@@ -69,6 +69,7 @@ def _routes(service: Service) -> FastAPI:
         description="Dense, sparse and multi-vector retrieval with BGE-M3. Errors are problem details (RFC 9457).",
         docs_url=None,  # these pages load their scripts from elsewhere
         redoc_url=None,
+        redirect_slashes=False,  # it would name a host that the client sent, and may lead from https to http
         lifespan=_lifespan(service),
     )
     app.state.service = service

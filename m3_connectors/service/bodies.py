@@ -2,20 +2,39 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 import scipy.sparse as sp
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from m3_connectors.embeddings import M3Embeddings, ModelInfo, MultiVectors
 from m3_connectors.errors import InvalidInput
+
+_Item = TypeVar("_Item")
+
+Many = Annotated[list[_Item], Field(fail_fast=True)]
+"""A list that is read up to its first wrong item: to name millions of them would hold up all other requests."""
+
+_MOST_UNKNOWN_FIELDS = 20
 
 
 class Body(BaseModel):
     """A request of the service's own routes: an unknown field is an error, so that none is ignored by mistake."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, str_max_length=2**24)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_field_count(cls, given: Any) -> Any:
+        """Refuse an object with far too many fields as a whole, because each unknown one would be an error."""
+        most = len(cls.model_fields) + _MOST_UNKNOWN_FIELDS
+        if isinstance(given, dict) and len(given) > most:
+            raise PydanticCustomError(
+                "too_many_fields", "the object has more than {most} fields", {"most": most}
+            )
+        return given
 
 
 class LenientBody(BaseModel):
@@ -25,7 +44,7 @@ class LenientBody(BaseModel):
 
 
 Filter = Annotated[
-    dict[str, Any] | None, Field(description='Such as {"year": {"$gte": 2020}}; docs/filters.md.')
+    dict[Any, Any] | None, Field(description='Such as {"year": {"$gte": 2020}}; docs/filters.md.')
 ]
 """Which documents of a collection a request is about."""
 
@@ -49,16 +68,16 @@ class Model(Body):
 class SparseVector(Body):
     """The weights of the tokens of a text."""
 
-    indices: list[Annotated[int, Field(ge=0, lt=2**31)]]
-    values: list[float]
+    indices: Many[Annotated[int, Field(ge=0, lt=2**31)]]
+    values: Many[float]
 
 
 class Vectors(Body):
     """The vectors of one text, as ``/v1/encode`` gives them."""
 
-    dense: list[float] | None = None
+    dense: Many[float] | None = None
     sparse: SparseVector | None = None
-    multivector: list[list[float]] | None = None
+    multivector: Many[Many[float]] | None = None
     model: Model | None = None
 
     def embeddings(self, served: ModelInfo) -> M3Embeddings:

@@ -23,7 +23,9 @@ _log = logging.getLogger(__name__)
 _OPEN = frozenset({"/healthz", "/readyz", *page.PATHS})
 """What is read without a key: what asks for it has none."""
 
-_KEYS_IN_URLS = frozenset({"api_key", "apikey", "api-key", "key", "token", "access_token"})
+_KEYS_IN_URLS = frozenset(
+    {"api_key", "apikey", "api-key", "x-api-key", "key", "token", "access_token", "authorization"}
+)
 
 _SMALLEST_DEADLINE = 0.001
 
@@ -45,6 +47,8 @@ class Gate:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        if scope["method"] == "HEAD":  # the server sends the headers of the answer, and not its body
+            scope = {**scope, "method": "GET"}
         answer = _Answer(send, self._service.settings.deadline_seconds)
         begun = time.perf_counter()
         metrics = self._service.metrics
@@ -85,7 +89,8 @@ class Gate:
     def _admit(self, scope: Scope) -> float:
         """Check what the headers say, and return the deadline in seconds."""
         headers = Headers(scope=scope)
-        names = {name.lower() for name, _ in parse_qsl(scope["query_string"].decode("latin-1"))}
+        given = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
+        names = {name.lower() for name, _ in given}
         if names & _KEYS_IN_URLS:
             raise Refused(
                 400,
@@ -93,8 +98,15 @@ class Gate:
                 f"the URL has the parameter {min(names & _KEYS_IN_URLS)!r}; URLs are logged on their way.\n"
                 "  Send the key in a header: Authorization: Bearer KEY. Consider this key known to others.",
             )
+        if any(self._service.keys.knows(part) for pair in given for part in pair):
+            raise Refused(
+                400,
+                "KeyInUrl",
+                "the URL has an API key of this service in its query; URLs are logged on their way.\n"
+                "  Send the key in a header: Authorization: Bearer KEY. Replace this key: others may know it.",
+            )
         access = self._service.keys.access_of(_key_of(headers))
-        if access is None and not (scope["path"] in _OPEN and scope["method"] in ("GET", "HEAD")):
+        if access is None and not (scope["path"] in _OPEN and scope["method"] == "GET"):
             raise Refused(
                 401,
                 "Unauthorised",

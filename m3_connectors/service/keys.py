@@ -48,9 +48,14 @@ class Keys:
 
     def access_of(self, key: str | None) -> Access | None:
         """Return what a key permits, or None for one that is unknown or missing; without keys, everything."""
-        if not self._digests:
-            return "write"
-        digest, found = _digest(key or ""), None
+        return self._permitted(key or "") if self._digests else "write"
+
+    def knows(self, text: str) -> bool:
+        """Return whether a text is one of the keys."""
+        return self._permitted(text) is not None
+
+    def _permitted(self, key: str) -> Access | None:
+        digest, found = _digest(key), None
         for known, access in self._digests:  # all of them, wherever the key stands
             if hmac.compare_digest(digest, known):
                 found = access

@@ -50,10 +50,15 @@ class Settings:
         return 16 * self.max_body_bytes
 
 
+def is_server(url: str) -> bool:
+    """Return whether other processes can open and change the store at the same time."""
+    return url.partition(":")[0].lower().endswith(("+http", "+https"))
+
+
 def check_workers(workers: int, urls: Sequence[str]) -> None:
     """Raise InvalidInput if several processes are to open a store that only one can open at a time."""
     for url in urls:
-        if workers > 1 and not url.partition(":")[0].lower().endswith(("+http", "+https")):
+        if workers > 1 and not is_server(url):
             raise InvalidInput(
                 f"{workers} workers cannot share {redacted(url)}: it is opened inside one process, and another process "
                 "would not see its data or find it locked.\n"

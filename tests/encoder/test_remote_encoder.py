@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -19,6 +20,7 @@ from m3_connectors.cli.app import main
 from m3_connectors.embeddings import M3Embeddings
 from m3_connectors.encoder import TruncationWarning
 from m3_connectors.errors import BackendError, NotFound, Rejected, Unauthorised, Unavailable
+from m3_connectors.index import Encoder
 from m3_connectors.ingestion import Chunking, Ledger, ingest
 from m3_connectors.testing.checkpoints import TEXTS, write_checkpoint
 
@@ -72,6 +74,35 @@ def test_no_more_than_a_few_hundred_texts_are_sent_at_a_time() -> None:
     with encode_server(StubEncoder()) as server, RemoteEncoder(server.url) as remote:
         remote.encode(["a"] * 600, components=("dense",))
     assert max(map(len, server.batches)) == 256
+
+
+def test_no_more_texts_are_sent_at_a_time_than_the_server_takes() -> None:
+    with (
+        encode_server(StubEncoder(), about={"max_texts": 7}) as server,
+        RemoteEncoder(server.url) as remote,
+    ):
+        remote.encode(["a"] * 20, components=("dense",))
+    assert max(map(len, server.batches)) == 7
+
+
+@pytest.mark.parametrize(
+    "about",
+    [
+        {"max_length": float("inf")},
+        {"max_length": -1},
+        {"model": None},
+        {"model": {"name": "x"}},
+        {"recommended_weights": [1]},
+        {"recommended_weights": {"all": [float("nan"), 1, 1]}},
+    ],
+    ids=str,
+)
+def test_a_server_that_describes_no_model_is_refused(about: dict[str, object]) -> None:
+    with (
+        encode_server(StubEncoder(), about=about) as server,
+        pytest.raises(Rejected, match="without the description of an M3 model"),
+    ):
+        RemoteEncoder(server.url)
 
 
 def test_what_is_known_of_the_model_is_the_servers(encoder: M3Encoder) -> None:
@@ -172,12 +203,59 @@ def test_a_server_that_is_not_there_is_named() -> None:
 
 
 @pytest.mark.parametrize(
-    "address", ["localhost:80", "ftp://host", "http://user:pass@host", "http://host?key=1"]
+    "address",
+    [
+        "localhost:80",
+        "ftp://host",
+        "http://user:pass@host",
+        "http://host?key=1",
+        "http://",
+        "http:///path",
+        "http://[::1",
+        "http://host:99999",
+        "http://host:eighty",
+        "http://a host",
+        "http://host:80/\n",
+        "http://\ud800",
+        None,
+    ],
 )
 def test_an_address_that_is_none_is_refused_without_a_request(address: str) -> None:
     with pytest.raises(InvalidInput) as raised:
         RemoteEncoder(address)
     assert "pass" not in str(raised.value).partition("\n")[0]
+
+
+@pytest.mark.parametrize(
+    "key", ["a-secret-of-mine\n", " a-secret-of-mine", "ä-secret-of-mine", "\ud800-secret-of-mine"]
+)
+def test_a_key_that_no_header_can_have_is_refused_without_being_shown(key: str) -> None:
+    with pytest.raises(InvalidInput, match=f"api_key .* has {len(key)} characters") as raised:
+        RemoteEncoder("http://127.0.0.1:9", api_key=key)
+    assert "secret-of-mine" not in str(raised.value)
+
+
+def test_an_answer_with_damaged_compression_is_an_error_of_the_server() -> None:
+    def trouble(n: int) -> tuple[int, dict[str, str]] | None:
+        return (200, {"Content-Encoding": "gzip"})
+
+    with (
+        encode_server(StubEncoder(), trouble=trouble) as server,
+        RemoteEncoder(server.url, retry_policy=RetryPolicy(attempts=1)) as remote,
+        pytest.raises(Unavailable, match="decompressing"),
+    ):
+        remote.encode(["a"])
+
+
+@pytest.mark.parametrize("change", [{"precision": "int8"}, {"weights_fingerprint": None}], ids=str)
+def test_a_server_that_computes_otherwise_is_refused(change: dict[str, str | None]) -> None:
+    before = StubEncoder()
+    after = StubEncoder()
+    after.info = dataclasses.replace(before.info, **change)  # type: ignore[arg-type]
+    with encode_server(before) as server, RemoteEncoder(server.url) as remote:
+        server.encoder = after
+        with pytest.raises(ModelMismatch, match="now has the model"):
+            remote.encode(["a"])
 
 
 def test_a_server_that_gets_another_model_is_refused(encoder: M3Encoder, tmp_path: Path) -> None:
@@ -229,7 +307,8 @@ def test_documents_are_cut_and_ingested_with_it(encoder: M3Encoder, tmp_path: Pa
     documents = [Document(name, f"{text} " * 4) for name, text in TEXTS.items()]
     ids = []
     with encode_server(encoder) as server, RemoteEncoder(server.url) as remote:
-        for number, used in enumerate((encoder, remote)):
+        encoders: tuple[Encoder, ...] = (encoder, remote)
+        for number, used in enumerate(encoders):
             with (
                 connect("memory:", encoder=used) as index,
                 Ledger(tmp_path / f"{number}.db") as ledger,

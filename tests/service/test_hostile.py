@@ -61,6 +61,7 @@ def _problem(answer: httpx.Response, status: int, *words: str) -> dict[str, Any]
         (SEARCH, {"query": "x", "k": 10**30}, 422, ["body.k"]),
         (SEARCH, {"query": "x", "method": "bm25"}, 422, ["unknown method 'bm25'", "dense_sparse"]),
         (SEARCH, {"query": "x", "weights": [0, 0, 0]}, 422, ["all three weights are 0"]),
+        (SEARCH, {"query": "x", "weights": [1e308, 1e308, 1e308]}, 422, ["the weight of dense is 1e+308"]),
         (SEARCH, {"query": "x", "weights": [-1, 0, 1]}, 422, ["the weight of dense is -1.0"]),
         (SEARCH, {"query": "x", "filter": {"year": {"$like": 1}}}, 422, ["unknown operator '$like'"]),
         (SEARCH, {"query": "\ud800"}, 422, ["unicode"]),
@@ -268,3 +269,71 @@ def test_no_body_makes_the_service_fail(
     assert "Traceback" not in answer.text
     if answer.status_code >= 400:
         _problem(answer, answer.status_code)
+
+
+MANY = 200_000
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/encode", {"texts": [1] * MANY}),
+        ("/v1/encode", {"texts": ["x"], "components": ["x"] * MANY}),
+        ("/v1/encode", {f"field{i}": 1 for i in range(MANY // 20)}),
+        ("/v1/score", {"pairs": [[1, 1]] * MANY}),
+        ("/v1/embeddings", {"input": [None] * MANY}),
+        ("/pooling", {"input": [[None] * MANY]}),
+        ("/embed", {"inputs": [1] * MANY}),
+        ("/rerank", {"query": "x", "texts": [1] * MANY}),
+        ("/v1/rerank", {"query": "x", "documents": [1] * MANY}),
+        ("/similarity", {"inputs": {"source_sentence": "x", "sentences": [1] * MANY}}),
+        (SEARCH, {"vectors": {"dense": ["x"] * MANY}}),
+        (SEARCH, {"vectors": {"sparse": {"indices": [-1] * MANY, "values": []}}}),
+        (SEARCH, {"vectors": {"multivector": [["x"]] * MANY}}),
+        ("/v1/collections/fruit/documents", {"documents": [1] * MANY}),
+        ("/v1/collections/fruit/documents/get", {"ids": [1] * MANY}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "-".join(value)[:20],
+)
+def test_a_body_of_countless_mistakes_has_few_errors(path: str, body: Any) -> None:
+    """Each error costs 0.1 ms, during which no other request is answered."""
+    with serving(StubEncoder()) as running, filled(running) as web:
+        problem = _problem(web.post(path, json=body), 422)
+    assert 0 < len(problem["errors"]) < 20
+
+
+@pytest.mark.parametrize(
+    "query", [f"x={WRITER}", f"X-API-Key={WRITER}", WRITER, f"a[]=1&b={READER}", "authorization=x"]
+)
+def test_a_key_anywhere_in_the_query_of_a_url_is_refused(query: str) -> None:
+    with (
+        serving(StubEncoder(), keys=Keys({WRITER: "write", READER: "read"})) as running,
+        client(running) as web,
+    ):
+        answer = web.get(f"/v1/collections?{query}", headers={"X-API-Key": WRITER})
+        assert _problem(answer, 400)["title"] == "KeyInUrl"
+        assert WRITER not in answer.text
+        assert READER not in answer.text
+        assert web.get("/v1/collections?x=y", headers={"X-API-Key": WRITER}).status_code == 200
+
+
+def test_head_is_answered_as_get_without_the_body(web: httpx.Client) -> None:
+    for path in ("/", "/healthz", "/readyz", "/v1/collections/fruit"):
+        answer = web.head(path)
+        assert (answer.status_code, answer.content) == (200, b"")
+        assert answer.headers["content-length"] == web.get(path).headers["content-length"] != "0"
+
+
+def test_no_answer_leads_to_the_host_that_a_client_names(web: httpx.Client) -> None:
+    answer = web.post(
+        "/v1/collections/fruit/documents/", json={"documents": []}, headers={"Host": "elsewhere"}
+    )
+    _problem(answer, 404)
+    assert "elsewhere" not in f"{answer.text}{answer.headers}"
+
+
+def test_no_path_of_the_machine_is_named(tmp_path: Path) -> None:
+    with serving(StubEncoder(), f"qdrant:{tmp_path}") as running, client(running) as web:
+        web.put("/v1/collections/fruit", json={}).raise_for_status()
+        problem = _problem(web.get("/v1/collections/none"), 404, 'there is no collection "none"')
+    assert str(tmp_path) not in problem["detail"]

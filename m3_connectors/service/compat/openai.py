@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from m3_connectors.errors import InvalidInput
 from m3_connectors.service.batching import check_whole
-from m3_connectors.service.bodies import LenientBody, tokens_of
+from m3_connectors.service.bodies import LenientBody, Many, tokens_of
 from m3_connectors.service.problems import Problem
 from m3_connectors.service.state import Service, TheService, json_answer
 
@@ -39,7 +39,7 @@ class EmbeddingsRequest(LenientBody):
         }
     )
 
-    input: str | list[str] | list[int] | list[list[int]]
+    input: str | Many[str] | Many[int] | Many[Many[int]]
     model: str | None = None
     encoding_format: Literal["float", "base64"] | None = "float"
     dimensions: int | None = None

@@ -9,7 +9,7 @@ from fastapi import APIRouter
 from pydantic import ConfigDict, Field
 from starlette.responses import Response
 
-from m3_connectors.service.bodies import LenientBody, tokens_of
+from m3_connectors.service.bodies import LenientBody, Many, tokens_of
 from m3_connectors.service.compat.openai import error
 from m3_connectors.service.pairs import relevance, score_pairs
 from m3_connectors.service.state import TheService, json_answer
@@ -38,7 +38,7 @@ class RerankRequest(LenientBody):
     )
 
     query: str
-    documents: list[str | TextDocument]
+    documents: Many[str | TextDocument]
     model: str | None = None
     top_n: Annotated[int, Field(ge=1)] | None = None
     return_documents: bool | None = False

@@ -19,7 +19,7 @@ from m3_connectors.embeddings import Component, M3Embeddings
 from m3_connectors.errors import InvalidInput
 from m3_connectors.scoring import dense_scores
 from m3_connectors.service.batching import check_whole
-from m3_connectors.service.bodies import LenientBody, sparse_rows
+from m3_connectors.service.bodies import LenientBody, Many, sparse_rows
 from m3_connectors.service.pairs import relevance, score_pairs
 from m3_connectors.service.problems import Problem
 from m3_connectors.service.state import Service, TheService, json_answer
@@ -44,7 +44,7 @@ class EmbedRequest(LenientBody):
         }
     )
 
-    inputs: str | list[str]
+    inputs: str | Many[str]
     truncate: bool | None = False
     truncation_direction: Literal["Right", "right"] | None = "Right"
     normalize: bool | None = True
@@ -56,7 +56,7 @@ class Sentences(LenientBody):
     """A sentence and those that it is compared with."""
 
     source_sentence: str
-    sentences: list[str]
+    sentences: Many[str]
 
 
 class SimilarityParameters(LenientBody):
@@ -83,7 +83,7 @@ class AnyRequest(LenientBody):
 
     model_config = EmbedRequest.model_config
 
-    inputs: str | list[str] | Sentences
+    inputs: str | Many[str] | Sentences
     truncate: bool | None = False
     truncation_direction: Literal["Right", "right"] | None = "Right"
     normalize: bool | None = True
@@ -99,7 +99,7 @@ class RerankRequest(LenientBody):
     )
 
     query: str
-    texts: list[str]
+    texts: Many[str]
     truncate: bool | None = False
     raw_scores: bool | None = False
     return_text: bool | None = False

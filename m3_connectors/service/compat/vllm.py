@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from m3_connectors.embeddings import M3Embeddings
 from m3_connectors.service.batching import check_whole
-from m3_connectors.service.bodies import LenientBody, tokens_of
+from m3_connectors.service.bodies import LenientBody, Many, tokens_of
 from m3_connectors.service.compat.openai import check_dimensions, error, texts_of, written
 from m3_connectors.service.state import TheService, json_answer
 
@@ -34,7 +34,7 @@ class PoolingRequest(LenientBody):
         }
     )
 
-    input: str | list[str] | list[int] | list[list[int]]
+    input: str | Many[str] | Many[int] | Many[Many[int]]
     model: str | None = None
     task: Literal["token_embed", "embed"] | None = "token_embed"
     encoding_format: Literal["float", "base64"] | None = "float"

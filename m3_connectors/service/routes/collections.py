@@ -18,7 +18,7 @@ from m3_connectors.embeddings import COMPONENTS, Component
 from m3_connectors.errors import M3Error
 from m3_connectors.index import AsyncIndex, Description
 from m3_connectors.methods import METHODS
-from m3_connectors.service.bodies import Body, Filter
+from m3_connectors.service.bodies import Body, Filter, Many
 from m3_connectors.service.problems import problem_of
 from m3_connectors.service.state import WRITES, TheService, json_answer
 
@@ -32,7 +32,7 @@ class CreateRequest(Body):
 
     model_config = ConfigDict(json_schema_extra={"examples": [{}, {"components": ["dense", "sparse"]}]})
 
-    components: Annotated[tuple[Component, ...], Field(min_length=1)] = COMPONENTS
+    components: Annotated[tuple[Component, ...], Field(min_length=1, fail_fast=True)] = COMPONENTS
 
 
 class DocumentBody(Body):
@@ -40,7 +40,7 @@ class DocumentBody(Body):
 
     id: str
     text: str
-    metadata: Annotated[dict[str, Any], Field(default_factory=dict)]
+    metadata: Annotated[dict[Any, Any], Field(default_factory=dict)]
 
 
 class UpsertRequest(Body):
@@ -59,7 +59,7 @@ class UpsertRequest(Body):
         }
     )
 
-    documents: list[DocumentBody]
+    documents: Many[DocumentBody]
 
 
 class GetRequest(Body):
@@ -67,7 +67,7 @@ class GetRequest(Body):
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"ids": ["1", "2"]}]})
 
-    ids: list[str]
+    ids: Many[str]
 
 
 class DeleteRequest(Body):
@@ -77,7 +77,7 @@ class DeleteRequest(Body):
         json_schema_extra={"examples": [{"ids": ["no-such-id"]}, {"filter": {"year": {"$lt": 1900}}}]}
     )
 
-    ids: list[str] | None = None
+    ids: Many[str] | None = None
     filter: Filter = None
 
 
@@ -123,6 +123,9 @@ async def upsert(name: str, request: UpsertRequest, service: TheService) -> Resp
     if documents:
         texts = [document.text for document in documents]
         embeddings = await service.batcher.encode(texts, index.schema.written)
+    index = await service.collections.get(
+        name, is_to_write=True
+    )  # another program may have replaced it meanwhile
     with anyio.CancelScope(shield=True):  # a client that goes away leaves nothing half written
         report = await index.add(documents, embeddings=embeddings)
     answer = dataclasses.asdict(report)
@@ -141,7 +144,7 @@ async def get(name: str, request: GetRequest, service: TheService) -> Response:
 @ROUTER.post("/{name}/documents/delete", dependencies=[WRITES])
 async def delete(name: str, request: DeleteRequest, service: TheService) -> Response:
     """Remove documents by id or by filter, and return how many were removed."""
-    index = await service.collections.get(name)
+    index = await service.collections.get(name, is_to_write=True)
     with anyio.CancelScope(shield=True):
         removed = await index.delete(request.ids, filter=request.filter)
     return json_answer({"removed": removed})

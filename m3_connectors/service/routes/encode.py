@@ -12,7 +12,7 @@ from starlette.responses import Response
 from m3_connectors.embeddings import COMPONENTS, Component
 from m3_connectors.service import arrow
 from m3_connectors.service.batching import check_whole
-from m3_connectors.service.bodies import Body, to_dict
+from m3_connectors.service.bodies import Body, Many, to_dict
 from m3_connectors.service.problems import Refused
 from m3_connectors.service.state import TheService, json_answer
 
@@ -34,8 +34,8 @@ class EncodeRequest(Body):
         }
     )
 
-    texts: list[str]
-    components: Annotated[tuple[Component, ...], Field(min_length=1)] = COMPONENTS
+    texts: Many[str]
+    components: Annotated[tuple[Component, ...], Field(min_length=1, fail_fast=True)] = COMPONENTS
     truncate: bool = True
     """Whether to cut texts that are longer than the model's maximum; ``truncated`` says which were."""
 

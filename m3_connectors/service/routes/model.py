@@ -14,11 +14,12 @@ ROUTER = APIRouter(tags=["model"])
 
 @ROUTER.get("/v1/model")
 async def model(service: TheService) -> Response:
-    """Return the identity of the model, the most tokens of a text, and the weights distributed with it."""
+    """Return the identity of the model, the most tokens of a text and texts of a request, and its weights by method."""
     return json_answer(
         {
             "model": service.model.to_json(),
             "max_length": int(getattr(service.encoder, "max_length", 8192)),
+            "max_texts": service.settings.max_texts,
             "recommended_weights": {name: list(w) for name, w in service.encoder.recommended_weights.items()},
         }
     )

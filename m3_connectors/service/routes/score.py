@@ -8,7 +8,7 @@ from fastapi import APIRouter
 from pydantic import ConfigDict
 from starlette.responses import Response
 
-from m3_connectors.service.bodies import Body
+from m3_connectors.service.bodies import Body, Many
 from m3_connectors.service.pairs import score_pairs
 from m3_connectors.service.state import TheService, json_answer
 
@@ -31,7 +31,7 @@ class ScoreRequest(Body):
         }
     )
 
-    pairs: list[tuple[str, str]]
+    pairs: Many[tuple[str, str]]
     method: str = "all"
     weights: tuple[float, float, float] | None = None
     truncate: bool = True
