@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -36,6 +36,7 @@ from m3_connectors import (
     connect,
 )
 from m3_connectors.adding import MOST_CUT_NAMED
+from m3_connectors.embeddings import COMPONENTS, Component
 from m3_connectors.errors import InvalidInput, ModelMismatch, NotFound
 from m3_connectors.methods import METHODS, MethodName, save_weights
 from m3_connectors.scoring import score
@@ -58,12 +59,13 @@ class _Named:
     def __init__(self, encoder: M3Encoder, precision: str | None) -> None:
         self._encoder = encoder
         self.info = dataclasses.replace(encoder.info, precision=precision)
+        self.recommended_weights = encoder.recommended_weights
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._encoder, name)
 
-    def encode(self, texts: list[str], **options: Any) -> M3Embeddings:
-        return self._encoder.encode(texts, **options).replace(model=self.info)
+    def encode(self, texts: Sequence[str], *, components: Sequence[Component] = COMPONENTS) -> M3Embeddings:
+        return self._encoder.encode(texts, components=components).replace(model=self.info)
 
 
 @pytest.mark.parametrize(("first", "second"), [(None, "int8"), ("int8", None)])
