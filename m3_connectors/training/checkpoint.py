@@ -205,18 +205,20 @@ def _other_run(
     folder: Path, path: Path, known: Mapping[str, Any], identity: Mapping[str, Any], other: Sequence[str]
 ) -> InvalidInput:
     if not known:
-        said = f"{path} is missing or damaged, so the saved run cannot be identified.\n  Restore the file, or use"
-    elif any(isinstance(now, Mapping) and isinstance(known.get(what), str) for what, now in identity.items()):
-        said = (
+        return InvalidInput(
+            f"{path} is missing or damaged, so the saved run cannot be identified.\n"
+            "  Restore the file, or use another working folder (--work DIR) to start a new run."
+        )
+    if any(isinstance(now, Mapping) and isinstance(known.get(what), str) for what, now in identity.items()):
+        return InvalidInput(
             f"{folder} belongs to a run of an earlier version, which recorded only a fingerprint of the settings, "
-            "so they cannot be compared.\n  Use that version to continue, or"
+            "so they cannot be compared.\n"
+            "  Use that version to continue, or another working folder (--work DIR) to start a new run."
         )
-    else:
-        said = (
-            f"{folder} belongs to a run with other {' and '.join(other)}.\n"
-            "  Use the original ones to continue, or"
-        )
-    return InvalidInput(f"{said} another working folder (--work DIR) to start a new run.")
+    return InvalidInput(
+        f"{folder} belongs to a run with other {' and '.join(other)}.\n"
+        "  Use the original ones to continue, or another working folder (--work DIR) to start a new run."
+    )
 
 
 def _differences(known: Mapping[str, Any], identity: Mapping[str, Any]) -> list[str]:
