@@ -53,7 +53,7 @@ def _groups(root: Path) -> Iterator[Path]:
     for line in _lines(root / "proc/self/mountinfo"):
         # 31 23 0:27 /part/of/the/hierarchy /where/it/is/mounted rw … - cgroup cgroup rw,cpu,cpuacct
         place, _, kind = line.partition(" - ")
-        fields, (filesystem, *options) = place.split(), kind.split() or [""]
+        fields, (filesystem, *options) = place.split(" "), kind.split(" ")
         if len(fields) < 5 or not options:
             continue
         controllers = options[-1].split(",")
@@ -87,7 +87,7 @@ def _quota_of(group: Path) -> float | None:
 
 
 def _ratio(quota: str = "", period: str = "100000") -> float | None:
-    with contextlib.suppress(ValueError):  # "max"
+    with contextlib.suppress(ValueError, OverflowError):  # "max"; a number of hundreds of digits
         if int(quota) > 0 and int(period) > 0:
             return int(quota) / int(period)
     return None
@@ -96,9 +96,11 @@ def _ratio(quota: str = "", period: str = "100000") -> float | None:
 def _lines(path: Path) -> list[str]:
     """Return the lines of a file; nothing if it cannot be read, as on systems without control groups."""
     try:
-        return path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
-    except OSError:
+        content = path.read_text(encoding="utf-8", errors="surrogateescape")
+    except (OSError, ValueError):  # ValueError: a path with \000
         return []
+    # Not splitlines: a path may contain other characters at which it would split.
+    return [line for line in content.split("\n") if line]
 
 
 def _unescaped(path: str) -> str:

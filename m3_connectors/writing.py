@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -18,9 +19,12 @@ import anyio.lowlevel
 import numpy as np
 
 from m3_connectors.backends.base import Backend
+from m3_connectors.backends.checks import other_precision
 from m3_connectors.backends.pooling import long_documents
 from m3_connectors.documents import Document
 from m3_connectors.embeddings import COMPONENTS, Component, M3Embeddings
+
+_log = logging.getLogger(__name__)
 
 BATCH_DOCUMENTS = 512
 BATCH_BYTES = 64_000
@@ -152,6 +156,7 @@ class DocumentWriter:
         """The size of the vectors that wait for the store or are being written."""
         self._freed: anyio.Event | None = None
         self._failure: Exception | None = None
+        self._warned = False
         self.encoding_seconds = 0.0
         """For how long texts were being encoded; the rest of the call waited for documents or for the store."""
         self.writing_seconds = 0.0
@@ -272,6 +277,7 @@ class DocumentWriter:
         # Encoding runs in a thread and is not cancelled: a call that was cancelled meanwhile must not write.
         await anyio.lowlevel.checkpoint()
         if embeddings is not None:
+            self._name_another_precision(embeddings)
             began = time.monotonic()
             unwritten = await self._put(documents, embeddings)
             self.writing_seconds += time.monotonic() - began
@@ -286,6 +292,13 @@ class DocumentWriter:
         cut = list(_cut_documents(documents, embeddings))
         pooled = int(long_documents(self._backend.schema.storage, embeddings).sum())
         return Stored(encoded.batch, documents, embeddings, cut, pooled, refused)
+
+    def _name_another_precision(self, embeddings: M3Embeddings) -> None:
+        """Warn once if the collection will contain vectors of two precisions."""
+        model = self._backend.schema.model
+        if not self._warned and (said := other_precision(model, self._backend.collection, embeddings.model)):
+            self._warned = True
+            _log.warning("%s", said)
 
     async def _put(self, documents: Sequence[Document], embeddings: M3Embeddings) -> Sequence[RefusedPart]:
         """Write documents with their embeddings; return those that could not be written."""

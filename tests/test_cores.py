@@ -119,6 +119,30 @@ TREES: dict[str, tuple[str, list[str], dict[str, str], float | None]] = {
         {"sys/fs/cgroup/cpu.max": "many 100000"},
         None,
     ),
+    "characters in a path that Unicode counts as spaces and ends of lines": (
+        "0::/\u5b66\u3000\u751f/a\u2028b\x85",
+        [
+            DISK.replace("/dev/vda1", "/dev/\u3000x").replace(" / / ", " / /mnt/\u5b66\u3000\u751f\u2028 "),
+            V2.format(part="/").replace("/sys/fs/cgroup", "/sys/fs/c\u3000group"),
+        ],
+        {
+            "sys/fs/c\u3000group/\u5b66\u3000\u751f/cpu.max": "300000 100000",
+            "sys/fs/c\u3000group/\u5b66\u3000\u751f/a\u2028b\x85/cpu.max": "250000 100000",
+        },
+        2.5,
+    ),
+    "a path that no file can have": (
+        "0::/",
+        [V2.format(part="/").replace("/sys/fs/cgroup", r"/sys/fs/c\000group"), V2.format(part="/")],
+        {"sys/fs/cgroup/cpu.max": "100000 100000"},
+        1.0,
+    ),
+    "a number that no float can hold": (
+        "0::/",
+        [V2.format(part="/")],
+        {"sys/fs/cgroup/cpu.max": f"{'9' * 400} 1"},
+        None,
+    ),
     "a period of 0": ("0::/", [V2.format(part="/")], {"sys/fs/cgroup/cpu.max": "100000 0"}, None),
     "an empty file": ("0::/", [V2.format(part="/")], {"sys/fs/cgroup/cpu.max": ""}, None),
 }
@@ -128,7 +152,7 @@ def write(root: Path, groups: str, mounts: list[str], files: dict[str, str]) -> 
     everything = {"proc/self/cgroup": groups, "proc/self/mountinfo": "\n".join(mounts), **files}
     for name, content in everything.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_text(f"{content}\n" if content else "")
+        (root / name).write_text(f"{content}\n" if content else "", encoding="utf-8")
     return root
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import dataclasses
 import gc
 import inspect
 import itertools
@@ -12,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -35,6 +36,7 @@ from m3_connectors import (
     connect,
 )
 from m3_connectors.adding import MOST_CUT_NAMED
+from m3_connectors.embeddings import COMPONENTS, Component
 from m3_connectors.errors import InvalidInput, ModelMismatch, NotFound
 from m3_connectors.methods import METHODS, MethodName, save_weights
 from m3_connectors.scoring import score
@@ -49,6 +51,39 @@ TEXTS = [
     "the dog",
 ]
 DOCUMENTS = [Document(f"d{i}", text, {"n": i, "even": i % 2 == 0}) for i, text in enumerate(TEXTS)]
+
+
+class _Named:
+    """A real encoder under another precision's name."""
+
+    def __init__(self, encoder: M3Encoder, precision: str | None) -> None:
+        self._encoder = encoder
+        self.info = dataclasses.replace(encoder.info, precision=precision)
+        self.recommended_weights = encoder.recommended_weights
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._encoder, name)
+
+    def encode(self, texts: Sequence[str], *, components: Sequence[Component] = COMPONENTS) -> M3Embeddings:
+        return self._encoder.encode(texts, components=components).replace(model=self.info)
+
+
+@pytest.mark.parametrize(("first", "second"), [(None, "int8"), ("int8", None)])
+def test_documents_of_another_precision_are_stored_and_named_once(
+    encoder: M3Encoder, first: str | None, second: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    with connect("memory:", encoder=_Named(encoder, first)) as index:
+        index.add(DOCUMENTS)
+        assert not caplog.messages
+        index.use_encoder(_Named(encoder, second))
+        assert [hit.document.id for hit in index.search(TEXTS[5], k=1)] == ["d5"]
+        assert not caplog.messages, "searching mixes nothing"
+        index.add(iter([Document(f"more{i}", TEXTS[0]) for i in range(600)]))  # two batches
+        assert index.count() == 606
+    (said,) = caplog.messages
+    assert "(32 dims, int8)" in said
+    assert "(32 dims)" in said
+    assert "names only the first" in said
 
 
 @pytest.fixture

@@ -39,6 +39,20 @@ def check_model(
         )
 
 
+def other_precision(written_by: ModelInfo, collection: str, model: ModelInfo | None) -> str | None:
+    """Return a warning if vectors of ``model`` were computed in another precision than a collection's; else None.
+
+    They are comparable, but the collection records the precision of its first documents only.
+    """
+    if model is None or model.precision == written_by.precision:
+        return None
+    return (
+        f'collection "{collection}" was created by {written_by}; vectors of {model} are added to it. They can be '
+        "compared, but the collection's record names only the first.\n"
+        "  Encode all documents in one precision if equal texts must have equal scores."
+    )
+
+
 def check_stored(schema: Schema, collection: str, documents: int, embeddings: M3Embeddings) -> M3Embeddings:
     """Return the embeddings, reduced to the components that are written, if all of them can be stored.
 

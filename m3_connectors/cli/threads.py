@@ -23,6 +23,7 @@ def settle_threads(environment: MutableMapping[str, str]) -> None:
 
     Variables that the user has set stay as they are.
     """
+    _limited_here.clear()
     if not environment.keys() & {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}:
         environment["GOMP_SPINCOUNT"] = _SPINS
     if usable_cores() < allowed_cores():  # what the libraries find themselves
@@ -30,11 +31,20 @@ def settle_threads(environment: MutableMapping[str, str]) -> None:
 
 
 def share_cores(environment: MutableMapping[str, str], processes: int) -> None:
-    """Give each of several processes that inherit this environment its share of the cores."""
+    """Give each of several processes that inherit this environment its share of the cores.
+
+    Variables that the user has set stay as they are; those that ``settle_threads`` has set are replaced.
+    """
     _limit(environment, max(1, usable_cores() // processes))
+
+
+_limited_here = set[str]()
+"""The variables that this program has set in its own environment, so that it may change them."""
 
 
 def _limit(environment: MutableMapping[str, str], threads: int) -> None:
     # PyTorch, OpenBLAS and MKL read the first one; tokenizers the second one.
     for name in ("OMP_NUM_THREADS", "RAYON_NUM_THREADS"):
-        environment.setdefault(name, str(threads))
+        if name not in environment or name in _limited_here:
+            environment[name] = str(threads)
+            _limited_here.add(name)

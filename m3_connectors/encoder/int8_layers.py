@@ -117,7 +117,8 @@ def quantise(model: M3Model, token_ids: Tensor, lengths: Sequence[int], attentio
         inputs = _LargestInputs(model)
         expected = model(token_ids, lengths, attention=attention)[first]
         inputs.remove()
-        for i, layer in enumerate(model.layers):
+        for i, layer in enumerate(model.encoder.layer):  # ``model.layers`` would keep all of them in memory
+            assert isinstance(layer, Layer)
             largest_hidden = inputs.of_attention[i] if i else None
             model.encoder.layer[i] = Int8Layer(layer, largest_hidden, inputs.of_feed_forward[i])
         found = model(token_ids, lengths, attention=attention)[first]

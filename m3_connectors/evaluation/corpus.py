@@ -30,10 +30,16 @@ async def open_for_corpus(backend: Backend, schema: Schema) -> None:
 
     Raises:
         ModelMismatch: A different model wrote it.
-        InvalidInput: It has other components.
+        InvalidInput: It has other components, or vectors of another precision: its documents are kept, and the record
+            would say that they are of this encoder's.
     """
     there = await open_or_create(backend, schema)
     check_model(there.model, backend.collection, schema.model, what="this encoder is")
+    if there.model.precision != schema.model.precision:
+        raise InvalidInput(
+            f'collection "{backend.collection}" was created by {there.model}; this encoder is {schema.model}, so the '
+            "evaluation would measure a mixture of both.\n  Choose another collection with --collection."
+        )
     if set(there.components) != set(schema.components):
         raise InvalidInput(
             f'collection "{backend.collection}" stores {", ".join(there.components)}, not '

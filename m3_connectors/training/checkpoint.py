@@ -161,6 +161,10 @@ class TrainedParts:
 _STATE_FILES = ("model.safetensors", "optimizer.safetensors", "progress.json")
 
 
+_MOST_SHOWN = 60
+"""The number of characters of a value in a message."""
+
+
 def claim_folder(
     folder: Path, identity: Mapping[str, str | Mapping[str, object]], made: Sequence[str]
 ) -> None:
@@ -183,15 +187,11 @@ def claim_folder(
         known = json.loads(path.read_text())
     except (OSError, ValueError):
         known = {}
+    if not isinstance(known, dict):
+        known = {}
     other = _differences(known, identity)
     if other and is_saved(folder):
-        raise InvalidInput(
-            f"{folder} belongs to a run with other {' and '.join(other)}.\n"
-            "  Use the original ones to continue, or another working folder (--work DIR) to start a new run."
-            if known
-            else f"{path} is missing or damaged, so the saved run cannot be identified.\n"
-            "  Restore the file, or use another working folder (--work DIR) to start a new run."
-        )
+        raise _other_run(folder, path, known, identity, other)
     for name in made if other else ():
         if (folder / name).is_dir():
             shutil.rmtree(folder / name)
@@ -201,6 +201,26 @@ def claim_folder(
         fresh.write_text(json.dumps(dict(identity)))
 
 
+def _other_run(
+    folder: Path, path: Path, known: Mapping[str, Any], identity: Mapping[str, Any], other: Sequence[str]
+) -> InvalidInput:
+    if not known:
+        return InvalidInput(
+            f"{path} is missing or damaged, so the saved run cannot be identified.\n"
+            "  Restore the file, or use another working folder (--work DIR) to start a new run."
+        )
+    if any(isinstance(now, Mapping) and isinstance(known.get(what), str) for what, now in identity.items()):
+        return InvalidInput(
+            f"{folder} belongs to a run of an earlier version, which recorded only a fingerprint of the settings, "
+            "so they cannot be compared.\n"
+            "  Use that version to continue, or another working folder (--work DIR) to start a new run."
+        )
+    return InvalidInput(
+        f"{folder} belongs to a run with other {' and '.join(other)}.\n"
+        "  Use the original ones to continue, or another working folder (--work DIR) to start a new run."
+    )
+
+
 def _differences(known: Mapping[str, Any], identity: Mapping[str, Any]) -> list[str]:
     """Return the names of what differs, with both values where they are known."""
     found = []
@@ -208,15 +228,21 @@ def _differences(known: Mapping[str, Any], identity: Mapping[str, Any]) -> list[
         was, now = known.get(what), identity.get(what)
         if isinstance(was, dict) and isinstance(now, Mapping):
             names = [name for name in {**was, **now} if was.get(name) != now.get(name)]
-            values = [
-                f"{name} ({json.dumps(was.get(name))}, now {json.dumps(now.get(name))})" for name in names[:3]
-            ]
+            values = [f"{name} ({_shown(was, name)}, now {_shown(now, name)})" for name in names[:3]]
             if rest := len(names) - len(values):
                 values.append(f"{rest} more")
             found += [f"{what}: {', '.join(values)}"] if names else []
         elif was != now:
             found.append(what)
     return found
+
+
+def _shown(values: Mapping[str, object], name: str) -> str:
+    """Return a value as a message shows it: a table can have hundreds of entries."""
+    if name not in values:  # another version has other settings
+        return "not there"
+    shown = json.dumps(values[name], ensure_ascii=False)
+    return shown if len(shown) <= _MOST_SHOWN else f"{shown[:_MOST_SHOWN]} …"
 
 
 def save_state(folder: Path, trained: TrainedParts, optimizer: RowAdamW, progress: Progress) -> None:

@@ -62,8 +62,26 @@ def test_processes_share_the_cores(
     assert environment == {"OMP_NUM_THREADS": share, "RAYON_NUM_THREADS": share}
 
 
-def test_m3_serve_gives_each_of_its_processes_a_share(monkeypatch: pytest.MonkeyPatch) -> None:
-    cores(monkeypatch, allowed=8, usable=8)
+def test_processes_share_the_quota_of_a_container(monkeypatch: pytest.MonkeyPatch) -> None:
+    cores(monkeypatch, allowed=64, usable=8)
+    environment: dict[str, str] = {}
+    settle_threads(environment)
+    assert environment["OMP_NUM_THREADS"] == "8"
+    share_cores(environment, 4)
+    assert environment["OMP_NUM_THREADS"] == environment["RAYON_NUM_THREADS"] == "2"
+
+
+def test_processes_share_what_the_user_has_left_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    cores(monkeypatch, allowed=64, usable=8)
+    environment = {"OMP_NUM_THREADS": "8"}
+    settle_threads(environment)
+    share_cores(environment, 4)
+    assert (environment["OMP_NUM_THREADS"], environment["RAYON_NUM_THREADS"]) == ("8", "2")
+
+
+@pytest.mark.parametrize("allowed", [8, 64])
+def test_m3_serve_gives_each_of_its_processes_a_share(allowed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    cores(monkeypatch, allowed=allowed, usable=8)
     inherited: dict[str, str] = {}
     monkeypatch.setattr("uvicorn.run", lambda *_, **__: inherited.update(os.environ))
     for name in (*VARIABLES, "M3_SERVE_PROCESS"):
@@ -72,7 +90,9 @@ def test_m3_serve_gives_each_of_its_processes_a_share(monkeypatch: pytest.Monkey
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = str(free.getsockname()[1])
     url = "qdrant+http://127.0.0.1:9"
-    assert main(["serve", url, "--workers", "4", "--port", port, "--model", "m3-tiny"]) == 0
+    arguments = ["serve", url, "--workers", "4", "--port", port, "--model", "m3-tiny"]
+    monkeypatch.setattr(sys, "argv", ["m3", *arguments])
+    assert main() == 0  # as the program itself, which also limits its own threads
     assert inherited["OMP_NUM_THREADS"] == inherited["RAYON_NUM_THREADS"] == "2"
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import platform
 import shutil
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -231,6 +234,19 @@ def test_int8_stays_near_float32_on_a_wider_and_deeper_model(wider: Path) -> Non
 
 
 @pytest.mark.usefixtures("integers")
+def test_a_trained_model_keeps_its_vectors() -> None:
+    """Trained weights lose most of it in the first layer's q, k and v: in integers too, the lowest cosine is .9945."""
+    texts = [*TEXTS.values(), " ".join(TEXTS.values()) * 4, "x", "<mask>", ""]
+    single, integer = (
+        M3Encoder("m3-tiny", device="cpu", precision=precision).encode(texts, mcls=True)
+        for precision in ("float32", "int8")
+    )
+    assert (single.dense * integer.dense).sum(1).min() > 0.999
+    assert (single.multivectors.rows * integer.multivectors.rows).sum(1).min() > 0.998
+    assert np.abs((single.sparse - integer.sparse).data).max() < 0.02 * single.sparse.data.max()
+
+
+@pytest.mark.usefixtures("integers")
 def test_the_result_for_a_text_does_not_depend_on_its_neighbours(wider: Path) -> None:
     encoder = M3Encoder(wider, device="cpu", precision="int8")
     texts = [*TEXTS.values(), "a " * 300, "x", ""]
@@ -307,6 +323,15 @@ def test_a_pytorch_without_the_operators_is_refused(
     assert said.endswith("no qlinear_pointwise")
 
 
+@pytest.mark.usefixtures("fresh")
+def test_an_error_without_a_message_is_named_by_its_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*_: object) -> Tensor:
+        raise RuntimeError
+
+    monkeypatch.setattr(int8, "_multiply", missing)
+    assert refusal(int8.largest_weight).endswith(": RuntimeError")
+
+
 @pytest.mark.usefixtures("fresh", "integers")
 @pytest.mark.parametrize(
     "wrong",
@@ -349,6 +374,50 @@ def test_processors_that_saturate_get_smaller_weights(monkeypatch: pytest.Monkey
 def test_a_processor_on_which_it_is_much_slower_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(int8, "_times_float32", lambda _: 140.0)
     assert "took 140 times as long" in refusal(int8.largest_weight)
+
+
+@pytest.mark.usefixtures("fresh", "integers")
+@pytest.mark.parametrize(("delayed", "refused"), [(12, False), (1000, True)])
+def test_a_busy_machine_is_not_taken_for_a_slow_processor(
+    delayed: int, refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first products in integers take 100 s by the clock, and every call of the clock takes 1 s."""
+    now, products, right = itertools.count(), 0, int8._multiply
+    late = 0.0
+
+    def multiply(*arguments: Any) -> Tensor:
+        nonlocal products, late
+        if arguments[0].shape == (32, 512):  # the shape that is measured
+            products += 1
+            late += 100.0 * (products <= delayed)
+        return right(*arguments)
+
+    monkeypatch.setattr(int8, "_multiply", multiply)
+    monkeypatch.setattr("time.perf_counter", lambda: next(now) + late)
+    if refused:
+        assert "took 101 times as long" in refusal(int8.largest_weight)
+    else:
+        assert int8.largest_weight() in (127, 63)
+
+
+@pytest.mark.usefixtures("integers")
+def test_the_layers_in_floating_point_are_freed_one_by_one(
+    wider: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model of the real size has 0.6 GB of them in bfloat16, 1.2 GB in float32."""
+    kept = list[weakref.ref[Tensor]]()
+    alive = list[int]()
+
+    class Counted(Int8Layer):
+        def __init__(self, layer: Layer, *arguments: Any) -> None:
+            alive.append(sum(reference() is not None for reference in kept))
+            kept.append(weakref.ref(layer.intermediate.dense.weight))
+            super().__init__(layer, *arguments)
+
+    monkeypatch.setattr(int8_layers, "Int8Layer", Counted)
+    M3Encoder(wider, device="cpu", precision="int8")
+    assert len(alive) == WIDER.num_hidden_layers
+    assert max(alive) <= 1
 
 
 @pytest.mark.usefixtures("integers")

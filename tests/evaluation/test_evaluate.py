@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import random
 import shutil
@@ -29,7 +30,7 @@ from m3_connectors.evaluation.datasets.dataset import Corpus, Dataset
 from m3_connectors.evaluation.evaluate import Plan, evaluate
 from m3_connectors.evaluation.folder import EvaluationFolder, Run
 from m3_connectors.evaluation.quantised import quantised, quantised_model
-from m3_connectors.evaluation.record import DEPTHS
+from m3_connectors.evaluation.record import DEPTHS, Fusion
 from m3_connectors.evaluation.runs import method_run
 from m3_connectors.methods import ALL, DENSE, DENSE_SPARSE, METHODS, SPARSE, Method, fuse, rank
 from m3_connectors.testing.checkpoints import TEXTS
@@ -432,6 +433,21 @@ def test_answers_judge_what_was_found(encoder: M3Encoder, tmp_path: Path) -> Non
     assert folder.record.protocol.relevance == "answers"
     assert folder.qrels() == {"q1": {"d1": 1, "d2": 0, "d3": 1}, "q2": {"d1": 0, "d2": 0, "d3": 0}}
     assert folder.means()["dense"]["Recall@100"] == 0.5
+
+
+@pytest.mark.parametrize("fusion", ["exact", "paper"])
+def test_documents_of_another_precision_are_not_measured_as_this_encoder_s(
+    dataset: Dataset, encoder: M3Encoder, tmp_path: Path, fusion: Fusion
+) -> None:
+    plan = Plan(f"qdrant:{tmp_path / 'store'}", "tiny", {"dense": DENSE}, fusion=fusion)
+    evaluate(dataset, encoder, plan, tmp_path / "float")
+    integers = copy.copy(encoder)
+    integers.info = dataclasses.replace(encoder.info, precision="int8")
+    said = r'collection "tiny" was created by \S+ \(32 dims\); this encoder is \S+ \(32 dims, int8\)'
+    with pytest.raises(InvalidInput, match=said):
+        evaluate(dataset, integers, plan, tmp_path / "integers")
+    again = evaluate(dataset, encoder, plan, tmp_path / "again")
+    assert again.record.protocol.precision == encoder.precision
 
 
 def test_two_runs_of_one_name(dataset: Dataset, encoder: M3Encoder, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from safetensors.numpy import save_file
 from training_worlds import write_world
 
 from m3_connectors.errors import InvalidInput
+from m3_connectors.training.checkpoint import claim_folder
 from m3_connectors.training.config import TrainingConfig
 from m3_connectors.training.dense_teacher import text_key
 from m3_connectors.training.draws import Draws
@@ -96,6 +97,48 @@ def test_a_reused_folder_keeps_no_result_of_the_run_before(world: Path, tmp_path
     Trainer(other, world / "pairs", work).evaluate()
     Trainer(other, world / "pairs", work)
     assert (work / "best").exists()  # of the same run
+
+
+def saved(folder: Path, identity: object) -> Path:
+    """A working folder with a state, and with what an earlier call or another version recorded."""
+    (folder / "state").mkdir()
+    for name in ("model.safetensors", "optimizer.safetensors", "progress.json"):
+        (folder / "state" / name).touch()
+    (folder / "identity.json").write_text(json.dumps(identity))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("recorded", "said"),
+    [
+        (
+            {"settings": "3b0c44298fc1c149", "pairs": "a"},
+            "belongs to a run of an earlier version, which recorded only a fingerprint of the settings, so they "
+            "cannot be compared.\n  Use that version to continue, or another working folder",
+        ),
+        (
+            {"settings": {"run.steps": 2, "run.gone": None}, "pairs": "a"},
+            "belongs to a run with other settings: run.steps (2, now 3), run.new (not there, now 5).\n  Use the ",
+        ),
+        (
+            {"settings": {"run.steps": list(range(500)), "run.new": 5}, "pairs": "b"},
+            "belongs to a run with other settings: run.steps ([0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, "
+            "16, 1 …, now 3) and pairs.\n",
+        ),
+        ([], "identity.json is missing or damaged"),
+        ("settings", "identity.json is missing or damaged"),
+        (None, "identity.json is missing or damaged"),
+    ],
+)
+def test_what_another_version_recorded_is_not_taken_for_other_settings(
+    recorded: object, said: str, tmp_path: Path
+) -> None:
+    folder = saved(tmp_path, recorded)
+    with pytest.raises(InvalidInput) as caught:
+        claim_folder(folder, {"settings": {"run.steps": 3, "run.new": 5}, "pairs": "a"}, made=())
+    assert said in str(caught.value)
+    assert str(caught.value).endswith("another working folder (--work DIR) to start a new run.")
+    assert json.loads((folder / "identity.json").read_text()) == recorded
 
 
 STAGES = """
