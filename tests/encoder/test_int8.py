@@ -235,13 +235,13 @@ def test_int8_stays_near_float32_on_a_wider_and_deeper_model(wider: Path) -> Non
 
 @pytest.mark.usefixtures("integers")
 def test_a_trained_model_keeps_its_vectors() -> None:
-    """Trained weights lose most of it in the first layer's q, k and v: in integers too, the lowest cosine is .9945."""
+    """Trained weights lose most of it in the first layer's q, k and v: in integers too, the lowest cosine is .9967."""
     texts = [*TEXTS.values(), " ".join(TEXTS.values()) * 4, "x", "<mask>", ""]
     single, integer = (
         M3Encoder("m3-tiny", device="cpu", precision=precision).encode(texts, mcls=True)
         for precision in ("float32", "int8")
     )
-    assert (single.dense * integer.dense).sum(1).min() > 0.999
+    assert (single.dense * integer.dense).sum(1).min() > 0.998
     assert (single.multivectors.rows * integer.multivectors.rows).sum(1).min() > 0.998
     assert np.abs((single.sparse - integer.sparse).data).max() < 0.02 * single.sparse.data.max()
 

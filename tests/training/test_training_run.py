@@ -26,7 +26,7 @@ from m3_connectors.training.checkpoint import (
     load_state,
     save_state,
 )
-from m3_connectors.training.config import TrainingConfig
+from m3_connectors.training.config import TrainingConfig, load_stages
 from m3_connectors.training.forward import POSITIONS, WORDS, TrainingEncoder
 from m3_connectors.training.optimizer import OptimizerSettings, RowAdamW
 from m3_connectors.training.run import RunLog, train
@@ -294,9 +294,9 @@ def test_a_wrong_configuration_says_where(tmp_path: Path, change: tuple[str, str
 
 def test_the_shipped_recipe_is_valid() -> None:
     recipe = Path(__file__).parents[2] / "recipes" / "m3-tiny.toml"
-    config = TrainingConfig.load(recipe)
-    assert config.model.max_length == 8192
-    assert abs(config.optimizer.rate_factor(1.0) - config.optimizer.final_share) < 1e-9
+    for config in load_stages(recipe):
+        assert config.model.max_length == 8192
+        assert abs(config.optimizer.rate_factor(1.0) - config.optimizer.final_share) < 1e-9
 
 
 def test_a_log_drops_the_steps_that_will_be_repeated(tmp_path: Path) -> None:
