@@ -133,14 +133,11 @@ class Collections:
         """Ask the server, unless it said so a moment ago, whether a collection is the one that was opened."""
         if not is_server(opened.url) or anyio.current_time() - opened.seen_at < trusted_seconds:
             return
-        found: list[tuple[str, AsyncIndex]] = []
-        async with _closing(found):
-            try:
-                found.append((opened.url, await self._aconnect(opened.url, name)))
-            except (CollectionNotFound, ModelMismatch):
-                await self._forget(name, opened)
-                raise
-        fresh = unused = found[0][1]
+        try:
+            fresh = unused = await self._aconnect(opened.url, name)
+        except (CollectionNotFound, ModelMismatch):
+            await self._forget(name, opened)
+            raise
         opened.seen_at = anyio.current_time()
         if fresh.schema != opened.index.schema and self._open.get(name) is opened:
             self._open[name], unused = _Opened(fresh, opened.url, opened.seen_at), opened.index

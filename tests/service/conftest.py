@@ -12,6 +12,13 @@ from serving import Running, client, serving
 from m3_connectors import Index, M3Encoder, connect
 
 
+@pytest.fixture(scope="module")
+def running(encoder: M3Encoder) -> Iterator[Running]:
+    """A service without collections, of one module."""
+    with serving(encoder) as running:
+        yield running
+
+
 @pytest.fixture(scope="session")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     with browsing(tmp_path_factory.mktemp("profile")) as browser:

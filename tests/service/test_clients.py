@@ -11,7 +11,7 @@ import openai
 import pytest
 from huggingface_hub import InferenceClient
 from huggingface_hub.errors import HfHubHTTPError
-from serving import Running, client, serving
+from serving import Running, client
 
 from m3_connectors import M3Encoder
 from m3_connectors.methods import ALL
@@ -19,12 +19,6 @@ from m3_connectors.scoring import score
 
 TEXTS = ["Plums ripen in late summer.", "Snow falls in winter.", "The tea steeps for three minutes."]
 QUERY = "When does snow fall?"
-
-
-@pytest.fixture(scope="module")
-def running(encoder: M3Encoder) -> Iterator[Running]:
-    with serving(encoder) as running:
-        yield running
 
 
 @pytest.fixture(scope="module")

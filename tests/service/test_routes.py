@@ -12,18 +12,12 @@ import httpx
 import numpy as np
 import pyarrow as pa
 import pytest
-from serving import PLUMS, Running, client, filled, serving
+from serving import PLUMS, Running, client, filled
 
 from m3_connectors import ALL, Document, Index, M3Embeddings, M3Encoder, connect
 from m3_connectors.scoring import score
 
 TEXTS = ["What is BGE M3?", "Plums ripen in late summer.", ""]
-
-
-@pytest.fixture(scope="module")
-def running(encoder: M3Encoder) -> Iterator[Running]:
-    with serving(encoder) as running:
-        yield running
 
 
 @pytest.fixture(scope="module")
